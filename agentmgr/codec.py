@@ -1,0 +1,238 @@
+"""The one converter between our values and JSON, TOML and database rows.
+
+It is strict: `"12"` is not 12, `"abc"` is not a list, 1 is not True, and a field nobody knows is refused by
+name. cattrs by itself would turn each of these into something (measured: `dependencies.md` of the design).
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import partial
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import attrs
+from cattrs import ClassValidationError, Converter, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
+
+from .errors import FieldProblem, InvalidRequest
+
+T = TypeVar("T")
+
+
+class _Mismatch(TypeError):
+    """A value of the wrong type; its message is shown to the user."""
+
+
+def to_json(value: Any) -> str:
+    """JSON text of one of our values: compact, keys in the order of the class."""
+    return json.dumps(to_plain(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def to_plain(value: Any) -> Any:
+    """What `json.dumps` takes: dicts, lists, strings, numbers, booleans and None."""
+    return _converter.unstructure(value)
+
+
+def from_plain(data: Any, kind: type[T]) -> T:
+    """A value of class `kind` from plain data.
+
+    Raises `InvalidRequest` whose `fields` name the path and the fault of each bad field.
+    """
+    try:
+        return _converter.structure(data, kind)
+    except Exception as error:  # cattrs raises groups; classes raise InvalidRequest and KeyError
+        problems = tuple(_problems(error, ""))
+        summary = "; ".join(f"{p.path} {p.message}".strip() for p in problems)
+        raise InvalidRequest(summary, fields=problems) from error
+
+
+def from_json(text: str | bytes, kind: type[T]) -> T:
+    """A value of class `kind` from JSON text; raises `InvalidRequest`."""
+    return from_plain(parse_json(text), kind)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Plain data from JSON text; raises `InvalidRequest`, also for bad UTF-8, NaN and too deep nesting."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"not valid JSON: {error}") from None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _problems(error: BaseException, path: str) -> list[FieldProblem]:
+    if isinstance(error, ClassValidationError | IterableValidationError):
+        with_notes, without = error.group_exceptions()
+        found: list[FieldProblem] = []
+        for inner, note in with_notes:
+            if isinstance(error, IterableValidationError):
+                step = f"{path}[{note.index!r}]"
+            else:
+                name = getattr(note, "name", "")
+                step = f"{path}.{name}" if path else name
+            found += _problems(inner, step)
+        for inner in without:
+            found += _problems(inner, path)
+        return found
+    if isinstance(error, ForbiddenExtraKeysError):
+        prefix = f"{path}." if path else ""
+        return [FieldProblem(f"{prefix}{name}", "unknown field") for name in sorted(error.extra_fields)]
+    if isinstance(error, InvalidRequest) and error.fields:
+        prefix = f"{path}." if path else ""
+        return [FieldProblem(f"{prefix}{problem.path}", problem.message) for problem in error.fields]
+    if isinstance(error, KeyError):  # a field is missing; cattrs has put its name into the path
+        return [FieldProblem(path, "is required")]
+    return [FieldProblem(path, str(error))]
+
+
+_JSON_NAMES = {
+    str: "a string", int: "a whole number", float: "a number", bool: "true or false",
+    dict: "an object", list: "a list", type(None): "null",
+}  # fmt: skip
+
+
+def _name_of(value: Any) -> str:
+    return _JSON_NAMES.get(type(value), type(value).__name__)
+
+
+def _exactly(kind: type[T], value: Any, _: Any) -> T:
+    if type(value) is not kind:
+        raise _Mismatch(f"must be {_JSON_NAMES[kind]}, not {_name_of(value)}")
+    return value
+
+
+def _string(value: Any, kind: type[str]) -> str:
+    # Hooks for a class also serve its subclasses, and our enums are strings.
+    return _member(value, kind) if issubclass(kind, StrEnum) else _exactly(str, value, kind)
+
+
+def _number(value: Any, _: Any) -> float:
+    if type(value) not in (int, float):
+        raise _Mismatch(f"must be a number, not {_name_of(value)}")
+    return float(value)
+
+
+def _moment(value: Any, _: Any) -> datetime:
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            moment = None
+        if moment is not None and moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    raise _Mismatch("must be a time such as 2026-11-22T10:00:00Z")
+
+
+def _member(value: Any, kind: type[StrEnum]) -> StrEnum:
+    if isinstance(value, str):
+        try:
+            return kind(value)
+        except ValueError:
+            pass
+    raise _Mismatch(f"must be one of {', '.join(kind)}")
+
+
+def _origin(kind: Any) -> Any:
+    return get_origin(kind)
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, StrEnum)
+
+
+def _is_union(kind: Any) -> bool:
+    return _origin(kind) in (Union, types.UnionType)
+
+
+def _union_of(kind: Any) -> Any:
+    """A hook for `X | None` and for unions of scalars and tuples: the first member that takes it."""
+    members = get_args(kind)
+
+    def structure(value: Any, _: Any) -> Any:
+        if value is None and type(None) in members:
+            return None
+        last: Exception | None = None
+        for member in members:
+            if member is type(None):
+                continue
+            try:
+                return _converter.structure(value, member)
+            except Exception as error:  # whatever it is, the next member may fit
+                last = error
+        assert last is not None
+        raise last
+
+    return structure
+
+
+def _sequence_of(kind: Any) -> Any:
+    origin, args = _origin(kind), get_args(kind)
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, list | tuple | set | frozenset):
+            raise _Mismatch(f"must be a list, not {_name_of(value)}")
+        return origin(inner(value, list[args[0]]))  # type: ignore[valid-type]  # built at run time
+
+    inner = _converter.structure
+    return structure
+
+
+def _mapping_of(kind: Any) -> Any:
+    args = get_args(kind)
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise _Mismatch(f"must be an object, not {_name_of(value)}")
+        return _converter.structure(dict(value), dict[args[0], args[1]])  # type: ignore[valid-type]
+
+    return structure
+
+
+def _timestamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _make() -> Converter:
+    converter = Converter(forbid_extra_keys=True, prefer_attrib_converters=False)
+    converter.register_structure_hook(str, _string)
+    converter.register_structure_hook(int, partial(_exactly, int))
+    converter.register_structure_hook(bool, partial(_exactly, bool))
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook(datetime, _moment)
+    converter.register_structure_hook_factory(_is_union, _union_of)
+    converter.register_structure_hook_factory(lambda k: _origin(k) in (tuple, frozenset), _sequence_of)
+    converter.register_structure_hook_factory(lambda k: _origin(k) is Mapping, _mapping_of)
+    converter.register_structure_hook_factory(attrs.has, partial(_class_hook, converter))
+    converter.register_unstructure_hook(datetime, _timestamp)
+    converter.register_unstructure_hook_func(_is_enum, str)
+    converter.register_unstructure_hook_func(lambda k: _origin(k) is frozenset or k is frozenset, sorted)
+    converter.register_unstructure_hook_func(lambda k: _origin(k) is tuple or k is tuple, _plain_list)
+    converter.register_unstructure_hook_factory(
+        attrs.has, lambda kind: make_dict_unstructure_fn(kind, converter)
+    )
+    return converter
+
+
+def _class_hook(converter: Converter, kind: type[Any]) -> Callable[[Any, Any], Any]:
+    build = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
+
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise _Mismatch(f"must be an object, not {_name_of(value)}")
+        return build(value, kind)
+
+    return structure
+
+
+def _plain_list(values: tuple[Any, ...]) -> list[Any]:
+    return [_converter.unstructure(value) for value in values]
+
+
+_converter = _make()

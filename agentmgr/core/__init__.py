@@ -1,0 +1,1 @@
+"""Decides: pure functions and values. No trio, sockets, files, clock or randomness of its own."""

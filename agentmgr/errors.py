@@ -1,0 +1,211 @@
+"""Every error that `agentmgr` raises on purpose.
+
+The message is for the user: one sentence on what is wrong, and what to do about it. The `code` is for
+programs: it is the same in the Python API, in the REST API's problem documents and in the gateway's
+refusals, and it does not change.
+
+    AgentManagerError
+    ├── InvalidRequest            the caller's input cannot be right
+    ├── NotFound
+    │   ├── ServiceNotFound
+    │   ├── RuleNotFound
+    │   └── ConnectionNotFound
+    ├── Conflict                  right in itself, but not now
+    │   ├── NameTaken
+    │   ├── PortNotAvailable
+    │   ├── WrongState
+    │   └── VersionMismatch       somebody changed it in between
+    ├── Unprocessable             understood, and refused
+    │   └── AgentFileNotFound
+    ├── ServiceFailed             the user's program did not do its part
+    │   ├── ServiceFailedToStart
+    │   └── AgentLoadError        raised in the child: the agent file gave no agent
+    ├── NoServiceAvailable        nobody to route a client to
+    ├── ManagerError              about the manager's own process
+    │   ├── ManagerAlreadyRunning
+    │   └── ManagerNotRunning
+    ├── StorageError              the database cannot be used
+    │   ├── DatabaseUnusable
+    │   ├── DatabaseDamaged
+    │   └── DatabaseTooNew
+    └── IllegalTransition         a bug of ours: the state table does not allow this
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from attrs import frozen
+
+
+@frozen
+class FieldProblem:
+    """What is wrong with one field of a request."""
+
+    path: str  #: as in `config.max_sessions` or `conditions[0].operator`
+    message: str
+
+
+class AgentManagerError(Exception):
+    """The base of all errors of this package."""
+
+    code: ClassVar[str] = "internal_error"
+    _by_code: ClassVar[dict[str, type[AgentManagerError]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        AgentManagerError._by_code[cls.code] = cls
+
+    def __init__(self, message: str, *, fields: Sequence[FieldProblem] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields = tuple(fields)
+
+    @staticmethod
+    def from_code(code: str, message: str, *, fields: Sequence[FieldProblem] = ()) -> AgentManagerError:
+        """The error that a peer described with its code; the base class where the code is not known."""
+        return AgentManagerError._by_code.get(code, AgentManagerError)(message, fields=fields)
+
+
+class InvalidRequest(AgentManagerError, ValueError):
+    """A value that can never be right: a bad name, a port out of range, an unknown field."""
+
+    code = "invalid_request"
+
+
+class NotFound(AgentManagerError, LookupError):
+    """Nothing is known under that name or id."""
+
+    code = "not_found"
+
+
+class ServiceNotFound(NotFound):
+    """No service has that name or id."""
+
+    code = "service_not_found"
+
+
+class RuleNotFound(NotFound):
+    """No routing rule has that name or id."""
+
+    code = "rule_not_found"
+
+
+class ConnectionNotFound(NotFound):
+    """No live connection has that id."""
+
+    code = "connection_not_found"
+
+
+class Conflict(AgentManagerError):
+    """A request that is right in itself, but not in the present state."""
+
+    code = "conflict"
+
+
+class NameTaken(Conflict):
+    """A service or rule of that name is there already."""
+
+    code = "name_taken"
+
+
+class PortNotAvailable(Conflict):
+    """Something else holds the port that was asked for."""
+
+    code = "port_not_available"
+
+
+class WrongState(Conflict):
+    """The service's present status does not allow this."""
+
+    code = "wrong_state"
+
+
+class VersionMismatch(Conflict):
+    """The thing was changed by somebody else since it was read."""
+
+    code = "version_mismatch"
+
+
+class Unprocessable(AgentManagerError):
+    """Understood, and refused for what it says."""
+
+    code = "unprocessable"
+
+
+class AgentFileNotFound(Unprocessable):
+    """The agent file is missing, or is not a file."""
+
+    code = "agent_file_not_found"
+
+
+class ServiceFailed(AgentManagerError):
+    """The service's own program did not do its part."""
+
+    code = "service_failed"
+
+
+class ServiceFailedToStart(ServiceFailed):
+    """The service did not become ready; the message has its last words."""
+
+    code = "service_failed_to_start"
+
+
+class AgentLoadError(ServiceFailed):
+    """The agent file gave no agent; the message shows the author's own line."""
+
+    code = "agent_load_error"
+
+
+class NoServiceAvailable(AgentManagerError):
+    """No running service can take this client now."""
+
+    code = "no_service_available"
+
+
+class ManagerError(AgentManagerError):
+    """About the process that manages a database."""
+
+    code = "manager_error"
+
+
+class ManagerAlreadyRunning(ManagerError):
+    """Another process manages this database; the message names its pid."""
+
+    code = "manager_already_running"
+
+
+class ManagerNotRunning(ManagerError):
+    """No process manages this database."""
+
+    code = "manager_not_running"
+
+
+class StorageError(AgentManagerError):
+    """The database could not do what was asked of it."""
+
+    code = "storage_error"
+
+
+class DatabaseUnusable(StorageError):
+    """The path cannot be opened or written."""
+
+    code = "database_unusable"
+
+
+class DatabaseDamaged(StorageError):
+    """The file is not a database of ours, or is damaged; it was left untouched."""
+
+    code = "database_damaged"
+
+
+class DatabaseTooNew(StorageError):
+    """A newer agentmgr wrote this database; it was left untouched."""
+
+    code = "database_too_new"
+
+
+class IllegalTransition(AgentManagerError):
+    """An instance was asked to change state in a way the table forbids: a bug, please report it."""
+
+    code = "illegal_transition"

@@ -114,7 +114,8 @@ def _beside(path: Path, suffix: str) -> Path:
 def inspect(path: Path, *, every_page: bool = True) -> int:
     """The schema version of the file at `path`; 0 when it is absent or empty.
 
-    `every_page` reads the whole file for damage. Raises `DatabaseUnusable`, `DatabaseDamaged` and `DatabaseTooNew`.
+    With `every_page` the whole file is searched for damage. Raises `DatabaseUnusable`, `DatabaseDamaged` and
+    `DatabaseTooNew`.
     """
     try:
         if path.is_dir():
@@ -144,8 +145,8 @@ def inspect(path: Path, *, every_page: bool = True) -> int:
     if version > latest:
         raise DatabaseTooNew(
             f"a newer agentmgr wrote the database {path} (schema {version}; this one knows up to {latest}). "
-            "It was left untouched: upgrade agentmgr, or bring back a copy that `agentmgr backup` made before "
-            "with `agentmgr restore FILE`"
+            "It was left untouched: upgrade agentmgr, or bring back a copy that `agentmgr backup` made "
+            "before with `agentmgr restore FILE`"
         )
     if every_page:
         try:

@@ -250,7 +250,7 @@ async def open_store(
     sees what is there by then. Raises `DatabaseUnusable`, `DatabaseDamaged` and `DatabaseTooNew`, and leaves
     such a file untouched.
     """
-    path = Path(os.path.realpath(path))
+    path = _real(path)
     limits = limits or HistoryLimits()
     limiter = trio.CapacityLimiter(1)
     if read_only:
@@ -274,3 +274,8 @@ async def open_store(
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(db.close, limiter=limiter)
+
+
+def _real(path: str | os.PathLike[str]) -> Path:
+    # Links are followed, so that what lies beside the database is looked for where SQLite puts it.
+    return Path(os.path.realpath(path))

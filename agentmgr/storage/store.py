@@ -50,9 +50,8 @@ class HistoryLimits:
 
 
 class Store(Protocol):
-    """A write is durable when it returns. Where it cannot be it raises `StorageError`, and nothing has changed.
-
-    Cancelling the wait for a write leaves it done or not done, never half done.
+    """A write is durable when it returns. Where it fails it raises `StorageError`, and nothing has changed;
+    where the wait for it is cancelled it is done or not done, never half done.
     """
 
     @property

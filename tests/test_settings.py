@@ -1,4 +1,4 @@
-"""Flags win over the environment, that over `agentmgr.toml`, that over the defaults; a mistake names its place."""
+"""Flags win over the environment, that over `agentmgr.toml`, that over the defaults; mistakes name a place."""
 
 import os
 import stat

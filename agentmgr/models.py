@@ -391,3 +391,30 @@ class SessionEnd:
     bytes_to_client: int
     messages_from_client: int
     messages_to_client: int
+
+    @property
+    def failed(self) -> bool:
+        """Did the service's side break it off? A client that vanished is not the service's failure.
+
+        Going away, a policy's refusal, a restart and the application's own codes (RFC 6455, 7.4) are ends
+        that somebody meant.
+        """
+        meant = self.code is not None and (self.code in (1000, 1001, 1005, 1008, 1012) or self.code >= 3000)
+        return self.ended_by != "client" and not meant
+
+
+Fact = HealthCheck | Event | SessionEnd
+"""What is recorded in batches: it may be lost when the power fails within a second."""
+
+
+@frozen
+class ServiceTotals:
+    """What a service has done since it was registered."""
+
+    sessions_total: int = 0  #: those that have ended
+    sessions_failed: int = 0
+    session_seconds: float = 0.0  #: the sum of their durations
+    bytes_from_client: int = 0
+    bytes_to_client: int = 0
+    restarts: int = 0  #: unplanned ones
+    errors: int = 0  #: times that an instance was given up

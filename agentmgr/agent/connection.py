@@ -137,7 +137,7 @@ class Connection:
         session.answer(step_id, event.content)
 
     def _cancel(self, event: ClientEvent) -> None:
-        if not self._known_session(event).cancel():
+        if not self._known_session(event).cancel(step_id=event.step_id):
             self._tell(Event(events.NOTICE, {"code": "nothing_running", "message": "no turn is running"}))
 
     def _ack(self, event: ClientEvent) -> None:

@@ -133,7 +133,7 @@ def _what_it_has(module: ModuleType) -> str:
 
 
 def _is_factory(found: Any, name: str | None) -> bool:
-    """`create_agent` is called for the agent; another name may be the agent itself, `async def f(message)`."""
+    """`create_agent` is called for the agent; other names may be the agent itself, `async def f(message)`."""
     if name is None and getattr(found, "__name__", None) == "create_agent":
         return True
     if inspect.isclass(found):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import trio
-from attrs import Factory, define, frozen
+from attrs import Factory, define, evolve, frozen
 
 from ..models import OnDisconnect, WhenBusy
 from . import events
@@ -244,11 +244,14 @@ class Session:
         self._arrival.set()
         self._used()
 
-    def cancel(self, reason: str = "cancelled by the client") -> bool:
-        """Stops the running turn and says so at once; False when none runs."""
-        if not self._turns or self._turns[0].ended_by is not None:
+    def cancel(self, reason: str = "cancelled by the client", *, step_id: str | None = None) -> bool:
+        """Stops the running turn, or only the one of `step_id`, and says so at once.
+
+        False when it does not run.
+        """
+        turn = self._turns[0] if self._turns else None
+        if turn is None or turn.ended_by is not None or step_id not in (None, turn.step_id):
             return False
-        turn = self._turns[0]
         self._end_turn(turn, Event(events.INTERRUPTED, {"reason": reason}))
         turn.scope.cancel()
         return True
@@ -339,6 +342,8 @@ class Session:
         turn = self._turns[0] if self._turns else None
         if turn is not None and turn.ended_by is not None:
             return
+        if turn is not None and event.event in events.TURN_ENDS:
+            event = evolve(event, step_id=turn.step_id)  # how a client knows which of its messages it ends
         seq = self.buffer.last_seq + 1
         text = encode(
             event,

@@ -65,6 +65,21 @@ class OnManagerDeath(StrEnum):
     DIE = "die"
 
 
+class OnDisconnect(StrEnum):
+    """What becomes of a running turn when its client's connection is lost."""
+
+    CONTINUE = "continue"  #: the client reads the answer when it comes back
+    CANCEL = "cancel"  #: after `disconnect_grace`
+
+
+class WhenBusy(StrEnum):
+    """What becomes of a message that arrives while a turn runs."""
+
+    QUEUE = "queue"  #: bounded
+    REJECT = "reject"
+    INTERRUPT = "interrupt"  #: the running turn ends, the new one begins
+
+
 class RoutingStrategy(StrEnum):
     ROUND_ROBIN = "round_robin"
     LEAST_CONNECTIONS = "least_connections"
@@ -174,6 +189,11 @@ class ServiceConfig:
     max_sessions: int = field(default=0, validator=_between(0, 1_000_000))  #: per instance; 0: unlimited
     session_timeout: float = field(default=1800.0, validator=_between(0, 30 * _DAY_S))  #: idle; 0: never
     max_message_bytes: int = field(default=2**20, validator=_between(0, 2**31))  #: 0: unlimited
+    turn_timeout: float = field(default=0.0, validator=_between(0, 30 * _DAY_S))  #: 0: none
+    confirm_timeout: float = field(default=300.0, validator=_between(0.1, 30 * _DAY_S))  #: then it means no
+    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    disconnect_grace: float = field(default=0.0, validator=_between(0, _DAY_S))
+    when_busy: WhenBusy = WhenBusy.QUEUE
 
     auto_restart: bool = True  #: False: like `restart=never`, whatever `restart` says
     restart: RestartMode = RestartMode.ON_FAILURE

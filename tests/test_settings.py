@@ -1,4 +1,4 @@
-"""Flags win over the environment, that over `agentmgr.toml`, that over the defaults; mistakes name a place."""
+"""Flags beat the environment, which beats `agentmgr.toml`, which beats the defaults."""
 
 import os
 import stat

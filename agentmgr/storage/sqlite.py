@@ -22,7 +22,7 @@ from typing import TypeVar, cast
 import trio
 from attrs import evolve
 
-from ..errors import DatabaseUnusable, StorageError
+from ..errors import DatabaseUnusable, InvalidRequest, StorageError
 from ..models import (
     Event,
     Fact,
@@ -225,6 +225,8 @@ class SqliteStore:
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
+        except UnicodeEncodeError as error:  # such as a file name that is not UTF-8
+            raise InvalidRequest(f"{error.object!r} is not valid Unicode text: use another name") from error
         except (sqlite3.Error, UnreadableRow) as error:
             failure = schema.translated(error, self._path)
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:

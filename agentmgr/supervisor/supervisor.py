@@ -307,4 +307,9 @@ class Supervisor:
 
     def _lives(self, service_id: str | None) -> list[Life]:
         services = self._services.values() if service_id is None else [self._services.get(service_id)]
-        return [life for service in services if service is not None for life in service.lives]
+        return [
+            life
+            for service in services
+            if service is not None
+            for life in sorted(service.lives, key=lambda life: life.view.slot)
+        ]

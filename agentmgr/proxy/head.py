@@ -11,7 +11,7 @@ import re
 from base64 import b64encode
 from hashlib import sha1
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from .refusal import Refusal
 
@@ -49,6 +49,15 @@ class RequestHead:
     def end_to_end(self) -> Fields:
         """The fields that are meant for the backend, not for us."""
         return _end_to_end(self.fields, self.by_name)
+
+    def replaced(self, name: str, value: str) -> RequestHead:
+        """The same head with one field of that name, or with none when the value is empty."""
+        lower = name.lower()
+        fields = tuple(item for item in self.fields if item[0].lower() != lower)
+        by_name = {key: text for key, text in self.by_name.items() if key != lower}
+        if value:
+            fields, by_name = (*fields, (name, value)), by_name | {lower: value}
+        return evolve(self, fields=fields, by_name=by_name)
 
 
 @frozen

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 #: Each instance has a stop timeout of its own; this bounds whatever goes wrong beyond them.
 _SHUTDOWN_GRACE_S = 120.0
+#: A command that works on the database without a manager holds the lock for some milliseconds.
+_PATIENCE_S = 1.0
 
 
 class AgentManager:
@@ -68,7 +70,7 @@ class AgentManager:
         supervise: bool = True,
     ) -> None:
         self.settings = evolve(settings or Settings(), db_path=os.fspath(db_path))
-        self.paths = RuntimePaths(self.settings.db_path)
+        self.paths = RuntimePaths.of(self.settings.db_path)
         self._supervise = supervise
         self._plane: ControlPlane | None = None
         self._started_at = utc_now()
@@ -86,10 +88,13 @@ class AgentManager:
 
         It counts as started when the instances that a former manager left are adopted.
         """
-        self.paths.create()
-        with ManagerLock(self.paths):
-            async with open_store(Path(self.settings.db_path)) as store:
+        lock = ManagerLock(self.paths)
+        await lock.acquire_within(_PATIENCE_S)
+        try:
+            async with open_store(self.paths.database) as store:
                 await self._run_on(store, await store.load(), task_status)
+        finally:
+            lock.release()
 
     async def _run_on(
         self, store: Store, snapshot: Snapshot, task_status: trio.TaskStatus[AgentManager]
@@ -382,7 +387,7 @@ class AgentManager:
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "database": str(Path(self.settings.db_path).absolute()),
+            "database": str(self.paths.database),
             "started_at": self._started_at,
             "uptime_s": (utc_now() - self._started_at).total_seconds(),
             "supervising": self._supervise,

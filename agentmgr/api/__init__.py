@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +29,8 @@ async def serve_api(
     Raises `PortNotAvailable`, and `InvalidRequest` for a host that is not this machine's loopback.
     """
     from ..errors import InvalidRequest
+    from ..manager.listeners import open_listeners
     from .guard import Guard, is_loopback
-    from .sockets import bind_tcp
 
     if not is_loopback(host):
         raise InvalidRequest(
@@ -45,10 +44,12 @@ async def serve_api(
     def app(nursery: trio.Nursery, stopping: trio.Event) -> ASGIFramework:
         return make_app(Server(manager, nursery, stopping), guard=Guard())
 
-    sockets = await bind_tcp(host, port)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve, app, sockets))
-        task_status.started(sockets[0].getsockname()[1])
+    listeners = await open_listeners(host, port)
+    port = listeners[0].socket.getsockname()[1]
+    with manager.listening("api", host, port):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, app, listeners)
+            task_status.started(port)
 
 
 async def serve_control(
@@ -61,10 +62,10 @@ async def serve_control(
     from .app import make_app
     from .operations import Server
     from .server import serve
-    from .sockets import bound_unix
+    from .control_socket import control_listener
 
     def app(nursery: trio.Nursery, stopping: trio.Event) -> ASGIFramework:
         return make_app(Server(manager, nursery, stopping, control=True))
 
-    with bound_unix(path) as sock:
-        await serve(app, [sock], task_status=task_status)
+    with control_listener(path) as listener:
+        await serve(app, [listener], task_status=task_status)

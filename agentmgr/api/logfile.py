@@ -1,9 +1,9 @@
-"""Reading a log that others write: its last lines, and what comes."""
+"""Reading logs that others write: their last lines, and what comes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import trio
@@ -18,6 +18,35 @@ _threads = trio.CapacityLimiter(4)
 POLL_S = 0.2
 """How often a followed file is looked at. Linux could tell by inotify, which Python has no interface to; and
 a stat costs a few microseconds."""
+
+
+Write = Callable[[bytes], Awaitable[None]]
+
+
+async def show(files: Mapping[int, Path], write: Write, *, lines: int, following: bool) -> None:
+    """The last lines of the logs of some instances and, if `following`, what comes; until cancelled then.
+
+    Where there are several, each line begins with its instance's number.
+    """
+    async with trio.open_nursery() as nursery:
+        for number, path in files.items():
+            mark = f"[{number}] ".encode() if len(files) > 1 else b""
+            nursery.start_soon(_show, path, _marking(mark, write), lines, following)
+
+
+def _marking(mark: bytes, write: Write) -> Write:
+    async def marked(text: bytes) -> None:
+        await write(b"".join(mark + line for line in text.splitlines(keepends=True)) if mark else text)
+
+    return marked
+
+
+async def _show(path: Path, write: Write, lines: int, following: bool) -> None:
+    last, end = await tail(path, lines)
+    if last:
+        await write(last)
+    if following:
+        await follow(path, write, start=end)
 
 
 async def tail(path: Path, lines: int) -> tuple[bytes, int]:
@@ -41,7 +70,7 @@ def _tail(path: Path, lines: int) -> tuple[bytes, int]:
     return b"".join(kept.splitlines(keepends=True)[-lines:] if lines else []), end
 
 
-async def follow(path: Path, write: Callable[[bytes], Awaitable[None]], *, start: int) -> None:
+async def follow(path: Path, write: Write, *, start: int) -> None:
     """Passes on what is appended after `start`, until cancelled; also over a rotation.
 
     `write` gets whole lines, except for a last one that stays unfinished for a while.

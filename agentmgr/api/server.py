@@ -24,8 +24,6 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 
-from .sockets import STALL_S
-
 log = logging.getLogger("agentmgr.api")
 
 
@@ -35,7 +33,7 @@ class ServerLimits:
 
     grace: float = 3.0  #: from the wish to stop until every connection is closed
     idle: float = 15.0  #: between requests, and until a request's head is complete
-    stall: float = STALL_S  #: a client that takes no byte for so long is cut
+    stall: float = 60.0  #: a client that takes no byte for so long is cut
     tls_handshake: float = 10.0
     connections: int = 500  #: at once; more wait in the kernel's queue
 
@@ -141,7 +139,7 @@ class _Connections:
 
 async def serve(
     make_app: Callable[[trio.Nursery, trio.Event], ASGIFramework],
-    sockets: Sequence[socket.socket],
+    listeners: Sequence[trio.SocketListener],
     *,
     limits: ServerLimits = _DEFAULT_LIMITS,
     tls: ssl.SSLContext | None = None,
@@ -150,7 +148,7 @@ async def serve(
     """Serves until cancelled; then running requests have `limits.grace` seconds to end.
 
     `make_app` gets the nursery for work that outlives a request, and the event that is set when the server
-    should end. The sockets are closed in the end.
+    should end. The listeners are closed first.
     """
     stopping = trio.Event()
     async with trio.open_nursery() as outside:
@@ -160,7 +158,7 @@ async def serve(
             async with trio.open_nursery() as work, trio.open_nursery() as handlers:
                 connections = _Connections(make_app(work, stopping), limits, tls)
                 async with trio.open_nursery() as accepting:
-                    for listener in [_listener(sock) for sock in sockets]:
+                    for listener in listeners:
                         # It waits out EMFILE and the like by itself.
                         accepting.start_soon(_accept, connections, listener, handlers)
                     task_status.started()
@@ -181,7 +179,3 @@ async def _set_when_cancelled(event: trio.Event) -> None:
     finally:
         event.set()
 
-
-def _listener(sock: socket.socket) -> trio.SocketListener:
-    sock.setblocking(False)
-    return trio.SocketListener(trio.socket.from_stdlib_socket(sock))

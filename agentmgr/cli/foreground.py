@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import trio
 
 from ..api import serve_control
-from ..errors import AgentManagerError, ManagerAlreadyRunning
 from ..manager import AgentManager
 from ..settings import Settings
 from .group import Cli
-from .reach import PATIENCE_S, RETRY_S, answers
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -25,23 +23,10 @@ async def managing(cli: Cli, settings: Settings) -> AsyncIterator[AgentManager]:
     Raises `ManagerAlreadyRunning` where another one does.
     """
     async with trio.open_nursery() as nursery:
-        async with AsyncExitStack() as stack:
-            manager = await _enter(cli, settings, stack)
+        async with AgentManager(cli.paths.database, settings=settings) as manager:
             await nursery.start(serve_control, manager, cli.paths.control_socket)
             yield manager
         nursery.cancel_scope.cancel()
-
-
-async def _enter(cli: Cli, settings: Settings, stack: AsyncExitStack) -> AgentManager:
-    give_up_at = trio.current_time() + PATIENCE_S
-    while True:
-        try:
-            return await stack.enter_async_context(AgentManager(cli.paths.database, settings=settings))
-        except ManagerAlreadyRunning:
-            # A command that writes is done in a moment; one that answers is there to stay.
-            if await answers(cli.paths) or trio.current_time() > give_up_at:
-                raise
-        await trio.sleep(RETRY_S)
 
 
 @asynccontextmanager
@@ -63,22 +48,16 @@ async def until_signalled() -> AsyncIterator[trio.Event]:
             nursery.cancel_scope.cancel()
 
 
-async def wait_for_end(manager: AgentManager, told: trio.Event) -> None:
-    """Returns when a signal or `agentmgr shutdown` asks for the end; a signal after that makes it quick."""
+async def run_until_told(
+    manager: AgentManager, told: trio.Event, *, leave_running: bool = False
+) -> None:
+    """Returns when a signal or `agentmgr shutdown` asks for the end."""
     async with trio.open_nursery() as nursery:
 
-        async def first(wait: object) -> None:
-            await wait()  # type: ignore[operator]
-            nursery.cancel_scope.cancel()
+        async def listen() -> None:
+            await told.wait()
+            manager.request_shutdown(leave_running=leave_running)
 
-        nursery.start_soon(first, told.wait)
-        nursery.start_soon(first, manager.wait_shutdown_requested)
-
-
-async def stop_quickly(manager: AgentManager) -> None:
-    """Cuts what still drains."""
-    for service in manager.list_services():
-        try:
-            await manager.stop_service(service.service_id, force=True, wait=False)
-        except AgentManagerError:  # it is gone already
-            continue
+        nursery.start_soon(listen)
+        await manager.wait_shutdown_requested()
+        nursery.cancel_scope.cancel()

@@ -6,6 +6,9 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import trio
+
+from ..api.logfile import show
 from ..core import stats, view
 from ..errors import RuleNotFound, ServiceNotFound
 from ..models import (
@@ -23,7 +26,7 @@ from ..models import (
 from ..settings import RuntimePaths
 from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
-from ..supervisor import procfs
+from ..supervisor import logs, procfs
 
 
 class OfflineManager:
@@ -78,6 +81,24 @@ class OfflineManager:
 
     async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         return await self._store.events(after=after, limit=limit)
+
+    @asynccontextmanager
+    async def read_logs(
+        self, ref: str, *, tail: int = 100, follow: bool = False, instance: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        service = await self.get_service(ref)
+        slots = range(service.config.instances) if instance is None else [instance]
+        files = {slot: logs.path(self._paths.logs, service.name, slot) for slot in slots}
+        send, receive = trio.open_memory_channel[bytes](0)
+
+        async def produce() -> None:
+            async with send:
+                await show(files, send.send, lines=tail, following=follow)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(produce)
+            yield receive
+            nursery.cancel_scope.cancel()
 
     async def list_routing_rules(self) -> list[RoutingRule]:
         return sorted(self._snapshot.rules, key=lambda rule: (rule.priority, rule.created_at))

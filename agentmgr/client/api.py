@@ -36,13 +36,13 @@ _OURS = frozenset({"rule_id", "version", "created_at"})  # of a rule: given by t
 class ManagerClient:
     """Asks a running manager.
 
-        async with ManagerClient(RuntimePaths("agents.db").control_socket) as manager:
+        async with ManagerClient(RuntimePaths.of("agents.db").control_socket) as manager:
             for service in await manager.list_services():
                 print(service.name, service.status)
 
-    `target` is the path of a control socket, or a URL such as `http://localhost:8080`. `timeout_s` bounds each
-    answer, except for those that wait for work to be done. Every method raises `ManagerNotRunning` where nobody
-    answers, and the error that the manager had where it answers with one.
+    `target` is the path of a control socket, or a URL such as `http://localhost:8080`. `timeout_s` bounds
+    each answer, except for those that wait for work to be done. Every method raises `ManagerNotRunning` where
+    nobody answers, and the error that the manager had where it answers with one.
     """
 
     def __init__(self, target: Path | str, *, token: str | None = None, timeout_s: float = 30.0) -> None:
@@ -180,6 +180,16 @@ class ManagerClient:
 
     async def get_health_summary(self) -> dict[str, Any]:
         return dict((await self.get_system_stats())["health"])
+
+    async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+        """Past events with a higher id than `after`, the oldest first."""
+        found: list[Event] = []
+        async with self.events(since=after, follow=False) as events:
+            async for event in events:
+                if len(found) == limit:
+                    break
+                found.append(event)
+        return tuple(found)
 
     @asynccontextmanager
     async def events(

@@ -37,21 +37,24 @@ async def get_events(call: Call, query: EventsQuery) -> Response:
 
     async def produce(send: Send) -> None:
         await send(b": agentmgr events\n\n")
-        # Subscribed before the past is read, so that nothing falls in between.
-        with call.manager.subscribe() as channel:
-            last = since
-            while last is not None:
-                past = await call.manager.get_events(last, _PAGE)
-                for event in past:
-                    await send(_frame(event))
-                    last = event.event_id
-                if len(past) < _PAGE:
-                    break
-            if not query.follow:
-                return
-            async for event in channel:
-                if last is None or event.event_id > last:
-                    await send(_frame(event))
+        last = since
+        while True:
+            # Subscribed before the past is read, so that nothing falls in between.
+            with call.manager.subscribe() as channel:
+                while last is not None:
+                    past = await call.manager.get_events(after=last, limit=_PAGE)
+                    for event in past:
+                        await send(_frame(event))
+                        last = event.event_id
+                    if len(past) < _PAGE:
+                        break
+                if not query.follow:
+                    return
+                async for event in channel:
+                    if last is None or event.event_id > last:
+                        await send(_frame(event))
+                        last = event.event_id
+            # The channel ends when this client is too slow; the store still has what it missed.
 
     return stream(
         StreamBody(produce, call.server.stopping, keepalive=b": still here\n\n"), "text/event-stream"

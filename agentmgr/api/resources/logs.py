@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import trio
 from attrs import field, frozen
 from quart import Response
 
 from ...errors import FieldProblem, InvalidRequest
-from ..logfile import MAX_LINES, follow, tail
+from ..logfile import MAX_LINES, show
 from ..operations import Call, Operations
 from ..streams import Send, StreamBody, stream
 
@@ -46,25 +43,9 @@ async def read_logs(call: Call, query: LogsQuery) -> Response:
         problem = f"must be from 0 to {count - 1}"
         raise InvalidRequest(f"instance {problem}", fields=[FieldProblem("instance", problem)])
     slots = range(count) if query.instance is None else [query.instance]
-    files = [
-        (call.manager.log_path(call.ref, slot), f"[{slot}] " if len(slots) > 1 else "") for slot in slots
-    ]
+    files = {slot: call.manager.log_path(call.ref, slot) for slot in slots}
 
     async def produce(send: Send) -> None:
-        async with trio.open_nursery() as nursery:
-            for path, prefix in files:
-                nursery.start_soon(_produce, path, prefix, query, send)
+        await show(files, send, lines=query.tail, following=query.follow)
 
     return stream(StreamBody(produce, call.server.stopping), "text/plain; charset=utf-8")
-
-
-async def _produce(path: Path, prefix: str, query: LogsQuery, send: Send) -> None:
-    async def write(lines: bytes) -> None:
-        mark = prefix.encode()
-        await send(b"".join(mark + line for line in lines.splitlines(keepends=True)) if mark else lines)
-
-    lines, end = await tail(path, query.tail)
-    if lines:
-        await write(lines)
-    if query.follow:
-        await follow(path, write, start=end)

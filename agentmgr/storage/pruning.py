@@ -38,10 +38,10 @@ class Pruner:
         """Deletes some of what is too old."""
         horizon = microseconds(now - timedelta(seconds=self._limits.max_age_s))
         for table in ("health_checks", "session_ends", "events"):
-            # Rows are in the order of time, so this reads only what will go, and one row more.
+            # Rows stand in the order of time, so the oldest are the first.
             db.execute(
-                f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} ORDER BY id LIMIT ?)"
-                f" AND id < ifnull((SELECT id FROM {table} WHERE at >= ? ORDER BY id LIMIT 1), 9e18)",
+                f"DELETE FROM {table} WHERE id IN"
+                f" (SELECT id FROM (SELECT id, at FROM {table} ORDER BY id LIMIT ?) WHERE at < ?)",
                 (AGED_ROWS_AT_ONCE, horizon),
             )
 

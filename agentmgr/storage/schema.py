@@ -20,6 +20,8 @@ T = TypeVar("T")
 APPLICATION_ID = 0x61676D72
 """`agmr`, in the file's header: how a database of ours is told from another program's."""
 
+SMALLEST_PAGE_BYTES = 512
+
 _RECOVERY = (
     "It was left untouched. Keep a copy of it, then bring back the last copy that `agentmgr backup` made "
     "with `agentmgr restore FILE`, or name another database with --db-path"
@@ -129,8 +131,11 @@ def inspect(path: Path, *, every_page: bool = True) -> int:
             return 0
         if not path.is_file():
             raise DatabaseUnusable(f"{path} is not a regular file: name another one with --db-path")
-        if path.stat().st_size == 0:
+        size = path.stat().st_size
+        if size == 0:
             return 0
+        if size < SMALLEST_PAGE_BYTES:  # which SQLite would take for an empty database
+            raise damaged(path, f"it has {size} bytes")
         application_id, version, things = read_only(path, _particulars)
     except (sqlite3.Error, OSError) as error:
         raise translated(error, path) from error

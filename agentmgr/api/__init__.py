@@ -60,9 +60,9 @@ async def serve_control(
 ) -> None:
     """Serves the API, and what only the user may ask, on the unix socket `path`, until cancelled."""
     from .app import make_app
+    from .control_socket import control_listener
     from .operations import Server
     from .server import serve
-    from .control_socket import control_listener
 
     def app(nursery: trio.Nursery, stopping: trio.Event) -> ASGIFramework:
         return make_app(Server(manager, nursery, stopping, control=True))

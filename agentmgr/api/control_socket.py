@@ -1,4 +1,4 @@
-"""The manager's own socket: only the user who runs the manager can open it, and that is its whole access rule."""
+"""The manager's own socket. Only the user who runs the manager can open it; that is its whole access rule."""
 
 from __future__ import annotations
 

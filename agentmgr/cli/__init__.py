@@ -1,7 +1,7 @@
 """The command line: one module per command, each imported only when it is called.
 
-Exit code 0: done; 1: it could not be done, and one line on stderr says why; 2: wrong usage. 128 + N: ended by the
-signal N.
+Exit code 0: done; 1: it could not be done, and one line on stderr says why; 2: wrong usage; 128 + N: ended by
+the signal N.
 """
 
 from __future__ import annotations

@@ -20,8 +20,12 @@ from .group import Cli, subcommand
 @subcommand("daemon", example="agentmgr daemon --interval 10 --api-port 8080 --proxy-port 9090")
 @click.option("--interval", type=float, metavar="SECONDS", help="Between health checks.  [default: 10]")
 @click.option("--host", default="localhost", show_default=True, help="Where API and gateway listen.")
-@click.option("--api-port", type=click.IntRange(0, 65535), help="Also open the REST API here; 0: a free port.")
-@click.option("--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here; 0: a free port.")
+@click.option(
+    "--api-port", type=click.IntRange(0, 65535), help="Also open the REST API here; 0: a free port."
+)
+@click.option(
+    "--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here; 0: a free port."
+)
 @click.option("--leave-running", is_flag=True, help="At the end, leave the instances for the next manager.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["auto", "pretty", "json"]))

@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
     """The exit code of `agentmgr ARGV…`."""
     cli = Cli()
     try:
-        result = trio.run(
+        result: object = trio.run(
             partial(root.main, list(argv), prog_name="agentmgr", standalone_mode=False, obj=cli)
         )
     except KeyboardInterrupt:

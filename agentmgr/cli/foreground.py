@@ -48,9 +48,7 @@ async def until_signalled() -> AsyncIterator[trio.Event]:
             nursery.cancel_scope.cancel()
 
 
-async def run_until_told(
-    manager: AgentManager, told: trio.Event, *, leave_running: bool = False
-) -> None:
+async def run_until_told(manager: AgentManager, told: trio.Event, *, leave_running: bool = False) -> None:
     """Returns when a signal or `agentmgr shutdown` asks for the end."""
     async with trio.open_nursery() as nursery:
 

@@ -12,7 +12,9 @@ from .words import split_tags
 
 
 @subcommand("list", example="agentmgr list --status running --tags weather")
-@click.option("--status", type=click.Choice([str(s) for s in ServiceStatus]), help="Only those in this state.")
+@click.option(
+    "--status", type=click.Choice([str(s) for s in ServiceStatus]), help="Only those in this state."
+)
 @click.option("--tags", metavar="A,B", default="", help="Only those with any of these tags.")
 @click.option("--name", metavar="TEXT", help="Only those with this text in their name.")
 @format_option

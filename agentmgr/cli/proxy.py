@@ -7,6 +7,7 @@ from typing import Any
 import asyncclick as click
 import trio
 
+from ..client.api import ListenerKind
 from ..codec import to_plain
 from ..errors import ManagerNotRunning
 from ..logs import configure_logging
@@ -54,8 +55,11 @@ async def _print_session_ends(manager: AgentManager) -> None:
                     print_session_end(to_plain(event))
 
 
-async def attach(cli: Cli, kind: str, host: str, port: int, told: trio.Event) -> None:
-    """Opens a listener of the manager that runs, until told to stop. Raises `ManagerNotRunning` at its end."""
+async def attach(cli: Cli, kind: ListenerKind, host: str, port: int, told: trio.Event) -> None:
+    """Opens a listener of the manager that runs, until told to stop.
+
+    Raises `ManagerNotRunning` when the manager ends.
+    """
     scheme, name = {"proxy": ("ws", "gateway"), "api": ("http", "API")}[kind]
     async with running(cli) as client, client.open_listener(kind, host, port) as (port, lines):
         path = "/docs" if kind == "api" else ""

@@ -1,7 +1,7 @@
 """How a command reaches what it is about: a manager that runs, one that it starts, or the database alone.
 
-One rule decides: who holds the database's lock is the manager, and it answers on the control socket. A command
-never writes to a database that a manager holds.
+One rule decides: who holds the database's lock is the manager, and it answers on the control socket. A
+command never writes to a database that a manager holds.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .offline import OfflineManager
 
 PATIENCE_S = 20.0
-"""How long a command waits for a process that holds the database and does not answer: a manager on its way up or
-down, or another command that writes."""
+"""How long a command waits for a process that holds the database and does not answer: a manager on its way up
+or down, or another command that writes."""
 
 RETRY_S = 0.03
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
 
 import asyncclick as click
 
@@ -11,6 +12,8 @@ from ..models import OnDisconnect, OnManagerDeath, RestartMode, Runtime, Service
 from .group import Cli, Command, subcommand
 from .reach import for_running, for_writing
 from .words import split_tags, variables
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _DASHES = "agentmgr.register.command"
 
@@ -26,7 +29,7 @@ class _WithCommand(Command):
         return await super().parse_args(ctx, args)
 
 
-def _config_option(name: str, help: str, **details: Any) -> Any:
+def _config_option(name: str, help: str, **details: Any) -> Callable[[F], F]:
     """An option for a field of `ServiceConfig`; one that is not given leaves the field at its default."""
     return click.option(f"--{name}", default=None, help=help, **details)
 
@@ -104,7 +107,7 @@ async def command(
         agent_factory_path=file,
         command=words,
         env=variables(env_words, env_files),
-        **{**given, "cwd": os.path.abspath(given.get("cwd", "."))},
+        **{**given, "cwd": str(Path.cwd() / given.get("cwd", "."))},
     )
     reach = for_running if auto_start else for_writing
     async with reach(cli) as manager:

@@ -1,7 +1,7 @@
 """What commands print: tables for people, JSON for programs.
 
-On a terminal the tables are rich's. Elsewhere they are plain columns, which `grep` and `awk` read well and which
-cost no import.
+On a terminal the tables are rich's. Elsewhere they are plain columns, which `grep` and `awk` read well and
+which cost no import.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def duration(seconds: float | None) -> str:
         return f"{max(seconds, 0):.0f}s"
     units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
     left = int(seconds)
-    parts = []
+    parts: list[str] = []
     for name, size in units:
         count, left = divmod(left, size)
         if count or parts:

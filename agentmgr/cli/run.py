@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from ..api.logfile import follow, tail
 from ..errors import Conflict, PortNotAvailable, ServiceFailed, ServiceNotFound
 from ..logs import configure_logging
 from ..manager import AgentManager
+from ..manager.factory_path import located
 from ..models import Service, ServiceConfig
-from ..settings import LogLevel, Settings
+from ..settings import LogLevel
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .reach import note
@@ -57,13 +57,12 @@ async def command(
 
 async def _registered(manager: AgentManager, file: str) -> Service:
     """The service of that file, made if need be. Raises `Conflict` where its name means another file."""
-    name = Path(file.rpartition(":")[0] or file).stem if ":" in file else Path(file).stem
+    name = Path(file.partition(":")[0]).stem
     try:
         known = manager.get_service(name)
     except ServiceNotFound:
         return await manager.register_service(name, file, config=ServiceConfig(cwd=os.getcwd()))
-    path, _, factory = file.partition(":")
-    wanted = str(Path(path).resolve()) + (f":{factory}" if factory else "")
+    wanted = located(file, Path.cwd())
     if known.agent_factory_path != wanted:
         what = known.agent_factory_path or " ".join(known.command)
         raise Conflict(

@@ -41,13 +41,17 @@ async def command(cli: Cli, name: str | None, output: str) -> None:
 def _show(service: Service, stats: dict[str, Any]) -> None:
     sessions = stats["sessions"]
     config = service.config
+    wanted = str(service.desired_status)
     print_fields(
         [
             ("name", service.name),
             ("id", service.service_id),
             ("description", service.description),
             ("status", str(service.status)),
-            ("wanted", str(service.desired_status) if service.desired_status != service.status else None),
+            (
+                "wanted",
+                str(service.desired_status) if str(service.desired_status) != str(service.status) else None,
+            ),
             ("health", str(service.health)),
             ("error", service.error_message),
             ("agent file", service.agent_factory_path),

@@ -29,6 +29,7 @@ from ..models import (
 )
 
 T = TypeVar("T")
+ListenerKind = Literal["proxy", "api"]
 
 _OURS = frozenset({"rule_id", "version", "created_at"})  # of a rule: given by the manager
 
@@ -259,7 +260,7 @@ class ManagerClient:
 
     @asynccontextmanager
     async def open_listener(
-        self, kind: Literal["proxy", "api"], host: str, port: int
+        self, kind: ListenerKind, host: str, port: int
     ) -> AsyncIterator[tuple[int, AsyncIterator[dict[str, Any]]]]:
         """A listener of the manager's that lives as long as the block: its port, and what it reports.
 

@@ -459,7 +459,11 @@ class AgentManager:
         self._live().gateway.disconnect(connection_id, code=code, reason=reason)
 
     async def serve_proxy(
-        self, host: str = "localhost", port: int = 9090, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+        self,
+        host: str = "localhost",
+        port: int = 9090,
+        *,
+        task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Open the gateway at this address until cancelled; `task_status` gets the port.
 

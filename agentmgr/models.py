@@ -65,6 +65,21 @@ class OnManagerDeath(StrEnum):
     DIE = "die"
 
 
+class OnDisconnect(StrEnum):
+    """What becomes of a running turn when its client's connection is lost."""
+
+    CONTINUE = "continue"  #: the client reads the answer when it comes back
+    CANCEL = "cancel"  #: after `disconnect_grace`
+
+
+class WhenBusy(StrEnum):
+    """What becomes of a message that arrives while a turn runs."""
+
+    QUEUE = "queue"  #: bounded
+    REJECT = "reject"
+    INTERRUPT = "interrupt"  #: the running turn ends, the new one begins
+
+
 class RoutingStrategy(StrEnum):
     ROUND_ROBIN = "round_robin"
     LEAST_CONNECTIONS = "least_connections"
@@ -174,6 +189,11 @@ class ServiceConfig:
     max_sessions: int = field(default=0, validator=_between(0, 1_000_000))  #: per instance; 0: unlimited
     session_timeout: float = field(default=1800.0, validator=_between(0, 30 * _DAY_S))  #: idle; 0: never
     max_message_bytes: int = field(default=2**20, validator=_between(0, 2**31))  #: 0: unlimited
+    turn_timeout: float = field(default=0.0, validator=_between(0, 30 * _DAY_S))  #: 0: none
+    confirm_timeout: float = field(default=300.0, validator=_between(0.1, 30 * _DAY_S))  #: then it means no
+    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    disconnect_grace: float = field(default=0.0, validator=_between(0, _DAY_S))
+    when_busy: WhenBusy = WhenBusy.QUEUE
 
     auto_restart: bool = True  #: False: like `restart=never`, whatever `restart` says
     restart: RestartMode = RestartMode.ON_FAILURE
@@ -391,3 +411,30 @@ class SessionEnd:
     bytes_to_client: int
     messages_from_client: int
     messages_to_client: int
+
+    @property
+    def failed(self) -> bool:
+        """Did the service's side break it off? A client that vanished is not the service's failure.
+
+        Going away, a policy's refusal, a restart and the application's own codes (RFC 6455, 7.4) are ends
+        that somebody meant.
+        """
+        meant = self.code is not None and (self.code in (1000, 1001, 1005, 1008, 1012) or self.code >= 3000)
+        return self.ended_by != "client" and not meant
+
+
+Fact = HealthCheck | Event | SessionEnd
+"""What is recorded in batches: it may be lost when the power fails within a second."""
+
+
+@frozen
+class ServiceTotals:
+    """What a service has done since it was registered."""
+
+    sessions_total: int = 0  #: those that have ended
+    sessions_failed: int = 0
+    session_seconds: float = 0.0  #: the sum of their durations
+    bytes_from_client: int = 0
+    bytes_to_client: int = 0
+    restarts: int = 0  #: unplanned ones
+    errors: int = 0  #: times that an instance was given up

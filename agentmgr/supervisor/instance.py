@@ -21,7 +21,7 @@ from ..core.health import ProbeResult, Vitals, judge
 from ..core.lifecycle import InstanceEvent
 from ..core.restart import EX_CONFIG, Again, Cause, Ending, Exit, GiveUp, History
 from ..errors import AgentManagerError, PortNotAvailable, ServiceFailedToStart, WrongState
-from ..models import HealthCheck, HealthStatus, Instance, ServiceSpec, ServiceStatus, utc_now
+from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
 from .journal import Entry, Journal
 from .launcher import CannotLaunch, Child, Place
 
@@ -170,7 +170,7 @@ class Life:
         self.entry.set(record)
         try:
             self._tell(pid=record.pid, host=record.host, port=record.port, started_at=record.started_at,
-                       spec_version=record.spec_version, ready_at=None,
+                       spec_version=record.spec_version, ready_at=None, unenforced=child.unenforced,
                        restarts_left=self._history.left(self._config, now=trio.current_time()))  # fmt: skip
             yield child
         finally:
@@ -281,8 +281,9 @@ class Life:
             self._end_of_story()
 
     def leave(self) -> None:
-        """Ends the story and lets the process live on."""
-        self._leave = self.finished = True
+        """Ends the story and lets the process live on, unless it is to die with its manager."""
+        self._leave = self._config.on_manager_death is OnManagerDeath.KEEP
+        self.finished = True
         self._until_stopped.cancel()
 
     def crashed(self, error: BaseException) -> None:

@@ -19,6 +19,7 @@ from ..models import (
     InstanceRecord,
     ServiceSpec,
     ServiceStatus,
+    Usage,
     new_id,
 )
 from . import logs
@@ -86,6 +87,7 @@ class Supervisor:
         with children_get_defaults():
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                nursery.start_soon(self._look_after)
                 await self._adopt(adopt)
                 task_status.started()
                 await self._closed.wait()
@@ -190,6 +192,10 @@ class Supervisor:
         """As they are now, also those that were given up; what was stopped is not there any more."""
         return tuple(life.view for life in self._lives(service_id))
 
+    def usage(self, instance_id: str) -> tuple[Usage, ...]:
+        """What it used of the machine: a sample every 10 s, those of the last hour, oldest first."""
+        return self._launcher.usage(instance_id)
+
     def log_path(self, name: str, slot: int = 0) -> Path:
         """The file that this instance of the service writes its output to."""
         return logs.path(self._log_dir, name, slot)
@@ -242,6 +248,15 @@ class Supervisor:
         finally:
             if life.stopped and life in service.lives:
                 service.lives.remove(life)
+
+    async def _look_after(self) -> None:
+        """What looks after logs and figures must not take the instances with it when it fails."""
+        while True:
+            try:
+                await self._launcher.run()
+            except* Exception:
+                log.exception("looking after the instances failed, and begins again")
+                await trio.sleep(1)
 
     async def _keep_entry(self, life: Life) -> None:
         """A task of its own, because a stop must not wait for a disk, nor an entry be lost by a stop."""

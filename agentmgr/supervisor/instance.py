@@ -38,6 +38,10 @@ class Surroundings:
     """What all lives of one supervisor share."""
 
     journal: Journal
+    announce: Callable[[Instance], None]
+    missing: Callable[[ServiceSpec], tuple[str, bool] | None]
+    """A service that this one must wait for, and whether it is on its way; None when all are ready."""
+    news: trio.lowlevel.ParkingLot  #: unparked at each change of any instance
     health_check_interval: float
     random: Callable[[], float]  #: from [0, 1)
     probes: trio.CapacityLimiter
@@ -155,9 +159,22 @@ class Life:
         """Only so many start at once. What comes out of it gives the turn back when it is closed."""
         with ExitStack() as turn:
             if self._adopted is None:
+                await self._dependencies_ready()
                 await self._around.starts.acquire()
                 turn.callback(self._around.starts.release)
             yield turn
+
+    async def _dependencies_ready(self) -> None:
+        """However long it takes. Whoever waits for the start is told when it may take for ever."""
+        while missing := self._around.missing(self.spec):
+            name, coming = missing
+            reason = f"waits for service {name!r}" + ("" if coming else ", which is not running")
+            self._tell(error_message=reason)
+            if not coming:
+                self._first_try.fail(
+                    ServiceFailedToStart(f"service {self.spec.name} {reason}; start it first")
+                )
+            await self._around.news.park()
 
     @asynccontextmanager
     async def _launched(self) -> AsyncIterator[Child]:
@@ -342,7 +359,7 @@ class Life:
         view = evolve(self.view, **changes)
         if view != self.view:
             self.view = view
-            self._around.journal.instance_changed(view)
+            self._around.announce(view)
 
 
 class _Outcome:

@@ -36,6 +36,7 @@ class LocalChild:
         self._process = process
         self._log, self._log_start = log, log_start
         self._is_command = bool(spec.config.command)
+        self._patience_s = spec.config.health_check_timeout
         self._port_is_fixed = spec.port is not None
         self.probe = Probe(record.host, record.port, None if self._is_command else record.token)
 
@@ -43,7 +44,7 @@ class LocalChild:
         begin = trio.current_time()
         # A hosted agent has its socket from the start, so this handshake waits in the backlog until it is
         # accepted. A command is asked again and again until it listens.
-        while not (await self.probe()).ok or not await self._is_our_listener():
+        while not (await self.probe(self._patience_s)).ok or not await self._is_our_listener():
             waited = trio.current_time() - begin
             await trio.sleep(min(max(waited / 30, _MIN_PAUSE_S), _MAX_PAUSE_S))
 

@@ -71,7 +71,8 @@ class Upkeep:
         while True:
             await trio.to_thread.run_sync(_rotate, tuple(self._kept.values()), limiter=_limiter)
             if trio.current_time() >= next_usage:
-                await self.measure()
+                with suppress(OSError):  # no descriptor to be had just now; the figures can wait
+                    await self.measure()
                 next_usage = trio.current_time() + _USAGE_EVERY_S
             await trio.sleep(_LOGS_EVERY_S)
 

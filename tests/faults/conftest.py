@@ -1,7 +1,7 @@
 """The fault matrix: what can go wrong, one file per theme, each row a test.
 
-What depends on timing is drawn at random from a printed seed; `python -m tests.faults --rounds N` runs these at
-length and counts.
+What depends on timing is drawn at random from a printed seed; `python -m tests.faults --rounds N` runs
+these at length and counts.
 """
 
 import random

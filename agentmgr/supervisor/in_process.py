@@ -54,6 +54,9 @@ class InProcessLauncher:
     async def sweep(self, keep: frozenset[str]) -> int:
         return 0
 
+    def troubles(self) -> tuple[str, ...]:
+        return ()
+
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return ()
 

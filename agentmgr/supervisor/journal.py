@@ -82,6 +82,7 @@ class Entry:
         self._journal = journal
         self._instance_id = instance_id
         self._record: InstanceRecord | None = None
+        self.fails = False  #: what is to be written could not be, so far
         self._written = trio.Event()
         self._written.set()
         self._news = trio.Event()
@@ -119,6 +120,9 @@ class Entry:
             else:
                 await self._journal.instance_gone(self._instance_id)
         except Exception as error:  # whatever is wrong with the owner's disk, the instance runs on
-            log.warning("cannot write down instance %s, trying again: %s", self._instance_id, error)
+            if not self.fails:  # told once
+                log.warning("cannot write down instance %s, trying again: %s", self._instance_id, error)
+            self.fails = True
             return False
+        self.fails = False
         return True

@@ -202,6 +202,12 @@ class Supervisor:
         """As they are now, also those that were given up; what was stopped is not there any more."""
         return tuple(life.view for life in self._lives(service_id))
 
+    def troubles(self) -> tuple[str, ...]:
+        """What does not work just now, and will again by itself; services run on all the same."""
+        unwritten = sum(life.entry.fails for life in self._lives(None))
+        records = (f"{unwritten} instances could not be written down",) if unwritten else ()
+        return records + self._launcher.troubles()
+
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """What it used of the machine: a sample every 10 s, those of the last hour, oldest first."""
         return self._launcher.usage(instance_id)

@@ -84,8 +84,8 @@ class Journal:
 
 async def main(child, logs):
     supervisor = Supervisor(Journal(), log_dir=pathlib.Path(logs), health_check_interval=0.2)
-    command = (sys.executable, "-S", child, "--port", "{port}", "--ready-after", "1")
-    times = dict(health_check_timeout=0.2, recovery_threshold=1, startup_timeout=1.5, unhealthy_threshold=2)
+    command = (sys.executable, "-S", child, "--port", "{port}", "--ready-after", "0.5")
+    times = dict(health_check_timeout=0.2, recovery_threshold=0.8, startup_timeout=1, unhealthy_threshold=2)
     async with trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
         await supervisor.start(ServiceSpec("svc", ServiceConfig(command=command, **times)))
@@ -110,7 +110,7 @@ def test_a_manager_that_is_suspended_restarts_nothing_when_it_goes_on(tmp_path):
             if len(launched) == 2 and not suspended:
                 suspended = True
                 manager.send_signal(signal.SIGSTOP)
-                time.sleep(4)
+                time.sleep(2.5)
                 manager.send_signal(signal.SIGCONT)
                 manager.stdin.write("go on\n")
                 manager.stdin.flush()

@@ -166,7 +166,7 @@ def test_as_process_1_of_a_container_orphans_are_reaped(tmp_path):
         from agentmgr.models import ServiceConfig, ServiceSpec
         from agentmgr.supervisor import Supervisor, procfs, upkeep
         upkeep._USAGE_EVERY_S = 0.2
-        upkeep._LOGS_EVERY_S = 0.1
+        upkeep._LOGS_EVERY_S = 0.1, 0.1
 
         class Journal:
             async def instance_spawned(self, record): pass

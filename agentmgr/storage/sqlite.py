@@ -35,6 +35,7 @@ from ..models import (
 )
 from . import copies, schema, tables
 from .pruning import Pruner
+from .registry import RULES, SERVICES
 from .schema import UnreadableRow
 from .store import F, HistoryLimits, Snapshot, event_id
 
@@ -84,26 +85,27 @@ class SqliteStore:
         return self._dropped
 
     async def load(self) -> Snapshot:
+        await self._flush_if_possible()
         return await self._read(tables.load, Snapshot())
 
     async def add_service(self, spec: ServiceSpec) -> None:
-        await self._write(lambda db: tables.add(db, tables.SERVICES, spec.service_id, spec))
+        await self._write(lambda db: tables.add(db, SERVICES, spec.service_id, spec))
 
     async def update_service(self, spec: ServiceSpec) -> None:
-        await self._write(lambda db: tables.update(db, tables.SERVICES, spec.service_id, spec))
+        await self._write(lambda db: tables.update(db, SERVICES, spec.service_id, spec))
 
     async def delete_service(self, service_id: str) -> None:
-        await self._write(lambda db: tables.delete(db, tables.SERVICES, service_id))
+        await self._write(lambda db: tables.delete(db, SERVICES, service_id))
         self._pruner.forget(service_id)
 
     async def add_rule(self, rule: RoutingRule) -> None:
-        await self._write(lambda db: tables.add(db, tables.RULES, rule.rule_id, rule))
+        await self._write(lambda db: tables.add(db, RULES, rule.rule_id, rule))
 
     async def update_rule(self, rule: RoutingRule) -> None:
-        await self._write(lambda db: tables.update(db, tables.RULES, rule.rule_id, rule))
+        await self._write(lambda db: tables.update(db, RULES, rule.rule_id, rule))
 
     async def delete_rule(self, rule_id: str) -> None:
-        await self._write(lambda db: tables.delete(db, tables.RULES, rule_id))
+        await self._write(lambda db: tables.delete(db, RULES, rule_id))
 
     async def put_instance(self, record: InstanceRecord) -> None:
         await self._write(lambda db: tables.put_instance(db, record))

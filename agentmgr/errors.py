@@ -57,7 +57,8 @@ class AgentManagerError(Exception):
     _by_code: ClassVar[dict[str, type[AgentManagerError]]] = {}
 
     def __init_subclass__(cls) -> None:
-        AgentManagerError._by_code[cls.code] = cls
+        if "code" in vars(cls):  # one that a module makes for itself alone goes by its parent's
+            AgentManagerError._by_code[cls.code] = cls
 
     def __init__(self, message: str, *, fields: Sequence[FieldProblem] = ()) -> None:
         super().__init__(message)

@@ -180,8 +180,7 @@ class SqliteStore:
                 self._pruner.by_age(db, utc_now())
             return refused
 
-        # Not synced to the disk: a power cut may take the last second, a crash of this process nothing.
-        self._dropped += await self._write(job, synchronous="NORMAL")
+        self._dropped += await self._write(job)
         for _ in batch:
             self._queue.popleft()
         if prune_by_age:
@@ -191,7 +190,7 @@ class SqliteStore:
             self._degraded = None
 
     async def _read(self, job: Callable[[sqlite3.Connection], T], empty: T) -> T:
-        return await trio.to_thread.run_sync(partial(self._read_now, job, empty), limiter=self._limiter)
+        return await self._in_thread(partial(self._read_now, job, empty))
 
     def _read_now(self, job: Callable[[sqlite3.Connection], T], empty: T) -> T:
         try:
@@ -203,23 +202,28 @@ class SqliteStore:
         except (sqlite3.Error, OSError, UnreadableRow) as error:
             raise schema.translated(error, self._path) from error
 
-    async def _write(self, job: Callable[[sqlite3.Connection], T], *, synchronous: str = "FULL") -> T:
-        work = partial(self._write_now, job, synchronous)
+    async def _write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        work = partial(self._write_now, job)
         give_up_at = trio.current_time() + self._lock_patience_s
         while True:
             try:
-                return await trio.to_thread.run_sync(work, limiter=self._limiter)
+                return await self._in_thread(work)
             except _Locked as error:
                 if trio.current_time() >= give_up_at:
                     raise StorageError(error.message) from error
 
-    def _write_now(self, job: Callable[[sqlite3.Connection], T], synchronous: str) -> T:
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        except (RuntimeError, MemoryError) as error:  # no new thread, or no memory, just now
+            raise StorageError(f"the database {self._path} cannot be used now: {error}") from error
+
+    def _write_now(self, job: Callable[[sqlite3.Connection], T]) -> T:
         db = self._db
         if db is None:
             raise DatabaseUnusable(f"the database {self._path} was opened for reading only")
         try:
             try:
-                db.execute(f"PRAGMA synchronous = {synchronous}")
                 db.execute("BEGIN IMMEDIATE")
                 result = job(db)
                 db.execute("COMMIT")

@@ -47,7 +47,9 @@ def health_summary(services: Sequence[Service]) -> dict[str, int]:
     return {"total": len(services), **_count(HealthStatus, (service.health for service in services))}
 
 
-def service_stats(service: Service, totals: ServiceTotals, *, peak_sessions: int, now: datetime) -> dict[str, Any]:
+def service_stats(
+    service: Service, totals: ServiceTotals, *, peak_sessions: int, now: datetime
+) -> dict[str, Any]:
     """One service: sessions ever (kept across restarts of the manager) and what is live now."""
     finished = totals.sessions_total
     return {

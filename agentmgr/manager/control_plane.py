@@ -59,7 +59,9 @@ class ControlPlane:
 
     def view(self, spec: ServiceSpec) -> Service:
         instances = self.supervisor.instances(spec.service_id)
-        return service_view(spec, instances, sum(self.gateway.active_sessions(i.instance_id) for i in instances))
+        return service_view(
+            spec, instances, sum(self.gateway.active_sessions(i.instance_id) for i in instances)
+        )
 
     def views(self) -> list[Service]:
         return [self.view(spec) for spec in self.registry.services()]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +16,7 @@ from attrs import evolve
 from .. import __version__
 from ..core import stats
 from ..core.routing import ClientRequest, RoutingDecision
-from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, ServiceNotFound, WrongState
+from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, WrongState
 from ..models import (
     Connection,
     DesiredStatus,
@@ -459,7 +459,11 @@ class AgentManager:
         self._live().gateway.disconnect(connection_id, code=code, reason=reason)
 
     async def serve_proxy(
-        self, host: str = "localhost", port: int = 9090, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
+        self,
+        host: str = "localhost",
+        port: int = 9090,
+        *,
+        task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Open the gateway at this address until cancelled; `task_status` gets the port.
 
@@ -468,7 +472,10 @@ class AgentManager:
         plane = self._supervising()
         listeners = await open_listeners(host, port)
         port = listeners[0].socket.getsockname()[1]
-        with self.listening("proxy", host, port):
+        with ExitStack() as stack:
+            for listener in listeners:
+                stack.callback(listener.socket.close)
+            stack.enter_context(self.listening("proxy", host, port))
             async with trio.open_nursery() as nursery:
                 await nursery.start(plane.gateway.serve, listeners)
                 task_status.started(port)

@@ -50,7 +50,9 @@ async def ask(url: str, text: str) -> str:
             return answer
 
 
-async def test_from_an_agent_file_to_a_conversation_through_the_gateway(db: Path, agent_file: AgentFile) -> None:
+async def test_from_an_agent_file_to_a_conversation_through_the_gateway(
+    db: Path, agent_file: AgentFile
+) -> None:
     async with AgentManager(db) as manager, trio.open_nursery() as nursery:
         service = await manager.register_service("echo", agent_file(), config=QUICK, auto_start=True)
         assert service.status is ServiceStatus.RUNNING
@@ -158,7 +160,9 @@ async def test_cancelling_the_application_stops_everything(db: Path, agent_file:
         manager.list_services()
 
 
-async def test_a_cancelled_application_inside_async_with_stops_everything(db: Path, agent_file: AgentFile) -> None:
+async def test_a_cancelled_application_inside_async_with_stops_everything(
+    db: Path, agent_file: AgentFile
+) -> None:
     with trio.CancelScope() as scope:
         async with AgentManager(db) as manager:
             service = await manager.register_service("echo", agent_file(), auto_start=True)
@@ -247,7 +251,9 @@ async def test_services_are_listed_by_status_tag_and_name(db: Path, agent_file: 
         assert names(name="ew") == ["news"]
 
 
-async def test_a_rule_sends_its_clients_to_its_targets_while_it_lasts(db: Path, agent_file: AgentFile) -> None:
+async def test_a_rule_sends_its_clients_to_its_targets_while_it_lasts(
+    db: Path, agent_file: AgentFile
+) -> None:
     async with AgentManager(db) as manager, trio.open_nursery() as nursery:
         for name in ("plain", "vip"):
             source = f"def create_agent():\n    async def a(m):\n        return {name!r}\n    return a\n"
@@ -256,7 +262,9 @@ async def test_a_rule_sends_its_clients_to_its_targets_while_it_lasts(db: Path, 
         url = f"ws://localhost:{port}/?tier=gold"
         condition = RoutingCondition(field="query.tier", operator=ConditionOperator.EQUALS, value="gold")
         with manager.subscribe() as events, trio.fail_after(5):
-            manager.add_routing_rule(RoutingRule(name="gold", conditions=(condition,), target_services=("vip",)))
+            manager.add_routing_rule(
+                RoutingRule(name="gold", conditions=(condition,), target_services=("vip",))
+            )
             assert (await events.receive()).kind == "rule.created"
         assert {await ask(url, "who?") for _ in range(4)} == {"vip"}
         await manager.delete_routing_rule("gold")
@@ -264,7 +272,9 @@ async def test_a_rule_sends_its_clients_to_its_targets_while_it_lasts(db: Path, 
         nursery.cancel_scope.cancel()
 
 
-async def test_sessions_are_counted_while_they_live_and_when_they_end(db: Path, agent_file: AgentFile) -> None:
+async def test_sessions_are_counted_while_they_live_and_when_they_end(
+    db: Path, agent_file: AgentFile
+) -> None:
     async with AgentManager(db) as manager, trio.open_nursery() as nursery:
         await manager.register_service("echo", agent_file(), auto_start=True)
         port = await nursery.start(manager.serve_proxy, "localhost", 0)
@@ -285,7 +295,9 @@ async def test_sessions_are_counted_while_they_live_and_when_they_end(db: Path, 
         assert manager.get_service_stats("echo")["connections"]["total"] == 1
 
 
-async def test_on_the_database_only_it_registers_and_lists_and_starts_nothing(db: Path, agent_file: AgentFile) -> None:
+async def test_on_the_database_only_it_registers_and_lists_and_starts_nothing(
+    db: Path, agent_file: AgentFile
+) -> None:
     async with AgentManager(db, supervise=False) as manager:
         await manager.register_service("echo", agent_file())
         with pytest.raises(ManagerNotRunning, match="agentmgr daemon"):

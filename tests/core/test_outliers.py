@@ -71,13 +71,13 @@ def test_those_that_are_gone_are_forgotten() -> None:
     assert outliers.ejected(0) == set()
 
 
-@given(st.lists(st.tuples(st.sampled_from(["fail", "succeed", "recover"]), st.floats(0, 100)), max_size=60))
+@given(
+    st.lists(st.tuples(st.sampled_from(["failed", "succeeded", "recovered"]), st.floats(0, 100)), max_size=60)
+)
 def test_any_history_keeps_shares_in_range_and_ejections_capped(history: list[tuple[str, float]]) -> None:
     outliers, now = Outliers(POLICY), 0.0
     for event, pause in history:
         now += pause
-        {"fail": outliers.failed, "succeed": outliers.succeeded, "recover": outliers.recovered}[event](
-            "a", now
-        )
+        getattr(outliers, event)("a", now)
         assert 0.1 <= outliers.share("a", now) <= 1
         assert outliers.ejected(now + POLICY.ejection_max_s) == set()

@@ -61,7 +61,7 @@ class ReplayBuffer:
             self._drop_oldest()
 
     def would_lose(self, needed_from: int, size: int = 0) -> bool:
-        """Whether one more event of `size` bytes would push out one that is still needed: `needed_from` on."""
+        """Whether one more event of `size` bytes would push out one from `needed_from` on."""
         count, total = len(self._frames) + 1, self._bytes + size
         for seq, held in enumerate(self._sizes, start=self.first_seq):
             if count <= self._max_events and total <= self._max_bytes:

@@ -98,9 +98,9 @@ class RunsToAnObject:
 @pytest.mark.parametrize(
     "agent",
     [
-        coroutine, generator, plain, plain_generator, gives_coroutine, gives_generator, with_session, with_default,
-        partial(with_session), partial(generator), Full(), Streaming(), Callable(), Runs(), RunsPlainly(),
-        RunsToAnObject(),
+        coroutine, generator, plain, plain_generator, gives_coroutine, gives_generator, with_session,
+        with_default, partial(with_session), partial(generator), Full(), Streaming(), Callable(), Runs(),
+        RunsPlainly(), RunsToAnObject(),
     ],
 )  # fmt: skip
 async def test_each_colour_of_agent_answers(agent):

@@ -1,7 +1,7 @@
 """Finding the agent in a file or module, and saying what is wrong in the author's own terms."""
 
-import inspect
 import sys
+import textwrap
 
 import pytest
 
@@ -20,7 +20,7 @@ def _clean_imports(monkeypatch):
 @pytest.fixture
 def write(tmp_path):
     def write(text, name="my_agent.py"):
-        (tmp_path / name).write_text(inspect.cleandoc(text))
+        (tmp_path / name).write_text(textwrap.dedent(text))
         return str(tmp_path / name)
 
     return write
@@ -117,9 +117,7 @@ def test_a_missing_file_is_named_with_its_whole_path(tmp_path):
     ],
 )
 async def test_what_the_author_wrote_is_shown_and_nothing_of_ours(write, text, last_lines):
-    path = write("") and write("")  # an empty file first: the text goes in as it is
-    with open(path, "w") as file:
-        file.write(text)
+    path = write(text)
     with pytest.raises(AgentLoadError) as caught:
         await make_agent(load(path))
     for line in last_lines:
@@ -136,7 +134,8 @@ async def test_what_the_author_wrote_is_shown_and_nothing_of_ours(write, text, l
         ("RUNTIME = 'gevent'\nagent = print", '"trio", "asyncio" or "auto"'),
         ("def create_agent(): pass", "the factory returned None, which cannot answer a message"),
         ("def create_agent(): return 5", "the factory returned a int"),
-        ("agent = lambda: 'x'", "takes no message"),
+        ("agent = lambda: 'x'", "the factory returned a str"),
+        ("def create_agent(): return lambda: 'x'", "takes no message"),
     ],
 )
 async def test_a_file_without_an_agent_is_told_what_to_do(write, text, message):

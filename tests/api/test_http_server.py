@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import trio
+from agentmgr.api.sockets import bind_tcp, bound_unix
 
 from agentmgr.api.server import ServerLimits, serve
-from agentmgr.api.sockets import bind_tcp, bound_unix
 from agentmgr.errors import InvalidRequest, PortNotAvailable
 
 BIG = 32 * 2**20

@@ -221,7 +221,7 @@ class Lab:
         gateway = Gateway(
             RoutingTable(backends=backends, **(table or {})),
             observer=witness,
-            limits=limits or GatewayLimits(close_timeout_s=2),
+            limits=limits or GatewayLimits(close_timeout_s=0.5),
             **options,
         )
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -61,6 +61,7 @@ async def run(
             await nursery.start(sessions.run)
             async with trio.open_nursery() as serving:
                 serving.start_soon(server.serve, listener)
+                logger.info("%s is served at %s", options.path, _url(listener))
                 task_status.started(_url(listener))
                 async for _ in signals:
                     break

@@ -1,0 +1,68 @@
+"""May one more session open? Counts that are taken and given back, and nothing in between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from types import MappingProxyType
+
+from .routing import Backend
+
+
+class Seats:
+    """How many sessions each instance has or is about to have.
+
+    A seat is taken before the instance is dialled, in one step with the check: that is what makes
+    `max_sessions` exact under any concurrency.
+    """
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+        self._limits: dict[str, int] = {}
+        self._full: set[str] = set()
+
+    @property
+    def taken(self) -> Mapping[str, int]:
+        """Seats taken by instance id; an instance with none is absent."""
+        return MappingProxyType(self._taken)
+
+    @property
+    def full(self) -> Set[str]:
+        """The ids of those that have no seat left."""
+        return self._full
+
+    def set_limit(self, instance_id: str, max_sessions: int) -> None:
+        """0 means no limit. Sessions above a lowered limit stay; new ones wait until they are below it."""
+        if max_sessions:
+            self._limits[instance_id] = max_sessions
+        else:
+            self._limits.pop(instance_id, None)
+        self._judge(instance_id)
+
+    def has_room(self, instance_id: str) -> bool:
+        return instance_id not in self._full
+
+    def take(self, backend: Backend) -> None:
+        """Takes a seat; raises `ValueError` when there is none."""
+        name = backend.instance_id
+        if name in self._full:
+            raise ValueError(f"instance {name} has no seat left")
+        self._taken[name] = self._taken.get(name, 0) + 1
+        self._judge(name)
+
+    def give_back(self, instance_id: str) -> None:
+        """Gives a seat back; raises `ValueError` when none was taken."""
+        left = self._taken.get(instance_id, 0) - 1
+        if left < 0:
+            raise ValueError(f"instance {instance_id} has no session")
+        if left:
+            self._taken[instance_id] = left
+        else:
+            del self._taken[instance_id]
+        self._judge(instance_id)
+
+    def _judge(self, instance_id: str) -> None:
+        limit = self._limits.get(instance_id)
+        if limit is not None and self._taken.get(instance_id, 0) >= limit:
+            self._full.add(instance_id)
+        else:
+            self._full.discard(instance_id)

@@ -1,0 +1,220 @@
+"""Who may take a client: from a request and a table of rules and instances to the candidates.
+
+The table is a value. The gateway is handed a new one whenever a service, a rule or an instance's state
+changes; sessions that live are not touched by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from functools import cached_property
+
+from attrs import Factory, frozen
+
+from ..errors import InvalidRequest, ServiceNotFound
+from ..models import RoutingRule, RoutingStrategy
+from .conditions import Predicate, check_rule, compile_conditions
+from .request import ClientRequest
+from .strategies import Rotation, choose
+
+__all__ = [
+    "Backend",
+    "BackendState",
+    "ClientRequest",
+    "Pool",
+    "Rotation",
+    "Router",
+    "RoutingDecision",
+    "RoutingTable",
+    "check_rule",
+    "choose",
+]
+
+
+class BackendState(StrEnum):
+    ROUTABLE = "routable"
+    COMING = "coming"  #: starting, or restarting at a known time: worth waiting for
+    DRAINING = "draining"  #: keeps its sessions and gets no new ones
+    DOWN = "down"
+
+
+@frozen
+class Backend:
+    """An instance, as far as the gateway has to know it."""
+
+    instance_id: str
+    service_id: str
+    service_name: str
+    host: str
+    port: int
+    tags: frozenset[str] = frozenset()
+    weight: int = 1
+    max_sessions: int = 0  #: 0: unlimited
+    session_timeout: float = 1800.0  #: seconds without a data frame; 0: never
+    max_message_bytes: int = 0  #: 0: unlimited
+    state: BackendState = BackendState.ROUTABLE
+
+
+@frozen
+class RoutingTable:
+    """All that decides where a client goes. `service_names` has those without a running instance too."""
+
+    backends: tuple[Backend, ...] = ()
+    rules: tuple[RoutingRule, ...] = ()
+    service_names: frozenset[str] = frozenset()
+    default_strategy: RoutingStrategy = RoutingStrategy.ROUND_ROBIN
+
+
+@frozen
+class RoutingDecision:
+    """What `rules test` shows for a sample request."""
+
+    rule: str | None  #: the name of the rule that matched
+    strategy: RoutingStrategy | None
+    candidates: tuple[str, ...]  #: instance ids of all that the client may reach, whatever their state
+    chosen: str | None  #: the instance id that a client would get now
+    service: str | None  #: the name of the chosen one's service
+    code: str | None  #: of the refusal, when nobody was chosen
+    reason: str
+
+
+@frozen(slots=False)  # for cached_property
+class Pool:
+    """Those that may take a client, and how one of them is chosen."""
+
+    backends: tuple[Backend, ...]
+    strategy: RoutingStrategy
+    rule: str | None = None  #: the name of the rule that chose them
+    hash_key: str | None = None
+    reason: str = ""  #: why these, for people
+    rotation: Rotation = Factory(Rotation)
+
+    @cached_property
+    def routable(self) -> tuple[Backend, ...]:
+        return tuple(b for b in self.backends if b.state is BackendState.ROUTABLE)
+
+    @cached_property
+    def coming(self) -> bool:
+        """Is it worth waiting for somebody here?"""
+        return any(b.state in (BackendState.ROUTABLE, BackendState.COMING) for b in self.backends)
+
+    @cached_property
+    def by_id(self) -> Mapping[str, Backend]:
+        return {b.instance_id: b for b in self.backends}
+
+    @cached_property
+    def weights(self) -> Mapping[str, float]:
+        return {b.instance_id: b.weight for b in self.backends}
+
+    def key_of(self, request: ClientRequest) -> str | None:
+        """What `hash_based` goes by: the value of the rule's key, else the client's address."""
+        return request.client_ip if self.hash_key is None else request.first(self.hash_key)
+
+
+class Router:
+    """A table made ready for use: rules compiled and in order, pools made when first needed.
+
+    `rotations` keeps whose turn it is; it is passed from each router to the next, so that a change of the
+    table does not start every rotation again.
+    """
+
+    def __init__(
+        self, table: RoutingTable, *, hints: bool = True, rotations: dict[str, Rotation] | None = None
+    ) -> None:
+        self.table = table
+        self.by_id = {backend.instance_id: backend for backend in table.backends}
+        self.rotations: dict[str, Rotation] = {} if rotations is None else rotations
+        self._hints = hints
+        self._pools: dict[str, Pool] = {}
+        self._known = table.service_names | {backend.service_name for backend in table.backends}
+        self._rules = [
+            (rule, holds)
+            for rule in sorted(table.rules, key=lambda r: (r.priority, r.created_at, r.rule_id))
+            if rule.enabled and (holds := _compiled(rule)) is not None
+        ]
+        for rotation in self.rotations.values():
+            rotation.forget_all_but(self.by_id.keys())
+
+    def pool(self, request: ClientRequest) -> Pool:
+        """The candidates for this client; there may be none. Raises `ServiceNotFound`.
+
+        An address `/services/NAME` comes first, then the hints `?service=NAME` and `?tag=TAG`, then the
+        rules, then the default strategy over all.
+        """
+        name, _ = request.address
+        if name is not None:
+            return self._service(name, "the path names the service")
+        if self._hints and "?" in request.path:
+            if name := request.first("query.service"):
+                return self._service(name, "the query names the service")
+            if tag := request.first("query.tag"):
+                return self._tagged(tag)
+        for rule, holds in self._rules:
+            if holds(request):
+                pool = self._targets(rule)
+                if rule.fallback_strategy is not None and not pool.coming:
+                    return self._fallback(rule, rule.fallback_strategy)
+                return pool
+        return self._made("default", self.table.backends, self.table.default_strategy, "no rule matched")
+
+    def _service(self, name: str, why: str) -> Pool:
+        if name not in self._known:
+            raise ServiceNotFound(f"there is no service named {name!r}")
+        members = (b for b in self.table.backends if b.service_name == name)
+        return self._made(f"service:{name}", members, self.table.default_strategy, f"{why} {name}")
+
+    def _tagged(self, tag: str) -> Pool:
+        strategy, why = self.table.default_strategy, f"the query asks for the tag {tag!r}"
+        if not any(tag in b.tags for b in self.table.backends):
+            return Pool((), strategy, reason=why)  # not remembered: clients could name any number of tags
+        return self._made(f"tag:{tag}", (b for b in self.table.backends if tag in b.tags), strategy, why)
+
+    def _targets(self, rule: RoutingRule) -> Pool:
+        members = _members(rule, self.table.backends)
+        return self._made(f"rule:{rule.rule_id}", members, rule.target_strategy, "the rule matched", rule)
+
+    def _fallback(self, rule: RoutingRule, strategy: RoutingStrategy) -> Pool:
+        why = "the rule matched and its targets have nobody: its fallback applies"
+        return self._made(f"fallback:{rule.rule_id}", self.table.backends, strategy, why, rule)
+
+    def _made(
+        self,
+        key: str,
+        members: Iterable[Backend],
+        strategy: RoutingStrategy,
+        why: str,
+        rule: RoutingRule | None = None,
+    ) -> Pool:
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool(
+                tuple(members),
+                strategy,
+                rule=rule.name if rule else None,
+                hash_key=rule.hash_key if rule else None,
+                reason=why,
+                rotation=self.rotations.setdefault(key, Rotation()),
+            )
+        return pool
+
+
+def _compiled(rule: RoutingRule) -> Predicate | None:
+    try:
+        return compile_conditions(rule.conditions)
+    except InvalidRequest:  # stored by a version that took it: one bad rule must not stop the others
+        return None
+
+
+def _members(rule: RoutingRule, backends: Iterable[Backend]) -> Iterable[Backend]:
+    if rule.target_services:
+        found = list(backends)
+        for target in rule.target_services:  # in the order of the rule: `manual` goes by it
+            yield from (b for b in found if target in (b.service_name, b.service_id))
+    elif rule.target_tags:
+        for backend in backends:
+            common = rule.target_tags & backend.tags
+            if common and (common == rule.target_tags or not rule.match_all_tags):
+                yield backend
+    else:
+        yield from backends

@@ -1,0 +1,135 @@
+"""How one of several suitable instances is chosen.
+
+Every strategy is a function of what it is given: the instances that can take the client now (never none),
+the live sessions of each, a source of randomness, whose turn it was. It looks nothing up by itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Protocol, TypeVar
+
+from ..models import RoutingStrategy
+
+Rand = Callable[[], float]  #: a random number from 0 up to 1, as `random.random`
+
+
+class Candidate(Protocol):
+    @property
+    def instance_id(self) -> str: ...
+    @property
+    def weight(self) -> float: ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+_NONE: Mapping[str, float] = {}
+
+
+class Rotation:
+    """Whose turn it is: smooth weighted round robin, as in nginx (`ngx_http_upstream_round_robin.c`).
+
+    Everybody earns their weight in each turn; the richest is chosen and pays out the turn's total. Of
+    weights 5, 1, 1 that makes a a b a c a a. Somebody who cannot take a client for a while neither earns
+    nor pays, so nobody is flooded for having been away.
+    """
+
+    def __init__(self) -> None:
+        self._credit: dict[str, float] = {}
+
+    def next(self, candidates: Sequence[C], weights: Mapping[str, float] = _NONE) -> C:
+        credit = self._credit
+        best, most, total = candidates[0], -math.inf, 0.0
+        for candidate in candidates:
+            name = candidate.instance_id
+            weight = weights.get(name, candidate.weight) if weights else candidate.weight
+            total += weight
+            have = credit[name] = credit.get(name, 0.0) + weight
+            if have > most:
+                best, most = candidate, have
+        credit[best.instance_id] -= total
+        return best
+
+    def forget_all_but(self, instance_ids: Collection[str]) -> None:
+        for gone in self._credit.keys() - instance_ids:
+            del self._credit[gone]
+
+
+def choose(
+    strategy: RoutingStrategy,
+    candidates: Sequence[C],
+    *,
+    live: Mapping[str, int],
+    rotation: Rotation,
+    rand: Rand,
+    key: str | None = None,
+    weights: Mapping[str, float] = _NONE,
+) -> C:
+    """One of the candidates, of which there must be one at least.
+
+    `live` counts sessions by instance id. `key` is what `hash_based` goes by; without one it takes turns.
+    `weights` overrides those of the instances that are being warmed in.
+    """
+    match strategy:
+        case RoutingStrategy.MANUAL:
+            return candidates[0]
+        case RoutingStrategy.LEAST_CONNECTIONS:
+            return _least_loaded(candidates, live, rand, weights)
+        case RoutingStrategy.WEIGHTED_RANDOM:
+            return _weighted_random(candidates, rand, weights)
+        case RoutingStrategy.HASH_BASED if key is not None:
+            return _rendezvous(candidates, key, weights)
+        case _:  # tag_based too: its tags have chosen the candidates already
+            return rotation.next(candidates, weights)
+
+
+def _least_loaded(
+    candidates: Sequence[C], live: Mapping[str, int], rand: Rand, weights: Mapping[str, float]
+) -> C:
+    least, equals = math.inf, list(candidates[:1])
+    for candidate in candidates:
+        name = candidate.instance_id
+        # The session to come is counted too: else all idle instances are equal, whatever their weight.
+        load = (live.get(name, 0) + 1) / weights.get(name, candidate.weight)
+        if load < least:
+            least, equals = load, [candidate]
+        elif load == least:
+            equals.append(candidate)
+    return equals[int(rand() * len(equals))]
+
+
+def _weighted_random(candidates: Sequence[C], rand: Rand, weights: Mapping[str, float]) -> C:
+    shares = [weights.get(candidate.instance_id, candidate.weight) for candidate in candidates]
+    point = rand() * sum(shares)
+    for candidate, share in zip(candidates, shares, strict=True):
+        point -= share
+        if point < 0:
+            return candidate
+    return candidates[-1]
+
+
+def _rendezvous(candidates: Sequence[C], key: str, weights: Mapping[str, float]) -> C:
+    """Highest random weight (Thaler and Ravishankar, 1998): adding or removing one moves only its share."""
+    client = _digest(key)
+    if not weights and len({candidate.weight for candidate in candidates}) == 1:
+        return max(candidates, key=lambda candidate: _mix(client, candidate.instance_id))
+
+    def score(candidate: C) -> float:
+        unit = (_mix(client, candidate.instance_id) + 0.5) / 2**64
+        return -weights.get(candidate.instance_id, candidate.weight) / math.log(unit)
+
+    return max(candidates, key=score)
+
+
+def _mix(client: int, instance_id: str) -> int:
+    # Multiply-shift hashing (Dietzfelbinger et al., 1997): a random odd multiplier for each instance. Both
+    # digests are uniform already; hashing the pair anew would take ten times as long.
+    return client * (_digest(instance_id) | 1) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+@lru_cache(maxsize=4096)
+def _digest(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

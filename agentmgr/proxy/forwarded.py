@@ -1,0 +1,65 @@
+"""Who the client is, and what its instance is told of it.
+
+Forwarding headers are believed from trusted proxies only; everybody else's are dropped, in every spelling
+that a backend could confuse with the real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from .head import Fields, RequestHead
+
+Networks = Sequence[IPv4Network | IPv6Network]
+
+_OURS = frozenset(
+    {"forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port",
+     "x-real-ip", "x-request-id", "x-agentmgr-identity"}
+)  # fmt: skip
+
+
+def networks(texts: Iterable[str]) -> Networks:
+    """Raises `ValueError` for what is not an address or network."""
+    return tuple(ip_network(text, strict=False) for text in texts)
+
+
+def client_address(peer: str, head: RequestHead, trusted: Networks) -> str:
+    """The client's address: the last one of `X-Forwarded-For` that no trusted proxy could have made up."""
+    if not _within(peer, trusted):
+        return peer
+    client = peer
+    for hop in reversed(head.by_name.get("x-forwarded-for", "").split(",")):
+        try:
+            address = str(ip_address(hop.strip()))
+        except ValueError:
+            break
+        client = address
+        if not _within(address, trusted):
+            break
+    return client
+
+
+def backend_fields(
+    head: RequestHead,
+    *,
+    peer: str,
+    trusted: Networks,
+    secure: bool,
+    request_id: str,
+    identity: str | None = None,
+) -> Fields:
+    """The header fields for the instance; `identity` is the name that the client has proved to have."""
+    believed = head.by_name if _within(peer, trusted) else {}
+    return (
+        *((name, value) for name, value in head.end_to_end if name.lower().replace("_", "-") not in _OURS),
+        ("X-Forwarded-For", f"{hops}, {peer}" if (hops := believed.get("x-forwarded-for")) else peer),
+        ("X-Forwarded-Proto", believed.get("x-forwarded-proto", "https" if secure else "http")),
+        ("X-Forwarded-Host", believed.get("x-forwarded-host", head.by_name["host"])),
+        ("X-Request-Id", believed.get("x-request-id", request_id)),
+        *([("X-Agentmgr-Identity", identity)] if identity is not None else []),
+    )
+
+
+def _within(address: str, trusted: Networks) -> bool:
+    return bool(trusted) and any(ip_address(address) in network for network in trusted)

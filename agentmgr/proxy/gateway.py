@@ -1,0 +1,152 @@
+"""The gateway: one address, and behind it a suitable instance for every client."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+import trio
+
+from ..core.outliers import OutlierPolicy
+from ..core.request import ClientRequest
+from ..core.routing import Router, RoutingDecision, RoutingTable
+from ..errors import ServiceNotFound
+from ..models import Connection
+from .access import Authenticator, Quotas, origins
+from .certificate import Certificate
+from .forwarded import networks
+from .frames import close_frame
+from .intake import Intake
+from .limits import GatewayLimits
+from .listener import Places, accept_forever
+from .lobby import Lobby
+from .session import Pacer
+from .sessions import SessionObserver, Sessions
+from .tunnel import Ending, Relay
+
+
+class Gateway:
+    """Routes WebSocket clients to instances, as a table says that it is handed.
+
+    It knows neither a supervisor nor a store. `observer` is told of each session. With an `authenticator`
+    every client needs a token or ticket. `trusted_proxies` (addresses or networks) may say who the client
+    is. `allowed_origins` are the pages that may connect, all if None. `hints` lets clients ask for a service
+    or tag in the query. Raises `ValueError` for a trusted proxy that is not an address or network.
+    """
+
+    def __init__(
+        self,
+        table: RoutingTable | None = None,
+        *,
+        limits: GatewayLimits | None = None,
+        observer: SessionObserver | None = None,
+        authenticator: Authenticator | None = None,
+        trusted_proxies: Iterable[str] = (),
+        allowed_origins: Iterable[str] | None = None,
+        hints: bool = True,
+        outliers: OutlierPolicy | None = None,
+    ) -> None:
+        self._limits = limits or GatewayLimits()
+        self._hints = hints
+        self._authenticator = authenticator
+        self._trusted = networks(trusted_proxies)
+        self._allowed_origins = origins(allowed_origins)
+        router = Router(table or RoutingTable(), hints=hints)
+        self._lobby = Lobby(router, self._limits, outliers or OutlierPolicy())
+        self._sessions = Sessions(observer)
+        self._quotas = Quotas(self._limits)
+        self._pacer = Pacer(self._limits)
+        self._places = Places(self._limits.max_connections)
+
+    # The control side.
+
+    def update(self, table: RoutingTable) -> None:
+        """From now on new clients are routed by this table. Sessions that live are not touched."""
+        self._lobby.update(Router(table, hints=self._hints, rotations=self._lobby.router.rotations))
+
+    def route(self, request: ClientRequest) -> RoutingDecision:
+        """Who would get this client now, and why; nothing is changed by asking."""
+        try:
+            pool, chosen = self._lobby.preview(request)
+        except ServiceNotFound as error:
+            return RoutingDecision(None, None, (), None, None, error.code, error.message)
+        ids = tuple(b.instance_id for b in pool.backends)
+        if chosen is None:
+            code = "at_capacity" if pool.routable else "no_service_available"
+            reason = f"{pool.reason}; nobody there can take a client now"
+            return RoutingDecision(pool.rule, pool.strategy, ids, None, None, code, reason)
+        return RoutingDecision(
+            pool.rule, pool.strategy, ids, chosen.instance_id, chosen.service_name, None, pool.reason
+        )
+
+    def connections(self) -> tuple[Connection, ...]:
+        now = trio.current_time()
+        return tuple(session.connection(now) for session in self._sessions)
+
+    def active_sessions(self, instance_id: str) -> int:
+        """Sessions of an instance, those about to open included."""
+        return self._lobby.live.get(instance_id, 0)
+
+    def disconnect(self, connection_id: str, *, code: int = 1008, reason: str = "") -> None:
+        """Closes a session. Raises `ConnectionNotFound`, and `ValueError` for a code that cannot be sent."""
+        close_frame(code, masked=False)
+        self._sessions.get(connection_id).tunnel.end(Ending("gateway", code, reason))
+
+    async def drain(self, instance_id: str, *, timeout_s: float) -> None:
+        """Ends an instance's sessions when they fall idle, at the latest after `timeout_s` seconds.
+
+        Returns when none is left. That no new ones come is up to the table: the instance must not be
+        routable there any more.
+        """
+        deadline = trio.current_time() + timeout_s
+        farewell = Ending("gateway", 1012, "the service is restarting: please come back")
+        while sessions := self._sessions.of(instance_id):
+            now = trio.current_time()
+            due = [
+                session
+                for session in sessions
+                if session.tunnel.ending is None
+                and (now >= deadline or session.idle_s(now) >= self._limits.drain_idle_s)
+            ]
+            for session in due[: self._limits.close_batch]:
+                session.tunnel.end(farewell)
+            pause = self._limits.close_pause_s * random.uniform(0.5, 1.5)
+            with trio.move_on_after(pause if due else min(max(deadline - now, pause), 0.25)):
+                await self._sessions.next_end()
+
+    # The data side.
+
+    async def serve(
+        self,
+        listeners: Sequence[trio.SocketListener],
+        *,
+        certificate: Certificate | None = None,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serves clients until cancelled; then ends their sessions with 1001, in batches.
+
+        With a certificate the listeners speak TLS only. They are the caller's, and not closed here.
+        """
+        relay = Relay(stall_timeout_s=self._limits.stall_timeout_s)
+        intake = Intake(
+            self._limits,
+            self._lobby,
+            self._sessions,
+            self._quotas,
+            self._pacer,
+            relay,
+            self._trusted,
+            self._allowed_origins,
+            self._authenticator,
+            certificate,
+        )
+        async with trio.open_nursery() as engine:
+            # It has to outlive the cancellation: sessions still relay while they wait for their farewell.
+            relaying = await engine.start(relay.run)
+            try:
+                async with trio.open_nursery() as clients:
+                    for listener in listeners:
+                        clients.start_soon(accept_forever, listener, intake.serve, clients, self._places)
+                    task_status.started()
+            finally:
+                relaying.cancel()

@@ -1,0 +1,35 @@
+"""The gateway's limits, each with its default and the reason for it."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen
+class GatewayLimits:
+    """Durations in seconds, sizes in bytes. A limit of 0 means none where the text says so."""
+
+    head_bytes: int = 16 * 1024  #: as in h11, Node and most servers; cookies are what fills it
+    head_fields: int = 100
+    head_timeout_s: float = 10.0  #: from accept to the complete head, TLS handshake included
+    early_bytes: int = 64 * 1024  #: what a client may send before its answer without being made to wait
+    refusal_bytes: int = 64 * 1024  #: of a backend's own refusal, relayed to the client
+
+    connect_timeout_s: float = 5.0
+    handshake_timeout_s: float = 10.0  #: from the connect to the backend's complete answer
+    dial_timeout_s: float = 15.0  #: for all tries together
+    max_tries: int = 3
+
+    queue_timeout_s: float = 10.0  #: how long a client waits for a seat or for an instance that is coming
+    queue_size: int = 1000  #: clients that wait at once
+    retry_after_s: int = 2  #: what a refused client is told; a restart usually takes less
+
+    max_connections: int = 0  #: at once, handshakes included; 0: what the process's open files allow
+    sessions_per_address: int = 0  #: at once, from one client address; 0: no limit
+    handshakes_per_address_s: float = 0.0  #: a second, from one client address; 0: no limit
+
+    stall_timeout_s: float = 60.0  #: a receiver that takes nothing for so long is cut
+    close_timeout_s: float = 10.0  #: from a close frame to the end of the connection
+    drain_idle_s: float = 1.0  #: no data frame for so long: a good moment to end a draining session
+    close_batch: int = 50  #: sessions closed at once when many are
+    close_pause_s: float = 0.05  #: on average, between two such batches

@@ -1,0 +1,79 @@
+"""One session from its opening to its end, and who ends it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Awaitable, Callable
+
+import trio
+from attrs import evolve
+
+from ..core.routing import Backend
+from .farewell import at_boundary, say_goodbye
+from .limits import GatewayLimits
+from .sessions import SHUTDOWN, Session, Sessions
+from .tunnel import Ending, Relay
+
+
+class Pacer:
+    """Spreads many endings at once over a while, so that the reconnects do not come as one wave."""
+
+    def __init__(self, limits: GatewayLimits) -> None:
+        self._step_s = limits.close_pause_s / limits.close_batch
+        self._next = 0.0
+
+    async def turn(self) -> None:
+        now = trio.current_time()
+        # Jitter keeps the order loose: clients that came together should not come back together.
+        self._next = max(self._next, now) + self._step_s * random.uniform(0.5, 1.5)
+        await trio.sleep_until(self._next)
+
+
+async def run_session(
+    session: Session,
+    sessions: Sessions,
+    relay: Relay,
+    pacer: Pacer,
+    limits: GatewayLimits,
+    *,
+    early: bytes,
+    late: bytes,
+    loss_code: Callable[[Backend], Awaitable[int]],
+) -> None:
+    """Relays until somebody ends the session; says goodbye to those who are still there.
+
+    Cancelled, it still does that, with 1001. The wires stay open: their owner closes them. `loss_code`
+    tells what a client is to hear when its instance is gone.
+    """
+    tunnel = session.tunnel
+    with sessions.open(session), relay.carrying(tunnel, early, late):
+        try:
+            ending = await _watch(session, limits)
+            relay.release(tunnel)
+            if ending.by == "backend" and not ending.abrupt and at_boundary(tunnel.from_backend):
+                ending = evolve(ending, code=await loss_code(session.backend))
+            session.ending = ending
+        finally:
+            with trio.CancelScope(shield=True):
+                if session.ending is SHUTDOWN:
+                    await pacer.turn()
+                relay.release(tunnel)
+                await say_goodbye(tunnel, session.ending, timeout_s=limits.close_timeout_s)
+
+
+async def _watch(session: Session, limits: GatewayLimits) -> Ending:
+    """Sleeps until the relay has an ending, or a time limit of this session has passed."""
+    tunnel, idle_limit_s = session.tunnel, session.backend.session_timeout
+    while tunnel.ending is None:
+        if tunnel.first_close is not None:
+            deadline, overdue = tunnel.closing_since + limits.close_timeout_s, tunnel.seen()
+        else:
+            deadline = tunnel.last_data + idle_limit_s if idle_limit_s else math.inf
+            overdue = Ending("gateway", 1001, f"no message for {idle_limit_s:g} s")
+        if trio.current_time() >= deadline:
+            return overdue
+        tunnel.changed = trio.Event()
+        with trio.move_on_at(deadline):
+            await tunnel.changed.wait()
+    return tunnel.ending

@@ -1,0 +1,153 @@
+"""The live sessions: what each is, how it stands, and its end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Protocol
+
+import trio
+
+from ..core.routing import Backend
+from ..errors import ConnectionNotFound
+from ..models import Connection, SessionEnd, utc_now
+from .tunnel import Ending, Tunnel
+
+logger = logging.getLogger("agentmgr.gateway")
+
+SHUTDOWN = Ending("gateway", 1001, "the gateway is shutting down")
+
+
+class SessionObserver(Protocol):
+    """Is told of every session. Both methods are quick, do not block and do not raise."""
+
+    def session_opened(self, connection: Connection) -> None: ...
+    def session_closed(self, end: SessionEnd) -> None: ...
+
+
+class Session:
+    """One client, connected to one instance."""
+
+    __slots__ = (
+        "backend", "client_ip", "client_port", "connection_id", "ending", "path", "rule", "started_at",
+        "tunnel",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        connection_id: str,
+        *,
+        client_ip: str,
+        client_port: int,
+        backend: Backend,
+        rule: str | None,
+        path: str,
+        tunnel: Tunnel,
+    ) -> None:
+        self.connection_id = connection_id
+        self.client_ip = client_ip
+        self.client_port = client_port
+        self.backend = backend
+        self.rule = rule
+        self.path = path
+        self.tunnel = tunnel
+        self.started_at: datetime = utc_now()
+        self.ending = SHUTDOWN  # unless something else ends it first
+
+    def idle_s(self, now: float) -> float:
+        """Seconds since the last data frame in either direction."""
+        return max(0.0, now - self.tunnel.last_data)
+
+    def connection(self, now: float) -> Connection:
+        inbound, outbound = self.tunnel.from_client, self.tunnel.from_backend
+        return Connection(
+            connection_id=self.connection_id,
+            client_ip=self.client_ip,
+            client_port=self.client_port,
+            service_id=self.backend.service_id,
+            service_name=self.backend.service_name,
+            instance_id=self.backend.instance_id,
+            rule=self.rule,
+            path=self.path,
+            started_at=self.started_at,
+            idle_s=self.idle_s(now),
+            bytes_from_client=inbound.bytes,
+            bytes_to_client=outbound.bytes,
+            messages_from_client=inbound.tracker.messages,
+            messages_to_client=outbound.tracker.messages,
+        )
+
+    def end(self) -> SessionEnd:
+        inbound, outbound = self.tunnel.from_client, self.tunnel.from_backend
+        return SessionEnd(
+            connection_id=self.connection_id,
+            service_id=self.backend.service_id,
+            instance_id=self.backend.instance_id,
+            started_at=self.started_at,
+            ended_at=utc_now(),
+            ended_by=self.ending.by,
+            code=self.ending.code,
+            reason=self.ending.reason,
+            bytes_from_client=inbound.bytes,
+            bytes_to_client=outbound.bytes,
+            messages_from_client=inbound.tracker.messages,
+            messages_to_client=outbound.tracker.messages,
+        )
+
+
+class Sessions:
+    """All live sessions. Opening one and its end are one `with` block, so the list cannot be wrong."""
+
+    def __init__(self, observer: SessionObserver | None) -> None:
+        self._observer = observer
+        self._by_id: dict[str, Session] = {}
+        self._by_instance: dict[str, set[Session]] = {}
+        self._ended = trio.Event()
+
+    @contextmanager
+    def open(self, session: Session) -> Iterator[None]:
+        instance_id = session.backend.instance_id
+        self._by_id[session.connection_id] = session
+        self._by_instance.setdefault(instance_id, set()).add(session)
+        try:
+            if self._observer is not None:
+                self._observer.session_opened(session.connection(trio.current_time()))
+            yield
+        finally:
+            del self._by_id[session.connection_id]
+            peers = self._by_instance[instance_id]
+            peers.remove(session)
+            if not peers:
+                del self._by_instance[instance_id]
+            self._ended.set()
+            self._ended = trio.Event()
+            end = session.end()
+            # repr: the reason may be a stranger's text, and has no business making lines of its own.
+            logger.info(
+                "session %s of %s ended by %s: code %s, %r",
+                end.connection_id, session.backend.service_name, end.ended_by, end.code, end.reason,
+            )  # fmt: skip
+            if self._observer is not None:
+                self._observer.session_closed(end)
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(tuple(self._by_id.values()))
+
+    def get(self, connection_id: str) -> Session:
+        """Raises `ConnectionNotFound`."""
+        try:
+            return self._by_id[connection_id]
+        except KeyError:
+            raise ConnectionNotFound(f"there is no connection {connection_id!r}") from None
+
+    def of(self, instance_id: str) -> frozenset[Session]:
+        return frozenset(self._by_instance.get(instance_id, ()))
+
+    async def next_end(self) -> None:
+        """Returns when a session, any session, has ended."""
+        await self._ended.wait()

@@ -1,0 +1,143 @@
+"""The backend's side of the handshake: dial, ask, judge the answer."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+
+import h11
+import trio
+from attrs import frozen
+
+from ..core.routing import Backend
+from .head import BadResponse, Fields, RequestHead, ResponseHead, check_switch, parse_response
+from .limits import GatewayLimits
+from .refusal import Refusal, http_response
+from .wire import Wire, connect
+
+
+class DialFailed(Exception):
+    """This instance did not take the client. `retry`: another one may be asked, no harm was done."""
+
+    def __init__(self, reason: str, *, retry: bool, timed_out: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry = retry
+        self.timed_out = timed_out
+
+
+class BackendRefused(Exception):
+    """The instance answered, and its answer is not a 101: it goes to the client as it is."""
+
+    def __init__(self, status: int, response: bytes) -> None:
+        super().__init__(f"the instance answered {status}")
+        self.status = status
+        self.response = response
+
+
+@frozen
+class Answer:
+    """A backend's 101 and the bytes that came along with it."""
+
+    head: ResponseHead
+    rest: bytes
+
+
+def upgrade_request(path: str, fields: Fields) -> bytes:
+    """The head that a backend gets: the client's, without what was meant for us."""
+    lines = [f"GET {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"]
+    lines += [f"{name}: {value}\r\n" for name, value in fields]
+    lines.append("\r\n")
+    return "".join(lines).encode("latin-1")
+
+
+async def open_backend(
+    backend: Backend, asked: bytes, request: RequestHead, limits: GatewayLimits, *, deadline: float
+) -> tuple[Wire, Answer]:
+    """Connects, asks, and judges the answer. Raises `DialFailed` or `BackendRefused`."""
+    wire = await _dial(backend, limits, deadline)
+    with ExitStack() as until_answered:
+        until_answered.enter_context(closing(wire))
+        answer = await _ask(wire, asked, request, limits, deadline)
+        until_answered.pop_all()
+    return wire, answer
+
+
+async def _dial(backend: Backend, limits: GatewayLimits, deadline: float) -> Wire:
+    where = f"{backend.host}:{backend.port}"
+    try:
+        with trio.fail_at(min(deadline, trio.current_time() + limits.connect_timeout_s)):
+            return await connect(backend.host, backend.port)
+    except trio.TooSlowError:
+        raise DialFailed(f"{where} did not accept in time", retry=True, timed_out=True) from None
+    except OSError as error:
+        raise DialFailed(f"{where}: {error.strerror or error}", retry=True) from None
+
+
+async def _ask(
+    wire: Wire, asked: bytes, request: RequestHead, limits: GatewayLimits, deadline: float
+) -> Answer:
+    received = bytearray()
+    too_long = BadResponse(f"the head of its answer is over {limits.head_bytes} bytes")
+    try:
+        with trio.fail_at(min(deadline, trio.current_time() + limits.handshake_timeout_s)):
+            await wire.send_all(asked)
+            while (end := received.find(b"\r\n\r\n")) < 0:
+                if len(received) > limits.head_bytes:
+                    raise too_long
+                data = await wire.receive(limits.head_bytes)
+                if not data:
+                    raise BadResponse("it closed the connection instead of answering")
+                received += data
+            if end + 4 > limits.head_bytes:
+                raise too_long
+            answer = parse_response(bytes(received[: end + 4]), max_fields=limits.head_fields)
+            if answer.status == 101:
+                check_switch(answer, request)
+                return Answer(answer, bytes(received[end + 4 :]))
+            raise BackendRefused(answer.status, await _refusal(wire, bytes(received), limits))
+    except trio.TooSlowError:
+        raise DialFailed("it did not answer the upgrade in time", retry=False, timed_out=True) from None
+    except (BadResponse, OSError) as fault:
+        # Asking another one is harmless while not one byte came back.
+        raise DialFailed(str(fault), retry=not received) from None
+
+
+async def _refusal(wire: Wire, received: bytes, limits: GatewayLimits) -> bytes:
+    """A backend's answer other than 101, framed anew: h11 knows all the ways in which a body may end."""
+    connection = h11.Connection(h11.CLIENT)
+    connection.send(h11.Request(method="GET", target="/", headers=[("Host", "backend")]))
+    connection.send(h11.EndOfMessage())
+    connection.receive_data(received)
+    head: h11.Response | None = None
+    body = bytearray()
+    try:
+        while True:
+            event = connection.next_event()
+            if event is h11.NEED_DATA:
+                connection.receive_data(await wire.receive(limits.refusal_bytes))
+            elif isinstance(event, h11.Response):
+                head = event
+            elif isinstance(event, h11.Data):
+                body += event.data
+                if len(body) > limits.refusal_bytes:
+                    break
+            elif not isinstance(event, h11.InformationalResponse):
+                break
+    except h11.RemoteProtocolError as error:
+        raise BadResponse(f"its refusal is not HTTP/1.1: {error}") from None
+    if head is None:
+        raise BadResponse("it sent no final answer")
+    dropped = {b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade"}
+    fields = tuple(
+        (name.decode("latin-1"), value.decode("latin-1"))
+        for name, value in head.headers.raw_items()
+        if name.lower() not in dropped
+    )
+    return http_response(head.status_code, fields, bytes(body[: limits.refusal_bytes]))
+
+
+def gateway_fault(failure: DialFailed) -> Refusal:
+    """What the client is told when nobody could be reached."""
+    if failure.timed_out:
+        return Refusal(504, "backend_timeout", f"the service did not answer in time: {failure.reason}")
+    return Refusal(502, "bad_gateway", f"the service could not be reached: {failure.reason}")

@@ -1,0 +1,121 @@
+"""One TCP connection, plain or TLS, as the handshakes use it.
+
+A non-blocking socket of the standard library and the few waits it needs. It is not a `trio.SocketStream`
+because after the handshakes the relay serves the bare socket from a plain loop (`tunnel`), and
+`ssl.SSLSocket` lets it do so with the same calls for both kinds.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from contextlib import ExitStack, closing, suppress
+
+import trio
+
+_AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
+
+
+class Wire:
+    """Owns the socket: whoever has the wire closes it."""
+
+    __slots__ = ("secure", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.secure = isinstance(sock, ssl.SSLSocket)
+
+    async def start_tls(self, context: ssl.SSLContext) -> None:
+        """Becomes a TLS server. Raises `OSError` (`ssl.SSLError` is one)."""
+        sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        self.sock, self.secure = sock, True
+        while True:
+            try:
+                return sock.do_handshake()
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(sock)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(sock)
+
+    async def receive(self, max_bytes: int) -> bytes:
+        """At least one byte; `b""` at the end of the stream. Raises `OSError`."""
+        while True:
+            try:
+                return self.sock.recv(max_bytes)
+            except _AGAIN:
+                await trio.lowlevel.wait_readable(self.sock)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(self.sock)
+
+    async def send_all(self, data: bytes | memoryview) -> None:
+        """Raises `OSError`."""
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[self.sock.send(view) :]
+            except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
+                await trio.lowlevel.wait_writable(self.sock)
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(self.sock)
+
+    def end_sending(self) -> None:
+        """Half close: the peer sees the end of the stream, and may still send."""
+        with suppress(OSError):
+            if isinstance(self.sock, ssl.SSLSocket):
+                return  # TLS has no half close that peers agree on; the close frame says it all
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self.sock.close()
+
+
+async def connect(host: str, port: int) -> Wire:
+    """Connects over TCP, trying the host's addresses in turn. Raises `OSError`."""
+    last: OSError | None = None
+    for family, address in await _addresses(host, port):
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        with ExitStack() as until_connected:
+            wire = until_connected.enter_context(closing(Wire(sock)))
+            try:
+                tune(sock)
+                await _connect(sock, address)
+            except OSError as error:
+                last = error
+                continue
+            until_connected.pop_all()
+            return wire
+    raise last or OSError(f"{host} has no address")
+
+
+async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
+    try:
+        sock.connect(address)
+    except BlockingIOError:
+        await trio.lowlevel.wait_writable(sock)
+        if error := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(error, "connect failed") from None
+
+
+async def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
+    if host == "localhost":  # no resolver, no thread: what nearly every instance is
+        return [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):
+            socket.inet_pton(family, host)
+            return [(family, (host, port))]
+    found = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(family, (str(address[0]), int(address[1]))) for family, _, _, _, address in found]
+
+
+def tune(sock: socket.socket) -> None:
+    """What both legs of a session need. On a listener, the accepted sockets inherit it (Linux)."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small messages must not wait for an ACK
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    # A pulled cable is noticed after 30 + 3 * 15 = 75 s of silence, or 90 s of unacknowledged data.
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 90_000)  # milliseconds

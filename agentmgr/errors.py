@@ -57,7 +57,8 @@ class AgentManagerError(Exception):
     _by_code: ClassVar[dict[str, type[AgentManagerError]]] = {}
 
     def __init_subclass__(cls) -> None:
-        AgentManagerError._by_code[cls.code] = cls
+        if "code" in vars(cls):  # a subclass for somebody's own use goes by its parent's code
+            AgentManagerError._by_code[cls.code] = cls
 
     def __init__(self, message: str, *, fields: Sequence[FieldProblem] = ()) -> None:
         super().__init__(message)

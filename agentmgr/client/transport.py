@@ -6,6 +6,7 @@ apart; here leaving is at once, and what went wrong is one exception.
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import SplitResult, urlsplit
@@ -101,11 +102,9 @@ def _why(error: BaseException) -> str:
         return f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
     cause = error.__cause__
     if isinstance(cause, ExceptionGroup):  # one for each address that was tried
-        cause = cause.exceptions[-1]
-    while isinstance(cause, OSError) and cause.__cause__ is not None:
-        cause = cause.__cause__
-    shown = cause or error
-    return str(shown) or type(shown).__name__
+        error = cause.exceptions[-1]
+    errno = getattr(error, "errno", None) or 0
+    return os.strerror(errno) if errno > 0 else str(error) or type(error).__name__
 
 
 class _TellingStream(trio.abc.Stream):

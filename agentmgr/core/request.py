@@ -82,6 +82,9 @@ class ClientRequest:
     @property
     def session_id(self) -> str | None:
         """The session that the client wants to return to, when it names one."""
+        headers = self.headers
+        if "session_id" not in self.path and "x-session-id" not in headers and "cookie" not in headers:
+            return None  # nearly always, and parsing is what costs
         for source in ("query.session_id", "header.x-session-id", "cookie.session_id"):
             if value := self.first(source):
                 return value

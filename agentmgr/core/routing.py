@@ -103,6 +103,10 @@ class Pool:
     def by_id(self) -> Mapping[str, Backend]:
         return {b.instance_id: b for b in self.backends}
 
+    @cached_property
+    def weights(self) -> Mapping[str, float]:
+        return {b.instance_id: b.weight for b in self.backends}
+
     def key_of(self, request: ClientRequest) -> str | None:
         """What `hash_based` goes by: the value of the rule's key, else the client's address."""
         return request.client_ip if self.hash_key is None else request.first(self.hash_key)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +16,7 @@ from attrs import evolve
 from .. import __version__
 from ..core import stats
 from ..core.routing import ClientRequest, RoutingDecision
-from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, ServiceNotFound, WrongState
+from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, WrongState
 from ..models import (
     Connection,
     DesiredStatus,
@@ -78,7 +78,7 @@ class AgentManager:
         self._leaving: set[str] = set()  # ids of services that are being unregistered
         self._shutdown_requested = trio.Event()
         self._leave_running = False
-        self._scope: AbstractAsyncContextManager[trio.Nursery]
+        self._stack: AsyncExitStack
         self._system_run: SystemRun | None = None
 
     # Its own life
@@ -145,14 +145,16 @@ class AgentManager:
         await self._shutdown_requested.wait()
 
     async def __aenter__(self) -> Self:
-        self._scope = trio.open_nursery()
-        nursery = await self._scope.__aenter__()
-        try:
-            await nursery.start(self.run)
-        except BaseException:  # nothing was entered, so nobody else will leave the nursery; then as it was
-            nursery.cancel_scope.cancel()
-            await self._scope.__aexit__(None, None, None)
-            raise
+        failure: AgentManagerError | None = None
+        async with AsyncExitStack() as stack:
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            try:
+                await nursery.start(self.run)
+                self._stack = stack.pop_all()
+            except AgentManagerError as error:  # so that it leaves as it is, and not in the nursery's group
+                failure = error
+        if failure is not None:
+            raise failure
         return self
 
     async def __aexit__(
@@ -160,9 +162,9 @@ class AgentManager:
     ) -> None:
         self.request_shutdown(leave_running=self._leave_running)
         if isinstance(error, trio.Cancelled):
-            await self._scope.__aexit__(kind, error, trace)
-        else:  # the caller's own error is no failure of ours, and reaches it without a group around it
-            await self._scope.__aexit__(None, None, None)
+            await self._stack.__aexit__(kind, error, trace)
+        else:  # the caller's own error is no failure of ours, and leaves without a group around it
+            await self._stack.aclose()
 
     async def start(self) -> None:
         """Manage in the background of this trio run, without a nursery around it."""
@@ -472,7 +474,10 @@ class AgentManager:
         plane = self._supervising()
         listeners = await open_listeners(host, port)
         port = listeners[0].socket.getsockname()[1]
-        with self.listening("proxy", host, port):
+        with ExitStack() as stack:
+            for listener in listeners:
+                stack.callback(listener.socket.close)
+            stack.enter_context(self.listening("proxy", host, port))
             async with trio.open_nursery() as nursery:
                 await nursery.start(plane.gateway.serve, listeners)
                 task_status.started(port)

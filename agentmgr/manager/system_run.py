@@ -20,7 +20,7 @@ class SystemRun:
         self._ended = trio.Event()
         self._error: Exception | None = None
 
-    async def start(self, run: Callable[[trio.TaskStatus[object]], Awaitable[None]]) -> None:
+    async def start(self, run: Callable[..., Awaitable[object]]) -> None:
         """Return when `run` has reported that it started; raise what it raised before that."""
         trio.lowlevel.spawn_system_task(self._main, run)
         await self._started.wait()
@@ -35,13 +35,13 @@ class SystemRun:
         if self._error is not None:
             raise self._error
 
-    async def _main(self, run: Callable[[trio.TaskStatus[object]], Awaitable[None]]) -> None:
+    async def _main(self, run: Callable[..., Awaitable[object]]) -> None:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(lambda task_status=trio.TASK_STATUS_IGNORED: run(task_status))
+                    await nursery.start(run)
                     self._started.set()
-        except Exception as error:  # noqa: a system task that raises would crash the whole program
+        except Exception as error:  # a system task that raises would crash the whole program
             self._error = error
         finally:
             self._started.set()

@@ -13,9 +13,9 @@ from .head import Fields, RequestHead
 
 Networks = Sequence[IPv4Network | IPv6Network]
 
-_FORWARDING = frozenset(
+_OURS = frozenset(
     {"forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port",
-     "x-real-ip", "x-request-id"}
+     "x-real-ip", "x-request-id", "x-agentmgr-identity"}
 )  # fmt: skip
 
 
@@ -47,21 +47,17 @@ def backend_fields(
     trusted: Networks,
     secure: bool,
     request_id: str,
-    dropped: frozenset[str] = frozenset(),
+    identity: str | None = None,
 ) -> Fields:
-    """The header fields for the instance. `dropped` names (lower case) are left out besides."""
+    """The header fields for the instance; `identity` is the name that the client has proved to have."""
     believed = head.by_name if _within(peer, trusted) else {}
-    hops = [believed[name] for name in ("x-forwarded-for",) if name in believed]
     return (
-        *(
-            (name, value)
-            for name, value in head.end_to_end
-            if (lower := name.lower()) not in dropped and lower.replace("_", "-") not in _FORWARDING
-        ),
-        ("X-Forwarded-For", ", ".join((*hops, peer))),
+        *((name, value) for name, value in head.end_to_end if name.lower().replace("_", "-") not in _OURS),
+        ("X-Forwarded-For", f"{hops}, {peer}" if (hops := believed.get("x-forwarded-for")) else peer),
         ("X-Forwarded-Proto", believed.get("x-forwarded-proto", "https" if secure else "http")),
         ("X-Forwarded-Host", believed.get("x-forwarded-host", head.by_name["host"])),
         ("X-Request-Id", believed.get("x-request-id", request_id)),
+        *([("X-Agentmgr-Identity", identity)] if identity is not None else []),
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 
 import trio
 
+from .refusal import Refusal
 from .wire import Wire, tune
 
 logger = logging.getLogger("agentmgr.gateway")
@@ -22,9 +24,38 @@ _ACCEPTS = 32  # in a row, before other tasks get their turn
 # Out of descriptors or memory: accepting again at once would spin, because the client is still there.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CLOSED = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
+_FULL = Refusal(503, "too_many_connections", "the gateway is full", (("Retry-After", "2"),)).response
 
 
-async def accept_forever(listener: trio.SocketListener, handler: Handler, nursery: trio.Nursery) -> None:
+class Places:
+    """How many connections there may be at once; what is over that is refused without a task of its own.
+
+    The default leaves a reserve of file descriptors, so that the rest of the process (its API, its
+    database, its children) stays well under a flood of clients.
+    """
+
+    _RESERVE = 128
+    _PER_SESSION = 2  # one descriptor for each leg
+
+    def __init__(self, limit: int) -> None:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._limit = limit or max(16, (soft - self._RESERVE) // self._PER_SESSION)
+        self._taken = 0
+
+    def take(self) -> bool:
+        """Takes a place, if there is one."""
+        if self._taken >= self._limit:
+            return False
+        self._taken += 1
+        return True
+
+    def give_back(self) -> None:
+        self._taken -= 1
+
+
+async def accept_forever(
+    listener: trio.SocketListener, handler: Handler, nursery: trio.Nursery, places: Places
+) -> None:
     """Runs `handler(wire, (host, port))` in `nursery` for each client, until cancelled.
 
     The handler's wire is closed when it returns or raises. Exceptions are logged and go no further.
@@ -32,8 +63,7 @@ async def accept_forever(listener: trio.SocketListener, handler: Handler, nurser
     # A duplicate, because accepting several clients for one wait is not something trio's listener does.
     with socket.socket(fileno=os.dup(listener.socket.fileno())) as sock:
         sock.setblocking(False)
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            tune(sock)
+        tune(sock)
         while True:
             await trio.lowlevel.wait_readable(sock)
             for _ in range(_ACCEPTS):
@@ -48,12 +78,23 @@ async def accept_forever(listener: trio.SocketListener, handler: Handler, nurser
                         logger.warning("cannot accept a client: %s", error.strerror)
                         await trio.sleep(_BACKOFF_S)
                     break  # else: that client has left already (ECONNABORTED and the like)
-                nursery.start_soon(_guarded, handler, Wire(client), address)
+                wire = Wire(client)
+                if places.take():
+                    nursery.start_soon(_guarded, handler, wire, (address[0], address[1]), places)
+                else:
+                    _turn_away(wire)
 
 
-async def _guarded(handler: Handler, wire: Wire, address: tuple[str, int]) -> None:
-    with closing(wire):
-        try:
-            await handler(wire, (address[0], address[1]))
-        except* Exception:  # the boundary: a fault in one session must not reach the others
-            logger.exception("a session ended with an error of the gateway's own")
+async def _guarded(handler: Handler, wire: Wire, address: tuple[str, int], places: Places) -> None:
+    try:
+        with closing(wire):
+            await handler(wire, address)
+    except* Exception:  # the boundary: a fault in one session must not reach the others
+        logger.exception("a session ended with an error of the gateway's own")
+    finally:
+        places.give_back()
+
+
+def _turn_away(wire: Wire) -> None:
+    with closing(wire), suppress(OSError):
+        wire.sock.send(_FULL)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import deepcopy
 
 import trio
-from attrs import frozen
+from attrs import define, evolve, field, frozen
 
 from ..core.admission import Seats
-from ..core.routing import Backend, BackendState, ClientRequest, Pool, Router
-from ..core.strategies import choose
+from ..core.affinity import Affinity
+from ..core.outliers import OutlierPolicy, Outliers
+from ..core.request import ClientRequest
+from ..core.routing import Backend, BackendState, Pool, Router
+from ..core.strategies import Rotation, choose
 from ..errors import ServiceNotFound
 from .limits import GatewayLimits
 from .refusal import Refusal
@@ -27,14 +31,20 @@ class Seat:
     pool: Pool
 
 
-class _Waiter:
-    __slots__ = ("outcome", "request", "tried", "woken")
+@define(eq=False)
+class Visit:
+    """A client on its way to a seat."""
 
-    def __init__(self, request: ClientRequest, tried: set[str]) -> None:
-        self.request = request
-        self.tried = tried
-        self.woken = trio.Event()
-        self.outcome: Seat | Refusal | None = None
+    request: ClientRequest
+    services: frozenset[str] | None = None  #: the names it may connect to; None: all
+    tried: set[str] = field(factory=set)  #: ids of the instances that failed it
+
+
+@define(eq=False)
+class _Waiter:
+    visit: Visit
+    woken: trio.Event = field(factory=trio.Event)
+    outcome: Seat | Refusal | None = None
 
 
 class Lobby:
@@ -43,37 +53,46 @@ class Lobby:
     A seat that comes free goes to the client that has waited longest for it, before any newcomer.
     """
 
-    def __init__(self, router: Router, limits: GatewayLimits) -> None:
+    def __init__(self, router: Router, limits: GatewayLimits, outliers: OutlierPolicy) -> None:
         self._router = router
         self._limits = limits
         self._seats = Seats()
+        self._outliers = Outliers(outliers)
+        self._affinity = Affinity()
         self._waiting: dict[_Waiter, None] = {}  # in order of arrival
         self._news = trio.Event()
-        self.update(router)
+        self._set_limits()
 
     @property
     def router(self) -> Router:
         return self._router
 
     def update(self, router: Router) -> None:
-        for gone in self._router.by_id.keys() - router.by_id.keys():
+        before, self._router = self._router, router
+        for gone in before.by_id.keys() - router.by_id.keys():
             self._seats.set_limit(gone, 0)
+        self._set_limits()
+        self._outliers.forget_all_but(router.by_id.keys())
+        now = trio.current_time()
         for backend in router.table.backends:
-            self._seats.set_limit(backend.instance_id, backend.max_sessions)
-        self._router = router
+            old = before.by_id.get(backend.instance_id)
+            if backend.state is BackendState.ROUTABLE and (old is None or old.state is not backend.state):
+                self._outliers.recovered(backend.instance_id, now)
+        for waiter in self._waiting:
+            tried = waiter.visit.tried
+            tried -= {name for name in tried if not self._is_routable(name)}
         self._news.set()
         self._news = trio.Event()
-        for waiter in self._waiting:
-            waiter.tried = {name for name in waiter.tried if self._is_routable(name)}
         self._serve_waiting()
+
+    def _set_limits(self) -> None:
+        for backend in self._router.table.backends:
+            self._seats.set_limit(backend.instance_id, backend.max_sessions)
 
     @property
     def live(self) -> Mapping[str, int]:
         """Seats taken, by instance id."""
         return self._seats.taken
-
-    def has_room(self, instance_id: str) -> bool:
-        return self._seats.has_room(instance_id)
 
     async def loss_code(self, backend: Backend) -> int:
         """The close code for the clients of an instance that was lost: 1012 when coming back helps.
@@ -90,12 +109,12 @@ class Lobby:
         return 1012 if back else 1011
 
     @asynccontextmanager
-    async def seat(self, request: ClientRequest, tried: set[str]) -> AsyncIterator[Seat | None]:
-        """A seat at an instance that is not in `tried`; None when only those are left.
+    async def seat(self, visit: Visit) -> AsyncIterator[Seat | None]:
+        """A seat at an instance that has not failed this client; None when only those are left.
 
         Raises `Refusal`: nobody there, nobody coming, or not in time.
         """
-        seat = self._pick(request, tried) or await self._wait(request, tried)
+        seat = self._pick(visit) or await self._wait(visit)
         if seat is None:
             yield None
             return
@@ -104,46 +123,96 @@ class Lobby:
         finally:
             self._give_back(seat)
 
+    def opened(self, visit: Visit, seat: Seat) -> None:
+        """The instance took the client."""
+        self._outliers.succeeded(seat.backend.instance_id, trio.current_time())
+        if session_id := visit.request.session_id:
+            self._affinity.remember(session_id, seat.backend.instance_id)
+
+    def failed(self, visit: Visit, seat: Seat) -> None:
+        """The instance did not take the client: it is not asked again for this one."""
+        visit.tried.add(seat.backend.instance_id)
+        self._outliers.failed(seat.backend.instance_id, trio.current_time())
+
+    def preview(self, request: ClientRequest) -> tuple[Pool, Backend | None]:
+        """The pool for a request and who would be chosen now. Takes no seat; raises `ServiceNotFound`."""
+        pool = self._router.pool(request)
+        candidates = self._candidates(pool, Visit(request))
+        return pool, self._choose(pool, candidates, request, deepcopy(pool.rotation)) if candidates else None
+
     def _is_routable(self, instance_id: str) -> bool:
         backend = self._router.by_id.get(instance_id)
         return backend is not None and backend.state is BackendState.ROUTABLE
 
-    def _pool(self, request: ClientRequest) -> Pool:
+    def _pool(self, visit: Visit) -> Pool:
         try:
-            return self._router.pool(request)
+            pool = self._router.pool(visit.request)
         except ServiceNotFound as error:
             raise Refusal(404, error.code, error.message) from None
+        if visit.services is None:
+            return pool
+        allowed = tuple(b for b in pool.backends if b.service_name in visit.services)
+        if pool.backends and not allowed:
+            raise Refusal(403, "forbidden", "this token does not allow connecting there")
+        return evolve(pool, backends=allowed)
 
-    def _pick(self, request: ClientRequest, tried: set[str]) -> Seat | None:
+    def _pick(self, visit: Visit) -> Seat | None:
         """A seat, taken, or None when it takes a wait. Raises `Refusal` when waiting does not help."""
-        pool = self._pool(request)
-        blocked = self._seats.full | tried
-        candidates = [b for b in pool.routable if b.instance_id not in blocked] if blocked else pool.routable
+        pool = self._pool(visit)
+        candidates = self._candidates(pool, visit)
         if not candidates:
             if not pool.coming:
-                raise self._nobody("no_service_available", f"no service is available ({pool.reason})")
+                raise self._nobody("no_service_available", f"no service is available: {pool.reason}")
             return None
-        backend = choose(
-            pool.strategy,
-            candidates,
-            live=self._seats.taken,
-            rotation=pool.rotation,
-            rand=random.random,
-            key=pool.key_of(request),
-        )
+        backend = self._choose(pool, candidates, visit.request, pool.rotation)
         self._seats.take(backend)
         return Seat(backend, pool)
 
-    async def _wait(self, request: ClientRequest, tried: set[str]) -> Seat | None:
+    def _candidates(self, pool: Pool, visit: Visit) -> Sequence[Backend]:
+        """Those that can take this client now."""
+        blocked = self._seats.full | visit.tried
+        holder = self._holder(pool, visit.request)
+        if holder is not None and holder.instance_id not in visit.tried:
+            return () if holder.instance_id in blocked else (holder,)
+        ejected = self._outliers.ejected(trio.current_time())
+        if not blocked and not ejected:
+            return pool.routable
+        free = [b for b in pool.routable if b.instance_id not in blocked]
+        # If everybody is ejected, the fault may as well be ours: better to try them than to refuse.
+        return [b for b in free if b.instance_id not in ejected] or free
+
+    def _holder(self, pool: Pool, request: ClientRequest) -> Backend | None:
+        """The instance that holds the session which the client names: while it lives, so also draining."""
+        session_id = request.session_id
+        if session_id is None or (name := self._affinity.holder(session_id)) is None:
+            return None
+        backend = pool.by_id.get(name)
+        alive = (BackendState.ROUTABLE, BackendState.DRAINING)
+        return backend if backend is not None and backend.state in alive else None
+
+    def _choose(
+        self, pool: Pool, candidates: Sequence[Backend], request: ClientRequest, rotation: Rotation
+    ) -> Backend:
+        return choose(
+            pool.strategy,
+            candidates,
+            live=self._seats.taken,
+            rotation=rotation,
+            rand=random.random,
+            key=pool.key_of(request),
+            weights=self._outliers.weights(pool.weights, trio.current_time()),
+        )
+
+    async def _wait(self, visit: Visit) -> Seat | None:
         if len(self._waiting) >= self._limits.queue_size:
             raise self._nobody("at_capacity", "all instances are at capacity, and so is the queue for them")
-        waiter = _Waiter(request, tried)
+        waiter = _Waiter(visit)
         self._waiting[waiter] = None
         try:
-            if tried:
+            if visit.tried:
                 with trio.move_on_after(_NEWS_S):
                     await waiter.woken.wait()
-                if not self._worth_waiting(waiter):
+                if waiter.outcome is None and not self._worth_waiting(visit):
                     return None
             with trio.move_on_after(self._limits.queue_timeout_s):
                 await waiter.woken.wait()
@@ -158,15 +227,12 @@ class Lobby:
             raise self._nobody("at_capacity", "no instance became free in time")
         return outcome
 
-    def _worth_waiting(self, waiter: _Waiter) -> bool:
-        """Is there somebody besides those that failed already?"""
-        if waiter.outcome is not None:
-            return True
-        backends = self._pool(waiter.request).backends
+    def _worth_waiting(self, visit: Visit) -> bool:
+        """Is there somebody besides those that failed this client?"""
         return any(
             b.state is BackendState.COMING
-            or (b.state is BackendState.ROUTABLE and b.instance_id not in waiter.tried)
-            for b in backends
+            or (b.state is BackendState.ROUTABLE and b.instance_id not in visit.tried)
+            for b in self._pool(visit).backends
         )
 
     def _give_back(self, seat: Seat) -> None:
@@ -179,7 +245,7 @@ class Lobby:
             if seats is not None and seats <= 0:
                 return
             try:
-                waiter.outcome = self._pick(waiter.request, waiter.tried)
+                waiter.outcome = self._pick(waiter.visit)
             except Refusal as refusal:
                 waiter.outcome = refusal
             if waiter.outcome is None:

@@ -21,6 +21,7 @@ class Refusal(Exception):
         self.reason = reason
         self.headers = headers
 
+    @property
     def response(self) -> bytes:
         body = json.dumps({"code": self.code, "reason": self.reason}).encode() + b"\n"
         return http_response(self.status, (("Content-Type", "application/json"), *self.headers), body)

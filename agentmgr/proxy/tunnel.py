@@ -11,6 +11,7 @@ tunnel stands, and the session's task decides (`session`).
 
 from __future__ import annotations
 
+import logging
 import select
 import ssl
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from attrs import frozen
 
 from .frames import FrameTracker, FrameViolation
 from .wire import Wire
+
+logger = logging.getLogger("agentmgr.gateway")
 
 _AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -179,10 +182,14 @@ class Relay:
                 leg = legs.get(fd)
                 if leg is None:
                     continue  # its tunnel ended earlier in this batch
-                if events & _OUT:
-                    self._flush(leg.target_of, now)
-                if events & ~_OUT and leg.interest & _IN:
-                    self._receive(leg.source_of, now)
+                try:
+                    if events & _OUT:
+                        self._flush(leg.target_of, now)
+                    if events & ~_OUT and leg.interest & _IN:
+                        self._receive(leg.source_of, now)
+                except Exception:  # the boundary: a fault in one tunnel must not reach the others
+                    logger.exception("a tunnel ended with an error of the relay's own")
+                    self._end(leg.tunnel, Ending("gateway", 1011, "internal error"))
             if len(ready) < _BATCH:
                 break
 

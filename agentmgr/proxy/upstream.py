@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing
 
 import h11
 import trio
@@ -51,50 +50,55 @@ def upgrade_request(path: str, fields: Fields) -> bytes:
     return "".join(lines).encode("latin-1")
 
 
-async def dial(backend: Backend, limits: GatewayLimits) -> Wire:
-    """Connects; raises `DialFailed`."""
+async def open_backend(
+    backend: Backend, asked: bytes, request: RequestHead, limits: GatewayLimits, *, deadline: float
+) -> tuple[Wire, Answer]:
+    """Connects, asks, and judges the answer. Raises `DialFailed` or `BackendRefused`."""
+    wire = await _dial(backend, limits, deadline)
+    with ExitStack() as until_answered:
+        until_answered.enter_context(closing(wire))
+        answer = await _ask(wire, asked, request, limits, deadline)
+        until_answered.pop_all()
+    return wire, answer
+
+
+async def _dial(backend: Backend, limits: GatewayLimits, deadline: float) -> Wire:
     where = f"{backend.host}:{backend.port}"
     try:
-        with trio.fail_after(limits.connect_timeout_s):
+        with trio.fail_at(min(deadline, trio.current_time() + limits.connect_timeout_s)):
             return await connect(backend.host, backend.port)
     except trio.TooSlowError:
-        reason = f"{where} did not accept within {limits.connect_timeout_s:g} s"
-        raise DialFailed(reason, retry=True, timed_out=True) from None
+        raise DialFailed(f"{where} did not accept in time", retry=True, timed_out=True) from None
     except OSError as error:
         raise DialFailed(f"{where}: {error.strerror or error}", retry=True) from None
 
 
-async def ask(wire: Wire, head: bytes, request: RequestHead, limits: GatewayLimits) -> Answer:
-    """Sends the upgrade and judges the answer. Raises `DialFailed` or `BackendRefused`."""
+async def _ask(
+    wire: Wire, asked: bytes, request: RequestHead, limits: GatewayLimits, deadline: float
+) -> Answer:
     received = bytearray()
-    with _translated(received, limits):
-        await wire.send_all(head)
-        while (end := received.find(b"\r\n\r\n")) < 0:
-            if len(received) > limits.head_bytes:
-                raise BadResponse(f"the head of its answer is over {limits.head_bytes} bytes")
-            data = await wire.receive(limits.head_bytes)
-            if not data:
-                raise BadResponse("it closed the connection instead of answering")
-            received += data
-        if end + 4 > limits.head_bytes:
-            raise BadResponse(f"the head of its answer is over {limits.head_bytes} bytes")
-        answer = parse_response(bytes(received[: end + 4]), max_fields=limits.head_fields)
-        if answer.status == 101:
-            check_switch(answer, request)
-            return Answer(answer, bytes(received[end + 4 :]))
-        raise BackendRefused(answer.status, await _refusal(wire, bytes(received), limits))
-
-
-@contextmanager
-def _translated(received: bytearray, limits: GatewayLimits) -> Iterator[None]:
-    """Faults of a backend become `DialFailed`; a retry is harmless while not one byte came back."""
+    too_long = BadResponse(f"the head of its answer is over {limits.head_bytes} bytes")
     try:
-        with trio.fail_after(limits.handshake_timeout_s):
-            yield
+        with trio.fail_at(min(deadline, trio.current_time() + limits.handshake_timeout_s)):
+            await wire.send_all(asked)
+            while (end := received.find(b"\r\n\r\n")) < 0:
+                if len(received) > limits.head_bytes:
+                    raise too_long
+                data = await wire.receive(limits.head_bytes)
+                if not data:
+                    raise BadResponse("it closed the connection instead of answering")
+                received += data
+            if end + 4 > limits.head_bytes:
+                raise too_long
+            answer = parse_response(bytes(received[: end + 4]), max_fields=limits.head_fields)
+            if answer.status == 101:
+                check_switch(answer, request)
+                return Answer(answer, bytes(received[end + 4 :]))
+            raise BackendRefused(answer.status, await _refusal(wire, bytes(received), limits))
     except trio.TooSlowError:
-        reason = f"no answer to the upgrade within {limits.handshake_timeout_s:g} s"
-        raise DialFailed(reason, retry=False, timed_out=True) from None
+        raise DialFailed("it did not answer the upgrade in time", retry=False, timed_out=True) from None
     except (BadResponse, OSError) as fault:
+        # Asking another one is harmless while not one byte came back.
         raise DialFailed(str(fault), retry=not received) from None
 
 

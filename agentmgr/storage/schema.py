@@ -93,7 +93,7 @@ def read_only(path: Path, job: Callable[[sqlite3.Connection], T]) -> T:
             if _stamp_at_rest(path) == before:
                 return result
     # A rollback journal is there only if its writer died while it made the file. SQLite has to finish that.
-    mode = "rw" if _beside(path, "-journal").exists() else "ro"
+    mode = "rw" if beside(path, "-journal").exists() else "ro"
     with closing(connect(path, f"mode={mode}")) as db:
         db.execute("BEGIN")
         result = job(db)
@@ -103,13 +103,14 @@ def read_only(path: Path, job: Callable[[sqlite3.Connection], T]) -> T:
 
 def _stamp_at_rest(path: Path) -> tuple[int, ...] | None:
     """Tells one state of a file that nobody has open for writing from another; None: somebody may have."""
-    if _beside(path, "-wal").exists() or _beside(path, "-journal").exists():
+    if beside(path, "-wal").exists() or beside(path, "-journal").exists():
         return None
     status = path.stat()
     return (status.st_ino, status.st_size, status.st_mtime_ns)
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def beside(path: Path, suffix: str) -> Path:
+    """The path of a file that SQLite keeps along with the database."""
     return path.with_name(path.name + suffix)
 
 
@@ -187,6 +188,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             db.execute("PRAGMA busy_timeout = 5000")
             db.execute("PRAGMA foreign_keys = ON")
             db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")  # a transaction that has returned survives a power cut
             _migrate(db)
         except sqlite3.Error:
             db.close()

@@ -1,6 +1,6 @@
 """Does, to processes: starts them, watches them, restarts them, ends them."""
 
-from .instance import Journal
+from .journal import Journal
 from .supervisor import Supervisor
 
 __all__ = ["Journal", "Supervisor"]

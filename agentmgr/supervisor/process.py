@@ -73,9 +73,7 @@ class Process:
             self._signal_group(signal.SIGCONT)  # one that is stopped would not hear the TERM
             with trio.move_on_after(grace_s, shield=True):
                 await self.wait_exit()
-                # Its workers may still be tidying up, and have the same time for it.
-                while rest := await _find(belongs):
-                    await _wait_all_gone(rest)
+                await _ask_and_wait(belongs)
         if self._popen is not None or not self.exited():
             self._signal_group(signal.SIGKILL)
         with trio.move_on_after(_KILL_PATIENCE_S, shield=True):
@@ -112,19 +110,32 @@ async def kill_all(wanted: Wanted) -> int:
     """
     count = 0
     while found := await _find(wanted):
-        killed = []
-        for pid in found:
-            with suppress(ProcessLookupError), ExitStack() as stack:
-                pidfd = os.pidfd_open(pid)
-                stack.callback(os.close, pidfd)
-                # Only now is it certain whom the number means.
-                stat = procfs.stat(pid)
-                if stat is not None and wanted(pid, stat, procfs.token(pid)):
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                    killed.append(pid)
+        killed = [pid for pid in found if _signal(pid, wanted, signal.SIGKILL)]
         count += len(killed)
         await _wait_all_gone(killed)
     return count
+
+
+async def _ask_and_wait(wanted: Wanted) -> None:
+    """Workers have as long as their leader to end; those that left its group have not heard the TERM yet."""
+    told: set[int] = set()
+    while found := await _find(wanted):
+        for pid in set(found) - told:
+            _signal(pid, wanted, signal.SIGTERM)
+        told.update(found)
+        await _wait_all_gone(found)
+
+
+def _signal(pid: int, wanted: Wanted, number: signal.Signals) -> bool:
+    with suppress(ProcessLookupError, PermissionError), ExitStack() as stack:
+        pidfd = os.pidfd_open(pid)
+        stack.callback(os.close, pidfd)
+        # Only now is it certain whom the number means.
+        stat = procfs.stat(pid)
+        if stat is not None and wanted(pid, stat, procfs.token(pid)):
+            signal.pidfd_send_signal(pidfd, number)
+            return True
+    return False
 
 
 async def _find(wanted: Wanted) -> list[int]:

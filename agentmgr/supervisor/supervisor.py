@@ -22,7 +22,8 @@ from ..models import (
     new_id,
 )
 from . import logs
-from .instance import Journal, Life, Surroundings
+from .instance import Life, Surroundings
+from .journal import Journal
 from .launcher import Child, Launcher, Place
 from .local import LocalLauncher
 from .signals import children_get_defaults
@@ -64,7 +65,7 @@ class Supervisor:
             health_check_interval=health_check_interval,
             random=random,
             probes=trio.CapacityLimiter(MAX_CONCURRENT_PROBES),
-            starts=trio.CapacityLimiter(MAX_CONCURRENT_STARTS),
+            starts=trio.Semaphore(MAX_CONCURRENT_STARTS),
         )
         self._nursery: trio.Nursery | None = None
         self._closing = False
@@ -88,6 +89,7 @@ class Supervisor:
                 await self._adopt(adopt)
                 task_status.started()
                 await self._closed.wait()
+                nursery.cancel_scope.cancel()
 
     # Commands
 
@@ -227,6 +229,7 @@ class Supervisor:
         service.spec = spec
         service.lives.append(life)
         self._open_nursery().start_soon(self._guard, service, life, name=f"{spec.name}/{slot}")
+        self._open_nursery().start_soon(self._keep_entry, life)
         return life
 
     async def _guard(self, service: _Service, life: Life) -> None:
@@ -239,6 +242,13 @@ class Supervisor:
         finally:
             if life.stopped and life in service.lives:
                 service.lives.remove(life)
+
+    async def _keep_entry(self, life: Life) -> None:
+        """A task of its own, because a stop must not wait for a disk, nor an entry be lost by a stop."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(life.entry.keep)
+            await life.over.wait()
+            nursery.cancel_scope.cancel()
 
     def _fill(self, service: _Service, spec: ServiceSpec) -> list[Life]:
         """Starts what is missing, hurries what waits, stops what is too many; returns those to be."""
@@ -307,4 +317,9 @@ class Supervisor:
 
     def _lives(self, service_id: str | None) -> list[Life]:
         services = self._services.values() if service_id is None else [self._services.get(service_id)]
-        return [life for service in services if service is not None for life in service.lives]
+        return [
+            life
+            for service in services
+            if service is not None
+            for life in sorted(service.lives, key=lambda life: life.view.slot)
+        ]

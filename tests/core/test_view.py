@@ -45,7 +45,9 @@ def test_a_service_is_healthy_only_when_all_of_it_is(found: list[Instance]) -> N
 def test_the_endpoint_is_that_of_a_running_instance(found: list[Instance]) -> None:
     service = service_view(SPEC, found, 0)
     hosts = {"localhost": "localhost", "::1": "[::1]"}
-    running = {f"ws://{hosts[i.host]}:{i.port}" for i in found if i.status is ServiceStatus.RUNNING and i.port}
+    running = {
+        f"ws://{hosts[i.host]}:{i.port}" for i in found if i.status is ServiceStatus.RUNNING and i.port
+    }
     assert service.endpoint in running if running else service.endpoint is None
 
 

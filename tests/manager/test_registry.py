@@ -118,7 +118,12 @@ async def test_rules_change_and_go(registry: Registry, store: MemoryStore) -> No
     rule = await registry.add_rule(RoutingRule(name="vip"))
     await registry.add_rule(RoutingRule(name="other"))
     changed = await registry.change_rule("vip", {"priority": 3, "enabled": False}, expected_version=1)
-    assert (changed.rule_id, changed.priority, changed.enabled, changed.version) == (rule.rule_id, 3, False, 2)
+    assert (changed.rule_id, changed.priority, changed.enabled, changed.version) == (
+        rule.rule_id,
+        3,
+        False,
+        2,
+    )
     refusals: list[tuple[Callable[[], object], type[Exception]]] = [
         (lambda: registry.change_rule("vip", {"rule_id": "x"}), InvalidRequest),
         (lambda: registry.change_rule("vip", {"name": "other"}), NameTaken),

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 import trio
+from attrs import evolve
 
-from agentmgr.errors import StorageError
+from agentmgr.errors import InvalidRequest, StorageError
 from agentmgr.models import Event, utc_now
 from agentmgr.storage import HistoryLimits, SqliteStore, open_store, sqlite
 
@@ -232,6 +233,38 @@ async def test_a_fact_that_cannot_be_kept_does_not_hold_up_the_others(tmp_path, 
         assert store.dropped == 2
         assert "cannot be kept" in caplog.text
         assert (await store.load()).totals == {}
+
+
+async def test_no_memory_for_a_thread_is_survived(quick, tmp_path, monkeypatch):
+    async with open_store(tmp_path / "a.db") as store:
+
+        def refuse(*_, **__):
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(trio.to_thread, "run_sync", refuse)
+            event = store.record(Event("tick"))
+            await until_degraded(store, True)
+            with pytest.raises(StorageError, match="can't start new thread"):
+                await store.load()
+        await until_degraded(store, False)
+        assert await store.events() == (event,)
+
+
+async def test_every_write_is_synced_to_the_disk(tmp_path):
+    async with open_store(tmp_path / "a.db") as store:
+        assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert store._db.execute("PRAGMA foreign_keys").fetchone() == (1,)
+
+
+async def test_text_that_no_database_takes_is_the_callers_mistake(tmp_path, make):
+    spec = make.service()
+    odd = evolve(spec, config=evolve(spec.config, agent_factory_path="\udcff.py"))
+    async with open_store(tmp_path / "a.db") as store:
+        with pytest.raises(InvalidRequest, match="not valid Unicode"):
+            await store.add_service(odd)
+        assert (await store.load()).services == ()
 
 
 async def test_facts_are_written_without_being_asked_for(quick, tmp_path):

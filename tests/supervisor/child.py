@@ -130,7 +130,7 @@ def main() -> None:
             json.dump(facts, file)
     if options.escapee:
         # Twice forked, with a session of its own, all descriptors closed: a proper daemon.
-        code = "import os, time; os.fork() and os._exit(0); os.setsid(); os.fork() and os._exit(0); time.sleep(600)"
+        code = "import os, time; os.setsid(); os.fork() and os._exit(0); time.sleep(600)"
         subprocess.Popen([sys.executable, "-c", code]).wait()
     if options.worker:
         subprocess.Popen(["sleep", "600"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -12,8 +13,17 @@ from typing import Any
 import pytest
 import trio
 
-from agentmgr.models import HealthCheck, Instance, InstanceRecord, ServiceConfig, ServiceSpec, ServiceStatus
+from agentmgr.models import (
+    DesiredStatus,
+    HealthCheck,
+    Instance,
+    InstanceRecord,
+    ServiceConfig,
+    ServiceSpec,
+    ServiceStatus,
+)
 from agentmgr.supervisor import Supervisor, procfs
+from agentmgr.supervisor.tokens import Mint
 
 CHILD = Path(__file__).with_name("child.py")
 
@@ -80,7 +90,8 @@ def command() -> Callable[..., ServiceSpec]:
 
     def make(*options: str, name: str = "svc", port: int | None = None, **config: Any) -> ServiceSpec:
         words = (sys.executable, "-S", str(CHILD), "--host", "{host}", "--port", "{port}", *options)
-        return ServiceSpec(name, ServiceConfig(command=words, **{"restart_delay": 0.05, **config}), port=port)
+        config = {"restart_delay": 0.05, "command": words, **config}
+        return ServiceSpec(name, ServiceConfig(**config), port=port, desired_status=DesiredStatus.RUNNING)
 
     return make
 
@@ -95,7 +106,8 @@ def hosted(tmp_path: Path) -> Callable[..., ServiceSpec]:
         interpreter.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -S {CHILD} "$@" {words}\n')
         interpreter.chmod(0o755)
         config = {"restart_delay": 0.05, "agent_factory_path": "agent.py", **config}
-        return ServiceSpec(name, ServiceConfig(python=str(interpreter), **config), port=port)
+        config["python"] = str(interpreter)
+        return ServiceSpec(name, ServiceConfig(**config), port=port, desired_status=DesiredStatus.RUNNING)
 
     return make
 
@@ -104,13 +116,13 @@ Opener = Callable[..., AbstractAsyncContextManager[Supervisor]]
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path, journal: MemoryJournal) -> Opener:
-    """Opens a supervisor; at the end it is shut down, and no process that bears one of its tokens may be left."""
+def supervisor(tmp_path: Path, journal: MemoryJournal, relatives: Callable[[], list[int]]) -> Opener:
+    """Opens a supervisor, shuts it down at the end, and sees that no process with a token of its is left."""
 
     @asynccontextmanager
     async def open_supervisor(leave_running: bool = False, **options: Any) -> AsyncIterator[Supervisor]:
         adopt = options.pop("adopt", ())
-        with trio.fail_after(60):
+        with trio.fail_after(math.inf if "launcher" in options else 60):  # a fake's hours take no time
             async with trio.open_nursery() as nursery:
                 supervisor = Supervisor(journal, log_dir=tmp_path / "logs", **options)
 
@@ -124,17 +136,20 @@ def supervisor(tmp_path: Path, journal: MemoryJournal) -> Opener:
                     with trio.CancelScope(shield=True):
                         await supervisor.shutdown(leave_running=leave_running, force=True)
         if not leave_running:
-            assert relatives(tmp_path) == []
+            assert relatives() == []
 
     return open_supervisor
 
 
-def relatives(tmp_path: Path) -> list[int]:
-    """The living processes that the supervisor of this test has started, by their tokens."""
-    from agentmgr.supervisor.tokens import Mint
+@pytest.fixture
+def relatives(tmp_path: Path) -> Callable[[], list[int]]:
+    """The living processes that the supervisors of this test have started, by their tokens."""
 
-    mint = Mint.of(tmp_path / "logs")
-    return procfs.find(lambda _pid, _stat, token: token is not None and mint.made(token))
+    def find() -> list[int]:
+        mint = Mint.of(tmp_path / "logs")
+        return procfs.find(lambda _pid, _stat, token: token is not None and mint.made(token))
+
+    return find
 
 
 @pytest.fixture
@@ -146,5 +161,6 @@ def alive() -> Callable[[int], bool]:
     return is_alive
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+@pytest.fixture
+def descriptors() -> Callable[[], int]:
+    return lambda: len(os.listdir("/proc/self/fd"))

@@ -1,0 +1,110 @@
+"""May this client come in at all? Origin, credentials, and how much its address asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+from urllib.parse import unquote
+
+from attrs import evolve, frozen
+
+from ..core.quota import RateLimit
+from .head import RequestHead
+from .limits import GatewayLimits
+from .refusal import Refusal
+
+_BEARER = "bearer."  # a subprotocol entry, for browsers: they cannot set the Authorization header
+
+
+@frozen
+class Identity:
+    """Who a client has proved to be."""
+
+    name: str
+    services: frozenset[str] | None = None  #: the names it may connect to; None: all
+
+
+class Authenticator(Protocol):
+    """Knows the tokens. Comparisons take the same time whatever is compared; nothing here is logged."""
+
+    async def bearer(self, token: str) -> Identity | None:
+        """Whose token this is; None when it is nobody's."""
+
+    async def ticket(self, ticket: str) -> Identity | None:
+        """Whose ticket this is, and from now on nobody's: a ticket is good for one connection."""
+
+
+def check_origin(head: RequestHead, allowed: frozenset[str] | None) -> None:
+    """Raises `Refusal` for a browser's page that is not on the list. Programs send no Origin."""
+    origin = head.by_name.get("origin")
+    if allowed is not None and origin is not None and origin.lower() not in allowed:
+        raise Refusal(403, "origin_not_allowed", "pages of this origin may not connect here")
+
+
+async def authenticate(head: RequestHead, authenticator: Authenticator) -> tuple[Identity, RequestHead]:
+    """The identity, and the head without the credential, which is nobody else's business.
+
+    Raises `Refusal`.
+    """
+    scheme, _, token = head.by_name.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token:
+        return _known(await authenticator.bearer(token.strip())), head.replaced("Authorization", "")
+    offered = [part.strip() for part in head.by_name.get("sec-websocket-protocol", "").split(",")]
+    for entry in offered:
+        if entry.startswith(_BEARER):
+            others = ", ".join(other for other in offered if not other.startswith(_BEARER))
+            stripped = head.replaced("Sec-WebSocket-Protocol", others)
+            return _known(await authenticator.bearer(entry.removeprefix(_BEARER))), stripped
+    path, _, query = head.target.partition("?")
+    parts = query.split("&")
+    for part in parts:
+        if part.startswith("ticket="):
+            rest = "&".join(other for other in parts if not other.startswith("ticket="))
+            target = f"{path}?{rest}" if rest else path
+            identity = _known(await authenticator.ticket(unquote(part.removeprefix("ticket="))))
+            return identity, evolve(head, target=target)
+    raise _unauthorized("a token is needed here")
+
+
+def _known(identity: Identity | None) -> Identity:
+    if identity is None:
+        raise _unauthorized("this token or ticket is not valid")
+    return identity
+
+
+def _unauthorized(reason: str) -> Refusal:
+    return Refusal(401, "unauthorized", reason, (("WWW-Authenticate", 'Bearer realm="agentmgr"'),))
+
+
+class Quotas:
+    """What each client address has and asks for, against its limits."""
+
+    def __init__(self, limits: GatewayLimits) -> None:
+        self._rate = RateLimit(limits.handshakes_per_address_s)
+        self._per_address = limits.sessions_per_address
+        self._open: dict[str, int] = {}
+
+    @contextmanager
+    def place(self, address: str, now: float) -> Iterator[None]:
+        """Counts one session of that address while the block runs. Raises `Refusal`."""
+        retry = (("Retry-After", "1"),)
+        if not self._rate.allows(address, now):
+            raise Refusal(429, "too_many_handshakes", "this address connects too often", retry)
+        count = self._open.get(address, 0)
+        if self._per_address and count >= self._per_address:
+            raise Refusal(429, "too_many_sessions", "this address has too many sessions", retry)
+        self._open[address] = count + 1
+        try:
+            yield
+        finally:
+            left = self._open[address] - 1
+            if left:
+                self._open[address] = left
+            else:
+                del self._open[address]
+
+
+def origins(texts: Iterable[str] | None) -> frozenset[str] | None:
+    """An allow-list, ready for `check_origin`; None allows all."""
+    return None if texts is None else frozenset(text.lower().rstrip("/") for text in texts)

@@ -143,6 +143,8 @@ class ControlPlane:
                     "code": end.code,
                     "reason": end.reason,
                     "duration_s": round((end.ended_at - end.started_at).total_seconds(), 3),
+                    "messages_from_client": end.messages_from_client,
+                    "messages_to_client": end.messages_to_client,
                 },
             )
         )

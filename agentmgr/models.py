@@ -182,6 +182,7 @@ class ServiceConfig:
     python: str | None = None  #: interpreter for an agent file; the manager's own when None
     cwd: str | None = None  #: working directory; that of the one who registered when None
     env: Mapping[str, str] = Factory(dict)  #: added to the manager's environment
+    env_file: str | None = None  #: `NAME=value` lines, read at each launch; `env` goes before it
     runtime: Runtime = Runtime.AUTO
 
     instances: int = field(default=1, validator=_between(1, 1000))
@@ -206,6 +207,18 @@ class ServiceConfig:
     stop_timeout: float = field(default=10.0, validator=_between(0, _DAY_S))  #: from TERM to KILL
     drain_timeout: float = field(default=30.0, validator=_between(0, _DAY_S))
     on_manager_death: OnManagerDeath = OnManagerDeath.KEEP
+    after: tuple[str, ...] = field(
+        default=(), converter=_words
+    )  #: names of services that must be ready first
+
+    memory_limit_mb: int | None = field(default=None, validator=_between(1, 2**30))
+    cpu_limit_percent: int | None = field(default=None, validator=_between(1, 100_000))  #: of one core
+    max_open_files: int | None = field(default=None, validator=_between(16, 2**30))  #: per process
+    max_processes: int | None = field(default=None, validator=_between(1, 2**22))
+    """These four limit an instance with all that it starts; `Instance.unenforced` says which do not."""
+
+    log_max_bytes: int = field(default=10 * 2**20, validator=_between(2**16, 2**40))
+    log_files: int = field(default=4, validator=_between(1, 100))  #: with the one being written
 
     health_check_interval: float | None = field(default=None, validator=_between(0.05, _DAY_S))
     """None: the manager's (`daemon --interval`, 10 s)."""
@@ -285,6 +298,9 @@ class Instance:
     restarts_left: int | None = None  #: None: no limit applies
     next_restart_at: datetime | None = None
     last_exit: str | None = None  #: as in "exit code 1", "SIGKILL", "unknown"
+    unenforced: tuple[
+        str, ...
+    ] = ()  #: limits of its configuration that this machine does not enforce, and why
     error_message: str | None = None
 
 
@@ -314,6 +330,18 @@ class Service:
     active_sessions: int
     config: ServiceConfig
     instances: tuple[Instance, ...]
+
+
+@frozen
+class Usage:
+    """What an instance used of the machine, with all that it has started, at one moment."""
+
+    at: datetime
+    cpu_percent: float  #: of one core, since the sample before
+    memory_bytes: int  #: resident; memory that processes share is counted for each
+    processes: int
+    threads: int
+    open_files: int
 
 
 @frozen

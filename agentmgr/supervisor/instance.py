@@ -8,11 +8,10 @@ process is ended on the way out, with all that it has started; only `leave` lets
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 from attrs import evolve, frozen
@@ -22,10 +21,9 @@ from ..core.health import ProbeResult, Vitals, judge
 from ..core.lifecycle import InstanceEvent
 from ..core.restart import EX_CONFIG, Again, Cause, Ending, Exit, GiveUp, History
 from ..errors import AgentManagerError, PortNotAvailable, ServiceFailedToStart, WrongState
-from ..models import HealthCheck, HealthStatus, Instance, InstanceRecord, ServiceSpec, ServiceStatus, utc_now
+from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
+from .journal import Entry, Journal
 from .launcher import CannotLaunch, Child, Place
-
-log = logging.getLogger("agentmgr.supervisor")
 
 _SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 
@@ -35,33 +33,19 @@ _LAST_LOOK_S = 1.0
 _JITTER = 0.1  #: of the time between two checks, so that instances are not all checked at once
 
 
-class Journal(Protocol):
-    """What the supervisor tells its owner."""
-
-    async def instance_spawned(self, record: InstanceRecord) -> None:
-        """Durable on return; the instance does not count as running before."""
-
-    async def instance_gone(self, instance_id: str) -> None:
-        """Its process, and all that this one started, has ended."""
-
-    def instance_changed(self, instance: Instance) -> None:
-        """Each change of status, health, pid and so on; synchronous and quick."""
-
-    def health_checked(self, check: HealthCheck) -> None: ...
-
-    async def drain(self, instance_id: str, timeout_s: float) -> None:
-        """Returns when the instance has no sessions left."""
-
-
 @frozen
 class Surroundings:
     """What all lives of one supervisor share."""
 
     journal: Journal
+    announce: Callable[[Instance], None]
+    missing: Callable[[ServiceSpec], tuple[str, bool] | None]
+    """A service that this one must wait for, and whether it is on its way; None when all are ready."""
+    news: trio.lowlevel.ParkingLot  #: unparked at each change of any instance
     health_check_interval: float
     random: Callable[[], float]  #: from [0, 1)
     probes: trio.CapacityLimiter
-    starts: trio.CapacityLimiter
+    starts: trio.Semaphore
 
 
 class Life:
@@ -77,6 +61,7 @@ class Life:
         self.view = view  #: as others may see it; replaced at each change
         self.finished = False  #: it will not be launched again
         self.over = trio.Event()  #: its task has ended, and nothing is left of its process
+        self.entry = Entry(around.journal, view.instance_id)
         self._config = spec.config
         self._place = place
         self._around = around
@@ -97,27 +82,28 @@ class Life:
         """Launches and watches, again and again, until it is stopped, given up, or has ended well."""
         try:
             with self._until_stopped:
-                while (again_at := await self._try_once()) is not None:
-                    with trio.CancelScope(deadline=again_at) as self._backoff:
+                while (backoff := await self._try_once()) is not None:
+                    with backoff:
                         await trio.sleep_forever()
         finally:
             self._place.close()
             if self.stopped or not self.finished:
                 self._end_of_story()
+            self.finished = True
             self._first_try.fail(WrongState(f"service {self.spec.name} was stopped before it was ready"))
             self.over.set()
 
-    async def _try_once(self) -> float | None:
-        """From a launch to its end. Returns when to launch again; None: never."""
+    async def _try_once(self) -> trio.CancelScope | None:
+        """From a launch to its end. Returns the backoff before the next launch; None: there is none."""
         self._become(InstanceEvent.LAUNCH, next_restart_at=None)
         try:
-            async with self._launched() as child:
-                # Told and decided at once; clearing away what is left comes afterwards.
-                return self._decide(await self._watch(child))
+            async with self._turn_to_start() as turn, self._launched() as child:
+                # Decided and told at once; clearing away what is left comes afterwards.
+                return self._decide(await self._watch(child, turn))
         except CannotLaunch as problem:
             return self._decide(Ending(problem.cause, problem.reason))
 
-    async def _watch(self, child: Child) -> Ending:
+    async def _watch(self, child: Child, turn: ExitStack) -> Ending:
         """Brings it to readiness and checks it regularly, until it has exited or is past helping."""
         exit: Exit | None = None
         hopeless: Ending | None = None
@@ -129,7 +115,9 @@ class Life:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(notice_exit)
-            hopeless = await self._become_ready(child) or await self._check_regularly()
+            with turn:  # until it is ready, or is not
+                hopeless = await self._become_ready(child)
+            hopeless = hopeless or await self._check_regularly()
             nursery.cancel_scope.cancel()
         if exit is None:
             assert hopeless is not None
@@ -137,17 +125,16 @@ class Life:
         return await self._exited(child, exit)
 
     async def _become_ready(self, child: Child) -> Ending | None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._around.journal.instance_spawned, child.record)
-            timeout_s = self._config.startup_timeout
-            for patience_s in (timeout_s, min(timeout_s, _LAST_LOOK_S)):
-                with trio.move_on_after(patience_s):
-                    await child.wait_ready()
-                    break
-            else:
-                misfortune = await child.misfortune()
-                cause, reason = misfortune or (Cause.NOT_READY, f"not ready within {timeout_s:g} s")
-                return Ending(cause, _with_last_words(reason, child))
+        timeout_s = self._config.startup_timeout
+        for patience_s in (timeout_s, min(timeout_s, _LAST_LOOK_S)):
+            with trio.move_on_after(patience_s):
+                await child.wait_ready()
+                break
+        else:
+            misfortune = await child.misfortune()
+            cause, reason = misfortune or (Cause.NOT_READY, f"not ready within {timeout_s:g} s")
+            return Ending(cause, _with_last_words(reason, child))
+        await self.entry.written()
         self._ready_at = trio.current_time()
         self._vitals = Vitals(HealthStatus.HEALTHY, last_check=self._ready_at)
         self._become(InstanceEvent.READY, health=HealthStatus.HEALTHY, ready_at=utc_now(), error_message=None)
@@ -168,6 +155,28 @@ class Life:
                     return ending
 
     @asynccontextmanager
+    async def _turn_to_start(self) -> AsyncIterator[ExitStack]:
+        """Only so many start at once. What comes out of it gives the turn back when it is closed."""
+        with ExitStack() as turn:
+            if self._adopted is None:
+                await self._dependencies_ready()
+                await self._around.starts.acquire()
+                turn.callback(self._around.starts.release)
+            yield turn
+
+    async def _dependencies_ready(self) -> None:
+        """However long it takes. Whoever waits for the start is told when it may take for ever."""
+        while missing := self._around.missing(self.spec):
+            name, coming = missing
+            reason = f"waits for service {name!r}" + ("" if coming else ", which is not running")
+            self._tell(error_message=reason)
+            if not coming:
+                self._first_try.fail(
+                    ServiceFailedToStart(f"service {self.spec.name} {reason}; start it first")
+                )
+            await self._around.news.park()
+
+    @asynccontextmanager
     async def _launched(self) -> AsyncIterator[Child]:
         """The running process; ended on the way out, whatever the reason."""
         child, self._adopted = self._adopted, None
@@ -175,9 +184,11 @@ class Life:
             child = await self._place.launch()
         record = child.record
         self._child, self._ready_at = child, None
+        self.entry.set(record)
         try:
             self._tell(pid=record.pid, host=record.host, port=record.port, started_at=record.started_at,
-                       spec_version=record.spec_version, ready_at=None)  # fmt: skip
+                       spec_version=record.spec_version, ready_at=None, unenforced=child.unenforced,
+                       restarts_left=self._history.left(self._config, now=trio.current_time()))  # fmt: skip
             yield child
         finally:
             self._child = None
@@ -199,7 +210,8 @@ class Life:
             self._become(InstanceEvent.STOP)
         exit = await child.end(self._config.stop_timeout)
         self._tell(pid=None, last_exit=str(exit))
-        await self._around.journal.instance_gone(self.view.instance_id)
+        self.entry.set(None)
+        await self.entry.written()
 
     async def _exited(self, child: Child, exit: Exit) -> Ending:
         ready_for_s = self._ready_for_s()
@@ -217,9 +229,8 @@ class Life:
         now, rand = trio.current_time(), self._around.random()
         return restart.decide(self._config, self._history, ending, now=now, rand=rand)
 
-    def _decide(self, ending: Ending) -> float | None:
-        decision = self._decision(ending)
-        now = trio.current_time()
+    def _decide(self, ending: Ending) -> trio.CancelScope | None:
+        decision, now = self._decision(ending), trio.current_time()
         facts: dict[str, Any] = {"health": HealthStatus.UNKNOWN, "error_message": ending.reason}
         if ending.exit is not None:
             facts |= {"pid": None, "last_exit": str(ending.exit)}
@@ -233,7 +244,8 @@ class Life:
                 **facts,
             )
             self._fail_first_try(ending, f"{ending.reason}\n(next try in {decision.delay_s:.1f} s)")
-            return now + decision.delay_s
+            self._backoff = trio.CancelScope(deadline=now + decision.delay_s)
+            return self._backoff
         if isinstance(decision, GiveUp):
             self._become(InstanceEvent.GIVE_UP, **facts | {"error_message": decision.reason})
             self._fail_first_try(ending, decision.reason)
@@ -270,9 +282,10 @@ class Life:
 
     def start_now(self) -> None:
         """An operator's start: what has been is forgiven, and nobody waits."""
-        if self.view.status is ServiceStatus.BACKOFF:
+        if self.view.status not in _SERVING:
             self._history = History()
-            self._first_try = _Outcome()
+            if self._first_try.known:
+                self._first_try = _Outcome()
             self._backoff.cancel()
 
     def stop(self, *, force: bool = False) -> None:
@@ -285,8 +298,9 @@ class Life:
             self._end_of_story()
 
     def leave(self) -> None:
-        """Ends the story and lets the process live on."""
-        self._leave = self.finished = True
+        """Ends the story and lets the process live on, unless it is to die with its manager."""
+        self._leave = self._config.on_manager_death is OnManagerDeath.KEEP
+        self.finished = True
         self._until_stopped.cancel()
 
     def crashed(self, error: BaseException) -> None:
@@ -345,23 +359,28 @@ class Life:
         view = evolve(self.view, **changes)
         if view != self.view:
             self.view = view
-            self._around.journal.instance_changed(view)
+            self._around.announce(view)
 
 
 class _Outcome:
-    """Of the first try since an operator's start: it is ready, or why not. The first word counts."""
+    """Of the first try since an operator's start: that it is ready, or why it is not."""
 
     def __init__(self) -> None:
         self._known = trio.Event()
         self._error: AgentManagerError | None = None
 
     def succeed(self) -> None:
+        self._error = None
         self._known.set()
 
     def fail(self, error: AgentManagerError) -> None:
         if not self._known.is_set():
             self._error = error
             self._known.set()
+
+    @property
+    def known(self) -> bool:
+        return self._known.is_set()
 
     async def wait(self) -> None:
         await self._known.wait()

@@ -105,7 +105,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         text = environ.get(name)
         if not text:  # an empty variable is the shell's way to take one away
             continue
-        value: Any = text
+        value: Any = text.lower() if isinstance(attribute.default, StrEnum) else text
         if isinstance(attribute.default, int | float):
             try:
                 value = type(attribute.default)(text)

@@ -54,6 +54,13 @@ def test_a_code_leads_back_to_its_class(cls):
     assert (error.message, str(error), error.fields) == ("a sentence", "a sentence", (problem,))
 
 
+def test_a_private_subclass_does_not_take_its_parents_code():
+    class Private(NameTaken):
+        pass
+
+    assert type(AgentManagerError.from_code(NameTaken.code, "a sentence")) is NameTaken
+
+
 def test_a_code_from_a_newer_peer_becomes_the_base_class():
     error = AgentManagerError.from_code("not_known_yet", "a sentence")
     assert type(error) is AgentManagerError

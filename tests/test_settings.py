@@ -8,7 +8,7 @@ import pytest
 from attrs import fields
 
 from agentmgr.errors import DatabaseUnusable, InvalidRequest
-from agentmgr.settings import LogFormat, RuntimePaths, Settings, environment_name, load_settings
+from agentmgr.settings import LogFormat, LogLevel, RuntimePaths, Settings, environment_name, load_settings
 
 
 @pytest.fixture
@@ -115,6 +115,10 @@ def test_a_named_file_has_to_be_there(here):
 def test_a_mistake_in_the_environment_names_the_variable(here, variable, text, words):
     with pytest.raises(InvalidRequest, match=words):
         load_settings(environ={variable: text})
+
+
+def test_a_level_may_be_written_as_elsewhere(here):
+    assert load_settings(environ={"AGENTMGR_LOG_LEVEL": "DEBUG"}).log_level is LogLevel.DEBUG
 
 
 def test_a_flag_is_as_strict(here):

@@ -67,9 +67,11 @@ class HostedAgent:
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         # Abandoned when cancelled: a blocking call cannot be stopped, but nobody has to wait for it.
-        return await trio.to_thread.run_sync(
-            partial(function, *args), abandon_on_cancel=True, limiter=self._threads
+        # Boxed, because trio takes a coroutine that comes back for a mistake, and here it may be meant.
+        [answer] = await trio.to_thread.run_sync(
+            lambda: [function(*args)], abandon_on_cancel=True, limiter=self._threads
         )
+        return answer
 
 
 class FunctionAgent(HostedAgent):
@@ -79,9 +81,11 @@ class FunctionAgent(HostedAgent):
         super().__init__(subject)
         self._function = function
         self._arrange = arrange
-        target = function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+        target = function
         while isinstance(target, partial):
             target = target.func
+        if not inspect.isroutine(target):
+            target = type(target).__call__
         self._streams_async = inspect.isasyncgenfunction(target)
         self._streams = inspect.isgeneratorfunction(target)
         self._awaits = inspect.iscoroutinefunction(target)

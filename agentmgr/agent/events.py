@@ -51,8 +51,6 @@ def encode(
     *,
     session_id: str | None = None,
     step_id: str | None = None,
-    seq: int | None = None,
-    event_id: str | None = None,
 ) -> str:
     """The JSON text of an event. Raises `TypeError` or `ValueError` for what JSON cannot say."""
     envelope = {
@@ -63,15 +61,17 @@ def encode(
         "content": event.content,
         "metadata": event.metadata,
     }
-    if seq is not None:
-        envelope["seq"] = seq
-        envelope["event_id"] = event_id
     try:
         text = json.dumps(envelope, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, from an author who cut a string
         text = json.dumps(envelope, allow_nan=False, separators=(",", ":"))
     return text
+
+
+def numbered(text: str, seq: int, event_id: str) -> str:
+    """An encoded event with its place in a session."""
+    return f'{text[:-1]},"seq":{seq},"event_id":"{event_id}"}}'
 
 
 def addressed(text: str, connection_id: str) -> str:

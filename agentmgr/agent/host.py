@@ -65,6 +65,7 @@ async def run(
                 serving.start_soon(server.serve, listener)
                 if options.manager_fd is not None:
                     serving.start_soon(_end_with_the_manager, options.manager_fd)
+                logger.info("%s is served at %s", options.path, _url(listener))
                 task_status.started(_url(listener))
                 async for _ in signals:
                     break

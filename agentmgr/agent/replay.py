@@ -60,10 +60,16 @@ class ReplayBuffer:
         while self._frames and self.first_seq <= up_to:
             self._drop_oldest()
 
-    def would_lose(self, needed_from: int) -> bool:
-        """Whether one more event may push out one that somebody, who needs `needed_from` on, still needs."""
-        full = len(self._frames) >= self._max_events or self._bytes >= self._max_bytes
-        return full and self.first_seq >= needed_from
+    def would_lose(self, needed_from: int, size: int = 0) -> bool:
+        """Whether one more event of `size` bytes would push out one from `needed_from` on."""
+        count, total = len(self._frames) + 1, self._bytes + size
+        for seq, held in enumerate(self._sizes, start=self.first_seq):
+            if count <= self._max_events and total <= self._max_bytes:
+                return False
+            if seq >= needed_from:
+                return True
+            count, total = count - 1, total - held
+        return False
 
     def _drop_oldest(self) -> None:
         self._frames.popleft()

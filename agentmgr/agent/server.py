@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ CLOSE_TIMEOUT_S = 2.0
 MAX_HEAD_BYTES = 16 * 1024
 IDENTITY_HEADER = "x-agentmgr-identity"
 """Set by the gateway for a client that it has authenticated, and stripped from what clients send."""
+_KEY = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")  # 16 bytes in base64
 COME_BACK = 1012
 GOING_AWAY = "the agent restarts; come back"
 
@@ -96,6 +98,7 @@ class AgentServer:
                         await stream.send_all(_response(200, await self._report(target)))
                         return
                     raise Refusal(426, "upgrade_required", "this is a WebSocket server")
+                _judge(request)
         except Refusal as refusal:
             with trio.move_on_after(CLOSE_TIMEOUT_S):
                 body = json.dumps({"code": refusal.code, "detail": refusal.reason})
@@ -184,12 +187,26 @@ def _wants_websocket(request: h11.Request) -> bool:
     return any(name == b"upgrade" and value.lower() == b"websocket" for name, value in request.headers)
 
 
+def _judge(request: h11.Request) -> None:
+    """What RFC 6455, section 4.2.1, asks of a client and wsproto does not check. Raises `Refusal`."""
+    headers = [(name, value.strip()) for name, value in request.headers]
+    if request.method != b"GET" or request.http_version != b"1.1":
+        raise Refusal(400, "bad_request", "a WebSocket begins with GET and HTTP/1.1")
+    if any(name in (b"content-length", b"transfer-encoding") for name, _ in headers):
+        raise Refusal(400, "bad_request", "an upgrade has no body")
+    if [value for name, value in headers if name == b"sec-websocket-version"] != [b"13"]:
+        raise Refusal(426, "upgrade_required", "only version 13 of the WebSocket protocol is spoken here")
+    keys = [value for name, value in headers if name == b"sec-websocket-key"]
+    if len(keys) != 1 or not _KEY.fullmatch(keys[0]):
+        raise Refusal(400, "bad_request", "Sec-WebSocket-Key is missing or malformed")
+
+
 def _response(status: int, body: str) -> bytes:
     reason = {200: "OK", 400: "Bad Request", 426: "Upgrade Required", 431: "Request Header Fields Too Large"}
     head = (
         f"HTTP/1.1 {status} {reason.get(status, 'Error')}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body.encode())}\r\nConnection: close\r\n"
-        + ("Upgrade: websocket\r\n" if status == 426 else "")
+        + ("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n" if status == 426 else "")
     )
     return f"{head}\r\n{body}".encode()
 

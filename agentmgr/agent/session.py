@@ -20,7 +20,7 @@ from attrs import Factory, define, evolve, frozen
 from ..models import OnDisconnect, WhenBusy
 from . import events
 from .boundary import Failure, contain
-from .events import Event, as_event, encode
+from .events import Event, as_event, encode, numbered
 from .incoming import BadInput
 from .replay import Reader, ReplayBuffer
 
@@ -31,6 +31,7 @@ MAX_QUEUED = 16
 REMEMBERED_STEPS = 256
 """Messages remembered by their `step_id`, so that one sent twice around a reconnect is taken once."""
 MAX_HISTORY = 1000
+ACK_PATIENCE_S = 5.0
 STALL_S = 30.0
 """How long a turn waits for a connected client that does not read; then it goes on, and there is a gap."""
 HOOK_TIMEOUT_S = 5.0
@@ -164,9 +165,7 @@ class Session:
         """
         made = Event(event, content, metadata or {}, step_id) if isinstance(event, str) else as_event(event)
         await trio.lowlevel.checkpoint()
-        if self._reader is not None and self.buffer.would_lose(self._reader.needed_from):
-            await self._wait_for_client()
-        self.publish(made)
+        await self._say(made)
 
     async def confirm(
         self, tool: str, args: Any = None, *, message: str = "", timeout_s: float | None = None
@@ -252,7 +251,7 @@ class Session:
         turn = self._turns[0] if self._turns else None
         if turn is None or turn.ended_by is not None or step_id not in (None, turn.step_id):
             return False
-        self._end_turn(turn, Event(events.INTERRUPTED, {"reason": reason}))
+        self.publish(Event(events.INTERRUPTED, {"reason": reason}))
         turn.scope.cancel()
         return True
 
@@ -318,15 +317,13 @@ class Session:
                 end = Event(events.TIMEOUT, {"timeout_s": limit})
         if turn.scope.cancelled_caught:
             end = Event(events.INTERRUPTED, {"reason": "the client went away"})
-        self._end_turn(turn, end)
+        await self._end_turn(turn, end)
 
-    def _end_turn(self, turn: Turn, end: Event) -> None:
-        if turn.ended_by is not None:
-            return
+    async def _end_turn(self, turn: Turn, end: Event) -> None:
         try:
-            self.publish(end)
+            await self._say(end)
         except (TypeError, ValueError) as error:  # an answer that JSON cannot say
-            self.publish(self._error(Failure(error)))
+            await self._say(self._error(Failure(error)))
 
     def _remember(self, turn: Turn, end: Event) -> None:
         self.history.append({"role": "user", "content": turn.message.content})
@@ -337,22 +334,29 @@ class Session:
             self.history.append({"role": "assistant", "content": said, "incomplete": True})
         del self.history[:-MAX_HISTORY]
 
+    async def _say(self, event: Event) -> None:
+        text = self._encode(event)
+        if self._reader is not None and self.buffer.would_lose(self._reader.needed_from, len(text)):
+            await self._wait_for_client(len(text))
+        self._append(event, text)
+
     def publish(self, event: Event) -> None:
+        """Says something at once, though a client that is far behind may miss what came before it."""
+        self._append(event, self._encode(event))
+
+    def _encode(self, event: Event) -> str:
+        turn = self._turns[0] if self._turns else None
+        if turn is not None and event.event in events.TURN_ENDS:
+            event = evolve(event, step_id=turn.step_id)  # how a client knows which of its messages it ends
+        return encode(event, session_id=self.id, step_id=turn.step_id if turn else None)
+
+    def _append(self, event: Event, text: str) -> None:
         """Numbers an event, keeps it, and wakes the connection. A turn that has ended says no more."""
         turn = self._turns[0] if self._turns else None
         if turn is not None and turn.ended_by is not None:
             return
-        if turn is not None and event.event in events.TURN_ENDS:
-            event = evolve(event, step_id=turn.step_id)  # how a client knows which of its messages it ends
         seq = self.buffer.last_seq + 1
-        text = encode(
-            event,
-            session_id=self.id,
-            step_id=turn.step_id if turn else None,
-            seq=seq,
-            event_id=f"{self._event_prefix}-{seq}",
-        )
-        self.buffer.append(text)
+        self.buffer.append(numbered(text, seq, f"{self._event_prefix}-{seq}"))
         if turn is not None:
             if event.event == events.PARTIAL_ANSWER and isinstance(event.content, str):
                 turn.streamed.append(event.content)
@@ -368,12 +372,19 @@ class Session:
         text = f"the agent failed with {name}; its log has the details under {error_id}"
         return Event(events.AGENT_ERROR, {"error_id": error_id, "type": name, "message": text})
 
-    async def _wait_for_client(self) -> None:
-        with trio.move_on_after(STALL_S) as patience:
-            while self._reader is not None and self.buffer.would_lose(self._reader.needed_from):
-                await self._read.park()
+    async def _wait_for_client(self, size: int) -> None:
+        # First for its acknowledgements, if it gives any: what is on the way could still get lost. One that
+        # is late with them is then taken to have received what it was sent, which nobody can be sure of.
+        with trio.move_on_after(ACK_PATIENCE_S) as patience:
+            await self._wait_for_room(size)
         if patience.cancelled_caught and self._reader is not None:
-            self._reader.acks = False  # it has stopped acknowledging, or never meant to
+            self._reader.acks = False
+            with trio.move_on_after(STALL_S):
+                await self._wait_for_room(size)
+
+    async def _wait_for_room(self, size: int) -> None:
+        while self._reader is not None and self.buffer.would_lose(self._reader.needed_from, size):
+            await self._read.park()
 
     def _used(self) -> None:
         """Resets the clock that runs while nobody is connected and nothing is being done."""

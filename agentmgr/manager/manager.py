@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -71,6 +71,7 @@ class AgentManager:
     ) -> None:
         self.settings = evolve(settings or Settings(), db_path=os.fspath(db_path))
         self.paths = RuntimePaths.of(self.settings.db_path)
+        self.in_background = False  #: shown by `get_info`: a command started it, not a person
         self._supervise = supervise
         self._plane: ControlPlane | None = None
         self._started_at = utc_now()
@@ -78,7 +79,7 @@ class AgentManager:
         self._leaving: set[str] = set()  # ids of services that are being unregistered
         self._shutdown_requested = trio.Event()
         self._leave_running = False
-        self._scope: AbstractAsyncContextManager[trio.Nursery]
+        self._stack: AsyncExitStack
         self._system_run: SystemRun | None = None
 
     # Its own life
@@ -145,14 +146,16 @@ class AgentManager:
         await self._shutdown_requested.wait()
 
     async def __aenter__(self) -> Self:
-        self._scope = trio.open_nursery()
-        nursery = await self._scope.__aenter__()
-        try:
-            await nursery.start(self.run)
-        except BaseException:  # nothing was entered, so nobody else will leave the nursery; then as it was
-            nursery.cancel_scope.cancel()
-            await self._scope.__aexit__(None, None, None)
-            raise
+        failure: AgentManagerError | None = None
+        async with AsyncExitStack() as stack:
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            try:
+                await nursery.start(self.run)
+                self._stack = stack.pop_all()
+            except AgentManagerError as error:  # so that it leaves as it is, and not in the nursery's group
+                failure = error
+        if failure is not None:
+            raise failure
         return self
 
     async def __aexit__(
@@ -160,9 +163,9 @@ class AgentManager:
     ) -> None:
         self.request_shutdown(leave_running=self._leave_running)
         if isinstance(error, trio.Cancelled):
-            await self._scope.__aexit__(kind, error, trace)
-        else:  # the caller's own error is no failure of ours, and reaches it without a group around it
-            await self._scope.__aexit__(None, None, None)
+            await self._stack.__aexit__(kind, error, trace)
+        else:  # the caller's own error is no failure of ours, and leaves without a group around it
+            await self._stack.aclose()
 
     async def start(self) -> None:
         """Manage in the background of this trio run, without a nursery around it."""
@@ -391,6 +394,7 @@ class AgentManager:
             "started_at": self._started_at,
             "uptime_s": (utc_now() - self._started_at).total_seconds(),
             "supervising": self._supervise,
+            "background": self.in_background,
             "degraded": self._live().store.degraded,
             "listeners": list(self._listeners),
         }

@@ -20,11 +20,17 @@ async def say_goodbye(tunnel: Tunnel, ending: Ending, *, timeout_s: float) -> No
         return
     # What went wrong on the wire is told to both; else the instance just sees a client that goes away.
     to_backend = ending.code if ending.code in (PROTOCOL_ERROR, TOO_BIG) else _GOING_AWAY
+    goodbyes = [(tunnel.from_backend, ending.code)]
+    if ending.by != "backend":
+        goodbyes.append((tunnel.from_client, to_backend))
     with trio.move_on_after(timeout_s):
+        # First both are told, then both are waited for: telling one may take a look at what the other sends.
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_flow, tunnel.from_backend, ending.code, ending.reason)
-            if ending.by != "backend":
-                nursery.start_soon(_end_flow, tunnel.from_client, to_backend, ending.reason)
+            for flow, code in goodbyes:
+                nursery.start_soon(_end_flow, flow, code, ending.reason)
+        async with trio.open_nursery() as nursery:
+            for flow, _ in goodbyes:
+                nursery.start_soon(_answered, flow.target.source_of)
 
 
 def at_boundary(flow: Flow) -> bool:
@@ -33,7 +39,7 @@ def at_boundary(flow: Flow) -> bool:
 
 
 async def _end_flow(flow: Flow, code: int, reason: str) -> None:
-    """Tells the flow's target that nothing more will come, and waits until it has gone."""
+    """Tells the flow's target that nothing more will come."""
     target, tracker = flow.target.wire, flow.tracker
     if flow.stalled_since is not None and flow.pending:
         return  # it has not read what it was sent before; a close frame would only join that
@@ -42,11 +48,21 @@ async def _end_flow(flow: Flow, code: int, reason: str) -> None:
             masked = flow.name == "client"
             await target.send_all(close_frame(code, reason, masked=masked))
         target.end_sending()
-        # Closing with unread data in the socket would be a reset, and could overtake the close frame.
-        while await target.receive(_DISCARD_BYTES):
-            pass
     except OSError:
         pass  # gone already
+
+
+async def _answered(flow: Flow) -> None:
+    """Returns when the flow's source has answered with a close frame, or has gone.
+
+    Closing with unread data in the socket would be a reset, and could overtake our own close frame. But a
+    client that has answered may leave it to us to close the connection (RFC 6455, section 7.1.1).
+    """
+    try:
+        while not flow.tracker.closed and (data := await flow.source.wire.receive(_DISCARD_BYTES)):
+            flow.tracker.feed(data)
+    except (OSError, FrameViolation):
+        pass  # gone, or nothing that could be followed
 
 
 async def _reach_boundary(flow: Flow) -> bool:

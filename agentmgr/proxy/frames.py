@@ -15,8 +15,9 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 PROTOCOL_ERROR = 1002
 TOO_BIG = 1009
 
-# RFC 6455 section 7.4.1: these describe what happened; they must never be sent.
-_NEVER_SENT = frozenset({1004, 1005, 1006, 1015})
+# RFC 6455 section 7.4 and IANA's registry: 1004 to 1006 and 1015 describe what happened and are never sent,
+# those up to 2999 that are not here mean nothing yet.
+_SENDABLE = frozenset({*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)})
 
 
 class FrameViolation(Exception):
@@ -144,7 +145,7 @@ class FrameTracker:
 
 def close_frame(code: int, reason: str = "", *, masked: bool) -> bytes:
     """A close frame to inject. Raises `ValueError` for a code that must not be sent."""
-    if not 1000 <= code < 5000 or code in _NEVER_SENT:
+    if code not in _SENDABLE:
         raise ValueError(f"{code} is not a close code that can be sent")
     text = reason.encode()[:123]  # a control frame has 125 bytes at most
     payload = pack("!H", code) + text.decode("utf-8", "ignore").encode()

@@ -23,7 +23,7 @@ _TOKEN_LIST = re.compile(rf"{_TOKEN}(?:[ \t]*,[ \t]*{_TOKEN})*")
 _FIELD = re.compile(rf"({_TOKEN}):([\t\x20-\x7e\x80-\xff]*)\r\n")
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([\x21-\x7e]+) HTTP/(\d\.\d)\r\n")
 _STATUS_LINE = re.compile(r"HTTP/1\.1 ([1-5]\d\d)(?: [\t\x20-\x7e\x80-\xff]*)?\r\n")
-_BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n)(?=.)|\0", re.DOTALL)
+_NEVER_IN_A_HEAD = re.compile(rb"(?<!\r)\n|\r(?!\n)(?=.)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", re.DOTALL)
 _HOST = re.compile(r"(?:[A-Za-z0-9\-._~%!$&'()*+,;=]+|\[[0-9A-Fa-f:.]+\])(?::\d{0,5})?")
 _KEY = re.compile(r"[A-Za-z0-9+/]{21}[AQgw]==")  # sixteen bytes in base64, RFC 6455 section 4.1
 _ACCEPT_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -102,8 +102,8 @@ class HeadReader:
         size = len(self._data) if end < 0 else end + 4
         if size > self._max_bytes:
             raise _too_large(f"the request head is over {self._max_bytes} bytes")
-        if _BAD_LINE_END.search(self._data, max(0, seen - 1), size):
-            raise _bad("lines must end in CR LF, and NUL must not occur")
+        if _NEVER_IN_A_HEAD.search(self._data, max(0, seen - 1), size):
+            raise _bad("lines must end in CR LF, and control characters must not occur")
         if not self._line_judged and b"\r\n" in self._data:
             _judge_request_line(self._data.decode("latin-1"))  # garbage does not get to wait for its end
             self._line_judged = True
@@ -158,7 +158,7 @@ def parse_response(head: bytes, *, max_fields: int = 100) -> ResponseHead:
     """Judges a backend's complete head. Raises `BadResponse`."""
     text = head.decode("latin-1")
     line = _STATUS_LINE.match(text)
-    if line is None or _BAD_LINE_END.search(head):
+    if line is None or _NEVER_IN_A_HEAD.search(head):
         raise BadResponse("its answer is not HTTP/1.1")
     try:
         fields, by_name = _parse_fields(text, line.end(), max_fields)

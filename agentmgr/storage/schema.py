@@ -188,6 +188,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
             db.execute("PRAGMA busy_timeout = 5000")
             db.execute("PRAGMA foreign_keys = ON")
             db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")  # a transaction that has returned survives a power cut
             _migrate(db)
         except sqlite3.Error:
             db.close()

@@ -35,6 +35,7 @@ from ..models import (
 )
 from . import copies, schema, tables
 from .pruning import Pruner
+from .registry import RULES, SERVICES
 from .schema import UnreadableRow
 from .store import F, HistoryLimits, Snapshot, event_id
 
@@ -84,26 +85,27 @@ class SqliteStore:
         return self._dropped
 
     async def load(self) -> Snapshot:
+        await self._flush_if_possible()
         return await self._read(tables.load, Snapshot())
 
     async def add_service(self, spec: ServiceSpec) -> None:
-        await self._write(lambda db: tables.add(db, tables.SERVICES, spec.service_id, spec))
+        await self._write(lambda db: tables.add(db, SERVICES, spec.service_id, spec))
 
     async def update_service(self, spec: ServiceSpec) -> None:
-        await self._write(lambda db: tables.update(db, tables.SERVICES, spec.service_id, spec))
+        await self._write(lambda db: tables.update(db, SERVICES, spec.service_id, spec))
 
     async def delete_service(self, service_id: str) -> None:
-        await self._write(lambda db: tables.delete(db, tables.SERVICES, service_id))
+        await self._write(lambda db: tables.delete(db, SERVICES, service_id))
         self._pruner.forget(service_id)
 
     async def add_rule(self, rule: RoutingRule) -> None:
-        await self._write(lambda db: tables.add(db, tables.RULES, rule.rule_id, rule))
+        await self._write(lambda db: tables.add(db, RULES, rule.rule_id, rule))
 
     async def update_rule(self, rule: RoutingRule) -> None:
-        await self._write(lambda db: tables.update(db, tables.RULES, rule.rule_id, rule))
+        await self._write(lambda db: tables.update(db, RULES, rule.rule_id, rule))
 
     async def delete_rule(self, rule_id: str) -> None:
-        await self._write(lambda db: tables.delete(db, tables.RULES, rule_id))
+        await self._write(lambda db: tables.delete(db, RULES, rule_id))
 
     async def put_instance(self, record: InstanceRecord) -> None:
         await self._write(lambda db: tables.put_instance(db, record))
@@ -178,8 +180,7 @@ class SqliteStore:
                 self._pruner.by_age(db, utc_now())
             return refused
 
-        # Not synced to the disk: a power cut may take the last second, a crash of this process nothing.
-        self._dropped += await self._write(job, synchronous="NORMAL")
+        self._dropped += await self._write(job)
         for _ in batch:
             self._queue.popleft()
         if prune_by_age:
@@ -189,7 +190,7 @@ class SqliteStore:
             self._degraded = None
 
     async def _read(self, job: Callable[[sqlite3.Connection], T], empty: T) -> T:
-        return await trio.to_thread.run_sync(partial(self._read_now, job, empty), limiter=self._limiter)
+        return await self._in_thread(partial(self._read_now, job, empty))
 
     def _read_now(self, job: Callable[[sqlite3.Connection], T], empty: T) -> T:
         try:
@@ -201,23 +202,28 @@ class SqliteStore:
         except (sqlite3.Error, OSError, UnreadableRow) as error:
             raise schema.translated(error, self._path) from error
 
-    async def _write(self, job: Callable[[sqlite3.Connection], T], *, synchronous: str = "FULL") -> T:
-        work = partial(self._write_now, job, synchronous)
+    async def _write(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        work = partial(self._write_now, job)
         give_up_at = trio.current_time() + self._lock_patience_s
         while True:
             try:
-                return await trio.to_thread.run_sync(work, limiter=self._limiter)
+                return await self._in_thread(work)
             except _Locked as error:
                 if trio.current_time() >= give_up_at:
                     raise StorageError(error.message) from error
 
-    def _write_now(self, job: Callable[[sqlite3.Connection], T], synchronous: str) -> T:
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+        except (RuntimeError, MemoryError) as error:  # no new thread, or no memory, just now
+            raise StorageError(f"the database {self._path} cannot be used now: {error}") from error
+
+    def _write_now(self, job: Callable[[sqlite3.Connection], T]) -> T:
         db = self._db
         if db is None:
             raise DatabaseUnusable(f"the database {self._path} was opened for reading only")
         try:
             try:
-                db.execute(f"PRAGMA synchronous = {synchronous}")
                 db.execute("BEGIN IMMEDIATE")
                 result = job(db)
                 db.execute("COMMIT")

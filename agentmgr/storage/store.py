@@ -62,7 +62,8 @@ class Store(Protocol):
     def dropped(self) -> int:
         """How many recorded facts were lost, because too many waited or they could not be kept."""
 
-    async def load(self) -> Snapshot: ...
+    async def load(self) -> Snapshot:
+        """All of it, its totals including what was recorded just now."""
 
     async def add_service(self, spec: ServiceSpec) -> None:
         """Raises `NameTaken`."""

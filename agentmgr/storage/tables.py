@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from attrs import astuple, fields, frozen
+from attrs import astuple, fields
 
 from ..codec import from_json, to_json
 from ..core.totals import counted
-from ..errors import InvalidRequest, NameTaken, NotFound, RuleNotFound, ServiceNotFound, VersionMismatch
+from ..errors import InvalidRequest
 from ..models import (
     Event,
     Fact,
@@ -23,6 +23,7 @@ from ..models import (
     ServiceTotals,
     SessionEnd,
 )
+from .registry import SERVICES, Registry
 from .schema import UnreadableRow
 from .store import Snapshot
 
@@ -30,21 +31,12 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# Services and rules: named, versioned.
-
-
-@frozen
-class Registry:
-    table: str
-    noun: str
-    missing: type[NotFound]
-
-
-SERVICES = Registry("services", "service", ServiceNotFound)
-RULES = Registry("rules", "routing rule", RuleNotFound)
+# Services and rules.
 
 
 def add(db: sqlite3.Connection, registry: Registry, key: str, thing: ServiceSpec | RoutingRule) -> None:
+    if db.execute(f"SELECT 1 FROM {registry.table} WHERE id = ?", (key,)).fetchone():
+        raise registry.id_taken(key)
     _check_name(db, registry, key, thing.name)
     db.execute(
         f"INSERT INTO {registry.table} (id, name, version, document) VALUES (?, ?, ?, ?)",
@@ -55,12 +47,9 @@ def add(db: sqlite3.Connection, registry: Registry, key: str, thing: ServiceSpec
 def update(db: sqlite3.Connection, registry: Registry, key: str, thing: ServiceSpec | RoutingRule) -> None:
     row = db.execute(f"SELECT version FROM {registry.table} WHERE id = ?", (key,)).fetchone()
     if row is None:
-        raise registry.missing(f"no {registry.noun} has the id {key}")
+        raise registry.not_found(key)
     if row[0] != thing.version - 1:
-        raise VersionMismatch(
-            f"{registry.noun} {thing.name} was changed in between (it is at version {row[0]} now): "
-            "read it again and repeat the change"
-        )
+        raise registry.stale(thing, row[0])
     _check_name(db, registry, key, thing.name)
     db.execute(
         f"UPDATE {registry.table} SET name = ?, version = ?, document = ? WHERE id = ?",
@@ -70,12 +59,12 @@ def update(db: sqlite3.Connection, registry: Registry, key: str, thing: ServiceS
 
 def delete(db: sqlite3.Connection, registry: Registry, key: str) -> None:
     if not db.execute(f"DELETE FROM {registry.table} WHERE id = ?", (key,)).rowcount:
-        raise registry.missing(f"no {registry.noun} has the id {key}")
+        raise registry.not_found(key)
 
 
 def _check_name(db: sqlite3.Connection, registry: Registry, key: str, name: str) -> None:
     if db.execute(f"SELECT 1 FROM {registry.table} WHERE name = ? AND id != ?", (name, key)).fetchone():
-        raise NameTaken(f"a {registry.noun} named {name} is there already: choose another name")
+        raise registry.name_taken(name)
 
 
 # Instances.
@@ -83,7 +72,7 @@ def _check_name(db: sqlite3.Connection, registry: Registry, key: str, name: str)
 
 def put_instance(db: sqlite3.Connection, record: InstanceRecord) -> None:
     if not db.execute("SELECT 1 FROM services WHERE id = ?", (record.service_id,)).fetchone():
-        raise ServiceNotFound(f"no service has the id {record.service_id}")
+        raise SERVICES.not_found(record.service_id)
     db.execute(
         "INSERT INTO instances (id, service_id, document) VALUES (?, ?, ?)"
         " ON CONFLICT (id) DO UPDATE SET service_id = excluded.service_id, document = excluded.document",

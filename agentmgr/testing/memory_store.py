@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import trio
 from attrs import evolve
 
 from ..core.totals import counted
-from ..errors import (
-    Conflict,
-    NameTaken,
-    RuleNotFound,
-    ServiceNotFound,
-    StorageError,
-    VersionMismatch,
-)
+from ..errors import Conflict, StorageError
 from ..models import (
     Event,
     HealthCheck,
@@ -30,7 +22,10 @@ from ..models import (
     ServiceTotals,
     SessionEnd,
 )
+from ..storage.registry import RULES, SERVICES, Registry
 from ..storage.store import F, HistoryLimits, Snapshot, event_id
+
+Thing = TypeVar("Thing", ServiceSpec, RoutingRule)
 
 
 class MemoryStore:
@@ -72,23 +67,15 @@ class MemoryStore:
 
     async def add_service(self, spec: ServiceSpec) -> None:
         await self._writable()
-        _check_name("service", spec.name, self._services.values())
-        self._services[spec.service_id] = spec
+        _add(SERVICES, self._services, spec.service_id, spec)
 
     async def update_service(self, spec: ServiceSpec) -> None:
         await self._writable()
-        stored = self._services.get(spec.service_id)
-        if stored is None:
-            raise ServiceNotFound(f"no service has the id {spec.service_id}")
-        _check_version(stored, spec)
-        others = (other for other in self._services.values() if other is not stored)
-        _check_name("service", spec.name, others)
-        self._services[spec.service_id] = spec
+        _update(SERVICES, self._services, spec.service_id, spec)
 
     async def delete_service(self, service_id: str) -> None:
         await self._writable()
-        if self._services.pop(service_id, None) is None:
-            raise ServiceNotFound(f"no service has the id {service_id}")
+        _delete(SERVICES, self._services, service_id)
         self._totals.pop(service_id, None)
         self._health.pop(service_id, None)
         self._session_ends.pop(service_id, None)
@@ -96,27 +83,20 @@ class MemoryStore:
 
     async def add_rule(self, rule: RoutingRule) -> None:
         await self._writable()
-        _check_name("routing rule", rule.name, self._rules.values())
-        self._rules[rule.rule_id] = rule
+        _add(RULES, self._rules, rule.rule_id, rule)
 
     async def update_rule(self, rule: RoutingRule) -> None:
         await self._writable()
-        stored = self._rules.get(rule.rule_id)
-        if stored is None:
-            raise RuleNotFound(f"no routing rule has the id {rule.rule_id}")
-        _check_version(stored, rule)
-        _check_name("routing rule", rule.name, (r for r in self._rules.values() if r is not stored))
-        self._rules[rule.rule_id] = rule
+        _update(RULES, self._rules, rule.rule_id, rule)
 
     async def delete_rule(self, rule_id: str) -> None:
         await self._writable()
-        if self._rules.pop(rule_id, None) is None:
-            raise RuleNotFound(f"no routing rule has the id {rule_id}")
+        _delete(RULES, self._rules, rule_id)
 
     async def put_instance(self, record: InstanceRecord) -> None:
         await self._writable()
         if record.service_id not in self._services:
-            raise ServiceNotFound(f"no service has the id {record.service_id}")
+            raise SERVICES.not_found(record.service_id)
         self._instances[record.instance_id] = record
 
     async def delete_instance(self, instance_id: str) -> None:
@@ -177,14 +157,27 @@ class MemoryStore:
             raise self.failure
 
 
-def _check_name(noun: str, name: str, others: Iterable[ServiceSpec] | Iterable[RoutingRule]) -> None:
-    if any(other.name == name for other in others):
-        raise NameTaken(f"a {noun} named {name} is there already: choose another name")
+def _add(registry: Registry, things: dict[str, Thing], key: str, thing: Thing) -> None:
+    if key in things:
+        raise registry.id_taken(key)
+    _check_name(registry, things, key, thing)
+    things[key] = thing
 
 
-def _check_version(stored: ServiceSpec | RoutingRule, new: ServiceSpec | RoutingRule) -> None:
-    if stored.version != new.version - 1:
-        raise VersionMismatch(
-            f"{new.name} was changed in between (it is at version {stored.version} now): "
-            "read it again and repeat the change"
-        )
+def _update(registry: Registry, things: dict[str, Thing], key: str, thing: Thing) -> None:
+    if key not in things:
+        raise registry.not_found(key)
+    if things[key].version != thing.version - 1:
+        raise registry.stale(thing, things[key].version)
+    _check_name(registry, things, key, thing)
+    things[key] = thing
+
+
+def _delete(registry: Registry, things: dict[str, Thing], key: str) -> None:
+    if things.pop(key, None) is None:
+        raise registry.not_found(key)
+
+
+def _check_name(registry: Registry, things: dict[str, Thing], key: str, thing: Thing) -> None:
+    if any(other.name == thing.name for other_key, other in things.items() if other_key != key):
+        raise registry.name_taken(thing.name)

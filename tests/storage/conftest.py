@@ -74,6 +74,6 @@ class Make:
         return evolve(SESSION_END, service_id=service_id, started_at=start, ended_at=end, **changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> type[Make]:
     return Make

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 import trio
+from attrs import evolve
 
-from agentmgr.errors import StorageError
+from agentmgr.errors import InvalidRequest, StorageError
 from agentmgr.models import Event, utc_now
 from agentmgr.storage import HistoryLimits, SqliteStore, open_store, sqlite
 
@@ -198,7 +199,7 @@ async def test_a_full_disk_is_survived(quick, tmp_path, make):
     async with open_store(tmp_path / "a.db") as store:
         store._db.execute("PRAGMA max_page_count = 1")  # as small as it is now
         returned = []
-        with pytest.raises(StorageError, match="the disk is full: make room"):  # noqa: PT012  (which, is not known)
+        with pytest.raises(StorageError, match="the disk is full: make room"):
             for number in range(100):
                 await store.add_service(make.service(f"s{number}"))
                 returned.append(f"s{number}")
@@ -234,6 +235,38 @@ async def test_a_fact_that_cannot_be_kept_does_not_hold_up_the_others(tmp_path, 
         assert (await store.load()).totals == {}
 
 
+async def test_no_memory_for_a_thread_is_survived(quick, tmp_path, monkeypatch):
+    async with open_store(tmp_path / "a.db") as store:
+
+        def refuse(*_, **__):
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(trio.to_thread, "run_sync", refuse)
+            event = store.record(Event("tick"))
+            await until_degraded(store, True)
+            with pytest.raises(StorageError, match="can't start new thread"):
+                await store.load()
+        await until_degraded(store, False)
+        assert await store.events() == (event,)
+
+
+async def test_every_write_is_synced_to_the_disk(tmp_path):
+    async with open_store(tmp_path / "a.db") as store:
+        assert store._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert store._db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert store._db.execute("PRAGMA foreign_keys").fetchone() == (1,)
+
+
+async def test_text_that_no_database_takes_is_the_callers_mistake(tmp_path, make):
+    spec = make.service()
+    odd = evolve(spec, config=evolve(spec.config, agent_factory_path="\udcff.py"))
+    async with open_store(tmp_path / "a.db") as store:
+        with pytest.raises(InvalidRequest, match="not valid Unicode"):
+            await store.add_service(odd)
+        assert (await store.load()).services == ()
+
+
 async def test_facts_are_written_without_being_asked_for(quick, tmp_path):
     path = tmp_path / "a.db"
     async with open_store(path) as store, open_store(path, read_only=True) as onlooker:
@@ -243,6 +276,26 @@ async def test_facts_are_written_without_being_asked_for(quick, tmp_path):
             return len(await onlooker.events()) == 1
 
         await until(there)
+
+
+class Steps(trio.abc.Instrument):
+    number = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.number += 1
+
+
+async def test_with_nothing_to_write_it_sleeps(quick, tmp_path):
+    async with open_store(tmp_path / "a.db") as store:
+        store.record(Event("tick"))
+        await store.flush()
+        with trio.fail_after(5):
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        await trio.sleep(0.3)
+        trio.lowlevel.remove_instrument(steps)
+        assert steps.number < 5
 
 
 async def test_what_was_recorded_is_written_at_the_end_also_when_cancelled(tmp_path):

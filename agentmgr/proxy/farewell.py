@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import trio
 
 from .frames import PROTOCOL_ERROR, TOO_BIG, FrameViolation, close_frame
 from .tunnel import Ending, Flow, Tunnel
+from .wire import Wire
 
 _GOING_AWAY = 1001
-_DISCARD_BYTES = 64 * 1024
+_CHUNK_BYTES = 64 * 1024
+_MOST_DISCARDED = 16 * 1024 * 1024
 
 
 async def say_goodbye(tunnel: Tunnel, ending: Ending, *, timeout_s: float) -> None:
@@ -20,11 +24,17 @@ async def say_goodbye(tunnel: Tunnel, ending: Ending, *, timeout_s: float) -> No
         return
     # What went wrong on the wire is told to both; else the instance just sees a client that goes away.
     to_backend = ending.code if ending.code in (PROTOCOL_ERROR, TOO_BIG) else _GOING_AWAY
+    codes = {tunnel.from_backend: ending.code, tunnel.from_client: to_backend}
+    if ending.by == "backend":
+        del codes[tunnel.from_client]
     with trio.move_on_after(timeout_s):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_end_flow, tunnel.from_backend, ending.code, ending.reason)
-            if ending.by != "backend":
-                nursery.start_soon(_end_flow, tunnel.from_client, to_backend, ending.reason)
+            for flow, code in codes.items():
+                nursery.start_soon(_close, flow, code, ending.reason)
+        # Only now, because finishing a frame reads from the socket that the other flow listens to here.
+        async with trio.open_nursery() as nursery:
+            for flow in codes:
+                nursery.start_soon(_wait_until_gone, flow.target.wire)
 
 
 def at_boundary(flow: Flow) -> bool:
@@ -32,21 +42,24 @@ def at_boundary(flow: Flow) -> bool:
     return flow.tracker.partial <= len(flow.pending)
 
 
-async def _end_flow(flow: Flow, code: int, reason: str) -> None:
-    """Tells the flow's target that nothing more will come, and waits until it has gone."""
-    target, tracker = flow.target.wire, flow.tracker
+async def _close(flow: Flow, code: int, reason: str) -> None:
+    """Tells the flow's target that nothing more will come."""
     if flow.stalled_since is not None and flow.pending:
         return  # it has not read what it was sent before; a close frame would only join that
-    try:
+    target, tracker = flow.target.wire, flow.tracker
+    with suppress(OSError):  # gone already
         if await _reach_boundary(flow) and not tracker.closed:
-            masked = flow.name == "client"
-            await target.send_all(close_frame(code, reason, masked=masked))
+            await target.send_all(close_frame(code, reason, masked=flow.name == "client"))
         target.end_sending()
-        # Closing with unread data in the socket would be a reset, and could overtake the close frame.
-        while await target.receive(_DISCARD_BYTES):
-            pass
-    except OSError:
-        pass  # gone already
+
+
+async def _wait_until_gone(wire: Wire) -> None:
+    # Closing with unread data in the socket would be a reset, and could overtake the close frame. But who
+    # goes on sending so much has not read it anyway.
+    discarded = 0
+    with suppress(OSError):
+        while discarded < _MOST_DISCARDED and (data := await wire.receive(_CHUNK_BYTES)):
+            discarded += len(data)
 
 
 async def _reach_boundary(flow: Flow) -> bool:
@@ -59,7 +72,7 @@ async def _reach_boundary(flow: Flow) -> bool:
             await target.send_all(data[: len(data) - tracker.partial])
             return True
         await target.send_all(data)
-        received = await source.receive(_DISCARD_BYTES)
+        received = await source.receive(_CHUNK_BYTES)
         if not received:
             return False
         try:

@@ -7,8 +7,7 @@ from contextlib import suppress
 import trio
 
 from .frames import PROTOCOL_ERROR, TOO_BIG, FrameViolation, close_frame
-from .tunnel import Ending, Flow, Tunnel
-from .wire import Wire
+from .tunnel import Ending, Flow, Leg, Tunnel
 
 _GOING_AWAY = 1001
 _CHUNK_BYTES = 64 * 1024
@@ -34,7 +33,7 @@ async def say_goodbye(tunnel: Tunnel, ending: Ending, *, timeout_s: float) -> No
         # Only now, because finishing a frame reads from the socket that the other flow listens to here.
         async with trio.open_nursery() as nursery:
             for flow in codes:
-                nursery.start_soon(_wait_until_gone, flow.target.wire)
+                nursery.start_soon(_wait_for_answer, flow.target)
 
 
 def at_boundary(flow: Flow) -> bool:
@@ -53,13 +52,22 @@ async def _close(flow: Flow, code: int, reason: str) -> None:
         target.end_sending()
 
 
-async def _wait_until_gone(wire: Wire) -> None:
+async def _wait_for_answer(leg: Leg) -> None:
+    """Returns when the peer has answered the close frame, has left, or is not worth waiting for."""
     # Closing with unread data in the socket would be a reset, and could overtake the close frame. But who
     # goes on sending so much has not read it anyway.
-    discarded = 0
+    tracker, discarded, follow = leg.source_of.tracker, 0, True
     with suppress(OSError):
-        while discarded < _MOST_DISCARDED and (data := await wire.receive(_CHUNK_BYTES)):
+        while not tracker.closed and discarded < _MOST_DISCARDED:
+            data = await leg.wire.receive(_CHUNK_BYTES)
+            if not data:
+                return
             discarded += len(data)
+            if follow:
+                try:
+                    tracker.feed(data)
+                except FrameViolation:
+                    follow = False  # its leaving is all that can be understood of it
 
 
 async def _reach_boundary(flow: Flow) -> bool:

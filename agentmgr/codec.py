@@ -22,9 +22,15 @@ from .errors import FieldProblem, InvalidRequest
 
 T = TypeVar("T")
 
+_ABSENT = object()
+
 
 class _Mismatch(TypeError):
     """A value of the wrong type; its message is shown to the user."""
+
+    def __init__(self, expected: str, value: Any = _ABSENT) -> None:
+        self.expected = expected
+        super().__init__(f"must be {expected}" + ("" if value is _ABSENT else f", not {_name_of(value)}"))
 
 
 def to_json(value: Any) -> str:
@@ -104,18 +110,25 @@ def _name_of(value: Any) -> str:
 
 def _exactly(kind: type[T], value: Any, _: Any) -> T:
     if type(value) is not kind:
-        raise _Mismatch(f"must be {_JSON_NAMES[kind]}, not {_name_of(value)}")
+        raise _Mismatch(_JSON_NAMES[kind], value)
     return value
 
 
 def _string(value: Any, kind: type[str]) -> str:
     # Hooks for a class also serve its subclasses, and our enums are strings.
-    return _member(value, kind) if issubclass(kind, StrEnum) else _exactly(str, value, kind)
+    if issubclass(kind, StrEnum):
+        return _member(value, kind)
+    text = _exactly(str, value, kind)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair: no file, database or socket would take it
+        raise _Mismatch("text in valid Unicode") from None
+    return text
 
 
 def _number(value: Any, _: Any) -> float:
     if type(value) not in (int, float):
-        raise _Mismatch(f"must be a number, not {_name_of(value)}")
+        raise _Mismatch("a number", value)
     return float(value)
 
 
@@ -127,7 +140,7 @@ def _moment(value: Any, _: Any) -> datetime:
             moment = None
         if moment is not None and moment.tzinfo is not None:
             return moment.astimezone(UTC)
-    raise _Mismatch("must be a time such as 2026-11-22T10:00:00Z")
+    raise _Mismatch("a time such as 2026-11-22T10:00:00Z")
 
 
 def _member(value: Any, kind: type[StrEnum]) -> StrEnum:
@@ -136,7 +149,7 @@ def _member(value: Any, kind: type[StrEnum]) -> StrEnum:
             return kind(value)
         except ValueError:
             pass
-    raise _Mismatch(f"must be one of {', '.join(kind)}")
+    raise _Mismatch(f"one of {', '.join(kind)}")
 
 
 def _origin(kind: Any) -> Any:
@@ -153,21 +166,19 @@ def _is_union(kind: Any) -> bool:
 
 def _union_of(kind: Any) -> Any:
     """A hook for `X | None` and for unions of scalars and tuples: the first member that takes it."""
-    members = get_args(kind)
+    members = [member for member in get_args(kind) if member is not type(None)]
+    optional = len(members) < len(get_args(kind))
 
     def structure(value: Any, _: Any) -> Any:
-        if value is None and type(None) in members:
+        if value is None and optional:
             return None
-        last: Exception | None = None
+        expected = []
         for member in members:
-            if member is type(None):
-                continue
             try:
                 return _converter.structure(value, member)
-            except Exception as error:  # whatever it is, the next member may fit
-                last = error
-        assert last is not None
-        raise last
+            except _Mismatch as error:
+                expected.append(error.expected)
+        raise _Mismatch(" or ".join(expected), value)
 
     return structure
 
@@ -177,7 +188,7 @@ def _sequence_of(kind: Any) -> Any:
 
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, list | tuple | set | frozenset):
-            raise _Mismatch(f"must be a list, not {_name_of(value)}")
+            raise _Mismatch("a list", value)
         return origin(inner(value, list[args[0]]))  # type: ignore[valid-type]  # built at run time
 
     inner = _converter.structure
@@ -189,7 +200,7 @@ def _mapping_of(kind: Any) -> Any:
 
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, Mapping):
-            raise _Mismatch(f"must be an object, not {_name_of(value)}")
+            raise _Mismatch("an object", value)
         return _converter.structure(dict(value), dict[args[0], args[1]])  # type: ignore[valid-type]
 
     return structure
@@ -225,7 +236,7 @@ def _class_hook(converter: Converter, kind: type[Any]) -> Callable[[Any, Any], A
 
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, Mapping):
-            raise _Mismatch(f"must be an object, not {_name_of(value)}")
+            raise _Mismatch("an object", value)
         return build(value, kind)
 
     return structure

@@ -19,7 +19,10 @@ refusals, and it does not change.
     │   └── AgentFileNotFound
     ├── ServiceFailed             the user's program did not do its part
     │   ├── ServiceFailedToStart
-    │   └── AgentLoadError        raised in the child: the agent file gave no agent
+    │   ├── AgentLoadError        raised in the child: the agent file gave no agent
+    │   ├── AgentUnreachable      no connection to it could be made, or made again
+    │   ├── SessionLost           it knows the session no more
+    │   └── TurnFailed            it answered with an error, or not at all
     ├── NoServiceAvailable        nobody to route a client to
     ├── ManagerError              about the manager's own process
     │   ├── ManagerAlreadyRunning
@@ -54,7 +57,8 @@ class AgentManagerError(Exception):
     _by_code: ClassVar[dict[str, type[AgentManagerError]]] = {}
 
     def __init_subclass__(cls) -> None:
-        AgentManagerError._by_code[cls.code] = cls
+        if "code" in vars(cls):  # a subclass for somebody's own use goes by its parent's code
+            AgentManagerError._by_code[cls.code] = cls
 
     def __init__(self, message: str, *, fields: Sequence[FieldProblem] = ()) -> None:
         super().__init__(message)
@@ -155,6 +159,24 @@ class AgentLoadError(ServiceFailed):
     """The agent file gave no agent; the message shows the author's own line."""
 
     code = "agent_load_error"
+
+
+class AgentUnreachable(ServiceFailed):
+    """No connection to the agent could be made, or made again in time."""
+
+    code = "agent_unreachable"
+
+
+class SessionLost(ServiceFailed):
+    """The agent knows the session no more: it was restarted, or the session has ended."""
+
+    code = "session_lost"
+
+
+class TurnFailed(ServiceFailed):
+    """The agent ended a turn without an answer; the message has the reason that it gave."""
+
+    code = "turn_failed"
 
 
 class NoServiceAvailable(AgentManagerError):

@@ -65,6 +65,21 @@ class OnManagerDeath(StrEnum):
     DIE = "die"
 
 
+class OnDisconnect(StrEnum):
+    """What becomes of a running turn when its client's connection is lost."""
+
+    CONTINUE = "continue"  #: the client reads the answer when it comes back
+    CANCEL = "cancel"  #: after `disconnect_grace`
+
+
+class WhenBusy(StrEnum):
+    """What becomes of a message that arrives while a turn runs."""
+
+    QUEUE = "queue"  #: bounded
+    REJECT = "reject"
+    INTERRUPT = "interrupt"  #: the running turn ends, the new one begins
+
+
 class RoutingStrategy(StrEnum):
     ROUND_ROBIN = "round_robin"
     LEAST_CONNECTIONS = "least_connections"
@@ -167,6 +182,7 @@ class ServiceConfig:
     python: str | None = None  #: interpreter for an agent file; the manager's own when None
     cwd: str | None = None  #: working directory; that of the one who registered when None
     env: Mapping[str, str] = Factory(dict)  #: added to the manager's environment
+    env_file: str | None = None  #: `NAME=value` lines, read at each launch; `env` goes before it
     runtime: Runtime = Runtime.AUTO
 
     instances: int = field(default=1, validator=_between(1, 1000))
@@ -174,6 +190,11 @@ class ServiceConfig:
     max_sessions: int = field(default=0, validator=_between(0, 1_000_000))  #: per instance; 0: unlimited
     session_timeout: float = field(default=1800.0, validator=_between(0, 30 * _DAY_S))  #: idle; 0: never
     max_message_bytes: int = field(default=2**20, validator=_between(0, 2**31))  #: 0: unlimited
+    turn_timeout: float = field(default=0.0, validator=_between(0, 30 * _DAY_S))  #: 0: none
+    confirm_timeout: float = field(default=300.0, validator=_between(0.1, 30 * _DAY_S))  #: then it means no
+    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    disconnect_grace: float = field(default=0.0, validator=_between(0, _DAY_S))
+    when_busy: WhenBusy = WhenBusy.QUEUE
 
     auto_restart: bool = True  #: False: like `restart=never`, whatever `restart` says
     restart: RestartMode = RestartMode.ON_FAILURE
@@ -186,6 +207,18 @@ class ServiceConfig:
     stop_timeout: float = field(default=10.0, validator=_between(0, _DAY_S))  #: from TERM to KILL
     drain_timeout: float = field(default=30.0, validator=_between(0, _DAY_S))
     on_manager_death: OnManagerDeath = OnManagerDeath.KEEP
+    after: tuple[str, ...] = field(
+        default=(), converter=_words
+    )  #: names of services that must be ready first
+
+    memory_limit_mb: int | None = field(default=None, validator=_between(1, 2**30))
+    cpu_limit_percent: int | None = field(default=None, validator=_between(1, 100_000))  #: of one core
+    max_open_files: int | None = field(default=None, validator=_between(16, 2**30))  #: per process
+    max_processes: int | None = field(default=None, validator=_between(1, 2**22))
+    """These four limit an instance with all that it starts; `Instance.unenforced` says which do not."""
+
+    log_max_bytes: int = field(default=10 * 2**20, validator=_between(2**16, 2**40))
+    log_files: int = field(default=4, validator=_between(1, 100))  #: with the one being written
 
     health_check_interval: float | None = field(default=None, validator=_between(0.05, _DAY_S))
     """None: the manager's (`daemon --interval`, 10 s)."""
@@ -265,6 +298,9 @@ class Instance:
     restarts_left: int | None = None  #: None: no limit applies
     next_restart_at: datetime | None = None
     last_exit: str | None = None  #: as in "exit code 1", "SIGKILL", "unknown"
+    unenforced: tuple[
+        str, ...
+    ] = ()  #: limits of its configuration that this machine does not enforce, and why
     error_message: str | None = None
 
 
@@ -294,6 +330,18 @@ class Service:
     active_sessions: int
     config: ServiceConfig
     instances: tuple[Instance, ...]
+
+
+@frozen
+class Usage:
+    """What an instance used of the machine, with all that it has started, at one moment."""
+
+    at: datetime
+    cpu_percent: float  #: of one core, since the sample before
+    memory_bytes: int  #: resident; memory that processes share is counted for each
+    processes: int
+    threads: int
+    open_files: int
 
 
 @frozen
@@ -391,3 +439,30 @@ class SessionEnd:
     bytes_to_client: int
     messages_from_client: int
     messages_to_client: int
+
+    @property
+    def failed(self) -> bool:
+        """Did the service's side break it off? A client that vanished is not the service's failure.
+
+        Going away, a policy's refusal, a restart and the application's own codes (RFC 6455, 7.4) are ends
+        that somebody meant.
+        """
+        meant = self.code is not None and (self.code in (1000, 1001, 1005, 1008, 1012) or self.code >= 3000)
+        return self.ended_by != "client" and not meant
+
+
+Fact = HealthCheck | Event | SessionEnd
+"""What is recorded in batches: it may be lost when the power fails within a second."""
+
+
+@frozen
+class ServiceTotals:
+    """What a service has done since it was registered."""
+
+    sessions_total: int = 0  #: those that have ended
+    sessions_failed: int = 0
+    session_seconds: float = 0.0  #: the sum of their durations
+    bytes_from_client: int = 0
+    bytes_to_client: int = 0
+    restarts: int = 0  #: unplanned ones
+    errors: int = 0  #: times that an instance was given up

@@ -1,1 +1,20 @@
+"""Runs inside a service's process: loads an agent file and serves it to clients.
 
+An agent file needs nothing from here; an author who wants more imports these.
+"""
+
+from .events import Event, final_answer, partial_answer, thinking, tool_call, tool_result
+from .session import Client, Decision, Message, Session
+
+__all__ = [
+    "Client",
+    "Decision",
+    "Event",
+    "Message",
+    "Session",
+    "final_answer",
+    "partial_answer",
+    "thinking",
+    "tool_call",
+    "tool_result",
+]

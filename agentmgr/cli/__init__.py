@@ -1,1 +1,22 @@
+"""The command line: one module per command, each imported only when it is called.
 
+Exit code 0: done; 1: it could not be done, and one line on stderr says why; 2: wrong usage; 128 + N: ended by
+the signal N.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from .. import __version__
+
+
+def main() -> NoReturn:
+    """The console command `agentmgr`."""
+    if sys.argv[1:] == ["--version"]:  # what scripts ask most often needs nothing imported
+        print(f"agentmgr {__version__}")
+        sys.exit(0)
+    from .entry import run
+
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""`python -m agentmgr.agent FILE`: what the supervisor runs for a service that is an agent file."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+import trio
+
+from ..errors import AgentManagerError
+from ..models import OnDisconnect, Runtime, ServiceConfig, WhenBusy
+from .host import EXIT_CONFIG, HostOptions, run
+from .session import SessionLimits
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 after SIGTERM or SIGINT; 78 when the agent cannot be loaded, however often it is tried."""
+    options = _options(_parser().parse_args(argv))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
+    try:
+        trio.run(run, options)
+    except AgentManagerError as error:
+        print(f"agentmgr: {error.message}", file=sys.stderr)
+        return EXIT_CONFIG
+    return 0
+
+
+def _options(args: argparse.Namespace) -> HostOptions:
+    return HostOptions(
+        path=args.path,
+        fd=args.fd,
+        host=args.host,
+        port=args.port,
+        runtime=Runtime(args.runtime),
+        max_sessions=args.max_sessions,
+        max_message_bytes=args.max_message_bytes,
+        limits=SessionLimits(
+            session_timeout=args.session_timeout,
+            turn_timeout=args.turn_timeout,
+            confirm_timeout=args.confirm_timeout,
+            on_disconnect=OnDisconnect(args.on_disconnect),
+            disconnect_grace=args.disconnect_grace,
+            when_busy=WhenBusy(args.when_busy),
+        ),
+        manager_fd=args.manager_fd,
+        token=os.environ.get("AGENTMGR_INSTANCE_TOKEN", ""),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = ServiceConfig()
+    parser = argparse.ArgumentParser("python -m agentmgr.agent", description="Serves an agent file.")
+    parser.add_argument("path", metavar="FILE", help="agent.py, agent.py:NAME or package.module:NAME")
+    parser.add_argument("--fd", type=int, help="an inherited socket that listens already")
+    parser.add_argument("--manager-fd", type=int, help="a pipe; at its end the manager is gone")
+    parser.add_argument("--host", default="localhost")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--runtime", default=defaults.runtime, choices=list(Runtime))
+    parser.add_argument("--max-sessions", type=int, default=defaults.max_sessions)
+    parser.add_argument("--max-message-bytes", type=int, default=defaults.max_message_bytes)
+    parser.add_argument("--session-timeout", type=float, default=defaults.session_timeout)
+    parser.add_argument("--turn-timeout", type=float, default=defaults.turn_timeout)
+    parser.add_argument("--confirm-timeout", type=float, default=defaults.confirm_timeout)
+    parser.add_argument("--on-disconnect", default=defaults.on_disconnect, choices=list(OnDisconnect))
+    parser.add_argument("--disconnect-grace", type=float, default=defaults.disconnect_grace)
+    parser.add_argument("--when-busy", default=defaults.when_busy, choices=list(WhenBusy))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""One client's connection: its frames become calls on sessions, the sessions' events become frames.
+
+Reading never waits for writing, so that pings, cancels and closes are seen at once; what is to be written
+waits in the sessions' own bounded buffers, and control answers in a short queue.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from . import events
+from .events import Event, addressed, encode
+from .incoming import BadInput, ClientEvent, looks_like_an_event, parse, sequence_number, text_of
+from .plain import as_plain_text, means_yes
+from .replay import Gap, Reader
+from .session import Client, Message, Session
+from .sessions import Sessions
+
+GREETING_DELAY_S = 1.0
+"""`system.connected` waits so long for a first frame, which shows whether the client speaks events at all."""
+HEARTBEAT_S = 30.0
+WRITE_STALL_S = 30.0
+"""A client that takes in nothing for so long is cut off; its sessions stay for it to come back to."""
+CLOSE_TIMEOUT_S = 2.0
+MAX_CONTROL = 64
+"""Answers outside any session that may wait; a client that reads none of them is not read from either."""
+MAX_SESSIONS = 64
+"""Of one connection: programs use a few, an attacker would use all."""
+
+
+class Connection:
+    def __init__(
+        self, websocket: WebSocketConnection, client: Client, sessions: Sessions, *, max_message_bytes: int
+    ) -> None:
+        self.id = f"con_{secrets.token_hex(8)}"
+        self._websocket = websocket
+        self._client = client
+        self._sessions = sessions
+        self._max_message_bytes = max_message_bytes
+        self._plain: bool | None = None  # None: no frame has come yet
+        self._greeted = False
+        self._attached: dict[Session, Reader] = {}
+        self._current: Session | None = None  # where a message goes that names no session
+        self._control: deque[str] = deque()
+        self._news = trio.Event()
+        self._drained = trio.Event()
+        self._spoke = trio.Event()  # the client's first frame
+        self._closing = False
+        self._scope = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Until the client is gone, or is cut off, or `close` was called and all is said."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._greet)
+                    nursery.start_soon(self._beat)
+                    await self._read()
+                    nursery.cancel_scope.cancel()
+        finally:
+            for session, reader in self._attached.items():
+                session.detach(reader)
+
+    def close(self) -> None:
+        """Once its sessions have ended and their ends are told, or soon in any case, `run` returns."""
+        self._closing = True
+        self._scope.deadline = trio.current_time() + CLOSE_TIMEOUT_S
+        self._news.set()
+
+    # From the client.
+
+    async def _read(self) -> None:
+        while True:
+            try:
+                frame = await self._websocket.get_message()
+            except ConnectionClosed:
+                return
+            self._spoke.set()
+            try:
+                self._take(text_of(frame, self._max_message_bytes))
+            except BadInput as bad:
+                self._refuse(bad, _whose(frame) if bad.code == "too_large" else None)
+            while len(self._control) >= MAX_CONTROL:
+                self._drained = trio.Event()
+                await self._drained.wait()
+
+    def _take(self, text: str) -> None:
+        if self._plain is None:
+            self._plain = not looks_like_an_event(text)
+        if self._plain:
+            self._take_plain(text)
+            return
+        self._say_hello()
+        event = parse(text)
+        handler = _HANDLERS.get(event.event)
+        try:
+            if handler is not None:
+                handler(self, event)
+            elif event.event.startswith("user."):
+                raise BadInput("unknown_event", f"{event.event[:100]} is not an event that is known here")
+        except BadInput as bad:
+            self._refuse(bad, event)
+
+    def _take_plain(self, text: str) -> None:
+        session = self._session_for(None)
+        if (step_id := session.asking) is not None:
+            session.answer(step_id, means_yes(text))
+        else:
+            session.accept(Message(text), None)
+
+    def _refuse(self, bad: BadInput, event: ClientEvent | None = None) -> None:
+        content = {"code": bad.code, "message": str(bad)}
+        refusal = Event(events.ERROR, content, step_id=event.step_id if event else None)
+        self._tell(refusal, session_id=event.session_id if event else None)
+
+    def _create_session(self, event: ClientEvent) -> None:
+        self._attach_new()
+
+    def _message(self, event: ClientEvent) -> None:
+        session = self._session_for(event.session_id)
+        session.accept(Message(event.content, event.metadata), event.step_id)
+
+    def _response(self, event: ClientEvent) -> None:
+        session = self._known_session(event)
+        step_id = event.find("step_id")
+        if not isinstance(step_id, str):
+            raise BadInput("invalid_field", "user.response needs the step_id of the question")
+        session.answer(step_id, event.content)
+
+    def _cancel(self, event: ClientEvent) -> None:
+        if not self._known_session(event).cancel(step_id=event.step_id):
+            self._tell(Event(events.NOTICE, {"code": "nothing_running", "message": "no turn is running"}))
+
+    def _ack(self, event: ClientEvent) -> None:
+        for session, reader in self._attached.items():  # also one that has just ended
+            if session.id == event.session_id or (event.session_id is None and session is self._current):
+                reader.ack(sequence_number(event, "seq"))
+                session.progressed()
+                return
+        self._known_session(event)
+
+    def _reconnect(self, event: ClientEvent) -> None:
+        session_id = event.find("session_id")
+        if not isinstance(session_id, str):
+            raise BadInput("invalid_field", f"{event.event} needs a session_id")
+        session = self._sessions.find(session_id, self._client)
+        last_seq = sequence_number(event, "last_seq")
+        old = self._attached.pop(session, None)
+        if old is not None:
+            session.detach(old)
+        reader = self._attach(session, after=last_seq)
+        if event.event == "user.reconnect_with_state":
+            self._tell(Event(events.STATE_RESTORED, session.snapshot()), session_id=session.id)
+        notice = {
+            "code": "resumed",
+            "message": "the session goes on",
+            "replay_from": max(reader.sent + 1, session.buffer.first_seq),
+            "last_seq": session.buffer.last_seq,
+            "busy": session.busy,
+        }
+        if (missed := reader.gap()) is not None:
+            notice |= _describe(missed)
+        self._tell(Event(events.NOTICE, notice), session_id=session.id)
+
+    def _request_state(self, event: ClientEvent) -> None:
+        session = self._known_session(event)
+        self._tell(Event(events.STATE_EXPORTED, session.snapshot()), session_id=session.id)
+
+    def _ping(self, event: ClientEvent) -> None:
+        self._tell(Event(events.PONG, event.content or ""))
+
+    def _session_for(self, session_id: str | None) -> Session:
+        """The session a message is for: the one it names, the connection's, or a new one."""
+        if session_id is None:
+            if self._current is None or self._current.ended:
+                return self._attach_new()
+            return self._current
+        session = self._sessions.find(session_id, self._client)
+        if session not in self._attached:
+            self._attach(session, after=session.buffer.last_seq)
+        self._current = session
+        return session
+
+    def _known_session(self, event: ClientEvent) -> Session:
+        session_id = event.find("session_id")
+        if session_id is None and self._current is not None and not self._current.ended:
+            return self._current
+        if not isinstance(session_id, str):
+            raise BadInput("session_not_found", "there is no session yet; user.create_session makes one")
+        return self._sessions.find(session_id, self._client)
+
+    def _attach_new(self) -> Session:
+        self._check_room()
+        session = self._sessions.create(self._client)
+        self._attach(session, after=0)
+        return session
+
+    def _attach(self, session: Session, *, after: int) -> Reader:
+        self._check_room()
+        reader = session.attach(self._client, after, news=self._wake, on_taken=partial(self._lose, session))
+        self._attached[session] = reader
+        self._current = session
+        self._wake()
+        return reader
+
+    def _check_room(self) -> None:
+        if len(self._attached) >= MAX_SESSIONS:
+            raise BadInput("max_sessions", f"one connection serves at most {MAX_SESSIONS} sessions")
+
+    def _lose(self, session: Session) -> None:
+        del self._attached[session]
+        if self._current is session:
+            self._current = None
+        notice = {"code": "taken_over", "message": "the session goes on in another connection"}
+        self._tell(Event(events.NOTICE, notice), session_id=session.id)
+
+    # To the client.
+
+    async def _write(self) -> None:
+        while True:
+            frame = self._next_frame()
+            if frame is not None:
+                with trio.move_on_after(WRITE_STALL_S) as patience:
+                    try:
+                        await self._websocket.send_message(frame)
+                    except ConnectionClosed:
+                        return  # the reading side ends the connection
+                if patience.cancelled_caught:
+                    break
+            elif self._closing and not self._attached:
+                break
+            else:
+                self._news = trio.Event()
+                await self._news.wait()
+        self._scope.cancel()
+
+    def _next_frame(self) -> str | None:
+        if self._control:
+            self._drained.set()
+            return self._control.popleft()
+        while (found := self._next_item()) is not None:
+            session, item = found
+            if isinstance(item, Gap):
+                notice = Event(events.NOTICE, _describe(item))
+                return addressed(encode(notice, session_id=session.id), self.id)
+            if not self._plain:
+                return addressed(item, self.id)
+            if (text := as_plain_text(json.loads(item))) is not None:
+                return text
+        return None
+
+    def _next_item(self) -> tuple[Session, str | Gap] | None:
+        for session, reader in list(self._attached.items()):
+            if (item := reader.next()) is not None:
+                # To the end of the line: no session keeps the others of this connection waiting.
+                self._attached[session] = self._attached.pop(session)
+                session.progressed()
+                return session, item
+            if session.ended:
+                del self._attached[session]
+        return None
+
+    def _tell(self, event: Event, *, session_id: str | None = None) -> None:
+        """Says something that is in no session's sequence."""
+        if self._plain:
+            text = as_plain_text({"event": event.event, "content": event.content})
+            if text is not None:
+                self._control.append(text)
+        else:
+            self._control.append(addressed(encode(event, session_id=session_id), self.id))
+        self._wake()
+
+    def _say_hello(self) -> None:
+        if not self._greeted:
+            self._greeted = True
+            self._tell(Event(events.CONNECTED, {"connection_id": self.id}))
+
+    async def _greet(self) -> None:
+        with trio.move_on_after(GREETING_DELAY_S):
+            await self._spoke.wait()
+        if self._plain is None:
+            self._say_hello()
+
+    async def _beat(self) -> None:
+        await self._spoke.wait()
+        while not self._plain:
+            await trio.sleep(HEARTBEAT_S)
+            self._tell(Event(events.HEARTBEAT))
+
+    def _wake(self) -> None:
+        self._news.set()
+
+
+def _whose(frame: str | bytes) -> ClientEvent | None:
+    """A frame that is refused unread, read for the `step_id` alone, so that its sender knows which it was."""
+    try:
+        return parse(text_of(frame, 0))
+    except BadInput:
+        return None
+
+
+def _describe(gap: Gap) -> Mapping[str, Any]:
+    return {
+        "code": "gap",
+        "message": f"events {gap.first} to {gap.last} are no longer held",
+        "missing_from": gap.first,
+        "missing_to": gap.last,
+    }
+
+
+_HANDLERS: Mapping[str, Callable[[Connection, ClientEvent], None]] = {
+    "user.create_session": Connection._create_session,
+    "user.message": Connection._message,
+    "user.response": Connection._response,
+    "user.cancel": Connection._cancel,
+    "user.ack": Connection._ack,
+    "user.reconnect": Connection._reconnect,
+    "user.reconnect_with_state": Connection._reconnect,
+    "user.request_state": Connection._request_state,
+    "ping": Connection._ping,
+}

@@ -1,0 +1,113 @@
+"""What goes over the wire to a client: the names of the events, and their envelope.
+
+An author may `yield` what the functions at the end make, or hand it to `session.emit`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from attrs import Factory, frozen
+
+CONNECTED = "system.connected"
+HEARTBEAT = "system.heartbeat"
+NOTICE = "system.notice"
+ERROR = "system.error"
+PONG = "pong"
+
+SESSION_CREATED = "agent.session_created"
+SESSION_END = "agent.session_end"
+STATE_EXPORTED = "agent.state_exported"  #: answers `user.request_state`
+STATE_RESTORED = "agent.state_restored"  #: answers `user.reconnect_with_state`
+THINKING = "agent.thinking"
+TOOL_CALL = "agent.tool_call"
+TOOL_RESULT = "agent.tool_result"
+PARTIAL_ANSWER = "agent.partial_answer"
+FINAL_ANSWER = "agent.final_answer"
+USER_CONFIRM = "agent.user_confirm"
+AGENT_ERROR = "agent.error"
+TIMEOUT = "agent.timeout"
+INTERRUPTED = "agent.interrupted"
+
+TURN_ENDS = frozenset({FINAL_ANSWER, AGENT_ERROR, TIMEOUT, INTERRUPTED})
+"""Each turn ends with exactly one of these."""
+
+
+@frozen
+class Event:
+    """One event of an agent, before it has a place in a session."""
+
+    event: str
+    content: Any = ""  #: a string, or anything JSON can say
+    metadata: Mapping[str, Any] = Factory(dict)
+    step_id: str | None = None  #: ties a call to its result; that of the turn when None
+
+
+def encode(
+    event: Event,
+    *,
+    session_id: str | None = None,
+    step_id: str | None = None,
+) -> str:
+    """The JSON text of an event. Raises `TypeError` or `ValueError` for what JSON cannot say."""
+    envelope = {
+        "event": event.event,
+        "session_id": session_id,
+        "step_id": event.step_id or step_id,
+        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
+        "content": event.content,
+        "metadata": event.metadata,
+    }
+    try:
+        text = json.dumps(envelope, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, from an author who cut a string
+        text = json.dumps(envelope, allow_nan=False, separators=(",", ":"))
+    return text
+
+
+def numbered(text: str, seq: int, event_id: str) -> str:
+    """An encoded event with its place in a session."""
+    return f'{text[:-1]},"seq":{seq},"event_id":"{event_id}"}}'
+
+
+def addressed(text: str, connection_id: str) -> str:
+    """An encoded event on its way out through one connection."""
+    return f'{{"connection_id":"{connection_id}",{text[1:]}'
+
+
+def as_event(item: Any) -> Event:
+    """What an author gave as an event: one of ours, or a mapping with an `event` in it."""
+    if isinstance(item, Event):
+        return item
+    if isinstance(item, Mapping) and isinstance(item.get("event"), str):
+        return Event(item["event"], item.get("content", ""), item.get("metadata") or {}, item.get("step_id"))
+    raise TypeError(f"an agent yields strings and events, not {type(item).__name__}")
+
+
+def partial_answer(text: str) -> Event:
+    """A piece of the answer; joined in order they are the answer."""
+    return Event(PARTIAL_ANSWER, text)
+
+
+def final_answer(content: Any) -> Event:
+    """The whole answer, where it is not just what was streamed."""
+    return Event(FINAL_ANSWER, content)
+
+
+def thinking(text: str) -> Event:
+    """What goes on before the answer, for a person to see."""
+    return Event(THINKING, text)
+
+
+def tool_call(tool: str, args: Any, *, step_id: str | None = None) -> Event:
+    """A tool is about to run; give its `step_id` to `tool_result` too."""
+    return Event(TOOL_CALL, {"tool": tool, "args": args}, step_id=step_id)
+
+
+def tool_result(tool: str, result: Any, *, success: bool = True, step_id: str | None = None) -> Event:
+    """A tool has run."""
+    return Event(TOOL_RESULT, {"tool": tool, "result": result, "success": success}, step_id=step_id)

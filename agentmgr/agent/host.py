@@ -1,0 +1,113 @@
+"""The host: loads an agent file, serves it, and ends in good order."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+
+import trio
+from attrs import Factory, field, frozen
+
+from ..errors import PortNotAvailable
+from ..models import Runtime
+from .adapt import HostedAgent, adapt
+from .boundary import Failure, contain
+from .load import LoadedFile, failed, load
+from .server import AgentServer
+from .session import SessionLimits
+from .sessions import Sessions
+
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: it would fail the same way each time
+SHUTDOWN_TIMEOUT_S = 5.0
+"""For clients to be told and `on_session_end` to run; the supervisor's own patience is 10 s by default."""
+
+logger = logging.getLogger("agentmgr.agent")
+
+
+@frozen
+class HostOptions:
+    """What to serve, and where: `fd`, an inherited socket that listens already, or `host` and `port`."""
+
+    path: str
+    fd: int | None = None
+    host: str = "localhost"
+    port: int = 0  #: 0: any free one
+    runtime: Runtime = Runtime.AUTO
+    max_sessions: int = 0
+    max_message_bytes: int = 2**20
+    limits: SessionLimits = Factory(SessionLimits)
+    token: str = field(default="", repr=False)
+    manager_fd: int | None = None  #: a pipe; at its end the manager is gone, and this process goes too
+    log_level: str = "INFO"
+
+
+async def run(
+    options: HostOptions,
+    *,
+    stop_signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serves until one of `stop_signals` comes; started with the URL it is reached at.
+
+    Raises `AgentManagerError`: `AgentFileNotFound`, `AgentLoadError`, `PortNotAvailable`.
+    """
+    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    agent = await make_agent(load(options.path))
+    listener = await open_listener(options)
+    sessions = Sessions(agent, options.limits, max_sessions=options.max_sessions)
+    server = AgentServer(agent, sessions, token=options.token, max_message_bytes=options.max_message_bytes)
+    with trio.open_signal_receiver(*stop_signals) as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(sessions.run)
+            async with trio.open_nursery() as serving:
+                serving.start_soon(server.serve, listener)
+                if options.manager_fd is not None:
+                    serving.start_soon(_end_with_the_manager, options.manager_fd)
+                logger.info("%s is served at %s", options.path, _url(listener))
+                task_status.started(_url(listener))
+                async for _ in signals:
+                    break
+                server.go_away()
+                serving.cancel_scope.deadline = trio.current_time() + SHUTDOWN_TIMEOUT_S
+            nursery.cancel_scope.cancel()
+
+
+async def make_agent(file: LoadedFile) -> HostedAgent:
+    """Raises `AgentLoadError`."""
+
+    async def make() -> object:
+        made = file.make()
+        return await made if hasattr(made, "__await__") else made
+
+    subject = await contain(make)
+    if isinstance(subject, Failure):
+        raise failed(f"{file.path}: the factory raised {type(subject.error).__name__}", subject.error)
+    return adapt(subject, file.make if file.makes_new else None)
+
+
+async def open_listener(options: HostOptions) -> trio.SocketListener:
+    """Raises `PortNotAvailable`."""
+    if options.fd is not None:
+        inherited = socket.socket(fileno=options.fd)
+        inherited.setblocking(False)
+        return trio.SocketListener(trio.socket.from_stdlib_socket(inherited))
+    try:
+        return (await trio.open_tcp_listeners(options.port, host=options.host))[0]
+    except OSError as error:
+        raise PortNotAvailable(
+            f"Port {options.port} is not available on {options.host}: {error.strerror or error}"
+        ) from None
+
+
+async def _end_with_the_manager(pipe: int) -> None:
+    """Nobody writes into it: readable means that the other end is closed."""
+    await trio.lowlevel.wait_readable(pipe)
+    logger.warning("the manager is gone, and this agent is to end with it")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _url(listener: trio.SocketListener) -> str:
+    host, port, *_ = listener.socket.getsockname()
+    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"

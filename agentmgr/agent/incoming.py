@@ -1,0 +1,133 @@
+"""What comes over the wire from a client, judged: a `ClientEvent`, or `BadInput` with a code for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+MAX_DEPTH = 64
+"""Lists and objects inside each other. Python's own JSON encoder gives up at about a thousand."""
+
+
+class BadInput(Exception):
+    """A frame that cannot be taken. The connection goes on; the client is told `code` and the message."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@frozen
+class ClientEvent:
+    event: str
+    session_id: str | None
+    step_id: str | None
+    content: Any
+    metadata: Mapping[str, Any]
+    fields: Mapping[str, Any]  #: the whole object
+
+    def find(self, name: str) -> Any:
+        """A value at the top, or inside `content`, where the earlier system's clients put it."""
+        value = self.fields.get(name)
+        if value is None and isinstance(self.content, Mapping):
+            value = self.content.get(name)
+        return value
+
+
+def text_of(frame: str | bytes, max_bytes: int) -> str:
+    """The text of a frame. Raises `BadInput`: `not_utf8`, `too_large` (0: no limit)."""
+    size = len(frame) if isinstance(frame, bytes) or frame.isascii() else len(frame.encode())
+    if max_bytes and size > max_bytes:
+        raise BadInput("too_large", f"a message of {size} bytes is over the limit of {max_bytes}")
+    if isinstance(frame, str):
+        return frame
+    try:
+        return frame.decode()
+    except UnicodeDecodeError:
+        raise BadInput("not_utf8", "a message must be text in UTF-8") from None
+
+
+def looks_like_an_event(text: str) -> bool:
+    """Whether a client whose first frame this is speaks events; else it speaks plain text."""
+    return text.lstrip()[:1] == "{"
+
+
+def parse(text: str) -> ClientEvent:
+    """Raises `BadInput`: `invalid_json`, `too_deep`, `invalid_event`, `invalid_field`."""
+    if _too_deep(text):
+        raise BadInput("too_deep", f"JSON may be nested {MAX_DEPTH} deep at most")
+    try:
+        fields = json.loads(text, parse_constant=_no_constant)
+    except ValueError as error:
+        raise BadInput("invalid_json", f"not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise BadInput("invalid_event", "an event is a JSON object")
+    if "\\u" in text and _has_lone_surrogate(fields):
+        raise BadInput("invalid_json", "a \\u escape names half of a character")
+
+    name = fields.get("event")
+    if name is None and fields.get("type") == "ping":
+        name = "ping"
+    if not isinstance(name, str):
+        raise BadInput("invalid_event", 'an event names itself, as in {"event": "user.message"}')
+    for field in ("session_id", "step_id"):
+        if not isinstance(fields.get(field), str | None):
+            raise BadInput("invalid_field", f"{field} must be a string")
+    metadata = fields.get("metadata")
+    if not isinstance(metadata, dict | None):
+        raise BadInput("invalid_field", "metadata must be an object")
+    content = fields.get("content")
+    return ClientEvent(name, fields.get("session_id"), fields.get("step_id"), content, metadata or {}, fields)
+
+
+def sequence_number(event: ClientEvent, name: str) -> int:
+    """The `seq` or `last_seq` of an event; 0 where it names none. Raises `BadInput`: `invalid_field`."""
+    value = event.find(name)
+    if value is None:
+        last_event_id = event.find("last_event_id")
+        if last_event_id is None:
+            return 0
+        tail = str(last_event_id).rpartition("-")[2]
+        value = int(tail) if tail.isascii() and tail.isdigit() and len(tail) < 19 else None
+    if type(value) is not int or value < 0:
+        raise BadInput("invalid_field", f"{name} must be a whole number, 0 or more")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _too_deep(text: str) -> bool:
+    # Counting is cheap and settles nearly every message; strings may hold brackets too, so it only suspects.
+    if text.count("{") + text.count("[") <= MAX_DEPTH:
+        return False
+    depth, in_string, escaped = 0, False, False
+    for character in text:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif character == "\\":
+                escaped = True
+            elif character == '"':
+                in_string = False
+        elif character == '"':
+            in_string = True
+        elif character in "{[":
+            depth += 1
+            if depth > MAX_DEPTH:
+                return True
+        elif character in "}]":
+            depth -= 1
+    return False
+
+
+def _has_lone_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False

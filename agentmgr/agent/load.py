@@ -1,0 +1,149 @@
+"""Finds the agent in a file or module. What goes wrong there is shown as the author wrote it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, TypeVar
+
+from attrs import frozen
+
+from ..errors import AgentFileNotFound, AgentLoadError
+from ..models import Runtime
+
+T = TypeVar("T")
+
+FACTORY_NAMES = ("create_agent", "agent")
+
+
+@frozen
+class LoadedFile:
+    """An agent file, imported. `make` gives the agent, or an awaitable of it; each call a new one."""
+
+    path: str
+    make: Callable[[], Any]
+    makes_new: bool  #: False: `make` gives the same object each time
+    runtime: Runtime
+
+
+def load(path: str) -> LoadedFile:
+    """Imports `agent.py`, `agent.py:name` or `package.module:name`.
+
+    Raises `AgentFileNotFound`, and `AgentLoadError` whose message ends with the author's own lines.
+    """
+    target, name = _split(path)
+    module = _import(target)
+    runtime = getattr(module, "RUNTIME", Runtime.AUTO)
+    try:
+        runtime = Runtime(runtime)
+    except ValueError:
+        raise AgentLoadError(
+            f'{target}: RUNTIME is {runtime!r}; it may be "trio", "asyncio" or "auto"'
+        ) from None
+    found = _find(module, target, name)
+    if _is_factory(found, name):
+        return LoadedFile(path, found, True, runtime)
+    return LoadedFile(path, lambda: found, False, runtime)
+
+
+def author_traceback(error: BaseException) -> str:
+    """The traceback from the author's first line on, without the frames of this package before it."""
+    package = str(Path(__file__).parents[1])
+
+    def is_ours(frame: TracebackType) -> bool:
+        filename = frame.tb_frame.f_code.co_filename
+        return filename.startswith((package, "<frozen importlib"))
+
+    tb = error.__traceback__
+    while tb is not None and is_ours(tb):
+        tb = tb.tb_next
+    return "".join(traceback.format_exception(type(error), error, tb)).rstrip()
+
+
+def _split(path: str) -> tuple[str, str | None]:
+    target, colon, name = path.rpartition(":")
+    # `C:\agent.py` and `dir:x/agent.py` have a colon that is no separator: a name is an identifier.
+    if colon and target and all(part.isidentifier() for part in name.split(".")):
+        return target, name
+    return path, None
+
+
+def _import(target: str) -> ModuleType:
+    file = Path(target)
+    if not (target.endswith(".py") or "/" in target or file.is_file()):
+        return _guarded(lambda: importlib.import_module(target), target)
+    if not file.is_file():
+        raise AgentFileNotFound(f"Agent factory file not found: {file.absolute()}")
+    file = file.resolve()
+    # As with `python agent.py`: the file's neighbours can be imported, and pickle finds its classes.
+    sys.path.insert(0, str(file.parent))
+    name = file.stem if file.stem.isidentifier() and file.stem not in sys.modules else "__agent__"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise AgentLoadError(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    loader = spec.loader
+    _guarded(lambda: loader.exec_module(module), target)
+    return module
+
+
+def _guarded(work: Callable[[], T], target: str) -> T:
+    try:
+        return work()
+    except (Exception, SystemExit) as error:  # the boundary to the author's code: anything may come out of it
+        raise failed(f"importing {target} failed", error) from error
+
+
+def failed(what: str, error: BaseException) -> AgentLoadError:
+    """The error for something the author's code raised; its last lines are the author's traceback."""
+    return AgentLoadError(f"{what}:\n{author_traceback(error)}")
+
+
+def _find(module: ModuleType, target: str, name: str | None) -> Any:
+    if name is not None:
+        found: Any = module
+        for part in name.split("."):
+            if not hasattr(found, part):
+                raise AgentLoadError(f"{target} has no {name!r}; {_what_it_has(module)}")
+            found = getattr(found, part)
+        return found
+    for candidate in FACTORY_NAMES:
+        if hasattr(module, candidate):
+            return getattr(module, candidate)
+    raise AgentLoadError(
+        f"{target} has no create_agent() and no variable `agent`; define one, "
+        f"or name another factory as in {target}:NAME; {_what_it_has(module)}"
+    )
+
+
+def _what_it_has(module: ModuleType) -> str:
+    names = [
+        name
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
+    ]
+    return f"it defines {', '.join(names)}" if names else "it defines no function and no class"
+
+
+def _is_factory(found: Any, name: str | None) -> bool:
+    """`create_agent` is called for the agent; other names may be the agent itself, `async def f(message)`."""
+    if name is None and getattr(found, "__name__", None) == "create_agent":
+        return True
+    if inspect.isclass(found):
+        return True
+    return inspect.isroutine(found) and not _wants_arguments(found)
+
+
+def _wants_arguments(function: Callable[..., Any]) -> bool:
+    return any(
+        parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        for parameter in inspect.signature(function).parameters.values()
+    )

@@ -1,0 +1,43 @@
+"""The plain text mode: a person at a terminal, one line each way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from . import events
+
+_YES = frozenset({"y", "yes", "ok", "true", "1", "是", "好", "好的", "可以"})
+
+
+def means_yes(text: str) -> bool:
+    """Whether a line answers a question with yes; anything unclear is a no."""
+    return text.strip().lower().rstrip(".!") in _YES
+
+
+def as_plain_text(event: Mapping[str, Any]) -> str | None:
+    """The line that stands for an event; None for those that say nothing to a person at a terminal."""
+    name, content = event["event"], event["content"]
+    if name == events.FINAL_ANSWER:
+        return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    if name == events.USER_CONFIRM:
+        what = content.get("message") or f"May I run {content.get('tool')}({_brief(content.get('args'))})?"
+        return f"{what} [yes/no]"
+    if name in (events.AGENT_ERROR, events.ERROR):
+        return (
+            f"[error] {content.get('message', '')}" if isinstance(content, Mapping) else f"[error] {content}"
+        )
+    if name == events.TIMEOUT:
+        return "[error] the agent took too long"
+    if name == events.INTERRUPTED:
+        return "[interrupted]"
+    if name == events.SESSION_END:
+        return "[the session has ended]"
+    return None
+
+
+def _brief(args: Any) -> str:
+    if isinstance(args, Mapping):
+        return ", ".join(f"{name}={value!r}" for name, value in args.items())
+    return "" if args is None else repr(args)

@@ -1,0 +1,397 @@
+"""A session: one conversation with one client, which outlives that client's connections.
+
+It runs the client's messages as turns, one after another. What the agent says is numbered and kept in a
+`ReplayBuffer`; the connection that serves the session, if there is one just now, reads from there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import trio
+from attrs import Factory, define, evolve, frozen
+
+from ..models import OnDisconnect, WhenBusy
+from . import events
+from .boundary import Failure, contain
+from .events import Event, as_event, encode, numbered
+from .incoming import BadInput
+from .replay import Reader, ReplayBuffer
+
+logger = logging.getLogger("agentmgr.agent")
+
+MAX_QUEUED = 16
+"""Messages that may wait for the running turn; a person never has so many under way."""
+REMEMBERED_STEPS = 256
+"""Messages remembered by their `step_id`, so that one sent twice around a reconnect is taken once."""
+MAX_HISTORY = 1000
+ACK_PATIENCE_S = 5.0
+STALL_S = 30.0
+"""How long a turn waits for a connected client that does not read; then it goes on, and there is a gap."""
+HOOK_TIMEOUT_S = 5.0
+
+
+@frozen
+class SessionLimits:
+    """What a service allows its sessions. Durations in seconds, 0: no limit."""
+
+    session_timeout: float = 1800.0  #: how long it stays when nobody is connected
+    turn_timeout: float = 0.0
+    confirm_timeout: float = 300.0
+    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
+    disconnect_grace: float = 0.0
+    when_busy: WhenBusy = WhenBusy.QUEUE
+    buffer_events: int = 4096
+    buffer_bytes: int = 2**20
+
+
+@frozen
+class Client:
+    """Who is at the other end."""
+
+    address: str | None = None
+    identity: str | None = None  #: as the gateway authenticated it; None: anonymous
+    headers: Mapping[str, str] = Factory(dict)
+
+
+class Message(str):
+    """A client's message: the text itself, with all of it in `content` and `metadata`."""
+
+    content: Any
+    metadata: Mapping[str, Any]
+
+    def __new__(cls, content: Any, metadata: Mapping[str, Any] | None = None) -> Message:
+        message = super().__new__(cls, _text_in(content))
+        message.content = content
+        message.metadata = metadata or {}
+        return message
+
+
+def _text_in(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Mapping):
+        for name in ("text", "message", "content", "question"):
+            if isinstance(content.get(name), str):
+                return str(content[name])
+    return "" if content is None else json.dumps(content, ensure_ascii=False)
+
+
+@frozen
+class Decision:
+    """What a person answered to `Session.confirm`; true when it was yes."""
+
+    approved: bool
+    content: Mapping[str, Any] = Factory(dict)  #: all of the client's answer
+
+    def __bool__(self) -> bool:
+        return self.approved
+
+
+class Agent(Protocol):
+    """What `adapt` makes of whatever a factory returned. All of it runs under trio."""
+
+    async def on_session_start(self, session: Session) -> None: ...
+    async def on_message(self, session: Session, message: Message) -> Any: ...
+    async def on_session_end(self, session: Session) -> None: ...
+
+
+@define(eq=False)
+class Turn:
+    """One message and the work on its answer."""
+
+    message: Message
+    step_id: str
+    scope: trio.CancelScope = Factory(trio.CancelScope)
+    streamed: list[str] = Factory(list)
+    ended_by: str | None = None  #: the event that told the client of its end
+
+
+@define(eq=False)
+class _Question:
+    answered: trio.Event = Factory(trio.Event)
+    decision: Decision = Decision(False)
+
+
+class Session:
+    """What an author is handed: `id`, `state`, `history`, `client`, `emit` and `confirm`."""
+
+    def __init__(self, agent: Agent, client: Client, limits: SessionLimits) -> None:
+        self.id = f"ses_{secrets.token_hex(16)}"  # whoever knows it may take up an anonymous session
+        self.state: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []  #: turns before this one: `role` and `content`
+        self.client = client
+        self.owner = client.identity
+        self.limits = limits
+        self.buffer = ReplayBuffer(max_events=limits.buffer_events, max_bytes=limits.buffer_bytes)
+        self.last_used = trio.current_time()
+        self.ended = False
+        self.end_reason = "timeout"
+        self._agent = agent
+        self._event_prefix = f"evt_{secrets.token_hex(4)}"
+        self._life = trio.CancelScope()
+        self._turns: deque[Turn] = deque()  # the first of them runs
+        self._arrival = trio.Event()
+        self._steps: deque[str] = deque(maxlen=REMEMBERED_STEPS)
+        self._questions: dict[str, _Question] = {}
+        self._reader: Reader | None = None
+        self._news: Callable[[], None] = _nobody
+        self._on_taken: Callable[[], None] = _nobody
+        self._read = trio.lowlevel.ParkingLot()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id[:8]}…>"  # the whole id is a secret
+
+    # For the author.
+
+    async def emit(
+        self,
+        event: str | Event | Mapping[str, Any],
+        content: Any = "",
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        step_id: str | None = None,
+    ) -> None:
+        """Sends one event to the client, now or when it comes back.
+
+        Waits while a connected client is so far behind that it would miss something. Raises `TypeError`
+        or `ValueError` for what JSON cannot say.
+        """
+        made = Event(event, content, metadata or {}, step_id) if isinstance(event, str) else as_event(event)
+        await trio.lowlevel.checkpoint()
+        await self._say(made)
+
+    async def confirm(
+        self, tool: str, args: Any = None, *, message: str = "", timeout_s: float | None = None
+    ) -> Decision:
+        """Asks the person at the other end. No answer in time means no."""
+        timeout_s = self.limits.confirm_timeout if timeout_s is None else timeout_s
+        step_id = f"ask_{secrets.token_hex(8)}"
+        question = self._questions[step_id] = _Question()
+        content = {"tool": tool, "args": args, "message": message, "timeout_s": timeout_s}
+        try:
+            await self.emit(events.USER_CONFIRM, content, step_id=step_id)
+            with trio.move_on_after(timeout_s):
+                await question.answered.wait()
+        finally:
+            self._questions.pop(step_id, None)
+        return question.decision
+
+    # For the connection.
+
+    @property
+    def connected(self) -> bool:
+        return self._reader is not None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._turns)
+
+    @property
+    def asking(self) -> str | None:
+        """The `step_id` of the oldest question that waits for its answer."""
+        return next(iter(self._questions), None)
+
+    def attach(
+        self, client: Client, after: int, *, news: Callable[[], None], on_taken: Callable[[], None]
+    ) -> Reader:
+        """Gives the session to a connection, from the event after `after` on; another one loses it."""
+        if self._reader is not None:
+            self._on_taken()
+        self.client = client
+        self._reader = Reader(self.buffer, sent=min(after, self.buffer.last_seq))
+        self._news, self._on_taken = news, on_taken
+        for turn in self._turns:
+            turn.scope.deadline = math.inf
+        self._used()
+        return self._reader
+
+    def detach(self, reader: Reader) -> None:
+        """The connection is gone. What becomes of a running turn is the service's choice."""
+        if self._reader is not reader:
+            return
+        self._reader = None
+        self._news = self._on_taken = _nobody
+        self._read.unpark_all()
+        if self.limits.on_disconnect is OnDisconnect.CANCEL:
+            for turn in self._turns:
+                turn.scope.deadline = trio.current_time() + self.limits.disconnect_grace
+        self._used()
+
+    def progressed(self) -> None:
+        """The connection has read or acknowledged something: a waiting turn may go on."""
+        self._read.unpark_all()
+
+    def accept(self, message: Message, step_id: str | None) -> None:
+        """Takes a message as the next turn. Raises `BadInput`: `busy`, `queue_full`, `duplicate`."""
+        if step_id is not None and step_id in self._steps:
+            raise BadInput("duplicate", "a message with this step_id was taken before")
+        if self._turns and self.limits.when_busy is WhenBusy.REJECT:
+            raise BadInput("busy", "a turn is running; send the message again when it has ended")
+        if len(self._turns) > MAX_QUEUED:
+            raise BadInput("queue_full", f"{MAX_QUEUED} messages wait already")
+        if self._turns and self.limits.when_busy is WhenBusy.INTERRUPT:
+            self.cancel("a newer message")
+        self._steps.append(step_id or "")
+        self._turns.append(Turn(message, step_id or f"turn_{secrets.token_hex(8)}"))
+        self._arrival.set()
+        self._used()
+
+    def cancel(self, reason: str = "cancelled by the client", *, step_id: str | None = None) -> bool:
+        """Stops the running turn, or only the one of `step_id`, and says so at once.
+
+        False when it does not run.
+        """
+        turn = self._turns[0] if self._turns else None
+        if turn is None or turn.ended_by is not None or step_id not in (None, turn.step_id):
+            return False
+        self.publish(Event(events.INTERRUPTED, {"reason": reason}))
+        turn.scope.cancel()
+        return True
+
+    def answer(self, step_id: str, content: Any) -> None:
+        """A person's answer to a question. Raises `BadInput`: `unknown_step`, `invalid_field`."""
+        fields = content if isinstance(content, Mapping) else {"confirmed": content}
+        approved = fields.get("confirmed", fields.get("approved"))
+        if not isinstance(approved, bool):
+            raise BadInput("invalid_field", "content.confirmed must be true or false")
+        question = self._questions.pop(step_id, None)
+        if question is None:
+            raise BadInput("unknown_step", "no question with this step_id is open; it counts once")
+        question.decision = Decision(approved, fields)
+        question.answered.set()
+
+    def snapshot(self) -> dict[str, Any]:
+        """What `user.request_state` shows; what JSON cannot say of the state is shown as its `repr`."""
+        plain = json.loads(json.dumps({"state": self.state, "history": self.history}, default=repr))
+        return {**plain, "last_seq": self.buffer.last_seq, "busy": self.busy}
+
+    # Its life.
+
+    async def run(self) -> None:
+        """Turn after turn, until nobody was connected for `session_timeout` or `end` is called."""
+        with self._life:
+            started = await contain(lambda: self._agent.on_session_start(self))
+            if isinstance(started, Failure):
+                self.publish(self._error(started))
+                self.end_reason = "failed"
+                self._life.cancel()
+            while True:
+                while not self._turns:
+                    self._arrival = trio.Event()
+                    await self._arrival.wait()
+                await self._take(self._turns[0])
+                self._turns.popleft()
+                self._used()
+        self._turns.clear()
+        self.ended = True
+        self.publish(Event(events.SESSION_END, {"reason": self.end_reason}))
+        with trio.move_on_after(HOOK_TIMEOUT_S, shield=True):
+            ended = await contain(lambda: self._agent.on_session_end(self))
+            if isinstance(ended, Failure):
+                logger.error("on_session_end failed", exc_info=ended.error)
+
+    def end(self, reason: str) -> None:
+        self.end_reason = reason
+        self._life.cancel()
+
+    async def _take(self, turn: Turn) -> None:
+        """One turn; it ends with exactly one event, whatever the author's code does."""
+        with turn.scope:
+            limit = self.limits.turn_timeout or math.inf
+            with trio.move_on_after(limit) as clock:
+                answer = await contain(lambda: self._agent.on_message(self, turn.message))
+                if isinstance(answer, Failure):
+                    end = self._error(answer)
+                elif answer is None:
+                    end = Event(events.FINAL_ANSWER, "".join(turn.streamed))
+                else:
+                    end = Event(events.FINAL_ANSWER, answer)
+            if clock.cancelled_caught:
+                end = Event(events.TIMEOUT, {"timeout_s": limit})
+        if turn.scope.cancelled_caught:
+            end = Event(events.INTERRUPTED, {"reason": "the client went away"})
+        await self._end_turn(turn, end)
+
+    async def _end_turn(self, turn: Turn, end: Event) -> None:
+        try:
+            await self._say(end)
+        except (TypeError, ValueError) as error:  # an answer that JSON cannot say
+            await self._say(self._error(Failure(error)))
+
+    def _remember(self, turn: Turn, end: Event) -> None:
+        self.history.append({"role": "user", "content": turn.message.content})
+        if end.event == events.FINAL_ANSWER:
+            self.history.append({"role": "assistant", "content": end.content})
+        elif turn.streamed:
+            said = "".join(turn.streamed)
+            self.history.append({"role": "assistant", "content": said, "incomplete": True})
+        del self.history[:-MAX_HISTORY]
+
+    async def _say(self, event: Event) -> None:
+        text = self._encode(event)
+        if self._reader is not None and self.buffer.would_lose(self._reader.needed_from, len(text)):
+            await self._wait_for_client(len(text))
+        self._append(event, text)
+
+    def publish(self, event: Event) -> None:
+        """Says something at once, though a client that is far behind may miss what came before it."""
+        self._append(event, self._encode(event))
+
+    def _encode(self, event: Event) -> str:
+        turn = self._turns[0] if self._turns else None
+        if turn is not None and event.event in events.TURN_ENDS:
+            event = evolve(event, step_id=turn.step_id)  # how a client knows which of its messages it ends
+        return encode(event, session_id=self.id, step_id=turn.step_id if turn else None)
+
+    def _append(self, event: Event, text: str) -> None:
+        """Numbers an event, keeps it, and wakes the connection. A turn that has ended says no more."""
+        turn = self._turns[0] if self._turns else None
+        if turn is not None and turn.ended_by is not None:
+            return
+        seq = self.buffer.last_seq + 1
+        self.buffer.append(numbered(text, seq, f"{self._event_prefix}-{seq}"))
+        if turn is not None:
+            if event.event == events.PARTIAL_ANSWER and isinstance(event.content, str):
+                turn.streamed.append(event.content)
+            elif event.event in events.TURN_ENDS:
+                turn.ended_by = event.event
+                self._remember(turn, event)
+        self._news()
+
+    def _error(self, failure: Failure) -> Event:
+        error_id = f"err_{secrets.token_hex(6)}"
+        logger.error("%s in session %s…", error_id, self.id[:8], exc_info=failure.error)
+        name = type(failure.error).__name__
+        text = f"the agent failed with {name}; its log has the details under {error_id}"
+        return Event(events.AGENT_ERROR, {"error_id": error_id, "type": name, "message": text})
+
+    async def _wait_for_client(self, size: int) -> None:
+        # First for its acknowledgements, if it gives any: what is on the way could still get lost. One that
+        # is late with them is then taken to have received what it was sent, which nobody can be sure of.
+        with trio.move_on_after(ACK_PATIENCE_S) as patience:
+            await self._wait_for_room(size)
+        if patience.cancelled_caught and self._reader is not None:
+            self._reader.acks = False
+            with trio.move_on_after(STALL_S):
+                await self._wait_for_room(size)
+
+    async def _wait_for_room(self, size: int) -> None:
+        while self._reader is not None and self.buffer.would_lose(self._reader.needed_from, size):
+            await self._read.park()
+
+    def _used(self) -> None:
+        """Resets the clock that runs while nobody is connected and nothing is being done."""
+        self.last_used = trio.current_time()
+        idle = self._reader is None and not self._turns and self.limits.session_timeout
+        self._life.deadline = self.last_used + self.limits.session_timeout if idle else math.inf
+
+
+def _nobody() -> None:
+    """Stands in for a connection."""

@@ -1,0 +1,76 @@
+"""All sessions of a host: who may open one, who may take one up again, and how they end."""
+
+from __future__ import annotations
+
+import trio
+
+from . import events
+from .boundary import Failure, contain, logger
+from .events import Event
+from .incoming import BadInput
+from .session import Agent, Client, Session, SessionLimits
+
+
+class Sessions:
+    """Each session's life is a task in `run`'s nursery."""
+
+    def __init__(self, agent: Agent, limits: SessionLimits, *, max_sessions: int = 0) -> None:
+        self._agent = agent
+        self._limits = limits
+        self._max_sessions = max_sessions
+        self._sessions: dict[str, Session] = {}
+        self._nursery: trio.Nursery | None = None
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def turns(self) -> int:
+        """How many sessions are at work on an answer."""
+        return sum(session.busy for session in self._sessions.values())
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled; then every session ends, its author's `on_session_end` included."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    def create(self, client: Client) -> Session:
+        """Raises `BadInput`: `max_sessions`."""
+        assert self._nursery is not None, "run() is not running"
+        if self._max_sessions and len(self._sessions) >= self._max_sessions:
+            self._make_room()
+        session = Session(self._agent, client, self._limits)
+        self._sessions[session.id] = session
+        session.publish(Event(events.SESSION_CREATED, {"session_id": session.id}))
+        self._nursery.start_soon(self._live, session, name=repr(session))
+        return session
+
+    def find(self, session_id: str, client: Client) -> Session:
+        """Raises `BadInput`: `session_not_found`, also for a session that is somebody else's."""
+        session = self._sessions.get(session_id)
+        if session is None or session.owner != client.identity:
+            raise BadInput("session_not_found", "there is no such session; it may have ended")
+        return session
+
+    def end_all(self, reason: str) -> None:
+        for session in self._sessions.values():
+            session.end(reason)
+
+    def _make_room(self) -> None:
+        # A client that left is less than a client that is here; a running turn is never given up for one.
+        left = [s for s in self._sessions.values() if not s.connected and not s.busy]
+        if not left:
+            raise BadInput("max_sessions", f"this agent serves at most {self._max_sessions} sessions at once")
+        oldest = min(left, key=lambda session: session.last_used)
+        oldest.end("replaced")
+        del self._sessions[oldest.id]
+
+    async def _live(self, session: Session) -> None:
+        # The boundary of a session: whatever goes wrong in it, ours or the author's, is its end alone.
+        try:
+            outcome = await contain(session.run)
+            if isinstance(outcome, Failure):
+                logger.error("%r failed", session, exc_info=outcome.error)
+        finally:
+            self._sessions.pop(session.id, None)

@@ -1,0 +1,103 @@
+"""The HTTP view of one manager: routes made of the table of operations."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from quart import Response, request
+from quart_trio import QuartTrio
+
+from ..codec import from_plain, parse_json, to_json
+from ..errors import VersionMismatch
+from .guard import Guard
+from .operations import BASE, Answer, Call, Operation, Server
+from .problems import HttpProblem, answer_error
+from .queries import NoQuery, parse_query
+from .resources import operations
+
+MAX_BODY_BYTES = 2**20
+BODY_TIMEOUT_S = 30.0
+
+
+def make_app(server: Server, *, guard: Guard | None = None) -> QuartTrio:
+    """The application. Without a guard, whoever can open the socket may ask."""
+    app = QuartTrio("agentmgr.api", static_folder=None, template_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
+    app.config["RESPONSE_TIMEOUT"] = None  # the server cuts a client that takes nothing
+    app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
+    for operation in operations(control=server.control):
+        app.add_url_rule(
+            operation.path.replace("{", "<").replace("}", ">"),
+            endpoint=operation.name,
+            view_func=_view(operation, server),
+            methods=[operation.method],
+            provide_automatic_options=False,
+        )
+
+    if guard is not None:
+
+        @app.before_request
+        async def refuse_strangers() -> None:
+            shows = request.method == "GET" and not request.path.startswith(BASE)
+            guard.check(request.headers, navigates=shows)
+
+    app.register_error_handler(Exception, answer_error)
+    return app
+
+
+def _view(operation: Operation, server: Server) -> Callable[..., Awaitable[Response]]:
+    async def view(**params: str) -> Response:
+        _judge_accept(operation)
+        parsed: list[Any] = []
+        query = parse_query(dict(request.args.lists()), operation.query or NoQuery)
+        if operation.query is not None:
+            parsed.append(query)
+        if operation.body is not None:
+            parsed.append(await _read_body(operation))
+        if operation.streams and request.method == "HEAD":
+            return Response(content_type=operation.media_type)
+        try:
+            answer = await operation.handler(Call(server, params, request.headers), *parsed)
+        except VersionMismatch as error:
+            if "If-Match" not in request.headers:
+                raise
+            raise HttpProblem(412, error.code, error.message) from None
+        return _respond(answer) if isinstance(answer, Answer) else answer
+
+    return view
+
+
+def _judge_accept(operation: Operation) -> None:
+    accepted = request.accept_mimetypes
+    if accepted and not accepted.best_match([operation.media_type]):
+        raise HttpProblem(
+            406, "not_acceptable", f"This answers {operation.media_type}, which Accept does not allow."
+        )
+
+
+async def _read_body(operation: Operation) -> Any:
+    # Decoded here: Quart's get_json answers 500 to bytes that are not UTF-8.
+    data = await request.get_data()
+    if not data and not operation.body_required:
+        return None
+    if request.mimetype != "application/json":
+        raise HttpProblem(
+            415,
+            "unsupported_media_type",
+            "Send the body as JSON, with the header `Content-Type: application/json`.",
+        )
+    plain = parse_json(data)
+    return plain if operation.plain_body else from_plain(plain, operation.body or type(None))
+
+
+def _respond(answer: Answer) -> Response:
+    body = b"" if answer.status == 204 else to_json(answer.value).encode()
+    return Response(
+        body,
+        status=answer.status,
+        headers={"Cache-Control": "no-store", **answer.headers},
+        content_type="application/json",
+    )

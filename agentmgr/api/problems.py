@@ -1,0 +1,93 @@
+"""What the API answers when it cannot do what was asked: RFC 9457 problem documents.
+
+Each has our stable `code` beside the standard members, and for a bad body `errors` with the path of each bad
+field. A failure that is nobody's fault but ours gets an id, which is in the log beside the traceback; the
+traceback itself never leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+
+from quart import Response
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
+
+from .. import errors
+from ..errors import AgentManagerError, FieldProblem
+
+log = logging.getLogger("agentmgr.api")
+
+MEDIA_TYPE = "application/problem+json"
+
+_STATUS: Mapping[type[AgentManagerError], int] = {
+    errors.InvalidRequest: 400,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.ManagerAlreadyRunning: 409,
+    errors.Unprocessable: 422,
+    errors.ServiceFailed: 422,  # the request was right, the program that it names was not
+    errors.NoServiceAvailable: 503,
+    errors.ManagerNotRunning: 503,
+    errors.StorageError: 503,
+}
+
+
+class HttpProblem(Exception):
+    """A refusal that only exists over HTTP, such as a media type that we do not speak."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = dict(headers or {})
+
+
+def status_of(error: AgentManagerError) -> int:
+    return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    fields: Sequence[FieldProblem] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    document: dict[str, object] = {
+        "type": f"urn:agentmgr:error:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "detail": detail,
+    }
+    if fields:
+        document["errors"] = [{"path": field.path, "message": field.message} for field in fields]
+    body = json.dumps(document, ensure_ascii=False)
+    return Response(body, status=status, headers=dict(headers or {}), content_type=MEDIA_TYPE)
+
+
+def answer_error(error: Exception) -> Response:
+    """The problem document for whatever a handler raised."""
+    if isinstance(error, HttpProblem):
+        return problem(error.status, error.code, error.detail, headers=error.headers)
+    if isinstance(error, AgentManagerError) and status_of(error) != 500:
+        return problem(status_of(error), error.code, error.message, fields=error.fields)
+    if isinstance(error, HTTPException) and not isinstance(error, RequestRedirect) and error.code:
+        # Quart's own: no such path, method not allowed, body too large, body too slow.
+        code = error.name.lower().replace(" ", "_")
+        headers = {name: value for name, value in error.get_headers() if name == "Allow"}
+        return problem(error.code, code, error.description or error.name, headers=headers)
+    incident = secrets.token_hex(6)
+    log.error("internal error %s", incident, exc_info=error)
+    return problem(
+        500, "internal_error", f"Something went wrong in agentmgr itself; its log has it as {incident}."
+    )

@@ -1,0 +1,15 @@
+"""The resources, one file each; together they are the table of operations."""
+
+from __future__ import annotations
+
+from ..operations import Operation
+from . import connections, control, docs, events, logs, routing, services, system
+
+_ALL = (system, services, logs, connections, routing, events, docs, control)
+
+
+def operations(*, control: bool) -> tuple[Operation, ...]:
+    """Every operation that a listener of that kind serves."""
+    return tuple(
+        operation for part in _ALL for operation in part.api.table if control or not operation.control_only
+    )

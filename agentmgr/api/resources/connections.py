@@ -1,0 +1,54 @@
+"""Live sessions through the gateway."""
+
+from __future__ import annotations
+
+from attrs import field, frozen
+
+from ...errors import FieldProblem, InvalidRequest
+from ...models import Connection
+from ..operations import Answer, Call, Operations
+from ..paging import Page, PageQuery, page
+
+api = Operations("connections")
+
+
+@frozen(kw_only=True)
+class ConnectionsQuery(PageQuery):
+    service: str | None = None  #: name or id
+
+
+def _close_code(_: object, __: object, code: int) -> None:
+    # RFC 6455 section 7.4: what an endpoint may send; 1005, 1006 and 1015 never travel.
+    if not (code in {1000, 1001, 1002, 1003, *range(1007, 1015)} or 3000 <= code <= 4999):
+        problem = "must be a close code that may be sent, such as 1008 or one from 3000 to 4999"
+        raise InvalidRequest(f"code {problem}", fields=[FieldProblem("code", problem)])
+
+
+def _short(_: object, __: object, reason: str) -> None:
+    if len(reason.encode()) > 123:  # RFC 6455 section 5.5: a control frame holds 125 bytes
+        problem = "must be at most 123 bytes"
+        raise InvalidRequest(f"reason {problem}", fields=[FieldProblem("reason", problem)])
+
+
+@frozen
+class Disconnect:
+    code: int = field(default=1008, validator=_close_code)
+    reason: str = field(default="", validator=_short)
+
+
+@api.add("GET", "/connections", query=ConnectionsQuery, gives={200: Page[Connection]}, problems=(400,))
+async def list_connections(call: Call, query: ConnectionsQuery) -> Answer:
+    """The sessions that are open now."""
+    found = [
+        connection
+        for connection in call.manager.list_connections()
+        if query.service in (None, connection.service_id, connection.service_name)
+    ]
+    return Answer(page(found, query, key=lambda connection: connection.connection_id))
+
+
+@api.add("DELETE", "/connections/{ref}", query=Disconnect, gives={204: None}, problems=(400, 404))
+async def disconnect(call: Call, query: Disconnect) -> Answer:
+    """Closes a session, with a close code and a reason that its client sees."""
+    call.manager.disconnect(call.ref, code=query.code, reason=query.reason)
+    return Answer(None, 204)

@@ -1,0 +1,102 @@
+"""What only the user who runs the manager may ask, over its own socket."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Any
+
+import trio
+from attrs import field, frozen
+from quart import Response
+
+from ...codec import to_plain
+from ...errors import AgentManagerError, FieldProblem, InvalidRequest
+from ..operations import Answer, Call, Operations
+from ..streams import Send, StreamBody, stream
+
+api = Operations("control", control_only=True)
+
+
+@frozen
+class ShutdownQuery:
+    leave_running: bool = False  #: the instances serve on, for the next manager
+
+
+class ListenerKind(StrEnum):
+    PROXY = "proxy"
+    API = "api"
+
+
+def _port(_: object, __: object, value: int) -> None:
+    if not 0 <= value <= 65535:
+        problem = "must be from 0 (any free one) to 65535"
+        raise InvalidRequest(f"port {problem}", fields=[FieldProblem("port", problem)])
+
+
+@frozen
+class NewListener:
+    kind: ListenerKind
+    port: int = field(validator=_port)
+    host: str = "localhost"
+
+
+@api.add("POST", "/shutdown", query=ShutdownQuery, gives={202: dict[str, Any]}, problems=(400,))
+async def shut_down(call: Call, query: ShutdownQuery) -> Answer:
+    """Ends the manager; the answer comes before the end does."""
+    info = call.manager.get_info()
+    call.manager.request_shutdown(leave_running=query.leave_running)
+    return Answer({"pid": info["pid"]}, 202)
+
+
+@api.add(
+    "POST",
+    "/listeners",
+    body=NewListener,
+    gives={200: str},
+    media_type="application/x-ndjson",
+    problems=(400, 413, 415),
+    streams=True,
+    example={"kind": "proxy", "host": "localhost", "port": 9090},
+)
+async def open_listener(call: Call, body: NewListener) -> Response:
+    """Opens a listener that lives as long as this request.
+
+    The first line says where it listens, or in `error` why it does not. For a proxy, a line for each session
+    that ends follows.
+    """
+
+    async def produce(send: Send) -> None:
+        async def say(line: dict[str, Any]) -> None:
+            await send(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+        try:
+            async with trio.open_nursery() as nursery:
+                port = await nursery.start(_LISTEN[body.kind], call, body.host, body.port)
+                await say({"kind": body.kind, "host": body.host, "port": port})
+                if body.kind is ListenerKind.PROXY:
+                    with call.manager.subscribe() as channel:
+                        async for event in channel:
+                            if event.kind == "session.closed":
+                                await say(to_plain(event))
+        except* AgentManagerError as group:
+            error = group.exceptions[0]
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            assert isinstance(error, AgentManagerError)
+            await say({"error": {"code": error.code, "detail": error.message}})
+
+    return stream(StreamBody(produce, call.server.stopping), "application/x-ndjson")
+
+
+async def _listen_proxy(call: Call, host: str, port: int, task_status: trio.TaskStatus[int]) -> None:
+    await call.manager.serve_proxy(host, port, task_status=task_status)
+
+
+async def _listen_api(call: Call, host: str, port: int, task_status: trio.TaskStatus[int]) -> None:
+    from .. import serve_api  # it serves this very table
+
+    await serve_api(call.manager, host=host, port=port, task_status=task_status)
+
+
+_LISTEN = {ListenerKind.PROXY: _listen_proxy, ListenerKind.API: _listen_api}

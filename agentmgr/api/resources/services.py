@@ -1,0 +1,277 @@
+"""Services: register, read, change, run, unregister."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+from attrs import frozen
+
+from ...codec import from_plain, to_plain
+from ...errors import InvalidRequest, VersionMismatch
+from ...models import HealthCheck, Instance, Service, ServiceConfig, ServiceStatus
+from ..operations import BASE, Answer, Call, Operations
+from ..paging import Page, PageQuery, page
+from ..problems import HttpProblem
+
+api = Operations("services")
+
+
+@frozen(kw_only=True)
+class NewService(ServiceConfig):
+    """A registration in one flat object: what it is called, and every field of its configuration."""
+
+    name: str
+    description: str = ""
+    tags: frozenset[str] = frozenset()
+    host: str = "localhost"
+    port: int | None = None
+
+    @property
+    def config(self) -> ServiceConfig:
+        names = [field.name for field in attrs.fields(ServiceConfig)]
+        return ServiceConfig(**{name: getattr(self, name) for name in names})
+
+
+@frozen(kw_only=True)
+class Registration(NewService):
+    auto_start: bool = False
+
+
+@frozen(kw_only=True)
+class ServicesQuery(PageQuery):
+    status: ServiceStatus | None = None
+    tags: frozenset[str] = frozenset()  #: any of them
+    name: str | None = None
+
+
+@frozen
+class Wait:
+    wait: bool = False  #: answer when it is done
+
+
+@frozen
+class Stop(Wait):
+    force: bool = False  #: sessions are cut instead of drained
+
+
+@frozen
+class Restart(Stop):
+    rolling: bool = True  #: the new instance is ready before the old one goes
+
+
+@frozen
+class Scale:
+    instances: int
+
+
+@frozen
+class Unregister:
+    force: bool = False  #: also while it runs: it is stopped first
+
+
+@frozen
+class History:
+    history: int = 0  #: so many past results besides
+
+
+@frozen
+class HealthAnswer(HealthCheck):
+    history: tuple[HealthCheck, ...] | None = None
+
+
+def _answer(service: Service, status: int = 200, **headers: str) -> Answer:
+    return Answer(service, status, {"ETag": f'"{service.version}"', **headers})
+
+
+def _match(call: Call) -> None:
+    """RFC 9110 section 13.1.1: `If-Match` names the version that the client has seen."""
+    expected = call.expected_version
+    if expected is not None and call.manager.get_service(call.ref).version != expected:
+        raise VersionMismatch("The service was changed since you read it; read it again.")
+
+
+@api.add("GET", "/services", query=ServicesQuery, gives={200: Page[Service]}, problems=(400,))
+async def list_services(call: Call, query: ServicesQuery) -> Answer:
+    """The registered services."""
+    found = call.manager.list_services(status=query.status, tags=query.tags, name=query.name)
+    return Answer(page(found, query, key=lambda service: service.name))
+
+
+@api.add(
+    "POST",
+    "/services",
+    query=Wait,
+    body=Registration,
+    gives={201: Service},
+    problems=(400, 409, 413, 415, 422),
+    example={
+        "name": "my-service",
+        "agent_factory_path": "./my_agent.py",
+        "description": "My test service",
+        "tags": ["test"],
+        "auto_start": True,
+        "max_sessions": 10,
+    },
+)
+async def register_service(call: Call, query: Wait, body: Registration) -> Answer:
+    """Registers a service, and starts it where `auto_start` says so."""
+    service = await call.carry_out(
+        lambda: call.manager.register_service(
+            body.name,
+            body.agent_factory_path,
+            command=body.command,
+            description=body.description,
+            tags=body.tags,
+            host=body.host,
+            port=body.port,
+            config=body.config,
+            auto_start=body.auto_start,
+            wait=query.wait,
+        )
+    )
+    return _answer(service, 201, Location=f"{BASE}/services/{service.service_id}")
+
+
+@api.add("GET", "/services/{ref}", gives={200: Service}, problems=(404,))
+async def get_service(call: Call) -> Answer:
+    """One service, by name or id."""
+    return _answer(call.manager.get_service(call.ref))
+
+
+@api.add(
+    "PATCH",
+    "/services/{ref}",
+    body=NewService,
+    plain_body=True,
+    partial_body=True,
+    gives={200: Service},
+    problems=(400, 404, 409, 412, 413, 415, 422),
+    example={"max_sessions": 20},
+)
+async def change_service(call: Call, body: Any) -> Answer:
+    """Changes the fields that are given, and no others."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("the body must be an object")
+    now = call.manager.get_service(call.ref)
+    merged = from_plain({**_flat(now), **body}, NewService)
+    return await _update(call, {name: getattr(merged, name) for name in body})
+
+
+@api.add(
+    "PUT",
+    "/services/{ref}",
+    body=NewService,
+    gives={200: Service},
+    problems=(400, 404, 409, 412, 413, 415, 422),
+    example={"name": "my-service", "agent_factory_path": "./my_agent.py"},
+)
+async def replace_service(call: Call, body: NewService) -> Answer:
+    """Replaces the registration; what is left out gets its default."""
+    return await _update(call, {field.name: getattr(body, field.name) for field in attrs.fields(NewService)})
+
+
+def _flat(service: Service) -> dict[str, Any]:
+    plain = to_plain(service.config)
+    for name in ("name", "description", "tags", "host", "port"):
+        plain[name] = to_plain(getattr(service, name))
+    return dict(plain)
+
+
+async def _update(call: Call, changes: dict[str, Any]) -> Answer:
+    try:
+        service = await call.carry_out(
+            lambda: call.manager.update_service(call.ref, changes, expected_version=call.expected_version)
+        )
+    except VersionMismatch as error:
+        if call.expected_version is None:  # another change came in between; nothing was said of versions
+            raise
+        raise HttpProblem(412, error.code, error.message) from None
+    return _answer(service)
+
+
+@api.add("DELETE", "/services/{ref}", query=Unregister, gives={200: Service}, problems=(400, 404, 409, 412))
+async def unregister_service(call: Call, query: Unregister) -> Answer:
+    """Unregisters a service, and answers what it was."""
+    _match(call)
+    service = await call.carry_out(lambda: call.manager.unregister_service(call.ref, force=query.force))
+    return Answer(service)
+
+
+@api.add(
+    "POST", "/services/{ref}/start", query=Wait, gives={200: Service, 202: Service}, problems=(400, 404, 422)
+)
+async def start_service(call: Call, query: Wait) -> Answer:
+    """Starts a service; 200 where it runs already or `wait` saw it running."""
+    before = call.manager.get_service(call.ref)
+    if before.status is ServiceStatus.RUNNING and len(before.instances) == before.config.instances:
+        return _answer(before)
+    service = await call.carry_out(lambda: call.manager.start_service(call.ref, wait=query.wait))
+    return _answer(service, 200 if query.wait else 202)
+
+
+@api.add("POST", "/services/{ref}/stop", query=Stop, gives={200: Service, 202: Service}, problems=(400, 404))
+async def stop_service(call: Call, query: Stop) -> Answer:
+    """Stops a service: its sessions end first, unless `force` cuts them."""
+    service = await call.carry_out(
+        lambda: call.manager.stop_service(call.ref, force=query.force, wait=query.wait)
+    )
+    return _answer(service, 200 if query.wait else 202)
+
+
+@api.add(
+    "POST",
+    "/services/{ref}/restart",
+    query=Restart,
+    gives={200: Service, 202: Service},
+    problems=(400, 404, 422),
+)
+async def restart_service(call: Call, query: Restart) -> Answer:
+    """Restarts a service, one instance after the other."""
+    service = await call.carry_out(
+        lambda: call.manager.restart_service(
+            call.ref, rolling=query.rolling, force=query.force, wait=query.wait
+        )
+    )
+    return _answer(service, 200 if query.wait else 202)
+
+
+@api.add(
+    "POST",
+    "/services/{ref}/scale",
+    query=Wait,
+    body=Scale,
+    gives={200: Service, 202: Service},
+    problems=(400, 404, 409, 413, 415, 422),
+    example={"instances": 3},
+)
+async def scale_service(call: Call, query: Wait, body: Scale) -> Answer:
+    """Changes the number of instances."""
+    service = await call.carry_out(
+        lambda: call.manager.scale_service(call.ref, body.instances, wait=query.wait)
+    )
+    return _answer(service, 200 if query.wait else 202)
+
+
+@api.add("GET", "/services/{ref}/health", query=History, gives={200: HealthAnswer}, problems=(400, 404, 409))
+async def check_service_health(call: Call, query: History) -> Answer:
+    """Checks the service now."""
+    check = await call.manager.check_service_health(call.ref)
+    past = None
+    if query.history > 0:
+        past = tuple(await call.manager.get_health_history(call.ref, limit=min(query.history, 1000)))
+    values = {field.name: getattr(check, field.name) for field in attrs.fields(HealthCheck)}
+    return Answer(HealthAnswer(**values, history=past))
+
+
+@api.add("GET", "/services/{ref}/stats", gives={200: dict[str, Any]}, problems=(404,))
+async def get_service_stats(call: Call) -> Answer:
+    """Figures of one service, all measured."""
+    return Answer(call.manager.get_service_stats(call.ref))
+
+
+@api.add("GET", "/services/{ref}/instances", query=PageQuery, gives={200: Page[Instance]}, problems=(404,))
+async def list_instances(call: Call, query: PageQuery) -> Answer:
+    """The instances of one service."""
+    found = call.manager.get_service(call.ref).instances
+    return Answer(page(found, query, key=lambda instance: f"{instance.slot:06} {instance.instance_id}"))

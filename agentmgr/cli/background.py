@@ -1,0 +1,88 @@
+"""Starts a manager in the background, and returns when it is ready."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from ..errors import ManagerError
+from .group import Cli
+
+READY = b"ready\n"
+
+
+async def start_daemon(cli: Cli) -> None:
+    """Starts `agentmgr daemon` in a session of its own, unless one answers by the time that it is our turn.
+
+    Says so on stderr. Raises `ManagerError` with the daemon's own words where it does not come up.
+    """
+    from .reach import answers, note
+
+    paths = cli.paths
+    paths.create()
+    async with _turn(paths.starting_lock):
+        if await answers(paths):  # another command was quicker
+            return
+        reading, writing = os.pipe()
+        process = _spawn(cli, writing)
+        os.close(writing)
+        words = await _read_all(reading)
+        if words != READY:
+            await trio.to_thread.run_sync(process.wait)
+            said = words.decode(errors="replace").strip() or _last_line(paths.daemon_log)
+            raise ManagerError(f"the manager did not start: {said}; its log is {paths.daemon_log}")
+        process.returncode = 0  # it is nobody's child from here on: no warning that it still runs
+    note(f"started a manager in the background, pid {process.pid}; its log is {paths.daemon_log}")
+
+
+def _spawn(cli: Cli, ready_fd: int) -> subprocess.Popen[bytes]:
+    paths = cli.paths
+    command = [sys.executable, "-m", "agentmgr", "daemon", "--db-path", str(paths.database)]
+    with paths.daemon_log.open("ab") as log:
+        paths.daemon_log.chmod(0o600)
+        return subprocess.Popen(
+            [*command, "--ready-fd", str(ready_fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[ready_fd],
+            start_new_session=True,
+        )
+
+
+async def _read_all(fd: int) -> bytes:
+    """What is written to the pipe until its last writer closes it."""
+    async with trio.lowlevel.FdStream(fd) as stream:
+        return b"".join([chunk async for chunk in stream])
+
+
+@asynccontextmanager
+async def _turn(path: Path) -> AsyncIterator[None]:
+    """One at a time, over processes; the lock dies with its holder."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # A blocking flock in a thread could not be given up when this command is.
+                await trio.sleep(0.03)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _last_line(path: Path) -> str:
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return "it said nothing"
+    return lines[-1].strip() if lines else "it said nothing"

@@ -1,0 +1,99 @@
+"""`agentmgr daemon`"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from functools import partial
+
+import asyncclick as click
+import trio
+
+from ..api import serve_api
+from ..errors import AgentManagerError
+from ..logs import configure_logging
+from ..settings import Settings
+from .foreground import managing, run_until_told, until_signalled
+from .group import Cli, subcommand
+from .reach import answers, running
+from .shutdown import end
+
+
+@subcommand("daemon", example="agentmgr daemon --interval 10 --api-port 8080 --proxy-port 9090")
+@click.option("--interval", type=float, metavar="SECONDS", help="Between health checks.  [default: 10]")
+@click.option("--host", default="localhost", show_default=True, help="Where API and gateway listen.")
+@click.option(
+    "--api-port", type=click.IntRange(0, 65535), help="Also open the REST API here; 0: a free port."
+)
+@click.option(
+    "--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here; 0: a free port."
+)
+@click.option("--leave-running", is_flag=True, help="At the end, leave the instances for the next manager.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
+@click.option("--log-format", type=click.Choice(["auto", "pretty", "json"]))
+@click.option("--ready-fd", type=int, hidden=True, help="Gets a line when the manager is ready.")
+async def command(
+    cli: Cli,
+    interval: float | None,
+    host: str,
+    api_port: int | None,
+    proxy_port: int | None,
+    leave_running: bool,
+    log_level: str | None,
+    log_format: str | None,
+    ready_fd: int | None,
+) -> None:
+    """Run the manager in the foreground, until Ctrl-C or `agentmgr shutdown`.
+
+    It takes the place of one that a command started in the background; the services run on meanwhile.
+    """
+    settings = cli.settings(health_check_interval=interval, log_level=log_level, log_format=log_format)
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        if ready_fd is None:
+            await _relieve_background_manager(cli)
+        await _run(cli, settings, host, api_port, proxy_port, leave_running, ready_fd)
+    except AgentManagerError as error:
+        _tell(ready_fd, error.message)
+        raise
+
+
+async def _run(
+    cli: Cli,
+    settings: Settings,
+    host: str,
+    api_port: int | None,
+    proxy_port: int | None,
+    leave_running: bool,
+    ready_fd: int | None,
+) -> None:
+    async with until_signalled() as told, managing(cli, settings) as manager:
+        manager.in_background = ready_fd is not None
+        async with trio.open_nursery() as nursery:
+            print(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
+            if proxy_port is not None:
+                port = await nursery.start(manager.serve_proxy, host, proxy_port)
+                print(f"gateway at ws://{host}:{port}", flush=True)
+            if api_port is not None:
+                port = await nursery.start(partial(serve_api, manager, host=host, port=api_port))
+                print(f"API at http://{host}:{port}/docs", flush=True)
+            _tell(ready_fd, "ready")
+            await run_until_told(manager, told, leave_running=leave_running)
+            nursery.cancel_scope.cancel()
+
+
+async def _relieve_background_manager(cli: Cli) -> None:
+    if await answers(cli.paths):
+        async with running(cli) as client:
+            if (await client.get_info())["background"]:
+                pid = await end(client, leave_running=True)
+                print(f"took over from the manager in the background, pid {pid}", flush=True)
+
+
+def _tell(fd: int | None, line: str) -> None:
+    """Tells whoever started this in the background; once, and then its pipe is closed."""
+    if fd is not None:
+        with suppress(OSError):  # told already, or it is gone
+            os.set_inheritable(fd, False)
+            os.write(fd, line.encode() + b"\n")
+            os.close(fd)

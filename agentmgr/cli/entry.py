@@ -1,0 +1,77 @@
+"""Runs a command, and turns however it ends into an exit code and at most one line on stderr."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import asyncclick as click
+import trio
+
+from ..errors import AgentManagerError
+from .group import Cli, root
+
+
+def run(argv: Sequence[str]) -> int:
+    """The exit code of `agentmgr ARGV…`."""
+    cli = Cli()
+    try:
+        result: object = trio.run(
+            partial(root.main, list(argv), prog_name="agentmgr", standalone_mode=False, obj=cli)
+        )
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BaseExceptionGroup as group:
+        # A nursery of a command's wraps whatever ends it; the user is to see the thing itself.
+        if group.subgroup(KeyboardInterrupt):
+            return 128 + signal.SIGINT
+        return _explain(group, next(_leaves(group)), cli)
+    except Exception as error:  # the last boundary: a user sees a sentence, not a traceback
+        return _explain(error, error, cli)
+    return result if isinstance(result, int) else 0
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The exceptions in a group; those that are meant for the user first."""
+    found: list[BaseException] = []
+    todo: list[BaseException] = [group]
+    while todo:
+        error = todo.pop()
+        if isinstance(error, BaseExceptionGroup):
+            todo += reversed(error.exceptions)
+        else:
+            found.append(error)
+    return iter(sorted(found, key=lambda e: not isinstance(e, AgentManagerError | click.ClickException)))
+
+
+def _explain(whole: BaseException, error: BaseException, cli: Cli) -> int:
+    if isinstance(error, BrokenPipeError):  # `agentmgr list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    if isinstance(error, click.exceptions.Exit):
+        return int(error.exit_code)
+    if cli.debug:
+        traceback.print_exception(whole)
+    if isinstance(error, click.UsageError):
+        error.show()
+        return 2
+    if isinstance(error, click.Abort):
+        return 128 + signal.SIGINT
+    if isinstance(error, AgentManagerError | click.ClickException):
+        _say(error.message)
+    elif isinstance(error, OSError):
+        _say(str(error))
+    elif cli.debug:
+        pass
+    else:
+        _say(f"internal error, please report it: {error!r} (with --debug it shows where)")
+    return 1
+
+
+def _say(message: str) -> None:
+    # The first line is the reason; what follows, such as an agent's own last words, is kept as it is.
+    print(f"Error: {message}", file=sys.stderr)

@@ -1,0 +1,155 @@
+"""The commands by name, and what all of them have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from importlib import import_module
+from typing import Any, TypeVar
+
+import asyncclick as click
+
+from .. import __version__
+from ..settings import RuntimePaths, Settings, load_settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Here as well as in each module: `agentmgr --help` imports none of them.
+COMMANDS = {
+    "run": "Run agent files now: services, gateway and API in one terminal.",
+    "register": "Register an agent file or a command as a service.",
+    "unregister": "Forget a service.",
+    "start": "Start a service.",
+    "stop": "Stop a service.",
+    "restart": "Restart a service without losing its sessions.",
+    "scale": "Change how many instances a service has.",
+    "list": "List the services.",
+    "status": "Show one service in detail.",
+    "stats": "Show figures of the whole system.",
+    "logs": "Show what a service wrote.",
+    "events": "Show what happened.",
+    "connections": "List the sessions that are open through the gateway.",
+    "disconnect": "Close a session.",
+    "routes": "List, add, change, remove and try routing rules.",
+    "daemon": "Run the manager in the foreground.",
+    "proxy": "Open the gateway that clients connect to.",
+    "api": "Open the REST API.",
+    "shutdown": "End the manager, and what it runs.",
+    "chat": "Talk to an agent.",
+    "serve": "Serve an agent file by hand, without a manager.",
+    "info": "Show the manager that runs, and where it keeps its files.",
+    "version": "Show the version.",
+}
+
+
+class Cli:
+    """What the options that every command has say."""
+
+    def __init__(self) -> None:
+        self.db_path: str | None = None
+        self.debug = False
+
+    def settings(self, **flags: Any) -> Settings:
+        """Flags that are None were not given."""
+        return load_settings({"db_path": self.db_path, **flags})
+
+    @cached_property
+    def paths(self) -> RuntimePaths:
+        return RuntimePaths.of(self.settings().db_path)
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are modules, imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"agentmgr.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def remember(ctx: click.Context, _: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(ctx.ensure_object(Cli), name, value)
+
+    return remember
+
+
+def common_options(function: F) -> F:
+    """`--db-path` and `--debug`, which may stand before the command's name or after it."""
+    function = click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=_set("debug"),
+        help="Show the traceback of a failure.",
+    )(function)
+    return click.option(
+        "--db-path",
+        metavar="PATH",
+        expose_value=False,
+        callback=_set("db_path"),
+        help="The database; or AGENTMGR_DB.  [default: agent_manager.db]",
+    )(function)
+
+
+def format_option(function: F) -> F:
+    return click.option(
+        "--format",
+        "output",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        help="For people, or for programs.",
+    )(function)
+
+
+class Command(click.Command):
+    """A command whose help ends with an example."""
+
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Example"):
+            for line in self.example.splitlines():
+                formatter.write(f"  {line}\n")
+
+
+def subcommand(name: str, *, example: str, **details: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Makes a `Command` that gets the `Cli` first, with the common options and its line of `COMMANDS`."""
+
+    def make(function: Callable[..., Any]) -> Command:
+        short = details.pop("short_help", COMMANDS.get(name))
+        wrapped = click.pass_obj(common_options(function))
+        cls: type[Command] = details.pop("cls", Command)
+        command = click.command(
+            name, cls=cls, example=example, short_help=short, context_settings=_CONTEXT, **details
+        )(wrapped)
+        assert isinstance(command, Command)
+        return command
+
+    return make
+
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(cls=LazyGroup, context_settings=_CONTEXT)
+@click.version_option(__version__, message="agentmgr %(version)s")
+@common_options
+def root() -> None:
+    """Keeps agent services running and gives their clients one address.
+
+    Begin with `agentmgr run my_agent.py`.
+    """

@@ -1,0 +1,43 @@
+"""`agentmgr info`"""
+
+from __future__ import annotations
+
+from .. import __version__
+from .group import Cli, format_option, subcommand
+from .reach import answers, running
+from .render import duration, print_fields, print_json
+
+
+@subcommand("info", example="agentmgr info")
+@format_option
+async def command(cli: Cli, output: str) -> None:
+    """Show the manager that runs, and where the files of this database are."""
+    paths = cli.paths
+    files = {
+        "database": str(paths.database),
+        "control_socket": str(paths.control_socket),
+        "daemon_log": str(paths.daemon_log),
+        "logs": str(paths.logs),
+    }
+    manager = None
+    if await answers(paths):
+        async with running(cli) as client:
+            manager = await client.get_info()
+    if output == "json":
+        print_json({"version": __version__, "manager": manager, "files": files})
+        return
+    if manager is None:
+        print_fields([("manager", "not running")])
+    else:
+        print_fields(
+            [
+                ("manager", f"running, pid {manager['pid']}, version {manager['version']}"),
+                ("up", duration(manager["uptime_s"])),
+                *(
+                    (listener["kind"], f"{listener['host']}:{listener['port']}")
+                    for listener in manager["listeners"]
+                ),
+                ("degraded", manager.get("degraded")),
+            ]
+        )
+    print_fields((name.replace("_", " "), value) for name, value in files.items())

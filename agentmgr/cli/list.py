@@ -1,0 +1,48 @@
+"""`agentmgr list`"""
+
+from __future__ import annotations
+
+import asyncclick as click
+
+from ..models import Service, ServiceStatus
+from .group import Cli, format_option, subcommand
+from .reach import for_reading
+from .render import ago, print_json, print_table
+from .words import split_tags
+
+
+@subcommand("list", example="agentmgr list --status running --tags weather")
+@click.option(
+    "--status", type=click.Choice([str(s) for s in ServiceStatus]), help="Only those in this state."
+)
+@click.option("--tags", metavar="A,B", default="", help="Only those with any of these tags.")
+@click.option("--name", metavar="TEXT", help="Only those with this text in their name.")
+@format_option
+async def command(cli: Cli, status: str | None, tags: str, name: str | None, output: str) -> None:
+    """List the services."""
+    async with for_reading(cli) as manager:
+        services = await manager.list_services(
+            status=ServiceStatus(status) if status else None, tags=split_tags(tags), name=name
+        )
+    if output == "json":
+        print_json(services)
+    else:
+        print_table(
+            ["name", "status", "health", "instances", "sessions", "endpoint", "tags", "up"],
+            [_row(service) for service in services],
+            empty="no services" if status or tags or name else "no services are registered",
+        )
+
+
+def _row(service: Service) -> list[object]:
+    ready = sum(instance.status is ServiceStatus.RUNNING for instance in service.instances)
+    return [
+        service.name,
+        service.status,
+        service.health,
+        f"{ready}/{service.config.instances}",
+        service.active_sessions,
+        service.endpoint,
+        service.tags,
+        ago(service.started_at),
+    ]

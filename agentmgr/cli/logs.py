@@ -1,0 +1,26 @@
+"""`agentmgr logs`"""
+
+from __future__ import annotations
+
+import sys
+
+import asyncclick as click
+import trio
+
+from .group import Cli, subcommand
+from .reach import for_reading
+
+
+@subcommand("logs", example="agentmgr logs my-echo-agent --tail 50 --follow")
+@click.argument("name")
+@click.option("--tail", default=100, show_default=True, type=click.IntRange(min=0), help="The last lines.")
+@click.option("--follow", "-f", is_flag=True, help="And what is written from now on.")
+@click.option("--instance", type=int, metavar="N", help="Of this instance only, counted from 0.")
+async def command(cli: Cli, name: str, tail: int, follow: bool, instance: int | None) -> None:
+    """Show what a service wrote."""
+    async with for_reading(cli) as manager:
+        async with manager.read_logs(name, tail=tail, follow=follow, instance=instance) as chunks:
+            async for chunk in chunks:
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
+                await trio.lowlevel.checkpoint()

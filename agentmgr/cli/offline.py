@@ -1,0 +1,140 @@
+"""What the database says, where no manager runs: for looking only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from ..api.logfile import show
+from ..core import stats, view
+from ..errors import RuleNotFound, ServiceNotFound
+from ..models import (
+    Connection,
+    Event,
+    HealthCheck,
+    Instance,
+    InstanceRecord,
+    RoutingRule,
+    Service,
+    ServiceStatus,
+    ServiceTotals,
+    utc_now,
+)
+from ..settings import RuntimePaths
+from ..storage.sqlite import open_store
+from ..storage.store import Snapshot, Store
+from ..supervisor import logs, procfs
+
+
+class OfflineManager:
+    """Answers from a snapshot, under the names that a manager's client has."""
+
+    def __init__(self, store: Store, snapshot: Snapshot, paths: RuntimePaths) -> None:
+        self._store = store
+        self._snapshot = snapshot
+        self._paths = paths
+        self._running = [record for record in snapshot.instances if _lives(record)]
+        self._services = [
+            view.service_view(
+                spec, [_seen(record) for record in self._running if record.service_id == spec.service_id], 0
+            )
+            for spec in sorted(snapshot.services, key=lambda spec: spec.name)
+        ]
+
+    @property
+    def unsupervised(self) -> int:
+        """How many instances run without a manager."""
+        return len(self._running)
+
+    async def get_service(self, ref: str) -> Service:
+        for service in self._services:
+            if ref in (service.service_id, service.name):
+                return service
+        raise ServiceNotFound(f"no service is called {ref!r}; `agentmgr list` shows those there are")
+
+    async def list_services(
+        self, *, status: ServiceStatus | None = None, tags: Iterable[str] = (), name: str | None = None
+    ) -> list[Service]:
+        wanted = frozenset(tags)
+        return [
+            service
+            for service in self._services
+            if status in (None, service.status)
+            and (not wanted or wanted & service.tags)
+            and (name is None or name in service.name)
+        ]
+
+    async def get_service_stats(self, ref: str) -> dict[str, Any]:
+        service = await self.get_service(ref)
+        totals = self._snapshot.totals.get(service.service_id, ServiceTotals())
+        return stats.service_stats(service, totals, peak_sessions=0, now=utc_now())
+
+    async def get_system_stats(self) -> dict[str, Any]:
+        return stats.system_stats(self._services, ())
+
+    async def get_health_history(self, ref: str, *, limit: int = 100) -> tuple[HealthCheck, ...]:
+        service = await self.get_service(ref)
+        return await self._store.health_history(service.service_id, limit=limit)
+
+    async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+        return await self._store.events(after=after, limit=limit)
+
+    @asynccontextmanager
+    async def read_logs(
+        self, ref: str, *, tail: int = 100, follow: bool = False, instance: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        service = await self.get_service(ref)
+        slots = range(service.config.instances) if instance is None else [instance]
+        files = {slot: logs.path(self._paths.logs, service.name, slot) for slot in slots}
+        send, receive = trio.open_memory_channel[bytes](0)
+
+        async def produce() -> None:
+            async with send:
+                await show(files, send.send, lines=tail, following=follow)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(produce)
+            yield receive
+            nursery.cancel_scope.cancel()
+
+    async def list_routing_rules(self) -> list[RoutingRule]:
+        return sorted(self._snapshot.rules, key=lambda rule: (rule.priority, rule.created_at))
+
+    async def get_routing_rule(self, ref: str) -> RoutingRule:
+        for rule in self._snapshot.rules:
+            if ref in (rule.rule_id, rule.name):
+                return rule
+        raise RuleNotFound(f"no routing rule is called {ref!r}; `agentmgr routes list` shows those there are")
+
+    async def list_connections(self) -> tuple[Connection, ...]:
+        return ()
+
+
+@asynccontextmanager
+async def offline(paths: RuntimePaths) -> AsyncIterator[OfflineManager]:
+    """Raises a `StorageError` where the database cannot be read; one that is not there is empty."""
+    async with open_store(paths.database, read_only=True) as store:
+        yield OfflineManager(store, await store.load(), paths)
+
+
+def _lives(record: InstanceRecord) -> bool:
+    """Whether the process that was recorded runs still; a stranger with its pid is not it."""
+    found = procfs.stat(record.pid) if record.boot_id == procfs.boot_id() else None
+    return found is not None and found.start_ticks == record.process_start and found.state not in "ZX"
+
+
+def _seen(record: InstanceRecord) -> Instance:
+    return Instance(
+        instance_id=record.instance_id,
+        service_id=record.service_id,
+        slot=record.slot,
+        status=ServiceStatus.RUNNING,  # as far as can be told from outside
+        pid=record.pid,
+        host=record.host,
+        port=record.port,
+        spec_version=record.spec_version,
+        started_at=record.started_at,
+    )

@@ -1,0 +1,97 @@
+"""`agentmgr proxy`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncclick as click
+import trio
+
+from ..client.api import ListenerKind
+from ..codec import to_plain
+from ..errors import ManagerNotRunning
+from ..logs import configure_logging
+from ..manager import AgentManager
+from ..settings import Settings
+from .foreground import managing, run_until_told, until_signalled
+from .group import Cli, subcommand
+from .reach import RETRY_S, answers, note, running
+
+_SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
+
+
+@subcommand("proxy", example="agentmgr proxy --host localhost --port 9090")
+@click.option("--host", help="The address to listen on.  [default: localhost]")
+@click.option("--port", type=click.IntRange(0, 65535), help="0: a free one.  [default: 9090]")
+@click.option("--health-interval", type=float, metavar="SECONDS", help="Between checks.  [default: 10]")
+async def command(cli: Cli, host: str | None, port: int | None, health_interval: float | None) -> None:
+    """Open the gateway that clients connect to, until Ctrl-C.
+
+    With a manager running it is that manager's gateway; without one, this process is the manager meanwhile.
+    """
+    settings = cli.settings(proxy_host=host, proxy_port=port, health_check_interval=health_interval)
+    configure_logging(settings.log_level, settings.log_format)
+    async with until_signalled() as told:
+        if await answers(cli.paths):
+            if health_interval is not None:
+                note("a manager is running already; it keeps its own --health-interval")
+            await attach(cli, "proxy", settings.proxy_host, settings.proxy_port, told)
+        else:
+            await _manage(cli, settings, told)
+
+
+async def _manage(cli: Cli, settings: Settings, told: trio.Event) -> None:
+    async with managing(cli, settings) as manager, trio.open_nursery() as nursery:
+        port = await nursery.start(manager.serve_proxy, settings.proxy_host, settings.proxy_port)
+        print(f"gateway at ws://{settings.proxy_host}:{port}", flush=True)
+        nursery.start_soon(_print_session_ends, manager)
+        await run_until_told(manager, told)
+        nursery.cancel_scope.cancel()
+
+
+async def _print_session_ends(manager: AgentManager) -> None:
+    while True:
+        with manager.subscribe() as events:
+            async for event in events:
+                if event.kind == "session.closed":
+                    print_session_end(to_plain(event))
+
+
+async def attach(cli: Cli, kind: ListenerKind, host: str, port: int, told: trio.Event) -> None:
+    """Opens a listener of the manager that runs, until told to stop.
+
+    When another manager takes its place, as in an upgrade, the listener is opened there. Raises
+    `ManagerNotRunning` when the manager ends and none follows.
+    """
+    while not told.is_set():
+        await _attach_once(cli, kind, host, port, told)
+        with trio.move_on_after(_SUCCESSION_S) as waiting:
+            while not (told.is_set() or await answers(cli.paths)):
+                await trio.sleep(RETRY_S)
+        if waiting.cancelled_caught:
+            raise ManagerNotRunning("the manager has ended, and its listeners with it")
+
+
+async def _attach_once(cli: Cli, kind: ListenerKind, host: str, port: int, told: trio.Event) -> None:
+    """Returns when told to, or when the manager ends."""
+    scheme, name = {"proxy": ("ws", "gateway"), "api": ("http", "API")}[kind]
+    async with running(cli) as client, client.open_listener(kind, host, port) as (port, lines):
+        path = "/docs" if kind == "api" else ""
+        print(f"{name} at {scheme}://{host}:{port}{path}", flush=True)
+        async with trio.open_nursery() as nursery:
+
+            async def listen() -> None:
+                async for line in lines:
+                    if line.get("kind") == "session.closed":
+                        print_session_end(line)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(listen)
+            await told.wait()
+            nursery.cancel_scope.cancel()
+
+
+def print_session_end(event: dict[str, Any]) -> None:
+    detail = event["detail"]
+    words = " ".join(f"{name}={value}" for name, value in detail.items() if value not in (None, ""))
+    print(f"{event['at']} session ended {words}", flush=True)

@@ -1,0 +1,119 @@
+"""What commands print: tables for people, JSON for programs.
+
+On a terminal the tables are rich's. Elsewhere they are plain columns, which `grep` and `awk` read well and
+which cost no import.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from ..codec import to_plain
+
+_COLORS = {
+    "running": "green",
+    "healthy": "green",
+    "starting": "cyan",
+    "draining": "cyan",
+    "stopping": "cyan",
+    "degraded": "yellow",
+    "backoff": "yellow",
+    "unhealthy": "red",
+    "error": "red",
+}
+
+
+def print_json(value: Any) -> None:
+    """Indented JSON of plain data or of our values."""
+    print(json.dumps(to_plain(value), indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """`empty` is said on stderr when there is nothing to show, so that a pipe gets nothing."""
+    texts = [[_text(cell) for cell in row] for row in rows]
+    if not texts:
+        print(empty, file=sys.stderr)
+    elif sys.stdout.isatty():
+        _print_rich(columns, texts)
+    else:
+        _print_plain([[column.upper() for column in columns], *texts])
+
+
+def print_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """One thing in detail: a name and a value on each line; those without a value are left out."""
+    texts = [(name, _text(value)) for name, value in fields if value not in (None, "", (), frozenset())]
+    width = max((len(name) for name, _ in texts), default=0)
+    for name, text in texts:
+        first, *rest = text.splitlines() or [""]
+        print(f"{name:<{width}}  {_colored(first)}")
+        for line in rest:
+            print(f"{'':<{width}}  {line}")
+
+
+def ago(moment: datetime | None) -> str:
+    """How long ago, in the two largest units, as in `3h 12m`."""
+    return "" if moment is None else duration((datetime.now(UTC) - moment).total_seconds())
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{max(seconds, 0):.0f}s"
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    left = int(seconds)
+    parts: list[str] = []
+    for name, size in units:
+        count, left = divmod(left, size)
+        if count or parts:
+            parts.append(f"{count}{name}")
+    return " ".join(parts[:2])
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return value.astimezone().isoformat(" ", "seconds")
+    if isinstance(value, frozenset | set):
+        return ", ".join(sorted(value)) or "-"
+    if isinstance(value, tuple | list):
+        return " ".join(str(part) for part in value) or "-"
+    return str(value) or "-"
+
+
+def _print_plain(lines: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    for line in lines:
+        print("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=_COLORS.get(cell, "")) for cell in row))
+    Console().print(table)
+
+
+_ANSI = {"green": 32, "cyan": 36, "yellow": 33, "red": 31}
+
+
+def _colored(text: str) -> str:
+    color = _COLORS.get(text)
+    if color is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\x1b[{_ANSI[color]}m{text}\x1b[0m"

@@ -1,0 +1,24 @@
+"""`agentmgr restart`"""
+
+from __future__ import annotations
+
+import asyncclick as click
+
+from .group import Cli, subcommand
+from .reach import for_running
+
+
+@subcommand("restart", example="agentmgr restart my-echo-agent")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--no-rolling", is_flag=True, help="Stop it first, then start it.")
+@click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
+async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: bool, no_wait: bool) -> None:
+    """Restart a service: each new instance is ready before an old one goes."""
+    async with for_running(cli, names) as manager:
+        for name in names:
+            service = await manager.restart_service(
+                name, rolling=not no_rolling, force=force, wait=not no_wait
+            )
+            where = f" at {service.endpoint}" if service.endpoint else ""
+            print(f"{service.name} is {service.status}{where}")

@@ -1,0 +1,218 @@
+"""`agentmgr routes …`"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import asyncclick as click
+
+from ..errors import InvalidRequest
+from ..models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
+from .group import Cli, Command, format_option, subcommand
+from .reach import for_reading, for_writing, running
+from .render import print_fields, print_json, print_table
+from .words import split_tags
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_STRATEGIES = click.Choice([str(s) for s in RoutingStrategy])
+_LISTS = frozenset({ConditionOperator.IN_LIST, ConditionOperator.NOT_IN_LIST, ConditionOperator.IN_CIDR})
+
+
+@click.group("routes", short_help="List, add, change, remove and try routing rules.")
+def command() -> None:
+    """Routing rules decide which services a client of the gateway may reach.
+
+    The rule with the lowest priority number whose conditions all hold is taken.
+    """
+
+
+def _routes(name: str, help: str, *, example: str) -> Callable[[Callable[..., Any]], Command]:
+    return subcommand(name, short_help=help, example=example)
+
+
+def _rule_options(function: F) -> F:
+    for option in reversed(
+        [
+            click.option(
+                "--when",
+                "conditions",
+                multiple=True,
+                nargs=3,
+                metavar="FIELD OPERATOR VALUE",
+                help="A condition, such as `query.lang equals zh`; may be repeated, all must hold.",
+            ),
+            click.option("--ignore-case", is_flag=True, default=None, help="For all conditions given here."),
+            click.option("--priority", type=int, help="The lowest number is tried first.  [default: 100]"),
+            click.option("--service", "services", multiple=True, metavar="NAME", help="May be repeated."),
+            click.option("--tags", metavar="A,B", help="Services with any of these tags."),
+            click.option("--all-tags", is_flag=True, default=None, help="With all of these tags."),
+            click.option("--strategy", type=_STRATEGIES, help="Who of them.  [default: round_robin]"),
+            click.option("--fallback", type=_STRATEGIES, help="Over all services, when they have nobody."),
+            click.option("--hash-key", metavar="FIELD", help="For hash_based.  [default: the address]"),
+            click.option("--description", help="What it is for, for people."),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def _fields(
+    conditions: tuple[tuple[str, str, str], ...],
+    ignore_case: bool | None,
+    services: tuple[str, ...],
+    tags: str | None,
+    all_tags: bool | None,
+    strategy: str | None,
+    fallback: str | None,
+    **others: Any,
+) -> dict[str, Any]:
+    """The fields of a rule that were given."""
+    found: dict[str, Any] = {name: value for name, value in others.items() if value is not None}
+    if conditions:
+        found["conditions"] = tuple(_condition(*words, case=not ignore_case) for words in conditions)
+    if services:
+        found["target_services"] = services
+    if tags is not None:
+        found["target_tags"] = split_tags(tags)
+    if all_tags is not None:
+        found["match_all_tags"] = all_tags
+    if strategy is not None:
+        found["target_strategy"] = RoutingStrategy(strategy)
+    if fallback is not None:
+        found["fallback_strategy"] = RoutingStrategy(fallback)
+    return found
+
+
+def _condition(field: str, operator: str, value: str, *, case: bool) -> RoutingCondition:
+    try:
+        kind = ConditionOperator(operator)
+    except ValueError:
+        raise InvalidRequest(
+            f"--when: {operator!r} is no operator; there are {', '.join(ConditionOperator)}"
+        ) from None
+    values = tuple(word.strip() for word in value.split(",")) if kind in _LISTS else value
+    return RoutingCondition(field, kind, values, case)
+
+
+@_routes("list", "List the rules.", example="agentmgr routes list")
+@format_option
+async def _list(cli: Cli, output: str) -> None:
+    """List the rules, in the order in which they are tried."""
+    async with for_reading(cli) as manager:
+        rules = await manager.list_routing_rules()
+    if output == "json":
+        print_json(rules)
+        return
+    print_table(
+        ["name", "priority", "enabled", "when", "to", "strategy", "description"],
+        [
+            [
+                rule.name,
+                rule.priority,
+                rule.enabled,
+                " and ".join(_shown(condition) for condition in rule.conditions) or "always",
+                ", ".join([*rule.target_services, *(f"#{tag}" for tag in sorted(rule.target_tags))]) or "all",
+                rule.target_strategy,
+                rule.description,
+            ]
+            for rule in rules
+        ],
+        empty="no routing rules",
+    )
+
+
+def _shown(condition: RoutingCondition) -> str:
+    value = condition.value if isinstance(condition.value, str) else ",".join(condition.value)
+    return f"{condition.field} {condition.operator} {value}".rstrip()
+
+
+@_routes(
+    "add",
+    "Add a rule.",
+    example="agentmgr routes add chinese --when query.lang equals zh --tags chinese --priority 1",
+)
+@click.argument("name")
+@_rule_options
+@click.option("--disabled", is_flag=True, help="Add it without using it yet.")
+async def _add(cli: Cli, name: str, disabled: bool, **options: Any) -> None:
+    """Add a rule; it holds for the next client."""
+    rule = RoutingRule(name=name, enabled=not disabled, **_fields(**options))
+    async with for_writing(cli) as manager:
+        await manager.create_routing_rule(rule)
+    print(f"added {name}")
+
+
+@_routes("change", "Change a rule.", example="agentmgr routes change chinese --priority 5")
+@click.argument("name")
+@_rule_options
+async def _change(cli: Cli, name: str, **options: Any) -> None:
+    """Change what is given of a rule; sessions that are open stay where they are."""
+    await _update(cli, name, _fields(**options), "changed")
+
+
+@_routes("enable", "Use a rule again.", example="agentmgr routes enable chinese")
+@click.argument("name")
+async def _enable(cli: Cli, name: str) -> None:
+    """Use a rule again."""
+    await _update(cli, name, {"enabled": True}, "enabled")
+
+
+@_routes("disable", "Do not use a rule for now.", example="agentmgr routes disable chinese")
+@click.argument("name")
+async def _disable(cli: Cli, name: str) -> None:
+    """Keep a rule without using it."""
+    await _update(cli, name, {"enabled": False}, "disabled")
+
+
+async def _update(cli: Cli, name: str, changes: dict[str, Any], done: str) -> None:
+    if not changes:
+        raise click.UsageError("Give something to change.")
+    async with for_writing(cli) as manager:
+        await manager.update_routing_rule(name, changes)
+    print(f"{done} {name}")
+
+
+@_routes("remove", "Remove a rule.", example="agentmgr routes remove chinese")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+async def _remove(cli: Cli, names: tuple[str, ...]) -> None:
+    """Remove a rule."""
+    async with for_writing(cli) as manager:
+        for name in names:
+            await manager.delete_routing_rule(name)
+            print(f"removed {name}")
+
+
+@_routes(
+    "test",
+    "Show where a client would go.",
+    example="agentmgr routes test --path '/?lang=zh' --header 'User-Agent: VIP'",
+)
+@click.option("--path", default="/", show_default=True, help="The path, with its query.")
+@click.option("--client-ip", default="127.0.0.1", show_default=True, help="The client's address.")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="May be repeated.")
+@format_option
+async def _test(cli: Cli, path: str, client_ip: str, headers: tuple[str, ...], output: str) -> None:
+    """Show which rule a client would meet, who could take it, and who would."""
+    async with running(cli) as manager:
+        decision = await manager.test_routing(
+            path=path, client_ip=client_ip, headers=dict(_header(word) for word in headers)
+        )
+    if output == "json":
+        print_json(decision)
+    else:
+        print_fields(
+            (name, tuple(value) if isinstance(value, list) else value) for name, value in decision.items()
+        )
+
+
+def _header(word: str) -> tuple[str, str]:
+    name, colon, value = word.partition(":")
+    if not colon:
+        raise InvalidRequest(f"--header {word!r} is not NAME: VALUE")
+    return name.strip(), value.strip()
+
+
+for _command in (_list, _add, _change, _enable, _disable, _remove, _test):
+    command.add_command(_command)

@@ -1,0 +1,128 @@
+"""`agentmgr run`"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import asyncclick as click
+import trio
+
+from ..api import serve_api
+from ..api.logfile import follow, tail
+from ..errors import Conflict, PortNotAvailable, ServiceFailed, ServiceNotFound
+from ..logs import configure_logging
+from ..manager import AgentManager
+from ..manager.factory_path import located
+from ..models import Service, ServiceConfig
+from ..settings import LogLevel
+from .foreground import managing, run_until_told, until_signalled
+from .group import Cli, subcommand
+from .reach import note
+
+_COLORS = (36, 35, 33, 32, 34)
+
+
+@subcommand("run", example="agentmgr run examples/echo_agent.py")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--host", default="localhost", show_default=True, help="Where gateway and API listen.")
+@click.option("--proxy-port", type=click.IntRange(0, 65535), help="The gateway's port.  [default: 9090]")
+@click.option("--api-port", type=click.IntRange(0, 65535), help="The API's port.  [default: 8080]")
+async def command(
+    cli: Cli, files: tuple[str, ...], host: str, proxy_port: int | None, api_port: int | None
+) -> None:
+    """Run agent files now, each as a service named after its file, with gateway and API; Ctrl-C stops it all.
+
+    What was registered stays registered, and is found again by the next run.
+    """
+    settings = cli.settings(proxy_port=proxy_port, api_port=api_port)
+    configure_logging(LogLevel.WARNING, settings.log_format)
+    async with until_signalled() as told, managing(cli, settings) as manager:
+        services = [await _registered(manager, file) for file in files]
+        async with trio.open_nursery() as nursery:
+            proxy = await _open(nursery, manager.serve_proxy, host, settings.proxy_port, proxy_port)
+            api = await _open(nursery, _api(manager), host, settings.api_port, api_port)
+            print(_welcome(services, host, proxy, api), flush=True)
+            for number, service in enumerate(services):
+                nursery.start_soon(_show_log, manager, service, number)
+            for service in services:
+                nursery.start_soon(_start, manager, service)
+            await run_until_told(manager, told)
+            note("stopping")
+            nursery.cancel_scope.cancel()
+
+
+async def _registered(manager: AgentManager, file: str) -> Service:
+    """The service of that file, made if need be. Raises `Conflict` where its name means another file."""
+    name = Path(file.partition(":")[0]).stem
+    try:
+        known = manager.get_service(name)
+    except ServiceNotFound:
+        return await manager.register_service(name, file, config=ServiceConfig(cwd=os.getcwd()))
+    wanted = located(file, Path.cwd())
+    if known.agent_factory_path != wanted:
+        what = known.agent_factory_path or " ".join(known.command)
+        raise Conflict(
+            f"a service {name!r} is registered already, for {what}: "
+            f"`agentmgr unregister {name}` it, rename the file, or use another --db-path"
+        )
+    return known
+
+
+async def _start(manager: AgentManager, service: Service) -> None:
+    try:
+        await manager.start_service(service.name)
+    except ServiceFailed as error:
+        note(f"{service.name} did not start: {error.message}")
+    else:
+        note(f"{service.name} is running")
+
+
+def _api(manager: AgentManager) -> Callable[..., Awaitable[Any]]:
+    async def serve(host: str, port: int, *, task_status: trio.TaskStatus[int]) -> None:
+        await serve_api(manager, host=host, port=port, task_status=task_status)
+
+    return serve
+
+
+async def _open(
+    nursery: trio.Nursery, serve: Callable[..., Awaitable[Any]], host: str, port: int, asked: int | None
+) -> int:
+    """Opens a listener; on a free port where the usual one is taken and no other was asked for."""
+    try:
+        opened: int = await nursery.start(serve, host, port)
+    except PortNotAvailable:
+        if asked is not None:
+            raise
+        opened = await nursery.start(serve, host, 0)
+        note(f"port {port} is taken; using {opened} instead")
+    return opened
+
+
+def _welcome(services: list[Service], host: str, proxy: int, api: int) -> str:
+    names = ", ".join(service.name for service in services)
+    chat = "agentmgr chat" if proxy == 9090 else f"agentmgr chat ws://{host}:{proxy}"
+    return (
+        f"running {names}\n"
+        f"  clients connect to  ws://{host}:{proxy}\n"
+        f"  API                 http://{host}:{api}/docs\n"
+        f"  try                 {chat}          in another terminal; Ctrl-C here stops everything"
+    )
+
+
+async def _show_log(manager: AgentManager, service: Service, number: int) -> None:
+    """What the service writes, with its name before each line."""
+    mark = f"{service.name} | "
+    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+        mark = f"\x1b[{_COLORS[number % len(_COLORS)]}m{mark}\x1b[0m"
+
+    async def show(lines: bytes) -> None:
+        for line in lines.decode(errors="replace").splitlines():
+            print(f"{mark}{line}", flush=True)
+
+    path = manager.log_path(service.name)
+    _, end = await tail(path, 0)
+    await follow(path, show, start=end)

@@ -1,0 +1,20 @@
+"""`agentmgr scale`"""
+
+from __future__ import annotations
+
+import asyncclick as click
+
+from .group import Cli, subcommand
+from .reach import for_writing
+
+
+@subcommand("scale", example="agentmgr scale my-echo-agent 3")
+@click.argument("name")
+@click.argument("instances", type=click.IntRange(min=1))
+@click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
+async def command(cli: Cli, name: str, instances: int, no_wait: bool) -> None:
+    """Run a service with so many instances from now on."""
+    async with for_writing(cli, adopting=True) as manager:
+        service = await manager.scale_service(name, instances, wait=not no_wait)
+    count = "1 instance" if instances == 1 else f"{instances} instances"
+    print(f"{service.name} has {count}; it is {service.status}")

@@ -1,0 +1,79 @@
+"""`agentmgr serve FILE`: one agent, by hand, with no manager."""
+
+from __future__ import annotations
+
+import asyncclick as click
+import trio
+
+from ..models import OnDisconnect, Runtime, ServiceConfig, WhenBusy
+
+_DEFAULTS = ServiceConfig()
+
+
+@click.command("serve")
+@click.argument("file")
+@click.option("--host", default="localhost", show_default=True, help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0: any free one."
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(list(Runtime)),
+    default=_DEFAULTS.runtime,
+    help="The event loop of the agent's code; auto: RUNTIME in the file, or what its framework needs.",
+)
+@click.option("--max-sessions", type=click.IntRange(0), default=0, help="0: no limit.")
+@click.option(
+    "--session-timeout", type=click.FloatRange(0), default=_DEFAULTS.session_timeout, show_default=True
+)
+@click.option("--max-message-bytes", type=click.IntRange(0), default=_DEFAULTS.max_message_bytes)
+@click.option(
+    "--turn-timeout", type=click.FloatRange(0), default=0.0, help="Seconds for one answer; 0: no limit."
+)
+@click.option("--on-disconnect", type=click.Choice(list(OnDisconnect)), default=_DEFAULTS.on_disconnect)
+@click.option("--disconnect-grace", type=click.FloatRange(0), default=_DEFAULTS.disconnect_grace)
+@click.option("--when-busy", type=click.Choice(list(WhenBusy)), default=_DEFAULTS.when_busy)
+async def command(
+    file: str,
+    host: str,
+    port: int,
+    runtime: str,
+    max_sessions: int,
+    session_timeout: float,
+    max_message_bytes: int,
+    turn_timeout: float,
+    on_disconnect: str,
+    disconnect_grace: float,
+    when_busy: str,
+) -> None:
+    """Serve the agent in FILE (agent.py, agent.py:NAME or package.module:NAME) until Ctrl-C.
+
+    \b
+    Example:
+      agentmgr serve my_agent.py --port 8081
+      agentmgr chat ws://localhost:8081          # in another terminal
+    """
+    from ..agent.host import HostOptions, run
+    from ..agent.session import SessionLimits
+
+    options = HostOptions(
+        path=file,
+        host=host,
+        port=port,
+        runtime=Runtime(runtime),
+        max_sessions=max_sessions,
+        max_message_bytes=max_message_bytes,
+        limits=SessionLimits(
+            session_timeout=session_timeout,
+            turn_timeout=turn_timeout,
+            on_disconnect=OnDisconnect(on_disconnect),
+            disconnect_grace=disconnect_grace,
+            when_busy=WhenBusy(when_busy),
+        ),
+    )
+
+    class Announce(trio.TaskStatus[str]):
+        def started(self, value: str | None = None) -> None:
+            click.echo(f"{file} answers at {value}; try: agentmgr chat {value}")
+
+    await run(options, task_status=Announce())

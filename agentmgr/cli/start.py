@@ -1,0 +1,20 @@
+"""`agentmgr start`"""
+
+from __future__ import annotations
+
+import asyncclick as click
+
+from .group import Cli, subcommand
+from .reach import for_running
+
+
+@subcommand("start", example="agentmgr start my-echo-agent")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--no-wait", is_flag=True, help="Do not wait until it is ready.")
+async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> None:
+    """Start a service, and wait until it is ready; a manager is started in the background if none runs."""
+    async with for_running(cli, names) as manager:
+        for name in names:
+            service = await manager.start_service(name, wait=not no_wait)
+            where = f" at {service.endpoint}" if service.endpoint else ""
+            print(f"{service.name} is {service.status}{where}")

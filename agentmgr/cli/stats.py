@@ -1,0 +1,38 @@
+"""`agentmgr stats`"""
+
+from __future__ import annotations
+
+import asyncclick as click
+
+from .group import Cli, format_option, subcommand
+from .reach import for_reading
+from .render import print_fields, print_json
+
+
+@subcommand("stats", example="agentmgr stats --format json")
+@click.argument("name", required=False)
+@format_option
+async def command(cli: Cli, name: str | None, output: str) -> None:
+    """Show figures of the whole system, or of one service."""
+    async with for_reading(cli) as manager:
+        figures = await (manager.get_service_stats(name) if name else manager.get_system_stats())
+    if output == "json":
+        print_json(figures)
+    else:
+        print_fields(_flat(figures))
+
+
+def _flat(figures: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    """`{"a": {"b": 1}}` is a line `a b  1`; counts of nothing are left out, except for totals."""
+    found: list[tuple[str, object]] = []
+    for name, value in figures.items():
+        label = f"{prefix}{name.removesuffix('_s')}".replace("_", " ")
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{name} ")
+        elif isinstance(value, list | tuple):
+            continue
+        elif isinstance(value, float):
+            found.append((label, f"{value:.3g}"))
+        elif value != 0 or "total" in name or "active" in name:
+            found.append((label, value))
+    return found

@@ -1,0 +1,86 @@
+"""`agentmgr status`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncclick as click
+
+from ..codec import to_plain
+from ..models import Service
+from .group import Cli, format_option, subcommand
+from .reach import for_reading
+from .render import ago, duration, print_fields, print_json, print_table
+
+
+@subcommand("status", example="agentmgr status my-echo-agent")
+@click.argument("name", required=False)
+@format_option
+async def command(cli: Cli, name: str | None, output: str) -> None:
+    """Show one service in detail; without a name, the system in a few words."""
+    async with for_reading(cli) as manager:
+        if name is None:
+            figures = await manager.get_system_stats()
+            if output == "json":
+                print_json(figures)
+            else:
+                services = figures["services"]
+                print(
+                    f"{services['total']} services, {services['running']} running; "
+                    f"{figures['connections']['total_connections']} sessions"
+                )
+            return
+        service = await manager.get_service(name)
+        stats = await manager.get_service_stats(name)
+    if output == "json":
+        print_json({**to_plain(service), "stats": stats})
+    else:
+        _show(service, stats)
+
+
+def _show(service: Service, stats: dict[str, Any]) -> None:
+    sessions = stats["sessions"]
+    config = service.config
+    wanted = str(service.desired_status)
+    print_fields(
+        [
+            ("name", service.name),
+            ("id", service.service_id),
+            ("description", service.description),
+            ("status", str(service.status)),
+            ("wanted", wanted if wanted != str(service.status) else None),
+            ("health", str(service.health)),
+            ("error", service.error_message),
+            ("agent file", service.agent_factory_path),
+            ("command", service.command),
+            ("endpoint", service.endpoint),
+            ("tags", service.tags),
+            ("up", ago(service.started_at)),
+            ("restarts", _restarts(service)),
+            ("next restart", service.next_restart_at),
+            (
+                "sessions",
+                f"{service.active_sessions} active, {sessions['completed']} completed, "
+                f"{sessions['failed']} failed",
+            ),
+            ("average session", duration(sessions["average_duration_s"])),
+            ("max sessions", config.max_sessions or None),
+            ("registered", service.created_at),
+            ("version", service.version),
+        ]
+    )
+    if service.instances:
+        print()
+        print_table(
+            ["instance", "status", "health", "pid", "address", "up", "last exit"],
+            [
+                [i.slot, i.status, i.health, i.pid, f"{i.host}:{i.port}", ago(i.started_at), i.last_exit]
+                for i in service.instances
+            ],
+            empty="",
+        )
+
+
+def _restarts(service: Service) -> str:
+    left = [i.restarts_left for i in service.instances if i.restarts_left is not None]
+    return f"{service.restart_count}" + (f", {min(left)} left" if left else "")

@@ -1,0 +1,19 @@
+"""`agentmgr unregister`"""
+
+from __future__ import annotations
+
+import asyncclick as click
+
+from .group import Cli, subcommand
+from .reach import for_writing
+
+
+@subcommand("unregister", example="agentmgr unregister my-echo-agent")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
+async def command(cli: Cli, names: tuple[str, ...], force: bool) -> None:
+    """Stop a service, and forget it with its history."""
+    async with for_writing(cli, adopting=True) as manager:
+        for name in names:
+            service = await manager.unregister_service(name, force=force)
+            print(f"unregistered {service.name}")

@@ -1,0 +1,363 @@
+"""A typed client of the manager's API, over its unix socket or over TCP.
+
+Its methods have the names and the arguments of `AgentManager`'s, and raise the same errors.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from json import dumps
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+from urllib.parse import quote, urlencode
+
+import attrs
+import trio
+
+from ..codec import from_plain, to_plain
+from ..errors import AgentManagerError, FieldProblem, InvalidRequest, ManagerError, ManagerNotRunning
+from ..models import (
+    Connection,
+    Event,
+    HealthCheck,
+    RoutingRule,
+    Service,
+    ServiceConfig,
+    ServiceStatus,
+)
+from .http import Lines, Pieces, Response, request
+
+T = TypeVar("T")
+ListenerKind = Literal["proxy", "api"]
+
+PAGE = 1000  #: asked for at once; the most that the API gives
+
+_OURS = frozenset({"rule_id", "version", "created_at"})  # of a rule: given by the manager
+
+
+class ManagerClient:
+    """Asks a running manager.
+
+        async with ManagerClient(RuntimePaths.of("agents.db").control_socket) as manager:
+            for service in await manager.list_services():
+                print(service.name, service.status)
+
+    `target` is the path of a control socket, or a URL such as `http://localhost:8080`. `timeout_s` bounds
+    each answer, except for those that wait for work to be done. Every method raises `ManagerNotRunning` where
+    nobody answers, and the error that the manager had where it answers with one.
+    """
+
+    def __init__(self, target: Path | str, *, token: str | None = None, timeout_s: float = 30.0) -> None:
+        self._target = target
+        self._timeout_s = timeout_s
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+
+    async def __aenter__(self) -> ManagerClient:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Nothing is held between two calls."""
+
+    # Services
+
+    async def register_service(
+        self,
+        name: str,
+        agent_factory_path: str | None = None,
+        *,
+        command: Iterable[str] = (),
+        description: str = "",
+        tags: Iterable[str] = (),
+        host: str = "localhost",
+        port: int | None = None,
+        config: ServiceConfig | None = None,
+        auto_start: bool = False,
+        wait: bool = True,
+    ) -> Service:
+        body = _config(config)
+        if agent_factory_path is not None:
+            body["agent_factory_path"] = agent_factory_path
+        if command := tuple(command):
+            body["command"] = list(command)
+        body |= {
+            "name": name,
+            "description": description,
+            "tags": sorted(tags),
+            "host": host,
+            "port": port,
+            "auto_start": auto_start,
+        }
+        return await self._one(Service, "POST", "/services", json=body, params=_wait(wait), waits=wait)
+
+    async def update_service(
+        self, ref: str, changes: Mapping[str, Any], *, expected_version: int | None = None
+    ) -> Service:
+        body = {name: to_plain(value) for name, value in changes.items()}
+        headers = _if_match(expected_version)
+        return await self._one(Service, "PATCH", f"/services/{_q(ref)}", json=body, headers=headers)
+
+    async def unregister_service(self, ref: str, *, force: bool = False) -> Service:
+        params = {"force": _flag(force)}
+        return await self._one(Service, "DELETE", f"/services/{_q(ref)}", params=params, waits=True)
+
+    async def start_service(self, ref: str, *, wait: bool = True) -> Service:
+        return await self._work(ref, "start", wait)
+
+    async def stop_service(self, ref: str, *, force: bool = False, wait: bool = True) -> Service:
+        return await self._work(ref, "stop", wait, force=force)
+
+    async def restart_service(
+        self, ref: str, *, rolling: bool = True, force: bool = False, wait: bool = True
+    ) -> Service:
+        return await self._work(ref, "restart", wait, rolling=rolling, force=force)
+
+    async def scale_service(self, ref: str, instances: int, *, wait: bool = True) -> Service:
+        path = f"/services/{_q(ref)}/scale"
+        body = {"instances": instances}
+        return await self._one(Service, "POST", path, json=body, params=_wait(wait), waits=wait)
+
+    async def get_service(self, ref: str) -> Service:
+        return await self._one(Service, "GET", f"/services/{_q(ref)}")
+
+    async def list_services(
+        self, *, status: ServiceStatus | None = None, tags: Iterable[str] = (), name: str | None = None
+    ) -> list[Service]:
+        params = {"tags": ",".join(sorted(tags))}
+        if status is not None:
+            params["status"] = str(status)
+        if name is not None:
+            params["name"] = name
+        return await self._all(Service, "/services", params)
+
+    async def check_service_health(self, ref: str) -> HealthCheck:
+        data = await self._json("GET", f"/services/{_q(ref)}/health", waits=True)
+        data.pop("history", None)
+        return from_plain(data, HealthCheck)
+
+    async def get_health_history(self, ref: str, *, limit: int = 100) -> tuple[HealthCheck, ...]:
+        path, params = f"/services/{_q(ref)}/health", {"history": str(limit)}
+        data = await self._json("GET", path, params=params, waits=True)
+        return from_plain(data["history"], tuple[HealthCheck, ...])
+
+    async def get_service_stats(self, ref: str) -> dict[str, Any]:
+        return await self._json("GET", f"/services/{_q(ref)}/stats")
+
+    @asynccontextmanager
+    async def read_logs(
+        self, ref: str, *, tail: int = 100, follow: bool = False, instance: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The service's output, in pieces as it comes; without `follow` it ends."""
+        params = {"tail": str(tail), "follow": _flag(follow)}
+        if instance is not None:
+            params["instance"] = str(instance)
+        async with self._stream("GET", f"/services/{_q(ref)}/logs", params=params) as response:
+            yield Pieces(response)
+
+    # The whole
+
+    async def get_info(self) -> dict[str, Any]:
+        return await self._json("GET", "/info")
+
+    async def get_system_stats(self) -> dict[str, Any]:
+        return await self._json("GET", "/stats")
+
+    async def get_connection_stats(self) -> dict[str, Any]:
+        return dict((await self.get_system_stats())["connections"])
+
+    async def get_health_summary(self) -> dict[str, Any]:
+        return dict((await self.get_system_stats())["health"])
+
+    async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+        """Past events with a higher id than `after`, the oldest first."""
+        found: list[Event] = []
+        async with self.events(since=after, follow=False) as events:
+            async for event in events:
+                if len(found) == limit:
+                    break
+                found.append(event)
+        return tuple(found)
+
+    @asynccontextmanager
+    async def events(
+        self, *, since: int | None = None, follow: bool = True
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        """What happens from now on, or from after the event `since`; without `follow`, what has happened."""
+        params = {"follow": _flag(follow)}
+        if since is not None:
+            params["since"] = str(since)
+        async with self._stream("GET", "/events", params=params) as response:
+            yield Lines(response, _event)
+
+    # Routing
+
+    async def list_routing_rules(self) -> list[RoutingRule]:
+        return await self._all(RoutingRule, "/routing/rules", {})
+
+    async def get_routing_rule(self, ref: str) -> RoutingRule:
+        return await self._one(RoutingRule, "GET", f"/routing/rules/{_q(ref)}")
+
+    async def create_routing_rule(self, rule: RoutingRule) -> RoutingRule:
+        body = {name: value for name, value in to_plain(rule).items() if name not in _OURS}
+        return await self._one(RoutingRule, "POST", "/routing/rules", json=body)
+
+    async def update_routing_rule(
+        self, ref: str, changes: Mapping[str, Any], *, expected_version: int | None = None
+    ) -> RoutingRule:
+        body = {name: to_plain(value) for name, value in changes.items()}
+        path, headers = f"/routing/rules/{_q(ref)}", _if_match(expected_version)
+        return await self._one(RoutingRule, "PATCH", path, json=body, headers=headers)
+
+    async def delete_routing_rule(self, ref: str) -> None:
+        await self._answer("DELETE", f"/routing/rules/{_q(ref)}")
+
+    async def test_routing(
+        self,
+        *,
+        path: str = "/",
+        client_ip: str = "127.0.0.1",
+        client_port: int = 0,
+        headers: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """What the gateway would do with such a client: its rule, the candidates, the choice or why not."""
+        body = {
+            "path": path,
+            "client_ip": client_ip,
+            "client_port": client_port,
+            "headers": dict(headers or {}),
+        }
+        return await self._json("POST", "/routing/test", json=body)
+
+    # Connections
+
+    async def list_connections(self) -> tuple[Connection, ...]:
+        return tuple(await self._all(Connection, "/connections", {}))
+
+    async def disconnect(self, connection_id: str, *, code: int = 1008, reason: str = "") -> None:
+        params = {"code": str(code), "reason": reason}
+        await self._answer("DELETE", f"/connections/{_q(connection_id)}", params=params)
+
+    # On the control socket only
+
+    async def request_shutdown(self, *, leave_running: bool = False) -> int:
+        """Ends the manager; returns the pid of its process, which goes on for a moment."""
+        data = await self._json("POST", "/shutdown", params={"leave_running": _flag(leave_running)})
+        return int(data["pid"])
+
+    @asynccontextmanager
+    async def open_listener(
+        self, kind: ListenerKind, host: str, port: int
+    ) -> AsyncIterator[tuple[int, AsyncIterator[dict[str, Any]]]]:
+        """A listener of the manager's that lives as long as the block: its port, and what it reports.
+
+        Raises `PortNotAvailable`.
+        """
+        body = {"kind": kind, "host": host, "port": port}
+        async with self._stream("POST", "/listeners", json=body) as response:
+            lines: Lines[dict[str, Any]] = Lines(response, json.loads)
+            first = await anext(lines)
+            if error := first.get("error"):
+                raise AgentManagerError.from_code(error["code"], error["detail"])
+            yield first["port"], lines
+
+    # How it is done
+
+    async def _work(self, ref: str, verb: str, wait: bool, **flags: bool) -> Service:
+        params = {**_wait(wait), **{name: _flag(value) for name, value in flags.items()}}
+        return await self._one(Service, "POST", f"/services/{_q(ref)}/{verb}", params=params, waits=wait)
+
+    async def _one(self, kind: type[T], method: str, path: str, **options: Any) -> T:
+        return from_plain(await self._json(method, path, **options), kind)
+
+    async def _all(self, kind: type[T], path: str, params: Mapping[str, str]) -> list[T]:
+        found: list[T] = []
+        query = {name: value for name, value in params.items() if value} | {"limit": str(PAGE)}
+        while True:
+            data = await self._json("GET", path, params=query)
+            found += [from_plain(item, kind) for item in data["items"]]
+            if data["next_cursor"] is None:
+                return found
+            query["cursor"] = data["next_cursor"]
+
+    async def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        data = json.loads(await self._answer(method, path, **options))
+        if not isinstance(data, dict):
+            raise ManagerError(f"{self._target} answered something else than a manager does")
+        return data
+
+    async def _answer(self, method: str, path: str, *, waits: bool = False, **options: Any) -> bytes:
+        # Work takes as long as it takes; the manager has deadlines of its own for it.
+        with trio.move_on_after(math.inf if waits else self._timeout_s):
+            async with self._stream(method, path, **options) as response:
+                return await response.read()
+        raise ManagerNotRunning(f"the manager at {self._target} did not answer within {self._timeout_s:g} s")
+
+    @asynccontextmanager
+    async def _stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        json: object = None,
+    ) -> AsyncIterator[Response]:
+        if params:
+            path = f"{path}?{urlencode(params)}"
+        body = None if json is None else dumps(json).encode()
+        all_headers = {**self._headers, **(headers or {})}
+        async with request(
+            self._target, method, f"/api/v1{path}", headers=all_headers, body=body
+        ) as response:
+            if response.is_error:
+                raise _error(response.status, await response.read())
+            yield response
+
+
+def _error(status: int, body: bytes) -> AgentManagerError:
+    """What the manager raised, from its problem document."""
+    try:
+        data = json.loads(body)
+        fields = [FieldProblem(f["path"], f["message"]) for f in data.get("errors", ())]
+        return AgentManagerError.from_code(data["code"], data["detail"], fields=fields)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ManagerError(f"the answer had the status {status}, and was not a manager's")
+
+
+def _config(config: ServiceConfig | None) -> dict[str, Any]:
+    """The fields of a configuration that are not at their default: the rest is for the manager to say."""
+    if config is None:
+        return {}
+    plain, default = to_plain(config), to_plain(ServiceConfig())
+    return {f.name: plain[f.name] for f in attrs.fields(ServiceConfig) if plain[f.name] != default[f.name]}
+
+
+def _q(ref: str) -> str:
+    if not ref or ref in (".", ".."):
+        raise InvalidRequest(f"{ref!r} is no name and no id")
+    return quote(ref, safe="")
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _wait(wait: bool) -> dict[str, str]:
+    return {"wait": _flag(wait)}
+
+
+def _if_match(version: int | None) -> dict[str, str]:
+    return {} if version is None else {"If-Match": f'"{version}"'}
+
+
+def _event(line: bytes) -> Event | None:
+    # One `data:` line per event is all that our server sends of the format.
+    return from_plain(json.loads(line[6:]), Event) if line.startswith(b"data: ") else None

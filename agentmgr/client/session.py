@@ -1,0 +1,388 @@
+"""A conversation with an agent, for programs. It survives its connections:
+
+    async with open_session("ws://localhost:9090") as session:
+        print(await session.ask("hello"))
+
+        turn = await session.send("and now slowly")
+        async for event in turn:
+            if event.event == "agent.partial_answer":
+                print(event.content, end="", flush=True)
+
+When the connection breaks, it is made again and the session taken up where it was: no event is lost or seen
+twice, no message is taken twice. Where the agent could not keep everything, a `system.notice` with the code
+`gap` stands for what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from inspect import isawaitable
+from typing import Any
+
+import trio
+from attrs import Factory, field, frozen
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from ..errors import AgentManagerError, AgentUnreachable, SessionLost, TurnFailed
+from .transport import CannotConnect, parse_url, with_connection
+
+CLOSE_TIMEOUT_S = 2.0
+ESTABLISH_TIMEOUT_S = 15.0
+SILENCE_S = 40.0
+"""The agent's heartbeat comes every 30 s; after this long without a word it is asked, and then given up."""
+RETRY_FIRST_S, RETRY_MAX_S = 0.05, 5.0
+ACK_EVERY, ACK_DELAY_S = 32, 0.2
+"""Events are acknowledged by the dozen, and when no more come for a moment: the agent may wait for it."""
+BUFFERED_EVENTS = 1024
+"""Events that wait for the program to take them; beyond that, the agent waits too."""
+TURN_ENDS = frozenset({"agent.final_answer", "agent.error", "agent.timeout", "agent.interrupted"})
+
+
+@frozen
+class AgentEvent:
+    """One event from the agent, as it came."""
+
+    event: str
+    content: Any = ""
+    session_id: str | None = None
+    step_id: str | None = None
+    seq: int | None = None
+    metadata: Mapping[str, Any] = Factory(dict)
+    fields: Mapping[str, Any] = field(factory=dict, repr=False)  #: all of it
+
+    @property
+    def code(self) -> str | None:
+        """Of a `system.error` or `system.notice`."""
+        return self.content.get("code") if isinstance(self.content, Mapping) else None
+
+
+Confirm = Callable[[AgentEvent], bool | Awaitable[bool]]
+
+
+@asynccontextmanager
+async def open_session(
+    url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    session_id: str | None = None,
+    last_seq: int = 0,
+    reconnect_for_s: float = 60.0,
+) -> AsyncIterator[AgentSession]:
+    """Begins a session, or takes up the one named by `session_id` after event `last_seq`.
+
+    Raises `AgentUnreachable` when the first connection cannot be made, `SessionLost` when the session to
+    take up is not there, `InvalidRequest` for something that is no WebSocket URL.
+    """
+    parse_url(url)
+    session = AgentSession(url, headers or {}, session_id, last_seq, reconnect_for_s)
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session._run)
+        try:
+            await session._established()
+            yield session
+        except Exception as error:  # the caller's own: it leaves as it is, not as the nursery's group
+            failure = error
+        session._close()
+        nursery.cancel_scope.deadline = trio.current_time() + CLOSE_TIMEOUT_S
+    if failure is not None:
+        raise failure
+
+
+class AgentSession:
+    """Made by `open_session`."""
+
+    def __init__(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        session_id: str | None,
+        last_seq: int,
+        reconnect_for_s: float,
+    ) -> None:
+        self.session_id = session_id
+        self.last_seq = last_seq  #: of the last event taken in; with `session_id` it resumes elsewhere
+        self._url = url
+        self._headers = list(headers.items())
+        self._reconnect_for_s = reconnect_for_s
+        self._arrived, self._incoming = trio.open_memory_channel[AgentEvent](math.inf)
+        self._room = trio.Event()
+        self._established_once = trio.Event()
+        self._failure: AgentManagerError | None = None
+        # What the agent may not have received, by step_id; all of it is sent again on a new connection.
+        self._unconfirmed: dict[str, str] = {}
+        self._to_send: list[str] = []
+        self._something_to_send = trio.Event()
+        self._resumed = False  # on the present connection
+        self._closing = trio.Event()
+        self._connection = trio.CancelScope()
+
+    async def send(self, content: Any, *, metadata: Mapping[str, Any] | None = None) -> Turn:
+        """Sends a message, text or an object, and returns the turn that will answer it."""
+        await trio.lowlevel.checkpoint()
+        step_id = f"msg_{secrets.token_hex(8)}"
+        self._post("user.message", key=step_id, step_id=step_id, content=content, metadata=metadata or {})
+        return Turn(self, step_id)
+
+    async def ask(self, content: Any, *, confirm: Confirm | None = None) -> Any:
+        """The final answer to a message. Questions go to `confirm`; without one they are answered no.
+
+        Raises `TurnFailed` with the agent's reason, and what `receive` raises.
+        """
+        turn = await self.send(content)
+        return await turn.answer(confirm=confirm)
+
+    async def respond(self, question: AgentEvent, approved: bool, **content: Any) -> None:
+        """Answers an `agent.user_confirm`."""
+        await trio.lowlevel.checkpoint()
+        step_id, answer = question.step_id or "", {**content, "confirmed": approved}
+        self._post("user.response", key=step_id, step_id=step_id, content=answer)
+
+    async def request_state(self) -> None:
+        """Asks for the session's state; it comes as an `agent.state_exported`."""
+        await trio.lowlevel.checkpoint()
+        self._post("user.request_state")
+
+    async def receive(self) -> AgentEvent:
+        """The next event, of whatever turn or none.
+
+        Raises `AgentUnreachable` when no connection could be made for `reconnect_for_s`, and `SessionLost`.
+        """
+        self._room.set()
+        try:
+            return await self._incoming.receive()
+        except trio.EndOfChannel:
+            raise self._failure or AgentUnreachable("the session is closed") from None
+
+    def cut(self) -> None:
+        """Drops the connection as a broken network would; a new one is made at once."""
+        self._connection.cancel()
+
+    # What follows runs in the background task of `open_session`.
+
+    async def _run(self) -> None:
+        async with self._arrived:
+            try:
+                await self._stay_connected()
+            except AgentUnreachable as error:
+                self._failure = error  # told to whoever waits in `receive`
+        self._established_once.set()
+
+    async def _established(self) -> None:
+        with trio.move_on_after(ESTABLISH_TIMEOUT_S) as patience:
+            await self._established_once.wait()
+        if patience.cancelled_caught:
+            raise AgentUnreachable(f"{self._url} accepts connections, and began no session on one")
+        if self._failure is not None:
+            raise self._failure
+
+    def _close(self) -> None:
+        self._closing.set()
+        self._something_to_send.set()
+        if not self._resumed:
+            self._connection.cancel()
+
+    def _post(self, event: str, *, key: str = "", **fields: Any) -> None:
+        text = _encode(event, session_id=self.session_id, **fields)
+        if key:
+            self._unconfirmed[key] = text
+        self._to_send.append(text)
+        self._something_to_send.set()
+
+    async def _stay_connected(self) -> None:
+        attempt, give_up_at = 0, -math.inf  # the first connection has one try
+        while not self._closing.is_set():
+            self._resumed = False
+            problem = f"{self._url} closed the connection and began no session"
+            try:
+                with trio.CancelScope() as self._connection:
+                    await with_connection(self._url, self._headers, self._speak)
+            except CannotConnect as error:
+                problem = str(error)
+                if not error.worth_retrying:
+                    raise AgentUnreachable(problem) from None
+            if self._failure is not None:
+                return
+            if self._resumed:
+                attempt, give_up_at = 0, trio.current_time() + self._reconnect_for_s
+            elif trio.current_time() >= give_up_at:
+                raise AgentUnreachable(problem)
+            # Half of the delay is drawn by lot: clients cut off together should not come back together.
+            with trio.move_on_after(min(RETRY_FIRST_S * 2**attempt, RETRY_MAX_S) * random.uniform(0.5, 1)):
+                await self._closing.wait()
+            attempt += 1
+
+    async def _speak(self, websocket: WebSocketConnection) -> None:
+        if self.session_id is None:
+            hello = _encode("user.create_session")
+        else:
+            hello = _encode("user.reconnect", session_id=self.session_id, last_seq=self.last_seq)
+        async with trio.open_nursery() as nursery:
+            try:
+                await websocket.send_message(hello)
+                nursery.start_soon(self._send_posted, websocket, nursery.cancel_scope)
+                await self._read(websocket)
+            except ConnectionClosed:
+                pass
+            nursery.cancel_scope.cancel()
+
+    async def _send_posted(self, websocket: WebSocketConnection, connection: trio.CancelScope) -> None:
+        try:
+            while True:
+                while self._resumed and self._to_send:
+                    await websocket.send_message(self._to_send.pop(0))
+                if self._closing.is_set():
+                    break
+                self._something_to_send = trio.Event()
+                await self._something_to_send.wait()
+            await websocket.aclose()
+        except ConnectionClosed:
+            pass
+        connection.cancel()
+
+    async def _read(self, websocket: WebSocketConnection) -> None:
+        asked, unacked = False, 0
+        while self._failure is None:
+            with trio.move_on_after(ACK_DELAY_S if unacked else SILENCE_S) as patience:
+                event = _decode(await websocket.get_message())
+            if patience.cancelled_caught:
+                if unacked:
+                    unacked = 0
+                    await self._ack(websocket)
+                    continue
+                if asked:
+                    return
+                asked = True
+                await websocket.send_message(_encode("ping"))
+                continue
+            asked = False
+            if not self._takes_in(event):
+                continue
+            self._arrived.send_nowait(event)  # at once: a cut must not fall between the books and this
+            unacked += 1
+            if unacked >= ACK_EVERY or event.event in TURN_ENDS:
+                unacked = 0
+                await self._ack(websocket)
+            while self._arrived.statistics().current_buffer_used >= BUFFERED_EVENTS:
+                self._room = trio.Event()
+                await self._room.wait()
+
+    async def _ack(self, websocket: WebSocketConnection) -> None:
+        await websocket.send_message(_encode("user.ack", session_id=self.session_id, seq=self.last_seq))
+
+    def _takes_in(self, event: AgentEvent) -> bool:
+        """Keeps the books; False for what a program need not see, or has seen."""
+        if event.event in ("system.connected", "system.heartbeat", "pong"):
+            return False
+        if event.event == "system.error":
+            return self._takes_in_error(event)
+        if event.event == "system.notice" and event.code in ("resumed", "gap"):
+            self.last_seq = max(self.last_seq, event.content.get("missing_to", 0))
+            self._resume()
+            return True
+        if event.seq is not None:
+            if event.seq <= self.last_seq:
+                return False
+            self.last_seq = event.seq
+        if event.event == "agent.session_created":
+            if self.session_id is None:
+                self.session_id = event.session_id
+                self._resume()
+            return False
+        if event.event in TURN_ENDS:  # whatever was answered or cancelled meanwhile is settled
+            for key in [key for key in self._unconfirmed if not key.startswith("msg_")]:
+                del self._unconfirmed[key]
+        self._unconfirmed.pop(event.step_id or "", None)
+        return True
+
+    def _takes_in_error(self, event: AgentEvent) -> bool:
+        if event.code == "session_not_found":
+            self._failure = SessionLost(
+                "the agent knows this session no more; it was restarted, or the session has ended"
+            )
+            return False
+        sent_again = self._unconfirmed.pop(event.step_id or "", None) is not None
+        return not (sent_again and event.code in ("duplicate", "unknown_step"))
+
+    def _resume(self) -> None:
+        if not self._resumed:
+            self._resumed = True
+            self._to_send = list(self._unconfirmed.values())
+            self._something_to_send.set()
+            self._established_once.set()
+
+
+class Turn:
+    """What the agent says to one message: an async iterator of events, up to the one that ends the turn.
+
+    Turns are answered in the order in which their messages were sent; take them in in that order.
+    """
+
+    def __init__(self, session: AgentSession, step_id: str) -> None:
+        self._session = session
+        self._over = False
+        self.step_id = step_id
+
+    def __aiter__(self) -> Turn:
+        return self
+
+    async def __anext__(self) -> AgentEvent:
+        if self._over:
+            raise StopAsyncIteration
+        event = await self._session.receive()
+        if event.event in TURN_ENDS or event.event == "system.error":
+            self._over = event.step_id == self.step_id
+        return event
+
+    async def cancel(self) -> None:
+        """Asks the agent to stop; the turn ends with `agent.interrupted`."""
+        await trio.lowlevel.checkpoint()
+        self._session._post("user.cancel", key=f"cancel_{self.step_id}", step_id=self.step_id)
+
+    async def answer(self, *, confirm: Confirm | None = None) -> Any:
+        """The final answer. Raises `TurnFailed` with the reason when there is none."""
+        last = AgentEvent("")
+        async for last in self:
+            if last.event == "agent.user_confirm":
+                approved = confirm(last) if confirm is not None else False
+                await self._session.respond(last, await approved if isawaitable(approved) else approved)
+        if last.event == "agent.final_answer":
+            return last.content
+        raise TurnFailed(failure_message(last))
+
+
+def failure_message(end: AgentEvent) -> str:
+    """One line for a person on why a turn has no answer."""
+    content = end.content if isinstance(end.content, Mapping) else {"message": end.content}
+    if end.event == "agent.interrupted":
+        return f"the turn was interrupted: {content.get('reason', 'no reason given')}"
+    if end.event == "agent.timeout":
+        return f"the agent did not answer within {content.get('timeout_s')} s"
+    return str(content.get("message") or "the agent failed and gave no reason")
+
+
+def _encode(event: str, **fields: Any) -> str:
+    return json.dumps({"event": event, **fields}, ensure_ascii=False)
+
+
+def _decode(frame: str | bytes) -> AgentEvent:
+    try:
+        fields = json.loads(frame)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict) or not isinstance(fields.get("event"), str):
+        return AgentEvent("", fields={"frame": frame})  # not for us; ignored like any unknown event
+    return AgentEvent(
+        fields["event"],
+        fields.get("content", ""),
+        fields.get("session_id"),
+        fields.get("step_id"),
+        fields.get("seq"),
+        fields.get("metadata") or {},
+        fields,
+    )

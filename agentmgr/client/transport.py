@@ -1,0 +1,141 @@
+"""One WebSocket connection as a client, on a stream of our own.
+
+`trio_websocket.open_websocket` waits for the peer when its block is left and has a nursery's groups to take
+apart; here leaving is at once, and what went wrong is one exception.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import SplitResult, urlsplit
+
+import h11
+import trio
+import wsproto.utilities
+from attrs import frozen
+from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
+
+from ..errors import InvalidRequest
+
+CONNECT_TIMEOUT_S = 10.0
+MAX_MESSAGE_BYTES = 64 * 2**20
+WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Refusals that say "not now"; any other would be the same next time."""
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+@frozen
+class CannotConnect(Exception):
+    reason: str
+    worth_retrying: bool = True
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def parse_url(url: str) -> SplitResult:
+    """Raises `InvalidRequest` for what is not a `ws://` or `wss://` URL."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InvalidRequest(f"{url!r} is not a WebSocket URL such as ws://localhost:9090")
+    return parts
+
+
+async def with_connection(
+    url: str,
+    headers: Sequence[tuple[str, str]],
+    use: Callable[[WebSocketConnection], Awaitable[None]],
+) -> None:
+    """Connects, awaits `use(websocket)`, and drops the connection. Raises `CannotConnect`."""
+    parts = parse_url(url)
+    host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "wss" else 80)
+    try:
+        with trio.fail_after(CONNECT_TIMEOUT_S):
+            stream = await _open_stream(parts.scheme, host, port)
+    except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+        raise CannotConnect(f"cannot connect to {host}:{port}: {_why(error)}") from None
+    rejected: list[ConnectionRejected] = []
+    opened = False
+    try:
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(CONNECT_TIMEOUT_S) as patience:
+                websocket = await wrap_client_stream(
+                    nursery,
+                    # A server that closes instead of answering would leave us waiting for the deadline.
+                    _TellingStream(stream, patience.cancel),  # type: ignore[arg-type]  # any stream will do
+                    parts.netloc.rpartition("@")[2],
+                    parts._replace(scheme="", netloc="", fragment="", path=parts.path or "/").geturl(),
+                    extra_headers=[(name.encode(), value.encode()) for name, value in headers],
+                    max_message_size=MAX_MESSAGE_BYTES,
+                )
+                opened = True
+            if opened:
+                await use(websocket)
+            nursery.cancel_scope.cancel()
+    except* ConnectionRejected as group:
+        rejected += [error for error in group.exceptions if isinstance(error, ConnectionRejected)]
+    except* (h11.ProtocolError, wsproto.utilities.ProtocolError, ConnectionClosed):
+        pass  # trio-websocket's reader, on a peer that breaks the protocol: the connection is over
+    finally:
+        await trio.aclose_forcefully(stream)
+    for refusal in rejected:
+        body = (refusal.body or b"")[:500].decode(errors="replace")
+        reason = f"{host}:{port} refused the connection with status {refusal.status_code}. {body}".rstrip()
+        raise CannotConnect(reason, refusal.status_code in WORTH_RETRYING)
+    if not opened:
+        raise CannotConnect(f"{host}:{port} did not answer as a WebSocket server does")
+
+
+async def _open_stream(scheme: str, host: str, port: int) -> Stream:
+    if scheme == "ws":
+        return await trio.open_tcp_stream(host, port)
+    stream = await trio.open_ssl_over_tcp_stream(
+        host, port, ssl_context=ssl.create_default_context(), https_compatible=True
+    )
+    await stream.do_handshake()
+    return stream
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, trio.TooSlowError):
+        return f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
+    cause = error.__cause__
+    if isinstance(cause, ExceptionGroup):  # one for each address that was tried
+        error = cause.exceptions[-1]
+    errno = getattr(error, "errno", None) or 0
+    return os.strerror(errno) if errno > 0 else str(error) or type(error).__name__
+
+
+class _TellingStream(trio.abc.Stream):
+    """Says when the peer has closed before it could become a WebSocket."""
+
+    def __init__(self, stream: Stream, on_end: Callable[[], None]) -> None:
+        self._stream = stream
+        self._on_end = on_end
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        except trio.BrokenResourceError:
+            self._on_end()
+            raise
+        if not data:
+            self._on_end()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        self._on_end()
+        await self._stream.aclose()

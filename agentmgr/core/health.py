@@ -1,0 +1,66 @@
+"""How an instance is, as its checks tell; and how a hosted agent proves that it is ours.
+
+The rules:
+
+* One success makes it healthy, from whatever state: a verdict never depends on the verdict before, only on
+  how many checks have failed in a row.
+* `unhealthy_threshold` failures in a row make it unhealthy, fewer degraded.
+* Unhealthy for longer than `recovery_threshold`: it is overdue for a restart. Only time that was watched
+  counts: if the manager itself was suspended for an hour, nobody was unhealthy for an hour.
+"""
+
+from __future__ import annotations
+
+import hmac
+
+from attrs import frozen
+
+from ..models import HealthStatus, ServiceConfig
+
+HEALTH_PATH = "/.well-known/agentmgr/health"
+"""Where a hosted agent answers `?challenge=HEX`, to a WebSocket and to plain GET (prefix: RFC 8615)."""
+
+
+def proof(token: str, challenge: str) -> str:
+    """What only the holder of the instance's token can answer to a challenge."""
+    return hmac.new(token.encode(), challenge.encode(), "sha256").hexdigest()
+
+
+@frozen
+class ProbeResult:
+    """What one check saw. Never an exception: a probe that fails is a result like another."""
+
+    ok: bool
+    latency_s: float | None = None
+    reason: str | None = None  #: why it failed, or what the agent said of itself
+    degraded: bool = False  #: the agent answered, and says it is not at its best
+
+
+@frozen
+class Vitals:
+    """The verdict over all checks so far."""
+
+    status: HealthStatus = HealthStatus.UNKNOWN
+    failures: int = 0  #: in a row
+    unhealthy_for_s: float = 0.0  #: watched time since the verdict turned
+    last_check: float | None = None  #: monotonic
+
+    def overdue(self, config: ServiceConfig) -> bool:
+        return self.status is HealthStatus.UNHEALTHY and self.unhealthy_for_s > config.recovery_threshold
+
+
+def judge(vitals: Vitals, result: ProbeResult, config: ServiceConfig, *, now: float, gap_s: float) -> Vitals:
+    """The verdict after one more check.
+
+    `now` is monotonic, in seconds. `gap_s` is the longest time between two checks that still counts as
+    watched.
+    """
+    if result.ok:
+        return Vitals(HealthStatus.DEGRADED if result.degraded else HealthStatus.HEALTHY, last_check=now)
+    failures = vitals.failures + 1
+    if failures < config.unhealthy_threshold:
+        return Vitals(HealthStatus.DEGRADED, failures, last_check=now)
+    unhealthy_for_s = 0.0
+    if vitals.status is HealthStatus.UNHEALTHY and vitals.last_check is not None:
+        unhealthy_for_s = vitals.unhealthy_for_s + min(now - vitals.last_check, gap_s)
+    return Vitals(HealthStatus.UNHEALTHY, failures, unhealthy_for_s, now)

@@ -1,0 +1,81 @@
+"""The state table of an instance: the one place that says what can follow what.
+
+The rules:
+
+* Only `running` takes new sessions. It is entered from `starting`, when a handshake has proved that our own
+  process answers, and from `unhealthy`, when a check succeeds again.
+* A process that ends unasked leads to exactly one of `backoff` (it will be started again at a known time),
+  `error` (given up, with the reason) and `stopped` (it had leave to end). That is told at once; what the
+  process left behind is cleared away afterwards, and before the next launch.
+* A stop goes through `draining` only where there may be sessions, and through `stopping` only where there is
+  a process. It is allowed everywhere, and wins: `gone` follows it, nothing else.
+* `stopped` and `error` are the only states without a task; a start leaves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+from ..errors import IllegalTransition
+from ..models import ServiceStatus
+
+
+class InstanceEvent(StrEnum):
+    LAUNCH = "launch"  #: a process is about to be started, or adopted
+    READY = "ready"  #: it has answered its first handshake
+    FAILING = "failing"  #: too many checks in a row have failed
+    WELL = "well"  #: a check has succeeded again
+    DRAIN = "drain"  #: a planned stop: no new sessions, those it has may end
+    STOP = "stop"  #: the process is told to end
+    RETRY = "retry"  #: it ended unasked, and will be started again
+    GIVE_UP = "give_up"  #: it ended unasked, and will not be started again
+    GONE = "gone"  #: it has ended, as it was asked to or had leave to
+    CRASH = "crash"  #: our own code has failed; allowed everywhere, so that it can be told
+
+
+_S, _E = ServiceStatus, InstanceEvent
+
+TRANSITIONS: Mapping[ServiceStatus, Mapping[InstanceEvent, ServiceStatus]] = MappingProxyType(
+    {
+        _S.STOPPED: {_E.LAUNCH: _S.STARTING},
+        _S.STARTING: {
+            _E.READY: _S.RUNNING,
+            _E.STOP: _S.STOPPING,
+            _E.RETRY: _S.BACKOFF,
+            _E.GIVE_UP: _S.ERROR,
+            _E.GONE: _S.STOPPED,
+        },
+        _S.RUNNING: {
+            _E.FAILING: _S.UNHEALTHY,
+            _E.DRAIN: _S.DRAINING,
+            _E.STOP: _S.STOPPING,
+            _E.RETRY: _S.BACKOFF,
+            _E.GIVE_UP: _S.ERROR,
+            _E.GONE: _S.STOPPED,
+        },
+        _S.UNHEALTHY: {
+            _E.WELL: _S.RUNNING,
+            _E.DRAIN: _S.DRAINING,
+            _E.STOP: _S.STOPPING,
+            _E.RETRY: _S.BACKOFF,
+            _E.GIVE_UP: _S.ERROR,
+            _E.GONE: _S.STOPPED,
+        },
+        _S.DRAINING: {_E.STOP: _S.STOPPING, _E.GONE: _S.STOPPED},
+        _S.STOPPING: {_E.GONE: _S.STOPPED},
+        _S.BACKOFF: {_E.LAUNCH: _S.STARTING, _E.GIVE_UP: _S.ERROR, _E.GONE: _S.STOPPED},
+        _S.ERROR: {_E.LAUNCH: _S.STARTING, _E.GONE: _S.STOPPED},
+    }
+)
+
+
+def after(status: ServiceStatus, event: InstanceEvent) -> ServiceStatus:
+    """The status that follows; raises `IllegalTransition` where the table has none."""
+    if event is InstanceEvent.CRASH:
+        return ServiceStatus.ERROR
+    try:
+        return TRANSITIONS[status][event]
+    except KeyError:
+        raise IllegalTransition(f"an instance that is {status} cannot {event}") from None

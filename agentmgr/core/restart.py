@@ -1,0 +1,163 @@
+"""What follows when an instance ends unasked: start it again, and when; or give up, and why.
+
+A policy here is a function of values. It reads no clock, draws no random number and sleeps for nobody.
+
+The rules:
+
+* `on-failure` restarts what failed, `always` also what ended well, `never` nothing.
+* Ending well is exit code 0 after having been ready. A service that ends before it was ever ready has failed,
+  whatever its exit code says (as systemd takes it for `Type=notify`).
+* At most `max_restart_count` restarts within any `restart_window`; the next failure gives up.
+* The n-th restart in a window waits `restart_delay` · 2ⁿ, at most `restart_delay_max`, ±20 %, so that
+  instances that fell together do not rise together.
+* Ready for `stable_after`: all is forgiven.
+* What cannot get better by itself is not tried again: the program cannot be executed, or it says with exit
+  code 78 (EX_CONFIG of sysexits.h) that it cannot ever start.
+* What is not the service's fault (no process to be had, the port snatched away) costs no budget.
+* Nothing loops hot: from the second restart on there is a delay, also where the configured one is zero.
+"""
+
+from __future__ import annotations
+
+import signal
+from enum import Enum, auto
+
+from attrs import evolve, frozen
+
+from ..models import RestartMode, ServiceConfig
+
+EX_CONFIG = 78
+MIN_REPEATED_DELAY_S = 0.1
+JITTER = 0.2
+
+
+@frozen
+class Exit:
+    """How a process ended. Both None: not knowable, because it was the child of an earlier manager."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            try:
+                return signal.Signals(self.signal).name
+            except ValueError:  # a real-time signal
+                return f"signal {self.signal}"
+        return "unknown" if self.code is None else f"exit code {self.code}"
+
+
+class Cause(Enum):
+    EXITED = auto()
+    NOT_READY = auto()  #: alive, and not ready within the startup timeout
+    UNHEALTHY = auto()  #: alive, and failing its checks for longer than the recovery threshold
+    CANNOT_EXECUTE = auto()  #: the program is missing, not executable, not a program
+    PORT_TAKEN = auto()  #: a stranger holds the port that the user fixed
+    PORT_LOST = auto()  #: a stranger was faster on a port of our choice
+    SHORTAGE = auto()  #: no process, descriptor or memory to be had just now
+
+
+@frozen
+class Ending:
+    """One try has ended unasked."""
+
+    cause: Cause
+    reason: str  #: for the user, with the last words of the process
+    exit: Exit | None = None
+    ready_for_s: float | None = None  #: None: it never was
+
+    @property
+    def well(self) -> bool:
+        return self.cause is Cause.EXITED and self.ready_for_s is not None and self.exit == Exit(code=0)
+
+    @property
+    def hopeless(self) -> bool:
+        if self.cause is Cause.EXITED:
+            return self.exit == Exit(code=EX_CONFIG)
+        return self.cause is Cause.CANNOT_EXECUTE
+
+    @property
+    def blameless(self) -> bool:
+        return self.cause in (Cause.PORT_LOST, Cause.SHORTAGE)
+
+
+@frozen
+class History:
+    """What a service has cost so far; a fresh one whenever an operator starts it."""
+
+    restarts: tuple[float, ...] = ()  #: when, of those that count
+    blameless: int = 0  #: in a row, of those that do not
+    total: int = 0
+
+    def left(self, config: ServiceConfig, *, now: float, ready_for_s: float | None = None) -> int | None:
+        """How many restarts the budget still allows; None where none ever follows."""
+        if config.restart_mode is RestartMode.NEVER:
+            return None
+        history = self.forgiven(config, ready_for_s)
+        return max(0, config.max_restart_count - len(history.recent(config, now)))
+
+    def forgiven(self, config: ServiceConfig, ready_for_s: float | None) -> History:
+        if ready_for_s is None or ready_for_s < config.stable_after:
+            return self
+        return evolve(self, restarts=(), blameless=0)
+
+    def recent(self, config: ServiceConfig, now: float) -> tuple[float, ...]:
+        return tuple(at for at in self.restarts if at > now - config.restart_window)
+
+
+@frozen
+class Again:
+    delay_s: float
+    history: History
+
+
+@frozen
+class GiveUp:
+    reason: str
+
+
+@frozen
+class Done:
+    """It ended well, and its policy leaves it so."""
+
+
+Decision = Again | GiveUp | Done
+
+
+def decide(config: ServiceConfig, history: History, ending: Ending, *, now: float, rand: float) -> Decision:
+    """What follows `ending`. `now` is monotonic, in seconds; `rand` is from [0, 1) and spreads the delay."""
+    mode = config.restart_mode
+    history = history.forgiven(config, ending.ready_for_s)
+    if ending.well and mode is not RestartMode.ALWAYS:
+        return Done()
+    # A fixed port that is taken: whoever started the service is told at once. On a restart it may come free.
+    at_first_start = not history.total and ending.ready_for_s is None
+    if ending.hopeless or (ending.cause is Cause.PORT_TAKEN and at_first_start):
+        return GiveUp(ending.reason)
+    if mode is RestartMode.NEVER:
+        return GiveUp(f"{ending.reason} (its policy is never to restart)")
+    if ending.blameless:
+        delay = _delay(MIN_REPEATED_DELAY_S, config.restart_delay_max, history.blameless)
+        return Again(
+            _spread(delay, rand),
+            evolve(history, blameless=history.blameless + 1, total=history.total + 1),
+        )
+    recent = history.recent(config, now)
+    if len(recent) >= config.max_restart_count:
+        return GiveUp(
+            f"{ending.reason} (given up after {len(recent)} restarts within {config.restart_window:g} s)"
+        )
+    delay = _delay(config.restart_delay, config.restart_delay_max, len(recent))
+    return Again(_spread(delay, rand), History((*recent, now), 0, history.total + 1))
+
+
+def _delay(first_s: float, max_s: float, earlier: int) -> float:
+    if not earlier:
+        return min(first_s, max_s)
+    # 2⁶⁴ times the first delay is beyond any maximum; a float would overflow at 2¹⁰²⁴.
+    doubled = max(first_s, MIN_REPEATED_DELAY_S / 2) * 2.0 ** min(earlier, 64)
+    return max(MIN_REPEATED_DELAY_S, min(max_s, doubled))
+
+
+def _spread(delay_s: float, rand: float) -> float:
+    return delay_s * (1 - JITTER + 2 * JITTER * rand)

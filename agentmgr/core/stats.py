@@ -1,0 +1,82 @@
+"""The figures that `stats` shows, computed from what is there. Each returns plain, JSON-ready data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+from ..models import Connection, HealthStatus, Service, ServiceStatus, ServiceTotals
+
+
+def system_stats(services: Sequence[Service], connections: Collection[Connection]) -> dict[str, Any]:
+    """`{services, connections, health, instances}`."""
+    return {
+        "services": {"total": len(services), **_count(ServiceStatus, (s.status for s in services))},
+        "connections": connection_stats(services, connections),
+        "health": health_summary(services),
+        "instances": {
+            "total": sum(len(service.instances) for service in services),
+            **_count(ServiceStatus, (i.status for service in services for i in service.instances)),
+        },
+    }
+
+
+def connection_stats(services: Sequence[Service], connections: Collection[Connection]) -> dict[str, Any]:
+    """Live sessions: `{total_connections, by_status, by_service}`; a service without any shows 0."""
+    by_service = {service.name: 0 for service in services}
+    for connection in connections:
+        by_service[connection.service_name] = by_service.get(connection.service_name, 0) + 1
+    draining = {
+        instance.instance_id
+        for service in services
+        for instance in service.instances
+        if instance.status is ServiceStatus.DRAINING
+    }
+    leaving = sum(connection.instance_id in draining for connection in connections)
+    return {
+        "total_connections": len(connections),
+        "by_status": {"active": len(connections) - leaving, "draining": leaving},
+        "by_service": by_service,
+    }
+
+
+def health_summary(services: Sequence[Service]) -> dict[str, int]:
+    """How many services are in each health; one that does not run is `unknown`."""
+    return {"total": len(services), **_count(HealthStatus, (service.health for service in services))}
+
+
+def service_stats(
+    service: Service, totals: ServiceTotals, *, peak_sessions: int, now: datetime
+) -> dict[str, Any]:
+    """One service: sessions ever (kept across restarts of the manager) and what is live now."""
+    finished = totals.sessions_total
+    return {
+        "service_id": service.service_id,
+        "name": service.name,
+        "status": service.status,
+        "connections": {
+            "total": finished + service.active_sessions,
+            "active": service.active_sessions,
+            "peak": peak_sessions,
+        },
+        "sessions": {
+            "completed": finished - totals.sessions_failed,
+            "failed": totals.sessions_failed,
+            "average_duration_s": totals.session_seconds / finished if finished else None,
+        },
+        "bytes": {"from_client": totals.bytes_from_client, "to_client": totals.bytes_to_client},
+        "restarts": totals.restarts,
+        "errors": totals.errors,
+        "uptime_s": (now - service.started_at).total_seconds() if service.started_at else None,
+        "instances": [
+            {"instance_id": i.instance_id, "slot": i.slot, "status": i.status, "pid": i.pid}
+            for i in service.instances
+        ],
+    }
+
+
+def _count(kinds: Any, found: Any) -> dict[str, int]:
+    counted = Counter(found)
+    return {str(kind): counted[kind] for kind in kinds}

@@ -1,0 +1,108 @@
+"""What a registration and its instances look like together: to a person, and to the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..models import HealthStatus, Instance, RoutingRule, Service, ServiceSpec, ServiceStatus
+from .routing import Backend, BackendState, RoutingTable
+
+#: The service is as well as its best instance: while one serves, clients are served.
+_BEST_FIRST = (
+    ServiceStatus.RUNNING,
+    ServiceStatus.UNHEALTHY,
+    ServiceStatus.DRAINING,
+    ServiceStatus.STARTING,
+    ServiceStatus.BACKOFF,
+    ServiceStatus.STOPPING,
+    ServiceStatus.ERROR,
+    ServiceStatus.STOPPED,
+)
+_WORST_FIRST = (HealthStatus.UNHEALTHY, HealthStatus.DEGRADED, HealthStatus.UNKNOWN, HealthStatus.HEALTHY)
+
+_BACKEND_STATES = {
+    ServiceStatus.RUNNING: BackendState.ROUTABLE,
+    ServiceStatus.STARTING: BackendState.COMING,
+    ServiceStatus.BACKOFF: BackendState.COMING,
+    # Either it recovers or it is restarted: a client is better off waiting than refused.
+    ServiceStatus.UNHEALTHY: BackendState.COMING,
+    ServiceStatus.DRAINING: BackendState.DRAINING,
+    ServiceStatus.STOPPING: BackendState.DOWN,
+    ServiceStatus.STOPPED: BackendState.DOWN,
+    ServiceStatus.ERROR: BackendState.DOWN,
+}
+
+
+def overall_status(instances: Iterable[Instance]) -> ServiceStatus:
+    """The status of the best instance; `stopped` when there is none."""
+    return min((i.status for i in instances), key=_BEST_FIRST.index, default=ServiceStatus.STOPPED)
+
+
+def overall_health(instances: Iterable[Instance]) -> HealthStatus:
+    """Healthy when all are, degraded when only some are, else that of the worst."""
+    found = {instance.health for instance in instances}
+    if HealthStatus.HEALTHY in found and len(found) > 1:
+        return HealthStatus.DEGRADED
+    return min(found, key=_WORST_FIRST.index, default=HealthStatus.UNKNOWN)
+
+
+def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessions: int) -> Service:
+    """One service as every interface shows it. `instances` are its own, in the order of their slots."""
+    serving = next((i for i in instances if i.status is ServiceStatus.RUNNING and i.port), None)
+    return Service(
+        service_id=spec.service_id,
+        name=spec.name,
+        description=spec.description,
+        agent_factory_path=spec.config.agent_factory_path,
+        command=spec.config.command,
+        host=spec.host,
+        port=spec.port or (serving.port if serving else None),
+        endpoint=_endpoint(serving) if serving else None,
+        tags=spec.tags,
+        status=overall_status(instances),
+        desired_status=spec.desired_status,
+        health=overall_health(instances),
+        error_message=next((i.error_message for i in instances if i.error_message), None),
+        version=spec.version,
+        created_at=spec.created_at,
+        updated_at=spec.updated_at,
+        started_at=min((i.started_at for i in instances if i.started_at), default=None),
+        restart_count=sum(i.restart_count for i in instances),
+        next_restart_at=min((i.next_restart_at for i in instances if i.next_restart_at), default=None),
+        active_sessions=active_sessions,
+        config=spec.config,
+        instances=tuple(instances),
+    )
+
+
+def _endpoint(instance: Instance) -> str:
+    host = f"[{instance.host}]" if ":" in instance.host else instance.host
+    return f"ws://{host}:{instance.port}"
+
+
+def routing_table(
+    specs: Iterable[ServiceSpec], rules: Iterable[RoutingRule], instances: Iterable[Instance]
+) -> RoutingTable:
+    """What the gateway may know. An instance whose service was unregistered is in it no more."""
+    by_id = {spec.service_id: spec for spec in specs}
+    return RoutingTable(
+        backends=tuple(_backend(by_id[i.service_id], i) for i in instances if i.service_id in by_id),
+        rules=tuple(rules),
+        service_names=frozenset(spec.name for spec in by_id.values()),
+    )
+
+
+def _backend(spec: ServiceSpec, instance: Instance) -> Backend:
+    return Backend(
+        instance_id=instance.instance_id,
+        service_id=spec.service_id,
+        service_name=spec.name,
+        host=instance.host,
+        port=instance.port or 0,
+        tags=spec.tags,
+        weight=spec.config.weight,
+        max_sessions=spec.config.max_sessions,
+        session_timeout=spec.config.session_timeout,
+        max_message_bytes=spec.config.max_message_bytes,
+        state=_BACKEND_STATES[instance.status],
+    )

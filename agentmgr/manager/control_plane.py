@@ -1,0 +1,154 @@
+"""Where supervisor, gateway, store and registry meet: what each of them tells the others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import trio
+
+from ..core.totals import counted
+from ..core.view import routing_table, service_view
+from ..models import (
+    Connection,
+    Event,
+    Fact,
+    HealthCheck,
+    HealthStatus,
+    Instance,
+    InstanceRecord,
+    Service,
+    ServiceSpec,
+    ServiceStatus,
+    ServiceTotals,
+    SessionEnd,
+)
+from ..proxy import Gateway
+from ..storage.store import Snapshot, Store
+from ..supervisor import Supervisor
+from .events import EventLog
+from .registry import Registry
+
+
+class ControlPlane:
+    """The live parts of one manager.
+
+    It is the supervisor's `Journal` and the gateway's `SessionObserver`; those two know nothing of each
+    other, of the store, or of who listens to events.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        snapshot: Snapshot,
+        nursery: trio.Nursery,
+        *,
+        log_dir: Path,
+        health_check_interval_s: float,
+    ) -> None:
+        self.nursery = nursery
+        self.store = store
+        self.registry = Registry(store, snapshot.services, snapshot.rules)
+        self.events = EventLog(store)
+        self.supervisor = Supervisor(self, log_dir=log_dir, health_check_interval=health_check_interval_s)
+        self.gateway = Gateway(observer=self)
+        self._totals = dict(snapshot.totals)
+        self._peaks: dict[str, int] = {}
+        self._last_seen: dict[str, tuple[ServiceStatus, HealthStatus]] = {}
+
+    # What is there to see
+
+    def view(self, spec: ServiceSpec) -> Service:
+        instances = self.supervisor.instances(spec.service_id)
+        return service_view(
+            spec, instances, sum(self.gateway.active_sessions(i.instance_id) for i in instances)
+        )
+
+    def views(self) -> list[Service]:
+        return [self.view(spec) for spec in self.registry.services()]
+
+    def totals(self, service_id: str) -> ServiceTotals:
+        return self._totals.get(service_id, ServiceTotals())
+
+    def peak_sessions(self, service_id: str) -> int:
+        return self._peaks.get(service_id, 0)
+
+    def publish(self) -> None:
+        """Hand the gateway what it may know now."""
+        table = routing_table(self.registry.services(), self.registry.rules(), self.supervisor.instances())
+        self.gateway.update(table)
+
+    def forget(self, service_id: str) -> None:
+        """Drop the figures of a service that was unregistered."""
+        self._totals.pop(service_id, None)
+        self._peaks.pop(service_id, None)
+
+    # The supervisor's journal
+
+    async def instance_spawned(self, record: InstanceRecord) -> None:
+        await self.store.put_instance(record)
+
+    async def instance_gone(self, instance_id: str) -> None:
+        await self.store.delete_instance(instance_id)
+
+    def instance_changed(self, instance: Instance) -> None:
+        seen = (instance.status, instance.health)
+        if self._last_seen.get(instance.instance_id) != seen:
+            self._last_seen[instance.instance_id] = seen
+            self._announce_instance(instance)
+        if instance.status is ServiceStatus.STOPPED:
+            del self._last_seen[instance.instance_id]
+        self.publish()
+
+    def health_checked(self, check: HealthCheck) -> None:
+        self.store.record(check)
+
+    async def drain(self, instance_id: str, timeout_s: float) -> None:
+        await self.gateway.drain(instance_id, timeout_s=timeout_s)
+
+    def _announce_instance(self, instance: Instance) -> None:
+        event = Event(
+            f"instance.{instance.status}",
+            service_id=instance.service_id,
+            instance_id=instance.instance_id,
+            detail={
+                "slot": instance.slot,
+                "pid": instance.pid,
+                "health": instance.health,
+                "last_exit": instance.last_exit,
+                "error_message": instance.error_message,
+            },
+        )
+        self._count(self.events.announce(event))
+
+    # The gateway's observer
+
+    def session_opened(self, connection: Connection) -> None:
+        service_id = connection.service_id
+        active = sum(
+            self.gateway.active_sessions(i.instance_id) for i in self.supervisor.instances(service_id)
+        )
+        self._peaks[service_id] = max(active, self.peak_sessions(service_id))
+
+    def session_closed(self, end: SessionEnd) -> None:
+        self.store.record(end)
+        self._count(end)
+        self.events.announce(
+            Event(
+                "session.closed",
+                service_id=end.service_id,
+                instance_id=end.instance_id,
+                detail={
+                    "connection_id": end.connection_id,
+                    "ended_by": end.ended_by,
+                    "code": end.code,
+                    "reason": end.reason,
+                    "duration_s": round((end.ended_at - end.started_at).total_seconds(), 3),
+                    "messages_from_client": end.messages_from_client,
+                    "messages_to_client": end.messages_to_client,
+                },
+            )
+        )
+
+    def _count(self, fact: Fact) -> None:
+        if fact.service_id is not None:
+            self._totals[fact.service_id] = counted(self.totals(fact.service_id), fact)

@@ -1,0 +1,178 @@
+"""What is registered: services and routing rules, in memory and in the store, never apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import trio
+from attrs import evolve, fields
+
+from .. import codec
+from ..errors import (
+    InvalidRequest,
+    NameTaken,
+    PortNotAvailable,
+    RuleNotFound,
+    ServiceNotFound,
+    VersionMismatch,
+)
+from ..models import DesiredStatus, RoutingRule, ServiceConfig, ServiceSpec
+from ..storage.store import Store
+from .factory_path import settled
+
+_CONFIG_FIELDS = frozenset(field.name for field in fields(ServiceConfig))
+_SPEC_FIELDS = frozenset({"name", "description", "tags", "host", "port"})  #: the ones a user may change
+_PLACES = frozenset({"agent_factory_path", "cwd"})
+_RULE_FIELDS = frozenset(field.name for field in fields(RoutingRule)) - {"rule_id", "version", "created_at"}
+
+
+class Registry:
+    """The one writer of registrations. Each change is durable before it is visible here."""
+
+    def __init__(self, store: Store, services: Iterable[ServiceSpec], rules: Iterable[RoutingRule]) -> None:
+        self._store = store
+        self._services = {spec.service_id: spec for spec in services}
+        self._rules = {rule.rule_id: rule for rule in rules}
+        # A change reads, decides and writes; two of them must not interleave.
+        self._changing = trio.Lock()
+
+    # Services
+
+    def services(self) -> tuple[ServiceSpec, ...]:
+        """All, by name."""
+        return tuple(sorted(self._services.values(), key=lambda spec: spec.name))
+
+    def service(self, ref: str) -> ServiceSpec:
+        """The one with this id or name; raises `ServiceNotFound`."""
+        if ref in self._services:
+            return self._services[ref]
+        for spec in self._services.values():
+            if spec.name == ref:
+                return spec
+        raise ServiceNotFound(f"no service is called {ref!r}; `agentmgr list` shows those there are")
+
+    async def add_service(self, spec: ServiceSpec) -> ServiceSpec:
+        """Raises `NameTaken`, `PortNotAvailable`."""
+        async with self._changing:
+            self._check_unique(spec)
+            await self._store.add_service(spec)
+            self._services[spec.service_id] = spec
+        return spec
+
+    async def change_service(
+        self, ref: str, changes: Mapping[str, Any], *, expected_version: int | None = None
+    ) -> ServiceSpec:
+        """Change fields of the registration and of its configuration, named flat.
+
+        Raises `InvalidRequest`, `ServiceNotFound`, `AgentFileNotFound`, `VersionMismatch`, `NameTaken`,
+        `PortNotAvailable`.
+        """
+        unknown = changes.keys() - _SPEC_FIELDS - _CONFIG_FIELDS
+        if unknown:
+            raise InvalidRequest(f"no such field: {', '.join(sorted(unknown))}")
+        async with self._changing:
+            spec = self.service(ref)
+            _check_version(spec.name, spec.version, expected_version)
+            plain = codec.to_plain(spec)
+            for name, value in changes.items():
+                (plain if name in _SPEC_FIELDS else plain["config"])[name] = codec.to_plain(value)
+            asked = codec.from_plain(plain, ServiceSpec)
+            # Only what is named anew is looked for: an agent file that is gone must not forbid a new tag.
+            config = settled(asked.config) if changes.keys() & _PLACES else asked.config
+            changed = spec.changed(config=config, **{name: getattr(asked, name) for name in _SPEC_FIELDS})
+            self._check_unique(changed)
+            return await self._replace(changed)
+
+    async def want(self, ref: str, desired: DesiredStatus) -> ServiceSpec:
+        """Remember what the user wants of the service, for this manager and the next."""
+        async with self._changing:
+            spec = self.service(ref)
+            if spec.desired_status is desired:
+                return spec
+            return await self._replace(spec.changed(desired_status=desired))
+
+    async def remove_service(self, service_id: str) -> None:
+        async with self._changing:
+            await self._store.delete_service(service_id)
+            del self._services[service_id]
+
+    async def _replace(self, spec: ServiceSpec) -> ServiceSpec:
+        await self._store.update_service(spec)
+        self._services[spec.service_id] = spec
+        return spec
+
+    def _check_unique(self, spec: ServiceSpec) -> None:
+        for other in self._services.values():
+            if other.service_id == spec.service_id:
+                continue
+            if other.name == spec.name:
+                raise NameTaken(
+                    f"a service called {spec.name!r} is registered already; "
+                    f"choose another name or `agentmgr unregister {spec.name}` first"
+                )
+            if spec.port is not None and other.port == spec.port:
+                raise PortNotAvailable(
+                    f"port {spec.port} is registered to service {other.name!r}; "
+                    "choose another, or leave --port out to have one chosen"
+                )
+
+    # Routing rules
+
+    def rules(self) -> tuple[RoutingRule, ...]:
+        """All, in the order in which they are tried: by priority, then age."""
+        return tuple(sorted(self._rules.values(), key=lambda rule: (rule.priority, rule.created_at)))
+
+    def rule(self, ref: str) -> RoutingRule:
+        """The one with this id or name; raises `RuleNotFound`."""
+        if ref in self._rules:
+            return self._rules[ref]
+        for rule in self._rules.values():
+            if rule.name == ref:
+                return rule
+        raise RuleNotFound(f"no routing rule is called {ref!r}; `agentmgr routes list` shows those there are")
+
+    def check_rule(self, rule: RoutingRule) -> None:
+        """Raises `NameTaken`."""
+        if any(other.name == rule.name and other.rule_id != rule.rule_id for other in self._rules.values()):
+            raise NameTaken(f"a routing rule called {rule.name!r} is there already; choose another name")
+
+    async def add_rule(self, rule: RoutingRule) -> RoutingRule:
+        """Raises `NameTaken`."""
+        async with self._changing:
+            self.check_rule(rule)
+            await self._store.add_rule(rule)
+            self._rules[rule.rule_id] = rule
+        return rule
+
+    async def change_rule(
+        self, ref: str, changes: Mapping[str, Any], *, expected_version: int | None = None
+    ) -> RoutingRule:
+        """Raises `InvalidRequest`, `RuleNotFound`, `VersionMismatch`, `NameTaken`."""
+        unknown = changes.keys() - _RULE_FIELDS
+        if unknown:
+            raise InvalidRequest(f"no such field: {', '.join(sorted(unknown))}")
+        async with self._changing:
+            rule = self.rule(ref)
+            _check_version(rule.name, rule.version, expected_version)
+            asked = codec.from_plain(codec.to_plain(rule) | codec.to_plain(dict(changes)), RoutingRule)
+            changed = evolve(asked, version=rule.version + 1)
+            self.check_rule(changed)
+            await self._store.update_rule(changed)
+            self._rules[rule.rule_id] = changed
+        return changed
+
+    async def remove_rule(self, ref: str) -> RoutingRule:
+        """Raises `RuleNotFound`."""
+        async with self._changing:
+            rule = self.rule(ref)
+            await self._store.delete_rule(rule.rule_id)
+            del self._rules[rule.rule_id]
+        return rule
+
+
+def _check_version(name: str, current: int, expected: int | None) -> None:
+    if expected is not None and expected != current:
+        raise VersionMismatch(
+            f"{name!r} was changed in between: it is at version {current}, not {expected}; read it again"
+        )

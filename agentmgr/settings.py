@@ -1,0 +1,192 @@
+"""Where the settings come from: flags, then the environment, then `agentmgr.toml`, then the defaults.
+
+Each is checked strictly where it stands, so that a mistake is named with the place it was made in.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from attrs import Attribute, field, fields, frozen
+
+from .codec import from_plain
+from .errors import DatabaseUnusable, FieldProblem, InvalidRequest
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    AUTO = "auto"  #: pretty on a terminal, JSON elsewhere
+    PRETTY = "pretty"
+    JSON = "json"
+
+
+def _port(_: Any, attribute: Attribute[Any], value: int) -> None:
+    if not 0 <= value <= 65535:
+        _refuse(attribute, f"must be a port from 0 (any free one) to 65535, not {value}")
+
+
+def _interval(_: Any, attribute: Attribute[Any], value: float) -> None:
+    if not 0.05 <= value <= 86400:
+        _refuse(attribute, f"must be from 0.05 to 86400 seconds, not {value:g}")
+
+
+def _refuse(attribute: Attribute[Any], problem: str) -> None:
+    raise InvalidRequest(f"{attribute.name} {problem}", fields=[FieldProblem(attribute.name, problem)])
+
+
+@frozen
+class Settings:
+    """What holds for a whole manager. Each is also an environment variable, as in `AGENTMGR_API_PORT`."""
+
+    db_path: str = "agent_manager.db"  #: in the environment: `AGENTMGR_DB`
+    api_host: str = "localhost"
+    api_port: int = field(default=8080, validator=_port)
+    proxy_host: str = "localhost"
+    proxy_port: int = field(default=9090, validator=_port)
+    health_check_interval: float = field(default=10.0, validator=_interval)  #: seconds
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.AUTO
+
+
+def environment_name(setting: str) -> str:
+    """The environment variable of a setting."""
+    return "AGENTMGR_DB" if setting == "db_path" else f"AGENTMGR_{setting.upper()}"
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None, *, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """The settings that hold here and now.
+
+    A flag that is None was not given. The file is `AGENTMGR_CONFIG`, or `agentmgr.toml` in the current
+    directory where that exists. Raises `InvalidRequest` that names the place and the key.
+    """
+    environ = os.environ if environ is None else environ
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    merged = {**_from_file(environ), **_from_environment(environ), **_checked(given, "")}
+    return from_plain(merged, Settings)
+
+
+def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
+    named = environ.get("AGENTMGR_CONFIG")
+    path = Path(named or "agentmgr.toml")
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        if named:
+            raise InvalidRequest(f"AGENTMGR_CONFIG names {path}, which does not exist") from None
+        return {}
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise InvalidRequest(f"{path} is not valid TOML: {error}") from error
+    _checked(data, f"{path}: ")
+    if "db_path" in data:  # what a file names stands relative to that file
+        data["db_path"] = str(path.parent / data["db_path"])
+    return data
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for attribute in fields(Settings):
+        name = environment_name(attribute.name)
+        text = environ.get(name)
+        if not text:  # an empty variable is the shell's way to take one away
+            continue
+        value: Any = text.lower() if isinstance(attribute.default, StrEnum) else text
+        if isinstance(attribute.default, int | float):
+            try:
+                value = type(attribute.default)(text)
+            except ValueError:
+                kind = "whole number" if isinstance(attribute.default, int) else "number"
+                problem = f"must be a {kind}, not {text!r}"
+                raise InvalidRequest(f"{name} {problem}", fields=[FieldProblem(name, problem)]) from None
+        found[attribute.name] = value
+        try:
+            from_plain({attribute.name: value}, Settings)
+        except InvalidRequest as error:
+            problems = [FieldProblem(name, problem.message) for problem in error.fields]
+            raise InvalidRequest(_sentence(problems), fields=problems) from None
+    return found
+
+
+def _checked(data: dict[str, Any], place: str) -> dict[str, Any]:
+    try:
+        from_plain(data, Settings)
+    except InvalidRequest as error:
+        raise InvalidRequest(place + _sentence(error.fields), fields=error.fields) from None
+    return data
+
+
+def _sentence(problems: tuple[FieldProblem, ...] | list[FieldProblem]) -> str:
+    return "; ".join(f"{problem.path} {problem.message}" for problem in problems)
+
+
+SOCKET_PATH_BYTES = 100
+"""The longest path of a unix socket, with room to spare: 107 on Linux, 103 on the BSDs and macOS."""
+
+
+@frozen
+class RuntimePaths:
+    """The files that belong to a database, in the directory `PATH.d` beside it."""
+
+    database: Path  #: with all symbolic links followed, so that one database has one owner
+    directory: Path
+    control_socket: Path
+
+    @classmethod
+    def of(cls, db_path: str | os.PathLike[str]) -> RuntimePaths:
+        database = Path(os.path.realpath(db_path))
+        directory = database.with_name(database.name + ".d")
+        control_socket = directory / "control.sock"
+        if len(os.fsencode(control_socket)) > SOCKET_PATH_BYTES:
+            # Not under XDG_RUNTIME_DIR: all who ask for the path must get the same one, also from cron, and
+            # that directory goes when its user logs out, while a daemon stays.
+            short = sha256(os.fsencode(database)).hexdigest()[:16]
+            control_socket = Path(f"/tmp/agentmgr-{os.geteuid()}", f"{short}.sock")
+        return cls(database, directory, control_socket)
+
+    @property
+    def lock(self) -> Path:
+        return self.directory / "lock"
+
+    @property
+    def starting_lock(self) -> Path:
+        return self.directory / "starting.lock"
+
+    @property
+    def daemon_log(self) -> Path:
+        return self.directory / "daemon.log"
+
+    @property
+    def logs(self) -> Path:
+        return self.directory / "logs"
+
+    def create(self) -> None:
+        """Makes the directories, for their owner only. Raises `DatabaseUnusable`."""
+        for directory in (self.directory, self.control_socket.parent):
+            try:
+                directory.mkdir(mode=0o700, exist_ok=True)
+                owner = directory.lstat().st_uid
+            except FileNotFoundError:
+                raise DatabaseUnusable(
+                    f"the directory {directory.parent} does not exist: "
+                    "make it, or name another file with --db-path"
+                ) from None
+            except OSError as error:
+                raise DatabaseUnusable(f"{directory} cannot be made: {error.strerror}") from error
+            # In /tmp, whoever made the directory first could put a socket of his own there.
+            if owner != os.geteuid():
+                raise DatabaseUnusable(f"{directory} belongs to another user: use a database of your own")

@@ -1,0 +1,124 @@
+"""What the rest may ask of the storage.
+
+`SqliteStore` keeps it in a file; `agentmgr.testing.MemoryStore` in memory, for tests. Both pass
+`tests/storage/test_store_contract.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from attrs import Factory, frozen
+
+from ..models import (
+    Event,
+    Fact,
+    HealthCheck,
+    InstanceRecord,
+    RoutingRule,
+    ServiceSpec,
+    ServiceTotals,
+    SessionEnd,
+)
+
+F = TypeVar("F", bound=Fact)
+
+
+@frozen
+class Snapshot:
+    """Everything a manager has to know when it starts."""
+
+    services: tuple[ServiceSpec, ...] = ()  #: oldest first
+    rules: tuple[RoutingRule, ...] = ()  #: oldest first
+    instances: tuple[InstanceRecord, ...] = ()
+    totals: Mapping[str, ServiceTotals] = Factory(dict)  #: by service id; absent: nothing counted yet
+
+
+@frozen
+class HistoryLimits:
+    """How much history is kept; what is beyond goes soon after, not at once.
+
+    A check each 10 s makes the default about three hours of health history in full.
+    """
+
+    health_checks: int = 1000  #: per service
+    session_ends: int = 1000  #: per service
+    events: int = 10_000
+    max_age_s: float = 30 * 86400.0
+
+
+class Store(Protocol):
+    """A write is durable when it returns. Where it fails it raises `StorageError`, and nothing has changed;
+    where the wait for it is cancelled it is done or not done, never half done.
+    """
+
+    @property
+    def degraded(self) -> str | None:
+        """Why recorded facts cannot be written at present; None when all is well."""
+
+    @property
+    def dropped(self) -> int:
+        """How many recorded facts were lost, because too many waited or they could not be kept."""
+
+    async def load(self) -> Snapshot:
+        """All of it, its totals including what was recorded just now."""
+
+    async def add_service(self, spec: ServiceSpec) -> None:
+        """Raises `NameTaken`."""
+
+    async def update_service(self, spec: ServiceSpec) -> None:
+        """Puts the next version (`spec.version`) in the place of the one before it.
+
+        Raises `ServiceNotFound`, `NameTaken`, and `VersionMismatch` where another version is stored.
+        """
+
+    async def delete_service(self, service_id: str) -> None:
+        """Also deletes its instances, totals, health and sessions. Raises `ServiceNotFound`."""
+
+    async def add_rule(self, rule: RoutingRule) -> None:
+        """Raises `NameTaken`."""
+
+    async def update_rule(self, rule: RoutingRule) -> None:
+        """Like `update_service`; raises `RuleNotFound`, `NameTaken`, `VersionMismatch`."""
+
+    async def delete_rule(self, rule_id: str) -> None:
+        """Raises `RuleNotFound`."""
+
+    async def put_instance(self, record: InstanceRecord) -> None:
+        """Raises `ServiceNotFound`."""
+
+    async def delete_instance(self, instance_id: str) -> None:
+        """No error when it is not there."""
+
+    def record(self, fact: F) -> F:
+        """Takes a fact to be written within a second; never blocks, never raises.
+
+        Returns the fact as it is kept: an event has its id, which rises, also over restarts. A fact about a
+        service that is not there is forgotten, except for events.
+        """
+
+    async def flush(self) -> None:
+        """Writes what was recorded so far."""
+
+    async def health_history(self, service_id: str, *, limit: int = 100) -> tuple[HealthCheck, ...]:
+        """The newest first, including what was recorded just now."""
+
+    async def events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+        """Those with an id above `after`, oldest first."""
+
+    async def session_ends(self, service_id: str | None, *, limit: int = 100) -> tuple[SessionEnd, ...]:
+        """Of one service or, for None, of all; the newest first."""
+
+    async def backup(self, destination: Path) -> None:
+        """A consistent copy, while all goes on. Raises `Conflict` when `destination` exists."""
+
+
+def event_id(event: Event, last: int) -> int:
+    """The id of an event that follows one with the id `last`.
+
+    It begins as milliseconds since 1970, so that a manager killed with events unwritten does not hand out
+    again the ids that a client may have seen.
+    """
+    return max(last + 1, int(event.at.timestamp() * 1000))

@@ -1,0 +1,195 @@
+"""What each operation reads and writes, inside a transaction of the caller's."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from attrs import astuple, fields
+
+from ..codec import from_json, to_json
+from ..core.totals import counted
+from ..errors import InvalidRequest
+from ..models import (
+    Event,
+    Fact,
+    HealthCheck,
+    InstanceRecord,
+    RoutingRule,
+    ServiceSpec,
+    ServiceTotals,
+    SessionEnd,
+)
+from .registry import SERVICES, Registry
+from .schema import UnreadableRow
+from .store import Snapshot
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# Services and rules.
+
+
+def add(db: sqlite3.Connection, registry: Registry, key: str, thing: ServiceSpec | RoutingRule) -> None:
+    if db.execute(f"SELECT 1 FROM {registry.table} WHERE id = ?", (key,)).fetchone():
+        raise registry.id_taken(key)
+    _check_name(db, registry, key, thing.name)
+    db.execute(
+        f"INSERT INTO {registry.table} (id, name, version, document) VALUES (?, ?, ?, ?)",
+        (key, thing.name, thing.version, to_json(thing)),
+    )
+
+
+def update(db: sqlite3.Connection, registry: Registry, key: str, thing: ServiceSpec | RoutingRule) -> None:
+    row = db.execute(f"SELECT version FROM {registry.table} WHERE id = ?", (key,)).fetchone()
+    if row is None:
+        raise registry.not_found(key)
+    if row[0] != thing.version - 1:
+        raise registry.stale(thing, row[0])
+    _check_name(db, registry, key, thing.name)
+    db.execute(
+        f"UPDATE {registry.table} SET name = ?, version = ?, document = ? WHERE id = ?",
+        (thing.name, thing.version, to_json(thing), key),
+    )
+
+
+def delete(db: sqlite3.Connection, registry: Registry, key: str) -> None:
+    if not db.execute(f"DELETE FROM {registry.table} WHERE id = ?", (key,)).rowcount:
+        raise registry.not_found(key)
+
+
+def _check_name(db: sqlite3.Connection, registry: Registry, key: str, name: str) -> None:
+    if db.execute(f"SELECT 1 FROM {registry.table} WHERE name = ? AND id != ?", (name, key)).fetchone():
+        raise registry.name_taken(name)
+
+
+# Instances.
+
+
+def put_instance(db: sqlite3.Connection, record: InstanceRecord) -> None:
+    if not db.execute("SELECT 1 FROM services WHERE id = ?", (record.service_id,)).fetchone():
+        raise SERVICES.not_found(record.service_id)
+    db.execute(
+        "INSERT INTO instances (id, service_id, document) VALUES (?, ?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET service_id = excluded.service_id, document = excluded.document",
+        (record.instance_id, record.service_id, to_json(record)),
+    )
+
+
+def delete_instance(db: sqlite3.Connection, instance_id: str) -> None:
+    db.execute("DELETE FROM instances WHERE id = ?", (instance_id,))
+
+
+# Reading.
+
+_TOTALS = tuple(attribute.name for attribute in fields(ServiceTotals))
+
+
+def load(db: sqlite3.Connection) -> Snapshot:
+    return Snapshot(
+        services=_documents(db, ServiceSpec, "services", "ORDER BY rowid"),
+        rules=_documents(db, RoutingRule, "rules", "ORDER BY rowid"),
+        instances=_documents(db, InstanceRecord, "instances", "ORDER BY rowid"),
+        totals={
+            row[0]: ServiceTotals(*row[1:])
+            for row in db.execute(f"SELECT service_id, {', '.join(_TOTALS)} FROM totals")
+        },
+    )
+
+
+def health_history(db: sqlite3.Connection, service_id: str, limit: int) -> tuple[HealthCheck, ...]:
+    rest = "WHERE service_id = ? ORDER BY id DESC LIMIT ?"
+    return _documents(db, HealthCheck, "health_checks", rest, service_id, limit)
+
+
+def session_ends(db: sqlite3.Connection, service_id: str | None, limit: int) -> tuple[SessionEnd, ...]:
+    if service_id is None:
+        return _documents(db, SessionEnd, "session_ends", "ORDER BY id DESC LIMIT ?", limit)
+    rest = "WHERE service_id = ? ORDER BY id DESC LIMIT ?"
+    return _documents(db, SessionEnd, "session_ends", rest, service_id, limit)
+
+
+def events(db: sqlite3.Connection, after: int, limit: int) -> tuple[Event, ...]:
+    return _documents(db, Event, "events", "WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+
+
+def last_event_id(db: sqlite3.Connection) -> int:
+    (last,) = db.execute("SELECT max(id) FROM events").fetchone()
+    return last or 0
+
+
+def _documents(
+    db: sqlite3.Connection, kind: type[T], table: str, rest: str, *values: object
+) -> tuple[T, ...]:
+    def parsed() -> Iterator[T]:
+        for key, document in db.execute(f"SELECT id, document FROM {table} {rest}", values):
+            try:
+                yield from_json(document, kind)
+            except InvalidRequest as error:
+                raise UnreadableRow(table, key, error) from error
+
+    return tuple(parsed())
+
+
+# Facts.
+
+
+def write_facts(db: sqlite3.Connection, facts: Sequence[Fact]) -> int:
+    """Returns how many could not be kept."""
+    refused = 0
+    sums: dict[str, ServiceTotals] = {}
+    for fact in facts:
+        try:
+            _insert(db, fact)
+        except (ValueError, OverflowError, sqlite3.IntegrityError, sqlite3.ProgrammingError) as error:
+            # One value that SQLite or JSON cannot hold must not keep all later ones waiting for ever.
+            log.error("a fact cannot be kept: %s: %r", error, fact)
+            refused += 1
+        else:
+            if fact.service_id is not None:
+                before = sums.get(fact.service_id, ServiceTotals())
+                sums[fact.service_id] = counted(before, fact)
+    _add_to_totals(db, sums.items())
+    return refused
+
+
+def _insert(db: sqlite3.Connection, fact: Fact) -> None:
+    match fact:
+        case Event():
+            db.execute(
+                "INSERT INTO events (id, at, document) VALUES (?, ?, ?)",
+                (fact.event_id, microseconds(fact.at), to_json(fact)),
+            )
+        case HealthCheck():
+            _insert_of_service(db, "health_checks", fact.service_id, fact.checked_at, fact)
+        case SessionEnd():
+            _insert_of_service(db, "session_ends", fact.service_id, fact.ended_at, fact)
+
+
+def _insert_of_service(db: sqlite3.Connection, table: str, service_id: str, at: datetime, fact: Fact) -> None:
+    # The service may have been deleted since.
+    db.execute(
+        f"INSERT INTO {table} (service_id, at, document) SELECT id, ?, ? FROM services WHERE id = ?",
+        (microseconds(at), to_json(fact), service_id),
+    )
+
+
+def _add_to_totals(db: sqlite3.Connection, sums: Iterable[tuple[str, ServiceTotals]]) -> None:
+    db.executemany(
+        f"INSERT INTO totals (service_id, {', '.join(_TOTALS)})"
+        f" SELECT id, {', '.join('?' for _ in _TOTALS)} FROM services WHERE id = ?"
+        " ON CONFLICT (service_id) DO UPDATE SET "
+        + ", ".join(f"{name} = {name} + excluded.{name}" for name in _TOTALS),
+        [(*astuple(add), service_id) for service_id, add in sums if add != ServiceTotals()],
+    )
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def microseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,394 @@
+"""One instance's life, from its first launch until it is stopped or given up.
+
+`Life.live` is the story: launch, wait until ready, watch, end, back off, again. A restart is one turn of
+its loop. Three scopes let others in: a stop cancels `_until_stopped`, "start now" cancels `_backoff`,
+"never mind the sessions" cancels `_drain`. Whatever ends a try, by return, exception or cancellation, its
+process is ended on the way out, with all that it has started; only `leave` lets it live on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import trio
+from attrs import evolve, frozen
+
+from ..core import lifecycle, restart
+from ..core.health import ProbeResult, Vitals, judge
+from ..core.lifecycle import InstanceEvent
+from ..core.restart import EX_CONFIG, Again, Cause, Ending, Exit, GiveUp, History
+from ..errors import AgentManagerError, PortNotAvailable, ServiceFailedToStart, WrongState
+from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
+from .journal import Entry, Journal
+from .launcher import CannotLaunch, Child, Place
+
+_SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
+
+# When the manager itself was suspended, a deadline is over before anybody has looked: so one more look, a
+# short one.
+_LAST_LOOK_S = 1.0
+_JITTER = 0.1  #: of the time between two checks, so that instances are not all checked at once
+
+
+@frozen
+class Surroundings:
+    """What all lives of one supervisor share."""
+
+    journal: Journal
+    announce: Callable[[Instance], None]
+    missing: Callable[[ServiceSpec], tuple[str, bool] | None]
+    """A service that this one must wait for, and whether it is on its way; None when all are ready."""
+    news: trio.lowlevel.ParkingLot  #: unparked at each change of any instance
+    health_check_interval: float
+    random: Callable[[], float]  #: from [0, 1)
+    probes: trio.CapacityLimiter
+    starts: trio.Semaphore
+
+
+class Life:
+    def __init__(
+        self,
+        spec: ServiceSpec,
+        view: Instance,
+        place: Place,
+        around: Surroundings,
+        adopted: Child | None = None,
+    ) -> None:
+        self.spec = spec
+        self.view = view  #: as others may see it; replaced at each change
+        self.finished = False  #: it will not be launched again
+        self.over = trio.Event()  #: its task has ended, and nothing is left of its process
+        self.entry = Entry(around.journal, view.instance_id)
+        self._config = spec.config
+        self._place = place
+        self._around = around
+        self._adopted = adopted
+        self._child: Child | None = None
+        self._ready_at: float | None = None
+        self._vitals = Vitals()
+        self._history = History()
+        self._first_try = _Outcome()
+        self._until_stopped = trio.CancelScope()
+        self._backoff = trio.CancelScope()
+        self._drain = trio.CancelScope()
+        self._leave = False
+
+    # The story
+
+    async def live(self) -> None:
+        """Launches and watches, again and again, until it is stopped, given up, or has ended well."""
+        try:
+            with self._until_stopped:
+                while (backoff := await self._try_once()) is not None:
+                    with backoff:
+                        await trio.sleep_forever()
+        finally:
+            self._place.close()
+            if self.stopped or not self.finished:
+                self._end_of_story()
+            self.finished = True
+            self._first_try.fail(WrongState(f"service {self.spec.name} was stopped before it was ready"))
+            self.over.set()
+
+    async def _try_once(self) -> trio.CancelScope | None:
+        """From a launch to its end. Returns the backoff before the next launch; None: there is none."""
+        self._become(InstanceEvent.LAUNCH, next_restart_at=None)
+        try:
+            async with self._turn_to_start() as turn, self._launched() as child:
+                # Decided and told at once; clearing away what is left comes afterwards.
+                return self._decide(await self._watch(child, turn))
+        except CannotLaunch as problem:
+            return self._decide(Ending(problem.cause, problem.reason))
+
+    async def _watch(self, child: Child, turn: ExitStack) -> Ending:
+        """Brings it to readiness and checks it regularly, until it has exited or is past helping."""
+        exit: Exit | None = None
+        hopeless: Ending | None = None
+
+        async def notice_exit() -> None:
+            nonlocal exit
+            exit = await child.wait_exit()
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(notice_exit)
+            with turn:  # until it is ready, or is not
+                hopeless = await self._become_ready(child)
+            hopeless = hopeless or await self._check_regularly()
+            nursery.cancel_scope.cancel()
+        if exit is None:
+            assert hopeless is not None
+            return hopeless
+        return await self._exited(child, exit)
+
+    async def _become_ready(self, child: Child) -> Ending | None:
+        timeout_s = self._config.startup_timeout
+        for patience_s in (timeout_s, min(timeout_s, _LAST_LOOK_S)):
+            with trio.move_on_after(patience_s):
+                await child.wait_ready()
+                break
+        else:
+            misfortune = await child.misfortune()
+            cause, reason = misfortune or (Cause.NOT_READY, f"not ready within {timeout_s:g} s")
+            return Ending(cause, _with_last_words(reason, child))
+        await self.entry.written()
+        self._ready_at = trio.current_time()
+        self._vitals = Vitals(HealthStatus.HEALTHY, last_check=self._ready_at)
+        self._become(InstanceEvent.READY, health=HealthStatus.HEALTHY, ready_at=utc_now(), error_message=None)
+        self._first_try.succeed()
+        return None
+
+    async def _check_regularly(self) -> Ending:
+        """Returns when it has been unhealthy for too long and its policy allows a restart."""
+        interval_s = self._config.health_check_interval or self._around.health_check_interval
+        while True:
+            await trio.sleep(interval_s * (1 - _JITTER + 2 * _JITTER * self._around.random()))
+            check = await self.check()
+            if check is not None and self._vitals.overdue(self._config):
+                ending = Ending(
+                    Cause.UNHEALTHY, f"unhealthy: {check.reason}", ready_for_s=self._ready_for_s()
+                )
+                if isinstance(self._decision(ending), Again):
+                    return ending
+
+    @asynccontextmanager
+    async def _turn_to_start(self) -> AsyncIterator[ExitStack]:
+        """Only so many start at once. What comes out of it gives the turn back when it is closed."""
+        with ExitStack() as turn:
+            if self._adopted is None:
+                await self._dependencies_ready()
+                await self._around.starts.acquire()
+                turn.callback(self._around.starts.release)
+            yield turn
+
+    async def _dependencies_ready(self) -> None:
+        """However long it takes. Whoever waits for the start is told when it may take for ever."""
+        while missing := self._around.missing(self.spec):
+            name, coming = missing
+            reason = f"waits for service {name!r}" + ("" if coming else ", which is not running")
+            self._tell(error_message=reason)
+            if not coming:
+                self._first_try.fail(
+                    ServiceFailedToStart(f"service {self.spec.name} {reason}; start it first")
+                )
+            await self._around.news.park()
+
+    @asynccontextmanager
+    async def _launched(self) -> AsyncIterator[Child]:
+        """The running process; ended on the way out, whatever the reason."""
+        child, self._adopted = self._adopted, None
+        if child is None:
+            child = await self._place.launch()
+        record = child.record
+        self._child, self._ready_at = child, None
+        self.entry.set(record)
+        try:
+            self._tell(pid=record.pid, host=record.host, port=record.port, started_at=record.started_at,
+                       spec_version=record.spec_version, ready_at=None, unenforced=child.unenforced,
+                       restarts_left=self._history.left(self._config, now=trio.current_time()))  # fmt: skip
+            yield child
+        finally:
+            self._child = None
+            if self._leave:
+                child.release()
+            else:
+                with trio.CancelScope(shield=True):
+                    await self._end(child)
+
+    async def _end(self, child: Child) -> None:
+        """Drains it if others asked it to stop, ends it, and writes down that it is gone."""
+        if self.stopped and self.view.status in _SERVING:
+            self._become(InstanceEvent.DRAIN)
+            timeout_s = self._config.drain_timeout
+            self._drain.deadline = trio.current_time() + timeout_s
+            with self._drain:
+                await self._around.journal.drain(self.view.instance_id, timeout_s)
+        if InstanceEvent.STOP in lifecycle.TRANSITIONS[self.view.status]:
+            self._become(InstanceEvent.STOP)
+        exit = await child.end(self._config.stop_timeout)
+        self._tell(pid=None, last_exit=str(exit))
+        self.entry.set(None)
+        await self.entry.written()
+
+    async def _exited(self, child: Child, exit: Exit) -> Ending:
+        ready_for_s = self._ready_for_s()
+        if exit == Exit(code=EX_CONFIG) and (words := child.last_words()):
+            return Ending(Cause.EXITED, words, exit, ready_for_s)
+        if ready_for_s is None:
+            if misfortune := await child.misfortune():
+                return Ending(*misfortune, exit)
+            reason = f"ended before it was ready: {exit}"
+        else:
+            reason = f"ended unasked after {ready_for_s:.1f} s: {exit}"
+        return Ending(Cause.EXITED, _with_last_words(reason, child), exit, ready_for_s)
+
+    def _decision(self, ending: Ending) -> restart.Decision:
+        now, rand = trio.current_time(), self._around.random()
+        return restart.decide(self._config, self._history, ending, now=now, rand=rand)
+
+    def _decide(self, ending: Ending) -> trio.CancelScope | None:
+        decision, now = self._decision(ending), trio.current_time()
+        facts: dict[str, Any] = {"health": HealthStatus.UNKNOWN, "error_message": ending.reason}
+        if ending.exit is not None:
+            facts |= {"pid": None, "last_exit": str(ending.exit)}
+        if isinstance(decision, Again):
+            self._history = decision.history
+            self._become(
+                InstanceEvent.RETRY,
+                restart_count=decision.history.total,
+                restarts_left=decision.history.left(self._config, now=now),
+                next_restart_at=utc_now() + timedelta(seconds=decision.delay_s),
+                **facts,
+            )
+            self._fail_first_try(ending, f"{ending.reason}\n(next try in {decision.delay_s:.1f} s)")
+            self._backoff = trio.CancelScope(deadline=now + decision.delay_s)
+            return self._backoff
+        if isinstance(decision, GiveUp):
+            self._become(InstanceEvent.GIVE_UP, **facts | {"error_message": decision.reason})
+            self._fail_first_try(ending, decision.reason)
+        else:
+            self._become(InstanceEvent.GONE, **facts | {"error_message": None})
+        self.finished = True
+        return None
+
+    def _fail_first_try(self, ending: Ending, reason: str) -> None:
+        taken = ending.cause is Cause.PORT_TAKEN
+        kind = PortNotAvailable if taken else ServiceFailedToStart
+        self._first_try.fail(kind(f"service {self.spec.name} failed to start: {reason}"))
+
+    def _end_of_story(self) -> None:
+        if not self._leave and self.view.status is not ServiceStatus.STOPPED:
+            self._become(
+                InstanceEvent.GONE, pid=None, port=None, health=HealthStatus.UNKNOWN, next_restart_at=None
+            )
+
+    # What others may do
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to end."""
+        return self._until_stopped.cancel_called
+
+    @property
+    def serving(self) -> bool:
+        return self.view.status in _SERVING and not self.stopped
+
+    async def started(self) -> None:
+        """Returns when it is ready for the first time since an operator started it; raises why it is not."""
+        await self._first_try.wait()
+
+    def start_now(self) -> None:
+        """An operator's start: what has been is forgiven, and nobody waits."""
+        if self.view.status not in _SERVING:
+            self._history = History()
+            if self._first_try.known:
+                self._first_try = _Outcome()
+            self._backoff.cancel()
+
+    def stop(self, *, force: bool = False) -> None:
+        """Asks it to end, sessions first unless by `force`; `over` tells when it has."""
+        if force:
+            self._drain.cancel()
+        self.finished = True
+        self._until_stopped.cancel()
+        if self.over.is_set():
+            self._end_of_story()
+
+    def leave(self) -> None:
+        """Ends the story and lets the process live on, unless it is to die with its manager."""
+        self._leave = self._config.on_manager_death is OnManagerDeath.KEEP
+        self.finished = True
+        self._until_stopped.cancel()
+
+    def crashed(self, error: BaseException) -> None:
+        """Our own code has failed, and its process was ended on the way out."""
+        self._become(
+            InstanceEvent.CRASH, pid=None, error_message=f"internal error, please report it: {error!r}"
+        )
+
+    async def check(self) -> HealthCheck | None:
+        """Asks it how it is, and draws the conclusion; None when there was nobody to ask."""
+        child = self._child
+        if child is None:
+            return None
+        async with self._around.probes:
+            result = await child.probe(self._config.health_check_timeout)
+        if self._child is child and self.view.status in _SERVING:
+            self._judge(result)
+        check = HealthCheck(
+            service_id=self.spec.service_id,
+            instance_id=self.view.instance_id,
+            status=self._vitals.status,
+            checked_at=utc_now(),
+            ok=result.ok,
+            latency_s=result.latency_s,
+            reason=result.reason,
+        )
+        self._around.journal.health_checked(check)
+        return check
+
+    def _judge(self, result: ProbeResult) -> None:
+        interval_s = self._config.health_check_interval or self._around.health_check_interval
+        now, gap_s = trio.current_time(), 2 * interval_s + self._config.health_check_timeout
+        self._vitals = judge(self._vitals, result, self._config, now=now, gap_s=gap_s)
+        facts = {
+            "health": self._vitals.status,
+            "error_message": None if result.ok else result.reason,
+            "restarts_left": self._history.left(self._config, now=now, ready_for_s=self._ready_for_s()),
+        }
+        unhealthy = self._vitals.status is HealthStatus.UNHEALTHY
+        if unhealthy and self.view.status is ServiceStatus.RUNNING:
+            self._become(InstanceEvent.FAILING, **facts)
+        elif not unhealthy and self.view.status is ServiceStatus.UNHEALTHY:
+            self._become(InstanceEvent.WELL, **facts)
+        else:
+            self._tell(**facts)
+
+    # Bookkeeping
+
+    def _ready_for_s(self) -> float | None:
+        return None if self._ready_at is None else trio.current_time() - self._ready_at
+
+    def _become(self, event: InstanceEvent, **changes: Any) -> None:
+        self._tell(status=lifecycle.after(self.view.status, event), **changes)
+
+    def _tell(self, **changes: Any) -> None:
+        view = evolve(self.view, **changes)
+        if view != self.view:
+            self.view = view
+            self._around.announce(view)
+
+
+class _Outcome:
+    """Of the first try since an operator's start: that it is ready, or why it is not."""
+
+    def __init__(self) -> None:
+        self._known = trio.Event()
+        self._error: AgentManagerError | None = None
+
+    def succeed(self) -> None:
+        self._error = None
+        self._known.set()
+
+    def fail(self, error: AgentManagerError) -> None:
+        if not self._known.is_set():
+            self._error = error
+            self._known.set()
+
+    @property
+    def known(self) -> bool:
+        return self._known.is_set()
+
+    async def wait(self) -> None:
+        await self._known.wait()
+        if self._error is not None:
+            # A fresh one for each who waits: a traceback belongs to one raise.
+            raise type(self._error)(self._error.message)
+
+
+def _with_last_words(reason: str, child: Child) -> str:
+    words = child.last_words()
+    return f"{reason}; its last output:\n{words}" if words else reason

@@ -1,0 +1,87 @@
+"""What the supervisor tells its owner, and how it keeps going when the owner's disk does not."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import trio
+
+from ..models import HealthCheck, Instance, InstanceRecord
+
+log = logging.getLogger("agentmgr.supervisor")
+
+PATIENCE_S = 2.0
+"""How long an instance waits until it is written down, in seconds, before it goes on without.
+
+A record that is missing costs the adoption after a crash of the manager, nothing else: the process bears
+our token, so the next manager ends it and starts another. An instance that waited for the disk would cost
+more.
+"""
+
+_RETRY_S = (0.1, 10.0)  #: the first and the longest pause after a write that failed
+
+
+class Journal(Protocol):
+    async def instance_spawned(self, record: InstanceRecord) -> None:
+        """Durable on return; the instance does not count as running before."""
+
+    async def instance_gone(self, instance_id: str) -> None:
+        """Its process, and all that this one started, has ended."""
+
+    def instance_changed(self, instance: Instance) -> None:
+        """Each change of status, health, pid and so on; synchronous and quick."""
+
+    def health_checked(self, check: HealthCheck) -> None: ...
+
+    async def drain(self, instance_id: str, timeout_s: float) -> None:
+        """Returns when the instance has no sessions left."""
+
+
+class Entry:
+    """The record of one instance, written down in order and at the disk's pace; the newest fact counts."""
+
+    def __init__(self, journal: Journal, instance_id: str) -> None:
+        self._journal = journal
+        self._instance_id = instance_id
+        self._record: InstanceRecord | None = None
+        self._written = trio.Event()
+        self._written.set()
+        self._news = trio.Event()
+
+    def set(self, record: InstanceRecord | None) -> None:
+        """What is to be written; None: it is gone."""
+        self._record = record
+        self._written = trio.Event()
+        self._news.set()
+
+    async def written(self) -> bool:
+        """Whether it is written down, after waiting for that as long as is reasonable."""
+        with trio.move_on_after(PATIENCE_S):
+            await self._written.wait()
+        return self._written.is_set()
+
+    async def keep(self) -> None:
+        """Writes whatever comes, until cancelled. A failure is tried again, and told once."""
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            written = self._written
+            pause_s, longest_s = _RETRY_S
+            while not await self._write():
+                with trio.move_on_after(pause_s):
+                    await self._news.wait()
+                written = self._written
+                pause_s = min(2 * pause_s, longest_s)
+            written.set()
+
+    async def _write(self) -> bool:
+        try:
+            if self._record is not None:
+                await self._journal.instance_spawned(self._record)
+            else:
+                await self._journal.instance_gone(self._instance_id)
+        except Exception as error:  # whatever is wrong with the owner's disk, the instance runs on
+            log.warning("cannot write down instance %s, trying again: %s", self._instance_id, error)
+            return False
+        return True

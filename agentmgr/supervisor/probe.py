@@ -1,0 +1,143 @@
+"""Does it answer? A real WebSocket handshake, a ping and its pong, over a connection of its own each time.
+
+wsproto over a plain trio socket: a connection of trio-websocket costs a task and three times the CPU, and
+its `ping` never wakes when the peer goes away (measured).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import math
+import secrets
+from collections.abc import Callable
+
+import trio
+from attrs import frozen
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import (
+    AcceptConnection,
+    CloseConnection,
+    Event,
+    Ping,
+    Pong,
+    RejectConnection,
+    RejectData,
+    Request,
+    TextMessage,
+)
+from wsproto.utilities import ProtocolError
+
+from ..core.health import HEALTH_PATH, ProbeResult, proof
+
+_MAX_ANSWER_BYTES = 64 * 1024
+_CLOSE_TIMEOUT_S = 1.0
+
+
+class _Failed(Exception):
+    """The probe's verdict; the message is the reason."""
+
+
+@frozen
+class Probe:
+    """How to ask one instance."""
+
+    host: str  #: numeric
+    port: int
+    token: (
+        str | None
+    )  #: of a hosted agent, which must prove that it has it; None: any WebSocket server will do
+
+    async def __call__(self, timeout_s: float = math.inf) -> ProbeResult:
+        """Never raises; a failure is a result with its reason."""
+        begin = trio.current_time()
+        with trio.move_on_after(timeout_s):
+            try:
+                remark = await self._ask()
+            except _Failed as failure:
+                return ProbeResult(False, reason=str(failure))
+            except OSError as error:
+                return ProbeResult(False, reason=(error.strerror or str(error)).lower())
+            except ProtocolError as error:
+                return ProbeResult(False, reason=f"does not speak WebSocket: {error}")
+            latency_s = trio.current_time() - begin
+            return ProbeResult(True, latency_s, remark, degraded=remark is not None)
+        return ProbeResult(False, reason=f"no answer within {timeout_s:g} s")
+
+    async def _ask(self) -> str | None:
+        """Returns what the agent says of itself when it is not at its best."""
+        family = trio.socket.AF_INET6 if ipaddress.ip_address(self.host).version == 6 else trio.socket.AF_INET
+        with trio.socket.socket(family, trio.socket.SOCK_STREAM) as sock:
+            await sock.connect((self.host, self.port))
+            socket = _Socket(sock)
+            challenge = secrets.token_hex(16)
+            target = f"{HEALTH_PATH}?challenge={challenge}" if self.token is not None else "/"
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            await socket.send(Request(host=f"{host}:{self.port}", target=target))
+            await socket.receive_until(AcceptConnection)
+            remark = None
+            if self.token is not None:
+                remark = _judge(await socket.text(), proof(self.token, challenge))
+            await socket.send(Ping(b"agentmgr"))
+            await socket.receive_until(Pong)
+            # Part politely: a server that finds its peer gone in the middle fills its log with it.
+            with trio.move_on_after(_CLOSE_TIMEOUT_S):
+                await socket.send(CloseConnection(code=1000))
+                await socket.receive_until(CloseConnection)
+            return remark
+
+
+def _judge(text: str, expected: str) -> str | None:
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or answer.get("proof") != expected:
+        raise _Failed("the answer comes from another process than the one that was started")
+    status, detail = answer.get("status"), str(answer.get("detail") or "")
+    if status == "unhealthy":
+        raise _Failed(detail or "the agent says that it is unhealthy")
+    if status == "degraded":
+        return detail or "the agent says that it is degraded"
+    return None
+
+
+class _Socket:
+    """wsproto's events over a socket."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self._stream = trio.SocketStream(sock)
+        self._connection = WSConnection(ConnectionType.CLIENT)
+        self._received = 0
+        self._text = ""
+
+    async def send(self, event: Event) -> None:
+        await self._stream.send_all(self._connection.send(event))
+
+    async def receive_until(self, kind: type[Event]) -> None:
+        await self._receive(lambda event: isinstance(event, kind))
+
+    async def text(self) -> str:
+        await self._receive(lambda event: isinstance(event, TextMessage) and event.message_finished)
+        return self._text
+
+    async def _receive(self, last: Callable[[Event], bool]) -> None:
+        while True:
+            for event in self._connection.events():
+                if isinstance(event, TextMessage):
+                    self._text += event.data
+                if last(event):
+                    return
+                if isinstance(event, RejectConnection):
+                    raise _Failed(f"refused the WebSocket handshake with status {event.status_code}")
+                if isinstance(event, Ping):
+                    await self.send(event.response())
+                if isinstance(event, CloseConnection | RejectData):
+                    raise _Failed("closed the WebSocket at once")
+            data = await self._stream.receive_some()
+            self._received += len(data)
+            if not data:
+                raise _Failed("closed the connection")
+            if self._received > _MAX_ANSWER_BYTES:
+                raise _Failed("sent too much")
+            self._connection.receive_data(data)

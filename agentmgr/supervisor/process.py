@@ -1,0 +1,152 @@
+"""One child process and all that it starts: noticing its exit, signalling it, ending it without remainder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from select import POLLIN, poll
+
+import trio
+
+from ..core.restart import Exit
+from . import procfs
+
+_KILL_PATIENCE_S = 10.0  #: a process in uninterruptible sleep dies when the disk lets it
+_SWEEP_PATIENCE_S = 30.0
+
+# Worker threads are shared by all of trio; forty busy ones delayed a spawn by 3.9 s (measured).
+_limiter = trio.CapacityLimiter(2)
+
+Wanted = Callable[[int, procfs.Stat, str | None], bool]
+
+
+class Process:
+    """A session leader, ours (then it is reaped here) or adopted (then it is init's to reap)."""
+
+    def __init__(self, pid: int, token: str, popen: subprocess.Popen[bytes] | None = None) -> None:
+        """Raises OSError when there is no such process or no descriptor to be had."""
+        self.pid = pid
+        self._token = token
+        self._popen = popen
+        self._pidfd = os.pidfd_open(pid)
+
+    def exited(self) -> bool:
+        """Whether the leader has; it may still be a zombie."""
+        poller = poll()
+        poller.register(self._pidfd, POLLIN)
+        return bool(poller.poll(0))
+
+    async def wait_exit(self) -> Exit:
+        await trio.lowlevel.wait_readable(self._pidfd)
+        return self._exit()
+
+    def _exit(self) -> Exit:
+        """Looks how it ended and leaves the zombie: while it is there, the group keeps its number."""
+        if self._popen is None:
+            return Exit()
+        try:
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:  # somebody in this process has reaped it
+            return Exit()
+        if result is None:
+            return Exit()
+        if result.si_code == os.CLD_EXITED:
+            return Exit(code=result.si_status)
+        return Exit(signal=result.si_status)
+
+    async def holds(self, inode: int) -> bool:
+        """Whether the leader, or whatever it has started, has this socket open."""
+        if procfs.holds(self.pid, inode):
+            return True
+        return any(procfs.holds(pid, inode) for pid in await _find(self._of_session_or_token))
+
+    async def end(self, grace_s: float) -> Exit:
+        """TERM, CONT, wait, KILL, sweep, reap, in this order; see `Child.end`."""
+        # The group's number is good as long as its leader is not reaped. Init reaps an adopted one at once.
+        pinned = self._popen is not None or not self.exited()
+        belongs = self._of_session_or_token if pinned else self._of_token
+        if not self.exited():
+            self._signal_group(signal.SIGTERM)
+            self._signal_group(signal.SIGCONT)  # one that is stopped would not hear the TERM
+            with trio.move_on_after(grace_s, shield=True):
+                await self.wait_exit()
+                await _ask_and_wait(belongs)
+        if self._popen is not None or not self.exited():
+            self._signal_group(signal.SIGKILL)
+        with trio.move_on_after(_KILL_PATIENCE_S, shield=True):
+            await self.wait_exit()
+        exit = self._exit()
+        with trio.move_on_after(_SWEEP_PATIENCE_S, shield=True):
+            await kill_all(belongs)
+        self.release()
+        return exit
+
+    def release(self) -> None:
+        """Reaps it if it has ended, and forgets it."""
+        trio.lowlevel.notify_closing(self._pidfd)
+        os.close(self._pidfd)
+        if self._popen is not None and self._popen.poll() is None:
+            # It outlives us by intention; Popen would warn about that when it is collected.
+            self._popen.returncode = 0
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # gone; or has become somebody else's by setuid
+            os.killpg(self.pid, number)
+
+    def _of_token(self, _pid: int, _stat: procfs.Stat, token: str | None) -> bool:
+        return token == self._token
+
+    def _of_session_or_token(self, _pid: int, stat: procfs.Stat, token: str | None) -> bool:
+        return stat.session == self.pid or token == self._token
+
+
+async def kill_all(wanted: Wanted) -> int:
+    """Kills what is `wanted` until nothing is, also what has left its group and session; returns how many.
+
+    Something that forks on and on is outrun, because what is killed forks no more.
+    """
+    count = 0
+    while found := await _find(wanted):
+        killed = [pid for pid in found if _signal(pid, wanted, signal.SIGKILL)]
+        count += len(killed)
+        await _wait_all_gone(killed)
+    return count
+
+
+async def _ask_and_wait(wanted: Wanted) -> None:
+    """Workers have as long as their leader to end; those that left its group have not heard the TERM yet."""
+    told: set[int] = set()
+    while found := await _find(wanted):
+        for pid in set(found) - told:
+            _signal(pid, wanted, signal.SIGTERM)
+        told.update(found)
+        await _wait_all_gone(found)
+
+
+def _signal(pid: int, wanted: Wanted, number: signal.Signals) -> bool:
+    with suppress(ProcessLookupError, PermissionError), ExitStack() as stack:
+        pidfd = os.pidfd_open(pid)
+        stack.callback(os.close, pidfd)
+        # Only now is it certain whom the number means.
+        stat = procfs.stat(pid)
+        if stat is not None and wanted(pid, stat, procfs.token(pid)):
+            signal.pidfd_send_signal(pidfd, number)
+            return True
+    return False
+
+
+async def _find(wanted: Wanted) -> list[int]:
+    return await trio.to_thread.run_sync(procfs.find, wanted, limiter=_limiter)
+
+
+async def _wait_all_gone(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                await trio.lowlevel.wait_readable(pidfd)
+            finally:
+                os.close(pidfd)

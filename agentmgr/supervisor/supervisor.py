@@ -1,0 +1,370 @@
+"""The nursery of nurseries: one task per instance, and the commands that an operator gives to services."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+from attrs import define, field
+
+from ..core.dependencies import cycle, stop_order
+from ..errors import AgentManagerError, InvalidRequest, WrongState
+from ..models import (
+    DesiredStatus,
+    HealthCheck,
+    Instance,
+    InstanceRecord,
+    ServiceSpec,
+    ServiceStatus,
+    Usage,
+    new_id,
+)
+from . import logs
+from .instance import Life, Surroundings
+from .journal import Journal
+from .launcher import Child, Launcher, Place
+from .local import LocalLauncher
+from .signals import children_get_defaults
+
+log = logging.getLogger("agentmgr.supervisor")
+
+MAX_CONCURRENT_PROBES = 64
+MAX_CONCURRENT_STARTS = 16
+
+
+@define(eq=False)
+class _Service:
+    """What runs of one registration. Commands on it take turns; a stop interrupts the one at work."""
+
+    spec: ServiceSpec
+    launcher: Launcher
+    lives: list[Life] = field(factory=list)  #: in a rolling restart a slot has two
+    turn: trio.Lock = field(factory=trio.Lock)
+    stops: int = 0  #: commands that were given before the last stop are void
+    command: trio.CancelScope = field(factory=trio.CancelScope)
+
+
+class Supervisor:
+    """Keeps services running: `run` it in a nursery, `start` and `stop` them, `shutdown` at the end."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        log_dir: Path,
+        health_check_interval: float = 10.0,
+        launcher: Launcher | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self._log_dir = log_dir
+        self._launcher = launcher or LocalLauncher(log_dir)
+        self._services: dict[str, _Service] = {}  # in the order of their starts
+        self._around = Surroundings(
+            journal=journal,
+            announce=self._announce,
+            missing=self._missing,
+            news=trio.lowlevel.ParkingLot(),
+            health_check_interval=health_check_interval,
+            random=random,
+            probes=trio.CapacityLimiter(MAX_CONCURRENT_PROBES),
+            starts=trio.Semaphore(MAX_CONCURRENT_STARTS),
+        )
+        self._nursery: trio.Nursery | None = None
+        self._closing = False
+        self._closed = trio.Event()
+
+    async def run(
+        self,
+        *,
+        adopt: Sequence[tuple[ServiceSpec, Sequence[InstanceRecord]]] = (),
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Until `shutdown`, or until cancelled, which ends all instances without draining them.
+
+        `adopt`: what the database knows of processes that an earlier manager may have left. Each is taken
+        over if it still lives and is beyond doubt that very process; whatever else that manager left is
+        ended. Started when that is settled.
+        """
+        with children_get_defaults():
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._look_after)
+                await self._adopt(adopt)
+                task_status.started()
+                await self._closed.wait()
+                nursery.cancel_scope.cancel()
+
+    # Commands
+
+    async def start(self, spec: ServiceSpec, launcher: Launcher | None = None, *, wait: bool = True) -> None:
+        """Brings the service to `spec.config.instances` instances; those that run are left alone.
+
+        `launcher` is for services that are no processes of their own, see `in_process`.
+
+        With `wait`, returns when all are ready. What it is to start `after` is waited for. Raises
+        `ServiceFailedToStart` or `PortNotAvailable` when one is not; it is tried again nevertheless, as its
+        restart policy says. `WrongState` when it was stopped meanwhile.
+        """
+        self._refuse_cycles(spec)
+        async with self._command(spec) as service:
+            service.launcher = launcher or service.launcher
+            await self._forget_ended(service)
+            lives = self._fill(service, spec)
+        if wait:
+            for life in lives:
+                await life.started()
+
+    async def stop(self, service_id: str, *, force: bool = False, wait: bool = True) -> None:
+        """Ends all its instances: sessions first (unless by `force`), then the processes.
+
+        It wins over any start or restart of the service that has not come to its end.
+        """
+        service = self._services.get(service_id)
+        if service is None:
+            return
+        service.stops += 1
+        service.command.cancel()
+        for life in service.lives:
+            life.stop(force=force)
+        if wait:
+            for life in list(service.lives):
+                await life.over.wait()
+        service.lives = [life for life in service.lives if not life.over.is_set()]
+
+    async def restart(
+        self, spec: ServiceSpec, *, rolling: bool = True, force: bool = False, wait: bool = True
+    ) -> None:
+        """Replaces each instance by one that runs `spec`.
+
+        Rolling: the new one first; when it is ready, the old one is drained and ended. If it does not
+        become ready, the old one stays and `ServiceFailedToStart` is raised. Not possible with a fixed
+        port, which only one can have.
+        """
+        if not wait:
+            self._open_nursery().start_soon(self._restart_in_background, spec, rolling, force)
+            return
+        async with self._command(spec) as service:
+            await self._forget_ended(service)
+            serving = [life for life in service.lives if life.serving]
+            if not (rolling and spec.port is None):
+                for life in serving:
+                    life.stop(force=force)
+            for life in service.lives:
+                if not life.serving:
+                    life.stop(force=force)
+                    await life.over.wait()
+            await self._forget_ended(service)
+            for old in [life for life in service.lives if life.serving]:
+                if old.view.slot < spec.config.instances:
+                    await self._replace(service, old, self._begin(service, spec, old.view.slot), force=force)
+            lives = self._fill(service, spec)
+        for life in lives:
+            await life.started()
+
+    async def shutdown(self, *, leave_running: bool = False, force: bool = False) -> None:
+        """Ends all services, or leaves them to the next manager; then `run` returns.
+
+        Those that others need end after these; what needs nobody ends at the same time, the last started
+        first. A second call with `force`, while the first one waits, cuts the draining short.
+        """
+        self._closing = True
+        by_name = {service.spec.name: service for service in self._services.values()}
+        for service in by_name.values():
+            service.stops += 1
+            service.command.cancel()
+        for wave in stop_order({name: service.spec.config.after for name, service in by_name.items()}):
+            lives = [life for name in wave for life in by_name[name].lives]
+            for life in lives:
+                if leave_running:
+                    life.leave()
+                else:
+                    life.stop(force=force)
+            for life in lives:
+                await life.over.wait()
+        self._closed.set()
+
+    async def check(self, service_id: str) -> tuple[HealthCheck, ...]:
+        """Asks each of its instances now how it is."""
+        checks: list[HealthCheck] = []
+
+        async def check(life: Life) -> None:
+            if (result := await life.check()) is not None:
+                checks.append(result)
+
+        async with trio.open_nursery() as nursery:
+            for life in self._lives(service_id):
+                nursery.start_soon(check, life)
+        return tuple(checks)
+
+    def instances(self, service_id: str | None = None) -> tuple[Instance, ...]:
+        """As they are now, also those that were given up; what was stopped is not there any more."""
+        return tuple(life.view for life in self._lives(service_id))
+
+    def usage(self, instance_id: str) -> tuple[Usage, ...]:
+        """What it used of the machine: a sample every 10 s, those of the last hour, oldest first."""
+        return self._launcher.usage(instance_id)
+
+    def log_path(self, name: str, slot: int = 0) -> Path:
+        """The file that this instance of the service writes its output to."""
+        return logs.path(self._log_dir, name, slot)
+
+    # How they are carried out
+
+    @asynccontextmanager
+    async def _command(self, spec: ServiceSpec) -> AsyncIterator[_Service]:
+        """The service's turn for one command; raises `WrongState` when a stop has come in between."""
+        self._open_nursery()
+        service = self._services.setdefault(spec.service_id, _Service(spec, self._launcher))
+        stops = service.stops
+        async with service.turn:
+            if stops == service.stops:
+                with trio.CancelScope() as service.command:
+                    yield service
+        if stops != service.stops:
+            raise WrongState(f"service {spec.name} was stopped meanwhile")
+
+    def _open_nursery(self) -> trio.Nursery:
+        if self._closing or self._nursery is None:
+            raise WrongState(
+                "the supervisor is shutting down" if self._closing else "the supervisor does not run"
+            )
+        return self._nursery
+
+    def _announce(self, instance: Instance) -> None:
+        self._around.journal.instance_changed(instance)
+        self._around.news.unpark_all()
+
+    def _missing(self, spec: ServiceSpec) -> tuple[str, bool] | None:
+        """See `Surroundings.missing`."""
+        lives = {service.spec.name: service.lives for service in self._services.values()}
+        for name in spec.config.after:
+            needed = lives.get(name, [])
+            if not any(life.serving for life in needed):
+                return name, not all(life.finished for life in needed)
+        return None
+
+    def _refuse_cycles(self, spec: ServiceSpec) -> None:
+        needs = {service.spec.name: service.spec.config.after for service in self._services.values()}
+        if found := cycle({**needs, spec.name: spec.config.after}):
+            raise InvalidRequest(f"these services wait for each other: {' → '.join(found)}")
+
+    def _begin(self, service: _Service, spec: ServiceSpec, slot: int) -> Life:
+        instance_id = new_id("ins")
+        return self._go(service, spec, instance_id, slot, service.launcher.place(spec, instance_id, slot))
+
+    def _go(
+        self, service: _Service, spec: ServiceSpec, instance_id: str, slot: int, place: Place,
+        adopted: Child | None = None,
+    ) -> Life:  # fmt: skip
+        view = Instance(instance_id, spec.service_id, slot, ServiceStatus.STOPPED, spec_version=spec.version)
+        life = Life(spec, view, place, self._around, adopted)
+        service.spec = spec
+        service.lives.append(life)
+        self._open_nursery().start_soon(self._guard, service, life, name=f"{spec.name}/{slot}")
+        self._open_nursery().start_soon(self._keep_entry, life)
+        return life
+
+    async def _guard(self, service: _Service, life: Life) -> None:
+        """No failure in one instance's task, of whatever kind, may reach a sibling's."""
+        try:
+            await life.live()
+        except* Exception as failures:
+            log.exception("the task of %s/%d failed", life.spec.name, life.view.slot)
+            life.crashed(failures.exceptions[0])
+        finally:
+            if life.stopped and life in service.lives:
+                service.lives.remove(life)
+
+    async def _look_after(self) -> None:
+        """What looks after logs and figures must not take the instances with it when it fails."""
+        while True:
+            try:
+                await self._launcher.run()
+            except* Exception:
+                log.exception("looking after the instances failed, and begins again")
+                await trio.sleep(1)
+
+    async def _keep_entry(self, life: Life) -> None:
+        """A task of its own, because a stop must not wait for a disk, nor an entry be lost by a stop."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(life.entry.keep)
+            await life.over.wait()
+            nursery.cancel_scope.cancel()
+
+    def _fill(self, service: _Service, spec: ServiceSpec) -> list[Life]:
+        """Starts what is missing, hurries what waits, stops what is too many; returns those to be."""
+        lives = {life.view.slot: life for life in service.lives if not life.finished}
+        for slot in [slot for slot in lives if slot >= spec.config.instances]:
+            lives.pop(slot).stop()
+        for slot in range(spec.config.instances):
+            if slot in lives:
+                lives[slot].start_now()
+            else:
+                lives[slot] = self._begin(service, spec, slot)
+        return [lives[slot] for slot in sorted(lives)]
+
+    async def _replace(self, service: _Service, old: Life, new: Life, *, force: bool) -> None:
+        try:
+            await new.started()
+        except AgentManagerError:
+            new.stop(force=True)
+            await new.over.wait()
+            raise
+        old.stop(force=force)
+        await old.over.wait()
+
+    async def _forget_ended(self, service: _Service) -> None:
+        """What was given up is shown until the next command, which waits until all of it is cleared away."""
+        for life in list(service.lives):
+            if life.finished:
+                life.stop()
+                await life.over.wait()
+        service.lives = [life for life in service.lives if not life.over.is_set()]
+
+    async def _restart_in_background(self, spec: ServiceSpec, rolling: bool, force: bool) -> None:
+        try:
+            await self.restart(spec, rolling=rolling, force=force)
+        except AgentManagerError as error:  # nobody waits for it; `status` shows it
+            log.warning("restart of %s: %s", spec.name, error)
+
+    async def _adopt(self, known: Sequence[tuple[ServiceSpec, Sequence[InstanceRecord]]]) -> None:
+        tokens = set()
+        gone = []
+        for spec, records in known:
+            service = self._services.setdefault(spec.service_id, _Service(spec, self._launcher))
+            for record in sorted(records, key=lambda record: record.started_at):
+                place = self._launcher.place(spec, record.instance_id, record.slot)
+                child = place.adopt(record)
+                if child is None:
+                    place.close()
+                    gone.append(record.instance_id)
+                    continue
+                tokens.add(record.token)
+                older = [life for life in service.lives if life.view.slot == record.slot]
+                life = self._go(service, spec, record.instance_id, record.slot, place, child)
+                if spec.desired_status is DesiredStatus.STOPPED:
+                    life.stop()
+                for old in older:  # that manager was killed in the middle of a rolling restart
+                    self._open_nursery().start_soon(self._finish_replacement, service, old, life)
+        await self._launcher.sweep(frozenset(tokens))
+        for instance_id in gone:
+            await self._around.journal.instance_gone(instance_id)
+
+    async def _finish_replacement(self, service: _Service, old: Life, new: Life) -> None:
+        try:
+            await self._replace(service, old, new, force=False)
+        except AgentManagerError as error:
+            log.warning("restart of %s: %s", new.spec.name, error)
+
+    def _lives(self, service_id: str | None) -> list[Life]:
+        services = self._services.values() if service_id is None else [self._services.get(service_id)]
+        return [
+            life
+            for service in services
+            if service is not None
+            for life in sorted(service.lives, key=lambda life: life.view.slot)
+        ]

@@ -1,0 +1,113 @@
+"""For testing agents: a host in the test's own process, and a client that speaks bare events.
+
+async with hosted(my_agent) as url, bare_client(url) as client:
+    await client.say("user.message", content="hello")
+    assert (await client.until("agent.final_answer"))["content"] == "…"
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from ..agent.adapt import HostedAgent, adapt
+from ..agent.server import AgentServer
+from ..agent.session import SessionLimits
+from ..agent.sessions import Sessions
+from ..client.transport import with_connection
+
+PATIENCE_S = 10.0
+"""What hangs fails, at the place where it hangs."""
+
+
+class Hosted(str):
+    """The URL of a hosted agent, with what is behind it."""
+
+    sessions: Sessions
+    server: AgentServer
+
+
+@asynccontextmanager
+async def hosted(
+    agent: Any,
+    *,
+    limits: SessionLimits | None = None,
+    max_sessions: int = 0,
+    max_message_bytes: int = 2**20,
+    token: str = "",
+) -> AsyncIterator[Hosted]:
+    """Serves what a factory returned on a free port of the loopback interface; yields its URL."""
+    made = agent if isinstance(agent, HostedAgent) else adapt(agent)
+    sessions = Sessions(made, limits or SessionLimits(), max_sessions=max_sessions)
+    server = AgentServer(made, sessions, token=token, max_message_bytes=max_message_bytes)
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(sessions.run)
+        nursery.start_soon(server.serve, listener)
+        url = Hosted(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}")
+        url.sessions, url.server = sessions, server
+        yield url
+        nursery.cancel_scope.cancel()
+
+
+class BareClient:
+    """One connection; what was received stays in `events`."""
+
+    def __init__(self, websocket: WebSocketConnection) -> None:
+        self.websocket = websocket
+        self.events: list[dict[str, Any]] = []
+        self.session_id: str | None = None
+
+    async def say(self, event: str, **fields: Any) -> None:
+        await self.websocket.send_message(json.dumps({"event": event, **fields}))
+
+    async def receive(self) -> dict[str, Any]:
+        """The next event. Raises `trio.EndOfChannel` at the connection's end, and `trio.TooSlowError`."""
+        try:
+            with trio.fail_after(PATIENCE_S):
+                event: dict[str, Any] = json.loads(await self.websocket.get_message())
+        except ConnectionClosed:
+            raise trio.EndOfChannel from None
+        self.events.append(event)
+        if event["event"] == "agent.session_created":
+            self.session_id = event["session_id"]
+        return event
+
+    async def until(self, *names: str) -> dict[str, Any]:
+        """The next event of one of these names; those before it are in `events`."""
+        while (event := await self.receive())["event"] not in names:
+            pass
+        return event
+
+    async def ask(self, content: Any, **fields: Any) -> dict[str, Any]:
+        """Sends a message and returns the event that ends its turn."""
+        await self.say("user.message", content=content, **fields)
+        return await self.until("agent.final_answer", "agent.error", "agent.timeout", "agent.interrupted")
+
+    async def open(self) -> str:
+        """Begins a session and returns its id."""
+        await self.say("user.create_session")
+        return str((await self.until("agent.session_created"))["session_id"])
+
+
+@asynccontextmanager
+async def bare_client(url: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[BareClient]:
+    """A connection to `url`; leaving the block cuts it as a broken network would."""
+    arrived = trio.Event()
+    client: list[BareClient] = []
+
+    async def hold(websocket: WebSocketConnection) -> None:
+        client.append(BareClient(websocket))
+        arrived.set()
+        await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(with_connection, url, list((headers or {}).items()), hold)
+        await arrived.wait()
+        yield client[0]
+        nursery.cancel_scope.cancel()

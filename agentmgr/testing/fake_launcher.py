@@ -1,0 +1,156 @@
+"""Instances without processes, for testing what supervises them: they do what they are told, on trio's clock.
+
+Under `trio.testing.MockClock(autojump_threshold=0)` an hour of crashes and backoffs takes a millisecond::
+
+    launcher = FakeLauncher(Behaviour(exits_after_s=30, exit=Exit(code=1)))
+    supervisor = Supervisor(journal, log_dir=tmp_path, launcher=launcher)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import trio
+from attrs import Factory, frozen
+
+from ..core.health import ProbeResult
+from ..core.restart import Cause, Exit
+from ..models import InstanceRecord, ServiceSpec, Usage, utc_now
+from ..supervisor.launcher import CannotLaunch
+
+
+@frozen
+class Behaviour:
+    """How one fake process lives. Durations in seconds, from its launch."""
+
+    ready_after_s: float = 0.0
+    exits_after_s: float = math.inf
+    exit: Exit = Factory(lambda: Exit(code=0))
+    unwell_between_s: tuple[float, float] = (math.inf, math.inf)  #: its checks fail from … to …
+    stop_takes_s: float = 0.0
+    last_words: str = ""
+
+
+class FakeChild:
+    def __init__(self, record: InstanceRecord, behaviour: Behaviour) -> None:
+        self.record = record
+        self.unenforced: tuple[str, ...] = ()
+        self.behaviour = behaviour
+        self.launched_at = trio.current_time()
+        self.ended_at: float | None = None  #: by `end`
+        self.released = False
+        self.probed_at: list[float] = []
+        self._exit: Exit | None = None
+        self._exited = trio.Event()
+
+    def die(self, exit: Exit) -> None:
+        """It exits by itself, now."""
+        self._exit = self._exit or exit
+        self._exited.set()
+
+    async def wait_ready(self) -> None:
+        await trio.sleep_until(self.launched_at + self.behaviour.ready_after_s)
+
+    async def wait_exit(self) -> Exit:
+        with trio.move_on_at(self.launched_at + self.behaviour.exits_after_s):
+            await self._exited.wait()
+        self._exit = self._exit or self.behaviour.exit
+        return self._exit
+
+    async def probe(self, timeout_s: float) -> ProbeResult:
+        await trio.lowlevel.checkpoint()
+        now = trio.current_time()
+        self.probed_at.append(now)
+        begin, end = self.behaviour.unwell_between_s
+        if begin <= now - self.launched_at < end:
+            return ProbeResult(False, reason="it is told to be unwell")
+        return ProbeResult(True, 0.0)
+
+    async def end(self, grace_s: float) -> Exit:
+        if self._exit is None:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(min(self.behaviour.stop_takes_s, grace_s))
+            by_itself = self.behaviour.stop_takes_s <= grace_s
+            self._exit = Exit(code=0) if by_itself else Exit(signal=9)
+        self.ended_at = trio.current_time()
+        return self._exit
+
+    def release(self) -> None:
+        self.released = True
+
+    def last_words(self) -> str:
+        return self.behaviour.last_words
+
+    async def misfortune(self) -> tuple[Cause, str] | None:
+        return None
+
+
+class FakeLauncher:
+    """Launches fakes: the n-th behaves as the n-th of `behaviours`, and all further ones as the last."""
+
+    def __init__(self, *behaviours: Behaviour | CannotLaunch) -> None:
+        self.behaviours: Sequence[Behaviour | CannotLaunch] = behaviours or (Behaviour(),)
+        self.children: list[FakeChild] = []  #: in the order of their launches
+        self.launches = 0  #: tries
+        self.swept = 0
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+    def usage(self, instance_id: str) -> tuple[Usage, ...]:
+        return ()
+
+    def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> FakePlace:
+        return FakePlace(self, spec, instance_id, slot)
+
+    async def sweep(self, keep: frozenset[str]) -> int:
+        await trio.lowlevel.checkpoint()
+        self.swept += 1
+        return 0
+
+    @property
+    def running(self) -> list[FakeChild]:
+        """Those that nobody has ended or released yet."""
+        return [child for child in self.children if child.ended_at is None and not child.released]
+
+
+class FakePlace:
+    def __init__(self, launcher: FakeLauncher, spec: ServiceSpec, instance_id: str, slot: int) -> None:
+        self._launcher, self._spec, self._instance_id, self._slot = launcher, spec, instance_id, slot
+        self.closed = False
+
+    async def launch(self) -> FakeChild:
+        await trio.lowlevel.checkpoint()
+        launcher = self._launcher
+        behaviour = launcher.behaviours[min(launcher.launches, len(launcher.behaviours) - 1)]
+        launcher.launches += 1
+        if isinstance(behaviour, CannotLaunch):
+            raise behaviour
+        pid = 1_000_000 + launcher.launches
+        record = InstanceRecord(
+            instance_id=self._instance_id,
+            service_id=self._spec.service_id,
+            slot=self._slot,
+            pid=pid,
+            process_start=0,
+            boot_id="fake",
+            token=f"token-{pid}",
+            host="127.0.0.1",
+            port=self._spec.port or 20_000 + launcher.launches,
+            spec_version=self._spec.version,
+            started_at=utc_now(),
+        )
+        return self._begin(record, behaviour)
+
+    def adopt(self, record: InstanceRecord) -> FakeChild | None:
+        """Whatever has `boot_id="fake"` is taken to be alive."""
+        return self._begin(record, Behaviour()) if record.boot_id == "fake" else None
+
+    def _begin(self, record: InstanceRecord, behaviour: Behaviour) -> FakeChild:
+        child = FakeChild(record, behaviour)
+        self._launcher.children.append(child)
+        return child
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,183 @@
+"""A store that forgets, for tests of what uses one."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import chain
+from operator import itemgetter
+from pathlib import Path
+from typing import TypeVar, cast
+
+import trio
+from attrs import evolve
+
+from ..core.totals import counted
+from ..errors import Conflict, StorageError
+from ..models import (
+    Event,
+    HealthCheck,
+    InstanceRecord,
+    RoutingRule,
+    ServiceSpec,
+    ServiceTotals,
+    SessionEnd,
+)
+from ..storage.registry import RULES, SERVICES, Registry
+from ..storage.store import F, HistoryLimits, Snapshot, event_id
+
+Thing = TypeVar("Thing", ServiceSpec, RoutingRule)
+
+
+class MemoryStore:
+    """Behaves as `Store` says, without a file. Facts are there as soon as they are recorded, at any age.
+
+    Set `failure` to have every write fail with that `StorageError`, as if the disk were full.
+    """
+
+    def __init__(self, *, limits: HistoryLimits | None = None) -> None:
+        self.failure: StorageError | None = None
+        self._limits = limits or HistoryLimits()
+        self._services: dict[str, ServiceSpec] = {}
+        self._rules: dict[str, RoutingRule] = {}
+        self._instances: dict[str, InstanceRecord] = {}
+        self._totals: dict[str, ServiceTotals] = {}
+        self._health: dict[str, deque[HealthCheck]] = {}
+        self._session_ends: dict[str, deque[tuple[int, SessionEnd]]] = {}  # with a running number
+        self._events = deque[Event](maxlen=self._limits.events)
+        self._recorded = 0
+        self._last_event_id = 0
+        self._dropped = 0
+
+    @property
+    def degraded(self) -> str | None:
+        return None if self.failure is None else self.failure.message
+
+    @property
+    def dropped(self) -> int:
+        return self._dropped
+
+    async def load(self) -> Snapshot:
+        await trio.lowlevel.checkpoint()
+        return Snapshot(
+            tuple(self._services.values()),
+            tuple(self._rules.values()),
+            tuple(self._instances.values()),
+            dict(self._totals),
+        )
+
+    async def add_service(self, spec: ServiceSpec) -> None:
+        await self._writable()
+        _add(SERVICES, self._services, spec.service_id, spec)
+
+    async def update_service(self, spec: ServiceSpec) -> None:
+        await self._writable()
+        _update(SERVICES, self._services, spec.service_id, spec)
+
+    async def delete_service(self, service_id: str) -> None:
+        await self._writable()
+        _delete(SERVICES, self._services, service_id)
+        self._totals.pop(service_id, None)
+        self._health.pop(service_id, None)
+        self._session_ends.pop(service_id, None)
+        self._instances = {i: r for i, r in self._instances.items() if r.service_id != service_id}
+
+    async def add_rule(self, rule: RoutingRule) -> None:
+        await self._writable()
+        _add(RULES, self._rules, rule.rule_id, rule)
+
+    async def update_rule(self, rule: RoutingRule) -> None:
+        await self._writable()
+        _update(RULES, self._rules, rule.rule_id, rule)
+
+    async def delete_rule(self, rule_id: str) -> None:
+        await self._writable()
+        _delete(RULES, self._rules, rule_id)
+
+    async def put_instance(self, record: InstanceRecord) -> None:
+        await self._writable()
+        if record.service_id not in self._services:
+            raise SERVICES.not_found(record.service_id)
+        self._instances[record.instance_id] = record
+
+    async def delete_instance(self, instance_id: str) -> None:
+        await self._writable()
+        self._instances.pop(instance_id, None)
+
+    def record(self, fact: F) -> F:
+        if isinstance(fact, Event):
+            self._last_event_id = event_id(fact, self._last_event_id)
+            fact = cast(F, evolve(fact, event_id=self._last_event_id))
+        if self.failure is not None:
+            self._dropped += 1
+            return fact
+        if isinstance(fact, Event):
+            self._events.append(fact)
+        service_id = fact.service_id
+        if service_id is None or service_id not in self._services:
+            return fact
+        self._recorded += 1
+        match fact:
+            case HealthCheck():
+                checks = self._health.setdefault(service_id, deque(maxlen=self._limits.health_checks))
+                checks.append(fact)
+            case SessionEnd():
+                ends = self._session_ends.setdefault(service_id, deque(maxlen=self._limits.session_ends))
+                ends.append((self._recorded, fact))
+        totals = counted(self._totals.get(service_id, ServiceTotals()), fact)
+        if totals != ServiceTotals():
+            self._totals[service_id] = totals
+        return fact
+
+    async def flush(self) -> None:
+        await self._writable()
+
+    async def health_history(self, service_id: str, *, limit: int = 100) -> tuple[HealthCheck, ...]:
+        await trio.lowlevel.checkpoint()
+        return tuple(reversed(self._health.get(service_id, ())))[:limit]
+
+    async def events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+        await trio.lowlevel.checkpoint()
+        return tuple(event for event in self._events if event.event_id > after)[:limit]
+
+    async def session_ends(self, service_id: str | None, *, limit: int = 100) -> tuple[SessionEnd, ...]:
+        await trio.lowlevel.checkpoint()
+        of_all = (ends for key, ends in self._session_ends.items() if service_id in (None, key))
+        newest_first = sorted(chain.from_iterable(of_all), key=itemgetter(0), reverse=True)
+        return tuple(end for _, end in newest_first[:limit])
+
+    async def backup(self, destination: Path) -> None:
+        """There is nothing to copy; only checks what `SqliteStore` checks."""
+        await trio.lowlevel.checkpoint()
+        if await trio.Path(destination).exists():
+            raise Conflict(f"{destination} is there already: name a file that is not")
+
+    async def _writable(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+
+
+def _add(registry: Registry, things: dict[str, Thing], key: str, thing: Thing) -> None:
+    if key in things:
+        raise registry.id_taken(key)
+    _check_name(registry, things, key, thing)
+    things[key] = thing
+
+
+def _update(registry: Registry, things: dict[str, Thing], key: str, thing: Thing) -> None:
+    if key not in things:
+        raise registry.not_found(key)
+    if things[key].version != thing.version - 1:
+        raise registry.stale(thing, things[key].version)
+    _check_name(registry, things, key, thing)
+    things[key] = thing
+
+
+def _delete(registry: Registry, things: dict[str, Thing], key: str) -> None:
+    if things.pop(key, None) is None:
+        raise registry.not_found(key)
+
+
+def _check_name(registry: Registry, things: dict[str, Thing], key: str, thing: Thing) -> None:
+    if any(other.name == thing.name for other_key, other in things.items() if other_key != key):
+        raise registry.name_taken(thing.name)

@@ -1,0 +1,125 @@
+"""`python -m agentmgr.agent` as the supervisor runs it: a real process, an inherited socket, signals."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from agentmgr.core.health import HEALTH_PATH, proof
+from agentmgr.testing.agents import bare_client
+
+AGENT = """
+import logging, os, sys
+print("imported")
+logging.getLogger("mine").info("a log line")
+
+async def agent(message, session):
+    print("heard", message)
+    if message == "env":
+        return os.environ.get("AGENTMGR_SERVICE")
+    if message == "sleep":
+        import trio
+        await trio.sleep_forever()
+    return message
+"""
+
+
+@pytest.fixture
+def agent_file(tmp_path):
+    (tmp_path / "agent.py").write_text(AGENT)
+    return tmp_path / "agent.py"
+
+
+@asynccontextmanager
+async def spawned(path, *options, log=None):
+    """A host on an inherited socket; yields its process and its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    environment = {
+        **os.environ,
+        "AGENTMGR_INSTANCE_TOKEN": "s3cret",
+        "AGENTMGR_SERVICE": "mine",
+        "PYTHONUNBUFFERED": "1",
+    }
+    output = log.open("ab") if log else subprocess.DEVNULL
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "agentmgr.agent", str(path), "--fd", str(listener.fileno()), *options],
+        pass_fds=[listener.fileno()],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+    )
+    try:
+        with trio.fail_after(30):
+            yield process, f"ws://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        listener.close()
+        if log:
+            output.close()
+
+
+async def test_a_host_proves_itself_serves_and_ends_at_sigterm(agent_file, tmp_path):
+    log = tmp_path / "log"
+    async with spawned(agent_file, "--max-sessions", "2", log=log) as (process, url):
+        async with bare_client(f"{url}{HEALTH_PATH}?challenge=00ff") as prober:
+            report = json.loads(await prober.websocket.get_message())
+        assert report == {
+            "proof": proof("s3cret", "00ff"), "status": "healthy", "detail": None, "sessions": 0, "turns": 0,
+        }  # fmt: skip
+        async with bare_client(url) as client:
+            assert (await client.ask("env"))["content"] == "mine"
+            await client.say("user.message", content="sleep")
+            await client.say("ping")
+            await client.until("pong")
+            process.send_signal(signal.SIGTERM)
+            assert (await client.until("agent.session_end"))["content"]["reason"] == "restart"
+            with pytest.raises(trio.EndOfChannel):
+                await client.receive()
+            assert client.websocket.closed.code == 1012
+        assert await process.wait() == 0
+    text = log.read_text()
+    assert "imported\n" in text
+    assert "heard env\n" in text
+    assert "a log line" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "last_line"),
+    [
+        ("def create_agent(:\n", "SyntaxError"),
+        ("def create_agent():\n    raise ValueError('no key')\n", "ValueError: no key"),
+        ("", "it defines no function and no class"),
+    ],
+)
+async def test_what_can_never_start_exits_78_with_the_authors_lines_last(tmp_path, text, last_line):
+    path, log = tmp_path / "agent.py", tmp_path / "log"
+    path.write_text(text)
+    async with spawned(path, log=log) as (process, _):
+        assert await process.wait() == 78
+    assert last_line in log.read_text().splitlines()[-1]
+
+
+async def test_a_file_that_is_not_there_exits_78(tmp_path):
+    async with spawned(tmp_path / "nope.py", log=tmp_path / "log") as (process, _):
+        assert await process.wait() == 78
+    assert "Agent factory file not found" in (tmp_path / "log").read_text()
+
+
+async def test_the_process_may_be_frozen_and_thawed(agent_file):
+    async with spawned(agent_file) as (process, url), bare_client(url) as client:
+        await client.ask("hi")
+        process.send_signal(signal.SIGSTOP)
+        await client.say("user.message", content="later")
+        process.send_signal(signal.SIGCONT)
+        assert (await client.until("agent.final_answer"))["content"] == "later"

@@ -1,0 +1,148 @@
+"""Finding the agent in a file or module, and saying what is wrong in the author's own terms."""
+
+import sys
+import textwrap
+
+import pytest
+
+from agentmgr.agent.host import make_agent
+from agentmgr.agent.load import load
+from agentmgr.errors import AgentFileNotFound, AgentLoadError
+from agentmgr.models import Runtime
+
+
+@pytest.fixture(autouse=True)
+def _clean_imports(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="my_agent.py"):
+        (tmp_path / name).write_text(textwrap.dedent(text))
+        return str(tmp_path / name)
+
+    return write
+
+
+FACTORY = """
+    def create_agent():
+        async def answer(message):
+            return "made"
+        return answer
+
+    def other():
+        async def answer(message):
+            return "other"
+        return answer
+
+    async def itself(message):
+        return "itself"
+
+    class Agent:
+        def on_message(self, session, message):
+            return "class"
+"""
+
+
+async def answer_of(path):
+    agent = await make_agent(load(path))
+    return await agent.on_message(None, "hi")
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("", "made"),
+        (":create_agent", "made"),
+        (":other", "other"),
+        (":itself", "itself"),
+        (":Agent", "class"),
+    ],
+)
+async def test_a_name_after_the_colon_is_a_factory_a_class_or_the_agent_itself(write, name, answer):
+    assert await answer_of(write(FACTORY) + name) == answer
+
+
+async def test_a_module_is_found_by_its_dotted_name(write, tmp_path):
+    write(FACTORY, "some_agent_module.py")
+    sys.path.insert(0, str(tmp_path))
+    assert await answer_of("some_agent_module:other") == "other"
+
+
+async def test_create_agent_may_be_async(write):
+    path = write("""
+        import trio
+
+        async def create_agent():
+            await trio.lowlevel.checkpoint()
+            return answer
+
+        async def answer(message):
+            return "async"
+    """)
+    assert await answer_of(path) == "async"
+
+
+async def test_a_variable_named_agent_will_do(write):
+    assert await answer_of(write("async def agent(message):\n    return 'variable'")) == "variable"
+
+
+async def test_a_file_imports_its_neighbours_and_may_be_named_like_a_library(write):
+    write("WORD = 'neighbour'", "my_neighbour.py")
+    path = write("import my_neighbour\nasync def agent(m):\n    return my_neighbour.WORD", "json.py")
+    assert await answer_of(path) == "neighbour"
+
+
+@pytest.mark.parametrize("value", list(Runtime))
+def test_a_file_says_which_runtime_it_needs(write, value):
+    assert load(write(f"RUNTIME = {str(value)!r}\nagent = print")).runtime is value
+
+
+def test_a_missing_file_is_named_with_its_whole_path(tmp_path):
+    with pytest.raises(AgentFileNotFound, match=f"Agent factory file not found: {tmp_path}/nope.py"):
+        load(f"{tmp_path}/nope.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "last_lines"),
+    [
+        ("def create_agent(:\n", ["def create_agent(:", "SyntaxError"]),
+        ("import no_such_package\n", ["import no_such_package", "ModuleNotFoundError"]),
+        ("\n\nx = 1 / 0\n", ["line 3", "x = 1 / 0", "ZeroDivisionError: division by zero"]),
+        ("import sys\nsys.exit('no key')\n", ["sys.exit('no key')", "SystemExit: no key"]),
+        ("def create_agent():\n    raise KeyError('API_KEY')\n", ["raise KeyError('API_KEY')", "KeyError"]),
+        ("async def create_agent():\n    raise KeyError('API_KEY')\n", ["raise KeyError('API_KEY')"]),
+    ],
+)
+async def test_what_the_author_wrote_is_shown_and_nothing_of_ours(write, text, last_lines):
+    path = write(text)
+    with pytest.raises(AgentLoadError) as caught:
+        await make_agent(load(path))
+    for line in last_lines:
+        assert line in caught.value.message
+    assert "agentmgr/agent" not in caught.value.message
+    assert "importlib" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def foo(): pass\nclass Bar: pass", r"has no create_agent\(\) and no variable `agent`.*foo, Bar"),
+        ("X = 1", "it defines no function and no class"),
+        ("RUNTIME = 'gevent'\nagent = print", '"trio", "asyncio" or "auto"'),
+        ("def create_agent(): pass", "the factory returned None, which cannot answer a message"),
+        ("def create_agent(): return 5", "the factory returned a int"),
+        ("agent = lambda: 'x'", "the factory returned a str"),
+        ("def create_agent(): return lambda: 'x'", "takes no message"),
+    ],
+)
+async def test_a_file_without_an_agent_is_told_what_to_do(write, text, message):
+    with pytest.raises(AgentLoadError, match=message):
+        await make_agent(load(write(text)))
+
+
+def test_a_name_that_is_not_there_is_told_what_is(write):
+    with pytest.raises(AgentLoadError, match="has no 'nope'; it defines create_agent, other, itself, Agent"):
+        load(write(FACTORY) + ":nope")

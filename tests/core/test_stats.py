@@ -1,0 +1,79 @@
+"""The figures that `stats` shows."""
+
+from datetime import timedelta
+
+from agentmgr.core.stats import connection_stats, health_summary, service_stats, system_stats
+from agentmgr.core.view import service_view
+from agentmgr.models import (
+    Connection,
+    HealthStatus,
+    Instance,
+    Service,
+    ServiceConfig,
+    ServiceSpec,
+    ServiceStatus,
+    ServiceTotals,
+    utc_now,
+)
+
+NOW = utc_now()
+
+
+def service(name: str, *statuses: ServiceStatus, active: int = 0) -> Service:
+    spec = ServiceSpec(name=name, config=ServiceConfig(command=("serve",)), service_id=name)
+    found = [
+        Instance(f"{name}-{slot}", name, slot, status, HealthStatus.HEALTHY, started_at=NOW)
+        for slot, status in enumerate(statuses)
+    ]
+    return service_view(spec, found, active)
+
+
+def connection(name: str, slot: int) -> Connection:
+    return Connection(
+        f"c-{name}-{slot}", "127.0.0.1", 5000, name, name, f"{name}-{slot}", None, "/", NOW, 0.0, 1, 2, 3, 4
+    )
+
+
+SERVICES = [
+    service("chat", ServiceStatus.RUNNING, ServiceStatus.DRAINING, active=2),
+    service("idle"),
+    service("sick", ServiceStatus.ERROR),
+]
+CONNECTIONS = [connection("chat", 0), connection("chat", 1)]
+
+
+def test_every_status_is_counted_also_those_that_nobody_has() -> None:
+    figures = system_stats(SERVICES, CONNECTIONS)
+    assert figures["services"] == {
+        "total": 3, "running": 1, "stopped": 1, "error": 1,
+        "starting": 0, "unhealthy": 0, "draining": 0, "stopping": 0, "backoff": 0,
+    }  # fmt: skip
+    assert figures["instances"]["total"] == 3
+
+
+def test_connections_are_counted_by_service_and_by_whether_they_may_stay() -> None:
+    assert connection_stats(SERVICES, CONNECTIONS) == {
+        "total_connections": 2,
+        "by_status": {"active": 1, "draining": 1},
+        "by_service": {"chat": 2, "idle": 0, "sick": 0},
+    }
+
+
+def test_a_service_that_does_not_run_has_unknown_health() -> None:
+    assert health_summary(SERVICES) == {
+        "total": 3, "healthy": 2, "unknown": 1, "unhealthy": 0, "degraded": 0,
+    }  # fmt: skip
+
+
+def test_a_service_counts_what_ended_and_what_is_live() -> None:
+    totals = ServiceTotals(sessions_total=4, sessions_failed=1, session_seconds=10.0, restarts=2)
+    figures = service_stats(SERVICES[0], totals, peak_sessions=3, now=NOW + timedelta(seconds=7))
+    assert figures["connections"] == {"total": 6, "active": 2, "peak": 3}
+    assert figures["sessions"] == {"completed": 3, "failed": 1, "average_duration_s": 2.5}
+    assert (figures["restarts"], figures["uptime_s"]) == (2, 7.0)
+
+
+def test_without_sessions_there_is_no_average() -> None:
+    figures = service_stats(SERVICES[1], ServiceTotals(), peak_sessions=0, now=NOW)
+    assert figures["sessions"]["average_duration_s"] is None
+    assert figures["uptime_s"] is None

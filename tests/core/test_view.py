@@ -1,0 +1,65 @@
+"""What a registration and its instances look like together."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentmgr.core.routing import BackendState
+from agentmgr.core.view import overall_health, overall_status, routing_table, service_view
+from agentmgr.models import HealthStatus, Instance, ServiceConfig, ServiceSpec, ServiceStatus
+
+SPEC = ServiceSpec(name="echo", config=ServiceConfig(command=("serve",), weight=3), tags={"a"})
+
+instances = st.lists(
+    st.builds(
+        Instance,
+        instance_id=st.uuids().map(str),
+        service_id=st.just(SPEC.service_id),
+        slot=st.integers(0, 9),
+        status=st.sampled_from(ServiceStatus),
+        health=st.sampled_from(HealthStatus),
+        port=st.none() | st.integers(1, 65535),
+        host=st.sampled_from(["localhost", "::1"]),
+    ),
+    max_size=4,
+)
+
+
+def test_without_instances_a_service_is_stopped_and_its_health_unknown() -> None:
+    service = service_view(SPEC, (), 0)
+    assert (service.status, service.health, service.endpoint) == ("stopped", "unknown", None)
+
+
+@given(instances)
+def test_a_service_that_serves_somewhere_is_running(found: list[Instance]) -> None:
+    serves = any(i.status is ServiceStatus.RUNNING for i in found)
+    assert (overall_status(found) is ServiceStatus.RUNNING) == serves
+
+
+@given(instances)
+def test_a_service_is_healthy_only_when_all_of_it_is(found: list[Instance]) -> None:
+    all_well = bool(found) and all(i.health is HealthStatus.HEALTHY for i in found)
+    assert (overall_health(found) is HealthStatus.HEALTHY) == all_well
+
+
+@given(instances)
+def test_the_endpoint_is_that_of_a_running_instance(found: list[Instance]) -> None:
+    service = service_view(SPEC, found, 0)
+    hosts = {"localhost": "localhost", "::1": "[::1]"}
+    running = {
+        f"ws://{hosts[i.host]}:{i.port}" for i in found if i.status is ServiceStatus.RUNNING and i.port
+    }
+    assert service.endpoint in running if running else service.endpoint is None
+
+
+@given(instances)
+def test_the_gateway_learns_of_each_instance_and_may_use_the_running(found: list[Instance]) -> None:
+    table = routing_table([SPEC], [], found)
+    routable = {b.instance_id for b in table.backends if b.state is BackendState.ROUTABLE}
+    assert routable == {i.instance_id for i in found if i.status is ServiceStatus.RUNNING}
+    assert all((b.service_name, b.weight, b.tags) == ("echo", 3, {"a"}) for b in table.backends)
+    assert len(table.backends) == len(found)
+
+
+@given(instances)
+def test_what_was_unregistered_is_in_no_table(found: list[Instance]) -> None:
+    assert routing_table([], [], found).backends == ()

@@ -1,0 +1,320 @@
+"""AgentManager with everything behind it real: child processes, sockets, SQLite."""
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from trio_websocket import open_websocket_url
+from websockets.exceptions import ConnectionClosedError
+from websockets.sync.client import connect
+
+from agentmgr.errors import (
+    AgentFileNotFound,
+    DatabaseDamaged,
+    ManagerAlreadyRunning,
+    ManagerNotRunning,
+    NameTaken,
+    ServiceFailedToStart,
+    ServiceNotFound,
+    WrongState,
+)
+from agentmgr.manager import AgentManager
+from agentmgr.models import (
+    ConditionOperator,
+    RoutingCondition,
+    RoutingRule,
+    ServiceConfig,
+    ServiceStatus,
+)
+
+AgentFile = Callable[..., str]
+QUICK = ServiceConfig(restart_delay=0, stop_timeout=5)
+
+
+def runs(pid: int | None) -> bool:
+    assert pid is not None
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+async def ask(url: str, text: str) -> str:
+    with trio.fail_after(10):
+        async with open_websocket_url(url) as client:
+            await client.send_message(text)
+            answer = await client.get_message()
+            assert isinstance(answer, str)
+            return answer
+
+
+async def test_from_an_agent_file_to_a_conversation_through_the_gateway(
+    db: Path, agent_file: AgentFile
+) -> None:
+    async with AgentManager(db) as manager, trio.open_nursery() as nursery:
+        service = await manager.register_service("echo", agent_file(), config=QUICK, auto_start=True)
+        assert service.status is ServiceStatus.RUNNING
+        port = await nursery.start(manager.serve_proxy, "localhost", 0)
+        assert await ask(f"ws://localhost:{port}/", "hello") == "echo: hello"
+        assert await ask(f"ws://localhost:{port}/services/echo", "again") == "echo: again"
+        nursery.cancel_scope.cancel()
+    assert not runs(service.instances[0].pid)
+
+
+async def test_the_guides_own_form_without_a_nursery(db: Path, agent_file: AgentFile) -> None:
+    manager = AgentManager(db)
+    try:
+        await manager.start()
+        config = ServiceConfig(agent_factory_path=agent_file(), max_sessions=10, auto_restart=True)
+        service = await manager.register_service(
+            name="my-service",
+            agent_factory_path=agent_file(),
+            description="My test service",
+            tags={"demo"},
+            config=config,
+            auto_start=True,
+        )
+        health = await manager.check_service_health(service.service_id)
+        assert health.status == "healthy"
+        assert manager.get_system_stats()["services"]["running"] == 1
+        assert manager.get_connection_stats()["total_connections"] == 0
+        assert manager.get_health_summary()["healthy"] == 1
+    finally:
+        await manager.stop()
+    assert not runs(service.instances[0].pid)
+
+
+async def test_an_instance_that_is_killed_comes_back(db: Path, agent_file: AgentFile) -> None:
+    async with AgentManager(db) as manager:
+        service = await manager.register_service("echo", agent_file(), config=QUICK, auto_start=True)
+        first = service.instances[0].pid
+        assert first is not None
+        with manager.subscribe() as events, trio.fail_after(15):
+            os.kill(first, 9)
+            kinds = []
+            async for event in events:
+                kinds.append(event.kind)
+                if event.kind == "instance.running":
+                    break
+        assert kinds == ["instance.backoff", "instance.starting", "instance.running"]
+        again = manager.get_service("echo")
+        assert again.instances[0].pid != first
+        assert (again.restart_count, again.instances[0].last_exit) == (1, "SIGKILL")
+        assert manager.get_service_stats("echo")["restarts"] == 1
+
+
+async def test_what_should_run_runs_again_under_the_next_manager(db: Path, agent_file: AgentFile) -> None:
+    async with AgentManager(db) as manager:
+        await manager.register_service("up", agent_file(), auto_start=True)
+        await manager.register_service("down", agent_file())
+    async with AgentManager(db) as manager:
+        await manager.start_service("up")
+        assert {s.name: s.status for s in manager.list_services()} == {"up": "running", "down": "stopped"}
+
+
+async def test_instances_left_running_are_adopted(db: Path, agent_file: AgentFile) -> None:
+    async with AgentManager(db) as manager:
+        left = await manager.register_service("echo", agent_file(), auto_start=True)
+        manager.request_shutdown(leave_running=True)
+    pid = left.instances[0].pid
+    assert runs(pid)
+    async with AgentManager(db) as manager:
+        adopted = await manager.start_service("echo")
+        assert adopted.instances[0].pid == pid
+    assert not runs(pid)
+
+
+async def test_one_manager_per_database(db: Path) -> None:
+    async with AgentManager(db):
+        with pytest.raises(ManagerAlreadyRunning, match=str(os.getpid())):
+            async with AgentManager(db):
+                raise AssertionError("two managers on one database")
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_as_it_was(db: Path) -> None:
+    db.write_bytes(b"precious" * 1000)
+    with pytest.raises(DatabaseDamaged):
+        async with AgentManager(db):
+            raise AssertionError("opened what is not a database")
+    assert db.read_bytes() == b"precious" * 1000
+
+
+async def test_the_callers_own_error_arrives_as_it_is(db: Path, agent_file: AgentFile) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with AgentManager(db) as manager:
+            service = await manager.register_service("echo", agent_file(), auto_start=True)
+            raise KeyError("mine")
+    assert not runs(service.instances[0].pid)
+
+
+async def test_cancelling_the_application_stops_everything(db: Path, agent_file: AgentFile) -> None:
+    async with trio.open_nursery() as nursery:
+        manager = AgentManager(db)
+        await nursery.start(manager.run)
+        service = await manager.register_service("echo", agent_file(), auto_start=True)
+        nursery.cancel_scope.cancel()
+    assert not runs(service.instances[0].pid)
+    with pytest.raises(ManagerNotRunning):
+        manager.list_services()
+
+
+async def test_a_cancelled_application_inside_async_with_stops_everything(
+    db: Path, agent_file: AgentFile
+) -> None:
+    with trio.CancelScope() as scope:
+        async with AgentManager(db) as manager:
+            service = await manager.register_service("echo", agent_file(), auto_start=True)
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert not runs(service.instances[0].pid)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def create_agent(:\n", "SyntaxError"),
+        ("import missing_module_of_mine\n", "missing_module_of_mine"),
+        ("def create_agent():\n    raise RuntimeError('no key')\n", "no key"),
+        ("x = 1\n", "create_agent"),
+    ],
+)
+async def test_a_file_that_gives_no_agent_is_an_error_with_its_last_words(
+    db: Path, agent_file: AgentFile, source: str, said: str
+) -> None:
+    async with AgentManager(db) as manager:
+        with pytest.raises(ServiceFailedToStart, match=said), trio.fail_after(15):
+            await manager.register_service("bad", agent_file(source), auto_start=True)
+        bad = manager.get_service("bad")
+        assert bad.status is ServiceStatus.ERROR
+        assert said in (bad.error_message or "")
+        assert bad.restart_count == 0
+
+
+async def test_bad_requests_are_named_and_change_nothing(db: Path, agent_file: AgentFile) -> None:
+    async with AgentManager(db) as manager:
+        await manager.register_service("echo", agent_file())
+        with pytest.raises(NameTaken):
+            await manager.register_service("echo", agent_file())
+        with pytest.raises(AgentFileNotFound):
+            await manager.register_service("other", "nowhere.py")
+        with pytest.raises(ServiceNotFound):
+            await manager.start_service("nobody")
+        with pytest.raises(WrongState, match="agentmgr start echo"):
+            await manager.check_service_health("echo")
+        assert [s.name for s in manager.list_services()] == ["echo"]
+
+
+async def test_unregistering_stops_and_forgets(db: Path, agent_file: AgentFile) -> None:
+    async with AgentManager(db) as manager:
+        service = await manager.register_service("echo", agent_file(), auto_start=True)
+        await manager.unregister_service("echo")
+        assert not runs(service.instances[0].pid)
+        assert manager.list_services() == []
+    with sqlite3.connect(db) as connection:
+        assert connection.execute("select count(*) from services").fetchone() == (0,)
+    connection.close()
+
+
+async def test_unregistering_twice_at_once_ends_in_one_removal(db: Path, agent_file: AgentFile) -> None:
+    outcomes: list[str] = []
+
+    async def unregister(manager: AgentManager) -> None:
+        try:
+            await manager.unregister_service("echo")
+            outcomes.append("done")
+        except (WrongState, ServiceNotFound) as error:
+            outcomes.append(error.code)
+
+    async with AgentManager(db) as manager:
+        await manager.register_service("echo", agent_file(), auto_start=True)
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(unregister, manager)
+        assert outcomes.count("done") == 1
+        assert manager.list_services() == []
+
+
+async def test_services_are_listed_by_status_tag_and_name(db: Path, agent_file: AgentFile) -> None:
+    async with AgentManager(db) as manager:
+        await manager.register_service("weather", agent_file(), tags={"weather", "prod"}, auto_start=True)
+        await manager.register_service("news", agent_file(), tags={"prod"})
+
+        def names(**filters: object) -> list[str]:
+            return [s.name for s in manager.list_services(**filters)]  # type: ignore[arg-type]
+
+        assert names() == ["news", "weather"]
+        assert names(status="running") == ["weather"]
+        assert names(tags=["weather", "sport"]) == ["weather"]
+        assert names(name="ew") == ["news"]
+
+
+async def test_a_rule_sends_its_clients_to_its_targets_while_it_lasts(
+    db: Path, agent_file: AgentFile
+) -> None:
+    async with AgentManager(db) as manager, trio.open_nursery() as nursery:
+        for name in ("plain", "vip"):
+            source = f"def create_agent():\n    async def a(m):\n        return {name!r}\n    return a\n"
+            await manager.register_service(name, agent_file(source, f"{name}.py"), auto_start=True)
+        port = await nursery.start(manager.serve_proxy, "localhost", 0)
+        url = f"ws://localhost:{port}/?tier=gold"
+        condition = RoutingCondition(field="query.tier", operator=ConditionOperator.EQUALS, value="gold")
+        with manager.subscribe() as events, trio.fail_after(5):
+            manager.add_routing_rule(
+                RoutingRule(name="gold", conditions=(condition,), target_services=("vip",))
+            )
+            assert (await events.receive()).kind == "rule.created"
+        assert {await ask(url, "who?") for _ in range(4)} == {"vip"}
+        await manager.delete_routing_rule("gold")
+        assert {await ask(url, "who?") for _ in range(4)} == {"plain", "vip"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_sessions_are_counted_while_they_live_and_when_they_end(
+    db: Path, agent_file: AgentFile
+) -> None:
+    async with AgentManager(db) as manager, trio.open_nursery() as nursery:
+        await manager.register_service("echo", agent_file(), auto_start=True)
+        port = await nursery.start(manager.serve_proxy, "localhost", 0)
+
+        def look_and_disconnect() -> None:
+            (connection,) = manager.list_connections()
+            assert (connection.service_name, connection.messages_from_client) == ("echo", 1)
+            assert manager.get_service("echo").active_sessions == 1
+            manager.disconnect(connection.connection_id)
+
+        def converse() -> None:
+            # Not trio-websocket's client: it leaves its socket open when the server closes first.
+            with connect(f"ws://localhost:{port}/") as client:
+                client.send("hello")
+                assert client.recv() == "echo: hello"
+                trio.from_thread.run_sync(look_and_disconnect)
+                with pytest.raises(ConnectionClosedError) as closed:
+                    client.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1008
+
+        await trio.to_thread.run_sync(converse)
+        with trio.fail_after(5):
+            while manager.list_connections():
+                await trio.lowlevel.checkpoint()
+        figures = manager.get_service_stats("echo")
+        assert (figures["connections"]["active"], figures["connections"]["total"]) == (0, 1)
+        nursery.cancel_scope.cancel()
+    async with AgentManager(db) as manager:
+        assert manager.get_service_stats("echo")["connections"]["total"] == 1
+
+
+async def test_on_the_database_only_it_registers_and_lists_and_starts_nothing(
+    db: Path, agent_file: AgentFile
+) -> None:
+    async with AgentManager(db, supervise=False) as manager:
+        await manager.register_service("echo", agent_file())
+        with pytest.raises(ManagerNotRunning, match="agentmgr daemon"):
+            await manager.start_service("echo")
+    async with AgentManager(db, supervise=False) as manager:
+        assert [s.name for s in manager.list_services()] == ["echo"]

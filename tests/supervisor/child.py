@@ -1,0 +1,163 @@
+"""A child process that honours the contract of `agentmgr.supervisor.launcher`, with faults on request.
+
+Nothing but the standard library, so that it starts fast. Run as a command (`child.py --port P`) or, through
+`hosted`, as the agent host would be (`--fd N`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import hmac
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from urllib.parse import parse_qs, urlsplit
+
+
+def frame(opcode: int, payload: bytes) -> bytes:
+    return struct.pack("!BB", 0x80 | opcode, len(payload)) + payload if len(payload) < 126 else (
+        struct.pack("!BBH", 0x80 | opcode, 126, len(payload)) + payload
+    )  # fmt: skip
+
+
+def read_exactly(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        if not (more := sock.recv(count - len(data))):
+            raise ConnectionError
+        data += more
+    return data
+
+
+def serve_one(sock: socket.socket, options: argparse.Namespace) -> None:
+    try:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            if not (more := sock.recv(4096)):
+                return
+            head += more
+        lines = head.decode().split("\r\n")
+        target = urlsplit(lines[0].split()[1])
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
+        key = next(line.split(": ", 1)[1] for line in lines if line.lower().startswith("sec-websocket-key"))
+        assert headers["upgrade"] == "websocket"
+        accept = base64.b64encode(
+            hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
+        )
+        sock.sendall(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+        )
+        if challenge := parse_qs(target.query).get("challenge"):
+            token = os.environ["AGENTMGR_INSTANCE_TOKEN"]
+            if options.wrong_proof:
+                token = "another"
+            mark = hmac.new(token.encode(), challenge[0].encode(), "sha256").hexdigest()
+            answer = {"proof": mark, "status": options.status, "detail": None, "sessions": 0, "turns": 0}
+            sock.sendall(frame(1, json.dumps(answer).encode()))
+        while True:
+            first, second = read_exactly(sock, 2)
+            length = second & 127
+            if length == 126:
+                (length,) = struct.unpack("!H", read_exactly(sock, 2))
+            mask = read_exactly(sock, 4)
+            payload = bytes(b ^ mask[i % 4] for i, b in enumerate(read_exactly(sock, length)))
+            opcode = first & 15
+            if opcode == 8:
+                sock.sendall(frame(8, payload))
+                return
+            sock.sendall(frame(10 if opcode == 9 else opcode, payload))
+    except OSError:
+        pass
+    finally:
+        sock.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("agent", nargs="?")
+    parser.add_argument("--fd", type=int)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--status", default="healthy")
+    parser.add_argument("--wrong-proof", action="store_true")
+    parser.add_argument("--ready-after", type=float, default=0)
+    parser.add_argument("--exit-after", type=float, help="seconds after being ready to serve")
+    parser.add_argument("--exit-code", type=int, default=0)
+    parser.add_argument("--hang-after", type=float, help="the whole process stops answering")
+    parser.add_argument("--ignore-term", action="store_true")
+    parser.add_argument("--term-takes", type=float, default=0)
+    parser.add_argument("--say", default="")
+    parser.add_argument("--escapee", action="store_true", help="start a grandchild that leaves the session")
+    parser.add_argument("--worker", action="store_true", help="start a grandchild in the group")
+    parser.add_argument("--never-listen", action="store_true")
+    parser.add_argument("--report", help="write what it was given into this file")
+    options, _ = parser.parse_known_args()
+
+    if options.ignore_term:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+
+        def leave(*_: object) -> None:
+            time.sleep(options.term_takes)
+            os._exit(0)
+
+        signal.signal(signal.SIGTERM, leave)
+    if options.say:
+        print(options.say, file=sys.stderr, flush=True)
+    if options.report:
+        ignored = [s.name for s in signal.Signals if signal.getsignal(s) is signal.SIG_IGN]
+        facts = {
+            "environ": dict(os.environ),
+            "cwd": os.getcwd(),
+            "ignored": ignored,
+            "blocked": [signal.Signals(s).name for s in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
+            "sid": os.getsid(0) == os.getpid(),
+            "pgrp": os.getpgrp() == os.getpid(),
+            "fds": sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
+            "argv": sys.argv,
+        }
+        with open(options.report, "w") as file:
+            json.dump(facts, file)
+    if options.escapee:
+        # Twice forked, with a session of its own, all descriptors closed: a proper daemon.
+        code = "import os, time; os.setsid(); os.fork() and os._exit(0); time.sleep(600)"
+        subprocess.Popen([sys.executable, "-c", code]).wait()
+    if options.worker:
+        subprocess.Popen(["sleep", "600"])
+    time.sleep(options.ready_after)
+    if options.never_listen:
+        if options.exit_after is not None:
+            time.sleep(options.exit_after)
+            os._exit(options.exit_code)
+        while True:
+            signal.pause()
+    if options.fd is not None:
+        listener = socket.socket(fileno=options.fd)
+    else:
+        listener = socket.create_server((options.host, options.port or int(os.environ["PORT"])), backlog=128)
+    if options.exit_after is not None:
+        threading.Timer(options.exit_after, os._exit, [options.exit_code]).start()
+    hang_at = time.monotonic() + options.hang_after if options.hang_after is not None else None
+    while True:
+        ready = select.select(
+            [listener], [], [], None if hang_at is None else max(0, hang_at - time.monotonic())
+        )
+        if not ready[0]:
+            while True:  # also deaf to what is in flight: like a blocked event loop
+                time.sleep(600)
+        sock, _ = listener.accept()
+        threading.Thread(target=serve_one, args=(sock, options), daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""A journal that remembers, services made of `child.py`, and a supervisor that must leave nothing behind."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from agentmgr.models import (
+    DesiredStatus,
+    HealthCheck,
+    Instance,
+    InstanceRecord,
+    ServiceConfig,
+    ServiceSpec,
+    ServiceStatus,
+)
+from agentmgr.supervisor import Supervisor, procfs
+from agentmgr.supervisor.tokens import Mint
+
+CHILD = Path(__file__).with_name("child.py")
+
+
+class MemoryJournal:
+    """What a manager would write down, and a way to wait for a status instead of sleeping."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, InstanceRecord] = {}
+        self.history: list[Instance] = []
+        self.checks: list[HealthCheck] = []
+        self.drained: list[str] = []
+        self.draining: Callable[[str], Any] | None = None
+        self._news = trio.Condition()
+        self._changed = trio.Event()
+
+    async def instance_spawned(self, record: InstanceRecord) -> None:
+        await trio.lowlevel.checkpoint()
+        self.records[record.instance_id] = record
+
+    async def instance_gone(self, instance_id: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.records.pop(instance_id, None)
+
+    def instance_changed(self, instance: Instance) -> None:
+        self.history.append(instance)
+        self._wake()
+
+    def health_checked(self, check: HealthCheck) -> None:
+        self.checks.append(check)
+        self._wake()
+
+    async def drain(self, instance_id: str, timeout_s: float) -> None:
+        self.drained.append(instance_id)
+        if self.draining is not None:
+            await self.draining(instance_id)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 20) -> None:
+        with trio.fail_after(timeout_s):
+            while not condition():
+                await self._changed.wait()
+
+    def statuses(self, instance_id: str | None = None) -> list[ServiceStatus]:
+        """Of one instance, in order, each once."""
+        found: list[ServiceStatus] = []
+        for view in self.history:
+            if instance_id in (None, view.instance_id) and (not found or found[-1] != view.status):
+                found.append(view.status)
+        return found
+
+
+@pytest.fixture
+def journal() -> MemoryJournal:
+    return MemoryJournal()
+
+
+@pytest.fixture
+def command() -> Callable[..., ServiceSpec]:
+    """Makes services of kind command."""
+
+    def make(*options: str, name: str = "svc", port: int | None = None, **config: Any) -> ServiceSpec:
+        words = (sys.executable, "-S", str(CHILD), "--host", "{host}", "--port", "{port}", *options)
+        config = {"restart_delay": 0.05, "command": words, **config}
+        return ServiceSpec(name, ServiceConfig(**config), port=port, desired_status=DesiredStatus.RUNNING)
+
+    return make
+
+
+@pytest.fixture
+def hosted(tmp_path: Path) -> Callable[..., ServiceSpec]:
+    """Makes services of kind agent file, whose interpreter runs `child.py` in place of the agent host."""
+
+    def make(*options: str, name: str = "svc", port: int | None = None, **config: Any) -> ServiceSpec:
+        interpreter = tmp_path / f"python-for-{name}"
+        words = " ".join(f"'{option}'" for option in options)
+        interpreter.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -S {CHILD} "$@" {words}\n')
+        interpreter.chmod(0o755)
+        config = {"restart_delay": 0.05, "agent_factory_path": "agent.py", **config}
+        config["python"] = str(interpreter)
+        return ServiceSpec(name, ServiceConfig(**config), port=port, desired_status=DesiredStatus.RUNNING)
+
+    return make
+
+
+Opener = Callable[..., AbstractAsyncContextManager[Supervisor]]
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, journal: MemoryJournal, relatives: Callable[[], list[int]]) -> Opener:
+    """Opens a supervisor, shuts it down at the end, and sees that no process with a token of its is left."""
+
+    @asynccontextmanager
+    async def open_supervisor(leave_running: bool = False, **options: Any) -> AsyncIterator[Supervisor]:
+        adopt = options.pop("adopt", ())
+        with trio.fail_after(math.inf if "launcher" in options else 60):  # a fake's hours take no time
+            async with trio.open_nursery() as nursery:
+                supervisor = Supervisor(journal, log_dir=tmp_path / "logs", **options)
+
+                async def run(task_status: trio.TaskStatus[None]) -> None:
+                    await supervisor.run(adopt=adopt, task_status=task_status)
+
+                await nursery.start(run)
+                try:
+                    yield supervisor
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await supervisor.shutdown(leave_running=leave_running, force=True)
+        if not leave_running:
+            assert relatives() == []
+
+    return open_supervisor
+
+
+@pytest.fixture
+def relatives(tmp_path: Path) -> Callable[[], list[int]]:
+    """The living processes that the supervisors of this test have started, by their tokens."""
+
+    def find() -> list[int]:
+        mint = Mint.of(tmp_path / "logs")
+        return procfs.find(lambda _pid, _stat, token: token is not None and mint.made(token))
+
+    return find
+
+
+@pytest.fixture
+def alive() -> Callable[[int], bool]:
+    def is_alive(pid: int) -> bool:
+        stat = procfs.stat(pid)
+        return stat is not None and stat.state not in "ZX"
+
+    return is_alive
+
+
+@pytest.fixture
+def descriptors() -> Callable[[], int]:
+    return lambda: len(os.listdir("/proc/self/fd"))

@@ -1,0 +1,121 @@
+"""Log records: pretty on a terminal, JSON lines elsewhere, under the standard library's names."""
+
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+
+from agentmgr.logs import configure_logging
+from agentmgr.settings import LogFormat, LogLevel
+
+log = logging.getLogger("agentmgr.some.module")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before():
+    root, ours = logging.getLogger(), logging.getLogger("agentmgr")
+    before = root.handlers[:], root.level, ours.level
+    root.handlers.clear()
+    yield
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:], level, our_level = before
+    root.setLevel(level)
+    ours.setLevel(our_level)
+
+
+def test_a_stream_that_is_no_terminal_gets_a_json_object_a_line():
+    stream = io.StringIO()
+    configure_logging(stream=stream)
+    log.info("session %s\nended", 7, extra={"session_id": "s7"})
+    log.warning("again")
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert first["event"] == "session 7\nended"
+    assert first["session_id"] == "s7"
+    assert (first["level"], first["logger"]) == ("info", "agentmgr.some.module")
+    assert first["timestamp"].endswith("Z")
+    assert second["event"] == "again"
+
+
+def test_a_traceback_is_one_line_of_json_too():
+    stream = io.StringIO()
+    configure_logging(stream=stream)
+    try:
+        raise ValueError("boom")
+    except ValueError:
+        log.exception("failed")
+    (line,) = stream.getvalue().splitlines()
+    assert "ValueError: boom" in json.loads(line)["exception"]
+
+
+def test_a_terminal_gets_coloured_lines(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream = Terminal()
+    configure_logging(stream=stream)
+    log.info("hello", extra={"service": "weather"})
+    assert "hello" in stream.getvalue()
+    assert "\x1b[" in stream.getvalue()
+
+
+def test_no_color_is_heeded(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    stream = Terminal()
+    configure_logging(stream=stream)
+    log.info("hello", extra={"service": "weather"})
+    assert "service=weather" in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_clients_words_cannot_forge_a_line_or_move_the_cursor():
+    stream = io.StringIO()
+    configure_logging(format=LogFormat.PRETTY, stream=stream)
+    log.info("refused %s", "a\nFAKE \x1b[2J", extra={"path": "/\r\n"})
+    assert len(stream.getvalue().splitlines()) == 1
+    assert r"a\nFAKE \x1b[2J" in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_the_level_is_for_our_records_and_others_warn(tmp_path):
+    stream = io.StringIO()
+    configure_logging(LogLevel.INFO, stream=stream)
+    log.debug("quiet")
+    logging.getLogger("hypercorn").info("quiet")
+    logging.getLogger("hypercorn").warning("loud")
+    logging.getLogger("agentmgr").setLevel(logging.DEBUG)  # as the guide says
+    log.debug("loud")
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["loud", "loud"]
+
+
+def test_the_file_gets_json_beside_the_terminal_and_does_not_grow_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("agentmgr.logs.FILE_BYTES", 2000)
+    file = tmp_path / "daemon.log"
+    configure_logging(stream=Terminal(), file=file)
+    for number in range(200):
+        log.info("line %d", number)
+    *_, last = file.read_text().splitlines()
+    assert json.loads(last)["event"] == "line 199"
+    assert len(os.listdir(tmp_path)) == 6
+    assert all(kept.stat().st_size <= 2000 for kept in tmp_path.iterdir())
+
+
+def test_a_second_call_replaces_the_first():
+    one, two = io.StringIO(), io.StringIO()
+    configure_logging(stream=one)
+    configure_logging(stream=two)
+    log.info("once")
+    assert one.getvalue() == ""
+    assert len(two.getvalue().splitlines()) == 1
+
+
+def test_structlog_is_imported_only_when_it_is_set_up():
+    script = "import sys, agentmgr.logs; sys.exit('structlog' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -1,0 +1,135 @@
+"""The values: what can be made of them is right in itself."""
+
+from datetime import timedelta
+
+import pytest
+from attrs import evolve, exceptions
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentmgr.errors import InvalidRequest
+from agentmgr.models import (
+    InstanceRecord,
+    RestartMode,
+    RoutingRule,
+    ServiceConfig,
+    ServiceSpec,
+    SessionEnd,
+    new_id,
+    utc_now,
+)
+
+CONFIG = ServiceConfig(agent_factory_path="agent.py")
+SPEC = ServiceSpec("weather", CONFIG)
+
+
+def test_the_guides_defaults_hold():
+    assert CONFIG.auto_restart
+    assert CONFIG.restart_mode is RestartMode.ON_FAILURE
+    assert (CONFIG.max_restart_count, CONFIG.restart_delay, CONFIG.session_timeout) == (3, 5.0, 1800.0)
+
+
+def test_auto_restart_can_be_switched_off():
+    config = evolve(CONFIG, auto_restart=False, restart=RestartMode.ALWAYS)
+    assert config.restart_mode is RestartMode.NEVER
+
+
+def test_values_do_not_change():
+    with pytest.raises(exceptions.FrozenInstanceError):
+        SPEC.name = "other"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "../a", ".a", "-a", "a" * 64, "ä", "a\n", "a\x00"])
+def test_a_name_that_could_harm_a_path_or_a_log_line_is_refused(name):
+    for make in (lambda: ServiceSpec(name, CONFIG), lambda: RoutingRule(name)):
+        with pytest.raises(InvalidRequest) as caught:
+            make()
+        assert caught.value.fields[0].path == "name"
+
+
+@pytest.mark.parametrize("name", ["a", "weather-service", "A.b_c-9", "9", "a" * 63])
+def test_an_ordinary_name_is_fine(name):
+    assert ServiceSpec(name, CONFIG).name == name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"instances": 0},
+        {"weight": 0},
+        {"max_sessions": -1},
+        {"restart_delay": -0.1},
+        {"restart_delay": float("nan")},
+        {"health_check_timeout": 0},
+        {"stop_timeout": float("inf")},
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_name(change):
+    (name,) = change
+    with pytest.raises(InvalidRequest, match=f"^{name} must be from") as caught:
+        evolve(CONFIG, **change)
+    assert caught.value.fields[0].path == name
+
+
+def test_a_string_is_not_a_list_of_letters():
+    with pytest.raises(InvalidRequest, match="list of strings"):
+        ServiceSpec("weather", CONFIG, tags="abc")
+    with pytest.raises(InvalidRequest, match="list of strings"):
+        ServiceConfig(command="node server.js")
+
+
+def test_either_a_file_or_a_command_is_run():
+    for config in (ServiceConfig(), ServiceConfig(agent_factory_path="a.py", command=("b",))):
+        with pytest.raises(InvalidRequest, match="either an agent file or a command"):
+            ServiceSpec("weather", config)
+
+
+def test_a_fixed_port_is_for_one_instance():
+    with pytest.raises(InvalidRequest, match="a fixed port allows one instance"):
+        ServiceSpec("weather", evolve(CONFIG, instances=2), port=8081)
+
+
+def test_a_change_makes_the_next_version():
+    changed = SPEC.changed(description="new")
+    assert (changed.version, changed.description) == (2, "new")
+    assert changed.service_id == SPEC.service_id
+    assert changed.created_at == SPEC.created_at
+    assert changed.updated_at >= SPEC.updated_at
+
+
+def test_a_change_is_checked_like_a_new_value():
+    with pytest.raises(InvalidRequest):
+        SPEC.changed(port=0)
+
+
+def test_ids_tell_their_kind_and_do_not_meet():
+    ids = {new_id("svc") for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(one.startswith("svc_") for one in ids)
+
+
+def test_a_secret_is_not_shown():
+    record = InstanceRecord("i", "s", 0, 1, 2, "boot", "very-secret", "localhost", 80, 1, utc_now())
+    assert "very-secret" not in repr(record)
+
+
+def end(ended_by: str, code: int | None) -> SessionEnd:
+    now = utc_now()
+    return SessionEnd("c", "s", "i", now - timedelta(seconds=1), now, ended_by, code, "", 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1005, 1008, 1012, 3000, 4999])
+@pytest.mark.parametrize("ended_by", ["client", "backend", "gateway"])
+def test_an_end_that_was_meant_is_no_failure(ended_by, code):
+    assert not end(ended_by, code).failed
+
+
+@pytest.mark.parametrize("code", [None, 1002, 1006, 1009, 1011, 1013])
+@pytest.mark.parametrize("ended_by", ["backend", "gateway"])
+def test_a_session_broken_off_by_our_side_has_failed(ended_by, code):
+    assert end(ended_by, code).failed
+
+
+@given(st.none() | st.integers(1000, 4999))
+def test_a_client_that_goes_is_never_the_services_failure(code):
+    assert not end("client", code).failed

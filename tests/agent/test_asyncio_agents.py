@@ -80,10 +80,11 @@ async def test_a_session_is_awaited_in_asyncio():
 async def test_a_cancel_crosses_over_and_the_code_may_clean_up():
     cleaned = threading.Event()
 
-    async def agent(message):
+    async def agent(message, session):
         if message == "next":
             return "next"
         try:
+            await session.emit("agent.thinking")
             await asyncio.sleep(1000)
         finally:
             await asyncio.sleep(0)
@@ -91,14 +92,12 @@ async def test_a_cancel_crosses_over_and_the_code_may_clean_up():
 
     async with hosted(agent, **ASYNCIO) as url, bare_client(url) as client:
         await client.open()
-        await client.say("user.message", content="hi")
+        await client.say("user.message", content="cancelled before it began")
         await client.say("user.cancel")
         await client.until("agent.interrupted")
         assert (await client.ask("next"))["content"] == "next"
-        await client.say("user.message", content="hi")
-        await client.say("ping")
-        await client.until("pong")
-        await trio.testing.wait_all_tasks_blocked(0.02)
+        await client.say("user.message", content="cancelled in the middle")
+        await client.until("agent.thinking")
         await client.say("user.cancel")
         await client.until("agent.interrupted")
         assert (await client.ask("next"))["content"] == "next"
@@ -165,9 +164,10 @@ async def test_code_that_ignores_its_cancellation_is_left_behind(monkeypatch, ca
     monkeypatch.setattr("agentmgr.agent.aio.CANCEL_TIMEOUT_S", 0.05)
     free = asyncio.Event()
 
-    async def agent(message):
+    async def agent(message, session):
         if message == "next":
             return "next"
+        await session.emit("agent.thinking")
         while not free.is_set():
             with suppress(asyncio.CancelledError):
                 await free.wait()
@@ -175,8 +175,7 @@ async def test_code_that_ignores_its_cancellation_is_left_behind(monkeypatch, ca
 
     async with hosted(agent, **ASYNCIO) as url, bare_client(url) as client:
         await client.say("user.message", content="hi")
-        await client.say("ping")
-        await client.until("pong")
+        await client.until("agent.thinking")
         await client.say("user.cancel")
         await client.until("agent.interrupted")
         assert (await client.ask("next"))["content"] == "next"
@@ -243,9 +242,10 @@ async def test_many_sessions_share_the_loop_and_their_streams_stay_apart():
 
 async def test_a_blocked_loop_fails_the_probe_and_blocks_no_client(monkeypatch):
     monkeypatch.setattr("agentmgr.agent.adapt.HEALTH_TIMEOUT_S", 0.1)
-    release = threading.Event()
+    blocked, release = threading.Event(), threading.Event()
 
     async def agent(message):
+        blocked.set()
         release.wait(20)
         return "free"
 
@@ -254,8 +254,7 @@ async def test_a_blocked_loop_fails_the_probe_and_blocks_no_client(monkeypatch):
         async with bare_client(url + HEALTH_PATH) as prober:
             assert '"status": "healthy"' in await prober.websocket.get_message()
         await client.say("user.message", content="block")
-        await client.say("ping")
-        await client.until("pong")
+        await trio.to_thread.run_sync(blocked.wait, 5)
         async with bare_client(url + HEALTH_PATH) as prober:
             report = await prober.websocket.get_message()
             assert '"status": "unhealthy"' in report
@@ -285,16 +284,16 @@ async def test_a_raw_agent_has_the_connection_in_the_words_of_websockets():
 async def test_a_session_that_ends_takes_its_asyncio_code_with_it():
     ended = threading.Event()
 
-    async def agent(message):
+    async def agent(message, session):
         try:
+            await session.emit("agent.thinking")
             await asyncio.sleep(1000)
         finally:
             ended.set()
 
     async with hosted(agent, **ASYNCIO) as url, bare_client(url) as client:
         await client.say("user.message", content="hi")
-        await client.until("agent.session_created")
-        await trio.testing.wait_all_tasks_blocked(0.02)
+        await client.until("agent.thinking")
         url.sessions.end_all("restart")
         await client.until("agent.session_end")
         assert await trio.to_thread.run_sync(ended.wait, 5)
@@ -346,17 +345,17 @@ async def test_the_loop_ends_with_its_host_and_takes_its_tasks_along():
 async def test_a_loop_that_cannot_be_stopped_does_not_hold_the_host(monkeypatch):
     monkeypatch.setattr("agentmgr.agent.aio.STOP_TIMEOUT_S", 0.05)
     monkeypatch.setattr("agentmgr.agent.aio.CANCEL_TIMEOUT_S", 0.05)
-    release = threading.Event()
+    blocked, release = threading.Event(), threading.Event()
 
     async def agent(message):
+        blocked.set()
         release.wait(20)
 
     started = time.monotonic()
     try:
         async with hosted(agent, **ASYNCIO) as url, bare_client(url) as client:
             await client.say("user.message", content="block")
-            await client.say("ping")
-            await client.until("pong")
+            await trio.to_thread.run_sync(blocked.wait, 5)
         assert time.monotonic() - started < 5
     finally:
         release.set()

@@ -199,7 +199,7 @@ async def test_a_full_disk_is_survived(quick, tmp_path, make):
     async with open_store(tmp_path / "a.db") as store:
         store._db.execute("PRAGMA max_page_count = 1")  # as small as it is now
         returned = []
-        with pytest.raises(StorageError, match="the disk is full: make room"):  # noqa: PT012  (which, is not known)
+        with pytest.raises(StorageError, match="the disk is full: make room"):
             for number in range(100):
                 await store.add_service(make.service(f"s{number}"))
                 returned.append(f"s{number}")

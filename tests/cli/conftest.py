@@ -1,0 +1,137 @@
+"""The command as users run it: processes of its own, on a database of its own, all ended by the test's end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agentmgr.settings import RuntimePaths
+
+ECHO = """
+def create_agent():
+    async def answer(message):
+        print("got", message, flush=True)
+        return f"echo: {message}"
+    return answer
+"""
+
+TIMEOUT_S = 40
+
+
+class Shell:
+    """A directory to run `agentmgr` in."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("AGENTMGR_") and name != "NO_COLOR"
+        }
+        self.paths = RuntimePaths.of(directory / "agent_manager.db")
+
+    def __call__(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs the command, however it ends."""
+        return subprocess.run(
+            [sys.executable, "-m", "agentmgr", *words],
+            cwd=self.directory,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+
+    def ok(self, *words: str, **environment: str) -> str:
+        """What the command prints; it must succeed."""
+        done = self(*words, **environment)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    def fails(self, *words: str, code: int = 1) -> str:
+        """What the command says on stderr; it must fail with that code, and without a traceback."""
+        done = self(*words)
+        assert done.returncode == code, f"{words}: {done.returncode} {done.stdout} {done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    @contextmanager
+    def background(self, *words: str) -> Iterator[Foreground]:
+        """The command in a terminal of its own, ended by the block's end if it has not ended before."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agentmgr", *words],
+            cwd=self.directory,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        with process:
+            try:
+                yield Foreground(process)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    try:
+                        process.communicate(timeout=TIMEOUT_S)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                        raise
+
+    def manager_pid(self) -> int | None:
+        """Who holds the database."""
+        try:
+            return int(self.paths.lock.read_text())
+        except (OSError, ValueError):
+            return None
+
+
+class Foreground:
+    """A command that goes on."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def until(self, *wanted: str) -> str:
+        """Reads its output to the line that has all these words, and returns that line."""
+        assert self.process.stdout is not None
+        seen = []
+        for line in self.process.stdout:
+            seen.append(line)
+            if all(word in line for word in wanted):
+                return line
+        raise AssertionError(f"{wanted} never came: {''.join(seen)}")
+
+    def interrupt(self, number: int = signal.SIGINT) -> tuple[int, str]:
+        """Ends it with a signal; its exit code, and what it still said."""
+        self.process.send_signal(number)
+        rest, _ = self.process.communicate(timeout=TIMEOUT_S)
+        return self.process.returncode, rest
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    (tmp_path / "my_agent.py").write_text(ECHO)
+    shell = Shell(tmp_path)
+    yield shell
+    # Whatever went wrong, nothing of it is left.
+    if shell.manager_pid() is not None:
+        shell("shutdown")
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], str]:
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        return name
+
+    return write

@@ -1,4 +1,4 @@
-"""The command as users run it: processes of its own, on a database of its own, all ended by the test's end."""
+"""The command as users run it: in processes of its own, on a database of its own, all ended with the test."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agentmgr.cli.entry import run
 from agentmgr.settings import RuntimePaths
 
 ECHO = """
@@ -87,6 +88,13 @@ class Shell:
                         process.kill()
                         raise
 
+    def lives(self, pid: int) -> bool:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return state not in "ZX"
+
     def manager_pid(self) -> int | None:
         """Who holds the database."""
         try:
@@ -126,6 +134,35 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     # Whatever went wrong, nothing of it is left.
     if shell.manager_pid() is not None:
         shell("shutdown")
+
+
+class InProcess(Shell):
+    """The same without a process for each command: twenty times as fast, for all that needs no daemon."""
+
+    def __init__(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        super().__init__(directory)
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        monkeypatch.chdir(directory)
+        for name in ("AGENTMGR_DB", "NO_COLOR"):
+            monkeypatch.delenv(name, raising=False)
+
+    def __call__(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        self._capsys.readouterr()
+        with self._monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            code = run(words)
+        said = self._capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    (tmp_path / "my_agent.py").write_text(ECHO)
+    return InProcess(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from websockets.sync.client import connect
@@ -66,7 +65,7 @@ def test_the_guides_first_steps(shell: Any) -> None:
     pid = shell.manager_pid()
     assert pid is not None
     shell.ok("shutdown")
-    assert not Path(f"/proc/{pid}").exists(), "it returns when the process is gone"
+    assert not shell.lives(pid), "it returns when the process is gone"
     assert not shell.paths.control_socket.exists()
 
 

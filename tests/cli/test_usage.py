@@ -27,10 +27,11 @@ def every_command() -> list[tuple[str, click.Command]]:
     return found
 
 
-def test_the_version(shell: Any) -> None:
-    assert shell.ok("--version") == f"agentmgr {__version__}\n"
-    assert __version__ in shell.ok("version")
-    assert json.loads(shell.ok("version", "--format", "json"))["agentmgr"] == __version__
+def test_the_version(here: Any, shell: Any) -> None:
+    assert shell.ok("--version") == here.ok("--version")
+    assert here.ok("--version") == f"agentmgr {__version__}\n"
+    assert __version__ in here.ok("version")
+    assert json.loads(here.ok("version", "--format", "json"))["agentmgr"] == __version__
 
 
 @pytest.mark.parametrize(
@@ -51,8 +52,8 @@ def test_the_version(shell: Any) -> None:
         ["proxy", "--port", "x"],
     ],
 )
-def test_wrong_usage_is_2(shell: Any, words: list[str]) -> None:
-    assert "Error" in shell.fails(*words, code=2)
+def test_wrong_usage_is_2(here: Any, words: list[str]) -> None:
+    assert "Error" in here.fails(*words, code=2)
 
 
 @pytest.mark.parametrize(
@@ -72,69 +73,72 @@ def test_wrong_usage_is_2(shell: Any, words: list[str]) -> None:
         (["register", "x", "my_agent.py", "--db-path", "/proc/none/x.db"], "/proc/none"),
     ],
 )
-def test_a_failure_is_1_with_one_clear_line(shell: Any, words: list[str], said: str) -> None:
-    (line,) = shell.fails(*words).splitlines()
+def test_a_failure_is_1_with_one_clear_line(here: Any, words: list[str], said: str) -> None:
+    (line,) = here.fails(*words).splitlines()
     assert line.startswith("Error: ")
     assert said in line
 
 
-def test_debug_shows_the_traceback(shell: Any) -> None:
+def test_debug_shows_the_traceback(here: Any) -> None:
     for words in (["--debug", "stop", "nobody"], ["stop", "nobody", "--debug"]):
-        done = shell(*words)
+        done = here(*words)
         assert done.returncode == 1
         assert "Traceback" in done.stderr
 
 
 def test_a_failed_start_shows_the_programs_own_words(shell: Any, write: Any) -> None:
     write("broken.py", "def create_agent():\n    return unknown_name\n")
-    said = shell.fails("register", "broken", "broken.py", "--auto-start")
-    assert "unknown_name" in said
+    done = shell("register", "broken", "broken.py", "--auto-start")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "unknown_name" in done.stderr
     assert "error" in shell.ok("list")
-    assert "unknown_name" in shell.ok("status", "broken")
-    assert "unknown_name" in shell.fails("start", "broken")
+    assert "unknown_name" in shell("status", "broken").stdout
+    done = shell("start", "broken")
+    assert done.returncode == 1
+    assert "unknown_name" in done.stderr
 
 
-def test_every_option_of_the_guide_reaches_the_registration(shell: Any, write: Any) -> None:
+def test_every_option_of_the_guide_reaches_the_registration(here: Any, write: Any) -> None:
     write("vars.env", "# comment\nexport A=from file\nB='quoted'\n")
-    shell.ok(
+    here.ok(
         "register", "x", "my_agent.py", "--host", "127.0.0.1", "--port", "18081", "--description", "d",
         "--tags", "a, b", "--max-sessions", "3", "--session-timeout", "60.5", "--no-auto-restart",
         "--max-restart-count", "7", "--restart-delay", "0.5", "--env", "A=word", "--env-file", "vars.env",
         "--stop-timeout", "3",
     )  # fmt: skip
-    (service,) = json.loads(shell.ok("list", "--format", "json"))
+    (service,) = json.loads(here.ok("list", "--format", "json"))
     config = service["config"]
     assert (service["host"], service["port"], service["tags"]) == ("127.0.0.1", 18081, ["a", "b"])
     assert (config["max_sessions"], config["session_timeout"]) == (3, 60.5)
     assert (config["auto_restart"], config["max_restart_count"], config["restart_delay"]) == (False, 7, 0.5)
     assert config["env"]["B"] == "quoted" or "B" in config["env"]
-    assert config["cwd"] == str(shell.directory)
+    assert config["cwd"] == str(here.directory)
 
 
-def test_a_command_behind_two_dashes_is_the_services_own(shell: Any) -> None:
-    shell.ok("register", "x", "--tags", "a", "--", "node", "server.js", "--port", "{port}", "--tags")
-    (service,) = json.loads(shell.ok("list", "--format", "json"))
+def test_a_command_behind_two_dashes_is_the_services_own(here: Any) -> None:
+    here.ok("register", "x", "--tags", "a", "--", "node", "server.js", "--port", "{port}", "--tags")
+    (service,) = json.loads(here.ok("list", "--format", "json"))
     assert service["command"] == ["node", "server.js", "--port", "{port}", "--tags"]
     assert service["tags"] == ["a"]
 
 
-def test_rules_by_command_line(shell: Any) -> None:
-    shell.ok(
+def test_rules_by_command_line(here: Any) -> None:
+    here.ok(
         "routes", "add", "vip", "--when", "user_agent", "contains", "VIP", "--when", "client_ip", "in_cidr",
         "10.0.0.0/8, 127.0.0.1/32", "--ignore-case", "--tags", "premium", "--strategy", "least_connections",
         "--priority", "1",
     )  # fmt: skip
-    shell.ok("routes", "change", "vip", "--priority", "5", "--description", "for VIPs")
-    shell.ok("routes", "disable", "vip")
-    (rule,) = json.loads(shell.ok("routes", "list", "--format", "json"))
+    here.ok("routes", "change", "vip", "--priority", "5", "--description", "for VIPs")
+    here.ok("routes", "disable", "vip")
+    (rule,) = json.loads(here.ok("routes", "list", "--format", "json"))
     assert [(c["field"], c["value"], c["case_sensitive"]) for c in rule["conditions"]] == [
         ("user_agent", "VIP", False),
         ("client_ip", ["10.0.0.0/8", "127.0.0.1/32"], False),
     ]
     assert (rule["priority"], rule["enabled"], rule["target_strategy"]) == (5, False, "least_connections")
-    shell.ok("routes", "enable", "vip")
-    shell.ok("routes", "remove", "vip")
-    assert shell.ok("routes", "list") == ""
+    here.ok("routes", "enable", "vip")
+    here.ok("routes", "remove", "vip")
+    assert here.ok("routes", "list") == ""
 
 
 @pytest.mark.parametrize(("name", "command"), every_command())
@@ -147,12 +151,12 @@ def test_every_command_has_help_with_an_example_that_fits(name: str, command: cl
         assert command.get_short_help_str()
 
 
-def test_help_needs_no_command_to_be_imported(shell: Any) -> None:
-    text = shell.ok("--help")
+def test_help_needs_no_command_to_be_imported(here: Any) -> None:
+    text = here.ok("--help")
     for name in COMMANDS:
         assert f"  {name} " in text
-    assert "Example" in shell.ok("register", "--help")
-    assert "agentmgr list --status running" in shell.ok("list", "-h")
+    assert "Example" in here.ok("register", "--help")
+    assert "agentmgr list --status running" in here.ok("list", "-h")
 
 
 @pytest.mark.parametrize("module", ["list", "status", "start", "stop", "shutdown", "info"])

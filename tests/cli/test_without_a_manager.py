@@ -1,4 +1,4 @@
-"""What commands do when no manager runs: read and register on the database, and start a daemon for the rest."""
+"""Commands when no manager runs: read and register on the database, and start a daemon for the rest."""
 
 from __future__ import annotations
 
@@ -12,45 +12,37 @@ from pathlib import Path
 from typing import Any
 
 
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
+def test_reading_creates_nothing(here: Any) -> None:
+    assert here.ok("list") == ""
+    assert json.loads(here.ok("list", "--format", "json")) == []
+    assert json.loads(here.ok("stats", "--format", "json"))["services"]["total"] == 0
+    assert json.loads(here.ok("routes", "list", "--format", "json")) == []
+    assert json.loads(here.ok("connections", "--format", "json")) == []
+    assert "not running" in here.ok("info")
+    here.ok("shutdown")
+    assert "no service" in here.fails("status", "nobody")
+    assert "no service" in here.fails("logs", "nobody")
+    assert not here.paths.database.exists()
+    assert not here.paths.directory.exists()
 
 
-def test_reading_creates_nothing(shell: Any) -> None:
-    assert shell.ok("list") == ""
-    assert json.loads(shell.ok("list", "--format", "json")) == []
-    assert json.loads(shell.ok("stats", "--format", "json"))["services"]["total"] == 0
-    assert json.loads(shell.ok("routes", "list", "--format", "json")) == []
-    assert json.loads(shell.ok("connections", "--format", "json")) == []
-    assert "not running" in shell.ok("info")
-    shell.ok("shutdown")
-    assert "no service" in shell.fails("status", "nobody")
-    assert "no service" in shell.fails("logs", "nobody")
-    assert not shell.paths.database.exists()
-    assert not shell.paths.directory.exists()
-
-
-def test_registering_and_changing_needs_no_manager(shell: Any) -> None:
-    shell.ok("register", "x", "my_agent.py")
-    shell.ok("scale", "x", "2")
-    assert "stopped" in shell.ok("stop", "x")
-    shell.ok("routes", "add", "zh", "--when", "query.lang", "equals", "zh", "--service", "x")
-    (service,) = json.loads(shell.ok("list", "--format", "json"))
+def test_registering_and_changing_needs_no_manager(here: Any) -> None:
+    here.ok("register", "x", "my_agent.py")
+    here.ok("scale", "x", "2")
+    assert "stopped" in here.ok("stop", "x")
+    here.ok("routes", "add", "zh", "--when", "query.lang", "equals", "zh", "--service", "x")
+    (service,) = json.loads(here.ok("list", "--format", "json"))
     assert (service["name"], service["config"]["instances"]) == ("x", 2)
-    assert service["agent_factory_path"] == str(shell.directory / "my_agent.py")
-    assert "query.lang equals zh" in shell.ok("routes", "list")
-    assert "unregistered" in shell.ok("unregister", "x")
-    assert shell.manager_pid() is None
+    assert service["agent_factory_path"] == str(here.directory / "my_agent.py")
+    assert "query.lang equals zh" in here.ok("routes", "list")
+    assert "unregistered" in here.ok("unregister", "x")
+    assert here.manager_pid() is None
 
 
-def test_what_needs_a_manager_says_so(shell: Any) -> None:
-    assert "no manager is running" in shell.fails("disconnect", "conn_1")
-    assert "no manager is running" in shell.fails("routes", "test")
-    assert "no manager is running" in shell.fails("events", "--follow")
+def test_what_needs_a_manager_says_so(here: Any) -> None:
+    assert "no manager is running" in here.fails("disconnect", "conn_1")
+    assert "no manager is running" in here.fails("routes", "test")
+    assert "no manager is running" in here.fails("events", "--follow")
 
 
 def test_commands_at_once_all_register_and_start_one_daemon(shell: Any) -> None:
@@ -75,9 +67,9 @@ def test_instances_that_outlive_their_manager_are_shown_adopted_and_stopped(shel
     pid = service["instances"][0]["pid"]
     manager = shell.manager_pid()
     os.kill(manager, signal.SIGKILL)
-    while alive(manager):
+    while shell.lives(manager):
         os.sched_yield()
-    assert alive(pid)
+    assert shell.lives(pid)
 
     done = shell("list")
     assert "1 instance runs unsupervised" in done.stderr
@@ -85,7 +77,7 @@ def test_instances_that_outlive_their_manager_are_shown_adopted_and_stopped(shel
     done = shell("stop", "x")
     assert done.returncode == 0, done.stderr
     assert "started a manager" in done.stderr
-    assert not alive(pid)
+    assert not shell.lives(pid)
     assert shell.manager_pid() not in (None, manager)
 
 
@@ -98,24 +90,24 @@ def test_a_daemon_that_cannot_start_says_why(shell: Any) -> None:
     assert shell.manager_pid() is None
 
 
-def test_the_database_may_be_named_before_or_after_or_by_the_environment(shell: Any) -> None:
-    shell.ok("--db-path", "a.db", "register", "in-a", "my_agent.py")
-    shell.ok("register", "in-b", "my_agent.py", "--db-path", "b.db")
-    shell.ok("register", "in-c", "my_agent.py", AGENTMGR_DB="c.db")
+def test_the_database_may_be_named_before_or_after_or_by_the_environment(here: Any) -> None:
+    here.ok("--db-path", "a.db", "register", "in-a", "my_agent.py")
+    here.ok("register", "in-b", "my_agent.py", "--db-path", "b.db")
+    here.ok("register", "in-c", "my_agent.py", AGENTMGR_DB="c.db")
     for letter in "abc":
-        assert f"in-{letter}" in shell.ok("list", "--db-path", f"{letter}.db")
-        assert f"in-{letter}" in shell.ok("--db-path", f"{letter}.db", "list")
-    assert "in-a" in shell.ok("list", "--db-path", "a.db", AGENTMGR_DB="c.db"), "a flag wins"
-    shell.ok("routes", "--db-path", "a.db", "list")
-    assert shell.ok("list") == ""
+        assert f"in-{letter}" in here.ok("list", "--db-path", f"{letter}.db")
+        assert f"in-{letter}" in here.ok("--db-path", f"{letter}.db", "list")
+    assert "in-a" in here.ok("list", "--db-path", "a.db", AGENTMGR_DB="c.db"), "a flag wins"
+    here.ok("routes", "--db-path", "a.db", "list")
+    assert here.ok("list") == ""
 
 
 def test_a_daemon_started_in_the_background_is_nobodys_child(shell: Any) -> None:
     shell.ok("register", "x", "my_agent.py", "--auto-start")
     pid = shell.manager_pid()
-    fields = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     assert int(fields[3]) == pid, "a session of its own: closing the terminal does not reach it"
     targets = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (0, 1, 2)}
     assert targets == {"/dev/null", str(shell.paths.daemon_log)}
     assert shell.paths.daemon_log.stat().st_mode & 0o777 == 0o600
-    assert sys.executable in open(f"/proc/{pid}/cmdline").read()
+    assert sys.executable in Path(f"/proc/{pid}/cmdline").read_text()

@@ -88,7 +88,7 @@ class Connection:
             try:
                 self._take(text_of(frame, self._max_message_bytes))
             except BadInput as bad:
-                self._refuse(bad)
+                self._refuse(bad, _whose(frame) if bad.code == "too_large" else None)
             while len(self._control) >= MAX_CONTROL:
                 self._drained = trio.Event()
                 await self._drained.wait()
@@ -141,11 +141,12 @@ class Connection:
             self._tell(Event(events.NOTICE, {"code": "nothing_running", "message": "no turn is running"}))
 
     def _ack(self, event: ClientEvent) -> None:
-        session = self._known_session(event)
-        reader = self._attached.get(session)
-        if reader is not None:
-            reader.ack(sequence_number(event, "seq"))
-            session.progressed()
+        for session, reader in self._attached.items():  # also one that has just ended
+            if session.id == event.session_id or (event.session_id is None and session is self._current):
+                reader.ack(sequence_number(event, "seq"))
+                session.progressed()
+                return
+        self._known_session(event)
 
     def _reconnect(self, event: ClientEvent) -> None:
         session_id = event.find("session_id")
@@ -297,6 +298,14 @@ class Connection:
 
     def _wake(self) -> None:
         self._news.set()
+
+
+def _whose(frame: str | bytes) -> ClientEvent | None:
+    """A frame that is refused unread, read for the `step_id` alone, so that its sender knows which it was."""
+    try:
+        return parse(text_of(frame, 0))
+    except BadInput:
+        return None
 
 
 def _describe(gap: Gap) -> Mapping[str, Any]:

@@ -31,6 +31,7 @@ MAX_QUEUED = 16
 REMEMBERED_STEPS = 256
 """Messages remembered by their `step_id`, so that one sent twice around a reconnect is taken once."""
 MAX_HISTORY = 1000
+ACK_PATIENCE_S = 5.0
 STALL_S = 30.0
 """How long a turn waits for a connected client that does not read; then it goes on, and there is a gap."""
 HOOK_TIMEOUT_S = 5.0
@@ -372,11 +373,18 @@ class Session:
         return Event(events.AGENT_ERROR, {"error_id": error_id, "type": name, "message": text})
 
     async def _wait_for_client(self, size: int) -> None:
-        with trio.move_on_after(STALL_S) as patience:
-            while self._reader is not None and self.buffer.would_lose(self._reader.needed_from, size):
-                await self._read.park()
+        # First for its acknowledgements, if it gives any: what is on the way could still get lost. One that
+        # is late with them is then taken to have received what it was sent, which nobody can be sure of.
+        with trio.move_on_after(ACK_PATIENCE_S) as patience:
+            await self._wait_for_room(size)
         if patience.cancelled_caught and self._reader is not None:
-            self._reader.acks = False  # it has stopped acknowledging, or never meant to
+            self._reader.acks = False
+            with trio.move_on_after(STALL_S):
+                await self._wait_for_room(size)
+
+    async def _wait_for_room(self, size: int) -> None:
+        while self._reader is not None and self.buffer.would_lose(self._reader.needed_from, size):
+            await self._read.park()
 
     def _used(self) -> None:
         """Resets the clock that runs while nobody is connected and nothing is being done."""

@@ -36,7 +36,8 @@ ESTABLISH_TIMEOUT_S = 15.0
 SILENCE_S = 40.0
 """The agent's heartbeat comes every 30 s; after this long without a word it is asked, and then given up."""
 RETRY_FIRST_S, RETRY_MAX_S = 0.05, 5.0
-ACK_EVERY = 32
+ACK_EVERY, ACK_DELAY_S = 32, 0.2
+"""Events are acknowledged by the dozen, and when no more come for a moment: the agent may wait for it."""
 BUFFERED_EVENTS = 1024
 """Events that wait for the program to take them; beyond that, the agent waits too."""
 TURN_ENDS = frozenset({"agent.final_answer", "agent.error", "agent.timeout", "agent.interrupted"})
@@ -195,7 +196,7 @@ class AgentSession:
 
     async def _stay_connected(self) -> None:
         attempt, give_up_at = 0, -math.inf  # the first connection has one try
-        while not self._closing.is_set() and self._failure is None:
+        while not self._closing.is_set():
             self._resumed = False
             problem = f"{self._url} closed the connection and began no session"
             try:
@@ -205,6 +206,8 @@ class AgentSession:
                 problem = str(error)
                 if not error.worth_retrying:
                     raise AgentUnreachable(problem) from None
+            if self._failure is not None:
+                return
             if self._resumed:
                 attempt, give_up_at = 0, trio.current_time() + self._reconnect_for_s
             elif trio.current_time() >= give_up_at:
@@ -245,9 +248,13 @@ class AgentSession:
     async def _read(self, websocket: WebSocketConnection) -> None:
         asked, unacked = False, 0
         while self._failure is None:
-            with trio.move_on_after(SILENCE_S) as patience:
+            with trio.move_on_after(ACK_DELAY_S if unacked else SILENCE_S) as patience:
                 event = _decode(await websocket.get_message())
             if patience.cancelled_caught:
+                if unacked:
+                    unacked = 0
+                    await self._ack(websocket)
+                    continue
                 if asked:
                     return
                 asked = True
@@ -260,12 +267,13 @@ class AgentSession:
             unacked += 1
             if unacked >= ACK_EVERY or event.event in TURN_ENDS:
                 unacked = 0
-                await websocket.send_message(
-                    _encode("user.ack", session_id=self.session_id, seq=self.last_seq)
-                )
+                await self._ack(websocket)
             while self._arrived.statistics().current_buffer_used >= BUFFERED_EVENTS:
                 self._room = trio.Event()
                 await self._room.wait()
+
+    async def _ack(self, websocket: WebSocketConnection) -> None:
+        await websocket.send_message(_encode("user.ack", session_id=self.session_id, seq=self.last_seq))
 
     def _takes_in(self, event: AgentEvent) -> bool:
         """Keeps the books; False for what a program need not see, or has seen."""
@@ -281,9 +289,11 @@ class AgentSession:
             if event.seq <= self.last_seq:
                 return False
             self.last_seq = event.seq
-        if event.event == "agent.session_created" and self.session_id is None:
-            self.session_id = event.session_id
-            self._resume()
+        if event.event == "agent.session_created":
+            if self.session_id is None:
+                self.session_id = event.session_id
+                self._resume()
+            return False
         if event.event in TURN_ENDS:  # whatever was answered or cancelled meanwhile is settled
             for key in [key for key in self._unconfirmed if not key.startswith("msg_")]:
                 del self._unconfirmed[key]

@@ -11,9 +11,11 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import SplitResult, urlsplit
 
+import h11
 import trio
+import wsproto.utilities
 from attrs import frozen
-from trio_websocket import ConnectionRejected, WebSocketConnection, wrap_client_stream
+from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
 from ..errors import InvalidRequest
 
@@ -59,31 +61,35 @@ async def with_connection(
             stream = await _open_stream(parts.scheme, host, port)
     except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
         raise CannotConnect(f"cannot connect to {host}:{port}: {_why(error)}") from None
-    rejected: ConnectionRejected | None = None
+    rejected: list[ConnectionRejected] = []
+    opened = False
     try:
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(CONNECT_TIMEOUT_S) as patience:
                 websocket = await wrap_client_stream(
                     nursery,
-                    # A server that says nothing and closes would leave us waiting for the deadline.
+                    # A server that closes instead of answering would leave us waiting for the deadline.
                     _TellingStream(stream, patience.cancel),  # type: ignore[arg-type]  # any stream will do
                     parts.netloc.rpartition("@")[2],
                     parts._replace(scheme="", netloc="", fragment="", path=parts.path or "/").geturl(),
                     extra_headers=[(name.encode(), value.encode()) for name, value in headers],
                     max_message_size=MAX_MESSAGE_BYTES,
                 )
-            if not patience.cancelled_caught:
+                opened = True
+            if opened:
                 await use(websocket)
             nursery.cancel_scope.cancel()
     except* ConnectionRejected as group:
-        rejected = next(error for error in group.exceptions if isinstance(error, ConnectionRejected))
+        rejected += [error for error in group.exceptions if isinstance(error, ConnectionRejected)]
+    except* (h11.ProtocolError, wsproto.utilities.ProtocolError, ConnectionClosed):
+        pass  # trio-websocket's reader, on a peer that breaks the protocol: the connection is over
     finally:
         await trio.aclose_forcefully(stream)
-    if rejected is not None:
-        body = (rejected.body or b"")[:500].decode(errors="replace")
-        reason = f"{host}:{port} refused the connection with status {rejected.status_code}. {body}".rstrip()
-        raise CannotConnect(reason, rejected.status_code in WORTH_RETRYING)
-    if patience.cancelled_caught:
+    for refusal in rejected:
+        body = (refusal.body or b"")[:500].decode(errors="replace")
+        reason = f"{host}:{port} refused the connection with status {refusal.status_code}. {body}".rstrip()
+        raise CannotConnect(reason, refusal.status_code in WORTH_RETRYING)
+    if not opened:
         raise CannotConnect(f"{host}:{port} did not answer as a WebSocket server does")
 
 

@@ -142,7 +142,7 @@ class ControlPlane:
                     "ended_by": end.ended_by,
                     "code": end.code,
                     "reason": end.reason,
-                    "seconds": round((end.ended_at - end.started_at).total_seconds(), 3),
+                    "duration_s": round((end.ended_at - end.started_at).total_seconds(), 3),
                     "messages_from_client": end.messages_from_client,
                     "messages_to_client": end.messages_to_client,
                 },

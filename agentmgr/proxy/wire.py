@@ -19,11 +19,12 @@ _AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
 class Wire:
     """Owns the socket: whoever has the wire closes it."""
 
-    __slots__ = ("secure", "sock")
+    __slots__ = ("ahead", "secure", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
+        self.ahead = b""  #: received along with the handshake; the first bytes of what follows it
         self.secure = isinstance(sock, ssl.SSLSocket)
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
@@ -47,6 +48,16 @@ class Wire:
                 await trio.lowlevel.wait_readable(self.sock)
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(self.sock)
+
+    async def wait_gone(self, max_ahead: int) -> None:
+        """Returns when the peer has left. What it sends meanwhile goes to `ahead`, up to so many bytes."""
+        with suppress(OSError):
+            while len(self.ahead) < max_ahead:
+                data = await self.receive(max_ahead - len(self.ahead))
+                if not data:
+                    return
+                self.ahead += data
+            await trio.sleep_forever()  # it is there, and wants much: the kernel makes it wait
 
     async def send_all(self, data: bytes | memoryview) -> None:
         """Raises `OSError`."""

@@ -21,7 +21,7 @@ from ..core.health import ProbeResult, Vitals, judge
 from ..core.lifecycle import InstanceEvent
 from ..core.restart import EX_CONFIG, Again, Cause, Ending, Exit, GiveUp, History
 from ..errors import AgentManagerError, PortNotAvailable, ServiceFailedToStart, WrongState
-from ..models import HealthCheck, HealthStatus, Instance, ServiceSpec, ServiceStatus, utc_now
+from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
 from .journal import Entry, Journal
 from .launcher import CannotLaunch, Child, Place
 
@@ -38,6 +38,10 @@ class Surroundings:
     """What all lives of one supervisor share."""
 
     journal: Journal
+    announce: Callable[[Instance], None]
+    missing: Callable[[ServiceSpec], tuple[str, bool] | None]
+    """A service that this one must wait for, and whether it is on its way; None when all are ready."""
+    news: trio.lowlevel.ParkingLot  #: unparked at each change of any instance
     health_check_interval: float
     random: Callable[[], float]  #: from [0, 1)
     probes: trio.CapacityLimiter
@@ -155,9 +159,22 @@ class Life:
         """Only so many start at once. What comes out of it gives the turn back when it is closed."""
         with ExitStack() as turn:
             if self._adopted is None:
+                await self._dependencies_ready()
                 await self._around.starts.acquire()
                 turn.callback(self._around.starts.release)
             yield turn
+
+    async def _dependencies_ready(self) -> None:
+        """However long it takes. Whoever waits for the start is told when it may take for ever."""
+        while missing := self._around.missing(self.spec):
+            name, coming = missing
+            reason = f"waits for service {name!r}" + ("" if coming else ", which is not running")
+            self._tell(error_message=reason)
+            if not coming:
+                self._first_try.fail(
+                    ServiceFailedToStart(f"service {self.spec.name} {reason}; start it first")
+                )
+            await self._around.news.park()
 
     @asynccontextmanager
     async def _launched(self) -> AsyncIterator[Child]:
@@ -170,7 +187,7 @@ class Life:
         self.entry.set(record)
         try:
             self._tell(pid=record.pid, host=record.host, port=record.port, started_at=record.started_at,
-                       spec_version=record.spec_version, ready_at=None,
+                       spec_version=record.spec_version, ready_at=None, unenforced=child.unenforced,
                        restarts_left=self._history.left(self._config, now=trio.current_time()))  # fmt: skip
             yield child
         finally:
@@ -281,8 +298,9 @@ class Life:
             self._end_of_story()
 
     def leave(self) -> None:
-        """Ends the story and lets the process live on."""
-        self._leave = self.finished = True
+        """Ends the story and lets the process live on, unless it is to die with its manager."""
+        self._leave = self._config.on_manager_death is OnManagerDeath.KEEP
+        self.finished = True
         self._until_stopped.cancel()
 
     def crashed(self, error: BaseException) -> None:
@@ -341,7 +359,7 @@ class Life:
         view = evolve(self.view, **changes)
         if view != self.view:
             self.view = view
-            self._around.journal.instance_changed(view)
+            self._around.announce(view)
 
 
 class _Outcome:

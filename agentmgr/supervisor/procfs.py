@@ -20,9 +20,12 @@ class Stat:
     """Some of /proc/PID/stat (proc(5))."""
 
     state: str  #: one letter; Z is dead
-    group: int
+    parent: int
     session: int
+    cpu_ticks: int
+    threads: int
     start_ticks: int  #: since boot; with the pid it names one process for good
+    resident_pages: int
 
 
 @cache
@@ -39,7 +42,15 @@ def stat(pid: int) -> Stat | None:
         return None
     # The second field, the name in brackets, may hold blanks and brackets itself.
     fields = text[text.rindex(b")") + 2 :].split()
-    return Stat(fields[0].decode(), int(fields[2]), int(fields[3]), int(fields[19]))
+    return Stat(
+        state=fields[0].decode(),
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        cpu_ticks=int(fields[11]) + int(fields[12]),
+        threads=int(fields[17]),
+        start_ticks=int(fields[19]),
+        resident_pages=int(fields[21]),
+    )
 
 
 def token(pid: int) -> str | None:
@@ -110,6 +121,13 @@ def holds(pid: int, inode: int) -> bool:
 def holder(inode: int) -> int | None:
     """A process that has this socket open, as far as we may look into it."""
     return next((pid for pid in pids() if holds(pid, inode)), None)
+
+
+def open_files(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
 
 
 def _target(link: str) -> str:

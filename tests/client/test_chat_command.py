@@ -1,0 +1,178 @@
+"""`agentmgr chat` and `serve`, as a person or a script uses them: real processes, a real terminal."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+
+import pytest
+import trio
+
+from agentmgr.cli.chat import address
+from agentmgr.testing.agents import hosted
+
+COMMAND = """
+import importlib, sys
+from agentmgr.errors import AgentManagerError
+try:
+    importlib.import_module(f"agentmgr.cli.{sys.argv[1]}").command(sys.argv[2:], _anyio_backend="trio")
+except AgentManagerError as error:
+    sys.exit(f"Error: {error}")
+"""
+
+
+def words(*args):
+    return [sys.executable, "-c", COMMAND, *args]
+
+
+async def chat(*args, stdin=b""):
+    with trio.fail_after(30):
+        return await trio.run_process(
+            words("chat", *args), stdin=stdin, capture_stdout=True, capture_stderr=True, check=False
+        )
+
+
+async def agent(message, session):
+    if message == "fail":
+        raise ValueError
+    if message == "rm":
+        yield "gone" if await session.confirm("rm", {"n": 1}, message="Really?") else "kept"
+    elif message == "sleep":
+        yield "zzz"
+        await trio.sleep_forever()
+    else:
+        yield "you said "
+        yield str(message)
+
+
+@pytest.mark.parametrize(
+    ("target", "url"),
+    [
+        (None, "ws://localhost:9090"),
+        ("my-agent", "ws://localhost:9090/services/my-agent"),
+        ("wss://example.org/x", "wss://example.org/x"),
+    ],
+)
+def test_a_target_is_nothing_a_url_or_a_service(target, url):
+    assert address(target) == url
+
+
+async def test_once_prints_the_final_answer_and_nothing_else():
+    async with hosted(agent) as url:
+        done = await chat(url, "--once", "hi")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"you said hi\n", b"")
+
+
+async def test_once_without_an_answer_is_exit_code_1_and_one_line():
+    async with hosted(agent) as url:
+        done = await chat(url, "--once", "fail")
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert done.stderr.startswith(b"Error: the agent failed with ValueError")
+        assert done.stderr.count(b"\n") == 1
+    done = await chat(url, "--once", "hi")
+    assert done.returncode == 1
+    assert b"Connection refused" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+async def test_raw_shows_the_events():
+    async with hosted(agent) as url:
+        done = await chat(url, "--once", "hi", "--raw")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["event"] for event in events][-1] == "agent.final_answer"
+    assert events[-1]["content"] == "you said hi"
+
+
+async def test_lines_from_a_pipe_are_messages_and_a_backslash_goes_on():
+    async with hosted(agent) as url:
+        done = await chat(url, stdin=b"one\ntwo \\\nlines\nrm\nyes\nrm\nno\n")
+    assert done.stdout.decode() == "you said one\nyou said two \nlines\ngone\nkept\n"
+    assert done.returncode == 0
+
+
+async def test_yes_answers_every_question():
+    async with hosted(agent) as url:
+        done = await chat(url, "--once", "rm", "--yes")
+        assert done.stdout == b"gone\n"
+        done = await chat(url, "--once", "rm")
+        assert done.stdout == b"kept\n"
+
+
+class Terminal:
+    """A process on a pseudo-terminal of its own."""
+
+    def __init__(self, master):
+        self._master = master
+        self.seen = ""
+
+    async def type(self, text):
+        await trio.to_thread.run_sync(os.write, self._master, text.encode())
+
+    async def see(self, text):
+        with trio.fail_after(20):
+            while text not in self.seen:
+                await trio.lowlevel.wait_readable(self._master)
+                self.seen += os.read(self._master, 4096).decode()
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+
+async def test_at_a_terminal_ctrl_c_stops_the_answer_then_leaves():
+    master, slave = pty.openpty()
+    async with hosted(agent) as url:
+        process = await trio.lowlevel.open_process(
+            words("chat", url), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+        try:
+            terminal = Terminal(master)
+            await terminal.see("you> ")
+            await terminal.type("hi\n")
+            await terminal.see("you said hi")
+            await terminal.see("you> ")
+            await terminal.type("rm\n")
+            await terminal.see("Really? [y/N] ")
+            await terminal.type("y\n")
+            await terminal.see("gone")
+            await terminal.see("you> ")
+            await terminal.type("sleep\n")
+            await terminal.see("zzz")
+            process.send_signal(signal.SIGINT)
+            await terminal.see("interrupted")
+            await terminal.see("you> ")
+            process.send_signal(signal.SIGINT)
+            with trio.fail_after(20):
+                assert await process.wait() == 0
+        finally:
+            process.kill()
+            await process.wait()
+            os.close(master)
+
+
+async def test_serve_says_where_it_answers_and_ends_at_ctrl_c(tmp_path):
+    (tmp_path / "a.py").write_text("async def agent(message):\n    return message.upper()\n")
+    process = await trio.lowlevel.open_process(
+        words("serve", str(tmp_path / "a.py"), "--port", "0"), stdout=subprocess.PIPE
+    )
+    try:
+        with trio.fail_after(20):
+            line = bytes(await process.stdout.receive_some()).decode()
+            url = line.split("answers at ")[1].split(";")[0]
+            assert (await chat(url, "--once", "hi")).stdout == b"HI\n"
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 0
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_serve_says_what_is_wrong_with_a_file(tmp_path):
+    (tmp_path / "a.py").write_text("def create_agent():\n    raise KeyError('API_KEY')\n")
+    with trio.fail_after(20):
+        done = await trio.run_process(
+            words("serve", str(tmp_path / "a.py")), capture_stderr=True, check=False
+        )
+    assert done.returncode == 1
+    assert b"raise KeyError('API_KEY')" in done.stderr

@@ -1,0 +1,76 @@
+"""The example agents, as a stranger runs them: a real process, real sockets, no network."""
+
+import json
+import re
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import websockets.sync.client
+
+from agentmgr.client.session import open_session
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@asynccontextmanager
+async def running(name):
+    """`python -m agentmgr.agent EXAMPLE` on a free port; yields its URL."""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "agentmgr.agent", str(EXAMPLES / name)], stderr=subprocess.PIPE
+    )
+    try:
+        with trio.fail_after(30):
+            said = b""
+            while not (url := re.search(rb"ws://\S+", said)):
+                said += await process.stderr.receive_some() or pytest.fail(said.decode())
+            yield url.group().decode()
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_the_echo_agent():
+    async with running("echo_agent.py") as url, open_session(url) as session:
+        assert await session.ask("hello") == "You said: hello"
+
+
+async def test_the_streaming_agent_asks_before_it_deletes():
+    async with running("streaming_agent.py") as url, open_session(url) as session:
+        assert await session.ask("delete notes.txt") == "All right, notes.txt stays. "
+        turn = await session.send("delete notes.txt")
+        seen = []
+        async for event in turn:
+            seen.append(event.event)
+            if event.event == "agent.user_confirm":
+                await session.respond(event, True)
+        assert event.content == "Done: notes.txt is gone. "
+        assert [name for name in seen if "tool" in name] == ["agent.tool_call", "agent.tool_result"]
+        assert seen.count("agent.partial_answer") == 4
+        assert "todo.txt" in await session.ask("hello")
+
+
+async def test_any_websocket_client_can_talk_plain_text_and_events():
+    def plain(url):
+        with websockets.sync.client.connect(url) as connection:
+            connection.send("hello")
+            first = connection.recv(timeout=10)
+            connection.send("again")
+            return first, connection.recv(timeout=10)
+
+    def events(url):
+        with websockets.sync.client.connect(url) as connection:
+            connection.send(json.dumps({"event": "user.message", "content": "hello"}))
+            names = []
+            while not names or names[-1] != "agent.final_answer":
+                names.append(json.loads(connection.recv(timeout=10))["event"])
+            return names
+
+    async with running("echo_agent.py") as url:
+        assert await trio.to_thread.run_sync(plain, url) == ("You said: hello", "You said: again")
+        assert await trio.to_thread.run_sync(events, url) == [
+            "system.connected", "agent.session_created", "agent.final_answer",
+        ]  # fmt: skip

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,10 +114,15 @@ class Foreground:
         """Reads its output to the line that has all these words, and returns that line."""
         assert self.process.stdout is not None
         seen = []
-        for line in self.process.stdout:
-            seen.append(line)
-            if all(word in line for word in wanted):
-                return line
+        watchdog = threading.Timer(TIMEOUT_S, self.process.kill)
+        watchdog.start()
+        try:
+            for line in self.process.stdout:
+                seen.append(line)
+                if all(word in line for word in wanted):
+                    return line
+        finally:
+            watchdog.cancel()
         raise AssertionError(f"{wanted} never came: {''.join(seen)}")
 
     def interrupt(self, number: int = signal.SIGINT) -> tuple[int, str]:

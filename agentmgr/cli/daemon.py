@@ -78,7 +78,9 @@ async def _run(
                 port = await nursery.start(partial(serve_api, manager, host=host, port=api_port))
                 print(f"API at http://{host}:{port}/docs", flush=True)
             _tell(ready_fd, "ready")
-            await run_until_told(manager, told, leave_running=leave_running)
+            await run_until_told(manager, told)
+            if told.is_set():  # else whoever asked for the end said what becomes of the instances
+                manager.request_shutdown(leave_running=leave_running)
             nursery.cancel_scope.cancel()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -40,6 +41,7 @@ class HostOptions:
     max_message_bytes: int = 2**20
     limits: SessionLimits = Factory(SessionLimits)
     token: str = field(default="", repr=False)
+    manager_fd: int | None = None  #: a pipe; at its end the manager is gone, and this process goes too
     log_level: str = "INFO"
 
 
@@ -83,6 +85,8 @@ async def _serve(
         await nursery.start(sessions.run)
         async with trio.open_nursery() as serving:
             serving.start_soon(server.serve, listener)
+            if options.manager_fd is not None:
+                serving.start_soon(_end_with_the_manager, options.manager_fd)
             logger.info("%s is served at %s", options.path, _url(listener))
             task_status.started(_url(listener))
             async for _ in signals:
@@ -122,6 +126,13 @@ async def open_listener(options: HostOptions) -> trio.SocketListener:
         raise PortNotAvailable(
             f"Port {options.port} is not available on {options.host}: {error.strerror or error}"
         ) from None
+
+
+async def _end_with_the_manager(pipe: int) -> None:
+    """Nobody writes into it: readable means that the other end is closed."""
+    await trio.lowlevel.wait_readable(pipe)
+    logger.warning("the manager is gone, and this agent is to end with it")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _url(listener: trio.SocketListener) -> str:

@@ -9,6 +9,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 
 from ..codec import from_plain, parse_json, to_json
+from ..errors import VersionMismatch
 from .guard import Guard
 from .operations import BASE, Answer, Call, Operation, Server
 from .problems import HttpProblem, answer_error
@@ -58,7 +59,12 @@ def _view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respo
             parsed.append(await _read_body(operation))
         if operation.streams and request.method == "HEAD":
             return Response(content_type=operation.media_type)
-        answer = await operation.handler(Call(server, params, request.headers), *parsed)
+        try:
+            answer = await operation.handler(Call(server, params, request.headers), *parsed)
+        except VersionMismatch as error:
+            if "If-Match" not in request.headers:
+                raise
+            raise HttpProblem(412, error.code, error.message) from None
         return _respond(answer) if isinstance(answer, Answer) else answer
 
     return view

@@ -62,6 +62,11 @@ class Call:
             raise HttpProblem(412, VersionMismatch.code, f"If-Match {value} is no version of this resource.")
         return int(text)
 
+    def check_version(self, now: int) -> None:
+        """Raises `VersionMismatch` where `If-Match` names another version than `now`."""
+        if self.expected_version not in (None, now):
+            raise VersionMismatch("It was changed since you read it; read it again.")
+
     async def carry_out(self, work: Callable[[], Awaitable[T]]) -> T:
         """Does `work` whether or not the client waits: cancelling the request ends only the waiting."""
         done = trio.Event()
@@ -93,7 +98,7 @@ class Answer:
 Handler = Callable[..., Awaitable[Answer | Response]]
 
 
-@frozen
+@frozen(eq=False)
 class Operation:
     method: str
     path: str  #: as in OpenAPI: `/services/{ref}`

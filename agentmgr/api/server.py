@@ -12,7 +12,7 @@ import logging
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,7 +22,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework, ConnectionState
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendEvent, ConnectionState, Scope
 
 log = logging.getLogger("agentmgr.api")
 
@@ -83,11 +83,35 @@ async def _reset(stream: trio.SocketStream) -> None:
     await trio.aclose_forcefully(stream)
 
 
+def _until_idle(app: ASGIFramework) -> ASGIFramework:
+    """The same application, which lets Hypercorn finish what follows its last word.
+
+    As part of sending that, Hypercorn tells Quart of the request's end, and Quart cancels the request's
+    tasks, this very sending among them: Hypercorn would not get to watch the idle connection, which then has
+    no timeout and keeps the server from ending.
+    """
+
+    async def undisturbed(
+        scope: Scope, receive: ASGIReceiveCallable, send: Callable[[ASGISendEvent], Awaitable[None]]
+    ) -> None:
+        http1 = scope["type"] == "http" and scope["http_version"].startswith("1")
+
+        async def send_undisturbed(event: ASGISendEvent) -> None:
+            last = event["type"] == "http.response.body" and not event.get("more_body")
+            # Bounded by the stall timeout of the stream; in HTTP/2 it would wait for the stream's own window.
+            with trio.CancelScope(shield=last and http1):
+                await send(event)
+
+        await app(scope, receive, send_undisturbed)
+
+    return undisturbed
+
+
 class _Connections:
     """The open connections of one server."""
 
     def __init__(self, app: ASGIFramework, limits: ServerLimits, tls: ssl.SSLContext | None) -> None:
-        self._app = ASGIWrapper(app)
+        self._app = ASGIWrapper(_until_idle(app))
         self._limits = limits
         self._tls = tls
         self._open: set[trio.SocketStream] = set()

@@ -15,6 +15,8 @@ from ..logs import configure_logging
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
+from .reach import answers, running
+from .shutdown import end
 
 
 @subcommand("daemon", example="agentmgr daemon --interval 10 --api-port 8080 --proxy-port 9090")
@@ -41,10 +43,15 @@ async def command(
     log_format: str | None,
     ready_fd: int | None,
 ) -> None:
-    """Run the manager in the foreground, until Ctrl-C or `agentmgr shutdown`."""
+    """Run the manager in the foreground, until Ctrl-C or `agentmgr shutdown`.
+
+    It takes the place of one that a command started in the background; the services run on meanwhile.
+    """
     settings = cli.settings(health_check_interval=interval, log_level=log_level, log_format=log_format)
     configure_logging(settings.log_level, settings.log_format)
     try:
+        if ready_fd is None:
+            await _relieve_background_manager(cli)
         await _run(cli, settings, host, api_port, proxy_port, leave_running, ready_fd)
     except AgentManagerError as error:
         _tell(ready_fd, error.message)
@@ -61,6 +68,7 @@ async def _run(
     ready_fd: int | None,
 ) -> None:
     async with until_signalled() as told, managing(cli, settings) as manager:
+        manager.in_background = ready_fd is not None
         async with trio.open_nursery() as nursery:
             print(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
             if proxy_port is not None:
@@ -70,8 +78,18 @@ async def _run(
                 port = await nursery.start(partial(serve_api, manager, host=host, port=api_port))
                 print(f"API at http://{host}:{port}/docs", flush=True)
             _tell(ready_fd, "ready")
-            await run_until_told(manager, told, leave_running=leave_running)
+            await run_until_told(manager, told)
+            if told.is_set():  # else whoever asked for the end said what becomes of the instances
+                manager.request_shutdown(leave_running=leave_running)
             nursery.cancel_scope.cancel()
+
+
+async def _relieve_background_manager(cli: Cli) -> None:
+    if await answers(cli.paths):
+        async with running(cli) as client:
+            if (await client.get_info())["background"]:
+                pid = await end(client, leave_running=True)
+                print(f"took over from the manager in the background, pid {pid}", flush=True)
 
 
 def _tell(fd: int | None, line: str) -> None:

@@ -132,9 +132,9 @@ def subcommand(name: str, *, example: str, **details: Any) -> Callable[[Callable
     def make(function: Callable[..., Any]) -> Command:
         short = details.pop("short_help", COMMANDS.get(name))
         wrapped = click.pass_obj(common_options(function))
-        details.setdefault("cls", Command)
+        cls: type[Command] = details.pop("cls", Command)
         command = click.command(
-            name, example=example, short_help=short, context_settings=_CONTEXT, **details
+            name, cls=cls, example=example, short_help=short, context_settings=_CONTEXT, **details
         )(wrapped)
         assert isinstance(command, Command)
         return command

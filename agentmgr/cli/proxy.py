@@ -15,7 +15,9 @@ from ..manager import AgentManager
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
-from .reach import answers, note, running
+from .reach import RETRY_S, answers, note, running
+
+_SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
 
 
 @subcommand("proxy", example="agentmgr proxy --host localhost --port 9090")
@@ -58,8 +60,20 @@ async def _print_session_ends(manager: AgentManager) -> None:
 async def attach(cli: Cli, kind: ListenerKind, host: str, port: int, told: trio.Event) -> None:
     """Opens a listener of the manager that runs, until told to stop.
 
-    Raises `ManagerNotRunning` when the manager ends.
+    When another manager takes its place, as in an upgrade, the listener is opened there. Raises
+    `ManagerNotRunning` when the manager ends and none follows.
     """
+    while not told.is_set():
+        await _attach_once(cli, kind, host, port, told)
+        give_up_at = trio.current_time() + _SUCCESSION_S
+        while not (told.is_set() or await answers(cli.paths)):
+            if trio.current_time() > give_up_at:
+                raise ManagerNotRunning("the manager has ended, and its listeners with it")
+            await trio.sleep(RETRY_S)
+
+
+async def _attach_once(cli: Cli, kind: ListenerKind, host: str, port: int, told: trio.Event) -> None:
+    """Returns when told to, or when the manager ends."""
     scheme, name = {"proxy": ("ws", "gateway"), "api": ("http", "API")}[kind]
     async with running(cli) as client, client.open_listener(kind, host, port) as (port, lines):
         path = "/docs" if kind == "api" else ""
@@ -70,8 +84,7 @@ async def attach(cli: Cli, kind: ListenerKind, host: str, port: int, told: trio.
                 async for line in lines:
                     if line.get("kind") == "session.closed":
                         print_session_end(line)
-                if not told.is_set():
-                    raise ManagerNotRunning("the manager has ended, and its listeners with it")
+                nursery.cancel_scope.cancel()
 
             nursery.start_soon(listen)
             await told.wait()

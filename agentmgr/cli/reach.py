@@ -7,7 +7,7 @@ command never writes to a database that a manager holds.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -91,9 +91,13 @@ async def _enter_unless_one_answers(cli: Cli, stack: AsyncExitStack) -> AgentMan
 
 
 @asynccontextmanager
-async def for_running(cli: Cli) -> AsyncIterator[ManagerClient]:
-    """The manager; a daemon is started in the background where none runs."""
+async def for_running(cli: Cli, services: Iterable[str] = ()) -> AsyncIterator[ManagerClient]:
+    """The manager; a daemon is started in the background where none runs.
+
+    It is not started in vain: raises `ServiceNotFound` for what is not registered among `services`.
+    """
     if not await answers(cli.paths):
+        await _check_registered(cli, services)
         await start_daemon(cli)
     async with running(cli) as client:
         yield client
@@ -111,6 +115,14 @@ async def running(cli: Cli) -> AsyncIterator[ManagerClient]:
 
     async with ManagerClient(cli.paths.control_socket) as client:
         yield client
+
+
+async def _check_registered(cli: Cli, services: Iterable[str]) -> None:
+    from .offline import offline
+
+    async with offline(cli.paths) as manager:
+        for service in services:
+            await manager.get_service(service)
 
 
 async def _leftovers(cli: Cli) -> bool:

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import asyncclick as click
 import trio
 
+from ..client.api import ManagerClient
 from .group import Cli, subcommand
 from .reach import answers, note, running
 
@@ -20,11 +21,17 @@ async def command(cli: Cli, leave_running: bool) -> None:
         note("no manager is running")
         return
     async with running(cli) as client:
-        pid = int((await client.get_info())["pid"])
-        with ExitStack() as stack:
-            # Opened while the process is known to live, so that the pid cannot be another's.
-            process = os.pidfd_open(pid)
-            stack.callback(os.close, process)
-            await client.request_shutdown(leave_running=leave_running)
-            await trio.lowlevel.wait_readable(process)
+        await end(client, leave_running=leave_running)
     print("the manager has ended" + (", and left its instances running" if leave_running else ""))
+
+
+async def end(client: ManagerClient, *, leave_running: bool = False) -> int:
+    """Ends the manager; returns its pid, when its process is gone."""
+    pid = int((await client.get_info())["pid"])
+    with ExitStack() as stack:
+        # Opened while the process is known to live, so that the pid cannot be another's.
+        process = os.pidfd_open(pid)
+        stack.callback(os.close, process)
+        await client.request_shutdown(leave_running=leave_running)
+        await trio.lowlevel.wait_readable(process)
+    return pid

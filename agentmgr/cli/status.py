@@ -48,10 +48,7 @@ def _show(service: Service, stats: dict[str, Any]) -> None:
             ("id", service.service_id),
             ("description", service.description),
             ("status", str(service.status)),
-            (
-                "wanted",
-                str(service.desired_status) if str(service.desired_status) != str(service.status) else None,
-            ),
+            ("wanted", wanted if wanted != str(service.status) else None),
             ("health", str(service.health)),
             ("error", service.error_message),
             ("agent file", service.agent_factory_path),

@@ -6,15 +6,17 @@ Its methods have the names and the arguments of `AgentManager`'s, and raise the 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
+from json import dumps
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import attrs
-import httpx2
+import trio
 
 from ..codec import from_plain, to_plain
 from ..errors import AgentManagerError, FieldProblem, InvalidRequest, ManagerError, ManagerNotRunning
@@ -27,9 +29,12 @@ from ..models import (
     ServiceConfig,
     ServiceStatus,
 )
+from .http import Lines, Pieces, Response, request
 
 T = TypeVar("T")
 ListenerKind = Literal["proxy", "api"]
+
+PAGE = 1000  #: asked for at once; the most that the API gives
 
 _OURS = frozenset({"rule_id", "version", "created_at"})  # of a rule: given by the manager
 
@@ -49,22 +54,9 @@ class ManagerClient:
     def __init__(self, target: Path | str, *, token: str | None = None, timeout_s: float = 30.0) -> None:
         self._target = target
         self._timeout_s = timeout_s
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        if isinstance(target, Path):
-            transport = httpx2.AsyncHTTPTransport(uds=str(target))
-            base = "http://localhost"
-        else:
-            transport, base = None, target.rstrip("/")
-        self._http = httpx2.AsyncClient(
-            base_url=f"{base}/api/v1",
-            transport=transport,
-            headers=headers,
-            timeout=httpx2.Timeout(timeout_s, connect=5.0),
-            trust_env=False,  # a proxy of the environment is not for this machine's own manager
-        )
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
 
     async def __aenter__(self) -> ManagerClient:
-        await self._http.__aenter__()
         return self
 
     async def __aexit__(
@@ -73,7 +65,7 @@ class ManagerClient:
         exc_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._http.__aexit__(exc_type, exc_value, traceback)
+        """Nothing is held between two calls."""
 
     # Services
 
@@ -159,14 +151,16 @@ class ManagerClient:
     async def get_service_stats(self, ref: str) -> dict[str, Any]:
         return await self._json("GET", f"/services/{_q(ref)}/stats")
 
-    def read_logs(
+    @asynccontextmanager
+    async def read_logs(
         self, ref: str, *, tail: int = 100, follow: bool = False, instance: int | None = None
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The service's output, in pieces as it comes; without `follow` it ends."""
         params = {"tail": str(tail), "follow": _flag(follow)}
         if instance is not None:
             params["instance"] = str(instance)
-        return self._stream("GET", f"/services/{_q(ref)}/logs", params=params)
+        async with self._stream("GET", f"/services/{_q(ref)}/logs", params=params) as response:
+            yield Pieces(response)
 
     # The whole
 
@@ -200,8 +194,8 @@ class ManagerClient:
         params = {"follow": _flag(follow)}
         if since is not None:
             params["since"] = str(since)
-        async with self._stream("GET", "/events", params=params) as chunks:
-            yield _events(chunks)
+        async with self._stream("GET", "/events", params=params) as response:
+            yield Lines(response, _event)
 
     # Routing
 
@@ -267,12 +261,12 @@ class ManagerClient:
         Raises `PortNotAvailable`.
         """
         body = {"kind": kind, "host": host, "port": port}
-        async with self._stream("POST", "/listeners", json=body) as chunks:
-            lines = _lines(chunks)
-            first = json.loads(await anext(lines))
+        async with self._stream("POST", "/listeners", json=body) as response:
+            lines: Lines[dict[str, Any]] = Lines(response, json.loads)
+            first = await anext(lines)
             if error := first.get("error"):
                 raise AgentManagerError.from_code(error["code"], error["detail"])
-            yield first["port"], _parsed(lines)
+            yield first["port"], lines
 
     # How it is done
 
@@ -285,7 +279,7 @@ class ManagerClient:
 
     async def _all(self, kind: type[T], path: str, params: Mapping[str, str]) -> list[T]:
         found: list[T] = []
-        query = {name: value for name, value in params.items() if value} | {"limit": "1000"}
+        query = {name: value for name, value in params.items() if value} | {"limit": str(PAGE)}
         while True:
             data = await self._json("GET", path, params=query)
             found += [from_plain(item, kind) for item in data["items"]]
@@ -294,49 +288,48 @@ class ManagerClient:
             query["cursor"] = data["next_cursor"]
 
     async def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        response = await self._answer(method, path, **options)
-        data = response.json()
+        data = json.loads(await self._answer(method, path, **options))
         if not isinstance(data, dict):
             raise ManagerError(f"{self._target} answered something else than a manager does")
         return data
 
-    async def _answer(
-        self, method: str, path: str, *, waits: bool = False, **options: Any
-    ) -> httpx2.Response:
-        if waits:  # as long as the work takes; the manager has deadlines of its own
-            options["timeout"] = httpx2.Timeout(None, connect=5.0)
-        try:
-            response = await self._http.request(method, path, **options)
-        except httpx2.TransportError as error:
-            raise self._unreachable(error) from error
-        if response.is_error:
-            raise _error(response)
-        return response
+    async def _answer(self, method: str, path: str, *, waits: bool = False, **options: Any) -> bytes:
+        # Work takes as long as it takes; the manager has deadlines of its own for it.
+        with trio.move_on_after(math.inf if waits else self._timeout_s):
+            async with self._stream(method, path, **options) as response:
+                return await response.read()
+        raise ManagerNotRunning(f"the manager at {self._target} did not answer within {self._timeout_s:g} s")
 
     @asynccontextmanager
-    async def _stream(self, method: str, path: str, **options: Any) -> AsyncIterator[AsyncIterator[bytes]]:
-        timeout = httpx2.Timeout(None, connect=5.0)
-        try:
-            async with self._http.stream(method, path, timeout=timeout, **options) as response:
-                if response.is_error:
-                    await response.aread()
-                    raise _error(response)
-                yield response.aiter_raw()
-        except httpx2.TransportError as error:
-            raise self._unreachable(error) from error
+    async def _stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        json: object = None,
+    ) -> AsyncIterator[Response]:
+        if params:
+            path = f"{path}?{urlencode(params)}"
+        body = None if json is None else dumps(json).encode()
+        all_headers = {**self._headers, **(headers or {})}
+        async with request(
+            self._target, method, f"/api/v1{path}", headers=all_headers, body=body
+        ) as response:
+            if response.is_error:
+                raise _error(response.status, await response.read())
+            yield response
 
-    def _unreachable(self, error: Exception) -> ManagerNotRunning:
-        return ManagerNotRunning(f"no manager answers at {self._target}: {error}")
 
-
-def _error(response: httpx2.Response) -> AgentManagerError:
+def _error(status: int, body: bytes) -> AgentManagerError:
     """What the manager raised, from its problem document."""
     try:
-        data = response.json()
+        data = json.loads(body)
         fields = [FieldProblem(f["path"], f["message"]) for f in data.get("errors", ())]
         return AgentManagerError.from_code(data["code"], data["detail"], fields=fields)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return ManagerError(f"{response.url} answered {response.status_code}, and not as a manager does")
+        return ManagerError(f"the answer had the status {status}, and was not a manager's")
 
 
 def _config(config: ServiceConfig | None) -> dict[str, Any]:
@@ -365,22 +358,6 @@ def _if_match(version: int | None) -> dict[str, str]:
     return {} if version is None else {"If-Match": f'"{version}"'}
 
 
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    rest = b""
-    async for chunk in chunks:
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line
-
-
-async def _parsed(lines: AsyncIterator[bytes]) -> AsyncIterator[dict[str, Any]]:
-    async for line in lines:
-        if line:
-            yield json.loads(line)
-
-
-async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[Event]:
+def _event(line: bytes) -> Event | None:
     # One `data:` line per event is all that our server sends of the format.
-    async for line in _lines(chunks):
-        if line.startswith(b"data: "):
-            yield from_plain(json.loads(line[6:]), Event)
+    return from_plain(json.loads(line[6:]), Event) if line.startswith(b"data: ") else None

@@ -132,6 +132,22 @@ class ControlPlane:
     def session_closed(self, end: SessionEnd) -> None:
         self.store.record(end)
         self._count(end)
+        self.events.announce(
+            Event(
+                "session.closed",
+                service_id=end.service_id,
+                instance_id=end.instance_id,
+                detail={
+                    "connection_id": end.connection_id,
+                    "ended_by": end.ended_by,
+                    "code": end.code,
+                    "reason": end.reason,
+                    "duration_s": round((end.ended_at - end.started_at).total_seconds(), 3),
+                    "messages_from_client": end.messages_from_client,
+                    "messages_to_client": end.messages_to_client,
+                },
+            )
+        )
 
     def _count(self, fact: Fact) -> None:
         if fact.service_id is not None:

@@ -71,6 +71,7 @@ class AgentManager:
     ) -> None:
         self.settings = evolve(settings or Settings(), db_path=os.fspath(db_path))
         self.paths = RuntimePaths.of(self.settings.db_path)
+        self.in_background = False  #: shown by `get_info`: a command started it, not a person
         self._supervise = supervise
         self._plane: ControlPlane | None = None
         self._started_at = utc_now()
@@ -393,6 +394,7 @@ class AgentManager:
             "started_at": self._started_at,
             "uptime_s": (utc_now() - self._started_at).total_seconds(),
             "supervising": self._supervise,
+            "background": self.in_background,
             "degraded": self._live().store.degraded,
             "listeners": list(self._listeners),
         }

@@ -13,15 +13,12 @@ from trio_websocket import ConnectionClosed, wrap_server_stream
 
 from .head import HeadReader, RequestHead, ResponseHead
 from .limits import GatewayLimits
+from .refusal import ClientGone
 from .wire import Wire
 
 
-class ClientGone(Exception):
-    """The client left before it had an answer; there is nobody to tell."""
-
-
-async def read_head(wire: Wire, limits: GatewayLimits) -> tuple[RequestHead, bytes]:
-    """The request's head and what came behind it. Raises `Refusal` or `ClientGone`."""
+async def read_head(wire: Wire, limits: GatewayLimits) -> RequestHead:
+    """The request's head; what came behind it is in `wire.ahead`. Raises `Refusal` or `ClientGone`."""
     reader = HeadReader(max_bytes=limits.head_bytes, max_fields=limits.head_fields)
     try:
         while True:
@@ -29,7 +26,8 @@ async def read_head(wire: Wire, limits: GatewayLimits) -> tuple[RequestHead, byt
             if not data:
                 raise ClientGone("it left before its request was complete")
             if head := reader.feed(data):
-                return head, reader.rest
+                wire.ahead = reader.rest
+                return head
     except OSError as error:
         raise ClientGone(str(error)) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from contextlib import closing
+from functools import partial
 
 import trio
 from attrs import frozen
@@ -12,15 +13,15 @@ from ..core.request import ClientRequest
 from .access import Authenticator, Quotas, authenticate, check_origin
 from .certificate import Certificate
 from .forwarded import Networks, backend_fields, client_address
-from .handshake import ClientGone, read_head, refuse, switch_protocols
-from .head import RequestHead
+from .handshake import read_head, refuse, switch_protocols
+from .head import RequestHead, ResponseHead
 from .limits import GatewayLimits
-from .lobby import Lobby, Seat, Visit
-from .refusal import Refusal
+from .lobby import Lobby, Visit
+from .refusal import ClientGone, Refusal
 from .session import Pacer, run_session
 from .sessions import Session, Sessions
-from .tunnel import Relay, Tunnel
-from .upstream import Answer, BackendRefused, DialFailed, gateway_fault, open_backend, upgrade_request
+from .tunnel import Ending, Relay, Tunnel
+from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend, upgrade_request
 from .wire import Wire
 
 
@@ -46,21 +47,19 @@ class Intake:
                 with trio.fail_after(self.limits.head_timeout_s):
                     if self.certificate is not None:
                         await _start_tls(wire, self.certificate)
-                    head, early = await read_head(wire, self.limits)
+                    head = await read_head(wire, self.limits)
             except trio.TooSlowError:
                 raise Refusal(408, "request_timeout", "the request's head took too long") from None
             client_ip = client_address(peer[0], head, self.trusted)
             with self.quotas.place(client_ip, trio.current_time()):
-                await self._admit(wire, peer, client_ip, head, early)
+                await self._admit(wire, peer, client_ip, head)
         except (Refusal, BackendRefused) as refusal:
             with trio.move_on_after(self.limits.close_timeout_s):
                 await refuse(wire, refusal.response)
         except ClientGone:
             pass
 
-    async def _admit(
-        self, wire: Wire, peer: tuple[str, int], client_ip: str, head: RequestHead, early: bytes
-    ) -> None:
+    async def _admit(self, wire: Wire, peer: tuple[str, int], client_ip: str, head: RequestHead) -> None:
         check_origin(head, self.allowed_origins)
         identity = None
         if self.authenticator is not None:
@@ -76,7 +75,11 @@ class Intake:
             identity=identity.name if identity else None,
         )
         asked = upgrade_request(request.address[1], fields)
-        visit = Visit(request, identity.services if identity else None)
+        visit = Visit(
+            request,
+            identity.services if identity else None,
+            left=partial(wire.wait_gone, self.limits.early_bytes),
+        )
         failure = DialFailed("nobody was tried", retry=True)
         deadline = trio.current_time() + self.limits.queue_timeout_s + self.limits.dial_timeout_s
         for _ in range(self.limits.max_tries):
@@ -95,44 +98,31 @@ class Intake:
                     break
                 with closing(backend):
                     self.lobby.opened(visit, seat)
-                    await switch_protocols(wire, head, answer.head)
-                    return await self._converse(connection_id, visit, seat, wire, backend, early, answer)
+                    session = Session(
+                        connection_id,
+                        request=request,
+                        backend=seat.backend,
+                        rule=seat.pool.rule,
+                        tunnel=Tunnel(
+                            wire,
+                            backend,
+                            max_message_bytes=seat.backend.max_message_bytes,
+                            now=trio.current_time(),
+                        ),
+                    )
+                    return await self._converse(session, head, answer)
         raise gateway_fault(failure)
 
-    async def _converse(
-        self,
-        connection_id: str,
-        visit: Visit,
-        seat: Seat,
-        client: Wire,
-        backend: Wire,
-        early: bytes,
-        answer: Answer,
-    ) -> None:
-        session = Session(
-            connection_id,
-            client_ip=visit.request.client_ip,
-            client_port=visit.request.client_port,
-            backend=seat.backend,
-            rule=seat.pool.rule,
-            path=visit.request.bare_path,
-            tunnel=Tunnel(
-                client,
-                backend,
-                max_message_bytes=seat.backend.max_message_bytes,
-                now=trio.current_time(),
-            ),
-        )
-        await run_session(
-            session,
-            self.sessions,
-            self.relay,
-            self.pacer,
-            self.limits,
-            early=early,
-            late=answer.rest,
-            loss_code=self.lobby.loss_code,
-        )
+    async def _converse(self, session: Session, head: RequestHead, answer: ResponseHead) -> None:
+        with self.sessions.open(session):
+            try:
+                # Shielded: whoever has its 101 has a session, and is told of its end.
+                with trio.fail_after(self.limits.close_timeout_s, shield=True):
+                    await switch_protocols(session.tunnel.from_client.source.wire, head, answer)
+            except (ClientGone, trio.TooSlowError) as gone:
+                session.ending = Ending("client", None, str(gone), abrupt=True)
+                return
+            await run_session(session, self.relay, self.pacer, self.limits, loss_code=self.lobby.loss_code)
 
 
 async def _start_tls(wire: Wire, certificate: Certificate) -> None:

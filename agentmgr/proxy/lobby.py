@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
 
@@ -18,7 +18,7 @@ from ..core.routing import Backend, BackendState, Pool, Router
 from ..core.strategies import Rotation, choose
 from ..errors import ServiceNotFound
 from .limits import GatewayLimits
-from .refusal import Refusal
+from .refusal import ClientGone, Refusal
 
 _NEWS_S = 0.5  # how long the table may lag behind an instance that has just gone
 
@@ -38,13 +38,14 @@ class Visit:
     request: ClientRequest
     services: frozenset[str] | None = None  #: the names it may connect to; None: all
     tried: set[str] = field(factory=set)  #: ids of the instances that failed it
+    left: Callable[[], Awaitable[None]] = trio.sleep_forever  #: returns when the client has gone
 
 
 @define(eq=False)
 class _Waiter:
     visit: Visit
     woken: trio.Event = field(factory=trio.Event)
-    outcome: Seat | Refusal | None = None
+    outcome: Seat | Refusal | ClientGone | None = None
 
 
 class Lobby:
@@ -112,7 +113,7 @@ class Lobby:
     async def seat(self, visit: Visit) -> AsyncIterator[Seat | None]:
         """A seat at an instance that has not failed this client; None when only those are left.
 
-        Raises `Refusal`: nobody there, nobody coming, or not in time.
+        Raises `Refusal`: nobody there, nobody coming, or not in time. Raises `ClientGone`.
         """
         seat = self._pick(visit) or await self._wait(visit)
         if seat is None:
@@ -209,23 +210,34 @@ class Lobby:
         waiter = _Waiter(visit)
         self._waiting[waiter] = None
         try:
-            if visit.tried:
-                with trio.move_on_after(_NEWS_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._leave, waiter)
+                if visit.tried:
+                    with trio.move_on_after(_NEWS_S):
+                        await waiter.woken.wait()
+                    if waiter.outcome is None and not self._worth_waiting(visit):
+                        nursery.cancel_scope.cancel()
+                        return None
+                with trio.move_on_after(self._limits.queue_timeout_s):
                     await waiter.woken.wait()
-                if waiter.outcome is None and not self._worth_waiting(visit):
-                    return None
-            with trio.move_on_after(self._limits.queue_timeout_s):
-                await waiter.woken.wait()
+                nursery.cancel_scope.cancel()
             outcome, waiter.outcome = waiter.outcome, None
         finally:
             self._waiting.pop(waiter, None)
-            if isinstance(waiter.outcome, Seat):  # handed to somebody who has just left
+            if isinstance(waiter.outcome, Seat):  # handed to somebody who is being cancelled
                 self._give_back(waiter.outcome)
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, Exception):
             raise outcome
         if outcome is None:
             raise self._nobody("at_capacity", "no instance became free in time")
         return outcome
+
+    async def _leave(self, waiter: _Waiter) -> None:
+        await waiter.visit.left()
+        if waiter in self._waiting:  # else it has its outcome already
+            del self._waiting[waiter]
+            waiter.outcome = ClientGone("it left while it waited")
+            waiter.woken.set()
 
     def _worth_waiting(self, visit: Visit) -> bool:
         """Is there somebody besides those that failed this client?"""

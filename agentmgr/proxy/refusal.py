@@ -27,6 +27,10 @@ class Refusal(Exception):
         return http_response(self.status, (("Content-Type", "application/json"), *self.headers), body)
 
 
+class ClientGone(Exception):
+    """The client left before it had an answer; there is nobody to tell."""
+
+
 def http_response(status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> bytes:
     """A complete answer, after which the connection is closed."""
     try:

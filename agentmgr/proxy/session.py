@@ -12,7 +12,7 @@ from attrs import evolve
 from ..core.routing import Backend
 from .farewell import at_boundary, say_goodbye
 from .limits import GatewayLimits
-from .sessions import SHUTDOWN, Session, Sessions
+from .sessions import SHUTDOWN, Session
 from .tunnel import Ending, Relay
 
 
@@ -32,13 +32,10 @@ class Pacer:
 
 async def run_session(
     session: Session,
-    sessions: Sessions,
     relay: Relay,
     pacer: Pacer,
     limits: GatewayLimits,
     *,
-    early: bytes,
-    late: bytes,
     loss_code: Callable[[Backend], Awaitable[int]],
 ) -> None:
     """Relays until somebody ends the session; says goodbye to those who are still there.
@@ -47,7 +44,7 @@ async def run_session(
     tells what a client is to hear when its instance is gone.
     """
     tunnel = session.tunnel
-    with sessions.open(session), relay.carrying(tunnel, early, late):
+    with relay.carrying(tunnel):
         try:
             ending = await _watch(session, limits)
             relay.release(tunnel)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import trio
 
+from ..core.request import ClientRequest
 from ..core.routing import Backend
 from ..errors import ConnectionNotFound
 from ..models import Connection, SessionEnd, utc_now
@@ -39,19 +40,17 @@ class Session:
         self,
         connection_id: str,
         *,
-        client_ip: str,
-        client_port: int,
+        request: ClientRequest,
         backend: Backend,
         rule: str | None,
-        path: str,
         tunnel: Tunnel,
     ) -> None:
         self.connection_id = connection_id
-        self.client_ip = client_ip
-        self.client_port = client_port
+        self.client_ip = request.client_ip
+        self.client_port = request.client_port
+        self.path = request.bare_path  # without the query, which may carry secrets
         self.backend = backend
         self.rule = rule
-        self.path = path
         self.tunnel = tunnel
         self.started_at: datetime = utc_now()
         self.ending = SHUTDOWN  # unless something else ends it first

@@ -146,15 +146,15 @@ class Relay:
                     self._turn()
 
     @contextmanager
-    def carrying(self, tunnel: Tunnel, early: bytes, late: bytes) -> Iterator[None]:
-        """Relays inside the block. `early` came from the client before its answer, `late` from the backend
-        along with its own."""
+    def carrying(self, tunnel: Tunnel) -> Iterator[None]:
+        """Relays inside the block, beginning with what came along with the handshakes."""
         legs = (tunnel.from_client.source, tunnel.from_client.target)
         for leg in legs:
             self._legs[leg.sock.fileno()] = leg
         try:
             now = trio.current_time()
-            for flow, data in ((tunnel.from_client, early), (tunnel.from_backend, late)):
+            for flow in (tunnel.from_client, tunnel.from_backend):
+                data, flow.source.wire.ahead = flow.source.wire.ahead, b""
                 if data:
                     self._pass_on(flow, memoryview(data), now)
             for leg in legs:

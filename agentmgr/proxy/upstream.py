@@ -6,7 +6,6 @@ from contextlib import ExitStack, closing
 
 import h11
 import trio
-from attrs import frozen
 
 from ..core.routing import Backend
 from .head import BadResponse, Fields, RequestHead, ResponseHead, check_switch, parse_response
@@ -34,14 +33,6 @@ class BackendRefused(Exception):
         self.response = response
 
 
-@frozen
-class Answer:
-    """A backend's 101 and the bytes that came along with it."""
-
-    head: ResponseHead
-    rest: bytes
-
-
 def upgrade_request(path: str, fields: Fields) -> bytes:
     """The head that a backend gets: the client's, without what was meant for us."""
     lines = [f"GET {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"]
@@ -52,8 +43,11 @@ def upgrade_request(path: str, fields: Fields) -> bytes:
 
 async def open_backend(
     backend: Backend, asked: bytes, request: RequestHead, limits: GatewayLimits, *, deadline: float
-) -> tuple[Wire, Answer]:
-    """Connects, asks, and judges the answer. Raises `DialFailed` or `BackendRefused`."""
+) -> tuple[Wire, ResponseHead]:
+    """Connects, asks, and judges the answer; what came behind it is in `wire.ahead`.
+
+    Raises `DialFailed` or `BackendRefused`.
+    """
     wire = await _dial(backend, limits, deadline)
     with ExitStack() as until_answered:
         until_answered.enter_context(closing(wire))
@@ -75,7 +69,7 @@ async def _dial(backend: Backend, limits: GatewayLimits, deadline: float) -> Wir
 
 async def _ask(
     wire: Wire, asked: bytes, request: RequestHead, limits: GatewayLimits, deadline: float
-) -> Answer:
+) -> ResponseHead:
     received = bytearray()
     too_long = BadResponse(f"the head of its answer is over {limits.head_bytes} bytes")
     try:
@@ -93,7 +87,8 @@ async def _ask(
             answer = parse_response(bytes(received[: end + 4]), max_fields=limits.head_fields)
             if answer.status == 101:
                 check_switch(answer, request)
-                return Answer(answer, bytes(received[end + 4 :]))
+                wire.ahead = bytes(received[end + 4 :])
+                return answer
             raise BackendRefused(answer.status, await _refusal(wire, bytes(received), limits))
     except trio.TooSlowError:
         raise DialFailed("it did not answer the upgrade in time", retry=False, timed_out=True) from None

@@ -19,11 +19,12 @@ _AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
 class Wire:
     """Owns the socket: whoever has the wire closes it."""
 
-    __slots__ = ("secure", "sock")
+    __slots__ = ("ahead", "secure", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.sock = sock
+        self.ahead = b""  #: received along with the handshake; the first bytes of what follows it
         self.secure = isinstance(sock, ssl.SSLSocket)
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
@@ -48,6 +49,16 @@ class Wire:
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(self.sock)
 
+    async def wait_gone(self, max_ahead: int) -> None:
+        """Returns when the peer has left. What it sends meanwhile goes to `ahead`, up to so many bytes."""
+        with suppress(OSError):
+            while len(self.ahead) < max_ahead:
+                data = await self.receive(max_ahead - len(self.ahead))
+                if not data:
+                    return
+                self.ahead += data
+            await trio.sleep_forever()  # it is there, and wants much: the kernel makes it wait
+
     async def send_all(self, data: bytes | memoryview) -> None:
         """Raises `OSError`."""
         view = memoryview(data)
@@ -67,6 +78,9 @@ class Wire:
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
+        with suppress(OSError, ValueError):
+            if isinstance(self.sock, ssl.SSLSocket):
+                self.sock.unwrap()  # sends close_notify; non-blocking, so it waits for no answer
         with suppress(OSError):
             self.sock.close()
 

@@ -9,7 +9,8 @@ What a child process gets, and what it owes (`python -m agentmgr.agent` is one; 
   file, opened for appending, as stdout and stderr, so that it can outlive the manager;
 * the manager's environment and the service's, and `HOST`, `PORT`, `AGENTMGR_SERVICE`, `AGENTMGR_INSTANCE_ID`,
   `AGENTMGR_INSTANCE_TOKEN` (secret) and `PYTHONUNBUFFERED=1`;
-* an agent file is run as `PYTHON -m agentmgr.agent PATH --fd N …`: N is a bound and listening socket. It
+* an agent file is run as `PYTHON -m agentmgr.agent PATH --fd N …`: N is a bound and listening socket. With
+  `--manager-fd M` it ends as on SIGTERM when the pipe M has come to its end: the manager is gone. It
   answers at `HEALTH_PATH` with a proof that it holds the token (`agentmgr.core.health`);
 * a command finds `{host}` and `{port}` filled in, and is ready when a WebSocket handshake on `/` succeeds
   with a listener that belongs to its session;
@@ -23,7 +24,7 @@ from typing import Protocol
 
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
-from ..models import InstanceRecord, ServiceSpec
+from ..models import InstanceRecord, ServiceSpec, Usage
 
 
 class CannotLaunch(Exception):
@@ -40,6 +41,10 @@ class Child(Protocol):
 
     @property
     def record(self) -> InstanceRecord: ...
+
+    @property
+    def unenforced(self) -> tuple[str, ...]:
+        """What of its configuration this launcher cannot enforce, and why."""
 
     async def wait_ready(self) -> None:
         """Returns when it has answered its first handshake; for ever patient, the caller has the deadline."""
@@ -79,7 +84,16 @@ class Place(Protocol):
 
 
 class Launcher(Protocol):
+    async def run(self) -> None:
+        """Whatever has to be looked after while instances run; until cancelled."""
+
     def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> Place: ...
 
     async def sweep(self, keep: frozenset[str]) -> int:
         """Ends all that an earlier manager of ours has left, except what holds a token in `keep`."""
+
+    def troubles(self) -> tuple[str, ...]:
+        """What does not work just now, and will again by itself, as a full disk."""
+
+    def usage(self, instance_id: str) -> tuple[Usage, ...]:
+        """What the instance has used lately, oldest first."""

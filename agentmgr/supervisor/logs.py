@@ -1,12 +1,24 @@
-"""Where the output of an instance goes: a file that it appends to by itself, also when no manager runs."""
+"""Where the output of an instance goes: a file that it appends to by itself, also when no manager runs.
+
+It must stay bounded though its writer never reopens it, and nothing may be lost or wait. So the oldest part
+is copied to `SLOT.log.1` and then cut off the front of the live file in one step (`fallocate` with
+FALLOC_FL_COLLAPSE_RANGE: ext4, xfs), while the writer goes on appending. Where the file system cannot do
+that, the copied part is turned into a hole (FALLOC_FL_PUNCH_HOLE: btrfs, tmpfs and others), which takes no
+space.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from pathlib import Path
 
 LAST_WORDS_LINES = 15
 _LAST_WORDS_BYTES = 4096
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE_RANGE = 0x01, 0x02, 0x08  # linux/falloc.h
 
 
 def path(log_dir: Path, service_name: str, slot: int) -> Path:
@@ -24,6 +36,7 @@ def last_words(file: Path, since: int) -> str:
     try:
         with file.open("rb") as log:
             end = log.seek(0, os.SEEK_END)
+            # One that is shorter than it was has been rotated since.
             start = max(since if since <= end else 0, end - _LAST_WORDS_BYTES)
             log.seek(start)
             text = log.read(_LAST_WORDS_BYTES).decode(errors="replace")
@@ -31,3 +44,63 @@ def last_words(file: Path, since: int) -> str:
         return ""
     lines = ["".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in text.splitlines()]
     return "\n".join(line for line in lines[-LAST_WORDS_LINES:] if line)
+
+
+def rotate(file: Path, max_bytes: int, files: int) -> bool:
+    """Once the live file has `max_bytes`, copies them to `.1` and cuts them off; says whether it did.
+
+    Blocks on the disk. Raises OSError, as when the disk has no room for the copy; then nothing is lost.
+    """
+    try:
+        with file.open("r+b") as live:
+            stat = os.fstat(live.fileno())
+            if stat.st_blocks * 512 < max_bytes:  # what it takes, not what it seems to: it may have a hole
+                return False
+            start = _first_data(live.fileno())
+            # Whole blocks only can be cut off. What came since we looked stays for the next time.
+            block = stat.st_blksize
+            end = stat.st_size // block * block
+            end -= end > start and end == stat.st_size and block  # a file cannot be collapsed as a whole
+            if end <= start:
+                return False
+            # A flood may have brought more than that since the last look: then its newest part is kept.
+            _copy(live.fileno(), max(start, end - 2 * max_bytes), end, file, files)
+            if not _fallocate(live.fileno(), _COLLAPSE_RANGE, 0, end):
+                _fallocate(live.fileno(), _PUNCH_HOLE | _KEEP_SIZE, 0, end, required=True)
+            return True
+    except FileNotFoundError:
+        return False
+
+
+def _copy(live: int, start: int, end: int, file: Path, files: int) -> None:
+    draft = file.with_name(f"{file.name}.new")
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
+        while start < end:
+            start += os.copy_file_range(live, copy.fileno(), end - start, start)
+    for n in range(files - 1, 1, -1):
+        older, newer = file.with_name(f"{file.name}.{n}"), file.with_name(f"{file.name}.{n - 1}")
+        if newer.exists():
+            newer.replace(older)
+    if files > 1:
+        draft.replace(file.with_name(f"{file.name}.1"))
+    else:
+        draft.unlink()
+
+
+def _first_data(live: int) -> int:
+    try:
+        return os.lseek(live, 0, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing but a hole
+            return os.fstat(live).st_size
+        raise
+
+
+def _fallocate(file: int, mode: int, start: int, length: int, *, required: bool = False) -> bool:
+    begin, size = ctypes.c_longlong(start), ctypes.c_longlong(length)
+    if _libc.fallocate(file, ctypes.c_int(mode), begin, size) == 0:
+        return True
+    number = ctypes.get_errno()
+    if required or number not in (errno.EOPNOTSUPP, errno.EINVAL):
+        raise OSError(number, os.strerror(number))
+    return False

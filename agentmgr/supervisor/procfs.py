@@ -12,6 +12,9 @@ from pathlib import Path
 
 from attrs import frozen
 
+# Only these mean that there is no such process. To want for a descriptor is no reason to overlook one.
+_GONE = (FileNotFoundError, ProcessLookupError)
+
 TOKEN_VARIABLE = "AGENTMGR_INSTANCE_TOKEN"
 
 
@@ -20,9 +23,12 @@ class Stat:
     """Some of /proc/PID/stat (proc(5))."""
 
     state: str  #: one letter; Z is dead
-    group: int
+    parent: int
     session: int
+    cpu_ticks: int
+    threads: int
     start_ticks: int  #: since boot; with the pid it names one process for good
+    resident_pages: int
 
 
 @cache
@@ -32,21 +38,29 @@ def boot_id() -> str:
 
 
 def stat(pid: int) -> Stat | None:
-    """None when there is no such process."""
+    """None when there is no such process. Raises OSError when it cannot be looked at."""
     try:
         text = _read(f"/proc/{pid}/stat")
-    except OSError:
+    except _GONE:
         return None
     # The second field, the name in brackets, may hold blanks and brackets itself.
     fields = text[text.rindex(b")") + 2 :].split()
-    return Stat(fields[0].decode(), int(fields[2]), int(fields[3]), int(fields[19]))
+    return Stat(
+        state=fields[0].decode(),
+        parent=int(fields[1]),
+        session=int(fields[3]),
+        cpu_ticks=int(fields[11]) + int(fields[12]),
+        threads=int(fields[17]),
+        start_ticks=int(fields[19]),
+        resident_pages=int(fields[21]),
+    )
 
 
 def token(pid: int) -> str | None:
     """The instance token in the environment that it was started with; None where that cannot be read."""
     try:
         environment = _read(f"/proc/{pid}/environ")
-    except OSError:
+    except (*_GONE, PermissionError):
         return None
     name = TOKEN_VARIABLE.encode() + b"="
     if environment.startswith(name):
@@ -63,7 +77,10 @@ def pids() -> Iterator[int]:
 
 
 def find(wanted: Callable[[int, Stat, str | None], bool]) -> list[int]:
-    """The living processes of which `wanted(pid, stat, token)` holds; never this one. About 20 µs each."""
+    """The living processes of which `wanted(pid, stat, token)` holds; never this one. About 20 µs each.
+
+    Raises OSError when it cannot look.
+    """
     me = os.getpid()
     found = []
     for pid in pids():
@@ -110,6 +127,13 @@ def holds(pid: int, inode: int) -> bool:
 def holder(inode: int) -> int | None:
     """A process that has this socket open, as far as we may look into it."""
     return next((pid for pid in pids() if holds(pid, inode)), None)
+
+
+def open_files(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))
+    except OSError:
+        return 0
 
 
 def _target(link: str) -> str:

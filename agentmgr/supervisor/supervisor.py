@@ -11,7 +11,8 @@ from pathlib import Path
 import trio
 from attrs import define, field
 
-from ..errors import AgentManagerError, WrongState
+from ..core.dependencies import cycle, stop_order
+from ..errors import AgentManagerError, InvalidRequest, WrongState
 from ..models import (
     DesiredStatus,
     HealthCheck,
@@ -19,11 +20,12 @@ from ..models import (
     InstanceRecord,
     ServiceSpec,
     ServiceStatus,
+    Usage,
     new_id,
 )
 from . import logs
 from .instance import Life, Surroundings
-from .journal import Journal
+from .journal import Journal, Owner
 from .launcher import Child, Launcher, Place
 from .local import LocalLauncher
 from .signals import children_get_defaults
@@ -39,6 +41,7 @@ class _Service:
     """What runs of one registration. Commands on it take turns; a stop interrupts the one at work."""
 
     spec: ServiceSpec
+    launcher: Launcher
     lives: list[Life] = field(factory=list)  #: in a rolling restart a slot has two
     turn: trio.Lock = field(factory=trio.Lock)
     stops: int = 0  #: commands that were given before the last stop are void
@@ -61,7 +64,8 @@ class Supervisor:
         self._launcher = launcher or LocalLauncher(log_dir)
         self._services: dict[str, _Service] = {}  # in the order of their starts
         self._around = Surroundings(
-            journal=journal,
+            owner=Owner(journal),
+            missing=self._missing,
             health_check_interval=health_check_interval,
             random=random,
             probes=trio.CapacityLimiter(MAX_CONCURRENT_PROBES),
@@ -86,6 +90,7 @@ class Supervisor:
         with children_get_defaults():
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                nursery.start_soon(self._look_after)
                 await self._adopt(adopt)
                 task_status.started()
                 await self._closed.wait()
@@ -93,14 +98,18 @@ class Supervisor:
 
     # Commands
 
-    async def start(self, spec: ServiceSpec, *, wait: bool = True) -> None:
+    async def start(self, spec: ServiceSpec, launcher: Launcher | None = None, *, wait: bool = True) -> None:
         """Brings the service to `spec.config.instances` instances; those that run are left alone.
 
-        With `wait`, returns when all are ready. Raises `ServiceFailedToStart` or `PortNotAvailable` when
-        one is not; it is tried again nevertheless, as its restart policy says. `WrongState` when it was
-        stopped meanwhile.
+        `launcher` is for services that are no processes of their own, see `in_process`.
+
+        With `wait`, returns when all are ready. What it is to start `after` is waited for. Raises
+        `ServiceFailedToStart` or `PortNotAvailable` when one is not; it is tried again nevertheless, as its
+        restart policy says. `WrongState` when it was stopped meanwhile.
         """
+        self._refuse_cycles(spec)
         async with self._command(spec) as service:
+            service.launcher = launcher or service.launcher
             await self._forget_ended(service)
             lives = self._fill(service, spec)
         if wait:
@@ -157,19 +166,22 @@ class Supervisor:
     async def shutdown(self, *, leave_running: bool = False, force: bool = False) -> None:
         """Ends all services, or leaves them to the next manager; then `run` returns.
 
-        A second call with `force`, while the first one waits, cuts the draining short.
+        Those that others need end after these; what needs nobody ends at the same time, the last started
+        first. A second call with `force`, while the first one waits, cuts the draining short.
         """
         self._closing = True
-        for service in reversed(self._services.values()):
+        by_name = {service.spec.name: service for service in self._services.values()}
+        for service in by_name.values():
             service.stops += 1
             service.command.cancel()
-            for life in service.lives:
+        for wave in stop_order({name: service.spec.config.after for name, service in by_name.items()}):
+            lives = [life for name in wave for life in by_name[name].lives]
+            for life in lives:
                 if leave_running:
                     life.leave()
                 else:
                     life.stop(force=force)
-        for service in self._services.values():
-            for life in list(service.lives):
+            for life in lives:
                 await life.over.wait()
         self._closed.set()
 
@@ -190,6 +202,16 @@ class Supervisor:
         """As they are now, also those that were given up; what was stopped is not there any more."""
         return tuple(life.view for life in self._lives(service_id))
 
+    def troubles(self) -> tuple[str, ...]:
+        """What does not work just now, and will again by itself; services run on all the same."""
+        unwritten = sum(life.entry.fails for life in self._lives(None))
+        records = (f"{unwritten} instances could not be written down",) if unwritten else ()
+        return records + self._launcher.troubles()
+
+    def usage(self, instance_id: str) -> tuple[Usage, ...]:
+        """What it used of the machine: a sample every 10 s, those of the last hour, oldest first."""
+        return self._launcher.usage(instance_id)
+
     def log_path(self, name: str, slot: int = 0) -> Path:
         """The file that this instance of the service writes its output to."""
         return logs.path(self._log_dir, name, slot)
@@ -200,7 +222,7 @@ class Supervisor:
     async def _command(self, spec: ServiceSpec) -> AsyncIterator[_Service]:
         """The service's turn for one command; raises `WrongState` when a stop has come in between."""
         self._open_nursery()
-        service = self._services.setdefault(spec.service_id, _Service(spec))
+        service = self._services.setdefault(spec.service_id, _Service(spec, self._launcher))
         stops = service.stops
         async with service.turn:
             if stops == service.stops:
@@ -216,9 +238,23 @@ class Supervisor:
             )
         return self._nursery
 
+    def _missing(self, spec: ServiceSpec) -> tuple[str, bool] | None:
+        """See `Surroundings.missing`."""
+        lives = {service.spec.name: service.lives for service in self._services.values()}
+        for name in spec.config.after:
+            needed = lives.get(name, [])
+            if not any(life.serving for life in needed):
+                return name, not all(life.finished for life in needed)
+        return None
+
+    def _refuse_cycles(self, spec: ServiceSpec) -> None:
+        needs = {service.spec.name: service.spec.config.after for service in self._services.values()}
+        if found := cycle({**needs, spec.name: spec.config.after}):
+            raise InvalidRequest(f"these services wait for each other: {' → '.join(found)}")
+
     def _begin(self, service: _Service, spec: ServiceSpec, slot: int) -> Life:
         instance_id = new_id("ins")
-        return self._go(service, spec, instance_id, slot, self._launcher.place(spec, instance_id, slot))
+        return self._go(service, spec, instance_id, slot, service.launcher.place(spec, instance_id, slot))
 
     def _go(
         self, service: _Service, spec: ServiceSpec, instance_id: str, slot: int, place: Place,
@@ -228,20 +264,25 @@ class Supervisor:
         life = Life(spec, view, place, self._around, adopted)
         service.spec = spec
         service.lives.append(life)
-        self._open_nursery().start_soon(self._guard, service, life, name=f"{spec.name}/{slot}")
+        self._open_nursery().start_soon(self._run, service, life, name=f"{spec.name}/{slot}")
         self._open_nursery().start_soon(self._keep_entry, life)
         return life
 
-    async def _guard(self, service: _Service, life: Life) -> None:
-        """No failure in one instance's task, of whatever kind, may reach a sibling's."""
+    async def _run(self, service: _Service, life: Life) -> None:
         try:
-            await life.live()
-        except* Exception as failures:
-            log.exception("the task of %s/%d failed", life.spec.name, life.view.slot)
-            life.crashed(failures.exceptions[0])
+            await life.run()
         finally:
             if life.stopped and life in service.lives:
                 service.lives.remove(life)
+
+    async def _look_after(self) -> None:
+        """What looks after logs and figures must not take the instances with it when it fails."""
+        while True:
+            try:
+                await self._launcher.run()
+            except* Exception:
+                log.exception("looking after the instances failed, and begins again")
+                await trio.sleep(1)
 
     async def _keep_entry(self, life: Life) -> None:
         """A task of its own, because a stop must not wait for a disk, nor an entry be lost by a stop."""
@@ -290,7 +331,7 @@ class Supervisor:
         tokens = set()
         gone = []
         for spec, records in known:
-            service = self._services.setdefault(spec.service_id, _Service(spec))
+            service = self._services.setdefault(spec.service_id, _Service(spec, self._launcher))
             for record in sorted(records, key=lambda record: record.started_at):
                 place = self._launcher.place(spec, record.instance_id, record.slot)
                 child = place.adopt(record)
@@ -307,7 +348,7 @@ class Supervisor:
                     self._open_nursery().start_soon(self._finish_replacement, service, old, life)
         await self._launcher.sweep(frozenset(tokens))
         for instance_id in gone:
-            await self._around.journal.instance_gone(instance_id)
+            await self._around.owner.instance_gone(instance_id)
 
     async def _finish_replacement(self, service: _Service, old: Life, new: Life) -> None:
         try:

@@ -16,7 +16,7 @@ from attrs import Factory, frozen
 
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
-from ..models import InstanceRecord, ServiceSpec, utc_now
+from ..models import InstanceRecord, ServiceSpec, Usage, utc_now
 from ..supervisor.launcher import CannotLaunch
 
 
@@ -35,6 +35,7 @@ class Behaviour:
 class FakeChild:
     def __init__(self, record: InstanceRecord, behaviour: Behaviour) -> None:
         self.record = record
+        self.unenforced: tuple[str, ...] = ()
         self.behaviour = behaviour
         self.launched_at = trio.current_time()
         self.ended_at: float | None = None  #: by `end`
@@ -93,6 +94,15 @@ class FakeLauncher:
         self.children: list[FakeChild] = []  #: in the order of their launches
         self.launches = 0  #: tries
         self.swept = 0
+
+    async def run(self) -> None:
+        await trio.sleep_forever()
+
+    def troubles(self) -> tuple[str, ...]:
+        return ()
+
+    def usage(self, instance_id: str) -> tuple[Usage, ...]:
+        return ()
 
     def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> FakePlace:
         return FakePlace(self, spec, instance_id, slot)

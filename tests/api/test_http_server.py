@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import trio
 
+from agentmgr.api.control_socket import control_listener
 from agentmgr.api.server import ServerLimits, serve
-from agentmgr.api.sockets import bind_tcp, bound_unix
-from agentmgr.errors import InvalidRequest, PortNotAvailable
+from agentmgr.manager.listeners import open_listeners
 
 BIG = 32 * 2**20
 
@@ -36,11 +36,11 @@ async def asgi(scope: Any, receive: Any, send: Any) -> None:
 @asynccontextmanager
 async def running(**limits: Any) -> AsyncIterator[tuple[int, trio.CancelScope]]:
     """A server's port, and what cancels it; leaving waits for its end."""
-    (sock, *_) = await bind_tcp("127.0.0.1", 0)
-    port = sock.getsockname()[1]
+    listeners = await open_listeners("127.0.0.1", 0)
+    port = listeners[0].socket.getsockname()[1]
     async with trio.open_nursery() as nursery:
         await nursery.start(
-            partial(serve, lambda work, stopping: asgi, [sock], limits=ServerLimits(**limits))
+            partial(serve, lambda work, stopping: asgi, listeners, limits=ServerLimits(**limits))
         )
         yield port, nursery.cancel_scope
         nursery.cancel_scope.cancel()
@@ -172,27 +172,9 @@ async def test_connections_over_the_limit_wait_their_turn() -> None:
         await trio.aclose_forcefully(first)
 
 
-async def test_a_taken_port_is_named() -> None:
-    (sock, *_) = await bind_tcp("127.0.0.1", 0)
-    with sock, pytest.raises(PortNotAvailable, match=str(sock.getsockname()[1])):
-        await bind_tcp("127.0.0.1", sock.getsockname()[1])
-
-
-async def test_localhost_is_one_port_on_every_address() -> None:
-    sockets = await bind_tcp("localhost", 0)
-    assert len({sock.getsockname()[1] for sock in sockets}) == 1
-    for sock in sockets:
-        sock.close()
-
-
-async def test_an_unknown_host_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match=r"no\.such\.host\.invalid"):
-        await bind_tcp("no.such.host.invalid", 0)
-
-
 async def test_the_unix_socket_is_the_users_own_and_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
-    with bound_unix(path):
+    with control_listener(path):
         assert path.stat().st_mode & 0o777 == 0o600
     assert not path.exists()
 
@@ -201,5 +183,14 @@ async def test_a_dead_managers_socket_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    with bound_unix(path):
+    with control_listener(path):
         await (await trio.open_unix_socket(path)).aclose()
+
+
+async def test_the_next_managers_socket_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "control.sock"
+    with control_listener(path):
+        path.rename(tmp_path / "moved")
+        with socket.socket(socket.AF_UNIX) as successors:
+            successors.bind(str(path))
+    assert path.exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -10,11 +12,11 @@ from typing import Any
 import pytest
 import trio
 from attrs import define, field
-from trio_websocket import ConnectionClosed, WebSocketRequest, serve_websocket
+from trio_websocket import ConnectionClosed, WebSocketRequest, open_websocket_url, serve_websocket
 
 from agentmgr.core.routing import Backend, RoutingTable
 from agentmgr.models import Connection, SessionEnd
-from agentmgr.proxy import Gateway, GatewayLimits
+from agentmgr.proxy import Certificate, Gateway, GatewayLimits
 
 Handler = Callable[[WebSocketRequest], Awaitable[None]]
 
@@ -53,27 +55,153 @@ class Witness:
         return self.closed[:count]
 
 
+KEY = "dGhlIHNhbXBsZSBub25jZQ=="
+ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # what belongs to it, RFC 6455 section 1.3
+
+
+def upgrade(path: str = "/", *lines: str, host: str = "gateway.test") -> bytes:
+    """The head of a good upgrade, with more lines."""
+    first = (f"GET {path} HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade")
+    rest = (f"Sec-WebSocket-Key: {KEY}", "Sec-WebSocket-Version: 13", *lines, "", "")
+    return "\r\n".join((*first, *rest)).encode("latin-1")
+
+
+def switching(*lines: str) -> bytes:
+    """A good answer to it, with more lines."""
+    first = ("HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade")
+    return "\r\n".join((*first, f"Sec-WebSocket-Accept: {ACCEPT}", *lines, "", "")).encode("latin-1")
+
+
+def frame(opcode: int, payload: bytes = b"", *, masked: bool = True, fin: bool = True) -> bytes:
+    """A short frame of any kind, right or wrong; the mask is zero, so the payload can be read."""
+    length = len(payload)
+    size = bytes([length]) if length < 126 else b"\x7e" + length.to_bytes(2, "big")
+    size = bytes([size[0] | (0x80 if masked else 0)]) + size[1:]
+    return bytes([opcode | (0x80 if fin else 0)]) + size + (bytes(4) if masked else b"") + payload
+
+
+@define
+class Peer:
+    """One end of a connection, as bytes."""
+
+    stream: trio.SocketStream
+    received: bytes = b""
+
+    async def until(self, mark: bytes) -> bytes:
+        """Everything up to and with the mark; what follows it stays for later."""
+        with trio.fail_after(5):
+            while mark not in self.received:
+                data = await self.stream.receive_some()
+                assert data, f"the stream ended, with {self.received!r}"
+                self.received += data
+        found, mark, self.received = self.received.partition(mark)
+        return found + mark
+
+    async def exactly(self, count: int) -> bytes:
+        with trio.fail_after(5):
+            while len(self.received) < count:
+                data = await self.stream.receive_some()
+                assert data, f"the stream ended, with {self.received!r}"
+                self.received += data
+        found, self.received = self.received[:count], self.received[count:]
+        return found
+
+    async def rest(self) -> bytes:
+        """Everything up to the end of the stream, however that comes."""
+        with trio.fail_after(5), suppress(trio.BrokenResourceError):
+            while data := await self.stream.receive_some():
+                self.received += data
+        found, self.received = self.received, b""
+        return found
+
+    async def close_code(self) -> int | None:
+        """The code of the (unmasked) close frame that comes next, then the end of the stream."""
+        rest = await self.rest()
+        if not rest:
+            return None
+        assert rest[0] == 0x88, rest
+        assert len(rest) == 2 + rest[1], rest
+        return int.from_bytes(rest[2:4], "big")
+
+
 @define
 class Stage:
-    """A gateway that serves, the table it has, and what it saw."""
+    """A gateway that serves, and what it saw."""
 
     gateway: Gateway
     port: int
     witness: Witness
     nursery: trio.Nursery
+    peers: list[Peer] = field(factory=list)  #: closed when the gateway ends
+    _serving: trio.CancelScope = field(factory=trio.CancelScope)
+    _over: trio.Event = field(factory=trio.Event)
+
+    async def serve(
+        self,
+        listeners: list[trio.SocketListener],
+        certificate: Certificate | None,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        with self._serving:
+            await self.gateway.serve(listeners, certificate=certificate, task_status=task_status)
+        self._over.set()
+
+    async def shut_down(self) -> None:
+        """Ends the gateway, as its owner would, and returns when it has ended."""
+        self._serving.cancel()
+        with trio.fail_after(5):
+            await self._over.wait()
 
     @property
     def url(self) -> str:
         return f"ws://127.0.0.1:{self.port}"
 
-    async def connect(self) -> trio.SocketStream:
-        return await trio.open_tcp_stream("127.0.0.1", self.port)
+    async def connect(self, *data: bytes) -> Peer:
+        peer = Peer(await trio.open_tcp_stream("127.0.0.1", self.port))
+        self.peers.append(peer)
+        for chunk in data:
+            await peer.stream.send_all(chunk)
+        return peer
+
+    async def open(self, path: str = "/", *lines: str) -> Peer:
+        """A client whose upgrade has been answered with 101."""
+        peer = await self.connect(upgrade(path, *lines))
+        answer = await peer.until(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 101 "), answer
+        return peer
+
+    async def refusal(self, *data: bytes) -> tuple[int, str, dict[str, str]]:
+        """Status, stable code and headers of the answer to a request that is refused."""
+        peer = await self.connect(*data)
+        async with peer.stream:
+            head, _, body = (await peer.rest()).partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        code = json.loads(body)["code"] if headers.get("content-type") == "application/json" else ""
+        return int(status.split()[1]), code, headers
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Returns once it holds. For facts that nobody announces, such as the number of open descriptors."""
+    with trio.fail_after(5):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.005)
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 class Lab:
     """What a test needs to put a gateway between clients and instances. Ports are the system's choice."""
 
     echo = staticmethod(echo)
+    upgrade = staticmethod(upgrade)
+    switching = staticmethod(switching)
+    frame = staticmethod(frame)
+    eventually = staticmethod(eventually)
+    open_descriptors = staticmethod(open_descriptors)
+    Peer = Peer
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.nursery = nursery
@@ -104,21 +232,56 @@ class Lab:
 
     @asynccontextmanager
     async def gateway(
-        self, *backends: Backend, limits: GatewayLimits | None = None, table: Any = None, **options: Any
+        self,
+        *backends: Backend,
+        limits: GatewayLimits | None = None,
+        table: Any = None,
+        certificate: Certificate | None = None,
+        **options: Any,
     ) -> AsyncIterator[Stage]:
         """A gateway to those instances, until the block ends. `table`: more fields of the routing table."""
         witness = Witness()
         gateway = Gateway(
             RoutingTable(backends=backends, **(table or {})),
             observer=witness,
-            limits=limits or GatewayLimits(close_timeout_s=2),
+            limits=limits or GatewayLimits(close_timeout_s=0.5),
             **options,
         )
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         async with listeners[0], trio.open_nursery() as nursery:
-            await nursery.start(gateway.serve, listeners)
-            yield Stage(gateway, listeners[0].socket.getsockname()[1], witness, nursery)
-            nursery.cancel_scope.cancel()
+            stage = Stage(gateway, listeners[0].socket.getsockname()[1], witness, nursery)
+            await nursery.start(partial(stage.serve, listeners, certificate=certificate))
+            try:
+                yield stage
+            finally:
+                nursery.cancel_scope.cancel()
+                for peer in stage.peers:
+                    peer.stream.socket.close()
+
+    @asynccontextmanager
+    async def neighbour(self, stage: Stage, path: str = "/") -> AsyncIterator[None]:
+        """A healthy session that talks all the while, and must not notice what goes on in the block."""
+        echoes = 0
+        over = trio.Event()
+
+        async def talk(task_status: trio.TaskStatus[None]) -> None:
+            nonlocal echoes
+            async with open_websocket_url(stage.url + path) as websocket:
+                while not over.is_set():
+                    with trio.fail_after(2):
+                        await websocket.send_message(f"still here {echoes}")
+                        assert await websocket.get_message() == f"still here {echoes}"
+                    echoes += 1
+                    if echoes == 1:
+                        task_status.started()
+                    await trio.sleep(0.002)
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(talk)
+            yield
+            before = echoes
+            await eventually(lambda: echoes >= before + 3)
+            over.set()
 
 
 @pytest.fixture

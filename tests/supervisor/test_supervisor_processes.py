@@ -324,7 +324,7 @@ async def test_what_no_record_tells_of_is_swept_and_a_forged_record_touches_nobo
     async with supervisor(leave_running=True) as s:
         await s.start(spec)
     (record,) = journal.records.values()
-    with subprocess.Popen(["sleep", "600"]) as stranger:  # noqa: ASYNC220  (0.3 ms)
+    with subprocess.Popen(["sleep", "600"]) as stranger:
         forged = evolve(record, pid=stranger.pid)
         async with supervisor(adopt=[(spec, [forged])]) as s:
             assert relatives() == []

@@ -6,9 +6,10 @@ from random import Random
 
 import pytest
 import trio
+import trio.testing
 
 from agentmgr.core.restart import Cause, Exit
-from agentmgr.errors import ServiceFailedToStart, WrongState
+from agentmgr.errors import InvalidRequest, ServiceFailedToStart, WrongState
 from agentmgr.models import HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.supervisor.launcher import CannotLaunch
 from agentmgr.testing.fake_launcher import Behaviour, FakeLauncher
@@ -333,3 +334,57 @@ async def test_a_bug_in_one_task_is_told_and_leaves_the_others(supervisor, journ
         assert "KeyError('a bug')" in broken.error_message
         assert ill.ended_at is not None
     assert "the task of ill/0 failed" in caplog.text
+
+
+async def test_a_service_is_launched_when_what_it_needs_is_ready(supervisor, autojump_clock):
+    launcher = FakeLauncher(Behaviour(ready_after_s=20), Behaviour())
+    async with supervisor(launcher=launcher) as s:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(s.start, spec("database"))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(s.start, spec("app", after=["database"]))
+        database, app = launcher.children
+        assert app.launched_at == database.launched_at + 20
+
+
+async def test_one_that_needs_what_does_not_run_says_so_and_starts_when_that_does(supervisor, autojump_clock):
+    launcher = FakeLauncher()
+    async with supervisor(launcher=launcher) as s:
+        with pytest.raises(
+            ServiceFailedToStart, match="app waits for service 'database', which is not running"
+        ):
+            await s.start(app := spec("app", after=["database"]))
+        await trio.sleep(1000)
+        assert launcher.launches == 0
+        await s.start(spec("database"))
+        await s.start(app)
+        assert [view.status for view in s.instances()] == [ServiceStatus.RUNNING] * 2
+
+
+async def test_services_that_wait_for_each_other_are_refused(supervisor, autojump_clock):
+    async with supervisor(launcher=FakeLauncher()) as s:
+        await s.start(spec("a", after=["b"]), wait=False)
+        with pytest.raises(InvalidRequest, match="a → b → a"):
+            await s.start(spec("b", after=["a"]))
+
+
+async def test_what_others_need_is_stopped_after_them(supervisor, autojump_clock):
+    launcher = FakeLauncher(Behaviour(stop_takes_s=2))
+    async with supervisor(launcher=launcher) as s:
+        await s.start(spec("database"))
+        await s.start(spec("cache"))
+        await s.start(spec("app", after=["database"]))
+        begin = trio.current_time()
+        await s.shutdown()
+        assert [child.ended_at - begin for child in launcher.children] == [4, 2, 2]
+
+
+async def test_only_so_many_start_at_once(supervisor, autojump_clock, monkeypatch):
+    monkeypatch.setattr("agentmgr.supervisor.supervisor.MAX_CONCURRENT_STARTS", 5)
+    launcher = FakeLauncher(Behaviour(ready_after_s=10))
+    async with supervisor(launcher=launcher) as s:
+        begin = trio.current_time()
+        await s.start(spec(instances=20))
+        assert trio.current_time() - begin == 40
+        launched = sorted(child.launched_at - begin for child in launcher.children)
+        assert launched == [0] * 5 + [10] * 5 + [20] * 5 + [30] * 5

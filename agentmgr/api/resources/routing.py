@@ -10,11 +10,10 @@ from attrs import Factory, evolve, frozen
 from ...codec import from_plain, to_plain
 from ...core.request import ClientRequest
 from ...core.routing import RoutingDecision
-from ...errors import InvalidRequest, VersionMismatch
+from ...errors import InvalidRequest
 from ...models import RoutingCondition, RoutingRule, RoutingStrategy
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
-from ..problems import HttpProblem
 
 api = Operations("routing")
 
@@ -99,25 +98,16 @@ async def update_routing_rule(call: Call, body: Any) -> Answer:
     merged = from_plain({**{name: to_plain(getattr(now, name)) for name in _OPEN}, **body}, NewRule)
     changes = {name: getattr(merged, name) for name in body}
     evolve(now, **changes)  # raises where a value is out of range
-    try:
-        rule = await call.carry_out(
-            lambda: call.manager.update_routing_rule(
-                call.ref, changes, expected_version=call.expected_version
-            )
-        )
-    except VersionMismatch as error:
-        if call.expected_version is None:
-            raise
-        raise HttpProblem(412, error.code, error.message) from None
+    rule = await call.carry_out(
+        lambda: call.manager.update_routing_rule(call.ref, changes, expected_version=call.expected_version)
+    )
     return _answer(rule)
 
 
 @api.add("DELETE", "/routing/rules/{ref}", gives={204: None}, problems=(404, 412))
 async def delete_routing_rule(call: Call) -> Answer:
     """Deletes a rule."""
-    expected = call.expected_version
-    if expected is not None and call.manager.get_routing_rule(call.ref).version != expected:
-        raise HttpProblem(412, VersionMismatch.code, "The rule was changed since you read it; read it again.")
+    call.check_version(call.manager.get_routing_rule(call.ref).version)
     await call.carry_out(lambda: call.manager.delete_routing_rule(call.ref))
     return Answer(None, 204)
 

@@ -1,0 +1,41 @@
+"""Which services need which: in what order they end, and whether they can ever start.
+
+`needs` maps the name of each service to the names that it is to be started after. Names that are not in it
+are nobody's business here: they may be registered later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+Needs = Mapping[str, Iterable[str]]
+
+
+def cycle(needs: Needs) -> tuple[str, ...] | None:
+    """Services that wait for each other, as in `("a", "b", "a")`; None when there are none."""
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> tuple[str, ...] | None:
+        if name in path:
+            return (*path[path.index(name) :], name)
+        if name in done:
+            return None
+        for needed in needs.get(name, ()):
+            if found := visit(needed, (*path, name)):
+                return found
+        done.add(name)
+        return None
+
+    return next((found for name in needs if (found := visit(name, ()))), None)
+
+
+def stop_order(needs: Needs) -> list[list[str]]:
+    """In waves: each service ends after all that need it, otherwise in the reverse order of `needs`."""
+    waves: list[list[str]] = []
+    left = list(needs)[::-1]
+    while left:
+        needed = {name for other in left for name in needs[other]}
+        wave = [name for name in left if name not in needed] or left  # a cycle must not keep us from stopping
+        waves.append(wave)
+        left = [name for name in left if name not in wave]
+    return waves

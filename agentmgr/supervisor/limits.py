@@ -1,0 +1,122 @@
+"""Limits on what an instance may use: by control groups where one can be made, by rlimits where they will do.
+
+A group holds the instance with all that it starts. An rlimit holds for each process by itself, so it serves
+for open files; for memory it is better than nothing; a number of processes it can only limit per user,
+which is no limit of a service, so that is left.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from ..models import ServiceConfig
+
+_ROOT = Path("/sys/fs/cgroup")
+_CPU_PERIOD_US = 100_000
+
+
+class Limits:
+    """What holds one instance, over its restarts."""
+
+    def __init__(self, config: ServiceConfig, instance_id: str) -> None:
+        self._config = config
+        self._name = f"agentmgr-{instance_id}"
+        self._groups: list[Path] = []
+
+    @property
+    def wanted(self) -> bool:
+        config = self._config
+        limits = config.memory_limit_mb, config.cpu_limit_percent, config.max_processes, config.max_open_files
+        return any(limit is not None for limit in limits)
+
+    def impose(self, pid: int) -> tuple[str, ...]:
+        """Limits the process and all that it will start; returns what could not be, and why. Never raises."""
+        config, failed = self._config, []
+        if config.max_open_files is not None and not _prlimit(
+            pid, resource.RLIMIT_NOFILE, config.max_open_files
+        ):
+            failed.append("max_open_files: above what this user may have")
+        if config.max_processes is not None and not self._join(
+            pid, "pids", {"pids.max": config.max_processes}
+        ):
+            failed.append("max_processes: no control group of our own for it")
+        if config.cpu_limit_percent is not None:
+            quota = config.cpu_limit_percent * _CPU_PERIOD_US // 100
+            files: dict[str, str | int] = {
+                "cpu.max": f"{quota} {_CPU_PERIOD_US}",
+                "cpu.cfs_quota_us": quota,
+            }
+            if not self._join(pid, "cpu", files):
+                failed.append("cpu_limit_percent: no control group of our own for it")
+        if config.memory_limit_mb is not None:
+            limit = config.memory_limit_mb * 2**20
+            if not self._join(pid, "memory", {"memory.max": limit, "memory.limit_in_bytes": limit}):
+                _prlimit(pid, resource.RLIMIT_DATA, limit)
+                failed.append("memory_limit_mb: no control group of our own for it, so per process only")
+        return tuple(failed)
+
+    def adopt(self) -> None:
+        """Finds the groups that an earlier manager has made."""
+        self._groups = [group for _, parent in _own_groups() if (group := parent / self._name).is_dir()]
+
+    def lift(self) -> None:
+        """Removes the groups, which must be empty by now."""
+        for group in self._groups:
+            with suppress(OSError):  # something in it does not die; the next manager finds it again
+                group.rmdir()
+        self._groups = []
+
+    def _join(self, pid: int, controller: str, files: Mapping[str, str | int]) -> bool:
+        """Puts it into a group of its own with one of these settings, named after version 2 or 1."""
+        for controllers, parent in _own_groups():
+            if controllers and controller not in controllers:
+                continue
+            group = parent / self._name
+            try:
+                group.mkdir(exist_ok=True)
+                name = next(name for name in files if (group / name).exists())
+                _write(group / name, files[name])
+                _write(group / "cgroup.procs", pid)
+            except (OSError, StopIteration):  # not ours to write to, or without this controller
+                with suppress(OSError):  # also when another limit needs the group
+                    group.rmdir()
+                continue
+            self._groups.append(group)
+            return True
+        return False
+
+
+def _own_groups() -> Iterator[tuple[list[str], Path]]:
+    """The control groups that we are in: their controllers, none for version 2, and where they are."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers:
+            yield controllers.split(","), _ROOT / controllers / path.lstrip("/")
+        else:
+            mount = _ROOT if (_ROOT / "cgroup.controllers").exists() else _ROOT / "unified"
+            yield [], mount / path.lstrip("/")
+
+
+def _write(file: Path, value: str | int) -> None:
+    # Not O_CREAT: where the file system lets us make files, it is no control group.
+    descriptor = os.open(file, os.O_WRONLY)
+    try:
+        os.write(descriptor, str(value).encode())
+    finally:
+        os.close(descriptor)
+
+
+def _prlimit(pid: int, which: int, value: int) -> bool:
+    try:
+        resource.prlimit(pid, which, (value, value))
+    except (OSError, ValueError):
+        return False
+    return True

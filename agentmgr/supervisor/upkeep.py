@@ -1,0 +1,139 @@
+"""What has to be looked after while instances run: their logs stay bounded, what they use is measured.
+
+No event tells when a file has grown or memory was taken, so this looks, for all instances in one go, off
+the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+from attrs import Factory, define
+
+from ..models import ServiceConfig, Usage, utc_now
+from . import logs, procfs
+
+log = logging.getLogger(__name__)
+
+_LOGS_EVERY_S = (0.05, 1.0)  #: while one is flooded, and otherwise
+_USAGE_EVERY_S = 10.0
+USAGE_KEPT = 360
+"""Samples per instance: an hour."""
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+_limiter = trio.CapacityLimiter(1)
+
+
+@define(eq=False)
+class _Kept:
+    pid: int
+    log: Path
+    config: ServiceConfig
+    usage: deque[Usage] = Factory(lambda: deque(maxlen=USAGE_KEPT))
+    measured: tuple[float, int] | None = None  #: monotonic seconds, and clock ticks of CPU until then
+    log_fails: bool = False
+
+
+class Upkeep:
+    def __init__(self) -> None:
+        self._kept: dict[str, _Kept] = {}
+
+    def watch(self, instance_id: str, pid: int, log: Path, config: ServiceConfig) -> None:
+        """From its launch on; again at a relaunch."""
+        kept = self._kept.setdefault(instance_id, _Kept(pid, log, config))
+        kept.pid, kept.measured = pid, None
+
+    def forget(self, instance_id: str) -> None:
+        self._kept.pop(instance_id, None)
+
+    def usage(self, instance_id: str) -> tuple[Usage, ...]:
+        """The samples of the last hour, oldest first."""
+        kept = self._kept.get(instance_id)
+        return tuple(kept.usage) if kept is not None else ()
+
+    @property
+    def logs_fail(self) -> bool:
+        """Whether some log cannot be kept bounded just now, as when the disk is full."""
+        return any(kept.log_fails for kept in self._kept.values())
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        next_usage = trio.current_time()
+        soon_s, pause_s = _LOGS_EVERY_S
+        while True:
+            entries = tuple(self._kept.values())
+            if await trio.to_thread.run_sync(_rotate, entries, limiter=_limiter):
+                pause_s = soon_s
+            if trio.current_time() >= next_usage:
+                with suppress(OSError):  # no descriptor to be had just now; the figures can wait
+                    await self.measure()
+                next_usage = trio.current_time() + _USAGE_EVERY_S
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOGS_EVERY_S[1])
+
+    async def measure(self) -> None:
+        """Takes one sample of each."""
+        kept = {entry.pid: entry for entry in self._kept.values()}
+        await trio.to_thread.run_sync(_measure, kept, limiter=_limiter)
+
+
+def _rotate(entries: Iterable[_Kept]) -> bool:
+    """Whether any had to be."""
+    rotated = False
+    for kept in entries:
+        try:
+            rotated |= logs.rotate(kept.log, kept.config.log_max_bytes, kept.config.log_files)
+            kept.log_fails = False
+        except OSError as error:
+            if not kept.log_fails:  # told once, tried again each time
+                log.warning("cannot rotate %s: %s", kept.log, error.strerror)
+            kept.log_fails = True
+    return rotated
+
+
+def _measure(leaders: dict[int, _Kept]) -> None:
+    families: dict[int, list[tuple[int, procfs.Stat]]] = {pid: [] for pid in leaders}
+    orphans = os.getpid() == 1
+    for pid in procfs.pids():
+        stat = procfs.stat(pid)
+        if stat is None:
+            continue
+        if stat.session in families and stat.state != "Z":
+            families[stat.session].append((pid, stat))
+        if orphans and stat.state == "Z" and stat.parent == 1 and pid not in leaders:
+            _reap(pid, stat)
+    now, at = time.monotonic(), utc_now()
+    for leader, members in families.items():
+        kept = leaders[leader]
+        ticks = sum(stat.cpu_ticks for _, stat in members)
+        percent = 0.0
+        if kept.measured is not None and now > kept.measured[0]:
+            # A member that has ended takes its ticks along.
+            percent = max(0, ticks - kept.measured[1]) / _TICKS_PER_S / (now - kept.measured[0]) * 100
+        kept.measured = now, ticks
+        kept.usage.append(
+            Usage(
+                at=at,
+                cpu_percent=round(percent, 1),
+                memory_bytes=sum(stat.resident_pages for _, stat in members) * _PAGE_BYTES,
+                processes=len(members),
+                threads=sum(stat.threads for _, stat in members),
+                open_files=sum(procfs.open_files(pid) for pid, _ in members),
+            )
+        )
+
+
+def _reap(pid: int, stat: procfs.Stat) -> None:
+    """Where we are process 1, as in a container, the orphans of instances are left to us to reap."""
+    if stat.session != os.getsid(0):  # else it is one that we have started ourselves for something else
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)

@@ -1,0 +1,119 @@
+"""The command line as a user types it: each command a process of its own, in a directory of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TIMEOUT_S = 60.0
+AGENT = Path(__file__).parents[2] / "examples" / "echo_agent.py"
+
+
+class Foreground:
+    """A command that stays, such as `agentmgr proxy`, in "another terminal"."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        self.seen = ""
+
+    def wait_for(self, pattern: str) -> str:
+        """What it printed that matches; fails the test when it ends without."""
+        assert self._process.stdout is not None
+        while not (found := re.search(pattern, self.seen)):
+            line = self._process.stdout.readline()
+            assert line, f"ended without {pattern!r}: {self.seen}"
+            self.seen += line
+        return found[0]
+
+    def interrupt(self) -> int:
+        """Ctrl-C; its exit code."""
+        self._process.send_signal(signal.SIGINT)
+        return self.wait()
+
+    def wait(self) -> int:
+        rest, _ = self._process.communicate(timeout=TIMEOUT_S)
+        self.seen += rest
+        return self._process.returncode
+
+
+class Terminal:
+    """Runs commands in one directory, where `my_agent.py` is."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "my_agent.py").write_text(AGENT.read_text())
+        self._environment = {k: v for k, v in os.environ.items() if not k.startswith("AGENTMGR_")}
+        self._foreground: list[subprocess.Popen[str]] = []
+
+    def run(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """Runs it to its end, and insists on its exit code."""
+        done = subprocess.run(
+            [sys.executable, "-m", "agentmgr", *words],
+            cwd=self.directory,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.run(*words, "--format", "json").stdout)
+
+    def refused(self, *words: str) -> str:
+        """It fails with exit code 1 and one line, which is returned."""
+        (line,) = self.run(*words, code=1).stderr.splitlines()
+        return line
+
+    def start(self, *words: str) -> Foreground:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agentmgr", *words],
+            cwd=self.directory,
+            env=self._environment | {"PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._foreground.append(process)
+        return Foreground(process)
+
+    def processes(self) -> list[int]:
+        """Everything that was started here and still runs."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    is_ours = os.readlink(entry / "cwd") == str(self.directory)
+                except OSError:  # gone, or a zombie
+                    continue
+                if is_ours:
+                    found.append(int(entry.name))
+        return found
+
+    def close(self) -> None:
+        for process in self._foreground:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                process.communicate(timeout=TIMEOUT_S)
+            elif process.stdout is not None:
+                process.stdout.close()
+
+
+@pytest.fixture
+def terminal(tmp_path: Path) -> Iterator[Terminal]:
+    terminal = Terminal(tmp_path)
+    yield terminal
+    terminal.close()
+    for pid in terminal.processes():  # what a failed test left; a passed one asserts that there is nothing
+        os.kill(pid, signal.SIGKILL)

@@ -38,6 +38,8 @@ class ServerLimits:
     connections: int = 500  #: at once; more wait in the kernel's queue
 
 
+_FAREWELL_S = 1.0  #: for the end of an answer to reach Hypercorn; it takes microseconds
+
 _DEFAULT_LIMITS = ServerLimits()
 
 
@@ -94,11 +96,15 @@ def _until_idle(app: ASGIFramework) -> ASGIFramework:
     async def undisturbed(
         scope: Scope, receive: ASGIReceiveCallable, send: Callable[[ASGISendEvent], Awaitable[None]]
     ) -> None:
-        async def send_whole(event: ASGISendEvent) -> None:
-            with trio.CancelScope(shield=True):  # bounded by the stall timeout of the stream
+        async def send_to_the_end(event: ASGISendEvent) -> None:
+            if event["type"] == "http.response.body" and not event["more_body"]:
+                # Quart's last event has no bytes. Bounded, because HTTP/2 may wait here for its client.
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_S):
+                    await send(event)
+            else:
                 await send(event)
 
-        await app(scope, receive, send_whole)
+        await app(scope, receive, send_to_the_end)
 
     return undisturbed
 

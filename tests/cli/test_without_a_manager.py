@@ -82,9 +82,8 @@ def test_instances_that_outlive_their_manager_are_shown_adopted_and_stopped(shel
 
 
 def test_a_daemon_that_cannot_start_says_why(shell: Any) -> None:
-    shell.ok("register", "x", "my_agent.py")
     shell.paths.database.write_bytes(b"not a database" * 1000)
-    said = shell.fails("start", "x")
+    said = shell.fails("register", "x", "my_agent.py", "--auto-start")
     assert "did not start" in said
     assert "database" in said
     assert shell.manager_pid() is None

@@ -38,8 +38,6 @@ class ServerLimits:
     connections: int = 500  #: at once; more wait in the kernel's queue
 
 
-_FAREWELL_S = 1.0  #: for the end of an answer to reach Hypercorn; it takes microseconds
-
 _DEFAULT_LIMITS = ServerLimits()
 
 
@@ -96,15 +94,15 @@ def _until_idle(app: ASGIFramework) -> ASGIFramework:
     async def undisturbed(
         scope: Scope, receive: ASGIReceiveCallable, send: Callable[[ASGISendEvent], Awaitable[None]]
     ) -> None:
-        async def send_to_the_end(event: ASGISendEvent) -> None:
-            if event["type"] == "http.response.body" and not event["more_body"]:
-                # Quart's last event has no bytes. Bounded, because HTTP/2 may wait here for its client.
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _FAREWELL_S):
-                    await send(event)
-            else:
+        http1 = scope["type"] == "http" and scope["http_version"].startswith("1")
+
+        async def send_undisturbed(event: ASGISendEvent) -> None:
+            last = event["type"] == "http.response.body" and not event.get("more_body")
+            # Bounded by the stall timeout of the stream; in HTTP/2 it would wait for the stream's own window.
+            with trio.CancelScope(shield=last and http1):
                 await send(event)
 
-        await app(scope, receive, send_to_the_end)
+        await app(scope, receive, send_undisturbed)
 
     return undisturbed
 

@@ -34,7 +34,7 @@ class ServiceFunction(Protocol):
 def in_process(
     function: ServiceFunction, *, name: str | None = None, **config: Any
 ) -> tuple[ServiceSpec, InProcessLauncher]:
-    """What `Supervisor.start` takes to run the function; `config` is for `ServiceConfig`, as in `restart=`."""
+    """What `Supervisor.start` takes to run the function; `config`: fields of `ServiceConfig`."""
     known_as = str(name or getattr(function, "__name__", "service"))
     origin = f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', known_as)}"
     spec = ServiceSpec(known_as, ServiceConfig(agent_factory_path=origin, **config))
@@ -53,6 +53,9 @@ class InProcessLauncher:
 
     async def sweep(self, keep: frozenset[str]) -> int:
         return 0
+
+    def troubles(self) -> tuple[str, ...]:
+        return ()
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return ()

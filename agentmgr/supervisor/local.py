@@ -33,5 +33,8 @@ class LocalLauncher:
             lambda _pid, _stat, token: token is not None and token not in keep and made(token)
         )
 
+    def troubles(self) -> tuple[str, ...]:
+        return ("logs cannot be kept within their bounds",) if self._upkeep.logs_fail else ()
+
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return self._upkeep.usage(instance_id)

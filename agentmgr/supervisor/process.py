@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from select import POLLIN, poll
 
 import trio
@@ -14,8 +15,11 @@ import trio
 from ..core.restart import Exit
 from . import procfs
 
+log = logging.getLogger("agentmgr.supervisor")
+
 _KILL_PATIENCE_S = 10.0  #: a process in uninterruptible sleep dies when the disk lets it
 _SWEEP_PATIENCE_S = 30.0
+_SHORTAGE_PAUSE_S = 0.1
 
 # Worker threads are shared by all of trio; forty busy ones delayed a spawn by 3.9 s (measured).
 _limiter = trio.CapacityLimiter(2)
@@ -126,27 +130,43 @@ async def _ask_and_wait(wanted: Wanted) -> None:
         await _wait_all_gone(found)
 
 
+async def _find(wanted: Wanted) -> list[int]:
+    while True:
+        try:
+            return await trio.to_thread.run_sync(procfs.find, wanted, limiter=_limiter)
+        except OSError as error:  # no descriptor to be had for looking; one will be
+            log.warning("cannot look for processes, trying again: %s", error)
+            await trio.sleep(_SHORTAGE_PAUSE_S)
+
+
 def _signal(pid: int, wanted: Wanted, number: signal.Signals) -> bool:
-    with suppress(ProcessLookupError, PermissionError), ExitStack() as stack:
+    try:
         pidfd = os.pidfd_open(pid)
-        stack.callback(os.close, pidfd)
+    except OSError:
+        return False
+    try:
         # Only now is it certain whom the number means.
         stat = procfs.stat(pid)
-        if stat is not None and wanted(pid, stat, procfs.token(pid)):
-            signal.pidfd_send_signal(pidfd, number)
-            return True
-    return False
-
-
-async def _find(wanted: Wanted) -> list[int]:
-    return await trio.to_thread.run_sync(procfs.find, wanted, limiter=_limiter)
+        if stat is None or not wanted(pid, stat, procfs.token(pid)):
+            return False
+        signal.pidfd_send_signal(pidfd, number)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
 
 
 async def _wait_all_gone(pids: Iterable[int]) -> None:
     for pid in pids:
-        with suppress(ProcessLookupError):
+        try:
             pidfd = os.pidfd_open(pid)
-            try:
-                await trio.lowlevel.wait_readable(pidfd)
-            finally:
-                os.close(pidfd)
+        except ProcessLookupError:
+            continue
+        except OSError:  # without a descriptor, a moment has to do; whoever calls looks again
+            await trio.sleep(_SHORTAGE_PAUSE_S)
+            continue
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from attrs import frozen
 
+# Only these mean that there is no such process. To want for a descriptor is no reason to overlook one.
+_GONE = (FileNotFoundError, ProcessLookupError)
+
 TOKEN_VARIABLE = "AGENTMGR_INSTANCE_TOKEN"
 
 
@@ -35,10 +38,10 @@ def boot_id() -> str:
 
 
 def stat(pid: int) -> Stat | None:
-    """None when there is no such process."""
+    """None when there is no such process. Raises OSError when it cannot be looked at."""
     try:
         text = _read(f"/proc/{pid}/stat")
-    except OSError:
+    except _GONE:
         return None
     # The second field, the name in brackets, may hold blanks and brackets itself.
     fields = text[text.rindex(b")") + 2 :].split()
@@ -57,7 +60,7 @@ def token(pid: int) -> str | None:
     """The instance token in the environment that it was started with; None where that cannot be read."""
     try:
         environment = _read(f"/proc/{pid}/environ")
-    except OSError:
+    except (*_GONE, PermissionError):
         return None
     name = TOKEN_VARIABLE.encode() + b"="
     if environment.startswith(name):
@@ -74,7 +77,10 @@ def pids() -> Iterator[int]:
 
 
 def find(wanted: Callable[[int, Stat, str | None], bool]) -> list[int]:
-    """The living processes of which `wanted(pid, stat, token)` holds; never this one. About 20 µs each."""
+    """The living processes of which `wanted(pid, stat, token)` holds; never this one. About 20 µs each.
+
+    Raises OSError when it cannot look.
+    """
     me = os.getpid()
     found = []
     for pid in pids():

@@ -25,7 +25,7 @@ from ..models import (
 )
 from . import logs
 from .instance import Life, Surroundings
-from .journal import Journal
+from .journal import Journal, Owner
 from .launcher import Child, Launcher, Place
 from .local import LocalLauncher
 from .signals import children_get_defaults
@@ -64,10 +64,8 @@ class Supervisor:
         self._launcher = launcher or LocalLauncher(log_dir)
         self._services: dict[str, _Service] = {}  # in the order of their starts
         self._around = Surroundings(
-            journal=journal,
-            announce=self._announce,
+            owner=Owner(journal),
             missing=self._missing,
-            news=trio.lowlevel.ParkingLot(),
             health_check_interval=health_check_interval,
             random=random,
             probes=trio.CapacityLimiter(MAX_CONCURRENT_PROBES),
@@ -204,6 +202,12 @@ class Supervisor:
         """As they are now, also those that were given up; what was stopped is not there any more."""
         return tuple(life.view for life in self._lives(service_id))
 
+    def troubles(self) -> tuple[str, ...]:
+        """What does not work just now, and will again by itself; services run on all the same."""
+        unwritten = sum(life.entry.fails for life in self._lives(None))
+        records = (f"{unwritten} instances could not be written down",) if unwritten else ()
+        return records + self._launcher.troubles()
+
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """What it used of the machine: a sample every 10 s, those of the last hour, oldest first."""
         return self._launcher.usage(instance_id)
@@ -234,10 +238,6 @@ class Supervisor:
             )
         return self._nursery
 
-    def _announce(self, instance: Instance) -> None:
-        self._around.journal.instance_changed(instance)
-        self._around.news.unpark_all()
-
     def _missing(self, spec: ServiceSpec) -> tuple[str, bool] | None:
         """See `Surroundings.missing`."""
         lives = {service.spec.name: service.lives for service in self._services.values()}
@@ -264,17 +264,13 @@ class Supervisor:
         life = Life(spec, view, place, self._around, adopted)
         service.spec = spec
         service.lives.append(life)
-        self._open_nursery().start_soon(self._guard, service, life, name=f"{spec.name}/{slot}")
+        self._open_nursery().start_soon(self._run, service, life, name=f"{spec.name}/{slot}")
         self._open_nursery().start_soon(self._keep_entry, life)
         return life
 
-    async def _guard(self, service: _Service, life: Life) -> None:
-        """No failure in one instance's task, of whatever kind, may reach a sibling's."""
+    async def _run(self, service: _Service, life: Life) -> None:
         try:
-            await life.live()
-        except* Exception as failures:
-            log.exception("the task of %s/%d failed", life.spec.name, life.view.slot)
-            life.crashed(failures.exceptions[0])
+            await life.run()
         finally:
             if life.stopped and life in service.lives:
                 service.lives.remove(life)
@@ -352,7 +348,7 @@ class Supervisor:
                     self._open_nursery().start_soon(self._finish_replacement, service, old, life)
         await self._launcher.sweep(frozenset(tokens))
         for instance_id in gone:
-            await self._around.journal.instance_gone(instance_id)
+            await self._around.owner.instance_gone(instance_id)
 
     async def _finish_replacement(self, service: _Service, old: Life, new: Life) -> None:
         try:

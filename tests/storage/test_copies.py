@@ -47,6 +47,8 @@ async def test_a_backup_has_all_that_was_written_and_recorded(tmp_path, make):
 
 async def test_a_backup_shows_one_moment_while_writing_goes_on(tmp_path, make, monkeypatch):
     monkeypatch.setattr(copies, "PAGES_AT_ONCE", 1)
+    steps: list[int] = []
+    monkeypatch.setattr(copies, "_heed_cancellation", lambda status, left, total: steps.append(left))
     async with open_store(tmp_path / "a.db") as store:
         for number in range(200):
             await store.add_service(make.service(f"before{number}"))
@@ -58,7 +60,10 @@ async def test_a_backup_shows_one_moment_while_writing_goes_on(tmp_path, make, m
         async with trio.open_nursery() as nursery:
             nursery.start_soon(write_on)
             for number in range(3):
-                await store.backup(tmp_path / f"copy{number}.db")
+                steps.clear()
+                with trio.fail_after(30):
+                    await store.backup(tmp_path / f"copy{number}.db")
+                assert steps == list(range(steps[0], -1, -1))  # a write never makes it begin again
             nursery.cancel_scope.cancel()
         order = [spec.name for spec in (await store.load()).services]
     sizes = []

@@ -278,6 +278,26 @@ async def test_facts_are_written_without_being_asked_for(quick, tmp_path):
         await until(there)
 
 
+class Steps(trio.abc.Instrument):
+    number = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.number += 1
+
+
+async def test_with_nothing_to_write_it_sleeps(quick, tmp_path):
+    async with open_store(tmp_path / "a.db") as store:
+        store.record(Event("tick"))
+        await store.flush()
+        with trio.fail_after(5):
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        await trio.sleep(0.3)
+        trio.lowlevel.remove_instrument(steps)
+        assert steps.number < 5
+
+
 async def test_what_was_recorded_is_written_at_the_end_also_when_cancelled(tmp_path):
     path = tmp_path / "a.db"
     with trio.CancelScope() as scope:

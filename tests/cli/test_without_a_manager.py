@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def test_reading_creates_nothing(here: Any) -> None:
     assert here.ok("list") == ""
@@ -81,13 +83,22 @@ def test_instances_that_outlive_their_manager_are_shown_adopted_and_stopped(shel
     assert shell.manager_pid() not in (None, manager)
 
 
-def test_a_daemon_that_cannot_start_says_why(shell: Any) -> None:
-    shell.ok("register", "x", "my_agent.py")
-    shell.paths.database.write_bytes(b"not a database" * 1000)
-    said = shell.fails("start", "x")
-    assert "did not start" in said
-    assert "database" in said
-    assert shell.manager_pid() is None
+def test_a_daemon_that_cannot_start_says_why(here: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = here.directory / "python"
+    broken.write_text("#!/bin/sh\necho some noise\necho the reason >&2\nexit 1\n")
+    broken.chmod(0o755)
+    here.ok("register", "x", "my_agent.py")
+    monkeypatch.setattr(sys, "executable", str(broken))
+    (line,) = here.fails("start", "x").splitlines()
+    assert "did not start: the reason" in line
+    assert str(here.paths.daemon_log) in line
+
+
+def test_a_damaged_database_is_said_before_anything_is_started(here: Any) -> None:
+    here.paths.database.write_bytes(b"not a database" * 1000)
+    for words in (["list"], ["register", "x", "my_agent.py"], ["start", "x"]):
+        assert "damaged" in here.fails(*words)
+    assert not here.paths.daemon_log.exists()
 
 
 def test_the_database_may_be_named_before_or_after_or_by_the_environment(here: Any) -> None:

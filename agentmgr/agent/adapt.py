@@ -12,8 +12,8 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from ..choices import Runtime
 from ..errors import AgentLoadError
-from ..models import Runtime
 from . import adapters, events
 from .events import as_event
 from .runtime import AgentRuntime, ClosableIterator, TrioRuntime, wrong_runtime

@@ -19,7 +19,7 @@ from typing import Any
 import outcome
 import trio
 
-from ..models import Runtime
+from ..choices import Runtime
 from .session import Session
 
 logger = logging.getLogger("agentmgr.agent")

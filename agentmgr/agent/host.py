@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 import trio
 from attrs import Factory, field, frozen
 
+from ..choices import Runtime
 from ..errors import AgentManagerError, PortNotAvailable
-from ..models import Runtime
 from .adapt import HostedAgent, adapt, needs, produce
 from .boundary import Failure, contain
 from .load import LoadedFile, failed, load

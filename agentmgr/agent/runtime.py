@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import trio
 
-from ..models import Runtime
+from ..choices import Runtime
 from .session import Session
 
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import trio
 from attrs import Factory, define, evolve, frozen
 
-from ..models import OnDisconnect, WhenBusy
+from ..choices import OnDisconnect, WhenBusy
 from . import events
 from .boundary import Failure, contain
 from .events import Event, as_event, encode, numbered

@@ -15,7 +15,7 @@ from . import addresses, environment, procfs
 from .child import LocalChild
 from .launcher import CannotLaunch
 from .limits import Limits
-from .process import Process
+from .process import Census, Process
 from .spawn import cannot, spawn
 from .tokens import Mint
 from .upkeep import Upkeep
@@ -43,10 +43,12 @@ class LocalPlace:
         log: Path,
         mint: Mint,
         ports: addresses.Ports,
+        census: Census,
         upkeep: Upkeep,
     ) -> None:
         self._spec, self._instance_id, self._slot = spec, instance_id, slot
-        self._log, self._mint, self._ports, self._upkeep = log, mint, ports, upkeep
+        self._log, self._mint, self._ports = log, mint, ports
+        self._census, self._upkeep = census, upkeep
         self._listener: socket.socket | None = None
         self._port = spec.port  #: the last one it had, to have it again
         self._lent: int | None = None
@@ -90,6 +92,7 @@ class LocalPlace:
                     inherited=inherited,
                     token=token,
                     limits=self._limits,
+                    census=self._census,
                 )
             finally:
                 if theirs is not None:
@@ -120,7 +123,7 @@ class LocalPlace:
         if record.boot_id != procfs.boot_id() or not self._is_that(record):
             return None
         try:
-            process = Process(record.pid, record.token)
+            process = Process(record.pid, record.token, self._census)
         except OSError:
             return None
         if (

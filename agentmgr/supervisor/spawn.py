@@ -18,7 +18,7 @@ from ..core.restart import Cause
 from . import logs, procfs
 from .launcher import CannotLaunch
 from .limits import Limits
-from .process import Process
+from .process import Census, Process
 
 log = logging.getLogger("agentmgr.supervisor")
 
@@ -45,6 +45,7 @@ def spawn(
     inherited: Iterable[int],
     token: str,
     limits: Limits,
+    census: Census,
 ) -> Spawned:
     """Starts a program in a session of its own. Raises `CannotLaunch`.
 
@@ -82,7 +83,7 @@ def spawn(
                 pass_fds=tuple(inherited),
             )
             try:
-                process = Process(popen.pid, token, popen)
+                process = Process(popen.pid, token, census, popen)
                 stat = procfs.stat(popen.pid)
             except OSError:  # no descriptor left for watching it
                 os.killpg(popen.pid, signal.SIGKILL)

@@ -12,7 +12,7 @@ import trio
 
 from agentmgr.agent.aio import MAX_AHEAD
 from agentmgr.agent.session import SessionLimits
-from agentmgr.core.health import HEALTH_PATH
+from agentmgr.core.proof import HEALTH_PATH
 from agentmgr.models import Runtime
 from agentmgr.testing.agents import bare_client, hosted
 

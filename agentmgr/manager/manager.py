@@ -496,7 +496,7 @@ class AgentManager:
 
     async def backup(self, destination: str | os.PathLike[str]) -> Path:
         """Copies the database as it is now to a new file, while all goes on. Raises `Conflict`."""
-        path = Path(os.path.abspath(destination))
+        path = Path.cwd() / destination
         await self._live().store.backup(path)
         return path
 

@@ -494,6 +494,12 @@ class AgentManager:
         finally:
             self._listeners.remove(entry)
 
+    async def backup(self, destination: str | os.PathLike[str]) -> Path:
+        """Copies the database as it is now to a new file, while all goes on. Raises `Conflict`."""
+        path = Path.cwd() / destination
+        await self._live().store.backup(path)
+        return path
+
     # Events
 
     def subscribe(self) -> AbstractContextManager[trio.MemoryReceiveChannel[Event]]:

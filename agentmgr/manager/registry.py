@@ -9,6 +9,7 @@ import trio
 from attrs import evolve, fields
 
 from .. import codec
+from ..core.secrets import restored
 from ..errors import (
     InvalidRequest,
     NameTaken,
@@ -78,6 +79,9 @@ class Registry:
             for name, value in changes.items():
                 (plain if name in _SPEC_FIELDS else plain["config"])[name] = codec.to_plain(value)
             asked = codec.from_plain(plain, ServiceSpec)
+            asked = evolve(
+                asked, config=evolve(asked.config, env=restored(asked.config.env, spec.config.env))
+            )
             # Only what is named anew is looked for: an agent file that is gone must not forbid a new tag.
             config = settled(asked.config) if changes.keys() & _PLACES else asked.config
             changed = spec.changed(config=config, **{name: getattr(asked, name) for name in _SPEC_FIELDS})

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -104,14 +105,18 @@ class AgentManager:
     async def _run_on(
         self, store: Store, snapshot: Snapshot, task_status: trio.TaskStatus[AgentManager]
     ) -> None:
-        # Shielded in its own task: when `run` is cancelled the supervisor must still be there to stop what it
-        # started. It is cancelled here, when that is done.
-        supervising = trio.CancelScope(shield=True)
+        # Shielded in a task of its own: when `run` is cancelled, the supervisor must still be there to stop
+        # what it started, and the gateway to be told. It is cancelled below, when that is done.
+        machinery = trio.CancelScope(shield=True)
 
-        async def supervise(*, task_status: trio.TaskStatus[None]) -> None:
-            with supervising:
-                adopt = _by_service(snapshot.services, snapshot.instances)
-                await plane.supervisor.run(adopt=adopt, task_status=task_status)
+        async def run_machinery(*, task_status: trio.TaskStatus[None]) -> None:
+            with machinery:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(plane.keep_publishing)
+                    if self._supervise:
+                        adopt = _by_service(snapshot.services, snapshot.instances)
+                        await inner.start(partial(plane.supervisor.run, adopt=adopt))
+                    task_status.started()
 
         async with trio.open_nursery() as nursery:
             plane = ControlPlane(
@@ -122,10 +127,9 @@ class AgentManager:
                 health_check_interval_s=self.settings.health_check_interval,
             )
             try:
+                await nursery.start(run_machinery)
                 if self._supervise:
-                    await nursery.start(supervise)
                     await _start_what_should_run(plane)
-                nursery.start_soon(plane.keep_publishing)
                 plane.changed()
                 await plane.published()
                 self._plane = plane
@@ -140,7 +144,7 @@ class AgentManager:
                             await self._end_services(plane)
                 finally:
                     self._plane = None
-                    supervising.cancel()
+                    machinery.cancel()
                     nursery.cancel_scope.cancel()
 
     async def _end_services(self, plane: ControlPlane) -> None:

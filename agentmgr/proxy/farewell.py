@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import trio
 
 from .frames import PROTOCOL_ERROR, TOO_BIG, FrameViolation, close_frame
-from .tunnel import Ending, Flow, Tunnel
+from .tunnel import Ending, Flow, Leg, Tunnel
 
 _GOING_AWAY = 1001
-_DISCARD_BYTES = 64 * 1024
+_CHUNK_BYTES = 64 * 1024
+_MOST_DISCARDED = 16 * 1024 * 1024
 
 
 async def say_goodbye(tunnel: Tunnel, ending: Ending, *, timeout_s: float) -> None:
@@ -20,17 +23,17 @@ async def say_goodbye(tunnel: Tunnel, ending: Ending, *, timeout_s: float) -> No
         return
     # What went wrong on the wire is told to both; else the instance just sees a client that goes away.
     to_backend = ending.code if ending.code in (PROTOCOL_ERROR, TOO_BIG) else _GOING_AWAY
-    goodbyes = [(tunnel.from_backend, ending.code)]
-    if ending.by != "backend":
-        goodbyes.append((tunnel.from_client, to_backend))
+    codes = {tunnel.from_backend: ending.code, tunnel.from_client: to_backend}
+    if ending.by == "backend":
+        del codes[tunnel.from_client]
     with trio.move_on_after(timeout_s):
-        # First both are told, then both are waited for: telling one may take a look at what the other sends.
         async with trio.open_nursery() as nursery:
-            for flow, code in goodbyes:
-                nursery.start_soon(_end_flow, flow, code, ending.reason)
+            for flow, code in codes.items():
+                nursery.start_soon(_close, flow, code, ending.reason)
+        # Only now, because finishing a frame reads from the socket that the other flow listens to here.
         async with trio.open_nursery() as nursery:
-            for flow, _ in goodbyes:
-                nursery.start_soon(_answered, flow.target.source_of)
+            for flow in codes:
+                nursery.start_soon(_wait_for_answer, flow.target)
 
 
 def at_boundary(flow: Flow) -> bool:
@@ -38,31 +41,33 @@ def at_boundary(flow: Flow) -> bool:
     return flow.tracker.partial <= len(flow.pending)
 
 
-async def _end_flow(flow: Flow, code: int, reason: str) -> None:
+async def _close(flow: Flow, code: int, reason: str) -> None:
     """Tells the flow's target that nothing more will come."""
-    target, tracker = flow.target.wire, flow.tracker
     if flow.stalled_since is not None and flow.pending:
         return  # it has not read what it was sent before; a close frame would only join that
-    try:
+    target, tracker = flow.target.wire, flow.tracker
+    with suppress(OSError):  # gone already
         if await _reach_boundary(flow) and not tracker.closed:
-            masked = flow.name == "client"
-            await target.send_all(close_frame(code, reason, masked=masked))
+            await target.send_all(close_frame(code, reason, masked=flow.name == "client"))
         target.end_sending()
-    except OSError:
-        pass  # gone already
 
 
-async def _answered(flow: Flow) -> None:
-    """Returns when the flow's source has answered with a close frame, or has gone.
-
-    Closing with unread data in the socket would be a reset, and could overtake our own close frame. But a
-    client that has answered may leave it to us to close the connection (RFC 6455, section 7.1.1).
-    """
-    try:
-        while not flow.tracker.closed and (data := await flow.source.wire.receive(_DISCARD_BYTES)):
-            flow.tracker.feed(data)
-    except (OSError, FrameViolation):
-        pass  # gone, or nothing that could be followed
+async def _wait_for_answer(leg: Leg) -> None:
+    """Returns when the peer has answered the close frame, has left, or is not worth waiting for."""
+    # Closing with unread data in the socket would be a reset, and could overtake the close frame. But who
+    # goes on sending so much has not read it anyway.
+    tracker, discarded, follow = leg.source_of.tracker, 0, True
+    with suppress(OSError):
+        while not tracker.closed and discarded < _MOST_DISCARDED:
+            data = await leg.wire.receive(_CHUNK_BYTES)
+            if not data:
+                return
+            discarded += len(data)
+            if follow:
+                try:
+                    tracker.feed(data)
+                except FrameViolation:
+                    follow = False  # its leaving is all that can be understood of it
 
 
 async def _reach_boundary(flow: Flow) -> bool:
@@ -75,7 +80,7 @@ async def _reach_boundary(flow: Flow) -> bool:
             await target.send_all(data[: len(data) - tracker.partial])
             return True
         await target.send_all(data)
-        received = await source.receive(_DISCARD_BYTES)
+        received = await source.receive(_CHUNK_BYTES)
         if not received:
             return False
         try:

@@ -116,8 +116,10 @@ class Intake:
     async def _converse(self, session: Session, head: RequestHead, answer: ResponseHead) -> None:
         with self.sessions.open(session):
             try:
-                await switch_protocols(session.tunnel.from_client.source.wire, head, answer)
-            except ClientGone as gone:
+                # Shielded: whoever has its 101 has a session, and is told of its end.
+                with trio.fail_after(self.limits.close_timeout_s, shield=True):
+                    await switch_protocols(session.tunnel.from_client.source.wire, head, answer)
+            except (ClientGone, trio.TooSlowError) as gone:
                 session.ending = Ending("client", None, str(gone), abrupt=True)
                 return
             await run_session(session, self.relay, self.pacer, self.limits, loss_code=self.lobby.loss_code)

@@ -78,6 +78,9 @@ class Wire:
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
+        with suppress(OSError, ValueError):
+            if isinstance(self.sock, ssl.SSLSocket):
+                self.sock.unwrap()  # sends close_notify; non-blocking, so it waits for no answer
         with suppress(OSError):
             self.sock.close()
 

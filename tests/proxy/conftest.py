@@ -16,7 +16,7 @@ from trio_websocket import ConnectionClosed, WebSocketRequest, open_websocket_ur
 
 from agentmgr.core.routing import Backend, RoutingTable
 from agentmgr.models import Connection, SessionEnd
-from agentmgr.proxy import Gateway, GatewayLimits
+from agentmgr.proxy import Certificate, Gateway, GatewayLimits
 
 Handler = Callable[[WebSocketRequest], Awaitable[None]]
 
@@ -133,6 +133,24 @@ class Stage:
     witness: Witness
     nursery: trio.Nursery
     peers: list[Peer] = field(factory=list)  #: closed when the gateway ends
+    _serving: trio.CancelScope = field(factory=trio.CancelScope)
+    _over: trio.Event = field(factory=trio.Event)
+
+    async def serve(
+        self,
+        listeners: list[trio.SocketListener],
+        certificate: Certificate | None,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        with self._serving:
+            await self.gateway.serve(listeners, certificate=certificate, task_status=task_status)
+        self._over.set()
+
+    async def shut_down(self) -> None:
+        """Ends the gateway, as its owner would, and returns when it has ended."""
+        self._serving.cancel()
+        with trio.fail_after(5):
+            await self._over.wait()
 
     @property
     def url(self) -> str:
@@ -214,7 +232,12 @@ class Lab:
 
     @asynccontextmanager
     async def gateway(
-        self, *backends: Backend, limits: GatewayLimits | None = None, table: Any = None, **options: Any
+        self,
+        *backends: Backend,
+        limits: GatewayLimits | None = None,
+        table: Any = None,
+        certificate: Certificate | None = None,
+        **options: Any,
     ) -> AsyncIterator[Stage]:
         """A gateway to those instances, until the block ends. `table`: more fields of the routing table."""
         witness = Witness()
@@ -226,8 +249,8 @@ class Lab:
         )
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         async with listeners[0], trio.open_nursery() as nursery:
-            await nursery.start(gateway.serve, listeners)
             stage = Stage(gateway, listeners[0].socket.getsockname()[1], witness, nursery)
+            await nursery.start(partial(stage.serve, listeners, certificate=certificate))
             try:
                 yield stage
             finally:

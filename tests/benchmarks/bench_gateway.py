@@ -113,8 +113,7 @@ def start_nginx(folder: Path, port: int, backend: int) -> list[str] | None:
 
 def start_caddy(folder: Path, port: int, backend: int) -> list[str] | None:
     (folder / "Caddyfile").write_text(
-        f"{{\n  admin off\n  auto_https off\n}}\n:{port} {{\n"
-        f"  reverse_proxy 127.0.0.1:{backend}\n}}\n"
+        f"{{\n  admin off\n  auto_https off\n}}\n:{port} {{\n  reverse_proxy 127.0.0.1:{backend}\n}}\n"
     )
     binary = shutil.which("caddy")
     config = str(folder / "Caddyfile")

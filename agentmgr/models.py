@@ -16,6 +16,9 @@ from typing import Any
 
 from attrs import Attribute, Factory, evolve, field, frozen
 
+from .choices import OnDisconnect as OnDisconnect
+from .choices import Runtime as Runtime
+from .choices import WhenBusy as WhenBusy
 from .errors import FieldProblem, InvalidRequest
 
 
@@ -52,32 +55,9 @@ class RestartMode(StrEnum):
     NEVER = "never"
 
 
-class Runtime(StrEnum):
-    """Which event loop an agent's code runs on."""
-
-    AUTO = "auto"  #: what the file's `RUNTIME` says, else what its adapter knows, else trio
-    TRIO = "trio"
-    ASYNCIO = "asyncio"
-
-
 class OnManagerDeath(StrEnum):
     KEEP = "keep"  #: the instance serves on, and the next manager adopts it
     DIE = "die"
-
-
-class OnDisconnect(StrEnum):
-    """What becomes of a running turn when its client's connection is lost."""
-
-    CONTINUE = "continue"  #: the client reads the answer when it comes back
-    CANCEL = "cancel"  #: after `disconnect_grace`
-
-
-class WhenBusy(StrEnum):
-    """What becomes of a message that arrives while a turn runs."""
-
-    QUEUE = "queue"  #: bounded
-    REJECT = "reject"
-    INTERRUPT = "interrupt"  #: the running turn ends, the new one begins
 
 
 class RoutingStrategy(StrEnum):

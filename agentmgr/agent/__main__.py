@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import trio
 
+from ..choices import OnDisconnect, Runtime, WhenBusy
 from ..errors import AgentManagerError
-from ..models import OnDisconnect, Runtime, ServiceConfig, WhenBusy
 from .host import EXIT_CONFIG, HostOptions, run
 from .session import SessionLimits
 
@@ -52,7 +52,7 @@ def _options(args: argparse.Namespace) -> HostOptions:
 
 
 def _parser() -> argparse.ArgumentParser:
-    defaults = ServiceConfig()
+    defaults, limits = HostOptions(path=""), SessionLimits()
     parser = argparse.ArgumentParser("python -m agentmgr.agent", description="Serves an agent file.")
     parser.add_argument("path", metavar="FILE", help="agent.py, agent.py:NAME or package.module:NAME")
     parser.add_argument("--fd", type=int, help="an inherited socket that listens already")
@@ -62,12 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--runtime", default=defaults.runtime, choices=list(Runtime))
     parser.add_argument("--max-sessions", type=int, default=defaults.max_sessions)
     parser.add_argument("--max-message-bytes", type=int, default=defaults.max_message_bytes)
-    parser.add_argument("--session-timeout", type=float, default=defaults.session_timeout)
-    parser.add_argument("--turn-timeout", type=float, default=defaults.turn_timeout)
-    parser.add_argument("--confirm-timeout", type=float, default=defaults.confirm_timeout)
-    parser.add_argument("--on-disconnect", default=defaults.on_disconnect, choices=list(OnDisconnect))
-    parser.add_argument("--disconnect-grace", type=float, default=defaults.disconnect_grace)
-    parser.add_argument("--when-busy", default=defaults.when_busy, choices=list(WhenBusy))
+    parser.add_argument("--session-timeout", type=float, default=limits.session_timeout)
+    parser.add_argument("--turn-timeout", type=float, default=limits.turn_timeout)
+    parser.add_argument("--confirm-timeout", type=float, default=limits.confirm_timeout)
+    parser.add_argument("--on-disconnect", default=limits.on_disconnect, choices=list(OnDisconnect))
+    parser.add_argument("--disconnect-grace", type=float, default=limits.disconnect_grace)
+    parser.add_argument("--when-busy", default=limits.when_busy, choices=list(WhenBusy))
     return parser
 
 

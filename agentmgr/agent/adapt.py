@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Iterator
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -11,10 +12,15 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from ..choices import Runtime
 from ..errors import AgentLoadError
-from . import events
+from . import adapters, events
 from .events import as_event
+from .runtime import AgentRuntime, ClosableIterator, TrioRuntime, wrong_runtime
 from .session import Message, Session
+
+Make = Callable[[], Any]
+Arrange = Callable[[Any, Message], tuple[Any, ...]]
 
 HEALTH_TIMEOUT_S = 3.0
 MAX_THREADS = 64
@@ -32,9 +38,10 @@ class Health:
 class HostedAgent:
     """An agent as the host runs it: each of these awaits, whatever the author wrote."""
 
-    def __init__(self, subject: Any) -> None:
+    def __init__(self, subject: Any, runtime: AgentRuntime) -> None:
         self._subject = subject
         self._threads = trio.CapacityLimiter(MAX_THREADS)
+        self.runtime = runtime
 
     async def on_session_start(self, session: Session) -> None:
         await self._hook("on_session_start", session)
@@ -48,22 +55,29 @@ class HostedAgent:
 
     async def check_health(self) -> Health:
         """The agent's own opinion, if it has a `check_health`; one that is late is unhealthy."""
-        with trio.move_on_after(HEALTH_TIMEOUT_S) as patience:
-            said = await self._hook("check_health")
-        if patience.cancelled_caught:
-            return Health("unhealthy", f"check_health did not answer within {HEALTH_TIMEOUT_S:.0f} s")
-        return _health(said)
+        hook = getattr(self._subject, "check_health", None)
+        late = "the agent's event loop is blocked: it"
+        with trio.move_on_after(HEALTH_TIMEOUT_S):
+            await self.runtime.take_turn()
+            late = "check_health"
+            return _health(None if hook is None else await self._call(hook))
+        return Health("unhealthy", f"{late} did not answer within {HEALTH_TIMEOUT_S:.0f} s")
 
-    async def _hook(self, name: str, *args: Any) -> Any:
+    def explain(self, error: BaseException) -> str | None:
+        """What an author can do about an error, where that is known."""
+        return wrong_runtime(error, self.runtime.kind)
+
+    async def _hook(self, name: str, session: Session) -> None:
         hook = getattr(self._subject, name, None)
-        return None if hook is None else await self._call(hook, *args)
+        if hook is not None:
+            await self._call(hook, session)
 
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The value of a plain, async or blocking function."""
+        """The value of an async or a blocking function; a session among `args` is dressed for it."""
         if inspect.iscoroutinefunction(function):
-            return await function(*args)
-        answer = await self._in_thread(function, *args)
-        return await answer if inspect.isawaitable(answer) else answer
+            return await self.runtime.call(function, *map(self._dressed, args))
+        answer = await self._in_thread(function, *map(_for_threads, args))
+        return await self.runtime.call(_itself, answer) if inspect.isawaitable(answer) else answer
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         # Abandoned when cancelled: a blocking call cannot be stopped, but nobody has to wait for it.
@@ -73,12 +87,17 @@ class HostedAgent:
         )
         return answer
 
+    def _dressed(self, value: Any) -> Any:
+        return self.runtime.dress(value) if isinstance(value, Session) else value
+
 
 class FunctionAgent(HostedAgent):
     """One function, or the `on_message` of an object, in any of the four colours."""
 
-    def __init__(self, subject: Any, function: Callable[..., Any], arrange: Arrange) -> None:
-        super().__init__(subject)
+    def __init__(
+        self, subject: Any, function: Callable[..., Any], arrange: Arrange, runtime: AgentRuntime
+    ) -> None:
+        super().__init__(subject, runtime)
         self._function = function
         self._arrange = arrange
         target = function
@@ -91,19 +110,22 @@ class FunctionAgent(HostedAgent):
         self._awaits = inspect.iscoroutinefunction(target)
 
     async def on_message(self, session: Session, message: Message) -> Any:
+        args = self._arrange(session, message)
         if self._streams_async:
-            return await _stream(session, self._function(*self._arrange(session, message)))
+            return await self._stream(session, self._function(*map(self._dressed, args)))
         if self._awaits:
-            answer = await self._function(*self._arrange(session, message))
-        else:
-            args = self._arrange(BlockingSession(session), message)
-            if self._streams:
-                return await _stream(session, self._from_thread(self._function(*args)))
-            answer = await self._in_thread(self._function, *args)
+            return await self.runtime.call(self._function, *map(self._dressed, args))
+        args = tuple(map(_for_threads, args))
+        if self._streams:
+            return await _stream(session, self._from_thread(self._function(*args)))
+        answer = await self._in_thread(self._function, *args)
         # A plain function may also hand back something to be awaited or streamed.
         if inspect.isasyncgen(answer):
-            return await _stream(session, answer)
-        return await answer if inspect.isawaitable(answer) else answer
+            return await self._stream(session, answer)
+        return await self.runtime.call(_itself, answer) if inspect.isawaitable(answer) else answer
+
+    async def _stream(self, session: Session, items: AsyncIterator[Any]) -> Any:
+        return await _stream(session, self.runtime.iterate(items))
 
     async def _from_thread(self, items: Iterator[Any]) -> AsyncIterator[Any]:
         end = object()
@@ -114,8 +136,8 @@ class FunctionAgent(HostedAgent):
 class RunAgent(HostedAgent):
     """Anything with `run(str)`: a new one for each session, because such objects remember what was said."""
 
-    def __init__(self, subject: Any, make: Callable[[], Any] | None) -> None:
-        super().__init__(subject)
+    def __init__(self, subject: Any, make: Make | None, runtime: AgentRuntime) -> None:
+        super().__init__(subject, runtime)
         self._make = make
         self._spare: Any = subject
         self._of_session: dict[Session, Any] = {}
@@ -136,9 +158,7 @@ class RunAgent(HostedAgent):
         if session not in self._of_session:
             subject, self._spare = self._spare, None
             if subject is None:
-                subject = self._make()
-                if inspect.isawaitable(subject):
-                    subject = await subject
+                subject = await self.runtime.call(produce, self._make)
             self._of_session[session] = subject
         return self._of_session[session]
 
@@ -147,7 +167,7 @@ class RawAgent(HostedAgent):
     """An object with `serve(websocket)`: it has the connection to itself, and no sessions."""
 
     async def serve(self, websocket: Any) -> None:
-        await self._call(self._subject.serve, websocket)
+        await self._call(self._subject.serve, self.runtime.dress_websocket(websocket))
 
 
 class BlockingSession:
@@ -166,23 +186,46 @@ class BlockingSession:
         return trio.from_thread.run(partial(self._session.confirm, *args, **kwargs))
 
 
-def adapt(subject: Any, make: Callable[[], Any] | None = None) -> HostedAgent:
+def adapt(subject: Any, make: Make | None = None, runtime: AgentRuntime | None = None) -> HostedAgent:
     """The agent for what a factory returned; `make` makes another one.
 
     Raises `AgentLoadError` when it is nothing that could answer a message.
     """
+    runtime = runtime or TrioRuntime()
     if callable(getattr(subject, "serve", None)):
-        return RawAgent(subject)
+        return RawAgent(subject, runtime)
     if callable(on_message := getattr(subject, "on_message", None)):
-        return FunctionAgent(subject, on_message, _session_first)
+        return FunctionAgent(subject, on_message, _session_first, runtime)
+    if (adapter := adapters.find(subject)) is not None:
+        adapted = adapter(subject)
+        return FunctionAgent(adapted, adapted.on_message, _session_first, runtime)
     if callable(subject) and not inspect.isclass(subject) and not hasattr(subject, "run"):
-        return FunctionAgent(subject, subject, _arrangement(subject))
+        return FunctionAgent(subject, subject, _arrangement(subject), runtime)
     if callable(getattr(subject, "run", None)):
-        return RunAgent(subject, make)
+        return RunAgent(subject, make, runtime)
     raise AgentLoadError(
         f"the factory returned {_article(subject)}, which cannot answer a message; return a function, "
         "or an object with on_message(session, message), run(text) or serve(websocket)"
     )
+
+
+def needs(subject: Any) -> Runtime:
+    """The runtime of an agent whose author says nothing of it.
+
+    That of its framework; and an object with no more than `run`, like those of many an agent library, gets
+    asyncio if somebody has imported that.
+    """
+    if hasattr(subject, "serve") or hasattr(subject, "on_message"):
+        return Runtime.TRIO
+    if adapters.find(subject) is not None:
+        return Runtime.ASYNCIO
+    return Runtime.ASYNCIO if hasattr(subject, "run") and "asyncio" in sys.modules else Runtime.TRIO
+
+
+async def produce(make: Make) -> Any:
+    """What a factory makes, be it async or not."""
+    made = make()
+    return await made if inspect.isawaitable(made) else made
 
 
 def answer_text(answer: Any) -> Any:
@@ -193,9 +236,6 @@ def answer_text(answer: Any) -> Any:
         if isinstance(text := getattr(answer, name, None), str):
             return text
     return str(answer)
-
-
-Arrange = Callable[[Any, Message], tuple[Any, ...]]
 
 
 def _session_first(session: Any, message: Message) -> tuple[Any, ...]:
@@ -225,9 +265,17 @@ def _arrangement(function: Callable[..., Any]) -> Arrange:
     return _message_first if second.default is second.empty or second.name == "session" else _message_only
 
 
-async def _stream(session: Session, items: AsyncIterator[Any]) -> Any:
+async def _itself(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
+
+
+def _for_threads(value: Any) -> Any:
+    return BlockingSession(value) if isinstance(value, Session) else value
+
+
+async def _stream(session: Session, items: ClosableIterator | AsyncIterator[Any]) -> Any:
     """Sends what a generator yields. Its answer is what it streamed: None."""
-    async with aclosing(items):  # type: ignore[type-var]  # each of ours is an async generator
+    async with aclosing(items):  # type: ignore[type-var]  # what is no generator has `aclose` too
         async for item in items:
             event = events.partial_answer(item) if isinstance(item, str) else as_event(item)
             await session.emit(event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from urllib.parse import parse_qs, urlsplit
 
-from ..core.health import proof
+from ..core.proof import proof
 from .adapt import Health, HostedAgent
 from .boundary import Failure, contain
 from .sessions import Sessions

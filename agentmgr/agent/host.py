@@ -6,15 +6,17 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import AsyncIterator
 
 import trio
 from attrs import Factory, field, frozen
 
-from ..errors import PortNotAvailable
-from ..models import Runtime
-from .adapt import HostedAgent, adapt
+from ..choices import Runtime
+from ..errors import AgentManagerError, PortNotAvailable
+from .adapt import HostedAgent, adapt, needs, produce
 from .boundary import Failure, contain
 from .load import LoadedFile, failed, load
+from .runtime import open_runtime, wrong_runtime
 from .server import AgentServer
 from .session import SessionLimits
 from .sessions import Sessions
@@ -54,37 +56,63 @@ async def run(
     Raises `AgentManagerError`: `AgentFileNotFound`, `AgentLoadError`, `PortNotAvailable`.
     """
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    agent = await make_agent(load(options.path))
-    listener = await open_listener(options)
-    sessions = Sessions(agent, options.limits, max_sessions=options.max_sessions)
-    server = AgentServer(agent, sessions, token=options.token, max_message_bytes=options.max_message_bytes)
+    file = load(options.path)
+    failure: AgentManagerError | None = None
     with trio.open_signal_receiver(*stop_signals) as signals:
         async with trio.open_nursery() as nursery:
-            await nursery.start(sessions.run)
-            async with trio.open_nursery() as serving:
-                serving.start_soon(server.serve, listener)
-                if options.manager_fd is not None:
-                    serving.start_soon(_end_with_the_manager, options.manager_fd)
-                logger.info("%s is served at %s", options.path, _url(listener))
-                task_status.started(_url(listener))
-                async for _ in signals:
-                    break
-                server.go_away()
-                serving.cancel_scope.deadline = trio.current_time() + SHUTDOWN_TIMEOUT_S
+            try:
+                agent = await make_agent(file, options.runtime, nursery)
+                listener = await open_listener(options)
+            except AgentManagerError as error:  # raised below: here it would become a group
+                failure = error
+            else:
+                await _serve(agent, listener, options, signals, task_status)
             nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
-async def make_agent(file: LoadedFile) -> HostedAgent:
-    """Raises `AgentLoadError`."""
+async def _serve(
+    agent: HostedAgent,
+    listener: trio.SocketListener,
+    options: HostOptions,
+    signals: AsyncIterator[int],
+    task_status: trio.TaskStatus[str],
+) -> None:
+    sessions = Sessions(agent, options.limits, max_sessions=options.max_sessions)
+    server = AgentServer(agent, sessions, token=options.token, max_message_bytes=options.max_message_bytes)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(sessions.run)
+        async with trio.open_nursery() as serving:
+            serving.start_soon(server.serve, listener)
+            if options.manager_fd is not None:
+                # Not in `serving`, whose end waits for those that still talk, not for the manager's.
+                nursery.start_soon(_end_with_the_manager, options.manager_fd)
+            logger.info("%s is served at %s", options.path, _url(listener))
+            task_status.started(_url(listener))
+            async for _ in signals:
+                break
+            server.go_away()
+            serving.cancel_scope.deadline = trio.current_time() + SHUTDOWN_TIMEOUT_S
+        nursery.cancel_scope.cancel()
 
-    async def make() -> object:
-        made = file.make()
-        return await made if hasattr(made, "__await__") else made
 
-    subject = await contain(make)
+async def make_agent(file: LoadedFile, wanted: Runtime, nursery: trio.Nursery) -> HostedAgent:
+    """Calls the factory, on the runtime that was asked for, or that the file names.
+
+    Where neither says, what the factory gave decides; a factory that itself needs asyncio must say so.
+    Raises `AgentLoadError`.
+    """
+    wanted = file.runtime if wanted is Runtime.AUTO else wanted
+    runtime = await open_runtime(wanted, nursery)
+    subject = await contain(lambda: runtime.call(produce, file.make))
     if isinstance(subject, Failure):
-        raise failed(f"{file.path}: the factory raised {type(subject.error).__name__}", subject.error)
-    return adapt(subject, file.make if file.makes_new else None)
+        what = f"{file.path}: the factory raised {type(subject.error).__name__}"
+        hint = wrong_runtime(subject.error, runtime.kind)
+        raise failed(f"{what}; {hint}" if hint else what, subject.error)
+    if wanted is Runtime.AUTO and needs(subject) is Runtime.ASYNCIO:
+        runtime = await open_runtime(Runtime.ASYNCIO, nursery)
+    return adapt(subject, file.make if file.makes_new else None, runtime)
 
 
 async def open_listener(options: HostOptions) -> trio.SocketListener:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
+from ..choices import Runtime
 from ..errors import AgentFileNotFound, AgentLoadError
-from ..models import Runtime
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ import trio
 from attrs import frozen
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
-from ..core.health import HEALTH_PATH
+from ..core.proof import HEALTH_PATH
 from . import health
 from .adapt import HostedAgent, RawAgent
 from .boundary import Failure, contain

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import trio
 from attrs import Factory, define, evolve, frozen
 
-from ..models import OnDisconnect, WhenBusy
+from ..choices import OnDisconnect, WhenBusy
 from . import events
 from .boundary import Failure, contain
 from .events import Event, as_event, encode, numbered
@@ -100,6 +100,7 @@ class Agent(Protocol):
     async def on_session_start(self, session: Session) -> None: ...
     async def on_message(self, session: Session, message: Message) -> Any: ...
     async def on_session_end(self, session: Session) -> None: ...
+    def explain(self, error: BaseException) -> str | None: ...
 
 
 @define(eq=False)
@@ -369,7 +370,8 @@ class Session:
         error_id = f"err_{secrets.token_hex(6)}"
         logger.error("%s in session %s…", error_id, self.id[:8], exc_info=failure.error)
         name = type(failure.error).__name__
-        text = f"the agent failed with {name}; its log has the details under {error_id}"
+        why = self._agent.explain(failure.error) or f"its log has the details under {error_id}"
+        text = f"the agent failed with {name}; {why}"
         return Event(events.AGENT_ERROR, {"error_id": error_id, "type": name, "message": text})
 
     async def _wait_for_client(self, size: int) -> None:

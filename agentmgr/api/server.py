@@ -94,11 +94,15 @@ def _until_idle(app: ASGIFramework) -> ASGIFramework:
     async def undisturbed(
         scope: Scope, receive: ASGIReceiveCallable, send: Callable[[ASGISendEvent], Awaitable[None]]
     ) -> None:
-        async def send_whole(event: ASGISendEvent) -> None:
-            with trio.CancelScope(shield=True):  # bounded by the stall timeout of the stream
+        http1 = scope["type"] == "http" and scope["http_version"].startswith("1")
+
+        async def send_undisturbed(event: ASGISendEvent) -> None:
+            last = event["type"] == "http.response.body" and not event.get("more_body")
+            # Bounded by the stall timeout of the stream; in HTTP/2 it would wait for the stream's own window.
+            with trio.CancelScope(shield=last and http1):
                 await send(event)
 
-        await app(scope, receive, send_whole)
+        await app(scope, receive, send_undisturbed)
 
     return undisturbed
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -55,6 +54,8 @@ def _explain(whole: BaseException, error: BaseException, cli: Cli) -> int:
     if isinstance(error, click.exceptions.Exit):
         return int(error.exit_code)
     if cli.debug:
+        import traceback  # 4 ms that nobody else needs
+
         traceback.print_exception(whole)
     if isinstance(error, click.UsageError):
         error.show()

@@ -48,13 +48,13 @@ async def until_signalled() -> AsyncIterator[trio.Event]:
             nursery.cancel_scope.cancel()
 
 
-async def run_until_told(manager: AgentManager, told: trio.Event, *, leave_running: bool = False) -> None:
+async def run_until_told(manager: AgentManager, told: trio.Event) -> None:
     """Returns when a signal or `agentmgr shutdown` asks for the end."""
     async with trio.open_nursery() as nursery:
 
         async def listen() -> None:
             await told.wait()
-            manager.request_shutdown(leave_running=leave_running)
+            nursery.cancel_scope.cancel()
 
         nursery.start_soon(listen)
         await manager.wait_shutdown_requested()

@@ -65,11 +65,11 @@ async def attach(cli: Cli, kind: ListenerKind, host: str, port: int, told: trio.
     """
     while not told.is_set():
         await _attach_once(cli, kind, host, port, told)
-        with trio.move_on_after(_SUCCESSION_S) as waiting:
-            while not (told.is_set() or await answers(cli.paths)):
-                await trio.sleep(RETRY_S)
-        if waiting.cancelled_caught:
-            raise ManagerNotRunning("the manager has ended, and its listeners with it")
+        give_up_at = trio.current_time() + _SUCCESSION_S
+        while not (told.is_set() or await answers(cli.paths)):
+            if trio.current_time() > give_up_at:
+                raise ManagerNotRunning("the manager has ended, and its listeners with it")
+            await trio.sleep(RETRY_S)
 
 
 async def _attach_once(cli: Cli, kind: ListenerKind, host: str, port: int, told: trio.Event) -> None:

@@ -9,7 +9,7 @@ import asyncclick as click
 
 from ..errors import InvalidRequest
 from ..models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
-from .group import Cli, Command, format_option, subcommand
+from .group import Cli, Command, common_options, format_option, subcommand
 from .reach import for_reading, for_writing, running
 from .render import print_fields, print_json, print_table
 from .words import split_tags
@@ -21,6 +21,7 @@ _LISTS = frozenset({ConditionOperator.IN_LIST, ConditionOperator.NOT_IN_LIST, Co
 
 
 @click.group("routes", short_help="List, add, change, remove and try routing rules.")
+@common_options
 def command() -> None:
     """Routing rules decide which services a client of the gateway may reach.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import trio
 
 from ..api import serve_api
 from ..api.logfile import follow, tail
-from ..errors import Conflict, PortNotAvailable, ServiceFailed, ServiceNotFound
+from ..errors import Conflict, ManagerNotRunning, PortNotAvailable, ServiceFailed, ServiceNotFound
 from ..logs import configure_logging
 from ..manager import AgentManager
 from ..manager.factory_path import located
-from ..models import Service, ServiceConfig
+from ..models import DesiredStatus, Service, ServiceConfig
 from ..settings import LogLevel
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
@@ -53,6 +54,11 @@ async def command(
             await run_until_told(manager, told)
             note("stopping")
             nursery.cancel_scope.cancel()
+        with suppress(ManagerNotRunning):  # `agentmgr shutdown` was quicker
+            # Stopped for good, unless it was to run anyway: a later manager must not start it by itself.
+            for service in services:
+                if service.desired_status is DesiredStatus.STOPPED:
+                    await manager.stop_service(service.name, force=True)
 
 
 async def _registered(manager: AgentManager, file: str) -> Service:

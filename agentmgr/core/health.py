@@ -11,19 +11,11 @@ The rules:
 
 from __future__ import annotations
 
-import hmac
-
 from attrs import frozen
 
 from ..models import HealthStatus, ServiceConfig
-
-HEALTH_PATH = "/.well-known/agentmgr/health"
-"""Where a hosted agent answers `?challenge=HEX`, to a WebSocket and to plain GET (prefix: RFC 8615)."""
-
-
-def proof(token: str, challenge: str) -> str:
-    """What only the holder of the instance's token can answer to a challenge."""
-    return hmac.new(token.encode(), challenge.encode(), "sha256").hexdigest()
+from .proof import HEALTH_PATH as HEALTH_PATH
+from .proof import proof as proof
 
 
 @frozen

@@ -91,7 +91,7 @@ class History:
 
     def left(self, config: ServiceConfig, *, now: float, ready_for_s: float | None = None) -> int | None:
         """How many restarts the budget still allows; None where none ever follows."""
-        if config.restart_mode is RestartMode.NEVER:
+        if config.restart_mode == RestartMode.NEVER:
             return None
         history = self.forgiven(config, ready_for_s)
         return max(0, config.max_restart_count - len(history.recent(config, now)))
@@ -128,13 +128,13 @@ def decide(config: ServiceConfig, history: History, ending: Ending, *, now: floa
     """What follows `ending`. `now` is monotonic, in seconds; `rand` is from [0, 1) and spreads the delay."""
     mode = config.restart_mode
     history = history.forgiven(config, ending.ready_for_s)
-    if ending.well and mode is not RestartMode.ALWAYS:
+    if ending.well and mode != RestartMode.ALWAYS:
         return Done()
     # A fixed port that is taken: whoever started the service is told at once. On a restart it may come free.
     at_first_start = not history.total and ending.ready_for_s is None
     if ending.hopeless or (ending.cause is Cause.PORT_TAKEN and at_first_start):
         return GiveUp(ending.reason)
-    if mode is RestartMode.NEVER:
+    if mode == RestartMode.NEVER:
         return GiveUp(f"{ending.reason} (its policy is never to restart)")
     if ending.blameless:
         delay = _delay(MIN_REPEATED_DELAY_S, config.restart_delay_max, history.blameless)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import trio
@@ -27,15 +27,16 @@ class LocalChild:
         log: Path,
         log_start: int,
         unenforced: tuple[str, ...] = (),
-        leash: int | None = None,
+        leash: ExitStack | None = None,
     ) -> None:
-        """`leash`: a descriptor to keep open as long as the child may live."""
+        """`leash`: what is to be kept open as long as it may live."""
         self.record = record
         self.unenforced = unenforced
-        self._leash = leash
+        self._leash = leash or ExitStack()
         self._process = process
         self._log, self._log_start = log, log_start
         self._is_command = bool(spec.config.command)
+        self._patience_s = spec.config.health_check_timeout
         self._port_is_fixed = spec.port is not None
         self.probe = Probe(record.host, record.port, None if self._is_command else record.token)
 
@@ -43,7 +44,7 @@ class LocalChild:
         begin = trio.current_time()
         # A hosted agent has its socket from the start, so this handshake waits in the backlog until it is
         # accepted. A command is asked again and again until it listens.
-        while not (await self.probe()).ok or not await self._is_our_listener():
+        while not (await self.probe(self._patience_s)).ok or not await self._is_our_listener():
             waited = trio.current_time() - begin
             await trio.sleep(min(max(waited / 30, _MIN_PAUSE_S), _MAX_PAUSE_S))
 
@@ -52,16 +53,11 @@ class LocalChild:
 
     async def end(self, grace_s: float) -> Exit:
         exit = await self._process.end(grace_s)
-        self._drop_leash()
+        self._leash.close()
         return exit
 
     def release(self) -> None:
         self._process.release()
-
-    def _drop_leash(self) -> None:
-        if self._leash is not None:
-            os.close(self._leash)
-            self._leash = None
 
     def last_words(self) -> str:
         return logs.last_words(self._log, self._log_start)

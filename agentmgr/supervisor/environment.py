@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,9 +33,7 @@ def of_child(config: ServiceConfig, ours: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read(config: ServiceConfig) -> dict[str, str]:
-    """`NAME=value` lines; blank lines, `#` comments, `export` and a shell's quotes are understood, `$`
-    is not.
-    """
+    """`NAME=value` lines, as docker and systemd read them: all of the line is the value, less its quotes."""
     assert config.env_file is not None
     file = Path(config.cwd or ".", config.env_file)
     try:
@@ -46,16 +43,13 @@ def _read(config: ServiceConfig) -> dict[str, str]:
         raise CannotLaunch(Cause.CANNOT_EXECUTE, reason) from None
     found = {}
     for number, line in enumerate(text.splitlines(), 1):
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError:  # an apostrophe in a value that nobody quoted
-            words = [line.strip()]
-        if words[:1] == ["export"]:
-            words = words[1:]
-        if not words:
+        line = line.strip().removeprefix("export ")
+        if not line or line.startswith("#"):
             continue
-        name, equals, value = " ".join(words).partition("=")
+        name, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not name.isidentifier():
             raise CannotLaunch(Cause.CANNOT_EXECUTE, f"{file}, line {number}: not of the form NAME=value")
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
         found[name] = value
     return found

@@ -8,6 +8,7 @@ process is ended on the way out, with all that it has started; only `leave` lets
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
@@ -22,8 +23,10 @@ from ..core.lifecycle import InstanceEvent
 from ..core.restart import EX_CONFIG, Again, Cause, Ending, Exit, GiveUp, History
 from ..errors import AgentManagerError, PortNotAvailable, ServiceFailedToStart, WrongState
 from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
-from .journal import Entry, Journal
+from .journal import Owner
 from .launcher import CannotLaunch, Child, Place
+
+log = logging.getLogger("agentmgr.supervisor")
 
 _SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 
@@ -37,11 +40,9 @@ _JITTER = 0.1  #: of the time between two checks, so that instances are not all 
 class Surroundings:
     """What all lives of one supervisor share."""
 
-    journal: Journal
-    announce: Callable[[Instance], None]
+    owner: Owner
     missing: Callable[[ServiceSpec], tuple[str, bool] | None]
     """A service that this one must wait for, and whether it is on its way; None when all are ready."""
-    news: trio.lowlevel.ParkingLot  #: unparked at each change of any instance
     health_check_interval: float
     random: Callable[[], float]  #: from [0, 1)
     probes: trio.CapacityLimiter
@@ -61,7 +62,7 @@ class Life:
         self.view = view  #: as others may see it; replaced at each change
         self.finished = False  #: it will not be launched again
         self.over = trio.Event()  #: its task has ended, and nothing is left of its process
-        self.entry = Entry(around.journal, view.instance_id)
+        self.entry = around.owner.entry(view.instance_id)
         self._config = spec.config
         self._place = place
         self._around = around
@@ -75,6 +76,17 @@ class Life:
         self._backoff = trio.CancelScope()
         self._drain = trio.CancelScope()
         self._leave = False
+
+    async def run(self) -> None:
+        """`live`, behind a wall: no failure in one instance's task, of whatever kind, may reach a sibling."""
+        try:
+            await self.live()
+        except* Exception as failures:
+            log.exception("the task of %s/%d failed", self.spec.name, self.view.slot)
+            self._crashed(failures.exceptions[0])
+        finally:
+            self._first_try.fail(WrongState(f"service {self.spec.name} was stopped before it was ready"))
+            self.over.set()
 
     # The story
 
@@ -90,8 +102,6 @@ class Life:
             if self.stopped or not self.finished:
                 self._end_of_story()
             self.finished = True
-            self._first_try.fail(WrongState(f"service {self.spec.name} was stopped before it was ready"))
-            self.over.set()
 
     async def _try_once(self) -> trio.CancelScope | None:
         """From a launch to its end. Returns the backoff before the next launch; None: there is none."""
@@ -174,7 +184,7 @@ class Life:
                 self._first_try.fail(
                     ServiceFailedToStart(f"service {self.spec.name} {reason}; start it first")
                 )
-            await self._around.news.park()
+            await self._around.owner.news.park()
 
     @asynccontextmanager
     async def _launched(self) -> AsyncIterator[Child]:
@@ -205,7 +215,7 @@ class Life:
             timeout_s = self._config.drain_timeout
             self._drain.deadline = trio.current_time() + timeout_s
             with self._drain:
-                await self._around.journal.drain(self.view.instance_id, timeout_s)
+                await self._around.owner.drain(self.view.instance_id, timeout_s)
         if InstanceEvent.STOP in lifecycle.TRANSITIONS[self.view.status]:
             self._become(InstanceEvent.STOP)
         exit = await child.end(self._config.stop_timeout)
@@ -299,15 +309,9 @@ class Life:
 
     def leave(self) -> None:
         """Ends the story and lets the process live on, unless it is to die with its manager."""
-        self._leave = self._config.on_manager_death is OnManagerDeath.KEEP
+        self._leave = self._config.on_manager_death == OnManagerDeath.KEEP
         self.finished = True
         self._until_stopped.cancel()
-
-    def crashed(self, error: BaseException) -> None:
-        """Our own code has failed, and its process was ended on the way out."""
-        self._become(
-            InstanceEvent.CRASH, pid=None, error_message=f"internal error, please report it: {error!r}"
-        )
 
     async def check(self) -> HealthCheck | None:
         """Asks it how it is, and draws the conclusion; None when there was nobody to ask."""
@@ -327,7 +331,7 @@ class Life:
             latency_s=result.latency_s,
             reason=result.reason,
         )
-        self._around.journal.health_checked(check)
+        self._around.owner.health_checked(check)
         return check
 
     def _judge(self, result: ProbeResult) -> None:
@@ -349,6 +353,12 @@ class Life:
 
     # Bookkeeping
 
+    def _crashed(self, error: BaseException) -> None:
+        """Our own code has failed; its process was ended on the way out."""
+        reason = f"internal error, please report it: {error!r}"
+        self._become(InstanceEvent.CRASH, pid=None, error_message=reason)
+        self._first_try.fail(ServiceFailedToStart(f"service {self.spec.name} failed to start: {reason}"))
+
     def _ready_for_s(self) -> float | None:
         return None if self._ready_at is None else trio.current_time() - self._ready_at
 
@@ -359,7 +369,7 @@ class Life:
         view = evolve(self.view, **changes)
         if view != self.view:
             self.view = view
-            self._around.announce(view)
+            self._around.owner.instance_changed(view)
 
 
 class _Outcome:

@@ -38,6 +38,62 @@ class Journal(Protocol):
         """Returns when the instance has no sessions left."""
 
 
+class Unrecorded:
+    """A journal that keeps nothing. Subclass it to be told of what you want to know."""
+
+    async def instance_spawned(self, record: InstanceRecord) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def instance_gone(self, instance_id: str) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def instance_changed(self, instance: Instance) -> None:
+        pass
+
+    def health_checked(self, check: HealthCheck) -> None:
+        pass
+
+    async def drain(self, instance_id: str, timeout_s: float) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+class Owner:
+    """Tells a journal, and takes whatever it raises: that must not end an instance, nor stop it half-way."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self.news = trio.lowlevel.ParkingLot()  #: unparked at each change of any instance
+
+    def instance_changed(self, instance: Instance) -> None:
+        try:
+            self._journal.instance_changed(instance)
+        except Exception:
+            log.exception("the journal failed to take a change of %s", instance.instance_id)
+        self.news.unpark_all()
+
+    def health_checked(self, check: HealthCheck) -> None:
+        try:
+            self._journal.health_checked(check)
+        except Exception:
+            log.exception("the journal failed to take a check of %s", check.instance_id)
+
+    async def drain(self, instance_id: str, timeout_s: float) -> None:
+        try:
+            await self._journal.drain(instance_id, timeout_s)
+        except Exception:
+            log.exception("draining %s failed; it is stopped all the same", instance_id)
+
+    async def instance_gone(self, instance_id: str) -> None:
+        """For what was gone before we came; a record that stays is found dead again by the next manager."""
+        try:
+            await self._journal.instance_gone(instance_id)
+        except Exception:
+            log.exception("the journal failed to forget %s", instance_id)
+
+    def entry(self, instance_id: str) -> Entry:
+        return Entry(self._journal, instance_id)
+
+
 class Entry:
     """The record of one instance, written down in order and at the disk's pace; the newest fact counts."""
 
@@ -45,6 +101,7 @@ class Entry:
         self._journal = journal
         self._instance_id = instance_id
         self._record: InstanceRecord | None = None
+        self.fails = False  #: what is to be written could not be, so far
         self._written = trio.Event()
         self._written.set()
         self._news = trio.Event()
@@ -82,6 +139,9 @@ class Entry:
             else:
                 await self._journal.instance_gone(self._instance_id)
         except Exception as error:  # whatever is wrong with the owner's disk, the instance runs on
-            log.warning("cannot write down instance %s, trying again: %s", self._instance_id, error)
+            if not self.fails:  # told once
+                log.warning("cannot write down instance %s, trying again: %s", self._instance_id, error)
+            self.fails = True
             return False
+        self.fails = False
         return True

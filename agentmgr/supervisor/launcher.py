@@ -92,5 +92,8 @@ class Launcher(Protocol):
     async def sweep(self, keep: frozenset[str]) -> int:
         """Ends all that an earlier manager of ours has left, except what holds a token in `keep`."""
 
+    def troubles(self) -> tuple[str, ...]:
+        """What does not work just now, and will again by itself, as a full disk."""
+
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """What the instance has used lately, oldest first."""

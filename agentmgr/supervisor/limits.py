@@ -27,6 +27,12 @@ class Limits:
         self._name = f"agentmgr-{instance_id}"
         self._groups: list[Path] = []
 
+    @property
+    def wanted(self) -> bool:
+        config = self._config
+        limits = config.memory_limit_mb, config.cpu_limit_percent, config.max_processes, config.max_open_files
+        return any(limit is not None for limit in limits)
+
     def impose(self, pid: int) -> tuple[str, ...]:
         """Limits the process and all that it will start; returns what could not be, and why. Never raises."""
         config, failed = self._config, []

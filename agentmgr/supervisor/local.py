@@ -8,7 +8,7 @@ from ..models import ServiceSpec, Usage
 from . import logs
 from .addresses import Ports
 from .place import LocalPlace
-from .process import kill_all
+from .process import Census, kill_all
 from .tokens import Mint
 from .upkeep import Upkeep
 
@@ -18,6 +18,7 @@ class LocalLauncher:
         self._log_dir = log_dir
         self._mint = Mint.of(log_dir)
         self._ports = Ports()
+        self._census = Census()
         self._upkeep = Upkeep()
 
     async def run(self) -> None:
@@ -25,13 +26,17 @@ class LocalLauncher:
 
     def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> LocalPlace:
         log = logs.path(self._log_dir, spec.name, slot)
-        return LocalPlace(spec, instance_id, slot, log, self._mint, self._ports, self._upkeep)
+        return LocalPlace(spec, instance_id, slot, log, self._mint, self._ports, self._census, self._upkeep)
 
     async def sweep(self, keep: frozenset[str]) -> int:
         made = self._mint.made
         return await kill_all(
-            lambda _pid, _stat, token: token is not None and token not in keep and made(token)
+            self._census,
+            lambda living: living.token is not None and living.token not in keep and made(living.token),
         )
+
+    def troubles(self) -> tuple[str, ...]:
+        return ("logs cannot be kept within their bounds",) if self._upkeep.logs_fail else ()
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return self._upkeep.usage(instance_id)

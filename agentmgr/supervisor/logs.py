@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from itertools import pairwise
 from pathlib import Path
 
 LAST_WORDS_LINES = 15
@@ -52,10 +53,10 @@ def rotate(file: Path, max_bytes: int, files: int) -> bool:
     Blocks on the disk. Raises OSError, as when the disk has no room for the copy; then nothing is lost.
     """
     try:
+        stat = file.stat()
+        if stat.st_blocks * 512 < max_bytes:  # what it takes, not what it seems to: it may have a hole
+            return False
         with file.open("r+b") as live:
-            stat = os.fstat(live.fileno())
-            if stat.st_blocks * 512 < max_bytes:  # what it takes, not what it seems to: it may have a hole
-                return False
             start = _first_data(live.fileno())
             # Whole blocks only can be cut off. What came since we looked stays for the next time.
             block = stat.st_blksize
@@ -73,16 +74,22 @@ def rotate(file: Path, max_bytes: int, files: int) -> bool:
 
 
 def _copy(live: int, start: int, end: int, file: Path, files: int) -> None:
+    copies = [file.with_name(f"{file.name}.{n}") for n in range(1, files)]
+    if copies:
+        copies[-1].unlink(missing_ok=True)  # first of all: the disk may be full
     draft = file.with_name(f"{file.name}.new")
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
-        while start < end:
-            start += os.copy_file_range(live, copy.fileno(), end - start, start)
-    for n in range(files - 1, 1, -1):
-        older, newer = file.with_name(f"{file.name}.{n}"), file.with_name(f"{file.name}.{n - 1}")
+    try:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
+            while start < end:
+                start += os.copy_file_range(live, copy.fileno(), end - start, start)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    for newer, older in reversed(list(pairwise(copies))):
         if newer.exists():
             newer.replace(older)
-    if files > 1:
-        draft.replace(file.with_name(f"{file.name}.1"))
+    if copies:
+        draft.replace(copies[0])
     else:
         draft.unlink()
 

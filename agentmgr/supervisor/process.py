@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from select import POLLIN, poll
 
 import trio
@@ -14,22 +15,51 @@ import trio
 from ..core.restart import Exit
 from . import procfs
 
+log = logging.getLogger("agentmgr.supervisor")
+
 _KILL_PATIENCE_S = 10.0  #: a process in uninterruptible sleep dies when the disk lets it
 _SWEEP_PATIENCE_S = 30.0
+_SHORTAGE_PAUSE_S = 0.1
 
-# Worker threads are shared by all of trio; forty busy ones delayed a spawn by 3.9 s (measured).
-_limiter = trio.CapacityLimiter(2)
+Wanted = Callable[[procfs.Living], bool]
 
-Wanted = Callable[[int, procfs.Stat, str | None], bool]
+
+class Census:
+    """Who lives. Those who ask at the same time share one look, taken after they have all asked."""
+
+    def __init__(self) -> None:
+        self._turn = trio.Lock()
+        self._next: _Look | None = None
+        # Worker threads are shared by all of trio; forty busy ones delayed a spawn by 3.9 s (measured).
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def find(self, wanted: Wanted) -> list[int]:
+        look = self._next = self._next or _Look()
+        async with self._turn:
+            while look.living is None:
+                self._next = None  # who comes from now on needs a later one
+                try:
+                    look.living = await trio.to_thread.run_sync(procfs.census, limiter=self._limiter)
+                except OSError as error:  # no descriptor to be had for looking; one will be
+                    log.warning("cannot look for processes, trying again: %s", error)
+                    await trio.sleep(_SHORTAGE_PAUSE_S)
+        return [living.pid for living in look.living if wanted(living)]
+
+
+class _Look:
+    living: list[procfs.Living] | None = None
 
 
 class Process:
     """A session leader, ours (then it is reaped here) or adopted (then it is init's to reap)."""
 
-    def __init__(self, pid: int, token: str, popen: subprocess.Popen[bytes] | None = None) -> None:
+    def __init__(
+        self, pid: int, token: str, census: Census, popen: subprocess.Popen[bytes] | None = None
+    ) -> None:
         """Raises OSError when there is no such process or no descriptor to be had."""
         self.pid = pid
         self._token = token
+        self._census = census
         self._popen = popen
         self._pidfd = os.pidfd_open(pid)
 
@@ -61,7 +91,7 @@ class Process:
         """Whether the leader, or whatever it has started, has this socket open."""
         if procfs.holds(self.pid, inode):
             return True
-        return any(procfs.holds(pid, inode) for pid in await _find(self._of_session_or_token))
+        return any(procfs.holds(pid, inode) for pid in await self._census.find(self._of_session_or_token))
 
     async def end(self, grace_s: float) -> Exit:
         """TERM, CONT, wait, KILL, sweep, reap, in this order; see `Child.end`."""
@@ -73,14 +103,14 @@ class Process:
             self._signal_group(signal.SIGCONT)  # one that is stopped would not hear the TERM
             with trio.move_on_after(grace_s, shield=True):
                 await self.wait_exit()
-                await _ask_and_wait(belongs)
+                await _ask_and_wait(self._census, belongs)
         if self._popen is not None or not self.exited():
             self._signal_group(signal.SIGKILL)
         with trio.move_on_after(_KILL_PATIENCE_S, shield=True):
             await self.wait_exit()
         exit = self._exit()
         with trio.move_on_after(_SWEEP_PATIENCE_S, shield=True):
-            await kill_all(belongs)
+            await kill_all(self._census, belongs)
         self.release()
         return exit
 
@@ -96,30 +126,30 @@ class Process:
         with suppress(ProcessLookupError, PermissionError):  # gone; or has become somebody else's by setuid
             os.killpg(self.pid, number)
 
-    def _of_token(self, _pid: int, _stat: procfs.Stat, token: str | None) -> bool:
-        return token == self._token
+    def _of_token(self, living: procfs.Living) -> bool:
+        return living.token == self._token
 
-    def _of_session_or_token(self, _pid: int, stat: procfs.Stat, token: str | None) -> bool:
-        return stat.session == self.pid or token == self._token
+    def _of_session_or_token(self, living: procfs.Living) -> bool:
+        return living.session == self.pid or living.token == self._token
 
 
-async def kill_all(wanted: Wanted) -> int:
+async def kill_all(census: Census, wanted: Wanted) -> int:
     """Kills what is `wanted` until nothing is, also what has left its group and session; returns how many.
 
     Something that forks on and on is outrun, because what is killed forks no more.
     """
     count = 0
-    while found := await _find(wanted):
+    while found := await census.find(wanted):
         killed = [pid for pid in found if _signal(pid, wanted, signal.SIGKILL)]
         count += len(killed)
         await _wait_all_gone(killed)
     return count
 
 
-async def _ask_and_wait(wanted: Wanted) -> None:
+async def _ask_and_wait(census: Census, wanted: Wanted) -> None:
     """Workers have as long as their leader to end; those that left its group have not heard the TERM yet."""
     told: set[int] = set()
-    while found := await _find(wanted):
+    while found := await census.find(wanted):
         for pid in set(found) - told:
             _signal(pid, wanted, signal.SIGTERM)
         told.update(found)
@@ -127,26 +157,33 @@ async def _ask_and_wait(wanted: Wanted) -> None:
 
 
 def _signal(pid: int, wanted: Wanted, number: signal.Signals) -> bool:
-    with suppress(ProcessLookupError, PermissionError), ExitStack() as stack:
+    try:
         pidfd = os.pidfd_open(pid)
-        stack.callback(os.close, pidfd)
+    except OSError:
+        return False
+    try:
         # Only now is it certain whom the number means.
         stat = procfs.stat(pid)
-        if stat is not None and wanted(pid, stat, procfs.token(pid)):
-            signal.pidfd_send_signal(pidfd, number)
-            return True
-    return False
-
-
-async def _find(wanted: Wanted) -> list[int]:
-    return await trio.to_thread.run_sync(procfs.find, wanted, limiter=_limiter)
+        if stat is None or not wanted(procfs.Living(pid, stat.session, procfs.token(pid))):
+            return False
+        signal.pidfd_send_signal(pidfd, number)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(pidfd)
 
 
 async def _wait_all_gone(pids: Iterable[int]) -> None:
     for pid in pids:
-        with suppress(ProcessLookupError):
+        try:
             pidfd = os.pidfd_open(pid)
-            try:
-                await trio.lowlevel.wait_readable(pidfd)
-            finally:
-                os.close(pidfd)
+        except ProcessLookupError:
+            continue
+        except OSError:  # without a descriptor, a moment has to do; whoever calls looks again
+            await trio.sleep(_SHORTAGE_PAUSE_S)
+            continue
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)

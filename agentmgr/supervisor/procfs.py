@@ -6,11 +6,14 @@ Who acts on one opens a pidfd first and asks again, see `process.kill_all`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 from attrs import frozen
+
+# Only these mean that there is no such process. To want for a descriptor is no reason to overlook one.
+_GONE = (FileNotFoundError, ProcessLookupError)
 
 TOKEN_VARIABLE = "AGENTMGR_INSTANCE_TOKEN"
 
@@ -28,6 +31,15 @@ class Stat:
     resident_pages: int
 
 
+@frozen
+class Living:
+    """What tells whose process it is."""
+
+    pid: int
+    session: int
+    token: str | None
+
+
 @cache
 def boot_id() -> str:
     """Changes with each boot, so a pid and its start time are good for one boot only."""
@@ -35,10 +47,10 @@ def boot_id() -> str:
 
 
 def stat(pid: int) -> Stat | None:
-    """None when there is no such process."""
+    """None when there is no such process. Raises OSError when it cannot be looked at."""
     try:
         text = _read(f"/proc/{pid}/stat")
-    except OSError:
+    except _GONE:
         return None
     # The second field, the name in brackets, may hold blanks and brackets itself.
     fields = text[text.rindex(b")") + 2 :].split()
@@ -57,7 +69,7 @@ def token(pid: int) -> str | None:
     """The instance token in the environment that it was started with; None where that cannot be read."""
     try:
         environment = _read(f"/proc/{pid}/environ")
-    except OSError:
+    except (*_GONE, PermissionError):
         return None
     name = TOKEN_VARIABLE.encode() + b"="
     if environment.startswith(name):
@@ -73,14 +85,14 @@ def pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
-def find(wanted: Callable[[int, Stat, str | None], bool]) -> list[int]:
-    """The living processes of which `wanted(pid, stat, token)` holds; never this one. About 20 µs each."""
+def census() -> list[Living]:
+    """The living processes but this one, about 20 µs for each. Raises OSError when it cannot look."""
     me = os.getpid()
     found = []
     for pid in pids():
         facts = stat(pid) if pid != me else None
-        if facts is not None and facts.state not in "ZX" and wanted(pid, facts, token(pid)):
-            found.append(pid)
+        if facts is not None and facts.state not in "ZX":
+            found.append(Living(pid, facts.session, token(pid)))
     return found
 
 

@@ -22,7 +22,7 @@ from . import logs, procfs
 
 log = logging.getLogger(__name__)
 
-_LOGS_EVERY_S = 1.0
+_LOGS_EVERY_S = (0.05, 1.0)  #: while one is flooded, and otherwise
 _USAGE_EVERY_S = 10.0
 USAGE_KEPT = 360
 """Samples per instance: an hour."""
@@ -68,12 +68,17 @@ class Upkeep:
     async def run(self) -> None:
         """Until cancelled."""
         next_usage = trio.current_time()
+        soon_s, pause_s = _LOGS_EVERY_S
         while True:
-            await trio.to_thread.run_sync(_rotate, tuple(self._kept.values()), limiter=_limiter)
+            entries = tuple(self._kept.values())
+            if await trio.to_thread.run_sync(_rotate, entries, limiter=_limiter):
+                pause_s = soon_s
             if trio.current_time() >= next_usage:
-                await self.measure()
+                with suppress(OSError):  # no descriptor to be had just now; the figures can wait
+                    await self.measure()
                 next_usage = trio.current_time() + _USAGE_EVERY_S
-            await trio.sleep(_LOGS_EVERY_S)
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LOGS_EVERY_S[1])
 
     async def measure(self) -> None:
         """Takes one sample of each."""
@@ -81,15 +86,18 @@ class Upkeep:
         await trio.to_thread.run_sync(_measure, kept, limiter=_limiter)
 
 
-def _rotate(entries: Iterable[_Kept]) -> None:
+def _rotate(entries: Iterable[_Kept]) -> bool:
+    """Whether any had to be."""
+    rotated = False
     for kept in entries:
         try:
-            logs.rotate(kept.log, kept.config.log_max_bytes, kept.config.log_files)
+            rotated |= logs.rotate(kept.log, kept.config.log_max_bytes, kept.config.log_files)
             kept.log_fails = False
         except OSError as error:
             if not kept.log_fails:  # told once, tried again each time
                 log.warning("cannot rotate %s: %s", kept.log, error.strerror)
             kept.log_fails = True
+    return rotated
 
 
 def _measure(leaders: dict[int, _Kept]) -> None:

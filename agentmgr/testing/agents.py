@@ -16,10 +16,12 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from ..agent.adapt import HostedAgent, adapt
+from ..agent.runtime import open_runtime
 from ..agent.server import AgentServer
 from ..agent.session import SessionLimits
 from ..agent.sessions import Sessions
 from ..client.transport import with_connection
+from ..models import Runtime
 
 PATIENCE_S = 10.0
 """What hangs fails, at the place where it hangs."""
@@ -40,9 +42,22 @@ async def hosted(
     max_sessions: int = 0,
     max_message_bytes: int = 2**20,
     token: str = "",
+    runtime: Runtime = Runtime.TRIO,
 ) -> AsyncIterator[Hosted]:
     """Serves what a factory returned on a free port of the loopback interface; yields its URL."""
-    made = agent if isinstance(agent, HostedAgent) else adapt(agent)
+    async with trio.open_nursery() as nursery:
+        made = agent
+        if not isinstance(agent, HostedAgent):
+            made = adapt(agent, runtime=await open_runtime(runtime, nursery))
+        async with _served(made, limits, max_sessions, max_message_bytes, token) as url:
+            yield url
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _served(
+    made: HostedAgent, limits: SessionLimits | None, max_sessions: int, max_message_bytes: int, token: str
+) -> AsyncIterator[Hosted]:
     sessions = Sessions(made, limits or SessionLimits(), max_sessions=max_sessions)
     server = AgentServer(made, sessions, token=token, max_message_bytes=max_message_bytes)
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")

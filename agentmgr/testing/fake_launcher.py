@@ -98,6 +98,9 @@ class FakeLauncher:
     async def run(self) -> None:
         await trio.sleep_forever()
 
+    def troubles(self) -> tuple[str, ...]:
+        return ()
+
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return ()
 

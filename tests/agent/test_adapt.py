@@ -8,10 +8,7 @@ import pytest
 import trio
 
 from agentmgr.agent.adapt import adapt
-from agentmgr.agent.host import make_agent
-from agentmgr.agent.load import LoadedFile
 from agentmgr.errors import AgentLoadError
-from agentmgr.models import Runtime
 from agentmgr.testing.agents import bare_client, hosted
 
 
@@ -168,7 +165,7 @@ async def test_an_agent_that_remembers_is_made_anew_for_each_session():
     async def create_agent():
         return Remembers()
 
-    agent = await make_agent(LoadedFile("x.py", create_agent, True, Runtime.AUTO))
+    agent = adapt(await create_agent(), create_agent)
     async with hosted(agent) as url, bare_client(url) as one, bare_client(url) as two:
         await one.ask("a")
         assert (await two.ask("b"))["content"] == "b"

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from agentmgr.core.health import HEALTH_PATH, proof
+from agentmgr.core.proof import HEALTH_PATH, proof
 from agentmgr.testing.agents import bare_client
 
 AGENT = """

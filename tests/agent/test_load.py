@@ -1,9 +1,11 @@
 """Finding the agent in a file or module, and saying what is wrong in the author's own terms."""
 
+import re
 import sys
 import textwrap
 
 import pytest
+import trio
 
 from agentmgr.agent.host import make_agent
 from agentmgr.agent.load import load
@@ -46,8 +48,16 @@ FACTORY = """
 """
 
 
+async def made(path):
+    async with trio.open_nursery() as nursery:
+        try:
+            return await make_agent(load(path), Runtime.AUTO, nursery)
+        except AgentLoadError as error:
+            return error
+
+
 async def answer_of(path):
-    agent = await make_agent(load(path))
+    agent = await made(path)
     return await agent.on_message(None, "hi")
 
 
@@ -118,12 +128,11 @@ def test_a_missing_file_is_named_with_its_whole_path(tmp_path):
 )
 async def test_what_the_author_wrote_is_shown_and_nothing_of_ours(write, text, last_lines):
     path = write(text)
-    with pytest.raises(AgentLoadError) as caught:
-        await make_agent(load(path))
+    error = await made(path)
     for line in last_lines:
-        assert line in caught.value.message
-    assert "agentmgr/agent" not in caught.value.message
-    assert "importlib" not in caught.value.message
+        assert line in error.message
+    assert "agentmgr/agent" not in error.message
+    assert "importlib" not in error.message
 
 
 @pytest.mark.parametrize(
@@ -139,8 +148,7 @@ async def test_what_the_author_wrote_is_shown_and_nothing_of_ours(write, text, l
     ],
 )
 async def test_a_file_without_an_agent_is_told_what_to_do(write, text, message):
-    with pytest.raises(AgentLoadError, match=message):
-        await make_agent(load(write(text)))
+    assert re.search(message, (await made(write(text))).message)
 
 
 def test_a_name_that_is_not_there_is_told_what_is(write):

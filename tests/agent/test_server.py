@@ -5,7 +5,7 @@ import socket
 import pytest
 import trio
 
-from agentmgr.core.health import HEALTH_PATH, proof
+from agentmgr.core.proof import HEALTH_PATH, proof
 from agentmgr.testing.agents import bare_client, hosted
 
 UPGRADE = (

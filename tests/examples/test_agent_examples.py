@@ -1,6 +1,7 @@
 """The example agents, as a stranger runs them: a real process, real sockets, no network."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,11 +17,36 @@ from agentmgr.client.session import open_session
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+GUIDE_EXAMPLE = """
+from myagent import create_react_agent
+from myagent.tool import BaseTool, ToolResult
+
+class EchoTool(BaseTool):
+    name: str = "echo"
+    description: str = "Echo back a message"
+
+    async def execute(self, message: str) -> ToolResult:
+        return ToolResult(
+            success=True,
+            content=f"Echo: {message}"
+        )
+
+def create_agent():
+    return create_react_agent(
+        name="echo-agent",
+        tools=[EchoTool()],
+        system_prompt="You are an echo agent.",
+    )
+"""
+
+
 @asynccontextmanager
-async def running(name):
+async def running(path, **environment):
     """`python -m agentmgr.agent EXAMPLE` on a free port; yields its URL."""
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "agentmgr.agent", str(EXAMPLES / name)], stderr=subprocess.PIPE
+        [sys.executable, "-m", "agentmgr.agent", str(EXAMPLES / path)],
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
     )
     try:
         with trio.fail_after(30):
@@ -51,6 +77,16 @@ async def test_the_streaming_agent_asks_before_it_deletes():
         assert [name for name in seen if "tool" in name] == ["agent.tool_call", "agent.tool_result"]
         assert seen.count("agent.partial_answer") == 4
         assert "todo.txt" in await session.ask("hello")
+
+
+async def test_the_guides_own_agent_works_as_it_is_written_and_each_session_has_its_own(tmp_path):
+    (tmp_path / "my_agent.py").write_text(GUIDE_EXAMPLE)
+    package = str(Path(__file__).parent / "stand_in")
+    async with running(tmp_path / "my_agent.py", PYTHONPATH=package) as url:
+        async with open_session(url) as one, open_session(url) as two:
+            assert await one.ask("hello") == "Echo: hello (1)"
+            assert await one.ask("again") == "Echo: again (2)"
+            assert await two.ask("hello") == "Echo: hello (1)"
 
 
 async def test_any_websocket_client_can_talk_plain_text_and_events():

@@ -1,12 +1,11 @@
 """A child process that honours the contract of `agentmgr.supervisor.launcher`, with faults on request.
 
-Nothing but the standard library, so that it starts fast. Run as a command (`child.py --port P`) or, through
-`hosted`, as the agent host would be (`--fd N`).
+Nothing but the lighter half of the standard library, so that hundreds of them start fast. Run as a command
+(`child.py --port P`) or, through `hosted`, as the agent host would be (`--fd N`).
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import hmac
@@ -16,11 +15,11 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
-from urllib.parse import parse_qs, urlsplit
+from contextlib import suppress
+from types import SimpleNamespace
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
@@ -38,7 +37,7 @@ def read_exactly(sock: socket.socket, count: int) -> bytes:
     return data
 
 
-def serve_one(sock: socket.socket, options: argparse.Namespace) -> None:
+def serve_one(sock: socket.socket, options: SimpleNamespace) -> None:
     try:
         head = b""
         while b"\r\n\r\n" not in head:
@@ -46,7 +45,7 @@ def serve_one(sock: socket.socket, options: argparse.Namespace) -> None:
                 return
             head += more
         lines = head.decode().split("\r\n")
-        target = urlsplit(lines[0].split()[1])
+        _, _, challenge = lines[0].split()[1].partition("?challenge=")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
         key = next(line.split(": ", 1)[1] for line in lines if line.lower().startswith("sec-websocket-key"))
         assert headers["upgrade"] == "websocket"
@@ -57,11 +56,11 @@ def serve_one(sock: socket.socket, options: argparse.Namespace) -> None:
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
         )
-        if challenge := parse_qs(target.query).get("challenge"):
+        if challenge:
             token = os.environ["AGENTMGR_INSTANCE_TOKEN"]
             if options.wrong_proof:
                 token = "another"
-            mark = hmac.new(token.encode(), challenge[0].encode(), "sha256").hexdigest()
+            mark = hmac.new(token.encode(), challenge.encode(), "sha256").hexdigest()
             answer = {"proof": mark, "status": options.status, "detail": None, "sessions": 0, "turns": 0}
             sock.sendall(frame(1, json.dumps(answer).encode()))
         while True:
@@ -82,27 +81,44 @@ def serve_one(sock: socket.socket, options: argparse.Namespace) -> None:
         sock.close()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("agent", nargs="?")
-    parser.add_argument("--fd", type=int)
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int)
-    parser.add_argument("--status", default="healthy")
-    parser.add_argument("--wrong-proof", action="store_true")
-    parser.add_argument("--ready-after", type=float, default=0)
-    parser.add_argument("--exit-after", type=float, help="seconds after being ready to serve")
-    parser.add_argument("--exit-code", type=int, default=0)
-    parser.add_argument("--hang-after", type=float, help="the whole process stops answering")
-    parser.add_argument("--ignore-term", action="store_true")
-    parser.add_argument("--term-takes", type=float, default=0)
-    parser.add_argument("--say", default="")
-    parser.add_argument("--escapee", action="store_true", help="start a grandchild that leaves the session")
-    parser.add_argument("--worker", action="store_true", help="start a grandchild in the group")
-    parser.add_argument("--never-listen", action="store_true")
-    parser.add_argument("--report", help="write what it was given into this file")
-    options, _ = parser.parse_known_args()
+DEFAULTS = {
+    "fd": None,
+    "host": "127.0.0.1",
+    "port": None,
+    "status": "healthy",
+    "wrong-proof": False,
+    "ready-after": 0.0,
+    "exit-after": None,  # seconds after being ready to serve
+    "exit-code": 0,
+    "hang-after": None,  # the whole process stops answering
+    "ignore-term": False,
+    "term-takes": 0.0,
+    "say": "",
+    "escapee": False,  # starts a grandchild that leaves the session
+    "worker": False,  # starts a grandchild in the group
+    "never-listen": False,
+    "report": None,  # writes what it was given into this file
+}
+FLAGS = {name for name, default in DEFAULTS.items() if default is False}
+NUMBERS = {"fd", "port", "exit-code", "ready-after", "exit-after", "hang-after", "term-takes"}
 
+
+def parsed(argv: list[str]) -> SimpleNamespace:
+    """`--name value`, or `--name` alone for the flags; what it does not know is passed over."""
+    options = dict(DEFAULTS)
+    words = iter(argv)
+    for word in words:
+        name = word.removeprefix("--")
+        if name in FLAGS:
+            options[name] = True
+        elif name in DEFAULTS:
+            value = next(words)
+            options[name] = (float(value) if "." in value else int(value)) if name in NUMBERS else value
+    return SimpleNamespace(**{name.replace("-", "_"): value for name, value in options.items()})
+
+
+def main() -> None:
+    options = parsed(sys.argv[1:])
     if options.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
@@ -113,7 +129,8 @@ def main() -> None:
 
         signal.signal(signal.SIGTERM, leave)
     if options.say:
-        print(options.say, file=sys.stderr, flush=True)
+        with suppress(OSError):  # a full disk
+            os.write(2, options.say.encode() + b"\n")
     if options.report:
         ignored = [s.name for s in signal.Signals if signal.getsignal(s) is signal.SIG_IGN]
         facts = {
@@ -131,9 +148,9 @@ def main() -> None:
     if options.escapee:
         # Twice forked, with a session of its own, all descriptors closed: a proper daemon.
         code = "import os, time; os.setsid(); os.fork() and os._exit(0); time.sleep(600)"
-        subprocess.Popen([sys.executable, "-c", code]).wait()
+        os.waitpid(os.spawnl(os.P_NOWAIT, sys.executable, sys.executable, "-c", code), 0)
     if options.worker:
-        subprocess.Popen(["sleep", "600"])
+        os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "600")
     time.sleep(options.ready_after)
     if options.never_listen:
         if options.exit_after is not None:

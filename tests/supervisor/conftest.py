@@ -147,7 +147,7 @@ def relatives(tmp_path: Path) -> Callable[[], list[int]]:
 
     def find() -> list[int]:
         mint = Mint.of(tmp_path / "logs")
-        return procfs.find(lambda _pid, _stat, token: token is not None and mint.made(token))
+        return [p.pid for p in procfs.census() if p.token is not None and mint.made(p.token)]
 
     return find
 

@@ -1,0 +1,78 @@
+"""Agno: https://docs.agno.com; `Agent.arun` with its events, and tools that require confirmation."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from typing import Any
+
+from ..events import partial_answer, thinking, tool_call, tool_result
+from ..session import Message, Session
+from .values import plain
+
+
+def fits(subject: Any) -> bool:
+    return callable(getattr(subject, "arun", None))
+
+
+class Adapter:
+    def __init__(self, agent: Any) -> None:
+        self._agent = agent
+
+    async def on_message(self, session: Session, message: Message) -> Any:
+        options = {"stream": True, "stream_events": True, "yield_run_output": True, "session_id": session.id}
+        run = self._agent.arun(self._input(session, message), user_id=session.client.identity, **options)
+        while True:
+            output: Any = None
+            async with aclosing(run):  # cancelled between two events, it would run on until collected
+                async for event in run:
+                    if hasattr(event, "event"):
+                        await _show(session, event)
+                    else:
+                        output = event
+            waiting = [r for r in output.requirements or () if not r.is_resolved()]
+            if not waiting:
+                break
+            for requirement in waiting:
+                await _decide(session, requirement)
+            run = self._agent.acontinue_run(run_response=output, **options)
+        return output.content if isinstance(output.content, str) else plain(output.content)
+
+    def _input(self, session: Session, message: Message) -> Any:
+        if self._agent.db is not None:
+            return str(message)  # it remembers by itself, as much as its author wants
+        return [
+            *({"role": turn["role"], "content": str(turn["content"])} for turn in session.history),
+            {"role": "user", "content": str(message)},
+        ]
+
+
+async def _show(session: Session, event: Any) -> None:
+    if event.event == "RunContent":
+        if event.reasoning_content:
+            await session.emit(thinking(event.reasoning_content))
+        if isinstance(event.content, str) and event.content:
+            await session.emit(partial_answer(event.content))
+    elif event.event == "RunError":
+        raise RuntimeError(str(event.content))
+    elif event.event == "ToolCallStarted":
+        tool = event.tool
+        await session.emit(tool_call(tool.tool_name, plain(tool.tool_args), step_id=tool.tool_call_id))
+    elif event.event == "ToolCallCompleted":
+        tool = event.tool
+        failed = bool(tool.tool_call_error)
+        result = tool_result(
+            tool.tool_name, plain(tool.result), success=not failed, step_id=tool.tool_call_id
+        )
+        await session.emit(result)
+
+
+async def _decide(session: Session, requirement: Any) -> None:
+    tool = requirement.tool_execution
+    if not requirement.needs_confirmation:
+        raise RuntimeError(
+            f"{tool.tool_name} waits for more than a yes or no, which a conversation cannot give"
+        )
+    if await session.confirm(tool.tool_name, plain(tool.tool_args)):
+        requirement.confirm()
+    else:
+        requirement.reject()

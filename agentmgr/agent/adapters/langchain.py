@@ -1,0 +1,108 @@
+"""LangChain's runnables and LangGraph's graphs: `astream_events`, interrupts of graphs that keep state."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from ..events import partial_answer, thinking, tool_call, tool_result
+from ..session import Message, Session
+from .values import plain
+
+
+def fits(subject: Any) -> bool:
+    return callable(getattr(subject, "astream_events", None))
+
+
+class Adapter:
+    def __init__(self, runnable: Any) -> None:
+        self._runnable = runnable
+        self._keeps_state = bool(getattr(runnable, "checkpointer", None))
+        self._messages: dict[str, list[Any]] = {}  # of each session, where the graph keeps none
+
+    async def on_message(self, session: Session, message: Message) -> Any:
+        config = {"configurable": {"thread_id": session.id}}
+        said = self._input(session, str(message))
+        while True:
+            output = await self._run(session, said, config)
+            resume = await self._decide(session, config) if self._keeps_state else None
+            if resume is None:
+                break
+            said = resume
+        if isinstance(output, Mapping) and output.get("messages"):
+            self._messages[session.id] = list(output["messages"])
+            output = output["messages"][-1]
+        text = "".join(piece for kind, piece in _pieces(output) if kind == "text")
+        return text or (plain(output) if not hasattr(output, "content") else None)
+
+    async def on_session_end(self, session: Session) -> None:
+        self._messages.pop(session.id, None)
+
+    def _input(self, session: Session, text: str) -> Any:
+        fields = self._runnable.get_input_jsonschema().get("properties") or {}
+        if "messages" in fields:
+            before = [] if self._keeps_state else self._messages.get(session.id, [])
+            return {"messages": [*before, ("user", text)]}
+        if "input" in fields or len(fields) == 1:
+            return {"input" if "input" in fields else next(iter(fields)): text}
+        return text
+
+    async def _run(self, session: Session, said: Any, config: Any) -> Any:
+        output: Any = None
+        events = self._runnable.astream_events(said, config, version="v2")
+        async with aclosing(events):  # cancelled between two events, it would run on until collected
+            async for event in events:
+                await _show(session, event)
+                if event["event"].endswith("_end") and not event.get("parent_ids"):
+                    output = event["data"].get("output")
+        return output
+
+    async def _decide(self, session: Session, config: Any) -> Any:
+        """What to resume with, when the graph has stopped at an `interrupt`; None when it has not."""
+        state = await self._runnable.aget_state(config)
+        waiting = [interrupt for task in state.tasks for interrupt in task.interrupts]
+        if not waiting:
+            return None
+        answers = {waits.id: await _answer(session, waits.value) for waits in waiting}
+        return sys.modules["langgraph.types"].Command(resume=answers)
+
+
+async def _show(session: Session, event: Any) -> None:
+    kind, data, step_id = event["event"], event["data"], event["run_id"]
+    if kind == "on_chat_model_stream":
+        for what, piece in _pieces(data.get("chunk")):
+            await session.emit(partial_answer(piece) if what == "text" else thinking(piece))
+    elif kind == "on_tool_start":
+        await session.emit(tool_call(event["name"], plain(data.get("input")), step_id=step_id))
+    elif kind == "on_tool_end":
+        result = getattr(data.get("output"), "content", data.get("output"))
+        await session.emit(tool_result(event["name"], plain(result), step_id=step_id))
+    elif kind == "on_tool_error":
+        result = tool_result(event["name"], str(data.get("error")), success=False, step_id=step_id)
+        await session.emit(result)
+
+
+async def _answer(session: Session, asked: Any) -> Any:
+    actions = asked.get("action_requests") if isinstance(asked, Mapping) else None
+    if actions:  # of LangChain's human-in-the-loop middleware
+        decisions = [await session.confirm(action["name"], plain(action.get("args"))) for action in actions]
+        return {"decisions": [{"type": "approve" if yes else "reject"} for yes in decisions]}
+    message = asked if isinstance(asked, str) else ""
+    decision = await session.confirm("interrupt", plain(asked), message=message)
+    return decision.content.get("value", decision.approved)
+
+
+def _pieces(output: Any) -> Iterator[tuple[str, str]]:
+    """The text and the reasoning in a message or a piece of one; content is a string or a list of blocks."""
+    content = getattr(output, "content", output)
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    for block in content if isinstance(content, list) else ():
+        if isinstance(block, str):
+            yield "text", block
+        elif isinstance(block, Mapping):
+            for kind in ("text", "reasoning", "thinking"):
+                if isinstance(piece := block.get(kind), str) and piece:
+                    yield "text" if kind == "text" else "thinking", piece

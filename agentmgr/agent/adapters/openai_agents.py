@@ -1,0 +1,70 @@
+"""OpenAI Agents SDK (openai.github.io/openai-agents-python): `Runner.run_streamed`, and tool approvals."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ..events import partial_answer, thinking, tool_call, tool_result
+from ..session import Message, Session
+from .values import arguments, plain
+
+
+def fits(subject: Any) -> bool:
+    # Others may have a package called `agents` too.
+    return hasattr(sys.modules.get("agents"), "Runner") and hasattr(subject, "handoffs")
+
+
+class Adapter:
+    def __init__(self, agent: Any) -> None:
+        self._agent = agent
+        self._items: dict[str, list[Any]] = {}  # of each session
+
+    async def on_message(self, session: Session, message: Message) -> Any:
+        said: Any = [*self._items.get(session.id, []), {"role": "user", "content": str(message)}]
+        while True:
+            result = sys.modules["agents"].Runner.run_streamed(self._agent, said)
+            try:
+                async for event in result.stream_events():
+                    await _show(session, event)
+            finally:
+                result.cancel()  # its run is a task of its own; when all is done, this does nothing
+            waiting = list(getattr(result, "interruptions", None) or ())
+            if not waiting:
+                self._items[session.id] = result.to_input_list()
+                output = result.final_output
+                return output if isinstance(output, str) else plain(output)
+            said = result.to_state()
+            for call in waiting:
+                decision = await session.confirm(_name(call.raw_item), _arguments(call.raw_item))
+                (said.approve if decision else said.reject)(call)
+
+    async def on_session_end(self, session: Session) -> None:
+        self._items.pop(session.id, None)
+
+
+async def _show(session: Session, event: Any) -> None:
+    if event.type == "raw_response_event":
+        kind, delta = event.data.type, str(getattr(event.data, "delta", ""))
+        if kind == "response.output_text.delta":
+            await session.emit(partial_answer(delta))
+        elif kind in ("response.reasoning_summary_text.delta", "response.reasoning_text.delta"):
+            await session.emit(thinking(delta))
+    elif event.type == "run_item_stream_event" and event.name == "tool_called":
+        call = event.item.raw_item
+        await session.emit(tool_call(_name(call), _arguments(call), step_id=_get(call, "call_id")))
+    elif event.type == "run_item_stream_event" and event.name == "tool_output":
+        call = event.item.raw_item
+        await session.emit(tool_result(_name(call), plain(event.item.output), step_id=_get(call, "call_id")))
+
+
+def _get(item: Any, name: str) -> Any:
+    return item.get(name) if isinstance(item, dict) else getattr(item, name, None)
+
+
+def _name(item: Any) -> str:
+    return str(_get(item, "name") or _get(item, "type") or "tool")
+
+
+def _arguments(item: Any) -> Any:
+    return arguments(_get(item, "arguments") or {})

@@ -1,0 +1,73 @@
+"""Pydantic AI: https://ai.pydantic.dev; `Agent.run` with an event stream handler, and deferred tools."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterable
+from typing import Any
+
+from ..events import partial_answer, thinking, tool_call, tool_result
+from ..session import Message, Session
+from .values import arguments, plain
+
+
+def fits(subject: Any) -> bool:
+    return callable(getattr(subject, "run", None)) and hasattr(subject, "iter")
+
+
+class Adapter:
+    def __init__(self, agent: Any) -> None:
+        self._agent = agent
+        self._messages: dict[str, Any] = {}  # of each session
+
+    async def on_message(self, session: Session, message: Message) -> Any:
+        async def show(context: Any, events: AsyncIterable[Any]) -> None:
+            async for event in events:
+                await _show(session, event)
+
+        said: dict[str, Any] = {"message_history": self._messages.get(session.id)}
+        prompt: str | None = str(message)
+        while True:
+            result = await self._agent.run(prompt, event_stream_handler=show, **said)
+            self._messages[session.id] = result.all_messages()
+            approvals = getattr(result.output, "approvals", None)
+            if not approvals:
+                return result.output if isinstance(result.output, str) else plain(result.output)
+            prompt = None
+            said = {
+                "message_history": result.all_messages(),
+                "deferred_tool_results": await _decide(session, result.output, approvals),
+            }
+
+    async def on_session_end(self, session: Session) -> None:
+        self._messages.pop(session.id, None)
+
+
+async def _show(session: Session, event: Any) -> None:
+    kind = getattr(event, "event_kind", "")
+    if kind == "part_start":
+        await _show_piece(session, event.part.part_kind, getattr(event.part, "content", None))
+    elif kind == "part_delta":
+        piece = getattr(event.delta, "content_delta", None)
+        await _show_piece(session, event.delta.part_delta_kind, piece)
+    elif kind == "function_tool_call":
+        part = event.part
+        await session.emit(tool_call(part.tool_name, arguments(part.args), step_id=part.tool_call_id))
+    elif kind == "function_tool_result":
+        part = getattr(event, "part", None) or event.result
+        success = part.part_kind != "retry-prompt"
+        result = tool_result(part.tool_name, plain(part.content), success=success, step_id=part.tool_call_id)
+        await session.emit(result)
+
+
+async def _show_piece(session: Session, kind: str, piece: Any) -> None:
+    if isinstance(piece, str) and piece and kind in ("text", "thinking"):
+        await session.emit(partial_answer(piece) if kind == "text" else thinking(piece))
+
+
+async def _decide(session: Session, requests: Any, approvals: list[Any]) -> Any:
+    decisions = {
+        call.tool_call_id: bool(await session.confirm(call.tool_name, arguments(call.args)))
+        for call in approvals
+    }
+    return sys.modules["pydantic_ai"].DeferredToolResults(approvals=decisions)

@@ -1,0 +1,26 @@
+"""What frameworks hand about, as values that JSON can say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """The value itself where JSON can say it; else with `str` for what it cannot."""
+    return json.loads(json.dumps(value, default=_shown))
+
+
+def _shown(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)  # pydantic, which they all use
+    return dump(mode="json") if callable(dump) else str(value)
+
+
+def arguments(value: Any) -> Any:
+    """A tool's arguments, which a model gives as JSON text."""
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return plain(value)

@@ -1,0 +1,179 @@
+import asyncio
+import json
+import threading
+from typing import Any
+
+import pytest
+import trio
+from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models.fake_chat_models import FakeListChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.outputs import ChatGenerationChunk
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.prebuilt import ToolNode, tools_condition
+from langgraph.types import interrupt
+
+from agentmgr.agent.adapt import needs
+from agentmgr.models import Runtime
+from agentmgr.testing.agents import bare_client, hosted
+
+ASYNCIO = {"runtime": Runtime.ASYNCIO}
+ENDS = ("agent.final_answer", "agent.error", "agent.interrupted")
+
+
+def said(client, name):
+    return [event["content"] for event in client.events if event["event"] == name]
+
+
+@tool
+def add(x: int, y: int) -> int:
+    """Adds."""
+    return x + y
+
+
+class ScriptedModel(BaseChatModel):
+    """Says its replies in turn, word by word; a mapping is a call of a tool."""
+
+    replies: list[Any]
+
+    @property
+    def _llm_type(self):
+        return "scripted"
+
+    def _generate(self, *args, **kwargs):
+        raise NotImplementedError
+
+    async def _astream(self, messages, stop=None, run_manager=None, **kwargs):
+        reply = self.replies.pop(0)
+        if isinstance(reply, dict):
+            call = {"name": reply["name"], "args": json.dumps(reply["args"]), "id": "call_1", "index": 0}
+            pieces = [AIMessageChunk("", tool_call_chunks=[call])]
+        else:
+            pieces = [AIMessageChunk(word + " ") for word in reply.split()]
+        for piece in pieces:
+            yield ChatGenerationChunk(message=piece)
+
+
+def graph_of(model, **options):
+    async def call(state: MessagesState):
+        return {"messages": [await model.ainvoke(state["messages"])]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node("model", call)
+    graph.add_node("tools", ToolNode([add]))
+    graph.add_edge(START, "model")
+    graph.add_conditional_edges("model", tools_condition)
+    graph.add_edge("tools", "model")
+    return graph.compile(**options)
+
+
+async def test_a_graph_streams_its_models_text_and_shows_its_tools():
+    model = ScriptedModel(replies=[{"name": "add", "args": {"x": 1, "y": 2}}, "it is three"])
+    async with hosted(graph_of(model), **ASYNCIO) as url, bare_client(url) as client:
+        assert (await client.ask("1 + 2?"))["content"] == "it is three "
+    assert "".join(said(client, "agent.partial_answer")) == "it is three "
+    assert said(client, "agent.tool_call") == [{"tool": "add", "args": {"x": 1, "y": 2}}]
+    assert said(client, "agent.tool_result") == [{"tool": "add", "result": "3", "success": True}]
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpointer": InMemorySaver()}])
+async def test_the_conversation_is_remembered_by_session_with_and_without_a_checkpointer(options):
+    async def count(state: MessagesState):
+        return {"messages": [AIMessage(f"{len(state['messages'])} messages")]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node(count)
+    graph.add_edge(START, "count")
+    async with hosted(graph.compile(**options), **ASYNCIO) as url:
+        async with bare_client(url) as one, bare_client(url) as two:
+            assert (await one.ask("a"))["content"] == "1 messages"
+            assert (await one.ask("b"))["content"] == "3 messages"
+            assert (await two.ask("c"))["content"] == "1 messages"
+
+
+@pytest.mark.parametrize(("approved", "answer"), [(True, "booked"), (False, "not booked")])
+async def test_an_interrupt_asks_the_person(approved, answer):
+    async def book(state: MessagesState):
+        return {"messages": [AIMessage("booked" if interrupt("Really book?") else "not booked")]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node(book)
+    graph.add_edge(START, "book")
+    async with hosted(graph.compile(checkpointer=InMemorySaver()), **ASYNCIO) as url:
+        async with bare_client(url) as client:
+            await client.say("user.message", content="book it")
+            question = await client.until("agent.user_confirm")
+            assert question["content"]["message"] == "Really book?"
+            await client.say("user.response", step_id=question["step_id"], content={"confirmed": approved})
+            assert (await client.until(*ENDS))["content"] == answer
+
+
+async def test_the_middlewares_questions_are_answered_in_its_words():
+    seen = []
+
+    async def act(state: MessagesState):
+        actions = [{"name": "rm", "args": {"path": path}} for path in "ab"]
+        seen.append(interrupt({"action_requests": actions}))
+        return {"messages": [AIMessage("ok")]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node(act)
+    graph.add_edge(START, "act")
+    async with hosted(graph.compile(checkpointer=InMemorySaver()), **ASYNCIO) as url:
+        async with bare_client(url) as client:
+            await client.say("user.message", content="go")
+            for path in "ab":
+                question = await client.until("agent.user_confirm")
+                assert question["content"]["args"] == {"path": path}
+                answer = {"confirmed": path == "a"}
+                await client.say("user.response", step_id=question["step_id"], content=answer)
+            await client.until(*ENDS)
+    assert seen == [{"decisions": [{"type": "approve"}, {"type": "reject"}]}]
+
+
+@pytest.mark.parametrize(
+    ("runnable", "answer"),
+    [
+        (FakeListChatModel(responses=["a model alone"]), "a model alone"),
+        (
+            ChatPromptTemplate.from_messages([("user", "say {question}")])
+            | FakeListChatModel(responses=["a chain"])
+            | StrOutputParser(),
+            "a chain",
+        ),
+        (RunnableLambda(lambda text: {"upper": text.upper()}), {"upper": "HI"}),
+    ],
+)
+async def test_runnables_of_every_kind_answer(runnable, answer):
+    async with hosted(runnable, **ASYNCIO) as url, bare_client(url) as client:
+        assert (await client.ask("hi"))["content"] == answer
+
+
+async def test_a_cancel_stops_the_graph():
+    started, stopped = threading.Event(), threading.Event()
+
+    async def endless(state: MessagesState):
+        started.set()
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            stopped.set()
+
+    graph = StateGraph(MessagesState)
+    graph.add_node(endless)
+    graph.add_edge(START, "endless")
+    async with hosted(graph.compile(), **ASYNCIO) as url, bare_client(url) as client:
+        await client.say("user.message", content="go")
+        assert await trio.to_thread.run_sync(started.wait, 5)
+        await client.say("user.cancel")
+        assert (await client.until(*ENDS))["event"] == "agent.interrupted"
+        assert await trio.to_thread.run_sync(stopped.wait, 5)
+
+
+def test_it_is_known_by_its_type():
+    assert needs(graph_of(FakeListChatModel(responses=["x"]))) is Runtime.ASYNCIO

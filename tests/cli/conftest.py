@@ -1,0 +1,180 @@
+"""The command as users run it: in processes of its own, on a database of its own, all ended with the test."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agentmgr.cli.entry import run
+from agentmgr.settings import RuntimePaths
+
+ECHO = """
+def create_agent():
+    async def answer(message):
+        print("got", message, flush=True)
+        return f"echo: {message}"
+    return answer
+"""
+
+TIMEOUT_S = 40
+
+
+class Shell:
+    """A directory to run `agentmgr` in."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("AGENTMGR_") and name != "NO_COLOR"
+        }
+        self.paths = RuntimePaths.of(directory / "agent_manager.db")
+
+    def __call__(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs the command, however it ends."""
+        return subprocess.run(
+            [sys.executable, "-m", "agentmgr", *words],
+            cwd=self.directory,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+
+    def ok(self, *words: str, **environment: str) -> str:
+        """What the command prints; it must succeed."""
+        done = self(*words, **environment)
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done.stdout
+
+    def fails(self, *words: str, code: int = 1) -> str:
+        """What the command says on stderr; it must fail with that code, and without a traceback."""
+        done = self(*words)
+        assert done.returncode == code, f"{words}: {done.returncode} {done.stdout} {done.stderr}"
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    @contextmanager
+    def background(self, *words: str) -> Iterator[Foreground]:
+        """The command in a terminal of its own, ended by the block's end if it has not ended before."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agentmgr", *words],
+            cwd=self.directory,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        with process:
+            try:
+                yield Foreground(process)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
+                    try:
+                        process.communicate(timeout=TIMEOUT_S)
+                    except subprocess.TimeoutExpired:
+                        process.kill()
+                        raise
+
+    def lives(self, pid: int) -> bool:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return False
+        return state not in "ZX"
+
+    def manager_pid(self) -> int | None:
+        """Who holds the database."""
+        try:
+            return int(self.paths.lock.read_text())
+        except (OSError, ValueError):
+            return None
+
+
+class Foreground:
+    """A command that goes on."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def until(self, *wanted: str) -> str:
+        """Reads its output to the line that has all these words, and returns that line."""
+        assert self.process.stdout is not None
+        seen = []
+        watchdog = threading.Timer(TIMEOUT_S, self.process.kill)
+        watchdog.start()
+        try:
+            for line in self.process.stdout:
+                seen.append(line)
+                if all(word in line for word in wanted):
+                    return line
+        finally:
+            watchdog.cancel()
+        raise AssertionError(f"{wanted} never came: {''.join(seen)}")
+
+    def interrupt(self, number: int = signal.SIGINT) -> tuple[int, str]:
+        """Ends it with a signal; its exit code, and what it still said."""
+        self.process.send_signal(number)
+        rest, _ = self.process.communicate(timeout=TIMEOUT_S)
+        return self.process.returncode, rest
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    (tmp_path / "my_agent.py").write_text(ECHO)
+    shell = Shell(tmp_path)
+    yield shell
+    # Whatever went wrong, nothing of it is left.
+    if shell.manager_pid() is not None:
+        shell("shutdown")
+
+
+class InProcess(Shell):
+    """The same without a process for each command: twenty times as fast, for all that needs no daemon."""
+
+    def __init__(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        super().__init__(directory)
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        monkeypatch.chdir(directory)
+        for name in ("AGENTMGR_DB", "NO_COLOR"):
+            monkeypatch.delenv(name, raising=False)
+
+    def __call__(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        self._capsys.readouterr()
+        with self._monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            code = run(words)
+        said = self._capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    (tmp_path / "my_agent.py").write_text(ECHO)
+    return InProcess(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], str]:
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        return name
+
+    return write

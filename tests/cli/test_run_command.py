@@ -1,0 +1,77 @@
+"""`agentmgr run FILE…`: one terminal for services, gateway and API."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+
+
+def listening(line: str) -> str:
+    return line.split()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_runs_files_and_stops_everything_on_a_signal(shell: Any, write: Any, number: int) -> None:
+    write("second.py", "async def create_agent():\n    async def f(m): return 'second'\n    return f\n")
+    ports = ("--proxy-port", "0", "--api-port", "0")
+    with shell.background("run", "my_agent.py", "second.py", *ports) as running:
+        assert "my_agent, second" in running.until("running ")
+        url = listening(running.until("clients connect to"))
+        running.until("API")
+        running.until("is running")
+        running.until("is running")
+        with connect(f"{url}/services/my_agent", open_timeout=10) as client:
+            client.send("hello")
+            assert client.recv(timeout=10) == "echo: hello"
+            assert running.until("got hello").startswith("my_agent | ")
+        pids = [
+            instance["pid"]
+            for service in json.loads(shell.ok("list", "--format", "json"))
+            for instance in service["instances"]
+        ]
+        assert len(pids) == 2
+        code, _ = running.interrupt(number)
+        assert code == 0
+    assert not any(shell.lives(pid) for pid in pids)
+    services = json.loads(shell.ok("list", "--format", "json"))
+    assert [service["desired_status"] for service in services] == ["stopped", "stopped"]
+
+
+def test_a_taken_port_is_replaced_and_said_but_not_one_that_was_asked_for(shell: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        shell.environment |= {"AGENTMGR_PROXY_PORT": port, "AGENTMGR_API_PORT": port}
+        with shell.background("run", "my_agent.py") as running:
+            assert "using" in running.until(f"port {port} is taken")
+            assert port not in running.until("clients connect to")
+        assert port in shell.fails("run", "my_agent.py", "--proxy-port", port)
+
+
+def test_the_same_file_is_found_again_and_another_of_its_name_is_refused(shell: Any, write: Any) -> None:
+    ports = ("--proxy-port", "0", "--api-port", "0")
+    for _ in range(2):
+        with shell.background("run", "my_agent.py", *ports) as running:
+            running.until("is running")
+    (shell.directory / "other").mkdir()
+    write("other/my_agent.py", "def create_agent(): ...\n")
+    said = shell.fails("run", "other/my_agent.py", *ports)
+    assert "registered already" in said
+    assert "unregister" in said
+    assert "nowhere.py" in shell.fails("run", "nowhere.py", *ports)
+
+
+def test_an_agent_that_does_not_start_does_not_end_the_others(shell: Any, write: Any) -> None:
+    write("broken.py", "raise RuntimeError('no key')\n")
+    with shell.background(
+        "run", "broken.py", "my_agent.py", "--proxy-port", "0", "--api-port", "0"
+    ) as running:
+        url = listening(running.until("clients connect to"))
+        running.until("broken did not start")
+        with connect(f"{url}/services/my_agent", open_timeout=10) as client:
+            client.send("hello")
+            assert client.recv(timeout=10) == "echo: hello"

@@ -1,0 +1,179 @@
+"""Wrong usage, failures, help: what the command line says, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import asyncclick as click
+import pytest
+
+from agentmgr import __version__
+from agentmgr.cli.group import COMMANDS, Command, LazyGroup, root
+
+
+def every_command() -> list[tuple[str, click.Command]]:
+    assert isinstance(root, LazyGroup)
+    context = click.Context(root)
+    found = []
+    for name in COMMANDS:
+        command = root.get_command(context, name)
+        assert command is not None
+        found.append((name, command))
+        if isinstance(command, click.Group):
+            found += [(f"{name} {child}", sub) for child, sub in command.commands.items()]
+    return found
+
+
+def test_the_version(here: Any, shell: Any) -> None:
+    assert shell.ok("--version") == here.ok("--version")
+    assert here.ok("--version") == f"agentmgr {__version__}\n"
+    assert __version__ in here.ok("version")
+    assert json.loads(here.ok("version", "--format", "json"))["agentmgr"] == __version__
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["list", "--nonsense"],
+        ["list", "--status", "happy"],
+        ["register"],
+        ["register", "x"],
+        ["register", "x", "my_agent.py", "--port", "0"],
+        ["register", "x", "my_agent.py", "--port", "70000"],
+        ["register", "x", "my_agent.py", "--max-sessions", "many"],
+        ["register", "x", "my_agent.py", "--", "node", "server.js"],
+        ["start"],
+        ["scale", "x", "0"],
+        ["routes", "change", "x"],
+        ["proxy", "--port", "x"],
+    ],
+)
+def test_wrong_usage_is_2(here: Any, words: list[str]) -> None:
+    assert "Error" in here.fails(*words, code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["register", "x", "nowhere.py"], "nowhere.py"),
+        (["register", "x y", "my_agent.py"], "name"),
+        (["register", "x", "my_agent.py", "--max-sessions", "-1"], "max_sessions"),
+        (["register", "x", "my_agent.py", "--tags", "a b"], "tags"),
+        (["register", "x", "my_agent.py", "--env", "NOPE"], "--env"),
+        (["register", "x", "my_agent.py", "--env-file", "none.env"], "none.env"),
+        (["stop", "nobody"], "nobody"),
+        (["unregister", "nobody"], "nobody"),
+        (["routes", "add", "x", "--when", "path", "like", "a"], "like"),
+        (["routes", "remove", "nobody"], "nobody"),
+        (["list", "--db-path", "/proc/none/x.db"], "/proc/none"),
+        (["register", "x", "my_agent.py", "--db-path", "/proc/none/x.db"], "/proc/none"),
+    ],
+)
+def test_a_failure_is_1_with_one_clear_line(here: Any, words: list[str], said: str) -> None:
+    (line,) = here.fails(*words).splitlines()
+    assert line.startswith("Error: ")
+    assert said in line
+
+
+def test_debug_shows_the_traceback(here: Any) -> None:
+    for words in (["--debug", "stop", "nobody"], ["stop", "nobody", "--debug"]):
+        done = here(*words)
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr
+
+
+def test_a_failed_start_shows_the_programs_own_words(shell: Any, write: Any) -> None:
+    write("broken.py", "def create_agent():\n    return unknown_name\n")
+    done = shell("register", "broken", "broken.py", "--auto-start")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "unknown_name" in done.stderr
+    assert "error" in shell.ok("list")
+    assert "unknown_name" in shell("status", "broken").stdout
+    done = shell("start", "broken")
+    assert done.returncode == 1
+    assert "unknown_name" in done.stderr
+
+
+def test_every_option_of_the_guide_reaches_the_registration(here: Any, write: Any) -> None:
+    write("vars.env", "# comment\nexport A=from file\nB='quoted'\n")
+    here.ok(
+        "register", "x", "my_agent.py", "--host", "127.0.0.1", "--port", "18081", "--description", "d",
+        "--tags", "a, b", "--max-sessions", "3", "--session-timeout", "60.5", "--no-auto-restart",
+        "--max-restart-count", "7", "--restart-delay", "0.5", "--env", "A=word", "--env-file", "vars.env",
+        "--stop-timeout", "3",
+    )  # fmt: skip
+    (service,) = json.loads(here.ok("list", "--format", "json"))
+    config = service["config"]
+    assert (service["host"], service["port"], service["tags"]) == ("127.0.0.1", 18081, ["a", "b"])
+    assert (config["max_sessions"], config["session_timeout"]) == (3, 60.5)
+    assert (config["auto_restart"], config["max_restart_count"], config["restart_delay"]) == (False, 7, 0.5)
+    assert config["env"]["B"] == "quoted" or "B" in config["env"]
+    assert config["cwd"] == str(here.directory)
+
+
+def test_a_command_behind_two_dashes_is_the_services_own(here: Any) -> None:
+    here.ok("register", "x", "--tags", "a", "--", "node", "server.js", "--port", "{port}", "--tags")
+    (service,) = json.loads(here.ok("list", "--format", "json"))
+    assert service["command"] == ["node", "server.js", "--port", "{port}", "--tags"]
+    assert service["tags"] == ["a"]
+
+
+def test_rules_by_command_line(here: Any) -> None:
+    here.ok(
+        "routes", "add", "vip", "--when", "user_agent", "contains", "VIP", "--when", "client_ip", "in_cidr",
+        "10.0.0.0/8, 127.0.0.1/32", "--ignore-case", "--tags", "premium", "--strategy", "least_connections",
+        "--priority", "1",
+    )  # fmt: skip
+    here.ok("routes", "change", "vip", "--priority", "5", "--description", "for VIPs")
+    here.ok("routes", "disable", "vip")
+    (rule,) = json.loads(here.ok("routes", "list", "--format", "json"))
+    assert [(c["field"], c["value"], c["case_sensitive"]) for c in rule["conditions"]] == [
+        ("user_agent", "VIP", False),
+        ("client_ip", ["10.0.0.0/8", "127.0.0.1/32"], False),
+    ]
+    assert (rule["priority"], rule["enabled"], rule["target_strategy"]) == (5, False, "least_connections")
+    here.ok("routes", "enable", "vip")
+    here.ok("routes", "remove", "vip")
+    assert here.ok("routes", "list") == ""
+
+
+@pytest.mark.parametrize(("name", "command"), every_command())
+def test_every_command_has_help_with_an_example_that_fits(name: str, command: click.Command) -> None:
+    assert command.help, "says what it does"
+    if isinstance(command, Command):
+        assert f"agentmgr {name}" in command.example
+    if " " not in name:
+        assert command.get_short_help_str()
+
+
+def test_help_needs_no_command_to_be_imported(here: Any) -> None:
+    text = here.ok("--help")
+    for name in COMMANDS:
+        assert f"  {name} " in text
+    assert "Example" in here.ok("register", "--help")
+    assert "agentmgr list --status running" in here.ok("list", "-h")
+
+
+@pytest.mark.parametrize("module", ["list", "status", "start", "stop", "shutdown", "info"])
+def test_a_command_that_only_asks_imports_no_server(module: str) -> None:
+    code = (
+        f"import sys; import agentmgr.cli.entry, agentmgr.cli.{module}, agentmgr.client.api\n"
+        "print(*{'quart', 'hypercorn', 'structlog', 'httpx2', 'rich', 'sqlite3'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_reader_that_leaves_early_is_no_error(shell: Any) -> None:
+    for number in range(3):
+        shell.ok("register", f"s{number}", "my_agent.py")
+    done = subprocess.run(
+        f"{sys.executable} -m agentmgr list | true",
+        shell=True, cwd=shell.directory, env=shell.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert "Error" not in done.stderr

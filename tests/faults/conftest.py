@@ -1,0 +1,27 @@
+"""The fault matrix: what can go wrong, one file per theme, each row a test.
+
+What depends on timing is drawn at random from a printed seed; `python -m tests.faults --rounds N` runs
+these at length and counts.
+"""
+
+import random
+
+import pytest
+
+from tests.supervisor.conftest import (  # noqa: F401  (fixtures)
+    alive,
+    command,
+    descriptors,
+    hosted,
+    journal,
+    relatives,
+    supervisor,
+)
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh one for each run; pytest shows what a failing test has printed."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed={seed}")
+    return seed

@@ -1,0 +1,115 @@
+"""The faults that are drawn at random: some rounds for the tests, many for `python -m tests.faults`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+import trio
+from trio_websocket import open_websocket_url
+
+from agentmgr.errors import AgentManagerError, ServiceFailedToStart
+from agentmgr.models import ServiceStatus
+from agentmgr.supervisor import Supervisor
+
+Counts = Counter[str]
+
+
+async def kill_instances(
+    s: Supervisor, journal: Any, make: list[Callable[..., Any]], rounds: int, random: Random
+) -> Counts:
+    """Kills instances at random, several at once too; the others keep their pids and their open sessions."""
+    count: Counts = Counter()
+    specs = [
+        make[i % len(make)](name=f"svc{i}", max_restart_count=10**6, restart_delay_max=0.2) for i in range(6)
+    ]
+    async with trio.open_nursery() as nursery:
+        for spec in specs:
+            nursery.start_soon(s.start, spec)
+
+    def views() -> dict[str, Any]:
+        return {view.service_id: view for view in s.instances()}
+
+    for _ in range(rounds):
+        before = views()
+        victims = random.sample(specs, random.randint(1, 3))
+        witness = random.choice([spec for spec in specs if spec not in victims])
+        port = before[witness.service_id].port
+        async with open_websocket_url(f"ws://127.0.0.1:{port}/") as session:
+            for victim in victims:
+                await trio.sleep(random.uniform(0, 0.02))
+                os.kill(before[victim.service_id].pid, signal.SIGKILL)
+                count["kills of instances"] += 1
+
+            def back(before=before, victims=victims) -> bool:
+                now = views()
+                return all(
+                    now[v.service_id].status is ServiceStatus.RUNNING
+                    and now[v.service_id].pid != before[v.service_id].pid
+                    for v in victims
+                )
+
+            await journal.until(back)
+            await session.send_message("did you notice?")
+            assert await session.get_message() == "did you notice?"
+        after = views()
+        for spec in specs:
+            if spec not in victims:
+                assert after[spec.service_id].pid == before[spec.service_id].pid
+            assert after[spec.service_id].port == before[spec.service_id].port
+    return count
+
+
+async def commands_at_once(
+    s: Supervisor,
+    journal: Any,
+    make: Callable[..., Any],
+    relatives: Callable[[], list[int]],
+    rounds: int,
+    random: Random,
+) -> Counts:
+    """Start, stop, restart and kill -9 of one service from several sides; then the last command decides."""
+    count: Counts = Counter()
+    spec = make(
+        name="contested", max_restart_count=10**6, restart_delay=0, restart_delay_max=0.2, stop_timeout=2
+    )
+
+    async def one(command: str, delay_s: float) -> None:
+        await trio.sleep(delay_s)
+        count[command] += 1
+        with suppress(AgentManagerError):
+            if command == "start":
+                await s.start(spec, wait=random.random() < 0.5)
+            elif command == "stop":
+                await s.stop(spec.service_id, force=random.random() < 0.5)
+            elif command == "restart":
+                await s.restart(spec, rolling=random.random() < 0.5)
+            else:
+                for view in s.instances(spec.service_id):
+                    if view.pid is not None:
+                        with suppress(ProcessLookupError):
+                            os.kill(view.pid, signal.SIGKILL)
+
+    for _ in range(rounds):
+        async with trio.open_nursery() as nursery:
+            for _ in range(random.randint(2, 8)):
+                command = random.choice(["start", "stop", "restart", "kill"])
+                nursery.start_soon(one, command, random.uniform(0, 0.15))
+        if random.random() < 0.5:
+            with suppress(ServiceFailedToStart):  # the one that was starting had just been killed
+                await s.start(spec)
+            await journal.until(lambda: s.instances(spec.service_id)[0].status is ServiceStatus.RUNNING)
+            (view,) = s.instances(spec.service_id)
+            assert view.status is ServiceStatus.RUNNING
+            assert relatives() == [view.pid]
+        else:
+            await s.stop(spec.service_id)
+            assert s.instances(spec.service_id) == ()
+            assert relatives() == []
+        count["rounds"] += 1
+    return count

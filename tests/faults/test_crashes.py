@@ -1,0 +1,44 @@
+"""Instances that end unasked."""
+
+from random import Random
+
+import pytest
+import trio
+
+from agentmgr.errors import ServiceFailedToStart
+from agentmgr.models import ServiceStatus
+from tests.faults.scenarios import kill_instances
+
+
+async def test_kill_9_of_instances_at_random(supervisor, journal, command, hosted, seed):
+    async with supervisor() as s:
+        await kill_instances(s, journal, [command, hosted], 6, Random(seed))
+
+
+async def test_a_service_that_exits_with_0_at_once_is_not_started_hot(supervisor, journal, command):
+    async with supervisor() as s:
+        spec = command("--never-listen", "--exit-after", "0", restart="always", restart_delay=0.05)
+        with pytest.raises(ServiceFailedToStart, match="before it was ready: exit code 0"):
+            await s.start(spec)
+        begin = trio.current_time()
+        await journal.until(lambda: s.instances()[0].status is ServiceStatus.ERROR)
+        assert trio.current_time() - begin >= 0.8 * (0.05 + 0.1 + 0.2) - 0.05
+        assert journal.statuses().count("starting") == 4  # three restarts, as `max_restart_count` says
+        assert s.instances()[0].last_exit == "exit code 0"
+
+
+async def test_a_service_that_ends_well_is_left_so(supervisor, journal, command):
+    async with supervisor() as s:
+        await s.start(command("--exit-after", "0.2"))
+        await journal.until(lambda: s.instances()[0].status is ServiceStatus.STOPPED)
+        assert journal.statuses() == ["starting", "running", "stopped"]
+
+
+async def test_a_service_that_crashes_just_after_it_is_ready_is_given_up(supervisor, journal, command):
+    async with supervisor() as s:
+        await s.start(command("--exit-after", "0.1", "--exit-code", "5", restart_delay=0.01))
+        await journal.until(lambda: s.instances()[0].status is ServiceStatus.ERROR)
+        (instance,) = s.instances()
+        assert instance.restart_count == 3
+        assert "given up after 3 restarts within 300 s" in instance.error_message
+        assert journal.statuses().count("running") == 4

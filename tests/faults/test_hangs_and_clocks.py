@@ -1,0 +1,120 @@
+"""What hangs, and clocks that do what clocks should not."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from datetime import timedelta
+
+import pytest
+import trio
+
+from agentmgr.errors import ServiceFailedToStart
+from agentmgr.models import ServiceStatus, utc_now
+from tests.supervisor.conftest import CHILD
+
+
+async def test_never_ready_ends_at_the_startup_deadline(supervisor, command, relatives):
+    async with supervisor() as s:
+        with pytest.raises(ServiceFailedToStart, match=r"not ready within 0\.3 s"):
+            await s.start(command("--never-listen", startup_timeout=0.3, restart="never"))
+        assert s.instances()[0].status is ServiceStatus.ERROR
+        assert relatives() == []
+
+
+async def test_ready_and_then_hung_is_restarted_and_the_sibling_not(supervisor, journal, command):
+    limits = {"health_check_timeout": 0.2, "recovery_threshold": 0.2, "stop_timeout": 0.1}
+    async with supervisor(health_check_interval=0.1) as s:
+        await s.start(command(name="sibling"))
+        spec = command("--hang-after", "0.3", **limits)
+        await s.start(spec)
+        (hung,) = s.instances(spec.service_id)
+        await journal.until(lambda: s.instances(spec.service_id)[0].pid not in (hung.pid, None))
+        assert s.instances()[0].restart_count == 0
+        assert journal.statuses(hung.instance_id)[:4] == ["starting", "running", "unhealthy", "backoff"]
+
+
+async def test_a_suspended_instance_is_unhealthy_and_well_again_when_it_goes_on(supervisor, journal, command):
+    async with supervisor(health_check_interval=0.1) as s:
+        await s.start(command(health_check_timeout=0.1, recovery_threshold=3600))
+        (instance,) = s.instances()
+        os.kill(instance.pid, signal.SIGSTOP)
+        await journal.until(lambda: s.instances()[0].status is ServiceStatus.UNHEALTHY)
+        os.kill(instance.pid, signal.SIGCONT)
+        await journal.until(lambda: s.instances()[0].status is ServiceStatus.RUNNING)
+        assert s.instances()[0].pid == instance.pid
+
+
+@pytest.mark.parametrize("days", [1, -1])
+async def test_a_wall_clock_that_jumps_by_a_day_restarts_nothing(
+    supervisor, journal, command, monkeypatch, days
+):
+    async with supervisor(health_check_interval=0.05) as s:
+        await s.start(command(name="well", recovery_threshold=1, stable_after=3600))
+        await s.start(
+            waits := command("--exit-after", "0.2", "--exit-code", "1", name="waits", restart_delay=0.8)
+        )
+        await journal.until(lambda: s.instances(waits.service_id)[0].status is ServiceStatus.BACKOFF)
+        begin = trio.current_time()
+        jumped = timedelta(days=days)
+        for module in ("instance", "place"):
+            monkeypatch.setattr(f"agentmgr.supervisor.{module}.utc_now", lambda: utc_now() + jumped)
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + jumped.total_seconds())
+        checks = len(journal.checks)
+        await journal.until(lambda: s.instances(waits.service_id)[0].status is ServiceStatus.STARTING)
+        assert 0.5 < trio.current_time() - begin < 1.5
+        await journal.until(lambda: len(journal.checks) > checks + 5)
+        assert s.instances()[0].restart_count == 0
+
+
+MANAGER = """
+import os, pathlib, sys, trio
+from agentmgr.models import ServiceConfig, ServiceSpec
+from agentmgr.supervisor import Supervisor
+
+class Journal:
+    async def instance_spawned(self, record): pass
+    async def instance_gone(self, instance_id): pass
+    def instance_changed(self, instance): print(instance.slot, instance.status, instance.pid, flush=True)
+    def health_checked(self, check): pass
+    async def drain(self, instance_id, timeout_s): pass
+
+async def main(child, logs):
+    supervisor = Supervisor(Journal(), log_dir=pathlib.Path(logs), health_check_interval=0.2)
+    command = (sys.executable, "-S", child, "--port", "{port}", "--ready-after", "0.5")
+    times = dict(health_check_timeout=0.2, recovery_threshold=0.8, startup_timeout=1, unhealthy_threshold=2)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        await supervisor.start(ServiceSpec("svc", ServiceConfig(command=command, **times)))
+        nursery.start_soon(supervisor.start, ServiceSpec("later", ServiceConfig(command=command, **times)))
+        await trio.to_thread.run_sync(sys.stdin.readline)
+        await trio.sleep(1)
+        print("done", flush=True)
+        await supervisor.shutdown()
+
+trio.run(main, *sys.argv[1:])
+"""
+
+
+def test_a_manager_that_is_suspended_restarts_nothing_when_it_goes_on(tmp_path):
+    """For longer than every timeout that it has: the one that is starting is ready, and was not late."""
+    words = [sys.executable, "-c", textwrap.dedent(MANAGER), str(CHILD), str(tmp_path / "logs")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as manager:
+        seen, suspended = [], False
+        for line in manager.stdout:
+            seen.append(line)
+            launched = {line.split()[2] for line in seen if "starting" in line} - {"None"}
+            if len(launched) == 2 and not suspended:
+                suspended = True
+                manager.send_signal(signal.SIGSTOP)
+                time.sleep(2.5)
+                manager.send_signal(signal.SIGCONT)
+                manager.stdin.write("go on\n")
+                manager.stdin.flush()
+        assert manager.wait(20) == 0
+    seen = seen[: seen.index("done\n")]
+    assert not any("backoff" in line for line in seen), seen
+    assert sum("running" in line for line in seen) >= 2

@@ -1,0 +1,157 @@
+"""Launches that fail: what cannot get better is an error at once, what can is waited out."""
+
+import errno
+import os
+import resource
+import socket
+import subprocess
+import sys
+
+import pytest
+import trio
+
+from agentmgr.errors import ServiceFailedToStart
+from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec, ServiceStatus
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("def create_agent(:", "SyntaxError"),
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("def create_agent():\n    raise RuntimeError('no key')", "no key"),
+        ("x = 1", "create_agent"),
+        (None, "not found"),
+    ],
+)
+async def test_an_agent_file_that_gives_no_agent_is_an_error_at_once(supervisor, tmp_path, source, reason):
+    """With the real agent host."""
+    file = tmp_path / "agent.py"
+    if source is not None:
+        file.write_text(source)
+    async with supervisor() as s:
+        spec = ServiceSpec("svc", ServiceConfig(agent_factory_path=str(file), restart="always"))
+        with pytest.raises(ServiceFailedToStart, match=reason):
+            await s.start(spec)
+        (instance,) = s.instances()
+        assert (instance.status, instance.restart_count) == (ServiceStatus.ERROR, 0)
+        assert reason in instance.error_message
+        assert instance.last_exit == "exit code 78"
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
+async def test_a_fork_that_fails_for_want_of_something_is_tried_again(
+    supervisor, journal, command, monkeypatch, number
+):
+    popen, failures = subprocess.Popen, iter(range(2))
+
+    def short_of_everything(*args, **options):
+        if next(failures, None) is not None:
+            raise OSError(number, os.strerror(number))
+        return popen(*args, **options)
+
+    async with supervisor() as s:
+        await s.start(command(name="neighbour"))
+        monkeypatch.setattr(subprocess, "Popen", short_of_everything)
+        spec = command(max_restart_count=0)
+        with pytest.raises(ServiceFailedToStart, match=os.strerror(number)):
+            await s.start(spec)
+        await s.start(spec) if next(failures, None) is None else None
+        await journal.until(lambda: s.instances(spec.service_id)[0].status is ServiceStatus.RUNNING)
+        assert s.instances()[0].status is ServiceStatus.RUNNING
+
+
+async def test_without_descriptors_nothing_breaks_and_with_them_all_goes_on(supervisor, journal, command):
+    """A real EMFILE: the process may not open one more file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with supervisor(health_check_interval=0.1) as s:
+        await s.start(neighbour := command(name="neighbour", unhealthy_threshold=1000))
+        spec = command(max_restart_count=0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            with pytest.raises(ServiceFailedToStart):
+                await s.start(spec)
+            await journal.until(lambda: any(not check.ok for check in journal.checks))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await s.start(spec)
+        assert [view.status for view in s.instances()] == [ServiceStatus.RUNNING] * 2
+        await journal.until(lambda: journal.checks[-1].ok)
+        assert s.instances(neighbour.service_id)[0].restart_count == 0
+
+
+async def test_it_is_never_ready_against_a_stranger_on_its_port(supervisor, command, monkeypatch):
+    """The stranger answers WebSocket handshakes as well as ours would."""
+    from agentmgr.supervisor import addresses
+    from tests.supervisor.conftest import CHILD
+
+    port = next(iter(addresses.Ports._CHOICE))
+    words = [sys.executable, "-S", str(CHILD), "--port", str(port)]
+    with subprocess.Popen(words) as stranger:
+        try:
+            with trio.fail_after(10):
+                while not listens(port):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            monkeypatch.setattr(addresses.Ports, "lend", lambda self, host, wanted: port)
+            async with supervisor() as s:
+                spec = command("--never-listen", startup_timeout=0.5, restart="never")
+                with pytest.raises(ServiceFailedToStart, match=f"port {port} .* held by .*python"):
+                    await s.start(spec)
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_an_orphan_of_ours_on_the_port_is_swept_before_the_next_launch(supervisor, journal):
+    """The leader dies and leaves a daemon that holds the fixed port."""
+    from tests.faults.test_stubborn_processes import script
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    code = """
+        import os, signal, socket, time
+        create_server = socket.create_server
+
+        def and_a_daemon(*args, **options):
+            listener = create_server(*args, **options)
+            if os.fork() == 0:
+                os.setsid()
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(600)
+            return listener
+
+        socket.create_server = and_a_daemon
+    """
+    plain = script(code)
+    spec = ServiceSpec("svc", plain.config, port=port, desired_status=DesiredStatus.RUNNING)
+    async with supervisor() as s:
+        await s.start(spec)
+        os.kill(s.instances()[0].pid, 9)
+        await journal.until(lambda: len(journal.statuses()) == 5)
+        (instance,) = s.instances()
+        assert (instance.status, instance.port) == (ServiceStatus.RUNNING, port)
+
+
+async def test_environment_files(supervisor, command, tmp_path):
+    import json
+
+    env_file, report = tmp_path / "service.env", tmp_path / "report.json"
+    env_file.write_text("# a comment\n\nexport KEY='a b'\nURL=http://x/?a=1#frag\nPLAIN=it's\nBOTH=file\n")
+    async with supervisor() as s:
+        spec = command(
+            "--report", str(report), env_file="service.env", cwd=str(tmp_path), env={"BOTH": "env"}
+        )
+        await s.start(spec)
+        environ = json.loads(report.read_text())["environ"]
+        assert (environ["KEY"], environ["PLAIN"], environ["BOTH"]) == ("a b", "it's", "env")
+        assert environ["URL"] == "http://x/?a=1#frag"
+        env_file.write_text("KEY=a\nnot a line\n")
+        with pytest.raises(ServiceFailedToStart, match="line 2: not of the form NAME=value"):
+            await s.start(command(name="other", env_file=str(env_file)))
+        with pytest.raises(ServiceFailedToStart, match=r"cannot read the environment file .*No such file"):
+            await s.start(command(name="third", env_file="/no/such/file"))

@@ -1,0 +1,182 @@
+"""Talkative children, full disks and slow databases."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from agentmgr.models import ServiceStatus
+from agentmgr.supervisor import journal as journal_module
+from agentmgr.supervisor import logs, upkeep
+from tests.faults.test_stubborn_processes import eventually, script
+
+
+def disk_use(directory: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in directory.rglob("*") if file.is_file())
+
+
+async def test_a_flood_without_a_newline_is_bounded_and_blocks_nobody(supervisor, monkeypatch):
+    monkeypatch.setattr(upkeep, "_LOGS_EVERY_S", (0.02, 0.1))
+    flood = """
+        import os, threading
+        def pour():
+            while True:
+                os.write(1, b"x" * 4096)
+                time.sleep(0.0005)
+        import time
+        threading.Thread(target=pour, daemon=True).start()
+    """
+    limit = 2**20
+    async with supervisor(health_check_interval=0.1) as s:
+        spec = script(flood, log_max_bytes=limit, log_files=3)
+        await s.start(spec)
+        live = s.log_path("svc")
+        most = 0
+        for _ in range(30):
+            await trio.sleep(0.1)
+            most = max(most, disk_use(live.parent))
+        assert live.with_name("0.log.2").exists()
+        assert not live.with_name("0.log.3").exists()
+        assert most < 3 * 2 * limit + 2 * limit
+        (check,) = await s.check(spec.service_id)
+        assert check.ok
+        assert s.instances()[0].restart_count == 0
+
+
+@pytest.mark.parametrize("where", ["/dev/shm", None])
+def test_a_rotation_loses_nothing_while_the_writer_writes(tmp_path, where):
+    """On a file system that can cut off a file's front, and on one that can only make holes (tmpfs)."""
+    directory = tmp_path if where is None else Path(where, tmp_path.name + str(os.getpid()))
+    directory.mkdir(exist_ok=True)
+    try:
+        file = directory / "0.log"
+        code = (
+            "import os, sys, time\n"
+            "for i in range(0, 60000, 100):\n"
+            "    os.write(1, b''.join(b'%09d\\n' % n for n in range(i, i + 100)))\n"
+            "    time.sleep(0.001)\n"
+        )
+        output = logs.open_for_append(file)
+        with subprocess.Popen([sys.executable, "-c", code], stdout=output) as writer:
+            os.close(output)
+            rotations = 0
+            while writer.poll() is None:
+                rotations += logs.rotate(file, 2**16, 1000)
+        assert rotations > 3
+        copies = sorted(directory.glob("0.log.*"), key=lambda copy: -int(copy.suffix[1:]))
+        text = b"".join(copy.read_bytes() for copy in copies) + file.read_bytes().lstrip(b"\0")
+        assert text == b"".join(b"%09d\n" % n for n in range(60000))
+        assert file.stat().st_blocks * 512 < 2 * 2**16
+    finally:
+        for left in directory.iterdir():
+            left.unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte where the logs go."""
+    target = tmp_path / "logs"
+    target.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(target)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield target
+    subprocess.run(["umount", "-l", str(target)], check=True)
+
+
+async def test_with_a_full_disk_services_run_on_and_are_restarted(
+    supervisor, journal, command, small_disk, monkeypatch
+):
+    monkeypatch.setattr(upkeep, "_LOGS_EVERY_S", (0.02, 0.05))
+    async with supervisor() as s:
+        await s.start(spec := command("--say", "x" * 100_000, log_max_bytes=2**16))
+        filler = small_disk / "filler"
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+            while True:
+                file.write(bytes(4096))
+        s.log_path("svc").open("ab").close()
+        os.kill(s.instances()[0].pid, signal.SIGKILL)
+        await journal.until(lambda: journal.statuses().count(ServiceStatus.BACKOFF) == 1)
+        await s.start(command(name="another"))
+        assert s.instances()[1].status is ServiceStatus.RUNNING
+        filler.unlink()
+        await s.start(spec)
+        assert s.instances()[0].status is ServiceStatus.RUNNING
+
+
+async def test_a_log_that_cannot_be_rotated_is_a_trouble_that_passes(
+    supervisor, journal, command, monkeypatch
+):
+    monkeypatch.setattr(upkeep, "_LOGS_EVERY_S", (0.02, 0.05))
+    rotate, full = logs.rotate, True
+
+    def rotate_if_there_is_room(*args):
+        if full:
+            raise OSError(28, "No space left on device")
+        return rotate(*args)
+
+    monkeypatch.setattr(logs, "rotate", rotate_if_there_is_room)
+    async with supervisor() as s:
+        await s.start(command())
+        await eventually(lambda: s.troubles() == ("logs cannot be kept within their bounds",))
+        assert s.instances()[0].status is ServiceStatus.RUNNING
+        full = False
+        await eventually(lambda: s.troubles() == ())
+
+
+async def test_a_database_that_is_locked_or_full_stops_nothing(supervisor, journal, command, monkeypatch):
+    monkeypatch.setattr(journal_module, "PATIENCE_S", 0.2)
+    write, broken = journal.instance_spawned, True
+
+    async def locked_or_full(record):
+        if broken == "locked":
+            await trio.sleep_forever()
+        if broken:
+            raise OSError("disk full")
+        await write(record)
+
+    journal.instance_spawned = locked_or_full
+    async with supervisor(health_check_interval=0.05) as s:
+        for broken in (True, "locked"):
+            spec = command(name=f"svc-{broken}")
+            with trio.fail_after(5):
+                await s.start(spec)
+            (instance,) = s.instances(spec.service_id)
+            os.kill(instance.pid, signal.SIGKILL)
+            with trio.fail_after(5):
+                await journal.until(lambda: s.instances(spec.service_id)[0].restart_count == 1)  # noqa: B023
+                await journal.until(lambda: s.instances(spec.service_id)[0].status == "running")  # noqa: B023
+            if broken is True:
+                assert s.troubles() == ("1 instances could not be written down",)
+                assert journal.records == {}
+                broken = False
+                await eventually(lambda: len(journal.records) == 1)  # it recovers by itself
+                assert s.troubles() == ()
+                assert next(iter(journal.records.values())).pid == s.instances()[0].pid
+            with trio.fail_after(5):
+                await s.stop(spec.service_id)
+
+
+async def test_what_an_instance_uses_is_measured(supervisor, monkeypatch):
+    monkeypatch.setattr(upkeep, "_USAGE_EVERY_S", 0.1)
+    monkeypatch.setattr(upkeep, "_LOGS_EVERY_S", (0.05, 0.05))
+    busy = """
+        import os, threading
+        memory = bytearray(30 << 20)
+        threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()
+        os.fork() or time.sleep(600) if (time := __import__("time")) else None
+    """
+    async with supervisor() as s:
+        await s.start(script(busy))
+        (instance,) = s.instances()
+        await eventually(lambda: len(s.usage(instance.instance_id)) > 5)
+        last = s.usage(instance.instance_id)[-1]
+        assert last.processes == 2
+        assert last.threads >= 3
+        assert last.memory_bytes > 30 << 20
+        assert last.cpu_percent > 5
+        assert last.open_files >= 4

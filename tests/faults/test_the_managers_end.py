@@ -1,0 +1,94 @@
+"""The manager's own end, and what the next one finds."""
+
+import signal
+import subprocess
+import sys
+from random import Random
+
+import pytest
+import trio
+
+from tests.faults.managers import (
+    COMMAND,
+    ManagerDied,
+    ManagerProcess,
+    end_all,
+    instances_of,
+    kill_managers,
+    settled,
+)
+from tests.faults.test_stubborn_processes import eventually
+
+
+@pytest.fixture
+def database(tmp_path):
+    yield tmp_path / "manager.db"
+    end_all(tmp_path / "manager.db")
+
+
+async def test_kill_9_of_the_manager_at_random_points(database, seed):
+    await kill_managers(database, 4, Random(seed))
+
+
+async def test_kill_9_between_spawn_and_commit_leaves_no_duplicate(database):
+    async with ManagerProcess.running(database, "--die-when-spawned") as manager:
+        await manager.ready()
+        with pytest.raises(ManagerDied):
+            await manager.ask("register", name="svc", command=COMMAND, wait=True)
+    ((orphan,),) = instances_of(database).values()
+    async with ManagerProcess.running(database) as manager:
+        await manager.ready()
+        services = await settled(manager, database)
+        assert services["svc"]["instances"][0][1] != orphan
+
+
+async def test_an_instance_that_is_to_die_with_the_manager_does(database, tmp_path):
+    (tmp_path / "agent.py").write_text("def create_agent():\n    return lambda message: message\n")
+    async with ManagerProcess.running(database) as manager:
+        await manager.ready()
+        for name, end in (("dies", "die"), ("stays", "keep")):
+            await manager.ask(
+                "register", name=name, file=str(tmp_path / "agent.py"), on_manager_death=end, wait=True
+            )
+        assert instances_of(database).keys() == {"dies", "stays"}
+        manager.kill()
+    await eventually(lambda: instances_of(database).keys() == {"stays"})
+
+
+def daemon(database, *options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "agentmgr", "--db-path", str(database), "daemon", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+async def test_a_second_manager_refuses_and_names_the_first(database):
+    async with ManagerProcess.running(database) as manager:
+        await manager.ready()
+        with daemon(database) as second:
+            output = await trio.to_thread.run_sync(second.communicate)
+        assert second.returncode != 0
+        assert str(manager._process.pid) in output[0]
+
+
+@pytest.mark.parametrize(
+    "signals", [["SIGTERM", "SIGTERM", "SIGINT", "SIGHUP"], ["SIGINT", "SIGHUP", "SIGTERM"]]
+)
+async def test_signals_during_the_clean_up_do_not_stop_it(database, signals):
+    async with ManagerProcess.running(database) as manager:
+        await manager.ready()
+        for i in range(3):
+            command = [*COMMAND, "--term-takes", "0.7"]
+            await manager.ask("register", name=f"svc{i}", command=command, wait=True)
+        manager.kill()
+    with daemon(database) as process:
+        for line in iter(process.stdout.readline, ""):
+            if "ready" in line.lower() or "manag" in line.lower():
+                break
+        for name in signals:
+            process.send_signal(getattr(signal, name))
+            await trio.sleep(0.1)
+        assert await trio.to_thread.run_sync(process.wait) == 0, process.stdout.read()
+    assert instances_of(database) == {}

@@ -96,6 +96,7 @@ def new_id(kind: str) -> str:
 # Validators. The problem begins with the field's name, because it goes to the user as it is.
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_ID = re.compile(r"[a-z]+_[0-9a-f]{16}")  # as `new_id` makes them; a name must never be taken for one
 _TAG = re.compile(r"[^\s,\x00-\x1f\x7f]{1,64}")
 
 Check = Callable[[Any, "Attribute[Any]", Any], None]
@@ -106,6 +107,8 @@ def _invalid(name: str, problem: str) -> InvalidRequest:
 
 
 def _name(_: Any, attribute: Attribute[Any], value: str) -> None:
+    if _ID.fullmatch(value):
+        raise _invalid(attribute.name, f"must not look like an id: {value!r}")
     if not _NAME.fullmatch(value):
         raise _invalid(
             attribute.name,

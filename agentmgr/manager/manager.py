@@ -18,7 +18,7 @@ from .. import __version__
 from ..companion import Companion
 from ..core import stats
 from ..core.routing import ClientRequest, RoutingDecision
-from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, WrongState
+from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, StorageError, WrongState
 from ..models import (
     Connection,
     DesiredStatus,
@@ -124,7 +124,7 @@ class AgentManager:
                 snapshot,
                 nursery,
                 log_dir=self.paths.logs,
-                health_check_interval_s=self.settings.health_check_interval,
+                settings=self.settings,
             )
             try:
                 await nursery.start(run_machinery)
@@ -302,9 +302,18 @@ class AgentManager:
     async def stop_service(self, ref: str, *, force: bool = False, wait: bool = True) -> Service:
         """Drain its sessions, stop it, and keep it stopped; `force` skips the draining."""
         plane = self._live()
-        spec = await self._want(plane, ref, DesiredStatus.STOPPED)
+        unwritten: StorageError | None = None
+        try:
+            spec = await self._want(plane, ref, DesiredStatus.STOPPED)
+        except StorageError as error:  # a full disk must not keep anybody from stopping what filled it
+            spec, unwritten = plane.registry.service(ref), error
         if self._supervise:
             await plane.supervisor.stop(spec.service_id, force=force, wait=wait)
+        if unwritten is not None:
+            raise StorageError(
+                f"service {spec.name!r} was stopped, and the next manager will start it again, because that "
+                f"could not be written down: {unwritten.message}"
+            )
         return plane.view(spec)
 
     async def restart_service(

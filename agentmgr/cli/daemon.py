@@ -15,6 +15,7 @@ from ..logs import configure_logging
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
+from .notify import Notifier
 from .reach import answers, running
 from .shutdown import end
 
@@ -67,6 +68,7 @@ async def _run(
     leave_running: bool,
     ready_fd: int | None,
 ) -> None:
+    notifier = Notifier()
     async with until_signalled() as told, managing(cli, settings) as manager:
         manager.in_background = ready_fd is not None
         async with trio.open_nursery() as nursery:
@@ -78,7 +80,10 @@ async def _run(
                 port = await nursery.start(partial(serve_api, manager, host=host, port=api_port))
                 print(f"API at http://{host}:{port}/docs", flush=True)
             _tell(ready_fd, "ready")
+            notifier.tell("READY=1")
+            nursery.start_soon(notifier.keep_alive)
             await run_until_told(manager, told)
+            notifier.tell("STOPPING=1")
             if told.is_set():  # else whoever asked for the end said what becomes of the instances
                 manager.request_shutdown(leave_running=leave_running)
             nursery.cancel_scope.cancel()

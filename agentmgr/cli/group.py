@@ -37,6 +37,11 @@ COMMANDS = {
     "shutdown": "End the manager, and what it runs.",
     "chat": "Talk to an agent.",
     "serve": "Serve an agent file by hand, without a manager.",
+    "backup": "Copy the database to a file, while all goes on.",
+    "restore": "Put a copy of the database back.",
+    "doctor": "Look for what is wrong here, and say what to do.",
+    "unit": "Print a systemd unit for the manager.",
+    "completion": "Print what makes a shell complete this command.",
     "info": "Show the manager that runs, and where it keeps its files.",
     "version": "Show the version.",
 }

@@ -8,6 +8,7 @@ from ..models import Service, ServiceStatus
 from .group import Cli, format_option, subcommand
 from .reach import for_reading
 from .render import ago, print_json, print_table
+from .watch import watch
 from .words import split_tags
 
 
@@ -17,9 +18,20 @@ from .words import split_tags
 )
 @click.option("--tags", metavar="A,B", default="", help="Only those with any of these tags.")
 @click.option("--name", metavar="TEXT", help="Only those with this text in their name.")
+@click.option("--watch", "watching", is_flag=True, help="Show it again whenever it changes.")
 @format_option
-async def command(cli: Cli, status: str | None, tags: str, name: str | None, output: str) -> None:
+async def command(
+    cli: Cli, status: str | None, tags: str, name: str | None, watching: bool, output: str
+) -> None:
     """List the services."""
+
+    async def show() -> None:
+        await _show(cli, status, tags, name, output)
+
+    await (watch(cli, show) if watching else show())
+
+
+async def _show(cli: Cli, status: str | None, tags: str, name: str | None, output: str) -> None:
     async with for_reading(cli) as manager:
         services = await manager.list_services(
             status=ServiceStatus(status) if status else None, tags=split_tags(tags), name=name

@@ -6,6 +6,7 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .reach import for_running
+from .watch import progress
 
 
 @subcommand("restart", example="agentmgr restart my-echo-agent")
@@ -15,7 +16,7 @@ from .reach import for_running
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
 async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: bool, no_wait: bool) -> None:
     """Restart a service: each new instance is ready before an old one goes."""
-    async with for_running(cli, names) as manager:
+    async with for_running(cli, names) as manager, progress(cli):
         for name in names:
             service = await manager.restart_service(
                 name, rolling=not no_rolling, force=force, wait=not no_wait

@@ -6,6 +6,7 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .reach import for_running
+from .watch import progress
 
 
 @subcommand("start", example="agentmgr start my-echo-agent")
@@ -13,7 +14,7 @@ from .reach import for_running
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is ready.")
 async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> None:
     """Start a service, and wait until it is ready; a manager is started in the background if none runs."""
-    async with for_running(cli, names) as manager:
+    async with for_running(cli, names) as manager, progress(cli):
         for name in names:
             service = await manager.start_service(name, wait=not no_wait)
             where = f" at {service.endpoint}" if service.endpoint else ""

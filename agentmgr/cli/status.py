@@ -11,13 +11,23 @@ from ..models import Service
 from .group import Cli, format_option, subcommand
 from .reach import for_reading
 from .render import ago, duration, print_fields, print_json, print_table
+from .watch import watch
 
 
 @subcommand("status", example="agentmgr status my-echo-agent")
 @click.argument("name", required=False)
+@click.option("--watch", "watching", is_flag=True, help="Show it again whenever it changes.")
 @format_option
-async def command(cli: Cli, name: str | None, output: str) -> None:
+async def command(cli: Cli, name: str | None, watching: bool, output: str) -> None:
     """Show one service in detail; without a name, the system in a few words."""
+
+    async def show() -> None:
+        await _show(cli, name, output)
+
+    await (watch(cli, show) if watching else show())
+
+
+async def _show(cli: Cli, name: str | None, output: str) -> None:
     async with for_reading(cli) as manager:
         if name is None:
             figures = await manager.get_system_stats()
@@ -35,10 +45,10 @@ async def command(cli: Cli, name: str | None, output: str) -> None:
     if output == "json":
         print_json({**to_plain(service), "stats": stats})
     else:
-        _show(service, stats)
+        _print(service, stats)
 
 
-def _show(service: Service, stats: dict[str, Any]) -> None:
+def _print(service: Service, stats: dict[str, Any]) -> None:
     sessions = stats["sessions"]
     config = service.config
     wanted = str(service.desired_status)

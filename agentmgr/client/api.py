@@ -186,6 +186,11 @@ class ManagerClient:
                 found.append(event)
         return tuple(found)
 
+    async def backup(self, destination: str | Path) -> Path:
+        """Has the manager copy its database to a new file, on its machine."""
+        data = await self._json("POST", "/backup", json={"path": str(destination)}, waits=True)
+        return Path(data["path"])
+
     @asynccontextmanager
     async def events(
         self, *, since: int | None = None, follow: bool = True

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from attrs import evolve
+
 from ..models import HealthStatus, Instance, RoutingRule, Service, ServiceSpec, ServiceStatus
 from .routing import Backend, BackendState, RoutingTable
+from .secrets import shown
 
 #: The service is as well as its best instance: while one serves, clients are served.
 _BEST_FIRST = (
@@ -70,7 +73,7 @@ def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessio
         restart_count=sum(i.restart_count for i in instances),
         next_restart_at=min((i.next_restart_at for i in instances if i.next_restart_at), default=None),
         active_sessions=active_sessions,
-        config=spec.config,
+        config=evolve(spec.config, env=shown(spec.config.env)),
         instances=tuple(instances),
     )
 

@@ -282,3 +282,17 @@ async def test_a_client_that_goes_away_cancels_its_waiting_and_not_the_work(
                 if event.kind == "instance.running":
                     break
     assert manager.get_service("x").status == "running"
+
+
+async def test_secrets_in_the_environment_are_kept_and_never_shown(
+    http: httpx2.AsyncClient, manager: AgentManager, agent_file: str
+) -> None:
+    service = await register(http, "x", agent_file, env={"API_KEY": "sk-secret", "LANG": "zh"})
+    assert service["config"]["env"] == {"API_KEY": "***", "LANG": "zh"}
+    for path in ("/services", "/services/x", "/events?since=0&follow=false"):
+        assert "sk-secret" not in (await http.get(path)).text
+    # What was read may be given back: what is hidden stays as it is.
+    changed = await http.patch("/services/x", json={"env": {"API_KEY": "***", "LANG": "en"}})
+    assert changed.json()["config"]["env"] == {"API_KEY": "***", "LANG": "en"}
+    (spec,) = manager._live().registry.services()
+    assert spec.config.env == {"API_KEY": "sk-secret", "LANG": "en"}

@@ -145,8 +145,7 @@ def test_rules_by_command_line(here: Any) -> None:
 def test_every_command_has_help_with_an_example_that_fits(name: str, command: click.Command) -> None:
     assert command.help, "says what it does"
     if isinstance(command, Command):
-        for line in command.example.splitlines():
-            assert line.startswith(f"agentmgr {name}"), line
+        assert f"agentmgr {name}" in command.example
     if " " not in name:
         assert command.get_short_help_str()
 

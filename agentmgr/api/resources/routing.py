@@ -11,28 +11,12 @@ from ...codec import from_plain, to_plain
 from ...core.request import ClientRequest
 from ...core.routing import RoutingDecision
 from ...errors import InvalidRequest
-from ...models import RoutingCondition, RoutingRule, RoutingStrategy
+from ...models import RoutingRule
+from ..bodies import NewRule
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
 
 api = Operations("routing")
-
-
-@frozen(kw_only=True)
-class NewRule:
-    """What a client may say of a rule; the rest is ours."""
-
-    name: str
-    conditions: tuple[RoutingCondition, ...] = ()
-    priority: int = 100
-    target_services: tuple[str, ...] = ()
-    target_tags: frozenset[str] = frozenset()
-    match_all_tags: bool = False
-    target_strategy: RoutingStrategy = RoutingStrategy.ROUND_ROBIN
-    fallback_strategy: RoutingStrategy | None = None
-    hash_key: str | None = None
-    enabled: bool = True
-    description: str = ""
 
 
 _OPEN = tuple(field.name for field in attrs.fields(NewRule))

@@ -9,33 +9,13 @@ from attrs import frozen
 
 from ...codec import from_plain, to_plain
 from ...errors import InvalidRequest, VersionMismatch
-from ...models import HealthCheck, Instance, Service, ServiceConfig, ServiceStatus
+from ...models import HealthCheck, Instance, Service, ServiceStatus
+from ..bodies import NewService, Registration
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
 from ..problems import HttpProblem
 
 api = Operations("services")
-
-
-@frozen(kw_only=True)
-class NewService(ServiceConfig):
-    """A registration in one flat object: what it is called, and every field of its configuration."""
-
-    name: str
-    description: str = ""
-    tags: frozenset[str] = frozenset()
-    host: str = "localhost"
-    port: int | None = None
-
-    @property
-    def config(self) -> ServiceConfig:
-        names = [field.name for field in attrs.fields(ServiceConfig)]
-        return ServiceConfig(**{name: getattr(self, name) for name in names})
-
-
-@frozen(kw_only=True)
-class Registration(NewService):
-    auto_start: bool = False
 
 
 @frozen(kw_only=True)

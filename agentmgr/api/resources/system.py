@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from attrs import frozen
+
+from ...errors import FieldProblem, InvalidRequest
 from ..operations import Answer, Call, Operations
 
 api = Operations("system")
@@ -26,6 +30,27 @@ async def get_info(call: Call) -> Answer:
 async def get_system_stats(call: Call) -> Answer:
     """Figures of the whole system."""
     return Answer(call.manager.get_system_stats())
+
+
+@frozen
+class NewBackup:
+    path: str  #: a file that is not there yet, on the manager's machine
+
+
+@frozen
+class Backup:
+    path: str
+    size_bytes: int
+
+
+@api.add("POST", "/backup", body=NewBackup, gives={201: Backup}, problems=(400, 409, 413, 415, 503))
+async def backup(call: Call, body: NewBackup) -> Answer:
+    """A consistent copy of the database, while all goes on."""
+    if not os.path.isabs(body.path):
+        problem = "must be an absolute path"
+        raise InvalidRequest(f"path {problem}", fields=[FieldProblem("path", problem)])
+    path = await call.carry_out(lambda: call.manager.backup(body.path))
+    return Answer(Backup(str(path), path.stat().st_size), 201)
 
 
 api.table += _root.table

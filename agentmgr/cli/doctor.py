@@ -1,0 +1,179 @@
+"""`agentmgr doctor`"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from .. import __version__
+from ..errors import AgentManagerError
+from ..models import Service
+from ..settings import RuntimePaths, Settings
+from .group import Cli, format_option, subcommand
+from .reach import answers, running
+from .render import print_json, print_table
+
+_LOW_DISK_BYTES = 200 * 2**20  #: what logs and history of a busy day may need
+_FEW_FILES = 1024  #: a session through the gateway takes two
+
+
+@frozen
+class Finding:
+    what: str
+    result: str  #: `ok`, `warning` or `error`
+    found: str
+    advice: str = ""
+
+
+@subcommand("doctor", example="agentmgr doctor")
+@format_option
+async def command(cli: Cli, output: str) -> int:
+    """Check the database, its files, the ports, the services' files, and what may be left over.
+
+    Exit code 1 when something is wrong; it says what to do about it.
+    """
+    settings = cli.settings()
+    findings = [
+        _versions(),
+        *_files(cli.paths),
+        *await _manager_and_database(cli),
+        *_ports(settings, await _listeners(cli)),
+        _disk(cli.paths),
+        _open_files(),
+    ]
+    if output == "json":
+        print_json(findings)
+    else:
+        print_table(
+            ["check", "result", "found", "what to do"],
+            [[f.what, f.result, f.found, f.advice] for f in findings],
+            empty="",
+        )
+    return int(any(finding.result == "error" for finding in findings))
+
+
+def _versions() -> Finding:
+    return Finding(
+        "versions", "ok", f"agentmgr {__version__}, Python {platform.python_version()}, {sys.platform}"
+    )
+
+
+def _files(paths: RuntimePaths) -> Iterator[Finding]:
+    wanted = {paths.directory: 0o700, paths.control_socket: 0o600, paths.lock: 0o600, paths.database: None}
+    for path, mode in wanted.items():
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            yield Finding("files", "error", f"{path}: {error.strerror}", "give it to the user who runs this")
+            continue
+        if found.st_uid != os.geteuid():
+            yield Finding("files", "error", f"{path} belongs to another user", f"chown it to {os.geteuid()}")
+        elif mode is not None and stat.S_IMODE(found.st_mode) & ~mode:
+            seen = f"{path} is open to others ({stat.S_IMODE(found.st_mode):o})"
+            yield Finding("files", "error", seen, f"chmod {mode:o} {path}")
+
+
+async def _manager_and_database(cli: Cli) -> list[Finding]:
+    from .offline import offline
+
+    findings = []
+    try:
+        async with offline(cli.paths) as manager:
+            services = await manager.list_services()
+            left = manager.unsupervised
+    except AgentManagerError as error:
+        return [Finding("database", "error", error.message, "see the message")]
+    there = cli.paths.database.exists()
+    seen = f"{cli.paths.database}, {len(services)} services" if there else "none yet"
+    findings.append(Finding("database", "ok", seen))
+    if await answers(cli.paths):
+        async with running(cli) as client:
+            info = await client.get_info()
+        findings.append(Finding("manager", "ok", f"running, pid {info['pid']}"))
+        if info["version"] != __version__:
+            advice = "`agentmgr shutdown --leave-running`, then start it again: the services run on"
+            findings.append(Finding("manager", "warning", f"it is version {info['version']}", advice))
+        if info.get("degraded"):
+            advice = "free the disk; it recovers by itself"
+            findings.append(Finding("manager", "error", str(info["degraded"]), advice))
+    elif left:
+        advice = "`agentmgr daemon` adopts them; `agentmgr stop NAME` stops them"
+        findings.append(Finding("manager", "warning", f"none, but {left} instances run", advice))
+    else:
+        findings.append(Finding("manager", "ok", "not running"))
+    findings += [finding for service in services for finding in _service(service)]
+    return findings
+
+
+def _service(service: Service) -> Iterator[Finding]:
+    config = service.config
+    what = f"service {service.name}"
+    path = (service.agent_factory_path or "").partition(":")[0]
+    if path.startswith("/") and not Path(path).is_file():
+        yield Finding(
+            what, "error", f"{path} is gone", f"bring it back, or `agentmgr unregister {service.name}`"
+        )
+    if config.cwd and not Path(config.cwd).is_dir():
+        yield Finding(what, "error", f"its directory {config.cwd} is gone", "bring it back")
+    program = config.python or (config.command[0] if config.command else None)
+    if program is not None and shutil.which(program, path=config.env.get("PATH")) is None:
+        yield Finding(
+            what, "error", f"{program} is not found, or not executable", "install it, or name its path"
+        )
+
+
+async def _listeners(cli: Cli) -> set[int]:
+    if not await answers(cli.paths):
+        return set()
+    async with running(cli) as client:
+        return {int(listener["port"]) for listener in (await client.get_info())["listeners"]}
+
+
+def _ports(settings: Settings, ours: set[int]) -> Iterator[Finding]:
+    for what, host, port in (
+        ("gateway port", settings.proxy_host, settings.proxy_port),
+        ("API port", settings.api_host, settings.api_port),
+    ):
+        if port in ours:
+            yield Finding(what, "ok", f"{port} is this manager's")
+        elif _taken(host, port):
+            advice = "stop what holds it, or use --port"
+            yield Finding(what, "warning", f"{port} is taken by another program", advice)
+        else:
+            yield Finding(what, "ok", f"{port} is free")
+
+
+def _taken(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _disk(paths: RuntimePaths) -> Finding:
+    place = next(parent for parent in (paths.database, *paths.database.parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    seen = f"{free / 2**30:.1f} GiB free at {paths.database.parent}"
+    if free < _LOW_DISK_BYTES:
+        return Finding("disk", "error", seen, "free some space: logs and history stop when it is full")
+    return Finding("disk", "ok", seen)
+
+
+def _open_files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft <= _FEW_FILES:
+        advice = f"`ulimit -n {min(hard, 65536)}` before starting the manager"
+        return Finding("open files", "warning", f"at most {soft}: about {soft // 2 - 50} sessions", advice)
+    return Finding("open files", "ok", f"at most {soft}")

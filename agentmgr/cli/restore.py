@@ -1,0 +1,25 @@
+"""`agentmgr restore`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import asyncclick as click
+
+from ..ownership import ManagerLock
+from ..storage import restore
+from .group import Cli, subcommand
+
+
+@subcommand("restore", example="agentmgr restore agents-monday.db")
+@click.argument("file")
+async def command(cli: Cli, file: str) -> None:
+    """Put a copy that `backup` made in the database's place; with no manager running.
+
+    The copy is checked before anything is replaced, and the database that was there is kept.
+    """
+    with ManagerLock(cli.paths):
+        kept = await restore(Path(file), cli.paths.database)
+    print(f"restored {cli.paths.database} from {file}")
+    if kept is not None:
+        print(f"what was there before is now {kept}")

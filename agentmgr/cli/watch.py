@@ -1,0 +1,64 @@
+"""Showing something again whenever it changes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from ..errors import ManagerNotRunning
+from .group import Cli
+from .reach import answers, running
+
+_SETTLE_S = 0.2  #: changes often come several at once
+_REFRESH_S = 2.0  #: for what changes without an event, such as a time
+
+_CLEAR = "\x1b[H\x1b[2J\x1b[3J"
+
+
+async def watch(cli: Cli, show: Callable[[], Awaitable[None]]) -> None:
+    """Calls `show` now and after each change, until Ctrl-C."""
+    while True:
+        if sys.stdout.isatty():
+            print(_CLEAR, end="")
+        await show()
+        sys.stdout.flush()
+        with trio.move_on_after(_REFRESH_S):
+            await _change(cli)
+            await trio.sleep(_SETTLE_S)
+
+
+async def _change(cli: Cli) -> None:
+    """Returns when something has happened; never without a manager."""
+    if not await answers(cli.paths):
+        await trio.sleep_forever()
+    try:
+        async with running(cli) as client, client.events() as events:
+            await anext(events, None)
+    except ManagerNotRunning:  # it has just ended, which is a change
+        return
+
+
+@asynccontextmanager
+async def progress(cli: Cli) -> AsyncIterator[None]:
+    """Says on a terminal what happens to the services while the block waits for it."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_say_what_happens, cli)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _say_what_happens(cli: Cli, *, task_status: trio.TaskStatus[None]) -> None:
+    async with running(cli) as client, client.events() as events:
+        names = {service.service_id: service.name for service in await client.list_services()}
+        task_status.started()
+        async for event in events:
+            kind, _, what = event.kind.partition(".")
+            if kind == "instance":
+                name = names.get(event.service_id or "", "a new service")
+                print(f"  {name}, instance {event.detail.get('slot')}: {what}", file=sys.stderr)

@@ -1,0 +1,75 @@
+"""Backup, restore, doctor, watching: what whoever operates a machine needs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def names(shell: Any, *more: str) -> list[str]:
+    return [service["name"] for service in json.loads(shell.ok("list", "--format", "json", *more))]
+
+
+def test_a_backup_is_made_with_and_without_a_manager_and_put_back_without_one(shell: Any) -> None:
+    shell.ok("register", "one", "my_agent.py", "--auto-start")
+    shell.ok("backup", "copy.db")
+    assert names(shell, "--db-path", "copy.db") == ["one"]
+    assert "is there already" in shell.fails("backup", "copy.db")
+    assert "agentmgr shutdown" in shell.fails("restore", "copy.db"), "a manager runs"
+    shell.ok("shutdown")
+    shell.ok("backup", "second.db")
+    shell.ok("unregister", "one")
+    said = shell.ok("restore", "copy.db")
+    assert names(shell) == ["one"]
+    assert names(shell, "--db-path", said.split()[-1]) == [], "what was replaced is kept"
+
+
+def test_nothing_bad_is_put_back(here: Any, write: Any) -> None:
+    here.ok("register", "one", "my_agent.py")
+    for file, said in (("none.db", "none.db"), (write("bad.db", "x" * 5000), "bad.db")):
+        assert said in here.fails("restore", file)
+    assert names(here) == ["one"]
+    assert "no database" in here.fails("backup", "copy.db", "--db-path", "never.db")
+
+
+def test_the_doctor_finds_nothing_wrong_where_nothing_is(here: Any) -> None:
+    here.ok("register", "one", "my_agent.py")
+    findings = json.loads(here.ok("doctor", "--format", "json"))
+    assert {finding["result"] for finding in findings} <= {"ok", "warning"}
+    assert {"versions", "database", "manager", "disk", "open files"} <= {f["what"] for f in findings}
+    assert "what to do" in here.ok("doctor").lower()
+
+
+def test_the_doctor_says_what_is_wrong_and_what_to_do(here: Any) -> None:
+    here.ok("register", "one", "my_agent.py")
+    here.ok("register", "two", "--", "/nowhere/program")
+    (here.directory / "my_agent.py").unlink()
+    here.paths.directory.chmod(0o755)
+    done = here("doctor", "--format", "json")
+    assert done.returncode == 1
+    errors = {f["what"]: f for f in json.loads(done.stdout) if f["result"] == "error"}
+    assert set(errors) == {"service one", "service two", "files"}
+    assert "my_agent.py is gone" in errors["service one"]["found"]
+    assert "chmod 700" in errors["files"]["advice"]
+    assert all(finding["advice"] for finding in errors.values())
+
+
+def test_the_doctor_knows_a_damaged_database(here: Any) -> None:
+    here.paths.database.write_bytes(b"x" * 5000)
+    done = here("doctor", "--format", "json")
+    assert done.returncode == 1
+    (error,) = [f for f in json.loads(done.stdout) if f["result"] == "error"]
+    assert error["what"] == "database"
+
+
+def test_a_watched_list_is_shown_again_when_something_changes(shell: Any) -> None:
+    shell.ok("register", "one", "my_agent.py", "--auto-start")
+    with shell.background("list", "--watch") as watching:
+        watching.until("one", "running")
+        shell.ok("stop", "one")
+        watching.until("one", "stopped")
+    with shell.background("status", "one", "--watch") as watching:
+        watching.until("status", "stopped")
+        shell.ok("shutdown")
+        watching.until("status", "stopped")
+        watching.interrupt()

@@ -27,6 +27,7 @@ from .sessions import Sessions
 GREETING_DELAY_S = 1.0
 """`system.connected` waits so long for a first frame, which shows whether the client speaks events at all."""
 HEARTBEAT_S = 30.0
+QUIET_S = 1800.0
 WRITE_STALL_S = 30.0
 """A client that takes in nothing for so long is cut off; its sessions stay for it to come back to."""
 CLOSE_TIMEOUT_S = 2.0
@@ -53,6 +54,7 @@ class Connection:
         self._news = trio.Event()
         self._drained = trio.Event()
         self._spoke = trio.Event()  # the client's first frame
+        self._heard = 0.0  # when the last frame came
         self._closing = False
         self._scope = trio.CancelScope()
 
@@ -85,6 +87,7 @@ class Connection:
             except ConnectionClosed:
                 return
             self._spoke.set()
+            self._heard = trio.current_time()
             try:
                 self._take(text_of(frame, self._max_message_bytes))
             except BadInput as bad:
@@ -294,7 +297,9 @@ class Connection:
         await self._spoke.wait()
         while not self._plain:
             await trio.sleep(HEARTBEAT_S)
-            self._tell(Event(events.HEARTBEAT))
+            # An idle limit on the way counts these too; they must not keep alive who has gone quiet for good.
+            if trio.current_time() < self._heard + QUIET_S or any(s.busy for s in self._attached):
+                self._tell(Event(events.HEARTBEAT))
 
     def _wake(self) -> None:
         self._news.set()

@@ -310,6 +310,7 @@ class Service:
     active_sessions: int
     config: ServiceConfig
     instances: tuple[Instance, ...]
+    port_is_fixed: bool = False  #: by the registration; else a free one is chosen at each start
 
 
 @frozen

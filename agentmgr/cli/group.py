@@ -37,6 +37,8 @@ COMMANDS = {
     "shutdown": "End the manager, and what it runs.",
     "chat": "Talk to an agent.",
     "serve": "Serve an agent file by hand, without a manager.",
+    "apply": "Make services and rules as a file declares them.",
+    "export": "Print services and rules as such a file.",
     "backup": "Copy the database to a file, while all goes on.",
     "restore": "Put a copy of the database back.",
     "doctor": "Look for what is wrong here, and say what to do.",

@@ -11,8 +11,11 @@
 
     trio.run(main)
 
-What is named here is the public interface, with `agentmgr.errors`, `agentmgr.client`, `agentmgr.supervisor`,
-`agentmgr.proxy` and `agentmgr.testing`.
+`Supervisor` keeps processes and async functions running without a database; `Gateway` routes clients to any
+set of backends without a supervisor.
+
+What is named here is the public interface, with `agentmgr.errors`, `agentmgr.agent` (what agent files use),
+`agentmgr.client`, `agentmgr.api`, `agentmgr.supervisor`, `agentmgr.proxy` and `agentmgr.testing`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .core.request import ClientRequest as ClientRequest
+    from .core.routing import Backend as Backend
+    from .core.routing import RoutingTable as RoutingTable
     from .errors import AgentManagerError as AgentManagerError
     from .manager import AgentManager as AgentManager
     from .models import ConditionOperator as ConditionOperator
@@ -37,14 +43,24 @@ if TYPE_CHECKING:
     from .models import RoutingStrategy as RoutingStrategy
     from .models import Service as Service
     from .models import ServiceConfig as ServiceConfig
+    from .models import ServiceSpec as ServiceSpec
     from .models import ServiceStatus as ServiceStatus
+    from .proxy import Gateway as Gateway
     from .settings import Settings as Settings
+    from .supervisor import Supervisor as Supervisor
+    from .supervisor import in_process as in_process
 
 # Imported when first used: `agentmgr --version`, and an agent's process, need none of them.
 _PLACES = {
     "AgentManager": "manager",
     "AgentManagerError": "errors",
     "Settings": "settings",
+    "Supervisor": "supervisor",
+    "in_process": "supervisor",
+    "Gateway": "proxy",
+    "Backend": "core.routing",
+    "RoutingTable": "core.routing",
+    "ClientRequest": "core.request",
     **dict.fromkeys(
         (
             "ConditionOperator",
@@ -59,6 +75,7 @@ _PLACES = {
             "RoutingStrategy",
             "Service",
             "ServiceConfig",
+            "ServiceSpec",
             "ServiceStatus",
         ),
         "models",

@@ -19,6 +19,7 @@ refusals, and it does not change.
     │   └── AgentFileNotFound
     ├── ServiceFailed             the user's program did not do its part
     │   ├── ServiceFailedToStart
+    │   ├── ServiceGivenUp        it failed as often as its restart policy allows
     │   ├── AgentLoadError        raised in the child: the agent file gave no agent
     │   ├── AgentUnreachable      no connection to it could be made, or made again
     │   ├── SessionLost           it knows the session no more
@@ -153,6 +154,12 @@ class ServiceFailedToStart(ServiceFailed):
     """The service did not become ready; the message has its last words."""
 
     code = "service_failed_to_start"
+
+
+class ServiceGivenUp(ServiceFailed):
+    """It failed as often as its restart policy allows, and was started with `on_give_up="raise"`."""
+
+    code = "service_given_up"
 
 
 class AgentLoadError(ServiceFailed):

@@ -86,7 +86,8 @@ async def _serve(
         async with trio.open_nursery() as serving:
             serving.start_soon(server.serve, listener)
             if options.manager_fd is not None:
-                serving.start_soon(_end_with_the_manager, options.manager_fd)
+                # Not in `serving`, whose end waits for those that still talk, not for the manager's.
+                nursery.start_soon(_end_with_the_manager, options.manager_fd)
             logger.info("%s is served at %s", options.path, _url(listener))
             task_status.started(_url(listener))
             async for _ in signals:

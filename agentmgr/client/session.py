@@ -307,7 +307,9 @@ class AgentSession:
             )
             return False
         sent_again = self._unconfirmed.pop(event.step_id or "", None) is not None
-        return not (sent_again and event.code in ("duplicate", "unknown_step"))
+        # A message is sent again after a cut; an event of its turn may have arrived, and settled it, while
+        # that was under way. Only we give out its id, so a duplicate is never news.
+        return not (event.code == "duplicate" or (sent_again and event.code == "unknown_step"))
 
     def _resume(self) -> None:
         if not self._resumed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 from attrs import Factory, frozen
 
@@ -54,6 +55,11 @@ class Backend:
     session_timeout: float = 1800.0  #: seconds without a data frame; 0: never
     max_message_bytes: int = 0  #: 0: unlimited
     state: BackendState = BackendState.ROUTABLE
+
+    @classmethod
+    def at(cls, host: str, port: int, service: str = "default", **facts: Any) -> Backend:
+        """One that nobody supervises, known by its address; `facts`: the other fields."""
+        return cls(f"{host}:{port}", service, service, host, port, **facts)
 
 
 @frozen

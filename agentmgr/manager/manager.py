@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +14,7 @@ import trio
 from attrs import evolve
 
 from .. import __version__
+from ..companion import Companion
 from ..core import stats
 from ..core.routing import ClientRequest, RoutingDecision
 from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, WrongState
@@ -79,7 +80,7 @@ class AgentManager:
         self._leaving: set[str] = set()  # ids of services that are being unregistered
         self._shutdown_requested = trio.Event()
         self._leave_running = False
-        self._stack: AsyncExitStack
+        self._companion = Companion()
         self._system_run: SystemRun | None = None
 
     # Its own life
@@ -146,26 +147,14 @@ class AgentManager:
         await self._shutdown_requested.wait()
 
     async def __aenter__(self) -> Self:
-        failure: AgentManagerError | None = None
-        async with AsyncExitStack() as stack:
-            nursery = await stack.enter_async_context(trio.open_nursery())
-            try:
-                await nursery.start(self.run)
-                self._stack = stack.pop_all()
-            except AgentManagerError as error:  # so that it leaves as it is, and not in the nursery's group
-                failure = error
-        if failure is not None:
-            raise failure
+        await self._companion.begin(self.run)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.request_shutdown(leave_running=self._leave_running)
-        if isinstance(error, trio.Cancelled):
-            await self._stack.__aexit__(kind, error, trace)
-        else:  # the caller's own error is no failure of ours, and leaves without a group around it
-            await self._stack.aclose()
+        await self._companion.end(kind, error, trace)
 
     async def start(self) -> None:
         """Manage in the background of this trio run, without a nursery around it."""

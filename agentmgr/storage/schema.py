@@ -9,6 +9,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -61,6 +62,7 @@ def translated(error: sqlite3.Error | OSError | UnreadableRow, path: Path) -> St
             return StorageError(f"the database {path} failed: {error}")
 
 
+@cache
 def migrations() -> tuple[str, ...]:
     """The scripts in order: the first makes version 1 of an empty database, and so on."""
     folder = resources.files(__package__) / "migrations"

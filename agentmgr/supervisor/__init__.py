@@ -1,7 +1,7 @@
 """Does, to processes: starts them, watches them, restarts them, ends them."""
 
-from .in_process import in_process
-from .journal import Journal
+from .in_process import InProcessService, in_process
+from .journal import Journal, Unrecorded
 from .supervisor import Supervisor
 
-__all__ = ["Journal", "Supervisor", "in_process"]
+__all__ = ["InProcessService", "Journal", "Supervisor", "Unrecorded", "in_process"]

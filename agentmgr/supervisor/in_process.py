@@ -1,55 +1,71 @@
 """Services that are not processes but async functions of the application that embeds the supervisor.
 
-    async def ticker(*, task_status: trio.TaskStatus[None]) -> None:
-        task_status.started()
-        ...
+    async def ticker():
+        while True:
+            ...
 
-    await supervisor.start(*in_process(ticker, restart_delay=1))
+    await supervisor.start(in_process(ticker, restart_delay=1))
 
-Same policies, same states. Ready is `task_status.started()`; returning is exit code 0; an exception is exit
-code 1, with its traceback as the last words, and reaches nobody else; a stop is a cancellation. The
-function runs in the nursery of the try that launched it. A function that shields itself from cancellation
-cannot be stopped: that takes a process.
+Same policies, same states. A function with a parameter `task_status` is ready when it calls
+`task_status.started()`, one without at once. Returning is exit code 0; an exception is exit code 1, with its
+traceback as the last words, and reaches nobody else; a stop is a cancellation. The function runs in the
+nursery of the try that launched it. A function that shields itself from cancellation cannot be stopped: that
+takes a process.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import traceback
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 import trio
+from attrs import frozen
 
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
+from ..errors import InvalidRequest
 from ..models import InstanceRecord, ServiceConfig, ServiceSpec, Usage, utc_now
 from . import procfs
+from .launcher import Launcher, Place
+
+ServiceFunction = Callable[..., Awaitable[object]]
 
 
-class ServiceFunction(Protocol):
-    def __call__(self, *, task_status: trio.TaskStatus[None]) -> Awaitable[object]: ...
+@frozen
+class InProcessService:
+    """What `Supervisor.start` takes to run a function."""
+
+    spec: ServiceSpec
+    launcher: Launcher
+
+    @property
+    def service_id(self) -> str:
+        """What `Supervisor.stop` and `instances` know it by."""
+        return self.spec.service_id
 
 
-def in_process(
-    function: ServiceFunction, *, name: str | None = None, **config: Any
-) -> tuple[ServiceSpec, InProcessLauncher]:
-    """What `Supervisor.start` takes to run the function; `config`: fields of `ServiceConfig`."""
-    known_as = str(name or getattr(function, "__name__", "service"))
-    origin = f"{getattr(function, '__module__', '?')}:{getattr(function, '__qualname__', known_as)}"
+def in_process(function: ServiceFunction, *, name: str | None = None, **config: Any) -> InProcessService:
+    """The function as a service; `config`: fields of `ServiceConfig`. Arguments: `functools.partial`."""
+    plain = inspect.unwrap(getattr(function, "func", function))
+    known_as = name or str(getattr(plain, "__name__", "service"))
+    origin = f"{getattr(plain, '__module__', '?')}:{getattr(plain, '__qualname__', known_as)}"
     spec = ServiceSpec(known_as, ServiceConfig(agent_factory_path=origin, **config))
-    return spec, InProcessLauncher(function)
+    return InProcessService(spec, InProcessLauncher(function))
 
 
-class InProcessLauncher:
-    def __init__(self, function: ServiceFunction) -> None:
-        self._function = function
+class NoProcesses:
+    """The launcher of a supervisor that was given nowhere to keep the logs of processes."""
 
     async def run(self) -> None:
         await trio.sleep_forever()
 
-    def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> _Place:
-        return _Place(self._function, spec, instance_id, slot)
+    def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> Place:
+        raise InvalidRequest(
+            f"service {spec.name} is a process, and its output needs a place: Supervisor(log_dir=...)"
+        )
 
     async def sweep(self, keep: frozenset[str]) -> int:
         return 0
@@ -59,6 +75,14 @@ class InProcessLauncher:
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return ()
+
+
+class InProcessLauncher(NoProcesses):
+    def __init__(self, function: ServiceFunction) -> None:
+        self._function = function
+
+    def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> Place:
+        return _Place(self._function, spec, instance_id, slot)
 
 
 class _Place:
@@ -105,7 +129,11 @@ class _Task:
 
     async def wait_exit(self) -> Exit:
         try:
-            await self._function(task_status=_Ready(self._ready))
+            if "task_status" in inspect.signature(self._function).parameters:
+                await self._function(task_status=_Ready(self._ready))
+            else:
+                self._ready.set()
+                await self._function()
             self._exit = Exit(code=0)
         except* (Exception, SystemExit) as error:  # as a process, it may fail however it likes
             self._last_words = "".join(traceback.format_exception(error.exceptions[0])).strip()

@@ -38,6 +38,25 @@ class Journal(Protocol):
         """Returns when the instance has no sessions left."""
 
 
+class Unrecorded:
+    """A journal that keeps nothing. Subclass it to be told of what you want to know."""
+
+    async def instance_spawned(self, record: InstanceRecord) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def instance_gone(self, instance_id: str) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def instance_changed(self, instance: Instance) -> None:
+        pass
+
+    def health_checked(self, check: HealthCheck) -> None:
+        pass
+
+    async def drain(self, instance_id: str, timeout_s: float) -> None:
+        await trio.lowlevel.checkpoint()
+
+
 class Owner:
     """Tells a journal, and takes whatever it raises: that must not end an instance, nor stop it half-way."""
 

@@ -53,10 +53,10 @@ def rotate(file: Path, max_bytes: int, files: int) -> bool:
     Blocks on the disk. Raises OSError, as when the disk has no room for the copy; then nothing is lost.
     """
     try:
+        stat = file.stat()
+        if stat.st_blocks * 512 < max_bytes:  # what it takes, not what it seems to: it may have a hole
+            return False
         with file.open("r+b") as live:
-            stat = os.fstat(live.fileno())
-            if stat.st_blocks * 512 < max_bytes:  # what it takes, not what it seems to: it may have a hole
-                return False
             start = _first_data(live.fileno())
             # Whole blocks only can be cut off. What came since we looked stays for the next time.
             block = stat.st_blksize

@@ -1,4 +1,4 @@
-"""Does it answer? A real WebSocket handshake, a ping and its pong, over a connection of its own each time.
+"""Does it answer? A real WebSocket handshake, and an answer on it, over a connection of its own each time.
 
 wsproto over a plain trio socket: a connection of trio-websocket costs a task and three times the CPU, and
 its `ping` never wakes when the peer goes away (measured).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import math
+import os
 import secrets
 from collections.abc import Callable
 
@@ -57,7 +58,9 @@ class Probe:
             except _Failed as failure:
                 return ProbeResult(False, reason=str(failure))
             except OSError as error:
-                return ProbeResult(False, reason=(error.strerror or str(error)).lower())
+                return ProbeResult(False, reason=os.strerror(error.errno or 0).lower())
+            except trio.BrokenResourceError:
+                return ProbeResult(False, reason="broke the connection")
             except ProtocolError as error:
                 return ProbeResult(False, reason=f"does not speak WebSocket: {error}")
             latency_s = trio.current_time() - begin
@@ -76,10 +79,11 @@ class Probe:
             await socket.send(Request(host=f"{host}:{self.port}", target=target))
             await socket.receive_until(AcceptConnection)
             remark = None
-            if self.token is not None:
+            if self.token is not None:  # an answer from the agent's own loop says more than a pong
                 remark = _judge(await socket.text(), proof(self.token, challenge))
-            await socket.send(Ping(b"agentmgr"))
-            await socket.receive_until(Pong)
+            else:
+                await socket.send(Ping(b"agentmgr"))
+                await socket.receive_until(Pong)
             # Part politely: a server that finds its peer gone in the middle fills its log with it.
             with trio.move_on_after(_CLOSE_TIMEOUT_S):
                 await socket.send(CloseConnection(code=1000))

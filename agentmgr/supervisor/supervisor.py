@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
 
 import trio
 from attrs import define, field
 
+from ..companion import Companion
 from ..core.dependencies import cycle, stop_order
-from ..errors import AgentManagerError, InvalidRequest, WrongState
+from ..errors import AgentManagerError, InvalidRequest, ServiceGivenUp, WrongState
 from ..models import (
     DesiredStatus,
     HealthCheck,
@@ -24,8 +28,9 @@ from ..models import (
     new_id,
 )
 from . import logs
+from .in_process import InProcessService, NoProcesses
 from .instance import Life, Surroundings
-from .journal import Journal, Owner
+from .journal import Journal, Owner, Unrecorded
 from .launcher import Child, Launcher, Place
 from .local import LocalLauncher
 from .signals import children_get_defaults
@@ -42,6 +47,7 @@ class _Service:
 
     spec: ServiceSpec
     launcher: Launcher
+    raises: bool = False  #: when it is given up
     lives: list[Life] = field(factory=list)  #: in a rolling restart a slot has two
     turn: trio.Lock = field(factory=trio.Lock)
     stops: int = 0  #: commands that were given before the last stop are void
@@ -49,22 +55,33 @@ class _Service:
 
 
 class Supervisor:
-    """Keeps services running: `run` it in a nursery, `start` and `stop` them, `shutdown` at the end."""
+    """Keeps services running, be they processes or async functions of this program.
+
+        async with Supervisor() as supervisor:
+            await supervisor.start(in_process(my_function))
+
+    In an application with a nursery of its own: `await nursery.start(supervisor.run)`, and `shutdown`, or a
+    cancellation, in the end. Both forms end all that was started, in reverse order, before they return.
+
+    `journal` is told of all that happens; see `Unrecorded` for a base to write one on. `log_dir` is where
+    processes write their output to, and cannot be left out if there are any. It is also what tells whose
+    they are: the next supervisor with the same one ends what a killed program has left running.
+    """
 
     def __init__(
         self,
-        journal: Journal,
+        journal: Journal | None = None,
         *,
-        log_dir: Path,
+        log_dir: str | os.PathLike[str] | None = None,
         health_check_interval: float = 10.0,
         launcher: Launcher | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
-        self._log_dir = log_dir
-        self._launcher = launcher or LocalLauncher(log_dir)
+        self._log_dir = None if log_dir is None else Path(log_dir)
+        self._launcher = launcher or (NoProcesses() if log_dir is None else LocalLauncher(Path(log_dir)))
         self._services: dict[str, _Service] = {}  # in the order of their starts
         self._around = Surroundings(
-            owner=Owner(journal),
+            owner=Owner(journal or Unrecorded()),
             missing=self._missing,
             health_check_interval=health_check_interval,
             random=random,
@@ -74,6 +91,21 @@ class Supervisor:
         self._nursery: trio.Nursery | None = None
         self._closing = False
         self._closed = trio.Event()
+        self._companion = Companion()
+        self._failure: ServiceGivenUp | None = None
+        self._failed = trio.Event()
+
+    async def __aenter__(self) -> Self:
+        await self._companion.begin(self.run)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.shutdown()
+        finally:
+            await self._companion.end(kind, error, trace)
 
     async def run(
         self,
@@ -81,37 +113,70 @@ class Supervisor:
         adopt: Sequence[tuple[ServiceSpec, Sequence[InstanceRecord]]] = (),
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Until `shutdown`, or until cancelled, which ends all instances without draining them.
+        """Until `shutdown`, or until cancelled, which is a shutdown without draining.
 
         `adopt`: what the database knows of processes that an earlier manager may have left. Each is taken
         over if it still lives and is beyond doubt that very process; whatever else that manager left is
         ended. Started when that is settled.
+
+        Raises `ServiceGivenUp`, after a shutdown, for a service that was started with `on_give_up="raise"`.
         """
         with children_get_defaults():
-            async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._look_after)
-                await self._adopt(adopt)
-                task_status.started()
-                await self._closed.wait()
-                nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as outside:
+                with trio.CancelScope() as scope:
+                    async with trio.open_nursery() as nursery:
+                        self._nursery = nursery
+                        nursery.start_soon(self._look_after)
+                        await self._adopt(adopt)
+                        # From here on a cancellation goes no further than `_wait_for_the_end`, and what runs
+                        # ends in order.
+                        scope.shield = True
+                        outside.start_soon(self._wait_for_the_end)
+                        task_status.started()
+                        await self._closed.wait()
+                        nursery.cancel_scope.cancel()
+                outside.cancel_scope.cancel()
+        if self._failure is not None:
+            raise self._failure
+
+    async def _wait_for_the_end(self) -> None:
+        """By cancellation, or by the failure of a service that must not fail."""
+        try:
+            await self._failed.wait()
+        finally:
+            if not self._closed.is_set():
+                with trio.CancelScope(shield=True):
+                    await self.shutdown(force=True)
 
     # Commands
 
-    async def start(self, spec: ServiceSpec, launcher: Launcher | None = None, *, wait: bool = True) -> None:
-        """Brings the service to `spec.config.instances` instances; those that run are left alone.
+    async def start(
+        self,
+        service: ServiceSpec | InProcessService,
+        *,
+        wait: bool = True,
+        on_give_up: Literal["report", "raise"] = "report",
+    ) -> None:
+        """Brings the service to `config.instances` instances; those that run are left alone.
 
-        `launcher` is for services that are no processes of their own, see `in_process`.
+        What it is to run: a `ServiceSpec` is one or more processes, `in_process` makes one of a function.
+        With `on_give_up="raise"`, giving it up ends the supervisor: all else is shut down, and `run` (or the
+        `async with` block) raises `ServiceGivenUp`. Otherwise `instances` shows it, and nothing else happens.
 
         With `wait`, returns when all are ready. What it is to start `after` is waited for. Raises
         `ServiceFailedToStart` or `PortNotAvailable` when one is not; it is tried again nevertheless, as its
         restart policy says. `WrongState` when it was stopped meanwhile.
         """
+        spec, launcher = (
+            (service.spec, service.launcher)
+            if isinstance(service, InProcessService)
+            else (service, self._launcher)
+        )
         self._refuse_cycles(spec)
-        async with self._command(spec) as service:
-            service.launcher = launcher or service.launcher
-            await self._forget_ended(service)
-            lives = self._fill(service, spec)
+        async with self._command(spec) as known:
+            known.launcher, known.raises = launcher, on_give_up == "raise"
+            await self._forget_ended(known)
+            lives = self._fill(known, spec)
         if wait:
             for life in lives:
                 await life.started()
@@ -214,6 +279,8 @@ class Supervisor:
 
     def log_path(self, name: str, slot: int = 0) -> Path:
         """The file that this instance of the service writes its output to."""
+        if self._log_dir is None:
+            raise WrongState("this supervisor has no log_dir, and so no logs")
         return logs.path(self._log_dir, name, slot)
 
     # How they are carried out
@@ -274,6 +341,11 @@ class Supervisor:
         finally:
             if life.stopped and life in service.lives:
                 service.lives.remove(life)
+        if service.raises and life.view.status is ServiceStatus.ERROR and self._failure is None:
+            self._failure = ServiceGivenUp(
+                f"service {life.spec.name} was given up: {life.view.error_message}"
+            )
+            self._failed.set()
 
     async def _look_after(self) -> None:
         """What looks after logs and figures must not take the instances with it when it fails."""

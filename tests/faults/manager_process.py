@@ -1,6 +1,6 @@
 """A manager in a process of its own, to be killed: takes commands as JSON lines, answers what is durable.
 
-`python manager_process.py DATABASE [--die-when-spawned]`
+`python manager_process.py DATABASE [--interval SECONDS] [--die-when-spawned]`
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from agentmgr.models import InstanceRecord, OnManagerDeath, ServiceConfig
 from agentmgr.settings import Settings
 
 
-async def main(database: str) -> None:
-    async with AgentManager(database, settings=Settings(health_check_interval=1)) as manager:
+async def main(database: str, interval_s: float) -> None:
+    async with AgentManager(database, settings=Settings(health_check_interval=interval_s)) as manager:
         answer({"ready": True})
         async with trio.open_nursery() as nursery:
             async for line in lines():
@@ -37,6 +37,9 @@ async def carry_out(manager: AgentManager, request: dict[str, Any]) -> None:
                     max_restart_count=10**6,
                     restart_delay=0,
                     on_manager_death=OnManagerDeath(request.get("on_manager_death", "keep")),
+                    python=request.get("python"),
+                    instances=request.get("instances", 1),
+                    startup_timeout=120,
                 )
                 await manager.register_service(
                     name,
@@ -92,4 +95,5 @@ async def die(self: ControlPlane, record: InstanceRecord) -> None:
 if __name__ == "__main__":
     if "--die-when-spawned" in sys.argv:
         ControlPlane.instance_spawned = die  # type: ignore[method-assign]
-    trio.run(main, sys.argv[1])
+    interval = float(sys.argv[sys.argv.index("--interval") + 1]) if "--interval" in sys.argv else 1.0
+    trio.run(main, sys.argv[1], interval)

@@ -25,7 +25,9 @@ async def kill_instances(
 ) -> Counts:
     """Kills instances at random, several at once too; the others keep their pids and their open sessions."""
     count: Counts = Counter()
-    specs = [make[i % len(make)](name=f"svc{i}", max_restart_count=10**6) for i in range(6)]
+    specs = [
+        make[i % len(make)](name=f"svc{i}", max_restart_count=10**6, restart_delay_max=0.2) for i in range(6)
+    ]
     async with trio.open_nursery() as nursery:
         for spec in specs:
             nursery.start_soon(s.start, spec)
@@ -73,7 +75,9 @@ async def commands_at_once(
 ) -> Counts:
     """Start, stop, restart and kill -9 of one service from several sides; then the last command decides."""
     count: Counts = Counter()
-    spec = make(name="contested", max_restart_count=10**6, restart_delay=0, stop_timeout=2)
+    spec = make(
+        name="contested", max_restart_count=10**6, restart_delay=0, restart_delay_max=0.2, stop_timeout=2
+    )
 
     async def one(command: str, delay_s: float) -> None:
         await trio.sleep(delay_s)

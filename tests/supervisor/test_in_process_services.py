@@ -28,11 +28,11 @@ async def test_ready_is_started_and_a_stop_is_a_cancellation(supervisor, journal
 
     async with supervisor(launcher=FakeLauncher()) as s:
         begin = trio.current_time()
-        spec, launcher = in_process(service)
-        await s.start(spec, launcher)
+        function = in_process(service)
+        await s.start(function)
         assert trio.current_time() == begin + 5
         assert s.instances()[0].status is ServiceStatus.RUNNING
-        await s.stop(spec.service_id)
+        await s.stop(function.service_id)
         assert ended
         assert s.instances() == ()
 
@@ -52,8 +52,8 @@ async def test_an_exception_is_a_crash_that_reaches_no_sibling(supervisor, journ
         await trio.sleep_forever()
 
     async with supervisor(launcher=FakeLauncher(), random=even) as s:
-        await s.start(*in_process(lives))
-        await s.start(*in_process(fails))
+        await s.start(in_process(lives))
+        await s.start(in_process(fails))
         await journal.until(lambda: s.instances()[1].status is ServiceStatus.ERROR, 3600)
         assert [b - a for a, b in pairwise(runs)] == [6, 11, 21]
         healthy, failed = s.instances()
@@ -72,9 +72,9 @@ async def test_one_that_fails_while_it_is_cancelled_is_stopped_all_the_same(supe
                 raise KeyError("in its clean-up")
 
     async with supervisor(launcher=FakeLauncher()) as s:
-        spec, launcher = in_process(service)
-        await s.start(spec, launcher)
-        await s.stop(spec.service_id)
+        function = in_process(service)
+        await s.start(function)
+        await s.stop(function.service_id)
         assert s.instances() == ()
 
 
@@ -84,7 +84,7 @@ async def test_returning_is_a_good_end(supervisor, journal, autojump_clock):
         await trio.sleep(1)
 
     async with supervisor(launcher=FakeLauncher()) as s:
-        await s.start(*in_process(service))
+        await s.start(in_process(service))
         await journal.until(lambda: s.instances()[0].status is ServiceStatus.STOPPED, 100)
         await trio.sleep(1000)
         assert s.instances()[0].restart_count == 0
@@ -96,4 +96,4 @@ async def test_returning_before_started_is_a_failure(supervisor, autojump_clock)
 
     async with supervisor(launcher=FakeLauncher()) as s:
         with pytest.raises(ServiceFailedToStart, match="before it was ready: exit code 0"):
-            await s.start(*in_process(service))
+            await s.start(in_process(service))

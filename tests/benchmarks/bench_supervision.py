@@ -1,0 +1,316 @@
+"""P7 and P8 of the figures: how fast a crashed instance is back, and what 300 cost the manager at rest.
+
+    python tests/benchmarks/bench_supervision.py [--kills 12] [--instances 300] [--light] [--seconds 30]
+
+P7 runs the same tiny child under us, with no manager at all, and under supervisord, Circus and PM2 where they
+are on the PATH. What is timed is what a client sees: from the kill until a WebSocket handshake succeeds.
+P8 runs real agent hosts, or with `--light` stand-ins that speak the same protocol and start faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+import trio  # noqa: E402
+
+from agentmgr.models import DesiredStatus, Instance, ServiceConfig, ServiceSpec, ServiceStatus  # noqa: E402
+from agentmgr.supervisor import Supervisor, procfs  # noqa: E402
+from tests.supervisor.conftest import MemoryJournal  # noqa: E402
+
+CHILD = ROOT / "tests" / "supervisor" / "child.py"
+LOOK_EVERY_S = 0.0005
+
+
+def words(port: int | str) -> list[str]:
+    return [sys.executable, "-S", str(CHILD), "--port", str(port)]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.settimeout(5)
+        try:
+            sock.connect(("127.0.0.1", port))
+            key = base64.b64encode(os.urandom(16)).decode()
+            sock.sendall(
+                f"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+            )
+            return sock.recv(1024).startswith(b"HTTP/1.1 101")
+        except OSError:
+            return False
+
+
+def seconds_until_answer(port: int, timeout_s: float = 30) -> float:
+    begin = time.monotonic()
+    while not answers(port):
+        if time.monotonic() - begin > timeout_s:
+            raise TimeoutError(f"nobody answers on port {port}")
+        time.sleep(LOOK_EVERY_S)
+    return time.monotonic() - begin
+
+
+def pid_on(port: int) -> int:
+    inode = procfs.listener(port)
+    assert inode is not None
+    pid = procfs.holder(inode)
+    assert pid is not None
+    return pid
+
+
+# P7
+
+
+def bare(kills: int) -> list[float]:
+    """The child, started by nobody: from `Popen` to its first handshake."""
+    times = []
+    for _ in range(kills):
+        port = free_port()
+        with subprocess.Popen(words(port)) as process:
+            times.append(seconds_until_answer(port))
+            process.kill()
+    return times
+
+
+def kill_and_wait(port: int, kills: int, pause_s: float) -> list[float]:
+    times = []
+    for _ in range(kills):
+        time.sleep(pause_s)
+        os.kill(pid_on(port), signal.SIGKILL)
+        times.append(seconds_until_answer(port))
+    return times
+
+
+class Notices(MemoryJournal):
+    def __init__(self) -> None:
+        super().__init__()
+        self.at: dict[ServiceStatus, float] = {}
+
+    def instance_changed(self, instance: Instance) -> None:
+        self.at.setdefault(instance.status, time.monotonic())
+        super().instance_changed(instance)
+
+
+async def in_process(kills: int, directory: Path) -> tuple[list[float], list[float]]:
+    """From the crash until it is noticed, and until the instance is routable."""
+    journal = Notices()
+    supervisor = Supervisor(journal, log_dir=directory)
+    noticed, routable = [], []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        await supervisor.start(service())
+        for _ in range(kills):
+            await trio.sleep(0.2)
+            (instance,) = supervisor.instances()
+            assert instance.pid is not None
+            journal.at.clear()
+            begin = time.monotonic()
+            os.kill(instance.pid, signal.SIGKILL)
+            await journal.until(lambda: ServiceStatus.RUNNING in journal.at)
+            noticed.append(journal.at[ServiceStatus.BACKOFF] - begin)
+            routable.append(journal.at[ServiceStatus.RUNNING] - begin)
+        await supervisor.shutdown()
+    return noticed, routable
+
+
+def service(port: int | None = None) -> ServiceSpec:
+    """With no delay, however often."""
+    config = ServiceConfig(command=words("{port}"), restart_delay=0, stable_after=0)
+    return ServiceSpec("bench", config, port=port, desired_status=DesiredStatus.RUNNING)
+
+
+async def supervise(port: int, directory: Path) -> None:
+    supervisor = Supervisor(MemoryJournal(), log_dir=directory)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        await supervisor.start(service(port))
+
+
+@contextmanager
+def ours(directory: Path, port: int) -> Iterator[None]:
+    """In a process of its own, like the others."""
+    with subprocess.Popen([sys.executable, __file__, "--supervise", str(port), str(directory)]) as process:
+        try:
+            yield
+        finally:
+            os.kill(pid_on(port), signal.SIGSTOP)  # so that it is not started again meanwhile
+            process.kill()
+            os.kill(pid_on(port), signal.SIGKILL)
+
+
+@contextmanager
+def supervisord(directory: Path, port: int) -> Iterator[None]:
+    config = directory / "supervisord.conf"
+    config.write_text(
+        f"[supervisord]\nnodaemon=true\nlogfile={directory}/s.log\npidfile={directory}/s.pid\n"
+        f"[program:child]\ncommand={' '.join(words(port))}\nautorestart=true\nstartsecs=0\n"
+    )
+    with subprocess.Popen(["supervisord", "-c", str(config)], stdout=subprocess.DEVNULL) as process:
+        yield
+        process.terminate()
+
+
+@contextmanager
+def circus(directory: Path, port: int) -> Iterator[None]:
+    config = directory / "circus.ini"
+    config.write_text(
+        "[circus]\ncheck_delay = 5\nendpoint = tcp://127.0.0.1:{}\npubsub_endpoint = tcp://127.0.0.1:{}\n"
+        "[watcher:child]\ncmd = {}\nmax_retry = -1\n".format(free_port(), free_port(), " ".join(words(port)))
+    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(["circusd", str(config)], **quiet) as process:
+        yield
+        process.terminate()
+
+
+@contextmanager
+def pm2(directory: Path, port: int) -> Iterator[None]:
+    environment = {**os.environ, "PM2_HOME": str(directory / "pm2")}
+
+    def run(*arguments: str) -> None:
+        subprocess.run(["pm2", *arguments], env=environment, check=True, stdout=subprocess.DEVNULL)
+
+    python, flag, script, *arguments = words(port)
+    run("start", script, "--interpreter", python, "--interpreter-args", flag, "--", *arguments)
+    try:
+        yield
+    finally:
+        run("kill")
+
+
+SYSTEMS: dict[str, tuple[str, Callable[[Path, int], object]]] = {
+    "agentmgr": (sys.executable, ours),
+    "supervisord": ("supervisord", supervisord),
+    "Circus (check_delay 5)": ("circusd", circus),
+    "PM2": ("pm2", pm2),
+}
+
+
+def row(name: str, times: list[float], base: float | None = None) -> None:
+    median = statistics.median(times) * 1000
+    against = "" if base is None else f"   {median / base:5.2f} × bare"
+    print(
+        f"  {name:36} {median:8.1f} ms ({min(times) * 1000:.1f} … {max(times) * 1000:.1f}){against}",
+        flush=True,
+    )
+
+
+def p7(kills: int) -> None:
+    print(f"P7: kill -9 of the child; median of {kills}")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        started = bare(kills)
+        base = statistics.median(started) * 1000
+        row("bare start to handshake", started)
+        noticed, routable = trio.run(in_process, kills, directory)
+        row("agentmgr: noticed", noticed)
+        row("agentmgr: routable again", routable, base)
+        for title, (program, system) in SYSTEMS.items():
+            if shutil.which(program) is None:
+                print(f"  {title:36} not installed here")
+                continue
+            port = free_port()
+            with system(directory, port):  # type: ignore[attr-defined]
+                seconds_until_answer(port)
+                row(f"{title}: answers again", kill_and_wait(port, kills, 1.2), base)
+
+
+# P8
+
+
+def p8(instances: int, seconds: float, light: bool) -> None:
+    kind = "stand-ins for hosted instances" if light else "hosted instances"
+    print(f"P8: {instances} {kind}, health checks every 10 s, over {seconds:g} s")
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        directory = Path(name)
+        agent = directory / "agent.py"
+        agent.write_text("def create_agent():\n    return lambda message: message\n")
+        request = {"id": 1, "do": "register", "name": "bench", "file": str(agent), "instances": instances}
+        if light:
+            python = directory / "python"
+            python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -S {CHILD} "$@"\n')
+            python.chmod(0o755)
+            request["python"] = str(python)
+        script = ROOT / "tests" / "faults" / "manager_process.py"
+        manager = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, str(script), str(directory / "m.db"), "--interval", "10"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+        )
+        assert manager.stdin is not None
+        assert manager.stdout is not None
+        try:
+            manager.stdout.readline()
+            begin = time.monotonic()
+            ask(manager, {**request, "wait": True})
+            print(f"  all ready after {time.monotonic() - begin:.1f} s")
+            time.sleep(12)  # a round of checks, so that what is made once is made
+            before, begin = cpu_s(manager.pid), time.monotonic()
+            time.sleep(seconds)
+            share = (cpu_s(manager.pid) - before) / (time.monotonic() - begin)
+            stat = procfs.stat(manager.pid)
+            assert stat is not None
+            rss = stat.resident_pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+            print(f"  manager: {share * 100:.1f} % of a core, {rss:.0f} MiB resident")
+            ask(manager, {"id": 2, "do": "unregister", "name": "bench"})
+        finally:
+            with suppress(OSError):
+                manager.stdin.close()
+            manager.terminate()
+
+
+def ask(manager: subprocess.Popen[bytes], request: dict[str, object]) -> None:
+    assert manager.stdin is not None
+    assert manager.stdout is not None
+    manager.stdin.write(json.dumps(request).encode() + b"\n")
+    manager.stdin.flush()
+    answer = json.loads(manager.stdout.readline())
+    if "error" in answer:
+        raise SystemExit(answer["message"])
+
+
+def cpu_s(pid: int) -> float:
+    stat = procfs.stat(pid)
+    assert stat is not None
+    return stat.cpu_ticks / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--supervise"]:
+        trio.run(supervise, int(sys.argv[2]), Path(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=12)
+    parser.add_argument("--instances", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--light", action="store_true")
+    parser.add_argument("--only", choices=["p7", "p8"])
+    args = parser.parse_args()
+    if args.only != "p8":
+        p7(args.kills)
+    if args.only != "p7":
+        p8(args.instances, args.seconds, args.light)

@@ -38,17 +38,21 @@ async def serve_api(
             "use localhost"
         )
     from .app import make_app
+    from .metrics import Metrics
     from .operations import Server
     from .server import serve
 
+    metrics = Metrics(manager)
+
     def app(nursery: trio.Nursery, stopping: trio.Event) -> ASGIFramework:
-        return make_app(Server(manager, nursery, stopping), guard=Guard())
+        return make_app(Server(manager, nursery, stopping, metrics), guard=Guard())
 
     listeners = await open_listeners(host, port)
     port = listeners[0].socket.getsockname()[1]
     with manager.listening("api", host, port):
         async with trio.open_nursery() as nursery:
             await nursery.start(serve, app, listeners)
+            nursery.start_soon(metrics.watch_lag)
             task_status.started(port)
 
 
@@ -61,11 +65,14 @@ async def serve_control(
     """Serves the API, and what only the user may ask, on the unix socket `path`, until cancelled."""
     from .app import make_app
     from .control_socket import control_listener
+    from .metrics import Metrics
     from .operations import Server
     from .server import serve
 
+    metrics = Metrics(manager)
+
     def app(nursery: trio.Nursery, stopping: trio.Event) -> ASGIFramework:
-        return make_app(Server(manager, nursery, stopping, control=True))
+        return make_app(Server(manager, nursery, stopping, metrics, control=True))
 
     with control_listener(path) as listener:
         await serve(app, [listener], task_status=task_status)

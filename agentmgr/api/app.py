@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from quart import Response, request
+import trio
+from quart import Response, g, request
 from quart_trio import QuartTrio
 
 from ..codec import from_plain, parse_json, to_json
@@ -45,7 +46,21 @@ def make_app(server: Server, *, guard: Guard | None = None) -> QuartTrio:
             guard.check(request.headers, navigates=shows)
 
     app.register_error_handler(Exception, answer_error)
+    _measure(app, server)
     return app
+
+
+def _measure(app: QuartTrio, server: Server) -> None:
+    @app.before_request
+    async def begin() -> None:
+        g.began = trio.current_time()
+
+    @app.after_request
+    async def end(response: Response) -> Response:
+        # Of what never got to an operation, no word of the client's becomes a label.
+        began = g.get("began", trio.current_time())
+        server.metrics.answered(request.endpoint or "none", response.status_code, trio.current_time() - began)
+        return response
 
 
 def _view(operation: Operation, server: Server) -> Callable[..., Awaitable[Response]]:

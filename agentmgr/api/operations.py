@@ -19,6 +19,7 @@ from .problems import HttpProblem
 
 if TYPE_CHECKING:
     from ..manager import AgentManager
+    from .metrics import Metrics
 
 BASE = "/api/v1"
 
@@ -32,6 +33,7 @@ class Server:
     manager: AgentManager
     nursery: trio.Nursery  #: owns work that outlives the request which asked for it
     stopping: trio.Event  #: set when the server should end; long answers end with it
+    metrics: Metrics
     control: bool = False  #: it serves the control socket
 
 

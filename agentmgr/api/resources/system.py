@@ -6,8 +6,10 @@ import os
 from typing import Any
 
 from attrs import frozen
+from quart import Response
 
 from ...errors import FieldProblem, InvalidRequest
+from ..metrics import CONTENT_TYPE
 from ..operations import Answer, Call, Operations
 
 api = Operations("system")
@@ -18,6 +20,12 @@ _root = Operations("system", base="")
 async def health(call: Call) -> Answer:
     """Whether the manager is up; needs no token."""
     return Answer({"status": "healthy", "version": call.manager.get_info()["version"]})
+
+
+@_root.add("GET", "/metrics", gives={200: str}, media_type="text/plain")
+async def metrics(call: Call) -> Response:
+    """Figures for Prometheus."""
+    return Response(call.server.metrics.text(), content_type=CONTENT_TYPE)
 
 
 @api.add("GET", "/info", gives={200: dict[str, Any]})

@@ -14,9 +14,10 @@ from ..operations import Answer, Call, Operations
 
 api = Operations("system")
 _root = Operations("system", base="")
+_public = Operations("system", base="", scope=None)
 
 
-@_root.add("GET", "/health", gives={200: dict[str, Any]})
+@_public.add("GET", "/health", gives={200: dict[str, Any]})
 async def health(call: Call) -> Answer:
     """Whether the manager is up; needs no token."""
     return Answer({"status": "healthy", "version": call.manager.get_info()["version"]})
@@ -61,4 +62,4 @@ async def backup(call: Call, body: NewBackup) -> Answer:
     return Answer(Backup(str(path), path.stat().st_size), 201)
 
 
-api.table += _root.table
+api.table += _public.table + _root.table

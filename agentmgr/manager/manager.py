@@ -282,6 +282,7 @@ class AgentManager:
                 if self._supervise:
                     await plane.supervisor.stop(spec.service_id, force=force)
                 await plane.registry.remove_service(spec.service_id)
+                plane.supervisor.forget(spec.service_id)
         finally:
             self._leaving.discard(spec.service_id)
         plane.forget(spec.service_id)

@@ -118,7 +118,7 @@ class Intake:
             try:
                 # Shielded: whoever has its 101 has a session, and is told of its end.
                 with trio.fail_after(self.limits.close_timeout_s, shield=True):
-                    await switch_protocols(session.tunnel.from_client.source.wire, head, answer)
+                    await switch_protocols(session.tunnel.from_client.source, head, answer)
             except (ClientGone, trio.TooSlowError) as gone:
                 session.ending = Ending("client", None, str(gone), abrupt=True)
                 return

@@ -15,11 +15,28 @@ if TYPE_CHECKING:
     from ..manager import AgentManager
     from ..proxy.certificate import Certificate
 
-__all__ = ["serve_api", "serve_control"]
+__all__ = ["api_app", "serve_api", "serve_control"]
 
 log = logging.getLogger("agentmgr.api")
 
 # The modules below import Quart, which takes a third of a second; whoever only asks never needs it.
+
+
+def api_app(
+    manager: AgentManager, nursery: trio.Nursery, *, stopping: trio.Event | None = None
+) -> ASGIFramework:
+    """The API as an ASGI application, to be mounted in one of your own that serves it on trio.
+
+    Its paths begin with `/api/v1/`, besides `/health`, `/docs` and `/openapi.json`. `nursery` owns work that
+    outlives a request; event streams end when `stopping` is set. It answers whoever asks from this machine
+    and is no page of another origin, so whatever lets others reach it has to judge who they are.
+    """
+    from .app import make_app
+    from .guard import Guard
+    from .operations import Server
+
+    stopping = trio.Event() if stopping is None else stopping
+    return make_app(Server(manager, nursery, stopping), guard=Guard())
 
 
 async def serve_api(

@@ -32,11 +32,15 @@ def api_app(
     and is no page of another origin, so whatever lets others reach it has to judge who they are.
     """
     from .app import make_app
+    from .auth import Access
     from .guard import Guard
+    from .metrics import Metrics
     from .operations import Server
 
+    metrics = Metrics(manager)
+    nursery.start_soon(metrics.watch_lag)
     stopping = trio.Event() if stopping is None else stopping
-    return make_app(Server(manager, nursery, stopping), guard=Guard())
+    return make_app(Server(manager, nursery, stopping, metrics), access=Access(manager, Guard(), local=True))
 
 
 async def serve_api(

@@ -154,7 +154,7 @@ async def kill_all(find: Find, wanted: Wanted) -> int:
         await _wait_all_gone(killed)
         for pid in killed:  # an earlier supervisor in this very process may have been its parent
             with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222  # it does not block
     return count
 
 

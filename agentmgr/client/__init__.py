@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import ManagerClient as ManagerClient
     from .session import AgentSession as AgentSession
+    from .session import open_session as open_session
 
-__all__ = ["AgentSession", "ManagerClient"]
+__all__ = ["AgentSession", "ManagerClient", "open_session"]
 
-_WHERE = {"ManagerClient": "api", "AgentSession": "session"}
+_WHERE = {"ManagerClient": "api", "AgentSession": "session", "open_session": "session"}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,6 +23,7 @@ from ..models import (
     SessionEnd,
 )
 from ..proxy import Gateway
+from ..settings import Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor import Supervisor
 from .events import EventLog
@@ -43,14 +44,20 @@ class ControlPlane:
         nursery: trio.Nursery,
         *,
         log_dir: Path,
-        health_check_interval_s: float,
+        settings: Settings,
     ) -> None:
         self.nursery = nursery
         self.store = store
         self.registry = Registry(store, snapshot.services, snapshot.rules)
         self.events = EventLog(store)
-        self.supervisor = Supervisor(self, log_dir=log_dir, health_check_interval=health_check_interval_s)
-        self.gateway = Gateway(observer=self)
+        self.supervisor = Supervisor(
+            self, log_dir=log_dir, health_check_interval=settings.health_check_interval
+        )
+        self.gateway = Gateway(
+            observer=self,
+            allowed_origins=settings.allowed_origins or None,
+            trusted_proxies=settings.trusted_proxies,
+        )
         self._totals = dict(snapshot.totals)
         self._peaks: dict[str, int] = {}
         self._stale = trio.Event()

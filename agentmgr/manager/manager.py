@@ -18,7 +18,7 @@ from .. import __version__
 from ..companion import Companion
 from ..core import stats
 from ..core.routing import ClientRequest, RoutingDecision
-from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, WrongState
+from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, StorageError, WrongState
 from ..models import (
     Connection,
     DesiredStatus,
@@ -30,9 +30,11 @@ from ..models import (
     ServiceConfig,
     ServiceSpec,
     ServiceStatus,
+    Token,
     utc_now,
 )
 from ..ownership import ManagerLock
+from ..proxy.certificate import Certificate
 from ..settings import RuntimePaths, Settings
 from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
@@ -40,6 +42,7 @@ from .control_plane import ControlPlane
 from .factory_path import settled
 from .listeners import open_listeners
 from .system_run import SystemRun
+from .tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +86,7 @@ class AgentManager:
         self._leave_running = False
         self._companion = Companion()
         self._system_run: SystemRun | None = None
+        self._tokens: Tokens | None = None
 
     # Its own life
 
@@ -98,6 +102,7 @@ class AgentManager:
         await lock.acquire_within(_PATIENCE_S)
         try:
             async with open_store(self.paths.database) as store:
+                self._tokens = Tokens(store, await store.tokens())
                 await self._run_on(store, await store.load(), task_status)
         finally:
             lock.release()
@@ -124,7 +129,7 @@ class AgentManager:
                 snapshot,
                 nursery,
                 log_dir=self.paths.logs,
-                health_check_interval_s=self.settings.health_check_interval,
+                settings=self.settings,
             )
             try:
                 await nursery.start(run_machinery)
@@ -277,6 +282,7 @@ class AgentManager:
                 if self._supervise:
                     await plane.supervisor.stop(spec.service_id, force=force)
                 await plane.registry.remove_service(spec.service_id)
+                plane.supervisor.forget(spec.service_id)
         finally:
             self._leaving.discard(spec.service_id)
         plane.forget(spec.service_id)
@@ -301,9 +307,18 @@ class AgentManager:
     async def stop_service(self, ref: str, *, force: bool = False, wait: bool = True) -> Service:
         """Drain its sessions, stop it, and keep it stopped; `force` skips the draining."""
         plane = self._live()
-        spec = await self._want(plane, ref, DesiredStatus.STOPPED)
+        unwritten: StorageError | None = None
+        try:
+            spec = await self._want(plane, ref, DesiredStatus.STOPPED)
+        except StorageError as error:  # a full disk must not keep anybody from stopping what filled it
+            spec, unwritten = plane.registry.service(ref), error
         if self._supervise:
             await plane.supervisor.stop(spec.service_id, force=force, wait=wait)
+        if unwritten is not None:
+            raise StorageError(
+                f"service {spec.name!r} was stopped, and the next manager will start it again, because that "
+                f"could not be written down: {unwritten.message}"
+            )
         return plane.view(spec)
 
     async def restart_service(
@@ -484,11 +499,12 @@ class AgentManager:
         host: str = "localhost",
         port: int = 9090,
         *,
+        certificate: Certificate | None = None,
         task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Open the gateway at this address until cancelled; `task_status` gets the port.
 
-        Raises `PortNotAvailable`.
+        With a certificate it speaks `wss://` only. Raises `PortNotAvailable`.
         """
         plane = self._supervising()
         listeners = await open_listeners(host, port)
@@ -498,7 +514,7 @@ class AgentManager:
                 stack.callback(listener.socket.close)
             stack.enter_context(self.listening("proxy", host, port))
             async with trio.open_nursery() as nursery:
-                await nursery.start(plane.gateway.serve, listeners)
+                await nursery.start(partial(plane.gateway.serve, listeners, certificate=certificate))
                 task_status.started(port)
 
     @contextmanager
@@ -516,6 +532,34 @@ class AgentManager:
         path = Path.cwd() / destination
         await self._live().store.backup(path)
         return path
+
+    # Tokens
+
+    def list_tokens(self) -> tuple[Token, ...]:
+        """Keys to the API and the gateway, without what they open with."""
+        return self._tokens.all() if self._tokens else ()
+
+    async def create_token(
+        self, name: str, scopes: Iterable[str], *, expires_in_days: float | None = None
+    ) -> tuple[Token, str]:
+        """A token and its key, which is kept nowhere. Raises `NameTaken`, `InvalidRequest`."""
+        plane = self._live()
+        assert self._tokens is not None
+        token, key = await self._tokens.create(name, scopes, expires_in_days=expires_in_days)
+        plane.events.announce(Event("token.created", detail={"name": token.name}))
+        return token, key
+
+    async def delete_token(self, ref: str) -> Token:
+        """Raises `TokenNotFound`."""
+        plane = self._live()
+        assert self._tokens is not None
+        token = await self._tokens.delete(ref)
+        plane.events.announce(Event("token.revoked", detail={"name": token.name}))
+        return token
+
+    def find_token(self, key: str) -> Token | None:
+        """Whose key this is; None when it is nobody's."""
+        return self._tokens.find(key) if self._tokens else None
 
     # Events
 

@@ -86,6 +86,8 @@ class Registry:
             # Only what is named anew is looked for: an agent file that is gone must not forbid a new tag.
             config = settled(asked.config) if changes.keys() & _PLACES else asked.config
             changed = spec.changed(config=config, **{name: getattr(asked, name) for name in _SPEC_FIELDS})
+            if evolve(changed, version=spec.version, updated_at=spec.updated_at) == spec:
+                return spec  # as it was: no new version, so nobody restarts it for nothing
             self._check_among_others(changed)
             return await self._replace(changed)
 

@@ -53,13 +53,17 @@ class Page:
 
     async def see(self, text, *, times=1, within=10):
         """Waits until the conversation shows a text so often; the page itself watches for it."""
-        script = """new Promise((done, fail) => {
+        script = (
+            """new Promise((done, fail) => {
             const log = document.getElementById("log"), seen = () => log.innerText.split(TEXT).length > TIMES;
             if (seen()) return done(true);
             new MutationObserver(() => seen() && done(true)).observe(
                 log, {childList: true, characterData: true, subtree: true});
             setTimeout(() => done(log.innerText), MS);
-        })""".replace("TEXT", json.dumps(text)).replace("TIMES", str(times)).replace("MS", str(within * 1000))
+        })""".replace("TEXT", json.dumps(text))
+            .replace("TIMES", str(times))
+            .replace("MS", str(within * 1000))
+        )
         outcome = await self.value(script)
         assert outcome is True, f"{text!r} is not in {outcome!r}"
 
@@ -183,7 +187,7 @@ async def test_a_person_streams_cancels_confirms_and_loses_the_connection(tmp_pa
             await page.click("Yes")
             await page.see("deleted")
             await page.say("confirm")
-            await page.see("Really? Yes No")
+            await page.see("Really?", times=2)
             await page.click("No")
             await page.see("kept")
 

@@ -11,6 +11,7 @@ from trio_websocket import open_websocket_url
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
+from agentmgr.client.session import open_session
 from agentmgr.errors import (
     AgentFileNotFound,
     DatabaseDamaged,
@@ -19,6 +20,7 @@ from agentmgr.errors import (
     NameTaken,
     ServiceFailedToStart,
     ServiceNotFound,
+    StorageError,
     WrongState,
 )
 from agentmgr.manager import AgentManager
@@ -27,8 +29,10 @@ from agentmgr.models import (
     RoutingCondition,
     RoutingRule,
     ServiceConfig,
+    ServiceSpec,
     ServiceStatus,
 )
+from agentmgr.storage.sqlite import SqliteStore
 
 AgentFile = Callable[..., str]
 QUICK = ServiceConfig(restart_delay=0, stop_timeout=5)
@@ -141,6 +145,40 @@ async def test_a_file_that_is_no_database_is_refused_and_left_as_it_was(db: Path
         async with AgentManager(db):
             raise AssertionError("opened what is not a database")
     assert db.read_bytes() == b"precious" * 1000
+
+
+async def test_starting_on_a_database_that_is_managed_says_so_and_leaves_nothing_to_stop(db: Path) -> None:
+    async with AgentManager(db) as first:
+        second = AgentManager(db)
+        try:
+            with pytest.raises(ManagerAlreadyRunning):
+                await second.start()
+        finally:
+            await second.stop()
+        assert first.list_services() == []
+
+
+async def test_a_manager_runs_once(db: Path) -> None:
+    manager = AgentManager(db)
+    async with manager:
+        pass
+    with pytest.raises(WrongState, match="make another one"):
+        async with manager:
+            raise AssertionError("entered twice")
+
+
+async def test_a_service_is_stopped_also_when_that_cannot_be_written_down(
+    db: Path, agent_file: AgentFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(_: object, spec: ServiceSpec) -> None:
+        raise StorageError("the disk is full")
+
+    async with AgentManager(db) as manager:
+        service = await manager.register_service("echo", agent_file(), auto_start=True)
+        monkeypatch.setattr(SqliteStore, "update_service", full)
+        with pytest.raises(StorageError, match="was stopped, and the next manager will start it again"):
+            await manager.stop_service("echo")
+        assert not runs(service.instances[0].pid)
 
 
 async def test_the_callers_own_error_arrives_as_it_is(db: Path, agent_file: AgentFile) -> None:
@@ -271,6 +309,38 @@ async def test_a_rule_sends_its_clients_to_its_targets_while_it_lasts(
         assert {await ask(url, "who?") for _ in range(4)} == {"vip"}
         await manager.delete_routing_rule("gold")
         assert {await ask(url, "who?") for _ in range(4)} == {"plain", "vip"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_is_cut_off_comes_back_to_the_instance_that_holds_its_session(
+    db: Path, agent_file: AgentFile
+) -> None:
+    source = """
+import os
+import trio
+def create_agent():
+    async def count(message):
+        for number in range(60):
+            yield f"{number} "
+            await trio.sleep(0.002)
+        yield str(os.getpid())
+    return count
+"""
+    async with AgentManager(db) as manager, trio.open_nursery() as nursery:
+        await manager.register_service(
+            "count", agent_file(source), config=ServiceConfig(instances=3), auto_start=True
+        )
+        port = await nursery.start(manager.serve_proxy, "localhost", 0)
+        async with open_session(f"ws://localhost:{port}/") as session:
+            for _ in range(3):
+                said = []
+                async for event in await session.send("go"):
+                    if event.event == "agent.partial_answer":
+                        said.append(event.content)
+                        if len(said) % 20 == 7:
+                            session.cut()
+                assert said[:-1] == [f"{number} " for number in range(60)]
+                assert event.content == "".join(said)
         nursery.cancel_scope.cancel()
 
 

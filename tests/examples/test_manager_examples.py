@@ -1,0 +1,152 @@
+"""The examples beside the agents, as their docstrings say to run them: real processes, no network."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from websockets.sync.client import connect
+from websockets.sync.server import serve
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("AGENTMGR_")} | {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+@contextmanager
+def running(directory, *words, pattern):
+    """The example, from the moment that it prints `pattern`, of which the first group is yielded."""
+    process = subprocess.Popen(
+        words, cwd=directory, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    with process:
+        try:
+            said = ""
+            while not (found := re.search(pattern, said)):
+                line = process.stdout.readline()
+                assert line, said
+                said += line
+            yield found[1]
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.communicate(timeout=20)
+            finally:
+                process.kill()
+
+
+def run(directory, *words):
+    done = subprocess.run(
+        words, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def ask(url, text="hello", **options):
+    with connect(url, proxy=None, **options) as client:
+        client.send(text)
+        return client.recv(timeout=20)
+
+
+def test_bilingual_support_by_query_header_and_path(tmp_path):
+    words = (sys.executable, EXAMPLES / "bilingual/support.py", "0")
+    for _ in range(2):  # the second run finds what the first one registered
+        with running(tmp_path, *words, pattern=r"(ws://\S+)") as url:
+            assert ask(f"{url}/?lang=zh") == "您好！您说的是：hello"
+            assert ask(f"{url}/zh").startswith("您好")
+            assert ask(url, additional_headers={"Accept-Language": "zh-CN,en"}).startswith("您好")
+            assert ask(f"{url}/?lang=en") == ask(url) == "Hello! You said: hello"
+
+
+def test_three_services_share_one_address(tmp_path):
+    script = EXAMPLES / "balanced/balanced.sh"
+    try:
+        with running(tmp_path, "sh", script, "0", pattern=r"gateway at (\S+)") as url:
+            assert {ask(url) for _ in range(3)} == {f"ai-service-{i} heard: hello" for i in (1, 2, 3)}
+    finally:
+        run(tmp_path, "agentmgr", "shutdown")
+
+
+def test_the_guides_python_examples(tmp_path):
+    (tmp_path / "my_agent.py").write_bytes((EXAMPLES / "echo_agent.py").read_bytes())
+    said = run(tmp_path, sys.executable, EXAMPLES / "guide_manager.py")
+    assert said.splitlines() == [
+        "Service health: healthy",
+        "Running services: 1",
+        "Active connections: 0",
+        "Healthy services: 1",
+    ]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="this machine has no node")
+def test_a_node_program_is_a_service(tmp_path):
+    echo = str(EXAMPLES / "node/echo.js")
+    try:
+        run(tmp_path, "agentmgr", "register", "echo-js", "--auto-start", "--", "node", echo, "{port}")
+        service = json.loads(run(tmp_path, "agentmgr", "status", "echo-js", "--format", "json"))
+        assert ask(service["endpoint"]) == "Node heard: hello"
+        assert ask(service["endpoint"], "é" * 5000) == "Node heard: " + "é" * 5000
+    finally:
+        run(tmp_path, "agentmgr", "shutdown")
+
+
+def test_a_supervisor_within_a_program(tmp_path):
+    said = run(tmp_path, sys.executable, EXAMPLES / "embed_supervisor.py").splitlines()
+    assert said[:5] == ["beat"] * 5
+    assert said[-1] == "running, restarted 1 time(s)"
+
+
+def test_a_gateway_within_a_program(tmp_path):
+    def backend(name):
+        def answer(connection):
+            for message in connection:
+                connection.send(f"{name}: {message}")
+
+        return serve(answer, "localhost", 0)
+
+    with backend("one") as one, backend("two") as two:
+        threads = [Thread(target=server.serve_forever) for server in (one, two)]
+        for thread in threads:
+            thread.start()
+        addresses = [f"localhost:{server.socket.getsockname()[1]}" for server in (one, two)]
+        words = (sys.executable, EXAMPLES / "embed_gateway.py", *addresses)
+        try:
+            with running(tmp_path, *words, pattern=r"(ws://\S+)") as url:
+                assert {ask(url), ask(url)} == {"one: hello", "two: hello"}
+        finally:
+            for server, thread in zip((one, two), threads, strict=True):
+                server.shutdown()
+                thread.join()
+
+
+def test_a_quart_application_mounts_the_api(tmp_path):
+    def get(url):
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.read().decode()
+
+    words = (sys.executable, EXAMPLES / "quart_app.py", "0")
+    with running(tmp_path, *words, pattern=r"open http://localhost:(\d+)") as port:
+        assert get(f"http://localhost:{port}/") == "my own page\n"
+        assert json.loads(get(f"http://localhost:{port}/api/v1/services"))["items"] == []
+
+
+def test_a_test_of_ones_own_agent(tmp_path):
+    words = (sys.executable, "-m", "pytest", "-v", "-o", "trio_mode=true", EXAMPLES / "test_my_agent.py")
+    assert "2 passed" in run(tmp_path, *words)
+
+
+def test_each_example_is_run_by_a_test():
+    tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
+    for path in EXAMPLES.iterdir():
+        assert path.name == "__pycache__" or path.name in tests or f"{path.name}/" in tests, path.name

@@ -4,6 +4,7 @@ import pytest
 import trio
 import trio.testing
 
+from agentmgr.agent.incoming import BadInput
 from agentmgr.agent.session import SessionLimits
 from agentmgr.models import OnDisconnect
 from agentmgr.testing.agents import bare_client, hosted
@@ -317,3 +318,17 @@ async def test_a_client_that_does_not_read_makes_the_turn_wait_and_loses_nothing
         assert session.buffer.last_seq - session.buffer.first_seq < 100
         await client.until(*ENDS)
         assert [e["seq"] for e in client.events if "seq" in e] == list(range(1, 3003))
+
+
+async def test_a_question_counts_one_answer_though_two_come_at_once():
+    async def agent(message, session):
+        return bool(await session.confirm("rm"))
+
+    async with hosted(agent) as url, bare_client(url) as client:
+        await client.say("user.message", content="go")
+        question = await client.until("agent.user_confirm")
+        [session] = url.sessions._sessions.values()
+        session.answer(question["step_id"], {"confirmed": True})
+        with pytest.raises(BadInput, match="it counts once"):
+            session.answer(question["step_id"], {"confirmed": False})
+        assert (await client.until(*ENDS))["content"] is True

@@ -53,13 +53,17 @@ class Page:
 
     async def see(self, text, *, times=1, within=10):
         """Waits until the conversation shows a text so often; the page itself watches for it."""
-        script = """new Promise((done, fail) => {
+        script = (
+            """new Promise((done, fail) => {
             const log = document.getElementById("log"), seen = () => log.innerText.split(TEXT).length > TIMES;
             if (seen()) return done(true);
             new MutationObserver(() => seen() && done(true)).observe(
                 log, {childList: true, characterData: true, subtree: true});
             setTimeout(() => done(log.innerText), MS);
-        })""".replace("TEXT", json.dumps(text)).replace("TIMES", str(times)).replace("MS", str(within * 1000))
+        })""".replace("TEXT", json.dumps(text))
+            .replace("TIMES", str(times))
+            .replace("MS", str(within * 1000))
+        )
         outcome = await self.value(script)
         assert outcome is True, f"{text!r} is not in {outcome!r}"
 

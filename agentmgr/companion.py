@@ -38,7 +38,8 @@ class Companion:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Returns when `run` has; asking it to end is the caller's part."""
-        if isinstance(error, trio.Cancelled):
+        cancelled = isinstance(error, BaseExceptionGroup) and error.split(trio.Cancelled)[0]
+        if cancelled or isinstance(error, trio.Cancelled):
             await self._stack.__aexit__(kind, error, trace)
         else:  # the body's own error is no failure of `run`, and leaves without a group around it
             await self._stack.aclose()

@@ -9,7 +9,8 @@ refusals, and it does not change.
     ├── NotFound
     │   ├── ServiceNotFound
     │   ├── RuleNotFound
-    │   └── ConnectionNotFound
+    │   ├── ConnectionNotFound
+    │   └── TokenNotFound
     ├── Conflict                  right in itself, but not now
     │   ├── NameTaken
     │   ├── PortNotAvailable
@@ -100,6 +101,12 @@ class ConnectionNotFound(NotFound):
     """No live connection has that id."""
 
     code = "connection_not_found"
+
+
+class TokenNotFound(NotFound):
+    """No token has that name or id."""
+
+    code = "token_not_found"
 
 
 class Conflict(AgentManagerError):

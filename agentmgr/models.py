@@ -96,6 +96,7 @@ def new_id(kind: str) -> str:
 # Validators. The problem begins with the field's name, because it goes to the user as it is.
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_ID = re.compile(r"[a-z]+_[0-9a-f]{16}")  # as `new_id` makes them; a name must never be taken for one
 _TAG = re.compile(r"[^\s,\x00-\x1f\x7f]{1,64}")
 
 Check = Callable[[Any, "Attribute[Any]", Any], None]
@@ -106,6 +107,8 @@ def _invalid(name: str, problem: str) -> InvalidRequest:
 
 
 def _name(_: Any, attribute: Attribute[Any], value: str) -> None:
+    if _ID.fullmatch(value):
+        raise _invalid(attribute.name, f"must not look like an id: {value!r}")
     if not _NAME.fullmatch(value):
         raise _invalid(
             attribute.name,
@@ -310,6 +313,7 @@ class Service:
     active_sessions: int
     config: ServiceConfig
     instances: tuple[Instance, ...]
+    port_is_fixed: bool = False  #: by the registration; else a free one is chosen at each start
 
 
 @frozen
@@ -429,6 +433,36 @@ class SessionEnd:
         """
         meant = self.code is not None and (self.code in (1000, 1001, 1005, 1008, 1012) or self.code >= 3000)
         return self.ended_by != "client" and not meant
+
+
+def _scopes(_: Any, attribute: Attribute[Any], value: frozenset[str]) -> None:
+    for scope in value:
+        kind, _colon, name = scope.partition(":")
+        if scope not in ("admin", "read", "connect") and not (kind == "connect" and _NAME.fullmatch(name)):
+            raise _invalid(
+                attribute.name, f"must be of admin, read, connect and connect:SERVICE, not {scope!r}"
+            )
+    if not value:
+        raise _invalid(attribute.name, "must name at least one of admin, read, connect, connect:SERVICE")
+
+
+@frozen
+class Token:
+    """A key to the API and the gateway. The key itself is shown once and kept by nobody here."""
+
+    name: str = field(validator=_name)
+    scopes: frozenset[str] = field(converter=_word_set, validator=_scopes)
+    digest: str = field(repr=False)  #: SHA-256 of the key, which has 256 random bits: no salt is needed
+    token_id: str = Factory(lambda: new_id("tok"))
+    created_at: datetime = Factory(utc_now)
+    expires_at: datetime | None = None
+    version: int = 1
+
+    def allows(self, scope: str, now: datetime) -> bool:
+        """Whether it opens what needs `scope`; `admin` opens everything."""
+        if self.expires_at is not None and now >= self.expires_at:
+            return False
+        return scope in self.scopes or "admin" in self.scopes
 
 
 Fact = HealthCheck | Event | SessionEnd

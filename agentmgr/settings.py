@@ -56,6 +56,9 @@ class Settings:
     proxy_host: str = "localhost"
     proxy_port: int = field(default=9090, validator=_port)
     health_check_interval: float = field(default=10.0, validator=_interval)  #: seconds
+    allowed_origins: tuple[str, ...] = ()
+    """Web pages that may use the gateway, as in `https://app.example`; `*`: all. Empty: this machine's."""
+    trusted_proxies: tuple[str, ...] = ()  #: networks whose `X-Forwarded-For` is believed
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.AUTO
 
@@ -106,7 +109,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         if not text:  # an empty variable is the shell's way to take one away
             continue
         value: Any = text.lower() if isinstance(attribute.default, StrEnum) else text
-        if isinstance(attribute.default, int | float):
+        if isinstance(attribute.default, tuple):
+            value = [word.strip() for word in text.split(",")]
+        elif isinstance(attribute.default, int | float):
             try:
                 value = type(attribute.default)(text)
             except ValueError:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 import trio
@@ -26,6 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except AgentManagerError as error:
         print(f"agentmgr: {error.message}", file=sys.stderr)
         return EXIT_CONFIG
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        # A thread of the agent's own, or one of `asyncio.to_thread`, may block for ever: nobody waits for it.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

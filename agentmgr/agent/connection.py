@@ -23,13 +23,17 @@ from .plain import as_plain_text, means_yes
 from .replay import Gap, Reader
 from .session import Client, Message, Session
 from .sessions import Sessions
+from .wire import Wire
 
 GREETING_DELAY_S = 1.0
 """`system.connected` waits so long for a first frame, which shows whether the client speaks events at all."""
 HEARTBEAT_S = 30.0
+QUIET_S = 1800.0
 WRITE_STALL_S = 30.0
 """A client that takes in nothing for so long is cut off; its sessions stay for it to come back to."""
 CLOSE_TIMEOUT_S = 2.0
+BATCH_BYTES = 16 * 1024
+"""Of frames in one write; what is more waits where it can still be replayed."""
 MAX_CONTROL = 64
 """Answers outside any session that may wait; a client that reads none of them is not read from either."""
 MAX_SESSIONS = 64
@@ -38,9 +42,16 @@ MAX_SESSIONS = 64
 
 class Connection:
     def __init__(
-        self, websocket: WebSocketConnection, client: Client, sessions: Sessions, *, max_message_bytes: int
+        self,
+        wire: Wire,
+        websocket: WebSocketConnection,
+        client: Client,
+        sessions: Sessions,
+        *,
+        max_message_bytes: int,
     ) -> None:
         self.id = f"con_{secrets.token_hex(8)}"
+        self._wire = wire
         self._websocket = websocket
         self._client = client
         self._sessions = sessions
@@ -49,10 +60,11 @@ class Connection:
         self._greeted = False
         self._attached: dict[Session, Reader] = {}
         self._current: Session | None = None  # where a message goes that names no session
-        self._control: deque[str] = deque()
+        self._control: deque[bytes] = deque()
         self._news = trio.Event()
         self._drained = trio.Event()
         self._spoke = trio.Event()  # the client's first frame
+        self._heard = 0.0  # when the last frame came
         self._closing = False
         self._scope = trio.CancelScope()
 
@@ -85,6 +97,7 @@ class Connection:
             except ConnectionClosed:
                 return
             self._spoke.set()
+            self._heard = trio.current_time()
             try:
                 self._take(text_of(frame, self._max_message_bytes))
             except BadInput as bad:
@@ -227,12 +240,15 @@ class Connection:
 
     async def _write(self) -> None:
         while True:
-            frame = self._next_frame()
-            if frame is not None:
+            batch, size = [], 0
+            while size < BATCH_BYTES and (frame := self._next_frame()) is not None:
+                batch.append(frame)
+                size += len(frame)
+            if batch:
                 with trio.move_on_after(WRITE_STALL_S) as patience:
                     try:
-                        await self._websocket.send_message(frame)
-                    except ConnectionClosed:
+                        await self._wire.send_texts(batch, while_open=self._is_open)
+                    except (trio.BrokenResourceError, trio.ClosedResourceError):
                         return  # the reading side ends the connection
                 if patience.cancelled_caught:
                     break
@@ -243,7 +259,10 @@ class Connection:
                 await self._news.wait()
         self._scope.cancel()
 
-    def _next_frame(self) -> str | None:
+    def _is_open(self) -> bool:
+        return self._websocket.closed is None
+
+    def _next_frame(self) -> bytes | None:
         if self._control:
             self._drained.set()
             return self._control.popleft()
@@ -255,10 +274,10 @@ class Connection:
             if not self._plain:
                 return addressed(item, self.id)
             if (text := as_plain_text(json.loads(item))) is not None:
-                return text
+                return text.encode(errors="replace")
         return None
 
-    def _next_item(self) -> tuple[Session, str | Gap] | None:
+    def _next_item(self) -> tuple[Session, bytes | Gap] | None:
         for session, reader in list(self._attached.items()):
             if (item := reader.next()) is not None:
                 # To the end of the line: no session keeps the others of this connection waiting.
@@ -274,7 +293,7 @@ class Connection:
         if self._plain:
             text = as_plain_text({"event": event.event, "content": event.content})
             if text is not None:
-                self._control.append(text)
+                self._control.append(text.encode(errors="replace"))
         else:
             self._control.append(addressed(encode(event, session_id=session_id), self.id))
         self._wake()
@@ -294,7 +313,9 @@ class Connection:
         await self._spoke.wait()
         while not self._plain:
             await trio.sleep(HEARTBEAT_S)
-            self._tell(Event(events.HEARTBEAT))
+            # An idle limit on the way counts these too; they must not keep alive who has gone quiet for good.
+            if trio.current_time() < self._heard + QUIET_S or any(s.busy for s in self._attached):
+                self._tell(Event(events.HEARTBEAT))
 
     def _wake(self) -> None:
         self._news.set()

@@ -51,8 +51,8 @@ def encode(
     *,
     session_id: str | None = None,
     step_id: str | None = None,
-) -> str:
-    """The JSON text of an event. Raises `TypeError` or `ValueError` for what JSON cannot say."""
+) -> bytes:
+    """The JSON text, in UTF-8, of an event. Raises `TypeError` or `ValueError` for what JSON cannot say."""
     envelope = {
         "event": event.event,
         "session_id": session_id,
@@ -62,21 +62,22 @@ def encode(
         "metadata": event.metadata,
     }
     try:
-        text = json.dumps(envelope, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        text.encode()
+        return _encoder.encode(envelope).encode()
     except UnicodeEncodeError:  # half of a surrogate pair, from an author who cut a string
-        text = json.dumps(envelope, allow_nan=False, separators=(",", ":"))
-    return text
+        return json.dumps(envelope, allow_nan=False).encode()
 
 
-def numbered(text: str, seq: int, event_id: str) -> str:
+_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def numbered(text: bytes, seq: int, event_id: str) -> bytes:
     """An encoded event with its place in a session."""
-    return f'{text[:-1]},"seq":{seq},"event_id":"{event_id}"}}'
+    return b'%b,"seq":%d,"event_id":"%b"}' % (text[:-1], seq, event_id.encode())
 
 
-def addressed(text: str, connection_id: str) -> str:
+def addressed(text: bytes, connection_id: str) -> bytes:
     """An encoded event on its way out through one connection."""
-    return f'{{"connection_id":"{connection_id}",{text[1:]}'
+    return b'{"connection_id":"%b",%b' % (connection_id.encode(), text[1:])
 
 
 def as_event(item: Any) -> Event:

@@ -22,8 +22,7 @@ class ReplayBuffer:
     def __init__(self, *, max_events: int, max_bytes: int) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._frames: deque[str] = deque()
-        self._sizes: deque[int] = deque()
+        self._frames: deque[bytes] = deque()
         self._bytes = 0
         self.last_seq = 0  #: of the newest event there ever was
 
@@ -36,12 +35,10 @@ class ReplayBuffer:
     def size_bytes(self) -> int:
         return self._bytes
 
-    def append(self, frame: str) -> int:
+    def append(self, frame: bytes) -> int:
         """Adds the next event and returns its number; the oldest make room for it."""
-        size = len(frame) if frame.isascii() else len(frame.encode())
         self._frames.append(frame)
-        self._sizes.append(size)
-        self._bytes += size
+        self._bytes += len(frame)
         self.last_seq += 1
         while len(self._frames) > 1 and (
             len(self._frames) > self._max_events or self._bytes > self._max_bytes
@@ -49,7 +46,7 @@ class ReplayBuffer:
             self._drop_oldest()
         return self.last_seq
 
-    def get(self, seq: int) -> str:
+    def get(self, seq: int) -> bytes:
         """Raises `IndexError` for an event that is not held."""
         if not self.first_seq <= seq <= self.last_seq:
             raise IndexError(seq)
@@ -63,17 +60,16 @@ class ReplayBuffer:
     def would_lose(self, needed_from: int, size: int = 0) -> bool:
         """Whether one more event of `size` bytes would push out one from `needed_from` on."""
         count, total = len(self._frames) + 1, self._bytes + size
-        for seq, held in enumerate(self._sizes, start=self.first_seq):
+        for seq, held in enumerate(self._frames, start=self.first_seq):
             if count <= self._max_events and total <= self._max_bytes:
                 return False
             if seq >= needed_from:
                 return True
-            count, total = count - 1, total - held
+            count, total = count - 1, total - len(held)
         return False
 
     def _drop_oldest(self) -> None:
-        self._frames.popleft()
-        self._bytes -= self._sizes.popleft()
+        self._bytes -= len(self._frames.popleft())
 
 
 @frozen
@@ -93,7 +89,7 @@ class Reader:
     acked: int = 0
     acks: bool = False  #: it acknowledges, so what it has not acknowledged may be lost on the way
 
-    def next(self) -> str | Gap | None:
+    def next(self) -> bytes | Gap | None:
         """The next event to send, or the gap before it, or None when there is nothing new."""
         if self.sent >= self.buffer.last_seq:
             return None

@@ -27,6 +27,7 @@ from .boundary import Failure, contain
 from .connection import Connection
 from .session import Client
 from .sessions import Sessions
+from .wire import Wire
 
 logger = logging.getLogger("agentmgr.agent")
 
@@ -105,35 +106,37 @@ class AgentServer:
                 await stream.send_all(_response(refusal.status, body))
             return
         async with trio.open_nursery() as nursery:  # trio-websocket's reader lives here
-            websocket = await self._accept(nursery, stream, head)
+            wire, websocket = await self._accept(nursery, stream, head)
             if is_probe:
                 await self._serve_probe(websocket, target)
             else:
-                await self._serve_client(websocket, _client_of(request, stream))
+                await self._serve_client(wire, websocket, _client_of(request, stream))
             with trio.move_on_after(CLOSE_TIMEOUT_S):
                 await websocket.aclose(*((COME_BACK, GOING_AWAY) if self._going_away else (1000, None)))
             nursery.cancel_scope.cancel()
 
     async def _accept(
         self, nursery: trio.Nursery, stream: trio.SocketStream, head: bytes
-    ) -> WebSocketConnection:
+    ) -> tuple[Wire, WebSocketConnection]:
         with trio.fail_after(HANDSHAKE_TIMEOUT_S) as patience:
             # wsproto answers a bad handshake by itself and closes; nobody would tell us.
-            replayed = _ReplayedStream(stream, head, on_close=patience.cancel)
+            wire = Wire(stream, head, on_close=patience.cancel)
             limit = self._max_message_bytes
             request = await wrap_server_stream(
-                nursery, replayed, max_message_size=4 * limit if limit else sys.maxsize
+                nursery, wire, max_message_size=4 * limit if limit else sys.maxsize
             )
             offered = [name for name in request.proposed_subprotocols if not name.startswith("bearer.")]
             websocket = await request.accept(subprotocol=offered[0] if offered else None)
-            replayed.on_close = _nothing
-        return websocket
+            wire.on_close = _nothing
+        return wire, websocket
 
-    async def _serve_client(self, websocket: WebSocketConnection, client: Client) -> None:
+    async def _serve_client(self, wire: Wire, websocket: WebSocketConnection, client: Client) -> None:
         if isinstance(self._agent, RawAgent):
             await self._serve_raw(self._agent, websocket)
             return
-        connection = Connection(websocket, client, self._sessions, max_message_bytes=self._max_message_bytes)
+        connection = Connection(
+            wire, websocket, client, self._sessions, max_message_bytes=self._max_message_bytes
+        )
         with self._closed_by(connection.close):
             await connection.run()
 
@@ -232,32 +235,6 @@ def _detect_dead_peers(sock: trio.socket.SocketType) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
-
-
-class _ReplayedStream(trio.abc.Stream):
-    """A stream of which some bytes were read already; they come first."""
-
-    def __init__(self, stream: trio.SocketStream, first: bytes, *, on_close: Callable[[], None]) -> None:
-        self._stream = stream
-        self._first = first
-        self.on_close = on_close
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if self._first:
-            await trio.lowlevel.checkpoint()
-            data, self._first = self._first, b""
-            return data
-        return await self._stream.receive_some(max_bytes)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def aclose(self) -> None:
-        self.on_close()
-        await self._stream.aclose()
 
 
 def _nothing() -> None:

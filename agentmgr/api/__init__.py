@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +13,11 @@ if TYPE_CHECKING:
     from hypercorn.typing import ASGIFramework
 
     from ..manager import AgentManager
+    from ..proxy.certificate import Certificate
 
 __all__ = ["api_app", "serve_api", "serve_control"]
+
+log = logging.getLogger("agentmgr.api")
 
 # The modules below import Quart, which takes a third of a second; whoever only asks never needs it.
 
@@ -27,11 +32,15 @@ def api_app(
     and is no page of another origin, so whatever lets others reach it has to judge who they are.
     """
     from .app import make_app
+    from .auth import Access
     from .guard import Guard
+    from .metrics import Metrics
     from .operations import Server
 
+    metrics = Metrics(manager)
+    nursery.start_soon(metrics.watch_lag)
     stopping = trio.Event() if stopping is None else stopping
-    return make_app(Server(manager, nursery, stopping), guard=Guard())
+    return make_app(Server(manager, nursery, stopping, metrics), access=Access(manager, Guard(), local=True))
 
 
 async def serve_api(
@@ -39,33 +48,44 @@ async def serve_api(
     *,
     host: str = "localhost",
     port: int = 8080,
+    certificate: Certificate | None = None,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves the REST API until cancelled; started with the port, which is a free one for port 0.
 
-    Raises `PortNotAvailable`, and `InvalidRequest` for a host that is not this machine's loopback.
+    With a certificate it speaks HTTPS only. Raises `PortNotAvailable`, and `InvalidRequest` for a host that
+    others can reach while there are no tokens.
     """
     from ..errors import InvalidRequest
     from ..manager.listeners import open_listeners
-    from .guard import Guard, is_loopback
-
-    if not is_loopback(host):
-        raise InvalidRequest(
-            f"host {host!r} can be reached by others, and whoever reaches this API can run programs here; "
-            "use localhost"
-        )
     from .app import make_app
+    from .auth import Access
+    from .guard import Guard, is_loopback
+    from .metrics import Metrics
     from .operations import Server
     from .server import serve
 
+    local = is_loopback(host)
+    if not local and not manager.list_tokens():
+        raise InvalidRequest(
+            f"host {host!r} can be reached by others, and whoever reaches this API can run programs here: "
+            "make a token first, with `agentmgr tokens create NAME --scope admin`, or use localhost"
+        )
+    if not local and certificate is None:
+        log.warning("the API at %s:%d is not encrypted: tokens can be read on the way", host, port)
+    metrics = Metrics(manager)
+
     def app(nursery: trio.Nursery, stopping: trio.Event) -> ASGIFramework:
-        return make_app(Server(manager, nursery, stopping), guard=Guard())
+        return make_app(
+            Server(manager, nursery, stopping, metrics), access=Access(manager, Guard(), local=local)
+        )
 
     listeners = await open_listeners(host, port)
     port = listeners[0].socket.getsockname()[1]
     with manager.listening("api", host, port):
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve, app, listeners)
+            await nursery.start(partial(serve, app, listeners, certificate=certificate))
+            nursery.start_soon(metrics.watch_lag)
             task_status.started(port)
 
 
@@ -78,11 +98,14 @@ async def serve_control(
     """Serves the API, and what only the user may ask, on the unix socket `path`, until cancelled."""
     from .app import make_app
     from .control_socket import control_listener
+    from .metrics import Metrics
     from .operations import Server
     from .server import serve
 
+    metrics = Metrics(manager)
+
     def app(nursery: trio.Nursery, stopping: trio.Event) -> ASGIFramework:
-        return make_app(Server(manager, nursery, stopping, control=True))
+        return make_app(Server(manager, nursery, stopping, metrics, control=True))
 
     with control_listener(path) as listener:
         await serve(app, [listener], task_status=task_status)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from quart import Response, request
+import trio
+from quart import Response, g, request
 from quart_trio import QuartTrio
 
 from ..codec import from_plain, parse_json, to_json
 from ..errors import VersionMismatch
-from .guard import Guard
+from .auth import Access
 from .operations import BASE, Answer, Call, Operation, Server
 from .problems import HttpProblem, answer_error
 from .queries import NoQuery, parse_query
@@ -20,15 +21,16 @@ MAX_BODY_BYTES = 2**20
 BODY_TIMEOUT_S = 30.0
 
 
-def make_app(server: Server, *, guard: Guard | None = None) -> QuartTrio:
-    """The application. Without a guard, whoever can open the socket may ask."""
+def make_app(server: Server, *, access: Access | None = None) -> QuartTrio:
+    """The application. Without `access`, whoever can open the socket may ask."""
     app = QuartTrio("agentmgr.api", static_folder=None, template_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
     app.config["RESPONSE_TIMEOUT"] = None  # the server cuts a client that takes nothing
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    for operation in operations(control=server.control):
+    table = operations(control=server.control)
+    for operation in table:
         app.add_url_rule(
             operation.path.replace("{", "<").replace("}", ">"),
             endpoint=operation.name,
@@ -37,15 +39,32 @@ def make_app(server: Server, *, guard: Guard | None = None) -> QuartTrio:
             provide_automatic_options=False,
         )
 
-    if guard is not None:
+    if access is not None:
+        scopes = {operation.name: operation.scope for operation in table}
 
         @app.before_request
         async def refuse_strangers() -> None:
+            # What leads nowhere tells nobody what is there: it needs what reading needs.
+            scope = scopes.get(request.endpoint or "", "read")
             shows = request.method == "GET" and not request.path.startswith(BASE)
-            guard.check(request.headers, navigates=shows)
+            access.check(request.headers, scope, navigates=shows)
 
     app.register_error_handler(Exception, answer_error)
+    _measure(app, server)
     return app
+
+
+def _measure(app: QuartTrio, server: Server) -> None:
+    @app.before_request
+    async def begin() -> None:
+        g.began = trio.current_time()
+
+    @app.after_request
+    async def end(response: Response) -> Response:
+        # Of what never got to an operation, no word of the client's becomes a label.
+        began = g.get("began", trio.current_time())
+        server.metrics.answered(request.endpoint or "none", response.status_code, trio.current_time() - began)
+        return response
 
 
 def _view(operation: Operation, server: Server) -> Callable[..., Awaitable[Response]]:

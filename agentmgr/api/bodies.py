@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 from attrs import frozen
 
-from ..models import RoutingCondition, RoutingStrategy, ServiceConfig
+from ..models import RoutingCondition, RoutingRule, RoutingStrategy, ServiceConfig
 
 
 @frozen(kw_only=True)
@@ -44,3 +44,7 @@ class NewRule:
     hash_key: str | None = None
     enabled: bool = True
     description: str = ""
+
+    @property
+    def rule(self) -> RoutingRule:
+        return RoutingRule(**{field.name: getattr(self, field.name) for field in attrs.fields(NewRule)})

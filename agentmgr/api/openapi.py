@@ -38,7 +38,7 @@ _PROBLEM = {
 }
 
 # What any operation may answer, whatever was asked of it.
-_ALWAYS = (400, 403, 406, 500, 503)
+_ALWAYS = (400, 401, 403, 406, 500, 503)
 
 
 @cache
@@ -55,7 +55,12 @@ def document(operations: tuple[Operation, ...]) -> dict[str, Any]:
             "description": "Keeps agent services running and gives their clients one address.",
         },
         "paths": paths,
-        "components": {"schemas": {**dict(sorted(schemas.components.items())), "Problem": _PROBLEM}},
+        # None is needed on this machine while there are no tokens.
+        "security": [{}, {"token": []}],
+        "components": {
+            "schemas": {**dict(sorted(schemas.components.items())), "Problem": _PROBLEM},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 

@@ -19,6 +19,7 @@ from .problems import HttpProblem
 
 if TYPE_CHECKING:
     from ..manager import AgentManager
+    from .metrics import Metrics
 
 BASE = "/api/v1"
 
@@ -32,6 +33,7 @@ class Server:
     manager: AgentManager
     nursery: trio.Nursery  #: owns work that outlives the request which asked for it
     stopping: trio.Event  #: set when the server should end; long answers end with it
+    metrics: Metrics
     control: bool = False  #: it serves the control socket
 
 
@@ -115,6 +117,7 @@ class Operation:
     problems: Sequence[int] = ()
     streams: bool = False  #: the answer may go on for ever
     control_only: bool = False  #: on the control socket only
+    scope: str | None = "admin"  #: what a token needs for it; None: it is public
     example: Any = None  #: of the body
 
     @property
@@ -125,10 +128,13 @@ class Operation:
 class Operations:
     """The operations of one resource, in the order of their definition."""
 
-    def __init__(self, tag: str, *, base: str = BASE, control_only: bool = False) -> None:
+    def __init__(
+        self, tag: str, *, base: str = BASE, control_only: bool = False, scope: str | None = "read"
+    ) -> None:
         self.tag = tag
         self.base = base
         self.control_only = control_only
+        self.scope = scope  #: for reading; whatever else needs `admin`
         self.table: list[Operation] = []
 
     def add(
@@ -145,6 +151,7 @@ class Operations:
                     tag=self.tag,
                     gives=gives,
                     control_only=self.control_only,
+                    scope=self.scope if method == "GET" else "admin",
                     **details,
                 )
             )

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import logging
 import socket
-import ssl
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import frozen
@@ -23,6 +22,9 @@ from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendEvent, ConnectionState, Scope
+
+if TYPE_CHECKING:
+    from ..proxy.certificate import Certificate
 
 log = logging.getLogger("agentmgr.api")
 
@@ -110,10 +112,10 @@ def _until_idle(app: ASGIFramework) -> ASGIFramework:
 class _Connections:
     """The open connections of one server."""
 
-    def __init__(self, app: ASGIFramework, limits: ServerLimits, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, app: ASGIFramework, limits: ServerLimits, certificate: Certificate | None) -> None:
         self._app = ASGIWrapper(_until_idle(app))
         self._limits = limits
-        self._tls = tls
+        self._certificate = certificate
         self._open: set[trio.SocketStream] = set()
         self._none_left = trio.Event()
         self._room = trio.CapacityLimiter(limits.connections)
@@ -146,8 +148,9 @@ class _Connections:
 
     def _server(self, stream: trio.SocketStream) -> TCPServer:
         paced: Any = _Paced(stream, self._limits.stall)
-        if self._tls is not None:
-            paced = trio.SSLStream(paced, self._tls, server_side=True, https_compatible=True)
+        if self._certificate is not None:
+            context = self._certificate.context()
+            paced = trio.SSLStream(paced, context, server_side=True, https_compatible=True)
         return TCPServer(self._app, self._config, self._context, ConnectionState({}), paced)
 
     async def finish(self) -> None:
@@ -166,7 +169,7 @@ async def serve(
     listeners: Sequence[trio.SocketListener],
     *,
     limits: ServerLimits = _DEFAULT_LIMITS,
-    tls: ssl.SSLContext | None = None,
+    certificate: Certificate | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves until cancelled; then running requests have `limits.grace` seconds to end.
@@ -180,7 +183,7 @@ async def serve(
         # A cancellation sets `stopping` and goes no further: what is open ends in order.
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as work, trio.open_nursery() as handlers:
-                connections = _Connections(make_app(work, stopping), limits, tls)
+                connections = _Connections(make_app(work, stopping), limits, certificate)
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
                         # It waits out EMFILE and the like by itself.

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import asyncclick as click
 import trio
 
-from ..api import serve_api
 from ..logs import configure_logging
+from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
+from .listeners import open_api, open_gateway
 from .proxy import attach
 from .reach import answers, note
+from .tls import Files, certificate, tls_options
 
 
 @subcommand("api", example="agentmgr api --host localhost --port 8080 --proxy-port 9090")
@@ -21,8 +21,15 @@ from .reach import answers, note
 @click.option("--port", type=click.IntRange(0, 65535), help="0: a free one.  [default: 8080]")
 @click.option("--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here.")
 @click.option("--health-interval", type=float, metavar="SECONDS", help="Between checks.  [default: 10]")
+@tls_options
 async def command(
-    cli: Cli, host: str | None, port: int | None, proxy_port: int | None, health_interval: float | None
+    cli: Cli,
+    host: str | None,
+    port: int | None,
+    proxy_port: int | None,
+    health_interval: float | None,
+    certfile: str | None,
+    keyfile: str | None,
 ) -> None:
     """Open the REST API, until Ctrl-C; its documentation is at /docs.
 
@@ -30,25 +37,27 @@ async def command(
     """
     settings = cli.settings(api_host=host, api_port=port, health_check_interval=health_interval)
     configure_logging(settings.log_level, settings.log_format)
+    tls = certificate(certfile, keyfile)
+    files = Files(certfile, keyfile)
     async with until_signalled() as told:
         if await answers(cli.paths):
             if health_interval is not None:
                 note("a manager is running already; it keeps its own --health-interval")
             async with trio.open_nursery() as nursery:
                 if proxy_port is not None:
-                    nursery.start_soon(attach, cli, "proxy", settings.api_host, proxy_port, told)
-                await attach(cli, "api", settings.api_host, settings.api_port, told)
+                    nursery.start_soon(attach, cli, "proxy", settings.api_host, proxy_port, files, told)
+                await attach(cli, "api", settings.api_host, settings.api_port, files, told)
         else:
-            await _manage(cli, settings, proxy_port, told)
+            await _manage(cli, settings, proxy_port, tls, told)
 
 
-async def _manage(cli: Cli, settings: Settings, proxy_port: int | None, told: trio.Event) -> None:
+async def _manage(
+    cli: Cli, settings: Settings, proxy_port: int | None, tls: Certificate | None, told: trio.Event
+) -> None:
     host = settings.api_host
     async with managing(cli, settings) as manager, trio.open_nursery() as nursery:
-        port = await nursery.start(partial(serve_api, manager, host=host, port=settings.api_port))
-        print(f"API at http://{host}:{port}/docs", flush=True)
+        await open_api(nursery, manager, host, settings.api_port, tls)
         if proxy_port is not None:
-            port = await nursery.start(manager.serve_proxy, host, proxy_port)
-            print(f"gateway at ws://{host}:{port}", flush=True)
+            await open_gateway(nursery, manager, host, proxy_port, tls)
         await run_until_told(manager, told)
         nursery.cancel_scope.cancel()

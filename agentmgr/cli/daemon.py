@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from functools import partial
 
 import asyncclick as click
 import trio
 
-from ..api import serve_api
 from ..errors import AgentManagerError
 from ..logs import configure_logging
+from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
+from .listeners import open_api, open_gateway
 from .notify import Notifier
 from .reach import answers, running
 from .shutdown import end
+from .tls import certificate, tls_options
 
 
 @subcommand("daemon", example="agentmgr daemon --interval 10 --api-port 8080 --proxy-port 9090")
@@ -29,6 +30,7 @@ from .shutdown import end
 @click.option(
     "--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here; 0: a free port."
 )
+@tls_options
 @click.option("--leave-running", is_flag=True, help="At the end, leave the instances for the next manager.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log-format", type=click.Choice(["auto", "pretty", "json"]))
@@ -39,6 +41,8 @@ async def command(
     host: str,
     api_port: int | None,
     proxy_port: int | None,
+    certfile: str | None,
+    keyfile: str | None,
     leave_running: bool,
     log_level: str | None,
     log_format: str | None,
@@ -50,10 +54,11 @@ async def command(
     """
     settings = cli.settings(health_check_interval=interval, log_level=log_level, log_format=log_format)
     configure_logging(settings.log_level, settings.log_format)
+    tls = certificate(certfile, keyfile)
     try:
         if ready_fd is None:
             await _relieve_background_manager(cli)
-        await _run(cli, settings, host, api_port, proxy_port, leave_running, ready_fd)
+        await _run(cli, settings, host, api_port, proxy_port, tls, leave_running, ready_fd)
     except AgentManagerError as error:
         _tell(ready_fd, error.message)
         raise
@@ -65,6 +70,7 @@ async def _run(
     host: str,
     api_port: int | None,
     proxy_port: int | None,
+    tls: Certificate | None,
     leave_running: bool,
     ready_fd: int | None,
 ) -> None:
@@ -74,11 +80,9 @@ async def _run(
         async with trio.open_nursery() as nursery:
             print(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
             if proxy_port is not None:
-                port = await nursery.start(manager.serve_proxy, host, proxy_port)
-                print(f"gateway at ws://{host}:{port}", flush=True)
+                await open_gateway(nursery, manager, host, proxy_port, tls)
             if api_port is not None:
-                port = await nursery.start(partial(serve_api, manager, host=host, port=api_port))
-                print(f"API at http://{host}:{port}/docs", flush=True)
+                await open_api(nursery, manager, host, api_port, tls)
             _tell(ready_fd, "ready")
             notifier.tell("READY=1")
             nursery.start_soon(notifier.keep_alive)

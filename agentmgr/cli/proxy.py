@@ -12,10 +12,13 @@ from ..codec import to_plain
 from ..errors import ManagerNotRunning
 from ..logs import configure_logging
 from ..manager import AgentManager
+from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
+from .listeners import address, open_gateway
 from .reach import RETRY_S, answers, note, running
+from .tls import Files, certificate, tls_options
 
 _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
 
@@ -24,26 +27,35 @@ _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers so
 @click.option("--host", help="The address to listen on.  [default: localhost]")
 @click.option("--port", type=click.IntRange(0, 65535), help="0: a free one.  [default: 9090]")
 @click.option("--health-interval", type=float, metavar="SECONDS", help="Between checks.  [default: 10]")
-async def command(cli: Cli, host: str | None, port: int | None, health_interval: float | None) -> None:
+@tls_options
+async def command(
+    cli: Cli,
+    host: str | None,
+    port: int | None,
+    health_interval: float | None,
+    certfile: str | None,
+    keyfile: str | None,
+) -> None:
     """Open the gateway that clients connect to, until Ctrl-C.
 
     With a manager running it is that manager's gateway; without one, this process is the manager meanwhile.
     """
     settings = cli.settings(proxy_host=host, proxy_port=port, health_check_interval=health_interval)
     configure_logging(settings.log_level, settings.log_format)
+    tls = certificate(certfile, keyfile)
+    files = Files(certfile, keyfile)
     async with until_signalled() as told:
         if await answers(cli.paths):
             if health_interval is not None:
                 note("a manager is running already; it keeps its own --health-interval")
-            await attach(cli, "proxy", settings.proxy_host, settings.proxy_port, told)
+            await attach(cli, "proxy", settings.proxy_host, settings.proxy_port, files, told)
         else:
-            await _manage(cli, settings, told)
+            await _manage(cli, settings, tls, told)
 
 
-async def _manage(cli: Cli, settings: Settings, told: trio.Event) -> None:
+async def _manage(cli: Cli, settings: Settings, tls: Certificate | None, told: trio.Event) -> None:
     async with managing(cli, settings) as manager, trio.open_nursery() as nursery:
-        port = await nursery.start(manager.serve_proxy, settings.proxy_host, settings.proxy_port)
-        print(f"gateway at ws://{settings.proxy_host}:{port}", flush=True)
+        await open_gateway(nursery, manager, settings.proxy_host, settings.proxy_port, tls)
         nursery.start_soon(_print_session_ends, manager)
         await run_until_told(manager, told)
         nursery.cancel_scope.cancel()
@@ -57,14 +69,14 @@ async def _print_session_ends(manager: AgentManager) -> None:
                     print_session_end(to_plain(event))
 
 
-async def attach(cli: Cli, kind: ListenerKind, host: str, port: int, told: trio.Event) -> None:
+async def attach(cli: Cli, kind: ListenerKind, host: str, port: int, files: Files, told: trio.Event) -> None:
     """Opens a listener of the manager that runs, until told to stop.
 
     When another manager takes its place, as in an upgrade, the listener is opened there. Raises
     `ManagerNotRunning` when the manager ends and none follows.
     """
     while not told.is_set():
-        await _attach_once(cli, kind, host, port, told)
+        await _attach_once(cli, kind, host, port, files, told)
         give_up_at = trio.current_time() + _SUCCESSION_S
         while not (told.is_set() or await answers(cli.paths)):
             if trio.current_time() > give_up_at:
@@ -72,12 +84,13 @@ async def attach(cli: Cli, kind: ListenerKind, host: str, port: int, told: trio.
             await trio.sleep(RETRY_S)
 
 
-async def _attach_once(cli: Cli, kind: ListenerKind, host: str, port: int, told: trio.Event) -> None:
+async def _attach_once(
+    cli: Cli, kind: ListenerKind, host: str, port: int, files: Files, told: trio.Event
+) -> None:
     """Returns when told to, or when the manager ends."""
-    scheme, name = {"proxy": ("ws", "gateway"), "api": ("http", "API")}[kind]
-    async with running(cli) as client, client.open_listener(kind, host, port) as (port, lines):
-        path = "/docs" if kind == "api" else ""
-        print(f"{name} at {scheme}://{host}:{port}{path}", flush=True)
+    opening = {"certfile": files.certfile, "keyfile": files.keyfile}
+    async with running(cli) as client, client.open_listener(kind, host, port, **opening) as (port, lines):
+        print(address(kind, host, port, tls=files.certfile is not None), flush=True)
         async with trio.open_nursery() as nursery:
 
             async def listen() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from json import dumps
 from pathlib import Path
@@ -28,6 +28,7 @@ from ..models import (
     Service,
     ServiceConfig,
     ServiceStatus,
+    Token,
 )
 from .http import Lines, Pieces, Response, request
 
@@ -191,6 +192,22 @@ class ManagerClient:
         data = await self._json("POST", "/backup", json={"path": str(destination)}, waits=True)
         return Path(data["path"])
 
+    async def list_tokens(self) -> tuple[Token, ...]:
+        """Without what they open with: `digest` is empty."""
+        return tuple(await self._all(_token, "/tokens", {}))
+
+    async def create_token(
+        self, name: str, scopes: Iterable[str], *, expires_in_days: float | None = None
+    ) -> tuple[Token, str]:
+        """A token and its key, which is kept nowhere."""
+        body = {"name": name, "scopes": sorted(scopes), "expires_in_days": expires_in_days}
+        data = await self._json("POST", "/tokens", json=body)
+        key = str(data.pop("key"))
+        return _token(data), key
+
+    async def delete_token(self, ref: str) -> None:
+        await self._answer("DELETE", f"/tokens/{_q(ref)}")
+
     @asynccontextmanager
     async def events(
         self, *, since: int | None = None, follow: bool = True
@@ -259,13 +276,19 @@ class ManagerClient:
 
     @asynccontextmanager
     async def open_listener(
-        self, kind: ListenerKind, host: str, port: int
+        self,
+        kind: ListenerKind,
+        host: str,
+        port: int,
+        *,
+        certfile: str | None = None,
+        keyfile: str | None = None,
     ) -> AsyncIterator[tuple[int, AsyncIterator[dict[str, Any]]]]:
         """A listener of the manager's that lives as long as the block: its port, and what it reports.
 
         Raises `PortNotAvailable`.
         """
-        body = {"kind": kind, "host": host, "port": port}
+        body = {"kind": kind, "host": host, "port": port, "certfile": certfile, "keyfile": keyfile}
         async with self._stream("POST", "/listeners", json=body) as response:
             lines: Lines[dict[str, Any]] = Lines(response, json.loads)
             first = await anext(lines)
@@ -282,12 +305,14 @@ class ManagerClient:
     async def _one(self, kind: type[T], method: str, path: str, **options: Any) -> T:
         return from_plain(await self._json(method, path, **options), kind)
 
-    async def _all(self, kind: type[T], path: str, params: Mapping[str, str]) -> list[T]:
+    async def _all(self, kind: type[T] | Callable[[Any], T], path: str, params: Mapping[str, str]) -> list[T]:
         found: list[T] = []
         query = {name: value for name, value in params.items() if value} | {"limit": str(PAGE)}
         while True:
             data = await self._json("GET", path, params=query)
-            found += [from_plain(item, kind) for item in data["items"]]
+            found += [
+                from_plain(item, kind) if isinstance(kind, type) else kind(item) for item in data["items"]
+            ]
             if data["next_cursor"] is None:
                 return found
             query["cursor"] = data["next_cursor"]
@@ -361,6 +386,10 @@ def _wait(wait: bool) -> dict[str, str]:
 
 def _if_match(version: int | None) -> dict[str, str]:
     return {} if version is None else {"If-Match": f'"{version}"'}
+
+
+def _token(data: dict[str, Any]) -> Token:
+    return from_plain({**data, "digest": ""}, Token)
 
 
 def _event(line: bytes) -> Event | None:

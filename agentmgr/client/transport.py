@@ -6,6 +6,7 @@ apart; here leaving is at once, and what went wrong is one exception.
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -86,11 +87,20 @@ async def with_connection(
     finally:
         await trio.aclose_forcefully(stream)
     for refusal in rejected:
-        body = (refusal.body or b"")[:500].decode(errors="replace")
-        reason = f"{host}:{port} refused the connection with status {refusal.status_code}. {body}".rstrip()
-        raise CannotConnect(reason, refusal.status_code in WORTH_RETRYING)
+        reason = f"{host}:{port} refused the connection with status {refusal.status_code}: {_said(refusal)}"
+        raise CannotConnect(reason.rstrip(": "), refusal.status_code in WORTH_RETRYING)
     if not opened:
         raise CannotConnect(f"{host}:{port} did not answer as a WebSocket server does")
+
+
+def _said(refusal: ConnectionRejected) -> str:
+    """The reason in a refusal's body, which the gateway and the host give as JSON."""
+    body = (refusal.body or b"")[:2000].decode(errors="replace")
+    try:
+        fields = json.loads(body)
+        return str(fields.get("reason") or fields.get("detail") or body)
+    except (ValueError, AttributeError):
+        return body
 
 
 async def _open_stream(scheme: str, host: str, port: int) -> Stream:

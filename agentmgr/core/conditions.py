@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from ..errors import FieldProblem, InvalidRequest
 from ..models import ConditionOperator as Op
 from ..models import RoutingCondition, RoutingRule
-from .request import ClientRequest, is_field
+from .request import ClientRequest, reader
 
 Predicate = Callable[[ClientRequest], bool]
 _Test = Callable[[str], bool]
@@ -30,7 +30,7 @@ def check_rule(rule: RoutingRule) -> None:
     """Raises `InvalidRequest`, with the path of the bad field, for a rule that could never be applied."""
     for index, condition in enumerate(rule.conditions):
         _compile(condition, f"conditions[{index}].")
-    if rule.hash_key is not None and not is_field(rule.hash_key):
+    if rule.hash_key is not None and reader(rule.hash_key) is None:
         raise _problem("hash_key", f"is not something a request has: {rule.hash_key!r}")
 
 
@@ -43,8 +43,8 @@ def compile_conditions(conditions: Sequence[RoutingCondition]) -> Predicate:
 
 
 def _compile(condition: RoutingCondition, path: str) -> Predicate:
-    name = condition.field
-    if not is_field(name):
+    name, read = condition.field, reader(condition.field)
+    if read is None:
         raise _problem(
             f"{path}field",
             "must be client_ip, client_port, user_agent, path, host, origin, subprotocol, "
@@ -53,8 +53,8 @@ def _compile(condition: RoutingCondition, path: str) -> Predicate:
     operator = _NEGATED.get(condition.operator, condition.operator)
     test = _test(operator, condition, path)
     if operator is not condition.operator:
-        return lambda request: not any(map(test, request.values(name)))
-    return lambda request: any(map(test, request.values(name)))
+        return lambda request: not any(map(test, read(request)))
+    return lambda request: any(map(test, read(request)))
 
 
 def _test(operator: Op, condition: RoutingCondition, path: str) -> _Test:

@@ -11,7 +11,7 @@ The rules:
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..models import HealthStatus, ServiceConfig
 from .proof import HEALTH_PATH as HEALTH_PATH
@@ -25,6 +25,7 @@ class ProbeResult:
     ok: bool
     latency_s: float | None = None
     reason: str | None = None  #: why it failed, or what the agent said of itself
+    inconclusive: bool = False  #: it was never asked; no verdict follows
     degraded: bool = False  #: the agent answered, and says it is not at its best
 
 
@@ -47,6 +48,8 @@ def judge(vitals: Vitals, result: ProbeResult, config: ServiceConfig, *, now: fl
     `now` is monotonic, in seconds. `gap_s` is the longest time between two checks that still counts as
     watched.
     """
+    if result.inconclusive:
+        return evolve(vitals, last_check=now)
     if result.ok:
         return Vitals(HealthStatus.DEGRADED if result.degraded else HealthStatus.HEALTHY, last_check=now)
     failures = vitals.failures + 1

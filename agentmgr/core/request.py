@@ -63,18 +63,10 @@ class ClientRequest:
 
     def values(self, name: str) -> tuple[str, ...]:
         """The values of a condition field, `()` when absent. Raises `KeyError` for an unknown field."""
-        kind, dot, key = name.partition(".")
-        if dot:
-            if kind == "query":
-                return self.query.get(key, ())
-            source = {"header": self.headers, "cookie": self.cookies}[kind]
-            value = source.get(key.lower() if kind == "header" else key)
-            return () if value is None else (value,)
-        return _PLAIN_FIELDS[name](self)
-
-    def _header(self, name: str) -> tuple[str, ...]:
-        value = self.headers.get(name)
-        return () if value is None else (value,)
+        read = reader(name)
+        if read is None:
+            raise KeyError(name)
+        return read(self)
 
     def first(self, name: str) -> str | None:
         return next(iter(self.values(name)), None)
@@ -91,23 +83,39 @@ class ClientRequest:
         return None
 
 
-_PLAIN_FIELDS: Mapping[str, Callable[[ClientRequest], tuple[str, ...]]] = {
-    "client_ip": lambda r: (r.client_ip,),
-    "client_port": lambda r: (str(r.client_port),),
-    "user_agent": lambda r: r._header("user-agent"),
-    "path": lambda r: (r.bare_path,),
-    "host": lambda r: r._header("host"),
-    "origin": lambda r: r._header("origin"),
-    "subprotocol": lambda r: tuple(
-        item
-        for part in r._header("sec-websocket-protocol")
-        for item in part.replace(" ", "").split(",")
-        if item
-    ),
-}
+Reader = Callable[[ClientRequest], tuple[str, ...]]
 
 
-def is_field(name: str) -> bool:
-    """Is this the name of something that a condition can look at?"""
+def reader(name: str) -> Reader | None:
+    """What reads a condition field from a request, `()` when it is absent; None for an unknown field."""
     kind, dot, key = name.partition(".")
-    return (kind in {"query", "header", "cookie"} and bool(key)) if dot else name in _PLAIN_FIELDS
+    if not dot:
+        return _PLAIN_FIELDS.get(name)
+    match kind:
+        case "query" if key:
+            return lambda request: request.query.get(key, ())
+        case "header" if key:
+            return _header(key.lower())
+        case "cookie" if key:
+            return lambda request: (request.cookies[key],) if key in request.cookies else ()
+    return None
+
+
+def _header(name: str) -> Reader:
+    return lambda request: (request.headers[name],) if name in request.headers else ()
+
+
+def _subprotocols(request: ClientRequest) -> tuple[str, ...]:
+    offered = request.headers.get("sec-websocket-protocol", "").split(",")
+    return tuple(name for part in offered if (name := part.strip()))
+
+
+_PLAIN_FIELDS: Mapping[str, Reader] = {
+    "client_ip": lambda request: (request.client_ip,),
+    "client_port": lambda request: (str(request.client_port),),
+    "user_agent": _header("user-agent"),
+    "path": lambda request: (request.bare_path,),
+    "host": _header("host"),
+    "origin": _header("origin"),
+    "subprotocol": _subprotocols,
+}

@@ -152,10 +152,10 @@ class Router:
         if name is not None:
             return self._service(name, "the path names the service")
         if self._hints and "?" in request.path:
-            if name := request.first("query.service"):
-                return self._service(name, "the query names the service")
-            if tag := request.first("query.tag"):
-                return self._tagged(tag)
+            if names := request.query.get("service"):
+                return self._service(names[0], "the query names the service")
+            if tags := request.query.get("tag"):
+                return self._tagged(tags[0])
         for rule, holds in self._rules:
             if holds(request):
                 pool = self._targets(rule)

@@ -10,10 +10,15 @@ HIDDEN = "***"
 
 _SECRET = re.compile(r"key|token|secret|passw|credential|auth|cookie|private|dsn|_pat$", re.IGNORECASE)
 
+_PASSWORD_IN_URL = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+
 
 def shown(env: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables as they may be shown: those whose names sound like secrets are hidden."""
-    return {name: HIDDEN if value and _SECRET.search(name) else value for name, value in env.items()}
+    """Environment variables as they may be shown: what sounds like a secret, or has a password, is hidden."""
+    return {
+        name: HIDDEN if value and (_SECRET.search(name) or _PASSWORD_IN_URL.search(value)) else value
+        for name, value in env.items()
+    }
 
 
 def restored(env: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:

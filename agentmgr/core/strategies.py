@@ -27,6 +27,7 @@ class Candidate(Protocol):
 C = TypeVar("C", bound=Candidate)
 
 _NONE: Mapping[str, float] = {}
+_64_BITS = 2**64 - 1
 
 
 class Rotation:
@@ -71,7 +72,8 @@ def choose(
     """One of the candidates, of which there must be one at least.
 
     `live` counts sessions by instance id. `key` is what `hash_based` goes by; without one it takes turns.
-    `weights` overrides those of the instances that are being warmed in.
+    `weights` overrides those of the instances that are being warmed in; `hash_based` does not look at it,
+    because a client would be sent away from its instance for that while only.
     """
     match strategy:
         case RoutingStrategy.MANUAL:
@@ -81,7 +83,7 @@ def choose(
         case RoutingStrategy.WEIGHTED_RANDOM:
             return _weighted_random(candidates, rand, weights)
         case RoutingStrategy.HASH_BASED if key is not None:
-            return _rendezvous(candidates, key, weights)
+            return _rendezvous(candidates, key)
         case _:  # tag_based too: its tags have chosen the candidates already
             return rotation.next(candidates, weights)
 
@@ -111,25 +113,31 @@ def _weighted_random(candidates: Sequence[C], rand: Rand, weights: Mapping[str, 
     return candidates[-1]
 
 
-def _rendezvous(candidates: Sequence[C], key: str, weights: Mapping[str, float]) -> C:
+def _rendezvous(candidates: Sequence[C], key: str) -> C:
     """Highest random weight (Thaler and Ravishankar, 1998): adding or removing one moves only its share."""
-    client = _digest(key)
-    if not weights and len({candidate.weight for candidate in candidates}) == 1:
-        return max(candidates, key=lambda candidate: _mix(client, candidate.instance_id))
+    client, weight = _digest(key), candidates[0].weight
+    best, most = candidates[0], -1
+    for candidate in candidates:
+        if candidate.weight != weight:
+            return max(candidates, key=lambda candidate: _score(client, candidate))
+        # With equal weights the scores have the order of these, without a logarithm for each.
+        mixed = client * _multiplier(candidate.instance_id) & _64_BITS
+        if mixed > most:
+            best, most = candidate, mixed
+    return best
 
-    def score(candidate: C) -> float:
-        unit = (_mix(client, candidate.instance_id) + 0.5) / 2**64
-        return -weights.get(candidate.instance_id, candidate.weight) / math.log(unit)
 
-    return max(candidates, key=score)
+def _score(client: int, candidate: Candidate) -> float:
+    mixed = client * _multiplier(candidate.instance_id) & _64_BITS
+    return -candidate.weight / math.log((mixed + 0.5) / 2**64)
 
 
-def _mix(client: int, instance_id: str) -> int:
+@lru_cache(maxsize=16_384)
+def _multiplier(instance_id: str) -> int:
     # Multiply-shift hashing (Dietzfelbinger et al., 1997): a random odd multiplier for each instance. Both
-    # digests are uniform already; hashing the pair anew would take ten times as long.
-    return client * (_digest(instance_id) | 1) & 0xFFFF_FFFF_FFFF_FFFF
+    # digests are uniform already; hashing each pair anew would take ten times as long.
+    return _digest(instance_id) | 1
 
 
-@lru_cache(maxsize=4096)
 def _digest(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")

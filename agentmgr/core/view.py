@@ -75,6 +75,7 @@ def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessio
         active_sessions=active_sessions,
         config=evolve(spec.config, env=shown(spec.config.env)),
         instances=tuple(instances),
+        port_is_fixed=spec.port is not None,
     )
 
 

@@ -23,6 +23,7 @@ from ..models import (
     SessionEnd,
 )
 from ..proxy import Gateway
+from ..settings import Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor import Supervisor
 from .events import EventLog
@@ -43,16 +44,24 @@ class ControlPlane:
         nursery: trio.Nursery,
         *,
         log_dir: Path,
-        health_check_interval_s: float,
+        settings: Settings,
     ) -> None:
         self.nursery = nursery
         self.store = store
         self.registry = Registry(store, snapshot.services, snapshot.rules)
         self.events = EventLog(store)
-        self.supervisor = Supervisor(self, log_dir=log_dir, health_check_interval=health_check_interval_s)
-        self.gateway = Gateway(observer=self)
+        self.supervisor = Supervisor(
+            self, log_dir=log_dir, health_check_interval=settings.health_check_interval
+        )
+        self.gateway = Gateway(
+            observer=self,
+            allowed_origins=settings.allowed_origins or None,
+            trusted_proxies=settings.trusted_proxies,
+        )
         self._totals = dict(snapshot.totals)
         self._peaks: dict[str, int] = {}
+        self._stale = trio.Event()
+        self._published = trio.Event()
         self._last_seen: dict[str, tuple[ServiceStatus, HealthStatus]] = {}
 
     # What is there to see
@@ -72,10 +81,29 @@ class ControlPlane:
     def peak_sessions(self, service_id: str) -> int:
         return self._peaks.get(service_id, 0)
 
-    def publish(self) -> None:
-        """Hand the gateway what it may know now."""
-        table = routing_table(self.registry.services(), self.registry.rules(), self.supervisor.instances())
-        self.gateway.update(table)
+    # What the gateway may know. A table is made of everything there is, so changes that come together, as
+    # when a thousand instances stop, share one.
+
+    def changed(self) -> None:
+        """The gateway's table is out of date; it gets another one in a moment."""
+        self._stale.set()
+
+    async def published(self) -> None:
+        """Returns when the gateway knows of all that has changed so far."""
+        if self._stale.is_set():
+            await self._published.wait()
+
+    async def keep_publishing(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._stale.wait()
+            self._stale = trio.Event()
+            table = routing_table(
+                self.registry.services(), self.registry.rules(), self.supervisor.instances()
+            )
+            self.gateway.update(table)
+            self._published.set()
+            self._published = trio.Event()
 
     def forget(self, service_id: str) -> None:
         """Drop the figures of a service that was unregistered."""
@@ -97,12 +125,13 @@ class ControlPlane:
             self._announce_instance(instance)
         if instance.status is ServiceStatus.STOPPED:
             del self._last_seen[instance.instance_id]
-        self.publish()
+        self.changed()
 
     def health_checked(self, check: HealthCheck) -> None:
         self.store.record(check)
 
     async def drain(self, instance_id: str, timeout_s: float) -> None:
+        await self.published()  # nobody new comes to it from here on
         await self.gateway.drain(instance_id, timeout_s=timeout_s)
 
     def _announce_instance(self, instance: Instance) -> None:

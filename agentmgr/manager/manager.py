@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,7 @@ from .. import __version__
 from ..companion import Companion
 from ..core import stats
 from ..core.routing import ClientRequest, RoutingDecision
-from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, WrongState
+from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, StorageError, WrongState
 from ..models import (
     Connection,
     DesiredStatus,
@@ -29,9 +30,11 @@ from ..models import (
     ServiceConfig,
     ServiceSpec,
     ServiceStatus,
+    Token,
     utc_now,
 )
 from ..ownership import ManagerLock
+from ..proxy.certificate import Certificate
 from ..settings import RuntimePaths, Settings
 from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
@@ -39,11 +42,10 @@ from .control_plane import ControlPlane
 from .factory_path import settled
 from .listeners import open_listeners
 from .system_run import SystemRun
+from .tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
-#: Each instance has a stop timeout of its own; this bounds whatever goes wrong beyond them.
-_SHUTDOWN_GRACE_S = 120.0
 #: A command that works on the database without a manager holds the lock for some milliseconds.
 _PATIENCE_S = 1.0
 
@@ -74,14 +76,17 @@ class AgentManager:
         self.paths = RuntimePaths.of(self.settings.db_path)
         self.in_background = False  #: shown by `get_info`: a command started it, not a person
         self._supervise = supervise
+        self._used = False
         self._plane: ControlPlane | None = None
         self._started_at = utc_now()
         self._listeners: list[dict[str, str | int]] = []
         self._leaving: set[str] = set()  # ids of services that are being unregistered
         self._shutdown_requested = trio.Event()
+        self._hurried = trio.Event()
         self._leave_running = False
         self._companion = Companion()
         self._system_run: SystemRun | None = None
+        self._tokens: Tokens | None = None
 
     # Its own life
 
@@ -90,10 +95,14 @@ class AgentManager:
 
         It counts as started when the instances that a former manager left are adopted.
         """
+        if self._used:
+            raise WrongState("this manager has run already; make another one")
+        self._used = True
         lock = ManagerLock(self.paths)
         await lock.acquire_within(_PATIENCE_S)
         try:
             async with open_store(self.paths.database) as store:
+                self._tokens = Tokens(store, await store.tokens())
                 await self._run_on(store, await store.load(), task_status)
         finally:
             lock.release()
@@ -101,14 +110,18 @@ class AgentManager:
     async def _run_on(
         self, store: Store, snapshot: Snapshot, task_status: trio.TaskStatus[AgentManager]
     ) -> None:
-        # Shielded in its own task: when `run` is cancelled the supervisor must still be there to stop what it
-        # started. It is cancelled here, when that is done.
-        supervising = trio.CancelScope(shield=True)
+        # Shielded in a task of its own: when `run` is cancelled, the supervisor must still be there to stop
+        # what it started, and the gateway to be told. It is cancelled below, when that is done.
+        machinery = trio.CancelScope(shield=True)
 
-        async def supervise(*, task_status: trio.TaskStatus[None]) -> None:
-            with supervising:
-                adopt = _by_service(snapshot.services, snapshot.instances)
-                await plane.supervisor.run(adopt=adopt, task_status=task_status)
+        async def run_machinery(*, task_status: trio.TaskStatus[None]) -> None:
+            with machinery:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(plane.keep_publishing)
+                    if self._supervise:
+                        adopt = _by_service(snapshot.services, snapshot.instances)
+                        await inner.start(partial(plane.supervisor.run, adopt=adopt))
+                    task_status.started()
 
         async with trio.open_nursery() as nursery:
             plane = ControlPlane(
@@ -116,32 +129,48 @@ class AgentManager:
                 snapshot,
                 nursery,
                 log_dir=self.paths.logs,
-                health_check_interval_s=self.settings.health_check_interval,
+                settings=self.settings,
             )
             try:
+                await nursery.start(run_machinery)
                 if self._supervise:
-                    await nursery.start(supervise)
-                    for spec in plane.registry.services():
-                        if spec.desired_status is DesiredStatus.RUNNING:
-                            await plane.supervisor.start(spec, wait=False)
-                plane.publish()
+                    await _start_what_should_run(plane)
+                plane.changed()
+                await plane.published()
                 self._plane = plane
                 self._started_at = utc_now()
                 task_status.started(self)
                 await self._shutdown_requested.wait()
             finally:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _SHUTDOWN_GRACE_S):
-                    if self._supervise:
-                        await plane.supervisor.shutdown(leave_running=self._leave_running)
-                    await store.flush()
-                self._plane = None
-                supervising.cancel()
-                nursery.cancel_scope.cancel()
+                try:
+                    # As long as the services' own drain and stop timeouts allow; `hurry` cuts it short.
+                    with trio.CancelScope(shield=True):
+                        if self._supervise:
+                            await self._end_services(plane)
+                finally:
+                    self._plane = None
+                    machinery.cancel()
+                    nursery.cancel_scope.cancel()
+
+    async def _end_services(self, plane: ControlPlane) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def hurry() -> None:
+                await self._hurried.wait()
+                await plane.supervisor.shutdown(force=True)
+
+            nursery.start_soon(hurry)
+            await plane.supervisor.shutdown(leave_running=self._leave_running)
+            nursery.cancel_scope.cancel()
 
     def request_shutdown(self, *, leave_running: bool = False) -> None:
         """Ask `run` to end; with `leave_running` the instances serve on, for the next manager to adopt."""
         self._leave_running = leave_running
         self._shutdown_requested.set()
+
+    def hurry(self) -> None:
+        """While it ends: wait for no more sessions."""
+        self._hurried.set()
 
     async def wait_shutdown_requested(self) -> None:
         await self._shutdown_requested.wait()
@@ -160,14 +189,15 @@ class AgentManager:
         """Manage in the background of this trio run, without a nursery around it."""
         if self._system_run is not None:
             raise WrongState("this manager was started already")
-        self._system_run = SystemRun()
-        await self._system_run.start(self.run)
+        system_run = SystemRun()
+        await system_run.start(self.run)
+        self._system_run = system_run
 
     async def stop(self) -> None:
         """End what `start` began; returns when every instance has stopped."""
-        if self._system_run is not None:
-            await self._system_run.stop()
-            self._system_run = None
+        system_run, self._system_run = self._system_run, None
+        if system_run is not None:
+            await system_run.stop()
 
     def _live(self) -> ControlPlane:
         if self._plane is None:
@@ -215,7 +245,7 @@ class AgentManager:
         )
         await plane.registry.add_service(spec)
         plane.events.announce(Event("service.registered", service_id=spec.service_id, detail={"name": name}))
-        plane.publish()
+        plane.changed()
         if auto_start:
             return await self.start_service(spec.service_id, wait=wait)
         return plane.view(spec)
@@ -234,7 +264,7 @@ class AgentManager:
         plane.events.announce(
             Event("service.changed", service_id=spec.service_id, detail={"fields": ",".join(sorted(changes))})
         )
-        plane.publish()
+        plane.changed()
         return plane.view(spec)
 
     async def unregister_service(self, ref: str, *, force: bool = False) -> Service:
@@ -252,13 +282,14 @@ class AgentManager:
                 if self._supervise:
                     await plane.supervisor.stop(spec.service_id, force=force)
                 await plane.registry.remove_service(spec.service_id)
+                plane.supervisor.forget(spec.service_id)
         finally:
             self._leaving.discard(spec.service_id)
         plane.forget(spec.service_id)
         plane.events.announce(
             Event("service.unregistered", service_id=spec.service_id, detail={"name": spec.name})
         )
-        plane.publish()
+        plane.changed()
         return last
 
     async def start_service(self, ref: str, *, wait: bool = True) -> Service:
@@ -270,14 +301,24 @@ class AgentManager:
         plane = self._supervising()
         spec = await self._want(plane, ref, DesiredStatus.RUNNING)
         await plane.supervisor.start(spec, wait=wait)
+        await plane.published()
         return plane.view(spec)
 
     async def stop_service(self, ref: str, *, force: bool = False, wait: bool = True) -> Service:
         """Drain its sessions, stop it, and keep it stopped; `force` skips the draining."""
         plane = self._live()
-        spec = await self._want(plane, ref, DesiredStatus.STOPPED)
+        unwritten: StorageError | None = None
+        try:
+            spec = await self._want(plane, ref, DesiredStatus.STOPPED)
+        except StorageError as error:  # a full disk must not keep anybody from stopping what filled it
+            spec, unwritten = plane.registry.service(ref), error
         if self._supervise:
             await plane.supervisor.stop(spec.service_id, force=force, wait=wait)
+        if unwritten is not None:
+            raise StorageError(
+                f"service {spec.name!r} was stopped, and the next manager will start it again, because that "
+                f"could not be written down: {unwritten.message}"
+            )
         return plane.view(spec)
 
     async def restart_service(
@@ -290,6 +331,7 @@ class AgentManager:
         plane = self._supervising()
         spec = await self._want(plane, ref, DesiredStatus.RUNNING)
         await plane.supervisor.restart(spec, rolling=rolling, force=force, wait=wait)
+        await plane.published()
         return plane.view(spec)
 
     async def scale_service(self, ref: str, instances: int, *, wait: bool = True) -> Service:
@@ -402,7 +444,7 @@ class AgentManager:
         """Raises `NameTaken`. It holds for the next client; sessions that are open stay where they are."""
         plane = self._live()
         await plane.registry.add_rule(rule)
-        return self._rule_changed("rule.created", rule)
+        return await self._rule_changed("rule.created", rule)
 
     def add_routing_rule(self, rule: RoutingRule) -> None:
         """`create_routing_rule` for code that cannot await: it is written, and holds, a moment later.
@@ -425,16 +467,17 @@ class AgentManager:
         """Raises `RuleNotFound`, `InvalidRequest`, `VersionMismatch`, `NameTaken`."""
         plane = self._live()
         rule = await plane.registry.change_rule(ref, changes, expected_version=expected_version)
-        return self._rule_changed("rule.changed", rule)
+        return await self._rule_changed("rule.changed", rule)
 
     async def delete_routing_rule(self, ref: str) -> RoutingRule:
         """Raises `RuleNotFound`."""
-        return self._rule_changed("rule.deleted", await self._live().registry.remove_rule(ref))
+        return await self._rule_changed("rule.deleted", await self._live().registry.remove_rule(ref))
 
-    def _rule_changed(self, kind: str, rule: RoutingRule) -> RoutingRule:
+    async def _rule_changed(self, kind: str, rule: RoutingRule) -> RoutingRule:
         plane = self._live()
+        plane.changed()
+        await plane.published()
         plane.events.announce(Event(kind, detail={"rule_id": rule.rule_id, "name": rule.name}))
-        plane.publish()
         return rule
 
     def test_routing(self, request: ClientRequest) -> RoutingDecision:
@@ -456,11 +499,12 @@ class AgentManager:
         host: str = "localhost",
         port: int = 9090,
         *,
+        certificate: Certificate | None = None,
         task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Open the gateway at this address until cancelled; `task_status` gets the port.
 
-        Raises `PortNotAvailable`.
+        With a certificate it speaks `wss://` only. Raises `PortNotAvailable`.
         """
         plane = self._supervising()
         listeners = await open_listeners(host, port)
@@ -470,7 +514,7 @@ class AgentManager:
                 stack.callback(listener.socket.close)
             stack.enter_context(self.listening("proxy", host, port))
             async with trio.open_nursery() as nursery:
-                await nursery.start(plane.gateway.serve, listeners)
+                await nursery.start(partial(plane.gateway.serve, listeners, certificate=certificate))
                 task_status.started(port)
 
     @contextmanager
@@ -489,6 +533,34 @@ class AgentManager:
         await self._live().store.backup(path)
         return path
 
+    # Tokens
+
+    def list_tokens(self) -> tuple[Token, ...]:
+        """Keys to the API and the gateway, without what they open with."""
+        return self._tokens.all() if self._tokens else ()
+
+    async def create_token(
+        self, name: str, scopes: Iterable[str], *, expires_in_days: float | None = None
+    ) -> tuple[Token, str]:
+        """A token and its key, which is kept nowhere. Raises `NameTaken`, `InvalidRequest`."""
+        plane = self._live()
+        assert self._tokens is not None
+        token, key = await self._tokens.create(name, scopes, expires_in_days=expires_in_days)
+        plane.events.announce(Event("token.created", detail={"name": token.name}))
+        return token, key
+
+    async def delete_token(self, ref: str) -> Token:
+        """Raises `TokenNotFound`."""
+        plane = self._live()
+        assert self._tokens is not None
+        token = await self._tokens.delete(ref)
+        plane.events.announce(Event("token.revoked", detail={"name": token.name}))
+        return token
+
+    def find_token(self, key: str) -> Token | None:
+        """Whose key this is; None when it is nobody's."""
+        return self._tokens.find(key) if self._tokens else None
+
     # Events
 
     def subscribe(self) -> AbstractContextManager[trio.MemoryReceiveChannel[Event]]:
@@ -498,6 +570,15 @@ class AgentManager:
     async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         """Past events with a higher id than `after`, the oldest first."""
         return await self._live().store.events(after=after, limit=limit)
+
+
+async def _start_what_should_run(plane: ControlPlane) -> None:
+    for spec in plane.registry.services():
+        if spec.desired_status is DesiredStatus.RUNNING:
+            try:
+                await plane.supervisor.start(spec, wait=False)
+            except AgentManagerError as error:  # one service's trouble must not keep the others down
+                logger.error("service %s was not started: %s", spec.name, error)
 
 
 def _by_service(

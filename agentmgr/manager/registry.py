@@ -9,6 +9,7 @@ import trio
 from attrs import evolve, fields
 
 from .. import codec
+from ..core import conditions, dependencies
 from ..core.secrets import restored
 from ..errors import (
     InvalidRequest,
@@ -56,7 +57,7 @@ class Registry:
     async def add_service(self, spec: ServiceSpec) -> ServiceSpec:
         """Raises `NameTaken`, `PortNotAvailable`."""
         async with self._changing:
-            self._check_unique(spec)
+            self._check_among_others(spec)
             await self._store.add_service(spec)
             self._services[spec.service_id] = spec
         return spec
@@ -85,7 +86,9 @@ class Registry:
             # Only what is named anew is looked for: an agent file that is gone must not forbid a new tag.
             config = settled(asked.config) if changes.keys() & _PLACES else asked.config
             changed = spec.changed(config=config, **{name: getattr(asked, name) for name in _SPEC_FIELDS})
-            self._check_unique(changed)
+            if evolve(changed, version=spec.version, updated_at=spec.updated_at) == spec:
+                return spec  # as it was: no new version, so nobody restarts it for nothing
+            self._check_among_others(changed)
             return await self._replace(changed)
 
     async def want(self, ref: str, desired: DesiredStatus) -> ServiceSpec:
@@ -106,7 +109,7 @@ class Registry:
         self._services[spec.service_id] = spec
         return spec
 
-    def _check_unique(self, spec: ServiceSpec) -> None:
+    def _check_among_others(self, spec: ServiceSpec) -> None:
         for other in self._services.values():
             if other.service_id == spec.service_id:
                 continue
@@ -120,6 +123,10 @@ class Registry:
                     f"port {spec.port} is registered to service {other.name!r}; "
                     "choose another, or leave --port out to have one chosen"
                 )
+
+        needs = {other.name: other.config.after for other in self._services.values()}
+        if found := dependencies.cycle(needs | {spec.name: spec.config.after}):
+            raise InvalidRequest(f"services would wait for each other: {' after '.join(found)}")
 
     # Routing rules
 
@@ -137,9 +144,10 @@ class Registry:
         raise RuleNotFound(f"no routing rule is called {ref!r}; `agentmgr routes list` shows those there are")
 
     def check_rule(self, rule: RoutingRule) -> None:
-        """Raises `NameTaken`."""
+        """Raises `NameTaken`, and `InvalidRequest` for a condition that could never hold."""
         if any(other.name == rule.name and other.rule_id != rule.rule_id for other in self._rules.values()):
             raise NameTaken(f"a routing rule called {rule.name!r} is there already; choose another name")
+        conditions.check_rule(rule)
 
     async def add_rule(self, rule: RoutingRule) -> RoutingRule:
         """Raises `NameTaken`."""

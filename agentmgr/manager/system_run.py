@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from ..errors import AgentManagerError
+
 
 class SystemRun:
     """Runs one coroutine function as a trio system task.
@@ -39,7 +41,10 @@ class SystemRun:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(run)
+                    try:
+                        await nursery.start(run)
+                    except AgentManagerError as error:  # as it is, and not in the nursery's group
+                        self._error = error
                     self._started.set()
         except Exception as error:  # a system task that raises would crash the whole program
             self._error = error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Protocol
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from attrs import evolve, frozen
 
@@ -37,9 +38,22 @@ class Authenticator(Protocol):
 
 def check_origin(head: RequestHead, allowed: frozenset[str] | None) -> None:
     """Raises `Refusal` for a browser's page that is not on the list. Programs send no Origin."""
-    origin = head.by_name.get("origin")
-    if allowed is not None and origin is not None and origin.lower() not in allowed:
-        raise Refusal(403, "origin_not_allowed", "pages of this origin may not connect here")
+    origin = head.by_name.get("origin", "").lower()
+    if origin and not (_is_local(origin) if allowed is None else allowed & {origin, "*"}):
+        raise Refusal(403, "origin_not_allowed", f"pages of {origin} are not among the allowed origins")
+
+
+def _is_local(origin: str) -> bool:
+    """Is it a page of this machine? Not judged by `Host`: with DNS rebinding a stranger's page has its own
+    name in both."""
+    try:
+        host = urlsplit(origin).hostname or ""
+    except ValueError:
+        return False
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 async def authenticate(head: RequestHead, authenticator: Authenticator) -> tuple[Identity, RequestHead]:
@@ -106,5 +120,5 @@ class Quotas:
 
 
 def origins(texts: Iterable[str] | None) -> frozenset[str] | None:
-    """An allow-list, ready for `check_origin`; None allows all."""
+    """An allow-list, ready for `check_origin`: `*` allows all, None the pages of this machine."""
     return None if texts is None else frozenset(text.lower().rstrip("/") for text in texts)

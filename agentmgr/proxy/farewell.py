@@ -7,7 +7,7 @@ from contextlib import suppress
 import trio
 
 from .frames import PROTOCOL_ERROR, TOO_BIG, FrameViolation, close_frame
-from .tunnel import Ending, Flow, Leg, Tunnel
+from .tunnel import Ending, Flow, Tunnel
 
 _GOING_AWAY = 1001
 _CHUNK_BYTES = 64 * 1024
@@ -33,7 +33,7 @@ async def say_goodbye(tunnel: Tunnel, ending: Ending, *, timeout_s: float) -> No
         # Only now, because finishing a frame reads from the socket that the other flow listens to here.
         async with trio.open_nursery() as nursery:
             for flow in codes:
-                nursery.start_soon(_wait_for_answer, flow.target)
+                nursery.start_soon(_wait_for_answer, flow.back)
 
 
 def at_boundary(flow: Flow) -> bool:
@@ -45,21 +45,21 @@ async def _close(flow: Flow, code: int, reason: str) -> None:
     """Tells the flow's target that nothing more will come."""
     if flow.stalled_since is not None and flow.pending:
         return  # it has not read what it was sent before; a close frame would only join that
-    target, tracker = flow.target.wire, flow.tracker
+    target, tracker = flow.target, flow.tracker
     with suppress(OSError):  # gone already
         if await _reach_boundary(flow) and not tracker.closed:
             await target.send_all(close_frame(code, reason, masked=flow.name == "client"))
         target.end_sending()
 
 
-async def _wait_for_answer(leg: Leg) -> None:
-    """Returns when the peer has answered the close frame, has left, or is not worth waiting for."""
+async def _wait_for_answer(flow: Flow) -> None:
+    """Returns when the flow's source has answered the close frame, has left, or is not worth waiting for."""
     # Closing with unread data in the socket would be a reset, and could overtake the close frame. But who
     # goes on sending so much has not read it anyway.
-    tracker, discarded, follow = leg.source_of.tracker, 0, True
+    tracker, discarded, follow = flow.tracker, 0, True
     with suppress(OSError):
         while not tracker.closed and discarded < _MOST_DISCARDED:
-            data = await leg.wire.receive(_CHUNK_BYTES)
+            data = await flow.source.receive(_CHUNK_BYTES)
             if not data:
                 return
             discarded += len(data)
@@ -73,7 +73,7 @@ async def _wait_for_answer(leg: Leg) -> None:
 async def _reach_boundary(flow: Flow) -> bool:
     """Brings the bytes sent to the end of a frame, where a close frame is legal. False: impossible."""
     tracker = flow.tracker
-    source, target = flow.source.wire, flow.target.wire
+    source, target = flow.source, flow.target
     data = memoryview(flow.pending)
     while True:
         if tracker.partial <= len(data):

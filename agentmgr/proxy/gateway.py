@@ -30,8 +30,9 @@ class Gateway:
 
     It knows neither a supervisor nor a store. `observer` is told of each session. With an `authenticator`
     every client needs a token or ticket. `trusted_proxies` (addresses or networks) may say who the client
-    is. `allowed_origins` are the pages that may connect, all if None. `hints` lets clients ask for a service
-    or tag in the query. Raises `ValueError` for a trusted proxy that is not an address or network.
+    is. `allowed_origins` are the web pages that may connect: those of this machine if None, all with `*`.
+    `hints` lets clients ask for a service or tag in the query. Raises `ValueError` for a trusted proxy that
+    is not an address or network.
     """
 
     def __init__(

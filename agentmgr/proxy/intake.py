@@ -10,13 +10,13 @@ import trio
 from attrs import frozen
 
 from ..core.request import ClientRequest
-from .access import Authenticator, Quotas, authenticate, check_origin
+from .access import Authenticator, Identity, Quotas, authenticate, check_origin
 from .certificate import Certificate
 from .forwarded import Networks, backend_fields, client_address
 from .handshake import read_head, refuse, switch_protocols
-from .head import RequestHead, ResponseHead
+from .head import RequestHead
 from .limits import GatewayLimits
-from .lobby import Lobby, Visit
+from .lobby import Lobby, Seat, Visit
 from .refusal import ClientGone, Refusal
 from .session import Pacer, run_session
 from .sessions import Session, Sessions
@@ -43,86 +43,99 @@ class Intake:
     async def serve(self, wire: Wire, peer: tuple[str, int]) -> None:
         """Serves one client; returns when its session is over, or when it has been refused one."""
         try:
-            try:
-                with trio.fail_after(self.limits.head_timeout_s):
-                    if self.certificate is not None:
-                        await _start_tls(wire, self.certificate)
-                    head = await read_head(wire, self.limits)
-            except trio.TooSlowError:
-                raise Refusal(408, "request_timeout", "the request's head took too long") from None
-            client_ip = client_address(peer[0], head, self.trusted)
-            with self.quotas.place(client_ip, trio.current_time()):
-                await self._admit(wire, peer, client_ip, head)
+            await self._admit(wire, peer, await self._head(wire))
         except (Refusal, BackendRefused) as refusal:
             with trio.move_on_after(self.limits.close_timeout_s):
                 await refuse(wire, refusal.response)
         except ClientGone:
             pass
 
-    async def _admit(self, wire: Wire, peer: tuple[str, int], client_ip: str, head: RequestHead) -> None:
-        check_origin(head, self.allowed_origins)
-        identity = None
-        if self.authenticator is not None:
-            identity, head = await authenticate(head, self.authenticator)
-        request = ClientRequest(head.target, client_ip, peer[1], head.by_name)
-        connection_id = f"con_{secrets.token_hex(8)}"
+    async def _head(self, wire: Wire) -> RequestHead:
+        try:
+            with trio.fail_after(self.limits.head_timeout_s):
+                if self.certificate is not None:
+                    await _start_tls(wire, self.certificate)
+                return await read_head(wire, self.limits)
+        except trio.TooSlowError:
+            raise Refusal(408, "request_timeout", "the request's head took too long") from None
+
+    async def _admit(self, wire: Wire, peer: tuple[str, int], head: RequestHead) -> None:
+        """Finds an instance that takes the client, and stays with the two until their session ends."""
+        limits, lobby = self.limits, self.lobby
+        client_ip = client_address(peer[0], head, self.trusted)
+        with self.quotas.place(client_ip, trio.current_time()):
+            check_origin(head, self.allowed_origins)
+            identity = None
+            if self.authenticator is not None:
+                identity, head = await authenticate(head, self.authenticator)
+            connection_id = f"con_{secrets.token_hex(8)}"
+            visit = Visit(
+                ClientRequest(head.target, client_ip, peer[1], head.by_name),
+                identity.services if identity else None,
+                left=partial(wire.wait_gone, limits.early_bytes),
+            )
+            asked = self._asked(visit, head, wire, peer[0], connection_id, identity)
+            failure = DialFailed("nobody was tried", retry=True)
+            deadline = trio.current_time() + limits.queue_timeout_s + limits.dial_timeout_s
+            for _ in range(limits.max_tries):
+                async with lobby.seat(visit) as seat:
+                    if seat is None:
+                        break
+                    try:
+                        backend, answer = await open_backend(
+                            seat.backend, asked, head, limits, deadline=deadline
+                        )
+                    except DialFailed as fault:
+                        failure = fault
+                        lobby.failed(visit, seat)
+                        if fault.retry:
+                            continue
+                        break
+                    with closing(backend):
+                        lobby.opened(visit, seat)
+                        session = _session(connection_id, visit, seat, wire, backend)
+                        with self.sessions.open(session):
+                            try:
+                                # Shielded: whoever has its 101 has a session, and is told of its end.
+                                with trio.fail_after(limits.close_timeout_s, shield=True):
+                                    await switch_protocols(wire, head, answer)
+                            except (ClientGone, trio.TooSlowError) as gone:
+                                session.ending = Ending("client", None, str(gone), abrupt=True)
+                                return None
+                            # Sessions last, and so does this frame; the heads are half of its memory.
+                            del visit, head, asked, answer
+                            return await run_session(
+                                session, self.relay, self.pacer, limits, loss_code=lobby.loss_code
+                            )
+        raise gateway_fault(failure)
+
+    def _asked(
+        self,
+        visit: Visit,
+        head: RequestHead,
+        wire: Wire,
+        peer: str,
+        connection_id: str,
+        identity: Identity | None,
+    ) -> bytes:
+        """The upgrade that the instance is asked for."""
         fields = backend_fields(
             head,
-            peer=peer[0],
+            peer=peer,
             trusted=self.trusted,
             secure=wire.secure,
             request_id=connection_id,
             identity=identity.name if identity else None,
         )
-        asked = upgrade_request(request.address[1], fields)
-        visit = Visit(
-            request,
-            identity.services if identity else None,
-            left=partial(wire.wait_gone, self.limits.early_bytes),
-        )
-        failure = DialFailed("nobody was tried", retry=True)
-        deadline = trio.current_time() + self.limits.queue_timeout_s + self.limits.dial_timeout_s
-        for _ in range(self.limits.max_tries):
-            async with self.lobby.seat(visit) as seat:
-                if seat is None:
-                    break
-                try:
-                    backend, answer = await open_backend(
-                        seat.backend, asked, head, self.limits, deadline=deadline
-                    )
-                except DialFailed as fault:
-                    failure = fault
-                    self.lobby.failed(visit, seat)
-                    if fault.retry:
-                        continue
-                    break
-                with closing(backend):
-                    self.lobby.opened(visit, seat)
-                    session = Session(
-                        connection_id,
-                        request=request,
-                        backend=seat.backend,
-                        rule=seat.pool.rule,
-                        tunnel=Tunnel(
-                            wire,
-                            backend,
-                            max_message_bytes=seat.backend.max_message_bytes,
-                            now=trio.current_time(),
-                        ),
-                    )
-                    return await self._converse(session, head, answer)
-        raise gateway_fault(failure)
+        return upgrade_request(visit.request.address[1], fields)
 
-    async def _converse(self, session: Session, head: RequestHead, answer: ResponseHead) -> None:
-        with self.sessions.open(session):
-            try:
-                # Shielded: whoever has its 101 has a session, and is told of its end.
-                with trio.fail_after(self.limits.close_timeout_s, shield=True):
-                    await switch_protocols(session.tunnel.from_client.source.wire, head, answer)
-            except (ClientGone, trio.TooSlowError) as gone:
-                session.ending = Ending("client", None, str(gone), abrupt=True)
-                return
-            await run_session(session, self.relay, self.pacer, self.limits, loss_code=self.lobby.loss_code)
+
+def _session(connection_id: str, visit: Visit, seat: Seat, client: Wire, backend: Wire) -> Session:
+    limit, now = seat.backend.max_message_bytes, trio.current_time()
+    tunnel = Tunnel(client, backend, max_message_bytes=limit, now=now)
+    return Session(
+        connection_id, request=visit.request, backend=seat.backend, rule=seat.pool.rule, tunnel=tunnel
+    )
 
 
 async def _start_tls(wire: Wire, certificate: Certificate) -> None:

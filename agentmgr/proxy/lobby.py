@@ -116,6 +116,7 @@ class Lobby:
         Raises `Refusal`: nobody there, nobody coming, or not in time. Raises `ClientGone`.
         """
         seat = self._pick(visit) or await self._wait(visit)
+        del visit  # it has the client's whole request, and this frame stays as long as the session
         if seat is None:
             yield None
             return

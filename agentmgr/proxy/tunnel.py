@@ -28,7 +28,9 @@ logger = logging.getLogger("agentmgr.gateway")
 _AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
-_BUFFER_BYTES = 128 * 1024  # a 64 KiB message and its header in one turn
+# A 64 KiB message and its header in one turn. And more than a TLS record, so that nothing stays behind in
+# OpenSSL, where no epoll would ever tell of it; what the handshake left there is asked for.
+_BUFFER_BYTES = 128 * 1024
 _BATCH = 64  # ready sockets for each look at the epoll
 _ROUNDS = 8  # looks before other tasks get their turn: 8 * 64 small messages take about 2 ms
 
@@ -43,43 +45,31 @@ class Ending:
     abrupt: bool = False  #: nothing more can or needs to be said to either side
 
 
-class Leg:
-    """One socket of a tunnel and what the epoll is to tell us of it."""
-
-    __slots__ = ("interest", "sock", "source_of", "target_of", "tunnel", "wire")
-
-    def __init__(self, tunnel: Tunnel, wire: Wire) -> None:
-        self.tunnel = tunnel
-        self.wire = wire
-        self.sock = wire.sock
-        self.interest = 0
-        self.source_of: Flow
-        self.target_of: Flow
-
-
 class Flow:
-    """The bytes from one leg to the other."""
+    """The bytes from one socket to the other. What is to be heard of its source is its business too."""
 
     __slots__ = (
-        "bytes", "ended", "frames_seen", "last_data", "name", "pending", "receive_into", "send",
-        "source", "stalled_since", "target", "tracker",
+        "back", "bytes", "ended", "frames_seen", "interest", "last_data", "name", "pending", "receive_into",
+        "send", "source", "stalled_since", "target", "tracker", "tunnel",
     )  # fmt: skip
 
-    def __init__(self, name: str, source: Leg, target: Leg, tracker: FrameTracker, now: float) -> None:
+    back: Flow  #: the one in the other direction
+    tunnel: Tunnel
+
+    def __init__(self, name: str, source: Wire, target: Wire, tracker: FrameTracker, now: float) -> None:
         self.name = name  #: whose bytes these are: `client` or `backend`
         self.source = source
         self.target = target
         self.tracker = tracker
         self.receive_into = source.sock.recv_into
         self.send = target.sock.send
+        self.interest = 0  #: what the epoll is to tell of the source
         self.pending = b""  #: received and not sent yet; while there is some, nothing more is received
         self.ended = False  #: the source has nothing more to say
         self.bytes = 0
         self.frames_seen = 0
         self.last_data = now  #: when a data frame last went by
         self.stalled_since: float | None = None  #: when the target last took anything, if it makes us wait
-        source.source_of = self
-        target.target_of = self
 
 
 class Tunnel:
@@ -88,15 +78,19 @@ class Tunnel:
     __slots__ = ("changed", "closing_since", "ending", "first_close", "from_backend", "from_client")
 
     def __init__(self, client: Wire, backend: Wire, *, max_message_bytes: int, now: float) -> None:
-        client_leg, backend_leg = Leg(self, client), Leg(self, backend)
         inbound = FrameTracker(masked=True, max_message_bytes=max_message_bytes)
-        outbound = FrameTracker(masked=False)
-        self.from_client = Flow("client", client_leg, backend_leg, inbound, now)
-        self.from_backend = Flow("backend", backend_leg, client_leg, outbound, now)
+        self.from_client = Flow("client", client, backend, inbound, now)
+        self.from_backend = Flow("backend", backend, client, FrameTracker(masked=False), now)
+        self.from_client.back, self.from_backend.back = self.from_backend, self.from_client
+        self.from_client.tunnel = self.from_backend.tunnel = self
         self.changed = trio.Event()
         self.ending: Ending | None = None
         self.first_close: Flow | None = None  #: whose close frame, or end of stream, was the first to go by
         self.closing_since = 0.0  #: when that was
+
+    @property
+    def flows(self) -> tuple[Flow, Flow]:
+        return self.from_client, self.from_backend
 
     @property
     def last_data(self) -> float:
@@ -126,7 +120,7 @@ class Relay:
 
     def __init__(self, *, stall_timeout_s: float = 60.0) -> None:
         self._epoll = select.epoll()
-        self._legs: dict[int, Leg] = {}
+        self._flows: dict[int, Flow] = {}  # by the descriptor of their source
         self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._stalled: set[Flow] = set()
         self._stall_timeout_s = stall_timeout_s
@@ -148,67 +142,66 @@ class Relay:
     @contextmanager
     def carrying(self, tunnel: Tunnel) -> Iterator[None]:
         """Relays inside the block, beginning with what came along with the handshakes."""
-        legs = (tunnel.from_client.source, tunnel.from_client.target)
-        for leg in legs:
-            self._legs[leg.sock.fileno()] = leg
+        for flow in tunnel.flows:
+            self._flows[flow.source.sock.fileno()] = flow
         try:
             now = trio.current_time()
-            for flow in (tunnel.from_client, tunnel.from_backend):
-                data, flow.source.wire.ahead = flow.source.wire.ahead, b""
+            for flow in tunnel.flows:
+                data, flow.source.ahead = flow.source.ahead, b""
                 if data:
                     self._pass_on(flow, memoryview(data), now)
-            for leg in legs:
-                if tunnel.ending is None:
-                    self._set_interest(leg)
+            if tunnel.ending is None:
+                for flow in tunnel.flows:
+                    self._set_interest(flow)
+                    if flow.source.secure and not flow.pending:
+                        self._receive(flow, now)  # see _BUFFER_BYTES
             yield
         finally:
             self.release(tunnel)
 
     def release(self, tunnel: Tunnel) -> None:
         """Touches the tunnel's sockets no more."""
-        for leg in (tunnel.from_client.source, tunnel.from_client.target):
-            if self._legs.pop(leg.sock.fileno(), None) is not None and leg.interest:
-                self._epoll.unregister(leg.sock)
-                leg.interest = 0
-        self._stalled.discard(tunnel.from_client)
-        self._stalled.discard(tunnel.from_backend)
+        for flow in tunnel.flows:
+            if self._flows.pop(flow.source.sock.fileno(), None) is not None and flow.interest:
+                self._epoll.unregister(flow.source.sock)
+                flow.interest = 0
+            self._stalled.discard(flow)
 
     def _turn(self) -> None:
-        legs = self._legs
-        now = trio.current_time()
+        """Serves what is ready, and what becomes ready while that goes on, within bounds."""
         for _ in range(_ROUNDS):
             ready = self._epoll.poll(0, _BATCH)
-            for fd, events in ready:
-                leg = legs.get(fd)
-                if leg is None:
-                    continue  # its tunnel ended earlier in this batch
-                try:
-                    if events & _OUT:
-                        self._flush(leg.target_of, now)
-                    if events & ~_OUT and leg.interest & _IN:
-                        self._receive(leg.source_of, now)
-                except Exception:  # the boundary: a fault in one tunnel must not reach the others
-                    logger.exception("a tunnel ended with an error of the relay's own")
-                    self._end(leg.tunnel, Ending("gateway", 1011, "internal error"))
-            if len(ready) < _BATCH:
-                break
+            self._serve(ready)
+            if len(ready) < 2:
+                break  # little is going on: going back to trio costs less than looking in vain
+
+    def _serve(self, ready: list[tuple[int, int]]) -> None:
+        flows, now = self._flows, trio.current_time()
+        for fd, events in ready:
+            flow = flows.get(fd)
+            if flow is None:
+                continue  # its tunnel ended earlier in this batch
+            try:
+                if events & _OUT:
+                    self._flush(flow.back, now)
+                if events != _OUT and flow.interest & _IN:
+                    self._receive(flow, now)
+            except Exception:  # the boundary: a fault in one tunnel must not reach the others
+                logger.exception("a tunnel ended with an error of the relay's own")
+                self._end(flow.tunnel, Ending("gateway", 1011, "internal error"))
 
     def _receive(self, flow: Flow, now: float) -> None:
-        while True:
-            try:
-                size = flow.receive_into(self._buffer)
-            except _AGAIN:
-                return
-            except OSError as error:
-                self._lost(flow, error)
-                return
-            if not size:
-                self._at_end(flow, now)
-                return
+        try:
+            size = flow.receive_into(self._buffer)
+        except _AGAIN:
+            return
+        except OSError as error:
+            self._lost(flow, error)
+            return
+        if size:
             self._pass_on(flow, self._buffer[:size], now)
-            # TLS may hold decrypted bytes that no epoll will ever tell of.
-            if not flow.source.wire.secure or flow.pending or flow.source.tunnel.ending is not None:
-                return
+        else:
+            self._at_end(flow, now)
 
     def _pass_on(self, flow: Flow, data: memoryview, now: float) -> None:
         tracker = flow.tracker
@@ -216,13 +209,14 @@ class Relay:
             tracker.feed(data)
         except FrameViolation as fault:
             data = data[: fault.safe]
-            self._end(flow.source.tunnel, Ending("gateway", fault.code, fault.reason))
-        flow.bytes += len(data)
+            self._end(flow.tunnel, Ending("gateway", fault.code, fault.reason))
+        size = len(data)
+        flow.bytes += size
         if tracker.data_frames != flow.frames_seen:
             flow.frames_seen = tracker.data_frames
             flow.last_data = now
         if tracker.closed:
-            flow.source.tunnel.closing(flow, now)
+            flow.tunnel.closing(flow, now)
         try:
             sent = flow.send(data)
         except _AGAIN:
@@ -230,14 +224,14 @@ class Relay:
         except OSError:
             self._undeliverable(flow)
             return
-        if sent < len(data):
+        if sent != size:
             flow.pending = bytes(data[sent:])
-            if flow.source.tunnel.ending is None:
+            if flow.tunnel.ending is None:
                 flow.stalled_since = now
                 self._stalled.add(flow)
                 self._somebody_stalled.set()
-                self._set_interest(flow.source)
-                self._set_interest(flow.target)
+                self._set_interest(flow)
+                self._set_interest(flow.back)
 
     def _flush(self, flow: Flow, now: float) -> None:
         try:
@@ -253,46 +247,47 @@ class Relay:
             return
         flow.stalled_since = None
         self._stalled.discard(flow)
-        self._set_interest(flow.source)
-        self._set_interest(flow.target)
+        self._set_interest(flow)
+        self._set_interest(flow.back)
         if flow.ended:
             self._drained(flow)
-        elif flow.source.wire.secure:
-            self._receive(flow, now)
+        elif flow.source.secure:
+            self._receive(flow, now)  # see _BUFFER_BYTES
 
     def _at_end(self, flow: Flow, now: float) -> None:
         """The source's end of stream."""
-        tunnel = flow.source.tunnel
+        tunnel = flow.tunnel
         flow.ended = True
         if flow is tunnel.from_backend and tunnel.first_close is None:
             self._end(tunnel, Ending("backend", None, "the instance ended the connection"))
             return
         tunnel.closing(flow, now)
-        self._set_interest(flow.source)
+        self._set_interest(flow)
         if not flow.pending:
             self._drained(flow)
 
     def _drained(self, flow: Flow) -> None:
         """All that the source ever said has been delivered."""
-        tunnel = flow.source.tunnel
-        other = flow.target.source_of
-        # TLS has no half close that peers agree on: there, the end of one direction is the end.
-        if (other.ended and not other.pending) or flow.target.wire.secure:
-            self._end(tunnel, tunnel.seen())
+        back = flow.back
+        # After both close frames nothing more is said, and TLS has no half close that peers agree on.
+        said = back.ended or (back.tracker.closed and flow.tracker.closed) or flow.target.secure
+        if said and not back.pending:
+            self._end(flow.tunnel, flow.tunnel.seen())
         else:
-            flow.target.wire.end_sending()
+            flow.target.end_sending()
 
     def _undeliverable(self, flow: Flow) -> None:
         """The target takes nothing more. What it had said before can still be read, and must be."""
         flow.pending = b""
         flow.ended = True
         self._stalled.discard(flow)
-        self._set_interest(flow.source)
-        self._set_interest(flow.target)
+        if flow.tunnel.ending is None:
+            self._set_interest(flow)
+            self._set_interest(flow.back)
 
     def _lost(self, flow: Flow, error: OSError) -> None:
         """The source is gone, without an end of stream."""
-        tunnel = flow.source.tunnel
+        tunnel = flow.tunnel
         if tunnel.first_close is not None:
             self._end(tunnel, tunnel.seen())
             return
@@ -303,21 +298,20 @@ class Relay:
         self.release(tunnel)
         tunnel.end(ending)
 
-    def _set_interest(self, leg: Leg) -> None:
-        out, into = leg.source_of, leg.target_of
-        wanted = 0 if out.ended or out.pending else _IN
-        if into.pending:
+    def _set_interest(self, flow: Flow) -> None:
+        wanted = 0 if flow.ended or flow.pending else _IN
+        if flow.back.pending:
             wanted |= _OUT
-        if wanted == leg.interest:
+        if wanted == flow.interest:
             return
         # With nothing wanted it leaves the epoll: a hang-up cannot be masked, and would wake us for ever.
         if not wanted:
-            self._epoll.unregister(leg.sock)
-        elif not leg.interest:
-            self._epoll.register(leg.sock, wanted)
+            self._epoll.unregister(flow.source.sock)
+        elif not flow.interest:
+            self._epoll.register(flow.source.sock, wanted)
         else:
-            self._epoll.modify(leg.sock, wanted)
-        leg.interest = wanted
+            self._epoll.modify(flow.source.sock, wanted)
+        flow.interest = wanted
 
     async def _watch_stalls(self) -> None:
         while True:
@@ -328,5 +322,4 @@ class Relay:
                 overdue = trio.current_time() - self._stall_timeout_s
                 for flow in list(self._stalled):
                     if flow.stalled_since is not None and flow.stalled_since <= overdue:
-                        who = flow.target.source_of.name
-                        flow.source.tunnel.end(Ending("gateway", 1013, f"the {who} does not read"))
+                        flow.tunnel.end(Ending("gateway", 1013, f"the {flow.back.name} does not read"))

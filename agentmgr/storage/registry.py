@@ -1,11 +1,19 @@
-"""The two kinds of named, versioned things that are stored, and how each is refused."""
+"""The kinds of named, versioned things that are stored, and how each is refused."""
 
 from __future__ import annotations
 
 from attrs import frozen
 
-from ..errors import Conflict, NameTaken, NotFound, RuleNotFound, ServiceNotFound, VersionMismatch
-from ..models import RoutingRule, ServiceSpec
+from ..errors import (
+    Conflict,
+    NameTaken,
+    NotFound,
+    RuleNotFound,
+    ServiceNotFound,
+    TokenNotFound,
+    VersionMismatch,
+)
+from ..models import RoutingRule, ServiceSpec, Token
 
 
 @frozen
@@ -23,7 +31,7 @@ class Registry:
     def name_taken(self, name: str) -> NameTaken:
         return NameTaken(f"a {self.noun} named {name} is there already: choose another name")
 
-    def stale(self, thing: ServiceSpec | RoutingRule, stored_version: int) -> VersionMismatch:
+    def stale(self, thing: ServiceSpec | RoutingRule | Token, stored_version: int) -> VersionMismatch:
         return VersionMismatch(
             f"the {self.noun} {thing.name} was changed in between (it is at version {stored_version} now): "
             "read it again and repeat the change"
@@ -32,3 +40,4 @@ class Registry:
 
 SERVICES = Registry("services", "service", ServiceNotFound)
 RULES = Registry("rules", "routing rule", RuleNotFound)
+TOKENS = Registry("tokens", "token", TokenNotFound)

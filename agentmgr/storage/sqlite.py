@@ -31,11 +31,12 @@ from ..models import (
     RoutingRule,
     ServiceSpec,
     SessionEnd,
+    Token,
     utc_now,
 )
 from . import copies, schema, tables
 from .pruning import Pruner
-from .registry import RULES, SERVICES
+from .registry import RULES, SERVICES, TOKENS
 from .schema import UnreadableRow
 from .store import F, HistoryLimits, Snapshot, event_id
 
@@ -106,6 +107,15 @@ class SqliteStore:
 
     async def delete_rule(self, rule_id: str) -> None:
         await self._write(lambda db: tables.delete(db, RULES, rule_id))
+
+    async def tokens(self) -> tuple[Token, ...]:
+        return await self._read(tables.tokens, ())
+
+    async def add_token(self, token: Token) -> None:
+        await self._write(lambda db: tables.add(db, TOKENS, token.token_id, token))
+
+    async def delete_token(self, token_id: str) -> None:
+        await self._write(lambda db: tables.delete(db, TOKENS, token_id))
 
     async def put_instance(self, record: InstanceRecord) -> None:
         await self._write(lambda db: tables.put_instance(db, record))

@@ -21,6 +21,7 @@ from ..models import (
     ServiceSpec,
     ServiceTotals,
     SessionEnd,
+    Token,
 )
 
 F = TypeVar("F", bound=Fact)
@@ -85,6 +86,15 @@ class Store(Protocol):
 
     async def delete_rule(self, rule_id: str) -> None:
         """Raises `RuleNotFound`."""
+
+    async def tokens(self) -> tuple[Token, ...]:
+        """All, oldest first."""
+
+    async def add_token(self, token: Token) -> None:
+        """Raises `NameTaken`."""
+
+    async def delete_token(self, token_id: str) -> None:
+        """Raises `TokenNotFound`."""
 
     async def put_instance(self, record: InstanceRecord) -> None:
         """Raises `ServiceNotFound`."""

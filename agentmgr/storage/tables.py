@@ -22,6 +22,7 @@ from ..models import (
     ServiceSpec,
     ServiceTotals,
     SessionEnd,
+    Token,
 )
 from .registry import SERVICES, Registry
 from .schema import UnreadableRow
@@ -34,7 +35,9 @@ log = logging.getLogger(__name__)
 # Services and rules.
 
 
-def add(db: sqlite3.Connection, registry: Registry, key: str, thing: ServiceSpec | RoutingRule) -> None:
+def add(
+    db: sqlite3.Connection, registry: Registry, key: str, thing: ServiceSpec | RoutingRule | Token
+) -> None:
     if db.execute(f"SELECT 1 FROM {registry.table} WHERE id = ?", (key,)).fetchone():
         raise registry.id_taken(key)
     _check_name(db, registry, key, thing.name)
@@ -99,6 +102,10 @@ def load(db: sqlite3.Connection) -> Snapshot:
             for row in db.execute(f"SELECT service_id, {', '.join(_TOTALS)} FROM totals")
         },
     )
+
+
+def tokens(db: sqlite3.Connection) -> tuple[Token, ...]:
+    return _documents(db, Token, "tokens", "ORDER BY rowid")
 
 
 def health_history(db: sqlite3.Connection, service_id: str, limit: int) -> tuple[HealthCheck, ...]:

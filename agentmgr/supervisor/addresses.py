@@ -17,7 +17,7 @@ from contextlib import suppress
 import trio
 
 from ..core.restart import Cause
-from . import procfs
+from . import listeners, procfs
 from .launcher import CannotLaunch
 
 _BACKLOG = 1024
@@ -77,8 +77,8 @@ def listen(host: str, port: int | None, *, fixed: bool) -> socket.socket:
 
 
 def taken(host: str, port: int) -> str:
-    inode = procfs.listener(port)
-    pid = procfs.holder(inode) if inode is not None else None
+    inode = listeners.on_port(port)
+    pid = listeners.holder(inode) if inode is not None else None
     by = procfs.name(pid) if pid is not None else "another process"
     return f"port {port} on {host} is held by {by}; choose another port, or leave it out to have one chosen"
 

@@ -9,13 +9,13 @@ import trio
 
 from ..core.restart import Cause, Exit
 from ..models import InstanceRecord, ServiceSpec
-from . import addresses, logs, procfs
+from . import addresses, listeners, logs
 from .probe import Probe
 from .process import Process
 
 # How long to wait before looking again whether a command listens yet. No event tells that, so it costs either
 # time or work: a thirtieth of the time waited so far adds 3 % to a start, however long it takes.
-_MIN_PAUSE_S, _MAX_PAUSE_S = 0.002, 0.25
+_MIN_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.25
 
 
 class LocalChild:
@@ -44,7 +44,7 @@ class LocalChild:
         begin = trio.current_time()
         # A hosted agent has its socket from the start, so this handshake waits in the backlog until it is
         # accepted. A command is asked again and again until it listens.
-        while not (await self.probe(self._patience_s)).ok or not await self._is_our_listener():
+        while not await self._is_our_listener() or not (await self.probe(self._patience_s)).ok:
             waited = trio.current_time() - begin
             await trio.sleep(min(max(waited / 30, _MIN_PAUSE_S), _MAX_PAUSE_S))
 
@@ -64,7 +64,7 @@ class LocalChild:
 
     async def misfortune(self) -> tuple[Cause, str] | None:
         port = self.record.port
-        inode = procfs.listener(port) if self._is_command else None
+        inode = listeners.on_port(port) if self._is_command else None
         if inode is None or await self._process.holds(inode):
             return None
         cause = Cause.PORT_TAKEN if self._port_is_fixed else Cause.PORT_LOST
@@ -74,5 +74,5 @@ class LocalChild:
         """A hosted agent has shown its token. For a command, whoever listens must be of its session."""
         if not self._is_command:
             return True
-        inode = procfs.listener(self.record.port)
+        inode = listeners.on_port(self.record.port)
         return inode is not None and await self._process.holds(inode)

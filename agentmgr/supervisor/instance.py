@@ -33,6 +33,8 @@ _SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 # When the manager itself was suspended, a deadline is over before anybody has looked: so one more look, a
 # short one.
 _LAST_LOOK_S = 1.0
+_FAREWELL_S = 15.0  #: beyond the drain timeout, for the last sessions to be told to come back
+_TURN_S = 5.0  #: to be ready in, before the next one's start begins all the same
 _JITTER = 0.1  #: of the time between two checks, so that instances are not all checked at once
 
 
@@ -71,7 +73,7 @@ class Life:
         self._ready_at: float | None = None
         self._vitals = Vitals()
         self._history = History()
-        self._first_try = _Outcome()
+        self._first_try = Outcome()
         self._until_stopped = trio.CancelScope()
         self._backoff = trio.CancelScope()
         self._drain = trio.CancelScope()
@@ -125,6 +127,7 @@ class Life:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(notice_exit)
+            nursery.start_soon(self._give_turn_back, turn)
             with turn:  # until it is ready, or is not
                 hopeless = await self._become_ready(child)
             hopeless = hopeless or await self._check_regularly()
@@ -174,6 +177,11 @@ class Life:
                 turn.callback(self._around.starts.release)
             yield turn
 
+    async def _give_turn_back(self, turn: ExitStack) -> None:
+        """What hangs while it starts must not keep the others from it."""
+        await trio.sleep(_TURN_S)
+        turn.close()
+
     async def _dependencies_ready(self) -> None:
         """However long it takes. Whoever waits for the start is told when it may take for ever."""
         while missing := self._around.missing(self.spec):
@@ -213,7 +221,7 @@ class Life:
         if self.stopped and self.view.status in _SERVING:
             self._become(InstanceEvent.DRAIN)
             timeout_s = self._config.drain_timeout
-            self._drain.deadline = trio.current_time() + timeout_s
+            self._drain.deadline = trio.current_time() + timeout_s + _FAREWELL_S
             with self._drain:
                 await self._around.owner.drain(self.view.instance_id, timeout_s)
         if InstanceEvent.STOP in lifecycle.TRANSITIONS[self.view.status]:
@@ -286,6 +294,12 @@ class Life:
     def serving(self) -> bool:
         return self.view.status in _SERVING and not self.stopped
 
+    def outdated(self, spec: ServiceSpec) -> bool:
+        """Whether it serves nobody yet, and would run something else than `spec` asks for now."""
+        mine = self.spec
+        same = (mine.config, mine.host, mine.port) == (spec.config, spec.host, spec.port)
+        return not (self.serving or same)
+
     async def started(self) -> None:
         """Returns when it is ready for the first time since an operator started it; raises why it is not."""
         await self._first_try.wait()
@@ -295,7 +309,7 @@ class Life:
         if self.view.status not in _SERVING:
             self._history = History()
             if self._first_try.known:
-                self._first_try = _Outcome()
+                self._first_try = Outcome()
             self._backoff.cancel()
 
     def stop(self, *, force: bool = False) -> None:
@@ -372,7 +386,7 @@ class Life:
             self._around.owner.instance_changed(view)
 
 
-class _Outcome:
+class Outcome:
     """Of the first try since an operator's start: that it is ready, or why it is not."""
 
     def __init__(self) -> None:

@@ -126,6 +126,7 @@ class Entry:
             written = self._written
             pause_s, longest_s = _RETRY_S
             while not await self._write():
+                self._news = trio.Event()
                 with trio.move_on_after(pause_s):
                     await self._news.wait()
                 written = self._written

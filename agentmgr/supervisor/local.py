@@ -31,7 +31,7 @@ class LocalLauncher:
     async def sweep(self, keep: frozenset[str]) -> int:
         made = self._mint.made
         return await kill_all(
-            self._census,
+            self._census.find,
             lambda living: living.token is not None and living.token not in keep and made(living.token),
         )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..core.restart import Cause
 from ..models import InstanceRecord, OnManagerDeath, ServiceSpec, utc_now
-from . import addresses, environment, procfs
+from . import addresses, environment, listeners, procfs
 from .child import LocalChild
 from .launcher import CannotLaunch
 from .limits import Limits
@@ -105,7 +105,7 @@ class LocalPlace:
                 service_id=spec.service_id,
                 slot=self._slot,
                 pid=spawned.process.pid,
-                process_start=spawned.start_ticks,
+                process_start=spawned.process.start_ticks,
                 boot_id=procfs.boot_id(),
                 token=token,
                 host=addresses.to_dial(host),
@@ -176,7 +176,7 @@ class LocalPlace:
     def _lend_port(self, host: str) -> int:
         # Kept over restarts, unless a stranger has been faster.
         if self._lent is not None:
-            inode = procfs.listener(self._lent)
+            inode = listeners.on_port(self._lent)
             if inode is None:
                 return self._lent
             taken = addresses.taken(host, self._lent)

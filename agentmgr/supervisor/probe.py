@@ -6,12 +6,14 @@ its `ping` never wakes when the peer goes away (measured).
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import math
 import os
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 from attrs import frozen
@@ -32,6 +34,8 @@ from wsproto.utilities import ProtocolError
 from ..core.health import HEALTH_PATH, ProbeResult, proof
 
 _MAX_ANSWER_BYTES = 64 * 1024
+# The manager has no descriptor or memory left to ask with, which says nothing of the instance.
+_OUR_OWN_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 _CLOSE_TIMEOUT_S = 1.0
 
 
@@ -58,7 +62,8 @@ class Probe:
             except _Failed as failure:
                 return ProbeResult(False, reason=str(failure))
             except OSError as error:
-                return ProbeResult(False, reason=os.strerror(error.errno or 0).lower())
+                reason = os.strerror(error.errno or 0).lower()
+                return ProbeResult(False, reason=reason, inconclusive=error.errno in _OUR_OWN_SHORTAGE)
             except trio.BrokenResourceError:
                 return ProbeResult(False, reason="broke the connection")
             except ProtocolError as error:
@@ -85,7 +90,11 @@ class Probe:
                 await socket.send(Ping(b"agentmgr"))
                 await socket.receive_until(Pong)
             # Part politely: a server that finds its peer gone in the middle fills its log with it.
-            with trio.move_on_after(_CLOSE_TIMEOUT_S):
+            # It has answered; how it takes the farewell says nothing of its health.
+            with (
+                trio.move_on_after(_CLOSE_TIMEOUT_S),
+                suppress(OSError, trio.BrokenResourceError, _Failed, ProtocolError),
+            ):
                 await socket.send(CloseConnection(code=1000))
                 await socket.receive_until(CloseConnection)
             return remark

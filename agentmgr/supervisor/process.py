@@ -6,11 +6,13 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from select import POLLIN, poll
 
 import trio
+from attrs import define
 
 from ..core.restart import Exit
 from . import procfs
@@ -22,6 +24,7 @@ _SWEEP_PATIENCE_S = 30.0
 _SHORTAGE_PAUSE_S = 0.1
 
 Wanted = Callable[[procfs.Living], bool]
+Find = Callable[[Wanted], Awaitable[list[int]]]
 
 
 class Census:
@@ -33,20 +36,26 @@ class Census:
         # Worker threads are shared by all of trio; forty busy ones delayed a spawn by 3.9 s (measured).
         self._limiter = trio.CapacityLimiter(1)
 
-    async def find(self, wanted: Wanted) -> list[int]:
+    async def find(self, wanted: Wanted, *, since_ticks: int = 0) -> list[int]:
+        """Those that began no earlier: nobody is older than who started them."""
         look = self._next = self._next or _Look()
+        look.since_ticks = min(look.since_ticks, since_ticks)
         async with self._turn:
             while look.living is None:
                 self._next = None  # who comes from now on needs a later one
                 try:
-                    look.living = await trio.to_thread.run_sync(procfs.census, limiter=self._limiter)
+                    look.living = await trio.to_thread.run_sync(
+                        procfs.census, look.since_ticks, limiter=self._limiter
+                    )
                 except OSError as error:  # no descriptor to be had for looking; one will be
                     log.warning("cannot look for processes, trying again: %s", error)
                     await trio.sleep(_SHORTAGE_PAUSE_S)
         return [living.pid for living in look.living if wanted(living)]
 
 
+@define(eq=False)
 class _Look:
+    since_ticks: int = sys.maxsize
     living: list[procfs.Living] | None = None
 
 
@@ -61,6 +70,8 @@ class Process:
         self._token = token
         self._census = census
         self._popen = popen
+        stat = procfs.stat(pid)
+        self.start_ticks = stat.start_ticks if stat is not None else 0
         self._pidfd = os.pidfd_open(pid)
 
     def exited(self) -> bool:
@@ -91,7 +102,7 @@ class Process:
         """Whether the leader, or whatever it has started, has this socket open."""
         if procfs.holds(self.pid, inode):
             return True
-        return any(procfs.holds(pid, inode) for pid in await self._census.find(self._of_session_or_token))
+        return any(procfs.holds(pid, inode) for pid in await self._find(self._of_session_or_token))
 
     async def end(self, grace_s: float) -> Exit:
         """TERM, CONT, wait, KILL, sweep, reap, in this order; see `Child.end`."""
@@ -103,14 +114,14 @@ class Process:
             self._signal_group(signal.SIGCONT)  # one that is stopped would not hear the TERM
             with trio.move_on_after(grace_s, shield=True):
                 await self.wait_exit()
-                await _ask_and_wait(self._census, belongs)
+                await _ask_and_wait(self._find, belongs)
         if self._popen is not None or not self.exited():
             self._signal_group(signal.SIGKILL)
         with trio.move_on_after(_KILL_PATIENCE_S, shield=True):
             await self.wait_exit()
         exit = self._exit()
         with trio.move_on_after(_SWEEP_PATIENCE_S, shield=True):
-            await kill_all(self._census, belongs)
+            await kill_all(self._find, belongs)
         self.release()
         return exit
 
@@ -126,6 +137,9 @@ class Process:
         with suppress(ProcessLookupError, PermissionError):  # gone; or has become somebody else's by setuid
             os.killpg(self.pid, number)
 
+    async def _find(self, wanted: Wanted) -> list[int]:
+        return await self._census.find(wanted, since_ticks=self.start_ticks)
+
     def _of_token(self, living: procfs.Living) -> bool:
         return living.token == self._token
 
@@ -133,23 +147,23 @@ class Process:
         return living.session == self.pid or living.token == self._token
 
 
-async def kill_all(census: Census, wanted: Wanted) -> int:
+async def kill_all(find: Find, wanted: Wanted) -> int:
     """Kills what is `wanted` until nothing is, also what has left its group and session; returns how many.
 
     Something that forks on and on is outrun, because what is killed forks no more.
     """
     count = 0
-    while found := await census.find(wanted):
+    while found := await find(wanted):
         killed = [pid for pid in found if _signal(pid, wanted, signal.SIGKILL)]
         count += len(killed)
         await _wait_all_gone(killed)
     return count
 
 
-async def _ask_and_wait(census: Census, wanted: Wanted) -> None:
+async def _ask_and_wait(find: Find, wanted: Wanted) -> None:
     """Workers have as long as their leader to end; those that left its group have not heard the TERM yet."""
     told: set[int] = set()
-    while found := await census.find(wanted):
+    while found := await find(wanted):
         for pid in set(found) - told:
             _signal(pid, wanted, signal.SIGTERM)
         told.update(found)

@@ -85,13 +85,16 @@ def pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
-def census() -> list[Living]:
-    """The living processes but this one, about 20 µs for each. Raises OSError when it cannot look."""
+def census(since_ticks: int = 0) -> list[Living]:
+    """The living processes but this one that began no earlier; 10 to 20 µs for each there is.
+
+    Raises OSError when it cannot look.
+    """
     me = os.getpid()
     found = []
     for pid in pids():
         facts = stat(pid) if pid != me else None
-        if facts is not None and facts.state not in "ZX":
+        if facts is not None and facts.start_ticks >= since_ticks and facts.state not in "ZX":
             found.append(Living(pid, facts.session, token(pid)))
     return found
 
@@ -105,21 +108,6 @@ def name(pid: int) -> str:
     return f"{words[:80]} (pid {pid})" if words else f"pid {pid}"
 
 
-def listener(port: int) -> int | None:
-    """The inode of a socket that listens on this TCP port, on whatever address; None when nobody does."""
-    wanted = f":{port:04X}".encode()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = _read(table).splitlines()[1:]
-        except OSError:  # no IPv6 here
-            continue
-        for line in lines:
-            fields = line.split(None, 10)
-            if fields[3] == b"0A" and fields[1].endswith(wanted):
-                return int(fields[9])
-    return None
-
-
 def holds(pid: int, inode: int) -> bool:
     """Whether the process has this socket open."""
     wanted = f"socket:[{inode}]"
@@ -128,11 +116,6 @@ def holds(pid: int, inode: int) -> bool:
             return any(_target(entry.path) == wanted for entry in entries)
     except OSError:
         return False
-
-
-def holder(inode: int) -> int | None:
-    """A process that has this socket open, as far as we may look into it."""
-    return next((pid for pid in pids() if holds(pid, inode)), None)
 
 
 def open_files(pid: int) -> int:
@@ -150,5 +133,13 @@ def _target(link: str) -> str:
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.readall() or b""
+    # Half the time of `open`, for thousands of files a second.
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = os.read(file, 2**16)
+        if len(data) == 2**16:
+            while more := os.read(file, 2**20):
+                data += more
+        return data
+    finally:
+        os.close(file)

@@ -15,7 +15,7 @@ from pathlib import Path
 from attrs import frozen
 
 from ..core.restart import Cause
-from . import logs, procfs
+from . import logs
 from .launcher import CannotLaunch
 from .limits import Limits
 from .process import Census, Process
@@ -31,7 +31,6 @@ _WHEN_LIMITED = ("/bin/sh", "-c", 'read -r _; exec "$@" </dev/null', "sh")
 @frozen
 class Spawned:
     process: Process
-    start_ticks: int
     log_start: int  #: where its output begins in the log
     unenforced: tuple[str, ...]
 
@@ -84,7 +83,6 @@ def spawn(
             )
             try:
                 process = Process(popen.pid, token, census, popen)
-                stat = procfs.stat(popen.pid)
             except OSError:  # no descriptor left for watching it
                 os.killpg(popen.pid, signal.SIGKILL)
                 popen.wait()
@@ -93,8 +91,7 @@ def spawn(
             raise cannot(error, argv[0], cwd) from None
         unenforced = limits.impose(popen.pid)
         gate.close()
-    assert stat is not None  # not reaped yet, so it is there, if only as a zombie
-    return Spawned(process, stat.start_ticks, log_start, unenforced)
+    return Spawned(process, log_start, unenforced)
 
 
 def cannot(error: Exception, program: str | None = None, cwd: str | None = None) -> CannotLaunch:

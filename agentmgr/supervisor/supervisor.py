@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,7 @@ from ..models import (
 )
 from . import logs
 from .in_process import InProcessService, NoProcesses
-from .instance import Life, Surroundings
+from .instance import Life, Outcome, Surroundings
 from .journal import Journal, Owner, Unrecorded
 from .launcher import Child, Launcher, Place
 from .local import LocalLauncher
@@ -175,7 +175,7 @@ class Supervisor:
         self._refuse_cycles(spec)
         async with self._command(spec) as known:
             known.launcher, known.raises = launcher, on_give_up == "raise"
-            await self._forget_ended(known)
+            await self._end(known, [life for life in known.lives if life.finished or life.outdated(spec)])
             lives = self._fill(known, spec)
         if wait:
             for life in lives:
@@ -191,42 +191,51 @@ class Supervisor:
             return
         service.stops += 1
         service.command.cancel()
-        for life in service.lives:
-            life.stop(force=force)
-        if wait:
-            for life in list(service.lives):
-                await life.over.wait()
-        service.lives = [life for life in service.lives if not life.over.is_set()]
+        await self._end(service, service.lives, force=force, wait=wait)
+
+    def forget(self, service_id: str) -> None:
+        """A service that was stopped will not be started again."""
+        self._services.pop(service_id, None)
 
     async def restart(
         self, spec: ServiceSpec, *, rolling: bool = True, force: bool = False, wait: bool = True
     ) -> None:
-        """Replaces each instance by one that runs `spec`.
+        """Replaces each instance by one that runs `spec`; goes on even if the caller waits no longer.
 
         Rolling: the new one first; when it is ready, the old one is drained and ended. If it does not
         become ready, the old one stays and `ServiceFailedToStart` is raised. Not possible with a fixed
         port, which only one can have.
         """
-        if not wait:
-            self._open_nursery().start_soon(self._restart_in_background, spec, rolling, force)
-            return
-        async with self._command(spec) as service:
-            await self._forget_ended(service)
-            serving = [life for life in service.lives if life.serving]
-            if not (rolling and spec.port is None):
-                for life in serving:
-                    life.stop(force=force)
-            for life in service.lives:
-                if not life.serving:
-                    life.stop(force=force)
-                    await life.over.wait()
-            await self._forget_ended(service)
-            for old in [life for life in service.lives if life.serving]:
-                if old.view.slot < spec.config.instances:
-                    await self._replace(service, old, self._begin(service, spec, old.view.slot), force=force)
-            lives = self._fill(service, spec)
-        for life in lives:
-            await life.started()
+        outcome = Outcome()
+        nursery = self._open_nursery()
+        stops = self._known(spec).stops  # those that are asked for from here on win
+        nursery.start_soon(self._restart, spec, stops, rolling and spec.port is None, force, outcome)
+        if wait:
+            await outcome.wait()
+
+    async def _restart(
+        self, spec: ServiceSpec, stops: int, rolling: bool, force: bool, outcome: Outcome
+    ) -> None:
+        try:
+            async with self._command(spec, stops) as service:
+                await self._end(
+                    service, [life for life in service.lives if not (rolling and life.serving)], force=force
+                )
+                for old in list(service.lives):
+                    if old.view.slot < spec.config.instances:
+                        new = self._begin(service, spec, old.view.slot)
+                        await self._replace(service, old, new, force=force)
+                lives = self._fill(service, spec)
+            for life in lives:
+                await life.started()
+            outcome.succeed()
+        except AgentManagerError as error:  # whoever waits is told, and `status` shows it
+            log.warning("restart of %s: %s", spec.name, error)
+            outcome.fail(error)
+        except Exception:  # a wall, as around each instance: our own mistake must not reach a sibling
+            log.exception("restart of %s failed", spec.name)
+        finally:
+            outcome.fail(WrongState(f"the restart of {spec.name} did not come to its end"))
 
     async def shutdown(self, *, leave_running: bool = False, force: bool = False) -> None:
         """Ends all services, or leaves them to the next manager; then `run` returns.
@@ -235,12 +244,14 @@ class Supervisor:
         first. A second call with `force`, while the first one waits, cuts the draining short.
         """
         self._closing = True
-        by_name = {service.spec.name: service for service in self._services.values()}
-        for service in by_name.values():
+        ids = {service.spec.name: service_id for service_id, service in self._services.items()}
+        needs: dict[str, list[str]] = {}
+        for service_id, service in self._services.items():
             service.stops += 1
             service.command.cancel()
-        for wave in stop_order({name: service.spec.config.after for name, service in by_name.items()}):
-            lives = [life for name in wave for life in by_name[name].lives]
+            needs[service_id] = [ids[name] for name in service.spec.config.after if name in ids]
+        for wave in stop_order(needs):
+            lives = [life for service_id in wave for life in self._services[service_id].lives]
             for life in lives:
                 if leave_running:
                     life.leave()
@@ -286,17 +297,23 @@ class Supervisor:
     # How they are carried out
 
     @asynccontextmanager
-    async def _command(self, spec: ServiceSpec) -> AsyncIterator[_Service]:
-        """The service's turn for one command; raises `WrongState` when a stop has come in between."""
+    async def _command(self, spec: ServiceSpec, stops: int | None = None) -> AsyncIterator[_Service]:
+        """The service's turn for one command; raises `WrongState` when a stop has come in between.
+
+        `stops`: how many there had been when the command was given; as many as now, if None.
+        """
         self._open_nursery()
-        service = self._services.setdefault(spec.service_id, _Service(spec, self._launcher))
-        stops = service.stops
+        service = self._known(spec)
+        stops = service.stops if stops is None else stops
         async with service.turn:
             if stops == service.stops:
                 with trio.CancelScope() as service.command:
                     yield service
         if stops != service.stops:
             raise WrongState(f"service {spec.name} was stopped meanwhile")
+
+    def _known(self, spec: ServiceSpec) -> _Service:
+        return self._services.setdefault(spec.service_id, _Service(spec, self._launcher))
 
     def _open_nursery(self) -> trio.Nursery:
         if self._closing or self._nursery is None:
@@ -379,25 +396,21 @@ class Supervisor:
         try:
             await new.started()
         except AgentManagerError:
-            new.stop(force=True)
-            await new.over.wait()
+            await self._end(service, [new], force=True)
             raise
-        old.stop(force=force)
-        await old.over.wait()
+        await self._end(service, [old], force=force)
 
-    async def _forget_ended(self, service: _Service) -> None:
-        """What was given up is shown until the next command, which waits until all of it is cleared away."""
-        for life in list(service.lives):
-            if life.finished:
-                life.stop()
+    async def _end(
+        self, service: _Service, lives: Iterable[Life], *, force: bool = False, wait: bool = True
+    ) -> None:
+        """Tells all of them to end, then waits until nothing is left of them."""
+        lives = list(lives)
+        for life in lives:
+            life.stop(force=force)
+        if wait:
+            for life in lives:
                 await life.over.wait()
         service.lives = [life for life in service.lives if not life.over.is_set()]
-
-    async def _restart_in_background(self, spec: ServiceSpec, rolling: bool, force: bool) -> None:
-        try:
-            await self.restart(spec, rolling=rolling, force=force)
-        except AgentManagerError as error:  # nobody waits for it; `status` shows it
-            log.warning("restart of %s: %s", spec.name, error)
 
     async def _adopt(self, known: Sequence[tuple[ServiceSpec, Sequence[InstanceRecord]]]) -> None:
         tokens = set()

@@ -21,11 +21,12 @@ from ..models import (
     ServiceSpec,
     ServiceTotals,
     SessionEnd,
+    Token,
 )
-from ..storage.registry import RULES, SERVICES, Registry
+from ..storage.registry import RULES, SERVICES, TOKENS, Registry
 from ..storage.store import F, HistoryLimits, Snapshot, event_id
 
-Thing = TypeVar("Thing", ServiceSpec, RoutingRule)
+Thing = TypeVar("Thing", ServiceSpec, RoutingRule, Token)
 
 
 class MemoryStore:
@@ -39,6 +40,7 @@ class MemoryStore:
         self._limits = limits or HistoryLimits()
         self._services: dict[str, ServiceSpec] = {}
         self._rules: dict[str, RoutingRule] = {}
+        self._tokens: dict[str, Token] = {}
         self._instances: dict[str, InstanceRecord] = {}
         self._totals: dict[str, ServiceTotals] = {}
         self._health: dict[str, deque[HealthCheck]] = {}
@@ -92,6 +94,17 @@ class MemoryStore:
     async def delete_rule(self, rule_id: str) -> None:
         await self._writable()
         _delete(RULES, self._rules, rule_id)
+
+    async def tokens(self) -> tuple[Token, ...]:
+        return tuple(self._tokens.values())
+
+    async def add_token(self, token: Token) -> None:
+        await self._writable()
+        _add(TOKENS, self._tokens, token.token_id, token)
+
+    async def delete_token(self, token_id: str) -> None:
+        await self._writable()
+        _delete(TOKENS, self._tokens, token_id)
 
     async def put_instance(self, record: InstanceRecord) -> None:
         await self._writable()

@@ -162,12 +162,12 @@ async def test_a_timeout_in_asyncio_takes_back_a_question_in_trio():
 
 async def test_code_that_ignores_its_cancellation_is_left_behind(monkeypatch, caplog):
     monkeypatch.setattr("agentmgr.agent.aio.CANCEL_TIMEOUT_S", 0.05)
-    free = asyncio.Event()
+    free, looping = asyncio.Event(), threading.Event()
 
-    async def agent(message, session):
+    async def agent(message):
         if message == "next":
             return "next"
-        await session.emit("agent.thinking")
+        looping.set()
         while not free.is_set():
             with suppress(asyncio.CancelledError):
                 await free.wait()
@@ -175,7 +175,7 @@ async def test_code_that_ignores_its_cancellation_is_left_behind(monkeypatch, ca
 
     async with hosted(agent, **ASYNCIO) as url, bare_client(url) as client:
         await client.say("user.message", content="hi")
-        await client.until("agent.thinking")
+        assert await trio.to_thread.run_sync(looping.wait, 5)
         await client.say("user.cancel")
         await client.until("agent.interrupted")
         assert (await client.ask("next"))["content"] == "next"

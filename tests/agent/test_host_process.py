@@ -123,3 +123,42 @@ async def test_the_process_may_be_frozen_and_thawed(agent_file):
         await client.say("user.message", content="later")
         process.send_signal(signal.SIGCONT)
         assert (await client.until("agent.final_answer"))["content"] == "later"
+
+
+ASYNCIO_AGENT = """
+import asyncio, threading, time
+
+async def create_agent():
+    {asyncio_only}
+
+    async def agent(message):
+        await asyncio.sleep(0)
+        if message == "thread":
+            threading.Thread(target=time.sleep, args=[1000]).start()
+        return type(asyncio.get_running_loop()).__name__
+
+    return agent
+"""
+
+
+@pytest.mark.parametrize(("line", "options"), [('RUNTIME = "asyncio"', []), ("", ["--runtime", "asyncio"])])
+async def test_an_asyncio_agent_runs_on_a_real_loop_and_its_threads_do_not_hold_the_exit(
+    tmp_path, line, options
+):
+    path = tmp_path / "agent.py"
+    path.write_text(line + ASYNCIO_AGENT.format(asyncio_only="asyncio.get_running_loop()"))
+    async with spawned(path, *options) as (process, url):
+        async with bare_client(url) as client:
+            assert (await client.ask("thread"))["content"] == "_UnixSelectorEventLoop"
+        process.send_signal(signal.SIGTERM)
+        with trio.fail_after(10):
+            assert await process.wait() == 0
+
+
+async def test_a_factory_that_needs_asyncio_is_told_which_switch_to_set(tmp_path):
+    path, log = tmp_path / "agent.py", tmp_path / "log"
+    path.write_text(ASYNCIO_AGENT.format(asyncio_only="asyncio.get_running_loop()"))
+    async with spawned(path, log=log) as (process, _):
+        assert await process.wait() == 78
+    assert 'write RUNTIME = "asyncio" into the agent file' in log.read_text()
+    assert "asyncio.get_running_loop()" in log.read_text()

@@ -319,3 +319,19 @@ async def test_half_a_surrogate_pair_from_an_author_still_arrives():
 
     async with hosted(agent) as url, bare_client(url) as client:
         assert (await client.ask("hi"))["content"] == "\U0001f600"
+
+
+async def test_heartbeats_come_while_a_client_is_there_and_stop_when_it_has_gone_quiet(monkeypatch):
+    monkeypatch.setattr("agentmgr.agent.connection.HEARTBEAT_S", 0.02)
+    monkeypatch.setattr("agentmgr.agent.connection.QUIET_S", 0.2)
+    async with hosted(echo) as url, bare_client(url) as client:
+        await client.ask("hi")
+        for _ in range(3):
+            await client.until("system.heartbeat")
+        with trio.move_on_after(0.6) as quiet:
+            while True:
+                await client.receive()
+        with trio.move_on_after(0.2) as silence:
+            await client.receive()
+        assert quiet.cancelled_caught
+        assert silence.cancelled_caught

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from agentmgr.api.app import make_app
+from agentmgr.api.metrics import Metrics
 from agentmgr.api.operations import Server
 from agentmgr.api.resources import operations
 from agentmgr.manager import AgentManager
@@ -37,7 +38,7 @@ async def test_each_route_is_described_and_each_description_is_a_route(
 
     from agentmgr.api.openapi import document
 
-    app = make_app(Server(manager, nursery, trio.Event(), control=control))
+    app = make_app(Server(manager, nursery, trio.Event(), Metrics(manager), control=control))
     routes = {
         (method, re.sub(r"<(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_cli.py [--services N] [--runs N]
 
-Prints a table; asserts nothing. Wall times of commands are the best of several, less that of `python -c pass`.
+Prints a table; asserts nothing. Wall times of commands are the best of several, less `python -c pass`.
 """
 
 from __future__ import annotations

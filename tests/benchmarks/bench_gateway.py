@@ -113,8 +113,7 @@ def start_nginx(folder: Path, port: int, backend: int) -> list[str] | None:
 
 def start_caddy(folder: Path, port: int, backend: int) -> list[str] | None:
     (folder / "Caddyfile").write_text(
-        f"{{\n  admin off\n  auto_https off\n}}\n:{port} {{\n"
-        f"  reverse_proxy 127.0.0.1:{backend}\n}}\n"
+        f"{{\n  admin off\n  auto_https off\n}}\n:{port} {{\n  reverse_proxy 127.0.0.1:{backend}\n}}\n"
     )
     binary = shutil.which("caddy")
     config = str(folder / "Caddyfile")
@@ -253,9 +252,8 @@ def main() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     names = options.only.split(",") if options.only else list(PROXIES)
-    print(
-        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}")
     columns = ["P1 100 x 128 B", "P2 1 x 128 B", "p50", "P3 20 x 64 KiB", "P4 KiB/tunnel", "P5 connection"]
     columns += ["P12 50", "100", "200", "400 x 128 B"]
     print(f"{'CPU us each':12}" + "".join(f"{column:>15}" for column in columns))

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 import trio  # noqa: E402
 
 from agentmgr.models import DesiredStatus, Instance, ServiceConfig, ServiceSpec, ServiceStatus  # noqa: E402
-from agentmgr.supervisor import Supervisor, procfs  # noqa: E402
+from agentmgr.supervisor import Supervisor, listeners, procfs  # noqa: E402
 from tests.supervisor.conftest import MemoryJournal  # noqa: E402
 
 CHILD = ROOT / "tests" / "supervisor" / "child.py"
@@ -72,9 +72,9 @@ def seconds_until_answer(port: int, timeout_s: float = 30) -> float:
 
 
 def pid_on(port: int) -> int:
-    inode = procfs.listener(port)
+    inode = listeners.on_port(port)
     assert inode is not None
-    pid = procfs.holder(inode)
+    pid = listeners.holder(inode)
     assert pid is not None
     return pid
 

@@ -20,3 +20,10 @@ def test_what_was_shown_and_is_given_back_means_what_it_was(env: dict[str, str])
 
 def test_a_new_value_is_a_new_value() -> None:
     assert restored({"KEY": "new", "OTHER": HIDDEN}, {"KEY": "old"}) == {"KEY": "new", "OTHER": HIDDEN}
+
+
+def test_a_url_with_a_password_is_hidden_whatever_it_is_called():
+    assert shown({"DATABASE": "postgres://u:pw@h/db", "HOME": "https://h/a:b@c"}) == {
+        "DATABASE": HIDDEN,
+        "HOME": "https://h/a:b@c",
+    }

@@ -19,6 +19,7 @@ from agentmgr.errors import (
     NameTaken,
     ServiceFailedToStart,
     ServiceNotFound,
+    StorageError,
     WrongState,
 )
 from agentmgr.manager import AgentManager
@@ -27,8 +28,10 @@ from agentmgr.models import (
     RoutingCondition,
     RoutingRule,
     ServiceConfig,
+    ServiceSpec,
     ServiceStatus,
 )
+from agentmgr.storage.sqlite import SqliteStore
 
 AgentFile = Callable[..., str]
 QUICK = ServiceConfig(restart_delay=0, stop_timeout=5)
@@ -141,6 +144,40 @@ async def test_a_file_that_is_no_database_is_refused_and_left_as_it_was(db: Path
         async with AgentManager(db):
             raise AssertionError("opened what is not a database")
     assert db.read_bytes() == b"precious" * 1000
+
+
+async def test_starting_on_a_database_that_is_managed_says_so_and_leaves_nothing_to_stop(db: Path) -> None:
+    async with AgentManager(db) as first:
+        second = AgentManager(db)
+        try:
+            with pytest.raises(ManagerAlreadyRunning):
+                await second.start()
+        finally:
+            await second.stop()
+        assert first.list_services() == []
+
+
+async def test_a_manager_runs_once(db: Path) -> None:
+    manager = AgentManager(db)
+    async with manager:
+        pass
+    with pytest.raises(WrongState, match="make another one"):
+        async with manager:
+            raise AssertionError("entered twice")
+
+
+async def test_a_service_is_stopped_also_when_that_cannot_be_written_down(
+    db: Path, agent_file: AgentFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(_: object, spec: ServiceSpec) -> None:
+        raise StorageError("the disk is full")
+
+    async with AgentManager(db) as manager:
+        service = await manager.register_service("echo", agent_file(), auto_start=True)
+        monkeypatch.setattr(SqliteStore, "update_service", full)
+        with pytest.raises(StorageError, match="was stopped, and the next manager will start it again"):
+            await manager.stop_service("echo")
+        assert not runs(service.instances[0].pid)
 
 
 async def test_the_callers_own_error_arrives_as_it_is(db: Path, agent_file: AgentFile) -> None:

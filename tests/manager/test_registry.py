@@ -15,7 +15,14 @@ from agentmgr.errors import (
     VersionMismatch,
 )
 from agentmgr.manager.registry import Registry
-from agentmgr.models import DesiredStatus, RoutingRule, ServiceConfig, ServiceSpec
+from agentmgr.models import (
+    ConditionOperator,
+    DesiredStatus,
+    RoutingCondition,
+    RoutingRule,
+    ServiceConfig,
+    ServiceSpec,
+)
 from agentmgr.testing.memory_store import MemoryStore
 
 
@@ -80,6 +87,33 @@ async def test_a_change_that_cannot_be_is_refused_and_changes_nothing(
         await registry.change_service("echo", changes)
     assert registry.service("echo") == before
     assert before in (await store.load()).services
+
+
+async def test_services_that_would_wait_for_each_other_are_refused(registry: Registry) -> None:
+    await registry.add_service(spec("a"))
+    await registry.change_service("a", {"after": ["b"]})  # which may be registered later
+    with pytest.raises(InvalidRequest, match="wait for each other"):
+        await registry.add_service(
+            ServiceSpec(name="b", config=ServiceConfig(command=("serve",), after=("a",)))
+        )
+    await registry.add_service(spec("b"))
+    with pytest.raises(InvalidRequest, match="wait for each other"):
+        await registry.change_service("b", {"after": ["a"]})
+    assert registry.service("b").config.after == ()
+
+
+async def test_a_rule_that_could_never_hold_is_refused(registry: Registry, store: MemoryStore) -> None:
+    for field, operator, value in (("nonsense", "equals", "x"), ("path", "regex_match", "((")):
+        condition = RoutingCondition(field=field, operator=ConditionOperator(operator), value=value)
+        with pytest.raises(InvalidRequest):
+            await registry.add_rule(RoutingRule(name="odd", conditions=(condition,)))
+    assert (await store.load()).rules == ()
+
+
+async def test_a_name_is_never_taken_for_an_id(registry: Registry) -> None:
+    first = await registry.add_service(spec("echo"))
+    with pytest.raises(InvalidRequest, match="must not look like an id"):
+        spec(first.service_id)
 
 
 async def test_a_change_can_insist_on_the_version_that_was_read(registry: Registry) -> None:

@@ -56,6 +56,33 @@ async def test_only_listed_origins(lab, instance, origin: str | None, status: in
         assert (await peer.until(b"\r\n")).startswith(f"HTTP/1.1 {status} ".encode())
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 101),
+        ("http://localhost:3000", 101),
+        ("http://app.localhost", 101),
+        ("http://127.0.0.1", 101),
+        ("http://[::1]:8000", 101),
+        ("https://evil.example", 403),
+        ("http://localhost.evil.example", 403),
+        ("null", 403),
+        ("http://[", 403),
+    ],
+)
+async def test_without_a_list_only_pages_of_this_machine(
+    lab, instance, origin: str | None, status: int
+) -> None:
+    async with lab.gateway(instance) as stage:
+        peer = await stage.connect(lab.upgrade("/", *([f"Origin: {origin}"] if origin else [])))
+        assert (await peer.until(b"\r\n")).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+async def test_a_star_lets_every_page_in(lab, instance) -> None:
+    async with lab.gateway(instance, allowed_origins=["*"]) as stage:
+        await stage.open("/", "Origin: https://anything.example")
+
+
 async def test_null_is_an_origin_that_can_be_listed(lab, instance) -> None:
     async with lab.gateway(instance, allowed_origins=["null"]) as stage:
         await stage.open("/", "Origin: null")

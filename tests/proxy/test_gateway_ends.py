@@ -217,14 +217,15 @@ async def test_a_close_that_falls_into_a_frame_comes_after_it(lab) -> None:
         assert await peer.rest() == b"ng message" + lab.frame(8, b"\x0f\xa0", masked=False)
 
 
-async def test_a_peer_that_does_not_answer_a_close_is_cut(lab) -> None:
+@pytest.mark.parametrize("before", [b"", b"\x81\x82\0\0\0\0hi"], ids=["alone", "with a message"])
+async def test_a_peer_that_does_not_answer_a_close_is_cut(lab, before: bytes) -> None:
     async def deaf(peer) -> None:
         await trio.sleep_forever()
 
     limits = GatewayLimits(close_timeout_s=0.1)
     async with lab.gateway(await lab.raw(open_ended(lab, deaf)), limits=limits) as stage:
         peer = await stage.open()
-        await peer.stream.send_all(lab.frame(8, b"\x03\xe8"))
+        await peer.stream.send_all(before + lab.frame(8, b"\x03\xe8"))
         with trio.fail_after(1):
             assert await peer.rest() == b""
         (end,) = await stage.witness.ends()

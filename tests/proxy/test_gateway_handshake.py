@@ -36,7 +36,7 @@ async def head_seen(
 async def test_path_query_and_end_to_end_fields_reach_the_instance(lab) -> None:
     sent = (
         "Cookie: a=1; b=2",
-        "Origin: https://app.example",
+        "Origin: http://app.localhost",
         "Authorization: Bearer theirs",
         "Sec-WebSocket-Protocol: chat.v2, chat.v1",
         "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits",

@@ -15,8 +15,8 @@ from datetime import timedelta
 import pytest
 from attrs import evolve
 
-from agentmgr.errors import Conflict, NameTaken, RuleNotFound, ServiceNotFound, VersionMismatch
-from agentmgr.models import Event, ServiceTotals
+from agentmgr.errors import Conflict, NameTaken, RuleNotFound, ServiceNotFound, TokenNotFound, VersionMismatch
+from agentmgr.models import Event, ServiceTotals, Token
 from agentmgr.storage import HistoryLimits, Snapshot, Store, open_store
 from agentmgr.testing import MemoryStore
 
@@ -294,3 +294,19 @@ async def test_a_backup_does_not_overwrite(opened, tmp_path):
         with pytest.raises(Conflict, match=r"copy\.db is there already"):
             await store.backup(destination)
     assert destination.read_bytes() == b"precious"
+
+
+async def test_tokens_are_kept_by_unique_names(opened):
+    async with opened() as store:
+        assert await store.tokens() == ()
+        one = Token("one", {"read"}, "0" * 64)
+        two = Token("two", {"connect:x", "admin"}, "1" * 64)
+        await store.add_token(one)
+        await store.add_token(two)
+        with pytest.raises(NameTaken, match="one"):
+            await store.add_token(evolve(one, token_id="tok_other"))
+        assert await store.tokens() == (one, two)
+        await store.delete_token(one.token_id)
+        with pytest.raises(TokenNotFound):
+            await store.delete_token(one.token_id)
+        assert await store.tokens() == (two,)

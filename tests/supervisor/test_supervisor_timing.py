@@ -7,6 +7,7 @@ from random import Random
 import pytest
 import trio
 import trio.testing
+from attrs import evolve
 
 from agentmgr.core.restart import Cause, Exit
 from agentmgr.errors import InvalidRequest, ServiceFailedToStart, WrongState
@@ -220,7 +221,8 @@ async def test_stop_drains_first_and_force_skips_it(supervisor, journal, autojum
     journal.draining = never
     launcher = FakeLauncher()
     async with supervisor(launcher=launcher) as s:
-        for force, expected in ((False, 30), (True, 0)):
+        # The drain timeout, and the time that the last sessions are given to be told.
+        for force, expected in ((False, 30 + 15), (True, 0)):
             service = spec()
             await s.start(service)
             begin = trio.current_time()
@@ -381,10 +383,61 @@ async def test_what_others_need_is_stopped_after_them(supervisor, autojump_clock
 
 async def test_only_so_many_start_at_once(supervisor, autojump_clock, monkeypatch):
     monkeypatch.setattr("agentmgr.supervisor.supervisor.MAX_CONCURRENT_STARTS", 5)
-    launcher = FakeLauncher(Behaviour(ready_after_s=10))
+    launcher = FakeLauncher(Behaviour(ready_after_s=4))
     async with supervisor(launcher=launcher) as s:
         begin = trio.current_time()
         await s.start(spec(instances=20))
-        assert trio.current_time() - begin == 40
+        assert trio.current_time() - begin == 16
         launched = sorted(child.launched_at - begin for child in launcher.children)
-        assert launched == [0] * 5 + [10] * 5 + [20] * 5 + [30] * 5
+        assert launched == [0] * 5 + [4] * 5 + [8] * 5 + [12] * 5
+
+
+async def test_what_hangs_while_it_starts_keeps_nobody_else_from_it(supervisor, autojump_clock, monkeypatch):
+    monkeypatch.setattr("agentmgr.supervisor.supervisor.MAX_CONCURRENT_STARTS", 1)
+    async with supervisor(launcher=FakeLauncher(Behaviour(ready_after_s=25))) as s:
+        begin = trio.current_time()
+        await s.start(spec("hangs"), wait=False)
+        await s.start(spec("next"))
+        assert trio.current_time() - begin == 5 + 25
+
+
+async def test_a_restart_replaces_every_instance_also_those_that_wait_to_be_tried_again(
+    supervisor, autojump_clock
+):
+    crashes = Behaviour(exits_after_s=1, exit=CRASH)
+    async with supervisor(launcher=FakeLauncher(*[crashes] * 3, Behaviour())) as s:
+        old = spec(instances=3, restart_delay=1000, restart_delay_max=1000)
+        await s.start(old)
+        await trio.sleep(2)  # now all three are in backoff
+        await s.restart(old.changed())
+        assert [i.spec_version for i in s.instances(old.service_id)] == [2, 2, 2]
+
+
+async def test_a_start_after_a_change_runs_what_is_registered_now(supervisor, autojump_clock):
+    crashes = Behaviour(exits_after_s=1, exit=CRASH)
+    async with supervisor(launcher=FakeLauncher(crashes, Behaviour())) as s:
+        old = spec(restart_delay=1000, restart_delay_max=1000)
+        await s.start(old)
+        await trio.sleep(2)
+        await s.start(old.changed(config=evolve(old.config, max_sessions=7)))
+        assert [i.spec_version for i in s.instances(old.service_id)] == [2]
+
+
+async def test_a_rolling_restart_that_nobody_waits_for_goes_on(supervisor, autojump_clock):
+    async with supervisor(launcher=FakeLauncher(Behaviour(ready_after_s=3))) as s:
+        service = spec()
+        await s.start(service)
+        with trio.move_on_after(1):
+            await s.restart(service.changed())
+        await trio.sleep(10)
+        assert [i.spec_version for i in s.instances(service.service_id)] == [2]
+
+
+async def test_a_stop_wins_over_a_restart_that_was_asked_for_before(supervisor, autojump_clock):
+    async with supervisor(launcher=FakeLauncher()) as s:
+        service = spec()
+        await s.start(service)
+        await s.restart(service, wait=False)
+        await s.stop(service.service_id)
+        await trio.sleep(10)
+        assert s.instances(service.service_id) == ()

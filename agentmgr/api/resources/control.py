@@ -12,6 +12,7 @@ from quart import Response
 
 from ...codec import to_plain
 from ...errors import AgentManagerError, FieldProblem, InvalidRequest
+from ...proxy.certificate import Certificate
 from ..operations import Answer, Call, Operations
 from ..streams import Send, StreamBody, stream
 
@@ -39,6 +40,8 @@ class NewListener:
     kind: ListenerKind
     port: int = field(validator=_port)
     host: str = "localhost"
+    certfile: str | None = None  #: then it speaks TLS only
+    keyfile: str | None = None
 
 
 @api.add("POST", "/shutdown", query=ShutdownQuery, gives={202: dict[str, Any]}, problems=(400,))
@@ -72,7 +75,7 @@ async def open_listener(call: Call, body: NewListener) -> Response:
 
         try:
             async with trio.open_nursery() as nursery:
-                port = await nursery.start(_LISTEN[body.kind], call, body.host, body.port)
+                port = await nursery.start(_LISTEN[body.kind], call, body)
                 await say({"kind": body.kind, "host": body.host, "port": port})
                 if body.kind is ListenerKind.PROXY:
                     with call.manager.subscribe() as channel:
@@ -89,14 +92,31 @@ async def open_listener(call: Call, body: NewListener) -> Response:
     return stream(StreamBody(produce, call.server.stopping), "application/x-ndjson")
 
 
-async def _listen_proxy(call: Call, host: str, port: int, task_status: trio.TaskStatus[int]) -> None:
-    await call.manager.serve_proxy(host, port, task_status=task_status)
+async def _listen_proxy(call: Call, body: NewListener, task_status: trio.TaskStatus[int]) -> None:
+    await call.manager.serve_proxy(
+        body.host, body.port, certificate=_certificate(body), task_status=task_status
+    )
 
 
-async def _listen_api(call: Call, host: str, port: int, task_status: trio.TaskStatus[int]) -> None:
+async def _listen_api(call: Call, body: NewListener, task_status: trio.TaskStatus[int]) -> None:
     from .. import serve_api  # it serves this very table
 
-    await serve_api(call.manager, host=host, port=port, task_status=task_status)
+    await serve_api(
+        call.manager,
+        host=body.host,
+        port=body.port,
+        certificate=_certificate(body),
+        task_status=task_status,
+    )
+
+
+def _certificate(body: NewListener) -> Certificate | None:
+    if body.certfile is None:
+        return None
+    try:
+        return Certificate(body.certfile, body.keyfile)
+    except OSError as error:
+        raise InvalidRequest(f"the certificate {body.certfile} cannot be used: {error}") from None
 
 
 _LISTEN = {ListenerKind.PROXY: _listen_proxy, ListenerKind.API: _listen_api}

@@ -11,7 +11,7 @@ from quart import Response
 from ..operations import Answer, Call, Operations
 from ..problems import HttpProblem
 
-api = Operations("docs", base="")
+api = Operations("docs", base="", scope=None)
 
 _DIST = Path(flask_swagger_ui.__file__).parent / "dist"
 

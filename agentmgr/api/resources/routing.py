@@ -53,8 +53,7 @@ async def list_routing_rules(call: Call, query: PageQuery) -> Answer:
 )
 async def create_routing_rule(call: Call, body: NewRule) -> Answer:
     """Adds a rule; it holds for the next client."""
-    rule = RoutingRule(**{name: getattr(body, name) for name in _OPEN})
-    rule = await call.carry_out(lambda: call.manager.create_routing_rule(rule))
+    rule = await call.carry_out(lambda: call.manager.create_routing_rule(body.rule))
     return _answer(rule, 201, Location=f"{BASE}/routing/rules/{rule.rule_id}")
 
 

@@ -153,8 +153,9 @@ async def replace_service(call: Call, body: NewService) -> Answer:
 
 def _flat(service: Service) -> dict[str, Any]:
     plain = to_plain(service.config)
-    for name in ("name", "description", "tags", "host", "port"):
+    for name in ("name", "description", "tags", "host"):
         plain[name] = to_plain(getattr(service, name))
+    plain["port"] = service.port if service.port_is_fixed else None
     return dict(plain)
 
 

@@ -6,18 +6,27 @@ import os
 from typing import Any
 
 from attrs import frozen
+from quart import Response
 
 from ...errors import FieldProblem, InvalidRequest
+from ..metrics import CONTENT_TYPE
 from ..operations import Answer, Call, Operations
 
 api = Operations("system")
 _root = Operations("system", base="")
+_public = Operations("system", base="", scope=None)
 
 
-@_root.add("GET", "/health", gives={200: dict[str, Any]})
+@_public.add("GET", "/health", gives={200: dict[str, Any]})
 async def health(call: Call) -> Answer:
     """Whether the manager is up; needs no token."""
     return Answer({"status": "healthy", "version": call.manager.get_info()["version"]})
+
+
+@_root.add("GET", "/metrics", gives={200: str}, media_type="text/plain")
+async def metrics(call: Call) -> Response:
+    """Figures for Prometheus."""
+    return Response(call.server.metrics.text(), content_type=CONTENT_TYPE)
 
 
 @api.add("GET", "/info", gives={200: dict[str, Any]})
@@ -53,4 +62,4 @@ async def backup(call: Call, body: NewBackup) -> Answer:
     return Answer(Backup(str(path), path.stat().st_size), 201)
 
 
-api.table += _root.table
+api.table += _public.table + _root.table

@@ -1,0 +1,54 @@
+"""Who may do what over TCP: by token, or on this machine without one while there are none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from werkzeug.datastructures import Headers
+
+from ..models import utc_now
+from .guard import Guard
+from .problems import HttpProblem
+
+if TYPE_CHECKING:
+    from ..manager import AgentManager
+
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="agentmgr"'}
+
+
+class Access:
+    """Judges requests of one TCP listener. `local`: only this machine can reach it."""
+
+    def __init__(self, manager: AgentManager, guard: Guard, *, local: bool) -> None:
+        self._manager = manager
+        self._guard = guard
+        self._local = local
+
+    def check(self, headers: Headers, scope: str | None, *, navigates: bool) -> None:
+        """Raises `HttpProblem`: 401 without a good token where one is needed, 403 where it does not suffice.
+
+        `scope` is what the operation needs; None: nothing, it is public.
+        """
+        scheme, _, key = headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and key.strip():
+            self._check_token(key.strip(), scope)
+        elif scope is not None and (self._manager.list_tokens() or not self._local):
+            raise HttpProblem(
+                401,
+                "unauthorized",
+                "A token is needed: send `Authorization: Bearer KEY`; `agentmgr tokens create` makes one.",
+                headers=_CHALLENGE,
+            )
+        elif self._local:
+            # Nobody proved anything, so the request must be this machine's own.
+            self._guard.check(headers, navigates=navigates)
+
+    def _check_token(self, key: str, scope: str | None) -> None:
+        token = self._manager.find_token(key)
+        now = utc_now()
+        if token is None or (token.expires_at is not None and now >= token.expires_at):
+            raise HttpProblem(
+                401, "unauthorized", "This token is not known, or has expired.", headers=_CHALLENGE
+            )
+        if scope is not None and not token.allows(scope, now):
+            raise HttpProblem(403, "forbidden", f"This token does not have the scope {scope!r}.")

@@ -1,0 +1,136 @@
+"""What `GET /metrics` shows to Prometheus: read off the manager when asked, in a registry of our own.
+
+Labels are bounded by what is registered (services) and by our own words (states, operations); nothing that
+a client says becomes one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import trio
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from ..manager import AgentManager
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+LAG_SAMPLE_S = 0.5
+
+_REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
+
+
+class Metrics:
+    """The figures of one manager, and of the server that shows them."""
+
+    def __init__(self, manager: AgentManager) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(_Manager(manager))
+        ProcessCollector(namespace="agentmgr", registry=self._registry)
+        self._requests = Histogram(
+            "agentmgr_api_request_seconds",
+            "Time to answer a request of the API, by operation.",
+            ["operation"],
+            buckets=_REQUEST_BUCKETS,
+            registry=self._registry,
+        )
+        self._answers = Counter(
+            "agentmgr_api_answers",
+            "Answers of the API, by operation and status.",
+            ["operation", "status"],
+            registry=self._registry,
+        )
+        self._lag = Histogram(
+            "agentmgr_event_loop_lag_seconds",
+            "How late a sleeping task of this process woke up.",
+            buckets=_LAG_BUCKETS,
+            registry=self._registry,
+        )
+
+    def answered(self, operation: str, status: int, seconds: float) -> None:
+        self._requests.labels(operation).observe(seconds)
+        self._answers.labels(operation, str(status)).inc()
+
+    async def watch_lag(self) -> None:
+        """Measures how busy the event loop is, until cancelled."""
+        while True:
+            due = trio.current_time() + LAG_SAMPLE_S
+            await trio.sleep_until(due)
+            self._lag.observe(max(0.0, trio.current_time() - due))
+
+    def text(self) -> bytes:
+        """All of them, as Prometheus reads it."""
+        return generate_latest(self._registry)
+
+
+class _Manager(Collector):
+    """Reads the manager at each scrape; there is nothing to keep in step."""
+
+    def __init__(self, manager: AgentManager) -> None:
+        self._manager = manager
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # it may be registered before there is a manager to read
+
+    def collect(self) -> Iterable[Metric]:
+        manager = self._manager
+        info = manager.get_info()
+        yield InfoMetricFamily("agentmgr", "Which agentmgr this is.", {"version": info["version"]})
+        yield GaugeMetricFamily("agentmgr_uptime_seconds", "Since this manager started.", info["uptime_s"])
+        yield GaugeMetricFamily(
+            "agentmgr_storage_degraded",
+            "1 while facts cannot be written to the database.",
+            int(bool(info["degraded"])),
+        )
+        figures = manager.get_system_stats()
+        for kind in ("services", "instances"):
+            family = GaugeMetricFamily(
+                f"agentmgr_{kind}", f"How many {kind} are in each status.", labels=["status"]
+            )
+            for status, count in figures[kind].items():
+                if status != "total":
+                    family.add_metric([status], count)
+            yield family
+        health = GaugeMetricFamily("agentmgr_service_health", "Services by health.", labels=["health"])
+        for status, count in figures["health"].items():
+            if status != "total":
+                health.add_metric([status], count)
+        yield health
+        yield from self._by_service()
+
+    def _by_service(self) -> Iterable[Metric]:
+        def gauge(name: str, help: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"agentmgr_service_{name}", help, labels=["service"])
+
+        def counter(name: str, help: str) -> CounterMetricFamily:
+            return CounterMetricFamily(f"agentmgr_service_{name}", help, labels=["service"])
+
+        active = gauge("sessions_active", "Open sessions through the gateway.")
+        running = gauge("instances_running", "Instances that serve.")
+        ended = counter("sessions", "Sessions that have ended.")
+        failed = counter("sessions_failed", "Sessions that the service's side broke off.")
+        seconds = counter("session_seconds", "Durations of ended sessions, together.")
+        received = counter("received_bytes", "Bytes from clients.")
+        sent = counter("sent_bytes", "Bytes to clients.")
+        restarts = counter("restarts", "Restarts after a failure.")
+        errors = counter("errors", "Times that an instance was given up.")
+        for service in self._manager.list_services():
+            name, stats = [service.name], self._manager.get_service_stats(service.service_id)
+            sessions = stats["sessions"]
+            count = sessions["completed"] + sessions["failed"]
+            active.add_metric(name, service.active_sessions)
+            running.add_metric(name, sum(i.status == "running" for i in service.instances))
+            ended.add_metric(name, count)
+            failed.add_metric(name, sessions["failed"])
+            seconds.add_metric(name, (sessions["average_duration_s"] or 0) * count)
+            received.add_metric(name, stats["bytes"]["from_client"])
+            sent.add_metric(name, stats["bytes"]["to_client"])
+            restarts.add_metric(name, stats["restarts"])
+            errors.add_metric(name, stats["errors"])
+        yield from (active, running, ended, failed, seconds, received, sent, restarts, errors)

@@ -1,0 +1,71 @@
+"""Tokens: keys to this API and to the gateway."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from attrs import frozen
+
+from ...models import Token
+from ..operations import BASE, Answer, Call, Operations
+from ..paging import Page, PageQuery, page
+
+api = Operations("tokens", scope="admin")
+
+
+@frozen
+class ShownToken:
+    """A token, without what it opens with."""
+
+    token_id: str
+    name: str
+    scopes: frozenset[str]
+    created_at: datetime
+    expires_at: datetime | None
+
+
+@frozen
+class MadeToken(ShownToken):
+    key: str  #: for `Authorization: Bearer`; it is shown this once
+
+
+@frozen(kw_only=True)
+class NewToken:
+    name: str
+    scopes: frozenset[str]  #: of `admin`, `read`, `connect` and `connect:SERVICE`
+    expires_in_days: float | None = None
+
+
+def _shown(token: Token) -> ShownToken:
+    return ShownToken(token.token_id, token.name, token.scopes, token.created_at, token.expires_at)
+
+
+@api.add("GET", "/tokens", query=PageQuery, gives={200: Page[ShownToken]}, problems=(400,))
+async def list_tokens(call: Call, query: PageQuery) -> Answer:
+    """The tokens that there are; never their keys."""
+    tokens = [_shown(token) for token in call.manager.list_tokens()]
+    return Answer(page(tokens, query, key=lambda token: token.name))
+
+
+@api.add(
+    "POST",
+    "/tokens",
+    body=NewToken,
+    gives={201: MadeToken},
+    problems=(400, 409, 413, 415),
+    example={"name": "dashboard", "scopes": ["read"], "expires_in_days": 90},
+)
+async def create_token(call: Call, body: NewToken) -> Answer:
+    """Makes a token. Its key is in this answer, and nowhere else."""
+    token, key = await call.carry_out(
+        lambda: call.manager.create_token(body.name, body.scopes, expires_in_days=body.expires_in_days)
+    )
+    made = MadeToken(token.token_id, token.name, token.scopes, token.created_at, token.expires_at, key)
+    return Answer(made, 201, {"Location": f"{BASE}/tokens/{token.token_id}"})
+
+
+@api.add("DELETE", "/tokens/{ref}", gives={204: None}, problems=(404,))
+async def delete_token(call: Call) -> Answer:
+    """Revokes a token, at once."""
+    await call.carry_out(lambda: call.manager.delete_token(call.ref))
+    return Answer(None, 204)

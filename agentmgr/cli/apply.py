@@ -1,0 +1,114 @@
+"""`agentmgr apply`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncclick as click
+
+from ..models import ServiceConfig
+from .declaration import Declaration, DeclaredService, Step, difference, read
+from .group import Cli, subcommand
+from .reach import for_reading, for_running, for_writing
+from .watch import progress
+
+if TYPE_CHECKING:
+    from ..client.api import ManagerClient
+    from ..manager import AgentManager
+
+_HARMLESS = frozenset({"description", "tags", "weight", "instances"})  #: need no restart to hold
+
+
+@subcommand("apply", example="agentmgr apply services.toml --dry-run")
+@click.argument("file")
+@click.option("--dry-run", is_flag=True, help="Only show the difference.")
+@click.option("--prune", is_flag=True, help="Remove what the file does not name.")
+@click.option("--no-restart", is_flag=True, help="Leave running services as they are until they restart.")
+async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: bool) -> None:
+    """Make services and routing rules as a TOML file declares them; what is so already is left alone.
+
+    The file has tables [services.NAME] and [rules.NAME] with the fields of the REST API; `running = false` in
+    a service keeps it stopped. `agentmgr export` writes such a file.
+    """
+    wanted = read(Path(file))
+    async with for_reading(cli) as seen:
+        services, rules = await seen.list_services(), await seen.list_routing_rules()
+    steps = difference(wanted, services, rules, prune=prune)
+    for step in steps:
+        _print(step)
+    if not steps:
+        print("nothing to do")
+    if dry_run or not steps:
+        return
+    starts = any(step.action == "start" for step in steps)
+    reach = for_running(cli) if starts else for_writing(cli, adopting=True)
+    versions = {service.name: service.version for service in services}
+    running = {service.name for service in services if service.desired_status == "running"}
+    async with reach as manager, progress(cli):
+        for step in steps:
+            restart = step.name in running and not no_restart and bool(step.changes.keys() - _HARMLESS)
+            await _carry_out(manager, step, wanted, restart=restart, version=versions.get(step.name))
+    print(f"done: {len(steps)} changes")
+
+
+def _print(step: Step) -> None:
+    print(f"{step.action} {step.kind} {step.name}")
+    for name, (now, value) in step.changes.items():
+        if step.action == "create":
+            print(f"    {name}: {_shown(value)}")
+        else:
+            print(f"    {name}: {_shown(now)} -> {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):  # of an environment, the names will do
+        return "{" + ", ".join(value) + "}"
+    return str(value)
+
+
+async def _carry_out(
+    manager: ManagerClient | AgentManager,
+    step: Step,
+    wanted: Declaration,
+    *,
+    restart: bool,
+    version: int | None,
+) -> None:
+    name = step.name
+    if step.kind == "rule":
+        rule = wanted.rules.get(name)
+        if step.action == "remove" or rule is None:
+            await manager.delete_routing_rule(name)
+        elif step.action == "create":
+            await manager.create_routing_rule(rule.rule)
+        else:
+            await manager.update_routing_rule(name, {field: getattr(rule, field) for field in step.changes})
+        return
+    if step.action == "create":
+        await _register(manager, wanted.services[name])
+    elif step.action == "change":
+        service = wanted.services[name]
+        changes = {field: getattr(service, field) for field in step.changes}
+        changed = await manager.update_service(name, changes)
+        # Whether a secret is another one only the manager can see: then nothing was changed.
+        if restart and changed.version != version:
+            await manager.restart_service(name)
+    elif step.action == "remove":
+        await manager.unregister_service(name)
+    elif step.action == "start":
+        await manager.start_service(name)
+    else:
+        await manager.stop_service(name)
+
+
+async def _register(manager: ManagerClient | AgentManager, service: DeclaredService) -> None:
+    config: ServiceConfig = service.config
+    await manager.register_service(
+        service.name,
+        config=config,
+        description=service.description,
+        tags=service.tags,
+        host=service.host,
+        port=service.port,
+    )

@@ -1,0 +1,197 @@
+"""Services and routing rules as a TOML file says they should be, and what differs from that.
+
+    [services.weather]
+    agent_factory_path = "weather.py"    # relative to the file
+    tags = ["weather"]
+    running = true                       # the default
+
+    [rules.vip]
+    priority = 1
+    conditions = [{field = "user_agent", operator = "contains", value = "VIP"}]
+    target_services = ["weather"]
+
+The keys are the fields of the REST API. What a service or rule leaves out has its default.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+from attrs import Factory, frozen
+
+from ..api.bodies import NewRule, NewService
+from ..codec import from_plain, to_plain
+from ..core.secrets import HIDDEN
+from ..errors import AgentManagerError, InvalidRequest
+from ..manager.factory_path import located
+from ..models import RoutingRule, Service
+
+
+@frozen(kw_only=True)
+class DeclaredService(NewService):
+    running: bool = True
+
+
+@frozen
+class Declaration:
+    services: Mapping[str, DeclaredService] = Factory(dict)
+    rules: Mapping[str, NewRule] = Factory(dict)
+
+
+@frozen
+class Step:
+    """One thing to be done; `changes` has, for each field, what it is and what it should be."""
+
+    action: str  #: `create`, `change`, `remove`, `start`, `stop`
+    kind: str  #: `service` or `rule`
+    name: str
+    changes: Mapping[str, tuple[Any, Any]] = Factory(dict)
+
+
+def read(path: Path) -> Declaration:
+    """Raises `InvalidRequest` that names the file, and the line or the key."""
+    try:
+        data = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # not TOML: its message names the line
+        raise InvalidRequest(f"{path}: {error}") from None
+    unknown = data.keys() - {"services", "rules"}
+    if unknown:
+        names = ", ".join(sorted(unknown))
+        raise InvalidRequest(f"{path}: {names}: only [services.NAME] and [rules.NAME] are known")
+    directory = path.resolve().parent
+    return Declaration(
+        services={
+            name: _service(path, directory, name, table) for name, table in _tables(path, data, "services")
+        },
+        rules={
+            name: _parsed(path, "rules", name, table, NewRule) for name, table in _tables(path, data, "rules")
+        },
+    )
+
+
+def _tables(path: Path, data: Mapping[str, Any], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    tables = data.get(kind, {})
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise InvalidRequest(f"{path}: {kind} must be tables such as [{kind}.NAME]")
+    yield from tables.items()
+
+
+def _service(path: Path, directory: Path, name: str, table: dict[str, Any]) -> DeclaredService:
+    service: DeclaredService = _parsed(path, "services", name, table, DeclaredService)
+    cwd = directory / (service.cwd or ".")
+    factory = service.agent_factory_path
+    try:
+        found = located(factory, cwd) if factory else None
+    except AgentManagerError as error:
+        raise InvalidRequest(f"{path}: services.{name}.agent_factory_path: {error.message}") from None
+    return attrs.evolve(service, cwd=str(cwd.resolve()), agent_factory_path=found)
+
+
+def _parsed(path: Path, kind: str, name: str, table: dict[str, Any], cls: type[Any]) -> Any:
+    if "name" in table:
+        raise InvalidRequest(f"{path}: {kind}.{name}.name: the name is that of the table")
+    try:
+        return from_plain({**table, "name": name}, cls)
+    except InvalidRequest as error:
+        where = "; ".join(f"{kind}.{name}.{field.path} {field.message}" for field in error.fields)
+        raise InvalidRequest(f"{path}: {where or error.message}") from None
+
+
+def difference(
+    wanted: Declaration, services: Sequence[Service], rules: Sequence[RoutingRule], *, prune: bool
+) -> list[Step]:
+    """What is to be done so that all is as `wanted`; with `prune`, what it does not name is removed."""
+    steps: list[Step] = []
+    known = {service.name: service for service in services}
+    for name, declared in wanted.services.items():
+        steps += _service_steps(declared, known.get(name))
+    if prune:
+        steps += [Step("remove", "service", name) for name in known.keys() - wanted.services.keys()]
+    known_rules = {rule.name: rule for rule in rules}
+    for name, rule in wanted.rules.items():
+        now = known_rules.get(name)
+        changes = _changes(rule_fields(now) if now else {}, to_plain(rule))
+        if changes:
+            steps.append(Step("change" if now else "create", "rule", name, changes))
+    if prune:
+        steps += [Step("remove", "rule", name) for name in known_rules.keys() - wanted.rules.keys()]
+    return steps
+
+
+def _service_steps(declared: DeclaredService, now: Service | None) -> Iterator[Step]:
+    fields = to_plain(declared)
+    running = fields.pop("running")
+    changes = _changes(service_fields(now) if now else {}, fields)
+    if changes:
+        yield Step("change" if now else "create", "service", declared.name, changes)
+    wants = now is not None and now.desired_status == "running"
+    if running != wants:
+        yield Step("start" if running else "stop", "service", declared.name)
+
+
+def _changes(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Of a new one (`now` is empty), what is not None; of another, what differs."""
+    return {name: (now.get(name), value) for name, value in wanted.items() if not _same(now.get(name), value)}
+
+
+def _same(now: Any, wanted: Any) -> bool:
+    if isinstance(now, dict) and isinstance(wanted, dict) and now.keys() == wanted.keys():
+        # A secret is not shown, so whether it is the same cannot be seen: a given one counts as new.
+        return all(wanted[key] in (now[key], HIDDEN) for key in now)
+    return bool(now == wanted)
+
+
+def service_fields(service: Service) -> dict[str, Any]:
+    """The fields of a service that a file may declare."""
+    plain = to_plain(service.config)
+    for name in ("name", "description", "tags", "host"):
+        plain[name] = to_plain(getattr(service, name))
+    plain["port"] = service.port if service.port_is_fixed else None
+    return dict(plain)
+
+
+def rule_fields(rule: RoutingRule) -> dict[str, Any]:
+    """The fields of a rule that a file may declare."""
+    plain = to_plain(rule)
+    return {field.name: plain[field.name] for field in attrs.fields(NewRule)}
+
+
+def written(services: Sequence[Service], rules: Sequence[RoutingRule]) -> str:
+    """The file that declares what is there; defaults are left out."""
+    parts = []
+    for service in services:
+        fields = {**service_fields(service), "running": service.desired_status == "running"}
+        parts.append(_table("services", service.name, fields, DeclaredService))
+    for rule in rules:
+        parts.append(_table("rules", rule.name, rule_fields(rule), NewRule))
+    return "\n".join(parts)
+
+
+def _table(kind: str, name: str, fields: Mapping[str, Any], cls: type[Any]) -> str:
+    lines = [f"[{kind}.{json.dumps(name) if '.' in name else name}]"]
+    for field in attrs.fields(cls):
+        if field.name == "name":
+            continue
+        default: Any = field.default
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            default = default.factory()
+        value = fields[field.name]
+        if value is not None and value != to_plain(default):
+            lines.append(f"{field.name} = {_toml(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A value of TOML; its basic strings are JSON's, but for U+007F, which JSON leaves as it is."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -1,0 +1,80 @@
+"""`agentmgr tokens …`"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import asyncclick as click
+
+from ..models import Token
+from .group import Cli, Command, common_options, format_option, subcommand
+from .reach import for_writing, note
+from .render import print_json, print_table
+
+
+@click.group("tokens", short_help="Make, list and revoke keys to the API.")
+@common_options
+def command() -> None:
+    """Keys to the API over TCP. While there are none, this machine's user needs none.
+
+    Scopes: admin (everything), read, connect (to any service through the gateway), connect:SERVICE.
+    """
+
+
+def _tokens(name: str, help: str, *, example: str) -> Callable[[Callable[..., Any]], Command]:
+    return subcommand(name, short_help=help, example=example)
+
+
+@_tokens("create", "Make a token.", example="agentmgr tokens create dashboard --scope read --expires-days 90")
+@click.argument("name")
+@click.option("--scope", "scopes", multiple=True, required=True, metavar="SCOPE", help="May be repeated.")
+@click.option("--expires-days", type=float, metavar="DAYS", help="[default: never]")
+async def _create(cli: Cli, name: str, scopes: tuple[str, ...], expires_days: float | None) -> None:
+    """Make a token, and print its key: this once, for only a hash of it is kept."""
+    async with for_writing(cli) as manager:
+        _, key = await manager.create_token(name, scopes, expires_in_days=expires_days)
+    note(f"the key of {name}; it is not shown again:")
+    print(key)
+
+
+@_tokens("list", "List the tokens.", example="agentmgr tokens list")
+@format_option
+async def _list(cli: Cli, output: str) -> None:
+    """List the tokens; never their keys."""
+    async with for_writing(cli) as manager:
+        found = manager.list_tokens()
+        tokens: tuple[Token, ...] = found if isinstance(found, tuple) else await found
+    if output == "json":
+        print_json(
+            [
+                {
+                    "token_id": token.token_id,
+                    "name": token.name,
+                    "scopes": sorted(token.scopes),
+                    "created_at": token.created_at,
+                    "expires_at": token.expires_at,
+                }
+                for token in tokens
+            ]
+        )
+        return
+    print_table(
+        ["name", "scopes", "created", "expires"],
+        [[token.name, token.scopes, token.created_at, token.expires_at or "never"] for token in tokens],
+        empty="no tokens",
+    )
+
+
+@_tokens("revoke", "Revoke a token.", example="agentmgr tokens revoke dashboard")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+async def _revoke(cli: Cli, names: tuple[str, ...]) -> None:
+    """Revoke a token: it opens nothing from now on."""
+    async with for_writing(cli) as manager:
+        for name in names:
+            await manager.delete_token(name)
+            print(f"revoked {name}")
+
+
+for _command in (_create, _list, _revoke):
+    command.add_command(_command)

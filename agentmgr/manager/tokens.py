@@ -1,0 +1,72 @@
+"""Who may ask over TCP."""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from hashlib import sha256
+
+from ..errors import InvalidRequest, NameTaken, TokenNotFound
+from ..models import Token, utc_now
+from ..storage.store import Store
+
+_PREFIX = "agm_"  #: so that scanners for leaked secrets can know one
+_MOST_DAYS = 3650.0
+
+
+class Tokens:
+    """The tokens of one database, in memory and in the store. Keys are shown once, when they are made."""
+
+    def __init__(self, store: Store, tokens: Iterable[Token]) -> None:
+        self._store = store
+        self._tokens = {token.token_id: token for token in tokens}
+
+    def __bool__(self) -> bool:
+        return bool(self._tokens)
+
+    def all(self) -> tuple[Token, ...]:
+        return tuple(self._tokens.values())
+
+    async def create(
+        self, name: str, scopes: Iterable[str], *, expires_in_days: float | None = None
+    ) -> tuple[Token, str]:
+        """The token, and its key. Raises `NameTaken`, `InvalidRequest`."""
+        if any(token.name == name for token in self._tokens.values()):
+            raise NameTaken(f"a token called {name!r} is there already; choose another name, or revoke it")
+        key = _PREFIX + secrets.token_urlsafe(32)
+        token = Token(name, scopes, _digest(key), expires_at=_expiry(expires_in_days))
+        await self._store.add_token(token)
+        self._tokens[token.token_id] = token
+        return token, key
+
+    async def delete(self, ref: str) -> Token:
+        """It opens nothing from now on. Raises `TokenNotFound`."""
+        for token in self._tokens.values():
+            if ref in (token.token_id, token.name):
+                await self._store.delete_token(token.token_id)
+                del self._tokens[token.token_id]
+                return token
+        raise TokenNotFound(f"no token is called {ref!r}; `agentmgr tokens list` shows those there are")
+
+    def find(self, key: str) -> Token | None:
+        """Whose key this is. Takes the same time whatever is compared."""
+        digest = _digest(key)
+        found = None
+        for token in self._tokens.values():
+            if hmac.compare_digest(token.digest, digest):
+                found = token
+        return found
+
+
+def _digest(key: str) -> str:
+    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _expiry(days: float | None) -> datetime | None:
+    if days is None:
+        return None
+    if not 0 < days <= _MOST_DAYS:
+        raise InvalidRequest(f"expires_in_days must be more than 0 and at most {_MOST_DAYS:g}")
+    return utc_now() + timedelta(days=days)

@@ -1,0 +1,75 @@
+"""Who listens on a TCP port of this machine: asked of the kernel by netlink.
+
+/proc/net/tcp tells the same, but lists every connection too: with 1,700 of them it took 20 ms to read, and a
+gateway has many more (measured).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+from . import procfs
+
+# linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, net/tcp_states.h
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_F_REQUEST_DUMP = 0x301
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_TCP_LISTEN = 10
+_HEADER = struct.Struct("=LHHLL")  # struct nlmsghdr: length, type, flags, sequence, pid
+_REQUEST = struct.Struct("=BBBBL48x")  # struct inet_diag_req_v2: family, protocol, ext, pad, states, id
+_PORT = struct.Struct("!H")
+_PORT_AT, _INODE_AT = 4, 68  # in struct inet_diag_msg
+_INODE = struct.Struct("=L")
+
+
+def on_port(port: int) -> int | None:
+    """The inode of a socket that listens on it, on whatever address; None when nobody does."""
+    try:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            if (inode := _ask(family, port)) is not None:
+                return inode
+    except OSError:  # some sandboxes have no netlink
+        return _look(port)
+    return None
+
+
+def holder(inode: int) -> int | None:
+    """A process that has this socket open, as far as we may look into it."""
+    return next((pid for pid in procfs.pids() if procfs.holds(pid, inode)), None)
+
+
+def _ask(family: int, port: int) -> int | None:
+    request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << _TCP_LISTEN)
+    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+        netlink.send(header + request)
+        while True:
+            data = netlink.recv(2**16)
+            while data:
+                length, kind, *_ = _HEADER.unpack_from(data)
+                if kind == _NLMSG_DONE:
+                    return None
+                if kind == _NLMSG_ERROR:
+                    (number,) = struct.unpack_from("=l", data, _HEADER.size)
+                    raise OSError(-number, os.strerror(-number))
+                if _PORT.unpack_from(data, _HEADER.size + _PORT_AT) == (port,):
+                    return int(_INODE.unpack_from(data, _HEADER.size + _INODE_AT)[0])
+                data = data[(length + 3) & ~3 :]
+
+
+def _look(port: int) -> int | None:
+    wanted = f":{port:04X}".encode()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table, "rb") as file:
+                lines = file.readlines()[1:]
+        except FileNotFoundError:  # no IPv6 here
+            continue
+        for line in lines:
+            fields = line.split(None, 10)
+            if fields[3] == b"0A" and fields[1].endswith(wanted):
+                return int(fields[9])
+    return None

@@ -1,0 +1,53 @@
+"""Frames that do not go through wsproto, read by wsproto; and the stream that both writers share."""
+
+import pytest
+import trio
+from wsproto.frame_protocol import FrameProtocol, Opcode
+
+from agentmgr.agent.wire import Wire
+
+
+async def pair():
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    near = await trio.open_tcp_stream(*listener.socket.getsockname())
+    far = await listener.accept()
+    await listener.aclose()
+    return near, far
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 70000])
+async def test_a_text_of_any_size_is_one_whole_frame(size):
+    near, far = await pair()
+    async with near, far, trio.open_nursery() as nursery:
+        texts = [b"x" * size, "é".encode()]
+        wire = Wire(near, b"", on_close=lambda: None)
+        nursery.start_soon(lambda: wire.send_texts(texts, while_open=lambda: True))
+        parser, found = FrameProtocol(client=True, extensions=[]), []
+        received = b""
+        while len(found) < 2:
+            parser.receive_bytes(await far.receive_some())
+            for frame in parser.received_frames():
+                assert frame.opcode is Opcode.TEXT
+                received += frame.payload.encode()
+                if frame.message_finished:
+                    found.append(received)
+                    received = b""
+        assert found == texts
+
+
+async def test_nothing_is_sent_once_the_websocket_is_closing():
+    near, far = await pair()
+    async with near, far:
+        wire = Wire(near, b"", on_close=lambda: None)
+        await wire.send_texts([b"late"], while_open=lambda: False)
+        await wire.send_all(b"the close frame")
+        assert await far.receive_some() == b"the close frame"
+
+
+async def test_what_was_read_before_comes_first():
+    near, far = await pair()
+    async with near, far:
+        wire = Wire(near, b"head", on_close=lambda: None)
+        await far.send_all(b"rest")
+        assert await wire.receive_some() == b"head"
+        assert await wire.receive_some() == b"rest"

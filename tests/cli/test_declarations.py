@@ -1,0 +1,134 @@
+"""`agentmgr apply services.toml` and `agentmgr export`."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from typing import Any
+
+import pytest
+
+FILE = """
+[services.weather]
+agent_factory_path = "my_agent.py"
+description = "Forecasts"
+tags = ["weather", "x"]
+max_sessions = 5
+running = false
+env = {API_KEY = "sk-secret", LANG = "zh"}
+
+[services."dotted.name"]
+command = ["node", "server.js", "--port", "{port}"]
+running = false
+
+[rules.vip]
+priority = 1
+conditions = [{field = "user_agent", operator = "contains", value = "VIP", case_sensitive = false}]
+target_services = ["weather"]
+"""
+
+
+def services(shell: Any) -> dict[str, Any]:
+    return {s["name"]: s for s in json.loads(shell.ok("list", "--format", "json"))}
+
+
+def test_what_is_declared_is_made_and_made_once(here: Any, write: Any) -> None:
+    write("services.toml", FILE)
+    shown = here.ok("apply", "services.toml", "--dry-run")
+    assert "create service weather" in shown
+    assert "max_sessions: 5" in shown
+    assert "sk-secret" not in shown
+    assert services(here) == {}, "a dry run changes nothing"
+    here.ok("apply", "services.toml")
+    found = services(here)
+    assert set(found) == {"weather", "dotted.name"}
+    assert found["weather"]["config"]["max_sessions"] == 5
+    assert found["weather"]["agent_factory_path"] == str(here.directory / "my_agent.py")
+    (rule,) = json.loads(here.ok("routes", "list", "--format", "json"))
+    assert (rule["name"], rule["priority"], rule["target_services"]) == ("vip", 1, ["weather"])
+    second = here.ok("apply", "services.toml")
+    assert "create" not in second
+    assert "description" not in second
+
+
+def test_what_differs_is_changed_and_nothing_else(here: Any, write: Any) -> None:
+    write("services.toml", FILE.replace('API_KEY = "sk-secret", ', ""))
+    here.ok("apply", "services.toml")
+    assert here.ok("apply", "services.toml") == "nothing to do\n"
+    changed = FILE.replace('API_KEY = "sk-secret", ', "").replace("= 5", "= 6").replace("= 1", "= 2")
+    write("services.toml", changed)
+    shown = here.ok("apply", "services.toml")
+    assert "max_sessions: 5 -> 6" in shown
+    assert "priority: 1 -> 2" in shown
+    assert shown.count("->") == 2
+    assert services(here)["weather"]["config"]["max_sessions"] == 6
+    write("services.toml", "")
+    assert here.ok("apply", "services.toml") == "nothing to do\n"
+    pruned = here.ok("apply", "services.toml", "--prune")
+    assert pruned.count("remove") == 3
+    assert services(here) == {}
+
+
+def test_what_is_exported_can_be_applied(here: Any, write: Any) -> None:
+    write("services.toml", FILE)
+    here.ok("apply", "services.toml")
+    done = here("export")
+    assert "sk-secret" not in done.stdout
+    assert "left out" in done.stderr
+    exported = tomllib.loads(done.stdout)
+    assert exported["services"]["weather"]["max_sessions"] == 5
+    assert "session_timeout" not in exported["services"]["weather"], "defaults are left out"
+    write("exported.toml", done.stdout)
+    assert here.ok("apply", "exported.toml", "--prune") == "nothing to do\n"
+    before = services(here)
+    here.ok("--db-path", "other.db", "apply", "exported.toml")
+    after = {s["name"]: s for s in json.loads(here.ok("--db-path", "other.db", "list", "--format", "json"))}
+    for name, service in before.items():
+        assert after[name]["config"] == service["config"]
+        assert (after[name]["tags"], after[name]["port"]) == (service["tags"], service["port"])
+
+
+def test_what_is_to_run_is_started_restarted_and_stopped(shell: Any, write: Any) -> None:
+    text = '[services.one]\nagent_factory_path = "my_agent.py"\nmax_sessions = {}\nrunning = {}\n'
+    write("services.toml", text.format(1, "true"))
+    assert "start service one" in shell.ok("apply", "services.toml")
+    first = services(shell)["one"]
+    assert first["status"] == "running"
+    write("services.toml", text.format(2, "true"))
+    shell.ok("apply", "services.toml")
+    second = services(shell)["one"]
+    assert second["status"] == "running"
+    assert second["instances"][0]["pid"] != first["instances"][0]["pid"], "it runs as declared"
+    secret = text + 'env = {{API_KEY = "{}"}}\n'
+    pids = []
+    for key in ("sk-1", "sk-1", "sk-2"):
+        write("services.toml", secret.format(2, "true", key))
+        shell.ok("apply", "services.toml")
+        pids.append(services(shell)["one"]["instances"][0]["pid"])
+    assert pids[0] == pids[1] != pids[2], "restarted for a new secret, and not for the same one"
+    write("services.toml", text.format(2, "false"))
+    assert "stop service one" in shell.ok("apply", "services.toml")
+    assert services(shell)["one"]["status"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[services.x]\nmax_sessions = many\nx = 1", "line 2"),
+        ("[services.x]\nmax_sessions = 'many'", "services.x.max_sessions"),
+        ("[services.x]\ncolour = 'red'", "services.x.colour"),
+        ("[services.x]\nagent_factory_path = 'nowhere.py'", "services.x.agent_factory_path"),
+        ("[services.x]\nname = 'y'", "services.x.name"),
+        ("[rules.x]\nconditions = [{field = 'path', operator = 'like'}]", "rules.x.conditions[0].operator"),
+        ("[service.x]", "service"),
+        ("services = 3", "services"),
+    ],
+)
+def test_a_mistake_is_named_with_the_file_and_the_line_or_key(
+    here: Any, write: Any, text: str, said: str
+) -> None:
+    write("services.toml", text)
+    (line,) = here.fails("apply", "services.toml").splitlines()
+    assert "services.toml" in line
+    assert said in line
+    assert "none.toml" in here.fails("apply", "none.toml")

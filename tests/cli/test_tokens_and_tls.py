@@ -1,0 +1,62 @@
+"""`agentmgr tokens`, and listeners that speak TLS."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import trustme
+
+
+def test_tokens_are_made_listed_and_revoked(here: Any) -> None:
+    key = here.ok("tokens", "create", "dash", "--scope", "read", "--expires-days", "9").strip()
+    assert key.startswith("agm_")
+    assert key not in here.ok("tokens", "list")
+    (token,) = json.loads(here.ok("tokens", "list", "--format", "json"))
+    assert (token["name"], token["scopes"]) == ("dash", ["read"])
+    assert "scopes" in here.fails("tokens", "create", "x", "--scope", "root")
+    assert "dash" in here.fails("tokens", "create", "dash", "--scope", "read")
+    assert "revoked" in here.ok("tokens", "revoke", "dash")
+    assert here.ok("tokens", "list") == ""
+    assert "nobody" in here.fails("tokens", "revoke", "nobody")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[str, ssl.SSLContext]:
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return "server.pem", context
+
+
+def test_the_api_is_open_to_others_with_a_token_and_over_tls(
+    shell: Any, certificate: tuple[str, ssl.SSLContext]
+) -> None:
+    pem, context = certificate
+    assert "tokens create" in shell.fails("api", "--host", "0.0.0.0", "--port", "0")
+    key = shell.ok("tokens", "create", "dash", "--scope", "read").strip()
+    with shell.background("daemon", "--api-port", "0", "--certfile", pem) as daemon:
+        first = daemon.until("API at https://").split()[-1].removesuffix("/docs")
+        assert json.loads(shell.ok("tokens", "list", "--format", "json"))[0]["name"] == "dash"
+        with shell.background("api", "--port", "0", "--proxy-port", "0", "--certfile", pem) as api:
+            lines = sorted(api.until(" at ").split()[-1] for _ in range(2))
+            assert lines[1].startswith("wss://")
+            second = lines[0].removesuffix("/docs")
+            for url in (first, second):
+                with httpx2.Client(verify=context, base_url=url) as http:
+                    assert http.get("/api/v1/info").status_code == 401
+                    headers = {"Authorization": f"Bearer {key}"}
+                    assert http.get("/api/v1/info", headers=headers).status_code == 200
+
+
+def test_a_certificate_that_is_unfit_is_named(here: Any, write: Any) -> None:
+    write("bad.pem", "nonsense")
+    for file in ("bad.pem", "none.pem"):
+        assert file in here.fails("daemon", "--certfile", file)
+    here.fails("api", "--keyfile", "bad.pem", code=2)

@@ -24,7 +24,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 
 
 @contextmanager
-def running(directory, *words, pattern, stop=signal.SIGINT):
+def running(directory, *words, pattern):
     """The example, from the moment that it prints `pattern`, of which the first group is yielded."""
     process = subprocess.Popen(
         words, cwd=directory, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -38,7 +38,7 @@ def running(directory, *words, pattern, stop=signal.SIGINT):
                 said += line
             yield found[1]
         finally:
-            process.send_signal(stop)
+            process.send_signal(signal.SIGINT)
             try:
                 process.communicate(timeout=20)
             finally:
@@ -136,7 +136,7 @@ def test_a_quart_application_mounts_the_api(tmp_path):
             return answer.read().decode()
 
     words = (sys.executable, EXAMPLES / "quart_app.py", "0")
-    with running(tmp_path, *words, pattern=r"open http://localhost:(\d+)", stop=signal.SIGTERM) as port:
+    with running(tmp_path, *words, pattern=r"open http://localhost:(\d+)") as port:
         assert get(f"http://localhost:{port}/") == "my own page\n"
         assert json.loads(get(f"http://localhost:{port}/api/v1/services"))["items"] == []
 

@@ -131,15 +131,9 @@ class _Connections:
         try:
             async with self._room:
                 await self._server(stream).run()
-        except BaseExceptionGroup as group:
-            # A clean-up that failed while being cancelled comes as both in one group.
-            cancelled, failed = group.split(trio.Cancelled)
-            if failed is not None:
-                log.info("a connection ended badly: %r", failed)
-            if cancelled is not None:
-                raise cancelled from None
-        except Exception as error:  # one client's connection, whatever it did, is not another's
-            log.info("a connection ended badly: %r", error)
+        except* Exception as failed:  # one client's connection, whatever it did, is not another's
+            # What comes in one group with it goes on: a cancellation, or the end of the process.
+            log.info("a connection ended badly: %r", failed.exceptions)
         finally:
             self._open.discard(stream)
             if not self._open:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+from hypercorn.trio.tcp_server import TCPServer
 
 from agentmgr.api.control_socket import control_listener
 from agentmgr.api.server import ServerLimits, serve
@@ -160,6 +161,21 @@ async def test_a_head_that_never_ends_is_cut_at_the_deadline() -> None:
                     pass
             nursery.cancel_scope.cancel()
         await trio.aclose_forcefully(stream)
+
+
+async def test_the_end_of_the_process_is_not_taken_for_a_failed_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def interrupted(_: TCPServer) -> None:
+        raise BaseExceptionGroup("both at once", [KeyboardInterrupt(), OSError("a connection's own")])
+
+    monkeypatch.setattr(TCPServer, "run", interrupted)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with running() as (port, _), await trio.open_tcp_stream("127.0.0.1", port):
+            with trio.fail_after(5):
+                await trio.sleep_forever()
+    assert caught.value.subgroup(KeyboardInterrupt) is not None
+    assert caught.value.subgroup(OSError) is None
 
 
 async def test_connections_over_the_limit_wait_their_turn() -> None:

@@ -46,8 +46,12 @@ class ManagerLock:
         except OSError as error:  # a file system without locks
             os.close(fd)
             raise DatabaseUnusable(f"{path} cannot be locked: {error.strerror}") from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        except OSError as error:  # a full disk
+            os.close(fd)
+            raise DatabaseUnusable(f"{path} cannot be written: {error.strerror}") from error
         self._fd = fd
 
     async def acquire_within(self, patience_s: float) -> None:

@@ -1,5 +1,6 @@
 """One manager per database, by a lock that dies with its process."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -118,3 +119,15 @@ def test_an_impossible_place_is_refused(tmp_path):
     (tmp_path / "a.db.d").write_text("in the way")
     with pytest.raises(DatabaseUnusable, match=r"a\.db\.d cannot be made"):
         ManagerLock(RuntimePaths.of(tmp_path / "a.db")).acquire()
+
+
+def test_a_full_disk_leaves_no_lock_behind(paths, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(DatabaseUnusable, match="cannot be written: No space left"):
+            ManagerLock(paths).acquire()
+    with ManagerLock(paths):
+        pass

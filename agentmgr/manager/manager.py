@@ -104,6 +104,7 @@ class AgentManager:
         await lock.acquire_within(_PATIENCE_S)
         try:
             async with open_store(self.paths.database) as store:
+                lock.hold_database()
                 self._tokens = Tokens(store, await store.tokens())
                 await self._run_on(store, await store.load(), GatewayAccess(self._tokens), task_status)
         finally:

@@ -1,7 +1,9 @@
 """AgentManager with everything behind it real: child processes, sockets, SQLite."""
 
 import os
+import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -388,3 +390,13 @@ async def test_on_the_database_only_it_registers_and_lists_and_starts_nothing(
             await manager.start_service("echo")
     async with AgentManager(db, supervise=False) as manager:
         assert [s.name for s in manager.list_services()] == ["echo"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere an flock meets SQLite's own locks")
+async def test_a_second_manager_is_refused_although_the_lock_file_was_deleted(db: Path) -> None:
+    async with AgentManager(db) as first:
+        shutil.rmtree(first.paths.directory)
+        with pytest.raises(ManagerAlreadyRunning, match=str(os.getpid())):
+            async with AgentManager(db):
+                pass
+        assert first.list_services() == []

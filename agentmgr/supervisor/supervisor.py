@@ -411,6 +411,8 @@ class Supervisor:
             for life in lives:
                 await life.over.wait()
         service.lives = [life for life in service.lives if not life.over.is_set()]
+        # A stop may have come just as the last of them ended: then nothing new may begin.
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     async def _adopt(self, known: Sequence[tuple[ServiceSpec, Sequence[InstanceRecord]]]) -> None:
         tokens = set()

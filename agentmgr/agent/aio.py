@@ -258,12 +258,12 @@ class AsyncioWebsocket:
 
 
 def _unwrap(task: asyncio.Task[outcome.Outcome[Any]]) -> Any:
-    if task.cancelled():
+    result = None if task.cancelled() else task.result()
+    if result is None or (
+        isinstance(result, outcome.Error) and isinstance(result.error, asyncio.CancelledError)
+    ):
         raise CancelledItself("the agent's code was cancelled from inside")
-    try:
-        return task.result().unwrap()
-    except asyncio.CancelledError:
-        raise CancelledItself("the agent's code was cancelled from inside") from None
+    return result.unwrap()
 
 
 async def _patiently(done: trio.Event, what: object) -> None:

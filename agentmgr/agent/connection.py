@@ -7,6 +7,7 @@ waits in the sessions' own bounded buffers, and control answers in a short queue
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ WRITE_STALL_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
 BATCH_BYTES = 16 * 1024
 """Of frames in one write; what is more waits where it can still be replayed."""
-MAX_CONTROL = 64
+MAX_CONTROL_BYTES = 64 * 1024
 """Answers outside any session that may wait; a client that reads none of them is not read from either."""
 MAX_SESSIONS = 64
 """Of one connection: programs use a few, an attacker would use all."""
@@ -61,11 +62,13 @@ class Connection:
         self._attached: dict[Session, Reader] = {}
         self._current: Session | None = None  # where a message goes that names no session
         self._control: deque[bytes] = deque()
+        self._control_bytes = 0
         self._news = trio.Event()
         self._drained = trio.Event()
         self._spoke = trio.Event()  # the client's first frame
         self._heard = 0.0  # when the last frame came
         self._closing = False
+        self._close_by = math.inf
         self._scope = trio.CancelScope()
 
     async def run(self) -> None:
@@ -85,7 +88,7 @@ class Connection:
     def close(self) -> None:
         """Once its sessions have ended and their ends are told, or soon in any case, `run` returns."""
         self._closing = True
-        self._scope.deadline = trio.current_time() + CLOSE_TIMEOUT_S
+        self._scope.deadline = self._close_by = trio.current_time() + CLOSE_TIMEOUT_S
         self._news.set()
 
     # From the client.
@@ -102,7 +105,7 @@ class Connection:
                 self._take(text_of(frame, self._max_message_bytes))
             except BadInput as bad:
                 self._refuse(bad, _whose(frame) if bad.code == "too_large" else None)
-            while len(self._control) >= MAX_CONTROL:
+            while self._control_bytes >= MAX_CONTROL_BYTES:
                 self._drained = trio.Event()
                 await self._drained.wait()
 
@@ -245,13 +248,13 @@ class Connection:
                 batch.append(frame)
                 size += len(frame)
             if batch:
-                with trio.move_on_after(WRITE_STALL_S) as patience:
-                    try:
-                        await self._wire.send_texts(batch, while_open=self._is_open)
-                    except (trio.BrokenResourceError, trio.ClosedResourceError):
-                        return  # the reading side ends the connection
-                if patience.cancelled_caught:
-                    break
+                # The deadline is the whole connection's: a scope for each write would cost as much as it.
+                self._scope.deadline = min(self._close_by, trio.current_time() + WRITE_STALL_S)
+                try:
+                    await self._wire.send_texts(batch, while_open=self._is_open)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    return  # the reading side ends the connection
+                self._scope.deadline = self._close_by
             elif self._closing and not self._attached:
                 break
             else:
@@ -264,8 +267,10 @@ class Connection:
 
     def _next_frame(self) -> bytes | None:
         if self._control:
+            frame = self._control.popleft()
+            self._control_bytes -= len(frame)
             self._drained.set()
-            return self._control.popleft()
+            return frame
         while (found := self._next_item()) is not None:
             session, item = found
             if isinstance(item, Gap):
@@ -292,11 +297,13 @@ class Connection:
         """Says something that is in no session's sequence."""
         if self._plain:
             text = as_plain_text({"event": event.event, "content": event.content})
-            if text is not None:
-                self._control.append(text.encode(errors="replace"))
+            frame = None if text is None else text.encode(errors="replace")
         else:
-            self._control.append(addressed(encode(event, session_id=session_id), self.id))
-        self._wake()
+            frame = addressed(encode(event, session_id=session_id), self.id)
+        if frame is not None:
+            self._control.append(frame)
+            self._control_bytes += len(frame)
+            self._wake()
 
     def _say_hello(self) -> None:
         if not self._greeted:

@@ -64,11 +64,18 @@ class AgentServer:
         self._closers: set[Callable[[], None]] = set()  # each ends one connection in good order
         self._going_away = False
 
-    async def serve(self, listener: trio.SocketListener) -> None:
+    async def serve(
+        self,
+        listener: trio.SocketListener,
+        *,
+        task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Until cancelled, or until `go_away` was called and every client is gone."""
         async with trio.open_nursery() as nursery:
             with self._accepting:
-                await trio.serve_listeners(self._serve_connection, [listener], handler_nursery=nursery)
+                await trio.serve_listeners(
+                    self._serve_connection, [listener], handler_nursery=nursery, task_status=task_status
+                )
 
     def go_away(self) -> None:
         """Takes no more connections and ends the sessions; who is connected is told to come back."""

@@ -38,9 +38,6 @@ class Seats:
             self._limits.pop(instance_id, None)
         self._judge(instance_id)
 
-    def has_room(self, instance_id: str) -> bool:
-        return instance_id not in self._full
-
     def take(self, backend: Backend) -> None:
         """Takes a seat; raises `ValueError` when there is none."""
         name = backend.instance_id

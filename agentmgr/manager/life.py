@@ -25,6 +25,7 @@ from ..settings import RuntimePaths, Settings
 from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
 from .control_plane import ControlPlane
+from .gateway_access import GatewayAccess
 from .system_run import SystemRun
 from .tokens import Tokens
 
@@ -74,11 +75,17 @@ class ManagerLife:
             async with open_store(self.paths.database) as store:
                 lock.hold_database()
                 self._tokens = Tokens(store, await store.tokens())
-                await self._run_on(store, await store.load(), task_status)
+                await self._run_on(store, await store.load(), GatewayAccess(self._tokens), task_status)
         finally:
             lock.release()
 
-    async def _run_on(self, store: Store, snapshot: Snapshot, task_status: trio.TaskStatus[Self]) -> None:
+    async def _run_on(
+        self,
+        store: Store,
+        snapshot: Snapshot,
+        access: GatewayAccess,
+        task_status: trio.TaskStatus[Self],
+    ) -> None:
         # Shielded in a task of its own: when `run` is cancelled, the supervisor must still be there to stop
         # what it started, and the gateway to be told. It is cancelled below, when that is done.
         machinery = trio.CancelScope(shield=True)
@@ -99,6 +106,7 @@ class ManagerLife:
                 nursery,
                 log_dir=self.paths.logs,
                 settings=self.settings,
+                access=access,
             )
             try:
                 await nursery.start(run_machinery)

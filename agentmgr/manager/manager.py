@@ -14,6 +14,7 @@ import trio
 
 from .. import __version__
 from ..core import stats
+from ..core.loopback import is_loopback
 from ..core.routing import ClientRequest, RoutingDecision
 from ..errors import AgentManagerError
 from ..models import (
@@ -161,6 +162,13 @@ class AgentManager(ServiceCommands):
         plane = self._supervising()
         listeners = await open_listeners(host, port)
         port = listeners[0].socket.getsockname()[1]
+        if not is_loopback(host) and not plane.access.required:
+            logger.warning(
+                "the gateway at %s:%d is open to everybody who can reach it; "
+                "`agentmgr tokens create NAME --scope connect` makes it ask for a token",
+                host,
+                port,
+            )
         with ExitStack() as stack:
             for listener in listeners:
                 stack.callback(listener.socket.close)

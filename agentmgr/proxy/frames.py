@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from struct import pack
 
-CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+CLOSE = 0x8  # below it are data frames; 0 continues a message
 
 PROTOCOL_ERROR = 1002
 TOO_BIG = 1009
@@ -53,7 +53,7 @@ class FrameTracker:
         self._message_bytes = 0
         self._header = b""  # of a frame whose header is not complete
         self._left = 0  # payload bytes of the present frame still to come
-        self._opcode = CONTINUATION  # of the present frame, with the FIN bit
+        self._opcode = 0  # of the present frame, with the FIN bit
         self._close_payload = b""
 
     def feed(self, data: bytes | memoryview) -> None:

@@ -90,10 +90,6 @@ class HeadReader:
         self._line_judged = False
         self.rest = b""  #: what came behind the head
 
-    @property
-    def begun(self) -> bool:
-        return bool(self._data)
-
     def feed(self, data: bytes) -> RequestHead | None:
         """The head once it is complete. Raises `Refusal`."""
         seen = len(self._data)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -60,18 +59,16 @@ class _Look:
 
 
 class Process:
-    """A session leader, ours (then it is reaped here) or adopted (then it is init's to reap)."""
+    """A session leader: our child, which is reaped here, or an adopted one, which is init's to reap."""
 
-    def __init__(
-        self, pid: int, token: str, census: Census, popen: subprocess.Popen[bytes] | None = None
-    ) -> None:
+    def __init__(self, pid: int, token: str, census: Census) -> None:
         """Raises OSError when there is no such process or no descriptor to be had."""
         self.pid = pid
         self._token = token
         self._census = census
-        self._popen = popen
         stat = procfs.stat(pid)
         self.start_ticks = stat.start_ticks if stat is not None else 0
+        self._ours_to_reap = stat is not None and stat.parent == os.getpid()
         self._pidfd = os.pidfd_open(pid)
 
     def exited(self) -> bool:
@@ -86,11 +83,9 @@ class Process:
 
     def _exit(self) -> Exit:
         """Looks how it ended and leaves the zombie: while it is there, the group keeps its number."""
-        if self._popen is None:
-            return Exit()
         try:
             result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:  # somebody in this process has reaped it
+        except ChildProcessError:  # init's child by now, or reaped by somebody else in this process
             return Exit()
         if result is None:
             return Exit()
@@ -107,7 +102,7 @@ class Process:
     async def end(self, grace_s: float) -> Exit:
         """TERM, CONT, wait, KILL, sweep, reap, in this order; see `Child.end`."""
         # The group's number is good as long as its leader is not reaped. Init reaps an adopted one at once.
-        pinned = self._popen is not None or not self.exited()
+        pinned = self._ours_to_reap or not self.exited()
         belongs = self._of_session_or_token if pinned else self._of_token
         if not self.exited():
             self._signal_group(signal.SIGTERM)
@@ -115,7 +110,7 @@ class Process:
             with trio.move_on_after(grace_s, shield=True):
                 await self.wait_exit()
                 await _ask_and_wait(self._find, belongs)
-        if self._popen is not None or not self.exited():
+        if self._ours_to_reap or not self.exited():
             self._signal_group(signal.SIGKILL)
         with trio.move_on_after(_KILL_PATIENCE_S, shield=True):
             await self.wait_exit()
@@ -129,9 +124,8 @@ class Process:
         """Reaps it if it has ended, and forgets it."""
         trio.lowlevel.notify_closing(self._pidfd)
         os.close(self._pidfd)
-        if self._popen is not None and self._popen.poll() is None:
-            # It outlives us by intention; Popen would warn about that when it is collected.
-            self._popen.returncode = 0
+        if self._ours_to_reap:
+            _reap(self.pid)
 
     def _signal_group(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):  # gone; or has become somebody else's by setuid
@@ -157,6 +151,8 @@ async def kill_all(find: Find, wanted: Wanted) -> int:
         killed = [pid for pid in found if _signal(pid, wanted, signal.SIGKILL)]
         count += len(killed)
         await _wait_all_gone(killed)
+        for pid in killed:  # an earlier supervisor in this very process may have been its parent
+            _reap(pid)
     return count
 
 
@@ -186,6 +182,11 @@ def _signal(pid: int, wanted: Wanted, number: signal.Signals) -> bool:
         return False
     finally:
         os.close(pidfd)
+
+
+def _reap(pid: int) -> None:
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 async def _wait_all_gone(pids: Iterable[int]) -> None:

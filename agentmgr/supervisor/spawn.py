@@ -82,13 +82,14 @@ def spawn(
                 pass_fds=tuple(inherited),
             )
             try:
-                process = Process(popen.pid, token, census, popen)
+                process = Process(popen.pid, token, census)
             except OSError:  # no descriptor left for watching it
                 os.killpg(popen.pid, signal.SIGKILL)
                 popen.wait()
                 raise
         except (OSError, ValueError) as error:  # ValueError: a null byte in a word
             raise cannot(error, argv[0], cwd) from None
+        popen.returncode = 0  # from here on it is `Process` that reaps it; Popen would warn, and poll it
         unenforced = limits.impose(popen.pid)
         gate.close()
     return Spawned(process, log_start, unenforced)

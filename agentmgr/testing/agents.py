@@ -63,7 +63,7 @@ async def _served(
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
         await nursery.start(sessions.run)
-        nursery.start_soon(server.serve, listener)
+        await nursery.start(server.serve, listener)
         url = Hosted(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}")
         url.sessions, url.server = sessions, server
         yield url

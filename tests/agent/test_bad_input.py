@@ -1,5 +1,6 @@
 """Bad input over the wire: named, answered, survived; nobody else notices."""
 
+import gc
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agentmgr.agent.connection import MAX_CONTROL_BYTES, Connection
 from agentmgr.testing.agents import bare_client, hosted
 
 
@@ -70,11 +72,15 @@ async def test_a_response_needs_a_clear_answer(answer):
 async def test_a_flood_of_bad_input_from_a_client_that_never_reads_costs_nothing():
     async with hosted(echo) as url, bare_client(url) as flood, bare_client(url) as other:
         await other.open()
-        with trio.move_on_after(1):
-            for _ in range(200_000):
-                await flood.websocket.send_message('{"event": "user.nonsense"}')
+        bad = json.dumps({"event": "user.nonsense", "step_id": "x" * 20_000})
+        with trio.move_on_after(1) as patience:
+            for _ in range(20_000):
+                await flood.websocket.send_message(bad)
+        assert patience.cancelled_caught  # it is not read from any more
         assert (await other.ask("hi"))["content"] == "hi"
         assert len(url.sessions) == 1
+        waiting = [found._control_bytes for found in gc.get_objects() if isinstance(found, Connection)]
+        assert MAX_CONTROL_BYTES <= max(waiting) < MAX_CONTROL_BYTES + 2 * len(bad)
 
 
 WORDS = st.sampled_from([

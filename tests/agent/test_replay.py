@@ -79,3 +79,12 @@ def test_a_full_buffer_would_lose_what_a_reader_still_needs_and_only_that():
     assert buffer.would_lose(reader.needed_from)
     reader.ack(1)
     assert not buffer.would_lose(reader.needed_from)
+
+
+def test_a_gap_is_told_once_and_what_is_held_follows():
+    buffer = ReplayBuffer(max_events=2, max_bytes=1000)
+    reader = Reader(buffer, sent=0)
+    for text in (b"a", b"b", b"c", b"d", b"e"):
+        buffer.append(text)
+    assert reader.next() == Gap(1, 3)
+    assert [reader.next(), reader.next(), reader.next()] == [b"d", b"e", None]

@@ -1,5 +1,6 @@
 """`open_session`: what a program sees, and how it survives its connections."""
 
+import json
 from functools import partial
 
 import pytest
@@ -247,3 +248,30 @@ async def test_leaving_closes_the_connection_and_keeps_the_session():
         async with bare_client(url) as client:
             await client.say("user.reconnect", session_id=session.session_id)
             await client.until("system.notice")
+
+
+async def test_an_event_that_comes_twice_is_seen_once_and_a_reconnect_says_how_far_it_came():
+    hellos = []
+
+    class Stutters:
+        async def serve(self, websocket):
+            hellos.append(json.loads(await websocket.get_message()))
+            if len(hellos) > 1:
+                return
+            common = {"session_id": "ses_1", "content": "x"}
+            for seq, event in [
+                (1, "agent.session_created"),
+                (2, "my.event"),
+                (2, "my.event"),
+                (1, "my.event"),
+            ]:
+                await websocket.send_message(json.dumps({**common, "event": event, "seq": seq}))
+            await websocket.send_message(json.dumps({**common, "event": "agent.thinking", "seq": 3}))
+            await websocket.get_message()
+
+    async with hosted(Stutters()) as url, open_session(url, reconnect_for_s=0.2) as session:
+        assert [(await session.receive()).seq for _ in range(2)] == [2, 3]
+        session.cut()
+        with pytest.raises(AgentUnreachable):
+            await session.receive()
+    assert hellos[1] == {"event": "user.reconnect", "session_id": "ses_1", "last_seq": 3}

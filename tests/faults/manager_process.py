@@ -61,7 +61,7 @@ async def carry_out(manager: AgentManager, request: dict[str, Any]) -> None:
                 services = {
                     service.name: {
                         "desired": service.desired_status,
-                        "instances": [[i.status, i.pid, i.port] for i in service.instances],
+                        "instances": [[i.status, i.pid, i.port, i.last_exit] for i in service.instances],
                     }
                     for service in manager.list_services()
                 }

@@ -1,5 +1,6 @@
 """The manager's own end, and what the next one finds."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -40,6 +41,21 @@ async def test_kill_9_between_spawn_and_commit_leaves_no_duplicate(database):
         await manager.ready()
         services = await settled(manager, database)
         assert services["svc"]["instances"][0][1] != orphan
+
+
+async def test_an_adopted_instance_is_supervised_on(database):
+    """Nobody can know how the child of an earlier manager ended, and nobody says 0."""
+    async with ManagerProcess.running(database) as manager:
+        await manager.ready()
+        await manager.ask("register", name="svc", command=COMMAND, wait=True)
+        before = (await settled(manager, database))["svc"]["instances"][0]
+    async with ManagerProcess.running(database) as manager:
+        await manager.ready()
+        assert (await settled(manager, database))["svc"]["instances"][0][:3] == before[:3]
+        os.kill(before[1], signal.SIGKILL)
+        await eventually(lambda: instances_of(database).get("svc", [before[1]]) != [before[1]])
+        after = (await settled(manager, database))["svc"]["instances"][0]
+        assert after[2:] == [before[2], "unknown"]
 
 
 async def test_an_instance_that_is_to_die_with_the_manager_does(database, tmp_path):

@@ -13,6 +13,7 @@ from trio_websocket import open_websocket_url
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
+from agentmgr.client.session import open_session
 from agentmgr.errors import (
     AgentFileNotFound,
     DatabaseDamaged,
@@ -310,6 +311,38 @@ async def test_a_rule_sends_its_clients_to_its_targets_while_it_lasts(
         assert {await ask(url, "who?") for _ in range(4)} == {"vip"}
         await manager.delete_routing_rule("gold")
         assert {await ask(url, "who?") for _ in range(4)} == {"plain", "vip"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_is_cut_off_comes_back_to_the_instance_that_holds_its_session(
+    db: Path, agent_file: AgentFile
+) -> None:
+    source = """
+import os
+import trio
+def create_agent():
+    async def count(message):
+        for number in range(60):
+            yield f"{number} "
+            await trio.sleep(0.002)
+        yield str(os.getpid())
+    return count
+"""
+    async with AgentManager(db) as manager, trio.open_nursery() as nursery:
+        await manager.register_service(
+            "count", agent_file(source), config=ServiceConfig(instances=3), auto_start=True
+        )
+        port = await nursery.start(manager.serve_proxy, "localhost", 0)
+        async with open_session(f"ws://localhost:{port}/") as session:
+            for _ in range(3):
+                said = []
+                async for event in await session.send("go"):
+                    if event.event == "agent.partial_answer":
+                        said.append(event.content)
+                        if len(said) % 20 == 7:
+                            session.cut()
+                assert said[:-1] == [f"{number} " for number in range(60)]
+                assert event.content == "".join(said)
         nursery.cancel_scope.cancel()
 
 

@@ -15,6 +15,7 @@ from trio_websocket import open_websocket_url
 
 from agentmgr.errors import PortNotAvailable, ServiceFailedToStart
 from agentmgr.models import HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
+from agentmgr.supervisor.local import LocalLauncher
 
 
 async def test_started_means_that_a_client_is_served_and_stopped_that_nothing_is_left(
@@ -266,6 +267,26 @@ async def test_workers_have_the_same_time_to_end_as_their_leader(supervisor, tmp
         assert done.exists()
 
 
+async def test_the_whole_group_hears_the_term(supervisor):
+    # The shell is deaf to it and ends only after what it has started.
+    child = os.path.join(os.path.dirname(__file__), "child.py")
+    script = f'trap "" TERM; (trap - TERM; exec {sys.executable} -S "$@") & wait'
+    async with supervisor() as s:
+        words = ("/bin/sh", "-c", script, "sh", child, "--port", "{port}")
+        spec = ServiceSpec("svc", ServiceConfig(command=words, stop_timeout=20))
+        await s.start(spec)
+        with trio.fail_after(5):
+            await s.stop(spec.service_id)
+
+
+async def test_without_a_place_for_its_log_a_service_runs_all_the_same(supervisor, command, caplog):
+    async with supervisor() as s:
+        s.log_path("svc").parent.write_text("in the way")
+        await s.start(command("--say", "unheard"))
+        assert s.instances()[0].status is ServiceStatus.RUNNING
+    assert "output is lost" in caplog.text
+
+
 async def test_a_hung_instance_is_noticed_by_its_checks_and_replaced(supervisor, journal, command):
     async with supervisor(health_check_interval=0.1) as s:
         spec = command(
@@ -314,7 +335,26 @@ async def test_the_next_supervisor_adopts_what_was_left_running(supervisor, jour
         await journal.until(lambda: s.instances(specs[1].service_id)[0].restart_count == 1)
         await journal.until(lambda: s.instances(specs[1].service_id)[0].status is ServiceStatus.RUNNING)
         (instance,) = s.instances(specs[1].service_id)
-        assert (instance.port, instance.last_exit) == (victim.port, "unknown")
+        assert (instance.port, instance.last_exit) == (victim.port, "SIGKILL")
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [{"process_start": 1}, {"token": "0" * 64}, {"boot_id": "another boot"}, {"pid": 2**22 - 1}],
+    ids=lambda forgery: next(iter(forgery)),
+)
+async def test_only_what_matches_in_every_point_is_adopted(supervisor, journal, command, forgery):
+    spec = command()
+    async with supervisor(leave_running=True) as s:
+        await s.start(spec)
+    (record,) = journal.records.values()
+    place = LocalLauncher(s.log_path("svc").parents[1]).place(spec, record.instance_id, 0)
+    assert place.adopt(evolve(record, **forgery)) is None
+    child = place.adopt(record)
+    assert child is not None
+    await child.end(5)
+    assert place.adopt(record) is None
+    place.close()
 
 
 async def test_what_no_record_tells_of_is_swept_and_a_forged_record_touches_nobody(

@@ -264,6 +264,42 @@ async def test_rolling_restart_starts_the_new_one_before_the_old_one_goes(
         assert {view.spec_version for view in new} == {2}
 
 
+async def test_a_stop_in_the_middle_of_a_rolling_restart_launches_nothing_more(supervisor, autojump_clock):
+    launcher = FakeLauncher(Behaviour(stop_takes_s=5))
+    async with supervisor(launcher=launcher) as s, trio.open_nursery() as nursery:
+        service = spec(instances=3)
+        await s.start(service)
+
+        async def restart():
+            with pytest.raises(WrongState, match="stopped meanwhile"):
+                await s.restart(service)
+
+        nursery.start_soon(restart)
+        await trio.sleep(2)  # the first of the old ones is ending, its successor is ready
+        assert launcher.launches == 4
+        await s.stop(service.service_id)
+        await trio.sleep(100)
+        assert launcher.launches == 4
+        assert launcher.running == []
+
+
+async def test_two_restarts_at_once_take_turns(supervisor, autojump_clock):
+    launcher = FakeLauncher(Behaviour(ready_after_s=3, stop_takes_s=2))
+    async with supervisor(launcher=launcher) as s:
+        service = spec()
+        await s.start(service)
+        most = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(s.restart, service)
+            nursery.start_soon(s.restart, service)
+            for _ in range(20):
+                await trio.sleep(0.5)
+                most = max(most, len(launcher.running))
+        assert most == 2
+        assert len(launcher.running) == 1
+        assert len(s.instances()) == 1
+
+
 async def test_a_rolling_restart_that_fails_leaves_the_old_one(supervisor, journal, autojump_clock):
     launcher = FakeLauncher(Behaviour(), Behaviour(exits_after_s=0, ready_after_s=9, exit=Exit(code=3)))
     async with supervisor(launcher=launcher) as s:

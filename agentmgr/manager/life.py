@@ -1,0 +1,205 @@
+"""A manager's own life: it takes the database, starts what should run, and ends in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+import trio
+from attrs import evolve
+
+from ..companion import Companion
+from ..errors import AgentManagerError, ManagerNotRunning, WrongState
+from ..models import (
+    DesiredStatus,
+    InstanceRecord,
+    ServiceSpec,
+    utc_now,
+)
+from ..ownership import ManagerLock
+from ..settings import RuntimePaths, Settings
+from ..storage.sqlite import open_store
+from ..storage.store import Snapshot, Store
+from .control_plane import ControlPlane
+from .gateway_access import GatewayAccess
+from .system_run import SystemRun
+from .tokens import Tokens
+
+logger = logging.getLogger(__name__)
+
+#: A command that works on the database without a manager holds the lock for some milliseconds.
+_PATIENCE_S = 1.0
+
+
+class ManagerLife:
+    """What `AgentManager` is before it is told anything: started, running, asked to end."""
+
+    def __init__(
+        self,
+        db_path: str | os.PathLike[str] = "agent_manager.db",
+        *,
+        settings: Settings | None = None,
+        supervise: bool = True,
+    ) -> None:
+        self.settings = evolve(settings or Settings(), db_path=os.fspath(db_path))
+        self.paths = RuntimePaths.of(self.settings.db_path)
+        self.in_background = False  #: shown by `get_info`: a command started it, not a person
+        self._supervise = supervise
+        self._used = False
+        self._plane: ControlPlane | None = None
+        self._started_at = utc_now()
+        self._listeners: list[dict[str, str | int]] = []
+        self._leaving: set[str] = set()  # ids of services that are being unregistered
+        self._shutdown_requested = trio.Event()
+        self._hurried = trio.Event()
+        self._leave_running = False
+        self._companion = Companion()
+        self._system_run: SystemRun | None = None
+        self._tokens: Tokens | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
+        """Manage until cancelled or asked to shut down; then stop every instance, in order.
+
+        It counts as started when the instances that a former manager left are adopted.
+        """
+        if self._used:
+            raise WrongState("this manager has run already; make another one")
+        self._used = True
+        lock = ManagerLock(self.paths)
+        await lock.acquire_within(_PATIENCE_S)
+        try:
+            async with open_store(self.paths.database) as store:
+                lock.hold_database()
+                self._tokens = Tokens(store, await store.tokens())
+                await self._run_on(store, await store.load(), GatewayAccess(self._tokens), task_status)
+        finally:
+            lock.release()
+
+    async def _run_on(
+        self,
+        store: Store,
+        snapshot: Snapshot,
+        access: GatewayAccess,
+        task_status: trio.TaskStatus[Self],
+    ) -> None:
+        # Shielded in a task of its own: when `run` is cancelled, the supervisor must still be there to stop
+        # what it started, and the gateway to be told. It is cancelled below, when that is done.
+        machinery = trio.CancelScope(shield=True)
+
+        async def run_machinery(*, task_status: trio.TaskStatus[None]) -> None:
+            with machinery:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(plane.keep_publishing)
+                    if self._supervise:
+                        adopt = _by_service(snapshot.services, snapshot.instances)
+                        await inner.start(partial(plane.supervisor.run, adopt=adopt))
+                    task_status.started()
+
+        async with trio.open_nursery() as nursery:
+            plane = ControlPlane(
+                store,
+                snapshot,
+                nursery,
+                log_dir=self.paths.logs,
+                settings=self.settings,
+                access=access,
+            )
+            try:
+                await nursery.start(run_machinery)
+                if self._supervise:
+                    await _start_what_should_run(plane)
+                plane.changed()
+                await plane.published()
+                self._plane = plane
+                self._started_at = utc_now()
+                task_status.started(self)
+                await self._shutdown_requested.wait()
+            finally:
+                try:
+                    # As long as the services' own drain and stop timeouts allow; `hurry` cuts it short.
+                    with trio.CancelScope(shield=True):
+                        if self._supervise:
+                            await self._end_services(plane)
+                finally:
+                    self._plane = None
+                    machinery.cancel()
+                    nursery.cancel_scope.cancel()
+
+    async def _end_services(self, plane: ControlPlane) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def hurry() -> None:
+                await self._hurried.wait()
+                await plane.supervisor.shutdown(force=True)
+
+            nursery.start_soon(hurry)
+            await plane.supervisor.shutdown(leave_running=self._leave_running)
+            nursery.cancel_scope.cancel()
+
+    def request_shutdown(self, *, leave_running: bool = False) -> None:
+        """Ask `run` to end; with `leave_running` the instances serve on, for the next manager to adopt."""
+        self._leave_running = leave_running
+        self._shutdown_requested.set()
+
+    def hurry(self) -> None:
+        """While it ends: wait for no more sessions."""
+        self._hurried.set()
+
+    async def wait_shutdown_requested(self) -> None:
+        await self._shutdown_requested.wait()
+
+    async def __aenter__(self) -> Self:
+        await self._companion.begin(self.run)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.request_shutdown(leave_running=self._leave_running)
+        await self._companion.end(kind, error, trace)
+
+    async def start(self) -> None:
+        """Manage in the background of this trio run, without a nursery around it."""
+        if self._system_run is not None:
+            raise WrongState("this manager was started already")
+        system_run = SystemRun()
+        await system_run.start(self.run)
+        self._system_run = system_run
+
+    async def stop(self) -> None:
+        """End what `start` began; returns when every instance has stopped."""
+        system_run, self._system_run = self._system_run, None
+        if system_run is not None:
+            await system_run.stop()
+
+    def _live(self) -> ControlPlane:
+        if self._plane is None:
+            raise ManagerNotRunning("this manager is not running; use `async with AgentManager(...)`")
+        return self._plane
+
+    def _supervising(self) -> ControlPlane:
+        if not self._supervise:
+            raise ManagerNotRunning("no manager runs on this database; `agentmgr daemon` starts one")
+        return self._live()
+
+
+async def _start_what_should_run(plane: ControlPlane) -> None:
+    for spec in plane.registry.services():
+        if spec.desired_status is DesiredStatus.RUNNING:
+            try:
+                await plane.supervisor.start(spec, wait=False)
+            except AgentManagerError as error:  # one service's trouble must not keep the others down
+                logger.error("service %s was not started: %s", spec.name, error)
+
+
+def _by_service(
+    services: Iterable[ServiceSpec], records: Iterable[InstanceRecord]
+) -> list[tuple[ServiceSpec, list[InstanceRecord]]]:
+    found: dict[str, list[InstanceRecord]] = {}
+    for record in records:
+        found.setdefault(record.service_id, []).append(record)
+    return [(spec, found.get(spec.service_id, [])) for spec in services]

@@ -1,0 +1,35 @@
+"""The values that the layers hand each other.
+
+All are frozen. Durations are seconds and sizes are bytes, also where the guide's name does not say so.
+Times are aware datetimes in UTC. A value that is out of range raises `InvalidRequest` when it is made,
+so nothing further in has to check it again.
+"""
+
+from ..choices import OnDisconnect as OnDisconnect
+from ..choices import Runtime as Runtime
+from ..choices import WhenBusy as WhenBusy
+from .fields import Check as Check
+from .fields import new_id as new_id
+from .fields import utc_now as utc_now
+from .records import Connection as Connection
+from .records import Event as Event
+from .records import Fact as Fact
+from .records import HealthCheck as HealthCheck
+from .records import InstanceRecord as InstanceRecord
+from .records import ServiceTotals as ServiceTotals
+from .records import SessionEnd as SessionEnd
+from .records import Usage as Usage
+from .routing import ConditionOperator as ConditionOperator
+from .routing import RoutingCondition as RoutingCondition
+from .routing import RoutingRule as RoutingRule
+from .routing import RoutingStrategy as RoutingStrategy
+from .services import DesiredStatus as DesiredStatus
+from .services import HealthStatus as HealthStatus
+from .services import Instance as Instance
+from .services import OnManagerDeath as OnManagerDeath
+from .services import RestartMode as RestartMode
+from .services import Service as Service
+from .services import ServiceConfig as ServiceConfig
+from .services import ServiceSpec as ServiceSpec
+from .services import ServiceStatus as ServiceStatus
+from .tokens import Token as Token

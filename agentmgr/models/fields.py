@@ -1,0 +1,78 @@
+"""What a field may hold: validators and converters, fresh ids, the time."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from attrs import Attribute
+
+from ..errors import FieldProblem, InvalidRequest
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id(kind: str) -> str:
+    """A fresh id such as `svc_3f0c…`; 64 random bits, so ids never meet."""
+    return f"{kind}_{secrets.token_hex(8)}"
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+ID = re.compile(r"[a-z]+_[0-9a-f]{16}")  # as `new_id` makes them; a name must never be taken for one
+TAG = re.compile(r"[^\s,\x00-\x1f\x7f]{1,64}")
+
+Check = Callable[[Any, "Attribute[Any]", Any], None]
+
+
+def invalid(name: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} {problem}", fields=[FieldProblem(name, problem)])
+
+
+def check_name(_: Any, attribute: Attribute[Any], value: str) -> None:
+    if ID.fullmatch(value):
+        raise invalid(attribute.name, f"must not look like an id: {value!r}")
+    if not NAME.fullmatch(value):
+        raise invalid(
+            attribute.name,
+            f"must be 1 to 63 of letters, digits and '._-', beginning with a letter or digit, not {value!r}",
+        )
+
+
+def check_printable(_: Any, attribute: Attribute[Any], value: str) -> None:
+    # Names and descriptions reach log lines and terminals: no line breaks, no escape sequences.
+    if not value.isprintable() or len(value) > 1000:
+        raise invalid(attribute.name, "must be at most 1000 printable characters on one line")
+
+
+def check_tags(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> None:
+    for tag in value:
+        if not TAG.fullmatch(tag):
+            raise invalid(
+                attribute.name, f"must have no spaces, no commas and 64 characters at most: {tag!r}"
+            )
+
+
+def between(low: float, high: float) -> Check:
+    def check(_: Any, attribute: Attribute[Any], value: float | None) -> None:
+        if value is not None and not low <= value <= high:
+            raise invalid(attribute.name, f"must be from {low:.12g} to {high:.12g}, not {value!r}")
+
+    return check
+
+
+def to_words(value: Iterable[str] | str) -> tuple[str, ...]:
+    if isinstance(value, str):  # tuple("abc") would be ('a', 'b', 'c')
+        raise InvalidRequest(f"a list of strings is needed here, not the string {value!r}")
+    return tuple(value)
+
+
+def to_word_set(value: Iterable[str] | str) -> frozenset[str]:
+    return frozenset(to_words(value))
+
+
+PORT = between(1, 65535)

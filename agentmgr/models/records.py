@@ -1,0 +1,130 @@
+"""What happened and what is: facts that the store keeps, and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from attrs import Factory, field, frozen
+
+from .fields import utc_now
+from .services import HealthStatus
+
+
+@frozen
+class InstanceRecord:
+    """What the database knows of a process, so that the next manager can tell it from a stranger's."""
+
+    instance_id: str
+    service_id: str
+    slot: int  #: which of the service's instances: 0 … instances-1
+    pid: int
+    process_start: int  #: clock ticks since boot (`/proc/PID/stat`, field 22)
+    boot_id: str
+    token: str = field(repr=False)  #: in the child's environment; never shown
+    host: str
+    port: int
+    spec_version: int  #: the version of the registration that it runs
+    started_at: datetime
+
+
+@frozen
+class Usage:
+    """What an instance used of the machine, with all that it has started, at one moment."""
+
+    at: datetime
+    cpu_percent: float  #: of one core, since the sample before
+    memory_bytes: int  #: resident; memory that processes share is counted for each
+    processes: int
+    threads: int
+    open_files: int
+
+
+@frozen
+class HealthCheck:
+    """The result of one probe of one instance."""
+
+    service_id: str
+    instance_id: str
+    status: HealthStatus  #: the verdict after this probe
+    checked_at: datetime
+    ok: bool
+    latency_s: float | None = None
+    reason: str | None = None  #: why it failed
+
+
+@frozen
+class Event:
+    """Something that happened, for people and for `GET /events`."""
+
+    kind: str  #: as in `service.registered`, `instance.running`, `session.closed`
+    at: datetime = Factory(utc_now)
+    service_id: str | None = None
+    instance_id: str | None = None
+    detail: Mapping[str, str | int | float | bool | None] = Factory(dict)
+    event_id: int = 0  #: given by the store, rising
+
+
+@frozen
+class Connection:
+    """One live session through the gateway."""
+
+    connection_id: str
+    client_ip: str
+    client_port: int
+    service_id: str
+    service_name: str
+    instance_id: str
+    rule: str | None  #: the name of the rule that chose, if one did
+    path: str  #: without the query, which may carry secrets
+    started_at: datetime
+    idle_s: float
+    bytes_from_client: int
+    bytes_to_client: int
+    messages_from_client: int
+    messages_to_client: int
+
+
+@frozen
+class SessionEnd:
+    """How a session through the gateway ended."""
+
+    connection_id: str
+    service_id: str
+    instance_id: str
+    started_at: datetime
+    ended_at: datetime
+    ended_by: str  #: `client`, `backend` or `gateway`
+    code: int | None  #: the close code that was seen or sent; None where the stream just ended
+    reason: str
+    bytes_from_client: int
+    bytes_to_client: int
+    messages_from_client: int
+    messages_to_client: int
+
+    @property
+    def failed(self) -> bool:
+        """Did the service's side break it off? A client that vanished is not the service's failure.
+
+        Going away, a policy's refusal, a restart and the application's own codes (RFC 6455, 7.4) are ends
+        that somebody meant.
+        """
+        meant = self.code is not None and (self.code in (1000, 1001, 1005, 1008, 1012) or self.code >= 3000)
+        return self.ended_by != "client" and not meant
+
+
+Fact = HealthCheck | Event | SessionEnd
+"""What is recorded in batches: it may be lost when the power fails within a second."""
+
+
+@frozen
+class ServiceTotals:
+    """What a service has done since it was registered."""
+
+    sessions_total: int = 0  #: those that have ended
+    sessions_failed: int = 0
+    session_seconds: float = 0.0  #: the sum of their durations
+    bytes_from_client: int = 0
+    bytes_to_client: int = 0
+    restarts: int = 0  #: unplanned ones
+    errors: int = 0  #: times that an instance was given up

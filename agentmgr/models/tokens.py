@@ -1,0 +1,40 @@
+"""Keys to the API and the gateway."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from attrs import Attribute, Factory, field, frozen
+
+from .fields import NAME, check_name, invalid, new_id, to_word_set, utc_now
+
+
+def _scopes(_: Any, attribute: Attribute[Any], value: frozenset[str]) -> None:
+    for scope in value:
+        kind, _colon, name = scope.partition(":")
+        if scope not in ("admin", "read", "connect") and not (kind == "connect" and NAME.fullmatch(name)):
+            raise invalid(
+                attribute.name, f"must be of admin, read, connect and connect:SERVICE, not {scope!r}"
+            )
+    if not value:
+        raise invalid(attribute.name, "must name at least one of admin, read, connect, connect:SERVICE")
+
+
+@frozen
+class Token:
+    """A key to the API and the gateway. The key itself is shown once and kept by nobody here."""
+
+    name: str = field(validator=check_name)
+    scopes: frozenset[str] = field(converter=to_word_set, validator=_scopes)
+    digest: str = field(repr=False)  #: SHA-256 of the key, which has 256 random bits: no salt is needed
+    token_id: str = Factory(lambda: new_id("tok"))
+    created_at: datetime = Factory(utc_now)
+    expires_at: datetime | None = None
+    version: int = 1
+
+    def allows(self, scope: str, now: datetime) -> bool:
+        """Whether it opens what needs `scope`; `admin` opens everything."""
+        if self.expires_at is not None and now >= self.expires_at:
+            return False
+        return scope in self.scopes or "admin" in self.scopes

@@ -21,7 +21,7 @@ COMMANDS = {
     "unregister": "Forget a service.",
     "start": "Start a service.",
     "stop": "Stop a service.",
-    "restart": "Restart a service without losing its sessions.",
+    "restart": "Restart a service; new instances are ready before old ones go.",
     "scale": "Change how many instances a service has.",
     "list": "List the services.",
     "status": "Show one service in detail.",

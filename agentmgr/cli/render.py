@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..codec import to_plain
+from ..models import DesiredStatus, Service, ServiceStatus
 
 _COLORS = {
     "running": "green",
@@ -38,7 +39,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     texts = [[_text(cell) for cell in row] for row in rows]
     if not texts:
         print(empty, file=sys.stderr)
-    elif sys.stdout.isatty():
+    elif on_terminal():
         _print_rich(columns, texts)
     else:
         _print_plain([[column.upper() for column in columns], *texts])
@@ -53,6 +54,10 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
         print(f"{name:<{width}}  {_colored(first)}")
         for line in rest:
             print(f"{'':<{width}}  {line}")
+
+
+def on_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()  # None: it was closed by the caller's `>&-`
 
 
 def ago(moment: datetime | None) -> str:
@@ -73,6 +78,13 @@ def duration(seconds: float | None) -> str:
         if count or parts:
             parts.append(f"{count}{name}")
     return " ".join(parts[:2])
+
+
+def under_way(service: Service) -> str:
+    """The status of one that was just told to run: its first instance may not be there yet."""
+    if service.status is ServiceStatus.STOPPED and service.desired_status is DesiredStatus.RUNNING:
+        return str(ServiceStatus.STARTING)
+    return str(service.status)
 
 
 def _text(value: object) -> str:
@@ -114,6 +126,6 @@ _ANSI = {"green": 32, "cyan": 36, "yellow": 33, "red": 31}
 
 def _colored(text: str) -> str:
     color = _COLORS.get(text)
-    if color is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+    if color is None or not on_terminal() or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{_ANSI[color]}m{text}\x1b[0m"

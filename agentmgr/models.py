@@ -130,6 +130,21 @@ def _tags(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> None:
             )
 
 
+def _command(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    if value and not value[0]:
+        raise _invalid(attribute.name, "must begin with the program to run, not with an empty word")
+    if any("\0" in word for word in value):
+        raise _invalid(attribute.name, "must have no NUL characters")
+
+
+def _environment(_: Any, attribute: Attribute[Any], value: Mapping[str, str]) -> None:
+    for name, text in value.items():
+        if not name or "=" in name or "\0" in name:
+            raise _invalid(attribute.name, f"must have names without '=' and NUL characters, not {name!r}")
+        if "\0" in text:
+            raise _invalid(attribute.name, f"must have no NUL characters in {name}")
+
+
 def _between(low: float, high: float) -> Check:
     def check(_: Any, attribute: Attribute[Any], value: float | None) -> None:
         if value is not None and not low <= value <= high:
@@ -161,10 +176,12 @@ class ServiceConfig:
     """
 
     agent_factory_path: str | None = None
-    command: tuple[str, ...] = field(default=(), converter=_words)
+    command: tuple[str, ...] = field(default=(), converter=_words, validator=_command)
     python: str | None = None  #: interpreter for an agent file; the manager's own when None
     cwd: str | None = None  #: working directory; that of the one who registered when None
-    env: Mapping[str, str] = Factory(dict)  #: added to the manager's environment
+    env: Mapping[str, str] = field(
+        factory=dict, validator=_environment
+    )  #: added to the manager's environment
     env_file: str | None = None  #: `NAME=value` lines, read at each launch; `env` goes before it
     runtime: Runtime = Runtime.AUTO
 

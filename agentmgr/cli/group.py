@@ -85,7 +85,9 @@ class LazyGroup(click.Group):
 
 
 def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    def remember(ctx: click.Context, _: click.Parameter, value: Any) -> None:
+    def remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value == "":
+            raise click.BadParameter("must not be empty", ctx, param)
         if value:
             setattr(ctx.ensure_object(Cli), name, value)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -27,6 +28,9 @@ _COLORS = {
     "unhealthy": "red",
     "error": "red",
 }
+
+
+_CONTROL = re.compile(rb"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]|\xc2[\x80-\x9f]")
 
 
 def print_json(value: Any) -> None:
@@ -60,9 +64,24 @@ def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()  # None: it was closed by the caller's `>&-`
 
 
+def counted(number: int, what: str) -> str:
+    """As in `1 service`, `2 services`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def harmless(output: bytes) -> bytes:
+    """A program's output for a terminal: colours stay; what moves, erases or asks is shown as `^[` is."""
+    return _CONTROL.sub(lambda found: b"^" + bytes([found[0][-1] & 0x1F | 0x40]), output)
+
+
 def ago(moment: datetime | None) -> str:
     """How long ago, in the two largest units, as in `3h 12m`."""
     return "" if moment is None else duration((datetime.now(UTC) - moment).total_seconds())
+
+
+def clock(moment: datetime) -> str:
+    """As in `2031-05-07 10:00:00+02:00`: local time, with its zone."""
+    return moment.astimezone().isoformat(" ", "seconds")
 
 
 def duration(seconds: float | None) -> str:
@@ -93,7 +112,7 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        return value.astimezone().isoformat(" ", "seconds")
+        return clock(value)
     if isinstance(value, frozenset | set):
         return ", ".join(sorted(value)) or "-"
     if isinstance(value, tuple | list):

@@ -27,4 +27,4 @@ async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: boo
             where = f" at {service.endpoint}" if service.endpoint else ""
             print(f"{service.name} is {service.status}{where}")
 
-        return await each(names, restart)
+        return await each(cli, names, restart)

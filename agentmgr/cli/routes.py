@@ -186,7 +186,7 @@ async def _remove(cli: Cli, names: tuple[str, ...]) -> int:
             await manager.delete_routing_rule(name)
             print(f"removed {name}")
 
-        return await each(names, remove)
+        return await each(cli, names, remove)
 
 
 @_routes(

@@ -6,9 +6,10 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable
 
 from ..errors import AgentManagerError
+from .group import Cli
 
 
-async def each(names: Iterable[str], do: Callable[[str], Awaitable[None]]) -> int:
+async def each(cli: Cli, names: Iterable[str], do: Callable[[str], Awaitable[None]]) -> int:
     """Awaits `do(name)` for each name once, and says on stderr which failed; the command's exit code."""
     failures = 0
     for name in dict.fromkeys(names):
@@ -16,5 +17,9 @@ async def each(names: Iterable[str], do: Callable[[str], Awaitable[None]]) -> in
             await do(name)
         except AgentManagerError as error:
             failures += 1
+            if cli.debug:
+                import traceback  # 4 ms that nobody else needs
+
+                traceback.print_exc()
             print(f"Error: {error.message}", file=sys.stderr)
     return int(failures > 0)

@@ -23,4 +23,4 @@ async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> int:
             where = f" at {service.endpoint}" if service.endpoint else ""
             print(f"{service.name} is {under_way(service) if no_wait else service.status}{where}")
 
-        return await each(names, start)
+        return await each(cli, names, start)

@@ -21,4 +21,4 @@ async def command(cli: Cli, names: tuple[str, ...], force: bool, no_wait: bool) 
             service = await manager.stop_service(name, force=force, wait=not no_wait)
             print(f"{service.name} is {service.status}")
 
-        return await each(names, stop)
+        return await each(cli, names, stop)

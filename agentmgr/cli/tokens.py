@@ -77,7 +77,7 @@ async def _revoke(cli: Cli, names: tuple[str, ...]) -> int:
             await manager.delete_token(name)
             print(f"revoked {name}")
 
-        return await each(names, revoke)
+        return await each(cli, names, revoke)
 
 
 for _command in (_create, _list, _revoke):

@@ -20,4 +20,4 @@ async def command(cli: Cli, names: tuple[str, ...], force: bool) -> int:
             service = await manager.unregister_service(name, force=force)
             print(f"unregistered {service.name}")
 
-        return await each(names, unregister)
+        return await each(cli, names, unregister)

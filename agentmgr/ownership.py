@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from types import TracebackType
+from typing import ClassVar
 
 import trio
 
@@ -36,13 +38,17 @@ def holder(paths: RuntimePaths) -> int | None:
 class ManagerLock:
     """The right to manage a database, held inside a `with` block.
 
-    It is an flock on a file of its own (SQLite has its own locks on the database), which holds the owner's
-    pid as text. Children do not inherit it. Raises `ManagerAlreadyRunning` and `DatabaseUnusable`.
+    It is an flock on a file of its own, which holds the owner's pid as text. Children do not inherit it.
+    Raises `ManagerAlreadyRunning` and `DatabaseUnusable`.
     """
+
+    _databases: ClassVar[set[tuple[int, int]]] = set()  # device and inode of those this process holds
 
     def __init__(self, paths: RuntimePaths) -> None:
         self._paths = paths
         self._fd: int | None = None
+        self._database_fd: int | None = None
+        self._database: tuple[int, int] | None = None
 
     def acquire(self) -> None:
         assert self._fd is None
@@ -58,16 +64,47 @@ class ManagerLock:
             pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
             os.close(fd)
             owner = f"the process {pid}" if pid else "another process"
-            raise ManagerAlreadyRunning(
-                f"{owner} manages {self._paths.database} already: use that one, or end it with "
-                "`agentmgr shutdown`"
-            ) from None
+            raise self._owned_by(owner) from None
         except OSError as error:  # a file system without locks
             os.close(fd)
             raise DatabaseUnusable(f"{path} cannot be locked: {error.strerror}") from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        except OSError as error:  # a full disk
+            os.close(fd)
+            raise DatabaseUnusable(f"{path} cannot be written: {error.strerror}") from error
         self._fd = fd
+
+    def hold_database(self) -> None:
+        """Locks the database file too, now that it exists: the lock file can be deleted under its owner.
+
+        Only on Linux, where an flock does not meet the fcntl locks that SQLite takes on the same file.
+        """
+        assert self._fd is not None
+        if sys.platform != "linux":
+            return
+        path = self._paths.database
+        try:
+            status = os.stat(path)
+            database = (status.st_dev, status.st_ino)
+            if database in self._databases:
+                # Not opened: closing it again would drop the locks that SQLite holds for this process.
+                raise self._owned_by(f"the process {os.getpid()}")
+            self._database_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fcntl.flock(self._database_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._owned_by("another process") from None
+        except OSError as error:
+            raise DatabaseUnusable(f"{path} cannot be locked: {error.strerror}") from error
+        self._database = database
+        self._databases.add(database)
+
+    def _owned_by(self, owner: str) -> ManagerAlreadyRunning:
+        return ManagerAlreadyRunning(
+            f"{owner} manages {self._paths.database} already: use that one, or end it with "
+            "`agentmgr shutdown`"
+        )
 
     async def acquire_within(self, patience_s: float) -> None:
         """Waits for an owner that is done in a moment, such as another `agentmgr register`."""
@@ -83,6 +120,13 @@ class ManagerLock:
             await trio.sleep(RETRY_S)
 
     def release(self) -> None:
+        """Call it when the database is closed: with this file's closing SQLite loses its locks on it."""
+        if self._database_fd is not None:
+            os.close(self._database_fd)
+            self._database_fd = None
+        if self._database is not None:
+            self._databases.discard(self._database)
+            self._database = None
         if self._fd is not None:
             os.ftruncate(self._fd, 0)
             os.close(self._fd)

@@ -5,6 +5,7 @@ curl http://localhost:8000/                            # the application's own
 curl http://localhost:8000/api/v1/services             # the manager's
 """
 
+import signal
 import sys
 
 import trio
@@ -23,7 +24,18 @@ async def index():
 
 
 async def main(port=8000):
-    async with AgentManager("quart_app.db") as manager, trio.open_nursery() as nursery:
+    # Not left to Python: it raises KeyboardInterrupt wherever the program happens to be, and in the middle of
+    # a request Hypercorn would swallow it.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with AgentManager("quart_app.db") as manager, trio.open_nursery() as nursery:
+            port = await nursery.start(serve_both, manager, port)
+            print(f"open http://localhost:{port}", flush=True)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+
+
+async def serve_both(manager, port, *, task_status):
+    async with trio.open_nursery() as nursery:
 
         def make_both(nursery, stopping):
             api = api_app(manager, nursery, stopping=stopping)
@@ -37,7 +49,7 @@ async def main(port=8000):
         # Hypercorn's HTTP behind an accept loop that no client can end or keep from ending.
         listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
         await nursery.start(serve, make_both, listeners)
-        print(f"open http://localhost:{listeners[0].socket.getsockname()[1]}", flush=True)
+        task_status.started(listeners[0].socket.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """One manager per database, by a lock that dies with its process."""
 
+import errno
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,7 @@ import os, sys, time
 from agentmgr.ownership import ManagerLock
 from agentmgr.settings import RuntimePaths
 
-with ManagerLock(RuntimePaths.of(sys.argv[1])):
+with ManagerLock(RuntimePaths.of(sys.argv[1])) as lock:
     {body}
 """
 HOLD = "print(os.getpid(), flush=True); sys.stdin.read()"
@@ -118,3 +122,55 @@ def test_an_impossible_place_is_refused(tmp_path):
     (tmp_path / "a.db.d").write_text("in the way")
     with pytest.raises(DatabaseUnusable, match=r"a\.db\.d cannot be made"):
         ManagerLock(RuntimePaths.of(tmp_path / "a.db")).acquire()
+
+
+def test_a_full_disk_leaves_no_lock_behind(paths, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(DatabaseUnusable, match="cannot be written: No space left"):
+            ManagerLock(paths).acquire()
+    with ManagerLock(paths):
+        pass
+
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere an flock meets SQLite's own locks")
+
+
+@linux_only
+async def test_a_deleted_lock_file_does_not_let_a_second_owner_in(paths):
+    sqlite3.connect(paths.database).close()
+    owner = await Owner.started(paths.database, "lock.hold_database(); " + HOLD)
+    shutil.rmtree(paths.directory)
+    with ManagerLock(paths) as lock, pytest.raises(ManagerAlreadyRunning, match=r"manages .*a\.db"):
+        lock.hold_database()
+    await owner.aclose()
+    with ManagerLock(paths) as lock:
+        lock.hold_database()
+
+
+@linux_only
+def test_nor_a_second_owner_in_the_same_process(paths):
+    paths.database.touch()
+    with ManagerLock(paths) as first:
+        first.hold_database()
+        shutil.rmtree(paths.directory)
+        with (
+            ManagerLock(paths) as second,
+            pytest.raises(ManagerAlreadyRunning, match=f"process {os.getpid()} "),
+        ):
+            second.hold_database()
+    with ManagerLock(paths) as third:
+        third.hold_database()
+
+
+@linux_only
+def test_the_owner_and_others_still_use_the_database(paths):
+    with closing(sqlite3.connect(paths.database, timeout=0)) as own, ManagerLock(paths) as lock:
+        lock.hold_database()
+        with own:
+            own.execute("create table t (x)")
+        with closing(sqlite3.connect(paths.database, timeout=0)) as another, another:
+            another.execute("insert into t values (1)")

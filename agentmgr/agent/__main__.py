@@ -56,6 +56,7 @@ def _options(args: argparse.Namespace) -> HostOptions:
         ),
         manager_fd=args.manager_fd,
         token=os.environ.get("AGENTMGR_INSTANCE_TOKEN", ""),
+        instance_id=os.environ.get("AGENTMGR_INSTANCE_ID", ""),
     )
 
 

@@ -7,6 +7,7 @@ waits in the sessions' own bounded buffers, and control answers in a short queue
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -67,6 +68,7 @@ class Connection:
         self._spoke = trio.Event()  # the client's first frame
         self._heard = 0.0  # when the last frame came
         self._closing = False
+        self._close_by = math.inf
         self._scope = trio.CancelScope()
 
     async def run(self) -> None:
@@ -86,7 +88,7 @@ class Connection:
     def close(self) -> None:
         """Once its sessions have ended and their ends are told, or soon in any case, `run` returns."""
         self._closing = True
-        self._scope.deadline = trio.current_time() + CLOSE_TIMEOUT_S
+        self._scope.deadline = self._close_by = trio.current_time() + CLOSE_TIMEOUT_S
         self._news.set()
 
     # From the client.
@@ -246,13 +248,13 @@ class Connection:
                 batch.append(frame)
                 size += len(frame)
             if batch:
-                with trio.move_on_after(WRITE_STALL_S) as patience:
-                    try:
-                        await self._wire.send_texts(batch, while_open=self._is_open)
-                    except (trio.BrokenResourceError, trio.ClosedResourceError):
-                        return  # the reading side ends the connection
-                if patience.cancelled_caught:
-                    break
+                # The deadline is the whole connection's: a scope for each write would cost as much as it.
+                self._scope.deadline = min(self._close_by, trio.current_time() + WRITE_STALL_S)
+                try:
+                    await self._wire.send_texts(batch, while_open=self._is_open)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    return  # the reading side ends the connection
+                self._scope.deadline = self._close_by
             elif self._closing and not self._attached:
                 break
             else:

@@ -41,6 +41,7 @@ class HostOptions:
     max_message_bytes: int = 2**20
     limits: SessionLimits = Factory(SessionLimits)
     token: str = field(default="", repr=False)
+    instance_id: str = ""  #: under which a manager knows this process
     manager_fd: int | None = None  #: a pipe; at its end the manager is gone, and this process goes too
     log_level: str = "INFO"
 
@@ -79,7 +80,9 @@ async def _serve(
     signals: AsyncIterator[int],
     task_status: trio.TaskStatus[str],
 ) -> None:
-    sessions = Sessions(agent, options.limits, max_sessions=options.max_sessions)
+    sessions = Sessions(
+        agent, options.limits, max_sessions=options.max_sessions, instance_id=options.instance_id
+    )
     server = AgentServer(agent, sessions, token=options.token, max_message_bytes=options.max_message_bytes)
     async with trio.open_nursery() as nursery:
         await nursery.start(sessions.run)

@@ -14,10 +14,13 @@ from .session import Agent, Client, Session, SessionLimits
 class Sessions:
     """Each session's life is a task in `run`'s nursery."""
 
-    def __init__(self, agent: Agent, limits: SessionLimits, *, max_sessions: int = 0) -> None:
+    def __init__(
+        self, agent: Agent, limits: SessionLimits, *, max_sessions: int = 0, instance_id: str = ""
+    ) -> None:
         self._agent = agent
         self._limits = limits
         self._max_sessions = max_sessions
+        self._instance_id = instance_id
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -40,7 +43,7 @@ class Sessions:
         assert self._nursery is not None, "run() is not running"
         if self._max_sessions and len(self._sessions) >= self._max_sessions:
             self._make_room()
-        session = Session(self._agent, client, self._limits)
+        session = Session(self._agent, client, self._limits, instance_id=self._instance_id)
         self._sessions[session.id] = session
         session.publish(Event(events.SESSION_CREATED, {"session_id": session.id}))
         self._nursery.start_soon(self._live, session, name=repr(session))

@@ -56,11 +56,12 @@ async def serve_api(
     With a certificate it speaks HTTPS only. Raises `PortNotAvailable`, and `InvalidRequest` for a host that
     others can reach while there are no tokens.
     """
+    from ..core.loopback import is_loopback
     from ..errors import InvalidRequest
     from ..manager.listeners import open_listeners
     from .app import make_app
     from .auth import Access
-    from .guard import Guard, is_loopback
+    from .guard import Guard
     from .metrics import Metrics
     from .operations import Server
     from .server import serve

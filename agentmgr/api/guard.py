@@ -8,7 +8,6 @@ A page anywhere can make a browser send requests to `localhost`. Two checks keep
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
@@ -18,17 +17,6 @@ from werkzeug.datastructures import Headers
 from .problems import HttpProblem
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address, can only mean this machine."""
-    name = host.strip("[]").lower().rstrip(".")
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 @frozen

@@ -39,7 +39,7 @@ class Schemas:
         if origin in (tuple, list):
             return {"type": "array", "items": self.of(args[0])}
         if origin is frozenset:
-            return {"type": "array", "items": self.of(args[0]), "uniqueItems": True}
+            return {"type": "array", "items": self.of(args[0])}
         if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
             values = self.of(args[1])
             return {"type": "object", "additionalProperties": values or True}

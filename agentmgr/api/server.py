@@ -117,8 +117,7 @@ class _Connections:
         self._limits = limits
         self._certificate = certificate
         self._open: set[trio.SocketStream] = set()
-        self._none_left = trio.Event()
-        self._room = trio.CapacityLimiter(limits.connections)
+        self._fewer = trio.lowlevel.ParkingLot()  # unparked at each connection's end
         self._context = WorkerContext(None)
         self._config = Config()
         self._config.keep_alive_timeout = limits.idle
@@ -126,24 +125,26 @@ class _Connections:
         self._config.errorlog = logging.getLogger("agentmgr.api.http")
         self._config.include_server_header = False
 
-    async def serve(self, stream: trio.SocketStream) -> None:
+    async def accept(self, listener: trio.SocketListener) -> trio.SocketStream:
+        """The next connection, once there is room for it: until then it costs this process nothing.
+
+        Of several listeners each may have passed the wait: by so many, less one, the limit can be exceeded.
+        """
+        while len(self._open) >= self._limits.connections:
+            await self._fewer.park()
+        stream = await listener.accept()
         self._open.add(stream)
+        return stream
+
+    async def serve(self, stream: trio.SocketStream) -> None:
         try:
-            async with self._room:
-                await self._server(stream).run()
-        except BaseExceptionGroup as group:
-            # A clean-up that failed while being cancelled comes as both in one group.
-            cancelled, failed = group.split(trio.Cancelled)
-            if failed is not None:
-                log.info("a connection ended badly: %r", failed)
-            if cancelled is not None:
-                raise cancelled from None
-        except Exception as error:  # one client's connection, whatever it did, is not another's
-            log.info("a connection ended badly: %r", error)
+            await self._server(stream).run()
+        except* Exception as failed:  # one client's connection, whatever it did, is not another's
+            # What comes in one group with it goes on: a cancellation, or the end of the process.
+            log.info("a connection ended badly: %r", failed.exceptions)
         finally:
             self._open.discard(stream)
-            if not self._open:
-                self._none_left.set()
+            self._fewer.unpark_all()
             await trio.aclose_forcefully(stream)
 
     def _server(self, stream: trio.SocketStream) -> TCPServer:
@@ -156,10 +157,9 @@ class _Connections:
     async def finish(self) -> None:
         """Lets each connection end after its present request; after the grace, cuts what is still open."""
         await self._context.terminated.set()
-        self._none_left = trio.Event()
         with trio.move_on_after(self._limits.grace):
             while self._open:
-                await self._none_left.wait()
+                await self._fewer.park()
         for stream in tuple(self._open):
             await _reset(stream)
 
@@ -196,8 +196,24 @@ async def serve(
                 work.cancel_scope.cancel()
 
 
+@frozen
+class _WithRoom(trio.abc.Listener[trio.SocketStream]):
+    """A listener that accepts when the server has room."""
+
+    connections: _Connections
+    listener: trio.SocketListener
+
+    async def accept(self) -> trio.SocketStream:
+        return await self.connections.accept(self.listener)
+
+    async def aclose(self) -> None:
+        await self.listener.aclose()
+
+
 async def _accept(connections: _Connections, listener: trio.SocketListener, handlers: trio.Nursery) -> None:
-    await trio.serve_listeners(connections.serve, [listener], handler_nursery=handlers)
+    await trio.serve_listeners(
+        connections.serve, [_WithRoom(connections, listener)], handler_nursery=handlers
+    )
 
 
 async def _set_when_cancelled(event: trio.Event) -> None:

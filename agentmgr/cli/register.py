@@ -94,7 +94,15 @@ def _config_option(name: str, help: str, **details: Any) -> Callable[[F], F]:
 @_config_option("python", "The interpreter for an agent file.", metavar="PATH")
 @_config_option("cwd", "Its working directory.  [default: this one]", metavar="DIR")
 @click.option("--env", "env_words", multiple=True, metavar="KEY=VALUE", help="A variable; may be repeated.")
-@click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Lines of KEY=VALUE.")
+@_config_option("env-file", "Lines of NAME=value, read at each start; --env goes before it.", metavar="FILE")
+@_config_option("disconnect-grace", "Seconds until a lost client's turn is cancelled.", type=float)
+@click.option("--after", multiple=True, metavar="NAME", help="Start it after this service; may be repeated.")
+@_config_option("memory-limit-mb", "What it may use; where the platform lets us.", type=int)
+@_config_option("cpu-limit-percent", "Of one core; where the platform lets us.", type=int)
+@_config_option("max-open-files", "Of each of its processes.", type=int)
+@_config_option("max-processes", "How many it may have.", type=int)
+@_config_option("log-max-bytes", "The size at which its log is rotated.", type=int)
+@_config_option("log-files", "How many of them are kept.", type=int)
 async def command(
     cli: Cli,
     name: str,
@@ -105,7 +113,7 @@ async def command(
     tags: str,
     auto_start: bool,
     env_words: tuple[str, ...],
-    env_files: tuple[str, ...],
+    after: tuple[str, ...],
     **fields: Any,
 ) -> None:
     """Register a service: an agent file (`agent.py`, `agent.py:factory`, `package.module:factory`), or
@@ -119,7 +127,8 @@ async def command(
     config = ServiceConfig(
         agent_factory_path=file,
         command=words,
-        env=variables(env_words, env_files),
+        env=variables(env_words),
+        after=after,
         **{**given, "cwd": str(Path.cwd() / given.get("cwd", "."))},
     )
     reach = for_running if auto_start else for_writing

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..errors import InvalidRequest
 
 
@@ -12,32 +10,12 @@ def split_tags(text: str) -> frozenset[str]:
     return frozenset(word.strip() for word in text.split(",") if word.strip())
 
 
-def variables(pairs: tuple[str, ...], files: tuple[str, ...]) -> dict[str, str]:
-    """Environment variables from `KEY=VALUE` words, and from files with such lines; words win.
-
-    In a file, empty lines and those that begin with `#` are skipped, and quotes around a value are taken off.
-    """
+def variables(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Environment variables from `KEY=VALUE` words."""
     found: dict[str, str] = {}
-    for name in files:
-        try:
-            lines = Path(name).read_text("utf-8").splitlines()
-        except (OSError, UnicodeError) as error:
-            raise InvalidRequest(f"--env-file {name} cannot be read: {error}") from None
-        for number, line in enumerate(lines, 1):
-            line = line.strip().removeprefix("export ")
-            if line and not line.startswith("#"):
-                key, value = _pair(line, f"{name}, line {number}")
-                if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-                    value = value[1:-1]
-                found[key] = value
     for word in pairs:
-        key, value = _pair(word, "--env")
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise InvalidRequest(f"--env: {key!r} is not KEY=VALUE")
         found[key] = value
     return found
-
-
-def _pair(text: str, place: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise InvalidRequest(f"{place}: {key!r} is not KEY=VALUE")
-    return key.strip(), value.strip() if place != "--env" else value

@@ -206,7 +206,7 @@ class AgentSession:
             problem = f"{self._url} closed the connection and began no session"
             try:
                 with trio.CancelScope() as self._connection:
-                    await with_connection(self._url, self._headers, self._speak)
+                    await with_connection(self._url, self._named(self._headers), self._speak)
             except CannotConnect as error:
                 problem = str(error)
                 if not error.worth_retrying:
@@ -223,6 +223,10 @@ class AgentSession:
             with trio.move_on_after(min(RETRY_FIRST_S * 2**attempt, RETRY_MAX_S) * random.uniform(0.5, 1)):
                 await self._closing.wait()
             attempt += 1
+
+    def _named(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """A gateway before several instances has to know, before it connects us, who holds the session."""
+        return headers if self.session_id is None else [*headers, ("X-Session-Id", self.session_id)]
 
     async def _speak(self, websocket: WebSocketConnection) -> None:
         if self.session_id is None:

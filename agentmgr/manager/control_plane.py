@@ -27,6 +27,7 @@ from ..settings import Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor import Supervisor
 from .events import EventLog
+from .gateway_access import GatewayAccess
 from .registry import Registry
 
 
@@ -45,8 +46,10 @@ class ControlPlane:
         *,
         log_dir: Path,
         settings: Settings,
+        access: GatewayAccess,
     ) -> None:
         self.nursery = nursery
+        self.access = access
         self.store = store
         self.registry = Registry(store, snapshot.services, snapshot.rules)
         self.events = EventLog(store)
@@ -55,6 +58,7 @@ class ControlPlane:
         )
         self.gateway = Gateway(
             observer=self,
+            authenticator=access,
             allowed_origins=settings.allowed_origins or None,
             trusted_proxies=settings.trusted_proxies,
         )

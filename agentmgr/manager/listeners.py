@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from contextlib import ExitStack
 
 import trio
 
@@ -26,23 +27,26 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
         )
     except socket.gaierror as error:
         raise InvalidRequest(f"cannot listen on {host!r}: {error.strerror}") from None
-    listeners: list[trio.SocketListener] = []
-    failure: OSError | None = None
-    for family, kind, protocol, _, address in dict.fromkeys(addresses):
-        try:
-            # "localhost" is 127.0.0.1 and ::1; the second must get the port that the first was given.
-            listener = await _listen(family, kind, protocol, (address[0], port, *address[2:]))
-        except OSError as error:
-            failure = error
-            if error.errno in _NO_SUCH_ADDRESS:
-                continue  # a machine without IPv6 has no ::1, and the rest will do
-            break
-        listeners.append(listener)
-        port = port or listener.socket.getsockname()[1]
-    if failure is None or (listeners and failure.errno in _NO_SUCH_ADDRESS):
-        return listeners
-    for listener in listeners:
-        await listener.aclose()
+    # Whatever ends this, cancellation in `bind` too, closes the sockets that nobody has been given.
+    with ExitStack() as unclaimed:
+        listeners: list[trio.SocketListener] = []
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
+            try:
+                sock = trio.socket.socket(family, kind, protocol)
+                unclaimed.callback(sock.close)
+                # "localhost" is 127.0.0.1 and ::1; the second must get the port that the first was given.
+                await _listen(sock, (address[0], port, *address[2:]))
+            except OSError as error:
+                failure = error
+                if error.errno in _NO_SUCH_ADDRESS:
+                    continue  # a machine without IPv6 has no ::1, and the rest will do
+                break
+            listeners.append(trio.SocketListener(sock))
+            port = port or sock.getsockname()[1]
+        if failure is None or (listeners and failure.errno in _NO_SUCH_ADDRESS):
+            unclaimed.pop_all()
+            return listeners
     if failure.errno == errno.EADDRINUSE:
         raise PortNotAvailable(
             f"port {port} on {host} is not available; stop what holds it, or choose another port"
@@ -50,17 +54,9 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
     raise InvalidRequest(f"cannot listen on {host}:{port}: {failure.strerror}")
 
 
-async def _listen(
-    family: int, kind: int, protocol: int, address: tuple[str | int, ...]
-) -> trio.SocketListener:
-    sock = trio.socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        await sock.bind(address)
-        sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return trio.SocketListener(sock)
+async def _listen(sock: trio.socket.SocketType, address: tuple[str | int, ...]) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    await sock.bind(address)
+    sock.listen(_BACKLOG)

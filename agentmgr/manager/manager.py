@@ -17,6 +17,7 @@ from attrs import evolve
 from .. import __version__
 from ..companion import Companion
 from ..core import stats
+from ..core.loopback import is_loopback
 from ..core.routing import ClientRequest, RoutingDecision
 from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, StorageError, WrongState
 from ..models import (
@@ -40,6 +41,7 @@ from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
 from .control_plane import ControlPlane
 from .factory_path import settled
+from .gateway_access import GatewayAccess
 from .listeners import open_listeners
 from .system_run import SystemRun
 from .tokens import Tokens
@@ -102,13 +104,18 @@ class AgentManager:
         await lock.acquire_within(_PATIENCE_S)
         try:
             async with open_store(self.paths.database) as store:
+                lock.hold_database()
                 self._tokens = Tokens(store, await store.tokens())
-                await self._run_on(store, await store.load(), task_status)
+                await self._run_on(store, await store.load(), GatewayAccess(self._tokens), task_status)
         finally:
             lock.release()
 
     async def _run_on(
-        self, store: Store, snapshot: Snapshot, task_status: trio.TaskStatus[AgentManager]
+        self,
+        store: Store,
+        snapshot: Snapshot,
+        access: GatewayAccess,
+        task_status: trio.TaskStatus[AgentManager],
     ) -> None:
         # Shielded in a task of its own: when `run` is cancelled, the supervisor must still be there to stop
         # what it started, and the gateway to be told. It is cancelled below, when that is done.
@@ -130,6 +137,7 @@ class AgentManager:
                 nursery,
                 log_dir=self.paths.logs,
                 settings=self.settings,
+                access=access,
             )
             try:
                 await nursery.start(run_machinery)
@@ -509,6 +517,13 @@ class AgentManager:
         plane = self._supervising()
         listeners = await open_listeners(host, port)
         port = listeners[0].socket.getsockname()[1]
+        if not is_loopback(host) and not plane.access.required:
+            logger.warning(
+                "the gateway at %s:%d is open to everybody who can reach it; "
+                "`agentmgr tokens create NAME --scope connect` makes it ask for a token",
+                host,
+                port,
+            )
         with ExitStack() as stack:
             for listener in listeners:
                 stack.callback(listener.socket.close)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from attrs import evolve, frozen
 
+from ..core.loopback import is_loopback
 from ..core.quota import RateLimit
 from .head import RequestHead
 from .limits import GatewayLimits
@@ -28,6 +28,10 @@ class Identity:
 
 class Authenticator(Protocol):
     """Knows the tokens. Comparisons take the same time whatever is compared; nothing here is logged."""
+
+    @property
+    def required(self) -> bool:
+        """Whether a client needs a token or ticket just now."""
 
     async def bearer(self, token: str) -> Identity | None:
         """Whose token this is; None when it is nobody's."""
@@ -50,10 +54,7 @@ def _is_local(origin: str) -> bool:
         host = urlsplit(origin).hostname or ""
     except ValueError:
         return False
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    return is_loopback(host)
 
 
 async def authenticate(head: RequestHead, authenticator: Authenticator) -> tuple[Identity, RequestHead]:

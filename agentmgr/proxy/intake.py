@@ -66,7 +66,7 @@ class Intake:
         with self.quotas.place(client_ip, trio.current_time()):
             check_origin(head, self.allowed_origins)
             identity = None
-            if self.authenticator is not None:
+            if self.authenticator is not None and self.authenticator.required:
                 identity, head = await authenticate(head, self.authenticator)
             connection_id = f"con_{secrets.token_hex(8)}"
             visit = Visit(

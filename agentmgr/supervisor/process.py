@@ -125,8 +125,7 @@ class Process:
         trio.lowlevel.notify_closing(self._pidfd)
         os.close(self._pidfd)
         if self._ours_to_reap:
-            with suppress(ChildProcessError):
-                os.waitpid(self.pid, os.WNOHANG)
+            _reap(self.pid)
 
     def _signal_group(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError, PermissionError):  # gone; or has become somebody else's by setuid
@@ -153,8 +152,7 @@ async def kill_all(find: Find, wanted: Wanted) -> int:
         count += len(killed)
         await _wait_all_gone(killed)
         for pid in killed:  # an earlier supervisor in this very process may have been its parent
-            with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+            _reap(pid)
     return count
 
 
@@ -184,6 +182,11 @@ def _signal(pid: int, wanted: Wanted, number: signal.Signals) -> bool:
         return False
     finally:
         os.close(pidfd)
+
+
+def _reap(pid: int) -> None:
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
 
 
 async def _wait_all_gone(pids: Iterable[int]) -> None:

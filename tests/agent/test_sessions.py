@@ -4,6 +4,7 @@ import pytest
 import trio
 import trio.testing
 
+from agentmgr.agent import thinking
 from agentmgr.agent.incoming import BadInput
 from agentmgr.agent.session import SessionLimits
 from agentmgr.models import OnDisconnect
@@ -332,3 +333,23 @@ async def test_a_question_counts_one_answer_though_two_come_at_once():
         with pytest.raises(BadInput, match="it counts once"):
             session.answer(question["step_id"], {"confirmed": False})
         assert (await client.until(*ENDS))["content"] is True
+
+
+async def test_a_client_that_takes_in_nothing_is_cut_off_and_may_come_back(monkeypatch):
+    monkeypatch.setattr("agentmgr.agent.connection.WRITE_STALL_S", 0.1)
+
+    async def agent(message):
+        for _ in range(600):
+            yield thinking("x" * 50_000)  # 30 MB: more than the sockets hold
+        yield "done"
+
+    limits = SessionLimits(buffer_events=50, buffer_bytes=2**24)
+    async with hosted(agent, limits=limits) as url, bare_client(url) as client:
+        await client.open()
+        await client.say("user.message", content="go")
+        await trio.sleep(0.5)  # it reads nothing, for longer than the host has patience
+        await gone(url)
+        async with bare_client(url) as again:
+            await again.say("user.reconnect", session_id=client.session_id, last_seq=1)
+            assert (await again.until("system.notice"))["content"]["code"] == "gap"
+            assert (await again.until(*ENDS))["event"] == "agent.final_answer"

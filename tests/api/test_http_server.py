@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 from collections.abc import AsyncIterator
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
+from hypercorn.trio.tcp_server import TCPServer
 
 from agentmgr.api.control_socket import control_listener
 from agentmgr.api.server import ServerLimits, serve
@@ -162,6 +165,21 @@ async def test_a_head_that_never_ends_is_cut_at_the_deadline() -> None:
         await trio.aclose_forcefully(stream)
 
 
+async def test_the_end_of_the_process_is_not_taken_for_a_failed_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def interrupted(_: TCPServer) -> None:
+        raise BaseExceptionGroup("both at once", [KeyboardInterrupt(), OSError("a connection's own")])
+
+    monkeypatch.setattr(TCPServer, "run", interrupted)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with running() as (port, _), await trio.open_tcp_stream("127.0.0.1", port):
+            with trio.fail_after(5):
+                await trio.sleep_forever()
+    assert caught.value.subgroup(KeyboardInterrupt) is not None
+    assert caught.value.subgroup(OSError) is None
+
+
 async def test_connections_over_the_limit_wait_their_turn() -> None:
     async with running(connections=1, idle=0.3) as (port, _):
         first = await trio.open_tcp_stream("127.0.0.1", port)
@@ -170,6 +188,23 @@ async def test_connections_over_the_limit_wait_their_turn() -> None:
         with trio.fail_after(5):
             assert b"well" in await ask(port)  # once the first one was idle for too long
         await trio.aclose_forcefully(first)
+
+
+async def test_connections_over_the_limit_hold_no_descriptor() -> None:
+    async with running(connections=2, grace=0.1) as (port, _):
+        streams = []
+        for _ in range(2):
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            await stream.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert await stream.receive_some(1000)
+            streams.append(stream)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            streams.append(await trio.open_tcp_stream("127.0.0.1", port))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        assert len(os.listdir("/proc/self/fd")) == before + 5  # the clients' own ends
+        for stream in streams:
+            await trio.aclose_forcefully(stream)
 
 
 async def test_the_unix_socket_is_the_users_own_and_leaves_nothing(tmp_path: Path) -> None:

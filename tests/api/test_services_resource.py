@@ -296,3 +296,26 @@ async def test_secrets_in_the_environment_are_kept_and_never_shown(
     assert changed.json()["config"]["env"] == {"API_KEY": "***", "LANG": "en"}
     (spec,) = manager._live().registry.services()
     assert spec.config.env == {"API_KEY": "sk-secret", "LANG": "en"}
+
+
+async def test_work_that_was_asked_for_is_done_though_the_client_has_left(
+    http: httpx2.AsyncClient, manager: AgentManager, agent_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await register(http, "x", agent_file)
+    begun, may_end, done = trio.Event(), trio.Event(), trio.Event()
+
+    async def slow_stop(*_: object, **__: object) -> object:
+        begun.set()
+        await may_end.wait()
+        done.set()
+        return manager.get_service("x")
+
+    monkeypatch.setattr(manager, "stop_service", slow_stop)
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(http.post, "/services/x/stop?wait=true")
+            await begun.wait()
+            nursery.cancel_scope.cancel()
+        assert (await http.get("/info")).status_code == 200  # the server has seen the client leave
+        may_end.set()
+        await done.wait()

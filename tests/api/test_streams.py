@@ -185,3 +185,21 @@ async def test_a_listener_on_a_taken_port_is_refused(client: ManagerClient) -> N
         with pytest.raises(PortNotAvailable, match=str(port)):
             async with client.open_listener("proxy", "localhost", port):
                 pass
+
+
+async def test_what_happens_while_the_past_is_read_comes_once(
+    http: httpx2.AsyncClient, url: str, manager: AgentManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = manager.get_events
+
+    async def read_late(**options: Any) -> Any:
+        monkeypatch.undo()
+        await make(http, "in-between")  # the stream is subscribed, and has not read yet
+        return await read(**options)
+
+    monkeypatch.setattr(manager, "get_events", read_late)
+    async with events(url, "since=0") as stream:
+        first = await anext(stream)
+        await make(http, "after")
+        second = await anext(stream)
+    assert [event[2]["detail"]["name"] for event in (first, second)] == ["in-between", "after"]

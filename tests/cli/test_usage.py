@@ -8,10 +8,13 @@ import sys
 from typing import Any
 
 import asyncclick as click
+import attrs
 import pytest
 
 from agentmgr import __version__
 from agentmgr.cli.group import COMMANDS, Command, LazyGroup, root
+from agentmgr.cli.register import command as register
+from agentmgr.models import ServiceConfig
 
 
 def every_command() -> list[tuple[str, click.Command]]:
@@ -64,7 +67,6 @@ def test_wrong_usage_is_2(here: Any, words: list[str]) -> None:
         (["register", "x", "my_agent.py", "--max-sessions", "-1"], "max_sessions"),
         (["register", "x", "my_agent.py", "--tags", "a b"], "tags"),
         (["register", "x", "my_agent.py", "--env", "NOPE"], "--env"),
-        (["register", "x", "my_agent.py", "--env-file", "none.env"], "none.env"),
         (["stop", "nobody"], "nobody"),
         (["unregister", "nobody"], "nobody"),
         (["routes", "add", "x", "--when", "path", "like", "a"], "like"),
@@ -98,20 +100,21 @@ def test_a_failed_start_shows_the_programs_own_words(shell: Any, write: Any) -> 
     assert "unknown_name" in done.stderr
 
 
-def test_every_option_of_the_guide_reaches_the_registration(here: Any, write: Any) -> None:
-    write("vars.env", "# comment\nexport A=from file\nB='quoted'\n")
+def test_every_option_of_the_guide_reaches_the_registration(here: Any) -> None:
+    here.ok("register", "y", "my_agent.py")
     here.ok(
         "register", "x", "my_agent.py", "--host", "127.0.0.1", "--port", "18081", "--description", "d",
         "--tags", "a, b", "--max-sessions", "3", "--session-timeout", "60.5", "--no-auto-restart",
         "--max-restart-count", "7", "--restart-delay", "0.5", "--env", "A=word", "--env-file", "vars.env",
-        "--stop-timeout", "3",
+        "--stop-timeout", "3", "--after", "y",
     )  # fmt: skip
-    (service,) = json.loads(here.ok("list", "--format", "json"))
+    service, _ = json.loads(here.ok("list", "--format", "json"))
     config = service["config"]
     assert (service["host"], service["port"], service["tags"]) == ("127.0.0.1", 18081, ["a", "b"])
     assert (config["max_sessions"], config["session_timeout"]) == (3, 60.5)
     assert (config["auto_restart"], config["max_restart_count"], config["restart_delay"]) == (False, 7, 0.5)
-    assert config["env"]["B"] == "quoted" or "B" in config["env"]
+    assert (config["env"], config["env_file"]) == ({"A": "word"}, "vars.env")
+    assert config["after"] == ["y"]
     assert config["cwd"] == str(here.directory)
 
 
@@ -177,3 +180,10 @@ def test_a_reader_that_leaves_early_is_no_error(shell: Any) -> None:
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert "Error" not in done.stderr
+
+
+def test_every_field_of_a_service_has_an_option() -> None:
+    fields = {field.name for field in attrs.fields(ServiceConfig)}
+    options = {parameter.name for parameter in register.params}
+    assert fields - options == {"agent_factory_path", "command", "env"}
+    assert {"file", "env_words"} <= options

@@ -2,10 +2,8 @@
 
 import json
 import os
-import re
 import signal
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 from websockets.sync.client import connect
@@ -95,25 +93,6 @@ def test_an_agent_that_is_killed_is_back_in_a_moment(terminal: Terminal) -> None
     assert terminal.processes() == []
 
 
-def test_what_ran_before_a_kill_of_the_manager_runs_on_and_is_adopted(terminal: Terminal) -> None:
-    terminal.run("register", "echo", "my_agent.py", "--auto-start")
-    instance = pid_of(terminal, "echo")
-    endpoint = terminal.json("status", "echo")["endpoint"]
-    manager = terminal.json("info")["manager"]["pid"]
-    with connect(endpoint) as client:
-        client.send("hello")
-        assert client.recv(timeout=10) == "You said: hello"
-        os.kill(manager, signal.SIGKILL)
-        # A look at the database starts nothing, and says that nobody is in charge.
-        assert "unsupervised" in terminal.run("list").stderr
-        terminal.run("start", "echo")
-        assert pid_of(terminal, "echo") == instance
-        client.send("noticed anything?")
-        assert client.recv(timeout=10) == "You said: noticed anything?"
-    terminal.run("shutdown")
-    assert terminal.processes() == []
-
-
 def test_a_daemon_takes_the_place_of_a_background_manager_but_of_no_other(terminal: Terminal) -> None:
     terminal.run("register", "echo", "my_agent.py", "--auto-start")
     instance = pid_of(terminal, "echo")
@@ -128,63 +107,4 @@ def test_a_daemon_takes_the_place_of_a_background_manager_but_of_no_other(termin
     assert "already" in terminal.refused("daemon")
     assert daemon.interrupt() == 0
     assert proxy.wait() == 1
-    assert terminal.processes() == []
-
-
-def test_run_is_all_in_one_command(terminal: Terminal) -> None:
-    run = terminal.start("run", "my_agent.py")
-    gateway = run.wait_for(r"ws://localhost:\d+")
-    base = run.wait_for(r"http://localhost:\d+")
-    run.wait_for("is running")
-    assert ask(gateway, "hello") == "You said: hello"
-    assert get(f"{base}/api/v1/services/my_agent")["status"] == "running"
-    assert run.interrupt() == 0
-    assert terminal.processes() == []
-    # And once more, on what the first run has left.
-    again = terminal.start("run", "my_agent.py")
-    again.wait_for("is running")
-    assert "already" in terminal.refused("run", "my_agent.py")
-    assert again.interrupt() == 0
-
-
-def test_the_database_is_named_before_or_after_the_command_or_in_the_environment(
-    terminal: Terminal, tmp_path: Path
-) -> None:
-    terminal.run("--db-path", "one.db", "register", "one", "my_agent.py")
-    terminal.run("register", "two", "my_agent.py", "--db-path", "two.db")
-    assert [s["name"] for s in terminal.json("list", "--db-path", "one.db")] == ["one"]
-    assert [s["name"] for s in terminal.json("--db-path", "two.db", "list")] == ["two"]
-    assert not Path(tmp_path, "agent_manager.db").exists()
-
-
-def test_wrong_usage_is_exit_code_2_and_bad_requests_one_line_and_1(terminal: Terminal) -> None:
-    terminal.run("nonsense", code=2)
-    terminal.run("register", code=2)
-    terminal.run("register", "echo", "my_agent.py")
-    (terminal.directory / "text.db").write_text("not a database" * 100)
-    refusals = {
-        ("start", "nobody"): "nobody",
-        ("status", "nobody"): "nobody",
-        ("register", "echo", "my_agent.py"): "registered already",
-        ("register", "bad name", "my_agent.py"): "name",
-        ("register", "x", "nowhere.py"): "does not exist",
-        ("register", "x", "."): "directory",
-        ("register", "x", "my_agent.py", "--db-path", "/nowhere/x.db"): "does not exist",
-        ("list", "--db-path", "text.db"): "text.db",
-    }
-    for words, said in refusals.items():
-        line = terminal.refused(*words)
-        assert re.search(said, line), f"{words}: {line}"
-    assert (terminal.directory / "text.db").read_text() == "not a database" * 100
-    assert [s["name"] for s in terminal.json("list")] == ["echo"]
-
-
-def test_an_agent_that_cannot_be_loaded_is_an_error_with_its_own_last_words(terminal: Terminal) -> None:
-    (terminal.directory / "bad.py").write_text("def create_agent(:\n")
-    failed = terminal.run("register", "bad", "bad.py", "--auto-start", code=1)
-    assert "SyntaxError" in failed.stderr
-    status = terminal.json("status", "bad")
-    assert status["status"] == "error"
-    assert "bad.py" in status["error_message"]
-    terminal.run("shutdown")
     assert terminal.processes() == []

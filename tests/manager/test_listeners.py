@@ -30,3 +30,27 @@ async def test_a_port_that_is_taken_is_named_and_nothing_stays_open() -> None:
 async def test_an_address_that_cannot_be_ours_is_refused(host: str, port: int) -> None:
     with pytest.raises(InvalidRequest):
         await open_listeners(host, port)
+
+
+async def test_cancelled_while_it_binds_it_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[trio.socket.SocketType] = []
+    make = trio.socket.socket
+
+    def remember(*arguments: int) -> trio.socket.SocketType:
+        opened.append(make(*arguments))
+        if len(opened) == 2:
+            scope.cancel()  # takes effect at the checkpoint in its `bind`
+        return opened[-1]
+
+    async def two_addresses(*_: object, **__: object) -> list[object]:
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 0)),
+        ]
+
+    monkeypatch.setattr(trio.socket, "socket", remember)
+    monkeypatch.setattr(trio.socket, "getaddrinfo", two_addresses)
+    with trio.CancelScope() as scope:
+        await open_listeners("localhost", 0)
+    assert scope.cancelled_caught
+    assert [sock.fileno() for sock in opened] == [-1, -1]

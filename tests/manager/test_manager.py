@@ -1,7 +1,9 @@
 """AgentManager with everything behind it real: child processes, sockets, SQLite."""
 
 import os
+import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from trio_websocket import open_websocket_url
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
+from agentmgr.client.session import open_session
 from agentmgr.errors import (
     AgentFileNotFound,
     DatabaseDamaged,
@@ -311,6 +314,38 @@ async def test_a_rule_sends_its_clients_to_its_targets_while_it_lasts(
         nursery.cancel_scope.cancel()
 
 
+async def test_a_client_that_is_cut_off_comes_back_to_the_instance_that_holds_its_session(
+    db: Path, agent_file: AgentFile
+) -> None:
+    source = """
+import os
+import trio
+def create_agent():
+    async def count(message):
+        for number in range(60):
+            yield f"{number} "
+            await trio.sleep(0.002)
+        yield str(os.getpid())
+    return count
+"""
+    async with AgentManager(db) as manager, trio.open_nursery() as nursery:
+        await manager.register_service(
+            "count", agent_file(source), config=ServiceConfig(instances=3), auto_start=True
+        )
+        port = await nursery.start(manager.serve_proxy, "localhost", 0)
+        async with open_session(f"ws://localhost:{port}/") as session:
+            for _ in range(3):
+                said = []
+                async for event in await session.send("go"):
+                    if event.event == "agent.partial_answer":
+                        said.append(event.content)
+                        if len(said) % 20 == 7:
+                            session.cut()
+                assert said[:-1] == [f"{number} " for number in range(60)]
+                assert event.content == "".join(said)
+        nursery.cancel_scope.cancel()
+
+
 async def test_sessions_are_counted_while_they_live_and_when_they_end(
     db: Path, agent_file: AgentFile
 ) -> None:
@@ -355,3 +390,13 @@ async def test_on_the_database_only_it_registers_and_lists_and_starts_nothing(
             await manager.start_service("echo")
     async with AgentManager(db, supervise=False) as manager:
         assert [s.name for s in manager.list_services()] == ["echo"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere an flock meets SQLite's own locks")
+async def test_a_second_manager_is_refused_although_the_lock_file_was_deleted(db: Path) -> None:
+    async with AgentManager(db) as first:
+        shutil.rmtree(first.paths.directory)
+        with pytest.raises(ManagerAlreadyRunning, match=str(os.getpid())):
+            async with AgentManager(db):
+                pass
+        assert first.list_services() == []

@@ -14,6 +14,8 @@ class Door:
     def __init__(self) -> None:
         self.tickets = {"t1": Identity("ticketed")}
 
+    required = True
+
     async def bearer(self, token: str) -> Identity | None:
         await trio.lowlevel.checkpoint()
         return {"good": Identity("ann"), "narrow": Identity("bob", frozenset({"echo"}))}.get(token)

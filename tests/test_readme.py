@@ -1,0 +1,81 @@
+"""The README is true: its blocks run, what it names exists, and no command or setting is missing."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from attrs import fields
+
+from agentmgr.api.operations import BASE
+from agentmgr.api.resources import operations
+from agentmgr.cli.group import COMMANDS
+from agentmgr.settings import Settings, environment_name
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+AGENT = next(text for kind, text in BLOCKS if text.startswith("# my_agent.py"))
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return str(sock.getsockname()[1])
+
+
+@pytest.mark.parametrize(("kind", "text"), BLOCKS, ids=[text.splitlines()[-1][:40] for _, text in BLOCKS])
+def test_each_block_runs(kind, text, tmp_path):
+    if "pip install" in text or ".venv/" in text:
+        pytest.skip("it installs the package or uses that installation; .ci/run does that")
+    (tmp_path / "my_agent.py").write_text(AGENT)
+    text = re.sub(r"\b9090\b", free_port(), text)
+    words = {"sh": ["bash", "-euxc", text], "python": [sys.executable, "-uc", text]}[kind]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("AGENTMGR_")}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with process:
+        said, interrupted = "", False
+        for line in process.stdout:
+            said += line
+            if kind == "python" and "ws://" in line:  # it serves, and would do so for ever
+                interrupted = True
+                process.send_signal(signal.SIGINT)
+        code = process.wait(timeout=30)
+    if kind == "sh" and code != 0:  # leave nothing behind
+        subprocess.run(["agentmgr", "shutdown"], cwd=tmp_path, env=environment, check=False)
+    assert code == 0 or (interrupted and "Error" not in said), said
+    if "Supervisor" in text:
+        assert "error 2 " in said, said
+
+
+def test_every_command_is_there_and_every_one_there_exists():
+    named = set(re.findall(r"agentmgr ([a-z]+)(?=[ `\n])", README)) - {"import"}
+    assert named == set(COMMANDS)
+
+
+def test_every_setting_is_there_and_every_one_there_exists():
+    settings = {environment_name(attribute.name) for attribute in fields(Settings)}
+    others = {f"AGENTMGR_{name}" for name in (
+        "CONFIG", "GATEWAY", "TOKEN", "SERVICE", "INSTANCE_ID", "INSTANCE_TOKEN",
+    )}  # fmt: skip
+    assert set(re.findall(r"AGENTMGR_[A-Z_]+", README)) == settings | others
+    source = "".join(path.read_text() for path in (Path(__file__).parents[1] / "agentmgr").rglob("*.py"))
+    assert all(name in source for name in others)
+
+
+def test_every_endpoint_there_exists():
+    paths = {operation.path for operation in operations(control=False)}
+    named = set(re.findall(rf"`({BASE}/[^`]+|/health|/docs)`", README))
+    assert len(named) > 10
+    assert named <= paths | {"/docs"}

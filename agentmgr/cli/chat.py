@@ -29,6 +29,7 @@ from .terminal import Lines
 Interrupts = AsyncIterator[int]
 
 DEFAULT_GATEWAY = "ws://localhost:9090"
+RECONNECT_FOR_S = 10.0  #: then a new session is begun, where the agent is by then
 
 
 @subcommand(
@@ -68,14 +69,19 @@ async def command(
     if token:
         sent["Authorization"] = f"Bearer {token}"
     managed = gateway is None and "://" not in (target or "") and await answers(cli.paths)
-    url = await _managed_address(cli, target) if managed else address(target, gateway or DEFAULT_GATEWAY)
+
+    async def locate() -> str:
+        if managed:
+            return await _managed_address(cli, target)
+        return address(target, gateway or DEFAULT_GATEWAY)
+
     talk = Talk(Screen(sys.stdout, raw=raw, quiet=once is not None), yes=yes)
     with trio.open_signal_receiver(signal.SIGINT) as interrupts:
         try:
             if once is None:
-                await talk.through(url, sent, session_id, interrupts)
+                await talk.through(locate, sent, session_id, interrupts)
             else:
-                async with open_session(url, headers=sent, session_id=session_id) as session:
+                async with open_session(await locate(), headers=sent, session_id=session_id) as session:
                     await talk.once(session, once, interrupts)
         except SessionLost as error:
             raise SessionLost(f"{error.message}; run the command again to begin a new one") from None
@@ -145,7 +151,11 @@ class Talk:
         self._screen.answer(last.content)
 
     async def through(
-        self, url: str, headers: Mapping[str, str], session_id: str | None, interrupts: Interrupts
+        self,
+        locate: Callable[[], Awaitable[str]],
+        headers: Mapping[str, str],
+        session_id: str | None,
+        interrupts: Interrupts,
     ) -> None:
         """Message after message, until the input ends or Ctrl-C comes at the prompt.
 
@@ -156,9 +166,14 @@ class Talk:
         again = False
         while True:
             established = False
+            url = await locate()  # each time: without a gateway, a restarted agent answers elsewhere
             try:
                 async with open_session(
-                    url, headers=headers, session_id=session_id, on_disconnect=self._cut_off
+                    url,
+                    headers=headers,
+                    session_id=session_id,
+                    reconnect_for_s=RECONNECT_FOR_S,
+                    on_disconnect=self._cut_off,
                 ) as session:
                     established = True
                     if self._lines.interactive:
@@ -170,7 +185,7 @@ class Talk:
                         again = False
                         text = await self._message(session, interrupts)
                 return
-            except SessionLost:
+            except (SessionLost, AgentUnreachable):
                 if not established:
                     raise
             session_id = None

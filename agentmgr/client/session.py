@@ -75,7 +75,6 @@ async def open_session(
     on_disconnect: Callable[[], None] | None = None,
 ) -> AsyncIterator[AgentSession]:
     """Begins a session, or takes up the one named by `session_id` after event `last_seq`.
-
     `on_disconnect` is called when the connection breaks, before it is made again.
 
     Raises `AgentUnreachable` when the first connection cannot be made, `SessionLost` when the session to

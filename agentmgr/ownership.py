@@ -16,6 +16,25 @@ from .settings import RuntimePaths
 RETRY_S = 0.02
 
 
+def holder(paths: RuntimePaths) -> int | None:
+    """The pid of whoever manages the database; None where nobody does, or it cannot be told."""
+    try:
+        fd = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Shared, so that two who look do not take each other for a manager.
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+        return int(pid) if pid.isdigit() else None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return None
+
+
 class ManagerLock:
     """The right to manage a database, held inside a `with` block.
 

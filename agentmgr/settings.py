@@ -185,12 +185,12 @@ class RuntimePaths:
             try:
                 directory.mkdir(mode=0o700, exist_ok=True)
                 owner = directory.lstat().st_uid
-            except FileNotFoundError:
-                raise DatabaseUnusable(
-                    f"the directory {directory.parent} does not exist: "
-                    "make it, or name another file with --db-path"
-                ) from None
             except OSError as error:
+                if not directory.parent.exists():  # /proc says so too of what it does not let one make
+                    raise DatabaseUnusable(
+                        f"the directory {directory.parent} does not exist: "
+                        "make it, or name another file with --db-path"
+                    ) from None
                 raise DatabaseUnusable(f"{directory} cannot be made: {error.strerror}") from error
             # In /tmp, whoever made the directory first could put a socket of his own there.
             if owner != os.geteuid():

@@ -76,8 +76,11 @@ def _split(path: str) -> tuple[str, str | None]:
 
 def _import(target: str) -> ModuleType:
     file = Path(target)
-    if not (target.endswith(".py") or "/" in target or file.is_file()):
+    dotted = all(part.isidentifier() for part in target.split("."))
+    if dotted and not (target.endswith(".py") or file.is_file()):
         return _guarded(lambda: importlib.import_module(target), target)
+    if file.is_dir():
+        raise AgentFileNotFound(f"{file.absolute()} is a directory: name the agent file in it")
     if not file.is_file():
         raise AgentFileNotFound(f"Agent factory file not found: {file.absolute()}")
     file = file.resolve()

@@ -11,6 +11,7 @@ from ..models import ServiceConfig
 from .declaration import Declaration, DeclaredService, Step, difference, read
 from .group import Cli, subcommand
 from .reach import for_reading, for_running, for_writing
+from .render import counted
 from .watch import progress
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
         for step in steps:
             restart = step.name in running and not no_restart and bool(step.changes.keys() - _HARMLESS)
             await _carry_out(manager, step, wanted, restart=restart, version=versions.get(step.name))
-    print(f"done: {len(steps)} changes")
+    print(f"done: {counted(len(steps), 'change')}")
 
 
 def _print(step: Step) -> None:

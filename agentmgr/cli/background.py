@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -31,12 +32,15 @@ async def start_daemon(cli: Cli) -> None:
         if await answers(paths):  # another command was quicker
             return
         reading, writing = os.pipe()
+        said_before = paths.daemon_log.stat().st_size if paths.daemon_log.exists() else 0
         process = _spawn(cli, writing)
         os.close(writing)
         words = await _read_all(reading)
         if words != READY:
-            await trio.to_thread.run_sync(process.wait)
-            said = words.decode(errors="replace").strip() or _last_line(paths.daemon_log)
+            code = await trio.to_thread.run_sync(process.wait)
+            said = words.decode(errors="replace").strip() or _last_line(paths.daemon_log, said_before)
+            if code < 0:
+                said = f"it was killed by {signal.Signals(-code).name} before it was ready"
             raise ManagerError(f"the manager did not start: {said}; its log is {paths.daemon_log}")
         process.returncode = 0  # it is nobody's child from here on: no warning that it still runs
     note(f"started a manager in the background, pid {process.pid}; its log is {paths.daemon_log}")
@@ -80,9 +84,10 @@ async def _turn(path: Path) -> AsyncIterator[None]:
         os.close(fd)
 
 
-def _last_line(path: Path) -> str:
+def _last_line(path: Path, start: int) -> str:
+    """Of what was written from the offset `start` on: before it stands what earlier managers said."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_bytes()[start:].decode(errors="replace").splitlines()
     except OSError:
         return "it said nothing"
     return lines[-1].strip() if lines else "it said nothing"

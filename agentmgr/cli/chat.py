@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-import json
-import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TextIO
 
 import asyncclick as click
 import trio
 
 from ..client.session import AgentEvent, AgentSession, failure_message, open_session
-from ..errors import AgentManagerError, InvalidRequest, SessionLost, TurnFailed
+from ..errors import (
+    AgentManagerError,
+    AgentUnreachable,
+    InvalidRequest,
+    NoServiceAvailable,
+    SessionLost,
+    TurnFailed,
+)
+from .group import Cli, subcommand
+from .reach import answers, note, running
+from .screen import Screen, text_of
+from .terminal import Lines
 
 Interrupts = AsyncIterator[int]
 
 DEFAULT_GATEWAY = "ws://localhost:9090"
-DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+RECONNECT_FOR_S = 10.0  #: then a new session is begun, where the agent is by then
 
 
-@click.command("chat")
+@subcommand(
+    "chat",
+    example='agentmgr chat\nagentmgr chat my-echo-agent --once "hello"\nagentmgr chat ws://localhost:8081',
+)
 @click.argument("target", required=False)
-@click.option("--gateway", envvar="AGENTMGR_GATEWAY", default=DEFAULT_GATEWAY, show_default=True,
-              help="Where service names are looked for.")  # fmt: skip
+@click.option(
+    "--gateway",
+    envvar="AGENTMGR_GATEWAY",
+    metavar="URL",
+    help=f"Where service names are looked for.  [default: the manager's, or {DEFAULT_GATEWAY}]",
+)
 @click.option("--token", envvar="AGENTMGR_TOKEN", help="Sent as `Authorization: Bearer`.")
 @click.option("--header", "-H", "headers", multiple=True, metavar="NAME: VALUE", help="One more header.")
 @click.option("--session", "session_id", help="Take up this session instead of beginning one.")
@@ -34,8 +50,9 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 @click.option("--yes", is_flag=True, help="Answer every question of the agent with yes.")
 @click.option("--raw", is_flag=True, help="Show the events as they come, one JSON object a line.")
 async def command(
+    cli: Cli,
     target: str | None,
-    gateway: str,
+    gateway: str | None,
     token: str | None,
     headers: tuple[str, ...],
     session_id: str | None,
@@ -47,35 +64,66 @@ async def command(
 
     Ctrl-C stops the answer that is being given; at the prompt it leaves, like Ctrl-D. A line that ends in a
     backslash goes on in the next. With --once the exit code is 1 when there was no answer.
-
-    \b
-    Example:
-      agentmgr chat
-      agentmgr chat my-echo-agent --once "hello"
-      agentmgr chat ws://localhost:8081
     """
-    url = address(target, gateway)
     sent = dict(_header(text) for text in headers)
     if token:
         sent["Authorization"] = f"Bearer {token}"
-    screen = Screen(sys.stdout, raw=raw, quiet=once is not None)
+    managed = gateway is None and "://" not in (target or "") and await answers(cli.paths)
+
+    async def locate() -> str:
+        if managed:
+            return await _managed_address(cli, target)
+        return address(target, gateway or DEFAULT_GATEWAY)
+
+    talk = Talk(Screen(sys.stdout, raw=raw, quiet=once is not None), yes=yes)
     with trio.open_signal_receiver(signal.SIGINT) as interrupts:
         try:
-            async with open_session(url, headers=sent, session_id=session_id) as session:
-                talk = Talk(session, screen, yes=yes)
-                if once is not None:
-                    await talk.once(once, interrupts)
-                else:
-                    await talk.through(interrupts)
+            if once is None:
+                await talk.through(locate, sent, session_id, interrupts)
+            else:
+                async with open_session(await locate(), headers=sent, session_id=session_id) as session:
+                    await talk.once(session, once, interrupts)
         except SessionLost as error:
             raise SessionLost(f"{error.message}; run the command again to begin a new one") from None
+        except AgentUnreachable as error:
+            if managed or "://" in (target or "") or gateway is not None:
+                raise
+            hint = "`agentmgr run FILE` runs an agent with a gateway, `agentmgr proxy` opens one"
+            raise AgentUnreachable(f"{error.message}; {hint}") from None
 
 
 def address(target: str | None, gateway: str = DEFAULT_GATEWAY) -> str:
-    """The URL for what a user named: nothing, a URL, or a service."""
+    """The URL for what a user named: nothing, a URL, or a service. Raises `InvalidRequest`."""
     if target is None:
         return gateway
-    return target if "://" in target else f"{gateway.rstrip('/')}/services/{target}"
+    if "://" in target:
+        return target
+    if not re.fullmatch(r"[\w.-]+", target):
+        raise InvalidRequest(f"{target!r} is no service's name; an address is written as ws://{target}")
+    return f"{gateway.rstrip('/')}/services/{target}"
+
+
+async def _managed_address(cli: Cli, target: str | None) -> str:
+    """Where the manager that runs has its gateway; without one, where the service itself answers.
+
+    Raises `ServiceNotFound` and `NoServiceAvailable`.
+    """
+    if target is not None:
+        address(target)  # refuses what cannot be a name
+    async with running(cli) as manager:
+        service = None if target is None else await manager.get_service(target)
+        listeners = (await manager.get_info())["listeners"]
+    for listener in listeners:
+        if listener["kind"] == "proxy":
+            host = f"[{listener['host']}]" if ":" in listener["host"] else listener["host"]
+            return address(target, f"ws://{host}:{listener['port']}")
+    if service is None:
+        raise NoServiceAvailable(
+            "the manager has no gateway open: `agentmgr proxy` opens one, and `agentmgr chat NAME` needs none"
+        )
+    if service.endpoint is None:
+        raise NoServiceAvailable(f"{service.name} is {service.status}: `agentmgr start {service.name}` it")
+    return service.endpoint
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -85,123 +133,163 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-class Screen:
-    """What a person sees of the events."""
-
-    def __init__(self, out: TextIO, *, raw: bool, quiet: bool) -> None:
-        self._out = out
-        self._raw = raw
-        self._quiet = quiet
-        self._colours = out.isatty() and "NO_COLOR" not in os.environ
-        self._streamed = False
-
-    def show(self, event: AgentEvent) -> None:
-        if self._raw:
-            self._line(json.dumps(event.fields, ensure_ascii=False))
-        elif not self._quiet:
-            self._show(event)
-
-    def answer(self, content: Any) -> None:
-        if not self._raw:
-            self._line(_text(content))
-
-    def _show(self, event: AgentEvent) -> None:
-        name, content = event.event, event.content
-        if name == "agent.partial_answer":
-            self._out.write(str(content))
-            self._out.flush()
-            self._streamed = True
-        elif name == "agent.final_answer":
-            self._line("" if self._streamed else _text(content))
-        elif name == "agent.thinking":
-            self._aside(f"… {_text(content)}")
-        elif name == "agent.tool_call" and isinstance(content, Mapping):
-            self._aside(f"→ {content.get('tool')} {_text(content.get('args', ''))}")
-        elif name == "agent.tool_result" and isinstance(content, Mapping):
-            self._aside(f"← {_text(content.get('result', ''))}")
-        elif name in ("agent.error", "agent.timeout", "agent.interrupted", "system.error"):
-            self._aside(failure_message(event))
-        elif name == "system.notice" and event.code == "gap":
-            self._aside(f"{content.get('message')}")
-        elif name == "system.notice" and event.code == "resumed":
-            self._aside("(connected again)")
-        elif name == "agent.session_end":
-            self._aside("(the session has ended)")
-
-    def _aside(self, text: str) -> None:
-        self._line(f"{DIM}{text}{PLAIN}" if self._colours else text)
-
-    def _line(self, text: str) -> None:
-        self._out.write(f"\n{text}\n" if self._streamed and text else f"{text}\n")
-        self._out.flush()
-        self._streamed = False
-
-
 class Talk:
-    """One person, one session."""
+    """One person and an agent, over as many sessions as it takes."""
 
-    def __init__(self, session: AgentSession, screen: Screen, *, yes: bool) -> None:
-        self._session = session
+    def __init__(self, screen: Screen, *, yes: bool) -> None:
         self._screen = screen
         self._yes = yes
+        self._lines = Lines()
+        self._question = trio.CancelScope()
+        self._pending: str | None = None  #: sent, and not heard of yet
 
-    async def once(self, text: str, interrupts: Interrupts) -> None:
+    async def once(self, session: AgentSession, text: str, interrupts: Interrupts) -> None:
         """Prints the final answer to one message. Raises `TurnFailed`."""
-        last = await self._turn(text, interrupts)
+        last = await self._turn(session, text, interrupts)
         if last.event != "agent.final_answer":
             raise TurnFailed(failure_message(last))
         self._screen.answer(last.content)
 
-    async def through(self, interrupts: Interrupts) -> None:
-        """Message after message, until the input ends or Ctrl-C comes at the prompt."""
-        while (text := await self._read("you> ", interrupts)) is not None:
+    async def through(
+        self,
+        locate: Callable[[], Awaitable[str]],
+        headers: Mapping[str, str],
+        session_id: str | None,
+        interrupts: Interrupts,
+    ) -> None:
+        """Message after message, until the input ends or Ctrl-C comes at the prompt.
+
+        When the agent is restarted a new session begins. What the old one may not have taken is sent again,
+        once: it could be what brought the agent down.
+        """
+        text: str | None = None
+        again = False
+        while True:
+            established = False
+            url = await locate()  # each time: without a gateway, a restarted agent answers elsewhere
+            try:
+                async with open_session(
+                    url,
+                    headers=headers,
+                    session_id=session_id,
+                    reconnect_for_s=RECONNECT_FOR_S,
+                    on_disconnect=self._cut_off,
+                ) as session:
+                    established = True
+                    if self._lines.interactive:
+                        note(f"connected to {url}")
+                    if text is None:
+                        text = await self._message(session, interrupts)
+                    while text is not None:
+                        await self._turn(session, text, interrupts)
+                        again = False
+                        text = await self._message(session, interrupts)
+                return
+            except (SessionLost, AgentUnreachable):
+                if not established:
+                    raise
+            session_id = None
+            text, self._pending = self._pending, None
+            if text is not None and not again:
+                note("the agent was restarted, or ended the session; your line goes to a new one")
+                again = True
+                continue
+            # Not before there is something to say: the agent may have ended it because nobody did.
+            note("the agent was restarted, or ended the session; your next line begins a new one")
+            again = False
+            if (text := await self._message(None, interrupts)) is None:
+                return
+
+    def _cut_off(self) -> None:
+        if self._lines.interactive:
+            note("\nthe connection is lost; trying to make it again")
+
+    async def _message(self, session: AgentSession | None, interrupts: Interrupts) -> str | None:
+        """What the person says next; None when that is nothing more."""
+        while (text := await self._read("you> ", session, interrupts)) is not None:
             while text.endswith("\\"):
-                more = await self._read("...> ", interrupts)
+                more = await self._read("...> ", session, interrupts)
                 text = f"{text[:-1]}\n{more or ''}"
             if text.strip():
-                await self._turn(text, interrupts)
+                break
+        return text
 
-    async def _turn(self, text: str, interrupts: Interrupts) -> AgentEvent:
-        turn = await self._session.send(text)
+    async def _turn(self, session: AgentSession, text: str, interrupts: Interrupts) -> AgentEvent:
+        self._pending = text
+        turn = await session.send(text)
         last = AgentEvent("")
-        async with _on_interrupt(interrupts, turn.cancel):
+
+        async def stop() -> None:
+            self._question.cancel()
+            await turn.cancel()
+
+        async with _on_interrupt(interrupts, stop):
             async for last in turn:
+                if last.event != "system.notice":
+                    self._pending = None
                 self._screen.show(last)
                 if last.event == "agent.user_confirm":
-                    await self._session.respond(last, await self._decide(last))
+                    with trio.CancelScope() as self._question:
+                        await session.respond(last, await self._decide(last))
+                    if self._question.cancelled_caught:
+                        print(flush=True)  # the question's line ends here
         return last
 
     async def _decide(self, question: AgentEvent) -> bool:
         if self._yes:
             return True
         content = question.content if isinstance(question.content, Mapping) else {}
-        what = content.get("message") or f"{content.get('tool')} {_text(content.get('args', ''))}"
-        answer = await _input(f"{what} [y/N] ")
+        what = content.get("message") or f"{content.get('tool')} {text_of(content.get('args', ''))}"
+        answer = await self._lines.read(f"{what} [y/N] ")
         return answer is not None and answer.strip().lower() in ("y", "yes")
 
-    async def _read(self, prompt: str, interrupts: Interrupts) -> str | None:
-        """One line; None at the end of the input and at Ctrl-C."""
+    async def _read(self, prompt: str, session: AgentSession | None, interrupts: Interrupts) -> str | None:
+        """One line; None at the end of the input and at Ctrl-C.
+
+        What the agent says meanwhile is shown at once. Raises what `AgentSession.receive` raises.
+        """
+
+        async def listen() -> None:
+            while session is not None:
+                self._screen.show(await session.receive())
+
         line: str | None = None
         with trio.CancelScope() as scope:
-            async with _on_interrupt(interrupts, partial(_cancel, scope)):
-                line = await _input(prompt)
+            async with _on_interrupt(interrupts, partial(_cancel, scope)), _meanwhile(listen):
+                line = await self._lines.read(prompt)
         return line
 
 
 @asynccontextmanager
 async def _on_interrupt(interrupts: Interrupts, do: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Inside the block, Ctrl-C does this."""
-    failure: AgentManagerError | None = None
 
     async def listen() -> None:
         async for _ in interrupts:
             await do()
 
+    async with _meanwhile(listen):
+        yield
+
+
+@asynccontextmanager
+async def _meanwhile(task: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Runs a task for as long as the block; our errors, of either, leave as they are and not as a group."""
+    failure: AgentManagerError | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(listen)
+
+        async def run() -> None:
+            nonlocal failure
+            try:
+                await task()
+            except AgentManagerError as error:
+                failure = error
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(run)
         try:
             yield
-        except AgentManagerError as error:  # it leaves as it is, not as the nursery's group
+        except AgentManagerError as error:
             failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:
@@ -210,20 +298,3 @@ async def _on_interrupt(interrupts: Interrupts, do: Callable[[], Awaitable[None]
 
 async def _cancel(scope: trio.CancelScope) -> None:
     scope.cancel()
-
-
-async def _input(prompt: str) -> str | None:
-    shown = prompt if sys.stdin.isatty() else ""
-
-    def read() -> str | None:
-        try:
-            return input(shown)
-        except EOFError:
-            return None
-
-    # Abandoned on Ctrl-C: nothing can take back a read from a terminal.
-    return await trio.to_thread.run_sync(read, abandon_on_cancel=True)
-
-
-def _text(content: Any) -> str:
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

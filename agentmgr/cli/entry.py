@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -65,12 +66,20 @@ def _explain(whole: BaseException, error: BaseException, cli: Cli) -> int:
     if isinstance(error, AgentManagerError | click.ClickException):
         _say(error.message)
     elif isinstance(error, OSError):
-        _say(str(error))
+        _say(_sentence(error))
     elif cli.debug:
         pass
     else:
         _say(f"internal error, please report it: {error!r} (with --debug it shows where)")
     return 1
+
+
+def _sentence(error: OSError) -> str:
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG):  # of the database they are a StorageError
+        return f"the output could not be written: {error.strerror}"
+    return error.strerror or str(error)
 
 
 def _say(message: str) -> None:

@@ -10,6 +10,7 @@ from ..codec import to_json
 from ..models import Event
 from .group import Cli, format_option, subcommand
 from .reach import for_reading, running
+from .render import clock
 
 
 @subcommand("events", example="agentmgr events --follow")
@@ -43,4 +44,5 @@ def _show(event: Event, output: str, names: dict[str, str]) -> None:
         f"{name}={value}" for name, value in event.detail.items() if value is not None and name != "name"
     )
     who = names.get(event.service_id or "", event.service_id or event.detail.get("name") or "-")
-    print(f"{event.at.astimezone():%Y-%m-%d %H:%M:%S}  {event.kind:<22}  {who:<20}  {detail}", flush=True)
+    detail = detail.replace("\n", " ")  # an agent's last words may have several lines
+    print(f"{clock(event.at)}  {event.kind:<22}  {who:<20}  {detail}", flush=True)

@@ -36,16 +36,23 @@ async def until_signalled() -> AsyncIterator[trio.Event]:
     The receiver stays open while the block winds up: without it, a second signal would kill the clean-up.
     """
     told = trio.Event()
-    with trio.open_signal_receiver(*_SIGNALS) as signals:
-        async with trio.open_nursery() as nursery:
+    # What the receiver puts back at its end: a second signal must not kill the interpreter's own end either.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
+            async with trio.open_nursery() as nursery:
 
-            async def listen() -> None:
-                async for _ in signals:
-                    told.set()
+                async def listen() -> None:
+                    async for _ in signals:
+                        told.set()
 
-            nursery.start_soon(listen)
-            yield told
-            nursery.cancel_scope.cancel()
+                nursery.start_soon(listen)
+                yield told
+                nursery.cancel_scope.cancel()
+    finally:
+        if not told.is_set():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 async def run_until_told(manager: AgentManager, told: trio.Event) -> None:

@@ -21,7 +21,7 @@ COMMANDS = {
     "unregister": "Forget a service.",
     "start": "Start a service.",
     "stop": "Stop a service.",
-    "restart": "Restart a service without losing its sessions.",
+    "restart": "Restart a service; new instances are ready before old ones go.",
     "scale": "Change how many instances a service has.",
     "list": "List the services.",
     "status": "Show one service in detail.",
@@ -85,7 +85,9 @@ class LazyGroup(click.Group):
 
 
 def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
-    def remember(ctx: click.Context, _: click.Parameter, value: Any) -> None:
+    def remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value == "":
+            raise click.BadParameter("must not be empty", ctx, param)
         if value:
             setattr(ctx.ensure_object(Cli), name, value)
 

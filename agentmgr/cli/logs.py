@@ -9,6 +9,7 @@ import trio
 
 from .group import Cli, subcommand
 from .reach import for_reading
+from .render import harmless, on_terminal
 
 
 @subcommand("logs", example="agentmgr logs my-echo-agent --tail 50 --follow")
@@ -21,6 +22,6 @@ async def command(cli: Cli, name: str, tail: int, follow: bool, instance: int | 
     async with for_reading(cli) as manager:
         async with manager.read_logs(name, tail=tail, follow=follow, instance=instance) as chunks:
             async for chunk in chunks:
-                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.write(harmless(chunk) if on_terminal() else chunk)
                 sys.stdout.buffer.flush()
                 await trio.lowlevel.checkpoint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import asyncclick as click
@@ -9,7 +10,6 @@ import trio
 
 from ..client.api import ListenerKind
 from ..codec import to_plain
-from ..errors import ManagerNotRunning
 from ..logs import configure_logging
 from ..manager import AgentManager
 from ..proxy.certificate import Certificate
@@ -18,6 +18,7 @@ from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listeners import address, open_gateway
 from .reach import RETRY_S, answers, note, running
+from .render import clock
 from .tls import Files, certificate, tls_options
 
 _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
@@ -73,15 +74,18 @@ async def attach(cli: Cli, kind: ListenerKind, host: str, port: int, files: File
     """Opens a listener of the manager that runs, until told to stop.
 
     When another manager takes its place, as in an upgrade, the listener is opened there. Raises
-    `ManagerNotRunning` when the manager ends and none follows.
+    `ManagerNotRunning` when the manager is killed.
     """
     while not told.is_set():
         await _attach_once(cli, kind, host, port, files, told)
         give_up_at = trio.current_time() + _SUCCESSION_S
         while not (told.is_set() or await answers(cli.paths)):
             if trio.current_time() > give_up_at:
-                raise ManagerNotRunning("the manager has ended, and its listeners with it")
+                note("the manager has ended, and its listeners with it")
+                return
             await trio.sleep(RETRY_S)
+        if not told.is_set():
+            note("the manager was replaced; opening again in the new one")
 
 
 async def _attach_once(
@@ -107,4 +111,4 @@ async def _attach_once(
 def print_session_end(event: dict[str, Any]) -> None:
     detail = event["detail"]
     words = " ".join(f"{name}={value}" for name, value in detail.items() if value not in (None, ""))
-    print(f"{event['at']} session ended {words}", flush=True)
+    print(f"{clock(datetime.fromisoformat(event['at']))} session ended {words}", flush=True)

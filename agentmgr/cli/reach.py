@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ..errors import ManagerAlreadyRunning, ManagerNotRunning
+from ..errors import ManagerAlreadyRunning, ManagerError, ManagerNotRunning
+from ..ownership import holder
 from ..settings import RuntimePaths
 from .background import start_daemon
 from .group import Cli
@@ -28,6 +29,7 @@ PATIENCE_S = 20.0
 or down, or another command that writes."""
 
 RETRY_S = 0.03
+_MOMENT_S = 2.0
 
 
 async def answers(paths: RuntimePaths) -> bool:
@@ -38,6 +40,24 @@ async def answers(paths: RuntimePaths) -> bool:
         return False
     await trio.aclose_forcefully(stream)
     return True
+
+
+async def silent(paths: RuntimePaths) -> bool:
+    """Whether somebody holds the database and does not answer, not even after a moment."""
+    give_up_at = trio.current_time() + _MOMENT_S
+    while holder(paths) is not None and not await answers(paths):
+        if trio.current_time() > give_up_at:
+            return True
+        await trio.sleep(RETRY_S)
+    return False
+
+
+def unreachable(paths: RuntimePaths) -> ManagerError:
+    pid = holder(paths)
+    return ManagerError(
+        f"the process {pid} manages {paths.database}, and does not answer on {paths.control_socket}: "
+        f"`kill {pid}` ends it and its services"
+    )
 
 
 @asynccontextmanager
@@ -51,6 +71,8 @@ async def for_reading(cli: Cli) -> AsyncIterator[ManagerClient | OfflineManager]
 
         async with offline(cli.paths) as manager:
             if count := manager.unsupervised:
+                if await silent(cli.paths):
+                    raise unreachable(cli.paths)
                 what = "1 instance runs" if count == 1 else f"{count} instances run"
                 note(f"no manager is running; {what} unsupervised, and `agentmgr daemon` adopts them")
             yield manager
@@ -107,10 +129,13 @@ async def for_running(cli: Cli, services: Iterable[str] = ()) -> AsyncIterator[M
 async def running(cli: Cli) -> AsyncIterator[ManagerClient]:
     """The manager that runs. Raises `ManagerNotRunning`."""
     if not await answers(cli.paths):
-        raise ManagerNotRunning(
-            f"no manager is running on {cli.paths.database}; `agentmgr daemon` runs one, "
-            "and `agentmgr start NAME` starts one in the background"
-        )
+        if await silent(cli.paths):
+            raise unreachable(cli.paths)
+        if not await answers(cli.paths):
+            raise ManagerNotRunning(
+                f"no manager is running on {cli.paths.database}; `agentmgr daemon` runs one, "
+                "and `agentmgr start NAME` starts one in the background"
+            )
     from ..client.api import ManagerClient
 
     async with ManagerClient(cli.paths.control_socket) as client:

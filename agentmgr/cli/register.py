@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import asyncclick as click
 
+from ..errors import ServiceFailedToStart
 from ..models import OnDisconnect, OnManagerDeath, RestartMode, Runtime, ServiceConfig, WhenBusy
 from .group import Cli, Command, subcommand
 from .reach import for_running, for_writing
@@ -15,6 +16,7 @@ from .words import split_tags, variables
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_DEFAULTS = ServiceConfig()
 _DASHES = "agentmgr.register.command"
 
 
@@ -31,17 +33,26 @@ class _WithCommand(Command):
 
 def _config_option(name: str, help: str, **details: Any) -> Callable[[F], F]:
     """An option for a field of `ServiceConfig`; one that is not given leaves the field at its default."""
-    return click.option(f"--{name}", default=None, help=help, **details)
+    default = getattr(_DEFAULTS, name.replace("-", "_"))
+    shown = (
+        ""
+        if default is None
+        else f"  [default: {default:g}]"
+        if isinstance(default, float)
+        else f"  [default: {default}]"
+    )
+    return click.option(f"--{name}", default=None, help=help + shown, **details)
 
 
 @subcommand(
     "register",
     cls=_WithCommand,
+    options_metavar="[OPTIONS]",
     example='agentmgr register my-echo-agent my_agent.py --tags "echo,demo" --auto-start\n'
     "agentmgr register chat-js -- node server.js --port {port}",
 )
 @click.argument("name")
-@click.argument("file", required=False)
+@click.argument("file", required=False, metavar="FILE | -- COMMAND...")
 @click.option("--host", default="localhost", show_default=True, help="The address that it listens on.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Its port.  [default: a free one at each start]")
 @click.option("--description", default="", help="What it is for, for people.")
@@ -108,7 +119,9 @@ async def command(
     """Register a service: an agent file (`agent.py`, `agent.py:factory`, `package.module:factory`), or
     any command that serves WebSockets, behind `--`; {host} and {port} in it are filled in."""
     words: tuple[str, ...] = click.get_current_context().meta.get(_DASHES, ())
-    if bool(file) == bool(words):
+    if file and words:
+        raise click.UsageError("Give an agent file, or `--` and a command, and not both.")
+    if not file and not words:
         raise click.UsageError("Give an agent file, or `--` and a command.")
     given = {field: value for field, value in fields.items() if value is not None}
     config = ServiceConfig(
@@ -120,14 +133,19 @@ async def command(
     )
     reach = for_running if auto_start else for_writing
     async with reach(cli) as manager:
-        service = await manager.register_service(
-            name,
-            description=description,
-            tags=split_tags(tags),
-            host=host,
-            port=port,
-            config=config,
-            auto_start=auto_start,
-        )
+        try:
+            service = await manager.register_service(
+                name,
+                description=description,
+                tags=split_tags(tags),
+                host=host,
+                port=port,
+                config=config,
+                auto_start=auto_start,
+            )
+        except ServiceFailedToStart as error:
+            raise ServiceFailedToStart(
+                f"{error.message}\n{name} is registered: mend it, then `agentmgr start {name}`"
+            ) from None
     where = f" at {service.endpoint}" if service.endpoint else ""
     print(f"registered {service.name}" + (f"; it is {service.status}{where}" if auto_start else ""))

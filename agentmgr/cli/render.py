@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from ..codec import to_plain
+from ..models import DesiredStatus, Service, ServiceStatus
 
 _COLORS = {
     "running": "green",
@@ -28,6 +30,9 @@ _COLORS = {
 }
 
 
+_CONTROL = re.compile(rb"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]|\xc2[\x80-\x9f]")
+
+
 def print_json(value: Any) -> None:
     """Indented JSON of plain data or of our values."""
     print(json.dumps(to_plain(value), indent=2, ensure_ascii=False))
@@ -38,7 +43,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
     texts = [[_text(cell) for cell in row] for row in rows]
     if not texts:
         print(empty, file=sys.stderr)
-    elif sys.stdout.isatty():
+    elif on_terminal():
         _print_rich(columns, texts)
     else:
         _print_plain([[column.upper() for column in columns], *texts])
@@ -55,9 +60,28 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
             print(f"{'':<{width}}  {line}")
 
 
+def on_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()  # None: it was closed by the caller's `>&-`
+
+
+def counted(number: int, what: str) -> str:
+    """As in `1 service`, `2 services`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def harmless(output: bytes) -> bytes:
+    """A program's output for a terminal: colours stay; what moves, erases or asks is shown as `^[` is."""
+    return _CONTROL.sub(lambda found: b"^" + bytes([found[0][-1] & 0x1F | 0x40]), output)
+
+
 def ago(moment: datetime | None) -> str:
     """How long ago, in the two largest units, as in `3h 12m`."""
     return "" if moment is None else duration((datetime.now(UTC) - moment).total_seconds())
+
+
+def clock(moment: datetime) -> str:
+    """As in `2031-05-07 10:00:00+02:00`: local time, with its zone."""
+    return moment.astimezone().isoformat(" ", "seconds")
 
 
 def duration(seconds: float | None) -> str:
@@ -75,13 +99,20 @@ def duration(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
+def under_way(service: Service) -> str:
+    """The status of one that was just told to run: its first instance may not be there yet."""
+    if service.status is ServiceStatus.STOPPED and service.desired_status is DesiredStatus.RUNNING:
+        return str(ServiceStatus.STARTING)
+    return str(service.status)
+
+
 def _text(value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        return value.astimezone().isoformat(" ", "seconds")
+        return clock(value)
     if isinstance(value, frozenset | set):
         return ", ".join(sorted(value)) or "-"
     if isinstance(value, tuple | list):
@@ -114,6 +145,6 @@ _ANSI = {"green": 32, "cyan": 36, "yellow": 33, "red": 31}
 
 def _colored(text: str) -> str:
     color = _COLORS.get(text)
-    if color is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+    if color is None or not on_terminal() or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{_ANSI[color]}m{text}\x1b[0m"

@@ -6,6 +6,7 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .reach import for_running
+from .several import each
 from .watch import progress
 
 
@@ -14,12 +15,16 @@ from .watch import progress
 @click.option("--no-rolling", is_flag=True, help="Stop it first, then start it.")
 @click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
-async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: bool, no_wait: bool) -> None:
-    """Restart a service: each new instance is ready before an old one goes."""
+async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: bool, no_wait: bool) -> int:
+    """Restart a service: each new instance is ready before an old one goes; its sessions are told to come
+    back, and those that the agent keeps in memory begin anew."""
     async with for_running(cli, names) as manager, progress(cli):
-        for name in names:
+
+        async def restart(name: str) -> None:
             service = await manager.restart_service(
                 name, rolling=not no_rolling, force=force, wait=not no_wait
             )
             where = f" at {service.endpoint}" if service.endpoint else ""
             print(f"{service.name} is {service.status}{where}")
+
+        return await each(cli, names, restart)

@@ -12,6 +12,7 @@ from ..models import ConditionOperator, RoutingCondition, RoutingRule, RoutingSt
 from .group import Cli, Command, common_options, format_option, subcommand
 from .reach import for_reading, for_writing, running
 from .render import print_fields, print_json, print_table
+from .several import each
 from .words import split_tags
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -177,12 +178,15 @@ async def _update(cli: Cli, name: str, changes: dict[str, Any], done: str) -> No
 
 @_routes("remove", "Remove a rule.", example="agentmgr routes remove chinese")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-async def _remove(cli: Cli, names: tuple[str, ...]) -> None:
+async def _remove(cli: Cli, names: tuple[str, ...]) -> int:
     """Remove a rule."""
     async with for_writing(cli) as manager:
-        for name in names:
+
+        async def remove(name: str) -> None:
             await manager.delete_routing_rule(name)
             print(f"removed {name}")
+
+        return await each(cli, names, remove)
 
 
 @_routes(
@@ -200,12 +204,18 @@ async def _test(cli: Cli, path: str, client_ip: str, headers: tuple[str, ...], o
         decision = await manager.test_routing(
             path=path, client_ip=client_ip, headers=dict(_header(word) for word in headers)
         )
+        services = await manager.list_services()
     if output == "json":
         print_json(decision)
     else:
-        print_fields(
-            (name, tuple(value) if isinstance(value, list) else value) for name, value in decision.items()
-        )
+        named = {
+            instance.instance_id: f"{service.name}/{instance.slot}"
+            for service in services
+            for instance in service.instances
+        }
+        decision["candidates"] = tuple(named.get(one, one) for one in decision["candidates"])
+        decision["chosen"] = named.get(decision["chosen"], decision["chosen"])
+        print_fields(decision.items())
 
 
 def _header(word: str) -> tuple[str, str]:

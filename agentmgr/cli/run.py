@@ -23,6 +23,7 @@ from ..settings import LogLevel
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .reach import note
+from .render import harmless
 
 _COLORS = (36, 35, 33, 32, 34)
 
@@ -42,11 +43,11 @@ async def command(
     settings = cli.settings(proxy_port=proxy_port, api_port=api_port)
     configure_logging(LogLevel.WARNING, settings.log_format)
     async with until_signalled() as told, managing(cli, settings) as manager:
-        services = [await _registered(manager, file) for file in files]
+        services = [await _registered(manager, file) for file in dict.fromkeys(files)]
         async with trio.open_nursery() as nursery:
             proxy = await _open(nursery, manager.serve_proxy, host, settings.proxy_port, proxy_port)
             api = await _open(nursery, _api(manager), host, settings.api_port, api_port)
-            print(_welcome(services, host, proxy, api), flush=True)
+            print(_welcome(services, host, proxy, api, cli.paths.database), flush=True)
             for number, service in enumerate(services):
                 nursery.start_soon(_show_log, manager, service, number)
             for service in services:
@@ -73,7 +74,7 @@ async def _registered(manager: AgentManager, file: str) -> Service:
         what = known.agent_factory_path or " ".join(known.command)
         raise Conflict(
             f"a service {name!r} is registered already, for {what}: "
-            f"`agentmgr unregister {name}` it, rename the file, or use another --db-path"
+            f"remove it with `agentmgr unregister {name}`, rename the file, or use another --db-path"
         )
     return known
 
@@ -82,7 +83,8 @@ async def _start(manager: AgentManager, service: Service) -> None:
     try:
         await manager.start_service(service.name)
     except ServiceFailed as error:
-        note(f"{service.name} did not start: {error.message}")
+        # Its own words are in its log, which is shown here anyway.
+        note(f"{service.name} did not start: {error.message.splitlines()[0]}")
     else:
         note(f"{service.name} is running")
 
@@ -108,13 +110,19 @@ async def _open(
     return opened
 
 
-def _welcome(services: list[Service], host: str, proxy: int, api: int) -> str:
+def _welcome(services: list[Service], host: str, proxy: int, api: int, database: Path) -> str:
     names = ", ".join(service.name for service in services)
-    chat = "agentmgr chat" if proxy == 9090 else f"agentmgr chat ws://{host}:{proxy}"
+    called = f"{sys.executable} -m agentmgr" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
+    chat = f"{called} chat" if proxy == 9090 else f"{called} chat ws://{host}:{proxy}"
+    of_each = "".join(
+        f"    only {service.name:<15}ws://{host}:{proxy}/services/{service.name}\n" for service in services
+    )
     return (
         f"running {names}\n"
         f"  clients connect to  ws://{host}:{proxy}\n"
+        f"{of_each}"
         f"  API                 http://{host}:{api}/docs\n"
+        f"  remembered in       {database}\n"
         f"  try                 {chat}          in another terminal; Ctrl-C here stops everything"
     )
 
@@ -126,7 +134,7 @@ async def _show_log(manager: AgentManager, service: Service, number: int) -> Non
         mark = f"\x1b[{_COLORS[number % len(_COLORS)]}m{mark}\x1b[0m"
 
     async def show(lines: bytes) -> None:
-        for line in lines.decode(errors="replace").splitlines():
+        for line in harmless(lines).decode(errors="replace").splitlines():
             print(f"{mark}{line}", flush=True)
 
     path = manager.log_path(service.name)

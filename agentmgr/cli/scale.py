@@ -6,6 +6,7 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .reach import for_writing
+from .render import counted
 
 
 @subcommand("scale", example="agentmgr scale my-echo-agent 3")
@@ -16,5 +17,4 @@ async def command(cli: Cli, name: str, instances: int, no_wait: bool) -> None:
     """Run a service with so many instances from now on."""
     async with for_writing(cli, adopting=True) as manager:
         service = await manager.scale_service(name, instances, wait=not no_wait)
-    count = "1 instance" if instances == 1 else f"{instances} instances"
-    print(f"{service.name} has {count}; it is {service.status}")
+    print(f"{service.name} has {counted(instances, 'instance')}; it is {service.status}")

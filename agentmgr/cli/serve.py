@@ -6,11 +6,16 @@ import asyncclick as click
 import trio
 
 from ..models import OnDisconnect, Runtime, ServiceConfig, WhenBusy
+from .group import Cli, subcommand
 
 _DEFAULTS = ServiceConfig()
 
 
-@click.command("serve")
+@subcommand(
+    "serve",
+    example="agentmgr serve my_agent.py --port 8081\n"
+    "agentmgr chat ws://localhost:8081          # in another terminal",
+)
 @click.argument("file")
 @click.option("--host", default="localhost", show_default=True, help="Address to listen on.")
 @click.option(
@@ -18,22 +23,52 @@ _DEFAULTS = ServiceConfig()
 )
 @click.option(
     "--runtime",
-    type=click.Choice(list(Runtime)),
-    default=_DEFAULTS.runtime,
+    type=click.Choice([str(v) for v in Runtime]),
+    default=str(_DEFAULTS.runtime),
+    show_default=True,
     help="The event loop of the agent's code; auto: RUNTIME in the file, or what its framework needs.",
 )
-@click.option("--max-sessions", type=click.IntRange(0), default=0, help="0: no limit.")
+@click.option("--max-sessions", type=click.IntRange(0), default=0, help="At a time; 0: no limit.")
 @click.option(
-    "--session-timeout", type=click.FloatRange(0), default=_DEFAULTS.session_timeout, show_default=True
+    "--session-timeout",
+    type=click.FloatRange(0),
+    default=_DEFAULTS.session_timeout,
+    show_default=True,
+    help="Seconds without a message until a session ends; 0: never.",
 )
-@click.option("--max-message-bytes", type=click.IntRange(0), default=_DEFAULTS.max_message_bytes)
+@click.option(
+    "--max-message-bytes",
+    type=click.IntRange(0),
+    default=_DEFAULTS.max_message_bytes,
+    show_default=True,
+    help="The largest message; 0: any size.",
+)
 @click.option(
     "--turn-timeout", type=click.FloatRange(0), default=0.0, help="Seconds for one answer; 0: no limit."
 )
-@click.option("--on-disconnect", type=click.Choice(list(OnDisconnect)), default=_DEFAULTS.on_disconnect)
-@click.option("--disconnect-grace", type=click.FloatRange(0), default=_DEFAULTS.disconnect_grace)
-@click.option("--when-busy", type=click.Choice(list(WhenBusy)), default=_DEFAULTS.when_busy)
+@click.option(
+    "--on-disconnect",
+    type=click.Choice([str(v) for v in OnDisconnect]),
+    default=str(_DEFAULTS.on_disconnect),
+    show_default=True,
+    help="What a lost client's turn does.",
+)
+@click.option(
+    "--disconnect-grace",
+    type=click.FloatRange(0),
+    default=_DEFAULTS.disconnect_grace,
+    show_default=True,
+    help="Seconds that a lost client's turn waits for it to come back.",
+)
+@click.option(
+    "--when-busy",
+    type=click.Choice([str(v) for v in WhenBusy]),
+    default=str(_DEFAULTS.when_busy),
+    show_default=True,
+    help="What a message in a turn does.",
+)
 async def command(
+    cli: Cli,
     file: str,
     host: str,
     port: int,
@@ -46,13 +81,7 @@ async def command(
     disconnect_grace: float,
     when_busy: str,
 ) -> None:
-    """Serve the agent in FILE (agent.py, agent.py:NAME or package.module:NAME) until Ctrl-C.
-
-    \b
-    Example:
-      agentmgr serve my_agent.py --port 8081
-      agentmgr chat ws://localhost:8081          # in another terminal
-    """
+    """Serve the agent in FILE (agent.py, agent.py:NAME or package.module:NAME) until Ctrl-C."""
     from ..agent.host import HostOptions, run
     from ..agent.session import SessionLimits
 

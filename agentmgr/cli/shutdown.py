@@ -9,8 +9,9 @@ import asyncclick as click
 import trio
 
 from ..client.api import ManagerClient
+from ..errors import ManagerNotRunning
 from .group import Cli, subcommand
-from .reach import answers, note, running
+from .reach import answers, note, running, silent, unreachable
 
 
 @subcommand("shutdown", example="agentmgr shutdown")
@@ -18,6 +19,17 @@ from .reach import answers, note, running
 async def command(cli: Cli, leave_running: bool) -> None:
     """End the manager and what it runs; returns when its process is gone."""
     if not await answers(cli.paths):
+        if await silent(cli.paths):
+            raise unreachable(cli.paths)
+        from .offline import offline  # brings SQLite, which a running manager makes needless
+
+        async with offline(cli.paths) as found:
+            left = [service.name for service in await found.list_services() if service.instances]
+        if left:
+            raise ManagerNotRunning(
+                f"no manager is running, and instances of {', '.join(left)} run without one: "
+                f"`agentmgr stop {' '.join(left)}` ends them, `agentmgr daemon` adopts them"
+            )
         note("no manager is running")
         return
     async with running(cli) as client:

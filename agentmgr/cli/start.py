@@ -6,16 +6,21 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .reach import for_running
+from .render import under_way
+from .several import each
 from .watch import progress
 
 
 @subcommand("start", example="agentmgr start my-echo-agent")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is ready.")
-async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> None:
+async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> int:
     """Start a service, and wait until it is ready; a manager is started in the background if none runs."""
     async with for_running(cli, names) as manager, progress(cli):
-        for name in names:
+
+        async def start(name: str) -> None:
             service = await manager.start_service(name, wait=not no_wait)
             where = f" at {service.endpoint}" if service.endpoint else ""
-            print(f"{service.name} is {service.status}{where}")
+            print(f"{service.name} is {under_way(service) if no_wait else service.status}{where}")
+
+        return await each(cli, names, start)

@@ -6,7 +6,7 @@ import asyncclick as click
 
 from .group import Cli, format_option, subcommand
 from .reach import for_reading
-from .render import print_fields, print_json
+from .render import duration, print_fields, print_json
 
 
 @subcommand("stats", example="agentmgr stats --format json")
@@ -26,9 +26,13 @@ def _flat(figures: dict[str, object], prefix: str = "") -> list[tuple[str, objec
     """`{"a": {"b": 1}}` is a line `a b  1`; counts of nothing are left out, except for totals."""
     found: list[tuple[str, object]] = []
     for name, value in figures.items():
-        label = f"{prefix}{name.removesuffix('_s')}".replace("_", " ")
+        # The names below `by_service` are the user's, and stay as they are.
+        own = prefix.endswith("by service ")
+        label = prefix + (name if own else name.removesuffix("_s").replace("_", " "))
         if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{name} ")
+            found += _flat(value, f"{label} ")
+        elif name.endswith("_s") and isinstance(value, float):
+            found.append((label, duration(value) if value >= 60 else f"{value:.3g}s"))
         elif isinstance(value, list | tuple):
             continue
         elif isinstance(value, float):

@@ -10,7 +10,7 @@ from ..codec import to_plain
 from ..models import Service
 from .group import Cli, format_option, subcommand
 from .reach import for_reading
-from .render import ago, duration, print_fields, print_json, print_table
+from .render import ago, counted, duration, print_fields, print_json, print_table
 from .watch import watch
 
 
@@ -36,8 +36,8 @@ async def _show(cli: Cli, name: str | None, output: str) -> None:
             else:
                 services = figures["services"]
                 print(
-                    f"{services['total']} services, {services['running']} running; "
-                    f"{figures['connections']['total_connections']} sessions"
+                    f"{counted(services['total'], 'service')}, {services['running']} running; "
+                    f"{counted(figures['connections']['total_connections'], 'session')}"
                 )
             return
         service = await manager.get_service(name)

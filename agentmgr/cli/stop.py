@@ -6,15 +6,19 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .reach import for_writing
+from .several import each
 
 
 @subcommand("stop", example="agentmgr stop my-echo-agent")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it has stopped.")
-async def command(cli: Cli, names: tuple[str, ...], force: bool, no_wait: bool) -> None:
+async def command(cli: Cli, names: tuple[str, ...], force: bool, no_wait: bool) -> int:
     """Stop a service, and keep it stopped."""
     async with for_writing(cli, adopting=True) as manager:
-        for name in names:
+
+        async def stop(name: str) -> None:
             service = await manager.stop_service(name, force=force, wait=not no_wait)
             print(f"{service.name} is {service.status}")
+
+        return await each(cli, names, stop)

@@ -11,6 +11,7 @@ from ..models import Token
 from .group import Cli, Command, common_options, format_option, subcommand
 from .reach import for_writing, note
 from .render import print_json, print_table
+from .several import each
 
 
 @click.group("tokens", short_help="Make, list and revoke keys to the API.")
@@ -68,12 +69,15 @@ async def _list(cli: Cli, output: str) -> None:
 
 @_tokens("revoke", "Revoke a token.", example="agentmgr tokens revoke dashboard")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-async def _revoke(cli: Cli, names: tuple[str, ...]) -> None:
+async def _revoke(cli: Cli, names: tuple[str, ...]) -> int:
     """Revoke a token: it opens nothing from now on."""
     async with for_writing(cli) as manager:
-        for name in names:
+
+        async def revoke(name: str) -> None:
             await manager.delete_token(name)
             print(f"revoked {name}")
+
+        return await each(cli, names, revoke)
 
 
 for _command in (_create, _list, _revoke):

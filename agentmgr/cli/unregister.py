@@ -6,14 +6,18 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .reach import for_writing
+from .several import each
 
 
 @subcommand("unregister", example="agentmgr unregister my-echo-agent")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
-async def command(cli: Cli, names: tuple[str, ...], force: bool) -> None:
+async def command(cli: Cli, names: tuple[str, ...], force: bool) -> int:
     """Stop a service, and forget it with its history."""
     async with for_writing(cli, adopting=True) as manager:
-        for name in names:
+
+        async def unregister(name: str) -> None:
             service = await manager.unregister_service(name, force=force)
             print(f"unregistered {service.name}")
+
+        return await each(cli, names, unregister)

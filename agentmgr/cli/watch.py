@@ -11,6 +11,7 @@ import trio
 from ..errors import ManagerNotRunning
 from .group import Cli
 from .reach import answers, running
+from .render import on_terminal
 
 _SETTLE_S = 0.2  #: changes often come several at once
 _REFRESH_S = 2.0  #: for what changes without an event, such as a time
@@ -21,7 +22,7 @@ _CLEAR = "\x1b[H\x1b[2J\x1b[3J"
 async def watch(cli: Cli, show: Callable[[], Awaitable[None]]) -> None:
     """Calls `show` now and after each change, until Ctrl-C."""
     while True:
-        if sys.stdout.isatty():
+        if on_terminal():
             print(_CLEAR, end="")
         await show()
         sys.stdout.flush()

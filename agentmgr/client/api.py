@@ -371,7 +371,7 @@ def _config(config: ServiceConfig | None) -> dict[str, Any]:
 
 
 def _q(ref: str) -> str:
-    if not ref or ref in (".", ".."):
+    if not ref or "/" in ref or ref in (".", ".."):
         raise InvalidRequest(f"{ref!r} is no name and no id")
     return quote(ref, safe="")
 

@@ -150,6 +150,6 @@ async def _next_event(stream: trio.abc.Stream, connection: h11.Connection) -> h1
         while (event := connection.next_event()) is h11.NEED_DATA:
             connection.receive_data(bytes(await stream.receive_some(_CHUNK_BYTES)))
     except (trio.BrokenResourceError, h11.RemoteProtocolError) as error:
-        raise ManagerNotRunning(f"the manager ended while it answered: {error}") from error
+        raise ManagerNotRunning("the manager ended while it answered: try again") from error
     assert isinstance(event, h11.Event)
     return event

@@ -72,14 +72,16 @@ async def open_session(
     session_id: str | None = None,
     last_seq: int = 0,
     reconnect_for_s: float = 60.0,
+    on_disconnect: Callable[[], None] | None = None,
 ) -> AsyncIterator[AgentSession]:
     """Begins a session, or takes up the one named by `session_id` after event `last_seq`.
+    `on_disconnect` is called when the connection breaks, before it is made again.
 
     Raises `AgentUnreachable` when the first connection cannot be made, `SessionLost` when the session to
     take up is not there, `InvalidRequest` for something that is no WebSocket URL.
     """
     parse_url(url)
-    session = AgentSession(url, headers or {}, session_id, last_seq, reconnect_for_s)
+    session = AgentSession(url, headers or {}, session_id, last_seq, reconnect_for_s, on_disconnect)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session._run)
@@ -104,12 +106,14 @@ class AgentSession:
         session_id: str | None,
         last_seq: int,
         reconnect_for_s: float,
+        on_disconnect: Callable[[], None] | None,
     ) -> None:
         self.session_id = session_id
         self.last_seq = last_seq  #: of the last event taken in; with `session_id` it resumes elsewhere
         self._url = url
         self._headers = list(headers.items())
         self._reconnect_for_s = reconnect_for_s
+        self._on_disconnect = on_disconnect
         self._arrived, self._incoming = trio.open_memory_channel[AgentEvent](math.inf)
         self._room = trio.Event()
         self._established_once = trio.Event()
@@ -209,6 +213,8 @@ class AgentSession:
             if self._failure is not None:
                 return
             if self._resumed:
+                if self._on_disconnect is not None and not self._closing.is_set():
+                    self._on_disconnect()
                 attempt, give_up_at = 0, trio.current_time() + self._reconnect_for_s
             elif trio.current_time() >= give_up_at:
                 raise AgentUnreachable(problem)

@@ -87,20 +87,21 @@ async def with_connection(
     finally:
         await trio.aclose_forcefully(stream)
     for refusal in rejected:
-        reason = f"{host}:{port} refused the connection with status {refusal.status_code}: {_said(refusal)}"
-        raise CannotConnect(reason.rstrip(": "), refusal.status_code in WORTH_RETRYING)
+        raise CannotConnect(
+            f"{host}:{port} refused the connection: {_said(refusal)}", refusal.status_code in WORTH_RETRYING
+        )
     if not opened:
         raise CannotConnect(f"{host}:{port} did not answer as a WebSocket server does")
 
 
 def _said(refusal: ConnectionRejected) -> str:
     """The reason in a refusal's body, which the gateway and the host give as JSON."""
-    body = (refusal.body or b"")[:2000].decode(errors="replace")
     try:
-        fields = json.loads(body)
-        return str(fields.get("reason") or fields.get("detail") or body)
-    except (ValueError, AttributeError):
-        return body
+        fields = json.loads(refusal.body or b"")
+        said = fields.get("reason") or fields["detail"]
+    except (ValueError, KeyError, AttributeError):  # a stranger's: its page is of no use here
+        return f"it answers with HTTP status {refusal.status_code}, as no agentmgr gateway and no agent does"
+    return str(said)
 
 
 async def _open_stream(scheme: str, host: str, port: int) -> Stream:

@@ -162,11 +162,16 @@ class Router:
                 if rule.fallback_strategy is not None and not pool.coming:
                     return self._fallback(rule, rule.fallback_strategy)
                 return pool
-        return self._made("default", self.table.backends, self.table.default_strategy, "no rule matched")
+        why = "no rule matched" if self._rules else "there are no routing rules"
+        if not self.table.backends:
+            why = "no service is running"
+        return self._made("default", self.table.backends, self.table.default_strategy, why)
 
     def _service(self, name: str, why: str) -> Pool:
         if name not in self._known:
-            raise ServiceNotFound(f"there is no service named {name!r}")
+            raise ServiceNotFound(
+                f"there is no service named {name!r}; `agentmgr list` shows those there are"
+            )
         members = (b for b in self.table.backends if b.service_name == name)
         return self._made(f"service:{name}", members, self.table.default_strategy, f"{why} {name}")
 

@@ -21,6 +21,7 @@ _BEST_FIRST = (
     ServiceStatus.ERROR,
     ServiceStatus.STOPPED,
 )
+_DOWN = (ServiceStatus.STOPPED, ServiceStatus.BACKOFF, ServiceStatus.ERROR)  #: nothing of it is up
 _WORST_FIRST = (HealthStatus.UNHEALTHY, HealthStatus.DEGRADED, HealthStatus.UNKNOWN, HealthStatus.HEALTHY)
 
 _BACKEND_STATES = {
@@ -69,7 +70,9 @@ def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessio
         version=spec.version,
         created_at=spec.created_at,
         updated_at=spec.updated_at,
-        started_at=min((i.started_at for i in instances if i.started_at), default=None),
+        started_at=min(
+            (i.started_at for i in instances if i.started_at and i.status not in _DOWN), default=None
+        ),
         restart_count=sum(i.restart_count for i in instances),
         next_restart_at=min((i.next_restart_at for i in instances if i.next_restart_at), default=None),
         active_sessions=active_sessions,

@@ -49,7 +49,7 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
             return listeners
     if failure.errno == errno.EADDRINUSE:
         raise PortNotAvailable(
-            f"port {port} on {host} is not available; stop what holds it, or use --port to choose another"
+            f"port {port} on {host} is not available; stop what holds it, or choose another port"
         )
     raise InvalidRequest(f"cannot listen on {host}:{port}: {failure.strerror}")
 

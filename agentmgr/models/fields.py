@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -76,3 +76,18 @@ def to_word_set(value: Iterable[str] | str) -> frozenset[str]:
 
 
 PORT = between(1, 65535)
+
+
+def check_command(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    if value and not value[0]:
+        raise invalid(attribute.name, "must begin with the program to run, not with an empty word")
+    if any("\0" in word for word in value):
+        raise invalid(attribute.name, "must have no NUL characters")
+
+
+def check_environment(_: Any, attribute: Attribute[Any], value: Mapping[str, str]) -> None:
+    for name, text in value.items():
+        if not name or "=" in name or "\0" in name:
+            raise invalid(attribute.name, f"must have names without '=' and NUL characters, not {name!r}")
+        if "\0" in text:
+            raise invalid(attribute.name, f"must have no NUL characters in {name}")

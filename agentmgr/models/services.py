@@ -14,6 +14,8 @@ from ..errors import InvalidRequest
 from .fields import (
     PORT,
     between,
+    check_command,
+    check_environment,
     check_name,
     check_printable,
     check_tags,
@@ -74,10 +76,10 @@ class ServiceConfig:
     """
 
     agent_factory_path: str | None = None
-    command: tuple[str, ...] = field(default=(), converter=to_words)
+    command: tuple[str, ...] = field(default=(), converter=to_words, validator=check_command)
     python: str | None = None  #: interpreter for an agent file; the manager's own when None
     cwd: str | None = None  #: working directory; that of the one who registered when None
-    env: Mapping[str, str] = Factory(dict)  #: added to the manager's environment
+    env: Mapping[str, str] = field(factory=dict, validator=check_environment)  #: added to the manager's
     env_file: str | None = None  #: `NAME=value` lines, read at each launch; `env` goes before it
     runtime: Runtime = Runtime.AUTO
 

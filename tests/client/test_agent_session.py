@@ -112,8 +112,14 @@ async def test_nobody_there_is_said_at_once():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"HTTP/1.1 503 No\r\nContent-Length: 4\r\n\r\nbusy", "refused the connection with status 503: busy"),
-        (b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", "refused the connection with status 401"),
+        (
+            b"HTTP/1.1 503 No\r\nContent-Length: 4\r\n\r\nbusy",
+            "refused the connection: it answers with HTTP status 503",
+        ),
+        (
+            b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n",
+            "refused the connection: it answers with HTTP status 401",
+        ),
         (b"", "did not answer as a WebSocket server does"),
         (b"garbage\r\n\r\n", "did not answer as a WebSocket server does"),
     ],

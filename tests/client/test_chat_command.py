@@ -6,25 +6,18 @@ import pty
 import signal
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
 from agentmgr.cli.chat import address
+from agentmgr.errors import InvalidRequest
 from agentmgr.testing.agents import hosted
-
-COMMAND = """
-import importlib, sys
-from agentmgr.errors import AgentManagerError
-try:
-    importlib.import_module(f"agentmgr.cli.{sys.argv[1]}").command(sys.argv[2:], _anyio_backend="trio")
-except AgentManagerError as error:
-    sys.exit(f"Error: {error}")
-"""
 
 
 def words(*args):
-    return [sys.executable, "-c", COMMAND, *args]
+    return [sys.executable, "-m", "agentmgr", *args]
 
 
 async def chat(*args, stdin=b""):
@@ -57,6 +50,11 @@ async def agent(message, session):
 )
 def test_a_target_is_nothing_a_url_or_a_service(target, url):
     assert address(target) == url
+
+
+def test_a_forgotten_scheme_is_named():
+    with pytest.raises(InvalidRequest, match="ws://localhost:9090"):
+        address("localhost:9090")
 
 
 async def test_once_prints_the_final_answer_and_nothing_else():
@@ -119,36 +117,67 @@ class Terminal:
         return before
 
 
-async def test_at_a_terminal_ctrl_c_stops_the_answer_then_leaves():
+@asynccontextmanager
+async def at_a_terminal(*args):
     master, slave = pty.openpty()
-    async with hosted(agent) as url:
-        process = await trio.lowlevel.open_process(
-            words("chat", url), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
-        )
-        os.close(slave)
-        try:
-            terminal = Terminal(master)
-            await terminal.see("you> ")
-            await terminal.type("hi\n")
-            await terminal.see("you said hi")
-            await terminal.see("you> ")
-            await terminal.type("rm\n")
-            await terminal.see("Really? [y/N] ")
-            await terminal.type("y\n")
-            await terminal.see("gone")
-            await terminal.see("you> ")
-            await terminal.type("sleep\n")
-            await terminal.see("zzz")
-            process.send_signal(signal.SIGINT)
-            await terminal.see("interrupted")
-            await terminal.see("you> ")
-            process.send_signal(signal.SIGINT)
-            with trio.fail_after(20):
-                assert await process.wait() == 0
-        finally:
-            process.kill()
-            await process.wait()
-            os.close(master)
+    process = await trio.lowlevel.open_process(
+        words("chat", *args), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
+    os.close(slave)
+    try:
+        yield Terminal(master), process
+    finally:
+        process.kill()
+        await process.wait()
+        os.close(master)
+
+
+async def test_at_a_terminal_ctrl_c_stops_the_answer_then_leaves():
+    async with hosted(agent) as url, at_a_terminal(url) as (terminal, process):
+        await terminal.see(f"connected to {url}")
+        await terminal.see("you> ")
+        await terminal.type("hi\n")
+        await terminal.see("you said hi")
+        await terminal.see("you> ")
+        await terminal.type("rm\n")
+        await terminal.see("Really? [y/N] ")
+        await terminal.type("y\n")
+        await terminal.see("gone")
+        await terminal.see("you> ")
+        await terminal.type("sleep\n")
+        await terminal.see("zzz")
+        process.send_signal(signal.SIGINT)
+        await terminal.see("interrupted")
+        await terminal.see("you> ")
+        process.send_signal(signal.SIGINT)
+        with trio.fail_after(20):
+            assert await process.wait() == 0
+
+
+async def test_ctrl_c_at_a_question_ends_the_turn_and_swallows_no_line():
+    async with hosted(agent) as url, at_a_terminal(url) as (terminal, process):
+        await terminal.see("you> ")
+        await terminal.type("rm\n")
+        await terminal.see("Really? [y/N] ")
+        process.send_signal(signal.SIGINT)
+        await terminal.see("interrupted")
+        await terminal.see("you> ")
+        await terminal.type("hi\n")
+        await terminal.see("you said hi")
+
+
+async def test_a_stranger_s_page_is_not_shown():
+    async def answer(stream):
+        await stream.receive_some(4096)
+        await stream.send_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 21\r\n\r\n<html>not here</html>")
+
+    async with trio.open_nursery() as nursery:
+        listener, *_ = await nursery.start(trio.serve_tcp, answer, 0)
+        done = await chat(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}", "--once", "hi")
+        nursery.cancel_scope.cancel()
+    assert done.returncode == 1
+    assert b"<html>" not in done.stderr
+    assert b"HTTP status 404, as no agentmgr gateway" in done.stderr
 
 
 async def test_serve_says_where_it_answers_and_ends_at_ctrl_c(tmp_path):

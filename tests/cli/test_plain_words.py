@@ -1,0 +1,126 @@
+"""What the commands say is so, and says what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from agentmgr.cli.background import _last_line
+from agentmgr.cli.render import harmless
+from agentmgr.cli.stats import _flat
+
+
+def test_a_manager_that_cannot_be_reached_is_not_said_to_be_absent(shell: Any) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    pid = shell.manager_pid()
+    shell.paths.control_socket.unlink()
+    try:
+        for words in (["shutdown"], ["list"], ["routes", "test"]):
+            said = shell.fails(*words)
+            assert f"the process {pid} manages" in said
+            assert f"kill {pid}" in said
+    finally:
+        os.kill(pid, signal.SIGTERM)
+
+
+def test_shutdown_names_what_a_killed_manager_left(shell: Any) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    os.kill(shell.manager_pid(), signal.SIGKILL)
+    assert "agentmgr stop echo" in shell.fails("shutdown")
+    shell.ok("stop", "echo")
+    shell.ok("shutdown")
+
+
+def test_only_what_the_daemon_said_now_explains_its_end(tmp_path: Any) -> None:
+    log = tmp_path / "daemon.log"
+    log.write_text("an earlier end\n")
+    assert _last_line(log, log.stat().st_size) == "it said nothing"
+    assert _last_line(log, 0) == "an earlier end"
+
+
+def test_each_name_has_its_turn(shell: Any) -> None:
+    shell.ok("register", "a", "my_agent.py")
+    shell.ok("register", "b", "my_agent.py")
+    done = shell("unregister", "a", "nosuch", "b")
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == ["unregistered a", "unregistered b"]
+    assert done.stderr.startswith("Error: no service is called 'nosuch'")
+
+
+def test_a_start_that_is_not_waited_for_is_starting(shell: Any, write: Any) -> None:
+    write("slow.py", "import time\ntime.sleep(1)\nasync def agent(message):\n    return message\n")
+    shell.ok("register", "slow", "slow.py")
+    assert shell.ok("start", "slow", "--no-wait") == "slow is starting\n"
+
+
+def test_a_registration_whose_start_fails_says_that_it_stands(shell: Any, write: Any) -> None:
+    write("broken.py", "1 / 0\n")
+    done = shell("register", "broken", "broken.py", "--auto-start")
+    assert done.returncode == 1
+    assert done.stderr.endswith("broken is registered: mend it, then `agentmgr start broken`\n")
+
+
+def test_routes_test_names_services(shell: Any) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    assert "echo/0" in shell.ok("routes", "test")
+
+
+def test_figures_keep_the_names_of_services_and_have_units() -> None:
+    figures = {"connections": {"by_service": {"my_agent": 1}}, "uptime_s": 7200.0, "average_s": 0.25}
+    assert _flat(figures) == [
+        ("connections by service my_agent", 1),
+        ("uptime", "2h 0m"),
+        ("average", "0.25s"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["register", "x", "my_agent.py", "--", "foo"], "not both"),
+        (["list", "--db-path", ""], "--db-path"),
+    ],
+)
+def test_wrong_usage_is_named(here: Any, words: list[str], said: str) -> None:
+    assert said in here.fails(*words, code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["register", "x", "--", ""], "command"),
+        (["register", "x", "my_agent.py", "--env", "A=\0"], "NUL"),
+        (["serve", "."], "is a directory"),
+        (["status", "../x"], "../x"),
+        (["daemon", "--db-path", "/proc/a.db"], "cannot be made"),
+    ],
+)
+def test_what_cannot_be_is_named_in_one_line(here: Any, words: list[str], said: str) -> None:
+    (line,) = here.fails(*words).splitlines()
+    assert said in line
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full"])
+def test_an_output_that_cannot_be_written_is_no_traceback(shell: Any, redirection: str) -> None:
+    shell.ok("register", "a", "my_agent.py")
+    done = subprocess.run(
+        f"{sys.executable} -m agentmgr list {redirection}",
+        shell=True, cwd=shell.directory, env=shell.environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert "AttributeError" not in done.stderr
+    if "full" in redirection:
+        assert (done.returncode, done.stderr) == (
+            1,
+            "Error: the output could not be written: No space left on device\n",
+        )
+
+
+def test_on_a_terminal_a_service_may_colour_its_output_and_no_more() -> None:
+    assert harmless(b"\x1b[31mred\x1b[0m\tand\n") == b"\x1b[31mred\x1b[0m\tand\n"
+    assert harmless(b"\x1b[2J\x1b]0;title\x07\x08") == b"^[[2J^[]0;title^G^H"

@@ -16,6 +16,7 @@ from .process import Process
 # How long to wait before looking again whether a command listens yet. No event tells that, so it costs either
 # time or work: a thirtieth of the time waited so far adds 3 % to a start, however long it takes.
 _MIN_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.25
+_IN_PEACE = 0.7
 
 
 class LocalChild:
@@ -28,10 +29,12 @@ class LocalChild:
         log_start: int,
         unenforced: tuple[str, ...] = (),
         leash: ExitStack | None = None,
+        ready_after_s: float = 0.0,
     ) -> None:
-        """`leash`: what is to be kept open as long as it may live."""
+        """`leash`: what to keep open as long as it may live. `ready_after_s`: how long it took last time."""
         self.record = record
         self.unenforced = unenforced
+        self.ready_after_s = ready_after_s
         self._leash = leash or ExitStack()
         self._process = process
         self._log, self._log_start = log, log_start
@@ -43,10 +46,14 @@ class LocalChild:
     async def wait_ready(self) -> None:
         begin = trio.current_time()
         # A hosted agent has its socket from the start, so this handshake waits in the backlog until it is
-        # accepted. A command is asked again and again until it listens.
+        # accepted. A command is asked again and again until it listens, and left to start in peace as long as
+        # its last start lets expect: looking takes a share of the processors that it needs.
+        if self._is_command:
+            await trio.sleep(_IN_PEACE * self.ready_after_s)
         while not await self._is_our_listener() or not (await self.probe(self._patience_s)).ok:
             waited = trio.current_time() - begin
             await trio.sleep(min(max(waited / 30, _MIN_PAUSE_S), _MAX_PAUSE_S))
+        self.ready_after_s = trio.current_time() - begin
 
     async def wait_exit(self) -> Exit:
         return await self._process.wait_exit()

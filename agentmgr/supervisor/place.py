@@ -52,6 +52,7 @@ class LocalPlace:
         self._listener: socket.socket | None = None
         self._port = spec.port  #: the last one it had, to have it again
         self._lent: int | None = None
+        self._child: LocalChild | None = None  #: the last one
         self._limits = Limits(spec.config, instance_id)
 
     async def launch(self) -> LocalChild:
@@ -115,9 +116,11 @@ class LocalPlace:
             )
             self._upkeep.watch(self._instance_id, record.pid, self._log, config)
             log_start = spawned.log_start
-            return LocalChild(
-                spec, record, spawned.process, self._log, log_start, unenforced, leash.pop_all()
+            last = self._child.ready_after_s if self._child is not None else 0.0
+            self._child = LocalChild(
+                spec, record, spawned.process, self._log, log_start, unenforced, leash.pop_all(), last
             )
+            return self._child
 
     def adopt(self, record: InstanceRecord) -> LocalChild | None:
         if record.boot_id != procfs.boot_id() or not self._is_that(record):

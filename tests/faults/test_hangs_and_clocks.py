@@ -100,7 +100,7 @@ trio.run(main, *sys.argv[1:])
 """
 
 
-def test_a_manager_that_is_suspended_restarts_nothing_when_it_goes_on(tmp_path):
+def test_a_manager_that_is_suspended_restarts_nothing_when_it_goes_on(tmp_path, relatives):
     """For longer than every timeout that it has: the one that is starting is ready, and was not late."""
     words = [sys.executable, "-c", textwrap.dedent(MANAGER), str(CHILD), str(tmp_path / "logs")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as manager:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +143,20 @@ def supervisor(tmp_path: Path, journal: MemoryJournal, relatives: Callable[[], l
 
 
 @pytest.fixture
-def relatives(tmp_path: Path) -> Callable[[], list[int]]:
-    """The living processes that the supervisors of this test have started, by their tokens."""
+def relatives(tmp_path: Path) -> Iterator[Callable[[], list[int]]]:
+    """The living processes that the supervisors of this test have started, by their tokens.
+
+    None of them outlives the test, also where it fails between two supervisors.
+    """
 
     def find() -> list[int]:
         mint = Mint.of(tmp_path / "logs")
         return [p.pid for p in procfs.census() if p.token is not None and mint.made(p.token)]
 
-    return find
+    yield find
+    for pid in find():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

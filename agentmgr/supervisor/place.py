@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from ..core.hosting import host_flags
 from ..core.restart import Cause
 from ..models import InstanceRecord, OnManagerDeath, ServiceSpec, utc_now
 from . import addresses, environment, listeners, procfs
@@ -19,19 +20,6 @@ from .process import Census, Process
 from .spawn import cannot, spawn
 from .tokens import Mint
 from .upkeep import Upkeep
-
-# Fields of `ServiceConfig` that the agent host takes as options of the same name.
-_HOST_OPTIONS = (
-    "runtime",
-    "max_sessions",
-    "session_timeout",
-    "max_message_bytes",
-    "turn_timeout",
-    "confirm_timeout",
-    "on_disconnect",
-    "disconnect_grace",
-    "when_busy",
-)
 
 
 class LocalPlace:
@@ -199,6 +187,4 @@ class LocalPlace:
         argv += ["--fd", str(self._listener.fileno())]
         if manager_fd is not None:
             argv += ["--manager-fd", str(manager_fd)]
-        for name in _HOST_OPTIONS:
-            argv += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
-        return argv
+        return argv + host_flags(config)

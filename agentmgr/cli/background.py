@@ -58,6 +58,8 @@ def _spawn(cli: Cli, ready_fd: int) -> subprocess.Popen[bytes]:
             stderr=log,
             pass_fds=[ready_fd],
             start_new_session=True,
+            # Started by an agent, it is not that agent's child in the eyes of whoever sweeps up after it.
+            env={k: v for k, v in os.environ.items() if not k.startswith("AGENTMGR_INSTANCE_")},
         )
 
 

@@ -21,10 +21,11 @@ from ..core import lifecycle, restart
 from ..core.health import ProbeResult, Vitals, judge
 from ..core.lifecycle import InstanceEvent
 from ..core.restart import EX_CONFIG, Again, Cause, Ending, Exit, GiveUp, History
-from ..errors import AgentManagerError, PortNotAvailable, ServiceFailedToStart, WrongState
+from ..errors import PortNotAvailable, ServiceFailedToStart, WrongState
 from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
 from .journal import Owner
 from .launcher import CannotLaunch, Child, Place
+from .outcome import Outcome
 
 log = logging.getLogger("agentmgr.supervisor")
 
@@ -384,33 +385,6 @@ class Life:
         if view != self.view:
             self.view = view
             self._around.owner.instance_changed(view)
-
-
-class Outcome:
-    """Of the first try since an operator's start: that it is ready, or why it is not."""
-
-    def __init__(self) -> None:
-        self._known = trio.Event()
-        self._error: AgentManagerError | None = None
-
-    def succeed(self) -> None:
-        self._error = None
-        self._known.set()
-
-    def fail(self, error: AgentManagerError) -> None:
-        if not self._known.is_set():
-            self._error = error
-            self._known.set()
-
-    @property
-    def known(self) -> bool:
-        return self._known.is_set()
-
-    async def wait(self) -> None:
-        await self._known.wait()
-        if self._error is not None:
-            # A fresh one for each who waits: a traceback belongs to one raise.
-            raise type(self._error)(self._error.message)
 
 
 def _with_last_words(reason: str, child: Child) -> str:

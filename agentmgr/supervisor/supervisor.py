@@ -29,10 +29,11 @@ from ..models import (
 )
 from . import logs
 from .in_process import InProcessService, NoProcesses
-from .instance import Life, Outcome, Surroundings
+from .instance import Life, Surroundings
 from .journal import Journal, Owner, Unrecorded
 from .launcher import Child, Launcher, Place
 from .local import LocalLauncher
+from .outcome import Outcome
 from .signals import children_get_defaults
 
 log = logging.getLogger("agentmgr.supervisor")

@@ -185,7 +185,8 @@ async def unregister_service(call: Call, query: Unregister) -> Answer:
 async def start_service(call: Call, query: Wait) -> Answer:
     """Starts a service; 200 where it runs already or `wait` saw it running."""
     before = call.manager.get_service(call.ref)
-    if before.status is ServiceStatus.RUNNING and len(before.instances) == before.config.instances:
+    running = [instance for instance in before.instances if instance.status is ServiceStatus.RUNNING]
+    if len(running) == before.config.instances:
         return _answer(before)
     service = await call.carry_out(lambda: call.manager.start_service(call.ref, wait=query.wait))
     return _answer(service, 200 if query.wait else 202)

@@ -39,6 +39,8 @@ from agentmgr.models import (
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))  # as a process may get
+variables = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0="), min_size=1)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", fullmatch=True)
 lines = texts.filter(lambda text: text.isprintable() and len(text) <= 1000)
 tags = st.frozensets(st.from_regex(r"[^\s,\x00-\x1f\x7f]{1,64}", fullmatch=True))
@@ -55,13 +57,17 @@ configs = st.builds(
     command=st.just(()),
     python=maybe,
     cwd=maybe,
-    env=st.dictionaries(texts, texts),
+    env=st.dictionaries(variables, words),
     runtime=st.sampled_from(Runtime),
     restart=st.sampled_from(RestartMode),
     auto_restart=st.booleans(),
     restart_delay=seconds,
     health_check_interval=st.none() | seconds,
-) | st.builds(ServiceConfig, command=st.lists(texts, min_size=1).map(tuple), instances=st.integers(1, 1000))
+) | st.builds(
+    ServiceConfig,
+    command=st.tuples(variables).flatmap(lambda first: st.lists(words).map(lambda rest: (*first, *rest))),
+    instances=st.integers(1, 1000),
+)
 specs = st.builds(
     ServiceSpec,
     name=names,

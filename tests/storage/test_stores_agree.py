@@ -17,8 +17,9 @@ from agentmgr.storage import Store, open_store
 from agentmgr.testing import MemoryStore
 
 texts = st.text(max_size=20)
+words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0="), min_size=1, max_size=20)
 configs = st.builds(
-    ServiceConfig, agent_factory_path=texts.filter(bool), env=st.dictionaries(texts, texts, max_size=2)
+    ServiceConfig, agent_factory_path=texts.filter(bool), env=st.dictionaries(words, words, max_size=2)
 )
 some_names = st.sampled_from(["a", "b", "c"])
 keys = st.sampled_from(["svc_1", "svc_2", "svc_3"])

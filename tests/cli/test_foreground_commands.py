@@ -1,0 +1,55 @@
+"""The daemon, the proxy and the API in terminals of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from websockets.sync.client import connect
+
+
+def talk(url: str, text: str) -> str:
+    with connect(url, open_timeout=10) as client:
+        client.send(text)
+        answer = client.recv(timeout=10)
+        assert isinstance(answer, str)
+        return answer
+
+
+def test_the_daemon_in_the_foreground(shell: Any) -> None:
+    with shell.background("daemon", "--interval", "10", "--api-port", "0", "--proxy-port", "0") as daemon:
+        daemon.until("managing")
+        daemon.until("gateway at ws://localhost:")
+        daemon.until("API at http://localhost:")
+        refused = shell.fails("daemon")
+        assert str(daemon.process.pid) in refused, "a second one names the owner"
+        assert "not running" not in shell.ok("info")
+        shell.ok("shutdown")
+        assert daemon.process.wait(timeout=20) == 0
+
+
+def test_proxy_and_api_without_a_manager_are_one_themselves(shell: Any) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    shell.ok("shutdown")
+    with shell.background("proxy", "--port", "0", "--health-interval", "5") as proxy:
+        url = proxy.until("gateway at").split()[-1]
+        # What was to run runs again; a client that comes early waits for it.
+        assert talk(url, "hello") == "echo: hello"
+        assert shell.manager_pid() == proxy.process.pid
+        assert proxy.interrupt()[0] == 0
+    assert "not running" in shell.ok("info")
+    assert "0/1" in shell.ok("list")
+    with shell.background("api", "--port", "0") as api:
+        api.until("API at")
+        assert shell.manager_pid() == api.process.pid
+        shell.ok("shutdown")
+        assert api.process.wait(timeout=20) == 0
+
+
+def test_what_a_proxy_opened_ends_with_the_manager(shell: Any) -> None:
+    with shell.background("daemon") as daemon:
+        daemon.until("managing")
+        with shell.background("proxy", "--port", "0") as proxy:
+            proxy.until("gateway at")
+            shell.ok("shutdown")
+            proxy.until("the manager has ended")
+            assert proxy.process.wait(timeout=20) == 0

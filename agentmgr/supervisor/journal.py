@@ -67,27 +67,27 @@ class Owner:
     def instance_changed(self, instance: Instance) -> None:
         try:
             self._journal.instance_changed(instance)
-        except Exception:
+        except Exception:  # an embedder's code; it must not end what it is told of
             log.exception("the journal failed to take a change of %s", instance.instance_id)
         self.news.unpark_all()
 
     def health_checked(self, check: HealthCheck) -> None:
         try:
             self._journal.health_checked(check)
-        except Exception:
+        except Exception:  # an embedder's code; it must not end what it is told of
             log.exception("the journal failed to take a check of %s", check.instance_id)
 
     async def drain(self, instance_id: str, timeout_s: float) -> None:
         try:
             await self._journal.drain(instance_id, timeout_s)
-        except Exception:
+        except Exception:  # an embedder's code; it must not end what it is told of
             log.exception("draining %s failed; it is stopped all the same", instance_id)
 
     async def instance_gone(self, instance_id: str) -> None:
         """For what was gone before we came; a record that stays is found dead again by the next manager."""
         try:
             await self._journal.instance_gone(instance_id)
-        except Exception:
+        except Exception:  # an embedder's code; it must not end what it is told of
             log.exception("the journal failed to forget %s", instance_id)
 
     def entry(self, instance_id: str) -> Entry:

@@ -84,8 +84,8 @@ class _Manager(Collector):
         yield InfoMetricFamily("agentmgr", "Which agentmgr this is.", {"version": info["version"]})
         yield GaugeMetricFamily("agentmgr_uptime_seconds", "Since this manager started.", info["uptime_s"])
         yield GaugeMetricFamily(
-            "agentmgr_storage_degraded",
-            "1 while facts cannot be written to the database.",
+            "agentmgr_degraded",
+            "1 while something does not work that recovers by itself, as with a full disk.",
             int(bool(info["degraded"])),
         )
         figures = manager.get_system_stats()
@@ -120,6 +120,11 @@ class _Manager(Collector):
         sent = counter("sent_bytes", "Bytes to clients.")
         restarts = counter("restarts", "Restarts after a failure.")
         errors = counter("errors", "Times that an instance was given up.")
+        cpu = gauge("cpu_cores", "Processors that its instances keep busy.")
+        memory = gauge("memory_bytes", "Resident memory of its instances.")
+        processes = gauge("processes", "Processes of its instances.")
+        threads = gauge("threads", "Threads of its instances.")
+        files = gauge("open_files", "Files and sockets that its instances have open.")
         for service in self._manager.list_services():
             name, stats = [service.name], self._manager.get_service_stats(service.service_id)
             sessions = stats["sessions"]
@@ -133,4 +138,11 @@ class _Manager(Collector):
             sent.add_metric(name, stats["bytes"]["to_client"])
             restarts.add_metric(name, stats["restarts"])
             errors.add_metric(name, stats["errors"])
+            if (used := stats["usage"]) is not None:
+                cpu.add_metric(name, used["cpu_percent"] / 100)
+                memory.add_metric(name, used["memory_bytes"])
+                processes.add_metric(name, used["processes"])
+                threads.add_metric(name, used["threads"])
+                files.add_metric(name, used["open_files"])
         yield from (active, running, ended, failed, seconds, received, sent, restarts, errors)
+        yield from (cpu, memory, processes, threads, files)

@@ -99,6 +99,17 @@ def duration(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
+def size(count: int | None) -> str:
+    """As in `18.4 MiB`."""
+    if count is None:
+        return ""
+    value, units = float(count), iter(("B", "KiB", "MiB", "GiB", "TiB"))
+    unit = next(units)
+    while value >= 1024 and (larger := next(units, None)) is not None:
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
 def under_way(service: Service) -> str:
     """The status of one that was just told to run: its first instance may not be there yet."""
     if service.status is ServiceStatus.STOPPED and service.desired_status is DesiredStatus.RUNNING:

@@ -6,7 +6,7 @@ import asyncclick as click
 
 from .group import Cli, format_option, subcommand
 from .reach import for_reading
-from .render import duration, print_fields, print_json
+from .render import duration, print_fields, print_json, size
 
 
 @subcommand("stats", example="agentmgr stats --format json")
@@ -28,11 +28,13 @@ def _flat(figures: dict[str, object], prefix: str = "") -> list[tuple[str, objec
     for name, value in figures.items():
         # The names below `by_service` are the user's, and stay as they are.
         own = prefix.endswith("by service ")
-        label = prefix + (name if own else name.removesuffix("_s").replace("_", " "))
+        label = prefix + (name if own else name.removesuffix("_s").removesuffix("_bytes").replace("_", " "))
         if isinstance(value, dict):
             found += _flat(value, f"{label} ")
         elif name.endswith("_s") and isinstance(value, float):
             found.append((label, duration(value) if value >= 60 else f"{value:.3g}s"))
+        elif name.endswith("_bytes") and isinstance(value, int):
+            found.append((label, size(value)))
         elif isinstance(value, list | tuple):
             continue
         elif isinstance(value, float):

@@ -10,7 +10,7 @@ from ..codec import to_plain
 from ..models import Service
 from .group import Cli, format_option, subcommand
 from .reach import for_reading
-from .render import ago, counted, duration, print_fields, print_json, print_table
+from .render import ago, counted, duration, print_fields, print_json, print_table, size
 from .watch import watch
 
 
@@ -39,6 +39,8 @@ async def _show(cli: Cli, name: str | None, output: str) -> None:
                     f"{counted(services['total'], 'service')}, {services['running']} running; "
                     f"{counted(figures['connections']['total_connections'], 'session')}"
                 )
+                for trouble in figures.get("troubles", ()):
+                    print(f"degraded: {trouble}")
             return
         service = await manager.get_service(name)
         stats = await manager.get_service_stats(name)
@@ -75,6 +77,7 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
             ),
             ("average session", duration(sessions["average_duration_s"])),
             ("max sessions", config.max_sessions or None),
+            ("not enforced", _unenforced(service)),
             ("registered", service.created_at),
             ("version", service.version),
         ]
@@ -89,6 +92,21 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
             ],
             empty="",
         )
+    if used := [(i.slot, i.usage) for i in service.instances if i.usage is not None]:
+        print()
+        print_table(
+            ["instance", "cpu", "memory", "processes", "threads", "open files"],
+            [
+                [slot, f"{u.cpu_percent:g} %", size(u.memory_bytes), u.processes, u.threads, u.open_files]
+                for slot, u in used
+            ],
+            empty="",
+        )
+
+
+def _unenforced(service: Service) -> str:
+    """The limits that this machine does not keep them to, each on a line."""
+    return "\n".join(dict.fromkeys(limit for i in service.instances for limit in i.unenforced))
 
 
 def _restarts(service: Service) -> str:

@@ -29,6 +29,7 @@ from ..models import (
     ServiceConfig,
     ServiceStatus,
     Token,
+    Usage,
 )
 from .http import Lines, Pieces, Response, request
 
@@ -151,6 +152,10 @@ class ManagerClient:
 
     async def get_service_stats(self, ref: str) -> dict[str, Any]:
         return await self._json("GET", f"/services/{_q(ref)}/stats")
+
+    async def get_service_usage(self, ref: str) -> dict[str, tuple[Usage, ...]]:
+        """What its instances used of the machine: by instance id, a sample every 10 s, of the last hour."""
+        return from_plain(await self._json("GET", f"/services/{_q(ref)}/usage"), dict[str, tuple[Usage, ...]])
 
     @asynccontextmanager
     async def read_logs(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
-from ..models import Connection, HealthStatus, Service, ServiceStatus, ServiceTotals
+from ..models import Connection, HealthStatus, Service, ServiceStatus, ServiceTotals, Usage
 
 
 def system_stats(services: Sequence[Service], connections: Collection[Connection]) -> dict[str, Any]:
@@ -48,7 +49,12 @@ def health_summary(services: Sequence[Service]) -> dict[str, int]:
 
 
 def service_stats(
-    service: Service, totals: ServiceTotals, *, peak_sessions: int, now: datetime
+    service: Service,
+    totals: ServiceTotals,
+    *,
+    peak_sessions: int,
+    now: datetime,
+    usage: Mapping[str, Sequence[Usage]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """One service: sessions ever (kept across restarts of the manager) and what is live now."""
     finished = totals.sessions_total
@@ -70,11 +76,40 @@ def service_stats(
         "restarts": totals.restarts,
         "errors": totals.errors,
         "uptime_s": (now - service.started_at).total_seconds() if service.started_at else None,
+        "usage": _together([_used(samples) for samples in usage.values()]),
         "instances": [
-            {"instance_id": i.instance_id, "slot": i.slot, "status": i.status, "pid": i.pid}
+            {
+                "instance_id": i.instance_id,
+                "slot": i.slot,
+                "status": i.status,
+                "pid": i.pid,
+                "usage": _used(usage.get(i.instance_id, ())),
+            }
             for i in service.instances
         ],
     }
+
+
+def _used(samples: Sequence[Usage]) -> dict[str, Any] | None:
+    """What one instance uses now, and the most that was seen of it."""
+    if not samples:
+        return None
+    now = samples[-1]
+    return {
+        "cpu_percent": now.cpu_percent,
+        "cpu_percent_peak": max(sample.cpu_percent for sample in samples),
+        "memory_bytes": now.memory_bytes,
+        "memory_peak_bytes": max(sample.memory_bytes for sample in samples),
+        "processes": now.processes,
+        "threads": now.threads,
+        "open_files": now.open_files,
+    }
+
+
+def _together(used: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Of all instances; their peaks need not have been at the same time."""
+    known = [figures for figures in used if figures is not None]
+    return {name: sum(figures[name] for figures in known) for name in known[0]} if known else None
 
 
 def _count(kinds: Any, found: Any) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import trio
+from attrs import evolve
 
 from ..core.totals import counted
 from ..core.view import routing_table, service_view
@@ -21,6 +22,7 @@ from ..models import (
     ServiceStatus,
     ServiceTotals,
     SessionEnd,
+    Usage,
 )
 from ..proxy import Gateway
 from ..settings import Settings
@@ -71,10 +73,25 @@ class ControlPlane:
     # What is there to see
 
     def view(self, spec: ServiceSpec) -> Service:
-        instances = self.supervisor.instances(spec.service_id)
+        instances = [self._with_usage(i) for i in self.supervisor.instances(spec.service_id)]
         return service_view(
             spec, instances, sum(self.gateway.active_sessions(i.instance_id) for i in instances)
         )
+
+    def _with_usage(self, instance: Instance) -> Instance:
+        samples = self.supervisor.usage(instance.instance_id) if instance.pid is not None else ()
+        return evolve(instance, usage=samples[-1]) if samples else instance
+
+    def usage(self, service_id: str) -> dict[str, tuple[Usage, ...]]:
+        """The samples of each of its instances, oldest first."""
+        return {
+            i.instance_id: self.supervisor.usage(i.instance_id) for i in self.supervisor.instances(service_id)
+        }
+
+    def troubles(self) -> tuple[str, ...]:
+        """What does not work just now, and will again by itself; services run on all the same."""
+        storage = () if self.store.degraded is None else (self.store.degraded,)
+        return storage + self.supervisor.troubles()
 
     def views(self) -> list[Service]:
         return [self.view(spec) for spec in self.registry.services()]

@@ -22,6 +22,7 @@ from ..models import (
     Event,
     RoutingRule,
     Token,
+    Usage,
     utc_now,
 )
 from ..proxy.certificate import Certificate
@@ -55,12 +56,18 @@ class AgentManager(ServiceCommands):
             service,
             plane.totals(service.service_id),
             peak_sessions=plane.peak_sessions(service.service_id),
+            usage=plane.usage(service.service_id),
             now=utc_now(),
         )
 
+    def get_service_usage(self, ref: str) -> dict[str, tuple[Usage, ...]]:
+        """What its instances used of the machine: by instance id, a sample every 10 s, of the last hour."""
+        return self._live().usage(self.get_service(ref).service_id)
+
     def get_system_stats(self) -> dict[str, Any]:
         plane = self._live()
-        return stats.system_stats(plane.views(), plane.gateway.connections())
+        figures = stats.system_stats(plane.views(), plane.gateway.connections())
+        return {**figures, "troubles": list(plane.troubles())}
 
     def get_connection_stats(self) -> dict[str, Any]:
         plane = self._live()
@@ -79,7 +86,7 @@ class AgentManager(ServiceCommands):
             "uptime_s": (utc_now() - self._started_at).total_seconds(),
             "supervising": self._supervise,
             "background": self.in_background,
-            "degraded": self._live().store.degraded,
+            "degraded": "; ".join(self._live().troubles()) or None,
             "listeners": list(self._listeners),
         }
 

@@ -18,7 +18,6 @@ from .records import HealthCheck as HealthCheck
 from .records import InstanceRecord as InstanceRecord
 from .records import ServiceTotals as ServiceTotals
 from .records import SessionEnd as SessionEnd
-from .records import Usage as Usage
 from .routing import ConditionOperator as ConditionOperator
 from .routing import RoutingCondition as RoutingCondition
 from .routing import RoutingRule as RoutingRule
@@ -32,4 +31,5 @@ from .services import Service as Service
 from .services import ServiceConfig as ServiceConfig
 from .services import ServiceSpec as ServiceSpec
 from .services import ServiceStatus as ServiceStatus
+from .services import Usage as Usage
 from .tokens import Token as Token

@@ -29,18 +29,6 @@ class InstanceRecord:
 
 
 @frozen
-class Usage:
-    """What an instance used of the machine, with all that it has started, at one moment."""
-
-    at: datetime
-    cpu_percent: float  #: of one core, since the sample before
-    memory_bytes: int  #: resident; memory that processes share is counted for each
-    processes: int
-    threads: int
-    open_files: int
-
-
-@frozen
 class HealthCheck:
     """The result of one probe of one instance."""
 

@@ -161,6 +161,18 @@ class ServiceSpec:
 
 
 @frozen
+class Usage:
+    """What an instance used of the machine, with all that it has started, at one moment."""
+
+    at: datetime
+    cpu_percent: float  #: of one core, since the sample before; of the first one, since its start
+    memory_bytes: int  #: resident; memory that processes share is counted for each
+    processes: int
+    threads: int
+    open_files: int
+
+
+@frozen
 class Instance:
     """One instance as the supervisor sees it now."""
 
@@ -183,6 +195,7 @@ class Instance:
         str, ...
     ] = ()  #: limits of its configuration that this machine does not enforce, and why
     error_message: str | None = None
+    usage: Usage | None = None  #: the latest sample; None before there is one
 
 
 @frozen

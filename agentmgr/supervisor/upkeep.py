@@ -7,6 +7,7 @@ the loop.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -39,18 +40,20 @@ class _Kept:
     log: Path
     config: ServiceConfig
     usage: deque[Usage] = Factory(lambda: deque(maxlen=USAGE_KEPT))
-    measured: tuple[float, int] | None = None  #: monotonic seconds, and clock ticks of CPU until then
+    measured: tuple[float, int] | None = None  #: seconds since boot, and clock ticks of CPU until then
     log_fails: bool = False
 
 
 class Upkeep:
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
+        self._next_usage = -math.inf
 
     def watch(self, instance_id: str, pid: int, log: Path, config: ServiceConfig) -> None:
         """From its launch on; again at a relaunch."""
         kept = self._kept.setdefault(instance_id, _Kept(pid, log, config))
         kept.pid, kept.measured = pid, None
+        self._next_usage = -math.inf  # who has just started it wants to see what it takes
 
     def forget(self, instance_id: str) -> None:
         self._kept.pop(instance_id, None)
@@ -67,21 +70,20 @@ class Upkeep:
 
     async def run(self) -> None:
         """Until cancelled."""
-        next_usage = trio.current_time()
         soon_s, pause_s = _LOGS_EVERY_S
         while True:
             entries = tuple(self._kept.values())
             if await trio.to_thread.run_sync(_rotate, entries, limiter=_limiter):
                 pause_s = soon_s
-            if trio.current_time() >= next_usage:
+            if trio.current_time() >= self._next_usage:
                 with suppress(OSError):  # no descriptor to be had just now; the figures can wait
                     await self.measure()
-                next_usage = trio.current_time() + _USAGE_EVERY_S
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LOGS_EVERY_S[1])
 
     async def measure(self) -> None:
         """Takes one sample of each."""
+        self._next_usage = trio.current_time() + _USAGE_EVERY_S
         kept = {entry.pid: entry for entry in self._kept.values()}
         await trio.to_thread.run_sync(_measure, kept, limiter=_limiter)
 
@@ -111,14 +113,15 @@ def _measure(leaders: dict[int, _Kept]) -> None:
             families[stat.session].append((pid, stat))
         if orphans and stat.state == "Z" and stat.parent == 1 and pid not in leaders:
             _reap(pid, stat)
-    now, at = time.monotonic(), utc_now()
+    now, at = time.clock_gettime(time.CLOCK_BOOTTIME), utc_now()
     for leader, members in families.items():
         kept = leaders[leader]
+        if not members:  # it has just ended
+            continue
         ticks = sum(stat.cpu_ticks for _, stat in members)
-        percent = 0.0
-        if kept.measured is not None and now > kept.measured[0]:
-            # A member that has ended takes its ticks along.
-            percent = max(0, ticks - kept.measured[1]) / _TICKS_PER_S / (now - kept.measured[0]) * 100
+        since, ticks_then = kept.measured or (min(s.start_ticks for _, s in members) / _TICKS_PER_S, 0)
+        # A member that has ended takes its ticks along.
+        percent = max(0, ticks - ticks_then) / _TICKS_PER_S / max(now - since, 1 / _TICKS_PER_S) * 100
         kept.measured = now, ticks
         kept.usage.append(
             Usage(

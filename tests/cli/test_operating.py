@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 
@@ -73,3 +74,18 @@ def test_a_watched_list_is_shown_again_when_something_changes(shell: Any) -> Non
         shell.ok("shutdown")
         watching.until("status", "stopped")
         watching.interrupt()
+
+
+def test_status_tells_what_it_uses_and_what_is_not_enforced(shell: Any) -> None:
+    above_all = str(int(Path("/proc/sys/fs/nr_open").read_text()) + 1)
+    shell.ok("register", "one", "my_agent.py", "--max-open-files", above_all, "--auto-start")
+    for _ in range(50):
+        if "memory" in (said := shell.ok("status", "one").lower()):
+            break
+    assert "mib" in said
+    assert "open files" in said
+    assert "not enforced" in said
+    assert "max_open_files" in said
+    used = json.loads(shell.ok("stats", "one", "--format", "json"))["usage"]
+    assert used["memory_bytes"] > 2**20
+    assert "usage memory" in shell.ok("stats", "one")

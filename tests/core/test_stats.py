@@ -13,6 +13,7 @@ from agentmgr.models import (
     ServiceSpec,
     ServiceStatus,
     ServiceTotals,
+    Usage,
     utc_now,
 )
 
@@ -77,3 +78,22 @@ def test_without_sessions_there_is_no_average() -> None:
     figures = service_stats(SERVICES[1], ServiceTotals(), peak_sessions=0, now=NOW)
     assert figures["sessions"]["average_duration_s"] is None
     assert figures["uptime_s"] is None
+
+
+def test_what_it_uses_is_the_latest_sample_of_each_instance_and_their_sum() -> None:
+    def used(cpu_percent: float, memory_bytes: int) -> Usage:
+        return Usage(NOW, cpu_percent, memory_bytes, processes=1, threads=2, open_files=3)
+
+    samples = {"chat-0": (used(90.0, 500), used(1.5, 300)), "chat-1": (used(2.0, 200),)}
+    figures = service_stats(SERVICES[0], ServiceTotals(), peak_sessions=0, now=NOW, usage=samples)
+    assert figures["usage"] == {
+        "cpu_percent": 3.5, "cpu_percent_peak": 92.0, "memory_bytes": 500, "memory_peak_bytes": 700,
+        "processes": 2, "threads": 4, "open_files": 6,
+    }  # fmt: skip
+    assert [i["usage"]["memory_peak_bytes"] for i in figures["instances"]] == [500, 200]
+
+
+def test_what_was_not_measured_is_not_shown_as_nothing() -> None:
+    figures = service_stats(SERVICES[0], ServiceTotals(), peak_sessions=0, now=NOW, usage={"chat-0": ()})
+    assert figures["usage"] is None
+    assert [i["usage"] for i in figures["instances"]] == [None, None]

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from ...codec import from_plain, to_plain
 from ...errors import InvalidRequest, VersionMismatch
-from ...models import HealthCheck, Instance, Service, ServiceStatus
+from ...models import HealthCheck, Instance, Service, ServiceStatus, Usage
 from ..bodies import NewService, Registration
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
@@ -250,6 +250,12 @@ async def check_service_health(call: Call, query: History) -> Answer:
 async def get_service_stats(call: Call) -> Answer:
     """Figures of one service, all measured."""
     return Answer(call.manager.get_service_stats(call.ref))
+
+
+@api.add("GET", "/services/{ref}/usage", gives={200: dict[str, tuple[Usage, ...]]}, problems=(404,))
+async def get_service_usage(call: Call) -> Answer:
+    """What its instances used of the machine in the last hour: by instance id, the oldest sample first."""
+    return Answer(call.manager.get_service_usage(call.ref))
 
 
 @api.add("GET", "/services/{ref}/instances", query=PageQuery, gives={200: Page[Instance]}, problems=(404,))

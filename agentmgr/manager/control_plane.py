@@ -140,10 +140,12 @@ class ControlPlane:
         await self.store.delete_instance(instance_id)
 
     def instance_changed(self, instance: Instance) -> None:
-        seen = (instance.status, instance.health)
-        if self._last_seen.get(instance.instance_id) != seen:
+        seen, last = (instance.status, instance.health), self._last_seen.get(instance.instance_id)
+        if seen != last:
             self._last_seen[instance.instance_id] = seen
-            self._announce_instance(instance)
+            # What runs on is not running anew because it answers its checks in another way.
+            changed = instance.status if last is None or last[0] is not instance.status else "health"
+            self._announce_instance(f"instance.{changed}", instance)
         if instance.status is ServiceStatus.STOPPED:
             del self._last_seen[instance.instance_id]
         self.changed()
@@ -155,14 +157,15 @@ class ControlPlane:
         await self.published()  # nobody new comes to it from here on
         await self.gateway.drain(instance_id, timeout_s=timeout_s)
 
-    def _announce_instance(self, instance: Instance) -> None:
+    def _announce_instance(self, kind: str, instance: Instance) -> None:
         event = Event(
-            f"instance.{instance.status}",
+            kind,
             service_id=instance.service_id,
             instance_id=instance.instance_id,
             detail={
                 "slot": instance.slot,
                 "pid": instance.pid,
+                "status": instance.status,
                 "health": instance.health,
                 "last_exit": instance.last_exit,
                 "error_message": instance.error_message,

@@ -113,6 +113,39 @@ async def test_an_instance_that_is_killed_comes_back(db: Path, agent_file: Agent
         assert manager.get_service_stats("echo")["restarts"] == 1
 
 
+async def test_a_health_that_wavers_is_told_as_such_and_not_as_another_start(
+    db: Path, agent_file: AgentFile
+) -> None:
+    source = """
+class Agent:
+    checks = 0
+
+    async def on_message(self, session, message):
+        return message
+
+    def check_health(self):
+        self.checks += 1
+        return "degraded" if self.checks == 2 else "healthy"
+
+def create_agent():
+    return Agent()
+"""
+    config = ServiceConfig(health_check_interval=0.05)
+    async with AgentManager(db) as manager:
+        with manager.subscribe() as events, trio.fail_after(15):
+            await manager.register_service("wavers", agent_file(source), config=config, auto_start=True)
+            told = []
+            async for event in events:
+                told.append((event.kind, event.detail.get("health")))
+                if told.count(("instance.health", "healthy")):
+                    break
+        assert told[-3:] == [
+            ("instance.running", "healthy"),
+            ("instance.health", "degraded"),
+            ("instance.health", "healthy"),
+        ]
+
+
 async def test_what_should_run_runs_again_under_the_next_manager(db: Path, agent_file: AgentFile) -> None:
     async with AgentManager(db) as manager:
         await manager.register_service("up", agent_file(), auto_start=True)

@@ -14,7 +14,7 @@ import trio
 
 from ..choices import OnDisconnect, Runtime, WhenBusy
 from ..errors import AgentManagerError
-from .host import EXIT_CONFIG, HostOptions, run
+from .host import HostOptions, run
 from .session import SessionLimits
 
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trio.run(run, options)
     except AgentManagerError as error:
         print(f"agentmgr: {error.message}", file=sys.stderr)
-        return EXIT_CONFIG
+        return os.EX_CONFIG  # it would fail the same way each time
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
         # A thread of the agent's own, or one of `asyncio.to_thread`, may block for ever: nobody waits for it.
         logging.shutdown()

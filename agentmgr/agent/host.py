@@ -21,7 +21,6 @@ from .server import AgentServer
 from .session import SessionLimits
 from .sessions import Sessions
 
-EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: it would fail the same way each time
 SHUTDOWN_TIMEOUT_S = 5.0
 """For clients to be told and `on_session_end` to run; the supervisor's own patience is 10 s by default."""
 

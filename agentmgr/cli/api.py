@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncclick as click
 import trio
 
-from ..logs import configure_logging
+from ..logging_setup import configure_logging
 from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listeners import open_api, open_gateway
+from .presence import answers
 from .proxy import attach
-from .reach import answers, note
+from .render import note
 from .tls import Files, certificate, tls_options
 
 

@@ -15,6 +15,8 @@ import trio
 
 from ..errors import ManagerError
 from .group import Cli
+from .presence import answers
+from .render import note
 
 READY = b"ready\n"
 
@@ -24,18 +26,19 @@ async def start_daemon(cli: Cli) -> None:
 
     Says so on stderr. Raises `ManagerError` with the daemon's own words where it does not come up.
     """
-    from .reach import answers, note
-
     paths = cli.paths
     paths.create()
     async with _turn(paths.starting_lock):
         if await answers(paths):  # another command was quicker
             return
-        reading, writing = os.pipe()
         said_before = paths.daemon_log.stat().st_size if paths.daemon_log.exists() else 0
-        process = _spawn(cli, writing)
-        os.close(writing)
-        words = await _read_all(reading)
+        reading, writing = os.pipe()
+        async with trio.lowlevel.FdStream(reading) as words_of_it:
+            try:
+                process = _spawn(cli, writing)
+            finally:
+                os.close(writing)
+            words = b"".join([chunk async for chunk in words_of_it])  # until its last writer closes it
         if words != READY:
             code = await trio.to_thread.run_sync(process.wait)
             said = words.decode(errors="replace").strip() or _last_line(paths.daemon_log, said_before)
@@ -61,12 +64,6 @@ def _spawn(cli: Cli, ready_fd: int) -> subprocess.Popen[bytes]:
             # Started by an agent, it is not that agent's child in the eyes of whoever sweeps up after it.
             env={k: v for k, v in os.environ.items() if not k.startswith("AGENTMGR_INSTANCE_")},
         )
-
-
-async def _read_all(fd: int) -> bytes:
-    """What is written to the pipe until its last writer closes it."""
-    async with trio.lowlevel.FdStream(fd) as stream:
-        return b"".join([chunk async for chunk in stream])
 
 
 @asynccontextmanager

@@ -8,7 +8,8 @@ import asyncclick as click
 
 from ..errors import DatabaseUnusable
 from .group import Cli, subcommand
-from .reach import answers, running
+from .presence import answers
+from .reach import running
 
 
 @subcommand("backup", example="agentmgr backup agents-monday.db")

@@ -22,7 +22,9 @@ from ..errors import (
     TurnFailed,
 )
 from .group import Cli, subcommand
-from .reach import answers, note, running
+from .presence import answers
+from .reach import running
+from .render import note
 from .screen import Screen, text_of
 from .terminal import Lines
 

@@ -9,14 +9,15 @@ import asyncclick as click
 import trio
 
 from ..errors import AgentManagerError
-from ..logs import configure_logging
+from ..logging_setup import configure_logging
 from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listeners import open_api, open_gateway
 from .notify import Notifier
-from .reach import answers, running
+from .presence import answers
+from .reach import running
 from .shutdown import end
 from .tls import certificate, tls_options
 
@@ -75,8 +76,8 @@ async def _run(
     ready_fd: int | None,
 ) -> None:
     notifier = Notifier()
-    async with until_signalled() as told, managing(cli, settings) as manager:
-        manager.in_background = ready_fd is not None
+    background = ready_fd is not None
+    async with until_signalled() as told, managing(cli, settings, in_background=background) as manager:
         async with trio.open_nursery() as nursery:
             print(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
             if proxy_port is not None:

@@ -19,7 +19,8 @@ from ..errors import AgentManagerError
 from ..models import Service
 from ..settings import RuntimePaths, Settings
 from .group import Cli, format_option, subcommand
-from .reach import answers, running
+from .presence import answers
+from .reach import running
 from .render import print_json, print_table
 
 _LOW_DISK_BYTES = 200 * 2**20  #: what logs and history of a busy day may need

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..core.secrets import HIDDEN
 from .declaration import written
 from .group import Cli, subcommand
-from .reach import for_reading, note
+from .reach import for_reading
+from .render import note
 
 
 @subcommand("export", example="agentmgr export > services.toml")

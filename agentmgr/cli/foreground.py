@@ -17,13 +17,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @asynccontextmanager
-async def managing(cli: Cli, settings: Settings) -> AsyncIterator[AgentManager]:
+async def managing(
+    cli: Cli, settings: Settings, *, in_background: bool = False
+) -> AsyncIterator[AgentManager]:
     """A manager that supervises, and answers on its control socket to the very end.
 
     Raises `ManagerAlreadyRunning` where another one does.
     """
     async with trio.open_nursery() as nursery:
-        async with AgentManager(cli.paths.database, settings=settings) as manager:
+        here = AgentManager(cli.paths.database, settings=settings, in_background=in_background)
+        async with here as manager:
             await nursery.start(serve_control, manager, cli.paths.control_socket)
             yield manager
         nursery.cancel_scope.cancel()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from .. import __version__
 from .group import Cli, format_option, subcommand
-from .reach import answers, running
+from .presence import answers
+from .reach import running
 from .render import duration, print_fields, print_json
 
 

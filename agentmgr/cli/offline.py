@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
 
 from ..api.logfile import show
-from ..core import stats, view
-from ..errors import RuleNotFound, ServiceNotFound
+from ..codec import to_plain
+from ..core import lookup, stats, view
+from ..core.request import ClientRequest
 from ..models import (
     Connection,
     Event,
@@ -19,6 +20,7 @@ from ..models import (
     InstanceRecord,
     RoutingRule,
     Service,
+    ServiceSpec,
     ServiceStatus,
     ServiceTotals,
     utc_now,
@@ -50,22 +52,12 @@ class OfflineManager:
         return len(self._running)
 
     async def get_service(self, ref: str) -> Service:
-        for service in self._services:
-            if ref in (service.service_id, service.name):
-                return service
-        raise ServiceNotFound(f"no service is called {ref!r}; `agentmgr list` shows those there are")
+        return lookup.service(self._services, ref)
 
     async def list_services(
         self, *, status: ServiceStatus | None = None, tags: Iterable[str] = (), name: str | None = None
     ) -> list[Service]:
-        wanted = frozenset(tags)
-        return [
-            service
-            for service in self._services
-            if status in (None, service.status)
-            and (not wanted or wanted & service.tags)
-            and (name is None or name in service.name)
-        ]
+        return view.matching(self._services, status=status, tags=tags, name=name)
 
     async def get_service_stats(self, ref: str) -> dict[str, Any]:
         service = await self.get_service(ref)
@@ -101,13 +93,17 @@ class OfflineManager:
             nursery.cancel_scope.cancel()
 
     async def list_routing_rules(self) -> list[RoutingRule]:
-        return sorted(self._snapshot.rules, key=lambda rule: (rule.priority, rule.created_at))
+        return list(lookup.in_order(self._snapshot.rules))
 
-    async def get_routing_rule(self, ref: str) -> RoutingRule:
-        for rule in self._snapshot.rules:
-            if ref in (rule.rule_id, rule.name):
-                return rule
-        raise RuleNotFound(f"no routing rule is called {ref!r}; `agentmgr routes list` shows those there are")
+    async def test_routing(self, *, path: str, client_ip: str, headers: Mapping[str, str]) -> dict[str, Any]:
+        """As if every service that is registered were running: its instances are called NAME/0 and so on."""
+        from ..proxy import Gateway  # the one decider of this; the other commands need not pay for it
+
+        specs = self._snapshot.services
+        supposed = [_supposed(spec, slot) for spec in specs for slot in range(spec.config.instances)]
+        gateway = Gateway(view.routing_table(specs, self._snapshot.rules, supposed))
+        decision = gateway.route(ClientRequest(path=path, client_ip=client_ip, headers=headers))
+        return dict(to_plain(decision))
 
     async def list_connections(self) -> tuple[Connection, ...]:
         return ()
@@ -124,6 +120,17 @@ def _lives(record: InstanceRecord) -> bool:
     """Whether the process that was recorded runs still; a stranger with its pid is not it."""
     found = procfs.stat(record.pid) if record.boot_id == procfs.boot_id() else None
     return found is not None and found.start_ticks == record.process_start and found.state not in "ZX"
+
+
+def _supposed(spec: ServiceSpec, slot: int) -> Instance:
+    return Instance(
+        instance_id=f"{spec.name}/{slot}",
+        service_id=spec.service_id,
+        slot=slot,
+        status=ServiceStatus.RUNNING,
+        host=spec.host,
+        port=spec.port,
+    )
 
 
 def _seen(record: InstanceRecord) -> Instance:

@@ -10,15 +10,16 @@ import trio
 
 from ..client.api import ListenerKind
 from ..codec import to_plain
-from ..logs import configure_logging
+from ..logging_setup import configure_logging
 from ..manager import AgentManager
 from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listeners import address, open_gateway
-from .reach import RETRY_S, answers, note, running
-from .render import clock
+from .presence import RETRY_S, answers
+from .reach import running
+from .render import clock, note
 from .tls import Files, certificate, tls_options
 
 _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that

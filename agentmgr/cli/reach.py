@@ -6,18 +6,17 @@ command never writes to a database that a manager holds.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
 
-from ..errors import ManagerAlreadyRunning, ManagerError, ManagerNotRunning
-from ..ownership import holder
-from ..settings import RuntimePaths
+from ..errors import ManagerAlreadyRunning, ManagerNotRunning
 from .background import start_daemon
 from .group import Cli
+from .presence import RETRY_S, answers, silent, unreachable
+from .render import note
 
 if TYPE_CHECKING:
     from ..client.api import ManagerClient
@@ -27,37 +26,6 @@ if TYPE_CHECKING:
 PATIENCE_S = 20.0
 """How long a command waits for a process that holds the database and does not answer: a manager on its way up
 or down, or another command that writes."""
-
-RETRY_S = 0.03
-_MOMENT_S = 2.0
-
-
-async def answers(paths: RuntimePaths) -> bool:
-    """Whether a manager answers on the control socket."""
-    try:
-        stream = await trio.open_unix_socket(paths.control_socket)
-    except OSError:  # no such file, or nobody listens
-        return False
-    await trio.aclose_forcefully(stream)
-    return True
-
-
-async def silent(paths: RuntimePaths) -> bool:
-    """Whether somebody holds the database and does not answer, not even after a moment."""
-    give_up_at = trio.current_time() + _MOMENT_S
-    while holder(paths) is not None and not await answers(paths):
-        if trio.current_time() > give_up_at:
-            return True
-        await trio.sleep(RETRY_S)
-    return False
-
-
-def unreachable(paths: RuntimePaths) -> ManagerError:
-    pid = holder(paths)
-    return ManagerError(
-        f"the process {pid} manages {paths.database}, and does not answer on {paths.control_socket}: "
-        f"`kill {pid}` ends it and its services"
-    )
 
 
 @asynccontextmanager
@@ -155,8 +123,3 @@ async def _leftovers(cli: Cli) -> bool:
 
     async with offline(cli.paths) as manager:
         return manager.unsupervised > 0
-
-
-def note(message: str) -> None:
-    """One line on stderr, beside the answer."""
-    print(message, file=sys.stderr)

@@ -60,6 +60,11 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
             print(f"{'':<{width}}  {line}")
 
 
+def note(message: str) -> None:
+    """One line on stderr, beside the answer."""
+    print(message, file=sys.stderr)
+
+
 def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()  # None: it was closed by the caller's `>&-`
 

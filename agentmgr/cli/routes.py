@@ -10,7 +10,7 @@ import asyncclick as click
 from ..errors import InvalidRequest
 from ..models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
 from .group import Cli, Command, common_options, format_option, subcommand
-from .reach import for_reading, for_writing, running
+from .reach import for_reading, for_writing
 from .render import print_fields, print_json, print_table
 from .several import each
 from .words import split_tags
@@ -199,23 +199,26 @@ async def _remove(cli: Cli, names: tuple[str, ...]) -> int:
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="May be repeated.")
 @format_option
 async def _test(cli: Cli, path: str, client_ip: str, headers: tuple[str, ...], output: str) -> None:
-    """Show which rule a client would meet, who could take it, and who would."""
-    async with running(cli) as manager:
+    """Show which rule a client would meet, who could take it, and who would.
+
+    With no manager running, as if every service that is registered were.
+    """
+    async with for_reading(cli) as manager:
         decision = await manager.test_routing(
             path=path, client_ip=client_ip, headers=dict(_header(word) for word in headers)
         )
         services = await manager.list_services()
     if output == "json":
         print_json(decision)
-    else:
-        named = {
-            instance.instance_id: f"{service.name}/{instance.slot}"
-            for service in services
-            for instance in service.instances
-        }
-        decision["candidates"] = tuple(named.get(one, one) for one in decision["candidates"])
-        decision["chosen"] = named.get(decision["chosen"], decision["chosen"])
-        print_fields(decision.items())
+        return
+    named = {
+        instance.instance_id: f"{service.name}/{instance.slot}"
+        for service in services
+        for instance in service.instances
+    }
+    decision["candidates"] = tuple(named.get(one, one) for one in decision["candidates"])
+    decision["chosen"] = named.get(decision["chosen"], decision["chosen"])
+    print_fields(decision.items())
 
 
 def _header(word: str) -> tuple[str, str]:

@@ -15,15 +15,14 @@ import trio
 from ..api import serve_api
 from ..api.logfile import follow, tail
 from ..errors import Conflict, ManagerNotRunning, PortNotAvailable, ServiceFailed, ServiceNotFound
-from ..logs import configure_logging
+from ..logging_setup import configure_logging
 from ..manager import AgentManager
 from ..manager.factory_path import located
 from ..models import DesiredStatus, Service, ServiceConfig
 from ..settings import LogLevel
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
-from .reach import note
-from .render import harmless
+from .render import harmless, note
 
 _COLORS = (36, 35, 33, 32, 34)
 

@@ -11,7 +11,9 @@ import trio
 from ..client.api import ManagerClient
 from ..errors import ManagerNotRunning
 from .group import Cli, subcommand
-from .reach import answers, note, running, silent, unreachable
+from .presence import answers, silent, unreachable
+from .reach import running
+from .render import note
 
 
 @subcommand("shutdown", example="agentmgr shutdown")

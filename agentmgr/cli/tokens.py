@@ -9,8 +9,8 @@ import asyncclick as click
 
 from ..models import Token
 from .group import Cli, Command, common_options, format_option, subcommand
-from .reach import for_writing, note
-from .render import print_json, print_table
+from .reach import for_writing
+from .render import note, print_json, print_table
 from .several import each
 
 

@@ -10,7 +10,8 @@ import trio
 
 from ..errors import ManagerNotRunning
 from .group import Cli
-from .reach import answers, running
+from .presence import answers
+from .reach import running
 from .render import on_terminal
 
 _SETTLE_S = 0.2  #: changes often come several at once

@@ -16,6 +16,7 @@ from attrs import Factory, frozen
 from ..errors import InvalidRequest, ServiceNotFound
 from ..models import RoutingRule, RoutingStrategy
 from .conditions import Predicate, check_rule, compile_conditions
+from .lookup import in_order
 from .request import ClientRequest
 from .strategies import Rotation, choose
 
@@ -136,7 +137,7 @@ class Router:
         self._known = table.service_names | {backend.service_name for backend in table.backends}
         self._rules = [
             (rule, holds)
-            for rule in sorted(table.rules, key=lambda r: (r.priority, r.created_at, r.rule_id))
+            for rule in in_order(table.rules)
             if rule.enabled and (holds := _compiled(rule)) is not None
         ]
         for rotation in self.rotations.values():

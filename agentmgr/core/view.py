@@ -82,6 +82,24 @@ def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessio
     )
 
 
+def matching(
+    services: Iterable[Service],
+    *,
+    status: ServiceStatus | str | None = None,
+    tags: Iterable[str] = (),
+    name: str | None = None,
+) -> list[Service]:
+    """Those with this status, any of these tags, this text in their name, as far as these are given."""
+    wanted = frozenset(tags)
+    return [
+        service
+        for service in services
+        if (status is None or service.status == status)
+        and (not wanted or wanted & service.tags)
+        and (name is None or name in service.name)
+    ]
+
+
 def _endpoint(instance: Instance) -> str:
     host = f"[{instance.host}]" if ":" in instance.host else instance.host
     return f"ws://{host}:{instance.port}"

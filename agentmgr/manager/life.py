@@ -44,10 +44,11 @@ class ManagerLife:
         *,
         settings: Settings | None = None,
         supervise: bool = True,
+        in_background: bool = False,
     ) -> None:
         self.settings = evolve(settings or Settings(), db_path=os.fspath(db_path))
         self.paths = RuntimePaths.of(self.settings.db_path)
-        self.in_background = False  #: shown by `get_info`: a command started it, not a person
+        self._in_background = in_background  # shown by `get_info`: a command started it, not a person
         self._supervise = supervise
         self._used = False
         self._plane: ControlPlane | None = None

@@ -85,7 +85,7 @@ class AgentManager(ServiceCommands):
             "started_at": self._started_at,
             "uptime_s": (utc_now() - self._started_at).total_seconds(),
             "supervising": self._supervise,
-            "background": self.in_background,
+            "background": self._in_background,
             "degraded": "; ".join(self._live().troubles()) or None,
             "listeners": list(self._listeners),
         }

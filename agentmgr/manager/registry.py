@@ -9,14 +9,12 @@ import trio
 from attrs import evolve, fields
 
 from .. import codec
-from ..core import conditions, dependencies
+from ..core import conditions, dependencies, lookup
 from ..core.secrets import restored
 from ..errors import (
     InvalidRequest,
     NameTaken,
     PortNotAvailable,
-    RuleNotFound,
-    ServiceNotFound,
     VersionMismatch,
 )
 from ..models import DesiredStatus, RoutingRule, ServiceConfig, ServiceSpec
@@ -47,12 +45,7 @@ class Registry:
 
     def service(self, ref: str) -> ServiceSpec:
         """The one with this id or name; raises `ServiceNotFound`."""
-        if ref in self._services:
-            return self._services[ref]
-        for spec in self._services.values():
-            if spec.name == ref:
-                return spec
-        raise ServiceNotFound(f"no service is called {ref!r}; `agentmgr list` shows those there are")
+        return self._services.get(ref) or lookup.service(self._services.values(), ref)
 
     async def add_service(self, spec: ServiceSpec) -> ServiceSpec:
         """Raises `NameTaken`, `PortNotAvailable`."""
@@ -131,17 +124,12 @@ class Registry:
     # Routing rules
 
     def rules(self) -> tuple[RoutingRule, ...]:
-        """All, in the order in which they are tried: by priority, then age."""
-        return tuple(sorted(self._rules.values(), key=lambda rule: (rule.priority, rule.created_at)))
+        """All, in the order in which they are tried."""
+        return lookup.in_order(self._rules.values())
 
     def rule(self, ref: str) -> RoutingRule:
         """The one with this id or name; raises `RuleNotFound`."""
-        if ref in self._rules:
-            return self._rules[ref]
-        for rule in self._rules.values():
-            if rule.name == ref:
-                return rule
-        raise RuleNotFound(f"no routing rule is called {ref!r}; `agentmgr routes list` shows those there are")
+        return self._rules.get(ref) or lookup.rule(self._rules.values(), ref)
 
     def check_rule(self, rule: RoutingRule) -> None:
         """Raises `NameTaken`, and `InvalidRequest` for a condition that could never hold."""

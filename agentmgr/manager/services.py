@@ -9,6 +9,7 @@ from typing import Any
 import trio
 from attrs import evolve
 
+from ..core.view import matching
 from ..errors import InvalidRequest, StorageError, WrongState
 from ..models import (
     DesiredStatus,
@@ -178,14 +179,7 @@ class ServiceCommands(ManagerLife):
         self, *, status: ServiceStatus | str | None = None, tags: Iterable[str] = (), name: str | None = None
     ) -> list[Service]:
         """All, by name; or those with this status, any of these tags, this text in their name."""
-        wanted = frozenset(tags)
-        return [
-            service
-            for service in self._live().views()
-            if (status is None or service.status == status)
-            and (not wanted or wanted & service.tags)
-            and (name is None or name in service.name)
-        ]
+        return matching(self._live().views(), status=status, tags=tags, name=name)
 
     async def check_service_health(self, ref: str) -> HealthCheck:
         """Probe every instance now, and return the worst result.

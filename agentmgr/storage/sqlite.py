@@ -35,8 +35,8 @@ from ..models import (
     utc_now,
 )
 from . import copies, schema, tables
+from .kinds import RULES, SERVICES, TOKENS
 from .pruning import Pruner
-from .registry import RULES, SERVICES, TOKENS
 from .schema import UnreadableRow
 from .store import F, HistoryLimits, Snapshot, event_id
 

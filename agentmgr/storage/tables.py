@@ -24,7 +24,7 @@ from ..models import (
     SessionEnd,
     Token,
 )
-from .registry import SERVICES, Registry
+from .kinds import SERVICES, Kind
 from .schema import UnreadableRow
 from .store import Snapshot
 
@@ -35,39 +35,37 @@ log = logging.getLogger(__name__)
 # Services and rules.
 
 
-def add(
-    db: sqlite3.Connection, registry: Registry, key: str, thing: ServiceSpec | RoutingRule | Token
-) -> None:
-    if db.execute(f"SELECT 1 FROM {registry.table} WHERE id = ?", (key,)).fetchone():
-        raise registry.id_taken(key)
-    _check_name(db, registry, key, thing.name)
+def add(db: sqlite3.Connection, kind: Kind, key: str, thing: ServiceSpec | RoutingRule | Token) -> None:
+    if db.execute(f"SELECT 1 FROM {kind.table} WHERE id = ?", (key,)).fetchone():
+        raise kind.id_taken(key)
+    _check_name(db, kind, key, thing.name)
     db.execute(
-        f"INSERT INTO {registry.table} (id, name, version, document) VALUES (?, ?, ?, ?)",
+        f"INSERT INTO {kind.table} (id, name, version, document) VALUES (?, ?, ?, ?)",
         (key, thing.name, thing.version, to_json(thing)),
     )
 
 
-def update(db: sqlite3.Connection, registry: Registry, key: str, thing: ServiceSpec | RoutingRule) -> None:
-    row = db.execute(f"SELECT version FROM {registry.table} WHERE id = ?", (key,)).fetchone()
+def update(db: sqlite3.Connection, kind: Kind, key: str, thing: ServiceSpec | RoutingRule) -> None:
+    row = db.execute(f"SELECT version FROM {kind.table} WHERE id = ?", (key,)).fetchone()
     if row is None:
-        raise registry.not_found(key)
+        raise kind.not_found(key)
     if row[0] != thing.version - 1:
-        raise registry.stale(thing, row[0])
-    _check_name(db, registry, key, thing.name)
+        raise kind.stale(thing, row[0])
+    _check_name(db, kind, key, thing.name)
     db.execute(
-        f"UPDATE {registry.table} SET name = ?, version = ?, document = ? WHERE id = ?",
+        f"UPDATE {kind.table} SET name = ?, version = ?, document = ? WHERE id = ?",
         (thing.name, thing.version, to_json(thing), key),
     )
 
 
-def delete(db: sqlite3.Connection, registry: Registry, key: str) -> None:
-    if not db.execute(f"DELETE FROM {registry.table} WHERE id = ?", (key,)).rowcount:
-        raise registry.not_found(key)
+def delete(db: sqlite3.Connection, kind: Kind, key: str) -> None:
+    if not db.execute(f"DELETE FROM {kind.table} WHERE id = ?", (key,)).rowcount:
+        raise kind.not_found(key)
 
 
-def _check_name(db: sqlite3.Connection, registry: Registry, key: str, name: str) -> None:
-    if db.execute(f"SELECT 1 FROM {registry.table} WHERE name = ? AND id != ?", (name, key)).fetchone():
-        raise registry.name_taken(name)
+def _check_name(db: sqlite3.Connection, kind: Kind, key: str, name: str) -> None:
+    if db.execute(f"SELECT 1 FROM {kind.table} WHERE name = ? AND id != ?", (name, key)).fetchone():
+        raise kind.name_taken(name)
 
 
 # Instances.

@@ -23,7 +23,7 @@ from ..models import (
     SessionEnd,
     Token,
 )
-from ..storage.registry import RULES, SERVICES, TOKENS, Registry
+from ..storage.kinds import RULES, SERVICES, TOKENS, Kind
 from ..storage.store import F, HistoryLimits, Snapshot, event_id
 
 Thing = TypeVar("Thing", ServiceSpec, RoutingRule, Token)
@@ -170,27 +170,27 @@ class MemoryStore:
             raise self.failure
 
 
-def _add(registry: Registry, things: dict[str, Thing], key: str, thing: Thing) -> None:
+def _add(kind: Kind, things: dict[str, Thing], key: str, thing: Thing) -> None:
     if key in things:
-        raise registry.id_taken(key)
-    _check_name(registry, things, key, thing)
+        raise kind.id_taken(key)
+    _check_name(kind, things, key, thing)
     things[key] = thing
 
 
-def _update(registry: Registry, things: dict[str, Thing], key: str, thing: Thing) -> None:
+def _update(kind: Kind, things: dict[str, Thing], key: str, thing: Thing) -> None:
     if key not in things:
-        raise registry.not_found(key)
+        raise kind.not_found(key)
     if things[key].version != thing.version - 1:
-        raise registry.stale(thing, things[key].version)
-    _check_name(registry, things, key, thing)
+        raise kind.stale(thing, things[key].version)
+    _check_name(kind, things, key, thing)
     things[key] = thing
 
 
-def _delete(registry: Registry, things: dict[str, Thing], key: str) -> None:
+def _delete(kind: Kind, things: dict[str, Thing], key: str) -> None:
     if things.pop(key, None) is None:
-        raise registry.not_found(key)
+        raise kind.not_found(key)
 
 
-def _check_name(registry: Registry, things: dict[str, Thing], key: str, thing: Thing) -> None:
+def _check_name(kind: Kind, things: dict[str, Thing], key: str, thing: Thing) -> None:
     if any(other.name == thing.name for other_key, other in things.items() if other_key != key):
-        raise registry.name_taken(thing.name)
+        raise kind.name_taken(thing.name)

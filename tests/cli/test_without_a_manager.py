@@ -43,8 +43,30 @@ def test_registering_and_changing_needs_no_manager(here: Any) -> None:
 
 def test_what_needs_a_manager_says_so(here: Any) -> None:
     assert "no manager is running" in here.fails("disconnect", "conn_1")
-    assert "no manager is running" in here.fails("routes", "test")
     assert "no manager is running" in here.fails("events", "--follow")
+
+
+def test_rules_can_be_tried_before_anything_runs(here: Any) -> None:
+    here.ok("register", "english", "my_agent.py", "--tags", "en")
+    here.ok("register", "chinese", "my_agent.py", "--tags", "zh", "--instances", "2")
+    here.ok("routes", "add", "zh", "--when", "query.lang", "equals", "zh", "--tags", "zh", "--priority", "1")
+    here.ok("routes", "add", "others", "--tags", "en", "--priority", "10")
+    decision = json.loads(here.ok("routes", "test", "--path", "/?lang=zh", "--format", "json"))
+    assert (decision["rule"], decision["service"]) == ("zh", "chinese")
+    assert decision["candidates"] == ["chinese/0", "chinese/1"]
+    assert "english/0" in here.ok("routes", "test", "--path", "/?lang=en")
+    assert "no service named" in here.ok("routes", "test", "--path", "/services/nobody")
+    assert here.manager_pid() is None
+
+
+def test_a_daemon_that_cannot_be_spawned_leaves_no_pipe_behind(
+    here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.ok("register", "x", "my_agent.py")
+    monkeypatch.setattr(sys, "executable", str(here.directory / "no-such-python"))
+    before = os.listdir("/proc/self/fd")
+    assert "no-such-python" in here.fails("start", "x")
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_commands_at_once_all_register_and_start_one_daemon(shell: Any) -> None:

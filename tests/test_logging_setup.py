@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from agentmgr.logs import configure_logging
+from agentmgr.logging_setup import configure_logging
 from agentmgr.settings import LogFormat, LogLevel
 
 log = logging.getLogger("agentmgr.some.module")
@@ -96,7 +96,7 @@ def test_the_level_is_for_our_records_and_others_warn(tmp_path):
 
 
 def test_the_file_gets_json_beside_the_terminal_and_does_not_grow_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr("agentmgr.logs.FILE_BYTES", 2000)
+    monkeypatch.setattr("agentmgr.logging_setup.FILE_BYTES", 2000)
     file = tmp_path / "daemon.log"
     configure_logging(stream=Terminal(), file=file)
     for number in range(200):
@@ -117,5 +117,5 @@ def test_a_second_call_replaces_the_first():
 
 
 def test_structlog_is_imported_only_when_it_is_set_up():
-    script = "import sys, agentmgr.logs; sys.exit('structlog' in sys.modules)"
+    script = "import sys, agentmgr.logging_setup; sys.exit('structlog' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

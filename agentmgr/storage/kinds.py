@@ -17,7 +17,7 @@ from ..models import RoutingRule, ServiceSpec, Token
 
 
 @frozen
-class Registry:
+class Kind:
     table: str
     noun: str
     missing: type[NotFound]
@@ -38,6 +38,6 @@ class Registry:
         )
 
 
-SERVICES = Registry("services", "service", ServiceNotFound)
-RULES = Registry("rules", "routing rule", RuleNotFound)
-TOKENS = Registry("tokens", "token", TokenNotFound)
+SERVICES = Kind("services", "service", ServiceNotFound)
+RULES = Kind("rules", "routing rule", RuleNotFound)
+TOKENS = Kind("tokens", "token", TokenNotFound)

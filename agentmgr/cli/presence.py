@@ -1,0 +1,40 @@
+"""Whether a manager is there: it holds the database's lock, and answers on the control socket."""
+
+from __future__ import annotations
+
+import trio
+
+from ..errors import ManagerError
+from ..ownership import holder
+from ..settings import RuntimePaths
+
+RETRY_S = 0.03
+_MOMENT_S = 2.0
+
+
+async def answers(paths: RuntimePaths) -> bool:
+    """Whether a manager answers on the control socket."""
+    try:
+        stream = await trio.open_unix_socket(paths.control_socket)
+    except OSError:  # no such file, or nobody listens
+        return False
+    await trio.aclose_forcefully(stream)
+    return True
+
+
+async def silent(paths: RuntimePaths) -> bool:
+    """Whether somebody holds the database and does not answer, not even after a moment."""
+    give_up_at = trio.current_time() + _MOMENT_S
+    while holder(paths) is not None and not await answers(paths):
+        if trio.current_time() > give_up_at:
+            return True
+        await trio.sleep(RETRY_S)
+    return False
+
+
+def unreachable(paths: RuntimePaths) -> ManagerError:
+    pid = holder(paths)
+    return ManagerError(
+        f"the process {pid} manages {paths.database}, and does not answer on {paths.control_socket}: "
+        f"`kill {pid}` ends it and its services"
+    )

@@ -38,7 +38,6 @@ def api_app(
     from .operations import Server
 
     metrics = Metrics(manager)
-    nursery.start_soon(metrics.watch_lag)
     stopping = trio.Event() if stopping is None else stopping
     return make_app(Server(manager, nursery, stopping, metrics), access=Access(manager, Guard(), local=True))
 
@@ -86,7 +85,6 @@ async def serve_api(
     with manager.listening("api", host, port):
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(serve, app, listeners, certificate=certificate))
-            nursery.start_soon(metrics.watch_lag)
             task_status.started(port)
 
 

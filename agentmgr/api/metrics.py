@@ -7,23 +7,27 @@ a client says becomes one.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from typing import TYPE_CHECKING
 
-import trio
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
+    from ..core.histogram import Histogram as Timed
     from ..manager import AgentManager
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-LAG_SAMPLE_S = 0.5
-
 _REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
-_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 
 
 class Metrics:
@@ -46,23 +50,10 @@ class Metrics:
             ["operation", "status"],
             registry=self._registry,
         )
-        self._lag = Histogram(
-            "agentmgr_event_loop_lag_seconds",
-            "How late a sleeping task of this process woke up.",
-            buckets=_LAG_BUCKETS,
-            registry=self._registry,
-        )
 
     def answered(self, operation: str, status: int, seconds: float) -> None:
         self._requests.labels(operation).observe(seconds)
         self._answers.labels(operation, str(status)).inc()
-
-    async def watch_lag(self) -> None:
-        """Measures how busy the event loop is, until cancelled."""
-        while True:
-            due = trio.current_time() + LAG_SAMPLE_S
-            await trio.sleep_until(due)
-            self._lag.observe(max(0.0, trio.current_time() - due))
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads it."""
@@ -102,6 +93,7 @@ class _Manager(Collector):
             if status != "total":
                 health.add_metric([status], count)
         yield health
+        yield from _measured(manager)
         yield from self._by_service()
 
     def _by_service(self) -> Iterable[Metric]:
@@ -146,3 +138,45 @@ class _Manager(Collector):
                 files.add_metric(name, used["open_files"])
         yield from (active, running, ended, failed, seconds, received, sent, restarts, errors)
         yield from (cpu, memory, processes, threads, files)
+
+
+def _measured(manager: AgentManager) -> Iterable[Metric]:
+    """What was timed and counted since the manager started."""
+    figures = manager.get_figures()
+    for name, help, histogram in (
+        (
+            "gateway_handshake",
+            "From a client's request to its instance's 101: routing, waiting, dialling, the instance.",
+            figures.handshakes,
+        ),
+        (
+            "gateway_first_byte",
+            "From a client's first message to what its instance said next; counted at the session's end.",
+            figures.first_bytes,
+        ),
+        ("health_check", "Time that a passed health check took.", figures.checks),
+        ("event_loop_lag", "How late a sleeping task of this process woke up.", figures.loop_lag),
+    ):
+        family = HistogramMetricFamily(f"agentmgr_{name}_seconds", help)
+        family.add_metric([], _buckets(histogram), histogram.sum_s)
+        yield family
+    database = HistogramMetricFamily(
+        "agentmgr_database_seconds", "Time that callers waited for the database.", labels=["operation"]
+    )
+    for operation, histogram in manager.get_database_timings().items():
+        database.add_metric([operation], _buckets(histogram), histogram.sum_s)
+    yield database
+    checks = CounterMetricFamily("agentmgr_health_checks", "Health checks, by result.", labels=["result"])
+    for result, failed in (("ok", False), ("failed", True)):
+        checks.add_metric([result], figures.checks_failed[failed])
+    yield checks
+    refusals = CounterMetricFamily(
+        "agentmgr_gateway_refusals", "Clients that the gateway refused, by its reason.", labels=["code"]
+    )
+    for code, count in figures.refusals.items():
+        refusals.add_metric([code], count)
+    yield refusals
+
+
+def _buckets(histogram: Timed) -> list[tuple[str, float]]:
+    return [("+Inf" if bound == inf else str(bound), count) for bound, count in histogram.cumulative()]

@@ -62,7 +62,7 @@ class OfflineManager:
     async def get_service_stats(self, ref: str) -> dict[str, Any]:
         service = await self.get_service(ref)
         totals = self._snapshot.totals.get(service.service_id, ServiceTotals())
-        return stats.service_stats(service, totals, peak_sessions=0, now=utc_now())
+        return stats.service_stats(service, totals, now=utc_now())
 
     async def get_system_stats(self) -> dict[str, Any]:
         return stats.system_stats(self._services, ())

@@ -8,7 +8,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from ..models import Connection, HealthStatus, Service, ServiceStatus, ServiceTotals, Usage
+from ..models import Connection, HealthStatus, Latency, Service, ServiceStatus, ServiceTotals, Usage
 
 
 def system_stats(services: Sequence[Service], connections: Collection[Connection]) -> dict[str, Any]:
@@ -52,25 +52,30 @@ def service_stats(
     service: Service,
     totals: ServiceTotals,
     *,
-    peak_sessions: int,
     now: datetime,
     usage: Mapping[str, Sequence[Usage]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """One service: sessions ever (kept across restarts of the manager) and what is live now."""
-    finished = totals.sessions_total
+    finished, active = totals.sessions_total, service.active_sessions
     return {
         "service_id": service.service_id,
         "name": service.name,
         "status": service.status,
         "connections": {
-            "total": finished + service.active_sessions,
-            "active": service.active_sessions,
-            "peak": peak_sessions,
+            "total": finished + active,
+            "active": active,
+            "peak": max(totals.sessions_peak, active),
         },
         "sessions": {
+            "total": finished + active,
+            "active": active,
             "completed": finished - totals.sessions_failed,
             "failed": totals.sessions_failed,
             "average_duration_s": totals.session_seconds / finished if finished else None,
+        },
+        "response_time": {
+            "handshake": _percentiles(totals.handshake),
+            "first_byte": _percentiles(totals.first_byte),
         },
         "bytes": {"from_client": totals.bytes_from_client, "to_client": totals.bytes_to_client},
         "restarts": totals.restarts,
@@ -110,6 +115,10 @@ def _together(used: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     """Of all instances; their peaks need not have been at the same time."""
     known = [figures for figures in used if figures is not None]
     return {name: sum(figures[name] for figures in known) for name in known[0]} if known else None
+
+
+def _percentiles(latency: Latency) -> dict[str, float | None]:
+    return {f"p{percent}_s": latency.quantile(percent / 100) for percent in (50, 95, 99)}
 
 
 def _count(kinds: Any, found: Any) -> dict[str, int]:

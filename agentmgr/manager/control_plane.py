@@ -22,6 +22,7 @@ from ..models import (
     ServiceStatus,
     ServiceTotals,
     SessionEnd,
+    SessionPeak,
     Usage,
 )
 from ..proxy import Gateway
@@ -29,6 +30,7 @@ from ..settings import Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor import Supervisor
 from .events import EventLog
+from .figures import Figures
 from .gateway_access import GatewayAccess
 from .registry import Registry
 
@@ -55,6 +57,7 @@ class ControlPlane:
         self.store = store
         self.registry = Registry(store, snapshot.services, snapshot.rules)
         self.events = EventLog(store)
+        self.figures = Figures()
         self.supervisor = Supervisor(
             self, log_dir=log_dir, health_check_interval=settings.health_check_interval
         )
@@ -65,7 +68,6 @@ class ControlPlane:
             trusted_proxies=settings.trusted_proxies,
         )
         self._totals = dict(snapshot.totals)
-        self._peaks: dict[str, int] = {}
         self._stale = trio.Event()
         self._published = trio.Event()
         self._last_seen: dict[str, tuple[ServiceStatus, HealthStatus]] = {}
@@ -99,9 +101,6 @@ class ControlPlane:
     def totals(self, service_id: str) -> ServiceTotals:
         return self._totals.get(service_id, ServiceTotals())
 
-    def peak_sessions(self, service_id: str) -> int:
-        return self._peaks.get(service_id, 0)
-
     # What the gateway may know. A table is made of everything there is, so changes that come together, as
     # when a thousand instances stop, share one.
 
@@ -129,7 +128,6 @@ class ControlPlane:
     def forget(self, service_id: str) -> None:
         """Drop the figures of a service that was unregistered."""
         self._totals.pop(service_id, None)
-        self._peaks.pop(service_id, None)
 
     # The supervisor's journal
 
@@ -152,6 +150,7 @@ class ControlPlane:
 
     def health_checked(self, check: HealthCheck) -> None:
         self.store.record(check)
+        self.figures.health_checked(check)
 
     async def drain(self, instance_id: str, timeout_s: float) -> None:
         await self.published()  # nobody new comes to it from here on
@@ -180,9 +179,17 @@ class ControlPlane:
         active = sum(
             self.gateway.active_sessions(i.instance_id) for i in self.supervisor.instances(service_id)
         )
-        self._peaks[service_id] = max(active, self.peak_sessions(service_id))
+        if active > self.totals(service_id).sessions_peak:
+            peak = SessionPeak(service_id, active)
+            self.store.record(peak)
+            self._count(peak)
+        self.figures.session_opened(connection)
+
+    def client_refused(self, code: str) -> None:
+        self.figures.client_refused(code)
 
     def session_closed(self, end: SessionEnd) -> None:
+        self.figures.session_closed(end)
         self.store.record(end)
         self._count(end)
         self.events.announce(

@@ -95,6 +95,7 @@ class ManagerLife:
             with machinery:
                 async with trio.open_nursery() as inner:
                     inner.start_soon(plane.keep_publishing)
+                    inner.start_soon(plane.figures.watch_loop)
                     if self._supervise:
                         adopt = _by_service(snapshot.services, snapshot.instances)
                         await inner.start(partial(plane.supervisor.run, adopt=adopt))

@@ -14,6 +14,7 @@ import trio
 
 from .. import __version__
 from ..core import stats
+from ..core.histogram import Histogram
 from ..core.loopback import is_loopback
 from ..core.routing import ClientRequest, RoutingDecision
 from ..errors import AgentManagerError
@@ -26,6 +27,7 @@ from ..models import (
     utc_now,
 )
 from ..proxy.certificate import Certificate
+from .figures import Figures
 from .listeners import open_listeners
 from .services import ServiceCommands
 
@@ -55,7 +57,6 @@ class AgentManager(ServiceCommands):
         return stats.service_stats(
             service,
             plane.totals(service.service_id),
-            peak_sessions=plane.peak_sessions(service.service_id),
             usage=plane.usage(service.service_id),
             now=utc_now(),
         )
@@ -75,6 +76,14 @@ class AgentManager(ServiceCommands):
 
     def get_health_summary(self) -> dict[str, int]:
         return stats.health_summary(self._live().views())
+
+    def get_figures(self) -> Figures:
+        """What was timed and counted since this manager started."""
+        return self._live().figures
+
+    def get_database_timings(self) -> Mapping[str, Histogram]:
+        """How long this manager has waited for its database, by `read` and `write`."""
+        return self._live().store.timings
 
     def get_info(self) -> dict[str, Any]:
         """About this manager: version, process, database, listeners."""

@@ -11,6 +11,7 @@ from ..choices import WhenBusy as WhenBusy
 from .fields import Check as Check
 from .fields import new_id as new_id
 from .fields import utc_now as utc_now
+from .latency import Latency as Latency
 from .records import Connection as Connection
 from .records import Event as Event
 from .records import Fact as Fact
@@ -18,6 +19,7 @@ from .records import HealthCheck as HealthCheck
 from .records import InstanceRecord as InstanceRecord
 from .records import ServiceTotals as ServiceTotals
 from .records import SessionEnd as SessionEnd
+from .records import SessionPeak as SessionPeak
 from .routing import ConditionOperator as ConditionOperator
 from .routing import RoutingCondition as RoutingCondition
 from .routing import RoutingRule as RoutingRule

@@ -8,6 +8,7 @@ from datetime import datetime
 from attrs import Factory, field, frozen
 
 from .fields import utc_now
+from .latency import Latency
 from .services import HealthStatus
 
 
@@ -71,6 +72,8 @@ class Connection:
     bytes_to_client: int
     messages_from_client: int
     messages_to_client: int
+    handshake_s: float | None = None
+    """From the client's complete request to the instance's 101: routing, waiting, dialling, its handshake."""
 
 
 @frozen
@@ -89,6 +92,9 @@ class SessionEnd:
     bytes_to_client: int
     messages_from_client: int
     messages_to_client: int
+    handshake_s: float | None = None  #: as in `Connection`
+    first_byte_s: float | None = None
+    """From the client's first message to the first that the instance sent after it; None: there was none."""
 
     @property
     def failed(self) -> bool:
@@ -101,7 +107,15 @@ class SessionEnd:
         return self.ended_by != "client" and not meant
 
 
-Fact = HealthCheck | Event | SessionEnd
+@frozen
+class SessionPeak:
+    """A service has more sessions at once than ever before."""
+
+    service_id: str
+    sessions: int
+
+
+Fact = HealthCheck | Event | SessionEnd | SessionPeak
 """What is recorded in batches: it may be lost when the power fails within a second."""
 
 
@@ -116,3 +130,6 @@ class ServiceTotals:
     bytes_to_client: int = 0
     restarts: int = 0  #: unplanned ones
     errors: int = 0  #: times that an instance was given up
+    sessions_peak: int = 0  #: the most at once
+    handshake: Latency = Factory(Latency)
+    first_byte: Latency = Factory(Latency)

@@ -57,7 +57,7 @@ class Gateway:
         self._sessions = Sessions(observer)
         self._quotas = Quotas(self._limits)
         self._pacer = Pacer(self._limits)
-        self._places = Places(self._limits.max_connections)
+        self._places = Places(self._limits.max_connections, refused=self._sessions.refused)
 
     # The control side.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from contextlib import closing
 from functools import partial
@@ -24,6 +25,8 @@ from .tunnel import Ending, Relay, Tunnel
 from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend, upgrade_request
 from .wire import Wire
 
+logger = logging.getLogger("agentmgr.gateway")
+
 
 @frozen
 class Intake:
@@ -42,9 +45,14 @@ class Intake:
 
     async def serve(self, wire: Wire, peer: tuple[str, int]) -> None:
         """Serves one client; returns when its session is over, or when it has been refused one."""
+        connection_id = f"con_{secrets.token_hex(8)}"
         try:
-            await self._admit(wire, peer, await self._head(wire))
+            await self._admit(wire, peer, await self._head(wire), connection_id)
         except (Refusal, BackendRefused) as refusal:
+            # Not its reason, in which words of the client's query may stand.
+            known = {"connection_id": connection_id, "client_ip": peer[0]}
+            logger.debug("client refused: %s", refusal.code, extra=known)
+            self.sessions.refused(refusal.code)
             with trio.move_on_after(self.limits.close_timeout_s):
                 await refuse(wire, refusal.response)
         except ClientGone:
@@ -59,16 +67,15 @@ class Intake:
         except trio.TooSlowError:
             raise Refusal(408, "request_timeout", "the request's head took too long") from None
 
-    async def _admit(self, wire: Wire, peer: tuple[str, int], head: RequestHead) -> None:
+    async def _admit(self, wire: Wire, peer: tuple[str, int], head: RequestHead, connection_id: str) -> None:
         """Finds an instance that takes the client, and stays with the two until their session ends."""
-        limits, lobby = self.limits, self.lobby
+        limits, lobby, began = self.limits, self.lobby, trio.current_time()
         client_ip = client_address(peer[0], head, self.trusted)
         with self.quotas.place(client_ip, trio.current_time()):
             check_origin(head, self.allowed_origins)
             identity = None
             if self.authenticator is not None and self.authenticator.required:
                 identity, head = await authenticate(head, self.authenticator)
-            connection_id = f"con_{secrets.token_hex(8)}"
             visit = Visit(
                 ClientRequest(head.target, client_ip, peer[1], head.by_name),
                 identity.services if identity else None,
@@ -87,13 +94,16 @@ class Intake:
                         )
                     except DialFailed as fault:
                         failure = fault
+                        known = {"connection_id": connection_id, "instance_id": seat.backend.instance_id}
+                        logger.info("an instance did not take a client: %s", fault.reason, extra=known)
                         lobby.failed(visit, seat)
                         if fault.retry:
                             continue
                         break
                     with closing(backend):
                         lobby.opened(visit, seat)
-                        session = _session(connection_id, visit, seat, wire, backend)
+                        handshake_s = trio.current_time() - began
+                        session = _session(connection_id, visit, seat, wire, backend, handshake_s)
                         with self.sessions.open(session):
                             try:
                                 # Shielded: whoever has its 101 has a session, and is told of its end.
@@ -130,11 +140,18 @@ class Intake:
         return upgrade_request(visit.request.address[1], fields)
 
 
-def _session(connection_id: str, visit: Visit, seat: Seat, client: Wire, backend: Wire) -> Session:
+def _session(
+    connection_id: str, visit: Visit, seat: Seat, client: Wire, backend: Wire, handshake_s: float
+) -> Session:
     limit, now = seat.backend.max_message_bytes, trio.current_time()
     tunnel = Tunnel(client, backend, max_message_bytes=limit, now=now)
     return Session(
-        connection_id, request=visit.request, backend=seat.backend, rule=seat.pool.rule, tunnel=tunnel
+        connection_id,
+        request=visit.request,
+        backend=seat.backend,
+        rule=seat.pool.rule,
+        tunnel=tunnel,
+        handshake_s=handshake_s,
     )
 
 

@@ -24,7 +24,7 @@ _ACCEPTS = 32  # in a row, before other tasks get their turn
 # Out of descriptors or memory: accepting again at once would spin, because the client is still there.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CLOSED = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-_FULL = Refusal(503, "too_many_connections", "the gateway is full", (("Retry-After", "2"),)).response
+_FULL = Refusal(503, "too_many_connections", "the gateway is full", (("Retry-After", "2"),))
 
 
 class Places:
@@ -37,7 +37,9 @@ class Places:
     _RESERVE = 128
     _PER_SESSION = 2  # one descriptor for each leg
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, refused: Callable[[str], None]) -> None:
+        """`refused` is told the code of each refusal."""
+        self._refused = refused
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = limit or max(16, (soft - self._RESERVE) // self._PER_SESSION)
         self._taken = 0
@@ -45,6 +47,7 @@ class Places:
     def take(self) -> bool:
         """Takes a place, if there is one."""
         if self._taken >= self._limit:
+            self._refused(_FULL.code)
             return False
         self._taken += 1
         return True
@@ -97,4 +100,4 @@ async def _guarded(handler: Handler, wire: Wire, address: tuple[str, int], place
 
 def _turn_away(wire: Wire) -> None:
     with closing(wire), suppress(OSError):
-        wire.sock.send(_FULL)
+        wire.sock.send(_FULL.response)

@@ -22,18 +22,19 @@ SHUTDOWN = Ending("gateway", 1001, "the gateway is shutting down")
 
 
 class SessionObserver(Protocol):
-    """Is told of every session. Both methods are quick, do not block and do not raise."""
+    """Is told of every client. All methods are quick, do not block and do not raise."""
 
     def session_opened(self, connection: Connection) -> None: ...
     def session_closed(self, end: SessionEnd) -> None: ...
+    def client_refused(self, code: str) -> None: ...  #: one of a few dozen words of ours
 
 
 class Session:
     """One client, connected to one instance."""
 
     __slots__ = (
-        "backend", "client_ip", "client_port", "connection_id", "ending", "path", "rule", "started_at",
-        "tunnel",
+        "backend", "client_ip", "client_port", "connection_id", "ending", "handshake_s", "path", "rule",
+        "started_at", "tunnel",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +45,7 @@ class Session:
         backend: Backend,
         rule: str | None,
         tunnel: Tunnel,
+        handshake_s: float,
     ) -> None:
         self.connection_id = connection_id
         self.client_ip = request.client_ip
@@ -52,6 +54,7 @@ class Session:
         self.backend = backend
         self.rule = rule
         self.tunnel = tunnel
+        self.handshake_s = handshake_s
         self.started_at: datetime = utc_now()
         self.ending = SHUTDOWN  # unless something else ends it first
 
@@ -76,6 +79,7 @@ class Session:
             bytes_to_client=outbound.bytes,
             messages_from_client=inbound.tracker.messages,
             messages_to_client=outbound.tracker.messages,
+            handshake_s=self.handshake_s,
         )
 
     def end(self) -> SessionEnd:
@@ -93,6 +97,8 @@ class Session:
             bytes_to_client=outbound.bytes,
             messages_from_client=inbound.tracker.messages,
             messages_to_client=outbound.tracker.messages,
+            handshake_s=self.handshake_s,
+            first_byte_s=self.tunnel.first_byte_s,
         )
 
 
@@ -125,11 +131,17 @@ class Sessions:
             end = session.end()
             # repr: the reason may be a stranger's text, and has no business making lines of its own.
             logger.info(
-                "session %s of %s ended by %s: code %s, %r",
-                end.connection_id, session.backend.service_name, end.ended_by, end.code, end.reason,
+                "session of %s ended by %s: code %s, %r",
+                session.backend.service_name, end.ended_by, end.code, end.reason,
+                extra={"connection_id": end.connection_id, "instance_id": end.instance_id},
             )  # fmt: skip
             if self._observer is not None:
                 self._observer.session_closed(end)
+
+    def refused(self, code: str) -> None:
+        """A client did not get a session."""
+        if self._observer is not None:
+            self._observer.client_refused(code)
 
     def __len__(self) -> int:
         return len(self._by_id)

@@ -49,8 +49,8 @@ class Flow:
     """The bytes from one socket to the other. What is to be heard of its source is its business too."""
 
     __slots__ = (
-        "back", "bytes", "ended", "frames_seen", "interest", "last_data", "name", "pending", "receive_into",
-        "send", "source", "stalled_since", "target", "tracker", "tunnel",
+        "awaited", "back", "bytes", "ended", "frames_seen", "interest", "last_data", "name", "pending",
+        "receive_into", "send", "source", "stalled_since", "target", "tracker", "tunnel",
     )  # fmt: skip
 
     back: Flow  #: the one in the other direction
@@ -70,12 +70,16 @@ class Flow:
         self.frames_seen = 0
         self.last_data = now  #: when a data frame last went by
         self.stalled_since: float | None = None  #: when the target last took anything, if it makes us wait
+        self.awaited = name == "client"  #: its next message is the first, or the answer to that
 
 
 class Tunnel:
     """The two flows between a client and its instance."""
 
-    __slots__ = ("changed", "closing_since", "ending", "first_close", "from_backend", "from_client")
+    __slots__ = (
+        "asked_at", "changed", "closing_since", "ending", "first_byte_s", "first_close", "from_backend",
+        "from_client",
+    )  # fmt: skip
 
     def __init__(self, client: Wire, backend: Wire, *, max_message_bytes: int, now: float) -> None:
         inbound = FrameTracker(masked=True, max_message_bytes=max_message_bytes)
@@ -87,6 +91,8 @@ class Tunnel:
         self.ending: Ending | None = None
         self.first_close: Flow | None = None  #: whose close frame, or end of stream, was the first to go by
         self.closing_since = 0.0  #: when that was
+        self.asked_at = 0.0  #: when the client's first message went by
+        self.first_byte_s: float | None = None  #: from then to what the instance said next
 
     @property
     def flows(self) -> tuple[Flow, Flow]:
@@ -101,6 +107,14 @@ class Tunnel:
         if self.ending is None:
             self.ending = ending
             self.changed.set()
+
+    def arrived(self, flow: Flow, now: float) -> None:
+        """The client's first message, or the first one that the instance sends after it."""
+        flow.awaited = False
+        if flow is self.from_client:
+            self.asked_at, flow.back.awaited = now, True
+        else:
+            self.first_byte_s = now - self.asked_at
 
     def closing(self, flow: Flow, now: float) -> None:
         if self.first_close is None:
@@ -215,6 +229,8 @@ class Relay:
         if tracker.data_frames != flow.frames_seen:
             flow.frames_seen = tracker.data_frames
             flow.last_data = now
+            if flow.awaited:
+                flow.tunnel.arrived(flow, now)
         if tracker.closed:
             flow.tunnel.closing(flow, now)
         try:

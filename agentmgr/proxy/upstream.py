@@ -27,6 +27,8 @@ class DialFailed(Exception):
 class BackendRefused(Exception):
     """The instance answered, and its answer is not a 101: it goes to the client as it is."""
 
+    code = "backend_refused"  #: for those who count
+
     def __init__(self, status: int, response: bytes) -> None:
         super().__init__(f"the instance answered {status}")
         self.status = status

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from ..models import Event, Fact, HealthCheck
+from ..models import Event, Fact, HealthCheck, SessionEnd, SessionPeak
 from .store import HistoryLimits
 from .tables import microseconds
 
@@ -26,7 +26,8 @@ class Pruner:
 
     def by_count(self, db: sqlite3.Connection, facts: Sequence[Fact]) -> None:
         """Deletes what exceeds the limits now that `facts` have been written."""
-        for (table, limit, service_id), number in Counter(map(self._shelf, facts)).items():
+        shelved = (fact for fact in facts if not isinstance(fact, SessionPeak))
+        for (table, limit, service_id), number in Counter(map(self._shelf, shelved)).items():
             # What an earlier run left is not known: the first time always prunes.
             added = self._added.get((table, service_id), limit) + number
             if added * 10 >= limit:
@@ -48,13 +49,13 @@ class Pruner:
     def forget(self, service_id: str) -> None:
         self._added = {key: added for key, added in self._added.items() if key[1] != service_id}
 
-    def _shelf(self, fact: Fact) -> tuple[str, int, str | None]:
+    def _shelf(self, fact: HealthCheck | Event | SessionEnd) -> tuple[str, int, str | None]:
         match fact:
             case Event():
                 return "events", self._limits.events, None
             case HealthCheck():
                 return "health_checks", self._limits.health_checks, fact.service_id
-            case _:
+            case SessionEnd():
                 return "session_ends", self._limits.session_ends, fact.service_id
 
 

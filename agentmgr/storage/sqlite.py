@@ -22,6 +22,7 @@ from typing import TypeVar, cast
 import trio
 from attrs import evolve
 
+from ..core.histogram import Histogram
 from ..errors import DatabaseUnusable, InvalidRequest, StorageError
 from ..models import (
     Event,
@@ -76,6 +77,7 @@ class SqliteStore:
         self._last_event_id = 0 if db is None else tables.last_event_id(db)
         self._degraded: str | None = None
         self._dropped = 0
+        self.timings = {"read": Histogram(), "write": Histogram()}
 
     @property
     def degraded(self) -> str | None:
@@ -200,7 +202,7 @@ class SqliteStore:
             self._degraded = None
 
     async def _read(self, job: Callable[[sqlite3.Connection], T], empty: T) -> T:
-        return await self._in_thread(partial(self._read_now, job, empty))
+        return await self._in_thread("read", partial(self._read_now, job, empty))
 
     def _read_now(self, job: Callable[[sqlite3.Connection], T], empty: T) -> T:
         try:
@@ -217,16 +219,19 @@ class SqliteStore:
         give_up_at = trio.current_time() + self._lock_patience_s
         while True:
             try:
-                return await self._in_thread(work)
+                return await self._in_thread("write", work)
             except _Locked as error:
                 if trio.current_time() >= give_up_at:
                     raise StorageError(error.message) from error
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    async def _in_thread(self, kind: str, work: Callable[[], T]) -> T:
+        began = trio.current_time()
         try:
             return await trio.to_thread.run_sync(work, limiter=self._limiter)
         except (RuntimeError, MemoryError) as error:  # no new thread, or no memory, just now
             raise StorageError(f"the database {self._path} cannot be used now: {error}") from error
+        finally:
+            self.timings[kind].observe(trio.current_time() - began)
 
     def _write_now(self, job: Callable[[sqlite3.Connection], T]) -> T:
         db = self._db

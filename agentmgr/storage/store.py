@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 from attrs import Factory, frozen
 
+from ..core.histogram import Histogram
 from ..models import (
     Event,
     Fact,
@@ -62,6 +63,10 @@ class Store(Protocol):
     @property
     def dropped(self) -> int:
         """How many recorded facts were lost, because too many waited or they could not be kept."""
+
+    @property
+    def timings(self) -> Mapping[str, Histogram]:
+        """How long callers have waited, by what for: `read` or `write`."""
 
     async def load(self) -> Snapshot:
         """All of it, its totals including what was recorded just now."""

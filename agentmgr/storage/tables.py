@@ -6,11 +6,11 @@ import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from attrs import astuple, fields
+from attrs import fields
 
-from ..codec import from_json, to_json
+from ..codec import from_json, from_plain, parse_json, to_json
 from ..core.totals import counted
 from ..errors import InvalidRequest
 from ..models import (
@@ -22,6 +22,7 @@ from ..models import (
     ServiceSpec,
     ServiceTotals,
     SessionEnd,
+    SessionPeak,
     Token,
 )
 from .kinds import SERVICES, Kind
@@ -88,6 +89,8 @@ def delete_instance(db: sqlite3.Connection, instance_id: str) -> None:
 # Reading.
 
 _TOTALS = tuple(attribute.name for attribute in fields(ServiceTotals))
+_COLUMNS = ", ".join(_TOTALS)
+_DOCUMENTS = ("handshake", "first_byte")  #: of the totals, those that are no numbers
 
 
 def load(db: sqlite3.Connection) -> Snapshot:
@@ -96,10 +99,20 @@ def load(db: sqlite3.Connection) -> Snapshot:
         rules=_documents(db, RoutingRule, "rules", "ORDER BY rowid"),
         instances=_documents(db, InstanceRecord, "instances", "ORDER BY rowid"),
         totals={
-            row[0]: ServiceTotals(*row[1:])
-            for row in db.execute(f"SELECT service_id, {', '.join(_TOTALS)} FROM totals")
+            service_id: _totals(service_id, *row)
+            for service_id, *row in db.execute(f"SELECT service_id, {_COLUMNS} FROM totals")
         },
     )
+
+
+def _totals(service_id: str, *row: Any) -> ServiceTotals:
+    try:
+        named = zip(_TOTALS, row, strict=True)
+        return from_plain(
+            {name: parse_json(value) if name in _DOCUMENTS else value for name, value in named}, ServiceTotals
+        )
+    except InvalidRequest as error:
+        raise UnreadableRow("totals", service_id, error) from error
 
 
 def tokens(db: sqlite3.Connection) -> tuple[Token, ...]:
@@ -146,7 +159,7 @@ def _documents(
 def write_facts(db: sqlite3.Connection, facts: Sequence[Fact]) -> int:
     """Returns how many could not be kept."""
     refused = 0
-    sums: dict[str, ServiceTotals] = {}
+    totals: dict[str, ServiceTotals] = {}
     for fact in facts:
         try:
             _insert(db, fact)
@@ -155,10 +168,11 @@ def write_facts(db: sqlite3.Connection, facts: Sequence[Fact]) -> int:
             log.error("a fact cannot be kept: %s: %r", error, fact)
             refused += 1
         else:
-            if fact.service_id is not None:
-                before = sums.get(fact.service_id, ServiceTotals())
-                sums[fact.service_id] = counted(before, fact)
-    _add_to_totals(db, sums.items())
+            if (service_id := fact.service_id) is not None:
+                if service_id not in totals:
+                    totals[service_id] = _totals_of(db, service_id)
+                totals[service_id] = counted(totals[service_id], fact)
+    _write_totals(db, totals.items())
     return refused
 
 
@@ -173,6 +187,8 @@ def _insert(db: sqlite3.Connection, fact: Fact) -> None:
             _insert_of_service(db, "health_checks", fact.service_id, fact.checked_at, fact)
         case SessionEnd():
             _insert_of_service(db, "session_ends", fact.service_id, fact.ended_at, fact)
+        case SessionPeak():
+            pass  # only the totals have it
 
 
 def _insert_of_service(db: sqlite3.Connection, table: str, service_id: str, at: datetime, fact: Fact) -> None:
@@ -183,14 +199,23 @@ def _insert_of_service(db: sqlite3.Connection, table: str, service_id: str, at: 
     )
 
 
-def _add_to_totals(db: sqlite3.Connection, sums: Iterable[tuple[str, ServiceTotals]]) -> None:
+def _totals_of(db: sqlite3.Connection, service_id: str) -> ServiceTotals:
+    row = db.execute(f"SELECT {_COLUMNS} FROM totals WHERE service_id = ?", (service_id,)).fetchone()
+    return ServiceTotals() if row is None else _totals(service_id, *row)
+
+
+def _write_totals(db: sqlite3.Connection, totals: Iterable[tuple[str, ServiceTotals]]) -> None:
     db.executemany(
-        f"INSERT INTO totals (service_id, {', '.join(_TOTALS)})"
-        f" SELECT id, {', '.join('?' for _ in _TOTALS)} FROM services WHERE id = ?"
-        " ON CONFLICT (service_id) DO UPDATE SET "
-        + ", ".join(f"{name} = {name} + excluded.{name}" for name in _TOTALS),
-        [(*astuple(add), service_id) for service_id, add in sums if add != ServiceTotals()],
+        f"REPLACE INTO totals (service_id, {_COLUMNS})"
+        f" SELECT id, {', '.join('?' for _ in _TOTALS)} FROM services WHERE id = ?",
+        [(*_row(total), service_id) for service_id, total in totals if total != ServiceTotals()],
     )
+
+
+def _row(totals: ServiceTotals) -> Iterator[int | float | str]:
+    for name in _TOTALS:
+        value = getattr(totals, name)
+        yield to_json(value) if name in _DOCUMENTS else value
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

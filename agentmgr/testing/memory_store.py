@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TypeVar, cast
 import trio
 from attrs import evolve
 
+from ..core.histogram import Histogram
 from ..core.totals import counted
 from ..errors import Conflict, StorageError
 from ..models import (
@@ -49,6 +51,7 @@ class MemoryStore:
         self._recorded = 0
         self._last_event_id = 0
         self._dropped = 0
+        self.timings: Mapping[str, Histogram] = {}  #: nobody waits for a disk here
 
     @property
     def degraded(self) -> str | None:

@@ -8,6 +8,7 @@ from agentmgr.models import (
     Connection,
     HealthStatus,
     Instance,
+    Latency,
     Service,
     ServiceConfig,
     ServiceSpec,
@@ -67,15 +68,19 @@ def test_a_service_that_does_not_run_has_unknown_health() -> None:
 
 
 def test_a_service_counts_what_ended_and_what_is_live() -> None:
-    totals = ServiceTotals(sessions_total=4, sessions_failed=1, session_seconds=10.0, restarts=2)
-    figures = service_stats(SERVICES[0], totals, peak_sessions=3, now=NOW + timedelta(seconds=7))
+    totals = ServiceTotals(
+        sessions_total=4, sessions_failed=1, session_seconds=10.0, restarts=2, sessions_peak=3
+    )
+    figures = service_stats(SERVICES[0], totals, now=NOW + timedelta(seconds=7))
     assert figures["connections"] == {"total": 6, "active": 2, "peak": 3}
-    assert figures["sessions"] == {"completed": 3, "failed": 1, "average_duration_s": 2.5}
+    assert figures["sessions"] == {
+        "total": 6, "active": 2, "completed": 3, "failed": 1, "average_duration_s": 2.5,
+    }  # fmt: skip
     assert (figures["restarts"], figures["uptime_s"]) == (2, 7.0)
 
 
 def test_without_sessions_there_is_no_average() -> None:
-    figures = service_stats(SERVICES[1], ServiceTotals(), peak_sessions=0, now=NOW)
+    figures = service_stats(SERVICES[1], ServiceTotals(), now=NOW)
     assert figures["sessions"]["average_duration_s"] is None
     assert figures["uptime_s"] is None
 
@@ -85,7 +90,7 @@ def test_what_it_uses_is_the_latest_sample_of_each_instance_and_their_sum() -> N
         return Usage(NOW, cpu_percent, memory_bytes, processes=1, threads=2, open_files=3)
 
     samples = {"chat-0": (used(90.0, 500), used(1.5, 300)), "chat-1": (used(2.0, 200),)}
-    figures = service_stats(SERVICES[0], ServiceTotals(), peak_sessions=0, now=NOW, usage=samples)
+    figures = service_stats(SERVICES[0], ServiceTotals(), now=NOW, usage=samples)
     assert figures["usage"] == {
         "cpu_percent": 3.5, "cpu_percent_peak": 92.0, "memory_bytes": 500, "memory_peak_bytes": 700,
         "processes": 2, "threads": 4, "open_files": 6,
@@ -94,6 +99,18 @@ def test_what_it_uses_is_the_latest_sample_of_each_instance_and_their_sum() -> N
 
 
 def test_what_was_not_measured_is_not_shown_as_nothing() -> None:
-    figures = service_stats(SERVICES[0], ServiceTotals(), peak_sessions=0, now=NOW, usage={"chat-0": ()})
+    figures = service_stats(SERVICES[0], ServiceTotals(), now=NOW, usage={"chat-0": ()})
     assert figures["usage"] is None
     assert [i["usage"] for i in figures["instances"]] == [None, None]
+
+
+def test_response_times_are_percentiles_or_unknown() -> None:
+    handshake = Latency()
+    for milliseconds in range(1, 101):
+        handshake = handshake.with_value(milliseconds / 1000)
+    figures = service_stats(SERVICES[0], ServiceTotals(handshake=handshake), now=NOW)
+    found = figures["response_time"]["handshake"]
+    assert 0.050 <= found["p50_s"] <= 0.060
+    assert 0.095 <= found["p95_s"] <= 0.114
+    assert 0.099 <= found["p99_s"] <= 0.118
+    assert figures["response_time"]["first_byte"] == {"p50_s": None, "p95_s": None, "p99_s": None}

@@ -408,10 +408,14 @@ async def test_sessions_are_counted_while_they_live_and_when_they_end(
             while manager.list_connections():
                 await trio.lowlevel.checkpoint()
         figures = manager.get_service_stats("echo")
-        assert (figures["connections"]["active"], figures["connections"]["total"]) == (0, 1)
+        assert figures["connections"] == {"total": 1, "active": 0, "peak": 1}
+        assert 0 < figures["response_time"]["handshake"]["p50_s"] < 5
+        assert 0 < figures["response_time"]["first_byte"]["p99_s"] < 5
         nursery.cancel_scope.cancel()
     async with AgentManager(db) as manager:
-        assert manager.get_service_stats("echo")["connections"]["total"] == 1
+        then = manager.get_service_stats("echo")
+        for kept in ("connections", "sessions", "response_time", "bytes"):
+            assert then[kept] == figures[kept]
 
 
 async def test_on_the_database_only_it_registers_and_lists_and_starts_nothing(

@@ -37,6 +37,7 @@ class Witness:
 
     opened: list[Connection] = field(factory=list)
     closed: list[SessionEnd] = field(factory=list)
+    refused: list[str] = field(factory=list)
     _news: trio.Event = field(factory=trio.Event)
 
     def session_opened(self, connection: Connection) -> None:
@@ -46,6 +47,9 @@ class Witness:
         self.closed.append(end)
         self._news.set()
         self._news = trio.Event()
+
+    def client_refused(self, code: str) -> None:
+        self.refused.append(code)
 
     async def ends(self, count: int = 1) -> list[SessionEnd]:
         """The first `count` ends, once there are so many."""

@@ -84,11 +84,13 @@ def test_by_default_some_descriptors_are_left_for_the_rest_of_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda kind: (1024, 4096))
-    places = Places(0)
+    refused: list[str] = []
+    places = Places(0, refused=refused.append)
     taken = 0
     while places.take():
         taken += 1
     assert taken * 2 <= 1024 - 128
+    assert refused == ["too_many_connections"]
     places.give_back()
     assert places.take()
     assert not places.take()

@@ -51,6 +51,7 @@ async def test_a_bad_request_is_refused_and_nobody_is_dialled(
         before = len(stage.witness.opened)
         got, got_code, _ = await stage.refusal(bad(lab.upgrade(), old, new))
         assert (got, got_code) == (status, code)
+        assert stage.witness.refused == [code]
         assert len(stage.witness.opened) == before
         assert len(stage.gateway.connections()) == 1
 

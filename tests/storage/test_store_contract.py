@@ -16,7 +16,7 @@ import pytest
 from attrs import evolve
 
 from agentmgr.errors import Conflict, NameTaken, RuleNotFound, ServiceNotFound, TokenNotFound, VersionMismatch
-from agentmgr.models import Event, ServiceTotals, Token
+from agentmgr.models import Event, Latency, ServiceTotals, SessionPeak, Token
 from agentmgr.storage import HistoryLimits, Snapshot, Store, open_store
 from agentmgr.testing import MemoryStore
 
@@ -253,14 +253,20 @@ async def test_totals_count_what_was_recorded(opened, make):
         service = make.service()
         await store.add_service(service)
         key = service.service_id
-        store.record(make.session_end(key, lasted_s=1.5, bytes_from_client=1, bytes_to_client=2))
-        store.record(make.session_end(key, lasted_s=2, ended_by="backend", code=1011))
+        store.record(
+            make.session_end(
+                key, lasted_s=1.5, bytes_from_client=1, bytes_to_client=2, handshake_s=0.02, first_byte_s=0.1
+            )
+        )
+        store.record(make.session_end(key, lasted_s=2, ended_by="backend", code=1011, handshake_s=0.5))
         await store.flush()
         store.record(make.session_end(key, lasted_s=-3))  # the clock was set back
         store.record(Event("instance.backoff", service_id=key))
         store.record(Event("instance.error", service_id=key))
         store.record(Event("instance.running", service_id=key))
         store.record(make.check(key))
+        store.record(SessionPeak(key, 4))
+        store.record(SessionPeak(key, 3))
         await store.flush()
         assert (await store.load()).totals == {
             key: ServiceTotals(
@@ -271,6 +277,9 @@ async def test_totals_count_what_was_recorded(opened, make):
                 bytes_to_client=42,
                 restarts=1,
                 errors=1,
+                sessions_peak=4,
+                handshake=Latency().with_value(0.02).with_value(0.5),
+                first_byte=Latency().with_value(0.1),
             )
         }
 

@@ -51,7 +51,7 @@ def test_each_block_runs(kind, text, tmp_path):
             if kind == "python" and "ws://" in line:  # it serves, and would do so for ever
                 interrupted = True
                 process.send_signal(signal.SIGINT)
-        code = process.wait(timeout=30)
+        code = process.wait(timeout=60)
     if kind == "sh" and code != 0:  # leave nothing behind
         subprocess.run(["agentmgr", "shutdown"], cwd=tmp_path, env=environment, check=False)
     assert code == 0 or (interrupted and "Error" not in said), said

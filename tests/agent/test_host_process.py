@@ -57,7 +57,7 @@ async def spawned(path, *options, log=None):
         start_new_session=True,
     )
     try:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             yield process, f"ws://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         if process.returncode is None:
@@ -151,7 +151,7 @@ async def test_an_asyncio_agent_runs_on_a_real_loop_and_its_threads_do_not_hold_
         async with bare_client(url) as client:
             assert (await client.ask("thread"))["content"] == "_UnixSelectorEventLoop"
         process.send_signal(signal.SIGTERM)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await process.wait() == 0
 
 

@@ -11,7 +11,7 @@ from agentmgr.testing.agents import bare_client, hosted
 
 
 async def line(client):
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         return await client.websocket.get_message()
 
 

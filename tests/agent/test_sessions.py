@@ -41,8 +41,9 @@ async def settle():
 
 async def gone(url):
     """Waits until the host knows that nobody is connected."""
-    await settle()
-    assert not any(session.connected for session in url.sessions._sessions.values())
+    with trio.fail_after(60):
+        while any(session.connected for session in url.sessions._sessions.values()):
+            await settle()
 
 
 def numbers(events):
@@ -183,7 +184,7 @@ async def test_a_turn_goes_on_when_its_client_is_gone():
             await agent.halfway.wait()
         await gone(url)
         agent.go_on.set()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await agent.stopped.wait()
         async with bare_client(url) as again:
             await again.say("user.reconnect", session_id=client.session_id)
@@ -197,7 +198,7 @@ async def test_a_service_may_stop_the_turn_of_a_client_that_is_gone():
             await client.open()
             await client.say("user.message", content="4")
             await agent.halfway.wait()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await agent.stopped.wait()
         async with bare_client(url) as again:
             await again.say("user.reconnect", session_id=client.session_id)
@@ -240,7 +241,7 @@ async def test_a_session_nobody_comes_back_to_ends_and_its_author_is_told():
             await client.open()
             await trio.sleep(0.15)  # longer than the timeout: being connected keeps it
             await client.ask("hi")
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await ended.wait()
         async with bare_client(url) as again:
             await again.say("user.reconnect", session_id=client.session_id)
@@ -347,8 +348,7 @@ async def test_a_client_that_takes_in_nothing_is_cut_off_and_may_come_back(monke
     async with hosted(agent, limits=limits) as url, bare_client(url) as client:
         await client.open()
         await client.say("user.message", content="go")
-        await trio.sleep(0.5)  # it reads nothing, for longer than the host has patience
-        await gone(url)
+        await gone(url)  # it reads nothing, for longer than the host has patience
         async with bare_client(url) as again:
             await again.say("user.reconnect", session_id=client.session_id, last_seq=1)
             assert (await again.until("system.notice"))["content"]["code"] == "gap"

@@ -328,10 +328,9 @@ async def test_heartbeats_come_while_a_client_is_there_and_stop_when_it_has_gone
         await client.ask("hi")
         for _ in range(3):
             await client.until("system.heartbeat")
-        with trio.move_on_after(0.6) as quiet:
-            while True:
-                await client.receive()
-        with trio.move_on_after(0.2) as silence:
-            await client.receive()
-        assert quiet.cancelled_caught
-        assert silence.cancelled_caught
+        with trio.fail_after(60):
+            silent = False
+            while not silent:
+                with trio.move_on_after(0.4) as silence:
+                    await client.receive()
+                silent = silence.cancelled_caught

@@ -44,7 +44,7 @@ async def url(manager: AgentManager, nursery: trio.Nursery) -> str:
 
 @pytest.fixture
 async def http(url: str) -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(base_url=f"{url}/api/v1", timeout=20) as client:
+    async with httpx2.AsyncClient(base_url=f"{url}/api/v1", timeout=60) as client:
         yield client
 
 

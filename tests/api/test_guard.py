@@ -51,7 +51,7 @@ async def test_a_request_that_another_site_makes_a_browser_send_is_refused(http:
 
 
 async def test_a_link_from_elsewhere_may_lead_to_the_documentation(url: str) -> None:
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         response = await http.get(f"{url}/docs", headers={"Sec-Fetch-Site": "cross-site"})
     assert response.status_code == 200
 

@@ -111,5 +111,5 @@ async def test_the_httpx_example(
     assert "System info: {" in said
     assert "Service status: st" in said or "Service status: running" in said
     assert "Health check: " in said
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         assert (await http.get(f"{url}/health")).json()["status"] == "healthy"

@@ -19,7 +19,7 @@ from agentmgr.manager import AgentManager
 
 @pytest.fixture
 async def document(url: str) -> dict[str, Any]:
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         response = await http.get(f"{url}/openapi.json")
     assert response.status_code == 200
     found: dict[str, Any] = response.json()
@@ -100,7 +100,7 @@ async def test_the_examples_run(document: dict[str, Any], http: httpx2.AsyncClie
 
 
 async def test_the_page_needs_nothing_from_elsewhere(url: str) -> None:
-    async with httpx2.AsyncClient(base_url=url) as http:
+    async with httpx2.AsyncClient(base_url=url, timeout=60) as http:
         page = await http.get("/docs")
         assert page.headers["Content-Type"].startswith("text/html")
         links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
@@ -116,6 +116,6 @@ async def test_the_page_needs_nothing_from_elsewhere(url: str) -> None:
 
 
 async def test_health_is_at_the_root(url: str) -> None:
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         response = await http.get(f"{url}/health")
     assert (response.status_code, response.json()["status"]) == (200, "healthy")

@@ -95,8 +95,8 @@ async def test_a_bug_of_ours_shows_an_id_that_is_in_the_log_and_no_traceback(
 async def test_a_manager_that_is_ending_is_503(manager: AgentManager, nursery: trio.Nursery) -> None:
     port = await nursery.start(partial(serve_api, manager, port=0))
     manager.request_shutdown()
-    async with httpx2.AsyncClient(base_url=f"http://localhost:{port}/api/v1") as http:
-        with trio.fail_after(10):
+    async with httpx2.AsyncClient(base_url=f"http://localhost:{port}/api/v1", timeout=60) as http:
+        with trio.fail_after(60):
             while (response := await http.get("/services")).status_code == 200:
                 await trio.lowlevel.checkpoint()
     assert (response.status_code, response.json()["code"]) == (503, "manager_not_running")

@@ -111,15 +111,15 @@ async def test_connections_are_listed_and_really_closed(
         # Not trio-websocket's client: it leaves its socket open when the server closes first.
         with connect(f"ws://localhost:{port}/services/echo") as client:
             client.send("hello")
-            assert client.recv(timeout=10) == "echo: hello"
+            assert client.recv(timeout=60) == "echo: hello"
             trio.from_thread.run(look_and_close)
             with pytest.raises(ConnectionClosedError) as closed:
-                client.recv(timeout=10)
+                client.recv(timeout=60)
         assert closed.value.rcvd is not None
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4000, "bye")
 
     await trio.to_thread.run_sync(converse)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while (await http.get("/connections")).json()["total"]:
             await trio.lowlevel.checkpoint()
 

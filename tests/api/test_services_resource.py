@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -244,12 +245,12 @@ async def test_without_wait_the_answer_comes_at_once(
     http: httpx2.AsyncClient, manager: AgentManager, tmp_path: Any
 ) -> None:
     slow = tmp_path / "slow.py"
-    slow.write_text("import time\ntime.sleep(30)\ndef create_agent(): ...\n")
+    slow.write_text("import time\ntime.sleep(600)\ndef create_agent(): ...\n")
     await register(http, "slow", str(slow))
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         response = await http.post("/services/slow/start")
     assert (response.status_code, response.json()["desired_status"]) == (202, "running")
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         response = await http.post("/services/slow/stop?force=true&wait=true")
     assert response.status_code == 200
 
@@ -271,16 +272,17 @@ async def test_a_program_that_fails_is_422_with_its_last_words(
 async def test_a_client_that_goes_away_cancels_its_waiting_and_not_the_work(
     http: httpx2.AsyncClient, manager: AgentManager, agent_file: str
 ) -> None:
-    with manager.subscribe() as events:
-        with trio.move_on_after(0.05):
-            await http.post(
-                "/services?wait=true",
-                json={"name": "x", "agent_factory_path": agent_file, "auto_start": True},
-            )
-        with trio.fail_after(10):
+    new = {"name": "x", "agent_factory_path": agent_file, "auto_start": True}
+    with manager.subscribe() as events, trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(http.post, "/services?wait=true", json=new))
             async for event in events:
-                if event.kind == "instance.running":
+                if event.kind == "instance.starting":
                     break
+            nursery.cancel_scope.cancel()
+        async for event in events:
+            if event.kind == "instance.running":
+                break
     assert manager.get_service("x").status == "running"
 
 
@@ -311,7 +313,7 @@ async def test_work_that_was_asked_for_is_done_though_the_client_has_left(
         return manager.get_service("x")
 
     monkeypatch.setattr(manager, "stop_service", slow_stop)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(http.post, "/services/x/stop?wait=true")
             await begun.wait()

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import trio
 
-from agentmgr.api import serve_api
+from agentmgr.api import serve_api, server
 from agentmgr.api.logfile import follow, tail
 from agentmgr.client import ManagerClient
 from agentmgr.client.http import Lines, request
@@ -37,7 +37,7 @@ async def events(
         found.clear()
         return event
 
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with request(url, "GET", f"/api/v1/events?{query}", headers=headers or {}) as response:
             assert response.status == 200
             stream = Lines(response, parse)
@@ -83,7 +83,10 @@ async def test_what_has_happened_can_be_read_without_waiting(http: httpx2.AsyncC
         assert [kind async for _, kind, _ in stream] == ["rule.created"]
 
 
-async def test_the_end_of_the_server_ends_the_streams_at_once(manager: AgentManager, agent_file: str) -> None:
+async def test_the_end_of_the_server_ends_the_streams_at_once(
+    manager: AgentManager, agent_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(server.serve.__kwdefaults__, "limits", server.ServerLimits(grace=600))
     await manager.register_service("x", agent_file)
     async with trio.open_nursery() as nursery:
         serving = trio.CancelScope()
@@ -99,14 +102,14 @@ async def test_the_end_of_the_server_ends_the_streams_at_once(manager: AgentMana
             serving.cancel()
             assert [event async for event in stream] == []
             assert await log.read() == b""
-    assert trio.current_time() - begin < 2  # well within the grace of 3 s
+    assert trio.current_time() - begin < 60  # well within the grace
 
 
 async def test_a_client_that_leaves_a_stream_leaves_nothing_behind(url: str, manager: AgentManager) -> None:
     for _ in range(5):
         async with events(url):
             assert len(manager._live().events._listeners) >= 1
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while manager._live().events._listeners:
             await trio.lowlevel.checkpoint()
 
@@ -123,7 +126,7 @@ async def test_logs_are_read_by_lines_and_followed(
     assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
     assert response.text == "two\nthree\n"
     async with request(url, "GET", "/api/v1/services/x/logs?tail=1&follow=true", headers={}) as followed:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             assert await followed.receive() == b"three\n"
             with log.open("a") as file:
                 file.write("four\n")
@@ -161,7 +164,7 @@ async def test_following_goes_on_over_a_rotation(tmp_path: Path, nursery: trio.N
     log.write_text("before\n")
     send, receive = trio.open_memory_channel[bytes](10)
     nursery.start_soon(partial(follow, log, send.send, start=log.stat().st_size))
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         with log.open("a") as file:
             file.write("first\n")
         assert await receive.receive() == b"first\n"
@@ -172,10 +175,10 @@ async def test_following_goes_on_over_a_rotation(tmp_path: Path, nursery: trio.N
 
 async def test_a_listener_lives_as_long_as_its_request(client: ManagerClient, manager: AgentManager) -> None:
     async with client.open_listener("api", "localhost", 0) as (port, _):
-        async with httpx2.AsyncClient() as http:
+        async with httpx2.AsyncClient(timeout=60) as http:
             assert (await http.get(f"http://localhost:{port}/health")).status_code == 200
         assert {"kind": "api", "host": "localhost", "port": port} in manager.get_info()["listeners"]
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while manager.get_info()["listeners"]:
             await trio.lowlevel.checkpoint()
 

@@ -24,7 +24,7 @@ def create_agent():
     return answer
 """
 
-TIMEOUT_S = 40
+TIMEOUT_S = 120
 
 
 class Shell:

@@ -8,9 +8,9 @@ from websockets.sync.client import connect
 
 
 def talk(url: str, text: str) -> str:
-    with connect(url, open_timeout=10) as client:
+    with connect(url, open_timeout=60) as client:
         client.send(text)
-        answer = client.recv(timeout=10)
+        answer = client.recv(timeout=60)
         assert isinstance(answer, str)
         return answer
 
@@ -24,7 +24,7 @@ def test_the_daemon_in_the_foreground(shell: Any) -> None:
         assert str(daemon.process.pid) in refused, "a second one names the owner"
         assert "not running" not in shell.ok("info")
         shell.ok("shutdown")
-        assert daemon.process.wait(timeout=20) == 0
+        assert daemon.process.wait(timeout=60) == 0
 
 
 def test_proxy_and_api_without_a_manager_are_one_themselves(shell: Any) -> None:
@@ -42,7 +42,7 @@ def test_proxy_and_api_without_a_manager_are_one_themselves(shell: Any) -> None:
         api.until("API at")
         assert shell.manager_pid() == api.process.pid
         shell.ok("shutdown")
-        assert api.process.wait(timeout=20) == 0
+        assert api.process.wait(timeout=60) == 0
 
 
 def test_what_a_proxy_opened_ends_with_the_manager(shell: Any) -> None:
@@ -52,4 +52,4 @@ def test_what_a_proxy_opened_ends_with_the_manager(shell: Any) -> None:
             proxy.until("gateway at")
             shell.ok("shutdown")
             proxy.until("the manager has ended")
-            assert proxy.process.wait(timeout=20) == 0
+            assert proxy.process.wait(timeout=60) == 0

@@ -25,9 +25,9 @@ def test_it_runs_files_and_stops_everything_on_a_signal(shell: Any, write: Any, 
         running.until("API")
         running.until("is running")
         running.until("is running")
-        with connect(f"{url}/services/my_agent", open_timeout=10) as client:
+        with connect(f"{url}/services/my_agent", open_timeout=60) as client:
             client.send("hello")
-            assert client.recv(timeout=10) == "echo: hello"
+            assert client.recv(timeout=60) == "echo: hello"
             assert running.until("got hello").startswith("my_agent | ")
         pids = [
             instance["pid"]
@@ -72,6 +72,6 @@ def test_an_agent_that_does_not_start_does_not_end_the_others(shell: Any, write:
     ) as running:
         url = listening(running.until("clients connect to"))
         running.until("broken did not start")
-        with connect(f"{url}/services/my_agent", open_timeout=10) as client:
+        with connect(f"{url}/services/my_agent", open_timeout=60) as client:
             client.send("hello")
-            assert client.recv(timeout=10) == "echo: hello"
+            assert client.recv(timeout=60) == "echo: hello"

@@ -232,7 +232,7 @@ async def test_a_client_that_does_not_take_its_events_makes_the_agent_wait():
         turn = await session.send("go")
         await trio.testing.wait_all_tasks_blocked(0.2)
         assert count < 5_000
-        with trio.fail_after(60):
+        with trio.fail_after(180):
             assert len(await turn.answer()) == 5_000 * 2000
 
 

@@ -104,7 +104,7 @@ def test_any_schedule_of_cuts_loses_and_repeats_nothing(lives):
 async def _quick(lives):
     client_first, client.RETRY_FIRST_S = client.RETRY_FIRST_S, 0.001
     try:
-        with trio.fail_after(60):
+        with trio.fail_after(180):
             return await one_schedule(lives)
     finally:
         client.RETRY_FIRST_S = client_first
@@ -117,6 +117,6 @@ async def test_hundreds_of_cuts_in_one_conversation_lose_and_repeat_nothing(monk
     print("seed", seed)
     lots = random.Random(seed)
     cuts = 0
-    with trio.fail_after(60):
+    with trio.fail_after(180):
         while cuts < 300:
             cuts += await one_schedule([4000] + [lots.randrange(250, 2500) for _ in range(80)])

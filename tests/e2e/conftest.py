@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 AGENT = Path(__file__).parents[2] / "examples" / "echo_agent.py"
 
 

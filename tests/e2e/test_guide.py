@@ -14,11 +14,11 @@ from tests.e2e.conftest import Terminal
 def ask(url: str, text: str) -> str | bytes:
     with connect(url) as client:
         client.send(text)
-        return client.recv(timeout=10)
+        return client.recv(timeout=60)
 
 
 def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         return json.loads(answer.read())
 
 

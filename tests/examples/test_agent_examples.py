@@ -49,7 +49,7 @@ async def running(path, **environment):
         env={**os.environ, **environment},
     )
     try:
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             said = b""
             while not (url := re.search(rb"ws://\S+", said)):
                 said += await process.stderr.receive_some() or pytest.fail(said.decode())
@@ -93,16 +93,16 @@ async def test_any_websocket_client_can_talk_plain_text_and_events():
     def plain(url):
         with websockets.sync.client.connect(url) as connection:
             connection.send("hello")
-            first = connection.recv(timeout=10)
+            first = connection.recv(timeout=60)
             connection.send("again")
-            return first, connection.recv(timeout=10)
+            return first, connection.recv(timeout=60)
 
     def events(url):
         with websockets.sync.client.connect(url) as connection:
             connection.send(json.dumps({"event": "user.message", "content": "hello"}))
             names = []
             while not names or names[-1] != "agent.final_answer":
-                names.append(json.loads(connection.recv(timeout=10))["event"])
+                names.append(json.loads(connection.recv(timeout=60))["event"])
             return names
 
     async with running("echo_agent.py") as url:

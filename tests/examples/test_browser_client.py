@@ -78,7 +78,7 @@ class Page:
 @asynccontextmanager
 async def browser(url, directory):
     """The page, open in a browser of its own, with a fresh profile."""
-    with trio.fail_after(60):
+    with trio.fail_after(180):
         process = await trio.lowlevel.open_process(
             [CHROMIUM, *FLAGS, f"--user-data-dir={directory}", "about:blank"],
             stdout=subprocess.DEVNULL,

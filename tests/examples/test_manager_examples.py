@@ -40,14 +40,14 @@ def running(directory, *words, pattern):
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.communicate(timeout=20)
+                process.communicate(timeout=60)
             finally:
                 process.kill()
 
 
 def run(directory, *words):
     done = subprocess.run(
-        words, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False
+        words, cwd=directory, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -56,7 +56,7 @@ def run(directory, *words):
 def ask(url, text="hello", **options):
     with connect(url, proxy=None, **options) as client:
         client.send(text)
-        return client.recv(timeout=20)
+        return client.recv(timeout=60)
 
 
 def test_bilingual_support_by_query_header_and_path(tmp_path):
@@ -132,7 +132,7 @@ def test_a_gateway_within_a_program(tmp_path):
 
 def test_a_quart_application_mounts_the_api(tmp_path):
     def get(url):
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=60) as answer:
             return answer.read().decode()
 
     words = (sys.executable, EXAMPLES / "quart_app.py", "0")

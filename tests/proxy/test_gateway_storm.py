@@ -29,7 +29,7 @@ MAX_SESSIONS = 2
 LIMITS = GatewayLimits(
     queue_timeout_s=0.2,
     close_timeout_s=0.2,
-    handshake_timeout_s=0.5,
+    handshake_timeout_s=10,
     drain_idle_s=0.0,
     close_pause_s=0.01,
 )

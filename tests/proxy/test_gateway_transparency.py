@@ -159,7 +159,7 @@ ws.onclose = ({code, reason, wasClean}) => {
 
 def with_node(url: str) -> dict[str, Any]:
     command = ["node", "--no-warnings", "--experimental-websocket", "--input-type=module", "-e", NODE, url]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return json.loads(ran.stdout)
 
 

@@ -139,11 +139,11 @@ async def test_a_long_lock_fails_the_users_write_in_plain_words(tmp_path, make):
 
 async def test_a_cancelled_wait_for_the_lock_ends_soon_and_writes_nothing(tmp_path, make):
     path = tmp_path / "a.db"
-    async with open_store(path, lock_patience_s=60) as store:
+    async with open_store(path, lock_patience_s=600) as store:
         with locked_by_another(path), trio.move_on_after(0.01) as scope:
             await store.add_service(make.service())
         assert scope.cancelled_caught
-        assert trio.current_time() - scope.deadline < 5
+        assert trio.current_time() - scope.deadline < 60
         assert (await store.load()).services == ()
         await store.add_service(make.service())
 
@@ -163,7 +163,7 @@ async def test_a_cancelled_write_is_whole_or_not_there(tmp_path, make):
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Nothing tells when a background write has failed or succeeded, so this looks again and again."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not await condition():  # noqa: ASYNC110
             await trio.sleep(0.01)
 
@@ -289,7 +289,7 @@ async def test_with_nothing_to_write_it_sleeps(quick, tmp_path):
     async with open_store(tmp_path / "a.db") as store:
         store.record(Event("tick"))
         await store.flush()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await trio.testing.wait_all_tasks_blocked(0.05)
         steps = Steps()
         trio.lowlevel.add_instrument(steps)
@@ -338,7 +338,7 @@ async def test_slow_work_elsewhere_does_not_hold_up_the_store(tmp_path, make):
     async with open_store(tmp_path / "a.db") as store:
         for _ in range(int(limiter.total_tokens)):
             limiter.acquire_on_behalf_of_nowait(object())
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await store.add_service(make.service())
 
 

@@ -1,7 +1,8 @@
 """A child process that honours the contract of `agentmgr.supervisor.launcher`, with faults on request.
 
 Nothing but the lighter half of the standard library, so that hundreds of them start fast. Run as a command
-(`child.py --port P`) or, through `hosted`, as the agent host would be (`--fd N`).
+(`child.py --port P`) or, through `hosted`, as the agent host would be (`--fd N`). On SIGUSR1 it crashes, on
+SIGUSR2 it hangs: at the test's word, not after a time in which a busy machine may not have come so far.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import hashlib
 import hmac
 import json
 import os
-import select
 import signal
 import socket
 import struct
@@ -88,9 +88,8 @@ DEFAULTS = {
     "status": "healthy",
     "wrong-proof": False,
     "ready-after": 0.0,
-    "exit-after": None,  # seconds after being ready to serve
-    "exit-code": 0,
-    "hang-after": None,  # the whole process stops answering
+    "exit-after": None,  # seconds, with --never-listen
+    "exit-code": 0,  # also on SIGUSR1
     "ignore-term": False,
     "term-takes": 0.0,
     "say": "",
@@ -100,7 +99,7 @@ DEFAULTS = {
     "report": None,  # writes what it was given into this file
 }
 FLAGS = {name for name, default in DEFAULTS.items() if default is False}
-NUMBERS = {"fd", "port", "exit-code", "ready-after", "exit-after", "hang-after", "term-takes"}
+NUMBERS = {"fd", "port", "exit-code", "ready-after", "exit-after", "term-takes"}
 
 
 def parsed(argv: list[str]) -> SimpleNamespace:
@@ -128,6 +127,13 @@ def main() -> None:
             os._exit(0)
 
         signal.signal(signal.SIGTERM, leave)
+
+    def hang(*_: object) -> None:
+        while True:  # also deaf to what is in flight: like a blocked event loop
+            time.sleep(600)
+
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(options.exit_code))
+    signal.signal(signal.SIGUSR2, hang)
     if options.say:
         with suppress(OSError):  # a full disk
             os.write(2, options.say.encode() + b"\n")
@@ -162,16 +168,7 @@ def main() -> None:
         listener = socket.socket(fileno=options.fd)
     else:
         listener = socket.create_server((options.host, options.port or int(os.environ["PORT"])), backlog=128)
-    if options.exit_after is not None:
-        threading.Timer(options.exit_after, os._exit, [options.exit_code]).start()
-    hang_at = time.monotonic() + options.hang_after if options.hang_after is not None else None
     while True:
-        ready = select.select(
-            [listener], [], [], None if hang_at is None else max(0, hang_at - time.monotonic())
-        )
-        if not ready[0]:
-            while True:  # also deaf to what is in flight: like a blocked event loop
-                time.sleep(600)
         sock, _ = listener.accept()
         threading.Thread(target=serve_one, args=(sock, options), daemon=True).start()
 

@@ -66,7 +66,7 @@ class MemoryJournal:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
         with trio.fail_after(timeout_s):
             while not condition():
                 await self._changed.wait()
@@ -123,7 +123,7 @@ def supervisor(tmp_path: Path, journal: MemoryJournal, relatives: Callable[[], l
     @asynccontextmanager
     async def open_supervisor(leave_running: bool = False, **options: Any) -> AsyncIterator[Supervisor]:
         adopt = options.pop("adopt", ())
-        with trio.fail_after(math.inf if "launcher" in options else 60):  # a fake's hours take no time
+        with trio.fail_after(math.inf if "launcher" in options else 180):  # a fake's hours take no time
             async with trio.open_nursery() as nursery:
                 supervisor = Supervisor(journal, log_dir=tmp_path / "logs", **options)
 

@@ -52,7 +52,7 @@ def test_signals_inherited_as_ignored_or_blocked(number, tmp_path):
 
     words = [sys.executable, "-c", MANAGER, child, str(report), str(tmp_path / "logs")]
     done = subprocess.run(
-        words, preexec_fn=ill_bred_parent, capture_output=True, text=True, timeout=30, check=True
+        words, preexec_fn=ill_bred_parent, capture_output=True, text=True, timeout=60, check=True
     )
     assert "exit code 7" in done.stdout
     given = json.loads(report.read_text())

@@ -1,0 +1,15 @@
+"""The same conditions on every machine: a laptop, a CI runner, and one that is busy with other work."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# Where pytest sees these it shows differences whole: those of two long texts take it an hour to work out.
+for name in ("CI", "BUILD_NUMBER"):
+    os.environ.pop(name, None)
+
+# No verdict depends on the machine's speed or on chance. `--hypothesis-profile=search` draws anew each time.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+settings.register_profile("search", patient)
+settings.register_profile("suite", patient, derandomize=True, database=None)
+settings.load_profile("suite")

@@ -100,6 +100,24 @@ class ManagerLock:
         self._database = database
         self._databases.add(database)
 
+    def trouble(self) -> str | None:
+        """What has become of the database file since it was locked, and what to do; None when it is there."""
+        if self._database is None:
+            return None
+        path = self._paths.database
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            became = "deleted" if isinstance(error, FileNotFoundError) else f"lost ({error.strerror})"
+        else:
+            if (status.st_dev, status.st_ino) == self._database:
+                return None
+            became = "replaced by another file"
+        return (
+            f"the database {path} was {became}, and what the manager writes is lost at its end: "
+            "`agentmgr export > FILE`, `agentmgr shutdown` and `agentmgr apply FILE` bring back what it knows"
+        )
+
     def _owned_by(self, owner: str) -> ManagerAlreadyRunning:
         return ManagerAlreadyRunning(
             f"{owner} manages {self._paths.database} already: use that one, or end it with "

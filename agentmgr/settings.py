@@ -5,6 +5,7 @@ Each is checked strictly where it stands, so that a mistake is named with the pl
 
 from __future__ import annotations
 
+import errno
 import os
 import tomllib
 from collections.abc import Mapping
@@ -186,12 +187,15 @@ class RuntimePaths:
                 directory.mkdir(mode=0o700, exist_ok=True)
                 owner = directory.lstat().st_uid
             except OSError as error:
-                if not directory.parent.exists():  # /proc says so too of what it does not let one make
+                if not directory.parent.exists():
                     raise DatabaseUnusable(
                         f"the directory {directory.parent} does not exist: "
                         "make it, or name another file with --db-path"
                     ) from None
-                raise DatabaseUnusable(f"{directory} cannot be made: {error.strerror}") from error
+                why = error.strerror if error.errno != errno.ENOENT else "no directory can be made there"
+                raise DatabaseUnusable(
+                    f"{directory} cannot be made ({why}): name another file with --db-path"
+                ) from error
             # In /tmp, whoever made the directory first could put a socket of his own there.
             if owner != os.geteuid():
                 raise DatabaseUnusable(f"{directory} belongs to another user: use a database of your own")

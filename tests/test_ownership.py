@@ -174,3 +174,17 @@ def test_the_owner_and_others_still_use_the_database(paths):
             own.execute("create table t (x)")
         with closing(sqlite3.connect(paths.database, timeout=0)) as another, another:
             another.execute("insert into t values (1)")
+
+
+def test_a_database_that_is_taken_away_is_noticed(paths: RuntimePaths) -> None:
+    paths.database.write_bytes(b"one")
+    with ManagerLock(paths) as lock:
+        assert lock.trouble() is None, "it is not held yet"
+        lock.hold_database()
+        assert lock.trouble() is None
+        kept = paths.database.rename(paths.database.with_name("kept"))
+        assert "deleted" in (lock.trouble() or "")
+        paths.database.write_bytes(b"another")
+        assert "replaced" in (lock.trouble() or "")
+        kept.replace(paths.database)
+        assert lock.trouble() is None, "it was put back"

@@ -94,9 +94,12 @@ async def serve_control(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serves the API, and what only the user may ask, on the unix socket `path`, until cancelled."""
+    """Serves the API, and what only the user may ask, on the unix socket `path`, until cancelled.
+
+    Where the socket's file is deleted, another one is made; whoever is connected stays so.
+    """
     from .app import make_app
-    from .control_socket import control_listener
+    from .control_socket import control_listener, keep_bound
     from .metrics import Metrics
     from .operations import Server
     from .server import serve
@@ -107,4 +110,7 @@ async def serve_control(
         return make_app(Server(manager, nursery, stopping, metrics, control=True))
 
     with control_listener(path) as listener:
-        await serve(app, [listener], task_status=task_status)
+        async with trio.open_nursery() as nursery:
+            again = partial(keep_bound, make_directory=manager.paths.create)
+            nursery.start_soon(again, path, lambda listener: serve(app, [listener]))
+            await serve(app, [listener], task_status=task_status)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import trio
 
+from ..errors import StorageError
+
+log = logging.getLogger("agentmgr.api")
+
 _BACKLOG = 256
+LOOK_S = 2.0  #: between looks at whether the file is still there
 
 
 @contextmanager
@@ -34,9 +40,46 @@ def control_listener(path: Path) -> Iterator[trio.SocketListener]:
             sock.listen(_BACKLOG)
             yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
         finally:
+            # The next manager may have put its own there, once this one gave up the lock.
+            if _inode(path) == mine:
+                os.unlink(path)
+
+
+async def keep_bound(
+    path: Path,
+    serve: Callable[[trio.SocketListener], Awaitable[None]],
+    *,
+    make_directory: Callable[[], None],
+) -> None:
+    """Serves on another socket whenever the file at `path` was deleted, as by whoever tidies up; until
+    cancelled. The one that was bound before goes on with whoever is connected to it.
+    """
+    bound = _inode(path)
+    async with trio.open_nursery() as nursery:
+
+        async def serve_again(*, task_status: trio.TaskStatus[None]) -> None:
+            with control_listener(path) as listener:
+                task_status.started()
+                await serve(listener)
+
+        while True:
+            await trio.sleep(LOOK_S)
+            if bound is not None and _inode(path) == bound:
+                continue
             try:
-                # The next manager may have put its own there, once this one gave up the lock.
-                if os.lstat(path).st_ino == mine:
-                    os.unlink(path)
-            except FileNotFoundError:
-                pass
+                make_directory()
+                await nursery.start(serve_again)
+            except (OSError, StorageError) as error:
+                if bound is not None:
+                    log.error("the control socket %s is gone, and cannot be made again yet: %s", path, error)
+                bound = None
+            else:
+                log.warning("the control socket %s was gone, and is there again", path)
+                bound = _inode(path)
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return os.lstat(path).st_ino
+    except OSError:
+        return None

@@ -106,7 +106,7 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
             advice = "`agentmgr shutdown --leave-running`, then start it again: the services run on"
             findings.append(Finding("manager", "warning", f"it is version {info['version']}", advice))
         if info.get("degraded"):
-            advice = "free the disk; it recovers by itself"
+            advice = "see the message; services run on, and of a full disk it recovers by itself"
             findings.append(Finding("manager", "error", str(info["degraded"]), advice))
     elif left:
         advice = "`agentmgr daemon` adopts them; `agentmgr stop NAME` stops them"

@@ -18,7 +18,9 @@ async def command(cli: Cli, file: str) -> None:
 
     The copy is checked before anything is replaced, and the database that was there is kept.
     """
-    with ManagerLock(cli.paths):
+    with ManagerLock(cli.paths) as lock:
+        if cli.paths.database.exists():  # a manager whose lock file was deleted holds the file itself
+            lock.hold_database()
         kept = await restore(Path(file), cli.paths.database)
     print(f"restored {cli.paths.database} from {file}")
     if kept is not None:

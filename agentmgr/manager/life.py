@@ -22,7 +22,7 @@ from ..models import (
 )
 from ..ownership import ManagerLock
 from ..settings import RuntimePaths, Settings
-from ..storage.sqlite import open_store
+from ..storage.sqlite import check, open_store
 from ..storage.store import Snapshot, Store
 from .control_plane import ControlPlane
 from .gateway_access import GatewayAccess
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 #: A command that works on the database without a manager holds the lock for some milliseconds.
 _PATIENCE_S = 1.0
+
+_LOOK_S = 5.0  #: between looks at whether the database file is still there
 
 
 class ManagerLife:
@@ -50,6 +52,7 @@ class ManagerLife:
         self.paths = RuntimePaths.of(self.settings.db_path)
         self._in_background = in_background  # shown by `get_info`: a command started it, not a person
         self._supervise = supervise
+        self._lock = ManagerLock(self.paths)
         self._used = False
         self._plane: ControlPlane | None = None
         self._started_at = utc_now()
@@ -70,7 +73,9 @@ class ManagerLife:
         if self._used:
             raise WrongState("this manager has run already; make another one")
         self._used = True
-        lock = ManagerLock(self.paths)
+        if not self.paths.directory.exists():  # nothing is put beside a file that is not ours to use
+            await check(self.paths.database)
+        lock = self._lock
         await lock.acquire_within(_PATIENCE_S)
         try:
             async with open_store(self.paths.database) as store:
@@ -96,6 +101,7 @@ class ManagerLife:
                 async with trio.open_nursery() as inner:
                     inner.start_soon(plane.keep_publishing)
                     inner.start_soon(plane.figures.watch_loop)
+                    inner.start_soon(self._watch_database)
                     if self._supervise:
                         adopt = _by_service(snapshot.services, snapshot.instances)
                         await inner.start(partial(plane.supervisor.run, adopt=adopt))
@@ -141,6 +147,16 @@ class ManagerLife:
             nursery.start_soon(hurry)
             await plane.supervisor.shutdown(leave_running=self._leave_running)
             nursery.cancel_scope.cancel()
+
+    async def _watch_database(self) -> None:
+        """Says in the log when the file is taken away; until cancelled."""
+        known: str | None = None
+        while True:
+            await trio.sleep(_LOOK_S)
+            trouble = self._lock.trouble()
+            if trouble is not None and trouble != known:
+                logger.error(trouble)
+            known = trouble
 
     def request_shutdown(self, *, leave_running: bool = False) -> None:
         """Ask `run` to end; with `leave_running` the instances serve on, for the next manager to adopt."""

@@ -68,7 +68,7 @@ class AgentManager(ServiceCommands):
     def get_system_stats(self) -> dict[str, Any]:
         plane = self._live()
         figures = stats.system_stats(plane.views(), plane.gateway.connections())
-        return {**figures, "troubles": list(plane.troubles())}
+        return {**figures, "troubles": list(self._troubles())}
 
     def get_connection_stats(self) -> dict[str, Any]:
         plane = self._live()
@@ -95,9 +95,13 @@ class AgentManager(ServiceCommands):
             "uptime_s": (utc_now() - self._started_at).total_seconds(),
             "supervising": self._supervise,
             "background": self._in_background,
-            "degraded": "; ".join(self._live().troubles()) or None,
+            "degraded": "; ".join(self._troubles()) or None,
             "listeners": list(self._listeners),
         }
+
+    def _troubles(self) -> tuple[str, ...]:
+        of_the_file = self._lock.trouble()
+        return (*(() if of_the_file is None else (of_the_file,)), *self._live().troubles())
 
     # Routing
 

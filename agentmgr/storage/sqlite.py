@@ -299,6 +299,11 @@ async def open_store(
             await trio.to_thread.run_sync(db.close, limiter=limiter)
 
 
+async def check(path: str | os.PathLike[str]) -> None:
+    """Raises what `open_store` would raise for the file at `path`; nothing is made or changed."""
+    await trio.to_thread.run_sync(schema.inspect, _real(path), limiter=trio.CapacityLimiter(1))
+
+
 def _real(path: str | os.PathLike[str]) -> Path:
     # Links are followed, so that what lies beside the database is looked for where SQLite puts it.
     return Path(os.path.realpath(path))

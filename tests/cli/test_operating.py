@@ -25,6 +25,31 @@ def test_a_backup_is_made_with_and_without_a_manager_and_put_back_without_one(sh
     assert names(shell, "--db-path", said.split()[-1]) == [], "what was replaced is kept"
 
 
+def test_a_database_taken_away_from_its_manager_is_said_and_can_be_brought_back(shell: Any) -> None:
+    shell.ok("register", "one", "my_agent.py", "--auto-start")
+    assert "degraded" not in shell.ok("status")
+    shell.paths.database.unlink()
+    for words in (["status"], ["info"]):
+        assert "was deleted" in shell.ok(*words)
+    assert "was deleted" in shell("doctor").stdout
+    assert "manages" in shell.fails("restore", "copy.db"), "the manager lives"
+    # What it advises.
+    (shell.directory / "saved.toml").write_text(shell.ok("export"))
+    shell.ok("shutdown")
+    assert names(shell) == []
+    shell.ok("apply", "saved.toml")
+    assert "running" in shell.ok("list")
+
+
+def test_nothing_is_put_back_under_a_manager_whose_lock_file_was_deleted(shell: Any) -> None:
+    shell.ok("register", "one", "my_agent.py", "--auto-start")
+    shell.ok("backup", "copy.db")
+    shell.paths.lock.rename(shell.directory / "lock")
+    assert "manages" in shell.fails("restore", "copy.db")
+    shell.paths.lock.unlink()
+    (shell.directory / "lock").rename(shell.paths.lock)
+
+
 def test_nothing_bad_is_put_back(here: Any, write: Any) -> None:
     here.ok("register", "one", "my_agent.py")
     for file, said in (("none.db", "none.db"), (write("bad.db", "x" * 5000), "bad.db")):

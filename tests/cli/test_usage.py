@@ -73,6 +73,7 @@ def test_wrong_usage_is_2(here: Any, words: list[str]) -> None:
         (["routes", "remove", "nobody"], "nobody"),
         (["list", "--db-path", "/proc/none/x.db"], "/proc/none"),
         (["register", "x", "my_agent.py", "--db-path", "/proc/none/x.db"], "/proc/none"),
+        (["register", "x", "my_agent.py", "--db-path", "/proc/x.db"], "no directory can be made there"),
     ],
 )
 def test_a_failure_is_1_with_one_clear_line(here: Any, words: list[str], said: str) -> None:

@@ -120,7 +120,7 @@ def test_a_damaged_database_is_said_before_anything_is_started(here: Any) -> Non
     here.paths.database.write_bytes(b"not a database" * 1000)
     for words in (["list"], ["register", "x", "my_agent.py"], ["start", "x"]):
         assert "damaged" in here.fails(*words)
-    assert not here.paths.daemon_log.exists()
+    assert not here.paths.directory.exists()
 
 
 def test_the_database_may_be_named_before_or_after_or_by_the_environment(here: Any) -> None:

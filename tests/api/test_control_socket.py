@@ -1,0 +1,59 @@
+"""The manager's own socket outlives its file."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from agentmgr import AgentManager
+from agentmgr.api import control_socket, serve_control
+from agentmgr.client import ManagerClient
+from agentmgr.models import RoutingRule
+from agentmgr.settings import RuntimePaths
+
+
+class Said(logging.Handler):
+    """Sets an event when a record has these words."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self.words = words
+        self.event = trio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.words in record.getMessage():
+            self.event.set()
+
+
+@pytest.mark.parametrize(
+    "take_away", [lambda p: p.control_socket.unlink(), lambda p: shutil.rmtree(p.directory)]
+)
+async def test_a_socket_file_that_is_deleted_is_made_again_and_nobody_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take_away: Callable[[RuntimePaths], None]
+) -> None:
+    monkeypatch.setattr(control_socket, "LOOK_S", 0.01)
+    said = Said("is there again")
+    logging.getLogger("agentmgr.api").addHandler(said)
+    with trio.fail_after(20):
+        async with AgentManager(tmp_path / "a.db") as manager, trio.open_nursery() as nursery:
+            path = manager.paths.control_socket
+            await nursery.start(partial(serve_control, manager, path))
+            async with ManagerClient(path) as before, before.events() as events:
+                take_away(manager.paths)
+                await said.event.wait()
+                async with ManagerClient(path) as after:
+                    assert (await after.get_info())["pid"] == (await before.get_info())["pid"]
+                    await after.create_routing_rule(RoutingRule("zh"))
+                async for event in events:
+                    if event.kind == "rule.created":
+                        break
+            assert path.stat().st_mode & 0o777 == 0o600
+            nursery.cancel_scope.cancel()
+    logging.getLogger("agentmgr.api").removeHandler(said)
+    assert not path.exists()

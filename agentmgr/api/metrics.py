@@ -6,11 +6,13 @@ a client says becomes one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from attrs import frozen
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -21,56 +23,60 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from ..core.histogram import Histogram
+
 if TYPE_CHECKING:
-    from ..core.histogram import Histogram as Timed
     from ..manager import AgentManager
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-_REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
-
 
 class Metrics:
-    """The figures of one manager, and of the server that shows them."""
+    """The figures of one manager, and of the listener that shows them."""
 
     def __init__(self, manager: AgentManager) -> None:
+        self._requests: dict[str, Histogram] = {}
+        self._answers = Counter[tuple[str, int]]()
         self._registry = CollectorRegistry()
-        self._registry.register(_Manager(manager))
+        self._registry.register(_Figures(manager))
+        self._registry.register(_Requests(self._requests, self._answers))
         ProcessCollector(namespace="agentmgr", registry=self._registry)
-        self._requests = Histogram(
-            "agentmgr_api_request_seconds",
-            "Time to answer a request of the API, by operation.",
-            ["operation"],
-            buckets=_REQUEST_BUCKETS,
-            registry=self._registry,
-        )
-        self._answers = Counter(
-            "agentmgr_api_answers",
-            "Answers of the API, by operation and status.",
-            ["operation", "status"],
-            registry=self._registry,
-        )
 
     def answered(self, operation: str, status: int, seconds: float) -> None:
-        self._requests.labels(operation).observe(seconds)
-        self._answers.labels(operation, str(status)).inc()
+        self._requests.setdefault(operation, Histogram()).observe(seconds)
+        self._answers[operation, status] += 1
 
     def text(self) -> bytes:
         """All of them, as Prometheus reads it."""
         return generate_latest(self._registry)
 
 
-class _Manager(Collector):
+@frozen(eq=False)
+class _Requests(Collector):
+    requests: Mapping[str, Histogram]
+    answers: Mapping[tuple[str, int], int]
+
+    def collect(self) -> Iterable[Metric]:
+        yield _timed("api_request", "Time to answer a request of the API.", self.requests, "operation")
+        answers = CounterMetricFamily(
+            "agentmgr_api_answers", "Answers of the API, by status.", labels=["operation", "status"]
+        )
+        for (operation, status), count in self.answers.items():
+            answers.add_metric([operation, str(status)], count)
+        yield answers
+
+
+@frozen(eq=False)
+class _Figures(Collector):
     """Reads the manager at each scrape; there is nothing to keep in step."""
 
-    def __init__(self, manager: AgentManager) -> None:
-        self._manager = manager
+    manager: AgentManager
 
     def describe(self) -> Iterable[Metric]:
         return ()  # it may be registered before there is a manager to read
 
     def collect(self) -> Iterable[Metric]:
-        manager = self._manager
+        manager = self.manager
         info = manager.get_info()
         yield InfoMetricFamily("agentmgr", "Which agentmgr this is.", {"version": info["version"]})
         yield GaugeMetricFamily("agentmgr_uptime_seconds", "Since this manager started.", info["uptime_s"])
@@ -117,12 +123,11 @@ class _Manager(Collector):
         processes = gauge("processes", "Processes of its instances.")
         threads = gauge("threads", "Threads of its instances.")
         files = gauge("open_files", "Files and sockets that its instances have open.")
-        for service in self._manager.list_services():
-            name, stats = [service.name], self._manager.get_service_stats(service.service_id)
-            sessions = stats["sessions"]
+        for service, stats in self.manager.get_stats_by_service().items():
+            name, sessions = [service], stats["sessions"]
             count = sessions["completed"] + sessions["failed"]
-            active.add_metric(name, service.active_sessions)
-            running.add_metric(name, sum(i.status == "running" for i in service.instances))
+            active.add_metric(name, sessions["active"])
+            running.add_metric(name, sum(i["status"] == "running" for i in stats["instances"]))
             ended.add_metric(name, count)
             failed.add_metric(name, sessions["failed"])
             seconds.add_metric(name, (sessions["average_duration_s"] or 0) * count)
@@ -154,18 +159,16 @@ def _measured(manager: AgentManager) -> Iterable[Metric]:
             "From a client's first message to what its instance said next; counted at the session's end.",
             figures.first_bytes,
         ),
-        ("health_check", "Time that a passed health check took.", figures.checks),
+        ("health_check", "Time that an answered health check took.", figures.checks),
         ("event_loop_lag", "How late a sleeping task of this process woke up.", figures.loop_lag),
     ):
-        family = HistogramMetricFamily(f"agentmgr_{name}_seconds", help)
-        family.add_metric([], _buckets(histogram), histogram.sum_s)
-        yield family
-    database = HistogramMetricFamily(
-        "agentmgr_database_seconds", "Time that callers waited for the database.", labels=["operation"]
+        yield _timed(name, help, {None: histogram})
+    yield _timed(
+        "database",
+        "Time that callers waited for the database.",
+        manager.get_database_timings(),
+        "operation",
     )
-    for operation, histogram in manager.get_database_timings().items():
-        database.add_metric([operation], _buckets(histogram), histogram.sum_s)
-    yield database
     checks = CounterMetricFamily("agentmgr_health_checks", "Health checks, by result.", labels=["result"])
     for result, failed in (("ok", False), ("failed", True)):
         checks.add_metric([result], figures.checks_failed[failed])
@@ -178,5 +181,12 @@ def _measured(manager: AgentManager) -> Iterable[Metric]:
     yield refusals
 
 
-def _buckets(histogram: Timed) -> list[tuple[str, float]]:
-    return [("+Inf" if bound == inf else str(bound), count) for bound, count in histogram.cumulative()]
+def _timed(
+    name: str, help: str, histograms: Mapping[Any, Histogram], label: str | None = None
+) -> HistogramMetricFamily:
+    """Histograms by the value of their label, where they have one."""
+    family = HistogramMetricFamily(f"agentmgr_{name}_seconds", help, labels=[label] if label else None)
+    for value, histogram in histograms.items():
+        buckets = [("+Inf" if b == inf else str(b), count) for b, count in histogram.cumulative()]
+        family.add_metric([value] if label else [], buckets, histogram.sum_s)
+    return family

@@ -53,9 +53,10 @@ def service_stats(
     totals: ServiceTotals,
     *,
     now: datetime,
+    live: Collection[Connection] = (),
     usage: Mapping[str, Sequence[Usage]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """One service: sessions ever (kept across restarts of the manager) and what is live now."""
+    """One service: what it did ever (kept across restarts of the manager), and its `live` sessions."""
     finished, active = totals.sessions_total, service.active_sessions
     return {
         "service_id": service.service_id,
@@ -77,7 +78,10 @@ def service_stats(
             "handshake": _percentiles(totals.handshake),
             "first_byte": _percentiles(totals.first_byte),
         },
-        "bytes": {"from_client": totals.bytes_from_client, "to_client": totals.bytes_to_client},
+        "bytes": {
+            "from_client": totals.bytes_from_client + sum(c.bytes_from_client for c in live),
+            "to_client": totals.bytes_to_client + sum(c.bytes_to_client for c in live),
+        },
         "restarts": totals.restarts,
         "errors": totals.errors,
         "uptime_s": (now - service.started_at).total_seconds() if service.started_at else None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..models import (
     Connection,
     Event,
     RoutingRule,
+    Service,
     Token,
     Usage,
     utc_now,
@@ -52,11 +54,23 @@ class AgentManager(ServiceCommands):
     # Figures
 
     def get_service_stats(self, ref: str) -> dict[str, Any]:
-        plane = self._live()
         service = self.get_service(ref)
+        live = [c for c in self.list_connections() if c.service_id == service.service_id]
+        return self._stats_of(service, live)
+
+    def get_stats_by_service(self) -> dict[str, dict[str, Any]]:
+        """What `get_service_stats` says of each, by name."""
+        live = defaultdict[str, list[Connection]](list)
+        for connection in self.list_connections():
+            live[connection.service_id].append(connection)
+        return {s.name: self._stats_of(s, live[s.service_id]) for s in self.list_services()}
+
+    def _stats_of(self, service: Service, live: Collection[Connection]) -> dict[str, Any]:
+        plane = self._live()
         return stats.service_stats(
             service,
             plane.totals(service.service_id),
+            live=live,
             usage=plane.usage(service.service_id),
             now=utc_now(),
         )

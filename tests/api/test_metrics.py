@@ -10,6 +10,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from agentmgr.client.session import open_session
 from agentmgr.manager import AgentManager
 
 
@@ -63,6 +64,20 @@ async def test_requests_are_timed_by_operation_and_never_by_what_a_client_says(u
     assert found["agentmgr_api_answers_total", "none", "404"] == 2
     assert found["agentmgr_api_request_seconds_count", "get_info"] == 1
     assert not [key for key in found if "path" in "".join(key)]
+
+
+async def test_bytes_of_a_session_count_while_it_lives(
+    url: str, manager: AgentManager, agent_file: str, nursery: trio.Nursery
+) -> None:
+    await manager.register_service("echo", agent_file, auto_start=True)
+    port = await nursery.start(manager.serve_proxy, "localhost", 0)
+    async with open_session(f"ws://localhost:{port}") as session:
+        await session.ask("hello")
+        found = await scrape(url)
+        assert found["agentmgr_service_received_bytes_total", "echo"] > 5
+        assert found["agentmgr_service_sent_bytes_total", "echo"] > 5
+        assert found["agentmgr_gateway_handshake_seconds_count",] == 1
+        assert manager.get_service_stats("echo")["bytes"]["from_client"] > 5
 
 
 async def test_a_blocked_event_loop_shows(url: str) -> None:

@@ -1,0 +1,86 @@
+"""Every metric is in the README, and the dashboard asks for nothing that is not there."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import httpx2
+import pytest
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from agentmgr.client.session import open_session
+from agentmgr.manager import AgentManager
+
+ROOT = Path(__file__).parents[2]
+TABLE = (ROOT / "README.md").read_text().partition("## Metrics")[2].partition("\n## ")[0]
+DASHBOARD = json.loads((ROOT / "examples/grafana-dashboard.json").read_text())
+
+
+@pytest.fixture
+async def emitted(url: str, manager: AgentManager, agent_file: str, nursery: trio.Nursery) -> dict[str, set]:
+    """The labels of each sample that is emitted once everything has happened at least once."""
+    await manager.register_service("echo", agent_file, auto_start=True)
+    port = await nursery.start(manager.serve_proxy, "localhost", 0)
+    async with open_session(f"ws://localhost:{port}") as session:
+        await session.ask("hello")
+    async with await trio.open_tcp_stream("localhost", port) as stranger:
+        await stranger.send_all(b"GET / HTTP/1.1\r\n\r\n")
+        assert await stranger.receive_some()
+    await manager.check_service_health("echo")
+    with trio.fail_after(10):
+        while manager.get_service_stats("echo")["usage"] is None:  # noqa: ASYNC110  # sampled now and then
+            await trio.sleep(0.02)
+    async with httpx2.AsyncClient() as http:
+        await http.get(f"{url}/health")
+        text = (await http.get(f"{url}/metrics")).text
+    families = text_string_to_metric_families(text)
+    return {sample.name: set(sample.labels) for family in families for sample in family.samples}
+
+
+def bare(name: str) -> str:
+    """The family's name: a histogram has three kinds of samples."""
+    return re.sub(r"(?<=_seconds)_(bucket|count|sum)$", "", name)
+
+
+async def test_the_readme_names_every_metric_and_no_other(emitted: dict[str, set]) -> None:
+    assert set(re.findall(r"`(agentmgr_\w+)`", TABLE)) == {bare(name) for name in emitted}
+
+
+async def test_the_readme_names_every_label(emitted: dict[str, set]) -> None:
+    for line in TABLE.splitlines():
+        names = re.findall(r"`(agentmgr_\w+)`", line)
+        labels = {label for name in emitted if bare(name) in names for label in emitted[name]}
+        if names:
+            shown = set(re.findall(r"`(\w+)`", line.split("|")[2]))
+            assert shown == labels - {"le", "version"}, line
+
+
+async def test_the_dashboard_asks_for_what_there_is(emitted: dict[str, set]) -> None:
+    expressions = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", ())] + [
+        variable["definition"] for variable in DASHBOARD["templating"]["list"] if "definition" in variable
+    ]
+    assert len(expressions) > 30
+    for expression in expressions:
+        names = re.findall(r"agentmgr_\w+", expression)
+        assert names
+        assert set(names) <= set(emitted), expression
+        for name, matchers in re.findall(r"(agentmgr_\w+)\{([^}]*)\}", expression):
+            assert set(re.findall(r"(\w+)=", matchers)) <= emitted[name], expression
+        for labels in re.findall(r"by \(([^)]*)\)", expression):
+            assert set(labels.split(", ")) <= emitted[names[0]], expression
+
+
+def test_the_dashboard_can_be_imported() -> None:
+    assert DASHBOARD["schemaVersion"] >= 36
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource"
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(ids) == len(set(ids))
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        for target in panel.get("targets", ()):
+            assert target["datasource"]["uid"] == "${datasource}"

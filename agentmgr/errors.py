@@ -15,7 +15,8 @@ refusals, and it does not change.
     │   ├── NameTaken
     │   ├── PortNotAvailable
     │   ├── WrongState
-    │   └── VersionMismatch       somebody changed it in between
+    │   ├── VersionMismatch       somebody changed it in between
+    │   └── TooManyTickets        more than may wait to be used
     ├── Unprocessable             understood, and refused
     │   └── AgentFileNotFound
     ├── ServiceFailed             the user's program did not do its part
@@ -137,6 +138,12 @@ class VersionMismatch(Conflict):
     """The thing was changed by somebody else since it was read."""
 
     code = "version_mismatch"
+
+
+class TooManyTickets(Conflict):
+    """As many tickets of that token wait to be used as there may be."""
+
+    code = "too_many_tickets"
 
 
 class Unprocessable(AgentManagerError):

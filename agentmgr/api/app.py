@@ -47,7 +47,7 @@ def make_app(server: Server, *, access: Access | None = None) -> QuartTrio:
             # What leads nowhere tells nobody what is there: it needs what reading needs.
             scope = scopes.get(request.endpoint or "", "read")
             shows = request.method == "GET" and not request.path.startswith(BASE)
-            access.check(request.headers, scope, navigates=shows)
+            g.token = access.check(request.headers, scope, navigates=shows)
 
     app.register_error_handler(Exception, answer_error)
     _measure(app, server)
@@ -79,7 +79,7 @@ def _view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respo
         if operation.streams and request.method == "HEAD":
             return Response(content_type=operation.media_type)
         try:
-            answer = await operation.handler(Call(server, params, request.headers), *parsed)
+            answer = await operation.handler(Call(server, params, request.headers, g.get("token")), *parsed)
         except VersionMismatch as error:
             if "If-Match" not in request.headers:
                 raise

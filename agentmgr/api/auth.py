@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from werkzeug.datastructures import Headers
 
-from ..models import utc_now
+from ..models import Token, utc_now
 from .guard import Guard
 from .problems import HttpProblem
 
@@ -24,31 +25,41 @@ class Access:
         self._guard = guard
         self._local = local
 
-    def check(self, headers: Headers, scope: str | None, *, navigates: bool) -> None:
-        """Raises `HttpProblem`: 401 without a good token where one is needed, 403 where it does not suffice.
+    def check(self, headers: Headers, scope: str | None, *, navigates: bool) -> Token | None:
+        """Whose request it is, where it comes with a token.
+
+        Raises `HttpProblem`: 401 without a good token where one is needed, 403 where it does not suffice.
 
         `scope` is what the operation needs; None: nothing, it is public.
         """
         scheme, _, key = headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and key.strip():
-            self._check_token(key.strip(), scope)
-        elif scope is not None and (self._manager.list_tokens() or not self._local):
+            return self._check_token(key.strip(), scope)
+        if scope is not None and (self._manager.list_tokens() or not self._local):
             raise HttpProblem(
                 401,
                 "unauthorized",
                 "A token is needed: send `Authorization: Bearer KEY`; `agentmgr tokens create` makes one.",
                 headers=_CHALLENGE,
             )
-        elif self._local:
+        if self._local:
             # Nobody proved anything, so the request must be this machine's own.
             self._guard.check(headers, navigates=navigates)
+        return None
 
-    def _check_token(self, key: str, scope: str | None) -> None:
+    def _check_token(self, key: str, scope: str | None) -> Token:
         token = self._manager.find_token(key)
         now = utc_now()
         if token is None or (token.expires_at is not None and now >= token.expires_at):
             raise HttpProblem(
                 401, "unauthorized", "This token is not known, or has expired.", headers=_CHALLENGE
             )
-        if scope is not None and not token.allows(scope, now):
+        if scope is not None and not _allows(token, scope, now):
             raise HttpProblem(403, "forbidden", f"This token does not have the scope {scope!r}.")
+        return token
+
+
+def _allows(token: Token, scope: str, now: datetime) -> bool:
+    if scope == "connect":  # to one service is enough: the operation sees to it that it is that one
+        return token.connects_to(now) != frozenset()
+    return token.allows(scope, now)

@@ -15,6 +15,7 @@ from quart import Response
 from werkzeug.datastructures import Headers
 
 from ..errors import VersionMismatch
+from ..models import Token
 from .problems import HttpProblem
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Call:
     server: Server
     params: Mapping[str, str]
     headers: Headers
+    token: Token | None  #: that it came with
 
     @property
     def manager(self) -> AgentManager:
@@ -134,12 +136,14 @@ class Operations:
         self.tag = tag
         self.base = base
         self.control_only = control_only
-        self.scope = scope  #: for reading; whatever else needs `admin`
+        self.scope = scope  #: for reading; whatever else needs `admin`, unless it says otherwise
         self.table: list[Operation] = []
 
     def add(
         self, method: str, path: str, *, gives: Mapping[int, Any], **details: Any
     ) -> Callable[[Handler], Handler]:
+        details.setdefault("scope", self.scope if method == "GET" else "admin")
+
         def register(handler: Handler) -> Handler:
             summary = (handler.__doc__ or "").strip().split("\n")[0]
             self.table.append(
@@ -151,7 +155,6 @@ class Operations:
                     tag=self.tag,
                     gives=gives,
                     control_only=self.control_only,
-                    scope=self.scope if method == "GET" else "admin",
                     **details,
                 )
             )

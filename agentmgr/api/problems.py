@@ -28,6 +28,7 @@ _STATUS: Mapping[type[AgentManagerError], int] = {
     errors.InvalidRequest: 400,
     errors.NotFound: 404,
     errors.Conflict: 409,
+    errors.TooManyTickets: 429,
     errors.ManagerAlreadyRunning: 409,
     errors.Unprocessable: 422,
     errors.ServiceFailed: 422,  # the request was right, the program that it names was not

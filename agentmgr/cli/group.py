@@ -31,7 +31,7 @@ COMMANDS = {
     "connections": "List the sessions that are open through the gateway.",
     "disconnect": "Close a session.",
     "routes": "List, add, change, remove and try routing rules.",
-    "tokens": "Make, list and revoke keys to the API.",
+    "tokens": "Make, list and revoke keys to the API and the gateway.",
     "daemon": "Run the manager in the foreground.",
     "proxy": "Open the gateway that clients connect to.",
     "api": "Open the REST API.",

@@ -9,12 +9,12 @@ import asyncclick as click
 
 from ..models import Token
 from .group import Cli, Command, common_options, format_option, subcommand
-from .reach import for_writing
-from .render import note, print_json, print_table
+from .reach import for_writing, running
+from .render import clock, note, print_json, print_table
 from .several import each
 
 
-@click.group("tokens", short_help="Make, list and revoke keys to the API.")
+@click.group("tokens", short_help="Make, list and revoke keys to the API and the gateway.")
 @common_options
 def command() -> None:
     """Keys to the API over TCP. While there are none, this machine's user needs none.
@@ -80,5 +80,16 @@ async def _revoke(cli: Cli, names: tuple[str, ...]) -> int:
         return await each(cli, names, revoke)
 
 
-for _command in (_create, _list, _revoke):
+@_tokens("ticket", "Make a ticket for one connection.", example="agentmgr tokens ticket --service support")
+@click.option("--service", metavar="NAME", help="The only service that it opens.  [default: all]")
+@click.option("--expires", type=float, metavar="SECONDS", help="At most 300.  [default: 30]")
+async def _ticket(cli: Cli, service: str | None, expires: float | None) -> None:
+    """Make a ticket: it opens the gateway once, as ?ticket=TICKET, for those who cannot send a token."""
+    async with running(cli) as manager:
+        made = await manager.create_ticket(service, expires_in_s=expires)
+    note(f"good for one connection, until {clock(made.expires_at)}:")
+    print(made.ticket)
+
+
+for _command in (_create, _list, _revoke, _ticket):
     command.add_command(_command)

@@ -28,6 +28,7 @@ from ..models import (
     Service,
     ServiceConfig,
     ServiceStatus,
+    Ticket,
     Token,
     Usage,
 )
@@ -209,6 +210,12 @@ class ManagerClient:
         data = await self._json("POST", "/tokens", json=body)
         key = str(data.pop("key"))
         return _token(data), key
+
+    async def create_ticket(self, service: str | None = None, *, expires_in_s: float | None = None) -> Ticket:
+        """A key to the gateway for one connection, as `?ticket=`, to what this client's token opens."""
+        asked = {"service": service, "expires_in_s": expires_in_s}
+        body = {name: value for name, value in asked.items() if value is not None}
+        return from_plain(await self._json("POST", "/tickets", json=body), Ticket)
 
     async def delete_token(self, ref: str) -> None:
         await self._answer("DELETE", f"/tokens/{_q(ref)}")

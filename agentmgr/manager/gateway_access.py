@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import trio
 
-from ..models import utc_now
+from ..errors import InvalidRequest
+from ..models import Ticket, Token, utc_now
 from ..proxy import Identity
+from .tickets import Claim, Tickets
 from .tokens import Tokens
 
-_ONE_SERVICE = "connect:"
+TICKET_LIFE_S = 30.0  #: from a page's request for one to its connection takes a moment
+_LONGEST_LIFE_S = 300.0
+_LOCAL = "local"  #: the name of clients whose ticket was made without a token
 
 
 class GatewayAccess:
@@ -20,6 +26,7 @@ class GatewayAccess:
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
+        self._tickets = Tickets()
 
     @property
     def required(self) -> bool:
@@ -28,15 +35,36 @@ class GatewayAccess:
     async def bearer(self, token: str) -> Identity | None:
         await trio.lowlevel.checkpoint()
         found = self._tokens.find(token)
-        if found is None:
-            return None
-        if found.allows("connect", utc_now()):
-            return Identity(found.name)
-        named = {scope.removeprefix(_ONE_SERVICE) for scope in found.scopes if _ONE_SERVICE in scope}
-        open_now = frozenset(name for name in named if found.allows(_ONE_SERVICE + name, utc_now()))
-        return Identity(found.name, open_now) if open_now else None
+        return None if found is None else _identity(found)
 
     async def ticket(self, ticket: str) -> Identity | None:
-        """Nobody's: none are given out yet."""
         await trio.lowlevel.checkpoint()
-        return None
+        claim = self._tickets.redeem(ticket, trio.current_time())
+        if claim is None:
+            return None
+        if claim.token_id is None:
+            identity: Identity | None = Identity(_LOCAL)
+        else:  # it may have been revoked since
+            token = self._tokens.get(claim.token_id)
+            identity = None if token is None else _identity(token)
+        if identity is None or claim.service is None:
+            return identity
+        if identity.services is not None and claim.service not in identity.services:
+            return None
+        return Identity(identity.name, frozenset({claim.service}))
+
+    def issue(self, token: Token | None, service: str | None, life_s: float) -> Ticket:
+        """A ticket for what `token` opens, or for all where there is none.
+
+        Raises `InvalidRequest` for a life that is too long, `TooManyTickets`.
+        """
+        if not 0 < life_s <= _LONGEST_LIFE_S:
+            raise InvalidRequest(f"expires_in_s must be more than 0 and at most {_LONGEST_LIFE_S:g}")
+        now = trio.current_time()
+        claim = Claim(token.token_id if token else None, service, now + life_s)
+        return Ticket(self._tickets.issue(claim, now), utc_now() + timedelta(seconds=life_s))
+
+
+def _identity(token: Token) -> Identity | None:
+    services = token.connects_to(utc_now())
+    return Identity(token.name, services) if services is None or services else None

@@ -24,12 +24,14 @@ from ..models import (
     Event,
     RoutingRule,
     Service,
+    Ticket,
     Token,
     Usage,
     utc_now,
 )
 from ..proxy.certificate import Certificate
 from .figures import Figures
+from .gateway_access import TICKET_LIFE_S
 from .listeners import open_listeners
 from .services import ServiceCommands
 
@@ -250,6 +252,18 @@ class AgentManager(ServiceCommands):
         token = await self._tokens.delete(ref)
         plane.events.announce(Event("token.revoked", detail={"name": token.name}))
         return token
+
+    def create_ticket(self, service: str | None = None, *, expires_in_s: float = TICKET_LIFE_S) -> Ticket:
+        """A key to the gateway for one connection, as `?ticket=`, to all services or to one.
+
+        Raises `ServiceNotFound`, `InvalidRequest`, `TooManyTickets`.
+        """
+        return self.issue_ticket(None, service, expires_in_s=expires_in_s)
+
+    def issue_ticket(self, token: Token | None, service: str | None, *, expires_in_s: float) -> Ticket:
+        """The same in the name of a token: it opens what that one does, when it is used."""
+        name = None if service is None else self.get_service(service).name
+        return self._live().access.issue(token, name, expires_in_s)
 
     def find_token(self, key: str) -> Token | None:
         """Whose key this is; None when it is nobody's."""

@@ -29,6 +29,9 @@ class Tokens:
     def all(self) -> tuple[Token, ...]:
         return tuple(self._tokens.values())
 
+    def get(self, token_id: str) -> Token | None:
+        return self._tokens.get(token_id)
+
     async def create(
         self, name: str, scopes: Iterable[str], *, expires_in_days: float | None = None
     ) -> tuple[Token, str]:

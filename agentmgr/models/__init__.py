@@ -34,4 +34,5 @@ from .services import ServiceConfig as ServiceConfig
 from .services import ServiceSpec as ServiceSpec
 from .services import ServiceStatus as ServiceStatus
 from .services import Usage as Usage
+from .tokens import Ticket as Ticket
 from .tokens import Token as Token

@@ -9,6 +9,8 @@ from attrs import Attribute, Factory, field, frozen
 
 from .fields import NAME, check_name, invalid, new_id, to_word_set, utc_now
 
+_ONE_SERVICE = "connect:"
+
 
 def _scopes(_: Any, attribute: Attribute[Any], value: frozenset[str]) -> None:
     for scope in value:
@@ -38,3 +40,18 @@ class Token:
         if self.expires_at is not None and now >= self.expires_at:
             return False
         return scope in self.scopes or "admin" in self.scopes
+
+    def connects_to(self, now: datetime) -> frozenset[str] | None:
+        """The services that it opens through the gateway, by name; None: all of them."""
+        if self.allows("connect", now):
+            return None
+        named = {scope.removeprefix(_ONE_SERVICE) for scope in self.scopes if scope.startswith(_ONE_SERVICE)}
+        return frozenset(name for name in named if self.allows(_ONE_SERVICE + name, now))
+
+
+@frozen
+class Ticket:
+    """A key to the gateway that is good for one connection, soon."""
+
+    ticket: str = field(repr=False)  #: for `?ticket=`; it is shown this once
+    expires_at: datetime

@@ -16,6 +16,7 @@ from .limits import GatewayLimits
 from .refusal import Refusal
 
 _BEARER = "bearer."  # a subprotocol entry, for browsers: they cannot set the Authorization header
+_TICKET = "ticket="  # in the query
 
 
 @frozen
@@ -57,35 +58,48 @@ def _is_local(origin: str) -> bool:
     return is_loopback(host)
 
 
-async def authenticate(head: RequestHead, authenticator: Authenticator) -> tuple[Identity, RequestHead]:
+async def authenticate(
+    head: RequestHead, authenticator: Authenticator
+) -> tuple[Identity | None, RequestHead]:
     """The identity, and the head without the credential, which is nobody else's business.
 
-    Raises `Refusal`.
+    Where none is required there may be none, and one that is not ours goes on to the instance. Raises
+    `Refusal`.
     """
+    if (shown := _credential(head)) is not None:
+        judge = authenticator.ticket if shown.is_ticket else authenticator.bearer
+        if (identity := await judge(shown.text)) is not None:
+            return identity, shown.rest
+    if authenticator.required:
+        raise _unauthorized("this token or ticket is not valid" if shown else "a token is needed here")
+    return None, head
+
+
+@frozen
+class _Credential:
+    text: str
+    rest: RequestHead  #: the head without it
+    is_ticket: bool = False
+
+
+def _credential(head: RequestHead) -> _Credential | None:
+    """The one that a client shows, in the header, as a subprotocol or in the query."""
     scheme, _, token = head.by_name.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
-        return _known(await authenticator.bearer(token.strip())), head.replaced("Authorization", "")
+        return _Credential(token.strip(), head.replaced("Authorization", ""))
     offered = [part.strip() for part in head.by_name.get("sec-websocket-protocol", "").split(",")]
     for entry in offered:
         if entry.startswith(_BEARER):
             others = ", ".join(other for other in offered if not other.startswith(_BEARER))
-            stripped = head.replaced("Sec-WebSocket-Protocol", others)
-            return _known(await authenticator.bearer(entry.removeprefix(_BEARER))), stripped
+            return _Credential(entry.removeprefix(_BEARER), head.replaced("Sec-WebSocket-Protocol", others))
     path, _, query = head.target.partition("?")
     parts = query.split("&")
     for part in parts:
-        if part.startswith("ticket="):
-            rest = "&".join(other for other in parts if not other.startswith("ticket="))
-            target = f"{path}?{rest}" if rest else path
-            identity = _known(await authenticator.ticket(unquote(part.removeprefix("ticket="))))
-            return identity, evolve(head, target=target)
-    raise _unauthorized("a token is needed here")
-
-
-def _known(identity: Identity | None) -> Identity:
-    if identity is None:
-        raise _unauthorized("this token or ticket is not valid")
-    return identity
+        if part.startswith(_TICKET):
+            rest = "&".join(other for other in parts if not other.startswith(_TICKET))
+            stripped = evolve(head, target=f"{path}?{rest}" if rest else path)
+            return _Credential(unquote(part.removeprefix(_TICKET)), stripped, is_ticket=True)
+    return None
 
 
 def _unauthorized(reason: str) -> Refusal:

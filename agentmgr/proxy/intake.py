@@ -74,7 +74,7 @@ class Intake:
         with self.quotas.place(client_ip, trio.current_time()):
             check_origin(head, self.allowed_origins)
             identity = None
-            if self.authenticator is not None and self.authenticator.required:
+            if self.authenticator is not None:
                 identity, head = await authenticate(head, self.authenticator)
             visit = Visit(
                 ClientRequest(head.target, client_ip, peer[1], head.by_name),

@@ -101,6 +101,32 @@ async def test_a_bad_token_is_refused_by_the_field(
     assert path in [error["path"] for error in response.json()["errors"]]
 
 
+async def test_who_may_connect_may_make_tickets_for_that(
+    http: httpx2.AsyncClient, manager: AgentManager, agent_file: str
+) -> None:
+    for name in ("one", "two"):
+        await manager.register_service(name, agent_file)
+    made = await http.post("/tickets", headers={"Content-Type": "application/json"})
+    assert made.status_code == 201, "no token is needed while there are none"
+    assert made.json().keys() == {"ticket", "expires_at"}
+    scopes = {"admin": "admin", "all": "connect", "of-one": "connect:one", "reader": "read"}
+    keys = {name: (await manager.create_token(name, [scope]))[1] for name, scope in scopes.items()}
+
+    async def statuses(name: str) -> list[int]:
+        headers = bearer(keys[name])
+        bodies = ({}, {"service": "one"}, {"service": "two"})
+        return [(await http.post("/tickets", json=body, headers=headers)).status_code for body in bodies]
+
+    assert await statuses("admin") == [201, 201, 201]
+    assert await statuses("all") == [201, 201, 201]
+    assert await statuses("of-one") == [201, 201, 403]
+    assert await statuses("reader") == [403, 403, 403]
+    assert (await http.post("/tickets", json={})).status_code == 401
+    admin = bearer(keys["admin"])
+    for body, status in (({"service": "three"}, 404), ({"expires_in_s": 301}, 400), ({"life": 1}, 400)):
+        assert (await http.post("/tickets", json=body, headers=admin)).status_code == status
+
+
 async def test_tokens_outlive_the_manager(manager: AgentManager, client: ManagerClient) -> None:
     token, key = await client.create_token("one", ["read", "connect"], expires_in_days=5)
     assert [t.name for t in await client.list_tokens()] == ["one"]

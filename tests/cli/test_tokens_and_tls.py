@@ -10,6 +10,8 @@ from typing import Any
 import httpx2
 import pytest
 import trustme
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 
 def test_tokens_are_made_listed_and_revoked(here: Any) -> None:
@@ -23,6 +25,23 @@ def test_tokens_are_made_listed_and_revoked(here: Any) -> None:
     assert "revoked" in here.ok("tokens", "revoke", "dash")
     assert here.ok("tokens", "list") == ""
     assert "nobody" in here.fails("tokens", "revoke", "nobody")
+
+
+def test_a_ticket_opens_the_gateway_once(shell: Any) -> None:
+    assert "no manager is running" in shell.fails("tokens", "ticket")
+    with shell.background("run", "my_agent.py", "--proxy-port", "0", "--api-port", "0") as run:
+        url = run.until("clients connect to").split()[-1]
+        run.until("my_agent is running")
+        shell.ok("tokens", "create", "page", "--scope", "connect")
+        ticket = shell.ok("tokens", "ticket", "--service", "my_agent").strip()
+        assert ticket.startswith("agt_")
+        with connect(f"{url}?ticket={ticket}") as client:
+            client.send("hello")
+            assert client.recv(timeout=10) == "echo: hello"
+        for again in (f"{url}?ticket={ticket}", url):
+            with pytest.raises(InvalidStatus, match="401"):
+                connect(again)
+        assert "nobody" in shell.fails("tokens", "ticket", "--service", "nobody")
 
 
 @pytest.fixture

@@ -135,6 +135,19 @@ async def test_a_credential_opens_the_door_and_goes_no_further(
         assert "Sec-WebSocket-Protocol: chat\r\n" in head
 
 
+async def test_a_credential_goes_no_further_where_none_is_asked_for_either(lab, instance, heads) -> None:
+    door = Door()
+    door.required = False
+    async with lab.gateway(instance, authenticator=door) as stage:
+        await stage.open("/?ticket=t1")
+        await stage.open("/?ticket=theirs", "Authorization: Bearer theirs")
+    assert heads[0].startswith("GET / HTTP/1.1\r\n")
+    assert "X-Agentmgr-Identity: ticketed\r\n" in heads[0]
+    assert heads[1].startswith("GET /?ticket=theirs HTTP/1.1\r\n")
+    assert "Authorization: Bearer theirs\r\n" in heads[1]
+    assert "X-Agentmgr-Identity" not in heads[1]
+
+
 async def test_a_ticket_is_good_once(lab, instance) -> None:
     async with lab.gateway(instance, authenticator=Door()) as stage:
         await stage.open("/?ticket=t1")

@@ -10,6 +10,7 @@ import asyncclick as click
 from ..models import ServiceConfig
 from .declaration import Declaration, DeclaredService, Step, difference, read
 from .group import Cli, subcommand
+from .names import FILE
 from .reach import for_reading, for_running, for_writing
 from .render import counted
 from .watch import progress
@@ -22,7 +23,7 @@ _HARMLESS = frozenset({"description", "tags", "weight", "instances"})  #: need n
 
 
 @subcommand("apply", example="agentmgr apply services.toml --dry-run")
-@click.argument("file")
+@click.argument("file", type=FILE)
 @click.option("--dry-run", is_flag=True, help="Only show the difference.")
 @click.option("--prune", is_flag=True, help="Remove what the file does not name.")
 @click.option("--no-restart", is_flag=True, help="Leave running services as they are until they restart.")

@@ -8,12 +8,13 @@ import asyncclick as click
 
 from ..errors import DatabaseUnusable
 from .group import Cli, subcommand
+from .names import FILE
 from .presence import answers
 from .reach import running
 
 
 @subcommand("backup", example="agentmgr backup agents-monday.db")
-@click.argument("file")
+@click.argument("file", type=FILE)
 async def command(cli: Cli, file: str) -> None:
     """Copy the database, as it is at one moment, to a new file; services and clients notice nothing."""
     destination = os.path.abspath(file)  # noqa: ASYNC240  # looks at nothing but the working directory

@@ -22,6 +22,7 @@ from ..errors import (
     TurnFailed,
 )
 from .group import Cli, subcommand
+from .names import SERVICE
 from .presence import answers
 from .reach import running
 from .render import note
@@ -38,7 +39,7 @@ RECONNECT_FOR_S = 10.0  #: then a new session is begun, where the agent is by th
     "chat",
     example='agentmgr chat\nagentmgr chat my-echo-agent --once "hello"\nagentmgr chat ws://localhost:8081',
 )
-@click.argument("target", required=False)
+@click.argument("target", required=False, type=SERVICE)
 @click.option(
     "--gateway",
     envvar="AGENTMGR_GATEWAY",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncclick as click
 
 from .group import Cli, format_option, subcommand
+from .names import SERVICE
 from .reach import for_reading
 from .render import ago, duration, print_json, print_table
 
 
 @subcommand("connections", example="agentmgr connections --service my-echo-agent")
-@click.option("--service", metavar="NAME", help="Only those of this service.")
+@click.option("--service", type=SERVICE, metavar="NAME", help="Only those of this service.")
 @format_option
 async def command(cli: Cli, service: str | None, output: str) -> None:
     """List the sessions that are open through the gateway."""

@@ -8,12 +8,13 @@ import asyncclick as click
 import trio
 
 from .group import Cli, subcommand
+from .names import SERVICE
 from .reach import for_reading
 from .render import harmless, on_terminal
 
 
 @subcommand("logs", example="agentmgr logs my-echo-agent --tail 50 --follow")
-@click.argument("name")
+@click.argument("name", type=SERVICE)
 @click.option("--tail", default=100, show_default=True, type=click.IntRange(min=0), help="The last lines.")
 @click.option("--follow", "-f", is_flag=True, help="And what is written from now on.")
 @click.option("--instance", type=int, metavar="N", help="Of this instance only, counted from 0.")

@@ -11,6 +11,7 @@ import asyncclick as click
 from ..errors import ServiceFailedToStart
 from ..models import OnDisconnect, OnManagerDeath, RestartMode, Runtime, ServiceConfig, WhenBusy
 from .group import Cli, Command, subcommand
+from .names import DIRECTORY, FILE, SERVICE
 from .reach import for_running, for_writing
 from .words import split_tags, variables
 
@@ -52,7 +53,7 @@ def _config_option(name: str, help: str, **details: Any) -> Callable[[F], F]:
     "agentmgr register chat-js -- node server.js --port {port}",
 )
 @click.argument("name")
-@click.argument("file", required=False, metavar="FILE | -- COMMAND...")
+@click.argument("file", required=False, metavar="FILE | -- COMMAND...", type=FILE)
 @click.option("--host", default="localhost", show_default=True, help="The address that it listens on.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Its port.  [default: a free one at each start]")
 @click.option("--description", default="", help="What it is for, for people.")
@@ -91,12 +92,20 @@ def _config_option(name: str, help: str, **details: Any) -> Callable[[F], F]:
     type=click.Choice([str(v) for v in OnManagerDeath]),
 )
 @_config_option("runtime", "The event loop of its code.", type=click.Choice([str(v) for v in Runtime]))
-@_config_option("python", "The interpreter for an agent file.", metavar="PATH")
-@_config_option("cwd", "Its working directory.  [default: this one]", metavar="DIR")
+@_config_option("python", "The interpreter for an agent file.", metavar="PATH", type=FILE)
+@_config_option("cwd", "Its working directory.  [default: this one]", metavar="DIR", type=DIRECTORY)
 @click.option("--env", "env_words", multiple=True, metavar="KEY=VALUE", help="A variable; may be repeated.")
-@_config_option("env-file", "Lines of NAME=value, read at each start; --env goes before it.", metavar="FILE")
+@_config_option(
+    "env-file", "Lines of NAME=value, read at each start; --env goes before it.", metavar="FILE", type=FILE
+)
 @_config_option("disconnect-grace", "Seconds until a lost client's turn is cancelled.", type=float)
-@click.option("--after", multiple=True, metavar="NAME", help="Start it after this service; may be repeated.")
+@click.option(
+    "--after",
+    multiple=True,
+    type=SERVICE,
+    metavar="NAME",
+    help="Start it after this service; may be repeated.",
+)
 @_config_option("memory-limit-mb", "What it may use; where the platform lets us.", type=int)
 @_config_option("cpu-limit-percent", "Of one core; where the platform lets us.", type=int)
 @_config_option("max-open-files", "Of each of its processes.", type=int)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncclick as click
 
 from .group import Cli, subcommand
+from .names import SERVICE
 from .reach import for_running
 from .several import each
 from .watch import progress
 
 
 @subcommand("restart", example="agentmgr restart my-echo-agent")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE)
 @click.option("--no-rolling", is_flag=True, help="Stop it first, then start it.")
 @click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")

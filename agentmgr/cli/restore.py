@@ -9,10 +9,11 @@ import asyncclick as click
 from ..ownership import ManagerLock
 from ..storage import restore
 from .group import Cli, subcommand
+from .names import FILE
 
 
 @subcommand("restore", example="agentmgr restore agents-monday.db")
-@click.argument("file")
+@click.argument("file", type=FILE)
 async def command(cli: Cli, file: str) -> None:
     """Put a copy that `backup` made in the database's place; with no manager running.
 

@@ -10,6 +10,7 @@ import asyncclick as click
 from ..errors import InvalidRequest
 from ..models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
 from .group import Cli, Command, common_options, format_option, subcommand
+from .names import RULE, SERVICE
 from .reach import for_reading, for_writing
 from .render import print_fields, print_json, print_table
 from .several import each
@@ -47,7 +48,9 @@ def _rule_options(function: F) -> F:
             ),
             click.option("--ignore-case", is_flag=True, default=None, help="For all conditions given here."),
             click.option("--priority", type=int, help="The lowest number is tried first.  [default: 100]"),
-            click.option("--service", "services", multiple=True, metavar="NAME", help="May be repeated."),
+            click.option(
+                "--service", "services", multiple=True, type=SERVICE, metavar="NAME", help="May be repeated."
+            ),
             click.option("--tags", metavar="A,B", help="Services with any of these tags."),
             click.option("--all-tags", is_flag=True, default=None, help="With all of these tags."),
             click.option("--strategy", type=_STRATEGIES, help="Who of them.  [default: round_robin]"),
@@ -147,7 +150,7 @@ async def _add(cli: Cli, name: str, disabled: bool, **options: Any) -> None:
 
 
 @_routes("change", "Change a rule.", example="agentmgr routes change chinese --priority 5")
-@click.argument("name")
+@click.argument("name", type=RULE)
 @_rule_options
 async def _change(cli: Cli, name: str, **options: Any) -> None:
     """Change what is given of a rule; sessions that are open stay where they are."""
@@ -155,14 +158,14 @@ async def _change(cli: Cli, name: str, **options: Any) -> None:
 
 
 @_routes("enable", "Use a rule again.", example="agentmgr routes enable chinese")
-@click.argument("name")
+@click.argument("name", type=RULE)
 async def _enable(cli: Cli, name: str) -> None:
     """Use a rule again."""
     await _update(cli, name, {"enabled": True}, "enabled")
 
 
 @_routes("disable", "Do not use a rule for now.", example="agentmgr routes disable chinese")
-@click.argument("name")
+@click.argument("name", type=RULE)
 async def _disable(cli: Cli, name: str) -> None:
     """Keep a rule without using it."""
     await _update(cli, name, {"enabled": False}, "disabled")
@@ -177,7 +180,7 @@ async def _update(cli: Cli, name: str, changes: dict[str, Any], done: str) -> No
 
 
 @_routes("remove", "Remove a rule.", example="agentmgr routes remove chinese")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=RULE)
 async def _remove(cli: Cli, names: tuple[str, ...]) -> int:
     """Remove a rule."""
     async with for_writing(cli) as manager:

@@ -22,13 +22,14 @@ from ..models import DesiredStatus, Service, ServiceConfig
 from ..settings import LogLevel
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
+from .names import FILE
 from .render import harmless, note
 
 _COLORS = (36, 35, 33, 32, 34)
 
 
 @subcommand("run", example="agentmgr run examples/echo_agent.py")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
 @click.option("--host", default="localhost", show_default=True, help="Where gateway and API listen.")
 @click.option("--proxy-port", type=click.IntRange(0, 65535), help="The gateway's port.  [default: 9090]")
 @click.option("--api-port", type=click.IntRange(0, 65535), help="The API's port.  [default: 8080]")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncclick as click
 
 from .group import Cli, subcommand
+from .names import SERVICE
 from .reach import for_writing
 from .render import counted
 
 
 @subcommand("scale", example="agentmgr scale my-echo-agent 3")
-@click.argument("name")
+@click.argument("name", type=SERVICE)
 @click.argument("instances", type=click.IntRange(min=1))
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
 async def command(cli: Cli, name: str, instances: int, no_wait: bool) -> None:

@@ -7,6 +7,7 @@ import trio
 
 from ..models import OnDisconnect, Runtime, ServiceConfig, WhenBusy
 from .group import Cli, subcommand
+from .names import FILE
 
 _DEFAULTS = ServiceConfig()
 
@@ -16,7 +17,7 @@ _DEFAULTS = ServiceConfig()
     example="agentmgr serve my_agent.py --port 8081\n"
     "agentmgr chat ws://localhost:8081          # in another terminal",
 )
-@click.argument("file")
+@click.argument("file", type=FILE)
 @click.option("--host", default="localhost", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0: any free one."

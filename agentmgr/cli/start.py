@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncclick as click
 
 from .group import Cli, subcommand
+from .names import SERVICE
 from .reach import for_running
 from .render import under_way
 from .several import each
@@ -12,7 +13,7 @@ from .watch import progress
 
 
 @subcommand("start", example="agentmgr start my-echo-agent")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE)
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is ready.")
 async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> int:
     """Start a service, and wait until it is ready; a manager is started in the background if none runs."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncclick as click
 
 from .group import Cli, format_option, subcommand
+from .names import SERVICE
 from .reach import for_reading
 from .render import duration, print_fields, print_json, size
 
 
 @subcommand("stats", example="agentmgr stats --format json")
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=SERVICE)
 @format_option
 async def command(cli: Cli, name: str | None, output: str) -> None:
     """Show figures of the whole system, or of one service."""

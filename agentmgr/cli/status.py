@@ -9,13 +9,14 @@ import asyncclick as click
 from ..codec import to_plain
 from ..models import Service
 from .group import Cli, format_option, subcommand
+from .names import SERVICE
 from .reach import for_reading
 from .render import ago, counted, duration, print_fields, print_json, print_table, size
 from .watch import watch
 
 
 @subcommand("status", example="agentmgr status my-echo-agent")
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=SERVICE)
 @click.option("--watch", "watching", is_flag=True, help="Show it again whenever it changes.")
 @format_option
 async def command(cli: Cli, name: str | None, watching: bool, output: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncclick as click
 
 from .group import Cli, subcommand
+from .names import SERVICE
 from .reach import for_writing
 from .several import each
 
 
 @subcommand("stop", example="agentmgr stop my-echo-agent")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE)
 @click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it has stopped.")
 async def command(cli: Cli, names: tuple[str, ...], force: bool, no_wait: bool) -> int:

@@ -10,6 +10,7 @@ import asyncclick as click
 
 from ..errors import InvalidRequest
 from ..proxy.certificate import Certificate
+from .names import FILE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -25,10 +26,11 @@ class Files:
 def tls_options(function: F) -> F:
     """Adds the parameters `certfile` and `keyfile`."""
     function = click.option(
-        "--keyfile", metavar="FILE", help="Its key, in PEM.  [default: in the same file]"
+        "--keyfile", type=FILE, metavar="FILE", help="Its key, in PEM.  [default: in the same file]"
     )(function)
     return click.option(
         "--certfile",
+        type=FILE,
         metavar="FILE",
         help="A certificate, in PEM: speak TLS only. Read again when it changes.",
     )(function)

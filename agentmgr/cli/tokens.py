@@ -9,6 +9,7 @@ import asyncclick as click
 
 from ..models import Token
 from .group import Cli, Command, common_options, format_option, subcommand
+from .names import TOKEN
 from .reach import for_writing, running
 from .render import clock, note, print_json, print_table
 from .several import each
@@ -68,7 +69,7 @@ async def _list(cli: Cli, output: str) -> None:
 
 
 @_tokens("revoke", "Revoke a token.", example="agentmgr tokens revoke dashboard")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=TOKEN)
 async def _revoke(cli: Cli, names: tuple[str, ...]) -> int:
     """Revoke a token: it opens nothing from now on."""
     async with for_writing(cli) as manager:

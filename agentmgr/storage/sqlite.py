@@ -299,6 +299,18 @@ async def open_store(
             await trio.to_thread.run_sync(db.close, limiter=limiter)
 
 
+def names(path: str | os.PathLike[str], table: str) -> list[str]:
+    """The names in one of the tables that have them, in order; of an absent file none. Blocks; may raise
+    anything that SQLite does: for completion, where nobody hears of it.
+    """
+    path = _real(path)
+    if not path.exists():
+        return []
+    return schema.read_only(
+        path, lambda db: [name for (name,) in db.execute(f"SELECT name FROM {table} ORDER BY name")]
+    )
+
+
 async def check(path: str | os.PathLike[str]) -> None:
     """Raises what `open_store` would raise for the file at `path`; nothing is made or changed."""
     await trio.to_thread.run_sync(schema.inspect, _real(path), limiter=trio.CapacityLimiter(1))

@@ -160,7 +160,10 @@ class InProcess(Shell):
         with self._monkeypatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
-            code = run(words)
+            try:
+                code = run(words)
+            except SystemExit as end:  # after completion
+                code = end.code  # type: ignore[assignment]
         said = self._capsys.readouterr()
         return subprocess.CompletedProcess(words, code, said.out, said.err)
 

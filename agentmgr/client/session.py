@@ -29,7 +29,7 @@ from attrs import Factory, field, frozen
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from ..errors import AgentManagerError, AgentUnreachable, SessionLost, TurnFailed
-from .transport import CannotConnect, parse_url, with_connection
+from .transport import CannotConnect, Dial, parse_url, with_connection
 
 CLOSE_TIMEOUT_S = 2.0
 ESTABLISH_TIMEOUT_S = 15.0
@@ -73,15 +73,17 @@ async def open_session(
     last_seq: int = 0,
     reconnect_for_s: float = 60.0,
     on_disconnect: Callable[[], None] | None = None,
+    dial: Dial = trio.open_tcp_stream,
 ) -> AsyncIterator[AgentSession]:
     """Begins a session, or takes up the one named by `session_id` after event `last_seq`.
-    `on_disconnect` is called when the connection breaks, before it is made again.
+    `on_disconnect` is called when the connection breaks, before it is made again. `dial` makes the
+    connections, given host and port.
 
     Raises `AgentUnreachable` when the first connection cannot be made, `SessionLost` when the session to
     take up is not there, `InvalidRequest` for something that is no WebSocket URL.
     """
     parse_url(url)
-    session = AgentSession(url, headers or {}, session_id, last_seq, reconnect_for_s, on_disconnect)
+    session = AgentSession(url, headers or {}, session_id, last_seq, reconnect_for_s, on_disconnect, dial)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session._run)
@@ -107,6 +109,7 @@ class AgentSession:
         last_seq: int,
         reconnect_for_s: float,
         on_disconnect: Callable[[], None] | None,
+        dial: Dial,
     ) -> None:
         self.session_id = session_id
         self.last_seq = last_seq  #: of the last event taken in; with `session_id` it resumes elsewhere
@@ -114,6 +117,7 @@ class AgentSession:
         self._headers = list(headers.items())
         self._reconnect_for_s = reconnect_for_s
         self._on_disconnect = on_disconnect
+        self._dial = dial
         self._arrived, self._incoming = trio.open_memory_channel[AgentEvent](math.inf)
         self._room = trio.Event()
         self._established_once = trio.Event()
@@ -205,7 +209,7 @@ class AgentSession:
             problem = f"{self._url} closed the connection and began no session"
             try:
                 with trio.CancelScope() as self._connection:
-                    await with_connection(self._url, self._named(self._headers), self._speak)
+                    await with_connection(self._url, self._named(self._headers), self._speak, self._dial)
             except CannotConnect as error:
                 problem = str(error)
                 if not error.worth_retrying:

@@ -26,6 +26,8 @@ WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Refusals that say "not now"; any other would be the same next time."""
 
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+Dial = Callable[[str, int], Awaitable[trio.SocketStream]]
+"""Connects to a host and a port. Raises `OSError`."""
 
 
 @frozen
@@ -53,13 +55,14 @@ async def with_connection(
     url: str,
     headers: Sequence[tuple[str, str]],
     use: Callable[[WebSocketConnection], Awaitable[None]],
+    dial: Dial = trio.open_tcp_stream,
 ) -> None:
     """Connects, awaits `use(websocket)`, and drops the connection. Raises `CannotConnect`."""
     parts = parse_url(url)
     host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "wss" else 80)
     try:
         with trio.fail_after(CONNECT_TIMEOUT_S):
-            stream = await _open_stream(parts.scheme, host, port)
+            stream = await _open_stream(parts.scheme, host, port, dial)
     except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
         raise CannotConnect(f"cannot connect to {host}:{port}: {_why(error)}") from None
     rejected: list[ConnectionRejected] = []
@@ -104,14 +107,18 @@ def _said(refusal: ConnectionRejected) -> str:
     return str(said)
 
 
-async def _open_stream(scheme: str, host: str, port: int) -> Stream:
+async def _open_stream(scheme: str, host: str, port: int, dial: Dial) -> Stream:
+    stream = await dial(host, port)
     if scheme == "ws":
-        return await trio.open_tcp_stream(host, port)
-    stream = await trio.open_ssl_over_tcp_stream(
-        host, port, ssl_context=ssl.create_default_context(), https_compatible=True
-    )
-    await stream.do_handshake()
-    return stream
+        return stream
+    context = ssl.create_default_context()
+    secure = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    try:
+        await secure.do_handshake()
+    except (OSError, trio.BrokenResourceError, trio.Cancelled):
+        await trio.aclose_forcefully(stream)
+        raise
+    return secure
 
 
 def _why(error: BaseException) -> str:

@@ -18,11 +18,12 @@ from .forwarded import networks
 from .frames import close_frame
 from .intake import Intake
 from .limits import GatewayLimits
-from .listener import Places, accept_forever
+from .listener import Places, SocketListener, accept_forever
 from .lobby import Lobby
 from .session import Pacer
 from .sessions import SessionObserver, Sessions
 from .tunnel import Ending, Relay
+from .wire import Dial
 
 
 class Gateway:
@@ -31,7 +32,8 @@ class Gateway:
     It knows neither a supervisor nor a store. `observer` is told of each session. With an `authenticator`
     every client needs a token or ticket. `trusted_proxies` (addresses or networks) may say who the client
     is. `allowed_origins` are the web pages that may connect: those of this machine if None, all with `*`.
-    `hints` lets clients ask for a service or tag in the query. Raises `ValueError` for a trusted proxy that
+    `hints` lets clients ask for a service or tag in the query. `dial` connects to an instance, given its host
+    and port; over TCP if None. Raises `ValueError` for a trusted proxy that
     is not an address or network.
     """
 
@@ -46,9 +48,11 @@ class Gateway:
         allowed_origins: Iterable[str] | None = None,
         hints: bool = True,
         outliers: OutlierPolicy | None = None,
+        dial: Dial | None = None,
     ) -> None:
         self._limits = limits or GatewayLimits()
         self._hints = hints
+        self._dial = dial
         self._authenticator = authenticator
         self._trusted = networks(trusted_proxies)
         self._allowed_origins = origins(allowed_origins)
@@ -119,7 +123,7 @@ class Gateway:
 
     async def serve(
         self,
-        listeners: Sequence[trio.SocketListener],
+        listeners: Sequence[SocketListener],
         *,
         certificate: Certificate | None = None,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -140,6 +144,7 @@ class Gateway:
             self._allowed_origins,
             self._authenticator,
             certificate,
+            self._dial,
         )
         async with trio.open_nursery() as engine:
             # It has to outlive the cancellation: sessions still relay while they wait for their farewell.

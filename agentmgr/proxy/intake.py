@@ -23,7 +23,7 @@ from .session import Pacer, run_session
 from .sessions import Session, Sessions
 from .tunnel import Ending, Relay, Tunnel
 from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend, upgrade_request
-from .wire import Wire
+from .wire import Dial, Wire
 
 logger = logging.getLogger("agentmgr.gateway")
 
@@ -42,6 +42,7 @@ class Intake:
     allowed_origins: frozenset[str] | None
     authenticator: Authenticator | None
     certificate: Certificate | None
+    dial: Dial | None
 
     async def serve(self, wire: Wire, peer: tuple[str, int]) -> None:
         """Serves one client; returns when its session is over, or when it has been refused one."""
@@ -90,7 +91,7 @@ class Intake:
                         break
                     try:
                         backend, answer = await open_backend(
-                            seat.backend, asked, head, limits, deadline=deadline
+                            seat.backend, asked, head, limits, deadline=deadline, dial=self.dial
                         )
                     except DialFailed as fault:
                         failure = fault

@@ -9,6 +9,7 @@ import resource
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
+from typing import Any, Protocol
 
 import trio
 
@@ -16,6 +17,14 @@ from .refusal import Refusal
 from .wire import Wire, tune
 
 logger = logging.getLogger("agentmgr.gateway")
+
+
+class SocketListener(Protocol):
+    """A `trio.SocketListener`, or whatever else has a listening socket."""
+
+    @property
+    def socket(self) -> trio.socket.SocketType: ...
+
 
 Handler = Callable[[Wire, tuple[str, int]], Awaitable[None]]
 
@@ -57,7 +66,7 @@ class Places:
 
 
 async def accept_forever(
-    listener: trio.SocketListener, handler: Handler, nursery: trio.Nursery, places: Places
+    listener: SocketListener, handler: Handler, nursery: trio.Nursery, places: Places
 ) -> None:
     """Runs `handler(wire, (host, port))` in `nursery` for each client, until cancelled.
 
@@ -83,9 +92,14 @@ async def accept_forever(
                     break  # else: that client has left already (ECONNABORTED and the like)
                 wire = Wire(client)
                 if places.take():
-                    nursery.start_soon(_guarded, handler, wire, (address[0], address[1]), places)
+                    nursery.start_soon(_guarded, handler, wire, _peer(address), places)
                 else:
                     _turn_away(wire)
+
+
+def _peer(address: Any) -> tuple[str, int]:
+    """Who connects over a unix socket has no address of its own, and is on this machine for certain."""
+    return (address[0], address[1]) if isinstance(address, tuple) else ("127.0.0.1", 0)
 
 
 async def _guarded(handler: Handler, wire: Wire, address: tuple[str, int], places: Places) -> None:

@@ -11,7 +11,7 @@ from ..core.routing import Backend
 from .head import BadResponse, Fields, RequestHead, ResponseHead, check_switch, parse_response
 from .limits import GatewayLimits
 from .refusal import Refusal, http_response
-from .wire import Wire, connect
+from .wire import Dial, Wire, connect
 
 
 class DialFailed(Exception):
@@ -44,13 +44,19 @@ def upgrade_request(path: str, fields: Fields) -> bytes:
 
 
 async def open_backend(
-    backend: Backend, asked: bytes, request: RequestHead, limits: GatewayLimits, *, deadline: float
+    backend: Backend,
+    asked: bytes,
+    request: RequestHead,
+    limits: GatewayLimits,
+    *,
+    deadline: float,
+    dial: Dial | None = None,
 ) -> tuple[Wire, ResponseHead]:
     """Connects, asks, and judges the answer; what came behind it is in `wire.ahead`.
 
     Raises `DialFailed` or `BackendRefused`.
     """
-    wire = await _dial(backend, limits, deadline)
+    wire = await _dial(backend, limits, deadline, dial)
     with ExitStack() as until_answered:
         until_answered.enter_context(closing(wire))
         answer = await _ask(wire, asked, request, limits, deadline)
@@ -58,11 +64,11 @@ async def open_backend(
     return wire, answer
 
 
-async def _dial(backend: Backend, limits: GatewayLimits, deadline: float) -> Wire:
+async def _dial(backend: Backend, limits: GatewayLimits, deadline: float, dial: Dial | None) -> Wire:
     where = f"{backend.host}:{backend.port}"
     try:
         with trio.fail_at(min(deadline, trio.current_time() + limits.connect_timeout_s)):
-            return await connect(backend.host, backend.port)
+            return await connect(backend.host, backend.port, dial)
     except trio.TooSlowError:
         raise DialFailed(f"{where} did not accept in time", retry=True, timed_out=True) from None
     except OSError as error:

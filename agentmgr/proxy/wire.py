@@ -11,9 +11,13 @@ import errno
 import os
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, closing, suppress
 
 import trio
+
+Dial = Callable[[str, int], Awaitable[trio.SocketStream]]
+"""Connects to a host and a port. Raises `OSError`."""
 
 _AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
 
@@ -88,8 +92,10 @@ class Wire:
             self.sock.close()
 
 
-async def connect(host: str, port: int) -> Wire:
-    """Connects over TCP, trying the host's addresses in turn. Raises `OSError`."""
+async def connect(host: str, port: int, dial: Dial | None = None) -> Wire:
+    """Connects with `dial`, or over TCP, trying the host's addresses in turn. Raises `OSError`."""
+    if dial is not None:
+        return Wire(socket.socket(fileno=(await dial(host, port)).socket.detach()))
     last: OSError | None = None
     for family, address in await _addresses(host, port):
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -136,8 +142,10 @@ def _is_loopback(address: str) -> bool:
 def tune(sock: socket.socket, *, far: bool = True) -> None:
     """What a leg of a session needs; `far`: with a cable in between that can be pulled.
 
-    On a listener, the accepted sockets inherit it (Linux).
+    On a listener, the accepted sockets inherit it (Linux). A unix socket needs none of it.
     """
+    if sock.family == socket.AF_UNIX:
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small messages must not wait for an ACK
     if not far:
         return

@@ -20,8 +20,9 @@ from ..agent.runtime import open_runtime
 from ..agent.server import AgentServer
 from ..agent.session import SessionLimits
 from ..agent.sessions import Sessions
-from ..client.transport import with_connection
+from ..client.transport import Dial, with_connection
 from ..models import Runtime
+from .memory_network import MemoryListener
 
 PATIENCE_S = 10.0
 """What hangs fails, at the place where it hangs."""
@@ -43,28 +44,26 @@ async def hosted(
     max_message_bytes: int = 2**20,
     token: str = "",
     runtime: Runtime = Runtime.TRIO,
+    listener: MemoryListener | None = None,
 ) -> AsyncIterator[Hosted]:
-    """Serves what a factory returned on a free port of the loopback interface; yields its URL."""
+    """Serves what a factory returned, on a free port of loopback or on `listener`; yields its URL.
+
+    `token` is the secret that its health checks prove to know. `runtime` has no `auto` here: say which.
+    """
     async with trio.open_nursery() as nursery:
         made = agent
         if not isinstance(agent, HostedAgent):
             made = adapt(agent, runtime=await open_runtime(runtime, nursery))
-        async with _served(made, limits, max_sessions, max_message_bytes, token) as url:
-            yield url
-        nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def _served(
-    made: HostedAgent, limits: SessionLimits | None, max_sessions: int, max_message_bytes: int, token: str
-) -> AsyncIterator[Hosted]:
-    sessions = Sessions(made, limits or SessionLimits(), max_sessions=max_sessions)
-    server = AgentServer(made, sessions, token=token, max_message_bytes=max_message_bytes)
-    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with trio.open_nursery() as nursery:
+        sessions = Sessions(made, limits or SessionLimits(), max_sessions=max_sessions)
+        server = AgentServer(made, sessions, token=token, max_message_bytes=max_message_bytes)
         await nursery.start(sessions.run)
-        await nursery.start(server.serve, listener)
-        url = Hosted(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}")
+        if listener is not None:
+            await nursery.start(server.serve, listener)
+            url = Hosted(listener.url)
+        else:
+            [tcp_listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            await nursery.start(server.serve, tcp_listener)
+            url = Hosted(f"ws://127.0.0.1:{tcp_listener.socket.getsockname()[1]}")
         url.sessions, url.server = sessions, server
         yield url
         nursery.cancel_scope.cancel()
@@ -111,7 +110,9 @@ class BareClient:
 
 
 @asynccontextmanager
-async def bare_client(url: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[BareClient]:
+async def bare_client(
+    url: str, headers: Mapping[str, str] | None = None, *, dial: Dial = trio.open_tcp_stream
+) -> AsyncIterator[BareClient]:
     """A connection to `url`; leaving the block cuts it as a broken network would."""
     arrived = trio.Event()
     client: list[BareClient] = []
@@ -122,7 +123,7 @@ async def bare_client(url: str, headers: Mapping[str, str] | None = None) -> Asy
         await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(with_connection, url, list((headers or {}).items()), hold)
+        nursery.start_soon(with_connection, url, list((headers or {}).items()), hold, dial)
         await arrived.wait()
         yield client[0]
         nursery.cancel_scope.cancel()

@@ -3,12 +3,17 @@
 Under `trio.testing.MockClock(autojump_threshold=0)` an hour of crashes and backoffs takes a millisecond::
 
     launcher = FakeLauncher(Behaviour(exits_after_s=30, exit=Exit(code=1)))
-    supervisor = Supervisor(journal, log_dir=tmp_path, launcher=launcher)
+    async with Supervisor(log_dir="unused", launcher=launcher) as supervisor:
+        await supervisor.start(spec)
+        launcher.refuse_next()
+        launcher.crash(spec.name)
 """
 
 from __future__ import annotations
 
 import math
+import signal
+from collections import deque
 from collections.abc import Sequence
 
 import trio
@@ -18,6 +23,8 @@ from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
 from ..models import InstanceRecord, ServiceSpec, Usage, utc_now
 from ..supervisor.launcher import CannotLaunch
+
+SEGFAULT = Exit(signal=signal.SIGSEGV)
 
 
 @frozen
@@ -33,8 +40,12 @@ class Behaviour:
 
 
 class FakeChild:
-    def __init__(self, record: InstanceRecord, behaviour: Behaviour) -> None:
+    """An instance of the service `name`."""
+
+    def __init__(self, name: str, record: InstanceRecord, behaviour: Behaviour) -> None:
+        self.name = name
         self.record = record
+        self.hangs = False  #: it answers nobody, and ends only when it is killed
         self.unenforced: tuple[str, ...] = ()
         self.behaviour = behaviour
         self.launched_at = trio.current_time()
@@ -62,6 +73,9 @@ class FakeChild:
         await trio.lowlevel.checkpoint()
         now = trio.current_time()
         self.probed_at.append(now)
+        if self.hangs:
+            await trio.sleep(timeout_s)
+            return ProbeResult(False, reason="it does not answer")
         begin, end = self.behaviour.unwell_between_s
         if begin <= now - self.launched_at < end:
             return ProbeResult(False, reason="it is told to be unwell")
@@ -69,9 +83,10 @@ class FakeChild:
 
     async def end(self, grace_s: float) -> Exit:
         if self._exit is None:
+            takes_s = math.inf if self.hangs else self.behaviour.stop_takes_s
             with trio.CancelScope(shield=True):
-                await trio.sleep(min(self.behaviour.stop_takes_s, grace_s))
-            by_itself = self.behaviour.stop_takes_s <= grace_s
+                await trio.sleep(min(takes_s, grace_s))
+            by_itself = takes_s <= grace_s
             self._exit = Exit(code=0) if by_itself else Exit(signal=9)
         self.ended_at = trio.current_time()
         return self._exit
@@ -92,8 +107,32 @@ class FakeLauncher:
     def __init__(self, *behaviours: Behaviour | CannotLaunch) -> None:
         self.behaviours: Sequence[Behaviour | CannotLaunch] = behaviours or (Behaviour(),)
         self.children: list[FakeChild] = []  #: in the order of their launches
-        self.launches = 0  #: tries
+        self.launches = 0  #: tries, except those refused
+        self._refusals: deque[CannotLaunch] = deque()
         self.swept = 0
+
+    # Faults
+
+    def crash(self, name: str, exit: Exit = SEGFAULT) -> None:
+        """Each instance of this service that runs exits so, now."""
+        for child in self._of(name):
+            child.die(exit)
+
+    def hang(self, name: str) -> None:
+        """Each instance of this service that runs answers no check any more, and no wish to stop."""
+        for child in self._of(name):
+            child.hangs = True
+
+    def refuse_next(
+        self, times: int = 1, *, cause: Cause = Cause.SHORTAGE, reason: str = "it is told to refuse"
+    ) -> None:
+        """So many launches fail, whatever they are of, before the behaviours have their turn again."""
+        self._refusals.extend(CannotLaunch(cause, reason) for _ in range(times))
+
+    def _of(self, name: str) -> list[FakeChild]:
+        return [child for child in self.running if child.name == name]
+
+    # What a supervisor asks of it
 
     async def run(self) -> None:
         await trio.sleep_forever()
@@ -126,6 +165,8 @@ class FakePlace:
     async def launch(self) -> FakeChild:
         await trio.lowlevel.checkpoint()
         launcher = self._launcher
+        if launcher._refusals:
+            raise launcher._refusals.popleft()
         behaviour = launcher.behaviours[min(launcher.launches, len(launcher.behaviours) - 1)]
         launcher.launches += 1
         if isinstance(behaviour, CannotLaunch):
@@ -151,7 +192,7 @@ class FakePlace:
         return self._begin(record, Behaviour()) if record.boot_id == "fake" else None
 
     def _begin(self, record: InstanceRecord, behaviour: Behaviour) -> FakeChild:
-        child = FakeChild(record, behaviour)
+        child = FakeChild(self._spec.name, record, behaviour)
         self._launcher.children.append(child)
         return child
 

@@ -141,9 +141,12 @@ def test_a_quart_application_mounts_the_api(tmp_path):
         assert json.loads(get(f"http://localhost:{port}/api/v1/services"))["items"] == []
 
 
-def test_a_test_of_ones_own_agent(tmp_path):
-    words = (sys.executable, "-m", "pytest", "-v", "-o", "trio_mode=true", EXAMPLES / "test_my_agent.py")
-    assert "2 passed" in run(tmp_path, *words)
+@pytest.mark.parametrize(
+    ("name", "count"), [("test_your_own_agent.py", 3), ("test_your_own_application.py", 2)]
+)
+def test_tests_of_ones_own(tmp_path, name, count):
+    words = (sys.executable, "-m", "pytest", "-v", "-o", "trio_mode=true", EXAMPLES / name)
+    assert f"{count} passed" in run(tmp_path, *words)
 
 
 def test_each_example_is_run_by_a_test():

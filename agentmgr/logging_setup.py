@@ -10,6 +10,10 @@ import logging
 import logging.handlers
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,17 +28,67 @@ def configure_logging(
     format: LogFormat = LogFormat.AUTO,
     *,
     stream: TextIO | None = None,
-    file: Path | None = None,
 ) -> None:
     """Sends the records of this package from `level` on, and warnings of all others, to `stream` (stderr).
 
-    With `file`, they also go there as JSON lines: at most 10 MiB, then to a new file, and the last five are
-    kept. Replaces what an earlier call set up.
+    Replaces what an earlier call set up.
     """
+    stream = stream or sys.stderr
+    terminal = stream.isatty()
+    handler = logging.StreamHandler(stream)
+    pretty = format is LogFormat.PRETTY or (format is LogFormat.AUTO and terminal)
+    handler.setFormatter(
+        _pretty(colors=terminal and not os.environ.get("NO_COLOR")) if pretty else _json_lines()
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("agentmgr").setLevel(level.upper())
+
+
+@contextmanager
+def logging_to(file: Path, *, alone: bool = False) -> Iterator[None]:
+    """While the block runs, the records go to `file` too, as JSON lines; `alone`: and nowhere else.
+
+    A file of 10 MiB makes room for a new one, and the last five are kept.
+    """
+    root = logging.getLogger()
+    before = root.handlers[:]
+    handler = _OwnersFile(file, maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8")
+    handler.setFormatter(_json_lines())
+    root.handlers[:] = [handler] if alone else [*before, handler]
+    try:
+        yield
+    finally:
+        root.handlers[:] = before
+        handler.close()
+
+
+class _OwnersFile(logging.handlers.RotatingFileHandler):
+    """Each new file is for its owner only."""
+
+    def _open(self) -> TextIOWrapper:
+        opener = partial(os.open, mode=0o600)
+        return open(self.baseFilename, "a", encoding=self.encoding, opener=opener)
+
+
+def _json_lines() -> logging.Formatter:
+    import structlog
+
+    return _formatter(structlog.processors.format_exc_info, structlog.processors.JSONRenderer())
+
+
+def _pretty(*, colors: bool) -> logging.Formatter:
+    import structlog
+
+    plain = structlog.dev.plain_traceback
+    return _formatter(
+        _escape_controls, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
+    )
+
+
+def _formatter(*last: Any) -> logging.Formatter:
     # 140 ms to import: not for a command that only asks the daemon.
     import structlog
 
-    stream = stream or sys.stderr
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -42,33 +96,8 @@ def configure_logging(
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-
-    def formatter(*last: Any) -> logging.Formatter:
-        meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-        return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[meta, *last])
-
-    def as_json() -> logging.Formatter:
-        return formatter(structlog.processors.format_exc_info, structlog.processors.JSONRenderer())
-
-    terminal = stream.isatty()
-    to_stream = logging.StreamHandler(stream)
-    if format is LogFormat.PRETTY or (format is LogFormat.AUTO and terminal):
-        colors = terminal and not os.environ.get("NO_COLOR")
-        renderer = structlog.dev.ConsoleRenderer(
-            colors=colors, exception_formatter=structlog.dev.plain_traceback
-        )
-        to_stream.setFormatter(formatter(_escape_controls, renderer))
-    else:
-        to_stream.setFormatter(as_json())
-    handlers: list[logging.Handler] = [to_stream]
-    if file is not None:
-        to_file = logging.handlers.RotatingFileHandler(
-            file, maxBytes=FILE_BYTES, backupCount=FILES_KEPT, encoding="utf-8"
-        )
-        to_file.setFormatter(as_json())
-        handlers.append(to_file)
-    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
-    logging.getLogger("agentmgr").setLevel(level.upper())
+    meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[meta, *last])
 
 
 def _escape_controls(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from agentmgr.logging_setup import configure_logging
+from agentmgr.logging_setup import configure_logging, logging_to
 from agentmgr.settings import LogFormat, LogLevel
 
 log = logging.getLogger("agentmgr.some.module")
@@ -98,13 +98,28 @@ def test_the_level_is_for_our_records_and_others_warn(tmp_path):
 def test_the_file_gets_json_beside_the_terminal_and_does_not_grow_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr("agentmgr.logging_setup.FILE_BYTES", 2000)
     file = tmp_path / "daemon.log"
-    configure_logging(stream=Terminal(), file=file)
-    for number in range(200):
-        log.info("line %d", number)
+    terminal = Terminal()
+    configure_logging(stream=terminal)
+    with logging_to(file):
+        for number in range(200):
+            log.info("line %d", number)
+    log.info("not in the file")
+    assert terminal.getvalue().count("line ") == 200
     *_, last = file.read_text().splitlines()
     assert json.loads(last)["event"] == "line 199"
     assert len(os.listdir(tmp_path)) == 6
     assert all(kept.stat().st_size <= 2000 for kept in tmp_path.iterdir())
+    assert {kept.stat().st_mode & 0o777 for kept in tmp_path.iterdir()} == {0o600}
+
+
+def test_the_file_alone_gets_what_nobody_sees(tmp_path):
+    stream, file = io.StringIO(), tmp_path / "daemon.log"
+    configure_logging(stream=stream)
+    with logging_to(file, alone=True):
+        log.info("to the file")
+    log.info("to the stream")
+    assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["to the file"]
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["to the stream"]
 
 
 def test_a_second_call_replaces_the_first():

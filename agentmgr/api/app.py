@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,11 +13,14 @@ from quart_trio import QuartTrio
 
 from ..codec import from_plain, parse_json, to_json
 from ..errors import VersionMismatch
+from ..models import new_id
 from .auth import Access
 from .operations import BASE, Answer, Call, Operation, Server
 from .problems import HttpProblem, answer_error
 from .queries import NoQuery, parse_query
 from .resources import operations
+
+log = logging.getLogger("agentmgr.api")
 
 MAX_BODY_BYTES = 2**20
 BODY_TIMEOUT_S = 30.0
@@ -29,6 +34,7 @@ def make_app(server: Server, *, access: Access | None = None) -> QuartTrio:
     app.config["RESPONSE_TIMEOUT"] = None  # the server cuts a client that takes nothing
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
+    _name_and_measure(app, server)
     table = operations(control=server.control)
     for operation in table:
         app.add_url_rule(
@@ -50,20 +56,41 @@ def make_app(server: Server, *, access: Access | None = None) -> QuartTrio:
             g.token = access.check(request.headers, scope, navigates=shows)
 
     app.register_error_handler(Exception, answer_error)
-    _measure(app, server)
     return app
 
 
-def _measure(app: QuartTrio, server: Server) -> None:
+# What a proxy before us may have given it; anything else is not worth a place in the log.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def _name_and_measure(app: QuartTrio, server: Server) -> None:
+    """Every request has an id, which is in its answer and in the log.
+
+    It is given along by hand: in a context variable, every task that a request starts would keep it, and an
+    instance lives longer than the request which started it.
+    """
+
     @app.before_request
     async def begin() -> None:
+        given = request.headers.get("X-Request-Id", "")
+        g.request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req")
         g.began = trio.current_time()
 
     @app.after_request
     async def end(response: Response) -> Response:
+        seconds = trio.current_time() - g.began
         # Of what never got to an operation, no word of the client's becomes a label.
-        began = g.get("began", trio.current_time())
-        server.metrics.answered(request.endpoint or "none", response.status_code, trio.current_time() - began)
+        server.metrics.answered(request.endpoint or "none", response.status_code, seconds)
+        response.headers["X-Request-Id"] = g.request_id
+        changes = request.method not in ("GET", "HEAD") and response.status_code < 400
+        log.log(
+            logging.INFO if changes else logging.DEBUG,
+            "%s %s: %d",
+            request.method,
+            request.scope["raw_path"].decode("latin-1"),  # as it came: without the query, nothing decoded
+            response.status_code,
+            extra={"request_id": g.request_id, "seconds": round(seconds, 6), "client": request.remote_addr},
+        )
         return response
 
 

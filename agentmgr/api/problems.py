@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
-from quart import Response
+from quart import Response, g
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
@@ -87,8 +86,7 @@ def answer_error(error: Exception) -> Response:
         code = error.name.lower().replace(" ", "_")
         headers = {name: value for name, value in error.get_headers() if name == "Allow"}
         return problem(error.code, code, error.description or error.name, headers=headers)
-    incident = secrets.token_hex(6)
-    log.error("internal error %s", incident, exc_info=error)
+    log.error("internal error", exc_info=error, extra={"request_id": g.request_id})
     return problem(
-        500, "internal_error", f"Something went wrong in agentmgr itself; its log has it as {incident}."
+        500, "internal_error", f"Something went wrong in agentmgr itself; its log has it as {g.request_id}."
     )

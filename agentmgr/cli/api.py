@@ -11,6 +11,7 @@ from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listeners import open_api, open_gateway
+from .log_options import log_options
 from .presence import answers
 from .proxy import attach
 from .render import note
@@ -23,6 +24,7 @@ from .tls import Files, certificate, tls_options
 @click.option("--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here.")
 @click.option("--health-interval", type=float, metavar="SECONDS", help="Between checks.  [default: 10]")
 @tls_options
+@log_options
 async def command(
     cli: Cli,
     host: str | None,
@@ -31,12 +33,20 @@ async def command(
     health_interval: float | None,
     certfile: str | None,
     keyfile: str | None,
+    log_level: str | None,
+    log_format: str | None,
 ) -> None:
     """Open the REST API, until Ctrl-C; its documentation is at /docs.
 
     With a manager running it is that manager's API; without one, this process is the manager meanwhile.
     """
-    settings = cli.settings(api_host=host, api_port=port, health_check_interval=health_interval)
+    settings = cli.settings(
+        api_host=host,
+        api_port=port,
+        health_check_interval=health_interval,
+        log_level=log_level,
+        log_format=log_format,
+    )
     configure_logging(settings.log_level, settings.log_format)
     tls = certificate(certfile, keyfile)
     files = Files(certfile, keyfile)

@@ -57,8 +57,8 @@ def _spawn(cli: Cli, ready_fd: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [*command, "--ready-fd", str(ready_fd)],
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=subprocess.DEVNULL,
+            stderr=log,  # what it says before it logs, or when it cannot any more
             pass_fds=[ready_fd],
             start_new_session=True,
             # Started by an agent, it is not that agent's child in the eyes of whoever sweeps up after it.

@@ -15,6 +15,7 @@ from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listeners import open_api, open_gateway
+from .log_options import log_options
 from .notify import Notifier
 from .presence import answers
 from .reach import running
@@ -33,8 +34,7 @@ from .tls import certificate, tls_options
 )
 @tls_options
 @click.option("--leave-running", is_flag=True, help="At the end, leave the instances for the next manager.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]))
-@click.option("--log-format", type=click.Choice(["auto", "pretty", "json"]))
+@log_options
 @click.option("--ready-fd", type=int, hidden=True, help="Gets a line when the manager is ready.")
 async def command(
     cli: Cli,

@@ -17,6 +17,7 @@ from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listeners import address, open_gateway
+from .log_options import log_options
 from .presence import RETRY_S, answers
 from .reach import running
 from .render import clock, note
@@ -30,6 +31,7 @@ _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers so
 @click.option("--port", type=click.IntRange(0, 65535), help="0: a free one.  [default: 9090]")
 @click.option("--health-interval", type=float, metavar="SECONDS", help="Between checks.  [default: 10]")
 @tls_options
+@log_options
 async def command(
     cli: Cli,
     host: str | None,
@@ -37,12 +39,20 @@ async def command(
     health_interval: float | None,
     certfile: str | None,
     keyfile: str | None,
+    log_level: str | None,
+    log_format: str | None,
 ) -> None:
     """Open the gateway that clients connect to, until Ctrl-C.
 
     With a manager running it is that manager's gateway; without one, this process is the manager meanwhile.
     """
-    settings = cli.settings(proxy_host=host, proxy_port=port, health_check_interval=health_interval)
+    settings = cli.settings(
+        proxy_host=host,
+        proxy_port=port,
+        health_check_interval=health_interval,
+        log_level=log_level,
+        log_format=log_format,
+    )
     configure_logging(settings.log_level, settings.log_format)
     tls = certificate(certfile, keyfile)
     files = Files(certfile, keyfile)

@@ -144,3 +144,19 @@ def test_a_daemon_started_in_the_background_is_nobodys_child(shell: Any) -> None
     assert targets == {"/dev/null", str(shell.paths.daemon_log)}
     assert shell.paths.daemon_log.stat().st_mode & 0o777 == 0o600
     assert sys.executable in Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_a_managers_own_log_is_json_and_names_each_request(shell: Any) -> None:
+    shell.ok("register", "x", "my_agent.py", "--auto-start")
+    shell.ok("stop", "x")
+    lines = [json.loads(line) for line in shell.paths.daemon_log.read_text().splitlines()]
+    stopped = [line for line in lines if line["event"].endswith("/x/stop: 200")]
+    assert [line["request_id"][:4] for line in stopped] == ["req_"]
+
+
+def test_the_log_level_may_be_given(shell: Any) -> None:
+    with shell.background("api", "--port", "0", "--log-level", "debug", "--log-format", "json") as api:
+        api.until("API at")
+        shell.ok("list")
+        api.until("GET /api/v1/services")
+        api.interrupt()

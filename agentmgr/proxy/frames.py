@@ -8,7 +8,8 @@ and put one in between two frames, which is the only place where that is legal.
 from __future__ import annotations
 
 import os
-from struct import pack
+import sys
+from struct import Struct, pack
 
 CLOSE = 0x8  # below it are data frames; 0 continues a message
 
@@ -18,6 +19,13 @@ TOO_BIG = 1009
 # RFC 6455 section 7.4 and IANA's registry: 1004 to 1006 and 1015 describe what happened and are never sent,
 # those up to 2999 that are not here mean nothing yet.
 _SENDABLE = frozenset({*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)})
+
+_read_head = Struct("!BBH").unpack_from  # two bytes, and the length where it takes the next two
+# The first byte of a frame that is a message by itself: text or binary, FIN, maybe compressed (RFC 7692).
+_WHOLE = frozenset({0x81, 0x82, 0xC1, 0xC2})
+# The size of a frame by its second byte, as far as that alone tells it.
+_SMALL = (*range(2, 128), *[-1] * 130)
+_SMALL_MASKED = (*[-1] * 128, *range(6, 132), -1, -1)
 
 
 class FrameViolation(Exception):
@@ -37,8 +45,9 @@ class FrameTracker:
     """
 
     __slots__ = (
-        "_close_payload", "_header", "_left", "_masked", "_message_bytes", "_opcode", "close_code",
-        "close_reason", "closed", "data_frames", "max_message_bytes", "messages", "partial",
+        "_close_payload", "_header", "_left", "_masked", "_medium", "_medium_head", "_message_bytes", "_most",
+        "_opcode", "_small", "close_code", "close_reason", "closed", "data_frames", "max_message_bytes",
+        "messages", "partial",
     )  # fmt: skip
 
     def __init__(self, *, masked: bool, max_message_bytes: int = 0) -> None:
@@ -50,11 +59,30 @@ class FrameTracker:
         self.close_code: int | None = None
         self.close_reason = ""
         self._masked = masked
+        self._small = _SMALL_MASKED if masked else _SMALL
+        self._medium = 0xFE if masked else 0x7E  # the second byte of a frame with a length of 16 bits
+        self._medium_head = 8 if masked else 4
+        self._most = max_message_bytes or sys.maxsize
         self._message_bytes = 0
         self._header = b""  # of a frame whose header is not complete
         self._left = 0  # payload bytes of the present frame still to come
         self._opcode = 0  # of the present frame, with the FIN bit
         self._close_payload = b""
+
+    def is_message(self, buffer: bytearray, size: int) -> bool:
+        """Are the first `size` bytes one whole message? Then they are counted, else they are for `feed`.
+
+        It tells what nearly all traffic consists of at a quarter of the cost. The buffer has four bytes at
+        least, whatever `size` is.
+        """
+        first, second, length = _read_head(buffer)
+        whole = length + self._medium_head if second == self._medium else self._small[second]
+        if whole != size or self.partial or first not in _WHOLE or size > self._most:
+            return False
+        self.messages += 1
+        self.data_frames += 1
+        self._message_bytes = 0
+        return True
 
     def feed(self, data: bytes | memoryview) -> None:
         """Follows some more bytes. Raises `FrameViolation`."""

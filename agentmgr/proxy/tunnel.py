@@ -3,7 +3,8 @@
 A task for each direction, waiting for its socket, costs two to four times what the relaying itself costs
 (24 to 90 µs of CPU for an echo, measured). So all sockets are in one level-triggered epoll, and one trio
 task waits for that epoll and serves what is ready in a plain loop: receive, follow the frames, send.
-A batch is bounded, so that other tasks get their turn.
+While messages come one upon the other it waits for the next in that loop too, because a trip through trio's
+costs as much as a message. It does so for a millisecond or two, and then other tasks get their turn.
 
 A session's own task sleeps meanwhile (`Tunnel.changed`). The relay never closes a socket: it says how a
 tunnel stands, and the session's task decides (`session`).
@@ -12,6 +13,7 @@ tunnel stands, and the session's task decides (`session`).
 from __future__ import annotations
 
 import logging
+import math
 import select
 import ssl
 from collections.abc import Iterator
@@ -32,7 +34,8 @@ _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 # OpenSSL, where no epoll would ever tell of it; what the handshake left there is asked for.
 _BUFFER_BYTES = 128 * 1024
 _BATCH = 64  # ready sockets for each look at the epoll
-_ROUNDS = 8  # looks before other tasks get their turn: 8 * 64 small messages take about 2 ms
+_TURN_S = 0.001  # after which, and the batch that is in hand, other tasks get their turn
+_LINGER_S = 0.001  # how long a busy relay waits for the next message by itself; epoll knows no less
 
 
 @frozen
@@ -49,8 +52,8 @@ class Flow:
     """The bytes from one socket to the other. What is to be heard of its source is its business too."""
 
     __slots__ = (
-        "awaited", "back", "bytes", "ended", "frames_seen", "interest", "last_data", "name", "pending",
-        "receive_into", "send", "source", "stalled_since", "target", "tracker", "tunnel",
+        "awaited", "back", "bytes", "ended", "interest", "last_data", "name", "pending", "receive_into",
+        "send", "source", "stalled_since", "target", "tracker", "tunnel",
     )  # fmt: skip
 
     back: Flow  #: the one in the other direction
@@ -67,7 +70,6 @@ class Flow:
         self.pending = b""  #: received and not sent yet; while there is some, nothing more is received
         self.ended = False  #: the source has nothing more to say
         self.bytes = 0
-        self.frames_seen = 0
         self.last_data = now  #: when a data frame last went by
         self.stalled_since: float | None = None  #: when the target last took anything, if it makes us wait
         self.awaited = name == "client"  #: its next message is the first, or the answer to that
@@ -135,10 +137,13 @@ class Relay:
     def __init__(self, *, stall_timeout_s: float = 60.0) -> None:
         self._epoll = select.epoll()
         self._flows: dict[int, Flow] = {}  # by the descriptor of their source
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        self._received = bytearray(_BUFFER_BYTES)
+        self._buffer = memoryview(self._received)
         self._stalled: set[Flow] = set()
         self._stall_timeout_s = stall_timeout_s
         self._somebody_stalled = trio.Event()
+        self._last_served = -math.inf
+        self._woke_somebody = False
 
     async def run(self, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
         """Relays until the scope that it reports is cancelled; shielded from every other cancellation.
@@ -183,14 +188,18 @@ class Relay:
 
     def _turn(self) -> None:
         """Serves what is ready, and what becomes ready while that goes on, within bounds."""
-        for _ in range(_ROUNDS):
-            ready = self._epoll.poll(0, _BATCH)
-            self._serve(ready)
-            if len(ready) < 2:
-                break  # little is going on: going back to trio costs less than looking in vain
+        now = trio.current_time()
+        end = now + _TURN_S
+        linger_s = _LINGER_S if now - self._last_served < _LINGER_S else 0
+        self._woke_somebody = False
+        while ready := self._epoll.poll(linger_s, _BATCH):
+            now = self._last_served = trio.current_time()
+            self._serve(ready, now)
+            if self._woke_somebody or not linger_s or now >= end:
+                break
 
-    def _serve(self, ready: list[tuple[int, int]]) -> None:
-        flows, now = self._flows, trio.current_time()
+    def _serve(self, ready: list[tuple[int, int]], now: float) -> None:
+        flows = self._flows
         for fd, events in ready:
             flow = flows.get(fd)
             if flow is None:
@@ -212,13 +221,20 @@ class Relay:
         except OSError as error:
             self._lost(flow, error)
             return
-        if size:
+        if flow.tracker.is_message(self._received, size):
+            flow.bytes += size
+            flow.last_data = now
+            if flow.awaited:
+                flow.tunnel.arrived(flow, now)
+            self._send(flow, self._buffer[:size], size, now)
+        elif size:
             self._pass_on(flow, self._buffer[:size], now)
         else:
             self._at_end(flow, now)
 
     def _pass_on(self, flow: Flow, data: memoryview, now: float) -> None:
         tracker = flow.tracker
+        data_frames = tracker.data_frames
         try:
             tracker.feed(data)
         except FrameViolation as fault:
@@ -226,13 +242,15 @@ class Relay:
             self._end(flow.tunnel, Ending("gateway", fault.code, fault.reason))
         size = len(data)
         flow.bytes += size
-        if tracker.data_frames != flow.frames_seen:
-            flow.frames_seen = tracker.data_frames
+        if tracker.data_frames != data_frames:
             flow.last_data = now
             if flow.awaited:
                 flow.tunnel.arrived(flow, now)
         if tracker.closed:
-            flow.tunnel.closing(flow, now)
+            self._closing(flow, now)
+        self._send(flow, data, size, now)
+
+    def _send(self, flow: Flow, data: memoryview, size: int, now: float) -> None:
         try:
             sent = flow.send(data)
         except _AGAIN:
@@ -277,7 +295,7 @@ class Relay:
         if flow is tunnel.from_backend and tunnel.first_close is None:
             self._end(tunnel, Ending("backend", None, "the instance ended the connection"))
             return
-        tunnel.closing(flow, now)
+        self._closing(flow, now)
         self._set_interest(flow)
         if not flow.pending:
             self._drained(flow)
@@ -310,9 +328,14 @@ class Relay:
         reason = f"connection lost: {error.strerror or error}"
         self._end(tunnel, Ending(flow.name, None, reason, abrupt=flow is tunnel.from_client))
 
+    def _closing(self, flow: Flow, now: float) -> None:
+        flow.tunnel.closing(flow, now)
+        self._woke_somebody = True
+
     def _end(self, tunnel: Tunnel, ending: Ending) -> None:
         self.release(tunnel)
         tunnel.end(ending)
+        self._woke_somebody = True
 
     def _set_interest(self, flow: Flow) -> None:
         wanted = 0 if flow.ended or flow.pending else _IN

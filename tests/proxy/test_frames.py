@@ -124,6 +124,42 @@ def test_partial_is_the_distance_to_the_last_frame_end(
         assert fed - tracker.partial == max(end for end in ends if end <= fed)
 
 
+frames = st.builds(
+    frame, st.sampled_from([0, 1, 2, 3, 0x42, 8, 9]), payloads, fin=st.booleans(), masked=st.booleans()
+)
+
+
+@given(st.booleans(), st.lists(frames, max_size=4), st.sampled_from([0, 60, 130]), st.data())
+def test_the_short_cut_for_whole_messages_changes_nothing(
+    masked: bool, sent: list[bytes], limit: int, draw: st.DataObject
+) -> None:
+    outcomes = []
+    chunks = draw.draw(st.sampled_from([sent, cut(b"".join(sent), draw)]))
+    for short_cut in (True, False):
+        tracker, fault = FrameTracker(masked=masked, max_message_bytes=limit), None
+        for chunk in chunks:
+            if short_cut and tracker.is_message(bytearray(chunk + bytes(4)), len(chunk)):
+                continue
+            try:
+                tracker.feed(chunk)
+            except FrameViolation as violation:
+                fault = (violation.code, violation.safe)
+                break
+        state = {name: getattr(tracker, name) for name in FrameTracker.__slots__}
+        del state["_opcode"]  # between two frames it is of no meaning
+        outcomes.append((fault, state))
+    assert outcomes[0] == outcomes[1]
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65535])
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_whole_message_takes_the_short_cut(size: int, masked: bool) -> None:
+    data = frame(2, b"x" * size, masked=masked)
+    tracker = FrameTracker(masked=masked)
+    assert tracker.is_message(bytearray(data + bytes(4)), len(data))
+    assert not tracker.is_message(bytearray(data + bytes(4)), len(data) - 1)
+
+
 def test_one_byte_at_a_time() -> None:
     data = frame(1, b"a" * 70_000) + frame(8, b"\x03\xe8bye")
     tracker = tracked(*(data[i : i + 1] for i in range(len(data))))

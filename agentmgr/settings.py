@@ -43,6 +43,11 @@ def _interval(_: Any, attribute: Attribute[Any], value: float) -> None:
         _refuse(attribute, f"must be from 0.05 to 86400 seconds, not {value:g}")
 
 
+def _rate(_: Any, attribute: Attribute[Any], value: float) -> None:
+    if not 0 <= value <= 1e6:
+        _refuse(attribute, f"must be from 0 (no limit) to 1000000 requests a second, not {value:g}")
+
+
 def _refuse(attribute: Attribute[Any], problem: str) -> None:
     raise InvalidRequest(f"{attribute.name} {problem}", fields=[FieldProblem(attribute.name, problem)])
 
@@ -54,6 +59,8 @@ class Settings:
     db_path: str = "agent_manager.db"  #: in the environment: `AGENTMGR_DB`
     api_host: str = "localhost"
     api_port: int = field(default=8080, validator=_port)
+    api_rate_limit: float = field(default=200.0, validator=_rate)
+    """Requests a second from one address, over TCP; more are answered 429. 0: no limit."""
     proxy_host: str = "localhost"
     proxy_port: int = field(default=9090, validator=_port)
     health_check_interval: float = field(default=10.0, validator=_interval)  #: seconds

@@ -64,6 +64,7 @@ async def serve_api(
     from .metrics import Metrics
     from .operations import Server
     from .server import serve
+    from .throttle import Throttle
 
     local = is_loopback(host)
     if not local and not manager.list_tokens():
@@ -75,10 +76,11 @@ async def serve_api(
         log.warning("the API at %s:%d is not encrypted: tokens can be read on the way", host, port)
     metrics = Metrics(manager)
 
+    access = Access(manager, Guard(), local=local)
+    throttle = Throttle(manager.settings.api_rate_limit)
+
     def app(nursery: trio.Nursery, stopping: trio.Event) -> ASGIFramework:
-        return make_app(
-            Server(manager, nursery, stopping, metrics), access=Access(manager, Guard(), local=local)
-        )
+        return throttle.around(make_app(Server(manager, nursery, stopping, metrics), access=access))
 
     listeners = await open_listeners(host, port)
     port = listeners[0].socket.getsockname()[1]

@@ -19,6 +19,7 @@ from .operations import BASE, Answer, Call, Operation, Server
 from .problems import HttpProblem, answer_error
 from .queries import NoQuery, parse_query
 from .resources import operations
+from .throttle import check_excess
 
 log = logging.getLogger("agentmgr.api")
 
@@ -75,6 +76,7 @@ def _name_and_measure(app: QuartTrio, server: Server) -> None:
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if _REQUEST_ID.fullmatch(given) else new_id("req")
         g.began = trio.current_time()
+        check_excess(request.scope)
 
     @app.after_request
     async def end(response: Response) -> Response:

@@ -38,7 +38,7 @@ _PROBLEM = {
 }
 
 # What any operation may answer, whatever was asked of it.
-_ALWAYS = (400, 401, 403, 406, 500, 503)
+_ALWAYS = (400, 401, 403, 406, 429, 500, 503)
 
 
 @cache

@@ -13,6 +13,7 @@ import trio
 from agentmgr.api import serve_api, serve_control
 from agentmgr.client import ManagerClient
 from agentmgr.manager import AgentManager
+from agentmgr.settings import Settings
 
 ECHO = """
 def create_agent():
@@ -31,8 +32,13 @@ def agent_file(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def manager(tmp_path: Path) -> AsyncIterator[AgentManager]:
-    async with AgentManager(tmp_path / "test.db") as manager:
+def settings() -> Settings:
+    return Settings()
+
+
+@pytest.fixture
+async def manager(tmp_path: Path, settings: Settings) -> AsyncIterator[AgentManager]:
+    async with AgentManager(tmp_path / "test.db", settings=settings) as manager:
         yield manager
 
 

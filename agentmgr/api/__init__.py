@@ -84,7 +84,7 @@ async def serve_api(
 
     listeners = await open_listeners(host, port)
     port = listeners[0].socket.getsockname()[1]
-    with manager.listening("api", host, port):
+    with manager.listening("api", host, port, tls=certificate is not None):
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(serve, app, listeners, certificate=certificate))
             task_status.started(port)

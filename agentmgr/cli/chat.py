@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 
 import asyncclick as click
@@ -21,8 +22,9 @@ from ..errors import (
     SessionLost,
     TurnFailed,
 )
+from .addresses import url
 from .group import Cli, subcommand
-from .names import SERVICE
+from .names import FILE, SERVICE
 from .presence import answers
 from .reach import running
 from .render import note
@@ -48,6 +50,10 @@ RECONNECT_FOR_S = 10.0  #: then a new session is begun, where the agent is by th
 )
 @click.option("--token", envvar="AGENTMGR_TOKEN", help="Sent as `Authorization: Bearer`.")
 @click.option("--header", "-H", "headers", multiple=True, metavar="NAME: VALUE", help="One more header.")
+@click.option(
+    "--cafile", type=FILE, metavar="FILE", help="An authority to trust besides the system's, in PEM."
+)
+@click.option("--insecure", is_flag=True, help="Trust any certificate: for tries on this machine.")
 @click.option("--session", "session_id", help="Take up this session instead of beginning one.")
 @click.option("--once", metavar="TEXT", help="Send one message, print the final answer, and leave.")
 @click.option("--yes", is_flag=True, help="Answer every question of the agent with yes.")
@@ -58,6 +64,8 @@ async def command(
     gateway: str | None,
     token: str | None,
     headers: tuple[str, ...],
+    cafile: str | None,
+    insecure: bool,
     session_id: str | None,
     once: str | None,
     yes: bool,
@@ -78,13 +86,14 @@ async def command(
             return await _managed_address(cli, target)
         return address(target, gateway or DEFAULT_GATEWAY)
 
-    talk = Talk(Screen(sys.stdout, raw=raw, quiet=once is not None), yes=yes)
+    begin = partial(open_session, headers=sent, ssl_context=_trusting(cafile, insecure=insecure))
+    talk = Talk(begin, Screen(sys.stdout, raw=raw, quiet=once is not None), yes=yes)
     with trio.open_signal_receiver(signal.SIGINT) as interrupts:
         try:
             if once is None:
-                await talk.through(locate, sent, session_id, interrupts)
+                await talk.through(locate, session_id, interrupts)
             else:
-                async with open_session(await locate(), headers=sent, session_id=session_id) as session:
+                async with begin(await locate(), session_id=session_id) as session:
                     await talk.once(session, once, interrupts)
         except SessionLost as error:
             raise SessionLost(f"{error.message}; run the command again to begin a new one") from None
@@ -118,8 +127,7 @@ async def _managed_address(cli: Cli, target: str | None) -> str:
         listeners = (await manager.get_info())["listeners"]
     for listener in listeners:
         if listener["kind"] == "proxy":
-            host = f"[{listener['host']}]" if ":" in listener["host"] else listener["host"]
-            return address(target, f"ws://{host}:{listener['port']}")
+            return address(target, url(**listener))
     if service is None:
         raise NoServiceAvailable(
             "the manager has no gateway open: `agentmgr proxy` opens one, and `agentmgr chat NAME` needs none"
@@ -127,6 +135,22 @@ async def _managed_address(cli: Cli, target: str | None) -> str:
     if service.endpoint is None:
         raise NoServiceAvailable(f"{service.name} is {service.status}: `agentmgr start {service.name}` it")
     return service.endpoint
+
+
+def _trusting(cafile: str | None, *, insecure: bool) -> ssl.SSLContext | None:
+    """None: as the system does. Raises `InvalidRequest` for a file without certificates."""
+    if cafile is None and not insecure:
+        return None
+    context = ssl.create_default_context()
+    if cafile is not None:
+        try:
+            context.load_verify_locations(cafile)
+        except OSError as error:  # ssl.SSLError is one
+            raise InvalidRequest(f"--cafile {cafile} cannot be used: {error.strerror or error}") from None
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _header(text: str) -> tuple[str, str]:
@@ -139,7 +163,10 @@ def _header(text: str) -> tuple[str, str]:
 class Talk:
     """One person and an agent, over as many sessions as it takes."""
 
-    def __init__(self, screen: Screen, *, yes: bool) -> None:
+    def __init__(
+        self, begin: Callable[..., AbstractAsyncContextManager[AgentSession]], screen: Screen, *, yes: bool
+    ) -> None:
+        self._begin = begin
         self._screen = screen
         self._yes = yes
         self._lines = Lines()
@@ -156,7 +183,6 @@ class Talk:
     async def through(
         self,
         locate: Callable[[], Awaitable[str]],
-        headers: Mapping[str, str],
         session_id: str | None,
         interrupts: Interrupts,
     ) -> None:
@@ -169,18 +195,17 @@ class Talk:
         again = False
         while True:
             established = False
-            url = await locate()  # each time: without a gateway, a restarted agent answers elsewhere
+            where = await locate()  # each time: without a gateway, a restarted agent answers elsewhere
             try:
-                async with open_session(
-                    url,
-                    headers=headers,
+                async with self._begin(
+                    where,
                     session_id=session_id,
                     reconnect_for_s=RECONNECT_FOR_S,
                     on_disconnect=self._cut_off,
                 ) as session:
                     established = True
                     if self._lines.interactive:
-                        note(f"connected to {url}")
+                        note(f"connected to {where}")
                     if text is None:
                         text = await self._message(session, interrupts)
                     while text is not None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from .. import __version__
+from .addresses import url
 from .group import Cli, format_option, subcommand
 from .presence import answers
 from .reach import running
 from .render import duration, print_fields, print_json
+
+_LISTENERS = {"proxy": "gateway", "api": "API"}
 
 
 @subcommand("info", example="agentmgr info")
@@ -34,10 +37,7 @@ async def command(cli: Cli, output: str) -> None:
             [
                 ("manager", f"running, pid {manager['pid']}, version {manager['version']}"),
                 ("up", duration(manager["uptime_s"])),
-                *(
-                    (listener["kind"], f"{listener['host']}:{listener['port']}")
-                    for listener in manager["listeners"]
-                ),
+                *((_LISTENERS[listener["kind"]], url(**listener)) for listener in manager["listeners"]),
                 ("degraded", manager.get("degraded")),
             ]
         )

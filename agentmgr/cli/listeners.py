@@ -9,6 +9,7 @@ import trio
 from ..api import serve_api
 from ..manager import AgentManager
 from ..proxy.certificate import Certificate
+from .addresses import address
 
 
 async def open_gateway(
@@ -25,10 +26,3 @@ async def open_api(
     """Raises `PortNotAvailable`."""
     opened = await nursery.start(partial(serve_api, manager, host=host, port=port, certificate=certificate))
     print(address("api", host, opened, tls=certificate is not None), flush=True)
-
-
-def address(kind: str, host: str, port: int, *, tls: bool) -> str:
-    """As in `gateway at ws://localhost:9090`."""
-    if kind == "proxy":
-        return f"gateway at {'wss' if tls else 'ws'}://{host}:{port}"
-    return f"API at {'https' if tls else 'http'}://{host}:{port}/docs"

@@ -14,9 +14,10 @@ from ..logging_setup import configure_logging
 from ..manager import AgentManager
 from ..proxy.certificate import Certificate
 from ..settings import Settings
+from .addresses import address
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
-from .listeners import address, open_gateway
+from .listeners import open_gateway
 from .log_options import log_options
 from .presence import RETRY_S, answers
 from .reach import running

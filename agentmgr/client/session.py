@@ -19,6 +19,7 @@ import json
 import math
 import random
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from inspect import isawaitable
@@ -74,16 +75,20 @@ async def open_session(
     reconnect_for_s: float = 60.0,
     on_disconnect: Callable[[], None] | None = None,
     dial: Dial = trio.open_tcp_stream,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[AgentSession]:
     """Begins a session, or takes up the one named by `session_id` after event `last_seq`.
     `on_disconnect` is called when the connection breaks, before it is made again. `dial` makes the
-    connections, given host and port.
+    connections, given host and port. `ssl_context` is for `wss://` where the system does not trust whom
+    you trust.
 
     Raises `AgentUnreachable` when the first connection cannot be made, `SessionLost` when the session to
     take up is not there, `InvalidRequest` for something that is no WebSocket URL.
     """
     parse_url(url)
-    session = AgentSession(url, headers or {}, session_id, last_seq, reconnect_for_s, on_disconnect, dial)
+    session = AgentSession(
+        url, headers or {}, session_id, last_seq, reconnect_for_s, on_disconnect, dial, ssl_context
+    )
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session._run)
@@ -110,6 +115,7 @@ class AgentSession:
         reconnect_for_s: float,
         on_disconnect: Callable[[], None] | None,
         dial: Dial,
+        ssl_context: ssl.SSLContext | None,
     ) -> None:
         self.session_id = session_id
         self.last_seq = last_seq  #: of the last event taken in; with `session_id` it resumes elsewhere
@@ -118,6 +124,7 @@ class AgentSession:
         self._reconnect_for_s = reconnect_for_s
         self._on_disconnect = on_disconnect
         self._dial = dial
+        self._ssl_context = ssl_context
         self._arrived, self._incoming = trio.open_memory_channel[AgentEvent](math.inf)
         self._room = trio.Event()
         self._established_once = trio.Event()
@@ -209,7 +216,8 @@ class AgentSession:
             problem = f"{self._url} closed the connection and began no session"
             try:
                 with trio.CancelScope() as self._connection:
-                    await with_connection(self._url, self._named(self._headers), self._speak, self._dial)
+                    headers = self._named(self._headers)
+                    await with_connection(self._url, headers, self._speak, self._dial, self._ssl_context)
             except CannotConnect as error:
                 problem = str(error)
                 if not error.worth_retrying:

@@ -56,14 +56,22 @@ async def with_connection(
     headers: Sequence[tuple[str, str]],
     use: Callable[[WebSocketConnection], Awaitable[None]],
     dial: Dial = trio.open_tcp_stream,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> None:
-    """Connects, awaits `use(websocket)`, and drops the connection. Raises `CannotConnect`."""
+    """Connects, awaits `use(websocket)`, and drops the connection. Raises `CannotConnect`.
+
+    `ssl_context` is for `wss://`; None trusts whom the system trusts.
+    """
     parts = parse_url(url)
     host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "wss" else 80)
     try:
         with trio.fail_after(CONNECT_TIMEOUT_S):
-            stream = await _open_stream(parts.scheme, host, port, dial)
-    except (OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+            stream = await _open_stream(parts.scheme, host, port, dial, ssl_context)
+    except trio.BrokenResourceError as error:
+        if not isinstance(error.__cause__, ssl.SSLError):
+            raise CannotConnect(f"cannot connect to {host}:{port}: {_why(error)}") from None
+        raise CannotConnect(f"no TLS with {host}:{port}: {_of_tls(error.__cause__)}", False) from None
+    except (OSError, trio.TooSlowError) as error:
         raise CannotConnect(f"cannot connect to {host}:{port}: {_why(error)}") from None
     rejected: list[ConnectionRejected] = []
     opened = False
@@ -107,11 +115,13 @@ def _said(refusal: ConnectionRejected) -> str:
     return str(said)
 
 
-async def _open_stream(scheme: str, host: str, port: int, dial: Dial) -> Stream:
+async def _open_stream(
+    scheme: str, host: str, port: int, dial: Dial, context: ssl.SSLContext | None
+) -> Stream:
     stream = await dial(host, port)
     if scheme == "ws":
         return stream
-    context = ssl.create_default_context()
+    context = context or ssl.create_default_context()
     secure = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
     try:
         await secure.do_handshake()
@@ -119,6 +129,12 @@ async def _open_stream(scheme: str, host: str, port: int, dial: Dial) -> Stream:
         await trio.aclose_forcefully(stream)
         raise
     return secure
+
+
+def _of_tls(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    return error.reason or str(error)
 
 
 def _why(error: BaseException) -> str:

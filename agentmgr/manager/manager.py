@@ -208,15 +208,15 @@ class AgentManager(ServiceCommands):
         with ExitStack() as stack:
             for listener in listeners:
                 stack.callback(listener.socket.close)
-            stack.enter_context(self.listening("proxy", host, port))
+            stack.enter_context(self.listening("proxy", host, port, tls=certificate is not None))
             async with trio.open_nursery() as nursery:
                 await nursery.start(partial(plane.gateway.serve, listeners, certificate=certificate))
                 task_status.started(port)
 
     @contextmanager
-    def listening(self, kind: str, host: str, port: int) -> Iterator[None]:
+    def listening(self, kind: str, host: str, port: int, *, tls: bool = False) -> Iterator[None]:
         """Name a listener in `get_info` for as long as it is open."""
-        entry: dict[str, str | int] = {"kind": kind, "host": host, "port": port}
+        entry: dict[str, str | int] = {"kind": kind, "host": host, "port": port, "tls": tls}
         self._listeners.append(entry)
         try:
             yield

@@ -177,7 +177,9 @@ async def test_a_listener_lives_as_long_as_its_request(client: ManagerClient, ma
     async with client.open_listener("api", "localhost", 0) as (port, _):
         async with httpx2.AsyncClient(timeout=60) as http:
             assert (await http.get(f"http://localhost:{port}/health")).status_code == 200
-        assert {"kind": "api", "host": "localhost", "port": port} in manager.get_info()["listeners"]
+        assert {"kind": "api", "host": "localhost", "port": port, "tls": False} in manager.get_info()[
+            "listeners"
+        ]
     with trio.fail_after(60):
         while manager.get_info()["listeners"]:
             await trio.lowlevel.checkpoint()

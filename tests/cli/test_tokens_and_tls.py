@@ -49,6 +49,7 @@ def certificate(tmp_path: Path) -> tuple[str, ssl.SSLContext]:
     authority = trustme.CA()
     issued = authority.issue_cert("localhost")
     issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return "server.pem", context
@@ -72,6 +73,20 @@ def test_the_api_is_open_to_others_with_a_token_and_over_tls(
                     assert http.get("/api/v1/info").status_code == 401
                     headers = {"Authorization": f"Bearer {key}"}
                     assert http.get("/api/v1/info", headers=headers).status_code == 200
+
+
+def test_chat_finds_out_that_the_gateway_speaks_tls(
+    shell: Any, certificate: tuple[str, ssl.SSLContext]
+) -> None:
+    pem, _ = certificate
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    with shell.background("proxy", "--port", "0", "--certfile", pem) as proxy:
+        url = proxy.until("gateway at").split()[-1]
+        assert url in shell.ok("info")
+        assert shell.ok("chat", "echo", "--once", "hi", "--cafile", "authority.pem") == "echo: hi\n"
+        assert shell.ok("chat", url, "--once", "hi", "--insecure") == "echo: hi\n"
+        assert "not trusted" in shell.fails("chat", "--once", "hi")
+        assert "my_agent.py" in shell.fails("chat", "--once", "hi", "--cafile", "my_agent.py")
 
 
 def test_a_certificate_that_is_unfit_is_named(here: Any, write: Any) -> None:

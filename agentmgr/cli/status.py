@@ -64,6 +64,7 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
             ("wanted", wanted if wanted != str(service.status) else None),
             ("health", str(service.health)),
             ("error", service.error_message),
+            ("says", "\n".join(dict.fromkeys(i.said for i in service.instances if i.said))),
             ("agent file", service.agent_factory_path),
             ("command", service.command),
             ("endpoint", service.endpoint),

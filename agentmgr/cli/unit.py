@@ -26,6 +26,9 @@ WatchdogSec=30
 # The manager stops its services itself. Should it be killed, they serve on, and its next start adopts them.
 KillMode=process
 TimeoutStopSec=180
+# Each instance has a control group of its own, for its limits, and to be ended as a whole.
+Delegate=yes
+DelegateSubgroup=manager
 LimitNOFILE=65536
 
 [Install]

@@ -195,6 +195,7 @@ class Instance:
         str, ...
     ] = ()  #: limits of its configuration that this machine does not enforce, and why
     error_message: str | None = None
+    said: str | None = None  #: by itself, as a command does with sd_notify's `STATUS=`
     usage: Usage | None = None  #: the latest sample; None before there is one
 
 

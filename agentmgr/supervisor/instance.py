@@ -301,6 +301,11 @@ class Life:
         same = (mine.config, mine.host, mine.port) == (spec.config, spec.host, spec.port)
         return not (self.serving or same)
 
+    def seen(self) -> Instance:
+        """`view`, with what it tells of itself just now."""
+        said = None if self._child is None else self._child.said
+        return self.view if said is None else evolve(self.view, said=said)
+
     async def started(self) -> None:
         """Returns when it is ready for the first time since an operator started it; raises why it is not."""
         await self._first_try.wait()

@@ -13,7 +13,8 @@ What a child process gets, and what it owes (`python -m agentmgr.agent` is one; 
   `--manager-fd M` it ends as on SIGTERM when the pipe M has come to its end: the manager is gone. It
   answers at `HEALTH_PATH` with a proof that it holds the token (`agentmgr.core.health`);
 * a command finds `{host}` and `{port}` filled in, and is ready when a WebSocket handshake on `/` succeeds
-  with a listener that belongs to its session;
+  with a listener that belongs to its session, or when it sends `READY=1` to `NOTIFY_SOCKET` (sd_notify(3));
+* whatever it is, it inherits one more descriptor, which it need not know: it is open as long as it lives;
 * SIGTERM: end within `stop_timeout`, then SIGKILL comes. Exit code 78: "I can never start", last words on
   stderr.
 """
@@ -45,6 +46,10 @@ class Child(Protocol):
     @property
     def unenforced(self) -> tuple[str, ...]:
         """What of its configuration this launcher cannot enforce, and why."""
+
+    @property
+    def said(self) -> str | None:
+        """What it tells of itself, if it tells anything."""
 
     async def wait_ready(self) -> None:
         """Returns when it has answered its first handshake; for ever patient, the caller has the deadline."""

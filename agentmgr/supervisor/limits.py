@@ -7,24 +7,24 @@ which is no limit of a service, so that is left.
 
 from __future__ import annotations
 
-import os
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from ..models import ServiceConfig
+from . import cgroup
 
-_ROOT = Path("/sys/fs/cgroup")
 _CPU_PERIOD_US = 100_000
 
 
 class Limits:
     """What holds one instance, over its restarts."""
 
-    def __init__(self, config: ServiceConfig, instance_id: str) -> None:
+    def __init__(self, config: ServiceConfig, name: str) -> None:
+        """`name`: of the groups that it may take."""
         self._config = config
-        self._name = f"agentmgr-{instance_id}"
+        self._name = name
         self._groups: list[Path] = []
 
     @property
@@ -34,7 +34,10 @@ class Limits:
         return any(limit is not None for limit in limits)
 
     def impose(self, pid: int) -> tuple[str, ...]:
-        """Limits the process and all that it will start; returns what could not be, and why. Never raises."""
+        """Limits the process and all that it will start; returns what could not be, and why.
+
+        Never raises; blocks.
+        """
         config, failed = self._config, []
         if config.max_open_files is not None and not _prlimit(
             pid, resource.RLIMIT_NOFILE, config.max_open_files
@@ -61,7 +64,9 @@ class Limits:
 
     def adopt(self) -> None:
         """Finds the groups that an earlier manager has made."""
-        self._groups = [group for _, parent in _own_groups() if (group := parent / self._name).is_dir()]
+        self._groups = [
+            group for _, parent in cgroup.hierarchies() if (group := parent / self._name).is_dir()
+        ]
 
     def lift(self) -> None:
         """Removes the groups, which must be empty by now."""
@@ -72,15 +77,17 @@ class Limits:
 
     def _join(self, pid: int, controller: str, files: Mapping[str, str | int]) -> bool:
         """Puts it into a group of its own with one of these settings, named after version 2 or 1."""
-        for controllers, parent in _own_groups():
+        for controllers, parent in cgroup.hierarchies():
             if controllers and controller not in controllers:
                 continue
+            if not controllers:
+                cgroup.offer(parent, controller)
             group = parent / self._name
             try:
                 group.mkdir(exist_ok=True)
                 name = next(name for name in files if (group / name).exists())
-                _write(group / name, files[name])
-                _write(group / "cgroup.procs", pid)
+                cgroup.write(group / name, files[name])
+                cgroup.write(group / "cgroup.procs", pid)
             except (OSError, StopIteration):  # not ours to write to, or without this controller
                 with suppress(OSError):  # also when another limit needs the group
                     group.rmdir()
@@ -88,30 +95,6 @@ class Limits:
             self._groups.append(group)
             return True
         return False
-
-
-def _own_groups() -> Iterator[tuple[list[str], Path]]:
-    """The control groups that we are in: their controllers, none for version 2, and where they are."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers:
-            yield controllers.split(","), _ROOT / controllers / path.lstrip("/")
-        else:
-            mount = _ROOT if (_ROOT / "cgroup.controllers").exists() else _ROOT / "unified"
-            yield [], mount / path.lstrip("/")
-
-
-def _write(file: Path, value: str | int) -> None:
-    # Not O_CREAT: where the file system lets us make files, it is no control group.
-    descriptor = os.open(file, os.O_WRONLY)
-    try:
-        os.write(descriptor, str(value).encode())
-    finally:
-        os.close(descriptor)
 
 
 def _prlimit(pid: int, which: int, value: int) -> bool:

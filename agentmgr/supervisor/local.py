@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
+
+import trio
 
 from ..models import ServiceSpec, Usage
 from . import logs
 from .addresses import Ports
-from .place import LocalPlace
-from .process import Census, kill_all
+from .cgroup import ControlGroup
+from .guard import Guard
+from .kin import Census, Kin, Strays
+from .lifeline import Lifeline
+from .place import LocalPlace, Shared
+from .process import kill_all
 from .tokens import Mint
 from .upkeep import Upkeep
 
@@ -16,27 +23,38 @@ from .upkeep import Upkeep
 class LocalLauncher:
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
-        self._mint = Mint.of(log_dir)
-        self._ports = Ports()
-        self._census = Census()
-        self._upkeep = Upkeep()
+        self._lifelines = log_dir / ".lifelines"  # no service has a name that begins with a dot
+        self._shared = Shared(Mint.of(log_dir), Ports(), Census(), Upkeep(), Guard())
 
     async def run(self) -> None:
-        await self._upkeep.run()
+        with closing(self._shared.guard):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._shared.guard.keep)
+                nursery.start_soon(self._shared.upkeep.run)
 
     def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> LocalPlace:
-        log = logs.path(self._log_dir, spec.name, slot)
-        return LocalPlace(spec, instance_id, slot, log, self._mint, self._ports, self._census, self._upkeep)
+        log, lifeline = logs.path(self._log_dir, spec.name, slot), Lifeline(self._lifelines / instance_id)
+        return LocalPlace(spec, instance_id, slot, log, lifeline, self._shared)
 
     async def sweep(self, keep: frozenset[str]) -> int:
-        made = self._mint.made
-        return await kill_all(
-            self._census.find,
-            lambda living: living.token is not None and living.token not in keep and made(living.token),
+        census, made = self._shared.census, self._shared.mint.made
+        count = await kill_all(
+            Strays(census, lambda it: it.token is not None and it.token not in keep and made(it.token))
         )
+        # And what has shed its token: it is in the group of an instance that is no more, or holds its lock.
+        for file in self._lifelines.iterdir() if self._lifelines.is_dir() else ():
+            if file.name not in self._shared.open:
+                group, lifeline = ControlGroup.of_instance(file.name), Lifeline(file)
+                group.find()
+                if group.members() or lifeline.held():
+                    group.kill()
+                    count += await kill_all(Kin.left_behind(census, group, lifeline))
+                group.remove()
+                lifeline.remove()
+        return count
 
     def troubles(self) -> tuple[str, ...]:
-        return ("logs cannot be kept within their bounds",) if self._upkeep.logs_fail else ()
+        return ("logs cannot be kept within their bounds",) if self._shared.upkeep.logs_fail else ()
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
-        return self._upkeep.usage(instance_id)
+        return self._shared.upkeep.usage(instance_id)

@@ -9,17 +9,37 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import trio
+from attrs import Factory, frozen
+
 from ..core.hosting import host_flags
 from ..core.restart import Cause
 from ..models import InstanceRecord, OnManagerDeath, ServiceSpec, utc_now
 from . import addresses, environment, listeners, procfs
+from .cgroup import ControlGroup, in_thread
 from .child import LocalChild
+from .guard import Guard
+from .kin import Census
 from .launcher import CannotLaunch
+from .lifeline import Lifeline
 from .limits import Limits
-from .process import Census, Process
-from .spawn import cannot, spawn
+from .notices import Notices, notify_address
+from .process import Process
+from .spawn import Spawned, cannot, spawn
 from .tokens import Mint
 from .upkeep import Upkeep
+
+
+@frozen
+class Shared:
+    """What all instances on this machine have in common."""
+
+    mint: Mint
+    ports: addresses.Ports
+    census: Census
+    upkeep: Upkeep
+    guard: Guard
+    open: set[str] = Factory(set)  #: the ids of the instances that have a place
 
 
 class LocalPlace:
@@ -29,19 +49,19 @@ class LocalPlace:
         instance_id: str,
         slot: int,
         log: Path,
-        mint: Mint,
-        ports: addresses.Ports,
-        census: Census,
-        upkeep: Upkeep,
+        lifeline: Lifeline,
+        shared: Shared,
     ) -> None:
         self._spec, self._instance_id, self._slot = spec, instance_id, slot
-        self._log, self._mint, self._ports = log, mint, ports
-        self._census, self._upkeep = census, upkeep
+        self._log, self._shared = log, shared
         self._listener: socket.socket | None = None
         self._port = spec.port  #: the last one it had, to have it again
         self._lent: int | None = None
         self._child: LocalChild | None = None  #: the last one
-        self._limits = Limits(spec.config, instance_id)
+        self._lifeline = lifeline
+        self._group = ControlGroup.of_instance(instance_id)
+        self._limits = Limits(spec.config, self._group.name)
+        shared.open.add(instance_id)
 
     async def launch(self) -> LocalChild:
         try:
@@ -50,10 +70,10 @@ class LocalPlace:
             raise cannot(error) from None
 
     async def _launch(self) -> LocalChild:
-        spec, config = self._spec, self._spec.config
+        spec, config, shared = self._spec, self._spec.config, self._shared
         host = await addresses.resolve(spec.host)
         port = self._lend_port(host) if config.command else self._listen(host)
-        token = self._mint.new()
+        token = shared.mint.new()
         variables = {
             "HOST": host,
             "PORT": str(port),
@@ -61,34 +81,25 @@ class LocalPlace:
             "AGENTMGR_INSTANCE_ID": self._instance_id,
             procfs.TOKEN_VARIABLE: token,
         }
-        inherited = [] if self._listener is None else [self._listener.fileno()]
-        with ExitStack() as leash:
-            if config.on_manager_death == OnManagerDeath.DIE and not config.command:
-                # A pipe that nobody writes to: the child sees its end when we, who hold the other one, are
-                # gone. Not PR_SET_PDEATHSIG: that follows the thread that spawned, and threads end before
-                # processes.
-                theirs, ours = os.pipe()
-                leash.callback(os.close, ours)
-                inherited.append(theirs)
-            else:
-                theirs = None
-            try:
-                spawned = spawn(
-                    self._argv(host, port, theirs),
-                    environment=environment.of_child(config, variables),
-                    cwd=config.cwd,
-                    output=self._log,
-                    inherited=inherited,
-                    token=token,
-                    limits=self._limits,
-                    census=self._census,
-                )
-            finally:
-                if theirs is not None:
-                    os.close(theirs)
-            unenforced = spawned.unenforced
-            if config.on_manager_death == OnManagerDeath.DIE and config.command:
-                unenforced += ("on_manager_death: a command does not watch its manager",)
+        with ExitStack() as leash, ExitStack() as spawning:
+            notices = _hear(token, leash) if config.command else None
+            if notices is not None:
+                variables["NOTIFY_SOCKET"] = notify_address(token)
+            manager_fd = self._tie_to_us(token, leash, spawning)
+            inherited = [] if self._listener is None else [self._listener.fileno()]
+            spawned = spawn(
+                self._argv(host, port, manager_fd),
+                environment=environment.of_child(config, variables),
+                cwd=config.cwd,
+                output=self._log,
+                inherited=inherited if manager_fd is None else [*inherited, manager_fd],
+                token=token,
+                census=shared.census,
+                group=self._group,
+                lifeline=self._lifeline,
+                held=self._limits.wanted,
+            )
+            unenforced = await self._confine(spawned)
             record = InstanceRecord(
                 instance_id=self._instance_id,
                 service_id=spec.service_id,
@@ -102,19 +113,55 @@ class LocalPlace:
                 spec_version=spec.version,
                 started_at=utc_now(),
             )
-            self._upkeep.watch(self._instance_id, record.pid, self._log, config)
-            log_start = spawned.log_start
-            last = self._child.ready_after_s if self._child is not None else 0.0
+            shared.upkeep.watch(self._instance_id, record.pid, self._log, config)
             self._child = LocalChild(
-                spec, record, spawned.process, self._log, log_start, unenforced, leash.pop_all(), last
+                spec,
+                record,
+                spawned.process,
+                self._log,
+                spawned.log_start,
+                unenforced=unenforced,
+                notices=notices,
+                group=self._group,
+                leash=leash.pop_all(),
+                ready_after_s=self._child.ready_after_s if self._child is not None else 0.0,
             )
             return self._child
 
+    def _tie_to_us(self, token: str, leash: ExitStack, spawning: ExitStack) -> int | None:
+        """Sees to it that it dies with us, if it is to; returns the pipe that an agent's host has to watch.
+
+        Not by PR_SET_PDEATHSIG: that follows the thread that spawned, and threads end before processes.
+        """
+        config = self._spec.config
+        if config.on_manager_death != OnManagerDeath.DIE:
+            return None
+        if config.command:
+            self._shared.guard.watch(token, config.stop_timeout)
+            leash.callback(self._shared.guard.forget, token)
+            return None
+        # Nobody writes to it: the host sees its end when we, who hold the other one, are gone.
+        theirs, ours = os.pipe()
+        leash.callback(os.close, ours)
+        spawning.callback(os.close, theirs)
+        return theirs
+
+    async def _confine(self, spawned: Spawned) -> tuple[str, ...]:
+        """Limits it before its first line, where limits are wanted; returns those that do not hold."""
+        if not self._limits.wanted:
+            return ()
+        with spawned.gate:
+            with trio.CancelScope(shield=True):
+                unenforced = await in_thread(self._limits.impose, spawned.process.pid)
+        return unenforced
+
     def adopt(self, record: InstanceRecord) -> LocalChild | None:
+        self._group.find()
         if record.boot_id != procfs.boot_id() or not self._is_that(record):
             return None
         try:
-            process = Process(record.pid, record.token, self._census)
+            self._group.adopt(record.pid)
+            process = Process(record.pid, record.token, self._shared.census, self._group, self._lifeline)
         except OSError:
             return None
         if (
@@ -125,22 +172,30 @@ class LocalPlace:
         self._port = record.port
         if self._spec.config.command:
             self._lent = record.port
-            self._ports.adopt(record.port)
+            self._shared.ports.adopt(record.port)
         self._limits.adopt()
-        self._upkeep.watch(self._instance_id, record.pid, self._log, self._spec.config)
+        self._shared.upkeep.watch(self._instance_id, record.pid, self._log, self._spec.config)
         try:
             log_start = self._log.stat().st_size
         except OSError:
             log_start = 0
-        return LocalChild(self._spec, record, process, self._log, log_start)
+        with ExitStack() as leash:
+            notices = _hear(record.token, leash) if self._spec.config.command else None
+            return LocalChild(
+                self._spec, record, process, self._log, log_start, notices=notices, leash=leash.pop_all()
+            )
 
     def close(self) -> None:
         if self._listener is not None:
             self._listener.close()
         if self._lent is not None:
-            self._ports.take_back(self._lent)
+            self._shared.ports.take_back(self._lent)
         self._limits.lift()
-        self._upkeep.forget(self._instance_id)
+        if not self._group.members():  # else the file of the lock tells the next sweep whose group it is
+            self._group.remove()
+            self._lifeline.remove()
+        self._shared.open.discard(self._instance_id)
+        self._shared.upkeep.forget(self._instance_id)
 
     @staticmethod
     def _is_that(record: InstanceRecord) -> bool:
@@ -173,8 +228,8 @@ class LocalPlace:
             taken = addresses.taken(host, self._lent)
             if self._spec.port is not None:
                 raise CannotLaunch(Cause.PORT_TAKEN, taken)
-            self._ports.take_back(self._lent)
-        self._lent = self._ports.lend(host, self._spec.port)
+            self._shared.ports.take_back(self._lent)
+        self._lent = self._shared.ports.lend(host, self._spec.port)
         return self._lent
 
     def _argv(self, host: str, port: int, manager_fd: int | None) -> Sequence[str]:
@@ -188,3 +243,13 @@ class LocalPlace:
         if manager_fd is not None:
             argv += ["--manager-fd", str(manager_fd)]
         return argv + host_flags(config)
+
+
+def _hear(token: str, leash: ExitStack) -> Notices | None:
+    """What a command will tell of itself; None when no socket is to be had for it."""
+    try:
+        notices = Notices(token)
+    except OSError:
+        return None
+    leash.callback(notices.close)
+    return notices

@@ -81,6 +81,12 @@ def token(pid: int) -> str | None:
     return environment[start : environment.find(b"\0", start)].decode(errors="replace")
 
 
+def living(pid: int) -> Living | None:
+    """None when there is no such process, or it is dead. Raises OSError when it cannot be looked at."""
+    facts = stat(pid)
+    return None if facts is None or facts.state in "ZX" else Living(pid, facts.session, token(pid))
+
+
 def pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdecimal())
 
@@ -110,7 +116,11 @@ def name(pid: int) -> str:
 
 def holds(pid: int, inode: int) -> bool:
     """Whether the process has this socket open."""
-    wanted = f"socket:[{inode}]"
+    return has_open(pid, f"socket:[{inode}]")
+
+
+def has_open(pid: int, wanted: str) -> bool:
+    """Whether one of its descriptors is that, in the words of /proc: a path, or `socket:[INODE]`."""
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
             return any(_target(entry.path) == wanted for entry in entries)

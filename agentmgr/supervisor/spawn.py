@@ -16,23 +16,25 @@ from attrs import frozen
 
 from ..core.restart import Cause
 from . import logs
+from .cgroup import ControlGroup
+from .kin import Census
 from .launcher import CannotLaunch
-from .limits import Limits
-from .process import Census, Process
+from .lifeline import Lifeline
+from .process import Process
 
 log = logging.getLogger("agentmgr.supervisor")
 
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
-# Waits until its standard input ends, by when it has its limits; then it becomes the program.
-_WHEN_LIMITED = ("/bin/sh", "-c", 'read -r _; exec "$@" </dev/null', "sh")
+# Waits until its standard input ends; then it becomes the program.
+_WHEN_LET_GO = ("/bin/sh", "-c", 'read -r _; exec "$@" </dev/null', "sh")
 
 
 @frozen
 class Spawned:
     process: Process
     log_start: int  #: where its output begins in the log
-    unenforced: tuple[str, ...]
+    gate: ExitStack  #: to be closed if it is `held`: then the program begins
 
 
 def spawn(
@@ -43,24 +45,29 @@ def spawn(
     output: Path,
     inherited: Iterable[int],
     token: str,
-    limits: Limits,
     census: Census,
+    group: ControlGroup,
+    lifeline: Lifeline,
+    held: bool = False,
 ) -> Spawned:
     """Starts a program in a session of its own. Raises `CannotLaunch`.
 
     Plain Popen takes 0.3 ms of the loop, a third of `trio.lowlevel.open_process`. As it runs no code
     between fork and exec, it uses vfork. So ignored signals are seen to beforehand, by
     `signals.children_get_defaults`. Limits must hold before the first line of the program, which might be
-    `fork()`: it is held back by a shell meanwhile.
+    `fork()`: with `held`, a shell holds it back until the gate is closed.
     """
     with ExitStack() as stack:
         try:
             out = _open_log(output)
             stack.callback(os.close, out)
             log_start = os.fstat(out).st_size
-            stdin, gate = subprocess.DEVNULL, ExitStack()
+            if (lock := lifeline.open()) is not None:
+                stack.callback(os.close, lock)
+                inherited = (*inherited, lock)
+            stdin, gate = subprocess.DEVNULL, stack.enter_context(ExitStack())
             words = argv
-            if limits.wanted:
+            if held:
                 program = os.path.join(cwd or "", argv[0]) if "/" in argv[0] else argv[0]
                 if (
                     shutil.which(program, path=environment.get("PATH")) is None
@@ -68,9 +75,8 @@ def spawn(
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 stdin, ours = os.pipe()
                 stack.callback(os.close, stdin)
-                gate = stack.enter_context(ExitStack())
                 gate.callback(os.close, ours)
-                words = (*_WHEN_LIMITED, *argv)
+                words = (*_WHEN_LET_GO, *argv)
             popen = subprocess.Popen(
                 words,
                 stdin=stdin,
@@ -82,7 +88,7 @@ def spawn(
                 pass_fds=tuple(inherited),
             )
             try:
-                process = Process(popen.pid, token, census)
+                process = Process(popen.pid, token, census, group, lifeline)
             except OSError:  # no descriptor left for watching it
                 os.killpg(popen.pid, signal.SIGKILL)
                 popen.wait()
@@ -90,9 +96,7 @@ def spawn(
         except (OSError, ValueError) as error:  # ValueError: a null byte in a word
             raise cannot(error, argv[0], cwd) from None
         popen.returncode = 0  # from here on it is `Process` that reaps it; Popen would warn, and poll it
-        unenforced = limits.impose(popen.pid)
-        gate.close()
-    return Spawned(process, log_start, unenforced)
+        return Spawned(process, log_start, gate.pop_all())
 
 
 def cannot(error: Exception, program: str | None = None, cwd: str | None = None) -> CannotLaunch:

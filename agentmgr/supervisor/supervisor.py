@@ -277,7 +277,7 @@ class Supervisor:
 
     def instances(self, service_id: str | None = None) -> tuple[Instance, ...]:
         """As they are now, also those that were given up; what was stopped is not there any more."""
-        return tuple(life.view for life in self._lives(service_id))
+        return tuple(life.seen() for life in self._lives(service_id))
 
     def troubles(self) -> tuple[str, ...]:
         """What does not work just now, and will again by itself; services run on all the same."""

@@ -37,6 +37,7 @@ async def carry_out(manager: AgentManager, request: dict[str, Any]) -> None:
                     max_restart_count=10**6,
                     restart_delay=0,
                     on_manager_death=OnManagerDeath(request.get("on_manager_death", "keep")),
+                    stop_timeout=request.get("stop_timeout", 10),
                     python=request.get("python"),
                     instances=request.get("instances", 1),
                     startup_timeout=120,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from trio_websocket import open_websocket_url
 from agentmgr.settings import RuntimePaths
 from agentmgr.supervisor import procfs
 from agentmgr.supervisor.tokens import Mint
-from tests.supervisor.conftest import CHILD
+from tests.supervisor.conftest import CHILD, end
 
 COMMAND = [sys.executable, "-S", str(CHILD), "--port", "{port}"]
 
@@ -203,7 +202,4 @@ async def kill_managers(database: Path, rounds: int, random: Random) -> Counter[
 
 def end_all(database: Path) -> None:
     """After a failure: nothing may survive the test."""
-    for pids in instances_of(database).values():
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    end([pid for pids in instances_of(database).values() for pid in pids], RuntimePaths.of(database).logs)

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 import trio
 
+from agentmgr.supervisor import procfs
 from tests.faults.managers import (
     COMMAND,
     ManagerDied,
@@ -58,17 +59,46 @@ async def test_an_adopted_instance_is_supervised_on(database):
         assert after[2:] == [before[2], "unknown"]
 
 
-async def test_an_instance_that_is_to_die_with_the_manager_does(database, tmp_path):
+@pytest.mark.parametrize("kind", ["agent file", "command"])
+async def test_an_instance_that_is_to_die_with_the_manager_does(database, tmp_path, kind):
     (tmp_path / "agent.py").write_text("def create_agent():\n    return lambda message: message\n")
+    # A command ends with what it has started, in its session or not, and though it is deaf to TERM.
+    command = [*COMMAND, "--worker", "--escapee", "--ignore-term"]
+    what = {"file": str(tmp_path / "agent.py")} if kind == "agent file" else {"command": command}
     async with ManagerProcess.running(database) as manager:
         await manager.ready()
         for name, end in (("dies", "die"), ("stays", "keep")):
             await manager.ask(
-                "register", name=name, file=str(tmp_path / "agent.py"), on_manager_death=end, wait=True
+                "register", name=name, on_manager_death=end, stop_timeout=0.5, wait=True, **what
             )
         assert instances_of(database).keys() == {"dies", "stays"}
+        staying = instances_of(database)["stays"]
         manager.kill()
     await eventually(lambda: instances_of(database).keys() == {"stays"})
+    assert instances_of(database)["stays"] == staying
+
+
+def children_of(manager):
+    me = manager._process.pid
+    stats = {pid: procfs.stat(pid) for pid in procfs.pids()}
+    return {
+        pid for pid, stat in stats.items() if stat is not None and stat.parent == me and stat.state != "Z"
+    }
+
+
+async def test_the_guard_of_those_that_are_to_die_is_replaced_when_it_is_killed(database):
+    async with ManagerProcess.running(database) as manager:
+        await manager.ready()
+        for name in ("one", "two"):
+            await manager.ask("register", name=name, command=COMMAND, on_manager_death="die", wait=True)
+            (guard,) = children_of(manager) - {
+                pid for pids in instances_of(database).values() for pid in pids
+            }
+            os.kill(guard, signal.SIGKILL)
+            await eventually(lambda: guard not in children_of(manager))  # noqa: B023
+        await eventually(lambda: len(children_of(manager)) == 3)
+        manager.kill()
+    await eventually(lambda: instances_of(database) == {})
 
 
 def daemon(database, *options):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from agentmgr.models import (
     ServiceStatus,
 )
 from agentmgr.supervisor import Supervisor, procfs
+from agentmgr.supervisor.cgroup import ControlGroup
 from agentmgr.supervisor.tokens import Mint
 
 CHILD = Path(__file__).with_name("child.py")
@@ -154,9 +156,21 @@ def relatives(tmp_path: Path) -> Iterator[Callable[[], list[int]]]:
         return [p.pid for p in procfs.census() if p.token is not None and mint.made(p.token)]
 
     yield find
-    for pid in find():
+    end(find(), tmp_path / "logs")
+
+
+def end(pids: Iterable[int], logs: Path) -> None:
+    """What a test has left of itself when no supervisor was there any more; its control groups too."""
+    for pid in pids:
         with suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
             os.kill(pid, signal.SIGKILL)
+            select.select([pidfd], [], [], 10)
+            os.close(pidfd)
+    for lifeline in logs.glob(".lifelines/*"):
+        group = ControlGroup.of_instance(lifeline.name)
+        group.find()
+        group.remove()
 
 
 @pytest.fixture

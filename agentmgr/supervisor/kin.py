@@ -1,0 +1,127 @@
+"""Who belongs to an instance, told by all that a process cannot shed at once.
+
+Its session, the token in the environment it was started with, its control group, the lock that it inherited.
+A daemon that has left its session still has the token; one that has cleared its environment too is still in
+the group, or, where there are no groups, holds the lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+from attrs import define
+
+from . import procfs
+from .cgroup import ControlGroup
+from .lifeline import Lifeline
+
+log = logging.getLogger("agentmgr.supervisor")
+
+SHORTAGE_PAUSE_S = 0.1
+
+# Worker threads are shared by all of trio; forty busy ones delayed a spawn by 3.9 s (measured).
+_limiter = trio.CapacityLimiter(1)
+
+
+class Relatives(Protocol):
+    """Some processes, as of now: each may have ended a moment later, and its number be another's."""
+
+    async def find(self) -> set[int]: ...
+
+    def include(self, pid: int) -> bool:
+        """Asked again once a pidfd is open, when it is certain whom the number means."""
+
+
+class Census:
+    """Who lives. Those who ask at the same time share one look, taken after they have all asked."""
+
+    def __init__(self) -> None:
+        self._turn = trio.Lock()
+        self._next: _Look | None = None
+
+    async def find(self, wanted: Callable[[procfs.Living], bool], *, since_ticks: int = 0) -> set[int]:
+        """Those that began no earlier: nobody is older than who started them."""
+        look = self._next = self._next or _Look()
+        look.since_ticks = min(look.since_ticks, since_ticks)
+        async with self._turn:
+            while look.living is None:
+                self._next = None  # who comes from now on needs a later one
+                try:
+                    look.living = await trio.to_thread.run_sync(
+                        procfs.census, look.since_ticks, limiter=_limiter
+                    )
+                except OSError as error:  # no descriptor to be had for looking; one will be
+                    log.warning("cannot look for processes, trying again: %s", error)
+                    await trio.sleep(SHORTAGE_PAUSE_S)
+        return {living.pid for living in look.living if wanted(living)}
+
+
+@define(eq=False)
+class _Look:
+    since_ticks: int = sys.maxsize
+    living: list[procfs.Living] | None = None
+
+
+class Kin:
+    """The processes of one instance."""
+
+    def __init__(
+        self,
+        leader: int,
+        token: str,
+        start_ticks: int,
+        census: Census,
+        group: ControlGroup,
+        lifeline: Lifeline,
+    ) -> None:
+        self._leader, self._token, self._start_ticks = leader, token, start_ticks
+        self._census, self._group, self._lifeline = census, group, lifeline
+        self.session_is_ours = True  #: false once its number may be another's
+
+    @classmethod
+    def left_behind(cls, census: Census, group: ControlGroup, lifeline: Lifeline) -> Kin:
+        """What is left of an instance whose leader is gone and whose token nobody knows."""
+        kin = cls(0, "", 0, census, group, lifeline)
+        kin.session_is_ours = False
+        return kin
+
+    async def find(self) -> set[int]:
+        found = await self._census.find(self._told, since_ticks=self._start_ticks) | self._group.members()
+        if not found and self._lifeline.held():
+            found = await trio.to_thread.run_sync(self._lifeline.holders, limiter=_limiter)
+        return found
+
+    def include(self, pid: int) -> bool:
+        living = procfs.living(pid)
+        return living is not None and (
+            self._told(living) or self._group.has(pid) or self._lifeline.holds(pid)
+        )
+
+    def kill(self) -> None:
+        """At one blow, where there is a control group for that."""
+        self._group.kill()
+
+    def live(self) -> bool:
+        """Whether something of it still does, also where we cannot see what."""
+        return self._lifeline.held() or bool(self._group.members())
+
+    def _told(self, living: procfs.Living) -> bool:
+        return living.token == self._token or (self.session_is_ours and living.session == self._leader)
+
+
+class Strays:
+    """Whoever answers a description, wherever it has come from."""
+
+    def __init__(self, census: Census, wanted: Callable[[procfs.Living], bool]) -> None:
+        self._census, self._wanted = census, wanted
+
+    async def find(self) -> set[int]:
+        return await self._census.find(self._wanted)
+
+    def include(self, pid: int) -> bool:
+        living = procfs.living(pid)
+        return living is not None and self._wanted(living)

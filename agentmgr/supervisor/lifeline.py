@@ -1,0 +1,65 @@
+"""A lock that an instance inherits, with all that it starts: while it is held, something of it lives.
+
+The lock belongs to the open file, not to a process. We open the file, lock it and let the child inherit the
+descriptor; when we close ours, the lock lasts until the last process that inherited it has ended, or closed
+it. A process cannot help but inherit it, also one that has left its session and cleared its environment.
+Only one that closes all its descriptors, as a proper daemon does, lets go of it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from . import procfs
+
+
+class Lifeline:
+    def __init__(self, file: Path) -> None:
+        self._file = os.path.realpath(file)  # as /proc shows it
+
+    def open(self) -> int | None:
+        """A descriptor to be inherited, and then closed here. None where the file system has no locks."""
+        try:
+            os.makedirs(os.path.dirname(self._file), mode=0o700, exist_ok=True)
+            descriptor = os.open(self._file, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return None
+        try:
+            # Shared: whatever may be left of the launch before must not keep the next one from having it.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def held(self) -> bool:
+        """Whether something lives that has inherited it."""
+        try:
+            descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return False
+
+    def holds(self, pid: int) -> bool:
+        return pid != os.getpid() and procfs.has_open(pid, self._file)
+
+    def holders(self) -> set[int]:
+        """Those that hold it, as far as we may look into them: our own user's. Looks at every open file."""
+        return {pid for pid in procfs.pids() if self.holds(pid)}
+
+    def remove(self) -> None:
+        """Unless it is held."""
+        if not self.held():
+            with suppress(OSError):
+                os.unlink(self._file)

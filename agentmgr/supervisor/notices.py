@@ -1,0 +1,75 @@
+"""What a command tells of itself by sd_notify(3): that it is ready, and how it is.
+
+Each launch has a socket of its own, in `NOTIFY_SOCKET`. Its name follows from the instance's token, so that
+the next manager can open it again for what it adopts. In between nobody listens: then a message is refused,
+as it is without systemd, and who sends it has to live with that (sd_notify(3) says so).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from hashlib import sha256
+
+import trio
+
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_MESSAGE_BYTES = 4096
+_SAID_LENGTH = 200
+
+
+class Notices:
+    """Receives them while `listen` runs."""
+
+    def __init__(self, token: str) -> None:
+        """Raises OSError."""
+        self.ready = trio.Event()
+        self.said: str | None = None
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # the kernel says who sends
+            # Abstract: no path to be too long, and nothing to clear away after a crash.
+            sock.bind("\0" + _name(token))
+        except OSError:
+            sock.close()
+            raise
+        self._socket = trio.socket.from_stdlib_socket(sock)
+
+    async def listen(self, is_ours: Callable[[int], bool]) -> None:
+        """Until cancelled. A sender would be blocked by a queue that nobody reads.
+
+        `is_ours`: whether a process belongs to the instance.
+        """
+        while True:
+            # No room for descriptors that might come along: the kernel drops them.
+            message, ancillary, *_ = await self._socket.recvmsg(
+                _MESSAGE_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size)
+            )
+            for level, kind, data in ancillary:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
+                    pid, uid, _ = _CREDENTIALS.unpack(data)
+                    # A helper such as systemd-notify is often gone before it can be looked at.
+                    if uid == os.geteuid() or is_ours(pid):
+                        self._take(message)
+
+    def _take(self, message: bytes) -> None:
+        for line in message.decode(errors="replace").splitlines():
+            name, _, value = line.partition("=")
+            if (name, value) == ("READY", "1"):
+                self.ready.set()
+            elif name == "STATUS":
+                self.said = "".join(c for c in value if c.isprintable())[:_SAID_LENGTH] or None
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def notify_address(token: str) -> str:
+    """The value of `NOTIFY_SOCKET`; an abstract socket is written with an @."""
+    return "@" + _name(token)
+
+
+def _name(token: str) -> str:
+    return f"agentmgr-notify-{sha256(token.encode()).hexdigest()[:32]}"

@@ -1,0 +1,126 @@
+"""Processes that left their session and cleared their environment: neither tells any more whose they are."""
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from agentmgr.supervisor import procfs
+from agentmgr.supervisor.cgroup import ControlGroup
+from tests.faults.test_stubborn_processes import eventually, script
+
+# Twice forked, a session of its own, an empty environment, deaf to TERM.
+DAEMON = """
+    import os, sys, time
+    while {in_group} and "/agentmgr-ins_" not in open("/proc/self/cgroup").read():
+        time.sleep(0.01)  # as one that starts others when it serves already
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            if {closes}:
+                os.closerange(0, 100)
+            code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+            os.execve(sys.executable, [sys.executable, "-c", code, {mark!r}], {{}})
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture
+def daemons(tmp_path):
+    """The pids of those that bear this test's mark; none outlives it."""
+
+    def find():
+        found = []
+        for pid in procfs.pids():
+            with suppress(OSError):
+                stat = procfs.stat(pid)
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if words[-2:-1] == [str(tmp_path).encode()] and stat is not None and stat.state != "Z":
+                    found.append(pid)
+        return found
+
+    yield find
+    for pid in find():
+        os.kill(pid, signal.SIGKILL)
+
+
+def has_groups():
+    group = ControlGroup("agentmgr-probe")
+    if (child := os.fork()) == 0:
+        signal.pause()
+    try:
+        group.take_in(child)
+        return group.has(child)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        group.remove()
+
+
+def groups_of(instance):
+    return list(Path("/sys/fs/cgroup").glob(f"**/agentmgr-{instance.instance_id}"))
+
+
+@pytest.fixture(params=["by its lock", "by its control group"])
+def daemon(request, tmp_path, monkeypatch):
+    """A service with such a daemon, which is known in one way only."""
+    by_lock = request.param == "by its lock"
+    if by_lock:
+        monkeypatch.setattr(ControlGroup, "take_in", lambda *_: None)
+    elif not has_groups():
+        pytest.skip("no control group of version 2 can be made here")
+    code = DAEMON.format(in_group=not by_lock, closes=not by_lock, mark=str(tmp_path))
+    return script(code, stop_timeout=0.3)
+
+
+async def test_it_is_gone_after_a_stop(supervisor, relatives, daemons, daemon):
+    async with supervisor() as s:
+        await s.start(daemon)
+        (escaped,) = daemons()
+        assert escaped not in relatives()
+        await s.stop(daemon.service_id)
+        assert daemons() == []
+
+
+async def test_it_is_gone_before_a_crashed_leader_is_started_again(supervisor, journal, daemons, daemon):
+    async with supervisor() as s:
+        await s.start(daemon)
+        (escaped,) = daemons()
+        os.kill(s.instances()[0].pid, signal.SIGKILL)
+        await journal.until(lambda: journal.statuses().count("running") == 2)
+        assert escaped not in daemons()
+
+
+async def test_the_next_manager_ends_it_when_its_leader_is_gone(supervisor, journal, daemons, daemon):
+    async with supervisor(leave_running=True) as s:
+        await s.start(daemon)
+        (instance,) = s.instances()
+    (escaped,) = daemons()
+    os.kill(instance.pid, signal.SIGKILL)
+    await eventually(lambda: (stat := procfs.stat(instance.pid)) is None or stat.state == "Z")
+    async with supervisor(adopt=[(daemon, list(journal.records.values()))]):
+        assert escaped not in daemons()
+
+
+async def test_an_adopted_one_is_known_as_before(supervisor, journal, daemons, daemon):
+    async with supervisor(leave_running=True) as s:
+        await s.start(daemon)
+    assert len(daemons()) == 1
+    async with supervisor(adopt=[(daemon, list(journal.records.values()))]) as s:
+        assert len(daemons()) == 1
+        await s.stop(daemon.service_id)
+        assert daemons() == []
+
+
+async def test_nothing_is_left_of_groups_and_locks(supervisor, command, tmp_path):
+    async with supervisor() as s:
+        await s.start(spec := command("--worker"))
+        (instance,) = s.instances()
+        if has_groups():
+            await eventually(lambda: groups_of(instance) != [])
+        await s.stop(spec.service_id)
+        assert list((tmp_path / "logs" / ".lifelines").iterdir()) == []
+        assert groups_of(instance) == []

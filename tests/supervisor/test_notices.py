@@ -1,0 +1,133 @@
+"""What commands tell of themselves by sd_notify(3), from senders as there are."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+
+import pytest
+import trio
+
+from agentmgr.errors import ServiceFailedToStart
+from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec, ServiceStatus
+from agentmgr.supervisor.notices import Notices, notify_address
+from tests.supervisor.conftest import CHILD
+
+PYTHON = """
+import os, socket
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+    notify.connect("\\0" + os.environ["NOTIFY_SOCKET"][1:])
+    notify.send(b"READY=1\\nSTATUS=half\\x1b[2J past\\n")
+"""
+PERL = """
+use Socket;
+socket(my $notify, AF_UNIX, SOCK_DGRAM, 0) or die $!;
+my $to = pack_sockaddr_un("\\0" . substr($ENV{NOTIFY_SOCKET}, 1));
+send($notify, "READY=1\\nSTATUS=half[2J past", 0, $to) or die $!;
+"""
+SENDERS = {
+    "python": [sys.executable, "-S", "-c", PYTHON],
+    "perl": ["perl", "-e", PERL],
+    "systemd-notify": ["systemd-notify", "--ready", "--status=half[2J past"],
+}
+
+
+def says(sender, *more, **config):
+    """A service that never listens: what it sends is all there is."""
+    words = ("/bin/sh", "-c", '"$@"; exec sleep 600', "sh", *SENDERS[sender], *more)
+    return ServiceSpec("svc", ServiceConfig(command=words, restart="never", **config))
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+async def test_ready_is_believed_and_the_status_shown(supervisor, sender):
+    if shutil.which(SENDERS[sender][0]) is None:
+        pytest.skip(f"{sender} is not installed")
+    async with supervisor(health_check_interval=3600) as s:
+        await s.start(says(sender, startup_timeout=10))
+        (instance,) = s.instances()
+        assert instance.status is ServiceStatus.RUNNING
+        assert instance.said == "half[2J past"
+
+
+async def test_who_tells_nothing_is_not_ready(supervisor):
+    async with supervisor() as s:
+        spec = ServiceSpec(
+            "svc", ServiceConfig(command=("sleep", "600"), startup_timeout=0.3, restart="never")
+        )
+        with pytest.raises(ServiceFailedToStart, match=r"not ready within 0\.3 s"):
+            await s.start(spec)
+
+
+async def test_the_next_manager_listens_again_for_what_it_adopts(supervisor, journal, tmp_path):
+    """And in between a message is lost, and its sender unharmed."""
+    code = f"""
+import os, socket, sys, time
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+sys.argv = ["child.py", "--port", os.environ["PORT"]]
+def tell():
+    while True:
+        try:
+            notify.sendto(b"STATUS=in peace", "\\0" + os.environ["NOTIFY_SOCKET"][1:])
+        except ConnectionRefusedError:
+            open({str(tmp_path / "refused")!r}, "w")
+        time.sleep(0.02)
+import threading, runpy
+threading.Thread(target=tell, daemon=True).start()
+runpy.run_path({str(CHILD)!r}, run_name="__main__")
+"""
+    config = ServiceConfig(command=(sys.executable, "-c", code))
+    spec = ServiceSpec("svc", config, desired_status=DesiredStatus.RUNNING)
+    async with supervisor(leave_running=True) as s:
+        await s.start(spec)
+        (before,) = s.instances()
+    with trio.fail_after(10):
+        while not (tmp_path / "refused").exists():  # noqa: ASYNC110
+            await trio.sleep(0.02)
+    async with supervisor(adopt=[(spec, list(journal.records.values()))]) as s:
+        with trio.fail_after(10):
+            while s.instances()[0].said != "in peace":  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        assert s.instances()[0].pid == before.pid
+
+
+async def test_only_ours_are_heard(autojump_clock):
+    """Another user's process may know the address: the kernel lists it to all."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user for a test")
+    notices = Notices("token")
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(notices.listen, lambda pid: False)
+            await send_as(65534, b"READY=1")
+            with trio.move_on_after(10):
+                await notices.ready.wait()
+            assert not notices.ready.is_set()
+            await send_as(0, b"READY=1")
+            await notices.ready.wait()
+            nursery.cancel_scope.cancel()
+    finally:
+        notices.close()
+
+
+async def send_as(uid, message):
+    code = "import json, os, socket, sys; uid, to, message = json.loads(sys.argv[1]); os.setuid(uid);"
+    code += "socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(message.encode(), '\\0' + to[1:])"
+    arguments = json.dumps([uid, notify_address("token"), message.decode()])
+    await trio.run_process([sys.executable, "-S", "-c", code, arguments])
+
+
+async def test_descriptors_that_come_along_are_not_taken(descriptors):
+    notices = Notices("token")
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(notices.listen, lambda pid: True)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.connect("\0" + notify_address("token")[1:])
+                before = descriptors()
+                socket.send_fds(sender, [b"READY=1"], [0, 0, 0])
+                await notices.ready.wait()
+                assert descriptors() == before
+            nursery.cancel_scope.cancel()
+    finally:
+        notices.close()

@@ -1,18 +1,68 @@
 """The public names, and only those; importing the package costs nothing."""
 
 import ast
+import inspect
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import agentmgr
+from agentmgr.manager.life import ManagerLife
+from agentmgr.manager.services import ServiceCommands
+from agentmgr.proxy import SessionObserver
+from agentmgr.storage.store import Store
+from agentmgr.supervisor import Journal, Launcher
+
+PUBLIC = {
+    "agentmgr": """
+        AgentManager AgentManagerError Backend ClientRequest ConditionOperator Connection Event Gateway
+        HealthCheck HealthStatus Instance RestartMode RoutingCondition RoutingRule RoutingStrategy
+        RoutingTable Service ServiceConfig ServiceSpec ServiceStatus Settings Supervisor
+        __version__ in_process
+    """,
+    "agentmgr.agent": """
+        Client Decision Event Message Session final_answer partial_answer thinking tool_call tool_result
+    """,
+    "agentmgr.api": "serve_api serve_control",
+    "agentmgr.client": "AgentSession ManagerClient open_session",
+    "agentmgr.proxy": "Authenticator Certificate Gateway GatewayLimits Identity SessionObserver",
+    "agentmgr.supervisor": "InProcessService Journal Launcher Supervisor Unrecorded in_process",
+    "agentmgr.testing": """
+        BareClient Behaviour CannotLaunch Cause Exit FakeLauncher MemoryListener MemoryNetwork MemoryStore
+        bare_client hosted memory_network
+    """,
+}
+#: Whoever implements these need not say again what their methods are for.
+MODELS = (agentmgr.AgentManager, ManagerLife, ServiceCommands, Journal, Launcher, Store, SessionObserver)
+NAMES = [
+    (module, name) for module, names in PUBLIC.items() for name in names.split() if name != "__version__"
+]
 
 
-@pytest.mark.parametrize("name", agentmgr.__all__)
-def test_each_public_name_is_there(name: str) -> None:
-    assert getattr(agentmgr, name) is not None
+@pytest.mark.parametrize("module", PUBLIC)
+def test_exactly_these_names_are_public(module: str) -> None:
+    assert sorted(import_module(module).__all__) == sorted(PUBLIC[module].split())
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES)
+def test_each_public_name_is_there_and_says_what_it_is(module: str, name: str) -> None:
+    thing = getattr(import_module(module), name)
+    assert thing.__doc__
+    if inspect.isclass(thing):
+        assert thing.__doc__ not in {base.__doc__ for base in thing.__mro__[1:]}, "it has none of its own"
+        told = {method for model in (*MODELS, *thing.__mro__) for method in documented(model)}
+        ours = {
+            name for base in thing.__mro__ if base.__module__.startswith("agentmgr") for name in vars(base)
+        }
+        methods = {name for name in ours if inspect.isfunction(getattr(thing, name)) and name[0] != "_"}
+        assert methods <= told
+
+
+def documented(kind: type) -> set[str]:
+    return {name for name, value in vars(kind).items() if inspect.getdoc(value)}
 
 
 def test_type_checkers_are_told_of_the_same_names() -> None:

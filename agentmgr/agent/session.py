@@ -308,6 +308,7 @@ class Session:
                 logger.error("on_session_end failed", exc_info=ended.error)
 
     def end(self, reason: str) -> None:
+        """Ends the session and the turn that runs; the client gets an `agent.session_end` with the reason."""
         self.end_reason = reason
         self._life.cancel()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,31 +16,11 @@ if TYPE_CHECKING:
     from ..manager import AgentManager
     from ..proxy.certificate import Certificate
 
-__all__ = ["api_app", "serve_api", "serve_control"]
+__all__ = ["serve_api", "serve_control"]
 
 log = logging.getLogger("agentmgr.api")
 
 # The modules below import Quart, which takes a third of a second; whoever only asks never needs it.
-
-
-def api_app(
-    manager: AgentManager, nursery: trio.Nursery, *, stopping: trio.Event | None = None
-) -> ASGIFramework:
-    """The API as an ASGI application, to be mounted in one of your own that serves it on trio.
-
-    Its paths begin with `/api/v1/`, besides `/health`, `/docs` and `/openapi.json`. `nursery` owns work that
-    outlives a request; event streams end when `stopping` is set. It answers whoever asks from this machine
-    and is no page of another origin, so whatever lets others reach it has to judge who they are.
-    """
-    from .app import make_app
-    from .auth import Access
-    from .guard import Guard
-    from .metrics import Metrics
-    from .operations import Server
-
-    metrics = Metrics(manager)
-    stopping = trio.Event() if stopping is None else stopping
-    return make_app(Server(manager, nursery, stopping, metrics), access=Access(manager, Guard(), local=True))
 
 
 async def serve_api(
@@ -48,12 +29,17 @@ async def serve_api(
     host: str = "localhost",
     port: int = 8080,
     certificate: Certificate | None = None,
+    middleware: Callable[[ASGIFramework], ASGIFramework] | None = None,
     task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves the REST API until cancelled; started with the port, which is a free one for port 0.
 
-    With a certificate it speaks HTTPS only. Raises `PortNotAvailable`, and `InvalidRequest` for a host that
-    others can reach while there are no tokens.
+    With a certificate it speaks HTTPS only. `middleware` gets the API as an ASGI application and returns the
+    one to serve, so that the API can be a part of yours: its paths begin with `/api/v1/`, besides `/health`,
+    `/docs` and others of the kind. Nobody sends yours the events of ASGI's lifespan.
+
+    Raises `PortNotAvailable`, and `InvalidRequest` for a host that others can reach while there are no
+    tokens.
     """
     from ..core.loopback import is_loopback
     from ..errors import InvalidRequest
@@ -80,7 +66,8 @@ async def serve_api(
     throttle = Throttle(manager.settings.api_rate_limit)
 
     def app(nursery: trio.Nursery, stopping: trio.Event) -> ASGIFramework:
-        return throttle.around(make_app(Server(manager, nursery, stopping, metrics), access=access))
+        api = throttle.around(make_app(Server(manager, nursery, stopping, metrics), access=access))
+        return api if middleware is None else middleware(api)
 
     listeners = await open_listeners(host, port)
     port = listeners[0].socket.getsockname()[1]

@@ -69,6 +69,7 @@ class ClientRequest:
         return read(self)
 
     def first(self, name: str) -> str | None:
+        """The field's first value; None where it has none."""
         return next(iter(self.values(name)), None)
 
     @property

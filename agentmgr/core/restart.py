@@ -48,6 +48,8 @@ class Exit:
 
 
 class Cause(Enum):
+    """Why an instance has ended, or was never there."""
+
     EXITED = auto()
     NOT_READY = auto()  #: alive, and not ready within the startup timeout
     UNHEALTHY = auto()  #: alive, and failing its checks for longer than the recovery threshold

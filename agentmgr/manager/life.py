@@ -168,6 +168,7 @@ class ManagerLife:
         self._hurried.set()
 
     async def wait_shutdown_requested(self) -> None:
+        """Returns when somebody has called `request_shutdown`."""
         await self._shutdown_requested.wait()
 
     async def __aenter__(self) -> Self:

@@ -56,6 +56,7 @@ class AgentManager(ServiceCommands):
     # Figures
 
     def get_service_stats(self, ref: str) -> dict[str, Any]:
+        """What it did ever, kept across restarts, and its live sessions. Raises `ServiceNotFound`."""
         service = self.get_service(ref)
         live = [c for c in self.list_connections() if c.service_id == service.service_id]
         return self._stats_of(service, live)
@@ -82,15 +83,18 @@ class AgentManager(ServiceCommands):
         return self._live().usage(self.get_service(ref).service_id)
 
     def get_system_stats(self) -> dict[str, Any]:
+        """`{services, connections, health, instances, troubles}`, each with its counts."""
         plane = self._live()
         figures = stats.system_stats(plane.views(), plane.gateway.connections())
         return {**figures, "troubles": list(self._troubles())}
 
     def get_connection_stats(self) -> dict[str, Any]:
+        """Live sessions: `{total_connections, by_status, by_service}`."""
         plane = self._live()
         return stats.connection_stats(plane.views(), plane.gateway.connections())
 
     def get_health_summary(self) -> dict[str, int]:
+        """How many services are in each health; one that does not run is `unknown`."""
         return stats.health_summary(self._live().views())
 
     def get_figures(self) -> Figures:

@@ -11,6 +11,8 @@ from .fields import between, check_name, check_printable, check_tags, new_id, to
 
 
 class RoutingStrategy(StrEnum):
+    """Which of several suitable instances gets a client."""
+
     ROUND_ROBIN = "round_robin"
     LEAST_CONNECTIONS = "least_connections"
     WEIGHTED_RANDOM = "weighted_random"
@@ -20,6 +22,8 @@ class RoutingStrategy(StrEnum):
 
 
 class ConditionOperator(StrEnum):
+    """How a condition compares the request's field with its value."""
+
     EQUALS = "equals"
     NOT_EQUALS = "not_equals"
     CONTAINS = "contains"

@@ -47,6 +47,8 @@ class DesiredStatus(StrEnum):
 
 
 class HealthStatus(StrEnum):
+    """What the checks of an instance have shown."""
+
     HEALTHY = "healthy"
     DEGRADED = "degraded"  #: failed a check lately, not often enough to be unhealthy
     UNHEALTHY = "unhealthy"
@@ -54,12 +56,16 @@ class HealthStatus(StrEnum):
 
 
 class RestartMode(StrEnum):
+    """After which ends an instance is started again."""
+
     ALWAYS = "always"
     ON_FAILURE = "on-failure"
     NEVER = "never"
 
 
 class OnManagerDeath(StrEnum):
+    """What becomes of an instance whose manager was killed."""
+
     KEEP = "keep"  #: the instance serves on, and the next manager adopts it
     DIE = "die"
 

@@ -33,8 +33,7 @@ class Gateway:
     every client needs a token or ticket. `trusted_proxies` (addresses or networks) may say who the client
     is. `allowed_origins` are the web pages that may connect: those of this machine if None, all with `*`.
     `hints` lets clients ask for a service or tag in the query. `dial` connects to an instance, given its host
-    and port; over TCP if None. Raises `ValueError` for a trusted proxy that
-    is not an address or network.
+    and port; over TCP if None. Raises `ValueError` for a trusted proxy that is not an address or network.
     """
 
     def __init__(
@@ -85,6 +84,7 @@ class Gateway:
         )
 
     def connections(self) -> tuple[Connection, ...]:
+        """The sessions that live now."""
         now = trio.current_time()
         return tuple(session.connection(now) for session in self._sessions)
 

@@ -24,9 +24,14 @@ SHUTDOWN = Ending("gateway", 1001, "the gateway is shutting down")
 class SessionObserver(Protocol):
     """Is told of every client. All methods are quick, do not block and do not raise."""
 
-    def session_opened(self, connection: Connection) -> None: ...
-    def session_closed(self, end: SessionEnd) -> None: ...
-    def client_refused(self, code: str) -> None: ...  #: one of a few dozen words of ours
+    def session_opened(self, connection: Connection) -> None:
+        """Client and instance are connected."""
+
+    def session_closed(self, end: SessionEnd) -> None:
+        """Once for each session that was opened."""
+
+    def client_refused(self, code: str) -> None:
+        """A client got no session; the reason is one of a few dozen words of ours."""
 
 
 class Session:

@@ -2,6 +2,7 @@
 
 from .in_process import InProcessService, in_process
 from .journal import Journal, Unrecorded
+from .launcher import Launcher
 from .supervisor import Supervisor
 
-__all__ = ["InProcessService", "Journal", "Supervisor", "Unrecorded", "in_process"]
+__all__ = ["InProcessService", "Journal", "Launcher", "Supervisor", "Unrecorded", "in_process"]

@@ -23,6 +23,8 @@ _RETRY_S = (0.1, 10.0)  #: the first and the longest pause after a write that fa
 
 
 class Journal(Protocol):
+    """What a supervisor tells, as it happens."""
+
     async def instance_spawned(self, record: InstanceRecord) -> None:
         """Durable on return; the instance does not count as running before."""
 
@@ -32,7 +34,8 @@ class Journal(Protocol):
     def instance_changed(self, instance: Instance) -> None:
         """Each change of status, health, pid and so on; synchronous and quick."""
 
-    def health_checked(self, check: HealthCheck) -> None: ...
+    def health_checked(self, check: HealthCheck) -> None:
+        """Each probe's result; synchronous and quick."""
 
     async def drain(self, instance_id: str, timeout_s: float) -> None:
         """Returns when the instance has no sessions left."""

@@ -89,10 +89,13 @@ class Place(Protocol):
 
 
 class Launcher(Protocol):
+    """Makes places for instances, and looks after what all of them have in common."""
+
     async def run(self) -> None:
         """Whatever has to be looked after while instances run; until cancelled."""
 
-    def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> Place: ...
+    def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> Place:
+        """Where that instance of the service will run. Raises `AgentManagerError` where none can."""
 
     async def sweep(self, keep: frozenset[str]) -> int:
         """Ends all that an earlier manager of ours has left, except what holds a token in `keep`."""

@@ -78,6 +78,7 @@ class BareClient:
         self.session_id: str | None = None
 
     async def say(self, event: str, **fields: Any) -> None:
+        """Sends one event."""
         await self.websocket.send_message(json.dumps({"event": event, **fields}))
 
     async def receive(self) -> dict[str, Any]:

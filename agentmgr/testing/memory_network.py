@@ -65,6 +65,7 @@ class MemoryNetwork:
         return await listener.connect()
 
     def close(self) -> None:
+        """Nobody listens on it any more."""
         for listener in self._listeners.values():
             listener.socket.close()
 

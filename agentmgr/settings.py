@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from enum import StrEnum
 from hashlib import sha256
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,13 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
+_SWITCH = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+
+
 def _port(_: Any, attribute: Attribute[Any], value: int) -> None:
     if not 0 <= value <= 65535:
         _refuse(attribute, f"must be a port from 0 (any free one) to 65535, not {value}")
@@ -46,6 +55,20 @@ def _interval(_: Any, attribute: Attribute[Any], value: float) -> None:
 def _rate(_: Any, attribute: Attribute[Any], value: float) -> None:
     if not 0 <= value <= 1e6:
         _refuse(attribute, f"must be from 0 (no limit) to 1000000 requests a second, not {value:g}")
+
+
+def _origins(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    for origin in value:
+        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+            _refuse(attribute, f"must be origins, as in https://app.example, or *, not {origin!r}")
+
+
+def _networks(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    for network in value:
+        try:
+            ip_network(network, strict=False)
+        except ValueError:
+            _refuse(attribute, f"must be addresses or networks, as in 10.0.0.0/8, not {network!r}")
 
 
 def _refuse(attribute: Attribute[Any], problem: str) -> None:
@@ -64,9 +87,11 @@ class Settings:
     proxy_host: str = "localhost"
     proxy_port: int = field(default=9090, validator=_port)
     health_check_interval: float = field(default=10.0, validator=_interval)  #: seconds
-    allowed_origins: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = field(default=(), validator=_origins)
     """Web pages that may use the gateway, as in `https://app.example`; `*`: all. Empty: this machine's."""
-    trusted_proxies: tuple[str, ...] = ()  #: networks whose `X-Forwarded-For` is believed
+    trusted_proxies: tuple[str, ...] = field(default=(), validator=_networks)
+    """Addresses or networks that are believed who the client is."""
+    proxy_protocol: bool = False  #: the gateway's connections begin with it; it takes a trusted proxy
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.AUTO
 
@@ -119,6 +144,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         value: Any = text.lower() if isinstance(attribute.default, StrEnum) else text
         if isinstance(attribute.default, tuple):
             value = [word.strip() for word in text.split(",")]
+        elif isinstance(attribute.default, bool):
+            value = _SWITCH.get(text.strip().lower(), text)
         elif isinstance(attribute.default, int | float):
             try:
                 value = type(attribute.default)(text)

@@ -35,7 +35,13 @@ def test_each_source_wins_over_the_next(here):
 
 
 def test_every_setting_has_an_environment_variable(here):
-    values = {"log_level": "debug", "log_format": "json"}
+    values = {
+        "log_level": "debug",
+        "log_format": "json",
+        "allowed_origins": "https://app.example",
+        "trusted_proxies": "10.0.0.0/8",
+        "proxy_protocol": "true",
+    }
     for attribute in fields(Settings):
         text = values.get(attribute.name, "1234")
         settings = load_settings(environ={environment_name(attribute.name): text})
@@ -78,6 +84,11 @@ def test_what_a_file_names_stands_relative_to_it(here):
         ('log_level = "loud"', "agentmgr.toml: log_level must be one of debug, info, warning, error"),
         ("api_port = ", "agentmgr.toml is not valid TOML"),
         ("db_path = 7", "agentmgr.toml: db_path must be a string"),
+        ('allowed_origins = ["app.example"]', "agentmgr.toml: allowed_origins must be origins, as in https"),
+        ('allowed_origins = ["https://a.example/page"]', "allowed_origins must be origins"),
+        ('trusted_proxies = ["proxy.example"]', "agentmgr.toml: trusted_proxies must be addresses"),
+        ('trusted_proxies = "10.0.0.1"', "agentmgr.toml: trusted_proxies must be"),
+        ('proxy_protocol = "yes"', "agentmgr.toml: proxy_protocol must be true or false"),
     ],
 )
 def test_a_mistake_in_the_file_names_file_and_key(here, text, words):
@@ -110,6 +121,8 @@ def test_a_named_file_has_to_be_there(here):
         ("AGENTMGR_API_PORT", "eighty", "AGENTMGR_API_PORT must be a whole number, not 'eighty'"),
         ("AGENTMGR_API_PORT", "70000", "AGENTMGR_API_PORT must be a port"),
         ("AGENTMGR_HEALTH_CHECK_INTERVAL", "soon", "AGENTMGR_HEALTH_CHECK_INTERVAL must be a number"),
+        ("AGENTMGR_PROXY_PROTOCOL", "perhaps", "AGENTMGR_PROXY_PROTOCOL must be true or false"),
+        ("AGENTMGR_TRUSTED_PROXIES", "10.0.0.0/99", "AGENTMGR_TRUSTED_PROXIES must be addresses"),
         ("AGENTMGR_LOG_FORMAT", "xml", "AGENTMGR_LOG_FORMAT must be one of auto, pretty, json"),
     ],
 )
@@ -120,6 +133,18 @@ def test_a_mistake_in_the_environment_names_the_variable(here, variable, text, w
 
 def test_a_level_may_be_written_as_elsewhere(here):
     assert load_settings(environ={"AGENTMGR_LOG_LEVEL": "DEBUG"}).log_level is LogLevel.DEBUG
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("ON", True), ("1", True), ("no", False), ("0", False)]
+)
+def test_a_switch_may_be_written_as_elsewhere(here, text, value):
+    assert load_settings(environ={"AGENTMGR_PROXY_PROTOCOL": text}).proxy_protocol is value
+
+
+def test_lists_are_given_with_commas(here):
+    settings = load_settings(environ={"AGENTMGR_ALLOWED_ORIGINS": "https://a.example, HTTP://b:8000, null"})
+    assert settings.allowed_origins == ("https://a.example", "HTTP://b:8000", "null")
 
 
 def test_a_flag_is_as_strict(here):

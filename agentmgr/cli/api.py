@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import asyncclick as click
 import trio
 
@@ -10,12 +12,12 @@ from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
+from .listener_options import certificate, files, gateway_options, kept, tls_options
 from .listeners import open_api, open_gateway
 from .log_options import log_options
 from .presence import answers
 from .proxy import attach
 from .render import note
-from .tls import Files, certificate, tls_options
 
 
 @subcommand("api", example="agentmgr api --host localhost --port 8080 --proxy-port 9090")
@@ -25,6 +27,7 @@ from .tls import Files, certificate, tls_options
 @click.option("--health-interval", type=float, metavar="SECONDS", help="Between checks.  [default: 10]")
 @tls_options
 @log_options
+@gateway_options
 async def command(
     cli: Cli,
     host: str | None,
@@ -35,6 +38,7 @@ async def command(
     keyfile: str | None,
     log_level: str | None,
     log_format: str | None,
+    gateway: dict[str, Any],
 ) -> None:
     """Open the REST API, until Ctrl-C; its documentation is at /docs.
 
@@ -46,18 +50,21 @@ async def command(
         health_check_interval=health_interval,
         log_level=log_level,
         log_format=log_format,
+        **gateway,
     )
     configure_logging(settings.log_level, settings.log_format)
     tls = certificate(certfile, keyfile)
-    files = Files(certfile, keyfile)
+    opening = files(certfile, keyfile)
     async with until_signalled() as told:
         if await answers(cli.paths):
-            if health_interval is not None:
-                note("a manager is running already; it keeps its own --health-interval")
+            own = (["--health-interval"] if health_interval is not None else []) + kept(gateway)
+            if own:
+                note(f"a manager is running already; it keeps its own {', '.join(own)}")
             async with trio.open_nursery() as nursery:
                 if proxy_port is not None:
-                    nursery.start_soon(attach, cli, "proxy", settings.api_host, proxy_port, files, told)
-                await attach(cli, "api", settings.api_host, settings.api_port, files, told)
+                    gateways = {**opening, "proxy_protocol": settings.proxy_protocol}
+                    nursery.start_soon(attach, cli, "proxy", settings.api_host, proxy_port, gateways, told)
+                await attach(cli, "api", settings.api_host, settings.api_port, opening, told)
         else:
             await _manage(cli, settings, proxy_port, tls, told)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from typing import Any
 
 import asyncclick as click
 import trio
@@ -14,13 +15,13 @@ from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
+from .listener_options import certificate, gateway_options, tls_options
 from .listeners import open_api, open_gateway
 from .log_options import log_options
 from .notify import Notifier
 from .presence import answers
 from .reach import running
 from .shutdown import end
-from .tls import certificate, tls_options
 
 
 @subcommand("daemon", example="agentmgr daemon --interval 10 --api-port 8080 --proxy-port 9090")
@@ -33,6 +34,7 @@ from .tls import certificate, tls_options
     "--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here; 0: a free port."
 )
 @tls_options
+@gateway_options
 @click.option("--leave-running", is_flag=True, help="At the end, leave the instances for the next manager.")
 @log_options
 @click.option("--ready-fd", type=int, hidden=True, help="Gets a line when the manager is ready.")
@@ -44,6 +46,7 @@ async def command(
     proxy_port: int | None,
     certfile: str | None,
     keyfile: str | None,
+    gateway: dict[str, Any],
     leave_running: bool,
     log_level: str | None,
     log_format: str | None,
@@ -53,7 +56,9 @@ async def command(
 
     It takes the place of one that a command started in the background; the services run on meanwhile.
     """
-    settings = cli.settings(health_check_interval=interval, log_level=log_level, log_format=log_format)
+    settings = cli.settings(
+        health_check_interval=interval, log_level=log_level, log_format=log_format, **gateway
+    )
     configure_logging(settings.log_level, settings.log_format)
     tls = certificate(certfile, keyfile)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -17,12 +18,12 @@ from ..settings import Settings
 from .addresses import address
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
+from .listener_options import certificate, files, gateway_options, kept, tls_options
 from .listeners import open_gateway
 from .log_options import log_options
 from .presence import RETRY_S, answers
 from .reach import running
 from .render import clock, note
-from .tls import Files, certificate, tls_options
 
 _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
 
@@ -33,6 +34,7 @@ _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers so
 @click.option("--health-interval", type=float, metavar="SECONDS", help="Between checks.  [default: 10]")
 @tls_options
 @log_options
+@gateway_options
 async def command(
     cli: Cli,
     host: str | None,
@@ -42,6 +44,7 @@ async def command(
     keyfile: str | None,
     log_level: str | None,
     log_format: str | None,
+    gateway: dict[str, Any],
 ) -> None:
     """Open the gateway that clients connect to, until Ctrl-C.
 
@@ -53,15 +56,17 @@ async def command(
         health_check_interval=health_interval,
         log_level=log_level,
         log_format=log_format,
+        **gateway,
     )
     configure_logging(settings.log_level, settings.log_format)
     tls = certificate(certfile, keyfile)
-    files = Files(certfile, keyfile)
+    opening = {**files(certfile, keyfile), "proxy_protocol": settings.proxy_protocol}
     async with until_signalled() as told:
         if await answers(cli.paths):
-            if health_interval is not None:
-                note("a manager is running already; it keeps its own --health-interval")
-            await attach(cli, "proxy", settings.proxy_host, settings.proxy_port, files, told)
+            own = (["--health-interval"] if health_interval is not None else []) + kept(gateway)
+            if own:
+                note(f"a manager is running already; it keeps its own {', '.join(own)}")
+            await attach(cli, "proxy", settings.proxy_host, settings.proxy_port, opening, told)
         else:
             await _manage(cli, settings, tls, told)
 
@@ -82,14 +87,16 @@ async def _print_session_ends(manager: AgentManager) -> None:
                     print_session_end(to_plain(event))
 
 
-async def attach(cli: Cli, kind: ListenerKind, host: str, port: int, files: Files, told: trio.Event) -> None:
-    """Opens a listener of the manager that runs, until told to stop.
+async def attach(
+    cli: Cli, kind: ListenerKind, host: str, port: int, opening: Mapping[str, Any], told: trio.Event
+) -> None:
+    """Opens a listener of the manager that runs, until told to stop; `opening`: how, as its client takes it.
 
     When another manager takes its place, as in an upgrade, the listener is opened there. Raises
     `ManagerNotRunning` when the manager is killed.
     """
     while not told.is_set():
-        await _attach_once(cli, kind, host, port, files, told)
+        await _attach_once(cli, kind, host, port, opening, told)
         give_up_at = trio.current_time() + _SUCCESSION_S
         while not (told.is_set() or await answers(cli.paths)):
             if trio.current_time() > give_up_at:
@@ -101,12 +108,11 @@ async def attach(cli: Cli, kind: ListenerKind, host: str, port: int, files: File
 
 
 async def _attach_once(
-    cli: Cli, kind: ListenerKind, host: str, port: int, files: Files, told: trio.Event
+    cli: Cli, kind: ListenerKind, host: str, port: int, opening: Mapping[str, Any], told: trio.Event
 ) -> None:
     """Returns when told to, or when the manager ends."""
-    opening = {"certfile": files.certfile, "keyfile": files.keyfile}
     async with running(cli) as client, client.open_listener(kind, host, port, **opening) as (port, lines):
-        print(address(kind, host, port, tls=files.certfile is not None), flush=True)
+        print(address(kind, host, port, tls=opening["certfile"] is not None), flush=True)
         async with trio.open_nursery() as nursery:
 
             async def listen() -> None:

@@ -22,6 +22,7 @@ from ..models import DesiredStatus, Service, ServiceConfig
 from ..settings import LogLevel
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
+from .listener_options import gateway_options
 from .names import FILE
 from .render import harmless, note
 
@@ -33,14 +34,20 @@ _COLORS = (36, 35, 33, 32, 34)
 @click.option("--host", default="localhost", show_default=True, help="Where gateway and API listen.")
 @click.option("--proxy-port", type=click.IntRange(0, 65535), help="The gateway's port.  [default: 9090]")
 @click.option("--api-port", type=click.IntRange(0, 65535), help="The API's port.  [default: 8080]")
+@gateway_options
 async def command(
-    cli: Cli, files: tuple[str, ...], host: str, proxy_port: int | None, api_port: int | None
+    cli: Cli,
+    files: tuple[str, ...],
+    host: str,
+    proxy_port: int | None,
+    api_port: int | None,
+    gateway: dict[str, Any],
 ) -> None:
     """Run agent files now, each as a service named after its file, with gateway and API; Ctrl-C stops it all.
 
     What was registered stays registered, and is found again by the next run.
     """
-    settings = cli.settings(proxy_port=proxy_port, api_port=api_port)
+    settings = cli.settings(proxy_port=proxy_port, api_port=api_port, **gateway)
     configure_logging(LogLevel.WARNING, settings.log_format)
     async with until_signalled() as told, managing(cli, settings) as manager:
         services = [await _registered(manager, file) for file in dict.fromkeys(files)]

@@ -295,12 +295,20 @@ class ManagerClient:
         *,
         certfile: str | None = None,
         keyfile: str | None = None,
+        proxy_protocol: bool = False,
     ) -> AsyncIterator[tuple[int, AsyncIterator[dict[str, Any]]]]:
         """A listener of the manager's that lives as long as the block: its port, and what it reports.
 
         Raises `PortNotAvailable`.
         """
-        body = {"kind": kind, "host": host, "port": port, "certfile": certfile, "keyfile": keyfile}
+        body = {
+            "kind": kind,
+            "host": host,
+            "port": port,
+            "certfile": certfile,
+            "keyfile": keyfile,
+            "proxy_protocol": proxy_protocol,
+        }
         async with self._stream("POST", "/listeners", json=body) as response:
             lines: Lines[dict[str, Any]] = Lines(response, json.loads)
             first = await anext(lines)

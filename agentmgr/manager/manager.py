@@ -18,7 +18,7 @@ from ..core import stats
 from ..core.histogram import Histogram
 from ..core.loopback import is_loopback
 from ..core.routing import ClientRequest, RoutingDecision
-from ..errors import AgentManagerError
+from ..errors import AgentManagerError, InvalidRequest
 from ..models import (
     Connection,
     Event,
@@ -193,13 +193,19 @@ class AgentManager(ServiceCommands):
         port: int = 9090,
         *,
         certificate: Certificate | None = None,
+        proxy_protocol: bool | None = None,
         task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Open the gateway at this address until cancelled; `task_status` gets the port.
 
-        With a certificate it speaks `wss://` only. Raises `PortNotAvailable`.
+        With a certificate it speaks `wss://` only. With `proxy_protocol` its connections come from trusted
+        proxies and begin with that; None: as the settings say. Raises `PortNotAvailable`, `InvalidRequest`.
         """
         plane = self._supervising()
+        if proxy_protocol is None:
+            proxy_protocol = self.settings.proxy_protocol
+        if proxy_protocol and not self.settings.trusted_proxies:
+            raise InvalidRequest("the PROXY protocol needs a trusted proxy: name one with --trusted-proxy")
         listeners = await open_listeners(host, port)
         port = listeners[0].socket.getsockname()[1]
         if not is_loopback(host) and not plane.access.required:
@@ -214,7 +220,14 @@ class AgentManager(ServiceCommands):
                 stack.callback(listener.socket.close)
             stack.enter_context(self.listening("proxy", host, port, tls=certificate is not None))
             async with trio.open_nursery() as nursery:
-                await nursery.start(partial(plane.gateway.serve, listeners, certificate=certificate))
+                await nursery.start(
+                    partial(
+                        plane.gateway.serve,
+                        listeners,
+                        certificate=certificate,
+                        proxy_protocol=proxy_protocol,
+                    )
+                )
                 task_status.started(port)
 
     @contextmanager

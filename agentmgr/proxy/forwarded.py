@@ -9,9 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
+from attrs import frozen
+
 from .head import Fields, RequestHead
 
 Networks = Sequence[IPv4Network | IPv6Network]
+
+
+@frozen
+class Peer:
+    """Who is at the other end, as far as the connection itself tells."""
+
+    address: str
+    port: int
+    secure: bool = False  #: a proxy took its TLS off
+    anonymous: bool = False  #: a proxy passed it on and did not say from where: it cannot vouch for others
+
 
 _OURS = frozenset(
     {"forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port",
@@ -24,9 +37,14 @@ def networks(texts: Iterable[str]) -> Networks:
     return tuple(ip_network(text, strict=False) for text in texts)
 
 
+def within(address: str, trusted: Networks) -> bool:
+    """Is the address in one of these networks?"""
+    return bool(trusted) and any(ip_address(address) in network for network in trusted)
+
+
 def client_address(peer: str, head: RequestHead, trusted: Networks) -> str:
     """The client's address: the last one of `X-Forwarded-For` that no trusted proxy could have made up."""
-    if not _within(peer, trusted):
+    if not within(peer, trusted):
         return peer
     client = peer
     for hop in reversed(head.by_name.get("x-forwarded-for", "").split(",")):
@@ -35,7 +53,7 @@ def client_address(peer: str, head: RequestHead, trusted: Networks) -> str:
         except ValueError:
             break
         client = address
-        if not _within(address, trusted):
+        if not within(address, trusted):
             break
     return client
 
@@ -50,7 +68,7 @@ def backend_fields(
     identity: str | None = None,
 ) -> Fields:
     """The header fields for the instance; `identity` is the name that the client has proved to have."""
-    believed = head.by_name if _within(peer, trusted) else {}
+    believed = head.by_name if within(peer, trusted) else {}
     return (
         *((name, value) for name, value in head.end_to_end if name.lower().replace("_", "-") not in _OURS),
         ("X-Forwarded-For", f"{hops}, {peer}" if (hops := believed.get("x-forwarded-for")) else peer),
@@ -59,7 +77,3 @@ def backend_fields(
         ("X-Request-Id", believed.get("x-request-id", request_id)),
         *([("X-Agentmgr-Identity", identity)] if identity is not None else []),
     )
-
-
-def _within(address: str, trusted: Networks) -> bool:
-    return bool(trusted) and any(ip_address(address) in network for network in trusted)

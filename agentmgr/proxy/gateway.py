@@ -126,11 +126,13 @@ class Gateway:
         listeners: Sequence[SocketListener],
         *,
         certificate: Certificate | None = None,
+        proxy_protocol: bool = False,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serves clients until cancelled; then ends their sessions with 1001, in batches.
 
-        With a certificate the listeners speak TLS only. They are the caller's, and not closed here.
+        With a certificate the listeners speak TLS only. With `proxy_protocol` they take connections of
+        trusted proxies only, which begin with that. They are the caller's, and not closed here.
         """
         relay = Relay(stall_timeout_s=self._limits.stall_timeout_s)
         intake = Intake(
@@ -145,6 +147,7 @@ class Gateway:
             self._authenticator,
             certificate,
             self._dial,
+            proxy_protocol,
         )
         async with trio.open_nursery() as engine:
             # It has to outlive the cancellation: sessions still relay while they wait for their farewell.

@@ -13,8 +13,27 @@ from trio_websocket import ConnectionClosed, wrap_server_stream
 
 from .head import HeadReader, RequestHead, ResponseHead
 from .limits import GatewayLimits
+from .proxy_protocol import MOST_BYTES, Origin, ProxyHeaderReader
 from .refusal import ClientGone
 from .wire import Wire
+
+
+async def read_origin(wire: Wire) -> Origin:
+    """The PROXY header that a connection begins with, and not a byte more.
+
+    Raises `BadProxyHeader`, `ClientGone`.
+    """
+    reader = ProxyHeaderReader()
+    try:
+        while reader.origin is None:
+            # Looked at first: what follows the header may be TLS, which reads the socket for itself.
+            ahead = await wire.peek(MOST_BYTES)
+            if not ahead:
+                raise ClientGone("it left before its PROXY header was complete")
+            await wire.receive(reader.feed(ahead))
+    except OSError as error:
+        raise ClientGone(str(error)) from None
+    return reader.origin
 
 
 async def read_head(wire: Wire, limits: GatewayLimits) -> RequestHead:

@@ -8,16 +8,17 @@ from contextlib import closing
 from functools import partial
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..core.request import ClientRequest
 from .access import Authenticator, Identity, Quotas, authenticate, check_origin
 from .certificate import Certificate
-from .forwarded import Networks, backend_fields, client_address
-from .handshake import read_head, refuse, switch_protocols
+from .forwarded import Networks, Peer, backend_fields, client_address, within
+from .handshake import read_head, read_origin, refuse, switch_protocols
 from .head import RequestHead
 from .limits import GatewayLimits
 from .lobby import Lobby, Seat, Visit
+from .proxy_protocol import BadProxyHeader
 from .refusal import ClientGone, Refusal
 from .session import Pacer, run_session
 from .sessions import Session, Sessions
@@ -43,15 +44,17 @@ class Intake:
     authenticator: Authenticator | None
     certificate: Certificate | None
     dial: Dial | None
+    proxy_protocol: bool
 
-    async def serve(self, wire: Wire, peer: tuple[str, int]) -> None:
+    async def serve(self, wire: Wire, address: tuple[str, int]) -> None:
         """Serves one client; returns when its session is over, or when it has been refused one."""
         connection_id = f"con_{secrets.token_hex(8)}"
         try:
-            await self._admit(wire, peer, await self._head(wire), connection_id)
+            head, peer = await self._head(wire, Peer(*address))
+            await self._admit(wire, peer, head, connection_id)
         except (Refusal, BackendRefused) as refusal:
             # Not its reason, in which words of the client's query may stand.
-            known = {"connection_id": connection_id, "client_ip": peer[0]}
+            known = {"connection_id": connection_id, "client_ip": address[0]}
             logger.debug("client refused: %s", refusal.code, extra=known)
             self.sessions.refused(refusal.code)
             with trio.move_on_after(self.limits.close_timeout_s):
@@ -59,30 +62,45 @@ class Intake:
         except ClientGone:
             pass
 
-    async def _head(self, wire: Wire) -> RequestHead:
+    async def _head(self, wire: Wire, peer: Peer) -> tuple[RequestHead, Peer]:
         try:
             with trio.fail_after(self.limits.head_timeout_s):
+                if self.proxy_protocol:
+                    peer = await self._introduced(wire, peer)
                 if self.certificate is not None:
                     await _start_tls(wire, self.certificate)
-                return await read_head(wire, self.limits)
+                return await read_head(wire, self.limits), peer
         except trio.TooSlowError:
             raise Refusal(408, "request_timeout", "the request's head took too long") from None
 
-    async def _admit(self, wire: Wire, peer: tuple[str, int], head: RequestHead, connection_id: str) -> None:
+    async def _introduced(self, wire: Wire, proxy: Peer) -> Peer:
+        """Whose connection a proxy says that it passes on. Raises `Refusal`, `ClientGone`."""
+        if not within(proxy.address, self.trusted):
+            reason = "only trusted proxies connect here, with the PROXY protocol"
+            raise Refusal(403, "proxy_not_trusted", reason)
+        try:
+            origin = await read_origin(wire)
+        except BadProxyHeader as error:
+            raise Refusal(400, "bad_proxy_header", f"no good PROXY header: {error}") from None
+        if origin.client is None:
+            return evolve(proxy, anonymous=True)
+        return Peer(*origin.client, secure=origin.secure)
+
+    async def _admit(self, wire: Wire, peer: Peer, head: RequestHead, connection_id: str) -> None:
         """Finds an instance that takes the client, and stays with the two until their session ends."""
         limits, lobby, began = self.limits, self.lobby, trio.current_time()
-        client_ip = client_address(peer[0], head, self.trusted)
+        client_ip = client_address(peer.address, head, self._trusted_with(peer))
         with self.quotas.place(client_ip, trio.current_time()):
             check_origin(head, self.allowed_origins)
             identity = None
             if self.authenticator is not None:
                 identity, head = await authenticate(head, self.authenticator)
             visit = Visit(
-                ClientRequest(head.target, client_ip, peer[1], head.by_name),
+                ClientRequest(head.target, client_ip, peer.port, head.by_name),
                 identity.services if identity else None,
                 left=partial(wire.wait_gone, limits.early_bytes),
             )
-            asked = self._asked(visit, head, wire, peer[0], connection_id, identity)
+            asked = self._asked(visit, head, wire, peer, connection_id, identity)
             failure = DialFailed("nobody was tried", retry=True)
             deadline = trio.current_time() + limits.queue_timeout_s + limits.dial_timeout_s
             for _ in range(limits.max_tries):
@@ -125,20 +143,24 @@ class Intake:
         visit: Visit,
         head: RequestHead,
         wire: Wire,
-        peer: str,
+        peer: Peer,
         connection_id: str,
         identity: Identity | None,
     ) -> bytes:
         """The upgrade that the instance is asked for."""
         fields = backend_fields(
             head,
-            peer=peer,
-            trusted=self.trusted,
-            secure=wire.secure,
+            peer=peer.address,
+            trusted=self._trusted_with(peer),
+            secure=wire.secure or peer.secure,
             request_id=connection_id,
             identity=identity.name if identity else None,
         )
         return upgrade_request(visit.request.address[1], fields)
+
+    def _trusted_with(self, peer: Peer) -> Networks:
+        """The proxies that are believed, where this is the peer."""
+        return () if peer.anonymous else self.trusted
 
 
 def _session(

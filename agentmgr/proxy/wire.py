@@ -56,6 +56,14 @@ class Wire:
             except ssl.SSLWantWriteError:
                 await trio.lowlevel.wait_writable(self.sock)
 
+    async def peek(self, max_bytes: int) -> bytes:
+        """What `receive` would give, which still gives it. Not over TLS."""
+        while True:
+            try:
+                return self.sock.recv(max_bytes, socket.MSG_PEEK)
+            except _AGAIN:
+                await trio.lowlevel.wait_readable(self.sock)
+
     async def wait_gone(self, max_ahead: int) -> None:
         """Returns when the peer has left. What it sends meanwhile goes to `ahead`, up to so many bytes."""
         with suppress(OSError):

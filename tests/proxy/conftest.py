@@ -144,10 +144,13 @@ class Stage:
         self,
         listeners: list[trio.SocketListener],
         certificate: Certificate | None,
+        proxy_protocol: bool,
         task_status: trio.TaskStatus[None],
     ) -> None:
         with self._serving:
-            await self.gateway.serve(listeners, certificate=certificate, task_status=task_status)
+            await self.gateway.serve(
+                listeners, certificate=certificate, proxy_protocol=proxy_protocol, task_status=task_status
+            )
         self._over.set()
 
     async def shut_down(self) -> None:
@@ -241,6 +244,7 @@ class Lab:
         limits: GatewayLimits | None = None,
         table: Any = None,
         certificate: Certificate | None = None,
+        proxy_protocol: bool = False,
         **options: Any,
     ) -> AsyncIterator[Stage]:
         """A gateway to those instances, until the block ends. `table`: more fields of the routing table."""
@@ -254,7 +258,9 @@ class Lab:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         async with listeners[0], trio.open_nursery() as nursery:
             stage = Stage(gateway, listeners[0].socket.getsockname()[1], witness, nursery)
-            await nursery.start(partial(stage.serve, listeners, certificate=certificate))
+            await nursery.start(
+                partial(stage.serve, listeners, certificate=certificate, proxy_protocol=proxy_protocol)
+            )
             try:
                 yield stage
             finally:

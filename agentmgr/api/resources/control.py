@@ -42,6 +42,7 @@ class NewListener:
     host: str = "localhost"
     certfile: str | None = None  #: then it speaks TLS only
     keyfile: str | None = None
+    proxy_protocol: bool = False  #: of a proxy: its connections begin with that
 
 
 @api.add("POST", "/shutdown", query=ShutdownQuery, gives={202: dict[str, Any]}, problems=(400,))
@@ -94,7 +95,11 @@ async def open_listener(call: Call, body: NewListener) -> Response:
 
 async def _listen_proxy(call: Call, body: NewListener, task_status: trio.TaskStatus[int]) -> None:
     await call.manager.serve_proxy(
-        body.host, body.port, certificate=_certificate(body), task_status=task_status
+        body.host,
+        body.port,
+        certificate=_certificate(body),
+        proxy_protocol=body.proxy_protocol,
+        task_status=task_status,
     )
 
 

@@ -1,0 +1,101 @@
+"""The flags of whatever listens: its certificate, and whom the gateway lets in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import asyncclick as click
+
+from ..errors import InvalidRequest
+from ..proxy.certificate import Certificate
+from .names import FILE
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def files(certfile: str | None, keyfile: str | None) -> dict[str, str | None]:
+    """The same two for a manager that runs elsewhere: with absolute paths."""
+    return {
+        "certfile": certfile and os.path.abspath(certfile),
+        "keyfile": keyfile and os.path.abspath(keyfile),
+    }
+
+
+def tls_options(function: F) -> F:
+    """Adds the parameters `certfile` and `keyfile`."""
+    function = click.option(
+        "--keyfile", type=FILE, metavar="FILE", help="Its key, in PEM.  [default: in the same file]"
+    )(function)
+    return click.option(
+        "--certfile",
+        type=FILE,
+        metavar="FILE",
+        help="A certificate, in PEM: speak TLS only. Read again when it changes.",
+    )(function)
+
+
+def gateway_options(function: F) -> F:
+    """Adds the parameter `gateway`: settings by their names, None for those whose flag was not given."""
+
+    @wraps(function)
+    async def with_gateway(
+        *args: Any,
+        allow_origin: tuple[str, ...],
+        trusted_proxy: tuple[str, ...],
+        proxy_protocol: bool,
+        **others: Any,
+    ) -> Any:
+        gateway = {
+            "allowed_origins": allow_origin or None,
+            "trusted_proxies": trusted_proxy or None,
+            "proxy_protocol": proxy_protocol or None,
+        }
+        return await function(*args, gateway=gateway, **others)
+
+    options = (
+        click.option(
+            "--allow-origin",
+            multiple=True,
+            metavar="ORIGIN",
+            help="Web pages that may use the gateway, as in https://app.example; *: all. May be repeated."
+            "  [default: this machine's]",
+        ),
+        click.option(
+            "--trusted-proxy",
+            multiple=True,
+            metavar="NETWORK",
+            help="A proxy before the gateway that is believed who the client is. May be repeated.",
+        ),
+        click.option(
+            "--proxy-protocol",
+            is_flag=True,
+            help="The gateway's connections come from trusted proxies, and begin with PROXY, v1 or v2.",
+        ),
+    )
+    wrapped: Any = with_gateway
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]  # click's decorators keep what they are given
+
+
+def kept(gateway: dict[str, Any]) -> list[str]:
+    """The flags among them that a manager which runs already does not take over."""
+    flags = {"allowed_origins": "--allow-origin", "trusted_proxies": "--trusted-proxy"}
+    return [flag for name, flag in flags.items() if gateway[name] is not None]
+
+
+def certificate(certfile: str | None, keyfile: str | None) -> Certificate | None:
+    """Raises `InvalidRequest` where the files are unfit."""
+    if certfile is None:
+        if keyfile is not None:
+            raise click.UsageError("--keyfile needs --certfile.")
+        return None
+    try:
+        return Certificate(certfile, keyfile)
+    except OSError as error:  # not there, or not PEM: ssl.SSLError is one of these
+        raise InvalidRequest(
+            f"the certificate {certfile} cannot be used: {error.strerror or error}"
+        ) from None

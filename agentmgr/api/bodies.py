@@ -5,18 +5,19 @@ from __future__ import annotations
 import attrs
 from attrs import frozen
 
-from ..models import RoutingCondition, RoutingRule, RoutingStrategy, ServiceConfig
+from ..models import RoutingCondition, RoutingRule, RoutingStrategy, ServiceConfig, ServiceSpec
+from ..models.fields import as_in
 
 
 @frozen(kw_only=True)
 class NewService(ServiceConfig):
     """A registration in one flat object: what it is called, and every field of its configuration."""
 
-    name: str
-    description: str = ""
-    tags: frozenset[str] = frozenset()
-    host: str = "localhost"
-    port: int | None = None
+    name: str = as_in(ServiceSpec, "name")
+    description: str = as_in(ServiceSpec, "description")
+    tags: frozenset[str] = as_in(ServiceSpec, "tags")
+    host: str = as_in(ServiceSpec, "host")
+    port: int | None = as_in(ServiceSpec, "port")
 
     @property
     def config(self) -> ServiceConfig:
@@ -33,17 +34,17 @@ class Registration(NewService):
 class NewRule:
     """What a client may say of a rule; the rest is ours."""
 
-    name: str
+    name: str = as_in(RoutingRule, "name")
     conditions: tuple[RoutingCondition, ...] = ()
-    priority: int = 100
+    priority: int = as_in(RoutingRule, "priority")
     target_services: tuple[str, ...] = ()
-    target_tags: frozenset[str] = frozenset()
+    target_tags: frozenset[str] = as_in(RoutingRule, "target_tags")
     match_all_tags: bool = False
     target_strategy: RoutingStrategy = RoutingStrategy.ROUND_ROBIN
     fallback_strategy: RoutingStrategy | None = None
     hash_key: str | None = None
     enabled: bool = True
-    description: str = ""
+    description: str = as_in(RoutingRule, "description")
 
     @property
     def rule(self) -> RoutingRule:

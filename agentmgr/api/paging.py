@@ -5,19 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from attrs import field, frozen
 
 from ..errors import FieldProblem, InvalidRequest
+from ..models.fields import between
 
 T = TypeVar("T")
-
-
-def _limits(_: Any, __: Any, value: int) -> None:
-    if not 1 <= value <= MAX_LIMIT:
-        problem = f"must be from 1 to {MAX_LIMIT}"
-        raise InvalidRequest(f"limit {problem}", fields=[FieldProblem("limit", problem)])
 
 
 MAX_LIMIT = 1000
@@ -25,7 +20,7 @@ MAX_LIMIT = 1000
 
 @frozen
 class PageQuery:
-    limit: int = field(default=100, validator=_limits)
+    limit: int = field(default=100, validator=between(1, MAX_LIMIT))
     cursor: str | None = None
 
 

@@ -13,7 +13,7 @@ from .tickets import Claim, Tickets
 from .tokens import Tokens
 
 TICKET_LIFE_S = 30.0  #: from a page's request for one to its connection takes a moment
-_LONGEST_LIFE_S = 300.0
+LONGEST_LIFE_S = 300.0
 _LOCAL = "local"  #: the name of clients whose ticket was made without a token
 
 
@@ -58,8 +58,8 @@ class GatewayAccess:
 
         Raises `InvalidRequest` for a life that is too long, `TooManyTickets`.
         """
-        if not 0 < life_s <= _LONGEST_LIFE_S:
-            raise InvalidRequest(f"expires_in_s must be more than 0 and at most {_LONGEST_LIFE_S:g}")
+        if not 0 < life_s <= LONGEST_LIFE_S:
+            raise InvalidRequest(f"expires_in_s must be more than 0 and at most {LONGEST_LIFE_S:g}")
         now = trio.current_time()
         claim = Claim(token.token_id if token else None, service, now + life_s)
         return Ticket(self._tickets.issue(claim, now), utc_now() + timedelta(seconds=life_s))

@@ -13,7 +13,7 @@ from ..models import Token, utc_now
 from ..storage.store import Store
 
 _PREFIX = "agm_"  #: so that scanners for leaked secrets can know one
-_MOST_DAYS = 3650.0
+MOST_DAYS = 3650.0
 
 
 class Tokens:
@@ -70,6 +70,6 @@ def _digest(key: str) -> str:
 def _expiry(days: float | None) -> datetime | None:
     if days is None:
         return None
-    if not 0 < days <= _MOST_DAYS:
-        raise InvalidRequest(f"expires_in_days must be more than 0 and at most {_MOST_DAYS:g}")
+    if not 0 < days <= MOST_DAYS:
+        raise InvalidRequest(f"expires_in_days must be more than 0 and at most {MOST_DAYS:g}")
     return utc_now() + timedelta(days=days)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from attrs import Attribute
+from attrs import Attribute, field, fields, frozen
 
 from ..errors import FieldProblem, InvalidRequest
 
@@ -29,10 +29,38 @@ TAG = re.compile(r"[^\s,\x00-\x1f\x7f]{1,64}")
 Check = Callable[[Any, "Attribute[Any]", Any], None]
 
 
+@frozen
+class Rule:
+    """A validator that can say what it lets pass, as far as JSON Schema has words for that."""
+
+    check: Check
+    schema: Mapping[str, Any]
+
+    def __call__(self, instance: Any, attribute: Attribute[Any], value: Any) -> None:
+        self.check(instance, attribute, value)
+
+
+def rule(**schema: Any) -> Callable[[Check], Rule]:
+    """Makes a validator of a check, with the JSON Schema of what it lets pass."""
+    return lambda check: Rule(check, schema)
+
+
+def as_in(kind: type[Any], name: str) -> Any:
+    """A field like that of another class: the same default, the same rules."""
+    like = getattr(fields(kind), name)
+    return field(default=like.default, validator=like.validator, converter=like.converter)
+
+
 def invalid(name: str, problem: str) -> InvalidRequest:
     return InvalidRequest(f"{name} {problem}", fields=[FieldProblem(name, problem)])
 
 
+def _whole(pattern: re.Pattern[str]) -> str:
+    """As JSON Schema has it, where a pattern is looked for anywhere in the value."""
+    return f"^{pattern.pattern}$"
+
+
+@rule(pattern=_whole(NAME), **{"not": {"pattern": _whole(ID)}})
 def check_name(_: Any, attribute: Attribute[Any], value: str) -> None:
     if ID.fullmatch(value):
         raise invalid(attribute.name, f"must not look like an id: {value!r}")
@@ -43,12 +71,14 @@ def check_name(_: Any, attribute: Attribute[Any], value: str) -> None:
         )
 
 
+@rule(maxLength=1000, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")
 def check_printable(_: Any, attribute: Attribute[Any], value: str) -> None:
     # Names and descriptions reach log lines and terminals: no line breaks, no escape sequences.
     if not value.isprintable() or len(value) > 1000:
         raise invalid(attribute.name, "must be at most 1000 printable characters on one line")
 
 
+@rule(items={"type": "string", "pattern": _whole(TAG)})
 def check_tags(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> None:
     for tag in value:
         if not TAG.fullmatch(tag):
@@ -57,10 +87,22 @@ def check_tags(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> None:
             )
 
 
-def between(low: float, high: float) -> Check:
+def between(low: float, high: float) -> Rule:
+    @rule(minimum=low, maximum=high)
     def check(_: Any, attribute: Attribute[Any], value: float | None) -> None:
         if value is not None and not low <= value <= high:
             raise invalid(attribute.name, f"must be from {low:.12g} to {high:.12g}, not {value!r}")
+
+    return check
+
+
+def up_to(most: float) -> Rule:
+    """More than nothing."""
+
+    @rule(exclusiveMinimum=0, maximum=most)
+    def check(_: Any, attribute: Attribute[Any], value: float | None) -> None:
+        if value is not None and not 0 < value <= most:
+            raise invalid(attribute.name, f"must be more than 0 and at most {most:.12g}, not {value!r}")
 
     return check
 
@@ -78,6 +120,10 @@ def to_word_set(value: Iterable[str] | str) -> frozenset[str]:
 PORT = between(1, 65535)
 
 
+_NO_NUL = {"type": "string", "pattern": r"^[^\x00]*$"}
+
+
+@rule(items=_NO_NUL, prefixItems=[{**_NO_NUL, "minLength": 1}])
 def check_command(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
     if value and not value[0]:
         raise invalid(attribute.name, "must begin with the program to run, not with an empty word")
@@ -85,6 +131,10 @@ def check_command(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> 
         raise invalid(attribute.name, "must have no NUL characters")
 
 
+@rule(
+    propertyNames={"pattern": r"^[^=\x00]+$"},
+    additionalProperties=_NO_NUL,
+)
 def check_environment(_: Any, attribute: Attribute[Any], value: Mapping[str, str]) -> None:
     for name, text in value.items():
         if not name or "=" in name or "\0" in name:

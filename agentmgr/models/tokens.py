@@ -7,11 +7,12 @@ from typing import Any
 
 from attrs import Attribute, Factory, field, frozen
 
-from .fields import NAME, check_name, invalid, new_id, to_word_set, utc_now
+from .fields import NAME, check_name, invalid, new_id, rule, to_word_set, utc_now
 
 _ONE_SERVICE = "connect:"
 
 
+@rule(minItems=1, items={"type": "string", "pattern": f"^(admin|read|connect|{_ONE_SERVICE}{NAME.pattern})$"})
 def _scopes(_: Any, attribute: Attribute[Any], value: frozenset[str]) -> None:
     for scope in value:
         kind, _colon, name = scope.partition(":")

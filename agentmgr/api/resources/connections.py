@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from attrs import field, frozen
+from typing import Any
 
-from ...errors import FieldProblem, InvalidRequest
+from attrs import Attribute, field, frozen
+
 from ...models import Connection
+from ...models.fields import invalid, rule
 from ..operations import Answer, Call, Operations
 from ..paging import Page, PageQuery, page
 
@@ -17,17 +19,22 @@ class ConnectionsQuery(PageQuery):
     service: str | None = None  #: name or id
 
 
-def _close_code(_: object, __: object, code: int) -> None:
-    # RFC 6455 section 7.4: what an endpoint may send; 1005, 1006 and 1015 never travel.
-    if not (code in {1000, 1001, 1002, 1003, *range(1007, 1015)} or 3000 <= code <= 4999):
-        problem = "must be a close code that may be sent, such as 1008 or one from 3000 to 4999"
-        raise InvalidRequest(f"code {problem}", fields=[FieldProblem("code", problem)])
+# RFC 6455 section 7.4: what an endpoint may send; 1005, 1006 and 1015 never travel.
+_CODES = [1000, 1001, 1002, 1003, *range(1007, 1015)]
 
 
-def _short(_: object, __: object, reason: str) -> None:
+@rule(anyOf=[{"enum": _CODES}, {"minimum": 3000, "maximum": 4999}])
+def _close_code(_: Any, attribute: Attribute[Any], code: int) -> None:
+    if not (code in _CODES or 3000 <= code <= 4999):
+        raise invalid(
+            attribute.name, "must be a close code that may be sent, such as 1008 or one from 3000 to 4999"
+        )
+
+
+@rule(maxLength=123)
+def _short(_: Any, attribute: Attribute[Any], reason: str) -> None:
     if len(reason.encode()) > 123:  # RFC 6455 section 5.5: a control frame holds 125 bytes
-        problem = "must be at most 123 bytes"
-        raise InvalidRequest(f"reason {problem}", fields=[FieldProblem("reason", problem)])
+        raise invalid(attribute.name, "must be at most 123 bytes")
 
 
 @frozen

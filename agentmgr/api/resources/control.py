@@ -11,7 +11,8 @@ from attrs import field, frozen
 from quart import Response
 
 from ...codec import to_plain
-from ...errors import AgentManagerError, FieldProblem, InvalidRequest
+from ...errors import AgentManagerError, InvalidRequest
+from ...models.fields import between
 from ...proxy.certificate import Certificate
 from ..operations import Answer, Call, Operations
 from ..streams import Send, StreamBody, stream
@@ -29,16 +30,10 @@ class ListenerKind(StrEnum):
     API = "api"
 
 
-def _port(_: object, __: object, value: int) -> None:
-    if not 0 <= value <= 65535:
-        problem = "must be from 0 (any free one) to 65535"
-        raise InvalidRequest(f"port {problem}", fields=[FieldProblem("port", problem)])
-
-
 @frozen
 class NewListener:
     kind: ListenerKind
-    port: int = field(validator=_port)
+    port: int = field(validator=between(0, 65535))  #: 0: a free one
     host: str = "localhost"
     certfile: str | None = None  #: then it speaks TLS only
     keyfile: str | None = None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
 from quart import Response
 
 from ...codec import to_json
 from ...errors import InvalidRequest
 from ...models import Event
+from ...models.fields import between
 from ..operations import Call, Operations
 from ..streams import Send, StreamBody, stream
 
@@ -18,7 +19,8 @@ _PAGE = 1000
 
 @frozen
 class EventsQuery:
-    since: int | None = None  #: the id of the last event that is known; None: only what comes
+    since: int | None = field(default=None, validator=between(0, 2**63 - 1))
+    """The id of the last event that is known; None: only what comes."""
     follow: bool = True  #: False: ends after what has happened so far
 
 

@@ -6,6 +6,7 @@ from attrs import field, frozen
 from quart import Response
 
 from ...errors import FieldProblem, InvalidRequest
+from ...models.fields import between
 from ..logfile import MAX_LINES, show
 from ..operations import Call, Operations
 from ..streams import Send, StreamBody, stream
@@ -13,17 +14,13 @@ from ..streams import Send, StreamBody, stream
 api = Operations("services")
 
 
-def _lines(_: object, __: object, value: int) -> None:
-    if not 0 <= value <= MAX_LINES:
-        problem = f"must be from 0 to {MAX_LINES}"
-        raise InvalidRequest(f"tail {problem}", fields=[FieldProblem("tail", problem)])
-
-
 @frozen
 class LogsQuery:
-    tail: int = field(default=100, validator=_lines)  #: so many of the last lines, of each instance
+    tail: int = field(
+        default=100, validator=between(0, MAX_LINES)
+    )  #: so many of the last lines, of each instance
     follow: bool = False  #: and what is written from now on
-    instance: int | None = None  #: its slot; None: all
+    instance: int | None = field(default=None, validator=between(0, 999))  #: its slot; None: all
 
 
 @api.add(

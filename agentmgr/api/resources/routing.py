@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
-from attrs import Factory, evolve, frozen
+from attrs import Factory, evolve, field, frozen
 
 from ...codec import from_plain, to_plain
 from ...core.request import ClientRequest
 from ...core.routing import RoutingDecision
 from ...errors import InvalidRequest
 from ...models import RoutingRule
+from ...models.fields import between
 from ..bodies import NewRule
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
@@ -19,7 +20,7 @@ from ..paging import Page, PageQuery, page
 api = Operations("routing")
 
 
-_OPEN = tuple(field.name for field in attrs.fields(NewRule))
+_OPEN = tuple(attribute.name for attribute in attrs.fields(NewRule))
 
 _EXAMPLE = {
     "name": "vip-routing",
@@ -101,7 +102,7 @@ class SampleRequest:
 
     path: str = "/"
     client_ip: str = "127.0.0.1"
-    client_port: int = 0
+    client_port: int = field(default=0, validator=between(0, 65535))
     headers: dict[str, str] = Factory(dict)
 
 

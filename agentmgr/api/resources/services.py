@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
-from attrs import frozen
+from attrs import field, fields, frozen
 
 from ...codec import from_plain, to_plain
 from ...errors import InvalidRequest, VersionMismatch
-from ...models import HealthCheck, Instance, Service, ServiceStatus, Usage
+from ...models import HealthCheck, Instance, Service, ServiceConfig, ServiceStatus, Usage
+from ...models.fields import between
 from ..bodies import NewService, Registration
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
@@ -42,7 +43,7 @@ class Restart(Stop):
 
 @frozen
 class Scale:
-    instances: int
+    instances: int = field(validator=fields(ServiceConfig).instances.validator)
 
 
 @frozen
@@ -52,7 +53,7 @@ class Unregister:
 
 @frozen
 class History:
-    history: int = 0  #: so many past results besides
+    history: int = field(default=0, validator=between(0, 1000))  #: so many past results besides
 
 
 @frozen
@@ -241,7 +242,7 @@ async def check_service_health(call: Call, query: History) -> Answer:
     check = await call.manager.check_service_health(call.ref)
     past = None
     if query.history > 0:
-        past = tuple(await call.manager.get_health_history(call.ref, limit=min(query.history, 1000)))
+        past = tuple(await call.manager.get_health_history(call.ref, limit=query.history))
     values = {field.name: getattr(check, field.name) for field in attrs.fields(HealthCheck)}
     return Answer(HealthAnswer(**values, history=past))
 

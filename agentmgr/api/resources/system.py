@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from attrs import frozen
+from attrs import Attribute, field, frozen
 from quart import Response
 
-from ...errors import FieldProblem, InvalidRequest
+from ...models.fields import invalid, rule
 from ..metrics import CONTENT_TYPE
 from ..operations import Answer, Call, Operations
 
@@ -41,9 +41,15 @@ async def get_system_stats(call: Call) -> Answer:
     return Answer(call.manager.get_system_stats())
 
 
+@rule(pattern="^/")
+def _absolute(_: Any, attribute: Attribute[Any], path: str) -> None:
+    if not os.path.isabs(path):
+        raise invalid(attribute.name, "must be an absolute path")
+
+
 @frozen
 class NewBackup:
-    path: str  #: a file that is not there yet, on the manager's machine
+    path: str = field(validator=_absolute)  #: a file that is not there yet, on the manager's machine
 
 
 @frozen
@@ -55,9 +61,6 @@ class Backup:
 @api.add("POST", "/backup", body=NewBackup, gives={201: Backup}, problems=(400, 409, 413, 415, 503))
 async def backup(call: Call, body: NewBackup) -> Answer:
     """A consistent copy of the database, while all goes on."""
-    if not os.path.isabs(body.path):
-        problem = "must be an absolute path"
-        raise InvalidRequest(f"path {problem}", fields=[FieldProblem("path", problem)])
     path = await call.carry_out(lambda: call.manager.backup(body.path))
     return Answer(Backup(str(path), path.stat().st_size), 201)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
 
-from ...manager.gateway_access import TICKET_LIFE_S
+from ...manager.gateway_access import LONGEST_LIFE_S, TICKET_LIFE_S
 from ...models import Ticket, utc_now
+from ...models.fields import up_to
 from ..operations import Answer, Call, Operations
 from ..problems import HttpProblem
 
@@ -15,7 +16,7 @@ api = Operations("tokens")
 @frozen(kw_only=True)
 class NewTicket:
     service: str | None = None  #: the only service that it opens
-    expires_in_s: float = TICKET_LIFE_S  #: at most 300
+    expires_in_s: float = field(default=TICKET_LIFE_S, validator=up_to(LONGEST_LIFE_S))
 
 
 @api.add(

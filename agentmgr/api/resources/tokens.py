@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from attrs import frozen
+from attrs import field, frozen
 
+from ...manager.tokens import MOST_DAYS
 from ...models import Token
+from ...models.fields import as_in, up_to
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
 
@@ -31,9 +33,9 @@ class MadeToken(ShownToken):
 
 @frozen(kw_only=True)
 class NewToken:
-    name: str
-    scopes: frozenset[str]  #: of `admin`, `read`, `connect` and `connect:SERVICE`
-    expires_in_days: float | None = None
+    name: str = as_in(Token, "name")
+    scopes: frozenset[str] = as_in(Token, "scopes")  #: of `admin`, `read`, `connect` and `connect:SERVICE`
+    expires_in_days: float | None = field(default=None, validator=up_to(MOST_DAYS))
 
 
 def _shown(token: Token) -> ShownToken:

@@ -76,7 +76,11 @@ class ClientRequest:
     def session_id(self) -> str | None:
         """The session that the client wants to return to, when it names one."""
         headers = self.headers
-        if "session_id" not in self.path and "x-session-id" not in headers and "cookie" not in headers:
+        if (
+            "session_id" not in self.path
+            and "x-session-id" not in headers
+            and "session_id" not in headers.get("cookie", "")
+        ):
             return None  # nearly always, and parsing is what costs
         for source in ("query.session_id", "header.x-session-id", "cookie.session_id"):
             if value := self.first(source):

@@ -103,6 +103,17 @@ def read_only(path: Path, job: Callable[[sqlite3.Connection], T]) -> T:
         return result
 
 
+def in_present_shape(job: Callable[[sqlite3.Connection], T], db: sqlite3.Connection) -> T:
+    """What `job` reads. Of a file with an older schema that is a copy in memory, brought up to date there."""
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version >= len(migrations()):
+        return job(db)
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as copy:
+        db.backup(copy)
+        _migrate(copy)
+        return job(copy)
+
+
 def _stamp_at_rest(path: Path) -> tuple[int, ...] | None:
     """Tells one state of a file that nobody has open for writing from another; None: somebody may have."""
     if beside(path, "-wal").exists() or beside(path, "-journal").exists():

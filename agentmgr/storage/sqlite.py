@@ -210,7 +210,7 @@ class SqliteStore:
                 return job(self._db)
             if schema.inspect(self._path, every_page=False) == 0:
                 return empty
-            return schema.read_only(self._path, job)
+            return schema.read_only(self._path, partial(schema.in_present_shape, job))
         except (sqlite3.Error, OSError, UnreadableRow) as error:
             raise schema.translated(error, self._path) from error
 

@@ -23,7 +23,7 @@ from attrs import evolve
 
 from agentmgr.errors import InvalidRequest, StorageError
 from agentmgr.models import Event, utc_now
-from agentmgr.storage import HistoryLimits, SqliteStore, open_store, sqlite
+from agentmgr.storage import HistoryLimits, SqliteStore, open_store, schema, sqlite, tables
 
 WRITER = """
 import os, sys, trio
@@ -105,6 +105,25 @@ async def test_a_manager_killed_while_it_makes_the_database_is_followed_by_anoth
         await store.load()
     async with open_store(path) as store:
         await store.add_service(make.service())
+
+
+@pytest.mark.parametrize("version", range(1, len(schema.migrations())))
+async def test_a_database_with_an_older_schema_can_be_read_without_being_changed(
+    version, tmp_path, make, monkeypatch
+):
+    """As after an upgrade, or when the first manager was killed between two migrations."""
+    path = tmp_path / "a.db"
+    with monkeypatch.context() as patch:
+        older = schema.migrations()[:version]
+        patch.setattr(schema, "migrations", lambda: older)
+        with closing(schema.open_for_writing(path)) as db:
+            tables.add(db, tables.SERVICES, "svc_1", make.service("old"))
+    before = path.read_bytes()
+    async with open_store(path, read_only=True) as store:
+        assert [spec.name for spec in (await store.load()).services] == ["old"]
+        assert await store.tokens() == ()
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.db"]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The command as users run it: in processes of its own, on a database of its own, all ended with the test."""
+"""The command as users type it, on a database of its own; what it starts is ended with the test."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 from agentmgr.cli.entry import run
 from agentmgr.settings import RuntimePaths
+from tests.processes import end_all_in, reap
 
 ECHO = """
 def create_agent():
@@ -28,9 +29,15 @@ TIMEOUT_S = 120
 
 
 class Shell:
-    """A directory to run `agentmgr` in."""
+    """A directory to run `agentmgr` in.
 
-    def __init__(self, directory: Path) -> None:
+    Commands run in this process, which is twenty times as fast; the managers and services that they start,
+    and what `background` and `process` run, are processes as ever.
+    """
+
+    def __init__(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         self.directory = directory
         self.environment = {
             name: value
@@ -38,9 +45,29 @@ class Shell:
             if not name.startswith("AGENTMGR_") and name != "NO_COLOR"
         }
         self.paths = RuntimePaths.of(directory / "agent_manager.db")
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        monkeypatch.chdir(directory)
 
     def __call__(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs the command, however it ends."""
+        self._capsys.readouterr()
+        with self._monkeypatch.context() as patch:
+            for name in os.environ.keys() - self.environment.keys():
+                patch.delenv(name)
+            for name, value in {**self.environment, **environment}.items():
+                patch.setenv(name, value)
+            with open(os.devnull) as nothing:
+                patch.setattr(sys, "stdin", nothing)
+                try:
+                    code = run(words)
+                except SystemExit as end:  # after completion
+                    code = end.code  # type: ignore[assignment]
+        said = self._capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    def process(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The same in a process of its own."""
         return subprocess.run(
             [sys.executable, "-m", "agentmgr", *words],
             cwd=self.directory,
@@ -96,6 +123,14 @@ class Shell:
             return False
         return state not in "ZX"
 
+    def kill_manager(self) -> int:
+        """The pid of the one that was started in the background, which is gone with all its threads."""
+        pid = self.manager_pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        return pid
+
     def manager_pid(self) -> int | None:
         """Who holds the database."""
         try:
@@ -133,45 +168,18 @@ class Foreground:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    """For all that needs no manager."""
     (tmp_path / "my_agent.py").write_text(ECHO)
-    shell = Shell(tmp_path)
-    yield shell
-    # Whatever went wrong, nothing of it is left.
-    if shell.manager_pid() is not None:
-        shell("shutdown")
-
-
-class InProcess(Shell):
-    """The same without a process for each command: twenty times as fast, for all that needs no daemon."""
-
-    def __init__(
-        self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        super().__init__(directory)
-        self._monkeypatch = monkeypatch
-        self._capsys = capsys
-        monkeypatch.chdir(directory)
-        for name in ("AGENTMGR_DB", "NO_COLOR"):
-            monkeypatch.delenv(name, raising=False)
-
-    def __call__(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        self._capsys.readouterr()
-        with self._monkeypatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            try:
-                code = run(words)
-            except SystemExit as end:  # after completion
-                code = end.code  # type: ignore[assignment]
-        said = self._capsys.readouterr()
-        return subprocess.CompletedProcess(words, code, said.out, said.err)
+    return Shell(tmp_path, monkeypatch, capsys)
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
-    (tmp_path / "my_agent.py").write_text(ECHO)
-    return InProcess(tmp_path, monkeypatch, capsys)
+def shell(here: Shell) -> Iterator[Shell]:
+    """With managers, which end with the test."""
+    yield here
+    end_all_in(here.directory)
+    reap()
 
 
 @pytest.fixture

@@ -53,4 +53,4 @@ def test_a_chat_goes_on_after_a_restart(shell: Any, gateway: bool) -> None:
         chat.stdin.flush()
         assert "echo: two\n" in iter(chat.stdout.readline, "")
         chat.stdin.close()
-        assert chat.wait(20) == 0
+        assert chat.wait(60) == 0

@@ -44,7 +44,7 @@ def test_the_manager_says_that_it_is_ready_alive_and_stopping(shell: Any, tmp_pa
 def test_shells_complete_commands_and_options(shell: Any) -> None:
     for name in ("bash", "zsh", "fish"):
         assert "_AGENTMGR_COMPLETE" in shell.ok("completion", name)
-    done = shell(_AGENTMGR_COMPLETE="bash_complete", COMP_WORDS="agentmgr sta", COMP_CWORD="1")
+    done = shell.process(_AGENTMGR_COMPLETE="bash_complete", COMP_WORDS="agentmgr sta", COMP_CWORD="1")
     assert done.stdout.split() == ["plain,start", "plain,status", "plain,stats"]
-    done = shell(_AGENTMGR_COMPLETE="bash_complete", COMP_WORDS="agentmgr list --sta", COMP_CWORD="2")
+    done = shell.process(_AGENTMGR_COMPLETE="bash_complete", COMP_WORDS="agentmgr list --sta", COMP_CWORD="2")
     assert done.stdout.split() == ["plain,--status"]

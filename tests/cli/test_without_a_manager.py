@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +71,7 @@ def test_a_daemon_that_cannot_be_spawned_leaves_no_pipe_behind(
 def test_commands_at_once_all_register_and_start_one_daemon(shell: Any) -> None:
     def register(number: int) -> subprocess.CompletedProcess[str]:
         auto = ["--auto-start"] if number % 2 else []
-        return shell("register", f"s{number}", "my_agent.py", *auto)  # type: ignore[no-any-return]
+        return shell.process("register", f"s{number}", "my_agent.py", *auto)  # type: ignore[no-any-return]
 
     with ThreadPoolExecutor(6) as threads:
         done = list(threads.map(register, range(6)))
@@ -89,10 +88,7 @@ def test_instances_that_outlive_their_manager_are_shown_adopted_and_stopped(shel
     shell.ok("register", "x", "my_agent.py", "--auto-start")
     (service,) = json.loads(shell.ok("list", "--format", "json"))
     pid = service["instances"][0]["pid"]
-    manager = shell.manager_pid()
-    os.kill(manager, signal.SIGKILL)
-    while shell.lives(manager):
-        os.sched_yield()
+    manager = shell.kill_manager()
     assert shell.lives(pid)
 
     done = shell("list")

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import end_all_in, working_in
+
 TIMEOUT_S = 120.0
 AGENT = Path(__file__).parents[2] / "examples" / "echo_agent.py"
 
@@ -90,16 +92,7 @@ class Terminal:
 
     def processes(self) -> list[int]:
         """Everything that was started here and still runs."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and int(entry.name) != os.getpid():
-                try:
-                    is_ours = os.readlink(entry / "cwd") == str(self.directory)
-                except OSError:  # gone, or a zombie
-                    continue
-                if is_ours:
-                    found.append(int(entry.name))
-        return found
+        return working_in(self.directory)
 
     def close(self) -> None:
         for process in self._foreground:
@@ -114,6 +107,7 @@ class Terminal:
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     terminal = Terminal(tmp_path)
     yield terminal
-    terminal.close()
-    for pid in terminal.processes():  # what a failed test left; a passed one asserts that there is nothing
-        os.kill(pid, signal.SIGKILL)
+    try:
+        terminal.close()
+    finally:
+        end_all_in(tmp_path)  # what a failed test left; a passed one asserts that there is nothing

@@ -1,0 +1,34 @@
+"""What tests have started and has to be gone with them, also where they fail."""
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+
+def working_in(directory: Path) -> list[int]:
+    """The living processes, other than this one, that have it for their working directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with suppress(OSError):  # gone, a zombie, or somebody else's
+                if os.readlink(entry / "cwd") == str(directory):
+                    found.append(int(entry.name))
+    return found
+
+
+def end_all_in(directory: Path) -> None:
+    """Kills those, and what they start meanwhile, and waits for those that are our own children."""
+    while pids := working_in(directory):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def reap() -> None:
+    """Children of this process that have ended and that nobody waits for: managers in the background."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

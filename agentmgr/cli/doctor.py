@@ -173,8 +173,9 @@ def _disk(paths: RuntimePaths) -> Finding:
 
 
 def _open_files() -> Finding:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft <= _FEW_FILES:
-        advice = f"`ulimit -n {min(hard, 65536)}` before starting the manager"
-        return Finding("open files", "warning", f"at most {soft}: about {soft // 2 - 50} sessions", advice)
-    return Finding("open files", "ok", f"at most {soft}")
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # the manager raises its own to that
+    seen = f"at most {hard}" if hard != resource.RLIM_INFINITY else "no limit"
+    if hard != resource.RLIM_INFINITY and hard <= _FEW_FILES:
+        advice = "raise the hard limit of open files, as with LimitNOFILE= in a systemd unit"
+        return Finding("open files", "warning", f"{seen}: about {hard // 2 - 64} sessions", advice)
+    return Finding("open files", "ok", seen)

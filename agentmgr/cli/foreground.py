@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from ..api import serve_control
+from ..descriptors import raise_limit
 from ..manager import AgentManager
 from ..settings import Settings
 from .group import Cli
@@ -24,6 +25,7 @@ async def managing(
 
     Raises `ManagerAlreadyRunning` where another one does.
     """
+    raise_limit()
     async with trio.open_nursery() as nursery:
         here = AgentManager(cli.paths.database, settings=settings, in_background=in_background)
         async with here as manager:

@@ -38,6 +38,7 @@ async def command(cli: Cli, output: str) -> None:
                 ("manager", f"running, pid {manager['pid']}, version {manager['version']}"),
                 ("up", duration(manager["uptime_s"])),
                 *((_LISTENERS[listener["kind"]], url(**listener)) for listener in manager["listeners"]),
+                ("connections", f"at most {manager['limits']['connections']} through the gateway"),
                 ("degraded", manager.get("degraded")),
             ]
         )

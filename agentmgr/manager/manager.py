@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -106,7 +107,7 @@ class AgentManager(ServiceCommands):
         return self._live().store.timings
 
     def get_info(self) -> dict[str, Any]:
-        """About this manager: version, process, database, listeners."""
+        """About this manager: version, process, database, listeners, limits."""
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -117,6 +118,10 @@ class AgentManager(ServiceCommands):
             "background": self._in_background,
             "degraded": "; ".join(self._troubles()) or None,
             "listeners": list(self._listeners),
+            "limits": {
+                "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+                "connections": self._live().gateway.max_connections,
+            },
         }
 
     def _troubles(self) -> tuple[str, ...]:

@@ -88,6 +88,11 @@ class Gateway:
         now = trio.current_time()
         return tuple(session.connection(now) for session in self._sessions)
 
+    @property
+    def max_connections(self) -> int:
+        """How many there may be at once, handshakes included: as descriptors and limits allow."""
+        return self._places.limit
+
     def active_sessions(self, instance_id: str) -> int:
         """Sessions of an instance, those about to open included."""
         return self._lobby.live.get(instance_id, 0)

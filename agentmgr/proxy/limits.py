@@ -24,7 +24,9 @@ class GatewayLimits:
     queue_size: int = 1000  #: clients that wait at once
     retry_after_s: int = 2  #: what a refused client is told; a restart usually takes less
 
-    max_connections: int = 0  #: at once, handshakes included; 0: what the process's open files allow
+    max_connections: int = (
+        0  #: at once, handshakes included; 0: what open files allow, and never more than that
+    )
     sessions_per_address: int = 0  #: at once, from one client address; 0: no limit
     handshakes_per_address_s: float = 0.0  #: a second, from one client address; 0: no limit
 

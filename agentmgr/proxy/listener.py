@@ -39,23 +39,28 @@ _FULL = Refusal(503, "too_many_connections", "the gateway is full", (("Retry-Aft
 class Places:
     """How many connections there may be at once; what is over that is refused without a task of its own.
 
-    The default leaves a reserve of file descriptors, so that the rest of the process (its API, its
-    database, its children) stays well under a flood of clients.
+    Never so many that no reserve of file descriptors is left: the rest of the process (its API, its database,
+    its children) has to stay well under a flood of clients.
     """
 
     _RESERVE = 128
+    _RESERVED_PART = (
+        1 / 8
+    )  # where there are many, because instances and clients of the API come with sessions
     _PER_SESSION = 2  # one descriptor for each leg
 
     def __init__(self, limit: int, *, refused: Callable[[str], None]) -> None:
         """`refused` is told the code of each refusal."""
         self._refused = refused
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._limit = limit or max(16, (soft - self._RESERVE) // self._PER_SESSION)
+        reserve = max(self._RESERVE, int(soft * self._RESERVED_PART))
+        possible = max(16, (soft - reserve) // self._PER_SESSION)
+        self.limit = min(limit, possible) if limit else possible
         self._taken = 0
 
     def take(self) -> bool:
         """Takes a place, if there is one."""
-        if self._taken >= self._limit:
+        if self._taken >= self.limit:
             self._refused(_FULL.code)
             return False
         self._taken += 1

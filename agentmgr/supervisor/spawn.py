@@ -15,6 +15,7 @@ from pathlib import Path
 from attrs import frozen
 
 from ..core.restart import Cause
+from ..descriptors import give_back
 from . import logs
 from .cgroup import ControlGroup
 from .kin import Census
@@ -95,6 +96,7 @@ def spawn(
                 raise
         except (OSError, ValueError) as error:  # ValueError: a null byte in a word
             raise cannot(error, argv[0], cwd) from None
+        give_back(popen.pid)
         popen.returncode = 0  # from here on it is `Process` that reaps it; Popen would warn, and poll it
         return Spawned(process, log_start, gate.pop_all())
 

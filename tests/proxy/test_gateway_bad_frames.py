@@ -80,15 +80,17 @@ async def test_one_byte_at_a_time_all_arrives_and_is_counted(lab) -> None:
         assert (connection.messages_from_client, connection.messages_to_client) == (2, 2)
 
 
-def test_by_default_some_descriptors_are_left_for_the_rest_of_the_process(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("limit", "most"), [(0, 448), (10, 10), (5000, 448)])
+def test_some_descriptors_are_always_left_for_the_rest_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, limit: int, most: int
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda kind: (1024, 4096))
     refused: list[str] = []
-    places = Places(0, refused=refused.append)
+    places = Places(limit, refused=refused.append)
     taken = 0
     while places.take():
         taken += 1
+    assert taken == most
     assert taken * 2 <= 1024 - 128
     assert refused == ["too_many_connections"]
     places.give_back()

@@ -107,10 +107,11 @@ def _view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respo
             parsed.append(await _read_body(operation))
         if operation.streams and request.method == "HEAD":
             return Response(content_type=operation.media_type)
+        call = Call(server, params, request.headers, g.get("token"))
         try:
-            answer = await operation.handler(Call(server, params, request.headers, g.get("token")), *parsed)
+            answer = await operation.handler(call, *parsed)
         except VersionMismatch as error:
-            if "If-Match" not in request.headers:
+            if call.expected_version is None:  # another change came in between; versions were not spoken of
                 raise
             raise HttpProblem(412, error.code, error.message) from None
         return _respond(answer) if isinstance(answer, Answer) else answer
@@ -142,7 +143,7 @@ async def _read_body(operation: Operation) -> Any:
 
 
 def _respond(answer: Answer) -> Response:
-    body = b"" if answer.status == 204 else to_json(answer.value).encode()
+    body = b"" if answer.value is None else to_json(answer.value).encode()
     return Response(
         body,
         status=answer.status,

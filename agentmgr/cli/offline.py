@@ -8,7 +8,6 @@ from typing import Any
 
 import trio
 
-from ..api.logfile import show
 from ..codec import to_plain
 from ..core import lookup, stats, view
 from ..core.request import ClientRequest
@@ -29,6 +28,7 @@ from ..settings import RuntimePaths
 from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
 from ..supervisor import logs, procfs
+from ..supervisor.tail import show
 
 
 class OfflineManager:

@@ -13,13 +13,13 @@ import asyncclick as click
 import trio
 
 from ..api import serve_api
-from ..api.logfile import follow, tail
 from ..errors import Conflict, ManagerNotRunning, PortNotAvailable, ServiceFailed, ServiceNotFound
 from ..logging_setup import configure_logging
 from ..manager import AgentManager
 from ..manager.factory_path import located
 from ..models import DesiredStatus, Service, ServiceConfig
 from ..settings import LogLevel
+from ..supervisor.tail import follow, tail
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listener_options import gateway_options

@@ -115,6 +115,12 @@ async def test_the_page_needs_nothing_from_elsewhere(url: str) -> None:
         assert "'none'" in page.headers["Content-Security-Policy"]
 
 
+async def test_the_root_leads_to_the_documentation(url: str) -> None:
+    async with httpx2.AsyncClient(timeout=60) as http:
+        response = await http.get(url, follow_redirects=True)
+    assert (response.status_code, response.url.path) == (200, "/docs")
+
+
 async def test_health_is_at_the_root(url: str) -> None:
     async with httpx2.AsyncClient(timeout=60) as http:
         response = await http.get(f"{url}/health")

@@ -14,11 +14,11 @@ import pytest
 import trio
 
 from agentmgr.api import serve_api, server
-from agentmgr.api.logfile import follow, tail
 from agentmgr.client import ManagerClient
 from agentmgr.client.http import Lines, request
 from agentmgr.errors import PortNotAvailable
 from agentmgr.manager import AgentManager
+from agentmgr.supervisor.tail import follow, tail
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from quart import Response
 
 from ...errors import FieldProblem, InvalidRequest
 from ...models.fields import between
-from ..logfile import MAX_LINES, show
+from ...supervisor.tail import MAX_LINES, show
 from ..operations import Call, Operations
 from ..streams import Send, StreamBody, stream
 

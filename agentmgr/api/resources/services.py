@@ -8,13 +8,12 @@ import attrs
 from attrs import field, fields, frozen
 
 from ...codec import from_plain, to_plain
-from ...errors import InvalidRequest, VersionMismatch
+from ...errors import InvalidRequest
 from ...models import HealthCheck, Instance, Service, ServiceConfig, ServiceStatus, Usage
 from ...models.fields import between
 from ..bodies import NewService, Registration
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
-from ..problems import HttpProblem
 
 api = Operations("services")
 
@@ -63,13 +62,6 @@ class HealthAnswer(HealthCheck):
 
 def _answer(service: Service, status: int = 200, **headers: str) -> Answer:
     return Answer(service, status, {"ETag": f'"{service.version}"', **headers})
-
-
-def _match(call: Call) -> None:
-    """RFC 9110 section 13.1.1: `If-Match` names the version that the client has seen."""
-    expected = call.expected_version
-    if expected is not None and call.manager.get_service(call.ref).version != expected:
-        raise VersionMismatch("The service was changed since you read it; read it again.")
 
 
 @api.add("GET", "/services", query=ServicesQuery, gives={200: Page[Service]}, problems=(400,))
@@ -161,21 +153,16 @@ def _flat(service: Service) -> dict[str, Any]:
 
 
 async def _update(call: Call, changes: dict[str, Any]) -> Answer:
-    try:
-        service = await call.carry_out(
-            lambda: call.manager.update_service(call.ref, changes, expected_version=call.expected_version)
-        )
-    except VersionMismatch as error:
-        if call.expected_version is None:  # another change came in between; nothing was said of versions
-            raise
-        raise HttpProblem(412, error.code, error.message) from None
+    service = await call.carry_out(
+        lambda: call.manager.update_service(call.ref, changes, expected_version=call.expected_version)
+    )
     return _answer(service)
 
 
 @api.add("DELETE", "/services/{ref}", query=Unregister, gives={200: Service}, problems=(400, 404, 409, 412))
 async def unregister_service(call: Call, query: Unregister) -> Answer:
     """Unregisters a service, and answers what it was."""
-    _match(call)
+    call.check_version(call.manager.get_service(call.ref).version)
     service = await call.carry_out(lambda: call.manager.unregister_service(call.ref, force=query.force))
     return Answer(service)
 

@@ -6,15 +6,19 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .reach import running
+from .several import each
 
 
 @subcommand("disconnect", example="agentmgr disconnect conn_3f0c9a5e7b1d2468 --reason maintenance")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 @click.option("--code", default=1008, show_default=True, help="The close code that the client sees.")
 @click.option("--reason", default="", help="The reason that the client sees.")
-async def command(cli: Cli, ids: tuple[str, ...], code: int, reason: str) -> None:
+async def command(cli: Cli, ids: tuple[str, ...], code: int, reason: str) -> int:
     """Close a session, on both sides."""
     async with running(cli) as manager:
-        for connection_id in ids:
+
+        async def close(connection_id: str) -> None:
             await manager.disconnect(connection_id, code=code, reason=reason)
             print(f"closed {connection_id}")
+
+        return await each(cli, ids, close)

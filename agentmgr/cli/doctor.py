@@ -21,7 +21,7 @@ from ..settings import RuntimePaths, Settings
 from .group import Cli, format_option, subcommand
 from .presence import answers
 from .reach import running
-from .render import print_json, print_table
+from .render import counted, print_json, print_table
 
 _LOW_DISK_BYTES = 200 * 2**20  #: what logs and history of a busy day may need
 _FEW_FILES = 1024  #: a session through the gateway takes two
@@ -96,7 +96,7 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
     except AgentManagerError as error:
         return [Finding("database", "error", error.message, "see the message")]
     there = cli.paths.database.exists()
-    seen = f"{cli.paths.database}, {len(services)} services" if there else "none yet"
+    seen = f"{cli.paths.database}, {counted(len(services), 'service')}" if there else "none yet"
     findings.append(Finding("database", "ok", seen))
     if await answers(cli.paths):
         async with running(cli) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,7 +70,18 @@ class Cli:
         return RuntimePaths.of(self.settings().db_path)
 
 
-class LazyGroup(click.Group):
+class _WithExample(click.Command):
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Example"):
+            for line in self.example.splitlines():
+                formatter.write(f"  {line}\n")
+
+
+class LazyGroup(_WithExample, click.Group):
     """A group whose commands are modules, imported when they are called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -77,6 +89,9 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
+            if not ctx.resilient_parsing and not cmd_name.startswith("-"):
+                near = " or ".join(get_close_matches(cmd_name, COMMANDS, n=2))
+                ctx.fail(f"No such command {cmd_name!r}." + (f" Did you mean {near}?" if near else ""))
             return None
         command = import_module(f"agentmgr.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
@@ -134,17 +149,15 @@ def format_option(function: F) -> F:
     )(function)
 
 
-class Command(click.Command):
+class Command(_WithExample, click.Command):
     """A command whose help ends with an example."""
 
-    def __init__(self, *args: Any, example: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.example = example
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Example"):
-            for line in self.example.splitlines():
-                formatter.write(f"  {line}\n")
+class Group(_WithExample, click.Group):
+    """Commands that belong together, in the order in which they were added."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
 def subcommand(name: str, *, example: str, **details: Any) -> Callable[[Callable[..., Any]], Command]:
@@ -166,11 +179,15 @@ def subcommand(name: str, *, example: str, **details: Any) -> Callable[[Callable
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(cls=LazyGroup, context_settings=_CONTEXT)
+@click.group(
+    cls=LazyGroup,
+    context_settings=_CONTEXT,
+    example="agentmgr run my_agent.py\nagentmgr chat                # in another terminal",
+)
 @click.version_option(__version__, message="agentmgr %(version)s")
 @common_options
 def root() -> None:
     """Keeps agent services running and gives their clients one address.
 
-    Begin with `agentmgr run my_agent.py`.
+    `agentmgr COMMAND --help` has the options of a command and an example.
     """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import __version__
 from .addresses import url
 from .group import Cli, format_option, subcommand
@@ -30,16 +32,21 @@ async def command(cli: Cli, output: str) -> None:
     if output == "json":
         print_json({"version": __version__, "manager": manager, "files": files})
         return
+    print_fields(
+        [
+            *_of_the_manager(manager),
+            *((name.replace("_", " "), value) for name, value in files.items()),
+        ]
+    )
+
+
+def _of_the_manager(manager: dict[str, Any] | None) -> list[tuple[str, object]]:
     if manager is None:
-        print_fields([("manager", "not running")])
-    else:
-        print_fields(
-            [
-                ("manager", f"running, pid {manager['pid']}, version {manager['version']}"),
-                ("up", duration(manager["uptime_s"])),
-                *((_LISTENERS[listener["kind"]], url(**listener)) for listener in manager["listeners"]),
-                ("connections", f"at most {manager['limits']['connections']} through the gateway"),
-                ("degraded", manager.get("degraded")),
-            ]
-        )
-    print_fields((name.replace("_", " "), value) for name, value in files.items())
+        return [("manager", "not running")]
+    return [
+        ("manager", f"running, pid {manager['pid']}, version {manager['version']}"),
+        ("up", duration(manager["uptime_s"])),
+        *((_LISTENERS[listener["kind"]], url(**listener)) for listener in manager["listeners"]),
+        ("connections", f"at most {manager['limits']['connections']} through the gateway"),
+        ("degraded", manager.get("degraded")),
+    ]

@@ -9,7 +9,7 @@ from ..ownership import holder
 from ..settings import RuntimePaths
 
 RETRY_S = 0.03
-_MOMENT_S = 2.0
+_MOMENT_S = 3.0  #: a manager whose socket was deleted makes it again in less
 
 
 async def answers(paths: RuntimePaths) -> bool:

@@ -13,6 +13,7 @@ from ..models import OnDisconnect, OnManagerDeath, RestartMode, Runtime, Service
 from .group import Cli, Command, subcommand
 from .names import DIRECTORY, FILE, SERVICE
 from .reach import for_running, for_writing
+from .watch import progress
 from .words import split_tags, variables
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -141,7 +142,7 @@ async def command(
         **{**given, "cwd": str(Path.cwd() / given.get("cwd", "."))},
     )
     reach = for_running if auto_start else for_writing
-    async with reach(cli) as manager:
+    async with reach(cli) as manager, progress(cli):
         try:
             service = await manager.register_service(
                 name,

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from ..codec import to_plain
 from ..models import DesiredStatus, Service, ServiceStatus
@@ -67,6 +67,11 @@ def note(message: str) -> None:
 
 def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()  # None: it was closed by the caller's `>&-`
+
+
+def colourful(stream: TextIO | None) -> bool:
+    """On a terminal, and where nobody objects (https://no-color.org)."""
+    return stream is not None and stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def counted(number: int, what: str) -> str:
@@ -161,6 +166,6 @@ _ANSI = {"green": 32, "cyan": 36, "yellow": 33, "red": 31}
 
 def _colored(text: str) -> str:
     color = _COLORS.get(text)
-    if color is None or not on_terminal() or os.environ.get("NO_COLOR"):
+    if color is None or not colourful(sys.stdout):
         return text
     return f"\x1b[{_ANSI[color]}m{text}\x1b[0m"

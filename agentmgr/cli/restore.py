@@ -10,6 +10,7 @@ from ..ownership import ManagerLock
 from ..storage import restore
 from .group import Cli, subcommand
 from .names import FILE
+from .render import note, on_terminal
 
 
 @subcommand("restore", example="agentmgr restore agents-monday.db")
@@ -22,6 +23,8 @@ async def command(cli: Cli, file: str) -> None:
     with ManagerLock(cli.paths) as lock:
         if cli.paths.database.exists():  # a manager whose lock file was deleted holds the file itself
             lock.hold_database()
+        if on_terminal():
+            note(f"checking {file}")
         kept = await restore(Path(file), cli.paths.database)
     print(f"restored {cli.paths.database} from {file}")
     if kept is not None:

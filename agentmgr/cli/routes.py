@@ -9,7 +9,7 @@ import asyncclick as click
 
 from ..errors import InvalidRequest
 from ..models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
-from .group import Cli, Command, common_options, format_option, subcommand
+from .group import COMMANDS, Cli, Command, Group, common_options, format_option, subcommand
 from .names import RULE, SERVICE
 from .reach import for_reading, for_writing
 from .render import print_fields, print_json, print_table
@@ -22,7 +22,13 @@ _STRATEGIES = click.Choice([str(s) for s in RoutingStrategy])
 _LISTS = frozenset({ConditionOperator.IN_LIST, ConditionOperator.NOT_IN_LIST, ConditionOperator.IN_CIDR})
 
 
-@click.group("routes", short_help="List, add, change, remove and try routing rules.")
+@click.group(
+    "routes",
+    cls=Group,
+    short_help=COMMANDS["routes"],
+    example="agentmgr routes add chinese --when query.lang equals zh --tags chinese\n"
+    "agentmgr routes test --path '/?lang=zh'",
+)
 @common_options
 def command() -> None:
     """Routing rules decide which services a client of the gateway may reach.

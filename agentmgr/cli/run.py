@@ -24,7 +24,7 @@ from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listener_options import gateway_options
 from .names import FILE
-from .render import harmless, note
+from .render import colourful, harmless, note
 
 _COLORS = (36, 35, 33, 32, 34)
 
@@ -137,7 +137,7 @@ def _welcome(services: list[Service], host: str, proxy: int, api: int, database:
 async def _show_log(manager: AgentManager, service: Service, number: int) -> None:
     """What the service writes, with its name before each line."""
     mark = f"{service.name} | "
-    if sys.stdout.isatty() and not os.environ.get("NO_COLOR"):
+    if colourful(sys.stdout):
         mark = f"\x1b[{_COLORS[number % len(_COLORS)]}m{mark}\x1b[0m"
 
     async def show(lines: bytes) -> None:

@@ -8,6 +8,7 @@ from .group import Cli, subcommand
 from .names import SERVICE
 from .reach import for_writing
 from .render import counted
+from .watch import progress
 
 
 @subcommand("scale", example="agentmgr scale my-echo-agent 3")
@@ -16,6 +17,6 @@ from .render import counted
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
 async def command(cli: Cli, name: str, instances: int, no_wait: bool) -> None:
     """Run a service with so many instances from now on."""
-    async with for_writing(cli, adopting=True) as manager:
+    async with for_writing(cli, adopting=True) as manager, progress(cli):
         service = await manager.scale_service(name, instances, wait=not no_wait)
     print(f"{service.name} has {counted(instances, 'instance')}; it is {service.status}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from typing import Any, TextIO
 
 from ..client.session import AgentEvent, failure_message
+from .render import colourful
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
@@ -19,7 +19,7 @@ class Screen:
         self._out = out
         self._raw = raw
         self._quiet = quiet
-        self._colours = out.isatty() and "NO_COLOR" not in os.environ
+        self._colours = colourful(out)
         self._streamed = False
 
     def show(self, event: AgentEvent) -> None:

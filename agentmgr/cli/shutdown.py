@@ -14,6 +14,7 @@ from .group import Cli, subcommand
 from .presence import answers, silent, unreachable
 from .reach import running
 from .render import note
+from .watch import progress
 
 
 @subcommand("shutdown", example="agentmgr shutdown")
@@ -34,7 +35,7 @@ async def command(cli: Cli, leave_running: bool) -> None:
             )
         note("no manager is running")
         return
-    async with running(cli) as client:
+    async with running(cli) as client, progress(cli):
         await end(client, leave_running=leave_running)
     print("the manager has ended" + (", and left its instances running" if leave_running else ""))
 

@@ -23,13 +23,17 @@ async def command(cli: Cli, name: str | None, output: str) -> None:
         print_fields(_flat(figures))
 
 
+def _words(name: str) -> str:
+    return name.removesuffix("_s").removesuffix("_bytes").replace("_", " ")
+
+
 def _flat(figures: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
     """`{"a": {"b": 1}}` is a line `a b  1`; counts of nothing are left out, except for totals."""
     found: list[tuple[str, object]] = []
     for name, value in figures.items():
         # The names below `by_service` are the user's, and stay as they are.
         own = prefix.endswith("by service ")
-        label = prefix + (name if own else name.removesuffix("_s").removesuffix("_bytes").replace("_", " "))
+        label = prefix + (name if own else _words(name).removesuffix(f" {prefix.strip()}"))
         if isinstance(value, dict):
             found += _flat(value, f"{label} ")
         elif name.endswith("_s") and isinstance(value, float):

@@ -7,7 +7,7 @@ from typing import Any
 import asyncclick as click
 
 from ..codec import to_plain
-from ..models import Service
+from ..models import Instance, Service
 from .group import Cli, format_option, subcommand
 from .names import SERVICE
 from .reach import for_reading
@@ -91,7 +91,7 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
         print_table(
             ["instance", "status", "health", "pid", "address", "up", "last exit"],
             [
-                [i.slot, i.status, i.health, i.pid, f"{i.host}:{i.port}", ago(i.started_at), i.last_exit]
+                [i.slot, i.status, i.health, i.pid, f"{i.host}:{i.port}", _up(i), i.last_exit]
                 for i in service.instances
             ],
             empty="",
@@ -106,6 +106,10 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
             ],
             empty="",
         )
+
+
+def _up(instance: Instance) -> str:
+    return ago(instance.started_at) if instance.pid is not None else ""
 
 
 def _unenforced(service: Service) -> str:

@@ -8,6 +8,7 @@ from .group import Cli, subcommand
 from .names import SERVICE
 from .reach import for_writing
 from .several import each
+from .watch import progress
 
 
 @subcommand("stop", example="agentmgr stop my-echo-agent")
@@ -16,7 +17,7 @@ from .several import each
 @click.option("--no-wait", is_flag=True, help="Do not wait until it has stopped.")
 async def command(cli: Cli, names: tuple[str, ...], force: bool, no_wait: bool) -> int:
     """Stop a service, and keep it stopped."""
-    async with for_writing(cli, adopting=True) as manager:
+    async with for_writing(cli, adopting=True) as manager, progress(cli):
 
         async def stop(name: str) -> None:
             service = await manager.stop_service(name, force=force, wait=not no_wait)

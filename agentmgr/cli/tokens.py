@@ -8,14 +8,19 @@ from typing import Any
 import asyncclick as click
 
 from ..models import Token
-from .group import Cli, Command, common_options, format_option, subcommand
+from .group import COMMANDS, Cli, Command, Group, common_options, format_option, subcommand
 from .names import TOKEN
 from .reach import for_writing, running
 from .render import clock, note, print_json, print_table
 from .several import each
 
 
-@click.group("tokens", short_help="Make, list and revoke keys to the API and the gateway.")
+@click.group(
+    "tokens",
+    cls=Group,
+    short_help=COMMANDS["tokens"],
+    example="agentmgr tokens create dashboard --scope read",
+)
 @common_options
 def command() -> None:
     """Keys to the API over TCP. While there are none, this machine's user needs none.

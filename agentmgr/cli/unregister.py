@@ -8,6 +8,7 @@ from .group import Cli, subcommand
 from .names import SERVICE
 from .reach import for_writing
 from .several import each
+from .watch import progress
 
 
 @subcommand("unregister", example="agentmgr unregister my-echo-agent")
@@ -15,7 +16,7 @@ from .several import each
 @click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
 async def command(cli: Cli, names: tuple[str, ...], force: bool) -> int:
     """Stop a service, and forget it with its history."""
-    async with for_writing(cli, adopting=True) as manager:
+    async with for_writing(cli, adopting=True) as manager, progress(cli):
 
         async def unregister(name: str) -> None:
             service = await manager.unregister_service(name, force=force)

@@ -18,7 +18,7 @@ def test_a_manager_that_cannot_be_reached_is_not_said_to_be_absent(shell: Any) -
     pid = shell.manager_pid()
     shell.paths.control_socket.unlink()
     shell.paths.control_socket.mkdir()  # in the way of another one
-    for words in (["shutdown"], ["list"], ["routes", "test"]):
+    for words in (["shutdown"], ["list"]):
         said = shell.fails(*words)
         assert f"the process {pid} manages" in said
         assert f"kill {pid}" in said

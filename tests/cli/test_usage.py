@@ -12,7 +12,7 @@ import attrs
 import pytest
 
 from agentmgr import __version__
-from agentmgr.cli.group import COMMANDS, Command, LazyGroup, root
+from agentmgr.cli.group import COMMANDS, Command, Group, LazyGroup, root
 from agentmgr.cli.register import command as register
 from agentmgr.models import ServiceConfig
 
@@ -57,6 +57,11 @@ def test_the_version(here: Any, shell: Any) -> None:
 )
 def test_wrong_usage_is_2(here: Any, words: list[str]) -> None:
     assert "Error" in here.fails(*words, code=2)
+
+
+def test_a_slip_of_the_finger_gets_a_hint(here: Any) -> None:
+    assert "Did you mean stats or start?" in here.fails("strat", "x", code=2)
+    assert "Did you mean" not in here.fails("nonsense", code=2)
 
 
 @pytest.mark.parametrize(
@@ -148,8 +153,8 @@ def test_rules_by_command_line(here: Any) -> None:
 @pytest.mark.parametrize(("name", "command"), every_command())
 def test_every_command_has_help_with_an_example_that_fits(name: str, command: click.Command) -> None:
     assert command.help, "says what it does"
-    if isinstance(command, Command):
-        assert f"agentmgr {name}" in command.example
+    assert isinstance(command, Command | Group)
+    assert f"agentmgr {name}" in command.example
     if " " not in name:
         assert command.get_short_help_str()
 

@@ -1,0 +1,64 @@
+"""What is different where a person looks on: colours, and word of what is being waited for."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from websockets.sync.client import connect
+
+
+def on_terminal(shell: Any, *words: str, **environment: str) -> str:
+    """What the command shows on a terminal of its own; it must succeed."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agentmgr", *words],
+        cwd=shell.directory,
+        env={**shell.environment, "TERM": "xterm", "COLUMNS": "200", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    with process, os.fdopen(ours, "rb", buffering=0) as terminal:
+        try:
+            while piece := terminal.read(65536):
+                shown += piece
+        except OSError:  # EIO: the last one who had it open has closed it
+            pass
+    assert process.returncode == 0, shown
+    return shown.decode()
+
+
+@pytest.mark.parametrize("words", [["list"], ["status", "one"]])
+def test_colours_are_for_terminals_whose_user_does_not_object(here: Any, words: list[str]) -> None:
+    here.ok("register", "one", "my_agent.py")
+    here.ok("register", "two", "my_agent.py")
+    with here.background("daemon") as daemon:
+        daemon.until("managing")
+        here.ok("start", "one")
+        assert "\x1b[32mrunning" in on_terminal(here, *words)
+        assert "\x1b[3" not in on_terminal(here, *words, NO_COLOR="1")
+        assert "\x1b" not in here.ok(*words)
+
+
+def test_what_is_waited_for_is_said_on_a_terminal(shell: Any) -> None:
+    shell.ok("register", "one", "my_agent.py")
+    with shell.background("daemon", "--proxy-port", "0") as daemon:
+        gateway = daemon.until("gateway at").split()[-1]
+        started = on_terminal(shell, "start", "one")
+        assert started.index("one, instance 0: starting") < started.index("one is running")
+        with connect(gateway) as client:
+            client.send("hi")
+            assert client.recv(timeout=20) == "echo: hi"
+            stopped = on_terminal(shell, "stop", "one")
+        assert "one, instance 0: draining (1 session open)" in stopped
+        assert "one: a session has ended" in stopped
+        assert stopped.splitlines()[-1] == "one is stopped"
+        assert "starting" not in shell("start", "one").stderr, "a pipe gets the answer only"
+        assert "instance 0: stopping" in on_terminal(shell, "shutdown")

@@ -34,6 +34,11 @@ class Foreground:
             self.seen += line
         return found[0]
 
+    def line(self) -> str:
+        """The next line that it prints; empty when it has ended."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
     def interrupt(self) -> int:
         """Ctrl-C; its exit code."""
         self._process.send_signal(signal.SIGINT)

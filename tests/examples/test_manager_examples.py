@@ -78,6 +78,22 @@ def test_three_services_share_one_address(tmp_path):
         run(tmp_path, "agentmgr", "shutdown")
 
 
+def test_services_declared_in_a_file(tmp_path):
+    apply = ("agentmgr", "apply", EXAMPLES / "services.toml")
+    try:
+        run(tmp_path, *apply)
+        assert run(tmp_path, *apply) == "nothing to do\n"
+        services = {s["name"]: s for s in json.loads(run(tmp_path, "agentmgr", "list", "--format", "json"))}
+        assert {name: service["status"] for name, service in services.items()} == {
+            "chinese-support": "running", "english-support": "running", "echo": "stopped",
+        }  # fmt: skip
+        with running(tmp_path, "agentmgr", "proxy", "--port", "0", pattern=r"(ws://\S+)") as url:
+            assert ask(f"{url}/?lang=zh").startswith("您好")
+            assert ask(url).startswith("Hello")
+    finally:
+        run(tmp_path, "agentmgr", "shutdown")
+
+
 def test_the_guides_python_examples(tmp_path):
     (tmp_path / "my_agent.py").write_bytes((EXAMPLES / "echo_agent.py").read_bytes())
     said = run(tmp_path, sys.executable, EXAMPLES / "guide_manager.py")

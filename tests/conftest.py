@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Where pytest sees these it shows differences whole: those of two long texts take it an hour to work out.
@@ -13,3 +14,10 @@ patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], 
 settings.register_profile("search", patient)
 settings.register_profile("suite", patient, derandomize=True, database=None)
 settings.load_profile("suite")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One more than there are processors for the whole suite, none for tests that were named."""
+    if config.args != config.getini("testpaths"):
+        return 0
+    return min(len(os.sched_getaffinity(0)), 7) + 1

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,16 +14,12 @@ from agentmgr.api.operations import BASE
 from agentmgr.api.resources import operations
 from agentmgr.cli.group import COMMANDS
 from agentmgr.settings import Settings, environment_name
+from agentmgr.supervisor.addresses import Ports
+from tests.processes import end_all_in
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 AGENT = next(text for kind, text in BLOCKS if text.startswith("# my_agent.py"))
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return str(sock.getsockname()[1])
 
 
 @pytest.mark.parametrize(("kind", "text"), BLOCKS, ids=[text.splitlines()[-1][:40] for _, text in BLOCKS])
@@ -32,7 +27,7 @@ def test_each_block_runs(kind, text, tmp_path):
     if "pip install" in text or ".venv/" in text:
         pytest.skip("it installs the package or uses that installation; .ci/run does that")
     (tmp_path / "my_agent.py").write_text(AGENT)
-    text = re.sub(r"\b9090\b", free_port(), text)
+    text = re.sub(r"\b9090\b", str(Ports().lend("127.0.0.1", None)), text)
     words = {"sh": ["bash", "-euxc", text], "python": [sys.executable, "-uc", text]}[kind]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AGENTMGR_")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
@@ -52,8 +47,7 @@ def test_each_block_runs(kind, text, tmp_path):
                 interrupted = True
                 process.send_signal(signal.SIGINT)
         code = process.wait(timeout=60)
-    if kind == "sh" and code != 0:  # leave nothing behind
-        subprocess.run(["agentmgr", "shutdown"], cwd=tmp_path, env=environment, check=False)
+    end_all_in(tmp_path)
     assert code == 0 or (interrupted and "Error" not in said), said
     if "Supervisor" in text:
         assert "error 2 " in said, said

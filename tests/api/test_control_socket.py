@@ -40,7 +40,7 @@ async def test_a_socket_file_that_is_deleted_is_made_again_and_nobody_is_cut_off
     monkeypatch.setattr(control_socket, "LOOK_S", 0.01)
     said = Said("is there again")
     logging.getLogger("agentmgr.api").addHandler(said)
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with AgentManager(tmp_path / "a.db") as manager, trio.open_nursery() as nursery:
             path = manager.paths.control_socket
             await nursery.start(partial(serve_control, manager, path))

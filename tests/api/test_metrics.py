@@ -43,12 +43,12 @@ async def test_it_counts_what_there_is(url: str, manager: AgentManager, agent_fi
 async def test_it_tells_what_a_service_uses(url: str, manager: AgentManager, agent_file: str) -> None:
     await manager.register_service("echo", agent_file, auto_start=True)
     await manager.register_service("idle", agent_file)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while ("agentmgr_service_memory_bytes", "echo") not in (found := await scrape(url)):
             pass
     assert found["agentmgr_service_memory_bytes", "echo"] > 2**20
     assert found["agentmgr_service_cpu_cores", "echo"] > 0
-    assert found["agentmgr_service_processes", "echo"] == 1
+    assert found["agentmgr_service_processes", "echo"] >= 1
     assert found["agentmgr_service_threads", "echo"] >= 1
     assert found["agentmgr_service_open_files", "echo"] >= 4
     assert ("agentmgr_service_memory_bytes", "idle") not in found

@@ -30,7 +30,7 @@ async def emitted(url: str, manager: AgentManager, agent_file: str, nursery: tri
         await stranger.send_all(b"GET / HTTP/1.1\r\n\r\n")
         assert await stranger.receive_some()
     await manager.check_service_health("echo")
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while manager.get_service_stats("echo")["usage"] is None:  # noqa: ASYNC110  # sampled now and then
             await trio.sleep(0.02)
     async with httpx2.AsyncClient() as http:

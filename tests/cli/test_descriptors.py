@@ -58,7 +58,7 @@ def cpu_s(pid: int) -> float:
 
 
 def health(port: int) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
         sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         return b"".join(iter(lambda: sock.recv(4096), b""))
 
@@ -68,7 +68,7 @@ def test_the_api_answers_while_clients_take_every_place_there_is(shell: Any) -> 
     with limited(shell, "-n 256", "daemon", *ports) as daemon, ExitStack() as stack:
         proxy = int(until(daemon, "gateway at").rpartition(":")[2])
         api = int(until(daemon, "API at").rpartition(":")[2].partition("/")[0])
-        clients = [socket.create_connection(("127.0.0.1", proxy), timeout=20) for _ in range(400)]
+        clients = [socket.create_connection(("127.0.0.1", proxy), timeout=60) for _ in range(400)]
         for client in clients:
             stack.callback(client.close)
         # The places are (256 - 128) / 2; whoever comes later is told so at once.

@@ -85,7 +85,7 @@ async def test_it_is_never_ready_against_a_stranger_on_its_port(supervisor, comm
     from agentmgr.supervisor import addresses
     from tests.supervisor.conftest import CHILD
 
-    port = next(iter(addresses.Ports._CHOICE))
+    port = addresses.Ports().lend("127.0.0.1", None)
     words = [sys.executable, "-S", str(CHILD), "--port", str(port)]
     with subprocess.Popen(words) as stranger:
         try:
@@ -109,10 +109,10 @@ def listens(port):
 
 async def test_an_orphan_of_ours_on_the_port_is_swept_before_the_next_launch(supervisor, journal):
     """The leader dies and leaves a daemon that holds the fixed port."""
+    from agentmgr.supervisor.addresses import Ports
     from tests.faults.test_stubborn_processes import script
 
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = Ports().lend("127.0.0.1", None)
     code = """
         import os, signal, socket, time
         create_server = socket.create_server

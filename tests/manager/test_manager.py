@@ -132,7 +132,7 @@ def create_agent():
 """
     config = ServiceConfig(health_check_interval=0.05)
     async with AgentManager(db) as manager:
-        with manager.subscribe() as events, trio.fail_after(15):
+        with manager.subscribe() as events, trio.fail_after(60):
             await manager.register_service("wavers", agent_file(source), config=config, auto_start=True)
             told = []
             async for event in events:

@@ -55,7 +55,7 @@ async def status(url: str) -> int:
         try:
             with connect(url) as client:
                 client.send("hello")
-                assert client.recv(timeout=10) == "echo: hello"
+                assert client.recv(timeout=60) == "echo: hello"
                 return 101
         except InvalidStatus as refused:
             return refused.response.status_code

@@ -13,8 +13,7 @@ from agentmgr.supervisor.launcher import CannotLaunch
 @pytest.fixture
 def few(monkeypatch):
     """Five ports to choose from."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        first = probe.getsockname()[1]
+    first = addresses.Ports().lend("127.0.0.1", None)
     monkeypatch.setattr(addresses.Ports, "_CHOICE", range(first, first + 5))
 
 

@@ -81,11 +81,11 @@ runpy.run_path({str(CHILD)!r}, run_name="__main__")
     async with supervisor(leave_running=True) as s:
         await s.start(spec)
         (before,) = s.instances()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not (tmp_path / "refused").exists():  # noqa: ASYNC110
             await trio.sleep(0.02)
     async with supervisor(adopt=[(spec, list(journal.records.values()))]) as s:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while s.instances()[0].said != "in peace":  # noqa: ASYNC110
                 await trio.sleep(0.02)
         assert s.instances()[0].pid == before.pid

@@ -248,19 +248,24 @@ class Connection:
                 batch.append(frame)
                 size += len(frame)
             if batch:
-                # The deadline is the whole connection's: a scope for each write would cost as much as it.
-                self._scope.deadline = min(self._close_by, trio.current_time() + WRITE_STALL_S)
                 try:
-                    await self._wire.send_texts(batch, while_open=self._is_open)
+                    await self._wire.send_texts(
+                        batch, while_open=self._is_open, before_waiting=self._limit_waiting
+                    )
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     return  # the reading side ends the connection
-                self._scope.deadline = self._close_by
+                if self._scope.deadline != self._close_by:
+                    self._scope.deadline = self._close_by
             elif self._closing and not self._attached:
                 break
             else:
                 self._news = trio.Event()
                 await self._news.wait()
         self._scope.cancel()
+
+    def _limit_waiting(self) -> None:
+        # The deadline is the whole connection's: a scope for each write would cost as much as it.
+        self._scope.deadline = min(self._close_by, trio.current_time() + WRITE_STALL_S)
 
     def _is_open(self) -> bool:
         return self._websocket.closed is None

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import trio
+
+
+def _nothing() -> None:
+    """Nobody needs to know."""
 
 
 class Wire(trio.abc.Stream):
@@ -17,19 +23,45 @@ class Wire(trio.abc.Stream):
 
     def __init__(self, stream: trio.SocketStream, first: bytes, *, on_close: Callable[[], None]) -> None:
         self._stream = stream
+        # In tests the stream may have no socket. (Asked here, because it costs as much as a send.)
+        self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._first = first  # was read already; it comes first
         self._lock = trio.StrictFIFOLock()
         self.on_close = on_close
 
-    async def send_texts(self, texts: Iterable[bytes], *, while_open: Callable[[], bool]) -> None:
+    async def send_texts(
+        self,
+        texts: Iterable[bytes],
+        *,
+        while_open: Callable[[], bool],
+        before_waiting: Callable[[], None] = _nothing,
+    ) -> None:
         """Sends each as one text frame; nothing if the WebSocket is closing by the time it is our turn.
 
+        What the kernel takes at once, which is nearly always all, goes without a checkpoint: a trip through
+        trio's loop costs more than such a message. `before_waiting` is called where there is one.
         Raises `trio.BrokenResourceError`, `trio.ClosedResourceError`.
         """
         data = b"".join(part for text in texts for part in (_header(len(text)), text))
-        async with self._lock:
-            if while_open():
-                await self._stream.send_all(data)
+        try:
+            self._lock.acquire_nowait()
+        except trio.WouldBlock:
+            before_waiting()
+            await self._lock.acquire()
+        try:
+            if while_open() and (rest := self._send_now(data)):
+                before_waiting()
+                await self._stream.send_all(rest)
+        finally:
+            self._lock.release()
+
+    def _send_now(self, data: bytes) -> memoryview:
+        """Sends what there is room for; the rest. An error is left for the stream to meet and translate."""
+        sent = 0
+        if self._socket is not None:
+            with suppress(OSError):
+                sent = os.write(self._socket.fileno(), data)
+        return memoryview(data)[sent:]
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._first:

@@ -2,6 +2,7 @@
 
 import pytest
 import trio
+import trio.testing
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from agentmgr.agent.wire import Wire
@@ -51,3 +52,24 @@ async def test_what_was_read_before_comes_first():
         await far.send_all(b"rest")
         assert await wire.receive_some() == b"head"
         assert await wire.receive_some() == b"rest"
+
+
+async def test_what_another_task_sends_waits_for_the_rest_of_a_frame():
+    near, far = await pair()
+    async with near, far:
+        wire, waits = Wire(near, b"", on_close=lambda: None), []
+        text = b"x" * 2**23  # more than the kernel takes at once
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                lambda: wire.send_texts(
+                    [text], while_open=lambda: True, before_waiting=lambda: waits.append(None)
+                )
+            )
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(wire.send_all, b"close")
+            received = bytearray()
+            while not received.endswith(b"close"):
+                received += await far.receive_some()
+        assert waits == [None]
+        assert len(received) == 10 + len(text) + len(b"close")
+        assert received.count(b"x") == len(text)

@@ -143,10 +143,10 @@ async def _read_body(operation: Operation) -> Any:
 
 
 def _respond(answer: Answer) -> Response:
-    body = b"" if answer.value is None else to_json(answer.value).encode()
-    return Response(
-        body,
-        status=answer.status,
-        headers={"Cache-Control": "no-store", **answer.headers},
-        content_type="application/json",
-    )
+    headers = {"Cache-Control": "no-store", **answer.headers}
+    if answer.value is None:
+        response = Response(b"", status=answer.status, headers=headers)
+        del response.headers["Content-Type"]
+        return response
+    body = to_json(answer.value).encode()
+    return Response(body, status=answer.status, headers=headers, content_type="application/json")

@@ -121,6 +121,7 @@ class AgentManager(ServiceCommands):
             "limits": {
                 "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                 "connections": self._live().gateway.max_connections,
+                "api_requests_per_second": self.settings.api_rate_limit or None,
             },
         }
 

@@ -155,6 +155,9 @@ class ServiceCommands(ManagerLife):
         """Run it with so many instances from now on."""
         plane = self._live()
         spec = await plane.registry.change_service(ref, {"instances": instances})
+        plane.events.announce(
+            Event("service.changed", service_id=spec.service_id, detail={"fields": "instances"})
+        )
         if self._supervise and spec.desired_status is DesiredStatus.RUNNING:
             await plane.supervisor.start(spec, wait=wait)
         return plane.view(spec)

@@ -45,7 +45,9 @@ async def test_a_rule_is_made_read_changed_and_deleted(http: httpx2.AsyncClient)
     ):
         assert (response.status_code, response.json()["code"]) == (412, "version_mismatch")
 
-    assert (await http.delete("/routing/rules/vip-routing")).status_code == 204
+    deleted = await http.delete("/routing/rules/vip-routing")
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    assert "Content-Type" not in deleted.headers
     assert (await http.get("/routing/rules")).json()["items"] == []
 
 

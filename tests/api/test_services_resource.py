@@ -226,6 +226,7 @@ async def test_from_registration_to_the_end_as_the_guide_does_it(
 
     scaled = await http.post(f"/services/{ref}/scale?wait=true", json={"instances": 2})
     assert (scaled.status_code, len(scaled.json()["instances"])) == (200, 2)
+    assert '"fields":"instances"' in (await http.get("/events?since=0&follow=false")).text
 
     restarted = await http.post(f"/services/{ref}/restart?wait=true")
     assert restarted.status_code == 200

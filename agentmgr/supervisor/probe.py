@@ -1,7 +1,8 @@
 """Does it answer? A real WebSocket handshake, and an answer on it, over a connection of its own each time.
 
-wsproto over a plain trio socket: a connection of trio-websocket costs a task and three times the CPU, and
-its `ping` never wakes when the peer goes away (measured).
+wsproto over a bare socket: a connection of trio-websocket costs a task and three times the CPU, and its
+`ping` never wakes when the peer goes away; and a trio socket takes a trip through trio's loop for each call
+(measured).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import os
 import secrets
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -61,11 +63,11 @@ class Probe:
                 remark = await self._ask()
             except _Failed as failure:
                 return ProbeResult(False, reason=str(failure))
+            except BrokenPipeError:
+                return ProbeResult(False, reason="broke the connection")
             except OSError as error:
                 reason = os.strerror(error.errno or 0).lower()
                 return ProbeResult(False, reason=reason, inconclusive=error.errno in _OUR_OWN_SHORTAGE)
-            except trio.BrokenResourceError:
-                return ProbeResult(False, reason="broke the connection")
             except ProtocolError as error:
                 return ProbeResult(False, reason=f"does not speak WebSocket: {error}")
             latency_s = trio.current_time() - begin
@@ -74,29 +76,29 @@ class Probe:
 
     async def _ask(self) -> str | None:
         """Returns what the agent says of itself when it is not at its best."""
-        family = trio.socket.AF_INET6 if ipaddress.ip_address(self.host).version == 6 else trio.socket.AF_INET
-        with trio.socket.socket(family, trio.socket.SOCK_STREAM) as sock:
-            await sock.connect((self.host, self.port))
-            socket = _Socket(sock)
+        family = socket.AF_INET6 if ipaddress.ip_address(self.host).version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+            await _connect(sock, (self.host, self.port))
+            peer = _Peer(sock)
             challenge = secrets.token_hex(16)
             target = f"{HEALTH_PATH}?challenge={challenge}" if self.token is not None else "/"
             host = f"[{self.host}]" if ":" in self.host else self.host
-            await socket.send(Request(host=f"{host}:{self.port}", target=target))
-            await socket.receive_until(AcceptConnection)
+            await peer.send(Request(host=f"{host}:{self.port}", target=target))
+            await peer.receive_until(AcceptConnection)
             remark = None
             if self.token is not None:  # an answer from the agent's own loop says more than a pong
-                remark = _judge(await socket.text(), proof(self.token, challenge))
+                remark = _judge(await peer.text(), proof(self.token, challenge))
             else:
-                await socket.send(Ping(b"agentmgr"))
-                await socket.receive_until(Pong)
+                await peer.send(Ping(b"agentmgr"))
+                await peer.receive_until(Pong)
             # Part politely: a server that finds its peer gone in the middle fills its log with it.
             # It has answered; how it takes the farewell says nothing of its health.
             with (
                 trio.move_on_after(_CLOSE_TIMEOUT_S),
-                suppress(OSError, trio.BrokenResourceError, _Failed, ProtocolError),
+                suppress(OSError, _Failed, ProtocolError),
             ):
-                await socket.send(CloseConnection(code=1000))
-                await socket.receive_until(CloseConnection)
+                await peer.send(CloseConnection(code=1000))
+                await peer.receive_until(CloseConnection)
             return remark
 
 
@@ -115,17 +117,31 @@ def _judge(text: str, expected: str) -> str | None:
     return None
 
 
-class _Socket:
+async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
+    error = sock.connect_ex(address)
+    if error == errno.EINPROGRESS:
+        await trio.lowlevel.wait_writable(sock)
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise OSError(error, os.strerror(error))
+
+
+class _Peer:
     """wsproto's events over a socket."""
 
-    def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._stream = trio.SocketStream(sock)
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
         self._connection = WSConnection(ConnectionType.CLIENT)
         self._received = 0
         self._text = ""
 
     async def send(self, event: Event) -> None:
-        await self._stream.send_all(self._connection.send(event))
+        data = memoryview(self._connection.send(event))
+        while data:
+            try:
+                data = data[self._socket.send(data) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
 
     async def receive_until(self, kind: type[Event]) -> None:
         await self._receive(lambda event: isinstance(event, kind))
@@ -147,7 +163,11 @@ class _Socket:
                     await self.send(event.response())
                 if isinstance(event, CloseConnection | RejectData):
                     raise _Failed("closed the WebSocket at once")
-            data = await self._stream.receive_some()
+            await trio.lowlevel.wait_readable(self._socket)  # an answer is never there at once
+            try:
+                data = self._socket.recv(4096)
+            except BlockingIOError:
+                continue  # it was a false alarm
             self._received += len(data)
             if not data:
                 raise _Failed("closed the connection")

@@ -121,6 +121,9 @@ class Gateway:
             for session in due[: self._limits.close_batch]:
                 session.tunnel.end(farewell)
             pause = self._limits.close_pause_s * random.uniform(0.5, 1.5)
+            if len(due) > self._limits.close_batch:
+                await trio.sleep(pause)  # also when the batch is gone at once: they are about to come back
+                continue
             with trio.move_on_after(pause if due else min(max(deadline - now, pause), 0.25)):
                 await self._sessions.next_end()
 

@@ -36,13 +36,15 @@ async def closing(stream: trio.SocketStream) -> None:
 async def test_its_own_refusal_reaches_the_client(lab) -> None:
     body = b'{"why": "full"}'
     answer = b"HTTP/1.1 418 I'm a teapot\r\nX-Why: full\r\nContent-Length: 15\r\n\r\n"
-    async with lab.gateway(await lab.raw(saying(lab, answer + body, stay=True))) as stage:
-        peer = await stage.connect(lab.upgrade())
-        head, _, got = (await peer.rest()).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 418 ")
-        assert b"X-Why: full" in head
-        assert json.loads(got) == {"why": "full"}
-        assert stage.witness.opened == []
+    refusing = await lab.raw(saying(lab, answer + body, stay=True))
+    async with lab.gateway(await lab.instance("echo"), refusing) as stage:
+        async with lab.neighbour(stage, "/services/echo"):
+            peer = await stage.connect(lab.upgrade("/services/raw"))
+            head, _, got = (await peer.rest()).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 418 ")
+            assert b"X-Why: full" in head
+            assert json.loads(got) == {"why": "full"}
+            assert len(stage.witness.opened) == 1
 
 
 @pytest.mark.parametrize(
@@ -68,10 +70,11 @@ async def test_an_endless_refusal_is_cut(lab) -> None:
         while True:
             await stream.send_all(b"x" * 10_000)
 
-    async with lab.gateway(await lab.raw(endless)) as stage:
-        peer = await stage.connect(lab.upgrade())
-        _, _, body = (await peer.rest()).partition(b"\r\n\r\n")
-        assert len(body) == 64 * 1024
+    async with lab.gateway(await lab.instance("echo"), await lab.raw(endless)) as stage:
+        async with lab.neighbour(stage, "/services/echo"):
+            peer = await stage.connect(lab.upgrade("/services/raw"))
+            _, _, body = (await peer.rest()).partition(b"\r\n\r\n")
+            assert len(body) == 64 * 1024
 
 
 @pytest.mark.parametrize(
@@ -98,11 +101,13 @@ async def test_a_false_answer_is_a_bad_gateway(lab, answer: bytes, status: int, 
             await lab.eventually(lambda: lab.open_descriptors() <= base)
 
 
-async def test_one_that_never_answers_is_a_timeout(lab) -> None:
-    async with lab.gateway(await lab.raw(saying(lab, b"", stay=True)), limits=QUICK) as stage:
-        assert (await stage.refusal(lab.upgrade()))[:2] == (504, "backend_timeout")
-        async with lab.gateway(await lab.raw(saying(lab, b"HTTP/1.1 1", stay=True)), limits=QUICK) as other:
-            assert (await other.refusal(lab.upgrade()))[:2] == (504, "backend_timeout")
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 1"])
+async def test_one_that_never_answers_is_a_timeout(lab, begin: bytes) -> None:
+    healthy, mute = await lab.instance("echo"), await lab.raw(saying(lab, begin, stay=True))
+    async with lab.gateway(healthy, mute, limits=QUICK) as stage:
+        async with lab.neighbour(stage, "/services/echo"):
+            assert (await stage.refusal(lab.upgrade("/services/raw")))[:2] == (504, "backend_timeout")
+            await lab.eventually(lambda: stage.gateway.active_sessions(mute.instance_id) == 0)
 
 
 async def test_the_next_one_is_tried_at_once_and_none_twice(lab) -> None:

@@ -144,15 +144,16 @@ async def test_a_client_that_is_reset_is_gone_for_the_instance_too(lab, sent: by
         gone.set()
 
     instance = await lab.raw(open_ended(lab, until_gone))
-    async with lab.gateway(instance) as stage:
-        peer = await stage.open()
-        await peer.stream.send_all(sent)
-        await lab.eventually(lambda: stage.gateway.connections()[0].bytes_from_client == len(sent))
-        peer.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        await peer.stream.aclose()
-        with trio.fail_after(60):
-            await gone.wait()
-        (end,) = await stage.witness.ends()
+    async with lab.gateway(await lab.instance("echo"), instance) as stage:
+        async with lab.neighbour(stage, "/services/echo"):
+            peer = await stage.open("/services/raw")
+            await peer.stream.send_all(sent)
+            await lab.eventually(lambda: stage.gateway.connections()[1].bytes_from_client == len(sent))
+            peer.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            await peer.stream.aclose()
+            with trio.fail_after(60):
+                await gone.wait()
+            (end,) = await stage.witness.ends()
         assert (end.ended_by, end.code) == ("client", None)
         assert stage.gateway.active_sessions(instance.instance_id) == 0
     assert got == [sent]
@@ -223,12 +224,14 @@ async def test_a_peer_that_does_not_answer_a_close_is_cut(lab, before: bytes) ->
         await trio.sleep_forever()
 
     limits = GatewayLimits(close_timeout_s=0.1)
-    async with lab.gateway(await lab.raw(open_ended(lab, deaf)), limits=limits) as stage:
-        peer = await stage.open()
-        await peer.stream.send_all(before + lab.frame(8, b"\x03\xe8"))
-        with trio.fail_after(60):
-            assert await peer.rest() == b""
-        (end,) = await stage.witness.ends()
+    healthy, mute = await lab.instance("echo"), await lab.raw(open_ended(lab, deaf))
+    async with lab.gateway(healthy, mute, limits=limits) as stage:
+        async with lab.neighbour(stage, "/services/echo"):
+            peer = await stage.open("/services/raw")
+            await peer.stream.send_all(before + lab.frame(8, b"\x03\xe8"))
+            with trio.fail_after(60):
+                assert await peer.rest() == b""
+            (end,) = await stage.witness.ends()
         assert (end.ended_by, end.code) == ("client", 1000)
 
 
@@ -315,6 +318,32 @@ async def test_drain_ends_the_idle_first_and_the_rest_at_the_deadline(lab) -> No
         assert ended["busy"] - began > 1.4
         assert ended["drain"] - began > 1.4
         assert [end.code for end in stage.witness.closed[:2]] == [1012, 1012]
+
+
+async def test_all_who_come_back_after_a_drain_find_a_place_and_no_instance_gets_too_many(lab) -> None:
+    """Closed in batches, they come back as they are told, and nobody is refused."""
+    limits = GatewayLimits(drain_idle_s=0, close_batch=5, close_pause_s=0.1, close_timeout_s=60)
+    old = await lab.instance(instance_id="old", max_sessions=30)
+    new = await lab.instance(instance_id="new", max_sessions=30)
+    told, back = [], []
+    async with lab.gateway(old, limits=limits) as stage:
+
+        async def come_back(peer) -> None:
+            assert await peer.close_code() == 1012
+            told.append(trio.current_time())
+            await peer.stream.aclose()
+            back.append(await stage.open())
+            assert stage.gateway.active_sessions("new") <= 30
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(come_back, await stage.open())
+            stage.gateway.update(RoutingTable((evolve(old, state=BackendState.DRAINING), new)))
+            await stage.gateway.drain("old", timeout_s=60)
+        assert stage.gateway.active_sessions("old") == 0
+        assert stage.gateway.active_sessions("new") == len(back) == 30
+        # Six batches have five pauses, of half their length at least; some of that is lost on a busy machine.
+        assert max(told) - min(told) > 5 * limits.close_pause_s / 2 / 2
 
 
 async def test_draining_nobody_is_done_at_once(lab) -> None:

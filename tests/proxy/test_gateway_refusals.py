@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
@@ -9,6 +10,7 @@ import struct
 import pytest
 import trio
 
+from agentmgr.errors import ConnectionNotFound
 from agentmgr.proxy import GatewayLimits
 
 
@@ -27,9 +29,17 @@ def bad(request: bytes, old: str, new: str) -> bytes:
         ("GET /", "GET /#x", 400, "bad_request"),
         ("GET /", "GET /\u00e4", 400, "bad_request"),
         ("Upgrade: websocket\r\n", "Upgrade: websocket\n", 400, "bad_request"),
+        ("Upgrade: websocket\r\n", "Upgrade: websocket\rX: 1\r\n", 400, "bad_request"),
         ("Upgrade: websocket\r\n", "Upgrade: websocket\r\n folded\r\n", 400, "bad_request"),
         ("Upgrade: ", "Upgrade : ", 400, "bad_request"),
         ("Host: ", "Host: a\r\nHost: ", 400, "bad_request"),
+        ("Sec-WebSocket-Version", "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Version", 400, "bad_request"),
+        (
+            "Sec-WebSocket-Key",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Key",
+            400,
+            "bad_request",
+        ),
         ("Host: gateway.test", "Host: \x00", 400, "bad_request"),
         ("Sec-WebSocket-Key: ", "Sec-WebSocket-Key: x", 400, "bad_request"),
         ("Host", "Content-Length: 3\r\nHost", 400, "bad_request"),
@@ -127,8 +137,64 @@ async def test_a_second_request_behind_the_upgrade_is_never_parsed(lab) -> None:
             await peer.stream.aclose()
             (end,) = await stage.witness.ends()
             assert (end.ended_by, end.code) == ("gateway", 1002)
-        assert b"admin" not in seen[0]
-        assert seen[0][0] == 0x88  # a close frame, and nothing before it
+        (frame,) = seen
+        assert b"admin" not in frame
+        assert frame[0] == 0x88  # a close frame, and nothing before it
+        assert bytes(a ^ b for a, b in zip(frame[6:8], frame[2:4], strict=True)) == (1002).to_bytes(2)
+
+
+async def test_line_breaks_in_a_query_an_id_or_a_name_stay_in_their_encoding(
+    lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a header for the instance nor a line of the log can be made with them."""
+    caplog.set_level(logging.DEBUG)
+    heads = []
+
+    async def backend(stream: trio.SocketStream) -> None:
+        peer = lab.Peer(stream)
+        heads.append(await peer.until(b"\r\n\r\n"))
+        await stream.send_all(lab.switching())
+        await peer.rest()
+
+    forged = "x%0d%0aX-Forged:%201"
+    async with lab.gateway(await lab.instance("echo"), await lab.raw(backend)) as stage:
+        async with lab.neighbour(stage, "/services/echo"):
+            for place in ("session_id", "tag2", "x"):
+                peer = await stage.open(f"/services/raw/{forged}?{place}={forged}")
+                await peer.stream.aclose()
+            refused = await stage.refusal(lab.upgrade(f"/services/{forged}"))
+            assert refused[:2] == (404, "service_not_found")
+            assert "x-forged" not in refused[2]
+            refused = await stage.refusal(lab.upgrade(f"/?service={forged}"))
+            assert refused[:2] == (404, "service_not_found")
+            with pytest.raises(ConnectionNotFound):
+                stage.gateway.disconnect("con_\r\nforged")
+            await stage.witness.ends(3)
+    assert len(heads) == 3
+    assert not any(line.lower().startswith(b"x-forged") for head in heads for line in head.split(b"\r\n"))
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("agentmgr")]
+    assert ours
+    assert not any("\n" in message or "\r" in message for message in ours)
+
+
+async def test_a_flood_from_one_address_is_stopped_and_the_others_are_served(lab) -> None:
+    limits = GatewayLimits(handshakes_per_address_s=0.001, close_timeout_s=0.5)
+    async with lab.gateway(await lab.instance(), limits=limits, trusted_proxies=["127.0.0.1"]) as stage:
+        async with lab.neighbour(stage):
+            answers = []
+
+            async def flood() -> None:
+                for _ in range(20):
+                    request = lab.upgrade("/", "X-Forwarded-For: 192.0.2.1")
+                    peer = await stage.connect(request)
+                    answers.append((await peer.until(b"\r\n")).split()[1])
+                    await peer.stream.aclose()
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(10):
+                    nursery.start_soon(flood)
+            assert sorted(answers) == [b"101"] + [b"429"] * 199
+            await stage.open("/", "X-Forwarded-For: 192.0.2.2")
 
 
 async def test_a_full_gateway_turns_clients_away(lab) -> None:

@@ -57,6 +57,8 @@ async def test_a_flood_without_a_newline_is_bounded_and_blocks_nobody(supervisor
 @pytest.mark.parametrize("where", ["/dev/shm", None])
 def test_a_rotation_loses_nothing_while_the_writer_writes(tmp_path, where):
     """On a file system that can cut off a file's front, and on one that can only make holes (tmpfs)."""
+    if where is not None and not os.path.isdir(where):
+        pytest.skip("no /dev/shm on this machine")
     directory = tmp_path if where is None else Path(where, tmp_path.name + str(os.getpid()))
     directory.mkdir(exist_ok=True)
     try:

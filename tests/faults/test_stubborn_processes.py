@@ -93,7 +93,7 @@ def can_limit_processes():
 
 
 async def test_a_fork_bomb_is_contained_and_the_others_stay_routable(
-    supervisor, journal, command, relatives, monkeypatch
+    supervisor, journal, command, relatives, monkeypatch, tmp_path
 ):
     if not can_limit_processes():
         pytest.skip(
@@ -102,7 +102,8 @@ async def test_a_fork_bomb_is_contained_and_the_others_stay_routable(
     bomb = """
         import os, time
         if os.fork() == 0:
-            time.sleep(0.5)
+            while not os.path.exists("lit"):
+                time.sleep(0.05)
             for _ in range(12):  # 2^12 would-be processes, each in a session of its own
                 try:
                     if os.fork() == 0:
@@ -121,9 +122,10 @@ async def test_a_fork_bomb_is_contained_and_the_others_stay_routable(
     async with supervisor(health_check_interval=0.2) as s:
         neighbour = command(name="neighbour")
         await s.start(neighbour)
-        spec = script(bomb, max_processes=30)
+        spec = script(bomb, max_processes=30, cwd=str(tmp_path))
         await s.start(spec)
         assert s.instances(spec.service_id)[0].unenforced == ()
+        (tmp_path / "lit").touch()
         await eventually(lambda: len(relatives()) >= 25)
         assert len(relatives()) <= 31
         (check,) = await s.check(neighbour.service_id)

@@ -7,14 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import asyncclick as click
 import pytest
 from attrs import fields
 
-from agentmgr.api.operations import BASE
 from agentmgr.api.resources import operations
 from agentmgr.cli.group import COMMANDS
 from agentmgr.settings import Settings, environment_name
 from agentmgr.supervisor.addresses import Ports
+from tests.cli.test_usage import every_command
 from tests.processes import end_all_in
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -68,8 +69,27 @@ def test_every_setting_is_there_and_every_one_there_exists():
     assert all(name in source for name in others)
 
 
-def test_every_endpoint_there_exists():
-    paths = {operation.path for operation in operations(control=False)}
-    named = set(re.findall(rf"`({BASE}/[^`]+|/health|/docs)`", README))
-    assert len(named) > 10
-    assert named <= paths | {"/docs"}
+def rows(heading):
+    """The first two cells of each row of the table below that heading."""
+    section = README.partition(f"### {heading}\n")[2].partition("\n#")[0]
+    return dict(re.findall(r"^\| `([^`]+)` \| (.+?) \|", section, re.MULTILINE))
+
+
+def test_every_endpoint_is_there_and_every_one_there_exists():
+    methods = {}
+    for operation in operations(control=False):
+        if operation.path not in ("/", "/docs/{ref}"):  # they lead to the documentation, and are parts of it
+            methods.setdefault(operation.path, set()).add(operation.method)
+    documented = {path: set(cell.split(", ")) for path, cell in rows("Paths of the REST API").items()}
+    assert documented == methods
+
+
+COMMON = {"--db-path", "--debug", "--help"}
+
+
+@pytest.mark.parametrize(("name", "command"), every_command())
+def test_every_option_is_there_and_every_one_there_exists(name, command):
+    shown = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    options = {word for p in shown for word in [*p.opts, *p.secondary_opts] if word.startswith("--")}
+    documented = set(re.findall(r"`(--[a-z-]+)`", rows("Options").get(name, "")))
+    assert documented == options - COMMON

@@ -65,7 +65,7 @@ class OfflineManager:
         return stats.service_stats(service, totals, now=utc_now())
 
     async def get_system_stats(self) -> dict[str, Any]:
-        return stats.system_stats(self._services, ())
+        return stats.system_stats(self._services)
 
     async def get_health_history(self, ref: str, *, limit: int = 100) -> tuple[HealthCheck, ...]:
         service = await self.get_service(ref)

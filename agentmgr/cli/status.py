@@ -40,7 +40,7 @@ async def _show(cli: Cli, name: str | None, output: str) -> None:
                     f"{counted(services['total'], 'service')}, {services['running']} running; "
                     f"{counted(figures['connections']['total_connections'], 'session')}"
                 )
-                for trouble in figures.get("troubles", ()):
+                for trouble in figures["troubles"]:
                     print(f"degraded: {trouble}")
             return
         service = await manager.get_service(name)

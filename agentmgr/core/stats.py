@@ -11,8 +11,10 @@ from typing import Any
 from ..models import Connection, HealthStatus, Latency, Service, ServiceStatus, ServiceTotals, Usage
 
 
-def system_stats(services: Sequence[Service], connections: Collection[Connection]) -> dict[str, Any]:
-    """`{services, connections, health, instances}`."""
+def system_stats(
+    services: Sequence[Service], connections: Collection[Connection] = (), *, troubles: Sequence[str] = ()
+) -> dict[str, Any]:
+    """`{services, connections, health, instances, troubles}`."""
     return {
         "services": {"total": len(services), **_count(ServiceStatus, (s.status for s in services))},
         "connections": connection_stats(services, connections),
@@ -21,6 +23,7 @@ def system_stats(services: Sequence[Service], connections: Collection[Connection
             "total": sum(len(service.instances) for service in services),
             **_count(ServiceStatus, (i.status for service in services for i in service.instances)),
         },
+        "troubles": list(troubles),
     }
 
 

@@ -86,8 +86,8 @@ class AgentManager(ServiceCommands):
     def get_system_stats(self) -> dict[str, Any]:
         """`{services, connections, health, instances, troubles}`, each with its counts."""
         plane = self._live()
-        figures = stats.system_stats(plane.views(), plane.gateway.connections())
-        return {**figures, "troubles": list(self._troubles())}
+        connections = plane.gateway.connections()
+        return stats.system_stats(plane.views(), connections, troubles=self._troubles())
 
     def get_connection_stats(self) -> dict[str, Any]:
         """Live sessions: `{total_connections, by_status, by_service}`."""

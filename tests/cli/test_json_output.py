@@ -1,0 +1,52 @@
+"""What programs may rely on: `--format json` prints what the README says, key by key."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from websockets.sync.client import connect
+
+from tests.cli.test_usage import every_command
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SECTION = README.partition("### What `--format json` prints")[2].partition("\n#")[0]
+ROWS = re.findall(r"^\| `([^`]+)` \| (\w+) \| (.+) \|$", SECTION, re.MULTILINE)
+DOCUMENTED = {command: (shape, set(re.findall(r"`([\w-]+)`", keys))) for command, shape, keys in ROWS}
+
+
+def keys_of(printed: str, shape: str) -> set[str]:
+    if shape == "lines":
+        return set(json.loads(printed.splitlines()[0]))
+    value = json.loads(printed)
+    assert isinstance(value, list) == (shape == "array")
+    return set(value[0] if isinstance(value, list) else value)
+
+
+def check_each(shell: Any, commands: Iterable[str]) -> None:
+    for name in commands:
+        shape, keys = DOCUMENTED[name]
+        printed = shell(*name.replace("NAME", "one").split(), "--format", "json").stdout
+        assert keys_of(printed, shape) == keys, name
+
+
+def test_what_is_printed_has_the_keys_that_are_documented(shell: Any) -> None:
+    shell.ok("register", "one", "my_agent.py")
+    shell.ok("routes", "add", "all", "--service", "one")
+    with shell.background("daemon", "--proxy-port", "0") as daemon:
+        gateway = daemon.until("gateway at").split()[-1]
+        shell.ok("start", "one")
+        with connect(gateway) as client:
+            client.send("hi")
+            client.recv(timeout=20)
+            shell.ok("tokens", "create", "dash", "--scope", "read")
+            check_each(shell, DOCUMENTED)
+    check_each(shell, DOCUMENTED.keys() - {"connections"})  # with no manager, off the database
+
+
+def test_each_command_that_prints_json_is_documented() -> None:
+    able = {name for name, command in every_command() if "output" in {p.name for p in command.params}}
+    assert {name.removesuffix(" NAME") for name in DOCUMENTED} == able

@@ -10,7 +10,7 @@ import trio
 from ..logging_setup import configure_logging
 from ..proxy.certificate import Certificate
 from ..settings import Settings
-from .foreground import managing, run_until_told, until_signalled
+from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listener_options import certificate, files, gateway_options, kept, tls_options
 from .listeners import open_api, open_gateway
@@ -63,19 +63,20 @@ async def command(
             async with trio.open_nursery() as nursery:
                 if proxy_port is not None:
                     gateways = {**opening, "proxy_protocol": settings.proxy_protocol}
-                    nursery.start_soon(attach, cli, "proxy", settings.api_host, proxy_port, gateways, told)
-                await attach(cli, "api", settings.api_host, settings.api_port, opening, told)
+                    nursery.start_soon(
+                        attach, cli, "proxy", settings.api_host, proxy_port, gateways, told.once
+                    )
+                await attach(cli, "api", settings.api_host, settings.api_port, opening, told.once)
         else:
             await _manage(cli, settings, proxy_port, tls, told)
 
 
 async def _manage(
-    cli: Cli, settings: Settings, proxy_port: int | None, tls: Certificate | None, told: trio.Event
+    cli: Cli, settings: Settings, proxy_port: int | None, tls: Certificate | None, told: Told
 ) -> None:
     host = settings.api_host
-    async with managing(cli, settings) as manager, trio.open_nursery() as nursery:
-        await open_api(nursery, manager, host, settings.api_port, tls)
+    async with managing(cli, settings, told) as (manager, listeners):
+        await open_api(listeners, manager, host, settings.api_port, tls)
         if proxy_port is not None:
-            await open_gateway(nursery, manager, host, proxy_port, tls)
+            await open_gateway(listeners, manager, host, proxy_port, tls)
         await run_until_told(manager, told)
-        nursery.cancel_scope.cancel()

@@ -82,21 +82,24 @@ async def _run(
 ) -> None:
     notifier = Notifier()
     background = ready_fd is not None
-    async with until_signalled() as told, managing(cli, settings, in_background=background) as manager:
-        async with trio.open_nursery() as nursery:
-            print(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
-            if proxy_port is not None:
-                await open_gateway(nursery, manager, host, proxy_port, tls)
-            if api_port is not None:
-                await open_api(nursery, manager, host, api_port, tls)
-            _tell(ready_fd, "ready")
-            notifier.tell("READY=1")
-            nursery.start_soon(notifier.keep_alive)
-            await run_until_told(manager, told)
-            notifier.tell("STOPPING=1")
-            if told.is_set():  # else whoever asked for the end said what becomes of the instances
-                manager.request_shutdown(leave_running=leave_running)
-            nursery.cancel_scope.cancel()
+    async with (
+        until_signalled() as told,
+        managing(cli, settings, told, in_background=background) as (manager, listeners),
+        trio.open_nursery() as nursery,
+    ):
+        print(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
+        if proxy_port is not None:
+            await open_gateway(listeners, manager, host, proxy_port, tls)
+        if api_port is not None:
+            await open_api(listeners, manager, host, api_port, tls)
+        _tell(ready_fd, "ready")
+        notifier.tell("READY=1")
+        nursery.start_soon(notifier.keep_alive)
+        await run_until_told(manager, told)
+        notifier.tell("STOPPING=1")
+        if told.once.is_set():  # else whoever asked for the end said what becomes of the instances
+            manager.request_shutdown(leave_running=leave_running)
+        nursery.cancel_scope.cancel()
 
 
 async def _relieve_background_manager(cli: Cli) -> None:

@@ -16,7 +16,7 @@ from ..manager import AgentManager
 from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .addresses import address
-from .foreground import managing, run_until_told, until_signalled
+from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listener_options import certificate, files, gateway_options, kept, tls_options
 from .listeners import open_gateway
@@ -66,14 +66,14 @@ async def command(
             own = (["--health-interval"] if health_interval is not None else []) + kept(gateway)
             if own:
                 note(f"a manager is running already; it keeps its own {', '.join(own)}")
-            await attach(cli, "proxy", settings.proxy_host, settings.proxy_port, opening, told)
+            await attach(cli, "proxy", settings.proxy_host, settings.proxy_port, opening, told.once)
         else:
             await _manage(cli, settings, tls, told)
 
 
-async def _manage(cli: Cli, settings: Settings, tls: Certificate | None, told: trio.Event) -> None:
-    async with managing(cli, settings) as manager, trio.open_nursery() as nursery:
-        await open_gateway(nursery, manager, settings.proxy_host, settings.proxy_port, tls)
+async def _manage(cli: Cli, settings: Settings, tls: Certificate | None, told: Told) -> None:
+    async with managing(cli, settings, told) as (manager, listeners), trio.open_nursery() as nursery:
+        await open_gateway(listeners, manager, settings.proxy_host, settings.proxy_port, tls)
         nursery.start_soon(_print_session_ends, manager)
         await run_until_told(manager, told)
         nursery.cancel_scope.cancel()

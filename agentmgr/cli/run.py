@@ -49,18 +49,17 @@ async def command(
     """
     settings = cli.settings(proxy_port=proxy_port, api_port=api_port, **gateway)
     configure_logging(LogLevel.WARNING, settings.log_format)
-    async with until_signalled() as told, managing(cli, settings) as manager:
+    async with until_signalled() as told, managing(cli, settings, told) as (manager, listeners):
         services = [await _registered(manager, file) for file in dict.fromkeys(files)]
         async with trio.open_nursery() as nursery:
-            proxy = await _open(nursery, manager.serve_proxy, host, settings.proxy_port, proxy_port)
-            api = await _open(nursery, _api(manager), host, settings.api_port, api_port)
+            proxy = await _open(listeners, manager.serve_proxy, host, settings.proxy_port, proxy_port)
+            api = await _open(listeners, _api(manager), host, settings.api_port, api_port)
             print(_welcome(services, host, proxy, api, cli.paths.database), flush=True)
             for number, service in enumerate(services):
                 nursery.start_soon(_show_log, manager, service, number)
             for service in services:
                 nursery.start_soon(_start, manager, service)
             await run_until_told(manager, told)
-            note("stopping")
             nursery.cancel_scope.cancel()
         with suppress(ManagerNotRunning):  # `agentmgr shutdown` was quicker
             # Stopped for good, unless it was to run anyway: a later manager must not start it by itself.

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
+import pytest
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 
@@ -53,3 +60,37 @@ def test_what_a_proxy_opened_ends_with_the_manager(shell: Any) -> None:
             shell.ok("shutdown")
             proxy.until("the manager has ended")
             assert proxy.process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["daemon", "--proxy-port", "0"], ["proxy", "--port", "0"], ["api", "--port", "0", "--proxy-port", "0"]],
+)
+def test_a_second_ctrl_c_cuts_short_what_the_first_one_waits_for(shell: Any, command: list[str]) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    shell.ok("shutdown")
+    with shell.background(*command) as manager:
+        url = manager.until("gateway at").split()[-1]
+        with connect(url, open_timeout=60) as client, ThreadPoolExecutor(1) as pool:
+            client.send("hello")
+            answered = threading.Event()
+
+            def talk_on() -> float:
+                """Never idle, or its session would end without being cut; until when it could."""
+                with suppress(ConnectionClosed):
+                    while True:
+                        client.recv(timeout=60)
+                        answered.set()
+                        client.send("and then?")
+                return time.monotonic()
+
+            talking = pool.submit(talk_on)
+            manager.process.send_signal(signal.SIGINT)
+            manager.until("a second Ctrl-C cuts them short")
+            for _ in range(20):
+                answered.clear()
+                assert answered.wait(60)
+            assert manager.process.poll() is None
+            begin = time.monotonic()
+            assert manager.interrupt()[0] == 0
+            assert talking.result(60) - begin < 15, "half of the drain timeout"

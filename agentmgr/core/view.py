@@ -52,13 +52,14 @@ def overall_health(instances: Iterable[Instance]) -> HealthStatus:
 
 def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessions: int) -> Service:
     """One service as every interface shows it. `instances` are its own, in the order of their slots."""
+    config = spec.config
     serving = next((i for i in instances if i.status is ServiceStatus.RUNNING and i.port), None)
     return Service(
         service_id=spec.service_id,
         name=spec.name,
         description=spec.description,
-        agent_factory_path=spec.config.agent_factory_path,
-        command=spec.config.command,
+        agent_factory_path=config.agent_factory_path,
+        command=config.command,
         host=spec.host,
         port=spec.port or (serving.port if serving else None),
         endpoint=_endpoint(serving) if serving else None,
@@ -76,7 +77,8 @@ def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessio
         restart_count=sum(i.restart_count for i in instances),
         next_restart_at=min((i.next_restart_at for i in instances if i.next_restart_at), default=None),
         active_sessions=active_sessions,
-        config=evolve(spec.config, env=shown(spec.config.env)),
+        # Making a configuration validates it all: only where there is something to hide.
+        config=evolve(config, env=shown(config.env)) if config.env else config,
         instances=tuple(instances),
         port_is_fixed=spec.port is not None,
     )

@@ -117,6 +117,8 @@ class Registry:
                     "choose another, or leave --port out to have one chosen"
                 )
 
+        if not spec.config.after:  # who waits for nobody closes no circle
+            return
         needs = {other.name: other.config.after for other in self._services.values()}
         if found := dependencies.cycle(needs | {spec.name: spec.config.after}):
             raise InvalidRequest(f"services would wait for each other: {' after '.join(found)}")

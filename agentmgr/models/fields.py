@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from attrs import Attribute, field, fields, frozen
+from attrs import Attribute, field, fields
 
 from ..errors import FieldProblem, InvalidRequest
 
@@ -29,20 +29,14 @@ TAG = re.compile(r"[^\s,\x00-\x1f\x7f]{1,64}")
 Check = Callable[[Any, "Attribute[Any]", Any], None]
 
 
-@frozen
-class Rule:
-    """A validator that can say what it lets pass, as far as JSON Schema has words for that."""
+def rule(**schema: Any) -> Callable[[Check], Check]:
+    """Tells of a validator what it lets pass, as far as JSON Schema has words for that: as its `schema`."""
 
-    check: Check
-    schema: Mapping[str, Any]
+    def tell(check: Check) -> Check:
+        vars(check)["schema"] = schema  # not a wrapper: some classes have dozens of fields to validate
+        return check
 
-    def __call__(self, instance: Any, attribute: Attribute[Any], value: Any) -> None:
-        self.check(instance, attribute, value)
-
-
-def rule(**schema: Any) -> Callable[[Check], Rule]:
-    """Makes a validator of a check, with the JSON Schema of what it lets pass."""
-    return lambda check: Rule(check, schema)
+    return tell
 
 
 def as_in(kind: type[Any], name: str) -> Any:
@@ -87,7 +81,7 @@ def check_tags(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> None:
             )
 
 
-def between(low: float, high: float) -> Rule:
+def between(low: float, high: float) -> Check:
     @rule(minimum=low, maximum=high)
     def check(_: Any, attribute: Attribute[Any], value: float | None) -> None:
         if value is not None and not low <= value <= high:
@@ -96,7 +90,7 @@ def between(low: float, high: float) -> Rule:
     return check
 
 
-def up_to(most: float) -> Rule:
+def up_to(most: float) -> Check:
     """More than nothing."""
 
     @rule(exclusiveMinimum=0, maximum=most)

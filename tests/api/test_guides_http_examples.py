@@ -104,12 +104,13 @@ async def test_the_httpx_example(
 ) -> None:
     Path(agent_file).rename(tmp_path / "my_agent.py")
     monkeypatch.chdir(tmp_path)
-    Path("example.py").write_text(HTTPX.replace("http://localhost:8080", url))
+    patient = HTTPX.replace("AsyncClient()", "AsyncClient(timeout=60)")
+    Path("example.py").write_text(patient.replace("http://localhost:8080", url))
     Path("httpx.py").write_text("from httpx2 import *\n")
     done = await trio.run_process([sys.executable, "example.py"], capture_stdout=True)
     said = done.stdout.decode()
     assert "System info: {" in said
     assert "Service status: st" in said or "Service status: running" in said
     assert "Health check: " in said
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         assert (await http.get(f"{url}/health")).json()["status"] == "healthy"

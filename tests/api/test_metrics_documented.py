@@ -33,7 +33,7 @@ async def emitted(url: str, manager: AgentManager, agent_file: str, nursery: tri
     with trio.fail_after(60):
         while manager.get_service_stats("echo")["usage"] is None:  # noqa: ASYNC110  # sampled now and then
             await trio.sleep(0.02)
-    async with httpx2.AsyncClient() as http:
+    async with httpx2.AsyncClient(timeout=60) as http:
         await http.get(f"{url}/health")
         text = (await http.get(f"{url}/metrics")).text
     families = text_string_to_metric_families(text)

@@ -39,7 +39,7 @@ async def test_another_address_has_a_share_of_its_own(http: httpx2.AsyncClient, 
         await http.get("/info")
     transport = httpx2.AsyncHTTPTransport(local_address="127.0.0.2")
     base = url.replace("localhost", "127.0.0.1")
-    async with httpx2.AsyncClient(base_url=base, transport=transport) as other:
+    async with httpx2.AsyncClient(base_url=base, transport=transport, timeout=60) as other:
         assert (await other.get("/health")).status_code == 200
 
 
@@ -54,7 +54,7 @@ async def test_streams_count_as_long_as_they_are_followed(tmp_path: Path, nurser
             await stream.send_all(ask)
             assert b"200" in await stream.receive_some(100)
             streams.append(stream)
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
             assert (await http.get("/health")).status_code == 429
             await streams.pop().aclose()
             with trio.fail_after(60):

@@ -69,7 +69,7 @@ def test_the_api_is_open_to_others_with_a_token_and_over_tls(
             assert lines[1].startswith("wss://")
             second = lines[0].removesuffix("/docs")
             for url in (first, second):
-                with httpx2.Client(verify=context, base_url=url) as http:
+                with httpx2.Client(verify=context, base_url=url, timeout=60) as http:
                     assert http.get("/api/v1/info").status_code == 401
                     headers = {"Authorization": f"Bearer {key}"}
                     assert http.get("/api/v1/info", headers=headers).status_code == 200

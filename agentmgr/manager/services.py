@@ -77,7 +77,10 @@ class ServiceCommands(ManagerLife):
         Raises `ServiceNotFound`, `InvalidRequest`, `VersionMismatch`, `NameTaken`, `PortNotAvailable`.
         """
         plane = self._live()
+        before = plane.registry.service(ref)
         spec = await plane.registry.change_service(ref, changes, expected_version=expected_version)
+        if spec.name != before.name:
+            plane.supervisor.move_logs(before.name, spec.name)
         plane.events.announce(
             Event("service.changed", service_id=spec.service_id, detail={"fields": ",".join(sorted(changes))})
         )

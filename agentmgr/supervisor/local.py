@@ -33,6 +33,7 @@ class LocalLauncher:
                 nursery.start_soon(self._shared.upkeep.run)
 
     def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> LocalPlace:
+        logs.claim(self._log_dir, spec.name)
         log, lifeline = logs.path(self._log_dir, spec.name, slot), Lifeline(self._lifelines / instance_id)
         return LocalPlace(spec, instance_id, slot, log, lifeline, self._shared)
 

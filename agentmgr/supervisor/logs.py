@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +25,32 @@ _KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE_RANGE = 0x01, 0x02, 0x08  # linux/falloc.h
 
 def path(log_dir: Path, service_name: str, slot: int) -> Path:
     return log_dir / service_name / f"{slot}.log"
+
+
+def move(log_dir: Path, old: str, new: str) -> None:
+    """Lets a renamed service keep its logs. Raises OSError.
+
+    Who writes to a file goes on writing to it, wherever it is moved. Instances that run know the old path, so
+    that leads to the new directory until another service takes the name. What stands under the new name is of
+    a service that is no more: it is put aside.
+    """
+    source, target = log_dir / old, log_dir / new
+    if source.is_symlink() or not source.is_dir():
+        return
+    if target.is_symlink():
+        target.unlink()
+    elif target.exists():
+        aside = log_dir / f"{new}~"  # no service has such a name
+        shutil.rmtree(aside, ignore_errors=True)
+        target.rename(aside)
+    source.rename(target)
+    source.symlink_to(new)
+
+
+def claim(log_dir: Path, name: str) -> None:
+    """Makes the name this service's own again, where a service that had it was renamed."""
+    if (log_dir / name).is_symlink():
+        (log_dir / name).unlink(missing_ok=True)
 
 
 def open_for_append(file: Path) -> int:

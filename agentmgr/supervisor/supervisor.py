@@ -295,6 +295,14 @@ class Supervisor:
             raise WrongState("this supervisor has no log_dir, and so no logs")
         return logs.path(self._log_dir, name, slot)
 
+    def move_logs(self, old: str, new: str) -> None:
+        """Lets a service that is called `new` from now on keep its logs."""
+        if self._log_dir is not None:
+            try:
+                logs.move(self._log_dir, old, new)
+            except OSError as error:  # no reason to keep the old name
+                log.warning("the logs of %s stay under its old name %s: %s", new, old, error)
+
     # How they are carried out
 
     @asynccontextmanager

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from attrs import Factory, frozen
 
 from ..errors import InvalidRequest, ServiceNotFound
-from ..models import RoutingRule, RoutingStrategy
+from ..models import RoutingCondition, RoutingRule, RoutingStrategy
 from .conditions import Predicate, check_rule, compile_conditions
 from .lookup import in_order
 from .request import ClientRequest
@@ -138,7 +138,7 @@ class Router:
         self._rules = [
             (rule, holds)
             for rule in in_order(table.rules)
-            if rule.enabled and (holds := _compiled(rule)) is not None
+            if rule.enabled and (holds := _compiled(rule.conditions)) is not None
         ]
         for rotation in self.rotations.values():
             rotation.forget_all_but(self.by_id.keys())
@@ -211,9 +211,11 @@ class Router:
         return pool
 
 
-def _compiled(rule: RoutingRule) -> Predicate | None:
+# A table is made whenever an instance changes, and its rules are nearly always the same.
+@lru_cache(maxsize=1024)
+def _compiled(conditions: tuple[RoutingCondition, ...]) -> Predicate | None:
     try:
-        return compile_conditions(rule.conditions)
+        return compile_conditions(conditions)
     except InvalidRequest:  # stored by a version that took it: one bad rule must not stop the others
         return None
 

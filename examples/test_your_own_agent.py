@@ -1,7 +1,7 @@
 """How do I test my own agent? In the test's own process, without a model, a port or a wait.
 
 pip install pytest pytest-trio
-pytest -o trio_mode=true examples/test_your_own_agent.py
+pytest -o trio_mode=true test_your_own_agent.py           # in a directory of yours
 """
 
 from agentmgr.client import open_session

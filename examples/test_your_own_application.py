@@ -1,7 +1,7 @@
 """How do I test what embeds a supervisor or a gateway? With processes and a network that break when told to.
 
 pip install pytest pytest-trio
-pytest -o trio_mode=true examples/test_your_own_application.py
+pytest -o trio_mode=true test_your_own_application.py           # in a directory of yours
 """
 
 import trio

@@ -93,3 +93,10 @@ def test_every_option_is_there_and_every_one_there_exists(name, command):
     options = {word for p in shown for word in [*p.opts, *p.secondary_opts] if word.startswith("--")}
     documented = set(re.findall(r"`(--[a-z-]+)`", rows("Options").get(name, "")))
     assert documented == options - COMMON
+
+
+def test_every_example_is_there():
+    examples = Path(__file__).parents[1] / "examples"
+    files = {path.name + "/" * path.is_dir() for path in examples.iterdir() if path.name != "__pycache__"}
+    section = README.partition("\n## Examples\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([\w.-]+/?)`", section)) - {"examples/"} == files

@@ -161,7 +161,8 @@ def test_a_quart_application_mounts_the_api(tmp_path):
     ("name", "count"), [("test_your_own_agent.py", 3), ("test_your_own_application.py", 2)]
 )
 def test_tests_of_ones_own(tmp_path, name, count):
-    words = (sys.executable, "-m", "pytest", "-v", "-o", "trio_mode=true", EXAMPLES / name)
+    (tmp_path / name).write_bytes((EXAMPLES / name).read_bytes())
+    words = (sys.executable, "-m", "pytest", "-o", "trio_mode=true", name)
     assert f"{count} passed" in run(tmp_path, *words)
 
 

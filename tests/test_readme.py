@@ -13,6 +13,7 @@ from attrs import fields
 
 from agentmgr.api.resources import operations
 from agentmgr.cli.group import COMMANDS
+from agentmgr.errors import ServiceNotFound
 from agentmgr.settings import Settings, environment_name
 from agentmgr.supervisor.addresses import Ports
 from tests.cli.test_usage import every_command
@@ -69,10 +70,24 @@ def test_every_setting_is_there_and_every_one_there_exists():
     assert all(name in source for name in others)
 
 
+def test_every_refusal_of_the_gateway_is_there_and_every_one_there_exists():
+    told = re.findall(
+        r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.+?) \|", section("Refusals"), re.MULTILINE))
+    )
+    files = (Path(__file__).parents[1] / "agentmgr" / "proxy").rglob("*.py")
+    source = "".join(path.read_text() for path in files)
+    raised = re.findall(r'Refusal\(\s*\d+,\s*"([a-z_]+)"|_nobody\("([a-z_]+)"', source)
+    assert set(told) == {code for codes in raised for code in codes if code} | {ServiceNotFound.code}
+    assert len(told) == len(set(told)) > 15
+
+
+def section(heading):
+    return README.partition(f"### {heading}\n")[2].partition("\n#")[0]
+
+
 def rows(heading):
     """The first two cells of each row of the table below that heading."""
-    section = README.partition(f"### {heading}\n")[2].partition("\n#")[0]
-    return dict(re.findall(r"^\| `([^`]+)` \| (.+?) \|", section, re.MULTILINE))
+    return dict(re.findall(r"^\| `([^`]+)` \| (.+?) \|", section(heading), re.MULTILINE))
 
 
 def test_every_endpoint_is_there_and_every_one_there_exists():

@@ -32,6 +32,7 @@ class ManagerProcess:
     def __init__(self, process: trio.Process, nursery: trio.Nursery) -> None:
         self._process = process
         self._asked = 0
+        self._sending = trio.Lock()
         self._answers: dict[int, dict[str, Any]] = {}
         self._ready = trio.Event()
         self._news = trio.lowlevel.ParkingLot()
@@ -51,8 +52,9 @@ class ManagerProcess:
                 process.kill()
                 with trio.CancelScope(shield=True):
                     await process.wait()
+                    await process.stdin.aclose()
+                # Last of all: a checkpoint after it would put a cancellation in the place of an error.
                 nursery.cancel_scope.cancel()
-                await process.stdin.aclose()
 
     async def ready(self) -> None:
         with trio.fail_after(60):
@@ -69,7 +71,8 @@ class ManagerProcess:
         number = self._asked
         line = json.dumps({"id": number, "do": do, **request}) + "\n"
         try:
-            await self._process.stdin.send_all(line.encode())
+            async with self._sending:
+                await self._process.stdin.send_all(line.encode())
         except trio.BrokenResourceError:
             raise ManagerDied from None
         with trio.fail_after(60):
@@ -100,7 +103,7 @@ def instances_of(database: Path) -> dict[str, list[int]]:
     mint = Mint.of(RuntimePaths.of(database).logs)
     found: dict[str, list[int]] = {}
     for pid in [p.pid for p in procfs.census() if p.token is not None and mint.made(p.token)]:
-        with suppress(OSError):
+        with suppress(OSError, StopIteration):  # it has just ended
             environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             name = next(word for word in environ if word.startswith(b"AGENTMGR_SERVICE="))
             found.setdefault(name.decode().partition("=")[2], []).append(pid)

@@ -162,7 +162,7 @@ def test_a_quart_application_mounts_the_api(tmp_path):
 )
 def test_tests_of_ones_own(tmp_path, name, count):
     (tmp_path / name).write_bytes((EXAMPLES / name).read_bytes())
-    words = (sys.executable, "-m", "pytest", "-o", "trio_mode=true", name)
+    words = (sys.executable, "-m", "pytest", "-n", "0", "-o", "trio_mode=true", name)
     assert f"{count} passed" in run(tmp_path, *words)
 
 

@@ -15,7 +15,7 @@ from agentmgr.client.session import open_session
 from agentmgr.manager import AgentManager
 
 ROOT = Path(__file__).parents[2]
-TABLE = (ROOT / "README.md").read_text().partition("## Metrics")[2].partition("\n## ")[0]
+TABLE = (ROOT / "README.md").read_text().partition("### Metrics")[2].partition("\n#")[0]
 DASHBOARD = json.loads((ROOT / "examples/grafana-dashboard.json").read_text())
 
 

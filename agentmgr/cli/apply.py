@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
 
+from ..codec import to_plain
 from ..models import ServiceConfig
 from .declaration import Declaration, DeclaredService, Step, difference, read
 from .group import Cli, subcommand
@@ -66,7 +68,7 @@ def _print(step: Step) -> None:
 def _shown(value: Any) -> str:
     if isinstance(value, dict):  # of an environment, the names will do
         return "{" + ", ".join(value) + "}"
-    return str(value)
+    return value if isinstance(value, str) else json.dumps(to_plain(value), ensure_ascii=False)
 
 
 async def _carry_out(

@@ -85,6 +85,8 @@ def _tables(path: Path, data: Mapping[str, Any], kind: str) -> Iterator[tuple[st
 
 def _service(path: Path, directory: Path, name: str, table: dict[str, Any]) -> DeclaredService:
     service: DeclaredService = _parsed(path, "services", name, table, DeclaredService)
+    if bool(service.agent_factory_path) == bool(service.command):
+        raise InvalidRequest(f"{path}: services.{name}: give agent_factory_path or command, one of them")
     cwd = directory / (service.cwd or ".")
     factory = service.agent_factory_path
     try:
@@ -117,8 +119,8 @@ def difference(
     known_rules = {rule.name: rule for rule in rules}
     for name, rule in wanted.rules.items():
         now = known_rules.get(name)
-        changes = _changes(rule_fields(now) if now else {}, to_plain(rule))
-        if changes:
+        changes = _changes(rule_fields(now) if now else _defaults(NewRule), to_plain(rule))
+        if changes or now is None:
             steps.append(Step("change" if now else "create", "rule", name, changes))
     if prune:
         steps += [Step("remove", "rule", name) for name in known_rules.keys() - wanted.rules.keys()]
@@ -128,8 +130,8 @@ def difference(
 def _service_steps(declared: DeclaredService, now: Service | None) -> Iterator[Step]:
     fields = to_plain(declared)
     running = fields.pop("running")
-    changes = _changes(service_fields(now) if now else {}, fields)
-    if changes:
+    changes = _changes(service_fields(now) if now else _defaults(DeclaredService), fields)
+    if changes or now is None:
         yield Step("change" if now else "create", "service", declared.name, changes)
     wants = now is not None and now.desired_status == "running"
     if running != wants:
@@ -137,8 +139,24 @@ def _service_steps(declared: DeclaredService, now: Service | None) -> Iterator[S
 
 
 def _changes(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Of a new one (`now` is empty), what is not None; of another, what differs."""
-    return {name: (now.get(name), value) for name, value in wanted.items() if not _same(now.get(name), value)}
+    """What differs; of a new one, from the defaults."""
+    return {
+        name: (now.get(name), value)
+        for name, value in wanted.items()
+        if name != "name" and not _same(now.get(name), value)
+    }
+
+
+def _defaults(cls: type[Any]) -> dict[str, Any]:
+    """As plain data; what has to be given has none."""
+    found: dict[str, Any] = {}
+    for field in attrs.fields(cls):
+        default: Any = field.default
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            default = default.factory()
+        if default is not attrs.NOTHING:
+            found[field.name] = to_plain(default)
+    return found
 
 
 def _same(now: Any, wanted: Any) -> bool:
@@ -176,15 +194,9 @@ def written(services: Sequence[Service], rules: Sequence[RoutingRule]) -> str:
 
 def _table(kind: str, name: str, fields: Mapping[str, Any], cls: type[Any]) -> str:
     lines = [f"[{kind}.{json.dumps(name) if '.' in name else name}]"]
-    for field in attrs.fields(cls):
-        if field.name == "name":
-            continue
-        default: Any = field.default
-        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-            default = default.factory()
-        value = fields[field.name]
-        if value is not None and value != to_plain(default):
-            lines.append(f"{field.name} = {_toml(value)}")
+    for field, (_, value) in _changes(_defaults(cls), fields).items():
+        if value is not None:
+            lines.append(f"{field} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 
 

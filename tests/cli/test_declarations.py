@@ -37,6 +37,8 @@ def test_what_is_declared_is_made_and_made_once(here: Any, write: Any) -> None:
     shown = here.ok("apply", "services.toml", "--dry-run")
     assert "create service weather" in shown
     assert "max_sessions: 5" in shown
+    assert "weight" not in shown, "what is as ever needs no word"
+    assert '"operator": "contains"' in shown
     assert "sk-secret" not in shown
     assert services(here) == {}, "a dry run changes nothing"
     here.ok("apply", "services.toml")
@@ -119,6 +121,7 @@ def test_what_is_to_run_is_started_restarted_and_stopped(shell: Any, write: Any)
         ("[services.x]\ncolour = 'red'", "services.x.colour"),
         ("[services.x]\nagent_factory_path = 'nowhere.py'", "services.x.agent_factory_path"),
         ("[services.x]\nname = 'y'", "services.x.name"),
+        ("[services.x]\nweight = 2", "services.x: give"),
         ("[rules.x]\nconditions = [{field = 'path', operator = 'like'}]", "rules.x.conditions[0].operator"),
         ("[service.x]", "service"),
         ("services = 3", "services"),

@@ -11,6 +11,7 @@ import pytest
 from agentmgr.cli.background import _last_line
 from agentmgr.cli.render import harmless
 from agentmgr.cli.stats import _flat
+from agentmgr.cli.status import _percentiles
 
 
 def test_a_manager_that_cannot_be_reached_is_not_said_to_be_absent(shell: Any) -> None:
@@ -73,6 +74,11 @@ def test_figures_keep_the_names_of_services_and_have_units() -> None:
         ("uptime", "2h 0m"),
         ("average", "0.25s"),
     ]
+
+
+def test_response_times_are_told_once_there_are_any() -> None:
+    assert _percentiles({"p50_s": 0.00123, "p95_s": 0.25}) == "p50 1.23 ms, p95 250 ms"
+    assert _percentiles({"p50_s": None, "p95_s": None}) is None
 
 
 @pytest.mark.parametrize(

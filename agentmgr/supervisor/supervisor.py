@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 import trio
-from attrs import define, field
 
 from ..companion import Companion
-from ..core.dependencies import cycle, stop_order
-from ..errors import AgentManagerError, InvalidRequest, ServiceGivenUp, WrongState
+from ..errors import AgentManagerError, ServiceGivenUp, WrongState
 from ..models import (
     DesiredStatus,
     HealthCheck,
@@ -34,25 +32,13 @@ from .journal import Journal, Owner, Unrecorded
 from .launcher import Child, Launcher, Place
 from .local import LocalLauncher
 from .outcome import Outcome
+from .service import Service, missing, refuse_cycles, stop_waves
 from .signals import children_get_defaults
 
 log = logging.getLogger("agentmgr.supervisor")
 
 MAX_CONCURRENT_PROBES = 64
 MAX_CONCURRENT_STARTS = 16
-
-
-@define(eq=False)
-class _Service:
-    """What runs of one registration. Commands on it take turns; a stop interrupts the one at work."""
-
-    spec: ServiceSpec
-    launcher: Launcher
-    raises: bool = False  #: when it is given up
-    lives: list[Life] = field(factory=list)  #: in a rolling restart a slot has two
-    turn: trio.Lock = field(factory=trio.Lock)
-    stops: int = 0  #: commands that were given before the last stop are void
-    command: trio.CancelScope = field(factory=trio.CancelScope)
 
 
 class Supervisor:
@@ -80,10 +66,10 @@ class Supervisor:
     ) -> None:
         self._log_dir = None if log_dir is None else Path(log_dir)
         self._launcher = launcher or (NoProcesses() if log_dir is None else LocalLauncher(Path(log_dir)))
-        self._services: dict[str, _Service] = {}  # in the order of their starts
+        self._services: dict[str, Service] = {}  # in the order of their starts
         self._around = Surroundings(
             owner=Owner(journal or Unrecorded()),
-            missing=self._missing,
+            missing=lambda spec: missing(self._services, spec),
             health_check_interval=health_check_interval,
             random=random,
             probes=trio.CapacityLimiter(MAX_CONCURRENT_PROBES),
@@ -173,11 +159,11 @@ class Supervisor:
             if isinstance(service, InProcessService)
             else (service, self._launcher)
         )
-        self._refuse_cycles(spec)
+        refuse_cycles(self._services, spec)
         async with self._command(spec) as known:
             known.launcher, known.raises = launcher, on_give_up == "raise"
-            await self._end(known, [life for life in known.lives if life.finished or life.outdated(spec)])
-            lives = self._fill(known, spec)
+            await known.end([life for life in known.lives if life.finished or life.outdated(spec)])
+            lives = known.fill(spec, self._begin)
         if wait:
             for life in lives:
                 await life.started()
@@ -192,7 +178,7 @@ class Supervisor:
             return
         service.stops += 1
         service.command.cancel()
-        await self._end(service, service.lives, force=force, wait=wait)
+        await service.end(service.lives, force=force, wait=wait)
 
     def forget(self, service_id: str) -> None:
         """A service that was stopped will not be started again."""
@@ -219,14 +205,14 @@ class Supervisor:
     ) -> None:
         try:
             async with self._command(spec, stops) as service:
-                await self._end(
-                    service, [life for life in service.lives if not (rolling and life.serving)], force=force
+                await service.end(
+                    [life for life in service.lives if not (rolling and life.serving)], force=force
                 )
                 for old in list(service.lives):
                     if old.view.slot < spec.config.instances:
                         new = self._begin(service, spec, old.view.slot)
-                        await self._replace(service, old, new, force=force)
-                lives = self._fill(service, spec)
+                        await service.replace(old, new, force=force)
+                lives = service.fill(spec, self._begin)
             for life in lives:
                 await life.started()
             outcome.succeed()
@@ -245,14 +231,11 @@ class Supervisor:
         first. A second call with `force`, while the first one waits, cuts the draining short.
         """
         self._closing = True
-        ids = {service.spec.name: service_id for service_id, service in self._services.items()}
-        needs: dict[str, list[str]] = {}
-        for service_id, service in self._services.items():
+        for service in self._services.values():
             service.stops += 1
             service.command.cancel()
-            needs[service_id] = [ids[name] for name in service.spec.config.after if name in ids]
-        for wave in stop_order(needs):
-            lives = [life for service_id in wave for life in self._services[service_id].lives]
+        for wave in stop_waves(self._services):
+            lives = [life for service in wave for life in service.lives]
             for life in lives:
                 if leave_running:
                     life.leave()
@@ -306,7 +289,7 @@ class Supervisor:
     # How they are carried out
 
     @asynccontextmanager
-    async def _command(self, spec: ServiceSpec, stops: int | None = None) -> AsyncIterator[_Service]:
+    async def _command(self, spec: ServiceSpec, stops: int | None = None) -> AsyncIterator[Service]:
         """The service's turn for one command; raises `WrongState` when a stop has come in between.
 
         `stops`: how many there had been when the command was given; as many as now, if None.
@@ -321,8 +304,8 @@ class Supervisor:
         if stops != service.stops:
             raise WrongState(f"service {spec.name} was stopped meanwhile")
 
-    def _known(self, spec: ServiceSpec) -> _Service:
-        return self._services.setdefault(spec.service_id, _Service(spec, self._launcher))
+    def _known(self, spec: ServiceSpec) -> Service:
+        return self._services.setdefault(spec.service_id, Service(spec, self._launcher))
 
     def _open_nursery(self) -> trio.Nursery:
         if self._closing or self._nursery is None:
@@ -331,26 +314,12 @@ class Supervisor:
             )
         return self._nursery
 
-    def _missing(self, spec: ServiceSpec) -> tuple[str, bool] | None:
-        """See `Surroundings.missing`."""
-        lives = {service.spec.name: service.lives for service in self._services.values()}
-        for name in spec.config.after:
-            needed = lives.get(name, [])
-            if not any(life.serving for life in needed):
-                return name, not all(life.finished for life in needed)
-        return None
-
-    def _refuse_cycles(self, spec: ServiceSpec) -> None:
-        needs = {service.spec.name: service.spec.config.after for service in self._services.values()}
-        if found := cycle({**needs, spec.name: spec.config.after}):
-            raise InvalidRequest(f"these services wait for each other: {' → '.join(found)}")
-
-    def _begin(self, service: _Service, spec: ServiceSpec, slot: int) -> Life:
+    def _begin(self, service: Service, spec: ServiceSpec, slot: int) -> Life:
         instance_id = new_id("ins")
         return self._go(service, spec, instance_id, slot, service.launcher.place(spec, instance_id, slot))
 
     def _go(
-        self, service: _Service, spec: ServiceSpec, instance_id: str, slot: int, place: Place,
+        self, service: Service, spec: ServiceSpec, instance_id: str, slot: int, place: Place,
         adopted: Child | None = None,
     ) -> Life:  # fmt: skip
         view = Instance(instance_id, spec.service_id, slot, ServiceStatus.STOPPED, spec_version=spec.version)
@@ -361,7 +330,7 @@ class Supervisor:
         self._open_nursery().start_soon(self._keep_entry, life)
         return life
 
-    async def _run(self, service: _Service, life: Life) -> None:
+    async def _run(self, service: Service, life: Life) -> None:
         try:
             await life.run()
         finally:
@@ -389,45 +358,11 @@ class Supervisor:
             await life.over.wait()
             nursery.cancel_scope.cancel()
 
-    def _fill(self, service: _Service, spec: ServiceSpec) -> list[Life]:
-        """Starts what is missing, hurries what waits, stops what is too many; returns those to be."""
-        lives = {life.view.slot: life for life in service.lives if not life.finished}
-        for slot in [slot for slot in lives if slot >= spec.config.instances]:
-            lives.pop(slot).stop()
-        for slot in range(spec.config.instances):
-            if slot in lives:
-                lives[slot].start_now()
-            else:
-                lives[slot] = self._begin(service, spec, slot)
-        return [lives[slot] for slot in sorted(lives)]
-
-    async def _replace(self, service: _Service, old: Life, new: Life, *, force: bool) -> None:
-        try:
-            await new.started()
-        except AgentManagerError:
-            await self._end(service, [new], force=True)
-            raise
-        await self._end(service, [old], force=force)
-
-    async def _end(
-        self, service: _Service, lives: Iterable[Life], *, force: bool = False, wait: bool = True
-    ) -> None:
-        """Tells all of them to end, then waits until nothing is left of them."""
-        lives = list(lives)
-        for life in lives:
-            life.stop(force=force)
-        if wait:
-            for life in lives:
-                await life.over.wait()
-        service.lives = [life for life in service.lives if not life.over.is_set()]
-        # A stop may have come just as the last of them ended: then nothing new may begin.
-        await trio.lowlevel.checkpoint_if_cancelled()
-
     async def _adopt(self, known: Sequence[tuple[ServiceSpec, Sequence[InstanceRecord]]]) -> None:
         tokens = set()
         gone = []
         for spec, records in known:
-            service = self._services.setdefault(spec.service_id, _Service(spec, self._launcher))
+            service = self._services.setdefault(spec.service_id, Service(spec, self._launcher))
             for record in sorted(records, key=lambda record: record.started_at):
                 place = self._launcher.place(spec, record.instance_id, record.slot)
                 child = place.adopt(record)
@@ -446,9 +381,9 @@ class Supervisor:
         for instance_id in gone:
             await self._around.owner.instance_gone(instance_id)
 
-    async def _finish_replacement(self, service: _Service, old: Life, new: Life) -> None:
+    async def _finish_replacement(self, service: Service, old: Life, new: Life) -> None:
         try:
-            await self._replace(service, old, new, force=False)
+            await service.replace(old, new, force=False)
         except AgentManagerError as error:
             log.warning("restart of %s: %s", new.spec.name, error)
 

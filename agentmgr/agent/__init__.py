@@ -4,7 +4,8 @@ An agent file needs nothing from here; an author who wants more imports these.
 """
 
 from .events import Event, final_answer, partial_answer, thinking, tool_call, tool_result
-from .session import Client, Decision, Message, Session
+from .message import Client, Decision, Message
+from .session import Session
 
 __all__ = [
     "Client",

@@ -15,7 +15,7 @@ import trio
 from ..choices import OnDisconnect, Runtime, WhenBusy
 from ..errors import AgentManagerError
 from .host import HostOptions, run
-from .session import SessionLimits
+from .limits import SessionLimits
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,8 +16,9 @@ from ..choices import Runtime
 from ..errors import AgentLoadError
 from . import adapters, events
 from .events import as_event
+from .message import Message
 from .runtime import AgentRuntime, ClosableIterator, TrioRuntime, wrong_runtime
-from .session import Message, Session
+from .session import Session
 
 Make = Callable[[], Any]
 Arrange = Callable[[Any, Message], tuple[Any, ...]]

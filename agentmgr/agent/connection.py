@@ -20,9 +20,10 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from . import events
 from .events import Event, addressed, encode
 from .incoming import BadInput, ClientEvent, looks_like_an_event, parse, sequence_number, text_of
+from .message import Client, Message
 from .plain import as_plain_text, means_yes
 from .replay import Gap, Reader
-from .session import Client, Message, Session
+from .session import Session
 from .sessions import Sessions
 from .wire import Wire
 

@@ -15,10 +15,10 @@ from ..choices import Runtime
 from ..errors import AgentManagerError, PortNotAvailable
 from .adapt import HostedAgent, adapt, needs, produce
 from .boundary import Failure, contain
+from .limits import SessionLimits
 from .load import LoadedFile, failed, load
 from .runtime import open_runtime, wrong_runtime
 from .server import AgentServer
-from .session import SessionLimits
 from .sessions import Sessions
 
 SHUTDOWN_TIMEOUT_S = 5.0

@@ -25,7 +25,7 @@ from . import health
 from .adapt import HostedAgent, RawAgent
 from .boundary import Failure, contain
 from .connection import Connection
-from .session import Client
+from .message import Client
 from .sessions import Sessions
 from .wire import Wire
 

@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import trio
-from attrs import Factory, define, evolve, frozen
+from attrs import Factory, define, evolve
 
 from ..choices import OnDisconnect, WhenBusy
 from . import events
 from .boundary import Failure, contain
 from .events import Event, as_event, encode, numbered
 from .incoming import BadInput
+from .limits import SessionLimits
+from .message import Client, Decision, Message
 from .replay import Reader, ReplayBuffer
 
 logger = logging.getLogger("agentmgr.agent")
@@ -37,63 +39,6 @@ STALL_S = 30.0
 HOOK_TIMEOUT_S = 5.0
 EMITS_PER_TURN = 16
 """Events an agent may say in a row before other tasks have their turn."""
-
-
-@frozen
-class SessionLimits:
-    """What a service allows its sessions. Durations in seconds, 0: no limit."""
-
-    session_timeout: float = 1800.0  #: how long it stays when nobody is connected
-    turn_timeout: float = 0.0
-    confirm_timeout: float = 300.0
-    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
-    disconnect_grace: float = 0.0
-    when_busy: WhenBusy = WhenBusy.QUEUE
-    buffer_events: int = 4096
-    buffer_bytes: int = 2**20
-
-
-@frozen
-class Client:
-    """Who is at the other end."""
-
-    address: str | None = None
-    identity: str | None = None  #: as the gateway authenticated it; None: anonymous
-    headers: Mapping[str, str] = Factory(dict)
-
-
-class Message(str):
-    """A client's message: the text itself, with all of it in `content` and `metadata`."""
-
-    content: Any
-    metadata: Mapping[str, Any]
-
-    def __new__(cls, content: Any, metadata: Mapping[str, Any] | None = None) -> Message:
-        message = super().__new__(cls, _text_in(content))
-        message.content = content
-        message.metadata = metadata or {}
-        return message
-
-
-def _text_in(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Mapping):
-        for name in ("text", "message", "content", "question"):
-            if isinstance(content.get(name), str):
-                return str(content[name])
-    return "" if content is None else json.dumps(content, ensure_ascii=False)
-
-
-@frozen
-class Decision:
-    """What a person answered to `Session.confirm`; true when it was yes."""
-
-    approved: bool
-    content: Mapping[str, Any] = Factory(dict)  #: all of the client's answer
-
-    def __bool__(self) -> bool:
-        return self.approved
 
 
 class Agent(Protocol):
@@ -119,7 +64,7 @@ class Turn:
 @define(eq=False)
 class _Question:
     answered: trio.Event = Factory(trio.Event)
-    decision: Decision = Decision(False)
+    decision: Decision = Factory(lambda: Decision(False))
 
 
 class Session:

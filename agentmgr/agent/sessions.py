@@ -8,7 +8,9 @@ from . import events
 from .boundary import Failure, contain, logger
 from .events import Event
 from .incoming import BadInput
-from .session import Agent, Client, Session, SessionLimits
+from .limits import SessionLimits
+from .message import Client
+from .session import Agent, Session
 
 
 class Sessions:

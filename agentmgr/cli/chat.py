@@ -13,7 +13,8 @@ from functools import partial
 import asyncclick as click
 import trio
 
-from ..client.session import AgentEvent, AgentSession, failure_message, open_session
+from ..client.events import AgentEvent, failure_message
+from ..client.session import AgentSession, open_session
 from ..errors import (
     AgentManagerError,
     AgentUnreachable,

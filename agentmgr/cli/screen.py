@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from ..client.session import AgentEvent, failure_message
+from ..client.events import AgentEvent, failure_message
 from .render import colourful
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"

@@ -84,7 +84,7 @@ async def command(
 ) -> None:
     """Serve the agent in FILE (agent.py, agent.py:NAME or package.module:NAME) until Ctrl-C."""
     from ..agent.host import HostOptions, run
-    from ..agent.session import SessionLimits
+    from ..agent.limits import SessionLimits
 
     options = HostOptions(
         path=file,

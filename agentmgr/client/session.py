@@ -15,7 +15,6 @@ twice, no message is taken twice. Where the agent could not keep everything, a `
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import secrets
@@ -26,10 +25,10 @@ from inspect import isawaitable
 from typing import Any
 
 import trio
-from attrs import Factory, field, frozen
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from ..errors import AgentManagerError, AgentUnreachable, SessionLost, TurnFailed
+from .events import TURN_ENDS, AgentEvent, decode, encode, failure_message
 from .transport import CannotConnect, Dial, parse_url, with_connection
 
 CLOSE_TIMEOUT_S = 2.0
@@ -41,26 +40,6 @@ ACK_EVERY, ACK_DELAY_S = 32, 0.2
 """Events are acknowledged by the dozen, and when no more come for a moment: the agent may wait for it."""
 BUFFERED_EVENTS = 1024
 """Events that wait for the program to take them; beyond that, the agent waits too."""
-TURN_ENDS = frozenset({"agent.final_answer", "agent.error", "agent.timeout", "agent.interrupted"})
-
-
-@frozen
-class AgentEvent:
-    """One event from the agent, as it came."""
-
-    event: str
-    content: Any = ""
-    session_id: str | None = None
-    step_id: str | None = None
-    seq: int | None = None
-    metadata: Mapping[str, Any] = Factory(dict)
-    fields: Mapping[str, Any] = field(factory=dict, repr=False)  #: all of it
-
-    @property
-    def code(self) -> str | None:
-        """Of a `system.error` or `system.notice`."""
-        return self.content.get("code") if isinstance(self.content, Mapping) else None
-
 
 Confirm = Callable[[AgentEvent], bool | Awaitable[bool]]
 
@@ -203,7 +182,7 @@ class AgentSession:
             self._connection.cancel()
 
     def _post(self, event: str, *, key: str = "", **fields: Any) -> None:
-        text = _encode(event, session_id=self.session_id, **fields)
+        text = encode(event, session_id=self.session_id, **fields)
         if key:
             self._unconfirmed[key] = text
         self._to_send.append(text)
@@ -241,9 +220,9 @@ class AgentSession:
 
     async def _speak(self, websocket: WebSocketConnection) -> None:
         if self.session_id is None:
-            hello = _encode("user.create_session")
+            hello = encode("user.create_session")
         else:
-            hello = _encode("user.reconnect", session_id=self.session_id, last_seq=self.last_seq)
+            hello = encode("user.reconnect", session_id=self.session_id, last_seq=self.last_seq)
         async with trio.open_nursery() as nursery:
             try:
                 await websocket.send_message(hello)
@@ -271,7 +250,7 @@ class AgentSession:
         asked, unacked = False, 0
         while self._failure is None:
             with trio.move_on_after(ACK_DELAY_S if unacked else SILENCE_S) as patience:
-                event = _decode(await websocket.get_message())
+                event = decode(await websocket.get_message())
             if patience.cancelled_caught:
                 if unacked:
                     unacked = 0
@@ -280,7 +259,7 @@ class AgentSession:
                 if asked:
                     return
                 asked = True
-                await websocket.send_message(_encode("ping"))
+                await websocket.send_message(encode("ping"))
                 continue
             asked = False
             if not self._takes_in(event):
@@ -295,7 +274,7 @@ class AgentSession:
                 await self._room.wait()
 
     async def _ack(self, websocket: WebSocketConnection) -> None:
-        await websocket.send_message(_encode("user.ack", session_id=self.session_id, seq=self.last_seq))
+        await websocket.send_message(encode("user.ack", session_id=self.session_id, seq=self.last_seq))
 
     def _takes_in(self, event: AgentEvent) -> bool:
         """Keeps the books; False for what a program need not see, or has seen."""
@@ -378,35 +357,3 @@ class Turn:
         if last.event == "agent.final_answer":
             return last.content
         raise TurnFailed(failure_message(last))
-
-
-def failure_message(end: AgentEvent) -> str:
-    """One line for a person on why a turn has no answer."""
-    content = end.content if isinstance(end.content, Mapping) else {"message": end.content}
-    if end.event == "agent.interrupted":
-        return f"the turn was interrupted: {content.get('reason', 'no reason given')}"
-    if end.event == "agent.timeout":
-        return f"the agent did not answer within {content.get('timeout_s')} s"
-    return str(content.get("message") or "the agent failed and gave no reason")
-
-
-def _encode(event: str, **fields: Any) -> str:
-    return json.dumps({"event": event, **fields}, ensure_ascii=False)
-
-
-def _decode(frame: str | bytes) -> AgentEvent:
-    try:
-        fields = json.loads(frame)
-    except ValueError:
-        fields = None
-    if not isinstance(fields, dict) or not isinstance(fields.get("event"), str):
-        return AgentEvent("", fields={"frame": frame})  # not for us; ignored like any unknown event
-    return AgentEvent(
-        fields["event"],
-        fields.get("content", ""),
-        fields.get("session_id"),
-        fields.get("step_id"),
-        fields.get("seq"),
-        fields.get("metadata") or {},
-        fields,
-    )

@@ -16,9 +16,9 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from ..agent.adapt import HostedAgent, adapt
+from ..agent.limits import SessionLimits
 from ..agent.runtime import open_runtime
 from ..agent.server import AgentServer
-from ..agent.session import SessionLimits
 from ..agent.sessions import Sessions
 from ..client.transport import Dial, with_connection
 from ..models import Runtime

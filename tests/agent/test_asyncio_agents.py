@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from agentmgr.agent.aio import MAX_AHEAD
-from agentmgr.agent.session import SessionLimits
+from agentmgr.agent.limits import SessionLimits
 from agentmgr.core.proof import HEALTH_PATH
 from agentmgr.models import Runtime
 from agentmgr.testing.agents import bare_client, hosted

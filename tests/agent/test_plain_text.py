@@ -5,8 +5,8 @@ import json
 import pytest
 import trio
 
+from agentmgr.agent.limits import SessionLimits
 from agentmgr.agent.plain import means_yes
-from agentmgr.agent.session import SessionLimits
 from agentmgr.testing.agents import bare_client, hosted
 
 

@@ -6,7 +6,7 @@ import trio.testing
 
 from agentmgr.agent import thinking
 from agentmgr.agent.incoming import BadInput
-from agentmgr.agent.session import SessionLimits
+from agentmgr.agent.limits import SessionLimits
 from agentmgr.models import OnDisconnect
 from agentmgr.testing.agents import bare_client, hosted
 

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from agentmgr.agent import Event, final_answer, thinking, tool_call, tool_result
-from agentmgr.agent.session import SessionLimits
+from agentmgr.agent.limits import SessionLimits
 from agentmgr.models import WhenBusy
 from agentmgr.testing.agents import bare_client, hosted
 

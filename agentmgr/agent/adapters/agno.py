@@ -6,7 +6,8 @@ from contextlib import aclosing
 from typing import Any
 
 from ..events import partial_answer, thinking, tool_call, tool_result
-from ..session import Message, Session
+from ..message import Message
+from ..session import Session
 from .values import plain
 
 

@@ -137,19 +137,21 @@ async def kill_managers(database: Path, rounds: int, random: Random) -> Counter[
     """
     count: Counter[str] = Counter()
     registered: set[str] = set()
-    unsure: set[str] = set()  # of which a registration, or its end, was under way when the manager was killed
+    unsure: Counter[str] = (
+        Counter()
+    )  # commands on each service that were under way when the manager was killed
 
     async def command(manager: ManagerProcess, do: str, name: str) -> None:
         with suppress(ManagerDied):
-            unsure.add(name)
+            unsure[name] += 1
             extra = {"command": COMMAND} if do == "register" else {}
             answer = await manager.ask(do, name=name, **extra)
             if do in ("register", "unregister"):
-                unsure.discard(name)
+                unsure[name] -= 1
                 if "error" not in answer:
                     registered.add(name) if do == "register" else registered.discard(name)
             else:
-                unsure.discard(name)
+                unsure[name] -= 1
 
     async with ManagerProcess.running(database) as manager:
         await manager.ready()
@@ -167,11 +169,11 @@ async def kill_managers(database: Path, rounds: int, random: Random) -> Counter[
                     continue
                 await manager.ready()
                 services = await settled(manager, database)
-                lost = registered - services.keys() - unsure
+                lost = registered - services.keys() - set(+unsure)
                 assert not lost, lost
                 count["registrations checked"] += len(registered)
                 for name, pids in before.items():
-                    if name in registered - unsure and services[name]["desired"] == "running":
+                    if name in registered - set(+unsure) and services[name]["desired"] == "running":
                         assert services[name]["instances"][0][1] in pids
                         count["instances adopted"] += 1
                 registered &= services.keys()
@@ -195,7 +197,7 @@ async def kill_managers(database: Path, rounds: int, random: Random) -> Counter[
     async with ManagerProcess.running(database) as manager:
         await manager.ready()
         services = await settled(manager, database)
-        assert registered - unsure <= services.keys()
+        assert registered - set(+unsure) <= services.keys()
         assert services["rock"]["instances"][0][1] == rock[1]
         for name in services:
             await manager.ask("unregister", name=name)

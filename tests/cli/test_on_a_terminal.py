@@ -55,9 +55,11 @@ def test_what_is_waited_for_is_said_on_a_terminal(shell: Any) -> None:
         assert started.index("one, instance 0: starting") < started.index("one is running")
         with connect(gateway) as client:
             client.send("hi")
-            assert client.recv(timeout=20) == "echo: hi"
+            assert client.recv(timeout=60) == "echo: hi"
             stopped = on_terminal(shell, "stop", "one")
-        assert "one, instance 0: draining (1 session open)" in stopped
+        assert "one, instance 0: draining" in stopped
+        # How many are open is asked after the event: on a busy machine the one may have ended by then.
+        assert "(1 session open)" in stopped or "a session has ended" in stopped
         assert "one: a session has ended" in stopped
         assert stopped.splitlines()[-1] == "one is stopped"
         assert "starting" not in shell("start", "one").stderr, "a pipe gets the answer only"

@@ -202,5 +202,6 @@ async def test_what_an_instance_uses_is_measured(supervisor, monkeypatch):
         assert last.processes == 2
         assert last.threads >= 3
         assert last.memory_bytes > 30 << 20
-        assert last.cpu_percent > 0  # how much a busy thread gets is the machine's affair
+        # In a tenth of a second a busy thread may get nothing on a machine that has other work.
+        await eventually(lambda: any(each.cpu_percent > 0 for each in s.usage(instance.instance_id)))
         assert last.open_files >= 4

@@ -71,6 +71,11 @@ def _networks(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None
             _refuse(attribute, f"must be addresses or networks, as in 10.0.0.0/8, not {network!r}")
 
 
+def _workers(_: Any, attribute: Attribute[Any], value: int) -> None:
+    if not 0 <= value <= 256:
+        _refuse(attribute, f"must be from 0 (none of their own) to 256, not {value}")
+
+
 def _refuse(attribute: Attribute[Any], problem: str) -> None:
     raise InvalidRequest(f"{attribute.name} {problem}", fields=[FieldProblem(attribute.name, problem)])
 
@@ -86,6 +91,8 @@ class Settings:
     """Requests a second from one address, over TCP; more are answered 429. 0: no limit."""
     proxy_host: str = "localhost"
     proxy_port: int = field(default=9090, validator=_port)
+    proxy_workers: int = field(default=0, validator=_workers)
+    """Processes that serve the gateway's clients, on one port; 0: the manager itself does."""
     health_check_interval: float = field(default=10.0, validator=_interval)  #: seconds
     allowed_origins: tuple[str, ...] = field(default=(), validator=_origins)
     """Web pages that may use the gateway, as in `https://app.example`; `*`: all. Empty: this machine's."""
@@ -195,8 +202,18 @@ class RuntimePaths:
             # Not under XDG_RUNTIME_DIR: all who ask for the path must get the same one, also from cron, and
             # that directory goes when its user logs out, while a daemon stays.
             short = sha256(os.fsencode(database)).hexdigest()[:16]
-            control_socket = Path(f"/tmp/agentmgr-{os.geteuid()}", f"{short}.sock")
+            control_socket = Path(f"/tmp/agentmgr-{os.geteuid()}", f"{short}-control.sock")
         return cls(database, directory, control_socket)
+
+    @property
+    def worker_socket(self) -> Path:
+        """Where the manager talks with the workers of its gateway."""
+        return self.control_socket.with_name(self.control_socket.name.replace("control", "workers"))
+
+    @property
+    def workers(self) -> Path:
+        """Their logs, and a file that each keeps locked while it lives."""
+        return self.directory / "workers"
 
     @property
     def lock(self) -> Path:

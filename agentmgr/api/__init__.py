@@ -43,7 +43,7 @@ async def serve_api(
     """
     from ..core.loopback import is_loopback
     from ..errors import InvalidRequest
-    from ..manager.listeners import open_listeners
+    from ..listening import open_listeners
     from .app import make_app
     from .auth import Access
     from .guard import Guard
@@ -87,8 +87,8 @@ async def serve_control(
 
     Where the socket's file is deleted, another one is made; whoever is connected stays so.
     """
+    from ..control_socket import control_listener, keep_bound
     from .app import make_app
-    from .control_socket import control_listener, keep_bound
     from .metrics import Metrics
     from .operations import Server
     from .server import serve

@@ -10,13 +10,13 @@ import trio
 from ..logging_setup import configure_logging
 from ..proxy.certificate import Certificate
 from ..settings import Settings
+from .attach import attach
 from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listener_options import certificate, files, gateway_options, kept, tls_options
 from .listeners import open_api, open_gateway
 from .log_options import log_options
 from .presence import answers
-from .proxy import attach
 from .render import note
 
 

@@ -46,16 +46,24 @@ def gateway_options(function: F) -> F:
         allow_origin: tuple[str, ...],
         trusted_proxy: tuple[str, ...],
         proxy_protocol: bool,
+        workers: int | None,
         **others: Any,
     ) -> Any:
         gateway = {
             "allowed_origins": allow_origin or None,
             "trusted_proxies": trusted_proxy or None,
             "proxy_protocol": proxy_protocol or None,
+            "proxy_workers": workers,
         }
         return await function(*args, gateway=gateway, **others)
 
     options = (
+        click.option(
+            "--workers",
+            type=click.IntRange(0, 256),
+            help="Processes that serve the gateway, on one port; they outlive the manager."
+            "  [default: 0, the manager itself]",
+        ),
         click.option(
             "--allow-origin",
             multiple=True,

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import asyncclick as click
 import trio
 
-from ..client.api import ListenerKind
 from ..codec import to_plain
 from ..logging_setup import configure_logging
 from ..manager import AgentManager
 from ..proxy.certificate import Certificate
 from ..settings import Settings
-from .addresses import address
+from .beside import print_session_end, serve_beside
 from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
-from .listener_options import certificate, files, gateway_options, kept, tls_options
+from .listener_options import certificate, gateway_options, tls_options
 from .listeners import open_gateway
 from .log_options import log_options
-from .presence import RETRY_S, answers
-from .reach import running
-from .render import clock, note
-
-_SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
+from .presence import answers
+from .render import note
 
 
 @subcommand("proxy", example="agentmgr proxy --host localhost --port 9090")
@@ -48,7 +42,8 @@ async def command(
 ) -> None:
     """Open the gateway that clients connect to, until Ctrl-C.
 
-    With a manager running it is that manager's gateway; without one, this process is the manager meanwhile.
+    With a manager running, this process serves that manager's clients, and goes on when the manager is killed
+    or replaced; without one, this process is the manager meanwhile.
     """
     settings = cli.settings(
         proxy_host=host,
@@ -60,13 +55,11 @@ async def command(
     )
     configure_logging(settings.log_level, settings.log_format)
     tls = certificate(certfile, keyfile)
-    opening = {**files(certfile, keyfile), "proxy_protocol": settings.proxy_protocol}
     async with until_signalled() as told:
         if await answers(cli.paths):
-            own = (["--health-interval"] if health_interval is not None else []) + kept(gateway)
-            if own:
-                note(f"a manager is running already; it keeps its own {', '.join(own)}")
-            await attach(cli, "proxy", settings.proxy_host, settings.proxy_port, opening, told.once)
+            if health_interval is not None:
+                note("a manager is running already; it keeps its own --health-interval")
+            await serve_beside(cli, settings, tls, told.once)
         else:
             await _manage(cli, settings, tls, told)
 
@@ -85,48 +78,3 @@ async def _print_session_ends(manager: AgentManager) -> None:
             async for event in events:
                 if event.kind == "session.closed":
                     print_session_end(to_plain(event))
-
-
-async def attach(
-    cli: Cli, kind: ListenerKind, host: str, port: int, opening: Mapping[str, Any], told: trio.Event
-) -> None:
-    """Opens a listener of the manager that runs, until told to stop; `opening`: how, as its client takes it.
-
-    When another manager takes its place, as in an upgrade, the listener is opened there. Raises
-    `ManagerNotRunning` when the manager is killed.
-    """
-    while not told.is_set():
-        await _attach_once(cli, kind, host, port, opening, told)
-        give_up_at = trio.current_time() + _SUCCESSION_S
-        while not (told.is_set() or await answers(cli.paths)):
-            if trio.current_time() > give_up_at:
-                note("the manager has ended, and its listeners with it")
-                return
-            await trio.sleep(RETRY_S)
-        if not told.is_set():
-            note("the manager was replaced; opening again in the new one")
-
-
-async def _attach_once(
-    cli: Cli, kind: ListenerKind, host: str, port: int, opening: Mapping[str, Any], told: trio.Event
-) -> None:
-    """Returns when told to, or when the manager ends."""
-    async with running(cli) as client, client.open_listener(kind, host, port, **opening) as (port, lines):
-        print(address(kind, host, port, tls=opening["certfile"] is not None), flush=True)
-        async with trio.open_nursery() as nursery:
-
-            async def listen() -> None:
-                async for line in lines:
-                    if line.get("kind") == "session.closed":
-                        print_session_end(line)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(listen)
-            await told.wait()
-            nursery.cancel_scope.cancel()
-
-
-def print_session_end(event: dict[str, Any]) -> None:
-    detail = event["detail"]
-    words = " ".join(f"{name}={value}" for name, value in detail.items() if value not in (None, ""))
-    print(f"{clock(datetime.fromisoformat(event['at']))} session ended {words}", flush=True)

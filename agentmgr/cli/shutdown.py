@@ -10,6 +10,7 @@ import trio
 
 from ..client.api import ManagerClient
 from ..errors import ManagerNotRunning
+from ..worker.spec import end_living
 from .group import Cli, subcommand
 from .presence import answers, silent, unreachable
 from .reach import running
@@ -33,7 +34,10 @@ async def command(cli: Cli, leave_running: bool) -> None:
                 f"no manager is running, and instances of {', '.join(left)} run without one: "
                 f"`agentmgr stop {' '.join(left)}` ends them, `agentmgr daemon` adopts them"
             )
-        note("no manager is running")
+        if count := await end_living(cli.paths):
+            note(f"no manager is running; ended what served its gateway, {count} processes")
+        else:
+            note("no manager is running")
         return
     async with running(cli) as client, progress(cli):
         await end(client, leave_running=leave_running)

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from types import MappingProxyType
+from typing import Protocol
 
 from .routing import Backend
+
+
+class SeatBook(Protocol):
+    """What a lobby hands out: `Seats` of its own, or `SharedSeats`."""
+
+    @property
+    def taken(self) -> Mapping[str, int]: ...
+    @property
+    def full(self) -> Set[str]: ...
+    def set_limit(self, instance_id: str, max_sessions: int) -> None: ...
+    def take(self, backend: Backend) -> bool: ...
+    def give_back(self, instance_id: str) -> bool: ...
 
 
 class Seats:
@@ -38,16 +51,21 @@ class Seats:
             self._limits.pop(instance_id, None)
         self._judge(instance_id)
 
-    def take(self, backend: Backend) -> None:
+    def take(self, backend: Backend) -> bool:
         """Takes a seat; raises `ValueError` when there is none."""
         name = backend.instance_id
         if name in self._full:
             raise ValueError(f"instance {name} has no seat left")
-        self._taken[name] = self._taken.get(name, 0) + 1
-        self._judge(name)
+        self.add(name)
+        return True
 
-    def give_back(self, instance_id: str) -> None:
-        """Gives a seat back; raises `ValueError` when none was taken."""
+    def add(self, instance_id: str) -> None:
+        """Counts a session that exists, whatever the limit."""
+        self._taken[instance_id] = self._taken.get(instance_id, 0) + 1
+        self._judge(instance_id)
+
+    def give_back(self, instance_id: str) -> bool:
+        """Whether the next client can have it. Raises `ValueError` when none was taken."""
         left = self._taken.get(instance_id, 0) - 1
         if left < 0:
             raise ValueError(f"instance {instance_id} has no session")
@@ -56,6 +74,7 @@ class Seats:
         else:
             del self._taken[instance_id]
         self._judge(instance_id)
+        return instance_id not in self._full
 
     def _judge(self, instance_id: str) -> None:
         limit = self._limits.get(instance_id)

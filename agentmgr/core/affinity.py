@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 
 
 class Affinity:
@@ -13,10 +14,23 @@ class Affinity:
     """
 
     def __init__(self, max_sessions: int = 65_536) -> None:
+        self.tell: Callable[[str, str], None] | None = None  #: hears of what was not known before
         self._max_sessions = max_sessions
         self._holders: OrderedDict[str, str] = OrderedDict()
 
+    @property
+    def known(self) -> Mapping[str, str]:
+        """Instance ids by session id, the oldest first."""
+        return self._holders
+
     def remember(self, session_id: str, instance_id: str) -> None:
+        news = self._holders.get(session_id) != instance_id
+        self.learn(session_id, instance_id)
+        if news and self.tell is not None:
+            self.tell(session_id, instance_id)
+
+    def learn(self, session_id: str, instance_id: str) -> None:
+        """Remembers what another gateway told."""
         self._holders[session_id] = instance_id
         self._holders.move_to_end(session_id)
         if len(self._holders) > self._max_sessions:

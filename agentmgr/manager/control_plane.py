@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import trio
 from attrs import evolve
 
+from ..core.admission import Seats
+from ..core.affinity import Affinity
 from ..core.totals import counted
 from ..core.view import routing_table, service_view
+from ..errors import ConnectionNotFound
 from ..models import (
     Connection,
     Event,
@@ -25,13 +29,14 @@ from ..models import (
     SessionPeak,
     Usage,
 )
-from ..proxy import Gateway
 from ..settings import Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor import Supervisor
+from ..worker.spec import gateway
 from .events import EventLog
 from .figures import Figures
 from .gateway_access import GatewayAccess
+from .hub import Hub
 from .registry import Registry
 
 
@@ -61,11 +66,10 @@ class ControlPlane:
         self.supervisor = Supervisor(
             self, log_dir=log_dir, health_check_interval=settings.health_check_interval
         )
-        self.gateway = Gateway(
-            observer=self,
-            authenticator=access,
-            allowed_origins=settings.allowed_origins or None,
-            trusted_proxies=settings.trusted_proxies,
+        seats, affinity = Seats(), Affinity()
+        self.gateway = gateway(settings, observer=self, authenticator=access, seats=seats, affinity=affinity)
+        self.hub = Hub(
+            self.gateway, seats, affinity, observer=self, tokens=access.tokens, authenticator=access
         )
         self._totals = dict(snapshot.totals)
         self._stale = trio.Event()
@@ -98,6 +102,17 @@ class ControlPlane:
     def views(self) -> list[Service]:
         return [self.view(spec) for spec in self.registry.services()]
 
+    def connections(self) -> tuple[Connection, ...]:
+        """The live sessions, through this process and through workers."""
+        return (*self.gateway.connections(), *self.hub.connections())
+
+    def disconnect(self, connection_id: str, *, code: int, reason: str) -> None:
+        """Raises `ConnectionNotFound`, and `ValueError` for a code that cannot be sent."""
+        try:
+            self.gateway.disconnect(connection_id, code=code, reason=reason)
+        except ConnectionNotFound:
+            self.hub.disconnect(connection_id, code=code, reason=reason)
+
     def totals(self, service_id: str) -> ServiceTotals:
         return self._totals.get(service_id, ServiceTotals())
 
@@ -109,9 +124,10 @@ class ControlPlane:
         self._stale.set()
 
     async def published(self) -> None:
-        """Returns when the gateway knows of all that has changed so far."""
+        """Returns when the gateway and its workers know of all that has changed so far."""
         if self._stale.is_set():
             await self._published.wait()
+        await self.hub.applied()
 
     async def keep_publishing(self) -> None:
         """Until cancelled."""
@@ -122,6 +138,7 @@ class ControlPlane:
                 self.registry.services(), self.registry.rules(), self.supervisor.instances()
             )
             self.gateway.update(table)
+            self.hub.publish(table)
             self._published.set()
             self._published = trio.Event()
 
@@ -154,7 +171,9 @@ class ControlPlane:
 
     async def drain(self, instance_id: str, timeout_s: float) -> None:
         await self.published()  # nobody new comes to it from here on
-        await self.gateway.drain(instance_id, timeout_s=timeout_s)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(self.gateway.drain, instance_id, timeout_s=timeout_s))
+            nursery.start_soon(partial(self.hub.drain, instance_id, timeout_s=timeout_s))
 
     def _announce_instance(self, kind: str, instance: Instance) -> None:
         event = Event(
@@ -192,22 +211,7 @@ class ControlPlane:
         self.figures.session_closed(end)
         self.store.record(end)
         self._count(end)
-        self.events.announce(
-            Event(
-                "session.closed",
-                service_id=end.service_id,
-                instance_id=end.instance_id,
-                detail={
-                    "connection_id": end.connection_id,
-                    "ended_by": end.ended_by,
-                    "code": end.code,
-                    "reason": end.reason,
-                    "duration_s": round((end.ended_at - end.started_at).total_seconds(), 3),
-                    "messages_from_client": end.messages_from_client,
-                    "messages_to_client": end.messages_to_client,
-                },
-            )
-        )
+        self.events.announce(end.event)
 
     def _count(self, fact: Fact) -> None:
         if fact.service_id is not None:

@@ -25,7 +25,7 @@ class GatewayAccess:
     """
 
     def __init__(self, tokens: Tokens) -> None:
-        self._tokens = tokens
+        self.tokens = self._tokens = tokens
         self._tickets = Tickets()
 
     @property
@@ -35,7 +35,7 @@ class GatewayAccess:
     async def bearer(self, token: str) -> Identity | None:
         await trio.lowlevel.checkpoint()
         found = self._tokens.find(token)
-        return None if found is None else _identity(found)
+        return None if found is None else Identity.of(found, utc_now())
 
     async def ticket(self, ticket: str) -> Identity | None:
         await trio.lowlevel.checkpoint()
@@ -46,7 +46,7 @@ class GatewayAccess:
             identity: Identity | None = Identity(_LOCAL)
         else:  # it may have been revoked since
             token = self._tokens.get(claim.token_id)
-            identity = None if token is None else _identity(token)
+            identity = None if token is None else Identity.of(token, utc_now())
         if identity is None or claim.service is None:
             return identity
         if identity.services is not None and claim.service not in identity.services:
@@ -63,8 +63,3 @@ class GatewayAccess:
         now = trio.current_time()
         claim = Claim(token.token_id if token else None, service, now + life_s)
         return Ticket(self._tickets.issue(claim, now), utc_now() + timedelta(seconds=life_s))
-
-
-def _identity(token: Token) -> Identity | None:
-    services = token.connects_to(utc_now())
-    return Identity(token.name, services) if services is None or services else None

@@ -13,6 +13,7 @@ import trio
 from attrs import evolve
 
 from ..companion import Companion
+from ..control_socket import control_listener, keep_bound
 from ..errors import AgentManagerError, ManagerNotRunning, WrongState
 from ..models import (
     DesiredStatus,
@@ -28,6 +29,7 @@ from .control_plane import ControlPlane
 from .gateway_access import GatewayAccess
 from .system_run import SystemRun
 from .tokens import Tokens
+from .workers import WorkerSet, await_returning
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class ManagerLife:
         self._shutdown_requested = trio.Event()
         self._hurried = trio.Event()
         self._leave_running = False
+        self._worker_sets: set[WorkerSet] = set()
         self._companion = Companion()
         self._system_run: SystemRun | None = None
         self._tokens: Tokens | None = None
@@ -94,7 +97,7 @@ class ManagerLife:
     ) -> None:
         # Shielded in a task of its own: when `run` is cancelled, the supervisor must still be there to stop
         # what it started, and the gateway to be told. It is cancelled below, when that is done.
-        machinery = trio.CancelScope(shield=True)
+        machinery, talking = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
 
         async def run_machinery(*, task_status: trio.TaskStatus[None]) -> None:
             with machinery:
@@ -105,6 +108,17 @@ class ManagerLife:
                     if self._supervise:
                         adopt = _by_service(snapshot.services, snapshot.instances)
                         await inner.start(partial(plane.supervisor.run, adopt=adopt))
+                    task_status.started()
+
+        async def talk_with_workers(*, task_status: trio.TaskStatus[None]) -> None:
+            with talking, control_listener(self.paths.worker_socket) as listener:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(plane.hub.serve, listener)
+                    inner.start_soon(plane.hub.keep_telling)
+                    again = partial(keep_bound, make_directory=self.paths.create)
+                    inner.start_soon(again, self.paths.worker_socket, plane.hub.serve)
+                    await await_returning(plane.hub, self.paths)
+                    plane.hub.resume()
                     task_status.started()
 
         async with trio.open_nursery() as nursery:
@@ -122,6 +136,8 @@ class ManagerLife:
                     await _start_what_should_run(plane)
                 plane.changed()
                 await plane.published()
+                if self._supervise:
+                    await nursery.start(talk_with_workers)
                 self._plane = plane
                 self._started_at = utc_now()
                 task_status.started(self)
@@ -131,9 +147,11 @@ class ManagerLife:
                     # As long as the services' own drain and stop timeouts allow; `hurry` cuts it short.
                     with trio.CancelScope(shield=True):
                         if self._supervise:
+                            self._stop_workers()  # `run` may have been cancelled, without a request
                             await self._end_services(plane)
                 finally:
                     self._plane = None
+                    talking.cancel()
                     machinery.cancel()
                     nursery.cancel_scope.cancel()
 
@@ -145,6 +163,10 @@ class ManagerLife:
                 await plane.supervisor.shutdown(force=True)
 
             nursery.start_soon(hurry)
+            if not self._leave_running:
+                with trio.CancelScope() as farewell:
+                    nursery.start_soon(_cancel_at, self._hurried, farewell)
+                    await plane.hub.end_all()
             await plane.supervisor.shutdown(leave_running=self._leave_running)
             nursery.cancel_scope.cancel()
 
@@ -162,6 +184,11 @@ class ManagerLife:
         """Ask `run` to end; with `leave_running` the instances serve on, for the next manager to adopt."""
         self._leave_running = leave_running
         self._shutdown_requested.set()
+        self._stop_workers()
+
+    def _stop_workers(self) -> None:
+        for workers in tuple(self._worker_sets):
+            workers.stop(leave=self._leave_running)
 
     def hurry(self) -> None:
         """While it ends: wait for no more sessions."""
@@ -204,6 +231,11 @@ class ManagerLife:
         if not self._supervise:
             raise ManagerNotRunning("no manager runs on this database; `agentmgr daemon` starts one")
         return self._live()
+
+
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 async def _start_what_should_run(plane: ControlPlane) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from attrs import evolve
 
 from .. import __version__
 from ..core import stats
@@ -20,6 +21,7 @@ from ..core.histogram import Histogram
 from ..core.loopback import is_loopback
 from ..core.routing import ClientRequest, RoutingDecision
 from ..errors import AgentManagerError, InvalidRequest
+from ..listening import open_listeners
 from ..models import (
     Connection,
     Event,
@@ -31,10 +33,11 @@ from ..models import (
     utc_now,
 )
 from ..proxy.certificate import Certificate
+from ..worker.spec import WorkerSpec
 from .figures import Figures
 from .gateway_access import TICKET_LIFE_S
-from .listeners import open_listeners
 from .services import ServiceCommands
+from .workers import WorkerSet
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +89,12 @@ class AgentManager(ServiceCommands):
     def get_system_stats(self) -> dict[str, Any]:
         """`{services, connections, health, instances, troubles}`, each with its counts."""
         plane = self._live()
-        connections = plane.gateway.connections()
-        return stats.system_stats(plane.views(), connections, troubles=self._troubles())
+        return stats.system_stats(plane.views(), plane.connections(), troubles=self._troubles())
 
     def get_connection_stats(self) -> dict[str, Any]:
         """Live sessions: `{total_connections, by_status, by_service}`."""
         plane = self._live()
-        return stats.connection_stats(plane.views(), plane.gateway.connections())
+        return stats.connection_stats(plane.views(), plane.connections())
 
     def get_health_summary(self) -> dict[str, int]:
         """How many services are in each health; one that does not run is `unknown`."""
@@ -117,7 +119,7 @@ class AgentManager(ServiceCommands):
             "supervising": self._supervise,
             "background": self._in_background,
             "degraded": "; ".join(self._troubles()) or None,
-            "listeners": list(self._listeners),
+            "listeners": [*self._listeners, *self._live().hub.listeners()],
             "limits": {
                 "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                 "connections": self._live().gateway.max_connections,
@@ -187,11 +189,11 @@ class AgentManager(ServiceCommands):
 
     def list_connections(self) -> tuple[Connection, ...]:
         """The live sessions through the gateway."""
-        return self._live().gateway.connections()
+        return self._live().connections()
 
     def disconnect(self, connection_id: str, *, code: int = 1008, reason: str = "") -> None:
         """Close one session, on both sides. Raises `ConnectionNotFound`."""
-        self._live().gateway.disconnect(connection_id, code=code, reason=reason)
+        self._live().disconnect(connection_id, code=code, reason=reason)
 
     async def serve_proxy(
         self,
@@ -200,20 +202,21 @@ class AgentManager(ServiceCommands):
         *,
         certificate: Certificate | None = None,
         proxy_protocol: bool | None = None,
+        workers: int | None = None,
         task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Open the gateway at this address until cancelled; `task_status` gets the port.
 
         With a certificate it speaks `wss://` only. With `proxy_protocol` its connections come from trusted
-        proxies and begin with that; None: as the settings say. Raises `PortNotAvailable`, `InvalidRequest`.
+        proxies and begin with that. With `workers`, so many processes serve it instead of this one; they
+        outlive a manager that is killed. None: as the settings say. Raises `PortNotAvailable`,
+        `InvalidRequest`, and `ManagerError` where the workers do not start.
         """
         plane = self._supervising()
         if proxy_protocol is None:
             proxy_protocol = self.settings.proxy_protocol
         if proxy_protocol and not self.settings.trusted_proxies:
             raise InvalidRequest("the PROXY protocol needs a trusted proxy: name one with --trusted-proxy")
-        listeners = await open_listeners(host, port)
-        port = listeners[0].socket.getsockname()[1]
         if not is_loopback(host) and not plane.access.required:
             logger.warning(
                 "the gateway at %s:%d is open to everybody who can reach it; "
@@ -221,6 +224,16 @@ class AgentManager(ServiceCommands):
                 host,
                 port,
             )
+        count = self.settings.proxy_workers if workers is None else workers
+        # Who asks for none gets those that a former manager left there: their sessions are worth more.
+        if count := count or plane.hub.serving_at(host, port):
+            certfile, keyfile = certificate.files if certificate else (None, None)
+            settings = evolve(self.settings, db_path=str(self.paths.database), proxy_protocol=proxy_protocol)
+            spec = WorkerSpec("", settings, host, port, certfile, keyfile)
+            await self._serve_by_workers(WorkerSet(spec, count, hub=plane.hub), task_status)
+            return
+        listeners = await open_listeners(host, port)
+        port = listeners[0].socket.getsockname()[1]
         with ExitStack() as stack:
             for listener in listeners:
                 stack.callback(listener.socket.close)
@@ -235,6 +248,13 @@ class AgentManager(ServiceCommands):
                     )
                 )
                 task_status.started(port)
+
+    async def _serve_by_workers(self, workers: WorkerSet, task_status: trio.TaskStatus[int]) -> None:
+        self._worker_sets.add(workers)
+        try:
+            await workers.run(task_status=task_status)
+        finally:
+            self._worker_sets.remove(workers)
 
     @contextmanager
     def listening(self, kind: str, host: str, port: int, *, tls: bool = False) -> Iterator[None]:
@@ -265,6 +285,8 @@ class AgentManager(ServiceCommands):
         plane = self._live()
         assert self._tokens is not None
         token, key = await self._tokens.create(name, scopes, expires_in_days=expires_in_days)
+        plane.changed()  # workers of the gateway are told of tokens with the table
+        await plane.published()
         plane.events.announce(Event("token.created", detail={"name": token.name}))
         return token, key
 
@@ -273,6 +295,8 @@ class AgentManager(ServiceCommands):
         plane = self._live()
         assert self._tokens is not None
         token = await self._tokens.delete(ref)
+        plane.changed()
+        await plane.published()
         plane.events.announce(Event("token.revoked", detail={"name": token.name}))
         return token
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 import secrets
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from hashlib import sha256
 
+from ..core.keys import digest, find
 from ..errors import InvalidRequest, NameTaken, TokenNotFound
 from ..models import Token, utc_now
 from ..storage.store import Store
@@ -39,7 +38,7 @@ class Tokens:
         if any(token.name == name for token in self._tokens.values()):
             raise NameTaken(f"a token called {name!r} is there already; choose another name, or revoke it")
         key = _PREFIX + secrets.token_urlsafe(32)
-        token = Token(name, scopes, _digest(key), expires_at=_expiry(expires_in_days))
+        token = Token(name, scopes, digest(key), expires_at=_expiry(expires_in_days))
         await self._store.add_token(token)
         self._tokens[token.token_id] = token
         return token, key
@@ -55,16 +54,7 @@ class Tokens:
 
     def find(self, key: str) -> Token | None:
         """Whose key this is. Takes the same time whatever is compared."""
-        digest = _digest(key)
-        found = None
-        for token in self._tokens.values():
-            if hmac.compare_digest(token.digest, digest):
-                found = token
-        return found
-
-
-def _digest(key: str) -> str:
-    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+        return find(self._tokens.values(), key)
 
 
 def _expiry(days: float | None) -> datetime | None:

@@ -106,6 +106,22 @@ class SessionEnd:
         meant = self.code is not None and (self.code in (1000, 1001, 1005, 1008, 1012) or self.code >= 3000)
         return self.ended_by != "client" and not meant
 
+    @property
+    def event(self) -> Event:
+        """The same, as something that happened."""
+        detail = {
+            "connection_id": self.connection_id,
+            "ended_by": self.ended_by,
+            "code": self.code,
+            "reason": self.reason,
+            "duration_s": round((self.ended_at - self.started_at).total_seconds(), 3),
+            "messages_from_client": self.messages_from_client,
+            "messages_to_client": self.messages_to_client,
+        }
+        return Event(
+            "session.closed", service_id=self.service_id, instance_id=self.instance_id, detail=detail
+        )
+
 
 @frozen
 class SessionPeak:

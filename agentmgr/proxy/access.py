@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -11,6 +12,7 @@ from attrs import evolve, frozen
 
 from ..core.loopback import is_loopback
 from ..core.quota import RateLimit
+from ..models import Token
 from .head import RequestHead
 from .limits import GatewayLimits
 from .refusal import Refusal
@@ -25,6 +27,12 @@ class Identity:
 
     name: str
     services: frozenset[str] | None = None  #: the names it may connect to; None: all
+
+    @classmethod
+    def of(cls, token: Token, now: datetime) -> Identity | None:
+        """Whose token it is, where it opens anything now."""
+        services = token.connects_to(now)
+        return cls(token.name, services) if services is None or services else None
 
 
 class Authenticator(Protocol):

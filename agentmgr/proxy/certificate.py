@@ -24,6 +24,12 @@ class Certificate:
         self._context = self._load()
         self._checked = 0.0
 
+    @property
+    def files(self) -> tuple[str, str | None]:
+        """Where it is read from, with absolute paths, and its key, where that has a file of its own."""
+        keyfile = None if self._keyfile is None else os.path.abspath(self._keyfile)
+        return os.path.abspath(self._certfile), keyfile
+
     def context(self) -> ssl.SSLContext:
         """The context for the next handshake. Files that are unfit now leave the last good one in use."""
         now = trio.current_time()

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
+from ..core.admission import SeatBook
+from ..core.affinity import Affinity
 from ..core.outliers import OutlierPolicy
 from ..core.request import ClientRequest
 from ..core.routing import Router, RoutingDecision, RoutingTable
@@ -33,7 +35,8 @@ class Gateway:
     every client needs a token or ticket. `trusted_proxies` (addresses or networks) may say who the client
     is. `allowed_origins` are the web pages that may connect: those of this machine if None, all with `*`.
     `hints` lets clients ask for a service or tag in the query. `dial` connects to an instance, given its host
-    and port; over TCP if None. Raises `ValueError` for a trusted proxy that is not an address or network.
+    and port; over TCP if None. `seats` and `affinity` are for gateways that share them with others
+    (`agentmgr.core.shared_seats`). Raises `ValueError` for a trusted proxy that is not an address or network.
     """
 
     def __init__(
@@ -48,6 +51,8 @@ class Gateway:
         hints: bool = True,
         outliers: OutlierPolicy | None = None,
         dial: Dial | None = None,
+        seats: SeatBook | None = None,
+        affinity: Affinity | None = None,
     ) -> None:
         self._limits = limits or GatewayLimits()
         self._hints = hints
@@ -56,7 +61,7 @@ class Gateway:
         self._trusted = networks(trusted_proxies)
         self._allowed_origins = origins(allowed_origins)
         router = Router(table or RoutingTable(), hints=hints)
-        self._lobby = Lobby(router, self._limits, outliers or OutlierPolicy())
+        self._lobby = Lobby(router, self._limits, outliers or OutlierPolicy(), seats=seats, affinity=affinity)
         self._sessions = Sessions(observer)
         self._quotas = Quotas(self._limits)
         self._pacer = Pacer(self._limits)
@@ -92,6 +97,15 @@ class Gateway:
     def max_connections(self) -> int:
         """How many there may be at once, handshakes included: as descriptors and limits allow."""
         return self._places.limit
+
+    @property
+    def sessions(self) -> Sessions:
+        return self._sessions
+
+    @property
+    def lobby(self) -> Lobby:
+        """Where its clients get their seats."""
+        return self._lobby
 
     def active_sessions(self, instance_id: str) -> int:
         """Sessions of an instance, those about to open included."""

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from copy import deepcopy
+from itertools import count
 
 import trio
 from attrs import define, evolve, field, frozen
 
-from ..core.admission import Seats
+from ..core.admission import SeatBook, Seats
 from ..core.affinity import Affinity
 from ..core.outliers import OutlierPolicy, Outliers
 from ..core.request import ClientRequest
 from ..core.routing import Backend, BackendState, Pool, Router
+from ..core.shared_seats import SharedSeats
 from ..core.strategies import Rotation, choose
 from ..errors import ServiceNotFound
 from .limits import GatewayLimits
@@ -39,11 +41,14 @@ class Visit:
     services: frozenset[str] | None = None  #: the names it may connect to; None: all
     tried: set[str] = field(factory=set)  #: ids of the instances that failed it
     left: Callable[[], Awaitable[None]] = trio.sleep_forever  #: returns when the client has gone
+    preferred: str | None = None  #: the instance whose seat has to be asked for, or was granted
 
 
 @define(eq=False)
 class _Waiter:
     visit: Visit
+    ticket: int  #: by which its seat is asked for, where others have a say
+    asked: bool = False  #: and no seat was granted yet
     woken: trio.Event = field(factory=trio.Event)
     outcome: Seat | Refusal | ClientGone | None = None
 
@@ -54,13 +59,24 @@ class Lobby:
     A seat that comes free goes to the client that has waited longest for it, before any newcomer.
     """
 
-    def __init__(self, router: Router, limits: GatewayLimits, outliers: OutlierPolicy) -> None:
+    def __init__(
+        self,
+        router: Router,
+        limits: GatewayLimits,
+        outliers: OutlierPolicy,
+        *,
+        seats: SeatBook | None = None,
+        affinity: Affinity | None = None,
+    ) -> None:
         self._router = router
         self._limits = limits
-        self._seats = Seats()
+        self._seats: SeatBook = Seats() if seats is None else seats
+        self._shared = seats if isinstance(seats, SharedSeats) else None
         self._outliers = Outliers(outliers)
-        self._affinity = Affinity()
+        self._affinity = Affinity() if affinity is None else affinity
         self._waiting: dict[_Waiter, None] = {}  # in order of arrival
+        self._tickets = count(1)
+        self.freed: Callable[[str], None] | None = None  #: hears where a seat came free that nobody here took
         self._news = trio.Event()
         self._set_limits()
 
@@ -84,7 +100,7 @@ class Lobby:
             tried -= {name for name in tried if not self._is_routable(name)}
         self._news.set()
         self._news = trio.Event()
-        self._serve_waiting()
+        self.serve_waiting()
 
     def _set_limits(self) -> None:
         for backend in self._router.table.backends:
@@ -136,6 +152,18 @@ class Lobby:
         visit.tried.add(seat.backend.instance_id)
         self._outliers.failed(seat.backend.instance_id, trio.current_time())
 
+    def granted(self, ticket: int, instance_id: str) -> None:
+        """A seat that was asked for; it is given up if its client has left, or may not have it any more."""
+        assert self._shared is not None
+        self._shared.granted(instance_id)
+        for waiter in self._waiting:
+            if waiter.ticket == ticket:
+                waiter.visit.preferred = instance_id
+                waiter.asked = False
+                self._offer(waiter)
+                break
+        self._shared.settle(instance_id)
+
     def preview(self, request: ClientRequest) -> tuple[Pool, Backend | None]:
         """The pool for a request and who would be chosen now. Takes no seat; raises `ServiceNotFound`."""
         pool = self._router.pool(request)
@@ -166,13 +194,16 @@ class Lobby:
             if not pool.coming:
                 raise self._nobody("no_service_available", f"no service is available: {pool.reason}")
             return None
-        backend = self._choose(pool, candidates, visit.request, pool.rotation)
-        self._seats.take(backend)
+        granted = [b for b in candidates if b.instance_id == visit.preferred] if visit.preferred else None
+        backend = granted[0] if granted else self._choose(pool, candidates, visit.request, pool.rotation)
+        if not self._seats.take(backend):
+            visit.preferred = backend.instance_id
+            return None
         return Seat(backend, pool)
 
-    def _candidates(self, pool: Pool, visit: Visit) -> Sequence[Backend]:
+    def _candidates(self, pool: Pool, visit: Visit, full: Set[str] | None = None) -> Sequence[Backend]:
         """Those that can take this client now."""
-        blocked = self._seats.full | visit.tried
+        blocked = (self._seats.full if full is None else full) | visit.tried
         holder = self._holder(pool, visit.request)
         if holder is not None and holder.instance_id not in visit.tried:
             return () if holder.instance_id in blocked else (holder,)
@@ -206,11 +237,12 @@ class Lobby:
         )
 
     async def _wait(self, visit: Visit) -> Seat | None:
-        if len(self._waiting) >= self._limits.queue_size:
+        if visit.preferred is None and len(self._waiting) >= self._limits.queue_size:
             raise self._nobody("at_capacity", "all instances are at capacity, and so is the queue for them")
-        waiter = _Waiter(visit)
+        waiter = _Waiter(visit, next(self._tickets))
         self._waiting[waiter] = None
         try:
+            self._ask_for(waiter)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._leave, waiter)
                 if visit.tried:
@@ -225,6 +257,9 @@ class Lobby:
             outcome, waiter.outcome = waiter.outcome, None
         finally:
             self._waiting.pop(waiter, None)
+            visit.preferred = None
+            if waiter.asked and self._shared is not None:
+                self._shared.withdraw(waiter.ticket)
             if isinstance(waiter.outcome, Seat):  # handed to somebody who is being cancelled
                 self._give_back(waiter.outcome)
         if isinstance(outcome, Exception):
@@ -248,25 +283,44 @@ class Lobby:
             for b in self._pool(visit).backends
         )
 
-    def _give_back(self, seat: Seat) -> None:
-        self._seats.give_back(seat.backend.instance_id)
-        self._serve_waiting(seats=1)
+    def _ask_for(self, waiter: _Waiter) -> None:
+        """Asks for a seat, where others have a say in it."""
+        if self._shared is None:
+            return
+        visit, pool = waiter.visit, self._pool(waiter.visit)
+        names = [b.instance_id for b in self._candidates(pool, visit, frozenset())]
+        names.sort(key=lambda name: name != visit.preferred)  # that one first; else in their order
+        if names or waiter.asked:
+            waiter.asked = True
+            self._shared.ask(waiter.ticket, names)
 
-    def _serve_waiting(self, *, seats: int | None = None) -> None:
+    def _give_back(self, seat: Seat) -> None:
+        name = seat.backend.instance_id
+        if self._seats.give_back(name):
+            self.serve_waiting(seats=1)
+        if self.freed is not None and name not in self._seats.full:
+            self.freed(name)
+
+    def serve_waiting(self, *, seats: int | None = None) -> None:
         """Offers what is free to those who wait, in their order; `seats`: no more than these came free."""
         for waiter in tuple(self._waiting):
             if seats is not None and seats <= 0:
                 return
-            try:
-                waiter.outcome = self._pick(waiter.visit)
-            except Refusal as refusal:
-                waiter.outcome = refusal
-            if waiter.outcome is None:
-                continue
-            if isinstance(waiter.outcome, Seat) and seats is not None:
+            if self._offer(waiter) and seats is not None and isinstance(waiter.outcome, Seat):
                 seats -= 1
-            del self._waiting[waiter]
-            waiter.woken.set()
+
+    def _offer(self, waiter: _Waiter) -> bool:
+        """Whether its wait is over."""
+        try:
+            waiter.outcome = self._pick(waiter.visit)
+            if waiter.outcome is None:
+                self._ask_for(waiter)
+                return False
+        except Refusal as refusal:
+            waiter.outcome = refusal
+        del self._waiting[waiter]
+        waiter.woken.set()
+        return True
 
     def _nobody(self, code: str, reason: str) -> Refusal:
         return Refusal(503, code, reason, (("Retry-After", str(self._limits.retry_after_s)),))

@@ -154,6 +154,9 @@ class Sessions:
     def __iter__(self) -> Iterator[Session]:
         return iter(tuple(self._by_id.values()))
 
+    def __contains__(self, session: object) -> bool:
+        return isinstance(session, Session) and self._by_id.get(session.connection_id) is session
+
     def get(self, connection_id: str) -> Session:
         """Raises `ConnectionNotFound`."""
         try:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from agentmgr import AgentManager
-from agentmgr.api import control_socket, serve_control
+from agentmgr import AgentManager, control_socket
+from agentmgr.api import serve_control
 from agentmgr.client import ManagerClient
 from agentmgr.models import RoutingRule
 from agentmgr.settings import RuntimePaths

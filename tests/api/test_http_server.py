@@ -16,9 +16,9 @@ import trio
 import trio.testing
 from hypercorn.trio.tcp_server import TCPServer
 
-from agentmgr.api.control_socket import control_listener
 from agentmgr.api.server import ServerLimits, serve
-from agentmgr.manager.listeners import open_listeners
+from agentmgr.control_socket import control_listener
+from agentmgr.listening import open_listeners
 
 BIG = 32 * 2**20
 

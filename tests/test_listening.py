@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from agentmgr.errors import InvalidRequest, PortNotAvailable
-from agentmgr.manager.listeners import open_listeners
+from agentmgr.listening import open_listeners
 
 
 async def test_a_name_with_several_addresses_gets_one_port() -> None:

@@ -1,4 +1,4 @@
-"""The manager's own socket. Only the user who runs the manager can open it; that is its whole access rule."""
+"""The manager's own sockets. Only the user who runs the manager can open them; that is their access rule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from ..errors import StorageError
+from .errors import StorageError
 
 log = logging.getLogger("agentmgr.api")
 

@@ -1,0 +1,57 @@
+"""Having the manager that runs open a listener, for as long as this command runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+
+from ..client.api import ListenerKind
+from .addresses import address
+from .beside import print_session_end
+from .group import Cli
+from .presence import RETRY_S, answers
+from .reach import running
+from .render import note
+
+_SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
+
+
+async def attach(
+    cli: Cli, kind: ListenerKind, host: str, port: int, opening: Mapping[str, Any], told: trio.Event
+) -> None:
+    """Opens a listener of the manager that runs, until told to stop; `opening`: how, as its client takes it.
+
+    When another manager takes its place, as in an upgrade, the listener is opened there. Raises
+    `ManagerNotRunning` when the manager is killed.
+    """
+    while not told.is_set():
+        await _attach_once(cli, kind, host, port, opening, told)
+        give_up_at = trio.current_time() + _SUCCESSION_S
+        while not (told.is_set() or await answers(cli.paths)):
+            if trio.current_time() > give_up_at:
+                note("the manager has ended, and its listeners with it")
+                return
+            await trio.sleep(RETRY_S)
+        if not told.is_set():
+            note("the manager was replaced; opening again in the new one")
+
+
+async def _attach_once(
+    cli: Cli, kind: ListenerKind, host: str, port: int, opening: Mapping[str, Any], told: trio.Event
+) -> None:
+    """Returns when told to, or when the manager ends."""
+    async with running(cli) as client, client.open_listener(kind, host, port, **opening) as (port, lines):
+        print(address(kind, host, port, tls=opening["certfile"] is not None), flush=True)
+        async with trio.open_nursery() as nursery:
+
+            async def listen() -> None:
+                async for line in lines:
+                    if line.get("kind") == "session.closed":
+                        print_session_end(line)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(listen)
+            await told.wait()
+            nursery.cancel_scope.cancel()

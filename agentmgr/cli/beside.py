@@ -1,0 +1,93 @@
+"""Serving the gateway in this terminal, beside a manager elsewhere that may be replaced meanwhile."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from secrets import token_hex
+from typing import Any
+
+import trio
+from attrs import evolve
+
+from ..codec import to_plain
+from ..errors import InvalidRequest
+from ..listening import open_listeners
+from ..manager.workers import WorkerSet
+from ..models import SessionEnd
+from ..proxy.certificate import Certificate
+from ..settings import Settings
+from ..worker.spec import Mark, WorkerSpec, marked
+from ..worker.worker import Worker
+from .addresses import address
+from .group import Cli
+from .render import clock, note
+
+
+async def serve_beside(
+    cli: Cli, settings: Settings, certificate: Certificate | None, told: trio.Event
+) -> None:
+    """Until told to end, or until the manager is shut down. Raises `PortNotAvailable`, `ManagerError`."""
+    if settings.proxy_protocol and not settings.trusted_proxies:
+        raise InvalidRequest("the PROXY protocol needs a trusted proxy: name one with --trusted-proxy")
+    certfile, keyfile = certificate.files if certificate else (None, None)
+    spec = WorkerSpec(
+        f"wrk_{token_hex(8)}",
+        evolve(settings, db_path=str(cli.paths.database)),
+        settings.proxy_host,
+        settings.proxy_port,
+        certfile,
+        keyfile,
+        guest=True,
+    )
+    if settings.proxy_workers > 1:
+        await _serve_by_several(spec, settings.proxy_workers, told)
+    else:
+        await _serve_here(cli, spec, certificate, told)
+    if not told.is_set():
+        note("the manager has ended, and its listeners with it")
+
+
+async def _serve_here(cli: Cli, spec: WorkerSpec, certificate: Certificate | None, told: trio.Event) -> None:
+    worker = Worker(spec, ended=_print_end)
+    with marked(cli.paths, Mark(spec.worker_id, os.getpid(), guest=True)):
+        listeners = await open_listeners(spec.host, spec.port)
+        port = listeners[0].socket.getsockname()[1]
+        async with trio.open_nursery() as nursery:
+
+            async def announce() -> None:
+                await worker.serving.wait()
+                print(address("proxy", spec.host, port, tls=certificate is not None), flush=True)
+
+            async def end() -> None:
+                await told.wait()
+                worker.end()
+
+            nursery.start_soon(announce)
+            nursery.start_soon(end)
+            await worker.serve(listeners, certificate)
+            nursery.cancel_scope.cancel()
+
+
+async def _serve_by_several(spec: WorkerSpec, count: int, told: trio.Event) -> None:
+    workers = WorkerSet(spec, count, hub=None)
+    async with trio.open_nursery() as nursery:
+
+        async def run(*, task_status: trio.TaskStatus[int]) -> None:
+            await workers.run(task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        port = await nursery.start(run)
+        print(address("proxy", spec.host, port, tls=spec.certfile is not None), flush=True)
+        await told.wait()
+        workers.stop()
+
+
+def _print_end(end: SessionEnd) -> None:
+    print_session_end(to_plain(end.event))
+
+
+def print_session_end(event: dict[str, Any]) -> None:
+    detail = event["detail"]
+    words = " ".join(f"{name}={value}" for name, value in detail.items() if value not in (None, ""))
+    print(f"{clock(datetime.fromisoformat(event['at']))} session ended {words}", flush=True)

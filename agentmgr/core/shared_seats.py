@@ -1,0 +1,296 @@
+"""Seats that several processes share: `max_sessions` holds over all of them together.
+
+The rules:
+
+* The manager counts, in one `Ledger`. A worker keeps `SharedSeats`, and tells of each seat it takes or gives.
+* At an instance without a limit a worker takes a seat at once. At a limited one it asks first, naming all
+  instances that would do, the preferred one first. The ledger grants the first of them that has a seat; where
+  none has, the question waits, and a seat that comes free goes to the oldest question that names it.
+* While no manager answers, a worker may use only the seats that it holds: what its own sessions give back
+  stays with it for its next clients. So the bound cannot be passed, whatever happens meanwhile.
+* When a worker comes back, it declares the seats that its sessions occupy; the others it gives up. Until all
+  workers that live have declared, the ledger grants nothing (`Ledger.pause`).
+
+What a worker knows of the others' seats is a little old. That may cost a client the second best instance, and
+never a limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from types import MappingProxyType
+
+from attrs import frozen
+
+from .admission import Seats
+from .routing import Backend
+
+
+@frozen
+class Took:
+    instance_id: str
+
+
+@frozen
+class Gave:
+    instance_id: str
+
+
+@frozen
+class Ask:
+    """May this client have a seat at one of these? With a ticket that was used before it takes that one's
+    place."""
+
+    ticket: int
+    instance_ids: tuple[str, ...]
+
+
+@frozen
+class Withdraw:
+    ticket: int
+
+
+@frozen
+class Grant:
+    """The seat is the worker's, who gives it back where its client has left meanwhile."""
+
+    ticket: int
+    instance_id: str
+
+
+SeatReport = Took | Gave | Ask | Withdraw
+
+
+class SharedSeats:
+    """One worker's seats. `tell` passes its reports on; while no manager answers, nobody hears them."""
+
+    def __init__(self, tell: Callable[[SeatReport], None]) -> None:
+        self._tell = tell
+        self._mine: dict[str, int] = {}  # in use
+        self._spare: dict[str, int] = {}  # held, and in nobody's use
+        self._others: Mapping[str, int] = {}
+        self._limits: dict[str, int] = {}
+        self._taken: dict[str, int] = {}  # by all
+        self._full: set[str] = set()
+        self._attached = False
+
+    @property
+    def taken(self) -> Mapping[str, int]:
+        """Seats taken by instance id, the others' as far as they are known."""
+        return MappingProxyType(self._taken)
+
+    @property
+    def full(self) -> Set[str]:
+        """The ids of those where, as far as is known, no seat is to be had now."""
+        return self._full
+
+    def set_limit(self, instance_id: str, max_sessions: int) -> None:
+        if max_sessions:
+            self._limits[instance_id] = max_sessions
+        else:
+            self._limits.pop(instance_id, None)
+            self._spare.pop(instance_id, None)
+        self._judge(instance_id)
+
+    def take(self, backend: Backend) -> bool:
+        """Takes a seat, or says that it has to be asked for."""
+        name = backend.instance_id
+        if spare := self._spare.get(name):
+            self._spare[name] = spare - 1
+        elif name in self._limits:
+            return False
+        else:
+            self._say(Took(name))
+        self._mine[name] = self._mine.get(name, 0) + 1
+        self._judge(name)
+        return True
+
+    def give_back(self, instance_id: str) -> bool:
+        """Whether the seat is free for another client of this worker. Raises `ValueError` for none taken."""
+        left = self._mine.get(instance_id, 0) - 1
+        if left < 0:
+            raise ValueError(f"instance {instance_id} has no session")
+        if left:
+            self._mine[instance_id] = left
+        else:
+            del self._mine[instance_id]
+        if not self._attached and instance_id in self._limits:
+            self._spare[instance_id] = self._spare.get(instance_id, 0) + 1
+        self._say(Gave(instance_id))
+        self._judge(instance_id)
+        return not (self._attached and instance_id in self._limits)
+
+    def ask(self, ticket: int, instance_ids: Sequence[str]) -> None:
+        self._say(Ask(ticket, tuple(instance_ids)))
+
+    def withdraw(self, ticket: int) -> None:
+        self._say(Withdraw(ticket))
+
+    def granted(self, instance_id: str) -> None:
+        """A seat came; `settle` gives it up unless it is taken before."""
+        self._spare[instance_id] = self._spare.get(instance_id, 0) + 1
+        self._judge(instance_id)
+
+    def settle(self, instance_id: str) -> None:
+        for _ in range(self._spare.pop(instance_id, 0)):
+            self._say(Gave(instance_id))
+        self._judge(instance_id)
+
+    def attach(self) -> Mapping[str, int]:
+        """A manager listens from now on; what it is to be told first."""
+        self._attached = True
+        self._spare.clear()
+        self._judge_all()
+        return dict(self._mine)
+
+    def detach(self) -> None:
+        self._attached = False
+        self._judge_all()
+
+    def know(self, others: Mapping[str, int]) -> None:
+        """How many seats the others have, by instance id."""
+        changed = self._others.keys() | others.keys()
+        self._others = others
+        for name in changed:
+            self._judge(name)
+
+    def _say(self, report: SeatReport) -> None:
+        if self._attached:
+            self._tell(report)
+
+    def _judge_all(self) -> None:
+        for name in self._limits:
+            self._judge(name)
+
+    def _judge(self, name: str) -> None:
+        if total := self._mine.get(name, 0) + self._others.get(name, 0):
+            self._taken[name] = total
+        else:
+            self._taken.pop(name, None)
+        limit = self._limits.get(name)
+        known_full = limit is not None and (total >= limit or not self._attached)
+        if known_full and not self._spare.get(name):
+            self._full.add(name)
+        else:
+            self._full.discard(name)
+
+
+class Ledger:
+    """Who holds which seats, and who asks for one. Grants are returned, for the caller to pass on.
+
+    `seats` has the sum of all, the manager's own sessions included, and the limits.
+    """
+
+    def __init__(self, seats: Seats) -> None:
+        self._seats = seats
+        self._held: dict[str, dict[str, int]] = {}  # by worker, by instance
+        self._asks: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._queues: dict[str, dict[tuple[str, int], None]] = {}  # by instance, the oldest first
+        self._paused = False
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> list[tuple[str, Grant]]:
+        self._paused = False
+        return self.serve_all()
+
+    def held(self, worker: str) -> Mapping[str, int]:
+        return self._held.get(worker, {})
+
+    def others(self, worker: str) -> dict[str, int]:
+        """What all but this one have."""
+        mine = self.held(worker)
+        return {name: n for name, all_ in self._seats.taken.items() if (n := all_ - mine.get(name, 0))}
+
+    def report(self, worker: str, report: SeatReport) -> list[tuple[str, Grant]]:
+        match report:
+            case Took(name):
+                self._add(worker, name)
+                return []
+            case Gave(name):
+                self._remove(worker, name)
+                return self.serve(name)
+            case Withdraw(ticket):
+                self._withdraw((worker, ticket))
+                return []
+            case Ask(ticket, names):
+                return self._ask((worker, ticket), names)
+
+    def declare(self, worker: str, held: Mapping[str, int]) -> list[tuple[str, Grant]]:
+        """What the worker has in truth. It may be more than the limits say: those sessions stay."""
+        freed = []
+        for name in set(self.held(worker)) | set(held):
+            change = held.get(name, 0) - self.held(worker).get(name, 0)
+            for _ in range(change):
+                self._add(worker, name)
+            for _ in range(-change):
+                self._remove(worker, name)
+                freed.append(name)
+        return [grant for name in freed for grant in self.serve(name)]
+
+    def detach(self, worker: str) -> None:
+        """It does not answer, and keeps what it has."""
+        for key in [key for key in self._asks if key[0] == worker]:
+            self._withdraw(key)
+
+    def forget(self, worker: str) -> list[tuple[str, Grant]]:
+        """It is dead."""
+        self.detach(worker)
+        return self.declare(worker, {})
+
+    def serve(self, instance_id: str) -> list[tuple[str, Grant]]:
+        """Gives the free seats of an instance to those who have asked for longest."""
+        grants: list[tuple[str, Grant]] = []
+        while (
+            not self._paused
+            and instance_id not in self._seats.full
+            and (queue := self._queues.get(instance_id))
+        ):
+            worker, ticket = next(iter(queue))
+            self._withdraw((worker, ticket))
+            self._add(worker, instance_id)
+            grants.append((worker, Grant(ticket, instance_id)))
+        return grants
+
+    def serve_all(self) -> list[tuple[str, Grant]]:
+        """For when limits have changed."""
+        return [grant for name in tuple(self._queues) for grant in self.serve(name)]
+
+    def _ask(self, key: tuple[str, int], names: Sequence[str]) -> list[tuple[str, Grant]]:
+        for gone in set(self._asks.get(key, ())) - set(names):
+            self._leave(gone, key)
+        self._asks[key] = tuple(names)
+        for name in names:
+            self._queues.setdefault(name, {}).setdefault(key)
+        for name in names:
+            # Whoever waits for a seat that is free is served already, so this one is the first.
+            if granted := self.serve(name):
+                return granted
+        return []
+
+    def _withdraw(self, key: tuple[str, int]) -> None:
+        for name in self._asks.pop(key, ()):
+            self._leave(name, key)
+
+    def _leave(self, name: str, key: tuple[str, int]) -> None:
+        queue = self._queues[name]
+        del queue[key]
+        if not queue:
+            del self._queues[name]
+
+    def _add(self, worker: str, name: str) -> None:
+        held = self._held.setdefault(worker, {})
+        held[name] = held.get(name, 0) + 1
+        self._seats.add(name)
+
+    def _remove(self, worker: str, name: str) -> None:
+        held = self._held.get(worker, {})
+        if not held.get(name):
+            raise ValueError(f"worker {worker} gives back a seat at {name} that it does not have")
+        held[name] -= 1
+        if not held[name]:
+            del held[name]
+            if not held:
+                del self._held[worker]
+        self._seats.give_back(name)

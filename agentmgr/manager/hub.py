@@ -1,0 +1,411 @@
+"""The workers that serve the gateway: what they are told, what they report, and what they hold.
+
+Whoever connects to the worker socket is one: only this user can. A worker that lives and does not answer
+keeps its sessions and its seats here; when its process is gone, so are they.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
+
+import trio
+from attrs import define, evolve, field
+
+from ..core.admission import Seats
+from ..core.affinity import Affinity
+from ..core.routing import RoutingTable
+from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
+from ..errors import ConnectionNotFound, InvalidRequest, WrongState
+from ..models import Connection, SessionEnd, Token, utc_now
+from ..proxy import Authenticator, Gateway, SessionObserver
+from ..proxy.feed import (
+    BEAT_S,
+    Applied,
+    Closed,
+    Declared,
+    Disconnect,
+    Drain,
+    End,
+    Figures,
+    Hello,
+    Lines,
+    Opened,
+    Order,
+    Others,
+    Outbox,
+    Redeem,
+    Redeemed,
+    Refused,
+    Remembered,
+    Report,
+    Table,
+    decode_report,
+    encode,
+    remembered,
+)
+
+logger = logging.getLogger(__name__)
+
+_OTHERS_S = 0.1  #: the oldest that a worker's knowledge of the others' sessions is
+_APPLIED_S = 2.0  #: a worker that has not taken a table by then is not waited for
+_DRAIN_MARGIN_S = 15.0  #: beyond the drain's own deadline: its close frames wait for answers
+_HELLO_S = 5.0
+_END_S = 30.0
+_CHUNK_BYTES = 2**18
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+
+
+class TokenBook(Protocol):
+    def all(self) -> tuple[Token, ...]: ...
+
+
+@define
+class _Live:
+    connection: Connection
+    told_at: float
+
+
+@define(eq=False)
+class Remote:
+    """A worker, from its first word to the end of its process."""
+
+    hello: Hello
+    pid: int
+    sessions: dict[str, _Live] = field(factory=dict)
+    link: Outbox | None = None  #: while it answers
+    declared: bool = False
+    sent: int = 0  #: the version of the table that it was sent last
+    applied: int = 0
+    others: Mapping[str, int] | None = None  #: as it was told last
+    told_at: float = 0.0
+    unlinked: trio.Event = field(factory=trio.Event)
+    gone: trio.Event = field(factory=trio.Event)
+
+
+class Hub:
+    """All the workers of one manager. `gateway` is its own: that lobby and theirs share the seats."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        seats: Seats,
+        affinity: Affinity,
+        *,
+        observer: SessionObserver,
+        tokens: TokenBook,
+        authenticator: Authenticator,
+    ) -> None:
+        self._gateway = gateway
+        self._seats = seats
+        self._affinity = affinity
+        self._observer = observer
+        self._tokens = tokens
+        self._authenticator = authenticator
+        self._ledger = Ledger(seats)
+        self._ledger.pause()  # until `resume`
+        self._remotes: dict[str, Remote] = {}
+        self._version = 0
+        self._table = RoutingTable()
+        self._table_line: bytes | None = None
+        self._news = trio.Event()
+        gateway.lobby.freed = lambda name: self._grant(self._ledger.serve(name))
+        affinity.tell = lambda session_id, holder: self._tell_all(Remembered({session_id: holder}))
+
+    # For the manager
+
+    def __iter__(self) -> Iterator[Remote]:
+        return iter(tuple(self._remotes.values()))
+
+    def get(self, worker_id: str) -> Remote | None:
+        return self._remotes.get(worker_id)
+
+    def serving_at(self, host: str, port: int) -> int:
+        """How many of a manager's workers serve there."""
+        return sum(not r.hello.guest and (r.hello.host, r.hello.port) == (host, port) for r in self)
+
+    def listeners(self) -> list[dict[str, str | int]]:
+        """Where workers serve, and how many, for `get_info`."""
+        counts = Counter((remote.hello.host, remote.hello.port) for remote in self)
+        return [
+            {"kind": "proxy", "host": host, "port": port, "workers": count}
+            for (host, port), count in counts.items()
+        ]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Returns once it holds; it is looked at whenever something happened here."""
+        while not condition():
+            await self._news.wait()
+
+    def resume(self) -> None:
+        """Grants seats from now on: the limits are known, and so is what living workers hold."""
+        self._grant(self._ledger.resume())
+
+    def publish(self, table: RoutingTable) -> None:
+        self._version += 1
+        self._table, self._table_line = table, None
+        for remote in self:
+            self._send_table(remote)
+        self._grant(self._ledger.serve_all())  # limits may have been raised
+
+    async def applied(self) -> None:
+        """Returns when every worker that answers routes by the last table."""
+        version = self._version
+        with trio.move_on_after(_APPLIED_S) as patience:
+            await self.until(lambda: all(r.applied >= version for r in self if r.link is not None))
+        if patience.cancelled_caught:
+            logger.warning("a worker of the gateway is slow to take the news; going on without it")
+
+    def connections(self) -> Iterator[Connection]:
+        now = trio.current_time()
+        for remote in self:
+            for live in remote.sessions.values():
+                yield evolve(live.connection, idle_s=live.connection.idle_s + now - live.told_at)
+
+    def disconnect(self, connection_id: str, *, code: int, reason: str) -> None:
+        """Raises `ConnectionNotFound`, and `WrongState` where its worker does not answer."""
+        for remote in self:
+            if connection_id in remote.sessions:
+                if remote.link is None:
+                    raise WrongState("the worker that has this connection does not answer just now")
+                remote.link.put(Disconnect(connection_id, code, reason))
+                return
+        raise ConnectionNotFound(f"there is no connection {connection_id!r}")
+
+    async def drain(self, instance_id: str, *, timeout_s: float) -> None:
+        """Returns when no worker has a session of the instance, or could have ended it in time."""
+
+        def left() -> Iterable[Remote]:
+            for remote in self:
+                if any(s.connection.instance_id == instance_id for s in remote.sessions.values()):
+                    yield remote
+
+        self._tell_all(Drain(instance_id, timeout_s))
+        with trio.move_on_after(timeout_s + _DRAIN_MARGIN_S):
+            await self.until(lambda: not any(left()))
+
+    def end(self, remote: Remote) -> None:
+        """Asks a worker to close its sessions and exit."""
+        if remote.link is not None:
+            remote.link.put(End())
+
+    async def end_all(self) -> None:
+        """Returns when they have ended, or did not in time."""
+        told = [remote for remote in self if remote.link is not None]
+        for remote in told:
+            self.end(remote)
+        with trio.move_on_after(_END_S):
+            for remote in told:
+                await remote.gone.wait()
+
+    # For the workers
+
+    async def serve(self, listener: trio.SocketListener) -> None:
+        """Talks with those who come, until cancelled."""
+        async with trio.open_nursery() as nursery:
+
+            async def guarded(stream: trio.SocketStream) -> None:
+                try:
+                    await self._serve(stream, nursery)
+                except* (trio.BrokenResourceError, trio.TooSlowError):
+                    pass  # it has gone, or says nothing
+                except* (InvalidRequest, ValueError) as group:
+                    logger.error("a worker of the gateway talks nonsense: %s", group.exceptions[0])
+                except* Exception:  # the boundary: one worker's trouble is not another's
+                    logger.exception("a worker of the gateway met an error of the manager's own")
+
+            await trio.serve_listeners(guarded, [listener], handler_nursery=nursery)
+
+    async def _serve(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+        credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid = _CREDENTIALS.unpack(bytes(credentials))[0]
+        link, reports = Outbox(), _Reports(stream)
+        with trio.fail_after(_HELLO_S):
+            hello = await reports.next()
+        if not isinstance(hello, Hello):
+            return
+        remote = await self._arrived(hello, pid, nursery)
+        remote.link, remote.declared, remote.sent, remote.applied = link, False, 0, 0
+        remote.others, remote.unlinked = None, trio.Event()
+        self._send_table(remote)
+        link.put(*remembered(self._affinity.known))
+        claimed = set(remote.sessions)  # of which it may have nothing to say any more
+        try:
+            async with trio.open_nursery() as talk:
+                talk.start_soon(link.deliver, stream)
+                while (report := await reports.next()) is not None:
+                    self._hear(remote, report, claimed, talk)
+                talk.cancel_scope.cancel()
+        finally:
+            remote.link = None
+            self._ledger.detach(hello.worker_id)
+            remote.unlinked.set()
+            self._happened()
+
+    async def _arrived(self, hello: Hello, pid: int, nursery: trio.Nursery) -> Remote:
+        remote = self._remotes.get(hello.worker_id)
+        if remote is None:
+            remote = self._remotes[hello.worker_id] = Remote(hello, pid)
+            await nursery.start(self._watch, remote)
+            logger.info("worker %s serves the gateway at %s:%d", pid, hello.host, hello.port)
+        elif remote.link is not None:  # it has given up the former one, and we have not seen that yet
+            await remote.unlinked.wait()
+        return remote
+
+    async def _watch(self, remote: Remote, *, task_status: trio.TaskStatus[None]) -> None:
+        """Until its process has exited, and all that it said was heard."""
+        try:
+            process = os.pidfd_open(remote.pid)
+        except ProcessLookupError:
+            task_status.started()
+        else:
+            try:
+                task_status.started()
+                await trio.lowlevel.wait_readable(process)
+            finally:
+                os.close(process)
+        if remote.link is not None:
+            await remote.unlinked.wait()
+        del self._remotes[remote.hello.worker_id]
+        for live in tuple(remote.sessions.values()):
+            self._observer.session_closed(_lost(live.connection))
+        remote.sessions.clear()
+        self._grant(self._ledger.forget(remote.hello.worker_id))
+        self._gateway.lobby.serve_waiting()
+        remote.gone.set()
+        self._happened()
+
+    def _hear(self, remote: Remote, report: Report, claimed: set[str], talk: trio.Nursery) -> None:
+        worker_id = remote.hello.worker_id
+        match report:
+            case Took() | Gave() | Ask() | Withdraw():
+                self._grant(self._ledger.report(worker_id, report))
+                if isinstance(report, Gave) and report.instance_id not in self._seats.full:
+                    self._gateway.lobby.serve_waiting(seats=1)
+            case Opened(connection):
+                claimed.discard(connection.connection_id)
+                new = connection.connection_id not in remote.sessions
+                remote.sessions[connection.connection_id] = _Live(connection, trio.current_time())
+                if new:
+                    self._observer.session_opened(connection)
+            case Closed(end):
+                claimed.discard(end.connection_id)
+                remote.sessions.pop(end.connection_id, None)
+                self._observer.session_closed(end)
+                self._happened()
+            case Refused(code):
+                self._observer.client_refused(code)
+            case Figures():
+                if live := remote.sessions.get(report.connection_id):
+                    live.told_at = trio.current_time()
+                    live.connection = evolve(
+                        live.connection,
+                        idle_s=report.idle_s,
+                        bytes_from_client=report.bytes_from_client,
+                        bytes_to_client=report.bytes_to_client,
+                        messages_from_client=report.messages_from_client,
+                        messages_to_client=report.messages_to_client,
+                    )
+            case Remembered(holders):
+                for session_id, holder in holders.items():
+                    self._affinity.learn(session_id, holder)
+                self._tell_all(report, but=remote)
+            case Declared(seats):
+                for connection_id in claimed:  # of which it has told a former link
+                    remote.sessions.pop(connection_id, None)
+                claimed.clear()
+                remote.declared = True
+                self._grant(self._ledger.declare(worker_id, seats))
+                self._happened()
+            case Applied(version):
+                remote.applied = version
+                self._send_table(remote)
+                self._happened()
+            case Redeem():
+                talk.start_soon(self._redeem, remote, report)
+            case Hello():
+                raise InvalidRequest("it says hello twice")
+
+    async def _redeem(self, remote: Remote, report: Redeem) -> None:
+        identity = await self._authenticator.ticket(report.ticket)
+        if remote.link is not None:
+            remote.link.put(Redeemed(report.number, identity))
+
+    async def keep_telling(self) -> None:
+        """What the others have, while there is somebody to tell; no news is told once in a while."""
+        while True:
+            await self.until(lambda: self._remotes)
+            now = trio.current_time()
+            for remote in self:
+                if remote.link is not None:
+                    others = self._ledger.others(remote.hello.worker_id)
+                    if others != remote.others or now - remote.told_at >= BEAT_S:
+                        remote.others, remote.told_at = others, now
+                        remote.link.put(Others(others))
+            await trio.sleep(_OTHERS_S)
+
+    def _send_table(self, remote: Remote) -> None:
+        """One at a time: whoever is slow gets the last one next, and not all that were in between."""
+        if remote.link is None or remote.sent > remote.applied or remote.sent == self._version:
+            return
+        if self._table_line is None:
+            self._table_line = encode(Table(self._version, self._table, self._tokens.all()))
+        remote.sent = self._version
+        remote.link.put_lines(self._table_line)
+
+    def _tell_all(self, order: Order, *, but: Remote | None = None) -> None:
+        linked = [remote.link for remote in self if remote.link is not None and remote is not but]
+        if linked:
+            line = encode(order)
+            for link in linked:
+                link.put_lines(line)
+
+    def _grant(self, grants: Iterable[tuple[str, Grant]]) -> None:
+        for worker_id, grant in grants:
+            link = self._remotes[worker_id].link
+            assert link is not None, "who does not answer asks for nothing"
+            link.put(grant)
+
+    def _happened(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+
+class _Reports:
+    """What a worker says, in order."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._lines = Lines()
+        self._complete: list[bytes] = []
+
+    async def next(self) -> Report | None:
+        """None at the end."""
+        while not self._complete:
+            data = await self._stream.receive_some(_CHUNK_BYTES)
+            if not data:
+                return None
+            self._complete = self._lines.feed(bytes(data))[::-1]
+        return decode_report(self._complete.pop())
+
+
+def _lost(connection: Connection) -> SessionEnd:
+    return SessionEnd(
+        connection_id=connection.connection_id,
+        service_id=connection.service_id,
+        instance_id=connection.instance_id,
+        started_at=connection.started_at,
+        ended_at=utc_now(),
+        ended_by="gateway",
+        code=None,
+        reason="the worker that served it has died",
+        bytes_from_client=connection.bytes_from_client,
+        bytes_to_client=connection.bytes_to_client,
+        messages_from_client=connection.messages_from_client,
+        messages_to_client=connection.messages_to_client,
+    )

@@ -1,0 +1,113 @@
+"""The process of one worker: starting it, noticing its exit, ending it. It starts no others itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import trio
+from attrs import evolve
+
+from ..codec import to_json
+from ..core.restart import Exit
+from ..supervisor import logs
+from ..worker.spec import WorkerSpec
+
+_START_S = 30.0
+_KILL_PATIENCE_S = 10.0  #: a process in uninterruptible sleep dies when the disk lets it
+
+
+class DidNotStart(Exception):
+    """And its last words."""
+
+
+class WorkerProcess:
+    """One that was started here, or one that a former manager has left."""
+
+    def __init__(self, pid: int, popen: subprocess.Popen[bytes] | None = None) -> None:
+        """Raises OSError when there is no such process, or no descriptor to be had."""
+        self.pid = pid
+        self._popen = popen
+        self._pidfd = os.pidfd_open(pid)
+
+    @classmethod
+    async def start(cls, spec: WorkerSpec, output: Path) -> WorkerProcess:
+        """One that serves. Raises `DidNotStart`."""
+        reading, writing = os.pipe()
+        async with trio.lowlevel.FdStream(reading) as ready:
+            try:
+                process = _spawn(evolve(spec, ready=writing), output)
+            except OSError as error:
+                raise DidNotStart(error.strerror or str(error)) from None
+            finally:
+                os.close(writing)
+            serving = b""
+            try:
+                with trio.move_on_after(_START_S):
+                    serving = bytes(await ready.receive_some())
+            finally:
+                if not serving:
+                    await process.end(0)
+        if not serving:
+            said = logs.last_words(output, 0).splitlines()
+            raise DidNotStart(said[-1] if said else "it said nothing")
+        return process
+
+    async def wait_exit(self) -> Exit:
+        """A stranger's child does not tell how it ended."""
+        await trio.lowlevel.wait_readable(self._pidfd)
+        if self._popen is None:
+            return Exit()
+        code = self._popen.wait()  # it has exited, so this does not block
+        return Exit(signal=-code) if code < 0 else Exit(code=code)
+
+    async def end(self, grace_s: float) -> Exit:
+        """Asks it to, and kills it after `grace_s`. Shielded from cancellation; forgets the process."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+            signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)  # stopped, it would not hear the TERM
+        exit = Exit()
+        with trio.move_on_after(grace_s, shield=True) as patience:
+            exit = await self.wait_exit()
+        if patience.cancelled_caught:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            with trio.move_on_after(_KILL_PATIENCE_S, shield=True):
+                exit = await self.wait_exit()
+        self.forget()
+        return exit
+
+    def forget(self) -> None:
+        """It goes on, or has ended."""
+        trio.lowlevel.notify_closing(self._pidfd)
+        os.close(self._pidfd)
+        if self._popen is not None and self._popen.poll() is None:
+            self._popen.returncode = 0  # nobody's child from here on: no warning that it still runs
+
+
+def _spawn(spec: WorkerSpec, output: Path) -> WorkerProcess:
+    """With a session of its own: no terminal's Ctrl-C reaches it. Raises OSError."""
+    with ExitStack() as stack:
+        out = logs.open_for_append(output)
+        stack.callback(os.close, out)
+        os.ftruncate(out, 0)
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "agentmgr.worker", to_json(spec)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            pass_fds=[fd for fd in (spec.ready, spec.leash) if fd is not None],
+            start_new_session=True,
+            # Started by an agent, it is not that agent's child in the eyes of whoever sweeps up after it.
+            env={k: v for k, v in os.environ.items() if not k.startswith("AGENTMGR_INSTANCE_")},
+        )
+        try:
+            return WorkerProcess(popen.pid, popen)
+        except OSError:  # no descriptor left for watching it
+            popen.kill()
+            popen.wait()
+            raise

@@ -1,0 +1,220 @@
+"""The processes that serve the gateway on one port: started, adopted, restarted, ended.
+
+A manager that is killed leaves them behind, and they go on. The next one finds them by the files that they
+keep locked (`worker.spec`), waits for them to come to its socket, and takes them over where it wants what
+they do. Those that it does not want serve on until it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from secrets import token_hex
+
+import trio
+from attrs import evolve
+
+from ..core.restart import Again, Cause, Ending, Exit, History, decide
+from ..errors import ManagerError
+from ..listening import bind
+from ..models import RestartMode, ServiceConfig
+from ..settings import RuntimePaths
+from ..worker.spec import WorkerSpec, living
+from .hub import Hub, Remote
+from .worker_process import DidNotStart, WorkerProcess
+
+logger = logging.getLogger(__name__)
+
+_RETURN_S = 3.0  #: a worker that lives comes to the next manager's socket sooner than that
+_LOOK_S = 0.02
+_END_S = 30.0  #: from the wish to the kill: its sessions are closed in batches, and each may take a while
+_STEADY = ServiceConfig(
+    restart=RestartMode.ALWAYS, restart_delay=0.0, restart_delay_max=30.0, max_restart_count=10**6
+)
+
+
+async def await_returning(hub: Hub, paths: RuntimePaths) -> None:
+    """Until every worker that a former manager left has said what it holds.
+
+    One that does not say so in time is ended: nobody could tell how many seats it has. A terminal's is left.
+    """
+    give_up_at = trio.current_time() + _RETURN_S
+    while True:
+        silent = [mark for mark in living(paths) if not _declared(hub.get(mark.worker_id))]
+        if not silent or trio.current_time() > give_up_at:
+            break
+        await trio.sleep(_LOOK_S)
+    for mark in silent:
+        if mark.guest:
+            logger.warning("the gateway's process %d does not answer; its sessions are not counted", mark.pid)
+        else:
+            logger.warning("the gateway's process %d does not answer; it is killed", mark.pid)
+            with suppress(ProcessLookupError):
+                process = os.pidfd_open(mark.pid)
+                try:
+                    if mark in living(paths):  # so the number still means that one
+                        signal.pidfd_send_signal(process, signal.SIGKILL)
+                finally:
+                    os.close(process)
+
+
+def _declared(remote: Remote | None) -> bool:
+    return remote is not None and remote.declared
+
+
+class WorkerSet:
+    """So many workers on one port. `spec` is what they have in common."""
+
+    def __init__(self, spec: WorkerSpec, count: int, *, hub: Hub | None) -> None:
+        """Without a manager's hub, in a terminal of their own, a leash ends them with this process."""
+        self._spec = spec
+        self._count = count
+        self._hub = hub
+        self._scope = trio.CancelScope()
+        self._leaving = False
+        self._leash: tuple[int, int] | None = None
+
+    def stop(self, *, leave: bool = False) -> None:
+        """`run` returns when they have ended; at once with `leave`, and they go on."""
+        self._leaving = leave
+        self._scope.cancel()
+
+    async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until stopped or cancelled, or in a terminal when a manager has ended all of them. Started with the
+        port, when all serve.
+
+        Raises `PortNotAvailable`, and `ManagerError` where the first start fails.
+        """
+        failures: list[ManagerError] = []
+        try:
+            with self._scope:
+                await self._run(task_status)
+        except* ManagerError as group:
+            failures += _leaves(group)
+        for failure in failures:  # without a group around it
+            raise failure
+
+    async def _run(self, task_status: trio.TaskStatus[int]) -> None:
+        adopted = self._mine()
+        if adopted and not self._spec.port:
+            self._spec = evolve(self._spec, port=adopted[0].hello.port)
+        with ExitStack() as stack:
+            port = await self._reserve(stack, exclusive=not adopted)
+            self._spec = evolve(self._spec, port=port)
+            if self._hub is None:
+                stack.enter_context(self._leashed())
+            fit = [r for r in adopted if r.hello.options == self._spec.options][: self._count]
+            for remote in adopted:
+                if remote not in fit and self._hub is not None:
+                    self._hub.end(remote)
+            async with trio.open_nursery() as keeping:
+                async with trio.open_nursery() as starting:
+                    for number, place in enumerate(_places(self._count, fit)):
+                        starting.start_soon(keeping.start, self._keep, number, place)
+                task_status.started(port)
+
+    def _mine(self) -> list[Remote]:
+        """Those that serve at this address already, left by a former manager."""
+        if self._hub is None:
+            return []
+        here = [r for r in self._hub if not r.hello.guest and r.hello.host == self._spec.host]
+        wanted = self._spec.port or min((r.hello.port for r in here), default=0)
+        return sorted((r for r in here if r.hello.port == wanted), key=lambda r: r.hello.slot)
+
+    async def _reserve(self, stack: ExitStack, *, exclusive: bool) -> int:
+        """Holds the port while workers come and go. No other program may share it unasked."""
+        port = self._spec.port
+        if exclusive:
+            with ExitStack() as trial:
+                for sock in await bind(self._spec.host, port):
+                    trial.callback(sock.close)
+                    port = sock.getsockname()[1]
+        for sock in await bind(self._spec.host, port, shared=True):
+            stack.callback(sock.close)
+        return port
+
+    async def _keep(self, number: int, adopted: Remote | None, *, task_status: trio.TaskStatus[None]) -> None:
+        """One place's life: a worker in it, and another one when that has ended."""
+        process = self._adopt(adopted) if adopted is not None else None
+        if process is None:
+            try:
+                process = await self._start(number)
+            except DidNotStart as words:
+                raise ManagerError(f"a worker of the gateway did not start: {words}") from None
+        task_status.started()
+        history = History()
+        while True:
+            begun, served_s = trio.current_time(), None
+            try:
+                if process is None:
+                    process = await self._start(number)
+                begun = trio.current_time()
+                exit = await self._attend(process)
+                if self._hub is None and exit == Exit(code=0):
+                    return  # as its manager told it to
+                reason = str(exit)
+                served_s = trio.current_time() - begun
+            except DidNotStart as words:
+                reason = f"it did not start: {words}"
+            process = None
+            ending = Ending(Cause.EXITED, reason, ready_for_s=served_s)
+            decision = decide(_STEADY, history, ending, now=trio.current_time(), rand=random.random())
+            assert isinstance(decision, Again), "it is always tried again"
+            history = decision.history
+            logger.warning(
+                "worker %d of the gateway has ended (%s); the next one starts in %.1f s",
+                number, reason, decision.delay_s,
+            )  # fmt: skip
+            await trio.sleep(decision.delay_s)
+
+    def _adopt(self, remote: Remote) -> WorkerProcess | None:
+        try:
+            return WorkerProcess(remote.pid)
+        except OSError:  # it has just died
+            return None
+
+    async def _start(self, number: int) -> WorkerProcess:
+        """A worker that serves. Raises `DidNotStart`."""
+        leash = None if self._leash is None else self._leash[0]
+        spec = evolve(self._spec, worker_id=f"wrk_{token_hex(8)}", slot=number, leash=leash)
+        return await WorkerProcess.start(spec, spec.log.with_suffix(".err"))
+
+    async def _attend(self, process: WorkerProcess) -> Exit:
+        """Returns how it ended. Cancelled, it ends it, or leaves it."""
+        exit: Exit | None = None
+        try:
+            exit = await process.wait_exit()
+            return exit
+        finally:
+            if exit is not None or self._leaving:
+                process.forget()
+            else:
+                await process.end(_END_S)
+
+    @contextmanager
+    def _leashed(self) -> Iterator[None]:
+        self._leash = os.pipe()
+        try:
+            yield
+        finally:
+            for fd in self._leash:
+                os.close(fd)
+
+
+def _places(count: int, adopted: Iterable[Remote]) -> list[Remote | None]:
+    """Who has each place already; everybody the one that it had, as far as there are so many."""
+    left = {remote.hello.slot: remote for remote in adopted}
+    places = [left.pop(number, None) for number in range(count)]
+    return [place or (left.popitem()[1] if left else None) for place in places]
+
+
+def _leaves(group: ExceptionGroup[ManagerError]) -> Iterator[ManagerError]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

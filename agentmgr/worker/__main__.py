@@ -1,0 +1,67 @@
+"""`python -m agentmgr.worker SPEC`: how a manager starts one, with a `WorkerSpec` in JSON."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+
+import trio
+
+from ..codec import from_json
+from ..descriptors import raise_limit
+from ..errors import AgentManagerError
+from ..listening import open_listeners
+from ..logging_setup import configure_logging, logging_to
+from ..proxy import Certificate
+from ..settings import RuntimePaths
+from .spec import Mark, WorkerSpec, marked
+from .worker import Worker
+
+
+async def main(spec: WorkerSpec) -> None:
+    worker = Worker(spec)
+    certificate = Certificate(spec.certfile, spec.keyfile) if spec.certfile else None
+    with (
+        marked(RuntimePaths.of(spec.settings.db_path), Mark(spec.worker_id, os.getpid(), spec.guest)),
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+    ):
+        listeners = await open_listeners(spec.host, spec.port, shared=True)
+        async with trio.open_nursery() as nursery:
+
+            async def obey_signals() -> None:
+                async for _ in signals:
+                    worker.end()
+
+            async def announce(fd: int) -> None:
+                await worker.serving.wait()
+                with suppress(OSError):  # whoever wanted to know has gone
+                    os.write(fd, b"ready\n")
+                os.close(fd)
+
+            async def obey_leash(fd: int) -> None:
+                async with trio.lowlevel.FdStream(fd) as leash:
+                    while await leash.receive_some():
+                        pass
+                worker.end()
+
+            nursery.start_soon(obey_signals)
+            if spec.leash is not None:
+                nursery.start_soon(obey_leash, spec.leash)
+            if spec.ready is not None:
+                nursery.start_soon(announce, spec.ready)
+            await worker.serve(listeners, certificate)
+            nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    spec = from_json(sys.argv[1], WorkerSpec)
+    raise_limit()
+    configure_logging(spec.settings.log_level)
+    try:
+        # What a crash has to say goes to stderr, and is found there by whoever starts the next one.
+        with logging_to(spec.log, alone=True):
+            trio.run(main, spec)
+    except* (AgentManagerError, OSError) as group:
+        sys.exit(f"the worker cannot serve: {group.exceptions[0]}")

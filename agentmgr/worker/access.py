@@ -1,0 +1,34 @@
+"""Who may use the gateway, as a worker knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from ..core.keys import find
+from ..models import Token, utc_now
+from ..proxy import Identity
+
+
+class WorkerAccess:
+    """A worker's `Authenticator`: the tokens that the manager told of last hold until it tells of others.
+
+    A ticket is good for one connection, so it is the manager who takes it; while none answers, none is good.
+    """
+
+    def __init__(self, redeem: Callable[[str], Awaitable[Identity | None]]) -> None:
+        self.tokens: tuple[Token, ...] = ()
+        self._redeem = redeem
+
+    @property
+    def required(self) -> bool:
+        return any(scope.startswith("connect") for token in self.tokens for scope in token.scopes)
+
+    async def bearer(self, token: str) -> Identity | None:
+        await trio.lowlevel.checkpoint()
+        found = find(self.tokens, token)
+        return None if found is None else Identity.of(found, utc_now())
+
+    async def ticket(self, ticket: str) -> Identity | None:
+        return await self._redeem(ticket)

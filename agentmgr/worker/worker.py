@@ -1,0 +1,303 @@
+"""One worker: a gateway, and its side of the talk with whichever manager runs.
+
+Without a manager it goes on: with the table, the tokens and the seats that it had last. What happens then is
+told to the next manager.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from itertools import count
+
+import trio
+
+from ..core.affinity import Affinity
+from ..core.shared_seats import Grant, SharedSeats
+from ..errors import ConnectionNotFound, InvalidRequest
+from ..models import Connection, SessionEnd
+from ..proxy import Certificate, Identity
+from ..proxy.feed import (
+    SILENCE_S,
+    Applied,
+    Closed,
+    Declared,
+    Disconnect,
+    Drain,
+    End,
+    Figures,
+    Hello,
+    Lines,
+    Opened,
+    Order,
+    Others,
+    Outbox,
+    Redeem,
+    Redeemed,
+    Refused,
+    Remembered,
+    Report,
+    Table,
+    decode_order,
+    remembered,
+)
+from ..settings import RuntimePaths
+from .access import WorkerAccess
+from .spec import WorkerSpec, gateway
+
+logger = logging.getLogger("agentmgr.gateway")
+
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.02, 0.5
+_FIGURES_S = 1.0  # between two reports of what the sessions have done
+_SOME = 500  # sessions looked at before other tasks get their turn
+_TICKET_S = 5.0  # for the manager to say whose it is
+_CHUNK_BYTES = 2**18
+_LAST_WORDS_S = 2.0
+_MOST_ENDS = 100_000  # kept for the next manager
+
+
+class Worker:
+    """Serves clients until it is told to end, by `end` or by a manager."""
+
+    def __init__(self, spec: WorkerSpec, *, ended: Callable[[SessionEnd], None] | None = None) -> None:
+        """`ended` is told of each session's end, besides the manager."""
+        self._spec = spec
+        self._paths = RuntimePaths.of(spec.settings.db_path)
+        self._ended = ended
+        self._outbox: Outbox | None = None  # while a manager listens
+        self._unheard: deque[SessionEnd] = deque(maxlen=_MOST_ENDS)
+        self._told: dict[str, int] = {}  # bytes of each session, as they were told last
+        self._redeeming: dict[int, Callable[[Identity | None], None]] = {}
+        self._numbers = count()
+        self._access = WorkerAccess(self._redeem)
+        self._seats = SharedSeats(self._say)
+        self._affinity = Affinity()
+        self._affinity.tell = lambda session_id, holder: self._say(Remembered({session_id: holder}))
+        self.gateway = gateway(
+            spec.settings,
+            observer=self,
+            authenticator=self._access,
+            seats=self._seats,
+            affinity=self._affinity,
+        )
+        self.serving = trio.Event()
+        self._port = spec.port
+        self._has_table = trio.Event()
+        self._told_to_end = trio.Event()
+
+    def end(self) -> None:
+        self._told_to_end.set()
+
+    @property
+    def attached(self) -> bool:
+        return self._outbox is not None
+
+    async def serve(
+        self,
+        listeners: Sequence[trio.SocketListener],
+        certificate: Certificate | None = None,
+    ) -> None:
+        """Until told to end; then its sessions are closed with 1001, in batches. Closes the listeners.
+
+        It serves from when a manager has first told it where to send its clients.
+        """
+        self._port = listeners[0].socket.getsockname()[1]
+        # Whatever ends the worker: it relays, and tells of its sessions' ends, until there are none.
+        talking = trio.CancelScope(shield=True)
+
+        async def talk() -> None:
+            with talking:
+                async with trio.open_nursery() as nursery:
+                    await self._keep_attached(nursery)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk)
+            try:
+                await self._wait_table()
+                if not self._told_to_end.is_set():
+                    async with trio.open_nursery() as serving:
+                        await serving.start(
+                            partial(
+                                self.gateway.serve,
+                                listeners,
+                                certificate=certificate,
+                                proxy_protocol=self._spec.settings.proxy_protocol,
+                            )
+                        )
+                        self.serving.set()
+                        await self._told_to_end.wait()
+                        serving.cancel_scope.cancel()
+                        for listener in listeners:  # the next clients are for the other workers
+                            listener.socket.close()
+            finally:
+                for listener in listeners:
+                    listener.socket.close()
+                if self._outbox is not None:
+                    with trio.move_on_after(_LAST_WORDS_S, shield=True):
+                        await self._outbox.all_said()
+                talking.cancel()
+
+    async def _wait_table(self) -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await self._told_to_end.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            await self._has_table.wait()
+            nursery.cancel_scope.cancel()
+
+    # The gateway's observer
+
+    def session_opened(self, connection: Connection) -> None:
+        self._say(Opened(connection))
+
+    def session_closed(self, end: SessionEnd) -> None:
+        self._told.pop(end.connection_id, None)
+        if self._outbox is None:
+            self._unheard.append(end)
+        else:
+            self._say(Closed(end))
+        if self._ended is not None:
+            self._ended(end)
+
+    def client_refused(self, code: str) -> None:
+        self._say(Refused(code))
+
+    # The talk with the manager
+
+    def _say(self, report: Report) -> None:
+        if self._outbox is not None:
+            self._outbox.put(report)
+
+    async def _keep_attached(self, nursery: trio.Nursery) -> None:
+        pause = _FIRST_RETRY_S
+        while True:
+            try:
+                stream = await trio.open_unix_socket(self._paths.worker_socket)
+            except OSError:  # nobody there; that is what the loop is for
+                pause = min(pause * 2, _LAST_RETRY_S)
+            else:
+                async with stream:
+                    await self._converse(stream, nursery)
+                pause = _FIRST_RETRY_S
+            await trio.sleep(pause * random.uniform(0.5, 1.5))
+
+    async def _converse(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+        """Returns when the manager has gone, or does not answer."""
+        outbox = Outbox()
+        self._attach(outbox)
+        try:
+            async with trio.open_nursery() as talk:
+                talk.start_soon(outbox.deliver, stream)
+                talk.start_soon(self._tell_figures)
+                await self._listen(stream, nursery)
+                talk.cancel_scope.cancel()
+        except* trio.BrokenResourceError:
+            pass
+        except* InvalidRequest as group:
+            logger.error("the manager says what this version does not understand: %s", group.exceptions[0])
+        finally:
+            self._outbox = None
+            self._seats.detach()
+            for answer in tuple(self._redeeming.values()):
+                answer(None)
+            if not self._told_to_end.is_set():
+                logger.info("no manager answers; going on with what the last one said")
+
+    def _attach(self, outbox: Outbox) -> None:
+        """All at once, so that nothing happens between what is declared and what is told from then on."""
+        spec = self._spec
+        outbox.put(
+            Hello(spec.worker_id, spec.host, self._port, spec.slot, spec.options, spec.guest),
+            *map(Opened, self.gateway.connections()),
+            *map(Closed, self._unheard),
+            *remembered(self._affinity.known),
+            Declared(self._seats.attach()),
+        )
+        self._unheard.clear()
+        self._told.clear()
+        self._outbox = outbox
+        self.gateway.lobby.serve_waiting()  # they ask again, this manager
+
+    async def _listen(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+        lines = Lines()
+        while True:
+            data = b""
+            with trio.move_on_after(SILENCE_S):
+                data = bytes(await stream.receive_some(_CHUNK_BYTES))
+            if not data:
+                return
+            for line in lines.feed(data):
+                self._obey(decode_order(line), nursery)
+
+    def _obey(self, order: Order, nursery: trio.Nursery) -> None:
+        match order:
+            case Table():
+                self._access.tokens = order.tokens
+                self.gateway.update(order.table)
+                self._say(Applied(order.version))
+                self._has_table.set()
+            case Others():
+                self._seats.know(order.seats)
+            case Grant():
+                self.gateway.lobby.granted(order.ticket, order.instance_id)
+            case Remembered():
+                for session_id, instance_id in order.holders.items():
+                    self._affinity.learn(session_id, instance_id)
+            case Drain():
+                # Not a part of this talk: it goes on when the manager does not.
+                nursery.start_soon(partial(self.gateway.drain, order.instance_id, timeout_s=order.timeout_s))
+            case Disconnect():
+                with suppress(ConnectionNotFound):  # it has ended meanwhile
+                    self.gateway.disconnect(order.connection_id, code=order.code, reason=order.reason)
+            case Redeemed():
+                if answer := self._redeeming.get(order.number):
+                    answer(order.identity)
+            case End():
+                self.end()
+
+    async def _tell_figures(self) -> None:
+        while True:
+            await trio.sleep(_FIGURES_S)
+            for number, session in enumerate(self.gateway.sessions):
+                if number % _SOME == _SOME - 1:
+                    await trio.lowlevel.checkpoint()
+                done = session.tunnel.from_client.bytes + session.tunnel.from_backend.bytes
+                if done != self._told.get(session.connection_id, 0) and session in self.gateway.sessions:
+                    self._told[session.connection_id] = done
+                    now = session.connection(trio.current_time())
+                    self._say(
+                        Figures(
+                            now.connection_id,
+                            now.idle_s,
+                            now.bytes_from_client,
+                            now.bytes_to_client,
+                            now.messages_from_client,
+                            now.messages_to_client,
+                        )
+                    )
+
+    async def _redeem(self, ticket: str) -> Identity | None:
+        if self._outbox is None:
+            return None
+        number, answered = next(self._numbers), trio.Event()
+        found: list[Identity | None] = [None]
+
+        def answer(identity: Identity | None) -> None:
+            found[0] = identity
+            answered.set()
+
+        self._redeeming[number] = answer
+        try:
+            self._say(Redeem(number, ticket))
+            with trio.move_on_after(_TICKET_S):
+                await answered.wait()
+        finally:
+            del self._redeeming[number]
+        return found[0]

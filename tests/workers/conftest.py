@@ -1,0 +1,163 @@
+"""A manager in this process, and workers that serve its gateway in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from attrs import define
+from trio_websocket import WebSocketConnection, open_websocket_url
+
+from agentmgr import AgentManager, ServiceConfig
+from agentmgr.manager.hub import Remote
+from agentmgr.settings import RuntimePaths
+from agentmgr.worker.spec import living
+from tests.cli.conftest import here, shell  # noqa: F401  (fixtures)
+from tests.proxy.conftest import upgrade
+
+# Says who it is, and how many sessions it has had at once at most.
+COUNTING = """
+import os, sys
+import trio
+from trio_websocket import ConnectionClosed, serve_websocket
+
+live = most = 0
+
+async def serve(request):
+    global live, most
+    live += 1
+    most = max(most, live)
+    try:
+        websocket = await request.accept()
+        while True:
+            await websocket.get_message()
+            await websocket.send_message(f"{os.getpid()} {most}")
+    except ConnectionClosed:
+        pass
+    finally:
+        live -= 1
+
+trio.run(serve_websocket, serve, "127.0.0.1", int(sys.argv[1]), None)
+"""
+
+
+@define
+class Site:
+    """A manager whose gateway is served by workers."""
+
+    manager: AgentManager
+    port: int
+    clients: AsyncExitStack
+
+    @property
+    def workers(self) -> list[Remote]:
+        return [remote for remote in self.manager._live().hub if remote.link is not None]
+
+    @property
+    def url(self) -> str:
+        return f"ws://localhost:{self.port}"
+
+    async def client(self, path: str = "/") -> WebSocketConnection:
+        return await self.clients.enter_async_context(connected(self.url + path))
+
+    async def refusal(self, path: str = "/") -> int:
+        """The status that a client is refused with."""
+        async with await trio.open_tcp_stream("localhost", self.port) as stream:
+            await stream.send_all(upgrade(path))
+            with trio.fail_after(10):
+                status = int((await stream.receive_some()).split()[1])
+        assert status >= 400
+        return status
+
+    async def clients_of_each(self, path: str = "/") -> dict[int, list[WebSocketConnection]]:
+        """Clients of every worker, by its pid: the kernel decides who gets whom, so there are several."""
+        found: dict[int, list[WebSocketConnection]] = {remote.pid: [] for remote in self.workers}
+        while not all(found.values()):
+            before = {connection_id for remote in self.workers for connection_id in remote.sessions}
+            websocket = await self.client(path)
+            with trio.fail_after(10):
+                while not (new := [r.pid for r in self.workers if r.sessions.keys() - before]):  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            (pid,) = new
+            found[pid].append(websocket)
+        return found
+
+
+@asynccontextmanager
+async def connected(url: str, **options: Any) -> AsyncIterator[WebSocketConnection]:
+    """trio-websocket leaves the socket of a connection open that its peer has reset."""
+    async with open_websocket_url(url, **options) as websocket:
+        try:
+            yield websocket
+        finally:
+            await websocket.aclose()
+    await trio.aclose_forcefully(websocket._stream)
+
+
+async def eventually(condition: Callable[[], object], within_s: float = 10) -> None:
+    with trio.fail_after(within_s):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(0.01)
+
+
+async def said(websocket: WebSocketConnection, text: str = "?") -> str:
+    with trio.fail_after(10):
+        await websocket.send_message(text)
+        answer = await websocket.get_message()
+    assert isinstance(answer, str)
+    return answer
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RuntimePaths:
+    return RuntimePaths.of(tmp_path / "agent_manager.db")
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left(paths: RuntimePaths) -> Iterator[None]:
+    yield
+    left = living(paths)
+    for mark in left:
+        os.kill(mark.pid, 9)
+    assert not left
+
+
+def _running(manager: AgentManager) -> int:
+    return sum(instance.status == "running" for instance in manager.get_service("counting").instances)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Any:
+    """Opens one: `async with site(max_sessions=3) as s`."""
+    (tmp_path / "counting.py").write_text(COUNTING)
+
+    @asynccontextmanager
+    async def opened(workers: int = 2, **config: Any) -> AsyncIterator[Site]:
+        command = (sys.executable, str(tmp_path / "counting.py"), "{port}")
+        async with AgentManager(tmp_path / "agent_manager.db") as manager, trio.open_nursery() as nursery:
+            await manager.register_service(
+                "counting", command=command, config=ServiceConfig(**config), auto_start=True
+            )
+            port = await nursery.start(partial(manager.serve_proxy, "localhost", 0, workers=workers))
+            instances = manager.get_service("counting").config.instances
+            await eventually(lambda: _running(manager) == instances)
+            await manager._live().published()
+            async with AsyncExitStack() as clients:
+                yield Site(manager, port, clients)
+            nursery.cancel_scope.cancel()
+
+    return opened

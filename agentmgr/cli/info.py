@@ -46,7 +46,12 @@ def _of_the_manager(manager: dict[str, Any] | None) -> list[tuple[str, object]]:
     return [
         ("manager", f"running, pid {manager['pid']}, version {manager['version']}"),
         ("up", duration(manager["uptime_s"])),
-        *((_LISTENERS[listener["kind"]], url(**listener)) for listener in manager["listeners"]),
+        *((_LISTENERS[listener["kind"]], _where(listener)) for listener in manager["listeners"]),
         ("connections", f"at most {manager['limits']['connections']} through the gateway"),
         ("degraded", manager.get("degraded")),
     ]
+
+
+def _where(listener: dict[str, Any]) -> str:
+    workers = listener.get("workers")
+    return url(**listener) + (f" ({workers} worker{'s' * (workers != 1)})" if workers else "")

@@ -131,10 +131,10 @@ class Hub:
 
     def listeners(self) -> list[dict[str, str | int]]:
         """Where workers serve, and how many, for `get_info`."""
-        counts = Counter((remote.hello.host, remote.hello.port) for remote in self)
+        counts = Counter((r.hello.host, r.hello.port, r.hello.tls) for r in self)
         return [
-            {"kind": "proxy", "host": host, "port": port, "workers": count}
-            for (host, port), count in counts.items()
+            {"kind": "proxy", "host": host, "port": port, "tls": tls, "workers": count}
+            for (host, port, tls), count in counts.items()
         ]
 
     async def until(self, condition: Callable[[], object]) -> None:

@@ -34,6 +34,7 @@ class Hello:
     worker_id: str
     host: str
     port: int
+    tls: bool
     slot: int
     options: str  #: equal for those that do the same
     guest: bool  #: it belongs to a terminal of its own: no manager started it or starts it again

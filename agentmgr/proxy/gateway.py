@@ -156,7 +156,7 @@ class Gateway:
         With a certificate the listeners speak TLS only. With `proxy_protocol` they take connections of
         trusted proxies only, which begin with that. They are the caller's, and not closed here.
         """
-        relay = Relay(stall_timeout_s=self._limits.stall_timeout_s)
+        relay = Relay(stall_timeout_s=self._limits.stall_timeout_s, busy_wait_s=self._limits.busy_wait_s)
         intake = Intake(
             self._limits,
             self._lobby,

@@ -3,8 +3,8 @@
 A task for each direction, waiting for its socket, costs two to four times what the relaying itself costs
 (24 to 90 µs of CPU for an echo, measured). So all sockets are in one level-triggered epoll, and one trio
 task waits for that epoll and serves what is ready in a plain loop: receive, follow the frames, send.
-While messages come one upon the other it waits for the next in that loop too, because a trip through trio's
-costs as much as a message. It does so for a millisecond or two, and then other tasks get their turn.
+While messages come one upon the other it may wait for the next in that loop too (`busy_wait_s`), because a
+trip through trio's costs as much as a message. Other tasks get their turn after a millisecond or two.
 
 A session's own task sleeps meanwhile (`Tunnel.changed`). The relay never closes a socket: it says how a
 tunnel stands, and the session's task decides (`session`).
@@ -35,7 +35,6 @@ _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 _BUFFER_BYTES = 128 * 1024
 _BATCH = 64  # ready sockets for each look at the epoll
 _TURN_S = 0.001  # after which, and the batch that is in hand, other tasks get their turn
-_LINGER_S = 0.001  # how long a busy relay waits for the next message by itself; epoll knows no less
 
 
 @frozen
@@ -134,13 +133,14 @@ class Tunnel:
 class Relay:
     """Serves all tunnels that it was given, for as long as `run` runs."""
 
-    def __init__(self, *, stall_timeout_s: float = 60.0) -> None:
+    def __init__(self, *, stall_timeout_s: float = 60.0, busy_wait_s: float = 0.0) -> None:
         self._epoll = select.epoll()
         self._flows: dict[int, Flow] = {}  # by the descriptor of their source
         self._received = bytearray(_BUFFER_BYTES)
         self._buffer = memoryview(self._received)
         self._stalled: set[Flow] = set()
         self._stall_timeout_s = stall_timeout_s
+        self._busy_wait_s = busy_wait_s
         self._somebody_stalled = trio.Event()
         self._last_served = -math.inf
         self._woke_somebody = False
@@ -190,12 +190,13 @@ class Relay:
         """Serves what is ready, and what becomes ready while that goes on, within bounds."""
         now = trio.current_time()
         end = now + _TURN_S
-        linger_s = _LINGER_S if now - self._last_served < _LINGER_S else 0
+        wait_s = self._busy_wait_s if now - self._last_served < self._busy_wait_s else 0
         self._woke_somebody = False
-        while ready := self._epoll.poll(linger_s, _BATCH):
+        while ready := self._epoll.poll(wait_s, _BATCH):
             now = self._last_served = trio.current_time()
             self._serve(ready, now)
-            if self._woke_somebody or not linger_s or now >= end:
+            # When little is going on, going back to trio costs less than looking in vain.
+            if self._woke_somebody or now >= end or (not wait_s and len(ready) < 2):
                 break
 
     def _serve(self, ready: list[tuple[int, int]], now: float) -> None:

@@ -20,7 +20,7 @@ from ..core.affinity import Affinity
 from ..core.shared_seats import Grant, SharedSeats
 from ..errors import ConnectionNotFound, InvalidRequest
 from ..models import Connection, SessionEnd
-from ..proxy import Certificate, Identity
+from ..proxy import Certificate, GatewayLimits, Identity
 from ..proxy.feed import (
     SILENCE_S,
     Applied,
@@ -59,6 +59,8 @@ _CHUNK_BYTES = 2**18
 _LAST_WORDS_S = 2.0
 _MOST_ENDS = 100_000  # kept for the next manager
 
+LIMITS = GatewayLimits(busy_wait_s=0.001)  #: a worker relays, and does little else
+
 
 class Worker:
     """Serves clients until it is told to end, by `end` or by a manager."""
@@ -79,6 +81,7 @@ class Worker:
         self._affinity.tell = lambda session_id, holder: self._say(Remembered({session_id: holder}))
         self.gateway = gateway(
             spec.settings,
+            limits=LIMITS,
             observer=self,
             authenticator=self._access,
             seats=self._seats,
@@ -214,7 +217,15 @@ class Worker:
         """All at once, so that nothing happens between what is declared and what is told from then on."""
         spec = self._spec
         outbox.put(
-            Hello(spec.worker_id, spec.host, self._port, spec.slot, spec.options, spec.guest),
+            Hello(
+                spec.worker_id,
+                spec.host,
+                self._port,
+                spec.certfile is not None,
+                spec.slot,
+                spec.options,
+                spec.guest,
+            ),
             *map(Opened, self.gateway.connections()),
             *map(Closed, self._unheard),
             *remembered(self._affinity.known),

@@ -32,12 +32,14 @@ from pathlib import Path
 
 import bench_load
 import trio
+from attrs import evolve
 
 from agentmgr.core.request import ClientRequest
 from agentmgr.core.routing import Backend, Router, RoutingTable
 from agentmgr.core.strategies import choose
 from agentmgr.models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
-from agentmgr.proxy import Gateway, GatewayLimits
+from agentmgr.proxy import Gateway
+from agentmgr.worker.worker import LIMITS
 
 HERTZ = os.sysconf("SC_CLK_TCK")
 
@@ -160,10 +162,10 @@ def running(name: str, backend: int) -> Iterator[Proxy | None]:
 
 
 async def serve_gateway(port: int, backend: int) -> None:
-    """The gateway as the manager runs it, with nothing beside it."""
+    """The gateway as a worker runs it."""
     instance = Backend("ins_1", "svc_1", "echo", "127.0.0.1", backend)
     listeners = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=4096)
-    gateway = Gateway(RoutingTable((instance,)), limits=GatewayLimits(close_pause_s=0.001))
+    gateway = Gateway(RoutingTable((instance,)), limits=evolve(LIMITS, close_pause_s=0.001))
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(gateway.serve, listeners))

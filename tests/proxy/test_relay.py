@@ -6,6 +6,7 @@ import socket
 import threading
 from contextlib import ExitStack
 
+import pytest
 import trio
 
 from agentmgr.proxy.tunnel import Relay, Tunnel
@@ -14,8 +15,9 @@ from agentmgr.proxy.wire import Wire
 MESSAGE = b"\x81\x83\x00\x00\x00\x00abc"
 
 
-async def test_a_relay_that_never_runs_dry_leaves_other_tasks_their_turns(nursery) -> None:
-    relay = Relay()
+@pytest.mark.parametrize("busy_wait_s", [0.0, 0.001])
+async def test_a_relay_that_never_runs_dry_leaves_other_tasks_their_turns(nursery, busy_wait_s) -> None:
+    relay = Relay(busy_wait_s=busy_wait_s)
     with ExitStack() as stack:
         stack.callback((await nursery.start(relay.run)).cancel)
         # Two tunnels that hand each other what they get, for ever.

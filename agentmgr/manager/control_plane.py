@@ -71,6 +71,7 @@ class ControlPlane:
         self.hub = Hub(
             self.gateway, seats, affinity, observer=self, tokens=access.tokens, authenticator=access
         )
+        self.ending = False  #: services end for good, and the gateway after them
         self._totals = dict(snapshot.totals)
         self._stale = trio.Event()
         self._published = trio.Event()
@@ -172,7 +173,9 @@ class ControlPlane:
     async def drain(self, instance_id: str, timeout_s: float) -> None:
         await self.published()  # nobody new comes to it from here on
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(self.gateway.drain, instance_id, timeout_s=timeout_s))
+            nursery.start_soon(
+                partial(self.gateway.drain, instance_id, timeout_s=timeout_s, for_good=self.ending)
+            )
             nursery.start_soon(partial(self.hub.drain, instance_id, timeout_s=timeout_s))
 
     def _announce_instance(self, kind: str, instance: Instance) -> None:

@@ -156,6 +156,7 @@ class ManagerLife:
                     nursery.cancel_scope.cancel()
 
     async def _end_services(self, plane: ControlPlane) -> None:
+        plane.ending = not self._leave_running
         async with trio.open_nursery() as nursery:
 
             async def hurry() -> None:

@@ -23,9 +23,11 @@ from .limits import GatewayLimits
 from .listener import Places, SocketListener, accept_forever
 from .lobby import Lobby
 from .session import Pacer
-from .sessions import SessionObserver, Sessions
+from .sessions import SHUTDOWN, SessionObserver, Sessions
 from .tunnel import Ending, Relay
 from .wire import Dial
+
+_RESTARTING = Ending("gateway", 1012, "the service is restarting: please come back")
 
 
 class Gateway:
@@ -116,14 +118,15 @@ class Gateway:
         close_frame(code, masked=False)
         self._sessions.get(connection_id).tunnel.end(Ending("gateway", code, reason))
 
-    async def drain(self, instance_id: str, *, timeout_s: float) -> None:
+    async def drain(self, instance_id: str, *, timeout_s: float, for_good: bool = False) -> None:
         """Ends an instance's sessions when they fall idle, at the latest after `timeout_s` seconds.
 
+        Clients are told to come back (1012), or if it is `for_good`, that the gateway is going away (1001).
         Returns when none is left. That no new ones come is up to the table: the instance must not be
         routable there any more.
         """
         deadline = trio.current_time() + timeout_s
-        farewell = Ending("gateway", 1012, "the service is restarting: please come back")
+        farewell = SHUTDOWN if for_good else _RESTARTING
         while sessions := self._sessions.of(instance_id):
             now = trio.current_time()
             due = [

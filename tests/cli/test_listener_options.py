@@ -45,12 +45,21 @@ def test_allowed_origins_are_flags_of_whatever_opens_a_gateway(shell: Any) -> No
             assert [status(url, origin) for origin in origins] == [101, 101, 403], command
 
 
-def test_a_running_manager_keeps_its_own_and_says_so(shell: Any) -> None:
+def test_a_gateway_beside_a_manager_has_its_own(shell: Any) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    with shell.background("proxy", "--port", "0", "--allow-origin", "https://a.example") as proxy:
+        url = proxy.until("gateway at").split()[-1]
+        assert status(url, "https://a.example") == 101
+        assert status(url, "https://b.example") == 403
+
+
+def test_a_listener_of_a_running_manager_has_the_managers_and_that_is_said(shell: Any) -> None:
     with shell.background("daemon") as daemon:
         daemon.until("managing")
-        with shell.background("proxy", "--port", "0", "--allow-origin", "https://a.example") as proxy:
-            assert "--allow-origin" in proxy.until("keeps its own")
-            url = proxy.until("gateway at").split()[-1]
+        flags = ("--port", "0", "--proxy-port", "0", "--allow-origin", "https://a.example")
+        with shell.background("api", *flags) as api:
+            assert "--allow-origin" in api.until("keeps its own")
+            url = api.until("gateway at").split()[-1]
             assert status(url, "https://a.example") == 403
 
 

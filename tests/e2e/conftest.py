@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,18 @@ class Foreground:
         self.seen = ""
 
     def wait_for(self, pattern: str) -> str:
-        """What it printed that matches; fails the test when it ends without."""
+        """What it printed that matches; fails the test when it ends without, or does not come to it."""
         assert self._process.stdout is not None
-        while not (found := re.search(pattern, self.seen)):
-            line = self._process.stdout.readline()
-            assert line, f"ended without {pattern!r}: {self.seen}"
-            self.seen += line
-        return found[0]
+        watchdog = threading.Timer(TIMEOUT_S, self._process.kill)
+        watchdog.start()
+        try:
+            while not (found := re.search(pattern, self.seen)):
+                line = self._process.stdout.readline()
+                assert line, f"ended without {pattern!r}: {self.seen}"
+                self.seen += line
+            return found[0]
+        finally:
+            watchdog.cancel()
 
     def line(self) -> str:
         """The next line that it prints; empty when it has ended."""

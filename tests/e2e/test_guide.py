@@ -97,13 +97,17 @@ def test_a_daemon_takes_the_place_of_a_background_manager_but_of_no_other(termin
     terminal.run("register", "echo", "my_agent.py", "--auto-start")
     instance = pid_of(terminal, "echo")
     proxy = terminal.start("proxy", "--port", "0")
-    proxy.wait_for(r"ws://localhost:\d+")
-    daemon = terminal.start("daemon")
-    daemon.wait_for("took over(.|\n)*managing")
-    assert pid_of(terminal, "echo") == instance
-    # The gateway's terminal goes on with the new manager, at a port that was left to chance.
-    gateway = proxy.wait_for(r"(?s)ws://.*(ws://localhost:\d+)").splitlines()[-1].split()[-1]
-    assert ask(gateway, "hello") == "You said: hello"
+    gateway = proxy.wait_for(r"ws://localhost:\d+")
+    with connect(gateway) as client:
+        client.send("hello")
+        assert client.recv(timeout=60) == "You said: hello"
+        daemon = terminal.start("daemon")
+        daemon.wait_for("took over(.|\n)*managing")
+        assert pid_of(terminal, "echo") == instance
+        # The gateway's terminal goes on, with its sessions and with new clients.
+        client.send("still here?")
+        assert client.recv(timeout=60) == "You said: still here?"
+        assert ask(gateway, "hello") == "You said: hello"
     assert "already" in terminal.refused("daemon")
     assert daemon.interrupt() == 0
     assert proxy.wait() == 0

@@ -192,9 +192,9 @@ async def test_a_rule_deleted_in_the_middle_of_a_handshake_changes_nothing(lab) 
         await stream.send_all(lab.switching())
         await trio.sleep_forever()
 
-    instance = await lab.raw(waiting)
-    async with lab.gateway(instance) as stage:
-        peer = await stage.connect(lab.upgrade())
+    instance, healthy = await lab.raw(waiting), await lab.instance("echo")
+    async with lab.gateway(instance, healthy) as stage, lab.neighbour(stage, "/services/echo"):
+        peer = await stage.connect(lab.upgrade("/services/raw"))
         await asked.wait()
         stage.gateway.update(RoutingTable())
         go.set()
@@ -202,3 +202,23 @@ async def test_a_rule_deleted_in_the_middle_of_a_handshake_changes_nothing(lab) 
         await peer.stream.aclose()
         await stage.witness.ends()
         assert stage.gateway.active_sessions(instance.instance_id) == 0
+
+
+async def test_an_instance_killed_during_its_dial_costs_its_client_nothing(lab) -> None:
+    asked, die = trio.Event(), trio.Event()
+
+    async def killed(stream: trio.SocketStream) -> None:
+        await lab.Peer(stream).until(b"\r\n\r\n")
+        asked.set()
+        await die.wait()
+
+    doomed, good = await lab.raw(killed, "doomed"), await lab.instance("good")
+    async with lab.gateway(doomed, good, table=IN_ORDER) as stage:
+        async with lab.neighbour(stage, "/services/good"):
+            peer = await stage.connect(lab.upgrade())
+            await asked.wait()
+            assert stage.gateway.active_sessions(doomed.instance_id) == 1
+            die.set()
+            assert (await peer.until(b"\r\n")).startswith(b"HTTP/1.1 101 ")
+            assert stage.gateway.active_sessions(doomed.instance_id) == 0
+            assert stage.gateway.active_sessions(good.instance_id) == 2

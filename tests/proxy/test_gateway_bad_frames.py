@@ -70,14 +70,15 @@ async def test_what_the_gateway_itself_cannot_let_through(lab, data: bytes, code
 
 
 async def test_one_byte_at_a_time_all_arrives_and_is_counted(lab) -> None:
-    async with lab.gateway(await lab.instance()) as stage:
-        peer = await stage.open()
+    healthy, other = await lab.instance("echo"), await lab.instance("other")
+    async with lab.gateway(healthy, other) as stage, lab.neighbour(stage, "/services/echo"):
+        peer = await stage.open("/services/other")
         for byte in masked(0x81, b"slowly") + masked(0x89, b"!") + masked(0x82, b"\0" * 100):
             await peer.stream.send_all(bytes([byte]))
             await trio.lowlevel.checkpoint()
         assert await peer.exactly(8 + 3 + 102)
-        (connection,) = stage.gateway.connections()
-        assert (connection.messages_from_client, connection.messages_to_client) == (2, 2)
+        (slow,) = [c for c in stage.gateway.connections() if c.service_name == "other"]
+        assert (slow.messages_from_client, slow.messages_to_client) == (2, 2)
 
 
 @pytest.mark.parametrize(("limit", "most"), [(0, 448), (10, 10), (5000, 448)])

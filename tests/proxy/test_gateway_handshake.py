@@ -28,7 +28,8 @@ async def head_seen(
 ) -> list[str]:
     """The lines that the instance gets for a client's."""
     heads: list[bytes] = []
-    async with lab.gateway(await lab.raw(answering(lab, heads=heads)), **options) as stage:
+    instances = await lab.raw(answering(lab, heads=heads)), await lab.instance("echo")
+    async with lab.gateway(*instances, **options) as stage, lab.neighbour(stage, "/services/echo"):
         await stage.open("/services/raw/chat?x=%0a1", *lines)
     return heads[0].decode("latin-1").split("\r\n")
 
@@ -92,14 +93,13 @@ async def test_a_trusted_proxy_is_believed(lab) -> None:
 
 async def test_rules_see_the_resolved_address_only(lab) -> None:
     trusted = ["127.0.0.1", "10.9.0.0/16"]
-    async with lab.gateway(await lab.instance(), trusted_proxies=trusted) as stage:
-        await stage.open("/", "X-Forwarded-For: 1.1.1.1, 192.0.2.7, 10.9.0.4")
-        (connection,) = stage.gateway.connections()
-        assert connection.client_ip == "192.0.2.7"
-    async with lab.gateway(await lab.instance()) as stage:
-        await stage.open("/?client_ip=1.1.1.1", "X-Forwarded-For: 192.0.2.7")
-        (connection,) = stage.gateway.connections()
-        assert connection.client_ip == "127.0.0.1"
+    instances = await lab.instance("echo"), await lab.instance("other")
+    for options, seen in (({"trusted_proxies": trusted}, "192.0.2.7"), ({}, "127.0.0.1")):
+        async with lab.gateway(*instances, **options) as stage, lab.neighbour(stage, "/services/other"):
+            spoofed = "X-Forwarded-For: 1.1.1.1, 192.0.2.7, 10.9.0.4"
+            await stage.open("/services/echo?client_ip=1.1.1.1", spoofed)
+            (connection,) = [c for c in stage.gateway.connections() if c.service_name == "echo"]
+            assert connection.client_ip == seen
 
 
 async def test_the_instances_choices_reach_the_client(lab) -> None:

@@ -105,7 +105,7 @@ def small_disk(tmp_path):
     """A file system of one megabyte where the logs go."""
     target = tmp_path / "logs"
     target.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(target)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=64", "tmpfs", str(target)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("this user may not mount a file system")
     yield target
@@ -122,11 +122,15 @@ async def test_with_a_full_disk_services_run_on_and_are_restarted(
         with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
             while True:
                 file.write(bytes(4096))
+        with pytest.raises(OSError, match="No space"):  # not even for the names of new files
+            for number in range(64):
+                (small_disk / f"{number}").touch()
         s.log_path("svc").open("ab").close()
         os.kill(s.instances()[0].pid, signal.SIGKILL)
         await journal.until(lambda: journal.statuses().count(ServiceStatus.BACKOFF) == 1)
         await s.start(command(name="another"))
         assert s.instances()[1].status is ServiceStatus.RUNNING
+        assert not s.log_path("another").exists()
         filler.unlink()
         await s.start(spec)
         assert s.instances()[0].status is ServiceStatus.RUNNING

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
+from functools import partial
 from random import Random
 
 import pytest
@@ -101,22 +103,23 @@ async def test_the_guard_of_those_that_are_to_die_is_replaced_when_it_is_killed(
     await eventually(lambda: instances_of(database) == {})
 
 
-def daemon(database, *options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "agentmgr", "--db-path", str(database), "daemon", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@contextmanager
+def daemon(database):
+    words = [sys.executable, "-m", "agentmgr", "--db-path", str(database), "daemon"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 async def test_a_second_manager_refuses_and_names_the_first(database):
     async with ManagerProcess.running(database) as manager:
         await manager.ready()
         with daemon(database) as second:
-            output = await trio.to_thread.run_sync(second.communicate)
-        assert second.returncode != 0
-        assert str(manager._process.pid) in output[0]
+            output, _ = await trio.to_thread.run_sync(partial(second.communicate, timeout=30))
+        assert second.returncode > 0
+        assert f"the process {manager._process.pid} manages" in output
 
 
 @pytest.mark.parametrize(
@@ -136,5 +139,5 @@ async def test_signals_during_the_clean_up_do_not_stop_it(database, signals):
         for name in signals:
             process.send_signal(getattr(signal, name))
             await trio.sleep(0.1)
-        assert await trio.to_thread.run_sync(process.wait) == 0, process.stdout.read()
+        assert await trio.to_thread.run_sync(process.wait, 60) == 0, process.stdout.read()
     assert instances_of(database) == {}

@@ -182,7 +182,7 @@ async def test_a_cancelled_write_is_whole_or_not_there(tmp_path, make):
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Nothing tells when a background write has failed or succeeded, so this looks again and again."""
-    with trio.fail_after(60):
+    with trio.fail_after(30):
         while not await condition():  # noqa: ASYNC110
             await trio.sleep(0.01)
 

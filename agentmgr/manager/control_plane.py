@@ -173,10 +173,8 @@ class ControlPlane:
     async def drain(self, instance_id: str, timeout_s: float) -> None:
         await self.published()  # nobody new comes to it from here on
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(
-                partial(self.gateway.drain, instance_id, timeout_s=timeout_s, for_good=self.ending)
-            )
-            nursery.start_soon(partial(self.hub.drain, instance_id, timeout_s=timeout_s))
+            for drain in (self.gateway.drain, self.hub.drain):
+                nursery.start_soon(partial(drain, instance_id, timeout_s=timeout_s, for_good=self.ending))
 
     def _announce_instance(self, kind: str, instance: Instance) -> None:
         event = Event(

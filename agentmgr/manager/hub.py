@@ -110,6 +110,7 @@ class Hub:
         self._ledger = Ledger(seats)
         self._ledger.pause()  # until `resume`
         self._remotes: dict[str, Remote] = {}
+        self._drains: dict[str, tuple[float, bool]] = {}  # by instance: the deadline, and whether for good
         self._version = 0
         self._table = RoutingTable()
         self._table_line: bytes | None = None
@@ -177,7 +178,7 @@ class Hub:
                 return
         raise ConnectionNotFound(f"there is no connection {connection_id!r}")
 
-    async def drain(self, instance_id: str, *, timeout_s: float) -> None:
+    async def drain(self, instance_id: str, *, timeout_s: float, for_good: bool) -> None:
         """Returns when no worker has a session of the instance, or could have ended it in time."""
 
         def left() -> Iterable[Remote]:
@@ -185,9 +186,13 @@ class Hub:
                 if any(s.connection.instance_id == instance_id for s in remote.sessions.values()):
                     yield remote
 
-        self._tell_all(Drain(instance_id, timeout_s))
-        with trio.move_on_after(timeout_s + _DRAIN_MARGIN_S):
-            await self.until(lambda: not any(left()))
+        self._tell_all(Drain(instance_id, timeout_s, for_good))
+        self._drains[instance_id] = (trio.current_time() + timeout_s, for_good)
+        try:
+            with trio.move_on_after(timeout_s + _DRAIN_MARGIN_S):
+                await self.until(lambda: not any(left()))
+        finally:
+            del self._drains[instance_id]
 
     def end(self, remote: Remote) -> None:
         """Asks a worker to close its sessions and exit."""
@@ -234,6 +239,8 @@ class Hub:
         remote.others, remote.unlinked = None, trio.Event()
         self._send_table(remote)
         link.put(*remembered(self._affinity.known))
+        for instance_id, (deadline, for_good) in self._drains.items():  # it may have missed the order
+            link.put(Drain(instance_id, max(0.0, deadline - trio.current_time()), for_good))
         claimed = set(remote.sessions)  # of which it may have nothing to say any more
         try:
             async with trio.open_nursery() as talk:

@@ -147,7 +147,6 @@ class ManagerLife:
                     # As long as the services' own drain and stop timeouts allow; `hurry` cuts it short.
                     with trio.CancelScope(shield=True):
                         if self._supervise:
-                            self._stop_workers()  # `run` may have been cancelled, without a request
                             await self._end_services(plane)
                 finally:
                     self._plane = None
@@ -164,11 +163,13 @@ class ManagerLife:
                 await plane.supervisor.shutdown(force=True)
 
             nursery.start_soon(hurry)
+            # First, while workers serve on: they drain their sessions as the gateway of this process does.
+            await plane.supervisor.shutdown(leave_running=self._leave_running)
+            self._stop_workers()
             if not self._leave_running:
                 with trio.CancelScope() as farewell:
                     nursery.start_soon(_cancel_at, self._hurried, farewell)
                     await plane.hub.end_all()
-            await plane.supervisor.shutdown(leave_running=self._leave_running)
             nursery.cancel_scope.cancel()
 
     async def _watch_database(self) -> None:
@@ -185,7 +186,8 @@ class ManagerLife:
         """Ask `run` to end; with `leave_running` the instances serve on, for the next manager to adopt."""
         self._leave_running = leave_running
         self._shutdown_requested.set()
-        self._stop_workers()
+        if leave_running:  # at once: whoever cancels `serve_proxy` next must not end them
+            self._stop_workers()
 
     def _stop_workers(self) -> None:
         for workers in tuple(self._worker_sets):

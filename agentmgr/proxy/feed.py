@@ -113,6 +113,7 @@ class Others:
 class Drain:
     instance_id: str
     timeout_s: float
+    for_good: bool  #: clients are told 1001, not to come back
 
 
 @frozen

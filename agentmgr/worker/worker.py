@@ -263,7 +263,8 @@ class Worker:
                     self._affinity.learn(session_id, instance_id)
             case Drain():
                 # Not a part of this talk: it goes on when the manager does not.
-                nursery.start_soon(partial(self.gateway.drain, order.instance_id, timeout_s=order.timeout_s))
+                drain = partial(self.gateway.drain, timeout_s=order.timeout_s, for_good=order.for_good)
+                nursery.start_soon(drain, order.instance_id)
             case Disconnect():
                 with suppress(ConnectionNotFound):  # it has ended meanwhile
                     self.gateway.disconnect(order.connection_id, code=order.code, reason=order.reason)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -113,6 +115,18 @@ async def said(websocket: WebSocketConnection, text: str = "?") -> str:
         answer = await websocket.get_message()
     assert isinstance(answer, str)
     return answer
+
+
+def cut_link(pid: int) -> None:
+    """Shuts down this process's connections with that one: a manager's with its worker."""
+    peers = struct.Struct("3i")  # struct ucred: pid, uid, gid
+    for link in Path("/proc/self/fd").iterdir():
+        if link.is_socket():
+            with socket.socket(fileno=os.dup(int(link.name))) as sock:
+                if sock.family == socket.AF_UNIX:
+                    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, peers.size)
+                    if peers.unpack(credentials)[0] == pid:
+                        sock.shutdown(socket.SHUT_RDWR)
 
 
 def alive(pid: int) -> bool:

@@ -13,7 +13,7 @@ from trio_websocket import ConnectionClosed
 from agentmgr.errors import ManagerError
 from agentmgr.models import RoutingRule, RoutingStrategy
 from agentmgr.proxy import Certificate
-from tests.workers.conftest import alive, connected, eventually, said
+from tests.workers.conftest import alive, connected, cut_link, eventually, said
 
 
 async def test_a_workers_death_costs_its_own_sessions_and_nothing_else(site: Any) -> None:
@@ -155,6 +155,60 @@ async def test_the_end_closes_every_session_with_1001_and_leaves_no_process(site
                     await websocket.get_message()
                 assert closed.value.reason.code == 1001
     assert not any(alive(pid) for pid in pids)
+
+
+async def test_at_the_end_who_talks_may_finish_and_who_is_idle_is_told_1001(site: Any) -> None:
+    async with site(drain_timeout=60) as s:
+        quiet, busy = await s.client(), await s.client()
+        for websocket in (quiet, busy):
+            await said(websocket)
+        over = trio.Event()
+
+        async def wait_for_the_end(websocket: Any) -> None:
+            with pytest.raises(ConnectionClosed) as closed, trio.fail_after(10):
+                await websocket.get_message()
+            assert closed.value.reason.code == 1001
+            over.set()
+
+        s.manager.request_shutdown()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_for_the_end, quiet)
+            while not over.is_set():
+                await said(busy)
+        await said(busy)
+        assert await s.refusal() == 503
+        await wait_for_the_end(busy)
+
+
+async def test_in_a_hurry_the_end_waits_for_nobody(site: Any) -> None:
+    async with site(workers=1, drain_timeout=60) as s:
+        busy = await s.client()
+        s.manager.request_shutdown()
+        await eventually(lambda: s.manager._live().hub._drains)
+        await said(busy)
+        s.manager.hurry()
+        with pytest.raises(ConnectionClosed), trio.fail_after(10):
+            while True:
+                await said(busy)
+
+
+async def test_a_worker_that_missed_the_drain_hears_of_it_when_it_is_back(site: Any) -> None:
+    async with site(workers=1, drain_timeout=60) as s:
+        websocket, hub = await s.client(), s.manager._live().hub
+        await said(websocket)
+        (remote,) = s.workers
+        async with trio.open_nursery() as nursery:
+            os.kill(remote.pid, signal.SIGSTOP)
+            try:
+                cut_link(remote.pid)
+                await eventually(lambda: remote.link is None)
+                nursery.start_soon(s.manager.restart_service, "counting")
+                await eventually(lambda: hub._drains)
+            finally:
+                os.kill(remote.pid, signal.SIGCONT)
+            with pytest.raises(ConnectionClosed) as closed, trio.fail_after(10):
+                await websocket.get_message()
+            assert closed.value.reason.code == 1012
 
 
 async def test_workers_that_cannot_start_say_why(site: Any, tmp_path: Any) -> None:

@@ -14,9 +14,9 @@ from .attach import attach
 from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listener_options import certificate, files, gateway_options, kept, tls_options
-from .listeners import open_api, open_gateway
+from .listeners import check_ports, open_api, open_gateway
 from .log_options import log_options
-from .presence import answers
+from .presence import another_answers, answers, becoming_the_manager
 from .render import note
 
 
@@ -56,27 +56,29 @@ async def command(
     tls = certificate(certfile, keyfile)
     opening = files(certfile, keyfile)
     async with until_signalled() as told:
-        if await answers(cli.paths):
-            own = (["--health-interval"] if health_interval is not None else []) + kept(gateway)
-            if own:
-                note(f"a manager is running already; it keeps its own {', '.join(own)}")
-            async with trio.open_nursery() as nursery:
-                if proxy_port is not None:
-                    gateways = {**opening, "proxy_protocol": settings.proxy_protocol}
-                    nursery.start_soon(
-                        attach, cli, "proxy", settings.api_host, proxy_port, gateways, told.once
-                    )
-                await attach(cli, "api", settings.api_host, settings.api_port, opening, told.once)
-        else:
-            await _manage(cli, settings, proxy_port, tls, told)
+        if not await answers(cli.paths):
+            with becoming_the_manager() as became:
+                await _manage(cli, settings, proxy_port, tls, told)
+            if became:
+                return
+            await another_answers(cli.paths)
+        own = (["--health-interval"] if health_interval is not None else []) + kept(gateway)
+        if own:
+            note(f"a manager is running already; it keeps its own {', '.join(own)}")
+        async with trio.open_nursery() as nursery:
+            if proxy_port is not None:
+                gateways = {**opening, "proxy_protocol": settings.proxy_protocol}
+                nursery.start_soon(attach, cli, "proxy", settings.api_host, proxy_port, gateways, told.once)
+            await attach(cli, "api", settings.api_host, settings.api_port, opening, told.once)
 
 
 async def _manage(
     cli: Cli, settings: Settings, proxy_port: int | None, tls: Certificate | None, told: Told
 ) -> None:
-    host = settings.api_host
+    host, port = settings.api_host, settings.api_port
+    await check_ports(cli.paths, host, gateway=proxy_port, workers=settings.proxy_workers, api=port)
     async with managing(cli, settings, told) as (manager, listeners):
-        await open_api(listeners, manager, host, settings.api_port, tls)
+        await open_api(listeners, manager, host, port, tls)
         if proxy_port is not None:
             await open_gateway(listeners, manager, host, proxy_port, tls)
         await run_until_told(manager, told)

@@ -16,7 +16,7 @@ from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listener_options import certificate, gateway_options, tls_options
-from .listeners import open_api, open_gateway
+from .listeners import check_ports, open_api, open_gateway
 from .log_options import log_options
 from .notify import Notifier
 from .presence import answers
@@ -62,6 +62,7 @@ async def command(
     configure_logging(settings.log_level, settings.log_format)
     tls = certificate(certfile, keyfile)
     try:
+        await check_ports(cli.paths, host, gateway=proxy_port, workers=settings.proxy_workers, api=api_port)
         if ready_fd is None:
             await _relieve_background_manager(cli)
         await _run(cli, settings, host, api_port, proxy_port, tls, leave_running, ready_fd)

@@ -9,7 +9,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from attrs import frozen
@@ -18,6 +18,7 @@ from .. import __version__
 from ..errors import AgentManagerError
 from ..models import Service
 from ..settings import RuntimePaths, Settings
+from ..worker.spec import Mark, living
 from .group import Cli, format_option, subcommand
 from .presence import answers
 from .reach import running
@@ -47,7 +48,7 @@ async def command(cli: Cli, output: str) -> int:
         _versions(),
         *_files(cli.paths),
         *await _manager_and_database(cli),
-        *_ports(settings, await _listeners(cli)),
+        *_ports(settings, await _listeners(cli), living(cli.paths)),
         _disk(cli.paths),
         _open_files(),
     ]
@@ -141,13 +142,19 @@ async def _listeners(cli: Cli) -> set[int]:
         return {int(listener["port"]) for listener in (await client.get_info())["listeners"]}
 
 
-def _ports(settings: Settings, ours: set[int]) -> Iterator[Finding]:
+def _ports(settings: Settings, ours: set[int], workers: Sequence[Mark]) -> Iterator[Finding]:
     for what, host, port in (
         ("gateway port", settings.proxy_host, settings.proxy_port),
         ("API port", settings.api_host, settings.api_port),
     ):
         if port in ours:
             yield Finding(what, "ok", f"{port} is this manager's")
+        elif _taken(host, port) and workers:
+            pids = ", ".join(str(worker.pid) for worker in workers)
+            advice = "if it is by them, leave them: they serve clients, and the next manager takes them over"
+            yield Finding(
+                what, "warning", f"{port} is taken; workers of this database live (pid {pids})", advice
+            )
         elif _taken(host, port):
             advice = "stop what holds it, or use --port"
             yield Finding(what, "warning", f"{port} is taken by another program", advice)

@@ -7,9 +7,38 @@ from functools import partial
 import trio
 
 from ..api import serve_api
+from ..errors import PortNotAvailable
+from ..listening import bind
 from ..manager import AgentManager
 from ..proxy.certificate import Certificate
+from ..settings import RuntimePaths
+from ..worker.spec import living
 from .addresses import address
+
+
+async def check_ports(
+    paths: RuntimePaths, host: str, *, gateway: int | None = None, workers: int = 0, api: int | None = None
+) -> None:
+    """To be asked before a manager takes anything over: one that fails after that ends what ran well.
+
+    Raises `PortNotAvailable`, `InvalidRequest`.
+    """
+    marks = living(paths)
+    left = workers > 0 or not all(mark.guest for mark in marks)  # their port is shared, or will be given up
+    for port, shared in ((gateway, left), (api, False)):
+        if port is None:
+            continue
+        try:
+            for sock in await bind(host, port, shared=shared):
+                sock.close()
+        except PortNotAvailable as error:
+            guests = [f"pid {mark.pid}" for mark in marks if mark.guest]
+            if not guests or port != gateway:
+                raise
+            raise PortNotAvailable(
+                f"{error.message}; the `agentmgr proxy` of a terminal ({', '.join(guests)}) serves this "
+                "database already, and goes on by itself with another manager"
+            ) from None
 
 
 async def open_gateway(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import trio
 
-from ..errors import ManagerError
+from ..errors import ManagerAlreadyRunning, ManagerError
 from ..ownership import holder
 from ..settings import RuntimePaths
 
@@ -30,6 +33,22 @@ async def silent(paths: RuntimePaths) -> bool:
             return True
         await trio.sleep(RETRY_S)
     return False
+
+
+async def another_answers(paths: RuntimePaths) -> None:
+    """Returns when the manager that holds the database answers. Raises `ManagerError` when it does not."""
+    if await silent(paths):
+        raise unreachable(paths)
+
+
+@contextmanager
+def becoming_the_manager() -> Iterator[list[bool]]:
+    """What it yields is true afterwards, unless another command became the manager at the same moment."""
+    became = [True]
+    try:
+        yield became
+    except* ManagerAlreadyRunning:
+        became.clear()
 
 
 def unreachable(paths: RuntimePaths) -> ManagerError:

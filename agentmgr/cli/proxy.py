@@ -16,9 +16,9 @@ from .beside import print_session_end, serve_beside
 from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listener_options import certificate, gateway_options, tls_options
-from .listeners import open_gateway
+from .listeners import check_ports, open_gateway
 from .log_options import log_options
-from .presence import answers
+from .presence import another_answers, answers, becoming_the_manager
 from .render import note
 
 
@@ -56,17 +56,22 @@ async def command(
     configure_logging(settings.log_level, settings.log_format)
     tls = certificate(certfile, keyfile)
     async with until_signalled() as told:
-        if await answers(cli.paths):
-            if health_interval is not None:
-                note("a manager is running already; it keeps its own --health-interval")
-            await serve_beside(cli, settings, tls, told.once)
-        else:
-            await _manage(cli, settings, tls, told)
+        if not await answers(cli.paths):
+            with becoming_the_manager() as became:
+                await _manage(cli, settings, tls, told)
+            if became:
+                return
+            await another_answers(cli.paths)
+        if health_interval is not None:
+            note("a manager is running already; it keeps its own --health-interval")
+        await serve_beside(cli, settings, tls, told.once)
 
 
 async def _manage(cli: Cli, settings: Settings, tls: Certificate | None, told: Told) -> None:
+    host, port = settings.proxy_host, settings.proxy_port
+    await check_ports(cli.paths, host, gateway=port, workers=settings.proxy_workers)
     async with managing(cli, settings, told) as (manager, listeners), trio.open_nursery() as nursery:
-        await open_gateway(listeners, manager, settings.proxy_host, settings.proxy_port, tls)
+        await open_gateway(listeners, manager, host, port, tls)
         nursery.start_soon(_print_session_ends, manager)
         await run_until_told(manager, told)
         nursery.cancel_scope.cancel()

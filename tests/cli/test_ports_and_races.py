@@ -1,0 +1,51 @@
+"""A command that cannot open its ports, or comes second, does no harm to what runs."""
+
+import json
+import socket
+from typing import Any
+
+import pytest
+
+
+def pid(shell: Any) -> int:
+    (instance,) = json.loads(shell.ok("status", "echo", "--format", "json"))["instances"]
+    assert isinstance(instance["pid"], int)
+    return instance["pid"]
+
+
+@pytest.mark.parametrize("leave", [True, False])
+@pytest.mark.parametrize(
+    "command", [("daemon", "--proxy-port"), ("daemon", "--api-port"), ("proxy", "--port"), ("api", "--port")]
+)
+def test_a_port_that_is_taken_costs_no_service(shell: Any, command: tuple[str, str], leave: bool) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    before = pid(shell)
+    if leave:
+        shell.ok("shutdown", "--leave-running")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port} on 127.0.0.1" in shell.fails(*command, port, "--host", "127.0.0.1")
+    if leave:
+        shell.ok("start", "echo")
+    assert pid(shell) == before
+
+
+def test_two_that_become_the_manager_at_once_become_one(shell: Any) -> None:
+    with (
+        shell.background("proxy", "--port", "0") as proxy,
+        shell.background("api", "--port", "0") as api,
+        shell.background("proxy", "--port", "0") as another,
+    ):
+        proxy.until("gateway at")
+        api.until("API at")
+        another.until("gateway at")
+
+
+def test_a_daemon_leaves_the_port_to_a_terminal_that_serves_there(shell: Any) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    before = pid(shell)
+    with shell.background("proxy", "--host", "127.0.0.1", "--port", "0") as proxy:
+        port = proxy.until("gateway at").rpartition(":")[2].strip()
+        refusal = shell.fails("daemon", "--host", "127.0.0.1", "--proxy-port", port)
+        assert "serves this database already" in refusal
+        assert pid(shell) == before

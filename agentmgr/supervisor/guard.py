@@ -26,6 +26,7 @@ class Guard:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._pipe = -1  # to the process, while there is one
         self._started = trio.Event()
         self._watched: dict[str, float] = {}
 
@@ -36,7 +37,7 @@ class Guard:
             if self._process is None:
                 self._start()
             else:
-                self._tell(f"+{token} {grace_s}\n")
+                self._tell(f"+{token} {grace_s}\n".encode())
         except OSError:
             del self._watched[token]
             raise
@@ -44,7 +45,7 @@ class Guard:
     def forget(self, token: str) -> None:
         """All that bears it has ended."""
         del self._watched[token]
-        self._tell(f"-{token}\n")
+        self._tell(f"-{token}\n".encode())
 
     async def keep(self) -> None:
         """Until cancelled: it is replaced when somebody kills it."""
@@ -69,29 +70,39 @@ class Guard:
             self._drop()
 
     def _start(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", _SCRIPT],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={},
-            cwd="/",
-            start_new_session=True,  # what a terminal sends to its foreground is not for this one
-        )
+        told = "".join(f"+{token} {grace_s}\n" for token, grace_s in self._watched.items()).encode()
+        reader, self._pipe = os.pipe()
+        try:
+            # In the pipe before the process is there: we may be killed at any moment. A pipe takes a thousand
+            # of them; what it does not take has to wait for its reader.
+            os.set_blocking(self._pipe, False)
+            written = os.write(self._pipe, told)
+            os.set_blocking(self._pipe, True)
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", _SCRIPT],
+                stdin=reader,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={},
+                cwd="/",
+                start_new_session=True,  # what a terminal sends to its foreground is not for this one
+            )
+        except OSError:
+            os.close(self._pipe)
+            raise
+        finally:
+            os.close(reader)
         self._started.set()
-        for token, grace_s in self._watched.items():
-            self._tell(f"+{token} {grace_s}\n")
+        if rest := told[written:]:
+            self._tell(rest)
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, lines: bytes) -> None:
         if self._process is not None:
-            assert self._process.stdin is not None
             with suppress(BrokenPipeError):  # killed: the next one is told of all
-                self._process.stdin.write(line.encode())
+                os.write(self._pipe, lines)
 
     def _drop(self) -> None:
         process, self._process, self._started = self._process, None, trio.Event()
         assert process is not None
-        assert process.stdin is not None
-        process.stdin.close()
+        os.close(self._pipe)
         process.wait()

@@ -363,13 +363,15 @@ async def test_what_no_record_tells_of_is_swept_and_a_forged_record_touches_nobo
         await s.start(spec)
     (record,) = journal.records.values()
     with subprocess.Popen(["sleep", "600"]) as stranger:
-        forged = evolve(record, pid=stranger.pid)
-        async with supervisor(adopt=[(spec, [forged])]) as s:
-            assert relatives() == []
-            assert s.instances() == ()
-            assert journal.records == {}
-        assert stranger.poll() is None
-        stranger.kill()
+        try:
+            forged = evolve(record, pid=stranger.pid)
+            async with supervisor(adopt=[(spec, [forged])]) as s:
+                assert relatives() == []
+                assert s.instances() == ()
+                assert journal.records == {}
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
 
 
 async def test_descriptors_are_back_to_where_they_were(supervisor, command, hosted, descriptors):

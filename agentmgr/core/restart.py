@@ -14,6 +14,7 @@ The rules:
 * What cannot get better by itself is not tried again: the program cannot be executed, or it says with exit
   code 78 (EX_CONFIG of sysexits.h) that it cannot ever start.
 * What is not the service's fault (no process to be had, the port snatched away) costs no budget.
+* Such a one is part of the same try to whoever waits for a start, as long as the next comes at once.
 * Nothing loops hot: from the second restart on there is a delay, also where the configured one is zero.
 """
 
@@ -28,6 +29,7 @@ from ..models import RestartMode, ServiceConfig
 
 EX_CONFIG = 78
 MIN_REPEATED_DELAY_S = 0.1
+_AT_ONCE_S = 0.5
 JITTER = 0.2
 
 
@@ -111,6 +113,11 @@ class History:
 class Again:
     delay_s: float
     history: History
+
+    @property
+    def same_try(self) -> bool:
+        """Whether whoever waits for a start should wait on: another port, say, and it is there."""
+        return self.history.blameless > 0 and self.delay_s < _AT_ONCE_S
 
 
 @frozen

@@ -262,7 +262,8 @@ class Life:
                 next_restart_at=utc_now() + timedelta(seconds=decision.delay_s),
                 **facts,
             )
-            self._fail_first_try(ending, f"{ending.reason}\n(next try in {decision.delay_s:.1f} s)")
+            if not decision.same_try:
+                self._fail_first_try(ending, f"{ending.reason}\n(next try in {decision.delay_s:.1f} s)")
             self._backoff = trio.CancelScope(deadline=now + decision.delay_s)
             return self._backoff
         if isinstance(decision, GiveUp):

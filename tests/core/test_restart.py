@@ -127,6 +127,14 @@ def test_a_service_that_is_not_to_blame_pays_nothing(shortages):
         assert decision.history.left(config, now=0) == config.max_restart_count
 
 
+@given(st.integers(1, 20), rands)
+def test_to_whoever_waits_a_start_goes_on_while_its_next_try_comes_at_once(tries, rand):
+    story = [(0.0, Ending(Cause.PORT_LOST, "a stranger was faster"))] * tries
+    for _, _, decision in relive(config, story, rand):
+        assert decision.same_try == (decision.delay_s < 0.5)
+    assert not decide(evolve(config, restart_delay=0), History(), crash, now=0, rand=rand).same_try
+
+
 @given(st.floats(0, 59), st.floats(60, 1000))
 def test_all_is_forgiven_after_a_stable_time(short, long):
     history = History(restarts=(0.0, 1.0, 2.0), total=3)

@@ -15,6 +15,7 @@ from ..core.view import routing_table, service_view
 from ..errors import ConnectionNotFound
 from ..models import (
     Connection,
+    DesiredStatus,
     Event,
     Fact,
     HealthCheck,
@@ -171,10 +172,24 @@ class ControlPlane:
         self.figures.health_checked(check)
 
     async def drain(self, instance_id: str, timeout_s: float) -> None:
-        await self.published()  # nobody new comes to it from here on
-        async with trio.open_nursery() as nursery:
-            for drain in (self.gateway.drain, self.hub.drain):
-                nursery.start_soon(partial(drain, instance_id, timeout_s=timeout_s, for_good=self.ending))
+        for_good = self.ending or self._stays_stopped(instance_id)
+        try:
+            await self.published()  # nobody new comes to it from here on
+            async with trio.open_nursery() as nursery:
+                for drain in (self.gateway.drain, self.hub.drain):
+                    nursery.start_soon(partial(drain, instance_id, timeout_s=timeout_s, for_good=for_good))
+        except trio.Cancelled:  # by force: before the instance tells its clients to come back
+            self.gateway.cut(instance_id, for_good=for_good)
+            self.hub.cut(instance_id, for_good=for_good)
+            raise
+
+    def _stays_stopped(self, instance_id: str) -> bool:
+        """Whether its service was told to stop, and not only to restart or to have fewer instances."""
+        mine = {i.service_id for i in self.supervisor.instances() if i.instance_id == instance_id}
+        return any(
+            spec.service_id in mine and spec.desired_status is DesiredStatus.STOPPED
+            for spec in self.registry.services()
+        )
 
     def _announce_instance(self, kind: str, instance: Instance) -> None:
         event = Event(

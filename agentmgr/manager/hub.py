@@ -194,6 +194,10 @@ class Hub:
         finally:
             del self._drains[instance_id]
 
+    def cut(self, instance_id: str, *, for_good: bool) -> None:
+        """Has the workers end an instance's sessions now."""
+        self._tell_all(Drain(instance_id, 0.0, for_good))
+
     def end(self, remote: Remote) -> None:
         """Asks a worker to close its sessions and exit."""
         if remote.link is not None:

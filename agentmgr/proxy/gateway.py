@@ -23,11 +23,12 @@ from .limits import GatewayLimits
 from .listener import Places, SocketListener, accept_forever
 from .lobby import Lobby
 from .session import Pacer
-from .sessions import SHUTDOWN, SessionObserver, Sessions
+from .sessions import SessionObserver, Sessions
 from .tunnel import Ending, Relay
 from .wire import Dial
 
 _RESTARTING = Ending("gateway", 1012, "the service is restarting: please come back")
+_STOPPING = Ending("gateway", 1001, "the service is being stopped")
 
 
 class Gateway:
@@ -121,12 +122,12 @@ class Gateway:
     async def drain(self, instance_id: str, *, timeout_s: float, for_good: bool = False) -> None:
         """Ends an instance's sessions when they fall idle, at the latest after `timeout_s` seconds.
 
-        Clients are told to come back (1012), or if it is `for_good`, that the gateway is going away (1001).
+        Clients are told to come back (1012), or if it is `for_good`, that the service goes away (1001).
         Returns when none is left. That no new ones come is up to the table: the instance must not be
         routable there any more.
         """
         deadline = trio.current_time() + timeout_s
-        farewell = SHUTDOWN if for_good else _RESTARTING
+        farewell = _STOPPING if for_good else _RESTARTING
         while sessions := self._sessions.of(instance_id):
             now = trio.current_time()
             due = [
@@ -143,6 +144,11 @@ class Gateway:
                 continue
             with trio.move_on_after(pause if due else min(max(deadline - now, pause), 0.25)):
                 await self._sessions.next_end()
+
+    def cut(self, instance_id: str, *, for_good: bool = False) -> None:
+        """Ends an instance's sessions at once, with the same words."""
+        for session in self._sessions.of(instance_id):
+            session.tunnel.end(_STOPPING if for_good else _RESTARTING)
 
     # The data side.
 

@@ -4,12 +4,13 @@ import os
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
-from trio_websocket import open_websocket_url
+from trio_websocket import ConnectionClosed, open_websocket_url
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
@@ -35,6 +36,7 @@ from agentmgr.models import (
     ServiceStatus,
 )
 from agentmgr.storage.sqlite import SqliteStore
+from tests.workers.conftest import connected, said
 
 AgentFile = Callable[..., str]
 QUICK = ServiceConfig(restart_delay=0, stop_timeout=5)
@@ -291,6 +293,31 @@ async def test_unregistering_stops_and_forgets(db: Path, agent_file: AgentFile) 
     with sqlite3.connect(db) as connection:
         assert connection.execute("select count(*) from services").fetchone() == (0,)
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        (AgentManager.stop_service, 1001),
+        (partial(AgentManager.unregister_service, force=True), 1001),
+        (partial(AgentManager.restart_service, force=True), 1012),
+    ],
+    ids=["stop", "unregister by force", "restart by force"],
+)
+async def test_a_client_hears_whether_its_service_comes_back(
+    db: Path, agent_file: AgentFile, end: Callable[..., Awaitable[object]], code: int
+) -> None:
+    async with AgentManager(db) as manager, trio.open_nursery() as nursery:
+        await manager.register_service("echo", agent_file(), config=QUICK, auto_start=True)
+        port = await nursery.start(manager.serve_proxy, "localhost", 0)
+        async with connected(f"ws://localhost:{port}/services/echo") as client:
+            await said(client)
+            async with trio.open_nursery() as ending:
+                ending.start_soon(end, manager, "echo")
+                with pytest.raises(ConnectionClosed) as closed, trio.fail_after(60):
+                    await client.get_message()
+            assert closed.value.reason.code == code
+        nursery.cancel_scope.cancel()
 
 
 async def test_unregistering_twice_at_once_ends_in_one_removal(db: Path, agent_file: AgentFile) -> None:

@@ -11,7 +11,7 @@ from ..client.api import ListenerKind
 from .addresses import address
 from .beside import print_session_end
 from .group import Cli
-from .presence import RETRY_S, answers
+from .presence import RETRY_S, answers_at_once
 from .reach import running
 from .render import note
 
@@ -29,7 +29,7 @@ async def attach(
     while not told.is_set():
         await _attach_once(cli, kind, host, port, opening, told)
         give_up_at = trio.current_time() + _SUCCESSION_S
-        while not (told.is_set() or await answers(cli.paths)):
+        while not (told.is_set() or await answers_at_once(cli.paths)):
             if trio.current_time() > give_up_at:
                 note("the manager has ended, and its listeners with it")
                 return

@@ -26,7 +26,7 @@ from ..errors import (
 from .addresses import url
 from .group import Cli, subcommand
 from .names import FILE, SERVICE
-from .presence import answers
+from .presence import answers_at_once
 from .reach import running
 from .render import note
 from .screen import Screen, text_of
@@ -80,7 +80,7 @@ async def command(
     sent = dict(_header(text) for text in headers)
     if token:
         sent["Authorization"] = f"Bearer {token}"
-    managed = gateway is None and "://" not in (target or "") and await answers(cli.paths)
+    managed = gateway is None and "://" not in (target or "") and await answers_at_once(cli.paths)
 
     async def locate() -> str:
         if managed:

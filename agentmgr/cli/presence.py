@@ -12,11 +12,15 @@ from ..ownership import holder
 from ..settings import RuntimePaths
 
 RETRY_S = 0.03
-_MOMENT_S = 3.0  #: a manager whose socket was deleted makes it again in less
+_MOMENT_S = 3.0  #: a manager on its way up, or whose socket was deleted, answers in less
 
 
 async def answers(paths: RuntimePaths) -> bool:
-    """Whether a manager answers on the control socket."""
+    """Whether a manager answers on the control socket, if need be after a moment."""
+    return not await silent(paths) and await answers_at_once(paths)
+
+
+async def answers_at_once(paths: RuntimePaths) -> bool:
     try:
         stream = await trio.open_unix_socket(paths.control_socket)
     except OSError:  # no such file, or nobody listens
@@ -28,7 +32,7 @@ async def answers(paths: RuntimePaths) -> bool:
 async def silent(paths: RuntimePaths) -> bool:
     """Whether somebody holds the database and does not answer, not even after a moment."""
     give_up_at = trio.current_time() + _MOMENT_S
-    while holder(paths) is not None and not await answers(paths):
+    while not await answers_at_once(paths) and holder(paths) is not None:
         if trio.current_time() > give_up_at:
             return True
         await trio.sleep(RETRY_S)

@@ -15,7 +15,7 @@ import trio
 from ..errors import ManagerAlreadyRunning, ManagerNotRunning
 from .background import start_daemon
 from .group import Cli
-from .presence import RETRY_S, answers, silent, unreachable
+from .presence import RETRY_S, answers, answers_at_once, silent, unreachable
 from .render import note
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ or down, or another command that writes."""
 @asynccontextmanager
 async def for_reading(cli: Cli) -> AsyncIterator[ManagerClient | OfflineManager]:
     """The manager, or what the database says where none runs."""
-    if await answers(cli.paths):
+    unanswered = await silent(cli.paths)
+    if not unanswered and await answers_at_once(cli.paths):
         async with running(cli) as client:
             yield client
     else:
@@ -39,7 +40,7 @@ async def for_reading(cli: Cli) -> AsyncIterator[ManagerClient | OfflineManager]
 
         async with offline(cli.paths) as manager:
             if count := manager.unsupervised:
-                if await silent(cli.paths):
+                if unanswered:
                     raise unreachable(cli.paths)
                 what = "1 instance runs" if count == 1 else f"{count} instances run"
                 note(f"no manager is running; {what} unsupervised, and `agentmgr daemon` adopts them")
@@ -96,14 +97,13 @@ async def for_running(cli: Cli, services: Iterable[str] = ()) -> AsyncIterator[M
 @asynccontextmanager
 async def running(cli: Cli) -> AsyncIterator[ManagerClient]:
     """The manager that runs. Raises `ManagerNotRunning`."""
-    if not await answers(cli.paths):
-        if await silent(cli.paths):
-            raise unreachable(cli.paths)
-        if not await answers(cli.paths):
-            raise ManagerNotRunning(
-                f"no manager is running on {cli.paths.database}; `agentmgr daemon` runs one, "
-                "and `agentmgr start NAME` starts one in the background"
-            )
+    if await silent(cli.paths):
+        raise unreachable(cli.paths)
+    if not await answers_at_once(cli.paths):
+        raise ManagerNotRunning(
+            f"no manager is running on {cli.paths.database}; `agentmgr daemon` runs one, "
+            "and `agentmgr start NAME` starts one in the background"
+        )
     from ..client.api import ManagerClient
 
     async with ManagerClient(cli.paths.control_socket) as client:

@@ -12,7 +12,7 @@ from ..client.api import ManagerClient
 from ..errors import ManagerNotRunning
 from ..worker.spec import end_living
 from .group import Cli, subcommand
-from .presence import answers, silent, unreachable
+from .presence import answers_at_once, silent, unreachable
 from .reach import running
 from .render import note
 from .watch import progress
@@ -22,9 +22,9 @@ from .watch import progress
 @click.option("--leave-running", is_flag=True, help="The instances serve on; the next manager adopts them.")
 async def command(cli: Cli, leave_running: bool) -> None:
     """End the manager and what it runs; returns when its process is gone."""
-    if not await answers(cli.paths):
-        if await silent(cli.paths):
-            raise unreachable(cli.paths)
+    if await silent(cli.paths):
+        raise unreachable(cli.paths)
+    if not await answers_at_once(cli.paths):
         from .offline import offline  # brings SQLite, which a running manager makes needless
 
         async with offline(cli.paths) as found:

@@ -42,6 +42,15 @@ def test_a_database_taken_away_from_its_manager_is_said_and_can_be_brought_back(
     assert "running" in shell.ok("list")
 
 
+def test_a_manager_whose_socket_was_deleted_is_waited_for(shell: Any) -> None:
+    shell.ok("register", "one", "my_agent.py", "--auto-start")
+    for command, said in (("list", "running"), ("shutdown", "the manager has ended")):
+        shell.paths.control_socket.unlink()
+        done = shell(command)
+        assert said in done.stdout
+        assert "no manager" not in done.stderr
+
+
 def test_nothing_is_put_back_under_a_manager_whose_lock_file_was_deleted(shell: Any) -> None:
     shell.ok("register", "one", "my_agent.py", "--auto-start")
     shell.ok("backup", "copy.db")

@@ -14,7 +14,7 @@ def url(kind: str, host: str, port: int, *, tls: bool = False, **others: object)
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def address(kind: str, host: str, port: int, *, tls: bool) -> str:
+def address(kind: str, host: str, port: int, *, tls: bool, **others: object) -> str:
     """As in `gateway at ws://localhost:9090`."""
     where = url(kind, host, port, tls=tls)
     return f"gateway at {where}" if kind == "proxy" else f"API at {where}/docs"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
 
 from ..client.api import ListenerKind
+from ..errors import PortNotAvailable
 from .addresses import address
 from .beside import print_session_end
 from .group import Cli
@@ -42,7 +44,11 @@ async def _attach_once(
     cli: Cli, kind: ListenerKind, host: str, port: int, opening: Mapping[str, Any], told: trio.Event
 ) -> None:
     """Returns when told to, or when the manager ends."""
-    async with running(cli) as client, client.open_listener(kind, host, port, **opening) as (port, lines):
+    async with (
+        running(cli) as client,
+        told_whose(cli, kind, port),
+        client.open_listener(kind, host, port, **opening) as (port, lines),
+    ):
         print(address(kind, host, port, tls=opening["certfile"] is not None), flush=True)
         async with trio.open_nursery() as nursery:
 
@@ -55,3 +61,20 @@ async def _attach_once(
             nursery.start_soon(listen)
             await told.wait()
             nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def told_whose(cli: Cli, kind: ListenerKind, port: int) -> AsyncIterator[None]:
+    """Has the error say so where a port is not available because the manager serves there already."""
+    try:
+        yield
+    except* PortNotAvailable:
+        async with running(cli) as client:
+            listeners = (await client.get_info())["listeners"]
+        for listener in listeners:
+            if (listener["kind"], listener["port"]) == (kind, port):
+                raise PortNotAvailable(
+                    f"this manager has its {address(**listener)} already, for all who connect; "
+                    "another one needs another --port"
+                ) from None
+        raise

@@ -12,6 +12,7 @@ from ..logging_setup import configure_logging
 from ..manager import AgentManager
 from ..proxy.certificate import Certificate
 from ..settings import Settings
+from .attach import told_whose
 from .beside import print_session_end, serve_beside
 from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
@@ -64,7 +65,8 @@ async def command(
             await another_answers(cli.paths)
         if health_interval is not None:
             note("a manager is running already; it keeps its own --health-interval")
-        await serve_beside(cli, settings, tls, told.once)
+        async with told_whose(cli, "proxy", settings.proxy_port):
+            await serve_beside(cli, settings, tls, told.once)
 
 
 async def _manage(cli: Cli, settings: Settings, tls: Certificate | None, told: Told) -> None:

@@ -49,3 +49,16 @@ def test_a_daemon_leaves_the_port_to_a_terminal_that_serves_there(shell: Any) ->
         refusal = shell.fails("daemon", "--host", "127.0.0.1", "--proxy-port", port)
         assert "serves this database already" in refusal
         assert pid(shell) == before
+
+
+def test_a_port_that_the_manager_serves_already_is_said_to_be_its_own(shell: Any) -> None:
+    with shell.background("daemon", "--proxy-port", "0", "--api-port", "0") as daemon:
+        gateway = daemon.until("gateway at").split()[-1]
+        api = daemon.until("API at").split()[-1]
+        for command, address in (("proxy", gateway), ("api", api.removesuffix("/docs"))):
+            said = shell.fails(command, "--port", address.rpartition(":")[2])
+            assert f"{address} already" in said.replace("/docs", "")
+        with socket.create_server(("localhost", 0)) as taken:
+            port = str(taken.getsockname()[1])
+            for command in ("proxy", "api"):
+                assert "stop what holds it" in shell.fails(command, "--port", port)

@@ -28,7 +28,7 @@ from .group import Cli, subcommand
 from .names import FILE, SERVICE
 from .presence import answers_at_once
 from .reach import running
-from .render import note
+from .render import note, what_helps
 from .screen import Screen, text_of
 from .terminal import Lines
 
@@ -134,7 +134,7 @@ async def _managed_address(cli: Cli, target: str | None) -> str:
             "the manager has no gateway open: `agentmgr proxy` opens one, and `agentmgr chat NAME` needs none"
         )
     if service.endpoint is None:
-        raise NoServiceAvailable(f"{service.name} is {service.status}: `agentmgr start {service.name}` it")
+        raise NoServiceAvailable(what_helps(service))
     return service.endpoint
 
 

@@ -111,7 +111,9 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
             findings.append(Finding("manager", "error", str(info["degraded"]), advice))
     elif left:
         advice = "`agentmgr daemon` adopts them; `agentmgr stop NAME` stops them"
-        findings.append(Finding("manager", "warning", f"none, but {left} instances run", advice))
+        findings.append(
+            Finding("manager", "warning", f"none, but {counted(left, 'instance')} left running", advice)
+        )
     else:
         findings.append(Finding("manager", "ok", "not running"))
     findings += [finding for service in services for finding in _service(service)]

@@ -13,6 +13,7 @@ from ..models import OnDisconnect, OnManagerDeath, RestartMode, Runtime, Service
 from .group import Cli, Command, subcommand
 from .names import DIRECTORY, FILE, SERVICE
 from .reach import for_running, for_writing
+from .render import standing
 from .watch import progress
 from .words import split_tags, variables
 
@@ -157,5 +158,4 @@ async def command(
             raise ServiceFailedToStart(
                 f"{error.message}\n{name} is registered: mend it, then `agentmgr start {name}`"
             ) from None
-    where = f" at {service.endpoint}" if service.endpoint else ""
-    print(f"registered {service.name}" + (f"; it is {service.status}{where}" if auto_start else ""))
+    print(f"registered {service.name}" + (f"; it {standing(service)}" if auto_start else ""))

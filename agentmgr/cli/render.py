@@ -120,11 +120,36 @@ def size(count: int | None) -> str:
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
 
 
-def under_way(service: Service) -> str:
-    """The status of one that was just told to run: its first instance may not be there yet."""
-    if service.status is ServiceStatus.STOPPED and service.desired_status is DesiredStatus.RUNNING:
-        return str(ServiceStatus.STARTING)
-    return str(service.status)
+_S = ServiceStatus
+_STANDING = {
+    _S.STOPPED: ("is stopped", "`agentmgr start {0}` starts it"),
+    _S.STARTING: ("is starting", "`agentmgr status {0}` says how far it is"),
+    _S.RUNNING: ("is running", ""),
+    _S.UNHEALTHY: ("is running and fails its health checks", "`agentmgr logs {0}` may say why"),
+    _S.BACKOFF: ("has failed and will be started again", "`agentmgr status {0}` says why and when"),
+    _S.DRAINING: ("is stopping as its sessions end", "`agentmgr start {0}` starts it again"),
+    _S.STOPPING: ("is stopping", "`agentmgr start {0}` starts it again"),
+    _S.ERROR: (
+        "has failed and was given up",
+        "`agentmgr status {0}` says why, `agentmgr start {0}` tries again",
+    ),
+}
+
+
+def standing(service: Service, *, just_told: bool = False) -> str:
+    """In a few words that follow its name. What it was `just_told` may not have begun yet."""
+    status = service.status
+    if just_told and service.desired_status is DesiredStatus.RUNNING and status is _S.STOPPED:
+        status = _S.STARTING
+    elif just_told and service.desired_status is DesiredStatus.STOPPED and status is not _S.STOPPED:
+        status = _S.STOPPING
+    where = f" at {service.endpoint}" if status is _S.RUNNING and service.endpoint else ""
+    return f"{_STANDING[status][0]}{where}"
+
+
+def what_helps(service: Service) -> str:
+    """Where it serves nobody: how it stands, and the next step."""
+    return f"{service.name} {standing(service)}; {_STANDING[service.status][1].format(service.name)}"
 
 
 def _text(value: object) -> str:

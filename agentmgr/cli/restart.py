@@ -7,6 +7,7 @@ import asyncclick as click
 from .group import Cli, subcommand
 from .names import SERVICE
 from .reach import for_running
+from .render import standing
 from .several import each
 from .watch import progress
 
@@ -25,7 +26,6 @@ async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: boo
             service = await manager.restart_service(
                 name, rolling=not no_rolling, force=force, wait=not no_wait
             )
-            where = f" at {service.endpoint}" if service.endpoint else ""
-            print(f"{service.name} is {service.status}{where}")
+            print(service.name, standing(service, just_told=no_wait))
 
         return await each(cli, names, restart)

@@ -7,7 +7,7 @@ import asyncclick as click
 from .group import Cli, subcommand
 from .names import SERVICE
 from .reach import for_writing
-from .render import counted
+from .render import counted, standing
 from .watch import progress
 
 
@@ -19,4 +19,5 @@ async def command(cli: Cli, name: str, instances: int, no_wait: bool) -> None:
     """Run a service with so many instances from now on."""
     async with for_writing(cli, adopting=True) as manager, progress(cli):
         service = await manager.scale_service(name, instances, wait=not no_wait)
-    print(f"{service.name} has {counted(instances, 'instance')}; it is {service.status}")
+    stands = standing(service, just_told=no_wait)
+    print(f"{service.name} has {counted(instances, 'instance')}; it {stands}")

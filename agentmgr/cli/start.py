@@ -7,7 +7,7 @@ import asyncclick as click
 from .group import Cli, subcommand
 from .names import SERVICE
 from .reach import for_running
-from .render import under_way
+from .render import standing
 from .several import each
 from .watch import progress
 
@@ -21,7 +21,6 @@ async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> int:
 
         async def start(name: str) -> None:
             service = await manager.start_service(name, wait=not no_wait)
-            where = f" at {service.endpoint}" if service.endpoint else ""
-            print(f"{service.name} is {under_way(service) if no_wait else service.status}{where}")
+            print(service.name, standing(service, just_told=no_wait))
 
         return await each(cli, names, start)

@@ -7,6 +7,7 @@ import asyncclick as click
 from .group import Cli, subcommand
 from .names import SERVICE
 from .reach import for_writing
+from .render import standing
 from .several import each
 from .watch import progress
 
@@ -21,6 +22,6 @@ async def command(cli: Cli, names: tuple[str, ...], force: bool, no_wait: bool) 
 
         async def stop(name: str) -> None:
             service = await manager.stop_service(name, force=force, wait=not no_wait)
-            print(f"{service.name} is {service.status}")
+            print(service.name, standing(service, just_told=no_wait))
 
         return await each(cli, names, stop)

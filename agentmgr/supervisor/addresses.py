@@ -58,7 +58,7 @@ def bind(host: str, port: int | None, *, fixed: bool) -> socket.socket:
         sock.close()
         if error.errno == errno.EADDRINUSE and port is not None:
             cause = Cause.PORT_TAKEN if fixed else Cause.PORT_LOST
-            raise CannotLaunch(cause, taken(host, port)) from None
+            raise CannotLaunch(cause, taken(host, port, fixed=fixed)) from None
         reason = f"cannot listen on {host}: {error.strerror}"
         raise CannotLaunch(Cause.CANNOT_EXECUTE, reason) from None
     return sock
@@ -72,15 +72,19 @@ def listen(host: str, port: int | None, *, fixed: bool) -> socket.socket:
     except OSError:  # two may bind with SO_REUSEADDR, only one may listen
         sock.close()
         assert port is not None
-        raise CannotLaunch(Cause.PORT_TAKEN if fixed else Cause.PORT_LOST, taken(host, port)) from None
+        raise CannotLaunch(
+            Cause.PORT_TAKEN if fixed else Cause.PORT_LOST, taken(host, port, fixed=fixed)
+        ) from None
     return sock
 
 
-def taken(host: str, port: int) -> str:
+def taken(host: str, port: int, *, fixed: bool) -> str:
+    """Who holds it, and where it was the user's choice, what to do."""
     inode = listeners.on_port(port)
     pid = listeners.holder(inode) if inode is not None else None
     by = procfs.name(pid) if pid is not None else "another process"
-    return f"port {port} on {host} is held by {by}; choose another port, or leave it out to have one chosen"
+    advice = "; choose another port, or leave it out to have one chosen" if fixed else ""
+    return f"port {port} on {host} is held by {by}{advice}"
 
 
 class Ports:

@@ -116,7 +116,7 @@ class LocalChild:
         if inode is None or await self._process.holds(inode):
             return None
         cause = Cause.PORT_TAKEN if self._port_is_fixed else Cause.PORT_LOST
-        return cause, addresses.taken(self.record.host, port)
+        return cause, addresses.taken(self.record.host, port, fixed=self._port_is_fixed)
 
     async def _is_our_listener(self) -> bool:
         """A hosted agent has shown its token. For a command, whoever listens must be of its session."""

@@ -225,9 +225,8 @@ class LocalPlace:
             inode = listeners.on_port(self._lent)
             if inode is None:
                 return self._lent
-            taken = addresses.taken(host, self._lent)
             if self._spec.port is not None:
-                raise CannotLaunch(Cause.PORT_TAKEN, taken)
+                raise CannotLaunch(Cause.PORT_TAKEN, addresses.taken(host, self._lent, fixed=True))
             self._shared.ports.take_back(self._lent)
         self._lent = self._shared.ports.lend(host, self._spec.port)
         return self._lent

@@ -265,7 +265,8 @@ class Supervisor:
     def troubles(self) -> tuple[str, ...]:
         """What does not work just now, and will again by itself; services run on all the same."""
         unwritten = sum(life.entry.fails for life in self._lives(None))
-        records = (f"{unwritten} instances could not be written down",) if unwritten else ()
+        what = "1 instance" if unwritten == 1 else f"{unwritten} instances"
+        records = (f"{what} could not be written down",) if unwritten else ()
         return records + self._launcher.troubles()
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:

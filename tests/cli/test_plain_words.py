@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from agentmgr.cli.background import _last_line
-from agentmgr.cli.render import harmless
+from agentmgr.cli.render import harmless, what_helps
 from agentmgr.cli.stats import _flat
 from agentmgr.cli.status import _percentiles
+from agentmgr.core.view import service_view
+from agentmgr.models import DesiredStatus, Instance, ServiceConfig, ServiceSpec, ServiceStatus
 
 
 def test_a_manager_that_cannot_be_reached_is_not_said_to_be_absent(shell: Any) -> None:
@@ -53,6 +55,34 @@ def test_a_start_that_is_not_waited_for_is_starting(shell: Any, write: Any) -> N
     write("slow.py", "import time\ntime.sleep(1)\nasync def agent(message):\n    return message\n")
     shell.ok("register", "slow", "slow.py")
     assert shell.ok("start", "slow", "--no-wait") == "slow is starting\n"
+
+
+def test_a_stop_that_is_not_waited_for_is_stopping(shell: Any) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    assert shell.ok("stop", "echo", "--no-wait") == "echo is stopping\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("stopped", "x is stopped; `agentmgr start x` starts it"),
+        ("starting", "x is starting; `agentmgr status x` says how far it is"),
+        ("unhealthy", "x is running and fails its health checks; `agentmgr logs x` may say why"),
+        ("backoff", "x has failed and will be started again; `agentmgr status x` says why and when"),
+        ("draining", "x is stopping as its sessions end; `agentmgr start x` starts it again"),
+        ("stopping", "x is stopping; `agentmgr start x` starts it again"),
+        (
+            "error",
+            "x has failed and was given up; `agentmgr status x` says why, `agentmgr start x` tries again",
+        ),
+    ],
+)
+def test_whoever_cannot_talk_to_a_service_is_told_how_it_stands_and_what_helps(
+    status: str, said: str
+) -> None:
+    spec = ServiceSpec("x", ServiceConfig("agent.py"), desired_status=DesiredStatus.RUNNING)
+    instance = Instance("ins_1", spec.service_id, 0, ServiceStatus(status))
+    assert what_helps(service_view(spec, [instance], 0)) == said
 
 
 def test_a_registration_whose_start_fails_says_that_it_stands(shell: Any, write: Any) -> None:

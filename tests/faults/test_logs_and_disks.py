@@ -179,7 +179,7 @@ async def test_a_database_that_is_locked_or_full_stops_nothing(supervisor, journ
                 await journal.until(lambda: s.instances(spec.service_id)[0].restart_count == 1)  # noqa: B023
                 await journal.until(lambda: s.instances(spec.service_id)[0].status == "running")  # noqa: B023
             if broken is True:
-                assert s.troubles() == ("1 instances could not be written down",)
+                assert s.troubles() == ("1 instance could not be written down",)
                 assert journal.records == {}
                 broken = False
                 await eventually(lambda: len(journal.records) == 1)  # it recovers by itself

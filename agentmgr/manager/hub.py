@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import trio
-from attrs import define, evolve, field
+from attrs import asdict, define, evolve, field
 
 from ..core.admission import Seats
 from ..core.affinity import Affinity
@@ -24,31 +24,9 @@ from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
 from ..errors import ConnectionNotFound, InvalidRequest, WrongState
 from ..models import Connection, SessionEnd, Token, utc_now
 from ..proxy import Authenticator, Gateway, SessionObserver
-from ..proxy.feed import (
-    BEAT_S,
-    Applied,
-    Closed,
-    Declared,
-    Disconnect,
-    Drain,
-    End,
-    Figures,
-    Hello,
-    Lines,
-    Opened,
-    Order,
-    Others,
-    Outbox,
-    Redeem,
-    Redeemed,
-    Refused,
-    Remembered,
-    Report,
-    Table,
-    decode_report,
-    encode,
-    remembered,
-)
+from ..worker import protocol
+from ..worker.link import Link
+from ..worker.protocol import Order, Report
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +35,6 @@ _APPLIED_S = 2.0  #: a worker that has not taken a table by then is not waited f
 _DRAIN_MARGIN_S = 15.0  #: beyond the drain's own deadline: its close frames wait for answers
 _HELLO_S = 5.0
 _END_S = 30.0
-_CHUNK_BYTES = 2**18
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
@@ -75,10 +52,10 @@ class _Live:
 class Remote:
     """A worker, from its first word to the end of its process."""
 
-    hello: Hello
+    hello: protocol.Hello
     pid: int
     sessions: dict[str, _Live] = field(factory=dict)
-    link: Outbox | None = None  #: while it answers
+    link: Link[Report] | None = None  #: while it answers
     declared: bool = False
     sent: int = 0  #: the version of the table that it was sent last
     applied: int = 0
@@ -116,7 +93,7 @@ class Hub:
         self._table_line: bytes | None = None
         self._news = trio.Event()
         gateway.lobby.freed = lambda name: self._grant(self._ledger.serve(name))
-        affinity.tell = lambda session_id, holder: self._tell_all(Remembered({session_id: holder}))
+        affinity.tell = lambda session_id, holder: self._tell_all(protocol.Remembered({session_id: holder}))
 
     # For the manager
 
@@ -174,7 +151,7 @@ class Hub:
             if connection_id in remote.sessions:
                 if remote.link is None:
                     raise WrongState("the worker that has this connection does not answer just now")
-                remote.link.put(Disconnect(connection_id, code, reason))
+                remote.link.put(protocol.Disconnect(connection_id, code, reason))
                 return
         raise ConnectionNotFound(f"there is no connection {connection_id!r}")
 
@@ -186,7 +163,7 @@ class Hub:
                 if any(s.connection.instance_id == instance_id for s in remote.sessions.values()):
                     yield remote
 
-        self._tell_all(Drain(instance_id, timeout_s, for_good))
+        self._tell_all(protocol.Drain(instance_id, timeout_s, for_good))
         self._drains[instance_id] = (trio.current_time() + timeout_s, for_good)
         try:
             with trio.move_on_after(timeout_s + _DRAIN_MARGIN_S):
@@ -196,12 +173,12 @@ class Hub:
 
     def cut(self, instance_id: str, *, for_good: bool) -> None:
         """Has the workers end an instance's sessions now."""
-        self._tell_all(Drain(instance_id, 0.0, for_good))
+        self._tell_all(protocol.Drain(instance_id, 0.0, for_good))
 
     def end(self, remote: Remote) -> None:
         """Asks a worker to close its sessions and exit."""
         if remote.link is not None:
-            remote.link.put(End())
+            remote.link.put(protocol.End())
 
     async def end_all(self) -> None:
         """Returns when they have ended, or did not in time."""
@@ -233,23 +210,23 @@ class Hub:
     async def _serve(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid = _CREDENTIALS.unpack(bytes(credentials))[0]
-        link, reports = Outbox(), _Reports(stream)
+        link = Link(stream, protocol.decode_report)
         with trio.fail_after(_HELLO_S):
-            hello = await reports.next()
-        if not isinstance(hello, Hello):
+            hello = await link.receive()
+        if not isinstance(hello, protocol.Hello):
             return
         remote = await self._arrived(hello, pid, nursery)
         remote.link, remote.declared, remote.sent, remote.applied = link, False, 0, 0
         remote.others, remote.unlinked = None, trio.Event()
         self._send_table(remote)
-        link.put(*remembered(self._affinity.known))
+        link.put(*protocol.remembered(self._affinity.known))
         for instance_id, (deadline, for_good) in self._drains.items():  # it may have missed the order
-            link.put(Drain(instance_id, max(0.0, deadline - trio.current_time()), for_good))
+            link.put(protocol.Drain(instance_id, max(0.0, deadline - trio.current_time()), for_good))
         claimed = set(remote.sessions)  # of which it may have nothing to say any more
         try:
             async with trio.open_nursery() as talk:
-                talk.start_soon(link.deliver, stream)
-                while (report := await reports.next()) is not None:
+                talk.start_soon(link.run)
+                while (report := await link.receive()) is not None:
                     self._hear(remote, report, claimed, talk)
                 talk.cancel_scope.cancel()
         finally:
@@ -258,7 +235,7 @@ class Hub:
             remote.unlinked.set()
             self._happened()
 
-    async def _arrived(self, hello: Hello, pid: int, nursery: trio.Nursery) -> Remote:
+    async def _arrived(self, hello: protocol.Hello, pid: int, nursery: trio.Nursery) -> Remote:
         remote = self._remotes.get(hello.worker_id)
         if remote is None:
             remote = self._remotes[hello.worker_id] = Remote(hello, pid)
@@ -298,54 +275,47 @@ class Hub:
                 self._grant(self._ledger.report(worker_id, report))
                 if isinstance(report, Gave) and report.instance_id not in self._seats.full:
                     self._gateway.lobby.serve_waiting(seats=1)
-            case Opened(connection):
+            case protocol.Opened(connection):
                 claimed.discard(connection.connection_id)
                 new = connection.connection_id not in remote.sessions
                 remote.sessions[connection.connection_id] = _Live(connection, trio.current_time())
                 if new:
                     self._observer.session_opened(connection)
-            case Closed(end):
+            case protocol.Closed(end):
                 claimed.discard(end.connection_id)
                 remote.sessions.pop(end.connection_id, None)
                 self._observer.session_closed(end)
                 self._happened()
-            case Refused(code):
+            case protocol.Refused(code):
                 self._observer.client_refused(code)
-            case Figures():
+            case protocol.Progress():
                 if live := remote.sessions.get(report.connection_id):
                     live.told_at = trio.current_time()
-                    live.connection = evolve(
-                        live.connection,
-                        idle_s=report.idle_s,
-                        bytes_from_client=report.bytes_from_client,
-                        bytes_to_client=report.bytes_to_client,
-                        messages_from_client=report.messages_from_client,
-                        messages_to_client=report.messages_to_client,
-                    )
-            case Remembered(holders):
+                    live.connection = evolve(live.connection, **asdict(report))
+            case protocol.Remembered(holders):
                 for session_id, holder in holders.items():
                     self._affinity.learn(session_id, holder)
                 self._tell_all(report, but=remote)
-            case Declared(seats):
+            case protocol.Declared(seats):
                 for connection_id in claimed:  # of which it has told a former link
                     remote.sessions.pop(connection_id, None)
                 claimed.clear()
                 remote.declared = True
                 self._grant(self._ledger.declare(worker_id, seats))
                 self._happened()
-            case Applied(version):
+            case protocol.Applied(version):
                 remote.applied = version
                 self._send_table(remote)
                 self._happened()
-            case Redeem():
+            case protocol.Redeem():
                 talk.start_soon(self._redeem, remote, report)
-            case Hello():
+            case protocol.Hello():
                 raise InvalidRequest("it says hello twice")
 
-    async def _redeem(self, remote: Remote, report: Redeem) -> None:
+    async def _redeem(self, remote: Remote, report: protocol.Redeem) -> None:
         identity = await self._authenticator.ticket(report.ticket)
         if remote.link is not None:
-            remote.link.put(Redeemed(report.number, identity))
+            remote.link.put(protocol.Redeemed(report.number, identity))
 
     async def keep_telling(self) -> None:
         """What the others have, while there is somebody to tell; no news is told once in a while."""
@@ -355,9 +325,9 @@ class Hub:
             for remote in self:
                 if remote.link is not None:
                     others = self._ledger.others(remote.hello.worker_id)
-                    if others != remote.others or now - remote.told_at >= BEAT_S:
+                    if others != remote.others or now - remote.told_at >= protocol.HEARTBEAT_S:
                         remote.others, remote.told_at = others, now
-                        remote.link.put(Others(others))
+                        remote.link.put(protocol.OtherSeats(others))
             await trio.sleep(_OTHERS_S)
 
     def _send_table(self, remote: Remote) -> None:
@@ -365,14 +335,14 @@ class Hub:
         if remote.link is None or remote.sent > remote.applied or remote.sent == self._version:
             return
         if self._table_line is None:
-            self._table_line = encode(Table(self._version, self._table, self._tokens.all()))
+            self._table_line = protocol.encode(protocol.Table(self._version, self._table, self._tokens.all()))
         remote.sent = self._version
         remote.link.put_lines(self._table_line)
 
     def _tell_all(self, order: Order, *, but: Remote | None = None) -> None:
         linked = [remote.link for remote in self if remote.link is not None and remote is not but]
         if linked:
-            line = encode(order)
+            line = protocol.encode(order)
             for link in linked:
                 link.put_lines(line)
 
@@ -385,24 +355,6 @@ class Hub:
     def _happened(self) -> None:
         self._news.set()
         self._news = trio.Event()
-
-
-class _Reports:
-    """What a worker says, in order."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self._lines = Lines()
-        self._complete: list[bytes] = []
-
-    async def next(self) -> Report | None:
-        """None at the end."""
-        while not self._complete:
-            data = await self._stream.receive_some(_CHUNK_BYTES)
-            if not data:
-                return None
-            self._complete = self._lines.feed(bytes(data))[::-1]
-        return decode_report(self._complete.pop())
 
 
 def _lost(connection: Connection) -> SessionEnd:

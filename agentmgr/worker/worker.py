@@ -21,41 +21,19 @@ from ..core.shared_seats import Grant, SharedSeats
 from ..errors import ConnectionNotFound, InvalidRequest
 from ..models import Connection, SessionEnd
 from ..proxy import Certificate, GatewayLimits, Identity
-from ..proxy.feed import (
-    SILENCE_S,
-    Applied,
-    Closed,
-    Declared,
-    Disconnect,
-    Drain,
-    End,
-    Figures,
-    Hello,
-    Lines,
-    Opened,
-    Order,
-    Others,
-    Outbox,
-    Redeem,
-    Redeemed,
-    Refused,
-    Remembered,
-    Report,
-    Table,
-    decode_order,
-    remembered,
-)
 from ..settings import RuntimePaths
+from . import protocol
 from .access import WorkerAccess
+from .link import Link
+from .protocol import Order, Report
 from .spec import WorkerSpec, gateway
 
 logger = logging.getLogger("agentmgr.gateway")
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.02, 0.5
-_FIGURES_S = 1.0  # between two reports of what the sessions have done
+_PROGRESS_S = 1.0  # between two reports of what the sessions have done
 _SOME = 500  # sessions looked at before other tasks get their turn
 _TICKET_S = 5.0  # for the manager to say whose it is
-_CHUNK_BYTES = 2**18
 _LAST_WORDS_S = 2.0
 _MOST_ENDS = 100_000  # kept for the next manager
 
@@ -70,15 +48,15 @@ class Worker:
         self._spec = spec
         self._paths = RuntimePaths.of(spec.settings.db_path)
         self._ended = ended
-        self._outbox: Outbox | None = None  # while a manager listens
+        self._link: Link[Order] | None = None  # while a manager listens
         self._unheard: deque[SessionEnd] = deque(maxlen=_MOST_ENDS)
         self._told: dict[str, int] = {}  # bytes of each session, as they were told last
-        self._redeeming: dict[int, Callable[[Identity | None], None]] = {}
+        self._redeeming: dict[int, trio.MemorySendChannel[Identity | None]] = {}
         self._numbers = count()
         self._access = WorkerAccess(self._redeem)
         self._seats = SharedSeats(self._say)
         self._affinity = Affinity()
-        self._affinity.tell = lambda session_id, holder: self._say(Remembered({session_id: holder}))
+        self._affinity.tell = lambda session_id, holder: self._say(protocol.Remembered({session_id: holder}))
         self.gateway = gateway(
             spec.settings,
             limits=LIMITS,
@@ -97,7 +75,7 @@ class Worker:
 
     @property
     def attached(self) -> bool:
-        return self._outbox is not None
+        return self._link is not None
 
     async def serve(
         self,
@@ -139,9 +117,9 @@ class Worker:
             finally:
                 for listener in listeners:
                     listener.socket.close()
-                if self._outbox is not None:
+                if self._link is not None:
                     with trio.move_on_after(_LAST_WORDS_S, shield=True):
-                        await self._outbox.all_said()
+                        await self._link.flushed()
                 talking.cancel()
 
     async def _wait_table(self) -> None:
@@ -158,25 +136,25 @@ class Worker:
     # The gateway's observer
 
     def session_opened(self, connection: Connection) -> None:
-        self._say(Opened(connection))
+        self._say(protocol.Opened(connection))
 
     def session_closed(self, end: SessionEnd) -> None:
         self._told.pop(end.connection_id, None)
-        if self._outbox is None:
+        if self._link is None:
             self._unheard.append(end)
         else:
-            self._say(Closed(end))
+            self._say(protocol.Closed(end))
         if self._ended is not None:
             self._ended(end)
 
     def client_refused(self, code: str) -> None:
-        self._say(Refused(code))
+        self._say(protocol.Refused(code))
 
     # The talk with the manager
 
     def _say(self, report: Report) -> None:
-        if self._outbox is not None:
-            self._outbox.put(report)
+        if self._link is not None:
+            self._link.put(report)
 
     async def _keep_attached(self, nursery: trio.Nursery) -> None:
         pause = _FIRST_RETRY_S
@@ -193,123 +171,100 @@ class Worker:
 
     async def _converse(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         """Returns when the manager has gone, or does not answer."""
-        outbox = Outbox()
-        self._attach(outbox)
+        link = Link(stream, protocol.decode_order, silence_s=protocol.SILENCE_S)
+        self._attach(link)
         try:
             async with trio.open_nursery() as talk:
-                talk.start_soon(outbox.deliver, stream)
-                talk.start_soon(self._tell_figures)
-                await self._listen(stream, nursery)
+                talk.start_soon(link.run)
+                talk.start_soon(self._report_progress)
+                while (order := await link.receive()) is not None:
+                    self._obey(order, nursery)
                 talk.cancel_scope.cancel()
         except* trio.BrokenResourceError:
             pass
         except* InvalidRequest as group:
             logger.error("the manager says what this version does not understand: %s", group.exceptions[0])
         finally:
-            self._outbox = None
+            self._link = None
             self._seats.detach()
-            for answer in tuple(self._redeeming.values()):
-                answer(None)
+            for answer in self._redeeming.values():
+                answer.close()
             if not self._told_to_end.is_set():
                 logger.info("no manager answers; going on with what the last one said")
 
-    def _attach(self, outbox: Outbox) -> None:
+    def _attach(self, link: Link[Order]) -> None:
         """All at once, so that nothing happens between what is declared and what is told from then on."""
         spec = self._spec
-        outbox.put(
-            Hello(
-                spec.worker_id,
-                spec.host,
-                self._port,
-                spec.certfile is not None,
-                spec.slot,
-                spec.options,
-                spec.guest,
+        link.put(
+            protocol.Hello(
+                worker_id=spec.worker_id,
+                host=spec.host,
+                port=self._port,
+                tls=spec.certfile is not None,
+                slot=spec.slot,
+                options=spec.options,
+                guest=spec.guest,
             ),
-            *map(Opened, self.gateway.connections()),
-            *map(Closed, self._unheard),
-            *remembered(self._affinity.known),
-            Declared(self._seats.attach()),
+            *map(protocol.Opened, self.gateway.connections()),
+            *map(protocol.Closed, self._unheard),
+            *protocol.remembered(self._affinity.known),
+            protocol.Declared(self._seats.attach()),
         )
         self._unheard.clear()
         self._told.clear()
-        self._outbox = outbox
+        self._link = link
         self.gateway.lobby.serve_waiting()  # they ask again, this manager
-
-    async def _listen(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
-        lines = Lines()
-        while True:
-            data = b""
-            with trio.move_on_after(SILENCE_S):
-                data = bytes(await stream.receive_some(_CHUNK_BYTES))
-            if not data:
-                return
-            for line in lines.feed(data):
-                self._obey(decode_order(line), nursery)
 
     def _obey(self, order: Order, nursery: trio.Nursery) -> None:
         match order:
-            case Table():
+            case protocol.Table():
                 self._access.tokens = order.tokens
                 self.gateway.update(order.table)
-                self._say(Applied(order.version))
+                self._say(protocol.Applied(order.version))
                 self._has_table.set()
-            case Others():
+            case protocol.OtherSeats():
                 self._seats.know(order.seats)
             case Grant():
                 self.gateway.lobby.granted(order.ticket, order.instance_id)
-            case Remembered():
+            case protocol.Remembered():
                 for session_id, instance_id in order.holders.items():
                     self._affinity.learn(session_id, instance_id)
-            case Drain():
+            case protocol.Drain():
                 # Not a part of this talk: it goes on when the manager does not.
                 drain = partial(self.gateway.drain, timeout_s=order.timeout_s, for_good=order.for_good)
                 nursery.start_soon(drain, order.instance_id)
-            case Disconnect():
+            case protocol.Disconnect():
                 with suppress(ConnectionNotFound):  # it has ended meanwhile
                     self.gateway.disconnect(order.connection_id, code=order.code, reason=order.reason)
-            case Redeemed():
-                if answer := self._redeeming.get(order.number):
-                    answer(order.identity)
-            case End():
+            case protocol.Redeemed() if order.number in self._redeeming:
+                self._redeeming[order.number].send_nowait(order.identity)
+            case protocol.End():
                 self.end()
 
-    async def _tell_figures(self) -> None:
+    async def _report_progress(self) -> None:
         while True:
-            await trio.sleep(_FIGURES_S)
+            await trio.sleep(_PROGRESS_S)
             for number, session in enumerate(self.gateway.sessions):
                 if number % _SOME == _SOME - 1:
                     await trio.lowlevel.checkpoint()
                 done = session.tunnel.from_client.bytes + session.tunnel.from_backend.bytes
                 if done != self._told.get(session.connection_id, 0) and session in self.gateway.sessions:
                     self._told[session.connection_id] = done
-                    now = session.connection(trio.current_time())
-                    self._say(
-                        Figures(
-                            now.connection_id,
-                            now.idle_s,
-                            now.bytes_from_client,
-                            now.bytes_to_client,
-                            now.messages_from_client,
-                            now.messages_to_client,
-                        )
-                    )
+                    self._say(protocol.Progress.of(session.connection(trio.current_time())))
 
     async def _redeem(self, ticket: str) -> Identity | None:
-        if self._outbox is None:
+        if self._link is None:
             return None
-        number, answered = next(self._numbers), trio.Event()
-        found: list[Identity | None] = [None]
-
-        def answer(identity: Identity | None) -> None:
-            found[0] = identity
-            answered.set()
-
+        number = next(self._numbers)
+        answer, answered = trio.open_memory_channel[Identity | None](1)
         self._redeeming[number] = answer
-        try:
-            self._say(Redeem(number, ticket))
-            with trio.move_on_after(_TICKET_S):
-                await answered.wait()
-        finally:
-            del self._redeeming[number]
-        return found[0]
+        with answer, answered:
+            try:
+                self._say(protocol.Redeem(number, ticket))
+                with trio.move_on_after(_TICKET_S):
+                    return await answered.receive()
+            except trio.EndOfChannel:  # the manager has gone
+                pass
+            finally:
+                del self._redeeming[number]
+        return None

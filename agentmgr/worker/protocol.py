@@ -1,6 +1,6 @@
-"""What a manager and the workers that serve its gateway tell each other: JSON lines on a unix socket.
+"""The messages between a manager and the workers that serve its gateway: JSON lines, reports and orders.
 
-A worker that comes begins with `Hello`. Then it says what it has: the sessions that are open, those that
+A worker that connects begins with `Hello`. Then it says what it has: the sessions that are open, those that
 ended while nobody listened, what it remembers; and last `Declared`, its seats. The manager answers the
 `Hello` with a `Table`, and tells of each change. From then on both talk as things happen.
 """
@@ -10,20 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from json import dumps
+from typing import get_args
 
-import trio
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
 from ..codec import from_plain, parse_json, to_plain
 from ..core.routing import RoutingTable
-from ..core.shared_seats import Ask, Gave, Grant, SeatReport, Took, Withdraw
+from ..core.shared_seats import Grant, SeatReport
 from ..errors import InvalidRequest
 from ..models import Connection, SessionEnd, Token
-from .access import Identity
+from ..proxy import Identity
 
-PROTOCOL = 1
-BEAT_S = 1.0  #: the longest that a manager says nothing
-STALL_S = 10.0  #: whoever takes nothing for so long does not read
+HEARTBEAT_S = 1.0  #: the longest that a manager says nothing
 SILENCE_S = 5.0  #: a manager that says nothing for so long does not answer; a busy one is late by less
 
 # What a worker says, besides `SeatReport`s.
@@ -38,7 +36,6 @@ class Hello:
     slot: int
     options: str  #: equal for those that do the same
     guest: bool  #: it belongs to a terminal of its own: no manager started it or starts it again
-    protocol: int = PROTOCOL
 
 
 @frozen
@@ -59,8 +56,8 @@ class Refused:
 
 
 @frozen
-class Figures:
-    """What has changed of a session since they were last told: what it has from `Connection`."""
+class Progress:
+    """The fields of a session's `Connection` that change while it lives."""
 
     connection_id: str
     idle_s: float
@@ -68,6 +65,10 @@ class Figures:
     bytes_to_client: int
     messages_from_client: int
     messages_to_client: int
+
+    @classmethod
+    def of(cls, connection: Connection) -> Progress:
+        return cls(**{attribute.name: getattr(connection, attribute.name) for attribute in fields(cls)})
 
 
 @frozen
@@ -103,8 +104,8 @@ class Table:
 
 
 @frozen
-class Others:
-    """Seats that all others have, by instance id; the manager's heartbeat too."""
+class OtherSeats:
+    """Seats that all others have, by instance id. It is the manager's heartbeat too (`HEARTBEAT_S`)."""
 
     seats: Mapping[str, int]
 
@@ -144,26 +145,10 @@ class Remembered:
     holders: Mapping[str, str]
 
 
-Report = Hello | Opened | Closed | Refused | Figures | Declared | Applied | Redeem | Remembered | SeatReport
-Order = Table | Others | Drain | Disconnect | Redeemed | End | Remembered | Grant
+Report = Hello | Opened | Closed | Refused | Progress | Declared | Applied | Redeem | Remembered | SeatReport
+Order = Table | OtherSeats | Drain | Disconnect | Redeemed | End | Remembered | Grant
 
-_REPORTS = (
-    Hello,
-    Opened,
-    Closed,
-    Refused,
-    Figures,
-    Declared,
-    Applied,
-    Redeem,
-    Remembered,
-    Took,
-    Gave,
-    Ask,
-    Withdraw,
-)
-_ORDERS = (Table, Others, Drain, Disconnect, Redeemed, End, Remembered, Grant)
-_BY_NAME = {kind.__name__: kind for kind in (*_REPORTS, *_ORDERS)}
+_BY_NAME = {kind.__name__: kind for kind in get_args(Report | Order)}
 
 
 def encode(message: Report | Order) -> bytes:
@@ -174,7 +159,7 @@ def encode(message: Report | Order) -> bytes:
 def decode_report(line: bytes) -> Report:
     """Raises `InvalidRequest` for what no worker says."""
     message = _decoded(line)
-    if not isinstance(message, _REPORTS):
+    if not isinstance(message, Report):
         raise InvalidRequest(f"a worker does not say {type(message).__name__}")
     return message
 
@@ -182,7 +167,7 @@ def decode_report(line: bytes) -> Report:
 def decode_order(line: bytes) -> Order:
     """Raises `InvalidRequest` for what no manager says."""
     message = _decoded(line)
-    if not isinstance(message, _ORDERS):
+    if not isinstance(message, Order):
         raise InvalidRequest(f"a manager does not say {type(message).__name__}")
     return message
 
@@ -199,57 +184,3 @@ def remembered(known: Mapping[str, str]) -> Iterator[Remembered]:
     items = iter(known.items())
     while piece := dict(islice(items, 1000)):
         yield Remembered(piece)
-
-
-class Lines:
-    """Cuts what comes into lines."""
-
-    def __init__(self) -> None:
-        self._rest: list[bytes] = []
-
-    def feed(self, data: bytes) -> list[bytes]:
-        """The lines that are complete by now."""
-        first, *more = data.split(b"\n")
-        self._rest.append(first)
-        if not more:
-            return []
-        complete = [b"".join(self._rest), *more[:-1]]
-        self._rest = [more[-1]]
-        return complete
-
-
-class Outbox:
-    """What is to be said on one connection, in order; what comes together goes out together."""
-
-    def __init__(self) -> None:
-        self._pending: list[bytes] = []
-        self._more = trio.Event()
-        self._idle = trio.Event()
-        self._idle.set()
-
-    def put(self, *messages: Report | Order) -> None:
-        self.put_lines(*map(encode, messages))
-
-    def put_lines(self, *lines: bytes) -> None:
-        self._pending += lines
-        if self._pending:
-            self._more.set()
-            if self._idle.is_set():
-                self._idle = trio.Event()
-
-    async def deliver(self, stream: trio.abc.SendStream) -> None:
-        """Until cancelled. Raises `trio.BrokenResourceError`: the other side has gone, or does not read."""
-        while True:
-            await self._more.wait()
-            self._more = trio.Event()
-            data, self._pending = b"".join(self._pending), []
-            with trio.move_on_after(STALL_S) as patience:
-                await stream.send_all(data)
-            if patience.cancelled_caught:
-                raise trio.BrokenResourceError("the other side does not read")
-            if not self._pending:
-                self._idle.set()
-
-    async def all_said(self) -> None:
-        """Returns when everything so far has been handed to the socket."""
-        await self._idle.wait()

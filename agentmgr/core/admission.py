@@ -4,21 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from types import MappingProxyType
-from typing import Protocol
 
 from .routing import Backend
-
-
-class SeatBook(Protocol):
-    """What a lobby hands out: `Seats` of its own, or `SharedSeats`."""
-
-    @property
-    def taken(self) -> Mapping[str, int]: ...
-    @property
-    def full(self) -> Set[str]: ...
-    def set_limit(self, instance_id: str, max_sessions: int) -> None: ...
-    def take(self, backend: Backend) -> bool: ...
-    def give_back(self, instance_id: str) -> bool: ...
 
 
 class Seats:
@@ -66,13 +53,7 @@ class Seats:
 
     def give_back(self, instance_id: str) -> bool:
         """Whether the next client can have it. Raises `ValueError` when none was taken."""
-        left = self._taken.get(instance_id, 0) - 1
-        if left < 0:
-            raise ValueError(f"instance {instance_id} has no session")
-        if left:
-            self._taken[instance_id] = left
-        else:
-            del self._taken[instance_id]
+        remove_one(self._taken, instance_id)
         self._judge(instance_id)
         return instance_id not in self._full
 
@@ -82,3 +63,14 @@ class Seats:
             self._full.add(instance_id)
         else:
             self._full.discard(instance_id)
+
+
+def remove_one(counts: dict[str, int], name: str) -> None:
+    """Counts one session less; what has none left is absent. Raises `ValueError` for what had none."""
+    left = counts.get(name, 0) - 1
+    if left < 0:
+        raise ValueError(f"{name} has no session")
+    if left:
+        counts[name] = left
+    else:
+        del counts[name]

@@ -17,12 +17,11 @@ never a limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from types import MappingProxyType
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import frozen
 
-from .admission import Seats
+from .admission import Seats, remove_one
 from .routing import Backend
 
 
@@ -61,36 +60,25 @@ class Grant:
 SeatReport = Took | Gave | Ask | Withdraw
 
 
-class SharedSeats:
-    """One worker's seats. `tell` passes its reports on; while no manager answers, nobody hears them."""
+class SharedSeats(Seats):
+    """One worker's seats. `tell` passes its reports on; while no manager answers, nobody hears them.
+
+    `taken` has the others' seats too, as far as they are known, and `full` those instances where, as far as
+    is known, no seat is to be had now.
+    """
 
     def __init__(self, tell: Callable[[SeatReport], None]) -> None:
+        super().__init__()
         self._tell = tell
         self._mine: dict[str, int] = {}  # in use
         self._spare: dict[str, int] = {}  # held, and in nobody's use
         self._others: Mapping[str, int] = {}
-        self._limits: dict[str, int] = {}
-        self._taken: dict[str, int] = {}  # by all
-        self._full: set[str] = set()
         self._attached = False
 
-    @property
-    def taken(self) -> Mapping[str, int]:
-        """Seats taken by instance id, the others' as far as they are known."""
-        return MappingProxyType(self._taken)
-
-    @property
-    def full(self) -> Set[str]:
-        """The ids of those where, as far as is known, no seat is to be had now."""
-        return self._full
-
     def set_limit(self, instance_id: str, max_sessions: int) -> None:
-        if max_sessions:
-            self._limits[instance_id] = max_sessions
-        else:
-            self._limits.pop(instance_id, None)
+        if not max_sessions:
             self._spare.pop(instance_id, None)
-        self._judge(instance_id)
+        super().set_limit(instance_id, max_sessions)
 
     def take(self, backend: Backend) -> bool:
         """Takes a seat, or says that it has to be asked for."""
@@ -102,23 +90,18 @@ class SharedSeats:
         else:
             self._say(Took(name))
         self._mine[name] = self._mine.get(name, 0) + 1
-        self._judge(name)
+        self.add(name)
         return True
 
     def give_back(self, instance_id: str) -> bool:
         """Whether the seat is free for another client of this worker. Raises `ValueError` for none taken."""
-        left = self._mine.get(instance_id, 0) - 1
-        if left < 0:
-            raise ValueError(f"instance {instance_id} has no session")
-        if left:
-            self._mine[instance_id] = left
-        else:
-            del self._mine[instance_id]
-        if not self._attached and instance_id in self._limits:
+        remove_one(self._mine, instance_id)
+        limited = instance_id in self._limits
+        if limited and not self._attached:
             self._spare[instance_id] = self._spare.get(instance_id, 0) + 1
         self._say(Gave(instance_id))
-        self._judge(instance_id)
-        return not (self._attached and instance_id in self._limits)
+        super().give_back(instance_id)
+        return not (limited and self._attached)
 
     def ask(self, ticket: int, instance_ids: Sequence[str]) -> None:
         self._say(Ask(ticket, tuple(instance_ids)))
@@ -152,6 +135,10 @@ class SharedSeats:
         changed = self._others.keys() | others.keys()
         self._others = others
         for name in changed:
+            if total := self._mine.get(name, 0) + others.get(name, 0):
+                self._taken[name] = total
+            else:
+                self._taken.pop(name, None)
             self._judge(name)
 
     def _say(self, report: SeatReport) -> None:
@@ -162,17 +149,12 @@ class SharedSeats:
         for name in self._limits:
             self._judge(name)
 
-    def _judge(self, name: str) -> None:
-        if total := self._mine.get(name, 0) + self._others.get(name, 0):
-            self._taken[name] = total
-        else:
-            self._taken.pop(name, None)
-        limit = self._limits.get(name)
-        known_full = limit is not None and (total >= limit or not self._attached)
-        if known_full and not self._spare.get(name):
-            self._full.add(name)
-        else:
-            self._full.discard(name)
+    def _judge(self, instance_id: str) -> None:
+        super()._judge(instance_id)
+        if not self._attached and instance_id in self._limits:
+            self._full.add(instance_id)
+        if self._spare.get(instance_id):
+            self._full.discard(instance_id)
 
 
 class Ledger:
@@ -286,11 +268,7 @@ class Ledger:
 
     def _remove(self, worker: str, name: str) -> None:
         held = self._held.get(worker, {})
-        if not held.get(name):
-            raise ValueError(f"worker {worker} gives back a seat at {name} that it does not have")
-        held[name] -= 1
-        if not held[name]:
-            del held[name]
-            if not held:
-                del self._held[worker]
+        remove_one(held, name)
+        if not held:
+            del self._held[worker]
         self._seats.give_back(name)

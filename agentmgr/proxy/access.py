@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from attrs import evolve, frozen
 
+from ..core.admission import remove_one
 from ..core.loopback import is_loopback
 from ..core.quota import RateLimit
 from ..models import Token
@@ -135,11 +136,7 @@ class Quotas:
         try:
             yield
         finally:
-            left = self._open[address] - 1
-            if left:
-                self._open[address] = left
-            else:
-                del self._open[address]
+            remove_one(self._open, address)
 
 
 def origins(texts: Iterable[str] | None) -> frozenset[str] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import trio
 
-from ..core.admission import SeatBook
+from ..core.admission import Seats
 from ..core.affinity import Affinity
 from ..core.outliers import OutlierPolicy
 from ..core.request import ClientRequest
@@ -54,7 +54,7 @@ class Gateway:
         hints: bool = True,
         outliers: OutlierPolicy | None = None,
         dial: Dial | None = None,
-        seats: SeatBook | None = None,
+        seats: Seats | None = None,
         affinity: Affinity | None = None,
     ) -> None:
         self._limits = limits or GatewayLimits()

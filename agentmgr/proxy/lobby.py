@@ -11,7 +11,7 @@ from itertools import count
 import trio
 from attrs import define, evolve, field, frozen
 
-from ..core.admission import SeatBook, Seats
+from ..core.admission import Seats
 from ..core.affinity import Affinity
 from ..core.outliers import OutlierPolicy, Outliers
 from ..core.request import ClientRequest
@@ -65,12 +65,12 @@ class Lobby:
         limits: GatewayLimits,
         outliers: OutlierPolicy,
         *,
-        seats: SeatBook | None = None,
+        seats: Seats | None = None,
         affinity: Affinity | None = None,
     ) -> None:
         self._router = router
         self._limits = limits
-        self._seats: SeatBook = Seats() if seats is None else seats
+        self._seats = Seats() if seats is None else seats
         self._shared = seats if isinstance(seats, SharedSeats) else None
         self._outliers = Outliers(outliers)
         self._affinity = Affinity() if affinity is None else affinity

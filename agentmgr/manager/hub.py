@@ -274,7 +274,7 @@ class Hub:
             case Took() | Gave() | Ask() | Withdraw():
                 self._grant(self._ledger.report(worker_id, report))
                 if isinstance(report, Gave) and report.instance_id not in self._seats.full:
-                    self._gateway.lobby.serve_waiting(seats=1)
+                    self._gateway.lobby.offer_seat(report.instance_id)
             case protocol.Opened(connection):
                 claimed.discard(connection.connection_id)
                 new = connection.connection_id not in remote.sessions

@@ -48,9 +48,13 @@ class Visit:
 class _Waiter:
     visit: Visit
     ticket: int  #: by which its seat is asked for, where others have a say
+    queues: list[_Queue] = field(factory=list)  #: those that it stands in
     asked: bool = False  #: and no seat was granted yet
     woken: trio.Event = field(factory=trio.Event)
     outcome: Seat | Refusal | ClientGone | None = None
+
+
+_Queue = dict[int, _Waiter]  # by ticket, and so in order of arrival
 
 
 class Lobby:
@@ -74,7 +78,8 @@ class Lobby:
         self._shared = seats if isinstance(seats, SharedSeats) else None
         self._outliers = Outliers(outliers)
         self._affinity = Affinity() if affinity is None else affinity
-        self._waiting: dict[_Waiter, None] = {}  # in order of arrival
+        self._waiting: _Queue = {}
+        self._queues: dict[str, _Queue] = {}  # by instance: who waits for a seat there, or at others too
         self._tickets = count(1)
         self.freed: Callable[[str], None] | None = None  #: hears where a seat came free that nobody here took
         self._news = trio.Event()
@@ -95,9 +100,10 @@ class Lobby:
             old = before.by_id.get(backend.instance_id)
             if backend.state is BackendState.ROUTABLE and (old is None or old.state is not backend.state):
                 self._outliers.recovered(backend.instance_id, now)
-        for waiter in self._waiting:
+        for waiter in self._waiting.values():
             tried = waiter.visit.tried
             tried -= {name for name in tried if not self._is_routable(name)}
+        self._queues = {}  # who waits on lines up anew
         self._news.set()
         self._news = trio.Event()
         self.serve_waiting()
@@ -156,12 +162,10 @@ class Lobby:
         """A seat that was asked for; it is given up if its client has left, or may not have it any more."""
         assert self._shared is not None
         self._shared.granted(instance_id)
-        for waiter in self._waiting:
-            if waiter.ticket == ticket:
-                waiter.visit.preferred = instance_id
-                waiter.asked = False
-                self._offer(waiter)
-                break
+        if waiter := self._waiting.get(ticket):
+            waiter.visit.preferred = instance_id
+            waiter.asked = False
+            self._offer(waiter)
         self._shared.settle(instance_id)
 
     def preview(self, request: ClientRequest) -> tuple[Pool, Backend | None]:
@@ -240,9 +244,9 @@ class Lobby:
         if visit.preferred is None and len(self._waiting) >= self._limits.queue_size:
             raise self._nobody("at_capacity", "all instances are at capacity, and so is the queue for them")
         waiter = _Waiter(visit, next(self._tickets))
-        self._waiting[waiter] = None
+        self._waiting[waiter.ticket] = waiter
         try:
-            self._ask_for(waiter)
+            self._line_up(waiter)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._leave, waiter)
                 if visit.tried:
@@ -256,7 +260,7 @@ class Lobby:
                 nursery.cancel_scope.cancel()
             outcome, waiter.outcome = waiter.outcome, None
         finally:
-            self._waiting.pop(waiter, None)
+            self._step_out(waiter)
             visit.preferred = None
             if waiter.asked and self._shared is not None:
                 self._shared.withdraw(waiter.ticket)
@@ -270,8 +274,8 @@ class Lobby:
 
     async def _leave(self, waiter: _Waiter) -> None:
         await waiter.visit.left()
-        if waiter in self._waiting:  # else it has its outcome already
-            del self._waiting[waiter]
+        if waiter.ticket in self._waiting:  # else it has its outcome already
+            self._step_out(waiter)
             waiter.outcome = ClientGone("it left while it waited")
             waiter.woken.set()
 
@@ -283,42 +287,53 @@ class Lobby:
             for b in self._pool(visit).backends
         )
 
-    def _ask_for(self, waiter: _Waiter) -> None:
-        """Asks for a seat, where others have a say in it."""
+    def _line_up(self, waiter: _Waiter) -> None:
+        """Takes its place, or keeps it, at all instances that would do; asks where others have a say."""
+        visit, pool = waiter.visit, self._pool(waiter.visit)
+        waiter.queues = [self._queues.setdefault(name, {}) for name in pool.by_id]
+        for queue in waiter.queues:
+            queue[waiter.ticket] = waiter
         if self._shared is None:
             return
-        visit, pool = waiter.visit, self._pool(waiter.visit)
         names = [b.instance_id for b in self._candidates(pool, visit, frozenset())]
         names.sort(key=lambda name: name != visit.preferred)  # that one first; else in their order
         if names or waiter.asked:
             waiter.asked = True
             self._shared.ask(waiter.ticket, names)
 
+    def _step_out(self, waiter: _Waiter) -> None:
+        self._waiting.pop(waiter.ticket, None)
+        for queue in waiter.queues:
+            queue.pop(waiter.ticket, None)
+
     def _give_back(self, seat: Seat) -> None:
         name = seat.backend.instance_id
         if self._seats.give_back(name):
-            self.serve_waiting(seats=1)
+            self.offer_seat(name)
         if self.freed is not None and name not in self._seats.full:
             self.freed(name)
 
-    def serve_waiting(self, *, seats: int | None = None) -> None:
-        """Offers what is free to those who wait, in their order; `seats`: no more than these came free."""
-        for waiter in tuple(self._waiting):
-            if seats is not None and seats <= 0:
+    def offer_seat(self, instance_id: str) -> None:
+        """Offers a seat that came free there to those who wait for it, until one takes it."""
+        for waiter in tuple(self._queues.get(instance_id, {}).values()):
+            if self._offer(waiter) and isinstance(waiter.outcome, Seat):
                 return
-            if self._offer(waiter) and seats is not None and isinstance(waiter.outcome, Seat):
-                seats -= 1
+
+    def serve_waiting(self) -> None:
+        """Offers all that is free to all who wait, in their order."""
+        for waiter in tuple(self._waiting.values()):
+            self._offer(waiter)
 
     def _offer(self, waiter: _Waiter) -> bool:
         """Whether its wait is over."""
         try:
             waiter.outcome = self._pick(waiter.visit)
             if waiter.outcome is None:
-                self._ask_for(waiter)
+                self._line_up(waiter)
                 return False
         except Refusal as refusal:
             waiter.outcome = refusal
-        del self._waiting[waiter]
+        self._step_out(waiter)
         waiter.woken.set()
         return True
 

@@ -58,6 +58,22 @@ async def test_those_who_wait_are_served_in_their_order(lab) -> None:
         assert [c.path for c in stage.witness.opened] == ["/", "/0", "/1", "/2", "/3"]
 
 
+async def test_a_seat_goes_past_those_who_wait_for_another_service(lab) -> None:
+    busy, free = await lab.instance("busy", max_sessions=1), await lab.instance("free", max_sessions=1)
+    async with lab.gateway(busy, free) as stage:
+        await stage.open("/services/busy")
+        holder = await stage.open("/services/free")
+        waiting = []
+        for path in ("/services/busy", "/services/free", "/services/free"):
+            waiting.append(await stage.connect(lab.upgrade(path)))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+        stage.gateway.update(RoutingTable((busy, free)))  # which costs nobody their place
+        for peer in waiting[1:]:
+            await holder.stream.aclose()
+            holder = peer
+            assert (await peer.until(b"\r\n")).startswith(b"HTTP/1.1 101 ")
+
+
 async def test_a_wait_ends_with_503_and_when_to_come_back(lab) -> None:
     async with lab.gateway(
         await lab.instance(max_sessions=1), limits=GatewayLimits(queue_timeout_s=0.05)

@@ -31,7 +31,6 @@ from ..models import (
     InstanceRecord,
     RoutingRule,
     ServiceSpec,
-    SessionEnd,
     Token,
     utc_now,
 )
@@ -148,10 +147,6 @@ class SqliteStore:
     async def events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         await self._flush_if_possible()
         return await self._read(lambda db: tables.events(db, after, limit), ())
-
-    async def session_ends(self, service_id: str | None, *, limit: int = 100) -> tuple[SessionEnd, ...]:
-        await self._flush_if_possible()
-        return await self._read(lambda db: tables.session_ends(db, service_id, limit), ())
 
     async def backup(self, destination: Path) -> None:
         await self._flush_if_possible()

@@ -21,7 +21,6 @@ from ..models import (
     RoutingRule,
     ServiceSpec,
     ServiceTotals,
-    SessionEnd,
     Token,
 )
 
@@ -46,7 +45,6 @@ class HistoryLimits:
     """
 
     health_checks: int = 1000  #: per service
-    session_ends: int = 1000  #: per service
     events: int = 10_000
     max_age_s: float = 30 * 86400.0
 
@@ -81,7 +79,7 @@ class Store(Protocol):
         """
 
     async def delete_service(self, service_id: str) -> None:
-        """Also deletes its instances, totals, health and sessions. Raises `ServiceNotFound`."""
+        """Also deletes its instances, totals and health. Raises `ServiceNotFound`."""
 
     async def add_rule(self, rule: RoutingRule) -> None:
         """Raises `NameTaken`."""
@@ -122,9 +120,6 @@ class Store(Protocol):
 
     async def events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         """Those with an id above `after`, oldest first."""
-
-    async def session_ends(self, service_id: str | None, *, limit: int = 100) -> tuple[SessionEnd, ...]:
-        """Of one service or, for None, of all; the newest first."""
 
     async def backup(self, destination: Path) -> None:
         """A consistent copy, while all goes on. Raises `Conflict` when `destination` exists."""

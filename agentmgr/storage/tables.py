@@ -124,13 +124,6 @@ def health_history(db: sqlite3.Connection, service_id: str, limit: int) -> tuple
     return _documents(db, HealthCheck, "health_checks", rest, service_id, limit)
 
 
-def session_ends(db: sqlite3.Connection, service_id: str | None, limit: int) -> tuple[SessionEnd, ...]:
-    if service_id is None:
-        return _documents(db, SessionEnd, "session_ends", "ORDER BY id DESC LIMIT ?", limit)
-    rest = "WHERE service_id = ? ORDER BY id DESC LIMIT ?"
-    return _documents(db, SessionEnd, "session_ends", rest, service_id, limit)
-
-
 def events(db: sqlite3.Connection, after: int, limit: int) -> tuple[Event, ...]:
     return _documents(db, Event, "events", "WHERE id > ? ORDER BY id LIMIT ?", after, limit)
 
@@ -183,20 +176,14 @@ def _insert(db: sqlite3.Connection, fact: Fact) -> None:
                 "INSERT INTO events (id, at, document) VALUES (?, ?, ?)",
                 (fact.event_id, microseconds(fact.at), to_json(fact)),
             )
-        case HealthCheck():
-            _insert_of_service(db, "health_checks", fact.service_id, fact.checked_at, fact)
-        case SessionEnd():
-            _insert_of_service(db, "session_ends", fact.service_id, fact.ended_at, fact)
-        case SessionPeak():
-            pass  # only the totals have it
-
-
-def _insert_of_service(db: sqlite3.Connection, table: str, service_id: str, at: datetime, fact: Fact) -> None:
-    # The service may have been deleted since.
-    db.execute(
-        f"INSERT INTO {table} (service_id, at, document) SELECT id, ?, ? FROM services WHERE id = ?",
-        (microseconds(at), to_json(fact), service_id),
-    )
+        case HealthCheck():  # its service may have been deleted since
+            db.execute(
+                "INSERT INTO health_checks (service_id, at, document)"
+                " SELECT id, ?, ? FROM services WHERE id = ?",
+                (microseconds(fact.checked_at), to_json(fact), fact.service_id),
+            )
+        case SessionEnd() | SessionPeak():
+            pass  # only the totals have them
 
 
 def _totals_of(db: sqlite3.Connection, service_id: str) -> ServiceTotals:

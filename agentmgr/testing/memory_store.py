@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from itertools import chain
-from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -22,7 +20,6 @@ from ..models import (
     RoutingRule,
     ServiceSpec,
     ServiceTotals,
-    SessionEnd,
     Token,
 )
 from ..storage.kinds import RULES, SERVICES, TOKENS, Kind
@@ -46,9 +43,7 @@ class MemoryStore:
         self._instances: dict[str, InstanceRecord] = {}
         self._totals: dict[str, ServiceTotals] = {}
         self._health: dict[str, deque[HealthCheck]] = {}
-        self._session_ends: dict[str, deque[tuple[int, SessionEnd]]] = {}  # with a running number
         self._events = deque[Event](maxlen=self._limits.events)
-        self._recorded = 0
         self._last_event_id = 0
         self._dropped = 0
         self.timings: Mapping[str, Histogram] = {}  #: nobody waits for a disk here
@@ -83,7 +78,6 @@ class MemoryStore:
         _delete(SERVICES, self._services, service_id)
         self._totals.pop(service_id, None)
         self._health.pop(service_id, None)
-        self._session_ends.pop(service_id, None)
         self._instances = {i: r for i, r in self._instances.items() if r.service_id != service_id}
 
     async def add_rule(self, rule: RoutingRule) -> None:
@@ -131,14 +125,8 @@ class MemoryStore:
         service_id = fact.service_id
         if service_id is None or service_id not in self._services:
             return fact
-        self._recorded += 1
-        match fact:
-            case HealthCheck():
-                checks = self._health.setdefault(service_id, deque(maxlen=self._limits.health_checks))
-                checks.append(fact)
-            case SessionEnd():
-                ends = self._session_ends.setdefault(service_id, deque(maxlen=self._limits.session_ends))
-                ends.append((self._recorded, fact))
+        if isinstance(fact, HealthCheck):
+            self._health.setdefault(service_id, deque(maxlen=self._limits.health_checks)).append(fact)
         totals = counted(self._totals.get(service_id, ServiceTotals()), fact)
         if totals != ServiceTotals():
             self._totals[service_id] = totals
@@ -154,12 +142,6 @@ class MemoryStore:
     async def events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         await trio.lowlevel.checkpoint()
         return tuple(event for event in self._events if event.event_id > after)[:limit]
-
-    async def session_ends(self, service_id: str | None, *, limit: int = 100) -> tuple[SessionEnd, ...]:
-        await trio.lowlevel.checkpoint()
-        of_all = (ends for key, ends in self._session_ends.items() if service_id in (None, key))
-        newest_first = sorted(chain.from_iterable(of_all), key=itemgetter(0), reverse=True)
-        return tuple(end for _, end in newest_first[:limit])
 
     async def backup(self, destination: Path) -> None:
         """There is nothing to copy; only checks what `SqliteStore` checks."""

@@ -344,10 +344,8 @@ async def test_history_that_is_too_old_goes(tmp_path, make):
         for at in (old, now):
             second = (at - make.noon).total_seconds()
             store.record(make.check(service.service_id, second))
-            store.record(make.session_end(service.service_id, second))
             store.record(Event("tick", at))
         assert [check.checked_at for check in await store.health_history(service.service_id)] == [now]
-        assert [end.ended_at for end in await store.session_ends(None)] == [now]
         assert [event.at for event in await store.events()] == [now]
 
 

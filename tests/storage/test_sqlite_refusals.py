@@ -170,7 +170,6 @@ async def test_reading_only_makes_nothing(tmp_path):
     async with open_store(tmp_path / "nowhere.db", read_only=True) as store:
         assert await store.load() == Snapshot()
         assert await store.events() == ()
-        assert await store.session_ends(None) == ()
         assert await store.health_history("svc_none") == ()
     assert list(tmp_path.iterdir()) == []
 
@@ -243,7 +242,7 @@ async def test_migrations_run_in_order_and_each_whole(tmp_path, make, monkeypatc
 
 async def test_no_query_reads_a_whole_table_for_a_part_of_it(tmp_path, make):
     statements: list[str] = []
-    async with open_store(tmp_path / "a.db", limits=HistoryLimits(events=1, session_ends=1)) as store:
+    async with open_store(tmp_path / "a.db", limits=HistoryLimits(events=1)) as store:
         store._db.set_trace_callback(statements.append)
         service, rule = make.service(), make.rule()
         await store.add_service(service)
@@ -253,8 +252,6 @@ async def test_no_query_reads_a_whole_table_for_a_part_of_it(tmp_path, make):
         for fact in (make.check(service.service_id), make.session_end(service.service_id), Event("tick")):
             store.record(fact)
         await store.health_history(service.service_id)
-        await store.session_ends(service.service_id)
-        await store.session_ends(None)
         await store.events()
         await store.delete_instance("inst_1")
         await store.delete_rule(rule.rule_id)

@@ -20,7 +20,7 @@ from agentmgr.models import Event, Latency, ServiceTotals, SessionPeak, Token
 from agentmgr.storage import HistoryLimits, Snapshot, Store, open_store
 from agentmgr.testing import MemoryStore
 
-LIMITS = HistoryLimits(health_checks=20, session_ends=20, events=20, max_age_s=100 * 365 * 86400.0)
+LIMITS = HistoryLimits(health_checks=20, events=20, max_age_s=100 * 365 * 86400.0)
 
 OpenStore = Callable[[], AbstractAsyncContextManager[Store]]
 
@@ -43,7 +43,6 @@ async def test_a_new_store_is_empty(opened):
     async with opened() as store:
         assert await store.load() == Snapshot()
         assert await store.events() == ()
-        assert await store.session_ends(None) == ()
         assert store.degraded is None
         assert store.dropped == 0
 
@@ -164,9 +163,7 @@ async def test_a_deleted_service_takes_everything_along_but_events(opened, make)
         assert [record.service_id for record in snapshot.instances] == [kept.service_id]
         assert set(snapshot.totals) == {kept.service_id}
         assert await store.health_history(gone.service_id) == ()
-        assert await store.session_ends(gone.service_id) == ()
         assert len(await store.health_history(kept.service_id)) == 1
-        assert len(await store.session_ends(None)) == 1
         assert len(await store.events()) == 2
         await store.add_service(make.service("gone"))  # the name is free again
 
@@ -185,23 +182,8 @@ async def test_history_is_newest_first_and_has_what_was_recorded_just_now(opened
         await store.add_service(service)
         for second in range(5):
             store.record(make.check(service.service_id, second))
-            store.record(make.session_end(service.service_id, second))
         checks = await store.health_history(service.service_id, limit=3)
         assert checks == tuple(make.check(service.service_id, second) for second in (4, 3, 2))
-        ends = await store.session_ends(service.service_id, limit=2)
-        assert ends == tuple(make.session_end(service.service_id, second) for second in (4, 3))
-        assert await store.session_ends(None, limit=2) == ends
-
-
-async def test_sessions_of_all_services_come_in_the_order_they_were_recorded(opened, make):
-    async with opened() as store:
-        one, two = make.service("one"), make.service("two")
-        await store.add_service(one)
-        await store.add_service(two)
-        recorded = [
-            store.record(make.session_end(s.service_id, i)) for i, s in enumerate([one, two, one, two])
-        ]
-        assert await store.session_ends(None) == tuple(reversed(recorded))
 
 
 async def test_ids_of_events_rise_however_the_clock_goes(opened, make):
@@ -231,21 +213,17 @@ async def test_histories_are_bounded(opened, make):
         await store.add_service(busy)
         await store.add_service(quiet)
         store.record(make.check(quiet.service_id))
-        store.record(make.session_end(quiet.service_id))
         for second in range(200):
             store.record(make.check(busy.service_id, second))
-            store.record(make.session_end(busy.service_id, second))
             store.record(Event("tick"))
             if second % 7 == 0:
                 await store.flush()
         checks = await store.health_history(busy.service_id, limit=1000)
-        ends = await store.session_ends(busy.service_id, limit=1000)
         events = await store.events()
-        for found in (checks, ends, events):
+        for found in (checks, events):
             assert 20 <= len(found) <= 20 + 20 // 10 + 7
         assert checks[0].checked_at == make.noon + timedelta(seconds=199)
         assert len(await store.health_history(quiet.service_id)) == 1
-        assert len(await store.session_ends(quiet.service_id)) == 1
 
 
 async def test_totals_count_what_was_recorded(opened, make):
@@ -290,7 +268,6 @@ async def test_facts_about_an_unknown_service_are_forgotten_but_events_are_not(o
         store.record(make.session_end("svc_none"))
         event = store.record(Event("instance.error", service_id="svc_none"))
         assert await store.health_history("svc_none") == ()
-        assert await store.session_ends(None) == ()
         assert await store.events() == (event,)
         assert (await store.load()).totals == {}
         assert store.degraded is None

@@ -87,14 +87,13 @@ async def perform(store: Store, make, operation: tuple[Any, ...]) -> object:
 
 async def everything(store: Store) -> tuple[object, ...]:
     snapshot = await store.load()
-    keys = ("svc_1", "svc_2", "svc_3", None)
+    keys = ("svc_1", "svc_2", "svc_3")
     events = await store.events()
     return (
         snapshot,
         events,
         await store.events(after=events[0].event_id, limit=2) if events else (),
-        [await store.health_history(key, limit=3) for key in keys if key],
-        [await store.session_ends(key, limit=3) for key in keys],
+        [await store.health_history(key, limit=3) for key in keys],
         store.dropped,
         store.degraded,
     )

@@ -3,6 +3,7 @@
 python examples/embed_gateway.py localhost:8001 localhost:8002
 """
 
+import signal
 import sys
 
 import trio
@@ -18,11 +19,14 @@ def table(addresses):
 async def main(*addresses):
     gateway = Gateway(table(addresses))
     # Whenever the backends change: gateway.update(table(...)). Open sessions stay where they are.
-    async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        await nursery.start(gateway.serve, listeners)
-        port = listeners[0].socket.getsockname()[1]
-        print(f"clients connect to ws://127.0.0.1:{port}", flush=True)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            await nursery.start(gateway.serve, listeners)
+            port = listeners[0].socket.getsockname()[1]
+            print(f"clients connect to ws://127.0.0.1:{port}", flush=True)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

@@ -75,6 +75,10 @@ async def main(agent="my_agent.py"):
         health_summary = manager.get_health_summary()
         print(f"Healthy services: {health_summary['healthy']}")
 
+        # What is not forgotten is there in the next run, and runs
+        await manager.unregister_service(service.service_id)
+        await manager.delete_routing_rule(rule.name)
+
     finally:
         await manager.stop()
 

@@ -33,26 +33,33 @@ def test_each_block_runs(kind, text, tmp_path):
     words = {"sh": ["bash", "-euxc", text], "python": [sys.executable, "-uc", text]}[kind]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AGENTMGR_")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    try:
+        for _ in range(2 if "AgentManager" in text else 1):  # what remembers finds what the first run left
+            code, said = run_until_it_serves(words, tmp_path, environment)
+            assert code == 0, said
+    finally:
+        end_all_in(tmp_path)
+    if "Supervisor" in text:
+        assert "error 2 " in said, said
+
+
+def run_until_it_serves(words, directory, environment):
+    """Its exit code, and what it said; a program that serves clients for ever gets a Ctrl-C."""
     process = subprocess.Popen(
         words,
-        cwd=tmp_path,
+        cwd=directory,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     with process:
-        said, interrupted = "", False
+        said = ""
         for line in process.stdout:
             said += line
-            if kind == "python" and "ws://" in line:  # it serves, and would do so for ever
-                interrupted = True
+            if "-uc" in words and "ws://" in line:
                 process.send_signal(signal.SIGINT)
-        code = process.wait(timeout=60)
-    end_all_in(tmp_path)
-    assert code == 0 or (interrupted and "Error" not in said), said
-    if "Supervisor" in text:
-        assert "error 2 " in said, said
+        return process.wait(timeout=60), said
 
 
 def test_every_command_is_there_and_every_one_there_exists():

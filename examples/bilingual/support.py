@@ -6,6 +6,7 @@ agentmgr chat ws://localhost:9090/zh
 agentmgr chat ws://localhost:9090                        # English, as no rule for Chinese matches
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -24,29 +25,34 @@ CHINESE = {
 }
 
 
+async def register(manager):
+    """All that no earlier run has left."""
+    known = {service.name for service in manager.list_services()}
+    for language in ("chinese", "english"):
+        if f"{language}-support" not in known:
+            await manager.register_service(
+                f"{language}-support", str(HERE / f"{language}_agent.py"), tags={"support", language}
+            )
+        await manager.start_service(f"{language}-support")
+    rules = [
+        RoutingRule(f"chinese-{name}", [condition], priority=1, target_tags={"chinese"})
+        for name, condition in CHINESE.items()
+    ]
+    rules.append(RoutingRule("everybody-else", priority=10, target_tags={"english"}))
+    present = {rule.name for rule in manager.list_routing_rules()}
+    for rule in rules:
+        if rule.name not in present:
+            await manager.create_routing_rule(rule)
+
+
 async def main(port=9090):
-    async with AgentManager("bilingual.db") as manager, trio.open_nursery() as nursery:
-        known = {service.name for service in manager.list_services()}
-        for language in ("chinese", "english"):
-            if f"{language}-support" not in known:  # registered by an earlier run, and running already
-                await manager.register_service(
-                    f"{language}-support",
-                    str(HERE / f"{language}_agent.py"),
-                    tags={"support", language},
-                    auto_start=True,
-                )
-            await manager.start_service(f"{language}-support")
-        rules = [
-            RoutingRule(f"chinese-{name}", [condition], priority=1, target_tags={"chinese"})
-            for name, condition in CHINESE.items()
-        ]
-        rules.append(RoutingRule("everybody-else", priority=10, target_tags={"english"}))
-        present = {rule.name for rule in manager.list_routing_rules()}
-        for rule in rules:
-            if rule.name not in present:
-                await manager.create_routing_rule(rule)
-        port = await nursery.start(manager.serve_proxy, "localhost", port)
-        print(f"support answers at ws://localhost:{port}", flush=True)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with AgentManager("bilingual.db") as manager, trio.open_nursery() as nursery:
+            await register(manager)
+            port = await nursery.start(manager.serve_proxy, "localhost", port)
+            print(f"support answers at ws://localhost:{port}", flush=True)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

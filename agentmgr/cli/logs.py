@@ -19,7 +19,7 @@ from .render import harmless, on_terminal
 @click.option("--follow", "-f", is_flag=True, help="And what is written from now on.")
 @click.option("--instance", type=int, metavar="N", help="Of this instance only, counted from 0.")
 async def command(cli: Cli, name: str, tail: int, follow: bool, instance: int | None) -> None:
-    """Show what a service wrote."""
+    """Show what a service wrote; of several instances, the last lines of one after those of the other."""
     async with for_reading(cli) as manager:
         async with manager.read_logs(name, tail=tail, follow=follow, instance=instance) as chunks:
             async for chunk in chunks:

@@ -5,6 +5,9 @@ is copied to `SLOT.log.1` and then cut off the front of the live file in one ste
 FALLOC_FL_COLLAPSE_RANGE: ext4, xfs), while the writer goes on appending. Where the file system cannot do
 that, the copied part is turned into a hole (FALLOC_FL_PUNCH_HOLE: btrfs, tmpfs and others), which takes no
 space.
+
+Whoever follows such a file must not lose the place when all in it moves up. So a place in it is counted from
+what was its beginning when this process first looked, and `_cut` says how much of that is gone by now.
 """
 
 from __future__ import annotations
@@ -13,14 +16,22 @@ import ctypes
 import errno
 import os
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+
+from attrs import frozen
 
 LAST_WORDS_LINES = 15
 _LAST_WORDS_BYTES = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE_RANGE = 0x01, 0x02, 0x08  # linux/falloc.h
+
+_moving = threading.Lock()  # held while something is cut off, and by who reads meanwhile
+_cut: dict[tuple[int, int], int] = {}  # bytes, by device and inode of the live file
 
 
 def path(log_dir: Path, service_name: str, slot: int) -> Path:
@@ -74,6 +85,30 @@ def last_words(file: Path, since: int) -> str:
     return "\n".join(line for line in lines[-LAST_WORDS_LINES:] if line)
 
 
+@frozen
+class Still:
+    """A live file while nothing is cut off it."""
+
+    begin: int  #: the places of its first byte, and behind its last one
+    end: int
+    copy: Path  #: its newest copy, which ends where it begins
+    _descriptor: int
+    _cut: int
+
+    def read(self, place: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, place - self._cut)
+
+
+@contextmanager
+def still(file: Path) -> Iterator[Still]:
+    """For a short look. Raises OSError."""
+    with _moving, file.open("rb") as live:
+        stat = os.fstat(live.fileno())
+        cut = _cut.get((stat.st_dev, stat.st_ino), 0)
+        begin = cut + _first_data(live.fileno())
+        yield Still(begin, cut + stat.st_size, _copy_of(file, 1), live.fileno(), cut)
+
+
 def rotate(file: Path, max_bytes: int, files: int) -> bool:
     """Once the live file has `max_bytes`, copies them to `.1` and cuts them off; says whether it did.
 
@@ -92,18 +127,22 @@ def rotate(file: Path, max_bytes: int, files: int) -> bool:
             if end <= start:
                 return False
             # A flood may have brought more than that since the last look: then its newest part is kept.
-            _copy(live.fileno(), max(start, end - 2 * max_bytes), end, file, files)
-            if not _fallocate(live.fileno(), _COLLAPSE_RANGE, 0, end):
-                _fallocate(live.fileno(), _PUNCH_HOLE | _KEEP_SIZE, 0, end, required=True)
+            draft = _copy(live.fileno(), max(start, end - 2 * max_bytes), end, file, files)
+            with _moving:
+                _shift(draft, file, files)
+                if _fallocate(live.fileno(), _COLLAPSE_RANGE, 0, end):
+                    inode = stat.st_dev, stat.st_ino
+                    _cut[inode] = _cut.get(inode, 0) + end
+                else:
+                    _fallocate(live.fileno(), _PUNCH_HOLE | _KEEP_SIZE, 0, end, required=True)
             return True
     except FileNotFoundError:
         return False
 
 
-def _copy(live: int, start: int, end: int, file: Path, files: int) -> None:
-    copies = [file.with_name(f"{file.name}.{n}") for n in range(1, files)]
-    if copies:
-        copies[-1].unlink(missing_ok=True)  # first of all: the disk may be full
+def _copy(live: int, start: int, end: int, file: Path, files: int) -> Path:
+    if files > 1:
+        _copy_of(file, files - 1).unlink(missing_ok=True)  # first of all: the disk may be full
     draft = file.with_name(f"{file.name}.new")
     try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
@@ -112,6 +151,12 @@ def _copy(live: int, start: int, end: int, file: Path, files: int) -> None:
     except OSError:
         draft.unlink(missing_ok=True)
         raise
+    return draft
+
+
+def _shift(draft: Path, file: Path, files: int) -> None:
+    """Makes the draft the newest copy."""
+    copies = [_copy_of(file, number) for number in range(1, files)]
     for newer, older in reversed(list(pairwise(copies))):
         if newer.exists():
             newer.replace(older)
@@ -119,6 +164,11 @@ def _copy(live: int, start: int, end: int, file: Path, files: int) -> None:
         draft.replace(copies[0])
     else:
         draft.unlink()
+
+
+def _copy_of(file: Path, number: int) -> Path:
+    """The higher the number, the older it is."""
+    return file.with_name(f"{file.name}.{number}")
 
 
 def _first_data(live: int) -> int:

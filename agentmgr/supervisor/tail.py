@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import trio
+
+from . import logs
 
 MAX_LINES = 100_000
 _MAX_TAIL_BYTES = 16 * 2**20
@@ -26,12 +29,17 @@ Write = Callable[[bytes], Awaitable[None]]
 async def show(files: Mapping[int, Path], write: Write, *, lines: int, following: bool) -> None:
     """The last lines of the logs of some instances and, if `following`, what comes; until cancelled then.
 
-    Where there are several, each line begins with its instance's number.
+    Where there are several, each line begins with its instance's number. One instance's last lines stand
+    together: when a line was written is nowhere recorded.
     """
     async with trio.open_nursery() as nursery:
         for number, path in files.items():
-            mark = f"[{number}] ".encode() if len(files) > 1 else b""
-            nursery.start_soon(_show, path, _marking(mark, write), lines, following)
+            marked = _marking(f"[{number}] ".encode() if len(files) > 1 else b"", write)
+            last, end = await tail(path, lines)
+            if last:
+                await marked(last)
+            if following:
+                nursery.start_soon(partial(follow, path, marked, start=end))
 
 
 def _marking(mark: bytes, write: Write) -> Write:
@@ -41,46 +49,38 @@ def _marking(mark: bytes, write: Write) -> Write:
     return marked
 
 
-async def _show(path: Path, write: Write, lines: int, following: bool) -> None:
-    last, end = await tail(path, lines)
-    if last:
-        await write(last)
-    if following:
-        await follow(path, write, start=end)
-
-
 async def tail(path: Path, lines: int) -> tuple[bytes, int]:
-    """The last whole lines of the file, and where they end. A file that is not there is empty."""
+    """The last whole lines of the file, and the place where they end. A file that is not there is empty."""
     return await trio.to_thread.run_sync(_tail, path, lines, limiter=_threads)
 
 
 def _tail(path: Path, lines: int) -> tuple[bytes, int]:
     try:
-        with path.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            start, kept = end, b""
+        with logs.still(path) as file:
+            end = start = file.end
+            kept = b""
             # One newline more than lines: that before the first.
-            while start > 0 and kept.count(b"\n") <= lines and end - start < _MAX_TAIL_BYTES:
-                size = min(_CHUNK_BYTES, start)
+            while start > file.begin and kept.count(b"\n") <= lines and end - start < _MAX_TAIL_BYTES:
+                size = min(_CHUNK_BYTES, start - file.begin)
                 start -= size
-                file.seek(start)
-                kept = file.read(size) + kept
+                kept = file.read(start, size) + kept
     except OSError:
         return b"", 0
     return b"".join(kept.splitlines(keepends=True)[-lines:] if lines else []), end
 
 
 async def follow(path: Path, write: Write, *, start: int) -> None:
-    """Passes on what is appended after `start`, until cancelled; also over a rotation.
+    """Passes on what is appended after that place, until cancelled; also over a rotation.
 
     `write` gets whole lines, except for a last one that stays unfinished for a while.
     """
-    position, inode, rest = start, _inode(path), b""
+    place: int | None = start
+    inode, rest = _inode(path), b""
     while True:
         now = _inode(path)
-        if now is not None and now != inode:  # rotated: another file has the name
-            position, inode, rest = 0, now, b""
-        data, position = await trio.to_thread.run_sync(_read, path, position, limiter=_threads)
+        if now is not None and now != inode:  # somebody else's rotation: another file has the name
+            place, inode, rest = None, now, b""
+        data, place = await trio.to_thread.run_sync(_read, path, place, limiter=_threads)
         if data:
             whole, newline, rest = (rest + data).rpartition(b"\n")
             if newline:
@@ -102,13 +102,28 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _read(path: Path, position: int) -> tuple[bytes, int]:
+def _read(path: Path, place: int | None) -> tuple[bytes, int | None]:
+    """What stands there, and the place behind it."""
     try:
-        with path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) < position:  # truncated in place
-                position = 0
-            file.seek(position)
-            data = file.read(_CHUNK_BYTES)
+        with logs.still(path) as file:
+            if place is None or place > file.end:  # another file, or somebody has emptied it
+                place = file.begin
+            if place < file.begin:
+                place, data = _from_copy(file, place)
+            else:
+                data = file.read(place, _CHUNK_BYTES)
     except OSError:
-        return b"", position
-    return data, position + len(data)
+        return b"", place
+    return data, place + len(data)
+
+
+def _from_copy(file: logs.Still, place: int) -> tuple[int, bytes]:
+    """What has been cut off the live file since the last look, as far as the copy has it."""
+    try:
+        with file.copy.open("rb") as copy:
+            length = copy.seek(0, os.SEEK_END)
+            place = max(place, file.begin - length)
+            copy.seek(length - (file.begin - place))
+            return place, copy.read(_CHUNK_BYTES)
+    except FileNotFoundError:  # no copies are kept
+        return file.begin, b""

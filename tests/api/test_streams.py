@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
@@ -18,6 +19,7 @@ from agentmgr.client import ManagerClient
 from agentmgr.client.http import Lines, request
 from agentmgr.errors import PortNotAvailable
 from agentmgr.manager import AgentManager
+from agentmgr.supervisor.logs import rotate
 from agentmgr.supervisor.tail import follow, tail
 
 
@@ -142,7 +144,7 @@ async def test_the_logs_of_several_instances_are_told_apart(
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(f"from {slot}\n")
     text = (await http.get("/services/x/logs")).text
-    assert sorted(text.splitlines()) == ["[0] from 0", "[1] from 1"]
+    assert text.splitlines() == ["[0] from 0", "[1] from 1"]
     assert (await http.get("/services/x/logs?instance=1")).text == "from 1\n"
     response = await http.get("/services/x/logs?instance=2")
     assert (response.status_code, response.json()["errors"][0]["path"]) == (400, "instance")
@@ -171,6 +173,43 @@ async def test_following_goes_on_over_a_rotation(tmp_path: Path, nursery: trio.N
         log.rename(tmp_path / "log.1")
         log.write_text("second\n")
         assert await receive.receive() == b"second\n"
+
+
+@pytest.mark.parametrize("where", ["/dev/shm", None])
+async def test_who_follows_a_log_that_is_rotated_sees_each_line_once(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, where: str | None
+) -> None:
+    """On a file system that can cut off a file's front, and on one that can only make holes (tmpfs)."""
+    if where is not None and not Path(where).is_dir():
+        pytest.skip("no /dev/shm on this machine")
+    monkeypatch.setattr("agentmgr.supervisor.tail.POLL_S", 0.01)
+    with TemporaryDirectory(dir=where or tmp_path) as directory:
+        log, seen = Path(directory, "0.log"), b""
+        log.write_bytes(b"before\n")
+        send, receive = trio.open_memory_channel[bytes](0)
+        follower = partial(follow, log, send.send, start=(await tail(log, 1))[1])
+        nursery.start_soon(follower)
+        with log.open("ab", buffering=0) as file, trio.fail_after(60):
+
+            async def see(end: bytes) -> None:
+                nonlocal seen
+                while not seen.endswith(end):
+                    seen += await receive.receive()
+
+            for number in range(8):
+                file.write(b"".join(b"%d %09d\n" % (number, line) for line in range(1000)))
+                if number % 2:  # else it is rotated away before the follower has looked
+                    await see(b"%d %09d\n" % (number, 999))
+                assert rotate(log, 2**13, 3)
+                file.write(b"%d after\n" % number)
+                await see(b"%d after\n" % number)
+        lines = [line for line in seen.splitlines() if not line.endswith(b"after")]
+        for index, line in enumerate(lines):
+            assert line == b"%d %09d" % divmod(index, 1000)
+        assert len(lines) == 8000
+        last, _ = await tail(log, 10_000)
+        assert last.endswith(b"7 after\n")
+        assert b"\0" not in last
 
 
 async def test_a_listener_lives_as_long_as_its_request(client: ManagerClient, manager: AgentManager) -> None:

@@ -108,14 +108,29 @@ def test_the_guides_python_examples(tmp_path):
         ]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="this machine has no node")
-def test_a_node_program_is_a_service(tmp_path):
-    echo = str(EXAMPLES / "node/echo.js")
+@pytest.mark.parametrize(
+    ("name", "words"), [("Node", ["node", "node/echo.js", "{port}"]), ("Perl", ["perl", "perl/echo.pl"])]
+)
+def test_a_program_in_another_language_is_a_service(tmp_path, name, words):
+    if shutil.which(words[0]) is None:
+        pytest.skip(f"this machine has no {words[0]}")
+    program, script, *rest = words
     try:
-        run(tmp_path, "agentmgr", "register", "echo-js", "--auto-start", "--", "node", echo, "{port}")
-        service = json.loads(run(tmp_path, "agentmgr", "status", "echo-js", "--format", "json"))
-        assert ask(service["endpoint"]) == "Node heard: hello"
-        assert ask(service["endpoint"], "é" * 5000) == "Node heard: " + "é" * 5000
+        command = (program, EXAMPLES / script, *rest)
+        run(tmp_path, "agentmgr", "register", "echo", "--auto-start", "--", *command)
+        service = json.loads(run(tmp_path, "agentmgr", "status", "echo", "--format", "json"))
+        assert ask(service["endpoint"]) == f"{name} heard: hello"
+        assert ask(service["endpoint"], "é" * 5000) == f"{name} heard: " + "é" * 5000
+    finally:
+        run(tmp_path, "agentmgr", "shutdown")
+
+
+def test_a_factory_in_a_package_is_a_service(tmp_path):
+    options = ("--cwd", EXAMPLES / "module", "--env", "GREETING=Howdy")
+    try:
+        run(tmp_path, "agentmgr", "register", "x", "greeter.agents:friendly", *options, "--auto-start")
+        service = json.loads(run(tmp_path, "agentmgr", "status", "x", "--format", "json"))
+        assert ask(service["endpoint"], "partner") == "Howdy, partner!"
     finally:
         run(tmp_path, "agentmgr", "shutdown")
 

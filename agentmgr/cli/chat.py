@@ -99,9 +99,14 @@ async def command(
         except SessionLost as error:
             raise SessionLost(f"{error.message}; run the command again to begin a new one") from None
         except AgentUnreachable as error:
-            if managed or "://" in (target or "") or gateway is not None:
+            from ..proxy.access import TOKEN_NEEDED  # with all of the gateway, for this sentence only
+
+            if TOKEN_NEEDED in error.message:
+                hint = "give one with --token or AGENTMGR_TOKEN; `agentmgr tokens create` makes it"
+            elif managed or "://" in (target or "") or gateway is not None:
                 raise
-            hint = "`agentmgr run FILE` runs an agent with a gateway, `agentmgr proxy` opens one"
+            else:
+                hint = "`agentmgr run FILE` runs an agent with a gateway, `agentmgr proxy` opens one"
             raise AgentUnreachable(f"{error.message}; {hint}") from None
 
 
@@ -214,17 +219,19 @@ class Talk:
                         again = False
                         text = await self._message(session, interrupts)
                 return
-            except (SessionLost, AgentUnreachable):
+            except (SessionLost, AgentUnreachable) as error:
                 if not established:
                     raise
+                lost = "the agent was restarted, or ended the session"
+                happened = lost if isinstance(error, SessionLost) else error.message
             session_id = None
             text, self._pending = self._pending, None
             if text is not None and not again:
-                note("the agent was restarted, or ended the session; your line goes to a new one")
+                note(f"{happened}; your line goes to a new session")
                 again = True
                 continue
             # Not before there is something to say: the agent may have ended it because nobody did.
-            note("the agent was restarted, or ended the session; your next line begins a new one")
+            note(f"{happened}; your next line begins a new session")
             again = False
             if (text := await self._message(None, interrupts)) is None:
                 return

@@ -21,6 +21,8 @@ from .refusal import Refusal
 _BEARER = "bearer."  # a subprotocol entry, for browsers: they cannot set the Authorization header
 _TICKET = "ticket="  # in the query
 
+TOKEN_NEEDED = "a token is needed here"
+
 
 @frozen
 class Identity:
@@ -80,7 +82,7 @@ async def authenticate(
         if (identity := await judge(shown.text)) is not None:
             return identity, shown.rest
     if authenticator.required:
-        raise _unauthorized("this token or ticket is not valid" if shown else "a token is needed here")
+        raise _unauthorized("this token or ticket is not valid" if shown else TOKEN_NEEDED)
     return None, head
 
 

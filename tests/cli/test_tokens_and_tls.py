@@ -42,6 +42,9 @@ def test_a_ticket_opens_the_gateway_once(shell: Any) -> None:
             with pytest.raises(InvalidStatus, match="401"):
                 connect(again)
         assert "nobody" in shell.fails("tokens", "ticket", "--service", "nobody")
+        refused = shell.fails("chat", "--once", "hi")
+        assert "--token or AGENTMGR_TOKEN" in refused
+        assert "not valid" in shell.fails("chat", "--once", "hi", "--token", "wrong")
 
 
 @pytest.fixture

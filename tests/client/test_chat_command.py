@@ -11,7 +11,9 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from agentmgr.cli.chat import address
+from agentmgr.cli.chat import Talk, address
+from agentmgr.cli.screen import Screen
+from agentmgr.client import open_session
 from agentmgr.errors import InvalidRequest
 from agentmgr.testing.agents import hosted
 
@@ -164,6 +166,44 @@ async def test_ctrl_c_at_a_question_ends_the_turn_and_swallows_no_line():
         await terminal.see("you> ")
         await terminal.type("hi\n")
         await terminal.see("you said hi")
+
+
+async def test_an_agent_that_does_not_come_back_is_said_to_be_unreachable(monkeypatch):
+    asked, noted, said = trio.Event(), trio.Event(), []
+
+    def note(words):
+        said.append(words)
+        noted.set()
+
+    async def listener(message):
+        asked.set()
+        return message
+
+    async def talk(url):
+        async def locate():
+            return url
+
+        screen = Screen(sys.stdout, raw=False, quiet=False)
+        await Talk(open_session, screen, yes=False).through(locate, None, never())
+
+    monkeypatch.setattr("agentmgr.cli.chat.note", note)
+    monkeypatch.setattr("agentmgr.cli.chat.RECONNECT_FOR_S", 0.1)
+    reading, writing = os.pipe()
+    with trio.fail_after(60), open(reading) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        async with trio.open_nursery() as nursery:
+            async with hosted(listener) as url:
+                nursery.start_soon(talk, url)
+                os.write(writing, b"hi\n")
+                await asked.wait()
+            await noted.wait()
+            os.close(writing)
+    assert "Connection refused; your" in said[0]
+
+
+async def never():
+    await trio.sleep_forever()
+    yield
 
 
 async def test_a_stranger_s_page_is_not_shown():

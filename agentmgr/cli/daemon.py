@@ -13,6 +13,7 @@ from ..errors import AgentManagerError
 from ..logging_setup import configure_logging
 from ..proxy.certificate import Certificate
 from ..settings import Settings
+from .entry import leaves
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listener_options import certificate, gateway_options, tls_options
@@ -66,8 +67,8 @@ async def command(
         if ready_fd is None:
             await _relieve_background_manager(cli)
         await _run(cli, settings, host, api_port, proxy_port, tls, leave_running, ready_fd)
-    except AgentManagerError as error:
-        _tell(ready_fd, error.message)
+    except* AgentManagerError as group:
+        _tell(ready_fd, str(next(leaves(group))))
         raise
 
 

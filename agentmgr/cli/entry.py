@@ -29,13 +29,13 @@ def run(argv: Sequence[str]) -> int:
         # A nursery of a command's wraps whatever ends it; the user is to see the thing itself.
         if group.subgroup(KeyboardInterrupt):
             return 128 + signal.SIGINT
-        return _explain(group, next(_leaves(group)), cli)
+        return _explain(group, next(leaves(group)), cli)
     except Exception as error:  # the last boundary: a user sees a sentence, not a traceback
         return _explain(error, error, cli)
     return result if isinstance(result, int) else 0
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     """The exceptions in a group; those that are meant for the user first."""
     found: list[BaseException] = []
     todo: list[BaseException] = [group]

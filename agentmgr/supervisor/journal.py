@@ -7,6 +7,7 @@ from typing import Protocol
 
 import trio
 
+from ..errors import AgentManagerError
 from ..models import HealthCheck, Instance, InstanceRecord
 
 log = logging.getLogger("agentmgr.supervisor")
@@ -90,6 +91,8 @@ class Owner:
         """For what was gone before we came; a record that stays is found dead again by the next manager."""
         try:
             await self._journal.instance_gone(instance_id)
+        except AgentManagerError as error:  # it says itself what is wrong, as of a full disk
+            log.warning("cannot write down that instance %s is gone: %s", instance_id, error)
         except Exception:  # an embedder's code; it must not end what it is told of
             log.exception("the journal failed to forget %s", instance_id)
 

@@ -112,6 +112,13 @@ def test_a_daemon_that_cannot_start_says_why(here: Any, monkeypatch: pytest.Monk
     assert str(here.paths.daemon_log) in line
 
 
+def test_a_daemon_that_cannot_have_its_files_says_which(here: Any) -> None:
+    here.ok("register", "x", "my_agent.py")
+    here.paths.lock.unlink()
+    here.paths.lock.mkdir()
+    assert f"did not start: {here.paths.lock} cannot be opened" in here.fails("start", "x")
+
+
 def test_a_damaged_database_is_said_before_anything_is_started(here: Any) -> None:
     here.paths.database.write_bytes(b"not a database" * 1000)
     for words in (["list"], ["register", "x", "my_agent.py"], ["start", "x"]):

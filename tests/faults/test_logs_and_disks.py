@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from agentmgr.errors import StorageError
 from agentmgr.models import ServiceStatus
 from agentmgr.supervisor import journal as journal_module
 from agentmgr.supervisor import logs, upkeep
@@ -187,6 +188,21 @@ async def test_a_database_that_is_locked_or_full_stops_nothing(supervisor, journ
                 assert next(iter(journal.records.values())).pid == s.instances()[0].pid
             with trio.fail_after(60):
                 await s.stop(spec.service_id)
+
+
+@pytest.mark.parametrize(
+    ("error", "traced"), [(StorageError("the disk is full"), False), (ValueError(), True)]
+)
+async def test_a_full_disk_is_told_in_one_line_and_an_owners_mistake_with_its_traceback(
+    caplog, error, traced
+):
+    class Failing(journal_module.Unrecorded):
+        async def instance_gone(self, instance_id):
+            raise error
+
+    await journal_module.Owner(Failing()).instance_gone("ins_1")
+    (record,) = caplog.records
+    assert bool(record.exc_info) is traced
 
 
 async def test_what_an_instance_uses_is_measured(supervisor, monkeypatch):

@@ -1,7 +1,7 @@
 """What has to be looked after while instances run: their logs stay bounded, what they use is measured.
 
-No event tells when a file has grown or memory was taken, so this looks, for all instances in one go, off
-the loop.
+The kernel tells when a log is written to, so that a flood is noticed as it begins. No event tells when memory
+was taken, so this looks, for all instances in one go, off the loop.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from attrs import Factory, define
 
 from ..models import ServiceConfig, Usage, utc_now
 from . import logs, procfs
+from .writes import NOWHERE, Writes
 
 log = logging.getLogger(__name__)
 
-_LOGS_EVERY_S = (0.05, 1.0)  #: while one is flooded, and otherwise
+_LOGS_EVERY_S = (0.1, 1.0)  #: those that are written to, and all of them, should nobody have told
 _USAGE_EVERY_S = 10.0
 USAGE_KEPT = 360
 """Samples per instance: an hour."""
@@ -31,7 +32,7 @@ USAGE_KEPT = 360
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-_limiter = trio.CapacityLimiter(1)
+_limiter = trio.CapacityLimiter(2)  # looking at logs does not wait for looking at processes
 
 
 @define(eq=False)
@@ -42,21 +43,27 @@ class _Kept:
     usage: deque[Usage] = Factory(lambda: deque(maxlen=USAGE_KEPT))
     measured: tuple[float, int] | None = None  #: seconds since boot, and clock ticks of CPU until then
     log_fails: bool = False
+    mark: int = NOWHERE  #: by which it is told that the log was written to
 
 
 class Upkeep:
     def __init__(self) -> None:
         self._kept: dict[str, _Kept] = {}
+        self._writes = Writes()
         self._next_usage = -math.inf
 
     def watch(self, instance_id: str, pid: int, log: Path, config: ServiceConfig) -> None:
         """From its launch on; again at a relaunch."""
         kept = self._kept.setdefault(instance_id, _Kept(pid, log, config))
         kept.pid, kept.measured = pid, None
+        kept.mark = self._writes.watch(log)
         self._next_usage = -math.inf  # who has just started it wants to see what it takes
 
     def forget(self, instance_id: str) -> None:
-        self._kept.pop(instance_id, None)
+        gone = self._kept.pop(instance_id, None)
+        # In a rolling restart two of them write to one log.
+        if gone is not None and not any(kept.mark == gone.mark for kept in self._kept.values()):
+            self._writes.forget(gone.mark)
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """The samples of the last hour, oldest first."""
@@ -70,16 +77,38 @@ class Upkeep:
 
     async def run(self) -> None:
         """Until cancelled."""
-        soon_s, pause_s = _LOGS_EVERY_S
+        self._writes.open()
+        try:
+            for kept in self._kept.values():
+                kept.mark = self._writes.watch(kept.log)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_logs_bounded)
+                nursery.start_soon(self._keep_measuring)
+        finally:
+            self._writes.close()
+
+    async def _keep_logs_bounded(self) -> None:
+        soon_s, late_s = _LOGS_EVERY_S
+        look_at_all = -math.inf
         while True:
+            written: set[int] = set()
+            with trio.move_on_at(look_at_all):
+                written = await self._writes.wait()
             entries = tuple(self._kept.values())
+            if trio.current_time() >= look_at_all:
+                look_at_all = trio.current_time() + late_s
+            else:
+                entries = tuple(kept for kept in entries if kept.mark in written)
             if await trio.to_thread.run_sync(_rotate, entries, limiter=_limiter):
-                pause_s = soon_s
+                look_at_all = trio.current_time()  # a flood, perhaps, and nobody may tell how it goes on
+            await trio.sleep(soon_s)
+
+    async def _keep_measuring(self) -> None:
+        while True:
             if trio.current_time() >= self._next_usage:
                 with suppress(OSError):  # no descriptor to be had just now; the figures can wait
                     await self.measure()
-            await trio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LOGS_EVERY_S[1])
+            await trio.sleep(_LOGS_EVERY_S[1])
 
     async def measure(self) -> None:
         """Takes one sample of each."""

@@ -55,6 +55,34 @@ async def test_a_flood_without_a_newline_is_bounded_and_blocks_nobody(supervisor
         assert s.instances()[0].restart_count == 0
 
 
+async def test_a_flood_is_noticed_as_it_begins(supervisor, monkeypatch, tmp_path):
+    """However long ago somebody looked at all logs: they take what they may, and what comes in 0.2 s."""
+    monkeypatch.setattr(upkeep, "_LOGS_EVERY_S", (0.1, 3600))
+    rate = 64 * 2**20  # bytes per second, at most: what it was too late for is not made up for
+    flood = f"""
+        import os, pathlib, threading, time
+        def pour():
+            while not pathlib.Path("pour").exists():
+                time.sleep(0.01)
+            for _ in range(256):
+                os.write(1, bytes({rate} // 256))
+                time.sleep(1 / 256)
+            pathlib.Path("poured").touch()
+        threading.Thread(target=pour, daemon=True).start()
+    """
+    limit, files = 2**20, 3
+    async with supervisor() as s:
+        await s.start(script(flood, log_max_bytes=limit, log_files=files, cwd=str(tmp_path)))
+        (tmp_path / "pour").touch()
+        most, longest, looked = 0, 0.0, trio.current_time()
+        while not (tmp_path / "poured").exists():
+            most = max(most, disk_use(s.log_path("svc").parent))
+            await trio.sleep(0.005)
+            # A busy machine keeps the supervisor waiting as long as it does this loop.
+            looked, longest = trio.current_time(), max(longest, trio.current_time() - looked)
+        assert most < limit * (2 * files - 1) + rate * (0.2 + 4 * longest)
+
+
 @pytest.mark.parametrize("where", ["/dev/shm", None])
 def test_a_rotation_loses_nothing_while_the_writer_writes(tmp_path, where):
     """On a file system that can cut off a file's front, and on one that can only make holes (tmpfs)."""

@@ -9,6 +9,7 @@ process is ended on the way out, with all that it has started; only `leave` lets
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
@@ -37,6 +38,8 @@ _LAST_LOOK_S = 1.0
 _FAREWELL_S = 15.0  #: beyond the drain timeout, for the last sessions to be told to come back
 _TURN_S = 5.0  #: to be ready in, before the next one's start begins all the same
 _JITTER = 0.1  #: of the time between two checks, so that instances are not all checked at once
+_TOGETHER = 1 / 40
+"""Of that time: checks that are due within it are made in one go, for two thirds of the CPU (measured)."""
 
 
 @frozen
@@ -159,7 +162,9 @@ class Life:
         """Returns when it has been unhealthy for too long and its policy allows a restart."""
         interval_s = self._config.health_check_interval or self._around.health_check_interval
         while True:
-            await trio.sleep(interval_s * (1 - _JITTER + 2 * _JITTER * self._around.random()))
+            due = trio.current_time() + interval_s * (1 - _JITTER + 2 * _JITTER * self._around.random())
+            together_s = interval_s * _TOGETHER
+            await trio.sleep_until(math.ceil(due / together_s) * together_s)
             check = await self.check()
             if check is not None and self._vitals.overdue(self._config):
                 ending = Ending(

@@ -62,6 +62,10 @@ def answering(data):
         (answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"), "status 404"),
         (answering(b"\0" * 200_000), "does not speak WebSocket|sent too much"),
         (answering(b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"), "does not speak"),
+        (
+            answering(b"HTTP/1.1 101 x\r\nSec-WebSocket-Accept: c29tZW9uZSBlbHNlJ3M=\r\n\r\n"),
+            "does not speak",
+        ),
     ],
 )
 @pytest.mark.parametrize("token", [None, "token"])

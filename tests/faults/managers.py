@@ -57,7 +57,7 @@ class ManagerProcess:
                 nursery.cancel_scope.cancel()
 
     async def ready(self) -> None:
-        with trio.fail_after(60):
+        with trio.fail_after(30):
             await self._ready.wait()
         if self._dead:
             raise ManagerDied
@@ -75,7 +75,7 @@ class ManagerProcess:
                 await self._process.stdin.send_all(line.encode())
         except trio.BrokenResourceError:
             raise ManagerDied from None
-        with trio.fail_after(60):
+        with trio.fail_after(30):
             while number not in self._answers:
                 if self._dead:
                     raise ManagerDied
@@ -112,7 +112,7 @@ def instances_of(database: Path) -> dict[str, list[int]]:
 
 async def settled(manager: ManagerProcess, database: Path) -> dict[str, Any]:
     """What is registered, once all that is to run does; each exactly once, and nothing else."""
-    with trio.fail_after(60):
+    with trio.fail_after(30):
         while True:
             services: dict[str, Any] = (await manager.ask("list"))["services"]
             wanted = {name for name, service in services.items() if service["desired"] == "running"}

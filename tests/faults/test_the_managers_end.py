@@ -117,7 +117,7 @@ async def test_a_second_manager_refuses_and_names_the_first(database):
     async with ManagerProcess.running(database) as manager:
         await manager.ready()
         with daemon(database) as second:
-            output, _ = await trio.to_thread.run_sync(partial(second.communicate, timeout=30))
+            output, _ = await trio.to_thread.run_sync(partial(second.communicate, timeout=20))
         assert second.returncode > 0
         assert f"the process {manager._process.pid} manages" in output
 
@@ -139,5 +139,5 @@ async def test_signals_during_the_clean_up_do_not_stop_it(database, signals):
         for name in signals:
             process.send_signal(getattr(signal, name))
             await trio.sleep(0.1)
-        assert await trio.to_thread.run_sync(process.wait, 60) == 0, process.stdout.read()
+        assert await trio.to_thread.run_sync(process.wait, 30) == 0, process.stdout.read()
     assert instances_of(database) == {}

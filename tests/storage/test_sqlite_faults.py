@@ -182,7 +182,7 @@ async def test_a_cancelled_write_is_whole_or_not_there(tmp_path, make):
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Nothing tells when a background write has failed or succeeded, so this looks again and again."""
-    with trio.fail_after(30):
+    with trio.fail_after(20):
         while not await condition():  # noqa: ASYNC110
             await trio.sleep(0.01)
 
@@ -308,7 +308,7 @@ async def test_with_nothing_to_write_it_sleeps(quick, tmp_path):
     async with open_store(tmp_path / "a.db") as store:
         store.record(Event("tick"))
         await store.flush()
-        with trio.fail_after(60):
+        with trio.fail_after(20):
             await trio.testing.wait_all_tasks_blocked(0.05)
         steps = Steps()
         trio.lowlevel.add_instrument(steps)
@@ -355,7 +355,7 @@ async def test_slow_work_elsewhere_does_not_hold_up_the_store(tmp_path, make):
     async with open_store(tmp_path / "a.db") as store:
         for _ in range(int(limiter.total_tokens)):
             limiter.acquire_on_behalf_of_nowait(object())
-        with trio.fail_after(60):
+        with trio.fail_after(20):
             await store.add_service(make.service())
 
 

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -153,7 +154,9 @@ def main() -> None:
             json.dump(facts, file)
     if options.escapee:
         # Twice forked, with a session of its own, all descriptors closed: a proper daemon.
-        code = "import os, time; os.setsid(); os.fork() and os._exit(0); time.sleep(600)"
+        code = (
+            "import os, time; os.closerange(0, 100); os.setsid(); os.fork() and os._exit(0); time.sleep(600)"
+        )
         os.waitpid(os.spawnl(os.P_NOWAIT, sys.executable, sys.executable, "-c", code), 0)
     if options.worker:
         os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "600")
@@ -168,7 +171,13 @@ def main() -> None:
         listener = socket.socket(fileno=options.fd)
     else:
         listener = socket.create_server((options.host, options.port or int(os.environ["PORT"])), backlog=128)
+    # A signal that came just before `accept` would be heard when the next client has come.
+    awake, wake = socket.socketpair()
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())
     while True:
+        if listener not in select.select([listener, awake], [], [])[0]:
+            continue  # it ends, or hangs, here
         sock, _ = listener.accept()
         threading.Thread(target=serve_one, args=(sock, options), daemon=True).start()
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,13 @@ class MemoryJournal:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
-        with trio.fail_after(timeout_s):
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 30) -> None:
+        with trio.move_on_after(timeout_s):
             while not condition():
                 await self._changed.wait()
+            return
+        told = [", ".join(self.statuses(each)) for each in {view.instance_id: 0 for view in self.history}]
+        pytest.fail(f"has not come true within {timeout_s:g} s; told so far: {'; '.join(told)}")
 
     def statuses(self, instance_id: str | None = None) -> list[ServiceStatus]:
         """Of one instance, in order, each once."""
@@ -125,7 +129,8 @@ def supervisor(tmp_path: Path, journal: MemoryJournal, relatives: Callable[[], l
     @asynccontextmanager
     async def open_supervisor(leave_running: bool = False, **options: Any) -> AsyncIterator[Supervisor]:
         adopt = options.pop("adopt", ())
-        with trio.fail_after(math.inf if "launcher" in options else 180):  # a fake's hours take no time
+        fake = "launcher" in options  # whose hours take no time
+        with trio.fail_after(math.inf if fake else 180):
             async with trio.open_nursery() as nursery:
                 supervisor = Supervisor(journal, log_dir=tmp_path / "logs", **options)
 
@@ -136,8 +141,14 @@ def supervisor(tmp_path: Path, journal: MemoryJournal, relatives: Callable[[], l
                 try:
                     yield supervisor
                 finally:
-                    with trio.CancelScope(shield=True):
-                        await supervisor.shutdown(leave_running=leave_running, force=True)
+                    shutdown = partial(supervisor.shutdown, leave_running=leave_running, force=True)
+                    with trio.move_on_after(math.inf if fake else 30, shield=True) as patience:
+                        await shutdown()
+                    if patience.cancelled_caught:  # so that the test fails now, and tells why
+                        end(relatives(), tmp_path / "logs")
+                        with trio.CancelScope(shield=True):
+                            await shutdown()
+        assert not patience.cancelled_caught, "the supervisor did not come to its end by itself"
         if not leave_running:
             assert relatives() == []
 

@@ -14,7 +14,7 @@ import trio
 from trio_websocket import open_websocket_url
 
 from agentmgr.errors import AgentManagerError, ServiceFailedToStart
-from agentmgr.models import ServiceStatus
+from agentmgr.models import Instance, ServiceStatus
 from agentmgr.supervisor import Supervisor
 
 Counts = Counter[str]
@@ -65,6 +65,12 @@ async def kill_instances(
     return count
 
 
+MEETINGS = [  # the first rounds; all others are drawn
+    ["restart", "restart", "restart"],
+    ["restart", "restart", "stop"],
+]
+
+
 async def commands_at_once(
     s: Supervisor,
     journal: Any,
@@ -73,15 +79,22 @@ async def commands_at_once(
     rounds: int,
     random: Random,
 ) -> Counts:
-    """Start, stop, restart and kill -9 of one service from several sides; then the last command decides."""
+    """Start, stop, restart and kill -9 of one service from several sides.
+
+    A slot never has three, nothing runs after a stop that nobody has asked to start after, and at the end of
+    each round the last command decides.
+    """
     count: Counts = Counter()
     spec = make(
         name="contested", max_restart_count=10**6, restart_delay=0, restart_delay_max=0.2, stop_timeout=2
     )
+    given: list[str] = []
 
     async def one(command: str, delay_s: float) -> None:
         await trio.sleep(delay_s)
         count[command] += 1
+        if command != "kill":
+            given.append(command)
         with suppress(AgentManagerError):
             if command == "start":
                 await s.start(spec, wait=random.random() < 0.5)
@@ -95,11 +108,22 @@ async def commands_at_once(
                         with suppress(ProcessLookupError):
                             os.kill(view.pid, signal.SIGKILL)
 
-    for _ in range(rounds):
+    for number in range(rounds):
+        if number < len(MEETINGS):
+            await s.start(spec)
+            commands = [(command, 0.01 * place) for place, command in enumerate(MEETINGS[number])]
+        else:
+            drawn = random.choices(["start", "stop", "restart", "kill"], k=random.randint(2, 8))
+            commands = [(command, random.uniform(0, 0.15)) for command in drawn]
+        given.clear()
+        seen = len(journal.history)
         async with trio.open_nursery() as nursery:
-            for _ in range(random.randint(2, 8)):
-                command = random.choice(["start", "stop", "restart", "kill"])
-                nursery.start_soon(one, command, random.uniform(0, 0.15))
+            for command, delay_s in commands:
+                nursery.start_soon(one, command, delay_s)
+        assert most_at_once(journal.history[seen:]) <= 2, commands
+        if given[-1:] == ["stop"]:
+            assert s.instances(spec.service_id) == (), commands
+            assert relatives() == [], commands
         if random.random() < 0.5:
             with suppress(ServiceFailedToStart):  # the one that was starting had just been killed
                 await s.start(spec)
@@ -117,3 +141,13 @@ async def commands_at_once(
             assert relatives() == []
         count["rounds"] += 1
     return count
+
+
+def most_at_once(history: list[Instance]) -> int:
+    """Of one slot, how many instances had a process at the same time."""
+    alive: set[str] = set()
+    most = 0
+    for view in history:
+        alive = alive | {view.instance_id} if view.pid is not None else alive - {view.instance_id}
+        most = max(most, len(alive))
+    return most

@@ -1,6 +1,10 @@
 """Commands that meet: one result, one process."""
 
 import math
+import os
+import signal
+import sys
+from contextlib import suppress
 from random import Random
 
 import pytest
@@ -11,30 +15,81 @@ from hypothesis import strategies as st
 
 from agentmgr.core.restart import Exit
 from agentmgr.errors import AgentManagerError, WrongState
+from agentmgr.manager import AgentManager
 from agentmgr.models import ServiceConfig, ServiceSpec, ServiceStatus
+from agentmgr.storage import open_store
 from agentmgr.supervisor import Supervisor
 from agentmgr.testing.fake_launcher import Behaviour, FakeLauncher
+from tests.faults.managers import instances_of
 from tests.faults.scenarios import commands_at_once
-from tests.supervisor.conftest import MemoryJournal
+from tests.supervisor.conftest import CHILD, MemoryJournal
 
 
 async def test_random_commands_on_one_service(supervisor, journal, command, relatives, seed):
     async with supervisor() as s:
-        await commands_at_once(s, journal, command, relatives, 5, Random(seed))
+        await commands_at_once(s, journal, command, relatives, 6, Random(seed))
 
 
-async def test_stop_while_it_starts_drains_or_is_replaced_is_prompt(supervisor, journal, hosted, seed):
-    """At a random moment of its life; nothing is launched late."""
+MOMENTS = {  # the statuses of what runs, in the order of their starts
+    "starts": ["starting"],
+    "is in backoff": ["backoff"],
+    "drains": ["draining"],
+    "is replaced": ["running", "starting"],
+    "has been replaced": ["stopping", "running"],
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_a_stop_is_prompt_at_any_moment_and_nothing_is_launched_late(
+    supervisor, journal, command, relatives, moment
+):
+    async def never(_instance_id):
+        await trio.sleep_forever()
+
+    def statuses():
+        return [view.status for view in s.instances() if view.pid is not None or view.status == "backoff"]
+
+    def launched():
+        return {view.pid for view in journal.history}
+
+    async with supervisor() as s, trio.open_nursery() as nursery:
+        starting = ("--never-listen",) if moment == "starts" else ("--term-takes", "0.3")
+        spec = command(*starting, stop_timeout=5, restart_delay=600, restart_delay_max=600)
+        nursery.start_soon(_until_stopped, s.start, spec)
+        if moment != "starts":
+            await journal.until(lambda: statuses() == ["running"])
+        if moment == "is in backoff":
+            os.kill(s.instances()[0].pid, signal.SIGKILL)
+        elif moment == "drains":
+            journal.draining = never
+            nursery.start_soon(s.stop, spec.service_id)
+        elif moment != "starts":
+            nursery.start_soon(_until_stopped, s.restart, spec)
+        await journal.until(lambda: statuses() == MOMENTS[moment])
+        before = launched()
+        with trio.fail_after(20):
+            await s.stop(spec.service_id, force=True)
+        assert s.instances() == ()
+        await trio.testing.wait_all_tasks_blocked()
+        assert relatives() == []
+        assert launched() == before
+
+
+async def _until_stopped(command, spec):
+    with suppress(AgentManagerError):
+        await command(spec)
+
+
+async def test_a_stop_at_a_random_moment_is_prompt(supervisor, hosted, seed):
     random = Random(seed)
     async with supervisor() as s:
-        for _ in range(6):
-            spec = hosted("--ready-after", "0.1", stop_timeout=600)
+        for _ in range(4):
+            spec = hosted("--ready-after", "0.1", "--term-takes", "0.1", stop_timeout=600)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_start_and_restart, s, spec)
                 await trio.sleep(random.uniform(0, 0.6))
-                begin = trio.current_time()
-                await s.stop(spec.service_id, force=True)
-                assert trio.current_time() - begin < 60
+                with trio.fail_after(20):
+                    await s.stop(spec.service_id, force=True)
             assert s.instances(spec.service_id) == ()
 
 
@@ -43,6 +98,30 @@ async def _start_and_restart(s, spec):
         await s.start(spec)
         for _ in range(20):
             await s.restart(spec)
+
+
+async def test_an_unregistration_wins_over_all_that_meets_it(tmp_path):
+    """With all of the manager, and a real process."""
+    command = (sys.executable, "-S", str(CHILD), "--port", "{port}")
+    async with AgentManager(tmp_path / "manager.db") as manager:
+        await manager.register_service("echo", command=command, auto_start=True)
+        commands = [
+            manager.restart_service,
+            manager.start_service,
+            manager.unregister_service,
+            manager.start_service,
+            manager.stop_service,
+            manager.restart_service,
+        ]
+        async with trio.open_nursery() as nursery:
+            for command in commands:
+                nursery.start_soon(_until_stopped, command, "echo")
+                await trio.testing.wait_all_tasks_blocked()
+        assert manager.list_services() == []
+        assert instances_of(tmp_path / "manager.db") == {}
+    async with open_store(tmp_path / "manager.db", read_only=True) as store:
+        snapshot = await store.load()
+    assert (snapshot.services, snapshot.instances) == ((), ())
 
 
 commands = st.lists(

@@ -55,8 +55,14 @@ async def test_a_suspended_instance_is_unhealthy_and_well_again_when_it_goes_on(
 async def test_a_wall_clock_that_jumps_by_a_day_restarts_nothing(
     supervisor, journal, command, monkeypatch, days
 ):
+    """Neither one that is well, nor one that hangs or is starting: each has as long as it had."""
     async with supervisor(health_check_interval=0.05) as s:
         await s.start(command(name="well", recovery_threshold=60, stable_after=3600))
+        hung = command(name="hung", health_check_timeout=0.1, unhealthy_threshold=1, recovery_threshold=60)
+        await s.start(hung)
+        os.kill(s.instances(hung.service_id)[0].pid, signal.SIGSTOP)
+        await journal.until(lambda: s.instances(hung.service_id)[0].status is ServiceStatus.UNHEALTHY)
+        await s.start(command("--never-listen", name="starts", startup_timeout=60), wait=False)
         await s.start(waits := command("--exit-code", "1", name="waits", restart_delay=0.8))
         os.kill(s.instances(waits.service_id)[0].pid, signal.SIGUSR1)
         await journal.until(lambda: s.instances(waits.service_id)[0].status is ServiceStatus.BACKOFF)
@@ -69,8 +75,14 @@ async def test_a_wall_clock_that_jumps_by_a_day_restarts_nothing(
         checks = len(journal.checks)
         await journal.until(lambda: s.instances(waits.service_id)[0].status is not ServiceStatus.BACKOFF)
         assert trio.current_time() - begin > 0.3
-        await journal.until(lambda: len(journal.checks) > checks + 5)
-        assert s.instances()[0].restart_count == 0
+        await journal.until(lambda: len(journal.checks) > checks + 10)
+        told = {view.service_id: view for view in s.instances()}
+        assert told.pop(waits.service_id).restart_count == 1
+        assert [(view.status, view.restart_count) for view in told.values()] == [
+            ("running", 0),
+            ("unhealthy", 0),
+            ("starting", 0),
+        ]
 
 
 MANAGER = """

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -64,18 +65,22 @@ async def test_without_descriptors_nothing_breaks_and_with_them_all_goes_on(supe
     """A real EMFILE: the process may not open one more file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with supervisor(health_check_interval=0.1) as s:
-        await s.start(neighbour := command(name="neighbour", unhealthy_threshold=1000))
+        await s.start(neighbour := command(name="neighbour"))
+        await s.start(victim := command(name="victim"))
         spec = command(max_restart_count=0)
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
-            with pytest.raises(ServiceFailedToStart):
+            with pytest.raises(ServiceFailedToStart, match="no room for another process"):
                 await s.start(spec)
-            await journal.until(lambda: any(not check.ok for check in journal.checks))
+            assert s.instances(spec.service_id)[0].status is ServiceStatus.BACKOFF
+            os.kill(s.instances(victim.service_id)[0].pid, signal.SIGKILL)
+            await journal.until(lambda: s.instances(victim.service_id)[0].status is ServiceStatus.BACKOFF)
+            begin = len(journal.checks)
+            await journal.until(lambda: sum(not check.ok for check in journal.checks[begin:]) > 3)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        await s.start(spec)
-        assert [view.status for view in s.instances()] == [ServiceStatus.RUNNING] * 2
-        await journal.until(lambda: journal.checks[-1].ok)
+        await journal.until(lambda: [view.status for view in s.instances()] == [ServiceStatus.RUNNING] * 3)
+        assert "unhealthy" not in journal.statuses(s.instances(neighbour.service_id)[0].instance_id)
         assert s.instances(neighbour.service_id)[0].restart_count == 0
 
 
@@ -88,7 +93,7 @@ async def test_it_is_never_ready_against_a_stranger_on_its_port(supervisor, comm
     words = [sys.executable, "-S", str(CHILD), "--port", str(port)]
     with subprocess.Popen(words) as stranger:
         try:
-            with trio.fail_after(60):
+            with trio.fail_after(30):
                 while not listens(port):  # noqa: ASYNC110
                     await trio.sleep(0.01)
             monkeypatch.setattr(addresses.Ports, "lend", lambda self, host, wanted: port)

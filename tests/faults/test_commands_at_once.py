@@ -67,7 +67,7 @@ async def test_a_stop_is_prompt_at_any_moment_and_nothing_is_launched_late(
             nursery.start_soon(_until_stopped, s.restart, spec)
         await journal.until(lambda: statuses() == MOMENTS[moment])
         before = launched()
-        with trio.fail_after(20):
+        with trio.fail_after(15):
             await s.stop(spec.service_id, force=True)
         assert s.instances() == ()
         await trio.testing.wait_all_tasks_blocked()
@@ -88,7 +88,7 @@ async def test_a_stop_at_a_random_moment_is_prompt(supervisor, hosted, seed):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_start_and_restart, s, spec)
                 await trio.sleep(random.uniform(0, 0.6))
-                with trio.fail_after(20):
+                with trio.fail_after(15):
                     await s.stop(spec.service_id, force=True)
             assert s.instances(spec.service_id) == ()
 

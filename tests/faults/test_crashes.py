@@ -5,7 +5,6 @@ import signal
 from random import Random
 
 import pytest
-import trio
 
 from agentmgr.errors import ServiceFailedToStart
 from agentmgr.models import ServiceStatus
@@ -17,14 +16,12 @@ async def test_kill_9_of_instances_at_random(supervisor, journal, command, hoste
         await kill_instances(s, journal, [command, hosted], 6, Random(seed))
 
 
-async def test_a_service_that_exits_with_0_at_once_is_not_started_hot(supervisor, journal, command):
+async def test_a_service_that_exits_with_0_at_once_is_given_up(supervisor, journal, command):
     async with supervisor() as s:
         spec = command("--never-listen", "--exit-after", "0", restart="always", restart_delay=0.05)
-        begin = trio.current_time()
         with pytest.raises(ServiceFailedToStart, match="before it was ready: exit code 0"):
             await s.start(spec)
         await journal.until(lambda: s.instances()[0].status is ServiceStatus.ERROR)
-        assert trio.current_time() - begin >= 0.8 * (0.05 + 0.1 + 0.2)
         assert journal.statuses().count("starting") == 4  # three restarts, as `max_restart_count` says
         assert s.instances()[0].last_exit == "exit code 0"
 
@@ -43,8 +40,8 @@ async def test_a_service_that_crashes_just_after_it_is_ready_is_given_up(supervi
         for launch in range(1, 5):
             await journal.until(lambda: journal.statuses().count("running") == launch)  # noqa: B023
             os.kill(s.instances()[0].pid, signal.SIGUSR1)
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.ERROR)
+        await journal.until(lambda: s.instances()[0].status is not ServiceStatus.RUNNING)
         (instance,) = s.instances()
-        assert instance.restart_count == 3
+        assert (instance.status, instance.restart_count) == (ServiceStatus.ERROR, 3)
         assert "given up after 3 restarts within 300 s" in instance.error_message
         assert journal.statuses().count("running") == 4

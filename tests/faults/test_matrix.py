@@ -66,7 +66,8 @@ MATRIX = {
         supervisor/test_supervisor_processes.py::test_a_program_that_cannot_be_executed_is_an_error_at_once
     """,
     "exits 0 at once; crashes just after ready; crashes every two windows": """
-        faults/test_crashes.py::test_a_service_that_exits_with_0_at_once_is_not_started_hot
+        faults/test_crashes.py::test_a_service_that_exits_with_0_at_once_is_given_up
+        supervisor/test_supervisor_timing.py::test_one_that_exits_with_0_at_once_is_not_started_hot
         faults/test_crashes.py::test_a_service_that_crashes_just_after_it_is_ready_is_given_up
         core/test_restart.py::test_crashing_every_two_windows_goes_on_for_ever_at_the_first_delay
     """,

@@ -39,7 +39,7 @@ async def test_one_that_ignores_term_or_is_suspended_is_gone_at_the_deadline(
         if stopped:
             for pid in relatives():
                 os.kill(pid, signal.SIGSTOP)
-        with trio.fail_after(20):
+        with trio.fail_after(15):
             await s.stop(spec.service_id)
         assert relatives() == []
 

@@ -142,7 +142,7 @@ def supervisor(tmp_path: Path, journal: MemoryJournal, relatives: Callable[[], l
                     yield supervisor
                 finally:
                     shutdown = partial(supervisor.shutdown, leave_running=leave_running, force=True)
-                    with trio.move_on_after(math.inf if fake else 30, shield=True) as patience:
+                    with trio.move_on_after(math.inf if fake else 15, shield=True) as patience:
                         await shutdown()
                     if patience.cancelled_caught:  # so that the test fails now, and tells why
                         end(relatives(), tmp_path / "logs")

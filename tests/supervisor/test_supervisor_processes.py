@@ -239,7 +239,7 @@ async def test_one_that_ignores_term_is_killed_at_the_deadline(supervisor, comma
 
 async def test_one_that_is_suspended_hears_the_term(supervisor, journal, command):
     async with supervisor() as s:
-        spec = command(stop_timeout=20)  # then it is killed
+        spec = command(stop_timeout=15)  # then it is killed
         await s.start(spec)
         (instance,) = s.instances()
         os.kill(instance.pid, signal.SIGSTOP)
@@ -269,7 +269,7 @@ async def test_the_whole_group_hears_the_term(supervisor):
         words = ("/bin/sh", "-c", script, "sh", child, "--port", "{port}")
         spec = ServiceSpec("svc", ServiceConfig(command=words, stop_timeout=600))
         await s.start(spec)
-        with trio.fail_after(30):
+        with trio.fail_after(15):
             await s.stop(spec.service_id)
 
 

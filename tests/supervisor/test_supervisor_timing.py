@@ -47,6 +47,16 @@ async def test_restarts_come_after_5_10_and_20_seconds_and_then_it_is_given_up(
         assert launcher.running == []
 
 
+async def test_one_that_exits_with_0_at_once_is_not_started_hot(supervisor, journal, autojump_clock):
+    launcher = FakeLauncher(Behaviour(ready_after_s=math.inf, exits_after_s=0, exit=Exit(code=0)))
+    async with supervisor(launcher=launcher, random=even) as s:
+        with pytest.raises(ServiceFailedToStart, match="before it was ready: exit code 0"):
+            await s.start(spec(restart="always"))
+        await journal.until(lambda: s.instances()[0].status is ServiceStatus.ERROR, 3600)
+        begin = launcher.children[0].launched_at
+        assert [child.launched_at - begin for child in launcher.children] == [0, 5, 15, 35]
+
+
 async def test_ready_for_a_minute_forgives_what_was_before(supervisor, journal, autojump_clock):
     short, long = Behaviour(exits_after_s=1, exit=CRASH), Behaviour(exits_after_s=61, exit=CRASH)
     launcher = FakeLauncher(short, short, short, long, short, short, short, short)

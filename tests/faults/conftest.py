@@ -19,6 +19,10 @@ from tests.supervisor.conftest import (  # noqa: F401  (fixtures)
 )
 
 
+# So that what fails in them says how, as it does in a test's own file.
+pytest.register_assert_rewrite("tests.faults.__main__", "tests.faults.managers", "tests.faults.scenarios")
+
+
 @pytest.fixture
 def seed() -> int:
     """A fresh one for each run; pytest shows what a failing test has printed."""

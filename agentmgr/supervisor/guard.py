@@ -61,8 +61,9 @@ class Guard:
             self._drop()
             while self._watched and self._process is None:
                 await trio.sleep(_PAUSE_S)
-                with suppress(OSError):  # no process to be had just now
-                    self._start()
+                if self._process is None:  # else a new one to watch has come meanwhile, and it with that
+                    with suppress(OSError):  # no process to be had just now
+                        self._start()
 
     def close(self) -> None:
         if self._process is not None and not self._watched:

@@ -92,7 +92,9 @@ async def test_the_guard_of_those_that_are_to_die_is_replaced_when_it_is_killed(
     async with ManagerProcess.running(database) as manager:
         await manager.ready()
         for name in ("one", "two"):
-            await manager.ask("register", name=name, command=COMMAND, on_manager_death="die", wait=True)
+            # Slow to be ready: by then a guard that is started twice is there twice.
+            command = [*COMMAND, "--ready-after", "0.5"]
+            await manager.ask("register", name=name, command=command, on_manager_death="die", wait=True)
             (guard,) = children_of(manager) - {
                 pid for pids in instances_of(database).values() for pid in pids
             }

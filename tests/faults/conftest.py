@@ -1,4 +1,4 @@
-"""The fault matrix: what can go wrong, one file per theme, each row a test.
+"""The fault matrix: what can go wrong, one file per theme; `test_matrix.py` says which tests hold each row.
 
 What depends on timing is drawn at random from a printed seed; `python -m tests.faults --rounds N` runs
 these at length and counts.
@@ -17,7 +17,6 @@ from tests.supervisor.conftest import (  # noqa: F401  (fixtures)
     relatives,
     supervisor,
 )
-
 
 # So that what fails in them says how, as it does in a test's own file.
 pytest.register_assert_rewrite("tests.faults.__main__", "tests.faults.managers", "tests.faults.scenarios")

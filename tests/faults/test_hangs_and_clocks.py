@@ -19,7 +19,7 @@ from tests.supervisor.conftest import CHILD
 
 async def test_never_ready_ends_at_the_startup_deadline(supervisor, command, relatives):
     async with supervisor() as s:
-        with trio.fail_after(30), pytest.raises(ServiceFailedToStart, match=r"not ready within 0\.3 s"):
+        with trio.fail_after(20), pytest.raises(ServiceFailedToStart, match=r"not ready within 0\.3 s"):
             await s.start(command("--never-listen", startup_timeout=0.3, restart="never"))
         assert s.instances()[0].status is ServiceStatus.ERROR
         await eventually(lambda: relatives() == [])  # told first, cleared away afterwards

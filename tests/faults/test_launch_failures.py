@@ -93,7 +93,7 @@ async def test_it_is_never_ready_against_a_stranger_on_its_port(supervisor, comm
     words = [sys.executable, "-S", str(CHILD), "--port", str(port)]
     with subprocess.Popen(words) as stranger:
         try:
-            with trio.fail_after(30):
+            with trio.fail_after(20):
                 while not listens(port):  # noqa: ASYNC110
                     await trio.sleep(0.01)
             monkeypatch.setattr(addresses.Ports, "lend", lambda self, host, wanted: port)

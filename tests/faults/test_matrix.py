@@ -41,6 +41,7 @@ MATRIX = {
     """,
     "child floods stdout, never a newline": """
         faults/test_logs_and_disks.py::test_a_flood_without_a_newline_is_bounded_and_blocks_nobody
+        faults/test_logs_and_disks.py::test_of_what_it_says_in_one_breath_only_the_end_is_told
         faults/test_logs_and_disks.py::test_a_rotation_loses_nothing_while_the_writer_writes
     """,
     "disk full (logs, database)": """

@@ -84,7 +84,7 @@ async def test_a_grandchild_that_keeps_stdout_open_does_not_delay_the_notice_of_
         leader = os.pidfd_open(s.instances()[0].pid)
         try:
             os.kill(s.instances()[0].pid, signal.SIGUSR1)
-            with trio.fail_after(30):
+            with trio.fail_after(20):
                 await trio.lowlevel.wait_readable(leader)
         finally:
             os.close(leader)
@@ -168,7 +168,7 @@ async def test_a_thousand_dead_grandchildren_leave_no_zombies(supervisor, relati
 
 async def eventually(condition):
     """For what no journal tells of: processes that are none of ours."""
-    with trio.fail_after(30):
+    with trio.fail_after(20):
         while not condition():  # noqa: ASYNC110
             await trio.sleep(0.05)
 
@@ -211,7 +211,7 @@ def test_as_process_1_of_a_container_orphans_are_reaped(tmp_path):
                 spec = ServiceSpec("svc", ServiceConfig(command=words))
                 await supervisor.start(spec)
                 await supervisor.stop(spec.service_id)
-                with trio.fail_after(30):
+                with trio.fail_after(20):
                     while any((s := procfs.stat(p)) and s.state == "Z" for p in procfs.pids()):
                         await trio.sleep(0.05)
                 print("no zombies")

@@ -69,7 +69,7 @@ class MemoryJournal:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 20) -> None:
         with trio.move_on_after(timeout_s):
             while not condition():
                 await self._changed.wait()

@@ -21,7 +21,10 @@ from agentmgr.models import RestartMode, ServiceConfig
 seconds = st.floats(0, 1000, allow_nan=False)
 rands = st.floats(0, 1, exclude_max=True)
 exits = st.one_of(
-    st.builds(Exit, code=st.integers(0, 255)), st.builds(Exit, signal=st.integers(1, 64)), st.just(Exit())
+    st.just(Exit(code=0)),
+    st.builds(Exit, code=st.integers(0, 255)),
+    st.builds(Exit, signal=st.integers(1, 64)),
+    st.just(Exit()),
 )
 endings = st.builds(
     Ending,

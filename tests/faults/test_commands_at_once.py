@@ -54,7 +54,7 @@ async def test_a_stop_is_prompt_at_any_moment_and_nothing_is_launched_late(
 
     async with supervisor() as s, trio.open_nursery() as nursery:
         starting = ("--never-listen",) if moment == "starts" else ("--term-takes", "0.3")
-        spec = command(*starting, stop_timeout=5, restart_delay=600, restart_delay_max=600)
+        spec = command(*starting, stop_timeout=5, restart_delay=30)
         nursery.start_soon(_until_stopped, s.start, spec)
         if moment != "starts":
             await journal.until(lambda: statuses() == ["running"])

@@ -18,7 +18,7 @@ async def test_kill_9_of_instances_at_random(supervisor, journal, command, hoste
 
 async def test_a_service_that_exits_with_0_at_once_is_given_up(supervisor, journal, command):
     async with supervisor() as s:
-        spec = command("--never-listen", "--exit-after", "0", restart="always", restart_delay=0.05)
+        spec = command("--never-listen", "--exit-after", "0")
         with pytest.raises(ServiceFailedToStart, match="before it was ready: exit code 0"):
             await s.start(spec)
         await journal.until(lambda: s.instances()[0].status is ServiceStatus.ERROR)

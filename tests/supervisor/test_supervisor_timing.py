@@ -47,11 +47,12 @@ async def test_restarts_come_after_5_10_and_20_seconds_and_then_it_is_given_up(
         assert launcher.running == []
 
 
-async def test_one_that_exits_with_0_at_once_is_not_started_hot(supervisor, journal, autojump_clock):
+@pytest.mark.parametrize("policy", ["always", "on-failure"])
+async def test_one_that_exits_with_0_at_once_is_not_started_hot(supervisor, journal, autojump_clock, policy):
     launcher = FakeLauncher(Behaviour(ready_after_s=math.inf, exits_after_s=0, exit=Exit(code=0)))
     async with supervisor(launcher=launcher, random=even) as s:
         with pytest.raises(ServiceFailedToStart, match="before it was ready: exit code 0"):
-            await s.start(spec(restart="always"))
+            await s.start(spec(restart=policy))
         await journal.until(lambda: s.instances()[0].status is ServiceStatus.ERROR, 3600)
         begin = launcher.children[0].launched_at
         assert [child.launched_at - begin for child in launcher.children] == [0, 5, 15, 35]

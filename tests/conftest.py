@@ -8,6 +8,9 @@ from hypothesis import HealthCheck, settings
 # Where pytest sees these it shows differences whole: those of two long texts take it an hour to work out.
 for name in ("CI", "BUILD_NUMBER"):
     os.environ.pop(name, None)
+# Users' commands write their output at the end; nor do they compile what they import each time.
+for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
+    os.environ.pop(name, None)
 
 # No verdict depends on the machine's speed or on chance. `--hypothesis-profile=search` draws anew each time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)

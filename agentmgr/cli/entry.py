@@ -17,8 +17,19 @@ from .group import Cli, root
 
 
 def run(argv: Sequence[str]) -> int:
-    """The exit code of `agentmgr ARGV…`."""
+    """The exit code of `agentmgr ARGV…`, whose output has been written, or else the code is not 0."""
     cli = Cli()
+    code = _run(argv, cli)
+    try:
+        if sys.stdout is not None:  # it was closed by the caller's `>&-`
+            sys.stdout.flush()  # Python does it too at its end, but says so in its own words
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left of it goes
+        return code or _explain(error, error, cli)
+    return code
+
+
+def _run(argv: Sequence[str], cli: Cli) -> int:
     try:
         result: object = trio.run(
             partial(root.main, list(argv), prog_name="agentmgr", standalone_mode=False, obj=cli)
@@ -50,7 +61,6 @@ def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
 
 def _explain(whole: BaseException, error: BaseException, cli: Cli) -> int:
     if isinstance(error, BrokenPipeError):  # `agentmgr list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     if isinstance(error, click.exceptions.Exit):
         return int(error.exit_code)

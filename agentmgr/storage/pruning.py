@@ -58,9 +58,9 @@ class Pruner:
 
 
 def _delete_beyond(db: sqlite3.Connection, table: str, service_id: str | None, limit: int) -> None:
-    where = "service_id = ?1" if service_id is not None else "?1 IS NULL"
+    where = "service_id = :service" if service_id is not None else "TRUE"
     db.execute(
         f"DELETE FROM {table} WHERE {where} AND id <="
-        f" (SELECT id FROM {table} WHERE {where} ORDER BY id DESC LIMIT 1 OFFSET ?2)",
-        (service_id, limit),
+        f" (SELECT id FROM {table} WHERE {where} ORDER BY id DESC LIMIT 1 OFFSET :limit)",
+        {"service": service_id, "limit": limit},
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import os
 import sys
@@ -16,13 +15,13 @@ from ..choices import OnDisconnect, Runtime, WhenBusy
 from ..errors import AgentManagerError
 from .host import HostOptions, run
 from .limits import SessionLimits
+from .output import print_what_has_room
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 after SIGTERM or SIGINT; 78 when the agent cannot be loaded, however often it is tried."""
     options = _options(_parser().parse_args(argv))
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)
+    print_what_has_room()
     try:
         trio.run(run, options)
     except AgentManagerError as error:

@@ -24,7 +24,7 @@ class LocalLauncher:
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
         self._lifelines = log_dir / ".lifelines"  # no service has a name that begins with a dot
-        self._shared = Shared(Mint.of(log_dir), Ports(), Census(), Upkeep(), Guard())
+        self._shared = Shared(Mint.of(log_dir), Ports(), Census(), Upkeep(log_dir), Guard())
 
     async def run(self) -> None:
         with closing(self._shared.guard):
@@ -55,7 +55,7 @@ class LocalLauncher:
         return count
 
     def troubles(self) -> tuple[str, ...]:
-        return ("logs cannot be kept within their bounds",) if self._shared.upkeep.logs_fail else ()
+        return self._shared.upkeep.troubles()
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return self._shared.upkeep.usage(instance_id)

@@ -25,6 +25,8 @@ from pathlib import Path
 from attrs import frozen
 
 LAST_WORDS_LINES = 15
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_ROOM_BYTES = 256 * 1024  #: what instances may write until somebody looks again
 _LAST_WORDS_BYTES = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -140,18 +142,44 @@ def rotate(file: Path, max_bytes: int, files: int) -> bool:
         return False
 
 
+def make_room(log_dir: Path) -> bool:
+    """Where the disk is full, copies go, the oldest first, so that instances can write; says whether it was.
+
+    What is not rotated yet stays: it is what an operator needs next. Blocks on the disk. Raises OSError.
+    """
+    if _free_bytes(log_dir) >= _ROOM_BYTES:
+        return False
+    copies = [(copy.stat().st_mtime, copy) for copy in log_dir.glob("*/*.log.[0-9]*")]
+    for _, copy in sorted(copies):
+        copy.unlink(missing_ok=True)
+        if _free_bytes(log_dir) >= _ROOM_BYTES:
+            break
+    return True
+
+
+def _free_bytes(directory: Path) -> int:
+    disk = os.statvfs(directory)
+    return (disk.f_bfree if os.geteuid() == 0 else disk.f_bavail) * disk.f_frsize
+
+
 def _copy(live: int, start: int, end: int, file: Path, files: int) -> Path:
-    if files > 1:
-        _copy_of(file, files - 1).unlink(missing_ok=True)  # first of all: the disk may be full
+    copies = [_copy_of(file, number) for number in range(1, files)]
+    if copies:
+        copies[-1].unlink(missing_ok=True)  # first of all: the disk may be full
     draft = file.with_name(f"{file.name}.new")
-    try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
-            while start < end:
-                start += os.copy_file_range(live, copy.fileno(), end - start, start)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-    return draft
+    while True:
+        try:
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as copy:
+                copied = start
+                while copied < end:
+                    copied += os.copy_file_range(live, copy.fileno(), end - copied, copied)
+            return draft
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            left = [copy for copy in copies if copy.exists()]
+            if error.errno not in _NO_ROOM or not left:
+                raise
+            left[-1].unlink()  # the new one is worth more than what it takes the room of
 
 
 def _shift(draft: Path, file: Path, files: int) -> None:

@@ -47,7 +47,9 @@ class _Kept:
 
 
 class Upkeep:
-    def __init__(self) -> None:
+    def __init__(self, log_dir: Path) -> None:
+        self._log_dir = log_dir
+        self._disk_full = False
         self._kept: dict[str, _Kept] = {}
         self._writes = Writes()
         self._next_usage = -math.inf
@@ -70,10 +72,11 @@ class Upkeep:
         kept = self._kept.get(instance_id)
         return tuple(kept.usage) if kept is not None else ()
 
-    @property
-    def logs_fail(self) -> bool:
-        """Whether some log cannot be kept bounded just now, as when the disk is full."""
-        return any(kept.log_fails for kept in self._kept.values())
+    def troubles(self) -> tuple[str, ...]:
+        """What does not work just now, and will again by itself."""
+        full = ("the disk is full: the oldest logs are removed",) if self._disk_full else ()
+        unbounded = any(kept.log_fails for kept in self._kept.values())
+        return (*full, *(("logs cannot be kept within their bounds",) if unbounded else ()))
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -97,11 +100,19 @@ class Upkeep:
             entries = tuple(self._kept.values())
             if trio.current_time() >= look_at_all:
                 look_at_all = trio.current_time() + late_s
+                await trio.to_thread.run_sync(self._make_room, limiter=_limiter)
             else:
                 entries = tuple(kept for kept in entries if kept.mark in written)
             if await trio.to_thread.run_sync(_rotate, entries, limiter=_limiter):
                 look_at_all = trio.current_time()  # a flood, perhaps, and nobody may tell how it goes on
             await trio.sleep(soon_s)
+
+    def _make_room(self) -> None:
+        before = self._disk_full
+        with suppress(OSError):  # there is no log yet
+            self._disk_full = logs.make_room(self._log_dir)
+        if self._disk_full and not before:
+            log.warning("the disk is full: the oldest logs in %s are removed", self._log_dir)
 
     async def _keep_measuring(self) -> None:
         while True:

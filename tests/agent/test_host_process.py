@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -162,3 +163,8 @@ async def test_a_factory_that_needs_asyncio_is_told_which_switch_to_set(tmp_path
         assert await process.wait() == 78
     assert 'write RUNTIME = "asyncio" into the agent file' in log.read_text()
     assert "asyncio.get_running_loop()" in log.read_text()
+
+
+async def test_an_agent_answers_although_nothing_that_it_prints_has_room(agent_file):
+    async with spawned(agent_file, log=Path("/dev/full")) as (_, url), bare_client(url) as client:
+        assert (await client.ask("hello"))["content"] == "hello"

@@ -174,6 +174,30 @@ async def test_with_a_full_disk_services_run_on_and_are_restarted(
         assert s.instances()[0].status is ServiceStatus.RUNNING
 
 
+async def test_a_full_disk_costs_old_logs_before_a_service_cannot_write(
+    supervisor, command, small_disk, monkeypatch
+):
+    monkeypatch.setattr(upkeep, "_LOGS_EVERY_S", (0.02, 0.05))
+    async with supervisor() as s:
+        await s.start(spec := command(log_max_bytes=2**16, log_files=6))
+        log = s.log_path("svc")
+        output = logs.open_for_append(log)  # as the service has it
+        try:
+            for number in range(1, 4):
+                os.write(output, b"x" * 2**16)
+                await eventually(log.with_name(f"0.log.{number}").exists)
+            with (small_disk / "filler").open("wb") as filler:
+                os.posix_fallocate(filler.fileno(), 0, os.statvfs(small_disk).f_bfree * 4096)
+            await eventually(lambda: s.troubles() == ("the disk is full: the oldest logs are removed",))
+            assert not log.with_name("0.log.3").exists()
+            assert os.write(output, b"y" * 4096) == 4096
+            (small_disk / "filler").unlink()
+            await eventually(lambda: s.troubles() == ())
+            assert s.instances(spec.service_id)[0].restart_count == 0
+        finally:
+            os.close(output)
+
+
 async def test_a_log_that_cannot_be_rotated_is_a_trouble_that_passes(
     supervisor, journal, command, monkeypatch
 ):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 from attrs import frozen
 
-from ..models import RoutingCondition, RoutingRule, RoutingStrategy, ServiceConfig, ServiceSpec
+from ..codec import to_plain
+from ..models import RoutingCondition, RoutingRule, RoutingStrategy, Service, ServiceConfig, ServiceSpec
 from ..models.fields import as_in
 
 
@@ -49,3 +52,18 @@ class NewRule:
     @property
     def rule(self) -> RoutingRule:
         return RoutingRule(**{field.name: getattr(self, field.name) for field in attrs.fields(NewRule)})
+
+
+def service_fields(service: Service) -> dict[str, Any]:
+    """What `NewService` would say of this one, as plain data."""
+    plain = to_plain(service.config)
+    for name in ("name", "description", "tags", "host"):
+        plain[name] = to_plain(getattr(service, name))
+    plain["port"] = service.port if service.port_is_fixed else None
+    return dict(plain)
+
+
+def rule_fields(rule: RoutingRule) -> dict[str, Any]:
+    """What `NewRule` would say of this one, as plain data."""
+    plain = to_plain(rule)
+    return {field.name: plain[field.name] for field in attrs.fields(NewRule)}

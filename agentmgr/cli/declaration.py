@@ -24,7 +24,7 @@ from typing import Any
 import attrs
 from attrs import Factory, frozen
 
-from ..api.bodies import NewRule, NewService
+from ..api.bodies import NewRule, NewService, rule_fields, service_fields
 from ..codec import from_plain, to_plain
 from ..core.secrets import HIDDEN
 from ..errors import AgentManagerError, InvalidRequest
@@ -164,21 +164,6 @@ def _same(now: Any, wanted: Any) -> bool:
         # A secret is not shown, so whether it is the same cannot be seen: a given one counts as new.
         return all(wanted[key] in (now[key], HIDDEN) for key in now)
     return bool(now == wanted)
-
-
-def service_fields(service: Service) -> dict[str, Any]:
-    """The fields of a service that a file may declare."""
-    plain = to_plain(service.config)
-    for name in ("name", "description", "tags", "host"):
-        plain[name] = to_plain(getattr(service, name))
-    plain["port"] = service.port if service.port_is_fixed else None
-    return dict(plain)
-
-
-def rule_fields(rule: RoutingRule) -> dict[str, Any]:
-    """The fields of a rule that a file may declare."""
-    plain = to_plain(rule)
-    return {field.name: plain[field.name] for field in attrs.fields(NewRule)}
 
 
 def written(services: Sequence[Service], rules: Sequence[RoutingRule]) -> str:

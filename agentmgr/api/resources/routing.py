@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 from attrs import Factory, evolve, field, frozen
 
-from ...codec import from_plain, to_plain
+from ...codec import from_plain
 from ...core.request import ClientRequest
 from ...core.routing import RoutingDecision
 from ...errors import InvalidRequest
 from ...models import RoutingRule
 from ...models.fields import between
-from ..bodies import NewRule
+from ..bodies import NewRule, rule_fields
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
 
 api = Operations("routing")
 
-
-_OPEN = tuple(attribute.name for attribute in attrs.fields(NewRule))
 
 _EXAMPLE = {
     "name": "vip-routing",
@@ -79,7 +76,7 @@ async def update_routing_rule(call: Call, body: Any) -> Answer:
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be an object")
     now = call.manager.get_routing_rule(call.ref)
-    merged = from_plain({**{name: to_plain(getattr(now, name)) for name in _OPEN}, **body}, NewRule)
+    merged = from_plain({**rule_fields(now), **body}, NewRule)
     changes = {name: getattr(merged, name) for name in body}
     evolve(now, **changes)  # raises where a value is out of range
     rule = await call.carry_out(

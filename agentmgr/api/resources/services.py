@@ -7,11 +7,11 @@ from typing import Any
 import attrs
 from attrs import field, fields, frozen
 
-from ...codec import from_plain, to_plain
+from ...codec import from_plain
 from ...errors import InvalidRequest
 from ...models import HealthCheck, Instance, Service, ServiceConfig, ServiceStatus, Usage
 from ...models.fields import between
-from ..bodies import NewService, Registration
+from ..bodies import NewService, Registration, service_fields
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
 
@@ -127,7 +127,7 @@ async def change_service(call: Call, body: Any) -> Answer:
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be an object")
     now = call.manager.get_service(call.ref)
-    merged = from_plain({**_flat(now), **body}, NewService)
+    merged = from_plain({**service_fields(now), **body}, NewService)
     return await _update(call, {name: getattr(merged, name) for name in body})
 
 
@@ -142,14 +142,6 @@ async def change_service(call: Call, body: Any) -> Answer:
 async def replace_service(call: Call, body: NewService) -> Answer:
     """Replaces the registration; what is left out gets its default."""
     return await _update(call, {field.name: getattr(body, field.name) for field in attrs.fields(NewService)})
-
-
-def _flat(service: Service) -> dict[str, Any]:
-    plain = to_plain(service.config)
-    for name in ("name", "description", "tags", "host"):
-        plain[name] = to_plain(getattr(service, name))
-    plain["port"] = service.port if service.port_is_fixed else None
-    return dict(plain)
 
 
 async def _update(call: Call, changes: dict[str, Any]) -> Answer:

@@ -6,20 +6,16 @@ Its methods have the names and the arguments of `AgentManager`'s, and raise the 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
-from json import dumps
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, TypeVar
-from urllib.parse import quote, urlencode
+from typing import Any, Literal
+from urllib.parse import quote
 
 import attrs
-import trio
 
 from ..codec import from_plain, to_plain
-from ..errors import AgentManagerError, FieldProblem, InvalidRequest, ManagerError, ManagerNotRunning
+from ..errors import AgentManagerError, InvalidRequest
 from ..models import (
     Connection,
     Event,
@@ -32,17 +28,15 @@ from ..models import (
     Token,
     Usage,
 )
-from .http import Lines, Pieces, Response, request
+from .http import Lines, Pieces
+from .rest import RestClient
 
-T = TypeVar("T")
 ListenerKind = Literal["proxy", "api"]
-
-PAGE = 1000  #: asked for at once; the most that the API gives
 
 _OURS = frozenset({"rule_id", "version", "created_at"})  # of a rule: given by the manager
 
 
-class ManagerClient:
+class ManagerClient(RestClient):
     """Asks a running manager.
 
         async with ManagerClient(RuntimePaths.of("agents.db").control_socket) as manager:
@@ -53,22 +47,6 @@ class ManagerClient:
     each answer, except for those that wait for work to be done. Every method raises `ManagerNotRunning` where
     nobody answers, and the error that the manager had where it answers with one.
     """
-
-    def __init__(self, target: Path | str, *, token: str | None = None, timeout_s: float = 30.0) -> None:
-        self._target = target
-        self._timeout_s = timeout_s
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-
-    async def __aenter__(self) -> ManagerClient:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Nothing is held between two calls."""
 
     # Services
 
@@ -316,70 +294,9 @@ class ManagerClient:
                 raise AgentManagerError.from_code(error["code"], error["detail"])
             yield first["port"], lines
 
-    # How it is done
-
     async def _work(self, ref: str, verb: str, wait: bool, **flags: bool) -> Service:
         params = {**_wait(wait), **{name: _flag(value) for name, value in flags.items()}}
         return await self._one(Service, "POST", f"/services/{_q(ref)}/{verb}", params=params, waits=wait)
-
-    async def _one(self, kind: type[T], method: str, path: str, **options: Any) -> T:
-        return from_plain(await self._json(method, path, **options), kind)
-
-    async def _all(self, kind: type[T] | Callable[[Any], T], path: str, params: Mapping[str, str]) -> list[T]:
-        found: list[T] = []
-        query = {name: value for name, value in params.items() if value} | {"limit": str(PAGE)}
-        while True:
-            data = await self._json("GET", path, params=query)
-            found += [
-                from_plain(item, kind) if isinstance(kind, type) else kind(item) for item in data["items"]
-            ]
-            if data["next_cursor"] is None:
-                return found
-            query["cursor"] = data["next_cursor"]
-
-    async def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        data = json.loads(await self._answer(method, path, **options))
-        if not isinstance(data, dict):
-            raise ManagerError(f"{self._target} answered something else than a manager does")
-        return data
-
-    async def _answer(self, method: str, path: str, *, waits: bool = False, **options: Any) -> bytes:
-        # Work takes as long as it takes; the manager has deadlines of its own for it.
-        with trio.move_on_after(math.inf if waits else self._timeout_s):
-            async with self._stream(method, path, **options) as response:
-                return await response.read()
-        raise ManagerNotRunning(f"the manager at {self._target} did not answer within {self._timeout_s:g} s")
-
-    @asynccontextmanager
-    async def _stream(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        json: object = None,
-    ) -> AsyncIterator[Response]:
-        if params:
-            path = f"{path}?{urlencode(params)}"
-        body = None if json is None else dumps(json).encode()
-        all_headers = {**self._headers, **(headers or {})}
-        async with request(
-            self._target, method, f"/api/v1{path}", headers=all_headers, body=body
-        ) as response:
-            if response.is_error:
-                raise _error(response.status, await response.read())
-            yield response
-
-
-def _error(status: int, body: bytes) -> AgentManagerError:
-    """What the manager raised, from its problem document."""
-    try:
-        data = json.loads(body)
-        fields = [FieldProblem(f["path"], f["message"]) for f in data.get("errors", ())]
-        return AgentManagerError.from_code(data["code"], data["detail"], fields=fields)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return ManagerError(f"the answer had the status {status}, and was not a manager's")
 
 
 def _config(config: ServiceConfig | None) -> dict[str, Any]:

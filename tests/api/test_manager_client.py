@@ -109,7 +109,7 @@ async def test_more_services_than_a_page_holds_are_all_listed(
 ) -> None:
     for number in range(5):
         await manager.register_service(f"s{number}", agent_file)
-    monkeypatch.setattr("agentmgr.client.api.PAGE", 2)
+    monkeypatch.setattr("agentmgr.client.rest.PAGE", 2)
     assert len(await client.list_services()) == 5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import asyncclick as click
@@ -13,10 +14,9 @@ from ..settings import Settings
 from .attach import attach
 from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
-from .listener_options import certificate, files, gateway_options, kept, tls_options
+from .listener_options import kept, manager_options
 from .listeners import check_ports, open_api, open_gateway
-from .log_options import log_options
-from .presence import another_answers, answers, becoming_the_manager
+from .presence import manages_unless_another_does
 from .render import note
 
 
@@ -25,51 +25,34 @@ from .render import note
 @click.option("--port", type=click.IntRange(0, 65535), help="0: a free one.  [default: 8080]")
 @click.option("--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here.")
 @click.option("--health-interval", type=float, metavar="SECONDS", help="Between checks.  [default: 10]")
-@tls_options
-@log_options
-@gateway_options
+@manager_options
 async def command(
     cli: Cli,
     host: str | None,
     port: int | None,
     proxy_port: int | None,
     health_interval: float | None,
-    certfile: str | None,
-    keyfile: str | None,
-    log_level: str | None,
-    log_format: str | None,
-    gateway: dict[str, Any],
+    flags: dict[str, Any],
+    tls: Certificate | None,
 ) -> None:
     """Open the REST API, until Ctrl-C; its documentation is at /docs.
 
     With a manager running it is that manager's API; without one, this process is the manager meanwhile.
     """
-    settings = cli.settings(
-        api_host=host,
-        api_port=port,
-        health_check_interval=health_interval,
-        log_level=log_level,
-        log_format=log_format,
-        **gateway,
-    )
+    settings = cli.settings(api_host=host, api_port=port, health_check_interval=health_interval, **flags)
     configure_logging(settings.log_level, settings.log_format)
-    tls = certificate(certfile, keyfile)
-    opening = files(certfile, keyfile)
     async with until_signalled() as told:
-        if not await answers(cli.paths):
-            with becoming_the_manager() as became:
-                await _manage(cli, settings, proxy_port, tls, told)
-            if became:
-                return
-            await another_answers(cli.paths)
-        own = (["--health-interval"] if health_interval is not None else []) + kept(gateway)
+        manage = partial(_manage, cli, settings, proxy_port, tls, told)
+        if await manages_unless_another_does(cli.paths, manage):
+            return
+        own = (["--health-interval"] if health_interval is not None else []) + kept(flags)
         if own:
             note(f"a manager is running already; it keeps its own {', '.join(own)}")
         async with trio.open_nursery() as nursery:
+            opening = partial(attach, cli, tls=tls, proxy_protocol=settings.proxy_protocol, told=told.once)
             if proxy_port is not None:
-                gateways = {**opening, "proxy_protocol": settings.proxy_protocol}
-                nursery.start_soon(attach, cli, "proxy", settings.api_host, proxy_port, gateways, told.once)
-            await attach(cli, "api", settings.api_host, settings.api_port, opening, told.once)
+                nursery.start_soon(opening, "proxy", settings.api_host, proxy_port)
+            await opening("api", settings.api_host, settings.api_port)
 
 
 async def _manage(

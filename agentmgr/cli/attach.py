@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 import trio
 
 from ..client.api import ListenerKind
 from ..errors import PortNotAvailable
+from ..proxy.certificate import Certificate
 from .addresses import address
 from .beside import print_session_end
 from .group import Cli
@@ -21,15 +21,22 @@ _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers so
 
 
 async def attach(
-    cli: Cli, kind: ListenerKind, host: str, port: int, opening: Mapping[str, Any], told: trio.Event
+    cli: Cli,
+    kind: ListenerKind,
+    host: str,
+    port: int,
+    *,
+    tls: Certificate | None,
+    proxy_protocol: bool,
+    told: trio.Event,
 ) -> None:
-    """Opens a listener of the manager that runs, until told to stop; `opening`: how, as its client takes it.
+    """Opens a listener of the manager that runs, until told to stop.
 
     When another manager takes its place, as in an upgrade, the listener is opened there. Raises
     `ManagerNotRunning` when the manager is killed.
     """
     while not told.is_set():
-        await _attach_once(cli, kind, host, port, opening, told)
+        await _attach_once(cli, kind, host, port, tls, proxy_protocol, told)
         give_up_at = trio.current_time() + _SUCCESSION_S
         while not (told.is_set() or await answers_at_once(cli.paths)):
             if trio.current_time() > give_up_at:
@@ -41,15 +48,24 @@ async def attach(
 
 
 async def _attach_once(
-    cli: Cli, kind: ListenerKind, host: str, port: int, opening: Mapping[str, Any], told: trio.Event
+    cli: Cli,
+    kind: ListenerKind,
+    host: str,
+    port: int,
+    tls: Certificate | None,
+    proxy_protocol: bool,
+    told: trio.Event,
 ) -> None:
     """Returns when told to, or when the manager ends."""
+    certfile, keyfile = tls.files if tls else (None, None)
     async with (
         running(cli) as client,
         told_whose(cli, kind, port),
-        client.open_listener(kind, host, port, **opening) as (port, lines),
+        client.open_listener(
+            kind, host, port, certfile=certfile, keyfile=keyfile, proxy_protocol=proxy_protocol
+        ) as (port, lines),
     ):
-        print(address(kind, host, port, tls=opening["certfile"] is not None), flush=True)
+        print(address(kind, host, port, tls=tls is not None), flush=True)
         async with trio.open_nursery() as nursery:
 
             async def listen() -> None:

@@ -16,9 +16,8 @@ from ..settings import Settings
 from .entry import leaves
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
-from .listener_options import certificate, gateway_options, tls_options
+from .listener_options import manager_options
 from .listeners import check_ports, open_api, open_gateway
-from .log_options import log_options
 from .notify import Notifier
 from .presence import answers
 from .reach import running
@@ -34,10 +33,8 @@ from .shutdown import end
 @click.option(
     "--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here; 0: a free port."
 )
-@tls_options
-@gateway_options
+@manager_options
 @click.option("--leave-running", is_flag=True, help="At the end, leave the instances for the next manager.")
-@log_options
 @click.option("--ready-fd", type=int, hidden=True, help="Gets a line when the manager is ready.")
 async def command(
     cli: Cli,
@@ -45,23 +42,17 @@ async def command(
     host: str,
     api_port: int | None,
     proxy_port: int | None,
-    certfile: str | None,
-    keyfile: str | None,
-    gateway: dict[str, Any],
+    flags: dict[str, Any],
+    tls: Certificate | None,
     leave_running: bool,
-    log_level: str | None,
-    log_format: str | None,
     ready_fd: int | None,
 ) -> None:
     """Run the manager in the foreground, until Ctrl-C or `agentmgr shutdown`.
 
     It takes the place of one that a command started in the background; the services run on meanwhile.
     """
-    settings = cli.settings(
-        health_check_interval=interval, log_level=log_level, log_format=log_format, **gateway
-    )
+    settings = cli.settings(health_check_interval=interval, **flags)
     configure_logging(settings.log_level, settings.log_format)
-    tls = certificate(certfile, keyfile)
     try:
         await check_ports(cli.paths, host, gateway=proxy_port, workers=settings.proxy_workers, api=api_port)
         if ready_fd is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -11,20 +10,33 @@ import asyncclick as click
 
 from ..errors import InvalidRequest
 from ..proxy.certificate import Certificate
+from .log_options import log_options
 from .names import FILE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def files(certfile: str | None, keyfile: str | None) -> dict[str, str | None]:
-    """The same two for a manager that runs elsewhere: with absolute paths."""
-    return {
-        "certfile": certfile and os.path.abspath(certfile),
-        "keyfile": keyfile and os.path.abspath(keyfile),
-    }
+def manager_options(function: F) -> F:
+    """What all take that may be the manager: parameters `flags`, settings by their names, and `tls`."""
+
+    @wraps(function)
+    async def with_flags_and_tls(
+        *args: Any,
+        certfile: str | None,
+        keyfile: str | None,
+        log_level: str | None,
+        log_format: str | None,
+        gateway: dict[str, Any],
+        **others: Any,
+    ) -> Any:
+        flags = {"log_level": log_level, "log_format": log_format, **gateway}
+        return await function(*args, flags=flags, tls=_certificate(certfile, keyfile), **others)
+
+    wrapped: Any = with_flags_and_tls
+    return _tls_options(log_options(gateway_options(wrapped)))  # type: ignore[no-any-return]  # as below
 
 
-def tls_options(function: F) -> F:
+def _tls_options(function: F) -> F:
     """Adds the parameters `certfile` and `keyfile`."""
     function = click.option(
         "--keyfile", type=FILE, metavar="FILE", help="Its key, in PEM.  [default: in the same file]"
@@ -89,13 +101,13 @@ def gateway_options(function: F) -> F:
     return wrapped  # type: ignore[no-any-return]  # click's decorators keep what they are given
 
 
-def kept(gateway: dict[str, Any]) -> list[str]:
+def kept(given: dict[str, Any]) -> list[str]:
     """The flags among them that a manager which runs already does not take over."""
     flags = {"allowed_origins": "--allow-origin", "trusted_proxies": "--trusted-proxy"}
-    return [flag for name, flag in flags.items() if gateway[name] is not None]
+    return [flag for name, flag in flags.items() if given[name] is not None]
 
 
-def certificate(certfile: str | None, keyfile: str | None) -> Certificate | None:
+def _certificate(certfile: str | None, keyfile: str | None) -> Certificate | None:
     """Raises `InvalidRequest` where the files are unfit."""
     if certfile is None:
         if keyfile is not None:

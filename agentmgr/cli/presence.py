@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -39,20 +38,20 @@ async def silent(paths: RuntimePaths) -> bool:
     return False
 
 
-async def another_answers(paths: RuntimePaths) -> None:
-    """Returns when the manager that holds the database answers. Raises `ManagerError` when it does not."""
-    if await silent(paths):
-        raise unreachable(paths)
-
-
-@contextmanager
-def becoming_the_manager() -> Iterator[list[bool]]:
-    """What it yields is true afterwards, unless another command became the manager at the same moment."""
-    became = [True]
-    try:
-        yield became
-    except* ManagerAlreadyRunning:
-        became.clear()
+async def manages_unless_another_does(paths: RuntimePaths, manage: Callable[[], Awaitable[None]]) -> bool:
+    """Returns true when `manage` has returned, and false when another manager is there, also one that became
+    it at the same moment. Raises `ManagerError` when that one does not answer.
+    """
+    if not await answers(paths):
+        try:
+            await manage()
+        except* ManagerAlreadyRunning:
+            pass
+        else:
+            return True
+        if await silent(paths):
+            raise unreachable(paths)
+    return False
 
 
 def unreachable(paths: RuntimePaths) -> ManagerError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import asyncclick as click
@@ -16,10 +17,9 @@ from .attach import told_whose
 from .beside import print_session_end, serve_beside
 from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
-from .listener_options import certificate, gateway_options, tls_options
+from .listener_options import manager_options
 from .listeners import check_ports, open_gateway
-from .log_options import log_options
-from .presence import another_answers, answers, becoming_the_manager
+from .presence import manages_unless_another_does
 from .render import note
 
 
@@ -27,42 +27,25 @@ from .render import note
 @click.option("--host", help="The address to listen on.  [default: localhost]")
 @click.option("--port", type=click.IntRange(0, 65535), help="0: a free one.  [default: 9090]")
 @click.option("--health-interval", type=float, metavar="SECONDS", help="Between checks.  [default: 10]")
-@tls_options
-@log_options
-@gateway_options
+@manager_options
 async def command(
     cli: Cli,
     host: str | None,
     port: int | None,
     health_interval: float | None,
-    certfile: str | None,
-    keyfile: str | None,
-    log_level: str | None,
-    log_format: str | None,
-    gateway: dict[str, Any],
+    flags: dict[str, Any],
+    tls: Certificate | None,
 ) -> None:
     """Open the gateway that clients connect to, until Ctrl-C.
 
     With a manager running, this process serves that manager's clients, and goes on when the manager is killed
     or replaced; without one, this process is the manager meanwhile.
     """
-    settings = cli.settings(
-        proxy_host=host,
-        proxy_port=port,
-        health_check_interval=health_interval,
-        log_level=log_level,
-        log_format=log_format,
-        **gateway,
-    )
+    settings = cli.settings(proxy_host=host, proxy_port=port, health_check_interval=health_interval, **flags)
     configure_logging(settings.log_level, settings.log_format)
-    tls = certificate(certfile, keyfile)
     async with until_signalled() as told:
-        if not await answers(cli.paths):
-            with becoming_the_manager() as became:
-                await _manage(cli, settings, tls, told)
-            if became:
-                return
-            await another_answers(cli.paths)
+        if await manages_unless_another_does(cli.paths, partial(_manage, cli, settings, tls, told)):
+            return
         if health_interval is not None:
             note("a manager is running already; it keeps its own --health-interval")
         async with told_whose(cli, "proxy", settings.proxy_port):

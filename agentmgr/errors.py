@@ -39,10 +39,12 @@ refusals, and it does not change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, TypeVar
 
 from attrs import frozen
+
+E = TypeVar("E", bound=BaseException)
 
 
 @frozen
@@ -252,3 +254,12 @@ class IllegalTransition(AgentManagerError):
     """An instance was asked to change state in a way the table forbids: a bug, please report it."""
 
     code = "illegal_transition"
+
+
+def leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
+    """The exceptions in a group and in the groups within it, in order."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error

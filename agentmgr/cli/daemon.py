@@ -9,11 +9,10 @@ from typing import Any
 import asyncclick as click
 import trio
 
-from ..errors import AgentManagerError
+from ..errors import AgentManagerError, leaves
 from ..logging_setup import configure_logging
 from ..proxy.certificate import Certificate
 from ..settings import Settings
-from .entry import leaves
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listener_options import manager_options
@@ -59,7 +58,7 @@ async def command(
             await _relieve_background_manager(cli)
         await _run(cli, settings, host, api_port, proxy_port, tls, leave_running, ready_fd)
     except* AgentManagerError as group:
-        _tell(ready_fd, str(next(leaves(group))))
+        _tell(ready_fd, next(leaves(group)).message)
         raise
 
 

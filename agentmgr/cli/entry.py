@@ -6,13 +6,13 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import asyncclick as click
 import trio
 
-from ..errors import AgentManagerError
+from ..errors import AgentManagerError, leaves
 from .group import Cli, root
 
 
@@ -40,23 +40,12 @@ def _run(argv: Sequence[str], cli: Cli) -> int:
         # A nursery of a command's wraps whatever ends it; the user is to see the thing itself.
         if group.subgroup(KeyboardInterrupt):
             return 128 + signal.SIGINT
-        return _explain(group, next(leaves(group)), cli)
+        # The first, and one that is meant for the user before others.
+        first = max(leaves(group), key=lambda e: isinstance(e, AgentManagerError | click.ClickException))
+        return _explain(group, first, cli)
     except Exception as error:  # the last boundary: a user sees a sentence, not a traceback
         return _explain(error, error, cli)
     return result if isinstance(result, int) else 0
-
-
-def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    """The exceptions in a group; those that are meant for the user first."""
-    found: list[BaseException] = []
-    todo: list[BaseException] = [group]
-    while todo:
-        error = todo.pop()
-        if isinstance(error, BaseExceptionGroup):
-            todo += reversed(error.exceptions)
-        else:
-            found.append(error)
-    return iter(sorted(found, key=lambda e: not isinstance(e, AgentManagerError | click.ClickException)))
 
 
 def _explain(whole: BaseException, error: BaseException, cli: Cli) -> int:

@@ -19,7 +19,7 @@ import trio
 from attrs import evolve
 
 from ..core.restart import Again, Cause, Ending, Exit, History, decide
-from ..errors import ManagerError
+from ..errors import ManagerError, leaves
 from ..listening import bind
 from ..models import RestartMode, ServiceConfig
 from ..settings import RuntimePaths
@@ -94,7 +94,7 @@ class WorkerSet:
             with self._scope:
                 await self._run(task_status)
         except* ManagerError as group:
-            failures += _leaves(group)
+            failures += leaves(group)
         for failure in failures:  # without a group around it
             raise failure
 
@@ -210,11 +210,3 @@ def _places(count: int, adopted: Iterable[Remote]) -> list[Remote | None]:
     left = {remote.hello.slot: remote for remote in adopted}
     places = [left.pop(number, None) for number in range(count)]
     return [place or (left.popitem()[1] if left else None) for place in places]
-
-
-def _leaves(group: ExceptionGroup[ManagerError]) -> Iterator[ManagerError]:
-    for error in group.exceptions:
-        if isinstance(error, ExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error

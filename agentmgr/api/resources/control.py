@@ -11,7 +11,7 @@ from attrs import field, frozen
 from quart import Response
 
 from ...codec import to_plain
-from ...errors import AgentManagerError, InvalidRequest
+from ...errors import AgentManagerError, InvalidRequest, leaves
 from ...models.fields import between
 from ...proxy.certificate import Certificate
 from ..operations import Answer, Call, Operations
@@ -79,10 +79,7 @@ async def open_listener(call: Call, body: NewListener) -> Response:
                             if event.kind == "session.closed":
                                 await say(to_plain(event))
         except* AgentManagerError as group:
-            error = group.exceptions[0]
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            assert isinstance(error, AgentManagerError)
+            error = next(leaves(group))
             await say({"error": {"code": error.code, "detail": error.message}})
 
     return stream(StreamBody(produce, call.server.stopping), "application/x-ndjson")

@@ -17,7 +17,8 @@ from ..manager.workers import WorkerSet
 from ..models import SessionEnd
 from ..proxy.certificate import Certificate
 from ..settings import Settings
-from ..worker.spec import Mark, WorkerSpec, marked
+from ..worker.pidfile import PidFile, locked
+from ..worker.spec import WorkerSpec
 from ..worker.worker import Worker
 from .addresses import address
 from .group import Cli
@@ -50,7 +51,7 @@ async def serve_beside(
 
 async def _serve_here(cli: Cli, spec: WorkerSpec, certificate: Certificate | None, told: trio.Event) -> None:
     worker = Worker(spec, ended=_print_end)
-    with marked(cli.paths, Mark(spec.worker_id, os.getpid(), guest=True)):
+    with locked(cli.paths, PidFile(spec.worker_id, os.getpid(), guest=True)):
         listeners = await open_listeners(spec.host, spec.port)
         port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:

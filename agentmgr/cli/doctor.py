@@ -18,7 +18,7 @@ from .. import __version__
 from ..errors import AgentManagerError
 from ..models import Service
 from ..settings import RuntimePaths, Settings
-from ..worker.spec import Mark, living
+from ..worker.pidfile import PidFile, living
 from .group import Cli, format_option, subcommand
 from .presence import answers
 from .reach import running
@@ -144,7 +144,7 @@ async def _listeners(cli: Cli) -> set[int]:
         return {int(listener["port"]) for listener in (await client.get_info())["listeners"]}
 
 
-def _ports(settings: Settings, ours: set[int], workers: Sequence[Mark]) -> Iterator[Finding]:
+def _ports(settings: Settings, ours: set[int], workers: Sequence[PidFile]) -> Iterator[Finding]:
     for what, host, port in (
         ("gateway port", settings.proxy_host, settings.proxy_port),
         ("API port", settings.api_host, settings.api_port),

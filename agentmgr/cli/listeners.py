@@ -12,7 +12,7 @@ from ..listening import bind
 from ..manager import AgentManager
 from ..proxy.certificate import Certificate
 from ..settings import RuntimePaths
-from ..worker.spec import living
+from ..worker.pidfile import living
 from .addresses import address
 
 
@@ -23,8 +23,9 @@ async def check_ports(
 
     Raises `PortNotAvailable`, `InvalidRequest`.
     """
-    marks = living(paths)
-    left = workers > 0 or not all(mark.guest for mark in marks)  # their port is shared, or will be given up
+    running = living(paths)
+    # The port of workers is shared, or will be given up.
+    left = workers > 0 or not all(worker.guest for worker in running)
     for port, shared in ((gateway, left), (api, False)):
         if port is None:
             continue
@@ -32,7 +33,7 @@ async def check_ports(
             for sock in await bind(host, port, shared=shared):
                 sock.close()
         except PortNotAvailable as error:
-            guests = [f"pid {mark.pid}" for mark in marks if mark.guest]
+            guests = [f"pid {worker.pid}" for worker in running if worker.guest]
             if not guests or port != gateway:
                 raise
             raise PortNotAvailable(

@@ -10,7 +10,6 @@ import trio
 
 from ..client.api import ManagerClient
 from ..errors import ManagerNotRunning
-from ..worker.spec import end_living
 from .group import Cli, subcommand
 from .presence import answers_at_once, silent, unreachable
 from .reach import running
@@ -34,7 +33,9 @@ async def command(cli: Cli, leave_running: bool) -> None:
                 f"no manager is running, and instances of {', '.join(left)} run without one: "
                 f"`agentmgr stop {' '.join(left)}` ends them, `agentmgr daemon` adopts them"
             )
-        if count := await end_living(cli.paths):
+        from ..manager.workers import end_left
+
+        if count := await end_left(cli.paths):
             note(f"no manager is running; ended what served its gateway, {count} processes")
         else:
             note("no manager is running")

@@ -1,7 +1,7 @@
 """The processes that serve the gateway on one port: started, adopted, restarted, ended.
 
 A manager that is killed leaves them behind, and they go on. The next one finds them by the files that they
-keep locked (`worker.spec`), waits for them to come to its socket, and takes them over where it wants what
+keep locked (`worker.pidfile`), waits for them to come to its socket, and takes them over where it wants what
 they do. Those that it does not want serve on until it ends.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import random
-import signal
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from secrets import token_hex
@@ -23,7 +22,8 @@ from ..errors import ManagerError, leaves
 from ..listening import bind
 from ..models import RestartMode, ServiceConfig
 from ..settings import RuntimePaths
-from ..worker.spec import WorkerSpec, living
+from ..worker.pidfile import PidFile, living
+from ..worker.spec import WorkerSpec
 from .hub import Hub, Remote
 from .worker_process import DidNotStart, WorkerProcess
 
@@ -44,22 +44,39 @@ async def await_returning(hub: Hub, paths: RuntimePaths) -> None:
     """
     give_up_at = trio.current_time() + _RETURN_S
     while True:
-        silent = [mark for mark in living(paths) if not _declared(hub.get(mark.worker_id))]
+        silent = [worker for worker in living(paths) if not _declared(hub.get(worker.worker_id))]
         if not silent or trio.current_time() > give_up_at:
             break
         await trio.sleep(_LOOK_S)
-    for mark in silent:
-        if mark.guest:
-            logger.warning("the gateway's process %d does not answer; its sessions are not counted", mark.pid)
+    for worker in silent:
+        if worker.guest:
+            logger.warning(
+                "the gateway's process %d does not answer; its sessions are not counted", worker.pid
+            )
         else:
-            logger.warning("the gateway's process %d does not answer; it is killed", mark.pid)
-            with suppress(ProcessLookupError):
-                process = os.pidfd_open(mark.pid)
-                try:
-                    if mark in living(paths):  # so the number still means that one
-                        signal.pidfd_send_signal(process, signal.SIGKILL)
-                finally:
-                    os.close(process)
+            logger.warning("the gateway's process %d does not answer; it is killed", worker.pid)
+            await _end(paths, worker, 0)
+
+
+async def end_left(paths: RuntimePaths) -> int:
+    """Ends those that a manager has left, and no other one has taken over; not those of terminals.
+
+    Returns how many there were.
+    """
+    left = [worker for worker in living(paths) if not worker.guest]
+    async with trio.open_nursery() as nursery:
+        for worker in left:
+            nursery.start_soon(_end, paths, worker, _END_S)
+    return len(left)
+
+
+async def _end(paths: RuntimePaths, worker: PidFile, grace_s: float) -> None:
+    with suppress(OSError):  # it has just died
+        process = WorkerProcess(worker.pid)
+        if worker in living(paths):  # so the number still means that one
+            await process.end(grace_s)
+        else:
+            process.forget()
 
 
 def _declared(remote: Remote | None) -> bool:

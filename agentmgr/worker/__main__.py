@@ -16,7 +16,8 @@ from ..listening import open_listeners
 from ..logging_setup import configure_logging, logging_to
 from ..proxy import Certificate
 from ..settings import RuntimePaths
-from .spec import Mark, WorkerSpec, marked
+from .pidfile import PidFile, locked
+from .spec import WorkerSpec
 from .worker import Worker
 
 
@@ -24,7 +25,7 @@ async def main(spec: WorkerSpec) -> None:
     worker = Worker(spec)
     certificate = Certificate(spec.certfile, spec.keyfile) if spec.certfile else None
     with (
-        marked(RuntimePaths.of(spec.settings.db_path), Mark(spec.worker_id, os.getpid(), spec.guest)),
+        locked(RuntimePaths.of(spec.settings.db_path), PidFile(spec.worker_id, os.getpid(), spec.guest)),
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
     ):
         listeners = await open_listeners(spec.host, spec.port, shared=True)

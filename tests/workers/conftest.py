@@ -20,7 +20,7 @@ from trio_websocket import WebSocketConnection, open_websocket_url
 from agentmgr import AgentManager, ServiceConfig
 from agentmgr.manager.hub import Remote
 from agentmgr.settings import RuntimePaths
-from agentmgr.worker.spec import living
+from agentmgr.worker.pidfile import living
 from tests.cli.conftest import here, shell  # noqa: F401  (fixtures)
 from tests.proxy.conftest import upgrade
 

@@ -16,7 +16,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from agentmgr import AgentManager, Connection, ServiceConfig
 from agentmgr.client import ManagerClient
-from agentmgr.worker.spec import living
+from agentmgr.worker.pidfile import living
 from tests.workers.conftest import alive
 
 

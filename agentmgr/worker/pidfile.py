@@ -1,0 +1,59 @@
+"""The file by which a worker is known to live: it keeps it locked, and the lock dies with its process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from attrs import frozen
+
+from ..codec import from_json, to_json
+from ..errors import InvalidRequest
+from ..settings import RuntimePaths
+
+
+@frozen
+class PidFile:
+    """What stands in it."""
+
+    worker_id: str
+    pid: int
+    guest: bool  #: as in `WorkerSpec`
+
+
+@contextmanager
+def locked(paths: RuntimePaths, content: PidFile) -> Iterator[None]:
+    """While the block runs, `living` has this process."""
+    paths.workers.mkdir(mode=0o700, exist_ok=True)
+    path = paths.workers / f"{content.worker_id}.lock"
+    draft = path.with_suffix(".new")
+    fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.write(fd, to_json(content).encode())
+        draft.rename(path)  # only now: one that is not locked is taken for a dead one's
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def living(paths: RuntimePaths) -> list[PidFile]:
+    """Those of the workers that live; what dead ones left is removed."""
+    return [found for path in paths.workers.glob("*.lock") if (found := _read(path)) is not None]
+
+
+def _read(path: Path) -> PidFile | None:
+    with suppress(FileNotFoundError, InvalidRequest):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            path.unlink()
+        except BlockingIOError:
+            return from_json(os.pread(fd, 4096, 0), PidFile)
+        finally:
+            os.close(fd)
+    return None

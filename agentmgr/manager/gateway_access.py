@@ -25,17 +25,16 @@ class GatewayAccess:
     """
 
     def __init__(self, tokens: Tokens) -> None:
-        self.tokens = self._tokens = tokens
+        self.tokens = tokens
         self._tickets = Tickets()
 
     @property
     def required(self) -> bool:
-        return any(scope.startswith("connect") for token in self._tokens.all() for scope in token.scopes)
+        return any(token.connects for token in self.tokens.all())
 
     async def bearer(self, token: str) -> Identity | None:
         await trio.lowlevel.checkpoint()
-        found = self._tokens.find(token)
-        return None if found is None else Identity.of(found, utc_now())
+        return Identity.of(self.tokens.find(token), utc_now())
 
     async def ticket(self, ticket: str) -> Identity | None:
         await trio.lowlevel.checkpoint()
@@ -45,8 +44,7 @@ class GatewayAccess:
         if claim.token_id is None:
             identity: Identity | None = Identity(_LOCAL)
         else:  # it may have been revoked since
-            token = self._tokens.get(claim.token_id)
-            identity = None if token is None else Identity.of(token, utc_now())
+            identity = Identity.of(self.tokens.get(claim.token_id), utc_now())
         if identity is None or claim.service is None:
             return identity
         if identity.services is not None and claim.service not in identity.services:

@@ -42,6 +42,11 @@ class Token:
             return False
         return scope in self.scopes or "admin" in self.scopes
 
+    @property
+    def connects(self) -> bool:
+        """Whether it is, or was, a key to the gateway."""
+        return any(scope.startswith("connect") for scope in self.scopes)
+
     def connects_to(self, now: datetime) -> frozenset[str] | None:
         """The services that it opens through the gateway, by name; None: all of them."""
         if self.allows("connect", now):

@@ -32,8 +32,10 @@ class Identity:
     services: frozenset[str] | None = None  #: the names it may connect to; None: all
 
     @classmethod
-    def of(cls, token: Token, now: datetime) -> Identity | None:
-        """Whose token it is, where it opens anything now."""
+    def of(cls, token: Token | None, now: datetime) -> Identity | None:
+        """Whose token it is, where it is one and opens anything now."""
+        if token is None:
+            return None
         services = token.connects_to(now)
         return cls(token.name, services) if services is None or services else None
 

@@ -23,12 +23,11 @@ class WorkerAccess:
 
     @property
     def required(self) -> bool:
-        return any(scope.startswith("connect") for token in self.tokens for scope in token.scopes)
+        return any(token.connects for token in self.tokens)
 
     async def bearer(self, token: str) -> Identity | None:
         await trio.lowlevel.checkpoint()
-        found = find(self.tokens, token)
-        return None if found is None else Identity.of(found, utc_now())
+        return Identity.of(find(self.tokens, token), utc_now())
 
     async def ticket(self, ticket: str) -> Identity | None:
         return await self._redeem(ticket)

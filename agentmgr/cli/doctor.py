@@ -11,6 +11,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
@@ -102,13 +103,7 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
     if await answers(cli.paths):
         async with running(cli) as client:
             info = await client.get_info()
-        findings.append(Finding("manager", "ok", f"running, pid {info['pid']}"))
-        if info["version"] != __version__:
-            advice = "`agentmgr shutdown --leave-running`, then start it again: the services run on"
-            findings.append(Finding("manager", "warning", f"it is version {info['version']}", advice))
-        if info.get("degraded"):
-            advice = "see the message; services run on, and of a full disk it recovers by itself"
-            findings.append(Finding("manager", "error", str(info["degraded"]), advice))
+        findings.append(_manager(info))
     elif left:
         advice = "`agentmgr daemon` adopts them; `agentmgr stop NAME` stops them"
         findings.append(
@@ -118,6 +113,17 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
         findings.append(Finding("manager", "ok", "not running"))
     findings += [finding for service in services for finding in _service(service)]
     return findings
+
+
+def _manager(info: dict[str, Any]) -> Finding:
+    seen = f"running, pid {info['pid']}"
+    if info.get("degraded"):
+        advice = "see the message; services run on, and of a full disk it recovers by itself"
+        return Finding("manager", "error", f"{seen}; {info['degraded']}", advice)
+    if info["version"] != __version__:
+        advice = "`agentmgr shutdown --leave-running`, then start it again: the services run on"
+        return Finding("manager", "warning", f"{seen}, version {info['version']}", advice)
+    return Finding("manager", "ok", seen)
 
 
 def _service(service: Service) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ may make others in, as root has it, or a systemd unit with `Delegate=`. Elsewher
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ import trio
 T = TypeVar("T")
 
 _ROOT = Path("/sys/fs/cgroup")
+_PREFIX = "agentmgr-"
+_ABANDONED_S = 3600.0
 
 _limiter = trio.CapacityLimiter(2)
 
@@ -40,7 +43,7 @@ class ControlGroup:
 
     @classmethod
     def of_instance(cls, instance_id: str) -> ControlGroup:
-        return cls(f"agentmgr-{instance_id}")
+        return cls(_PREFIX + instance_id)
 
     def take_in(self, pid: int) -> None:
         """Puts the process into it, and so all that it starts from now on. Never raises; blocks."""
@@ -69,12 +72,7 @@ class ControlGroup:
 
     def members(self) -> set[int]:
         """The living processes in it, and in the groups that they have made within."""
-        found: set[int] = set()
-        if self._path is not None:
-            for directory, _, _ in os.walk(self._path):
-                with suppress(OSError):
-                    found.update(map(int, Path(directory, "cgroup.procs").read_text().split()))
-        return found - {0}  # what is in another process namespace
+        return set() if self._path is None else _members(self._path) - {0}  # of another process namespace
 
     def has(self, pid: int) -> bool:
         if self._path is None:
@@ -91,10 +89,36 @@ class ControlGroup:
     def remove(self) -> None:
         """It must be empty by now; if something in it does not die, it stays."""
         if self._path is not None:
-            for directory, _, _ in os.walk(self._path, topdown=False):
-                with suppress(OSError):
-                    os.rmdir(directory)
+            _remove(self._path)
             self._path = None
+
+
+def remove_abandoned() -> None:
+    """The empty groups of managers that never came back, whatever database they had. Never raises; blocks.
+
+    Only old ones: a process may be about to enter one that has just been made.
+    """
+    made_before = time.time() - _ABANDONED_S
+    for _, parent in hierarchies():
+        for group in parent.glob(f"{_PREFIX}ins_*"):
+            with suppress(OSError):  # another manager removes it at the same time
+                if group.stat().st_mtime < made_before and not _members(group):
+                    _remove(group)
+
+
+def _members(group: Path) -> set[int]:
+    found: set[int] = set()
+    for directory, _, _ in os.walk(group):
+        with suppress(OSError):
+            found.update(map(int, Path(directory, "cgroup.procs").read_text().split()))
+    return found
+
+
+def _remove(group: Path) -> None:
+    """With the groups within; what is not empty stays."""
+    for directory, _, _ in os.walk(group, topdown=False):
+        with suppress(OSError):
+            os.rmdir(directory)
 
 
 def hierarchies() -> Iterator[tuple[list[str], Path]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -10,7 +11,7 @@ import trio
 from ..models import ServiceSpec, Usage
 from . import logs
 from .addresses import Ports
-from .cgroup import ControlGroup
+from .cgroup import ControlGroup, remove_abandoned
 from .guard import Guard
 from .kin import Census, Kin, Strays
 from .lifeline import Lifeline
@@ -31,6 +32,7 @@ class LocalLauncher:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._shared.guard.keep)
                 nursery.start_soon(self._shared.upkeep.run)
+                nursery.start_soon(partial(trio.to_thread.run_sync, remove_abandoned, abandon_on_cancel=True))
 
     def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> LocalPlace:
         logs.claim(self._log_dir, spec.name)

@@ -2,13 +2,14 @@
 
 import os
 import signal
-from contextlib import suppress
+import subprocess
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from agentmgr.supervisor import procfs
-from agentmgr.supervisor.cgroup import ControlGroup
+from agentmgr.supervisor.cgroup import ControlGroup, hierarchies
 from tests.faults.test_stubborn_processes import eventually, script
 
 # Twice forked, a session of its own, deaf to TERM; sheds what it is told to.
@@ -126,3 +127,25 @@ async def test_nothing_is_left_of_groups_and_locks(supervisor, command, tmp_path
         await s.stop(spec.service_id)
         assert list((tmp_path / "logs" / ".lifelines").iterdir()) == []
         assert groups_of(instance) == []
+
+
+async def test_the_empty_groups_of_a_manager_that_never_came_back_are_removed(supervisor):
+    if not has_groups():
+        pytest.skip("no control group of version 2 can be made here")
+    ((_, parent),) = [found for found in hierarchies() if not found[0]]
+    groups = {name: parent / f"agentmgr-ins_{os.getpid()}_{name}" for name in ("old", "young", "busy")}
+    with ExitStack() as stack:
+        for group in (*groups.values(), groups["old"] / "within", groups["busy"] / "within"):
+            group.mkdir()
+            stack.callback(lambda group=group: group.is_dir() and group.rmdir())
+        child = stack.enter_context(subprocess.Popen(["sleep", "600"]))
+        stack.callback(child.kill)
+        (groups["busy"] / "cgroup.procs").write_text(str(child.pid))
+        for name in ("old", "busy"):
+            os.utime(groups[name], (0, 0))
+        async with supervisor():
+            await eventually(lambda: not groups["old"].exists())
+        assert groups["young"].is_dir()
+        assert (groups["busy"] / "within").is_dir()
+        child.kill()
+        child.wait()

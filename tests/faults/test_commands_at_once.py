@@ -54,7 +54,8 @@ async def test_a_stop_is_prompt_at_any_moment_and_nothing_is_launched_late(
 
     async with supervisor() as s, trio.open_nursery() as nursery:
         starting = ("--never-listen",) if moment == "starts" else ("--term-takes", "0.3")
-        spec = command(*starting, stop_timeout=5, restart_delay=30)
+        limits = {"startup_timeout": 20, "drain_timeout": 5, "stop_timeout": 5, "restart_delay": 30}
+        spec = command(*starting, **limits)
         nursery.start_soon(_until_stopped, s.start, spec)
         if moment != "starts":
             await journal.until(lambda: statuses() == ["running"])
@@ -83,8 +84,8 @@ async def _until_stopped(command, spec):
 async def test_a_stop_at_a_random_moment_is_prompt(supervisor, hosted, seed):
     random = Random(seed)
     async with supervisor() as s:
-        for _ in range(4):
-            spec = hosted("--ready-after", "0.1", "--term-takes", "0.1", stop_timeout=600)
+        for _ in range(5):
+            spec = hosted("--term-takes", "0.2", stop_timeout=600)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_start_and_restart, s, spec)
                 await trio.sleep(random.uniform(0, 0.6))

@@ -11,7 +11,7 @@ import pytest
 
 MANAGER = textwrap.dedent(
     """
-    import pathlib, sys, trio
+    import pathlib, signal, sys, trio
     from agentmgr.errors import ServiceFailedToStart
     from agentmgr.models import ServiceConfig, ServiceSpec
     from agentmgr.supervisor import Supervisor
@@ -23,12 +23,13 @@ MANAGER = textwrap.dedent(
         def health_checked(self, check): pass
         async def drain(self, instance_id, timeout_s): pass
 
-    async def main(child, report, logs):
+    async def main(child, report, logs, ignored):
         supervisor = Supervisor(Journal(), log_dir=pathlib.Path(logs))
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)
             command = (sys.executable, "-S", child, "--port", "{port}", "--report", report)
             await supervisor.start(ServiceSpec("well", ServiceConfig(command=command)))
+            signal.raise_signal(int(ignored))  # it does not end us, as it did not before
             command = ("/bin/sh", "-c", "exit 7")
             try:
                 await supervisor.start(ServiceSpec("ill", ServiceConfig(command=command)))
@@ -50,7 +51,7 @@ def test_signals_inherited_as_ignored_or_blocked(number, tmp_path):
         signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, number])
 
-    words = [sys.executable, "-c", MANAGER, child, str(report), str(tmp_path / "logs")]
+    words = [sys.executable, "-c", MANAGER, child, str(report), str(tmp_path / "logs"), str(int(number))]
     done = subprocess.run(
         words, preexec_fn=ill_bred_parent, capture_output=True, text=True, timeout=60, check=True
     )

@@ -232,7 +232,9 @@ async def test_a_stop_wins_over_a_start_that_waits(supervisor, autojump_clock):
 
         nursery.start_soon(start)
         await trio.sleep(1)
+        begin = trio.current_time()
         await s.stop(service.service_id)
+        assert trio.current_time() == begin
         assert launcher.running == []
 
 

@@ -27,7 +27,7 @@ async def managing(
 
     The nursery is for its listeners: it lasts until services have ended, so that sessions can end before.
 
-    When it is told to end for the second time, sessions are waited for no longer.
+    When it is told to end for the second time, sessions are waited for no longer; for the third, nothing is.
 
     Raises `ManagerAlreadyRunning` where another one does.
     """
@@ -45,7 +45,10 @@ async def _hurry_when_told_again(manager: AgentManager, told: Told) -> None:
     await told.once.wait()
     note("stopping; sessions may end first, and a second Ctrl-C cuts them short")
     await told.twice.wait()
+    note("stopping without sessions; a third Ctrl-C kills what takes its time")
     manager.hurry()
+    await told.thrice.wait()
+    manager.hurry(kill=True)
 
 
 @frozen
@@ -54,6 +57,13 @@ class Told:
 
     once: trio.Event = Factory(trio.Event)
     twice: trio.Event = Factory(trio.Event)
+    thrice: trio.Event = Factory(trio.Event)
+
+    def again(self) -> None:
+        for event in (self.once, self.twice, self.thrice):
+            if not event.is_set():
+                event.set()
+                break
 
 
 @asynccontextmanager
@@ -71,7 +81,7 @@ async def until_signalled() -> AsyncIterator[Told]:
 
                 async def listen() -> None:
                     async for _ in signals:
-                        (told.twice if told.once.is_set() else told.once).set()
+                        told.again()
 
                 nursery.start_soon(listen)
                 yield told

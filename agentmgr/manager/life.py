@@ -62,6 +62,7 @@ class ManagerLife:
         self._leaving: set[str] = set()  # ids of services that are being unregistered
         self._shutdown_requested = trio.Event()
         self._hurried = trio.Event()
+        self._killing = trio.Event()
         self._leave_running = False
         self._worker_sets: set[WorkerSet] = set()
         self._companion = Companion()
@@ -158,11 +159,12 @@ class ManagerLife:
         plane.ending = not self._leave_running
         async with trio.open_nursery() as nursery:
 
-            async def hurry() -> None:
-                await self._hurried.wait()
-                await plane.supervisor.shutdown(force=True)
+            async def hurry(told: trio.Event, *, kill: bool) -> None:
+                await told.wait()
+                await plane.supervisor.shutdown(force=True, kill=kill)
 
-            nursery.start_soon(hurry)
+            nursery.start_soon(partial(hurry, self._hurried, kill=False))
+            nursery.start_soon(partial(hurry, self._killing, kill=True))
             # First, while workers serve on: they drain their sessions as the gateway of this process does.
             await plane.supervisor.shutdown(leave_running=self._leave_running)
             self._stop_workers()
@@ -193,9 +195,11 @@ class ManagerLife:
         for workers in tuple(self._worker_sets):
             workers.stop(leave=self._leave_running)
 
-    def hurry(self) -> None:
-        """While it ends: wait for no more sessions."""
+    def hurry(self, *, kill: bool = False) -> None:
+        """While it ends: wait for no more sessions; and with `kill`, for no process to end by itself."""
         self._hurried.set()
+        if kill:
+            self._killing.set()
 
     async def wait_shutdown_requested(self) -> None:
         """Returns when somebody has called `request_shutdown`."""

@@ -93,6 +93,9 @@ class LocalChild:
         self._leash.close()
         return exit
 
+    def kill(self) -> None:
+        self._process.kill()
+
     async def _heard(self, exit: Awaitable[Exit]) -> Exit:
         """Waits for it, and takes what it tells meanwhile."""
         if self._notices is None:

@@ -147,6 +147,9 @@ class _Task:
     async def end(self, grace_s: float) -> Exit:
         return self._exit  # the nursery that it ran in is closed by now
 
+    def kill(self) -> None:
+        """A task cannot be made to end sooner than its cancellation does."""
+
     def release(self) -> None:
         pass
 

@@ -73,7 +73,8 @@ class Life:
         self._place = place
         self._around = around
         self._adopted = adopted
-        self._child: Child | None = None
+        self._child: Child | None = None  #: as long as it is not to end
+        self._last: Child | None = None  #: it may be ending
         self._ready_at: float | None = None
         self._vitals = Vitals()
         self._history = History()
@@ -207,7 +208,7 @@ class Life:
         if child is None:
             child = await self._place.launch()
         record = child.record
-        self._child, self._ready_at = child, None
+        self._child, self._last, self._ready_at = child, child, None
         self.entry.set(record)
         try:
             self._tell(pid=record.pid, host=record.host, port=record.port, started_at=record.started_at,
@@ -324,10 +325,15 @@ class Life:
                 self._first_try = Outcome()
             self._backoff.cancel()
 
-    def stop(self, *, force: bool = False) -> None:
-        """Asks it to end, sessions first unless by `force`; `over` tells when it has."""
+    def stop(self, *, force: bool = False, kill: bool = False) -> None:
+        """Asks it to end, sessions first unless by `force`; `over` tells when it has.
+
+        With `kill` it gets no time either.
+        """
         if force:
             self._drain.cancel()
+        if kill and self._last is not None:
+            self._last.kill()
         self.finished = True
         self._until_stopped.cancel()
         if self.over.is_set():

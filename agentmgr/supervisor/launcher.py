@@ -66,6 +66,9 @@ class Child(Protocol):
         Also to be called after it has exited. Total: raises nothing, and runs shielded from cancellation.
         """
 
+    def kill(self) -> None:
+        """Has `end`, now or later, not wait for what was asked to end."""
+
     def release(self) -> None:
         """Lets go of it and leaves it running, for the next manager to adopt."""
 

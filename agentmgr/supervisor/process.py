@@ -33,6 +33,7 @@ class Process:
         self.start_ticks = stat.start_ticks if stat is not None else 0
         self._kin = Kin(pid, token, self.start_ticks, census, group, lifeline)
         self._ours_to_reap = stat is not None and stat.parent == os.getpid()
+        self._grace = trio.CancelScope(shield=True)
         self._pidfd = os.pidfd_open(pid)
 
     def exited(self) -> bool:
@@ -77,7 +78,8 @@ class Process:
         if not self.exited():
             self._signal_group(signal.SIGTERM)
             self._signal_group(signal.SIGCONT)  # one that is stopped would not hear the TERM
-            with trio.move_on_after(grace_s, shield=True):
+            self._grace.deadline = trio.current_time() + grace_s
+            with self._grace:
                 await self.wait_exit()
                 await _ask_and_wait(self._kin)
         if self._ours_to_reap or not self.exited():
@@ -92,6 +94,10 @@ class Process:
             log.warning("something that process %d has started does not end", self.pid)
         self.release()
         return exit
+
+    def kill(self) -> None:
+        """Cuts short, or leaves out, what `end` waits before the KILL."""
+        self._grace.cancel()
 
     def release(self) -> None:
         """Reaps it if it has ended, and forgets it."""

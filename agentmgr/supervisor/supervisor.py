@@ -224,11 +224,12 @@ class Supervisor:
         finally:
             outcome.fail(WrongState(f"the restart of {spec.name} did not come to its end"))
 
-    async def shutdown(self, *, leave_running: bool = False, force: bool = False) -> None:
+    async def shutdown(self, *, leave_running: bool = False, force: bool = False, kill: bool = False) -> None:
         """Ends all services, or leaves them to the next manager; then `run` returns.
 
         Those that others need end after these; what needs nobody ends at the same time, the last started
-        first. A second call with `force`, while the first one waits, cuts the draining short.
+        first. A second call with `force`, while the first one waits, cuts the draining short; one with `kill`
+        does not wait for processes to end by themselves either.
         """
         self._closing = True
         for service in self._services.values():
@@ -240,7 +241,7 @@ class Supervisor:
                 if leave_running:
                     life.leave()
                 else:
-                    life.stop(force=force)
+                    life.stop(force=force, kill=kill)
             for life in lives:
                 await life.over.wait()
         self._closed.set()

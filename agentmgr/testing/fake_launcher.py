@@ -54,6 +54,7 @@ class FakeChild:
         self.released = False
         self.probed_at: list[float] = []
         self._exit: Exit | None = None
+        self._grace = trio.CancelScope(shield=True)
         self._exited = trio.Event()
 
     def die(self, exit: Exit) -> None:
@@ -85,12 +86,15 @@ class FakeChild:
     async def end(self, grace_s: float) -> Exit:
         if self._exit is None:
             takes_s = math.inf if self.hangs else self.behaviour.stop_takes_s
-            with trio.CancelScope(shield=True):
+            with self._grace:
                 await trio.sleep(min(takes_s, grace_s))
-            by_itself = takes_s <= grace_s
+            by_itself = takes_s <= grace_s and not self._grace.cancelled_caught
             self._exit = Exit(code=0) if by_itself else Exit(signal=9)
         self.ended_at = trio.current_time()
         return self._exit
+
+    def kill(self) -> None:
+        self._grace.cancel()
 
     def release(self) -> None:
         self.released = True

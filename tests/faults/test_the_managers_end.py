@@ -143,3 +143,19 @@ async def test_signals_during_the_clean_up_do_not_stop_it(database, signals):
             await trio.sleep(0.1)
         assert await trio.to_thread.run_sync(process.wait, 30) == 0, process.stdout.read()
     assert instances_of(database) == {}
+
+
+async def test_a_third_signal_kills_what_does_not_end(database):
+    async with ManagerProcess.running(database) as manager:
+        await manager.ready()
+        command = [*COMMAND, "--ignore-term", "--worker", "--escapee"]
+        await manager.ask("register", name="svc", command=command, stop_timeout=600, wait=True)
+        manager.kill()
+    with daemon(database) as process:
+        for wanted in ("managing", "a second Ctrl-C", "a third Ctrl-C"):
+            while wanted not in (line := process.stdout.readline()):
+                assert line
+            process.send_signal(signal.SIGTERM)
+        await trio.to_thread.run_sync(partial(process.communicate, timeout=60))
+        assert process.returncode == 0
+    assert instances_of(database) == {}

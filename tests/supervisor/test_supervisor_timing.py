@@ -254,6 +254,20 @@ async def test_stop_drains_first_and_force_skips_it(supervisor, journal, autojum
             assert trio.current_time() - begin == expected
 
 
+async def test_a_shutdown_that_kills_hurries_one_that_waits(supervisor, autojump_clock):
+    launcher = FakeLauncher(Behaviour(stop_takes_s=500))
+    async with supervisor(launcher=launcher) as s, trio.open_nursery() as nursery:
+        first = spec(stop_timeout=1000)
+        await s.start(first)
+        await s.start(spec("after", after=(first.name,), stop_timeout=1000))
+        begin = trio.current_time()
+        nursery.start_soon(s.shutdown)
+        await trio.sleep(7)
+        await s.shutdown(kill=True)
+        assert trio.current_time() - begin == 7
+    assert [str(child._exit) for child in launcher.children] == ["SIGKILL", "SIGKILL"]
+
+
 async def test_a_forced_stop_hurries_one_that_drains(supervisor, journal, autojump_clock):
     async def never(_instance_id):
         await trio.sleep_forever()

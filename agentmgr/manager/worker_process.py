@@ -45,16 +45,17 @@ class WorkerProcess:
                 raise DidNotStart(error.strerror or str(error)) from None
             finally:
                 os.close(writing)
-            serving = b""
+            serving, exit = b"", Exit()
             try:
-                with trio.move_on_after(_START_S):
+                with trio.move_on_after(_START_S) as patience:
                     serving = bytes(await ready.receive_some())
             finally:
                 if not serving:
-                    await process.end(0)
+                    exit = await process.end(0)
         if not serving:
             said = logs.last_words(output, 0).splitlines()
-            raise DidNotStart(said[-1] if said else "it said nothing")
+            silent = f"it was not ready within {_START_S:g} s" if patience.cancelled_caught else str(exit)
+            raise DidNotStart(said[-1] if said else silent)
         return process
 
     async def wait_exit(self) -> Exit:
@@ -95,9 +96,13 @@ def _spawn(spec: WorkerSpec, output: Path) -> WorkerProcess:
         out = logs.open_for_append(output)
         stack.callback(os.close, out)
         os.ftruncate(out, 0)
+        told = stack.enter_context(open(os.memfd_create("spec"), "w+b"))  # needs no room on a disk
+        told.write(to_json(spec).encode())
+        told.seek(0)
         popen = subprocess.Popen(
-            [sys.executable, "-m", "agentmgr.worker", to_json(spec)],
-            stdin=subprocess.DEVNULL,
+            # The address is for whoever reads `ps`.
+            [sys.executable, "-m", "agentmgr.worker", f"{spec.host}:{spec.port}"],
+            stdin=told,
             stdout=out,
             stderr=out,
             pass_fds=[fd for fd in (spec.ready, spec.leash) if fd is not None],

@@ -1,4 +1,4 @@
-"""`python -m agentmgr.worker SPEC`: how a manager starts one, with a `WorkerSpec` in JSON."""
+"""`python -m agentmgr.worker ADDRESS`: how a manager starts one, with a `WorkerSpec` in JSON on its stdin."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def main(spec: WorkerSpec) -> None:
 
 
 if __name__ == "__main__":
-    spec = from_json(sys.argv[1], WorkerSpec)
+    spec = from_json(sys.stdin.read(), WorkerSpec)
     raise_limit()
     configure_logging(spec.settings.log_level)
     try:

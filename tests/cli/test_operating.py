@@ -32,7 +32,9 @@ def test_a_database_taken_away_from_its_manager_is_said_and_can_be_brought_back(
     shell.paths.database.unlink()
     for words in (["status"], ["info"]):
         assert "was deleted" in shell.ok(*words)
-    assert "was deleted" in shell("doctor").stdout
+    findings = json.loads(shell("doctor", "--format", "json").stdout)
+    (manager,) = [finding for finding in findings if finding["what"] == "manager"]
+    assert "was deleted" in manager["found"]
     assert "manages" in shell.fails("restore", "copy.db"), "the manager lives"
     # What it advises.
     (shell.directory / "saved.toml").write_text(shell.ok("export"))

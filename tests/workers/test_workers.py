@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -213,9 +215,24 @@ async def test_a_worker_that_missed_the_drain_hears_of_it_when_it_is_back(site: 
             assert closed.value.reason.code == 1012
 
 
-async def test_workers_that_cannot_start_say_why(site: Any, tmp_path: Any) -> None:
+async def test_a_list_of_processes_shows_where_workers_serve_and_no_settings(site: Any) -> None:
+    async with site() as s:
+        for remote in s.workers:
+            words = Path(f"/proc/{remote.pid}/cmdline").read_text().split("\0")
+            assert words[1:] == ["-m", "agentmgr.worker", f"localhost:{s.port}", ""]
+
+
+async def test_workers_that_cannot_start_say_why(
+    site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with site() as s:
         certificate = Certificate.__new__(Certificate)  # its file has gone since it was read
         certificate._certfile, certificate._keyfile = tmp_path / "gone.pem", None
         with pytest.raises(ManagerError, match=r"did not start: .*gone\.pem"):
             await s.manager.serve_proxy("localhost", 0, certificate=certificate, workers=1)
+        speechless = tmp_path / "python"
+        speechless.write_text("#!/bin/sh\nkill -9 $$\n")
+        speechless.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(speechless))
+        with pytest.raises(ManagerError, match="did not start: SIGKILL"):
+            await s.manager.serve_proxy("127.0.0.1", 0, workers=1)

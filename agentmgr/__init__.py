@@ -20,8 +20,9 @@ What is named here is the public interface, with `agentmgr.errors`, `agentmgr.ag
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import later
 
 __version__ = "0.1.0"
 
@@ -84,11 +85,7 @@ _PLACES = {
 
 __all__ = ["__version__", *sorted(_PLACES)]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_PLACES[name]}", __name__), name)
+__getattr__ = later(__name__, _PLACES)
 
 
 def __dir__() -> list[str]:

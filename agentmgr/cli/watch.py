@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from ..errors import AgentManagerError, ManagerNotRunning
-from ..models import Event
 from .group import Cli
 from .presence import answers
 from .reach import running
@@ -18,6 +17,7 @@ from .render import counted, note, on_terminal
 
 if TYPE_CHECKING:
     from ..client.api import ManagerClient
+    from ..models import Event
 
 _SETTLE_S = 0.2  #: changes often come several at once
 _REFRESH_S = 2.0  #: for what changes without an event, such as a time

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import later
 
 if TYPE_CHECKING:
     from .api import ManagerClient as ManagerClient
@@ -11,13 +13,5 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentSession", "ManagerClient", "open_session"]
 
-_WHERE = {"ManagerClient": "api", "AgentSession": "session", "open_session": "session"}
-
-
-def __getattr__(name: str) -> Any:
-    # Imported when first used: each brings libraries that the other has no need of.
-    if name not in _WHERE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f".{_WHERE[name]}", __name__), name)
+# Each brings libraries that the other has no need of.
+__getattr__ = later(__name__, {"ManagerClient": "api", "AgentSession": "session", "open_session": "session"})

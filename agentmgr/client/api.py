@@ -14,20 +14,10 @@ from urllib.parse import quote
 
 import attrs
 
+from .. import models
 from ..codec import from_plain, to_plain
 from ..errors import AgentManagerError, InvalidRequest
-from ..models import (
-    Connection,
-    Event,
-    HealthCheck,
-    RoutingRule,
-    Service,
-    ServiceConfig,
-    ServiceStatus,
-    Ticket,
-    Token,
-    Usage,
-)
+from ..models import Service, ServiceConfig, ServiceStatus, Usage
 from .http import Lines, Pieces
 from .rest import RestClient
 
@@ -119,15 +109,15 @@ class ManagerClient(RestClient):
             params["name"] = name
         return await self._all(Service, "/services", params)
 
-    async def check_service_health(self, ref: str) -> HealthCheck:
+    async def check_service_health(self, ref: str) -> models.HealthCheck:
         data = await self._json("GET", f"/services/{_q(ref)}/health", waits=True)
         data.pop("history", None)
-        return from_plain(data, HealthCheck)
+        return from_plain(data, models.HealthCheck)
 
-    async def get_health_history(self, ref: str, *, limit: int = 100) -> tuple[HealthCheck, ...]:
+    async def get_health_history(self, ref: str, *, limit: int = 100) -> tuple[models.HealthCheck, ...]:
         path, params = f"/services/{_q(ref)}/health", {"history": str(limit)}
         data = await self._json("GET", path, params=params, waits=True)
-        return from_plain(data["history"], tuple[HealthCheck, ...])
+        return from_plain(data["history"], tuple[models.HealthCheck, ...])
 
     async def get_service_stats(self, ref: str) -> dict[str, Any]:
         return await self._json("GET", f"/services/{_q(ref)}/stats")
@@ -161,9 +151,9 @@ class ManagerClient(RestClient):
     async def get_health_summary(self) -> dict[str, Any]:
         return dict((await self.get_system_stats())["health"])
 
-    async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+    async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[models.Event, ...]:
         """Past events with a higher id than `after`, the oldest first."""
-        found: list[Event] = []
+        found: list[models.Event] = []
         async with self.events(since=after, follow=False) as events:
             async for event in events:
                 if len(found) == limit:
@@ -176,24 +166,26 @@ class ManagerClient(RestClient):
         data = await self._json("POST", "/backup", json={"path": str(destination)}, waits=True)
         return Path(data["path"])
 
-    async def list_tokens(self) -> tuple[Token, ...]:
+    async def list_tokens(self) -> tuple[models.Token, ...]:
         """Without what they open with: `digest` is empty."""
         return tuple(await self._all(_token, "/tokens", {}))
 
     async def create_token(
         self, name: str, scopes: Iterable[str], *, expires_in_days: float | None = None
-    ) -> tuple[Token, str]:
+    ) -> tuple[models.Token, str]:
         """A token and its key, which is kept nowhere."""
         body = {"name": name, "scopes": sorted(scopes), "expires_in_days": expires_in_days}
         data = await self._json("POST", "/tokens", json=body)
         key = str(data.pop("key"))
         return _token(data), key
 
-    async def create_ticket(self, service: str | None = None, *, expires_in_s: float | None = None) -> Ticket:
+    async def create_ticket(
+        self, service: str | None = None, *, expires_in_s: float | None = None
+    ) -> models.Ticket:
         """A key to the gateway for one connection, as `?ticket=`, to what this client's token opens."""
         asked = {"service": service, "expires_in_s": expires_in_s}
         body = {name: value for name, value in asked.items() if value is not None}
-        return from_plain(await self._json("POST", "/tickets", json=body), Ticket)
+        return from_plain(await self._json("POST", "/tickets", json=body), models.Ticket)
 
     async def delete_token(self, ref: str) -> None:
         await self._answer("DELETE", f"/tokens/{_q(ref)}")
@@ -201,7 +193,7 @@ class ManagerClient(RestClient):
     @asynccontextmanager
     async def events(
         self, *, since: int | None = None, follow: bool = True
-    ) -> AsyncIterator[AsyncIterator[Event]]:
+    ) -> AsyncIterator[AsyncIterator[models.Event]]:
         """What happens from now on, or from after the event `since`; without `follow`, what has happened."""
         params = {"follow": _flag(follow)}
         if since is not None:
@@ -211,22 +203,22 @@ class ManagerClient(RestClient):
 
     # Routing
 
-    async def list_routing_rules(self) -> list[RoutingRule]:
-        return await self._all(RoutingRule, "/routing/rules", {})
+    async def list_routing_rules(self) -> list[models.RoutingRule]:
+        return await self._all(models.RoutingRule, "/routing/rules", {})
 
-    async def get_routing_rule(self, ref: str) -> RoutingRule:
-        return await self._one(RoutingRule, "GET", f"/routing/rules/{_q(ref)}")
+    async def get_routing_rule(self, ref: str) -> models.RoutingRule:
+        return await self._one(models.RoutingRule, "GET", f"/routing/rules/{_q(ref)}")
 
-    async def create_routing_rule(self, rule: RoutingRule) -> RoutingRule:
+    async def create_routing_rule(self, rule: models.RoutingRule) -> models.RoutingRule:
         body = {name: value for name, value in to_plain(rule).items() if name not in _OURS}
-        return await self._one(RoutingRule, "POST", "/routing/rules", json=body)
+        return await self._one(models.RoutingRule, "POST", "/routing/rules", json=body)
 
     async def update_routing_rule(
         self, ref: str, changes: Mapping[str, Any], *, expected_version: int | None = None
-    ) -> RoutingRule:
+    ) -> models.RoutingRule:
         body = {name: to_plain(value) for name, value in changes.items()}
         path, headers = f"/routing/rules/{_q(ref)}", _if_match(expected_version)
-        return await self._one(RoutingRule, "PATCH", path, json=body, headers=headers)
+        return await self._one(models.RoutingRule, "PATCH", path, json=body, headers=headers)
 
     async def delete_routing_rule(self, ref: str) -> None:
         await self._answer("DELETE", f"/routing/rules/{_q(ref)}")
@@ -250,8 +242,8 @@ class ManagerClient(RestClient):
 
     # Connections
 
-    async def list_connections(self) -> tuple[Connection, ...]:
-        return tuple(await self._all(Connection, "/connections", {}))
+    async def list_connections(self) -> tuple[models.Connection, ...]:
+        return tuple(await self._all(models.Connection, "/connections", {}))
 
     async def disconnect(self, connection_id: str, *, code: int = 1008, reason: str = "") -> None:
         params = {"code": str(code), "reason": reason}
@@ -325,10 +317,10 @@ def _if_match(version: int | None) -> dict[str, str]:
     return {} if version is None else {"If-Match": f'"{version}"'}
 
 
-def _token(data: dict[str, Any]) -> Token:
-    return from_plain({**data, "digest": ""}, Token)
+def _token(data: dict[str, Any]) -> models.Token:
+    return from_plain({**data, "digest": ""}, models.Token)
 
 
-def _event(line: bytes) -> Event | None:
+def _event(line: bytes) -> models.Event | None:
     # One `data:` line per event is all that our server sends of the format.
-    return from_plain(json.loads(line[6:]), Event) if line.startswith(b"data: ") else None
+    return from_plain(json.loads(line[6:]), models.Event) if line.startswith(b"data: ") else None

@@ -5,25 +5,15 @@ Times are aware datetimes in UTC. A value that is out of range raises `InvalidRe
 so nothing further in has to check it again.
 """
 
+from typing import TYPE_CHECKING
+
 from ..choices import OnDisconnect as OnDisconnect
 from ..choices import Runtime as Runtime
 from ..choices import WhenBusy as WhenBusy
+from ..lazy import later
 from .fields import Check as Check
 from .fields import new_id as new_id
 from .fields import utc_now as utc_now
-from .latency import Latency as Latency
-from .records import Connection as Connection
-from .records import Event as Event
-from .records import Fact as Fact
-from .records import HealthCheck as HealthCheck
-from .records import InstanceRecord as InstanceRecord
-from .records import ServiceTotals as ServiceTotals
-from .records import SessionEnd as SessionEnd
-from .records import SessionPeak as SessionPeak
-from .routing import ConditionOperator as ConditionOperator
-from .routing import RoutingCondition as RoutingCondition
-from .routing import RoutingRule as RoutingRule
-from .routing import RoutingStrategy as RoutingStrategy
 from .services import DesiredStatus as DesiredStatus
 from .services import HealthStatus as HealthStatus
 from .services import Instance as Instance
@@ -34,5 +24,41 @@ from .services import ServiceConfig as ServiceConfig
 from .services import ServiceSpec as ServiceSpec
 from .services import ServiceStatus as ServiceStatus
 from .services import Usage as Usage
-from .tokens import Ticket as Ticket
-from .tokens import Token as Token
+
+if TYPE_CHECKING:
+    from .latency import Latency as Latency
+    from .records import Connection as Connection
+    from .records import Event as Event
+    from .records import Fact as Fact
+    from .records import HealthCheck as HealthCheck
+    from .records import InstanceRecord as InstanceRecord
+    from .records import ServiceTotals as ServiceTotals
+    from .records import SessionEnd as SessionEnd
+    from .records import SessionPeak as SessionPeak
+    from .routing import ConditionOperator as ConditionOperator
+    from .routing import RoutingCondition as RoutingCondition
+    from .routing import RoutingRule as RoutingRule
+    from .routing import RoutingStrategy as RoutingStrategy
+    from .tokens import Ticket as Ticket
+    from .tokens import Token as Token
+
+# Most commands show services, and nothing else: these take 15 ms.
+_PLACES = {
+    "Latency": "latency",
+    "Connection": "records",
+    "Event": "records",
+    "Fact": "records",
+    "HealthCheck": "records",
+    "InstanceRecord": "records",
+    "ServiceTotals": "records",
+    "SessionEnd": "records",
+    "SessionPeak": "records",
+    "ConditionOperator": "routing",
+    "RoutingCondition": "routing",
+    "RoutingRule": "routing",
+    "RoutingStrategy": "routing",
+    "Ticket": "tokens",
+    "Token": "tokens",
+}
+
+__getattr__ = later(__name__, _PLACES)

@@ -1,0 +1,18 @@
+"""Names of a package that are imported when they are first used (PEP 562)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def later(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
+    """A `__getattr__` for the package: by name, the module of it that has what is named so."""
+
+    def find(name: str) -> Any:
+        if name not in places:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f".{places[name]}", package), name)
+
+    return find

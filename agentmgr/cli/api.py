@@ -11,7 +11,7 @@ import trio
 from ..logging_setup import configure_logging
 from ..proxy.certificate import Certificate
 from ..settings import Settings
-from .attach import attach
+from .attach import Listener, attach
 from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listener_options import kept, manager_options
@@ -49,10 +49,10 @@ async def command(
         if own:
             note(f"a manager is running already; it keeps its own {', '.join(own)}")
         async with trio.open_nursery() as nursery:
-            opening = partial(attach, cli, tls=tls, proxy_protocol=settings.proxy_protocol, told=told.once)
             if proxy_port is not None:
-                nursery.start_soon(opening, "proxy", settings.api_host, proxy_port)
-            await opening("api", settings.api_host, settings.api_port)
+                gateway = Listener("proxy", settings.api_host, proxy_port, tls, settings.proxy_protocol)
+                nursery.start_soon(attach, cli, gateway, told.once)
+            await attach(cli, Listener("api", settings.api_host, settings.api_port, tls), told.once)
 
 
 async def _manage(

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
+from attrs import frozen
 
 from ..client.api import ListenerKind
 from ..errors import PortNotAvailable
@@ -20,23 +21,25 @@ from .render import note
 _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
 
 
-async def attach(
-    cli: Cli,
-    kind: ListenerKind,
-    host: str,
-    port: int,
-    *,
-    tls: Certificate | None,
-    proxy_protocol: bool,
-    told: trio.Event,
-) -> None:
-    """Opens a listener of the manager that runs, until told to stop.
+@frozen
+class Listener:
+    """What a manager is to open."""
+
+    kind: ListenerKind
+    host: str
+    port: int
+    tls: Certificate | None
+    proxy_protocol: bool = False
+
+
+async def attach(cli: Cli, listener: Listener, told: trio.Event) -> None:
+    """Has the manager that runs open it, until told to stop.
 
     When another manager takes its place, as in an upgrade, the listener is opened there. Raises
     `ManagerNotRunning` when the manager is killed.
     """
     while not told.is_set():
-        await _attach_once(cli, kind, host, port, tls, proxy_protocol, told)
+        await _attach_once(cli, listener, told)
         give_up_at = trio.current_time() + _SUCCESSION_S
         while not (told.is_set() or await answers_at_once(cli.paths)):
             if trio.current_time() > give_up_at:
@@ -47,25 +50,22 @@ async def attach(
             note("the manager was replaced; opening again in the new one")
 
 
-async def _attach_once(
-    cli: Cli,
-    kind: ListenerKind,
-    host: str,
-    port: int,
-    tls: Certificate | None,
-    proxy_protocol: bool,
-    told: trio.Event,
-) -> None:
+async def _attach_once(cli: Cli, listener: Listener, told: trio.Event) -> None:
     """Returns when told to, or when the manager ends."""
-    certfile, keyfile = tls.files if tls else (None, None)
+    certfile, keyfile = listener.tls.files if listener.tls else (None, None)
     async with (
         running(cli) as client,
-        told_whose(cli, kind, port),
+        told_whose(cli, listener.kind, listener.port),
         client.open_listener(
-            kind, host, port, certfile=certfile, keyfile=keyfile, proxy_protocol=proxy_protocol
+            listener.kind,
+            listener.host,
+            listener.port,
+            certfile=certfile,
+            keyfile=keyfile,
+            proxy_protocol=listener.proxy_protocol,
         ) as (port, lines),
     ):
-        print(address(kind, host, port, tls=tls is not None), flush=True)
+        print(address(listener.kind, listener.host, port, tls=certfile is not None), flush=True)
         async with trio.open_nursery() as nursery:
 
             async def listen() -> None:

@@ -69,9 +69,7 @@ class ControlPlane:
         )
         seats, affinity = Seats(), Affinity()
         self.gateway = gateway(settings, observer=self, authenticator=access, seats=seats, affinity=affinity)
-        self.hub = Hub(
-            self.gateway, seats, affinity, observer=self, tokens=access.tokens, authenticator=access
-        )
+        self.hub = Hub(self.gateway, seats, affinity, observer=self, access=access)
         self.ending = False  #: services end for good, and the gateway after them
         self._totals = dict(snapshot.totals)
         self._stale = trio.Event()

@@ -12,7 +12,6 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol
 
 import trio
 from attrs import asdict, define, evolve, field
@@ -22,30 +21,27 @@ from ..core.affinity import Affinity
 from ..core.routing import RoutingTable
 from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
 from ..errors import ConnectionNotFound, InvalidRequest, WrongState
-from ..models import Connection, SessionEnd, Token, utc_now
-from ..proxy import Authenticator, Gateway, SessionObserver
+from ..models import Connection, SessionEnd, utc_now
+from ..proxy import Gateway, SessionObserver
 from ..worker import protocol
 from ..worker.link import Link
 from ..worker.protocol import Order, Report
+from .gateway_access import GatewayAccess
 
 logger = logging.getLogger(__name__)
 
 _OTHERS_S = 0.1  #: the oldest that a worker's knowledge of the others' sessions is
 _APPLIED_S = 2.0  #: a worker that has not taken a table by then is not waited for
 _DRAIN_MARGIN_S = 15.0  #: beyond the drain's own deadline: its close frames wait for answers
-_HELLO_S = 5.0
-_END_S = 30.0
+_HELLO_S = 5.0  #: from connecting to the first message
+_END_S = 30.0  #: for workers that were told to end
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
-
-
-class TokenBook(Protocol):
-    def all(self) -> tuple[Token, ...]: ...
 
 
 @define
 class _Live:
-    connection: Connection
-    told_at: float
+    connection: Connection  #: as it was reported last
+    told_at: float  #: when that was
 
 
 @define(eq=False)
@@ -56,13 +52,13 @@ class Remote:
     pid: int
     sessions: dict[str, _Live] = field(factory=dict)
     link: Link[Report] | None = None  #: while it answers
-    declared: bool = False
+    declared: bool = False  #: on this link
     sent: int = 0  #: the version of the table that it was sent last
-    applied: int = 0
-    others: Mapping[str, int] | None = None  #: as it was told last
-    told_at: float = 0.0
-    unlinked: trio.Event = field(factory=trio.Event)
-    gone: trio.Event = field(factory=trio.Event)
+    applied: int = 0  #: the version by which it routes
+    others: Mapping[str, int] | None = None  #: the others' seats, as it was told last
+    told_at: float = 0.0  #: when that was
+    unlinked: trio.Event = field(factory=trio.Event)  #: this link has ended
+    gone: trio.Event = field(factory=trio.Event)  #: its process has exited, and is forgotten
 
 
 class Hub:
@@ -75,15 +71,13 @@ class Hub:
         affinity: Affinity,
         *,
         observer: SessionObserver,
-        tokens: TokenBook,
-        authenticator: Authenticator,
+        access: GatewayAccess,
     ) -> None:
         self._gateway = gateway
         self._seats = seats
         self._affinity = affinity
         self._observer = observer
-        self._tokens = tokens
-        self._authenticator = authenticator
+        self._access = access
         self._ledger = Ledger(seats)
         self._ledger.pause()  # until `resume`
         self._remotes: dict[str, Remote] = {}
@@ -302,6 +296,7 @@ class Hub:
                 claimed.clear()
                 remote.declared = True
                 self._grant(self._ledger.declare(worker_id, seats))
+                self._gateway.lobby.serve_waiting()  # it may have less than was known
                 self._happened()
             case protocol.Applied(version):
                 remote.applied = version
@@ -313,7 +308,7 @@ class Hub:
                 raise InvalidRequest("it says hello twice")
 
     async def _redeem(self, remote: Remote, report: protocol.Redeem) -> None:
-        identity = await self._authenticator.ticket(report.ticket)
+        identity = await self._access.ticket(report.ticket)
         if remote.link is not None:
             remote.link.put(protocol.Redeemed(report.number, identity))
 
@@ -335,7 +330,9 @@ class Hub:
         if remote.link is None or remote.sent > remote.applied or remote.sent == self._version:
             return
         if self._table_line is None:
-            self._table_line = protocol.encode(protocol.Table(self._version, self._table, self._tokens.all()))
+            self._table_line = protocol.encode(
+                protocol.Table(self._version, self._table, self._access.tokens.all())
+            )
         remote.sent = self._version
         remote.link.put_lines(self._table_line)
 

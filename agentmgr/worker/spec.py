@@ -12,9 +12,19 @@ from ..codec import to_json, to_plain
 from ..proxy import Gateway
 from ..settings import RuntimePaths, Settings
 
-_OF_OTHERS = frozenset(  # settings that change nothing of what a worker does for its clients
-    {"api_host", "api_port", "api_rate_limit", "health_check_interval", "log_format", "log_level"}
-    | {"proxy_host", "proxy_port", "proxy_workers"}
+# Settings that change nothing of what a worker does for its clients.
+_IRRELEVANT = frozenset(
+    {
+        "api_host",
+        "api_port",
+        "api_rate_limit",
+        "health_check_interval",
+        "log_format",
+        "log_level",
+        "proxy_host",
+        "proxy_port",
+        "proxy_workers",
+    }
 )
 
 
@@ -28,18 +38,18 @@ class WorkerSpec:
     keyfile: str | None = None
     slot: int = 0  #: which of those that share the port
     guest: bool = False  #: it belongs to a terminal of its own: no manager started it or starts it again
-    leash: int | None = None  #: a pipe; when it comes to its end, so does the worker
-    ready: int | None = None  #: a pipe that gets a line when it serves
+    leash: int | None = None  #: a pipe's descriptor; the worker ends at its end of file
+    ready: int | None = None  #: a pipe's descriptor, which gets a line once it serves
 
     @property
     def log(self) -> Path:
-        """Where it says what it does."""
+        """The file that it logs to."""
         return RuntimePaths.of(self.settings.db_path).workers / f"{self.port}-{self.slot}.log"
 
     @property
     def options(self) -> str:
         """Equal for workers that do the same: one that does something else is not worth adopting."""
-        settings = {k: v for k, v in to_plain(self.settings).items() if k not in _OF_OTHERS}
+        settings = {k: v for k, v in to_plain(self.settings).items() if k not in _IRRELEVANT}
         same = [self.host, self.certfile, self.keyfile, self.guest, settings]
         return sha256(to_json(same).encode()).hexdigest()[:16]
 

@@ -10,7 +10,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import count
 
@@ -30,11 +30,11 @@ from .spec import WorkerSpec, gateway
 
 logger = logging.getLogger("agentmgr.gateway")
 
-_FIRST_RETRY_S, _LAST_RETRY_S = 0.02, 0.5
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.02, 0.5  # between looks for a manager, doubling
 _PROGRESS_S = 1.0  # between two reports of what the sessions have done
 _SOME = 500  # sessions looked at before other tasks get their turn
-_TICKET_S = 5.0  # for the manager to say whose it is
-_LAST_WORDS_S = 2.0
+_TICKET_S = 5.0  # for the manager to say whose ticket it is
+_LAST_WORDS_S = 2.0  # for the manager to take the last reports
 _MOST_ENDS = 100_000  # kept for the next manager
 
 LIMITS = GatewayLimits(busy_wait_s=0.001)  #: a worker relays, and does little else
@@ -50,7 +50,7 @@ class Worker:
         self._ended = ended
         self._link: Link[Order] | None = None  # while a manager listens
         self._unheard: deque[SessionEnd] = deque(maxlen=_MOST_ENDS)
-        self._told: dict[str, int] = {}  # bytes of each session, as they were told last
+        self._told: dict[str, int] = {}  # bytes of each session when its progress was reported last
         self._redeeming: dict[int, trio.MemorySendChannel[Identity | None]] = {}
         self._numbers = count()
         self._access = WorkerAccess(self._redeem)
@@ -71,16 +71,11 @@ class Worker:
         self._told_to_end = trio.Event()
 
     def end(self) -> None:
+        """Has `serve` return, once the sessions are closed."""
         self._told_to_end.set()
 
-    @property
-    def attached(self) -> bool:
-        return self._link is not None
-
     async def serve(
-        self,
-        listeners: Sequence[trio.SocketListener],
-        certificate: Certificate | None = None,
+        self, listeners: Sequence[trio.SocketListener], certificate: Certificate | None = None
     ) -> None:
         """Until told to end; then its sessions are closed with 1001, in batches. Closes the listeners.
 
@@ -98,40 +93,33 @@ class Worker:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(talk)
             try:
-                await self._wait_table()
-                if not self._told_to_end.is_set():
+                with ExitStack() as listening:
+                    for listener in listeners:
+                        listening.callback(listener.socket.close)
                     async with trio.open_nursery() as serving:
-                        await serving.start(
-                            partial(
-                                self.gateway.serve,
-                                listeners,
-                                certificate=certificate,
-                                proxy_protocol=self._spec.settings.proxy_protocol,
-                            )
-                        )
-                        self.serving.set()
+                        serving.start_soon(self._serve_clients, listeners, certificate)
                         await self._told_to_end.wait()
                         serving.cancel_scope.cancel()
-                        for listener in listeners:  # the next clients are for the other workers
-                            listener.socket.close()
+                        listening.close()  # the next clients are for the other workers
             finally:
-                for listener in listeners:
-                    listener.socket.close()
                 if self._link is not None:
                     with trio.move_on_after(_LAST_WORDS_S, shield=True):
                         await self._link.flushed()
                 talking.cancel()
 
-    async def _wait_table(self) -> None:
+    async def _serve_clients(
+        self, listeners: Sequence[trio.SocketListener], certificate: Certificate | None
+    ) -> None:
+        await self._has_table.wait()
+        serve = partial(
+            self.gateway.serve,
+            listeners,
+            certificate=certificate,
+            proxy_protocol=self._spec.settings.proxy_protocol,
+        )
         async with trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                await self._told_to_end.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(watch)
-            await self._has_table.wait()
-            nursery.cancel_scope.cancel()
+            await nursery.start(serve)
+            self.serving.set()
 
     # The gateway's observer
 

@@ -169,6 +169,11 @@ def _measured(manager: AgentManager) -> Iterable[Metric]:
         manager.get_database_timings(),
         "operation",
     )
+    yield CounterMetricFamily(
+        "agentmgr_database_dropped_facts",
+        "Events, checks and ends of sessions that could not be written, and were given up.",
+        manager.get_dropped_facts(),
+    )
     checks = CounterMetricFamily("agentmgr_health_checks", "Health checks, by result.", labels=["result"])
     for result, failed in (("ok", False), ("failed", True)):
         checks.add_metric([result], figures.checks_failed[failed])

@@ -108,6 +108,10 @@ class AgentManager(ServiceCommands):
         """How long this manager has waited for its database, by `read` and `write`."""
         return self._live().store.timings
 
+    def get_dropped_facts(self) -> int:
+        """How many events, checks and ends of sessions this manager could not write, and gave up."""
+        return self._live().store.dropped
+
     def get_info(self) -> dict[str, Any]:
         """About this manager: version, process, database, listeners, limits."""
         return {

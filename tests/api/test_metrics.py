@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentmgr.client.session import open_session
 from agentmgr.manager import AgentManager
+from agentmgr.models import Event
 
 
 async def scrape(url: str) -> dict[tuple[str, ...], float]:
@@ -38,6 +39,12 @@ async def test_it_counts_what_there_is(url: str, manager: AgentManager, agent_fi
     assert found["agentmgr_service_sessions_active", "idle"] == 0
     assert found["agentmgr_service_restarts_total", "echo"] == 0
     assert found["agentmgr_degraded",] == 0
+
+
+async def test_what_the_database_cannot_keep_is_counted(url: str, manager: AgentManager) -> None:
+    manager._live().store.record(Event("half a character", detail={"text": "\ud800"}))
+    await manager.get_events()
+    assert (await scrape(url))["agentmgr_database_dropped_facts_total",] == 1
 
 
 async def test_it_tells_what_a_service_uses(url: str, manager: AgentManager, agent_file: str) -> None:

@@ -105,6 +105,8 @@ class Life:
                     with backoff:
                         await trio.sleep_forever()
         finally:
+            with trio.CancelScope(shield=True):
+                await self.entry.written()
             self._place.close()
             if self.stopped or not self.finished:
                 self._end_of_story()
@@ -224,7 +226,7 @@ class Life:
                     await self._end(child)
 
     async def _end(self, child: Child) -> None:
-        """Drains it if others asked it to stop, ends it, and writes down that it is gone."""
+        """Drains it if others asked it to stop, ends it, and has it written down that it is gone."""
         if self.stopped and self.view.status in _SERVING:
             self._become(InstanceEvent.DRAIN)
             timeout_s = self._config.drain_timeout
@@ -236,7 +238,6 @@ class Life:
         exit = await child.end(self._config.stop_timeout)
         self._tell(pid=None, last_exit=str(exit))
         self.entry.set(None)
-        await self.entry.written()
 
     async def _exited(self, child: Child, exit: Exit) -> Ending:
         ready_for_s = self._ready_for_s()

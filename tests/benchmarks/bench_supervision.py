@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_supervision.py [--kills 12] [--instances 300] [--light] [--seconds 30]
 
 P7 runs the same tiny child under us, with no manager at all, and under supervisord, Circus and PM2 where they
-are on the PATH. What is timed is what a client sees: from the kill until a WebSocket handshake succeeds.
+are on the PATH, each in turn. What is timed is what a client sees: from the kill until a WebSocket handshake
+succeeds; and, by our own word, until the instance is noticed to be gone, and is routable again.
 P8 runs real agent hosts, or with `--light` stand-ins that speak the same protocol and start faster.
 """
 
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ from tests.supervisor.conftest import MemoryJournal  # noqa: E402
 
 CHILD = ROOT / "tests" / "supervisor" / "child.py"
 LOOK_EVERY_S = 0.0005
+PAUSE_S = 0.3  #: before each kill
 
 
 def words(port: int | str) -> list[str]:
@@ -82,24 +84,19 @@ def pid_on(port: int) -> int:
 # P7
 
 
-def bare(kills: int) -> list[float]:
+def bare() -> float:
     """The child, started by nobody: from `Popen` to its first handshake."""
-    times = []
-    for _ in range(kills):
-        port = free_port()
-        with subprocess.Popen(words(port)) as process:
-            times.append(seconds_until_answer(port))
-            process.kill()
-    return times
+    port = free_port()
+    with subprocess.Popen(words(port)) as process:
+        taken_s = seconds_until_answer(port)
+        process.kill()
+    return taken_s
 
 
-def kill_and_wait(port: int, kills: int, pause_s: float) -> list[float]:
-    times = []
-    for _ in range(kills):
-        time.sleep(pause_s)
-        os.kill(pid_on(port), signal.SIGKILL)
-        times.append(seconds_until_answer(port))
-    return times
+def back(port: int) -> float:
+    """From the kill of whoever listens there to the next handshake."""
+    os.kill(pid_on(port), signal.SIGKILL)
+    return seconds_until_answer(port)
 
 
 class Notices(MemoryJournal):
@@ -112,16 +109,19 @@ class Notices(MemoryJournal):
         super().instance_changed(instance)
 
 
-async def in_process(kills: int, directory: Path) -> tuple[list[float], list[float]]:
-    """From the crash until it is noticed, and until the instance is routable."""
+async def in_process(kills: int, directory: Path) -> tuple[list[float], list[float], list[float]]:
+    """Bare starts, and in turn with them from a crash until it is noticed, and until it is routable."""
     journal = Notices()
     supervisor = Supervisor(journal, log_dir=directory)
-    noticed, routable = [], []
+    config = ServiceConfig(command=words("{port}"), restart_delay=0, stable_after=0)
+    started, noticed, routable = [], [], []
     async with trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
-        await supervisor.start(service())
+        await supervisor.start(ServiceSpec("bench", config, desired_status=DesiredStatus.RUNNING))
         for _ in range(kills):
-            await trio.sleep(0.2)
+            await trio.sleep(PAUSE_S)
+            started.append(await trio.to_thread.run_sync(bare))
+            await trio.sleep(PAUSE_S)
             (instance,) = supervisor.instances()
             assert instance.pid is not None
             journal.at.clear()
@@ -131,32 +131,19 @@ async def in_process(kills: int, directory: Path) -> tuple[list[float], list[flo
             noticed.append(journal.at[ServiceStatus.BACKOFF] - begin)
             routable.append(journal.at[ServiceStatus.RUNNING] - begin)
         await supervisor.shutdown()
-    return noticed, routable
-
-
-def service(port: int | None = None) -> ServiceSpec:
-    """With no delay, however often."""
-    config = ServiceConfig(command=words("{port}"), restart_delay=0, stable_after=0)
-    return ServiceSpec("bench", config, port=port, desired_status=DesiredStatus.RUNNING)
-
-
-async def supervise(port: int, directory: Path) -> None:
-    supervisor = Supervisor(MemoryJournal(), log_dir=directory)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(supervisor.run)
-        await supervisor.start(service(port))
+    return started, noticed, routable
 
 
 @contextmanager
-def ours(directory: Path, port: int) -> Iterator[None]:
-    """In a process of its own, like the others."""
-    with subprocess.Popen([sys.executable, __file__, "--supervise", str(port), str(directory)]) as process:
+def agentmgr(directory: Path, port: int) -> Iterator[None]:
+    """With its database, and in a process of its own, like the others."""
+    with manager(directory) as process:
+        request = {"id": 1, "do": "register", "name": "bench", "command": words("{port}"), "port": port}
+        ask(process, {**request, "stable_after": 0, "wait": True})  # no delay, however often
         try:
             yield
         finally:
-            os.kill(pid_on(port), signal.SIGSTOP)  # so that it is not started again meanwhile
-            process.kill()
-            os.kill(pid_on(port), signal.SIGKILL)
+            ask(process, {"id": 2, "do": "unregister", "name": "bench"})
 
 
 @contextmanager
@@ -167,8 +154,10 @@ def supervisord(directory: Path, port: int) -> Iterator[None]:
         f"[program:child]\ncommand={' '.join(words(port))}\nautorestart=true\nstartsecs=0\n"
     )
     with subprocess.Popen(["supervisord", "-c", str(config)], stdout=subprocess.DEVNULL) as process:
-        yield
-        process.terminate()
+        try:
+            yield
+        finally:
+            process.terminate()
 
 
 @contextmanager
@@ -180,8 +169,10 @@ def circus(directory: Path, port: int) -> Iterator[None]:
     )
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(["circusd", str(config)], **quiet) as process:
-        yield
-        process.terminate()
+        try:
+            yield
+        finally:
+            process.terminate()
 
 
 @contextmanager
@@ -199,41 +190,68 @@ def pm2(directory: Path, port: int) -> Iterator[None]:
         run("kill")
 
 
-SYSTEMS: dict[str, tuple[str, Callable[[Path, int], object]]] = {
-    "agentmgr": (sys.executable, ours),
+SYSTEMS: dict[str, tuple[str, Callable[[Path, int], AbstractContextManager[None]]]] = {
+    "agentmgr": (sys.executable, agentmgr),
     "supervisord": ("supervisord", supervisord),
     "Circus (check_delay 5)": ("circusd", circus),
     "PM2": ("pm2", pm2),
 }
 
 
-def row(name: str, times: list[float], base: float | None = None) -> None:
-    median = statistics.median(times) * 1000
-    against = "" if base is None else f"   {median / base:5.2f} × bare"
-    print(
-        f"  {name:36} {median:8.1f} ms ({min(times) * 1000:.1f} … {max(times) * 1000:.1f}){against}",
-        flush=True,
-    )
+def row(name: str, times: list[float], base: list[float] | None = None) -> None:
+    median, least = statistics.median(times), min(times)
+    against = ""
+    if base is not None:
+        ratios = median / statistics.median(base), least / min(base)
+        against = "   {:5.2f} × bare, least by least {:.2f}".format(*ratios)
+    print(f"  {name:36} {median * 1000:8.1f} ms ({least * 1000:.1f} … {max(times) * 1000:.1f}){against}")
 
 
 def p7(kills: int) -> None:
-    print(f"P7: kill -9 of the child; median of {kills}")
-    with tempfile.TemporaryDirectory() as name:
+    """In turn, not one after the other: the machine is another one from minute to minute."""
+    print(f"P7: kill -9 of the child; median of {kills}", flush=True)
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
-        started = bare(kills)
-        base = statistics.median(started) * 1000
+        started, noticed, routable = trio.run(in_process, kills, directory)
         row("bare start to handshake", started)
-        noticed, routable = trio.run(in_process, kills, directory)
         row("agentmgr: noticed", noticed)
-        row("agentmgr: routable again", routable, base)
+        row("agentmgr: routable again", routable, started)
+        ports: dict[str, int] = {}
         for title, (program, system) in SYSTEMS.items():
             if shutil.which(program) is None:
                 print(f"  {title:36} not installed here")
                 continue
-            port = free_port()
-            with system(directory, port):  # type: ignore[attr-defined]
-                seconds_until_answer(port)
-                row(f"{title}: answers again", kill_and_wait(port, kills, 1.2), base)
+            ports[title] = free_port()
+            stack.enter_context(system(directory, ports[title]))
+            seconds_until_answer(ports[title])
+        started, times = [], {title: list[float]() for title in ports}
+        for _ in range(kills):
+            time.sleep(PAUSE_S)
+            started.append(bare())
+            for title, port in ports.items():
+                time.sleep(PAUSE_S)
+                times[title].append(back(port))
+        row("bare start to handshake", started)
+        for title in ports:
+            row(f"{title}: answers again", times[title], started)
+
+
+@contextmanager
+def manager(directory: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    script = ROOT / "tests" / "faults" / "manager_process.py"
+    with subprocess.Popen(
+        [sys.executable, str(script), str(directory / "m.db"), *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    ) as process:
+        assert process.stdout is not None
+        try:
+            process.stdout.readline()
+            yield process
+        finally:
+            process.terminate()
 
 
 # P8
@@ -252,36 +270,19 @@ def p8(instances: int, seconds: float, light: bool) -> None:
             python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -S {CHILD} "$@"\n')
             python.chmod(0o755)
             request["python"] = str(python)
-        script = ROOT / "tests" / "faults" / "manager_process.py"
-        manager = stack.enter_context(
-            subprocess.Popen(
-                [sys.executable, str(script), str(directory / "m.db"), "--interval", "10"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
-        )
-        assert manager.stdin is not None
-        assert manager.stdout is not None
-        try:
-            manager.stdout.readline()
-            begin = time.monotonic()
-            ask(manager, {**request, "wait": True})
-            print(f"  all ready after {time.monotonic() - begin:.1f} s")
-            time.sleep(12)  # a round of checks, so that what is made once is made
-            before, begin = cpu_s(manager.pid), time.monotonic()
-            time.sleep(seconds)
-            share = (cpu_s(manager.pid) - before) / (time.monotonic() - begin)
-            stat = procfs.stat(manager.pid)
-            assert stat is not None
-            rss = stat.resident_pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-            print(f"  manager: {share * 100:.1f} % of a core, {rss:.0f} MiB resident")
-            ask(manager, {"id": 2, "do": "unregister", "name": "bench"})
-        finally:
-            with suppress(OSError):
-                manager.stdin.close()
-            manager.terminate()
+        process = stack.enter_context(manager(directory, "--interval", "10"))
+        begin = time.monotonic()
+        ask(process, {**request, "wait": True})
+        print(f"  all ready after {time.monotonic() - begin:.1f} s", flush=True)
+        time.sleep(12)  # a round of checks, so that what is made once is made
+        before, begin = cpu_s(process.pid), time.monotonic()
+        time.sleep(seconds)
+        share = (cpu_s(process.pid) - before) / (time.monotonic() - begin)
+        stat = procfs.stat(process.pid)
+        assert stat is not None
+        rss = stat.resident_pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        print(f"  manager: {share * 100:.1f} % of a core, {rss:.0f} MiB resident")
+        ask(process, {"id": 2, "do": "unregister", "name": "bench"})
 
 
 def ask(manager: subprocess.Popen[bytes], request: dict[str, object]) -> None:
@@ -301,8 +302,6 @@ def cpu_s(pid: int) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--supervise"]:
-        trio.run(supervise, int(sys.argv[2]), Path(sys.argv[3]))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--instances", type=int, default=300)

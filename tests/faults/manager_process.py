@@ -36,6 +36,7 @@ async def carry_out(manager: AgentManager, request: dict[str, Any]) -> None:
                 config = ServiceConfig(
                     max_restart_count=10**6,
                     restart_delay=0,
+                    stable_after=request.get("stable_after", 60),
                     on_manager_death=OnManagerDeath(request.get("on_manager_death", "keep")),
                     stop_timeout=request.get("stop_timeout", 10),
                     python=request.get("python"),
@@ -46,6 +47,7 @@ async def carry_out(manager: AgentManager, request: dict[str, Any]) -> None:
                     name,
                     request.get("file"),
                     command=request.get("command", ()),
+                    port=request.get("port"),
                     config=config,
                     auto_start=True,
                     wait=request.get("wait", False),

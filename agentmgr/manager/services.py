@@ -72,7 +72,8 @@ class ServiceCommands(ManagerLife):
     ) -> Service:
         """Change fields by name: the registration's own, or those of its `ServiceConfig`.
 
-        Running instances keep what they were started with until they are restarted.
+        Running instances keep what they were started with until they are restarted; how many there are
+        follows at once.
 
         Raises `ServiceNotFound`, `InvalidRequest`, `VersionMismatch`, `NameTaken`, `PortNotAvailable`.
         """
@@ -85,6 +86,9 @@ class ServiceCommands(ManagerLife):
             Event("service.changed", service_id=spec.service_id, detail={"fields": ",".join(sorted(changes))})
         )
         plane.changed()
+        scaled = spec.config.instances != before.config.instances
+        if self._supervise and scaled and spec.desired_status is DesiredStatus.RUNNING:
+            await plane.supervisor.start(spec, wait=False)
         return plane.view(spec)
 
     async def unregister_service(self, ref: str, *, force: bool = False) -> Service:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from trio_websocket import ConnectionClosed, open_websocket_url
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
@@ -113,6 +114,19 @@ async def test_an_instance_that_is_killed_comes_back(db: Path, agent_file: Agent
         assert again.instances[0].pid != first
         assert (again.restart_count, again.instances[0].last_exit) == (1, "SIGKILL")
         assert manager.get_service_stats("echo")["restarts"] == 1
+
+
+async def test_how_many_instances_there_are_follows_a_change_at_once(db: Path, agent_file: AgentFile) -> None:
+    async with AgentManager(db) as manager:
+        (first,) = (await manager.register_service("echo", agent_file(), auto_start=True)).instances
+        await manager.update_service("echo", {"instances": 2, "description": "two"})
+        with trio.fail_after(60):
+            while [i.status for i in manager.get_service("echo").instances] != ["running"] * 2:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            assert manager.get_service("echo").instances[0].pid == first.pid
+            await manager.update_service("echo", {"instances": 1})
+            while [i.pid for i in manager.get_service("echo").instances] != [first.pid]:
+                await trio.testing.wait_all_tasks_blocked(0.01)
 
 
 async def test_a_health_that_wavers_is_told_as_such_and_not_as_another_start(

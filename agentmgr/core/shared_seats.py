@@ -120,7 +120,7 @@ class SharedSeats(Seats):
         self._judge(instance_id)
 
     def attach(self) -> Mapping[str, int]:
-        """A manager listens from now on; what it is to be told first."""
+        """A manager listens from now on; returns the seats in use, which it is to be told first."""
         self._attached = True
         self._spare.clear()
         self._judge_all()
@@ -131,7 +131,7 @@ class SharedSeats(Seats):
         self._judge_all()
 
     def know(self, others: Mapping[str, int]) -> None:
-        """How many seats the others have, by instance id."""
+        """Takes note of how many seats the others have, by instance id."""
         changed = self._others.keys() | others.keys()
         self._others = others
         for name in changed:
@@ -181,7 +181,7 @@ class Ledger:
         return self._held.get(worker, {})
 
     def others(self, worker: str) -> dict[str, int]:
-        """What all but this one have."""
+        """The seats that all but this worker have, by instance id."""
         mine = self.held(worker)
         return {name: n for name, all_ in self._seats.taken.items() if (n := all_ - mine.get(name, 0))}
 
@@ -200,7 +200,7 @@ class Ledger:
                 return self._ask((worker, ticket), names)
 
     def declare(self, worker: str, held: Mapping[str, int]) -> list[tuple[str, Grant]]:
-        """What the worker has in truth. It may be more than the limits say: those sessions stay."""
+        """Replaces what is known of the worker's seats. They may exceed the limits: those sessions stay."""
         freed = []
         for name in set(self.held(worker)) | set(held):
             change = held.get(name, 0) - self.held(worker).get(name, 0)
@@ -212,12 +212,12 @@ class Ledger:
         return [grant for name in freed for grant in self.serve(name)]
 
     def detach(self, worker: str) -> None:
-        """It does not answer, and keeps what it has."""
+        """The worker does not answer: it keeps its seats, and its questions are dropped."""
         for key in [key for key in self._asks if key[0] == worker]:
             self._withdraw(key)
 
     def forget(self, worker: str) -> list[tuple[str, Grant]]:
-        """It is dead."""
+        """The worker is dead: its seats are free."""
         self.detach(worker)
         return self.declare(worker, {})
 

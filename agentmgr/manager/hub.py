@@ -98,7 +98,7 @@ class Hub:
         return self._remotes.get(worker_id)
 
     def serving_at(self, host: str, port: int) -> int:
-        """How many of a manager's workers serve there."""
+        """How many workers serve there that a manager started."""
         return sum(not r.hello.guest and (r.hello.host, r.hello.port) == (host, port) for r in self)
 
     def listeners(self) -> list[dict[str, str | int]]:
@@ -110,12 +110,12 @@ class Hub:
         ]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Returns once it holds; it is looked at whenever something happened here."""
+        """Returns once the condition holds; it is checked again whenever something has changed here."""
         while not condition():
             await self._news.wait()
 
     def resume(self) -> None:
-        """Grants seats from now on: the limits are known, and so is what living workers hold."""
+        """Grants seats from now on: call it when the limits and the seats of living workers are known."""
         self._grant(self._ledger.resume())
 
     def publish(self, table: RoutingTable) -> None:
@@ -227,7 +227,7 @@ class Hub:
             remote.link = None
             self._ledger.detach(hello.worker_id)
             remote.unlinked.set()
-            self._happened()
+            self._changed()
 
     async def _arrived(self, hello: protocol.Hello, pid: int, nursery: trio.Nursery) -> Remote:
         remote = self._remotes.get(hello.worker_id)
@@ -240,7 +240,7 @@ class Hub:
         return remote
 
     async def _watch(self, remote: Remote, *, task_status: trio.TaskStatus[None]) -> None:
-        """Until its process has exited, and all that it said was heard."""
+        """Forgets the worker when its process has exited, and all that it reported was read."""
         try:
             process = os.pidfd_open(remote.pid)
         except ProcessLookupError:
@@ -260,7 +260,7 @@ class Hub:
         self._grant(self._ledger.forget(remote.hello.worker_id))
         self._gateway.lobby.serve_waiting()
         remote.gone.set()
-        self._happened()
+        self._changed()
 
     def _hear(self, remote: Remote, report: Report, claimed: set[str], talk: trio.Nursery) -> None:
         worker_id = remote.hello.worker_id
@@ -279,7 +279,7 @@ class Hub:
                 claimed.discard(end.connection_id)
                 remote.sessions.pop(end.connection_id, None)
                 self._observer.session_closed(end)
-                self._happened()
+                self._changed()
             case protocol.Refused(code):
                 self._observer.client_refused(code)
             case protocol.Progress():
@@ -297,11 +297,11 @@ class Hub:
                 remote.declared = True
                 self._grant(self._ledger.declare(worker_id, seats))
                 self._gateway.lobby.serve_waiting()  # it may have less than was known
-                self._happened()
+                self._changed()
             case protocol.Applied(version):
                 remote.applied = version
                 self._send_table(remote)
-                self._happened()
+                self._changed()
             case protocol.Redeem():
                 talk.start_soon(self._redeem, remote, report)
             case protocol.Hello():
@@ -313,7 +313,7 @@ class Hub:
             remote.link.put(protocol.Redeemed(report.number, identity))
 
     async def keep_telling(self) -> None:
-        """What the others have, while there is somebody to tell; no news is told once in a while."""
+        """Reports to each worker how many seats the others have, when that changes and as a heartbeat."""
         while True:
             await self.until(lambda: self._remotes)
             now = trio.current_time()
@@ -326,7 +326,7 @@ class Hub:
             await trio.sleep(_OTHERS_S)
 
     def _send_table(self, remote: Remote) -> None:
-        """One at a time: whoever is slow gets the last one next, and not all that were in between."""
+        """One at a time: a slow worker next gets the latest table, and none of those in between."""
         if remote.link is None or remote.sent > remote.applied or remote.sent == self._version:
             return
         if self._table_line is None:
@@ -349,7 +349,7 @@ class Hub:
             assert link is not None, "who does not answer asks for nothing"
             link.put(grant)
 
-    def _happened(self) -> None:
+    def _changed(self) -> None:
         self._news.set()
         self._news = trio.Event()
 

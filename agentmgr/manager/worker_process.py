@@ -17,12 +17,12 @@ from ..core.restart import Exit
 from ..supervisor import logs
 from ..worker.spec import WorkerSpec
 
-_START_S = 30.0
+_START_S = 30.0  #: until a new worker serves
 _KILL_PATIENCE_S = 10.0  #: a process in uninterruptible sleep dies when the disk lets it
 
 
 class DidNotStart(Exception):
-    """And its last words."""
+    """A worker ended, or was not ready in time; the message has its last words."""
 
 
 class WorkerProcess:
@@ -36,7 +36,7 @@ class WorkerProcess:
 
     @classmethod
     async def start(cls, spec: WorkerSpec, output: Path) -> WorkerProcess:
-        """One that serves. Raises `DidNotStart`."""
+        """Returns when it serves. Raises `DidNotStart`."""
         reading, writing = os.pipe()
         async with trio.lowlevel.FdStream(reading) as ready:
             try:
@@ -59,7 +59,7 @@ class WorkerProcess:
         return process
 
     async def wait_exit(self) -> Exit:
-        """A stranger's child does not tell how it ended."""
+        """How it ended; `Exit()`, not known, of one that a former manager started."""
         await trio.lowlevel.wait_readable(self._pidfd)
         if self._popen is None:
             return Exit()
@@ -67,7 +67,10 @@ class WorkerProcess:
         return Exit(signal=-code) if code < 0 else Exit(code=code)
 
     async def end(self, grace_s: float) -> Exit:
-        """Asks it to, and kills it after `grace_s`. Shielded from cancellation; forgets the process."""
+        """Sends SIGTERM, and SIGKILL after `grace_s` seconds; then forgets the process.
+
+        Shielded from cancellation.
+        """
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
             signal.pidfd_send_signal(self._pidfd, signal.SIGCONT)  # stopped, it would not hear the TERM
@@ -83,7 +86,7 @@ class WorkerProcess:
         return exit
 
     def forget(self) -> None:
-        """It goes on, or has ended."""
+        """Lets go of a process that goes on, or has ended."""
         trio.lowlevel.notify_closing(self._pidfd)
         os.close(self._pidfd)
         if self._popen is not None and self._popen.poll() is None:

@@ -1,8 +1,9 @@
 """The processes that serve the gateway on one port: started, adopted, restarted, ended.
 
 A manager that is killed leaves them behind, and they go on. The next one finds them by the files that they
-keep locked (`worker.pidfile`), waits for them to come to its socket, and takes them over where it wants what
-they do. Those that it does not want serve on until it ends.
+keep locked (`worker.pidfile`), and waits for them to connect to its socket. Of those at an address that it
+serves it adopts the ones with the options that it wants, and ends the others. Those at other addresses serve
+on until the manager ends.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from .worker_process import DidNotStart, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
-_RETURN_S = 3.0  #: a worker that lives comes to the next manager's socket sooner than that
+_RETURN_S = 3.0  #: a worker that lives connects to the next manager sooner than that
 _LOOK_S = 0.02
-_END_S = 30.0  #: from the wish to the kill: its sessions are closed in batches, and each may take a while
+_END_S = 30.0  #: from SIGTERM to SIGKILL: its sessions are closed in batches, and each may take a while
 _STEADY = ServiceConfig(
     restart=RestartMode.ALWAYS, restart_delay=0.0, restart_delay_max=30.0, max_restart_count=10**6
 )
 
 
 async def await_returning(hub: Hub, paths: RuntimePaths) -> None:
-    """Until every worker that a former manager left has said what it holds.
+    """Returns when every worker that a former manager left has declared its seats.
 
-    One that does not say so in time is ended: nobody could tell how many seats it has. A terminal's is left.
+    One that does not in time is killed: nobody could tell how many seats it has. A terminal's is left alone.
     """
     give_up_at = trio.current_time() + _RETURN_S
     while True:
@@ -84,10 +85,10 @@ def _declared(remote: Remote | None) -> bool:
 
 
 class WorkerSet:
-    """So many workers on one port. `spec` is what they have in common."""
+    """`count` workers on one port. `spec` is what they have in common."""
 
     def __init__(self, spec: WorkerSpec, count: int, *, hub: Hub | None) -> None:
-        """Without a manager's hub, in a terminal of their own, a leash ends them with this process."""
+        """Without `hub` they are a terminal's (`WorkerSpec.guest`), and end with this process."""
         self._spec = spec
         self._count = count
         self._hub = hub
@@ -96,13 +97,13 @@ class WorkerSet:
         self._leash: tuple[int, int] | None = None
 
     def stop(self, *, leave: bool = False) -> None:
-        """`run` returns when they have ended; at once with `leave`, and they go on."""
+        """Has `run` return when they have ended; with `leave` at once, while they go on."""
         self._leaving = leave
         self._scope.cancel()
 
     async def run(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until stopped or cancelled, or in a terminal when a manager has ended all of them. Started with the
-        port, when all serve.
+        """Keeps them running until stopped or cancelled, or, where they are a terminal's, until a manager has
+        ended them all. It counts as started when all serve, with the port.
 
         Raises `PortNotAvailable`, and `ManagerError` where the first start fails.
         """
@@ -130,8 +131,8 @@ class WorkerSet:
                     self._hub.end(remote)
             async with trio.open_nursery() as keeping:
                 async with trio.open_nursery() as starting:
-                    for number, place in enumerate(_places(self._count, fit)):
-                        starting.start_soon(keeping.start, self._keep, number, place)
+                    for slot, worker in enumerate(_by_slot(self._count, fit)):
+                        starting.start_soon(keeping.start, self._keep, slot, worker)
                 task_status.started(port)
 
     def _mine(self) -> list[Remote]:
@@ -154,12 +155,12 @@ class WorkerSet:
             stack.callback(sock.close)
         return port
 
-    async def _keep(self, number: int, adopted: Remote | None, *, task_status: trio.TaskStatus[None]) -> None:
-        """One place's life: a worker in it, and another one when that has ended."""
+    async def _keep(self, slot: int, adopted: Remote | None, *, task_status: trio.TaskStatus[None]) -> None:
+        """Keeps a worker in the slot: the adopted one or a new one, and another when that has ended."""
         process = self._adopt(adopted) if adopted is not None else None
         if process is None:
             try:
-                process = await self._start(number)
+                process = await self._start(slot)
             except DidNotStart as words:
                 raise ManagerError(f"a worker of the gateway did not start: {words}") from None
         task_status.started()
@@ -168,7 +169,7 @@ class WorkerSet:
             begun, served_s = trio.current_time(), None
             try:
                 if process is None:
-                    process = await self._start(number)
+                    process = await self._start(slot)
                 begun = trio.current_time()
                 exit = await self._attend(process)
                 if self._hub is None and exit == Exit(code=0):
@@ -184,7 +185,7 @@ class WorkerSet:
             history = decision.history
             logger.warning(
                 "worker %d of the gateway has ended (%s); the next one starts in %.1f s",
-                number, reason, decision.delay_s,
+                slot, reason, decision.delay_s,
             )  # fmt: skip
             await trio.sleep(decision.delay_s)
 
@@ -194,14 +195,14 @@ class WorkerSet:
         except OSError:  # it has just died
             return None
 
-    async def _start(self, number: int) -> WorkerProcess:
+    async def _start(self, slot: int) -> WorkerProcess:
         """A worker that serves. Raises `DidNotStart`."""
         leash = None if self._leash is None else self._leash[0]
-        spec = evolve(self._spec, worker_id=f"wrk_{token_hex(8)}", slot=number, leash=leash)
+        spec = evolve(self._spec, worker_id=f"wrk_{token_hex(8)}", slot=slot, leash=leash)
         return await WorkerProcess.start(spec, spec.log.with_suffix(".err"))
 
     async def _attend(self, process: WorkerProcess) -> Exit:
-        """Returns how it ended. Cancelled, it ends it, or leaves it."""
+        """Returns how the process ended. When cancelled, ends it, or leaves it running (`stop`)."""
         exit: Exit | None = None
         try:
             exit = await process.wait_exit()
@@ -222,8 +223,8 @@ class WorkerSet:
                 os.close(fd)
 
 
-def _places(count: int, adopted: Iterable[Remote]) -> list[Remote | None]:
-    """Who has each place already; everybody the one that it had, as far as there are so many."""
+def _by_slot(count: int, adopted: Iterable[Remote]) -> list[Remote | None]:
+    """The adopted worker for each slot, if any; each keeps its own where that is below `count`."""
     left = {remote.hello.slot: remote for remote in adopted}
-    places = [left.pop(number, None) for number in range(count)]
-    return [place or (left.popitem()[1] if left else None) for place in places]
+    kept = [left.pop(slot, None) for slot in range(count)]
+    return [remote or (left.popitem()[1] if left else None) for remote in kept]

@@ -73,21 +73,21 @@ class Progress:
 
 @frozen
 class Declared:
-    """All that there is to tell of the past has been told."""
+    """Ends what a worker says first: the seats that its sessions occupy, by instance id."""
 
     seats: Mapping[str, int]
 
 
 @frozen
 class Applied:
-    """Every client from now on is routed by the table of that version."""
+    """The worker routes its clients by the table of that version from now on."""
 
     version: int
 
 
 @frozen
 class Redeem:
-    """Whose ticket is this?"""
+    """Asks whose ticket it is, and uses it up; `Redeemed` answers, with the same number."""
 
     number: int
     ticket: str = field(repr=False)

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agentmgr.core.restart import Exit
-from agentmgr.errors import AgentManagerError, WrongState
+from agentmgr.errors import AgentManagerError
 from agentmgr.manager import AgentManager
 from agentmgr.models import ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.storage import open_store
@@ -79,26 +79,6 @@ async def test_a_stop_is_prompt_at_any_moment_and_nothing_is_launched_late(
 async def _until_stopped(command, spec):
     with suppress(AgentManagerError):
         await command(spec)
-
-
-async def test_a_stop_at_a_random_moment_is_prompt(supervisor, hosted, seed):
-    random = Random(seed)
-    async with supervisor() as s:
-        for _ in range(5):
-            spec = hosted("--term-takes", "0.2", stop_timeout=600)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_start_and_restart, s, spec)
-                await trio.sleep(random.uniform(0, 0.6))
-                with trio.fail_after(15):
-                    await s.stop(spec.service_id, force=True)
-            assert s.instances(spec.service_id) == ()
-
-
-async def _start_and_restart(s, spec):
-    with pytest.raises(WrongState):
-        await s.start(spec)
-        for _ in range(20):
-            await s.restart(spec)
 
 
 async def test_an_unregistration_wins_over_all_that_meets_it(tmp_path):

@@ -92,7 +92,7 @@ MATRIX = {
     """,
     "stop during backoff, start, drain, rolling restart *": """
         faults/test_commands_at_once.py::test_a_stop_is_prompt_at_any_moment_and_nothing_is_launched_late
-        faults/test_commands_at_once.py::test_a_stop_at_a_random_moment_is_prompt
+        faults/test_commands_at_once.py::test_random_commands_on_one_service
     """,
     "wall clock ± 1 day; SIGSTOP of the manager for a minute": """
         faults/test_hangs_and_clocks.py::test_a_wall_clock_that_jumps_by_a_day_restarts_nothing

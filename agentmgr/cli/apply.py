@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
+import trio
 
 from ..codec import to_plain
+from ..core.dependencies import stop_order
+from ..errors import ServiceFailed
 from ..models import ServiceConfig
 from .declaration import Declaration, DeclaredService, Step, difference, read
 from .group import Cli, subcommand
@@ -29,7 +34,7 @@ _HARMLESS = frozenset({"description", "tags", "weight", "instances"})  #: need n
 @click.option("--dry-run", is_flag=True, help="Only show the difference.")
 @click.option("--prune", is_flag=True, help="Remove what the file does not name.")
 @click.option("--no-restart", is_flag=True, help="Leave running services as they are until they restart.")
-async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: bool) -> None:
+async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: bool) -> int:
     """Make services and routing rules as a TOML file declares them; what is so already is left alone.
 
     The file has tables [services.NAME] and [rules.NAME] with the fields of the REST API; `running = false` in
@@ -44,16 +49,39 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
     if not steps:
         print("nothing to do")
     if dry_run or not steps:
-        return
+        return 0
     starts = any(step.action == "start" for step in steps)
     reach = for_running(cli) if starts else for_writing(cli, adopting=True)
     versions = {service.name: service.version for service in services}
     running = {service.name for service in services if service.desired_status == "running"}
+    failed = 0
     async with reach as manager, progress(cli):
-        for step in steps:
+
+        async def attempt(step: Step) -> None:
+            nonlocal failed
             restart = step.name in running and not no_restart and bool(step.changes.keys() - _HARMLESS)
-            await _carry_out(manager, step, wanted, restart=restart, version=versions.get(step.name))
-    print(f"done: {counted(len(steps), 'change')}")
+            try:
+                await _carry_out(manager, step, wanted, restart=restart, version=versions.get(step.name))
+            except ServiceFailed as error:  # the others have their turn
+                failed += 1
+                print(f"Error: {error.message}", file=sys.stderr)
+
+        for wave in _waves(steps, wanted):
+            async with trio.open_nursery() as nursery:
+                for step in wave:
+                    nursery.start_soon(attempt, step)
+    print(f"done: {counted(len(steps) - failed, 'change')}")
+    return int(failed > 0)
+
+
+def _waves(steps: Sequence[Step], wanted: Declaration) -> list[list[Step]]:
+    """What may be done at the same time, in order: services start last, and after those that they need."""
+    starts = {step.name: step for step in steps if step.action == "start"}
+    needs = {name: wanted.services[name].config.after for name in starts}
+    return [
+        *([step] for step in steps if step.action != "start"),
+        *([starts[name] for name in wave] for wave in reversed(stop_order(needs))),
+    ]
 
 
 def _print(step: Step) -> None:

@@ -91,7 +91,7 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
         print_table(
             ["instance", "status", "health", "pid", "address", "up", "last exit"],
             [
-                [i.slot, i.status, i.health, i.pid, f"{i.host}:{i.port}", _up(i), i.last_exit]
+                [i.slot, i.status, i.health, i.pid, i.port and f"{i.host}:{i.port}", _up(i), i.last_exit]
                 for i in service.instances
             ],
             empty="",

@@ -21,6 +21,8 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnec
 from ..errors import InvalidRequest
 
 CONNECT_TIMEOUT_S = 10.0
+UPGRADE_TIMEOUT_S = 13.0
+"""A gateway lets a client wait for an instance for less (`GatewayLimits.queue_timeout_s`), then says why."""
 MAX_MESSAGE_BYTES = 64 * 2**20
 WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Refusals that say "not now"; any other would be the same next time."""
@@ -77,7 +79,7 @@ async def with_connection(
     opened = False
     try:
         async with trio.open_nursery() as nursery:
-            with trio.move_on_after(CONNECT_TIMEOUT_S) as patience:
+            with trio.move_on_after(UPGRADE_TIMEOUT_S) as patience:
                 websocket = await wrap_client_stream(
                     nursery,
                     # A server that closes instead of answering would leave us waiting for the deadline.
@@ -101,6 +103,8 @@ async def with_connection(
         raise CannotConnect(
             f"{host}:{port} refused the connection: {_said(refusal)}", refusal.status_code in WORTH_RETRYING
         )
+    if not opened and trio.current_time() >= patience.deadline:
+        raise CannotConnect(f"{host}:{port} did not answer within {UPGRADE_TIMEOUT_S:.0f} s")
     if not opened:
         raise CannotConnect(f"{host}:{port} did not answer as a WebSocket server does")
 

@@ -135,3 +135,20 @@ def test_a_mistake_is_named_with_the_file_and_the_line_or_key(
     assert "services.toml" in line
     assert said in line
     assert "none.toml" in here.fails("apply", "none.toml")
+
+
+def test_one_that_does_not_start_keeps_no_other_from_its_turn(shell: Any, write: Any) -> None:
+    write("broken.py", "agent = None\n")
+    broken, first, last = (
+        f'[services.{name}]\nagent_factory_path = "{file}"\n'
+        for name, file in (("broken", "broken.py"), ("first", "my_agent.py"), ("last", "my_agent.py"))
+    )
+    write("services.toml", f'{broken}{last}after = ["first"]\n{first}')
+    said = shell.fails("apply", "services.toml")
+    assert "service broken failed to start" in said
+    assert said.count("Error") == 1
+    assert {name: service["status"] for name, service in services(shell).items()} == {
+        "broken": "error",
+        "first": "running",
+        "last": "running",
+    }

@@ -9,6 +9,8 @@ import trio
 from agentmgr.agent.session import SessionLimits
 from agentmgr.client.session import open_session
 from agentmgr.errors import AgentUnreachable, InvalidRequest, SessionLost, TurnFailed
+from agentmgr.proxy import GatewayLimits
+from agentmgr.testing import memory_network
 from agentmgr.testing.agents import bare_client, hosted
 
 
@@ -136,6 +138,16 @@ async def test_a_server_that_is_no_agent_is_described(answer, message):
             async with open_session(f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"):
                 pass
         nursery.cancel_scope.cancel()
+
+
+async def test_a_gateway_that_has_its_client_wait_is_heard_out(autojump_clock):
+    begun = trio.current_time()
+    async with memory_network() as network:
+        silent = network.listen("silent", 1)
+        with pytest.raises(AgentUnreachable, match="did not answer within"):
+            async with open_session(silent.url, dial=network.dial):
+                pass
+    assert trio.current_time() - begun > GatewayLimits().queue_timeout_s
 
 
 async def test_a_session_goes_on_after_a_cut_and_a_message_is_taken_once():

@@ -48,7 +48,7 @@ def test_a_chat_goes_on_after_a_restart(shell: Any, gateway: bool) -> None:
         chat.stdin.flush()
         assert chat.stdout.readline() == "echo: one\n"
         shell.ok("restart", "echo")
-        assert "new one" in chat.stderr.readline()
+        assert "new session" in chat.stderr.readline()
         chat.stdin.write("two\n")
         chat.stdin.flush()
         assert "echo: two\n" in iter(chat.stdout.readline, "")

@@ -20,13 +20,12 @@ from .group import Cli, subcommand
 from .names import FILE
 from .reach import for_reading, for_running, for_writing
 from .render import counted
+from .service_options import HARMLESS
 from .watch import progress
 
 if TYPE_CHECKING:
     from ..client.api import ManagerClient
     from ..manager import AgentManager
-
-_HARMLESS = frozenset({"description", "tags", "weight", "instances"})  #: need no restart to hold
 
 
 @subcommand("apply", example="agentmgr apply services.toml --dry-run")
@@ -59,7 +58,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
 
         async def attempt(step: Step) -> None:
             nonlocal failed
-            restart = step.name in running and not no_restart and bool(step.changes.keys() - _HARMLESS)
+            restart = step.name in running and not no_restart and bool(step.changes.keys() - HARMLESS)
             try:
                 await _carry_out(manager, step, wanted, restart=restart, version=versions.get(step.name))
             except ServiceFailed as error:  # the others have their turn

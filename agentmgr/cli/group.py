@@ -22,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 COMMANDS = {
     "run": "Run agent files now: services, gateway and API in one terminal.",
     "register": "Register an agent file or a command as a service.",
+    "change": "Change fields of a service.",
     "unregister": "Forget a service.",
     "start": "Start a service.",
     "stop": "Stop a service.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ import attrs
 import pytest
 
 from agentmgr import __version__
+from agentmgr.cli.change import command as change
 from agentmgr.cli.group import COMMANDS, Command, Group, LazyGroup, root
 from agentmgr.cli.register import command as register
 from agentmgr.models import ServiceConfig
@@ -51,6 +53,7 @@ def test_the_version(here: Any, shell: Any) -> None:
         ["register", "x", "my_agent.py", "--", "node", "server.js"],
         ["start"],
         ["scale", "x", "0"],
+        ["change", "x"],
         ["routes", "change", "x"],
         ["proxy", "--port", "x"],
     ],
@@ -124,6 +127,31 @@ def test_every_option_of_the_guide_reaches_the_registration(here: Any) -> None:
     assert config["cwd"] == str(here.directory)
 
 
+def test_a_change_is_of_what_is_given_and_of_nothing_else(here: Any) -> None:
+    here.ok("register", "x", "my_agent.py", "--port", "18081", "--env", "API_KEY=s3cret", "--env", "A=1")
+    (before,) = json.loads(here.ok("list", "--format", "json"))
+    assert here.ok("change", "x", "--memory-limit-mb", "64", "--restart", "always", "--tags", "a,b") == (
+        "changed x\n"
+    )
+    here.ok("change", "x", "--env", "A=2", "--no-auto-restart", "--rename", "y")
+    here.ok("change", "y", "--port", "0")
+    assert here.ok("change", "y", "--memory-limit-mb", "64") == "y is so already\n"
+    (after,) = json.loads(here.ok("list", "--format", "json"))
+    assert (after["name"], after["tags"], after["port"]) == ("y", ["a", "b"], None)
+    wanted = {"memory_limit_mb": 64, "restart": "always", "auto_restart": False}
+    env = {"API_KEY": "***", "A": "2"}
+    assert after["config"] == before["config"] | wanted | {"env": env}
+    with sqlite3.connect(here.directory / "agent_manager.db") as database:
+        assert "s3cret" in str(database.execute("select * from services").fetchall())
+    database.close()
+
+
+def test_a_change_that_waits_for_a_restart_says_so(shell: Any) -> None:
+    shell.ok("register", "x", "my_agent.py", "--auto-start")
+    assert "agentmgr restart x" in shell("change", "x", "--memory-limit-mb", "64").stderr
+    assert shell("change", "x", "--tags", "a").stderr == ""
+
+
 def test_a_command_behind_two_dashes_is_the_services_own(here: Any) -> None:
     here.ok("register", "x", "--tags", "a", "--", "node", "server.js", "--port", "{port}", "--tags")
     (service,) = json.loads(here.ok("list", "--format", "json"))
@@ -190,6 +218,7 @@ def test_a_reader_that_leaves_early_is_no_error(shell: Any) -> None:
 
 def test_every_field_of_a_service_has_an_option() -> None:
     fields = {field.name for field in attrs.fields(ServiceConfig)}
-    options = {parameter.name for parameter in register.params}
-    assert fields - options == {"agent_factory_path", "command", "env"}
-    assert {"file", "env_words"} <= options
+    for command in (register, change):
+        options = {parameter.name for parameter in command.params}
+        assert fields - options == {"agent_factory_path", "command", "env"}
+        assert "env_words" in options

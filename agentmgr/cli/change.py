@@ -1,0 +1,55 @@
+"""`agentmgr change`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncclick as click
+
+from ..models import DesiredStatus
+from .group import Cli, subcommand
+from .names import SERVICE
+from .reach import for_reading, for_writing
+from .render import note
+from .service_options import HARMLESS, config_fields, config_options
+from .words import split_tags
+
+
+@subcommand(
+    "change",
+    options_metavar="[OPTIONS]",
+    example="agentmgr change my-echo-agent --memory-limit-mb 512 --restart always",
+)
+@click.argument("name", type=SERVICE)
+@click.option("--rename", "new_name", metavar="NEW", help="Call it so; it keeps its logs and its history.")
+@click.option("--host", help="The address that it listens on.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Its port; 0: a free one at each start.")
+@click.option("--description", help="What it is for, for people.")
+@click.option("--tags", metavar="A,B", help="Its tags, in place of those that it has.")
+@config_options(defaults=False)
+async def command(cli: Cli, name: str, new_name: str | None, **options: Any) -> None:
+    """Change fields of a service; what is not given stays as it is, and so do variables without an --env.
+
+    What runs is as it was until `agentmgr restart NAME`.
+    """
+    changes = config_fields(options)
+    if new_name is not None:
+        changes["name"] = new_name
+    if "tags" in changes:
+        changes["tags"] = split_tags(changes["tags"])
+    if changes.get("port") == 0:
+        changes["port"] = None
+    if not changes:
+        raise click.UsageError("Give what is to change: `agentmgr change --help` lists it.")
+    async with for_reading(cli) as seen:
+        before = await seen.get_service(name)
+    if "env" in changes:  # secrets come hidden, and given back like that stay as they are
+        changes["env"] = {**before.config.env, **changes["env"]}
+    async with for_writing(cli) as manager:
+        service = await manager.update_service(name, changes, expected_version=before.version)
+    if service.version == before.version:
+        print(f"{service.name} is so already")
+        return
+    print(f"changed {service.name}")
+    if service.desired_status is DesiredStatus.RUNNING and changes.keys() - HARMLESS:
+        note(f"what runs is as it was until `agentmgr restart {service.name}`")

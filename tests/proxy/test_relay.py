@@ -31,7 +31,7 @@ async def test_a_relay_that_never_runs_dry_leaves_other_tasks_their_turns(nurser
         knife = threading.Timer(5, a.sock.shutdown, [socket.SHUT_RDWR])
         knife.start()
         turns = 0
-        while here.from_client.tracker.messages < 20_000:
+        while here.from_client.tracker.messages < 20_000 and knife.is_alive():
             await trio.lowlevel.checkpoint()
             turns += 1
         knife.cancel()

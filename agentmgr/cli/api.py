@@ -14,8 +14,8 @@ from ..settings import Settings
 from .attach import Listener, attach
 from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
-from .listener_options import kept, manager_options
 from .listeners import check_ports, open_api, open_gateway
+from .manager_options import kept, manager_options
 from .presence import manages_unless_another_does
 from .render import note
 

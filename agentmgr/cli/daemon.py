@@ -15,8 +15,8 @@ from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
-from .listener_options import manager_options
 from .listeners import check_ports, open_api, open_gateway
+from .manager_options import manager_options
 from .notify import Notifier
 from .presence import answers
 from .reach import running

@@ -17,8 +17,8 @@ from .attach import told_whose
 from .beside import print_session_end, serve_beside
 from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
-from .listener_options import manager_options
 from .listeners import check_ports, open_gateway
+from .manager_options import manager_options
 from .presence import manages_unless_another_does
 from .render import note
 

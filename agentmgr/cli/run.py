@@ -22,7 +22,7 @@ from ..settings import LogLevel
 from ..supervisor.tail import follow, tail
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
-from .listener_options import gateway_options
+from .manager_options import gateway_options
 from .names import FILE
 from .render import colourful, harmless, note
 

@@ -1,4 +1,4 @@
-"""The flags of whatever listens: its certificate, and whom the gateway lets in."""
+"""The flags of whatever may be the manager: its log, its certificate, and whom the gateway lets in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import asyncclick as click
 
 from ..errors import InvalidRequest
 from ..proxy.certificate import Certificate
-from .log_options import log_options
+from ..settings import LogFormat, LogLevel
 from .names import FILE
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,7 +33,19 @@ def manager_options(function: F) -> F:
         return await function(*args, flags=flags, tls=_certificate(certfile, keyfile), **others)
 
     wrapped: Any = with_flags_and_tls
-    return _tls_options(log_options(gateway_options(wrapped)))  # type: ignore[no-any-return]  # as below
+    return _tls_options(_log_options(gateway_options(wrapped)))  # type: ignore[no-any-return]  # as below
+
+
+def _log_options(function: F) -> F:
+    """Adds the parameters `log_level` and `log_format`."""
+    function = click.option(
+        "--log-format",
+        type=click.Choice([str(format) for format in LogFormat]),
+        help="On the terminal; auto: pretty there, JSON elsewhere. The manager's own file is JSON.",
+    )(function)
+    return click.option(
+        "--log-level", type=click.Choice([str(level) for level in LogLevel]), help="[default: info]"
+    )(function)
 
 
 def _tls_options(function: F) -> F:

@@ -82,6 +82,20 @@ class _WithExample(click.Command):
                 formatter.write(f"  {line}\n")
 
 
+#: What other process managers call it.
+_ELSEWHERE = {
+    **dict.fromkeys(("ls", "ps", "monit", "top"), "list"),
+    **dict.fromkeys(("delete", "del", "remove", "rm"), "unregister"),
+    **dict.fromkeys(("reload", "bounce"), "restart"),
+    **dict.fromkeys(("up", "reread", "import"), "apply"),
+    **dict.fromkeys(("down", "kill", "quit"), "shutdown"),
+    **dict.fromkeys(("add", "create", "new"), "register"),
+    **dict.fromkeys(("startup", "enable", "install"), "unit"),
+    **dict.fromkeys(("describe", "show", "inspect"), "status"),
+    "tail": "logs",
+}
+
+
 class LazyGroup(_WithExample, click.Group):
     """A group whose commands are modules, imported when they are called."""
 
@@ -91,7 +105,8 @@ class LazyGroup(_WithExample, click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             if not ctx.resilient_parsing and not cmd_name.startswith("-"):
-                near = " or ".join(get_close_matches(cmd_name, COMMANDS, n=2))
+                here = [_ELSEWHERE[cmd_name]] if cmd_name in _ELSEWHERE else None
+                near = " or ".join(here or get_close_matches(cmd_name, COMMANDS, n=2))
                 ctx.fail(f"No such command {cmd_name!r}." + (f" Did you mean {near}?" if near else ""))
             return None
         command = import_module(f"agentmgr.cli.{cmd_name}").command

@@ -57,6 +57,6 @@ async def manages_unless_another_does(paths: RuntimePaths, manage: Callable[[], 
 def unreachable(paths: RuntimePaths) -> ManagerError:
     pid = holder(paths)
     return ManagerError(
-        f"the process {pid} manages {paths.database}, and does not answer on {paths.control_socket}: "
-        f"`kill {pid}` ends it and its services"
+        f"the process {pid} manages {paths.database}, and does not answer on {paths.control_socket}: it is a "
+        f"program that embeds a manager without `serve_control`, or hangs; `kill {pid}` ends it"
     )

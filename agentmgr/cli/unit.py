@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pwd import getpwuid
 
 import asyncclick as click
 
@@ -18,8 +19,10 @@ Wants=network-online.target
 
 [Service]
 Type=notify
-ExecStart={command}
+{user}ExecStart={command}
 WorkingDirectory={directory}
+# As in the shell that printed this: where the services' commands are found.
+Environment="PATH={path}"
 Restart=on-failure
 RestartSec=1
 WatchdogSec=30
@@ -48,9 +51,10 @@ WantedBy={target}
 async def command(
     cli: Cli, user: bool, host: str | None, api_port: int | None, proxy_port: int | None
 ) -> None:
-    """Print a systemd unit that runs the manager of this database, as this Python and from this directory.
+    """Print a systemd unit that runs the manager of this database, as this user and this Python, from here.
 
-    It tells systemd when it is ready (Type=notify), and is restarted when it hangs (WatchdogSec).
+    It tells systemd when it is ready (Type=notify), and is restarted when it hangs (WatchdogSec). With --user
+    it runs while you are logged in; after `loginctl enable-linger` from boot on.
     """
     words = [sys.executable, "-m", "agentmgr", "daemon", "--db-path", str(cli.paths.database)]
     for option, value in (("--host", host), ("--api-port", api_port), ("--proxy-port", proxy_port)):
@@ -59,9 +63,23 @@ async def command(
     print(
         _UNIT.format(
             database=cli.paths.database,
-            command=shlex.join(words).replace("%", "%%"),  # systemd's own specifiers begin with it
-            directory=os.getcwd().replace("%", "%%"),
+            # A unit of the system would run as root, and so would all services.
+            user="" if user else f"User={_user()}\n",
+            command=_plain(shlex.join(words)),
+            directory=_plain(os.getcwd()),
+            path=_plain(os.environ.get("PATH", os.defpath)).replace('"', '\\"'),
             target="default.target" if user else "multi-user.target",
         ),
         end="",
     )
+
+
+def _plain(text: str) -> str:
+    return text.replace("%", "%%")  # systemd's own specifiers begin with it
+
+
+def _user() -> str:
+    try:
+        return getpwuid(os.geteuid()).pw_name
+    except KeyError:  # as in containers
+        return str(os.geteuid())

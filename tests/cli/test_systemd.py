@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import configparser
+import os
 import shlex
 import socket
 import sys
 from pathlib import Path
+from pwd import getpwnam
 from typing import Any
 
 
@@ -23,7 +25,12 @@ def test_the_unit_runs_this_python_on_this_database(here: Any) -> None:
     assert service["Type"] == "notify"
     assert service["WorkingDirectory"] == str(here.directory)
     assert unit["Install"]["WantedBy"] == "multi-user.target"
-    assert "WantedBy=default.target" in here.ok("unit", "--user")
+    assert getpwnam(service["User"]).pw_uid == os.geteuid()
+    (path,) = shlex.split(service["Environment"])
+    assert path == f"PATH={here.environment['PATH']}".replace("%", "%%")
+    of_the_user = here.ok("unit", "--user")
+    assert "WantedBy=default.target" in of_the_user
+    assert "User=" not in of_the_user
 
 
 def test_the_manager_says_that_it_is_ready_alive_and_stopping(shell: Any, tmp_path: Path) -> None:

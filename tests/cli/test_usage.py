@@ -14,7 +14,7 @@ import pytest
 
 from agentmgr import __version__
 from agentmgr.cli.change import command as change
-from agentmgr.cli.group import COMMANDS, Command, Group, LazyGroup, root
+from agentmgr.cli.group import _ELSEWHERE, COMMANDS, Command, Group, LazyGroup, root
 from agentmgr.cli.register import command as register
 from agentmgr.models import ServiceConfig
 
@@ -65,6 +65,9 @@ def test_wrong_usage_is_2(here: Any, words: list[str]) -> None:
 def test_a_slip_of_the_finger_gets_a_hint(here: Any) -> None:
     assert "Did you mean stats or start?" in here.fails("strat", "x", code=2)
     assert "Did you mean" not in here.fails("nonsense", code=2)
+    assert "Did you mean list?" in here.fails("ps", code=2)
+    assert set(_ELSEWHERE.values()) <= set(COMMANDS)
+    assert not _ELSEWHERE.keys() & COMMANDS.keys()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 import trio
+import trio.testing
 from trio_websocket import open_websocket_url
 
 from agentmgr.errors import AgentManagerError, ServiceFailedToStart
@@ -65,9 +66,9 @@ async def kill_instances(
     return count
 
 
-MEETINGS = [  # the first rounds; all others are drawn
-    ["restart", "restart", "restart"],
-    ["restart", "restart", "stop"],
+MEETINGS = [  # the first rounds, each command given while those before it are under way; others are drawn
+    ["rolling restart", "rolling restart", "rolling restart"],
+    ["rolling restart", "rolling restart", "stop"],
 ]
 
 
@@ -100,8 +101,8 @@ async def commands_at_once(
                 await s.start(spec, wait=random.random() < 0.5)
             elif command == "stop":
                 await s.stop(spec.service_id, force=random.random() < 0.5)
-            elif command == "restart":
-                await s.restart(spec, rolling=random.random() < 0.5)
+            elif "restart" in command:
+                await s.restart(spec, rolling="rolling" in command or random.random() < 0.5)
             else:
                 for view in s.instances(spec.service_id):
                     if view.pid is not None:
@@ -111,7 +112,7 @@ async def commands_at_once(
     for number in range(rounds):
         if number < len(MEETINGS):
             await s.start(spec)
-            commands = [(command, 0.01 * place) for place, command in enumerate(MEETINGS[number])]
+            commands = [(command, 0.0) for command in MEETINGS[number]]
         else:
             drawn = random.choices(["start", "stop", "restart", "kill"], k=random.randint(2, 8))
             commands = [(command, random.uniform(0, 0.15)) for command in drawn]
@@ -120,6 +121,8 @@ async def commands_at_once(
         async with trio.open_nursery() as nursery:
             for command, delay_s in commands:
                 nursery.start_soon(one, command, delay_s)
+                if number < len(MEETINGS):
+                    await trio.testing.wait_all_tasks_blocked()
         assert most_at_once(journal.history[seen:]) <= 2, commands
         if given[-1:] == ["stop"]:
             assert s.instances(spec.service_id) == (), commands

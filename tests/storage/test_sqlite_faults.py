@@ -27,7 +27,7 @@ from agentmgr.storage import HistoryLimits, SqliteStore, open_store, schema, sql
 
 WRITER = """
 import os, sys, trio
-from agentmgr.models import *
+from agentmgr.models import Event, ServiceConfig, ServiceSpec
 from agentmgr.storage import open_store
 
 async def main():

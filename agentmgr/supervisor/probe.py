@@ -51,48 +51,44 @@ class Probe:
 
     async def __call__(self, timeout_s: float = math.inf) -> ProbeResult:
         """Never raises; a failure is a result with its reason."""
-        begin = trio.current_time()
-        with trio.move_on_after(timeout_s):
-            try:
-                remark = await self._ask()
-            except _Failed as failure:
-                return ProbeResult(False, reason=str(failure))
-            except BrokenPipeError:
-                return ProbeResult(False, reason="broke the connection")
-            except OSError as error:
-                reason = os.strerror(error.errno or 0).lower()
-                return ProbeResult(False, reason=reason, inconclusive=error.errno in _OUR_OWN_SHORTAGE)
-            except ProtocolError as error:
-                return ProbeResult(False, reason=f"does not speak WebSocket: {error}")
-            latency_s = trio.current_time() - begin
-            return ProbeResult(True, latency_s, remark, degraded=remark is not None)
-        return ProbeResult(False, reason=f"no answer within {timeout_s:g} s")
+        try:
+            return await self._meet(timeout_s)
+        except _Failed as failure:
+            return ProbeResult(False, reason=str(failure))
+        except BrokenPipeError:
+            return ProbeResult(False, reason="broke the connection")
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            return ProbeResult(False, reason=reason, inconclusive=error.errno in _OUR_OWN_SHORTAGE)
+        except ProtocolError as error:
+            return ProbeResult(False, reason=f"does not speak WebSocket: {error}")
 
-    async def _ask(self) -> str | None:
-        """Returns what the agent says of itself when it is not at its best."""
+    async def _meet(self, timeout_s: float) -> ProbeResult:
+        begin = trio.current_time()
         family = socket.AF_INET6 if ipaddress.ip_address(self.host).version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
-            await _connect(sock, (self.host, self.port))
             peer = _Peer(sock)
-            challenge = secrets.token_hex(16)
-            target = f"{HEALTH_PATH}?challenge={challenge}" if self.token is not None else "/"
-            host = f"[{self.host}]" if ":" in self.host else self.host
-            await peer.shake_hands(f"{host}:{self.port}", target)
-            remark = None
-            if self.token is not None:  # an answer from the agent's own loop says more than a pong
-                remark = _judge(await peer.text(), proof(self.token, challenge))
-            else:
-                await peer.send(Ping(b"agentmgr"))
-                await peer.receive_until(Pong)
-            # Part politely: a server that finds its peer gone in the middle fills its log with it.
+            with trio.move_on_after(timeout_s) as patience:
+                await _connect(sock, (self.host, self.port))
+                remark = await self._ask(peer)
+            if patience.cancelled_caught:
+                raise _Failed(f"no answer within {timeout_s:g} s")
+            latency_s = trio.current_time() - begin
             # It has answered; how it takes the farewell says nothing of its health.
-            with (
-                trio.move_on_after(_CLOSE_TIMEOUT_S),
-                suppress(OSError, _Failed, ProtocolError),
-            ):
-                await peer.send(CloseConnection(code=1000))
-                await peer.receive_until(CloseConnection)
-            return remark
+            await peer.part()
+            return ProbeResult(True, latency_s, remark, degraded=remark is not None)
+
+    async def _ask(self, peer: _Peer) -> str | None:
+        """Returns what the agent says of itself when it is not at its best."""
+        challenge = secrets.token_hex(16)
+        target = f"{HEALTH_PATH}?challenge={challenge}" if self.token is not None else "/"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        await peer.shake_hands(f"{host}:{self.port}", target)
+        if self.token is not None:  # an answer from the agent's own loop says more than a pong
+            return _judge(await peer.text(), proof(self.token, challenge))
+        await peer.send(Ping(b"agentmgr"))
+        await peer.receive_until(Pong)
+        return None
 
 
 def _judge(text: str, expected: str) -> str | None:
@@ -155,6 +151,12 @@ class _Peer:
     async def text(self) -> str:
         await self._receive(lambda event: isinstance(event, TextMessage) and event.message_finished)
         return self._text
+
+    async def part(self) -> None:
+        """Politely: a server that finds its peer gone in the middle fills its log with it."""
+        with trio.move_on_after(_CLOSE_TIMEOUT_S), suppress(OSError, _Failed, ProtocolError):
+            await self.send(CloseConnection(code=1000))
+            await self.receive_until(CloseConnection)
 
     async def _receive(self, last: Callable[[Event], bool]) -> None:
         while True:

@@ -12,6 +12,8 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio_websocket import serve_websocket
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, CloseConnection, Ping, Request
 
 from agentmgr.core.health import HEALTH_PATH, proof
 from agentmgr.supervisor.addresses import Ports
@@ -113,6 +115,26 @@ async def test_a_real_server_that_sends_more_than_it_is_asked_for(nursery):
     result = await Probe("127.0.0.1", listeners.port, None)(5)
     assert result.ok
     assert 0 < result.latency_s < 5
+
+
+async def test_how_it_takes_the_farewell_is_no_part_of_its_health():
+    async def handler(stream):
+        connection = WSConnection(ConnectionType.SERVER)
+        while True:
+            connection.receive_data(await stream.receive_some())
+            for event in connection.events():
+                if isinstance(event, Request):
+                    await stream.send_all(connection.send(AcceptConnection()))
+                if isinstance(event, Ping):
+                    await stream.send_all(connection.send(event.response()))
+                if isinstance(event, CloseConnection):
+                    await trio.sleep_forever()
+
+    async with server(handler) as port:
+        begin = trio.current_time()
+        result = await Probe("127.0.0.1", port, None)(60)
+        assert result.ok
+        assert trio.current_time() - begin - result.latency_s > 0.9  # for a second it is waited for
 
 
 @pytest.mark.parametrize("status", ["healthy", "degraded", "unhealthy", "of a kind unknown"])

@@ -203,8 +203,8 @@ class Relay:
         flows = self._flows
         for fd, events in ready:
             flow = flows.get(fd)
-            if flow is None:
-                continue  # its tunnel ended earlier in this batch
+            if flow is None or flow.tunnel.ending is not None:
+                continue  # its tunnel ended earlier in this batch; or somebody has ended it just now
             try:
                 if events & _OUT:
                     self._flush(flow.back, now)

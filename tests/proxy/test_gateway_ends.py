@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -189,6 +190,24 @@ async def test_disconnect_really_closes(lab) -> None:
             stage.gateway.disconnect(connection.connection_id)
     # The instance sees a client that goes away; its frames are masked, with a key nobody can foresee.
     assert (got[0][:2], len(got[0])) == (b"\x88\x89", 15)
+
+
+async def test_once_a_session_is_cut_its_instance_is_heard_no_more(lab) -> None:
+    backends = []
+
+    async def listen(peer) -> None:
+        backends.append(peer)
+        await peer.rest()
+
+    instance = await lab.raw(open_ended(lab, listen))
+    async with lab.gateway(instance) as stage:
+        peers = [await stage.open() for _ in range(20)]
+        while len(backends) < len(peers):
+            await trio.lowlevel.checkpoint()
+        stage.gateway.cut(instance.instance_id, for_good=True)
+        for backend in backends:  # before anybody else has had a turn, as on a busy machine
+            os.write(backend.stream.socket.fileno(), lab.frame(8, b"\x03\xf4", masked=False))
+        assert {await peer.close_code() for peer in peers} == {1001}
 
 
 async def test_disconnect_refuses_codes_that_must_not_be_sent(lab) -> None:

@@ -93,6 +93,19 @@ async def _start(manager: AgentManager, service: Service) -> None:
         note(f"{service.name} did not start: {error.message.splitlines()[0]}")
     else:
         note(f"{service.name} is running")
+    await _tell_failures(manager, service)
+
+
+async def _tell_failures(manager: AgentManager, service: Service) -> None:
+    """Why an instance has ended, and what becomes of it; its own words are in its log."""
+    follows = {"instance.backoff": "it will be started again", "instance.error": "it is given up"}
+    while True:
+        with manager.subscribe() as events:
+            async for event in events:
+                if event.service_id == service.service_id and event.kind in follows:
+                    reason = str(event.detail["error_message"]).splitlines()[0]
+                    reason = reason.removesuffix("; its last output:")
+                    note(f"{service.name} {reason}; {follows[event.kind]}")
 
 
 def _api(manager: AgentManager) -> Callable[..., Awaitable[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 from typing import Any
@@ -75,3 +76,11 @@ def test_an_agent_that_does_not_start_does_not_end_the_others(shell: Any, write:
         with connect(f"{url}/services/my_agent", open_timeout=60) as client:
             client.send("hello")
             assert client.recv(timeout=60) == "echo: hello"
+
+
+def test_the_end_of_an_instance_is_said(shell: Any) -> None:
+    with shell.background("run", "my_agent.py", "--proxy-port", "0", "--api-port", "0") as running:
+        running.until("is running")
+        (instance,) = json.loads(shell.ok("status", "my_agent", "--format", "json"))["instances"]
+        os.kill(instance["pid"], signal.SIGKILL)
+        assert running.until("SIGKILL").endswith("it will be started again\n")

@@ -69,6 +69,7 @@ async def kill_instances(
 MEETINGS = [  # the first rounds, each command given while those before it are under way; others are drawn
     ["rolling restart", "rolling restart", "rolling restart"],
     ["rolling restart", "rolling restart", "stop"],
+    ["start", "start", "start"],
 ]
 
 

@@ -10,7 +10,7 @@ from random import Random
 import pytest
 import trio
 import trio.testing
-from hypothesis import example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from agentmgr.core.restart import Exit
@@ -121,7 +121,7 @@ behaviours = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, phases=set(Phase) - {Phase.explain})
 @given(commands, st.lists(behaviours, min_size=1, max_size=4), st.integers(1, 3))
 @example([("start", 9), ("restart", 0), ("restart", 0), ("restart", 3)], [Behaviour(ready_after_s=3)], 1)
 @example([("start", 9), ("restart", 0), ("restart", 0), ("stop", 3)], [Behaviour(stop_takes_s=50)], 3)

@@ -1,8 +1,8 @@
 """Does it answer? A real WebSocket handshake, and an answer on it, over a connection of its own each time.
 
-wsproto's frames over a bare socket: a connection of trio-websocket costs a task and three times the CPU, and
-its `ping` never wakes when the peer goes away; a trio socket takes a trip through trio's loop for each call;
-and with wsproto's own handshake, by h11, a check costs a fifth more (measured).
+wsproto over a bare socket: a connection of trio-websocket costs a task and three times the CPU, and its
+`ping` never wakes when the peer goes away; and a trio socket takes a trip through trio's loop for each call
+(measured).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import ipaddress
 import json
 import math
 import os
-import re
 import secrets
 import socket
 from collections.abc import Callable
@@ -20,9 +19,19 @@ from contextlib import suppress
 
 import trio
 from attrs import frozen
-from wsproto.connection import Connection, ConnectionType
-from wsproto.events import CloseConnection, Event, Ping, Pong, TextMessage
-from wsproto.utilities import ProtocolError, generate_accept_token, generate_nonce
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import (
+    AcceptConnection,
+    CloseConnection,
+    Event,
+    Ping,
+    Pong,
+    RejectConnection,
+    RejectData,
+    Request,
+    TextMessage,
+)
+from wsproto.utilities import ProtocolError
 
 from ..core.health import HEALTH_PATH, ProbeResult, proof
 
@@ -30,9 +39,6 @@ _MAX_ANSWER_BYTES = 64 * 1024
 # The manager has no descriptor or memory left to ask with, which says nothing of the instance.
 _OUR_OWN_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 _CLOSE_TIMEOUT_S = 1.0
-
-_STATUS_LINE = re.compile(rb"HTTP/1\.1 (\d{3})\b")
-_ACCEPT = re.compile(rb"(?i)\r\nsec-websocket-accept:[ \t]*([\w+/=]+)[ \t]*\r\n")
 
 
 class _Failed(Exception):
@@ -45,9 +51,8 @@ class Probe:
 
     host: str  #: numeric
     port: int
-    token: (
-        str | None
-    )  #: of a hosted agent, which must prove that it has it; None: any WebSocket server will do
+    token: str | None
+    """Of a hosted agent, which must prove that it has it; None: any WebSocket server will do."""
 
     async def __call__(self, timeout_s: float = math.inf) -> ProbeResult:
         """Never raises; a failure is a result with its reason."""
@@ -83,7 +88,8 @@ class Probe:
         challenge = secrets.token_hex(16)
         target = f"{HEALTH_PATH}?challenge={challenge}" if self.token is not None else "/"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        await peer.shake_hands(f"{host}:{self.port}", target)
+        await peer.send(Request(host=f"{host}:{self.port}", target=target))
+        await peer.receive_until(AcceptConnection)
         if self.token is not None:  # an answer from the agent's own loop says more than a pong
             return _judge(await peer.text(), proof(self.token, challenge))
         await peer.send(Ping(b"agentmgr"))
@@ -116,34 +122,21 @@ async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
 
 
 class _Peer:
-    """A WebSocket client over a socket."""
+    """wsproto's events over a socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._frames = Connection(ConnectionType.CLIENT)
+        self._connection = WSConnection(ConnectionType.CLIENT)
         self._received = 0
         self._text = ""
 
-    async def shake_hands(self, host: str, target: str) -> None:
-        nonce = generate_nonce()
-        await self._send(
-            f"GET {target} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {nonce.decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        answer = b""
-        while (end := answer.find(b"\r\n\r\n")) < 0:
-            answer += await self._receive_some()
-        head, rest = answer[: end + 2], answer[end + 4 :]
-        status = _STATUS_LINE.match(head)
-        if status is not None and status[1] != b"101":
-            raise _Failed(f"refused the WebSocket handshake with status {status[1].decode()}")
-        accept = _ACCEPT.search(head)
-        if status is None or accept is None or accept[1] != generate_accept_token(nonce):
-            raise _Failed("does not speak WebSocket")
-        self._frames.receive_data(rest)
-
     async def send(self, event: Event) -> None:
-        await self._send(self._frames.send(event))
+        left = memoryview(self._connection.send(event))
+        while left:
+            try:
+                left = left[self._socket.send(left) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
 
     async def receive_until(self, kind: type[Event]) -> None:
         await self._receive(lambda event: isinstance(event, kind))
@@ -160,24 +153,18 @@ class _Peer:
 
     async def _receive(self, last: Callable[[Event], bool]) -> None:
         while True:
-            for event in self._frames.events():
+            for event in self._connection.events():
                 if isinstance(event, TextMessage):
                     self._text += event.data
                 if last(event):
                     return
                 if isinstance(event, Ping):
                     await self.send(event.response())
-                if isinstance(event, CloseConnection):
+                if isinstance(event, RejectConnection):
+                    raise _Failed(f"refused the WebSocket handshake with status {event.status_code}")
+                if isinstance(event, CloseConnection | RejectData):
                     raise _Failed("closed the WebSocket at once")
-            self._frames.receive_data(await self._receive_some())
-
-    async def _send(self, data: bytes) -> None:
-        left = memoryview(data)
-        while left:
-            try:
-                left = left[self._socket.send(left) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._socket)
+            self._connection.receive_data(await self._receive_some())
 
     async def _receive_some(self) -> bytes:
         while True:

@@ -80,6 +80,7 @@ class Hub:
         self._access = access
         self._ledger = Ledger(seats)
         self._ledger.pause()  # until `resume`
+        self.kept: set[str] = set()  #: ids of workers that this manager has started or taken over
         self._remotes: dict[str, Remote] = {}
         self._drains: dict[str, tuple[float, bool]] = {}  # by instance: the deadline, and whether for good
         self._version = 0
@@ -97,9 +98,13 @@ class Hub:
     def get(self, worker_id: str) -> Remote | None:
         return self._remotes.get(worker_id)
 
-    def serving_at(self, host: str, port: int) -> int:
-        """How many workers serve there that a manager started."""
-        return sum(not r.hello.guest and (r.hello.host, r.hello.port) == (host, port) for r in self)
+    def left_at(self, host: str) -> list[Remote]:
+        """Workers that serve there since a former manager, and that this one does not keep yet."""
+        return [
+            r
+            for r in self
+            if not r.hello.guest and r.hello.host == host and r.hello.worker_id not in self.kept
+        ]
 
     def listeners(self) -> list[dict[str, str | int]]:
         """Where workers serve, and how many, for `get_info`."""

@@ -230,7 +230,7 @@ class AgentManager(ServiceCommands):
             )
         count = self.settings.proxy_workers if workers is None else workers
         # Who asks for none gets those that a former manager left there: their sessions are worth more.
-        if count := count or plane.hub.serving_at(host, port):
+        if count := count or sum(left.hello.port == port for left in plane.hub.left_at(host)):
             certfile, keyfile = certificate.files if certificate else (None, None)
             settings = evolve(self.settings, db_path=str(self.paths.database), proxy_protocol=proxy_protocol)
             spec = WorkerSpec("", settings, host, port, certfile, keyfile)

@@ -136,12 +136,14 @@ class WorkerSet:
                 task_status.started(port)
 
     def _mine(self) -> list[Remote]:
-        """Those that serve at this address already, left by a former manager."""
+        """Takes over those that serve at this address already, left by a former manager."""
         if self._hub is None:
             return []
-        here = [r for r in self._hub if not r.hello.guest and r.hello.host == self._spec.host]
+        here = self._hub.left_at(self._spec.host)
         wanted = self._spec.port or min((r.hello.port for r in here), default=0)
-        return sorted((r for r in here if r.hello.port == wanted), key=lambda r: r.hello.slot)
+        mine = sorted((r for r in here if r.hello.port == wanted), key=lambda r: r.hello.slot)
+        self._hub.kept.update(remote.hello.worker_id for remote in mine)
+        return mine
 
     async def _reserve(self, stack: ExitStack, *, exclusive: bool) -> int:
         """Holds the port while workers come and go. No other program may share it unasked."""
@@ -199,6 +201,8 @@ class WorkerSet:
         """A worker that serves. Raises `DidNotStart`."""
         leash = None if self._leash is None else self._leash[0]
         spec = evolve(self._spec, worker_id=f"wrk_{token_hex(8)}", slot=slot, leash=leash)
+        if self._hub is not None:
+            self._hub.kept.add(spec.worker_id)
         return await WorkerProcess.start(spec, spec.log.with_suffix(".err"))
 
     async def _attend(self, process: WorkerProcess) -> Exit:

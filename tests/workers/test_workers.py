@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed
 
-from agentmgr.errors import ManagerError
+from agentmgr.errors import ManagerError, PortNotAvailable
 from agentmgr.models import RoutingRule, RoutingStrategy
 from agentmgr.proxy import Certificate
 from tests.workers.conftest import alive, connected, cut_link, eventually, said
@@ -213,6 +214,19 @@ async def test_a_worker_that_missed_the_drain_hears_of_it_when_it_is_back(site: 
             with pytest.raises(ConnectionClosed) as closed, trio.fail_after(10):
                 await websocket.get_message()
             assert closed.value.reason.code == 1012
+
+
+async def test_a_second_gateway_leaves_the_workers_of_the_first_alone(site: Any) -> None:
+    async with site() as s:
+        before = {remote.pid for remote in s.workers}
+        for workers in (None, 1):
+            with pytest.raises(PortNotAvailable):
+                await s.manager.serve_proxy("localhost", s.port, workers=workers)
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(partial(s.manager.serve_proxy, "localhost", 0, workers=1))
+            assert port != s.port
+            nursery.cancel_scope.cancel()
+        assert before <= {remote.pid for remote in s.workers}
 
 
 async def test_a_list_of_processes_shows_where_workers_serve_and_no_settings(site: Any) -> None:

@@ -314,28 +314,28 @@ class Lobby:
             self.freed(name)
 
     def offer_seat(self, instance_id: str) -> None:
-        """Offers a seat that came free there to those who wait for it, until one takes it."""
+        """Offers what is free there to those who wait for it, in their order."""
         for waiter in tuple(self._queues.get(instance_id, {}).values()):
-            if self._offer(waiter) and isinstance(waiter.outcome, Seat):
+            if instance_id in self._seats.full:
                 return
+            self._offer(waiter)
 
     def serve_waiting(self) -> None:
         """Offers all that is free to all who wait, in their order."""
         for waiter in tuple(self._waiting.values()):
             self._offer(waiter)
 
-    def _offer(self, waiter: _Waiter) -> bool:
-        """Whether its wait is over."""
+    def _offer(self, waiter: _Waiter) -> None:
+        """Ends its wait, if there is a seat for it now, or no hope of one."""
         try:
             waiter.outcome = self._pick(waiter.visit)
             if waiter.outcome is None:
                 self._line_up(waiter)
-                return False
+                return
         except Refusal as refusal:
             waiter.outcome = refusal
         self._step_out(waiter)
         waiter.woken.set()
-        return True
 
     def _nobody(self, code: str, reason: str) -> Refusal:
         return Refusal(503, code, reason, (("Retry-After", str(self._limits.retry_after_s)),))

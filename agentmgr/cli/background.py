@@ -6,13 +6,13 @@ import fcntl
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
 
+from .. import detached
 from ..errors import ManagerError
 from .group import Cli
 from .presence import answers
@@ -45,24 +45,21 @@ async def start_daemon(cli: Cli) -> None:
             if code < 0:
                 said = f"it was killed by {signal.Signals(-code).name} before it was ready"
             raise ManagerError(f"the manager did not start: {said}; its log is {paths.daemon_log}")
-        process.returncode = 0  # it is nobody's child from here on: no warning that it still runs
+        detached.disown(process)
     note(f"started a manager in the background, pid {process.pid}; its log is {paths.daemon_log}")
 
 
 def _spawn(cli: Cli, ready_fd: int) -> subprocess.Popen[bytes]:
     paths = cli.paths
-    command = [sys.executable, "-m", "agentmgr", "daemon", "--db-path", str(paths.database)]
     with paths.daemon_log.open("ab") as log:
         paths.daemon_log.chmod(0o600)
-        return subprocess.Popen(
-            [*command, "--ready-fd", str(ready_fd)],
+        return detached.start(
+            "agentmgr",
+            *("daemon", "--db-path", str(paths.database), "--ready-fd", str(ready_fd)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,  # what it says before it logs, or when it cannot any more
-            pass_fds=[ready_fd],
-            start_new_session=True,
-            # Started by an agent, it is not that agent's child in the eyes of whoever sweeps up after it.
-            env={k: v for k, v in os.environ.items() if not k.startswith("AGENTMGR_INSTANCE_")},
+            inherited=[ready_fd],
         )
 
 

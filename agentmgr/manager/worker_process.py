@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import trio
 from attrs import evolve
 
+from .. import detached
 from ..codec import to_json
 from ..core.restart import Exit
 from ..supervisor import logs
@@ -90,11 +90,11 @@ class WorkerProcess:
         trio.lowlevel.notify_closing(self._pidfd)
         os.close(self._pidfd)
         if self._popen is not None and self._popen.poll() is None:
-            self._popen.returncode = 0  # nobody's child from here on: no warning that it still runs
+            detached.disown(self._popen)
 
 
 def _spawn(spec: WorkerSpec, output: Path) -> WorkerProcess:
-    """With a session of its own: no terminal's Ctrl-C reaches it. Raises OSError."""
+    """Raises OSError."""
     with ExitStack() as stack:
         out = logs.open_for_append(output)
         stack.callback(os.close, out)
@@ -102,16 +102,13 @@ def _spawn(spec: WorkerSpec, output: Path) -> WorkerProcess:
         told = stack.enter_context(open(os.memfd_create("spec"), "w+b"))  # needs no room on a disk
         told.write(to_json(spec).encode())
         told.seek(0)
-        popen = subprocess.Popen(
-            # The address is for whoever reads `ps`.
-            [sys.executable, "-m", "agentmgr.worker", f"{spec.host}:{spec.port}"],
+        popen = detached.start(
+            "agentmgr.worker",
+            f"{spec.host}:{spec.port}",  # not read by the worker: it is there for `ps`
             stdin=told,
             stdout=out,
             stderr=out,
-            pass_fds=[fd for fd in (spec.ready, spec.leash) if fd is not None],
-            start_new_session=True,
-            # Started by an agent, it is not that agent's child in the eyes of whoever sweeps up after it.
-            env={k: v for k, v in os.environ.items() if not k.startswith("AGENTMGR_INSTANCE_")},
+            inherited=[fd for fd in (spec.ready, spec.leash) if fd is not None],
         )
         try:
             return WorkerProcess(popen.pid, popen)

@@ -101,6 +101,11 @@ class Settings:
     log_level: LogLevel = LogLevel.INFO
     log_format: LogFormat = LogFormat.AUTO
 
+    def check_gateway(self) -> None:
+        """Raises `InvalidRequest` when a gateway cannot be opened with these settings."""
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise InvalidRequest("the PROXY protocol needs a trusted proxy: name one with --trusted-proxy")
+
 
 def environment_name(setting: str) -> str:
     """The environment variable of a setting."""

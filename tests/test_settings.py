@@ -195,3 +195,10 @@ def test_a_directory_that_somebody_else_made_is_refused(tmp_path):
     os.chown(paths.directory, 65534, 65534)
     with pytest.raises(DatabaseUnusable, match="belongs to another user"):
         paths.create()
+
+
+def test_the_proxy_protocol_is_spoken_to_trusted_proxies_only():
+    with pytest.raises(InvalidRequest, match="--trusted-proxy"):
+        Settings(proxy_protocol=True).check_gateway()
+    Settings(proxy_protocol=True, trusted_proxies=("10.0.0.0/8",)).check_gateway()
+    Settings().check_gateway()

@@ -11,7 +11,6 @@ import trio
 from attrs import evolve
 
 from ..codec import to_plain
-from ..errors import InvalidRequest
 from ..listening import open_listeners
 from ..manager.workers import WorkerSet
 from ..models import SessionEnd
@@ -29,8 +28,7 @@ async def serve_beside(
     cli: Cli, settings: Settings, certificate: Certificate | None, told: trio.Event
 ) -> None:
     """Until told to end, or until the manager is shut down. Raises `PortNotAvailable`, `ManagerError`."""
-    if settings.proxy_protocol and not settings.trusted_proxies:
-        raise InvalidRequest("the PROXY protocol needs a trusted proxy: name one with --trusted-proxy")
+    settings.check_gateway()
     certfile, keyfile = certificate.files if certificate else (None, None)
     spec = WorkerSpec(
         f"wrk_{token_hex(8)}",

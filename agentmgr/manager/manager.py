@@ -20,7 +20,7 @@ from ..core import stats
 from ..core.histogram import Histogram
 from ..core.loopback import is_loopback
 from ..core.routing import ClientRequest, RoutingDecision
-from ..errors import AgentManagerError, InvalidRequest
+from ..errors import AgentManagerError
 from ..listening import open_listeners
 from ..models import (
     Connection,
@@ -217,10 +217,10 @@ class AgentManager(ServiceCommands):
         `InvalidRequest`, and `ManagerError` where the workers do not start.
         """
         plane = self._supervising()
-        if proxy_protocol is None:
-            proxy_protocol = self.settings.proxy_protocol
-        if proxy_protocol and not self.settings.trusted_proxies:
-            raise InvalidRequest("the PROXY protocol needs a trusted proxy: name one with --trusted-proxy")
+        settings = evolve(self.settings, db_path=str(self.paths.database))
+        if proxy_protocol is not None:
+            settings = evolve(settings, proxy_protocol=proxy_protocol)
+        settings.check_gateway()
         if not is_loopback(host) and not plane.access.required:
             logger.warning(
                 "the gateway at %s:%d is open to everybody who can reach it; "
@@ -228,11 +228,10 @@ class AgentManager(ServiceCommands):
                 host,
                 port,
             )
-        count = self.settings.proxy_workers if workers is None else workers
+        count = settings.proxy_workers if workers is None else workers
         # Who asks for none gets those that a former manager left there: their sessions are worth more.
         if count := count or sum(left.hello.port == port for left in plane.hub.left_at(host)):
             certfile, keyfile = certificate.files if certificate else (None, None)
-            settings = evolve(self.settings, db_path=str(self.paths.database), proxy_protocol=proxy_protocol)
             spec = WorkerSpec("", settings, host, port, certfile, keyfile)
             await self._serve_by_workers(WorkerSet(spec, count, hub=plane.hub), task_status)
             return
@@ -248,7 +247,7 @@ class AgentManager(ServiceCommands):
                         plane.gateway.serve,
                         listeners,
                         certificate=certificate,
-                        proxy_protocol=proxy_protocol,
+                        proxy_protocol=settings.proxy_protocol,
                     )
                 )
                 task_status.started(port)

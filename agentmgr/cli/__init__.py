@@ -18,8 +18,8 @@ def main() -> NoReturn:
     if sys.argv[1:] == ["--version"]:  # what scripts ask most often needs nothing imported
         print(f"agentmgr {__version__}")
         sys.exit(0)
-    # What is imported lasts as long as the process: to look through it for garbage, twice more at its end,
-    # would take 30 ms of a short command's 200.
+    # Imported modules live as long as the process: searching them for garbage, twice more at exit, would take
+    # 30 ms of a short command's 200.
     gc.disable()
     from .entry import run
 

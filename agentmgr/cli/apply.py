@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 @subcommand("apply", example="agentmgr apply services.toml --dry-run")
 @click.argument("file", type=FILE)
 @click.option("--dry-run", is_flag=True, help="Only show the difference.")
-@click.option("--prune", is_flag=True, help="Remove what the file does not name.")
+@click.option("--prune", is_flag=True, help="Remove services and rules that the file does not name.")
 @click.option("--no-restart", is_flag=True, help="Leave running services as they are until they restart.")
 async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: bool) -> int:
-    """Make services and routing rules as a TOML file declares them; what is so already is left alone.
+    """Create, change and start services and routing rules as a TOML file declares them.
 
     The file has tables [services.NAME] and [rules.NAME] with the fields of the REST API; `running = false` in
     a service keeps it stopped. `agentmgr export` writes such a file.
@@ -61,7 +61,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
             restart = step.name in running and not no_restart and bool(step.changes.keys() - HARMLESS)
             try:
                 await _carry_out(manager, step, wanted, restart=restart, version=versions.get(step.name))
-            except ServiceFailed as error:  # the others have their turn
+            except ServiceFailed as error:  # the other steps still run
                 failed += 1
                 print(f"Error: {error.message}", file=sys.stderr)
 
@@ -74,7 +74,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
 
 
 def _waves(steps: Sequence[Step], wanted: Declaration) -> list[list[Step]]:
-    """What may be done at the same time, in order: services start last, and after those that they need."""
+    """The steps in groups that may run concurrently: services start last, and after their dependencies."""
     starts = {step.name: step for step in steps if step.action == "start"}
     needs = {name: wanted.services[name].config.after for name in starts}
     return [

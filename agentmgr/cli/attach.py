@@ -23,7 +23,7 @@ _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers so
 
 @frozen
 class Listener:
-    """What a manager is to open."""
+    """A listener that the manager is asked to open."""
 
     kind: ListenerKind
     host: str
@@ -33,7 +33,7 @@ class Listener:
 
 
 async def attach(cli: Cli, listener: Listener, told: trio.Event) -> None:
-    """Has the manager that runs open it, until told to stop.
+    """Opens a listener of the running manager, until told to stop.
 
     When another manager takes its place, as in an upgrade, the listener is opened there. Raises
     `ManagerNotRunning` when the manager is killed.
@@ -81,7 +81,7 @@ async def _attach_once(cli: Cli, listener: Listener, told: trio.Event) -> None:
 
 @asynccontextmanager
 async def told_whose(cli: Cli, kind: ListenerKind, port: int) -> AsyncIterator[None]:
-    """Has the error say so where a port is not available because the manager serves there already."""
+    """When the port is taken by this very manager, the error says so."""
     try:
         yield
     except* PortNotAvailable:

@@ -21,16 +21,17 @@ from .words import split_tags
     example="agentmgr change my-echo-agent --memory-limit-mb 512 --restart always",
 )
 @click.argument("name", type=SERVICE)
-@click.option("--rename", "new_name", metavar="NEW", help="Call it so; it keeps its logs and its history.")
-@click.option("--host", help="The address that it listens on.")
+@click.option("--rename", "new_name", metavar="NEW", help="Its new name; logs and history are kept.")
+@click.option("--host", help="The address it listens on.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Its port; 0: a free one at each start.")
-@click.option("--description", help="What it is for, for people.")
-@click.option("--tags", metavar="A,B", help="Its tags, in place of those that it has.")
+@click.option("--description", help="What it is for.")
+@click.option("--tags", metavar="A,B", help="Its tags; replaces the present ones.")
 @config_options(defaults=False)
 async def command(cli: Cli, name: str, new_name: str | None, **options: Any) -> None:
-    """Change fields of a service; what is not given stays as it is, and so do variables without an --env.
+    """Change fields of a service; fields that are not given stay as they are, and so do other variables
+    than those given with --env.
 
-    What runs is as it was until `agentmgr restart NAME`.
+    Running instances keep the old configuration until `agentmgr restart NAME`.
     """
     changes = config_fields(options)
     if new_name is not None:
@@ -40,7 +41,7 @@ async def command(cli: Cli, name: str, new_name: str | None, **options: Any) -> 
     if changes.get("port") == 0:
         changes["port"] = None
     if not changes:
-        raise click.UsageError("Give what is to change: `agentmgr change --help` lists it.")
+        raise click.UsageError("Nothing to change was given: `agentmgr change --help` lists the fields.")
     async with for_reading(cli) as seen:
         before = await seen.get_service(name)
     if "env" in changes:  # secrets come hidden, and given back like that stay as they are
@@ -48,8 +49,8 @@ async def command(cli: Cli, name: str, new_name: str | None, **options: Any) -> 
     async with for_writing(cli) as manager:
         service = await manager.update_service(name, changes, expected_version=before.version)
     if service.version == before.version:
-        print(f"{service.name} is so already")
+        print(f"{service.name} is unchanged: it has these values already")
         return
     print(f"changed {service.name}")
     if service.desired_status is DesiredStatus.RUNNING and changes.keys() - HARMLESS:
-        note(f"what runs is as it was until `agentmgr restart {service.name}`")
+        note(f"running instances keep the old configuration until `agentmgr restart {service.name}`")

@@ -54,7 +54,7 @@ RECONNECT_FOR_S = 10.0  #: then a new session is begun, where the agent is by th
 @click.option(
     "--cafile", type=FILE, metavar="FILE", help="An authority to trust besides the system's, in PEM."
 )
-@click.option("--insecure", is_flag=True, help="Trust any certificate: for tries on this machine.")
+@click.option("--insecure", is_flag=True, help="Trust any certificate: for experiments on this machine.")
 @click.option("--session", "session_id", help="Take up this session instead of beginning one.")
 @click.option("--once", metavar="TEXT", help="Send one message, print the final answer, and leave.")
 @click.option("--yes", is_flag=True, help="Answer every question of the agent with yes.")

@@ -11,7 +11,7 @@ from .group import Cli, root, subcommand
 @subcommand("completion", example='eval "$(agentmgr completion bash)"')
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 async def command(cli: Cli, shell: str) -> None:
-    """Print what makes your shell complete commands and options; put the example into its startup file."""
+    """Print a completion script for your shell; put the example into its startup file."""
     completion = get_completion_class(shell)
     assert completion is not None
     print(completion(root, {}, "agentmgr", "_AGENTMGR_COMPLETE").source())

@@ -48,9 +48,9 @@ async def command(
 ) -> None:
     """Run the manager in the foreground, until Ctrl-C or `agentmgr shutdown`.
 
-    It takes the place of one that a command started in the background; the services run on meanwhile. At the
-    end sessions and then services may end in good order; a second Ctrl-C or SIGTERM cuts sessions short, a
-    third kills the services that have not ended.
+    It replaces a manager that a command started in the background; the services keep running. At the end it
+    drains the sessions, then stops the services; a second Ctrl-C or SIGTERM cuts sessions short, a third
+    kills the services that still run.
     """
     settings = cli.settings(health_check_interval=interval, **flags)
     configure_logging(settings.log_level, settings.log_format)

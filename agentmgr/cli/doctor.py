@@ -40,9 +40,9 @@ class Finding:
 @subcommand("doctor", example="agentmgr doctor")
 @format_option
 async def command(cli: Cli, output: str) -> int:
-    """Check the database, its files, the ports, the services' files, and what may be left over.
+    """Check the database, its files, the ports, the services' files, and leftovers.
 
-    Exit code 1 when something is wrong; it says what to do about it.
+    Exit code 1 when something is wrong; each finding says what to do about it.
     """
     settings = cli.settings()
     findings = [

@@ -17,7 +17,7 @@ from .group import Cli, root
 
 
 def run(argv: Sequence[str]) -> int:
-    """The exit code of `agentmgr ARGV…`, whose output has been written, or else the code is not 0."""
+    """The exit code of `agentmgr ARGV…`; not 0 when its output could not be written."""
     cli = Cli()
     code = _run(argv, cli)
     try:

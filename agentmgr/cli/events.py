@@ -14,8 +14,10 @@ from .render import clock
 
 
 @subcommand("events", example="agentmgr events --follow")
-@click.option("--follow", "-f", is_flag=True, help="And what happens from now on.")
-@click.option("--tail", default=50, show_default=True, type=click.IntRange(min=0), help="The last events.")
+@click.option("--follow", "-f", is_flag=True, help="Then show new events as they happen.")
+@click.option(
+    "--tail", default=50, show_default=True, type=click.IntRange(min=0), help="How many past events."
+)
 @format_option
 async def command(cli: Cli, follow: bool, tail: int, output: str) -> None:
     """Show what happened; as JSON, one event on each line."""

@@ -31,7 +31,7 @@ COMMANDS = {
     "list": "List the services.",
     "status": "Show one service in detail.",
     "stats": "Show figures of the whole system.",
-    "logs": "Show what a service wrote.",
+    "logs": "Show the output of a service.",
     "events": "Show what happened.",
     "connections": "List the sessions that are open through the gateway.",
     "disconnect": "Close a session.",
@@ -40,17 +40,17 @@ COMMANDS = {
     "daemon": "Run the manager in the foreground.",
     "proxy": "Open the gateway that clients connect to.",
     "api": "Open the REST API.",
-    "shutdown": "End the manager, and what it runs.",
+    "shutdown": "Shut down the manager and its services.",
     "chat": "Talk to an agent.",
     "serve": "Serve an agent file by hand, without a manager.",
-    "apply": "Make services and rules as a file declares them.",
-    "export": "Print services and rules as such a file.",
-    "backup": "Copy the database to a file, while all goes on.",
+    "apply": "Apply a file that declares services and rules.",
+    "export": "Print services and rules as a file for `apply`.",
+    "backup": "Copy the database to a file, while everything runs.",
     "restore": "Put a copy of the database back.",
-    "doctor": "Look for what is wrong here, and say what to do.",
+    "doctor": "Look for problems, and say how to fix them.",
     "unit": "Print a systemd unit for the manager.",
-    "completion": "Print what makes a shell complete this command.",
-    "info": "Show the manager that runs, and where it keeps its files.",
+    "completion": "Print a shell completion script.",
+    "info": "Show the running manager and where it keeps its files.",
     "version": "Show the version.",
 }
 
@@ -82,7 +82,7 @@ class _WithExample(click.Command):
                 formatter.write(f"  {line}\n")
 
 
-#: What other process managers call it.
+#: The names of other process managers for our commands.
 _ELSEWHERE = {
     **dict.fromkeys(("ls", "ps", "monit", "top"), "list"),
     **dict.fromkeys(("delete", "del", "remove", "rm"), "unregister"),

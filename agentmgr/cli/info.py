@@ -17,7 +17,7 @@ _LISTENERS = {"proxy": "gateway", "api": "API"}
 @subcommand("info", example="agentmgr info")
 @format_option
 async def command(cli: Cli, output: str) -> None:
-    """Show the manager that runs, and where the files of this database are."""
+    """Show the running manager, and where the files of this database are."""
     paths = cli.paths
     files = {
         "database": str(paths.database),

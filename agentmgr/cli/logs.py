@@ -15,11 +15,13 @@ from .render import harmless, on_terminal
 
 @subcommand("logs", example="agentmgr logs my-echo-agent --tail 50 --follow")
 @click.argument("name", type=SERVICE)
-@click.option("--tail", default=100, show_default=True, type=click.IntRange(min=0), help="The last lines.")
-@click.option("--follow", "-f", is_flag=True, help="And what is written from now on.")
-@click.option("--instance", type=int, metavar="N", help="Of this instance only, counted from 0.")
+@click.option(
+    "--tail", default=100, show_default=True, type=click.IntRange(min=0), help="How many past lines."
+)
+@click.option("--follow", "-f", is_flag=True, help="Then show new output as it is written.")
+@click.option("--instance", type=int, metavar="N", help="Only this instance; the first is 0.")
 async def command(cli: Cli, name: str, tail: int, follow: bool, instance: int | None) -> None:
-    """Show what a service wrote; of several instances, the last lines of one after those of the other."""
+    """Show the output of a service; the last lines of several instances come one instance after the other."""
     async with for_reading(cli) as manager:
         async with manager.read_logs(name, tail=tail, follow=follow, instance=instance) as chunks:
             async for chunk in chunks:

@@ -1,4 +1,4 @@
-"""The flags of whatever may be the manager: its log, its certificate, and whom the gateway lets in."""
+"""The flags of every command that can be the manager: its log, its certificate, and access to the gateway."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def manager_options(function: F) -> F:
-    """What all take that may be the manager: parameters `flags`, settings by their names, and `tls`."""
+    """Adds the parameters `flags`, settings by their names, and `tls`."""
 
     @wraps(function)
     async def with_flags_and_tls(
@@ -41,7 +41,7 @@ def _log_options(function: F) -> F:
     function = click.option(
         "--log-format",
         type=click.Choice([str(format) for format in LogFormat]),
-        help="On the terminal; auto: pretty there, JSON elsewhere. The manager's own file is JSON.",
+        help="On stderr; auto: pretty on a terminal, else JSON. The manager's log file is always JSON.",
     )(function)
     return click.option(
         "--log-level", type=click.Choice([str(level) for level in LogLevel]), help="[default: info]"
@@ -99,12 +99,12 @@ def gateway_options(function: F) -> F:
             "--trusted-proxy",
             multiple=True,
             metavar="NETWORK",
-            help="A proxy before the gateway that is believed who the client is. May be repeated.",
+            help="A proxy before the gateway, trusted to tell the client's address. May be repeated.",
         ),
         click.option(
             "--proxy-protocol",
             is_flag=True,
-            help="The gateway's connections come from trusted proxies, and begin with PROXY, v1 or v2.",
+            help="Expect the PROXY protocol, v1 or v2, from the trusted proxies.",
         ),
     )
     wrapped: Any = with_gateway

@@ -15,7 +15,7 @@ _MOMENT_S = 3.0  #: a manager on its way up, or whose socket was deleted, answer
 
 
 async def answers(paths: RuntimePaths) -> bool:
-    """Whether a manager answers on the control socket, if need be after a moment."""
+    """Whether a manager answers on the control socket; waits a moment for one that holds the database."""
     return not await silent(paths) and await answers_at_once(paths)
 
 
@@ -39,8 +39,8 @@ async def silent(paths: RuntimePaths) -> bool:
 
 
 async def manages_unless_another_does(paths: RuntimePaths, manage: Callable[[], Awaitable[None]]) -> bool:
-    """Returns true when `manage` has returned, and false when another manager is there, also one that became
-    it at the same moment. Raises `ManagerError` when that one does not answer.
+    """Runs `manage` and returns true, or returns false when there is another manager, also when that one was
+    quicker. Raises `ManagerError` when the other one does not answer.
     """
     if not await answers(paths):
         try:

@@ -38,8 +38,8 @@ async def command(
 ) -> None:
     """Open the gateway that clients connect to, until Ctrl-C.
 
-    With a manager running, this process and its workers serve that manager's clients, go on when the manager
-    is killed or replaced, and end with this command; without one, this process is the manager meanwhile.
+    With a manager running, this process and its workers serve that manager's clients until this command ends,
+    even when the manager is killed or replaced. Without one, this process is the manager until then.
     """
     settings = cli.settings(proxy_host=host, proxy_port=port, health_check_interval=health_interval, **flags)
     configure_logging(settings.log_level, settings.log_format)

@@ -14,7 +14,7 @@ from .words import variables
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-HARMLESS = frozenset({"name", "description", "tags", "weight", "instances"})  #: need no restart to hold
+HARMLESS = frozenset({"name", "description", "tags", "weight", "instances"})  #: take effect without a restart
 _DEFAULTS = ServiceConfig()
 
 
@@ -28,32 +28,32 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("max-message-bytes", "The largest message; 0: any size.", {"type": int}),
     ("turn-timeout", "Seconds for one answer; 0: any time.", {"type": float}),
     ("confirm-timeout", "Seconds for a human to confirm; then it means no.", {"type": float}),
-    ("on-disconnect", "What a lost client's turn does.", {"type": _choice(OnDisconnect)}),
-    ("when-busy", "What a message in a turn does.", {"type": _choice(WhenBusy)}),
+    ("on-disconnect", "Whether a turn goes on without its client.", {"type": _choice(OnDisconnect)}),
+    ("when-busy", "How a message during a turn is handled.", {"type": _choice(WhenBusy)}),
     ("instances", "How many to run.", {"type": int}),
-    ("weight", "Its share among others.", {"type": int}),
+    ("weight", "Its share in weighted routing.", {"type": int}),
     ("auto-restart/--no-auto-restart", "Restart it when it fails.", {}),
     ("restart", "When to restart it.", {"type": _choice(RestartMode)}),
     ("max-restart-count", "Restarts within the window before it is given up.", {"type": int}),
     ("restart-window", "Seconds in which restarts are counted.", {"type": float}),
-    ("restart-delay", "Seconds until the first restart; then doubling.", {"type": float}),
-    ("restart-delay-max", "Seconds between restarts at most.", {"type": float}),
-    ("stable-after", "Seconds after which past failures are forgiven.", {"type": float}),
+    ("restart-delay", "Seconds before the first restart; doubles each time.", {"type": float}),
+    ("restart-delay-max", "The longest delay before a restart, in seconds.", {"type": float}),
+    ("stable-after", "Seconds of being ready that clear past failures.", {"type": float}),
     ("startup-timeout", "Seconds until it must be ready.", {"type": float}),
     ("stop-timeout", "Seconds from TERM to KILL.", {"type": float}),
     ("drain-timeout", "Seconds for its sessions to end.", {"type": float}),
     ("health-check-interval", "Seconds between checks.", {"type": float}),
-    ("health-check-timeout", "Seconds for a check's answer.", {"type": float}),
+    ("health-check-timeout", "Seconds to wait for a check's answer.", {"type": float}),
     ("unhealthy-threshold", "Failed checks in a row that make it unhealthy.", {"type": int}),
-    ("recovery-threshold", "Unhealthy for so many seconds: it is restarted.", {"type": float}),
-    ("on-manager-death", "What it does when the manager is killed.", {"type": _choice(OnManagerDeath)}),
+    ("recovery-threshold", "Seconds of being unhealthy before it is restarted.", {"type": float}),
+    ("on-manager-death", "Whether it outlives a killed manager.", {"type": _choice(OnManagerDeath)}),
     ("runtime", "The event loop of its code.", {"type": _choice(Runtime)}),
     ("python", "The interpreter for an agent file.", {"metavar": "PATH", "type": FILE}),
     ("cwd", "Its working directory.", {"metavar": "DIR", "type": DIRECTORY}),
     ("env", "A variable; may be repeated.", {"multiple": True, "metavar": "KEY=VALUE"}),
     (
         "env-file",
-        "Lines of NAME=value, read at each start; --env goes before it.",
+        "A file of NAME=value lines, read at each start; --env takes precedence.",
         {"metavar": "FILE", "type": FILE},
     ),
     ("disconnect-grace", "Seconds until a lost client's turn is cancelled.", {"type": float}),
@@ -62,17 +62,17 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
         "Start it after this service; may be repeated.",
         {"multiple": True, "type": SERVICE, "metavar": "NAME"},
     ),
-    ("memory-limit-mb", "What it may use; where the platform lets us.", {"type": int}),
-    ("cpu-limit-percent", "Of one core; where the platform lets us.", {"type": int}),
-    ("max-open-files", "Of each of its processes.", {"type": int}),
-    ("max-processes", "How many it may have.", {"type": int}),
+    ("memory-limit-mb", "Enforced where the platform allows it.", {"type": int}),
+    ("cpu-limit-percent", "Of one core; enforced where the platform allows it.", {"type": int}),
+    ("max-open-files", "Open files of each of its processes.", {"type": int}),
+    ("max-processes", "Processes of one instance.", {"type": int}),
     ("log-max-bytes", "The size at which its log is rotated.", {"type": int}),
-    ("log-files", "How many of them are kept.", {"type": int}),
+    ("log-files", "Log files that are kept, with the current one.", {"type": int}),
 )
 
 
 def config_options(*, defaults: bool) -> Callable[[F], F]:
-    """One that is not given is None or empty; with `defaults` its help says what that means."""
+    """An option that is not given is None or empty; with `defaults` the help names the default."""
 
     def add(function: F) -> F:
         for name, help, details in reversed(_OPTIONS):
@@ -95,7 +95,7 @@ def _default(field: str) -> str:
 
 
 def config_fields(options: dict[str, Any]) -> dict[str, Any]:
-    """The fields of those that were given. Raises `InvalidRequest`."""
+    """The fields to set, from the options that were given. Raises `InvalidRequest`."""
     given = {name: value for name, value in options.items() if value not in (None, ())}
     if words := given.pop("env_words", ()):
         given["env"] = variables(words)

@@ -20,7 +20,7 @@ from .watch import progress
 @subcommand("shutdown", example="agentmgr shutdown")
 @click.option("--leave-running", is_flag=True, help="The instances serve on; the next manager adopts them.")
 async def command(cli: Cli, leave_running: bool) -> None:
-    """End the manager and what it runs; returns when its process is gone."""
+    """Shut down the manager and its services; returns when its process is gone."""
     if await silent(cli.paths):
         raise unreachable(cli.paths)
     if not await answers_at_once(cli.paths):

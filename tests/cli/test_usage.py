@@ -138,7 +138,9 @@ def test_a_change_is_of_what_is_given_and_of_nothing_else(here: Any) -> None:
     )
     here.ok("change", "x", "--env", "A=2", "--no-auto-restart", "--rename", "y")
     here.ok("change", "y", "--port", "0")
-    assert here.ok("change", "y", "--memory-limit-mb", "64") == "y is so already\n"
+    assert (
+        here.ok("change", "y", "--memory-limit-mb", "64") == "y is unchanged: it has these values already\n"
+    )
     (after,) = json.loads(here.ok("list", "--format", "json"))
     assert (after["name"], after["tags"], after["port"]) == ("y", ["a", "b"], None)
     wanted = {"memory_limit_mb": 64, "restart": "always", "auto_restart": False}

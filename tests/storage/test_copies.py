@@ -1,4 +1,4 @@
-"""A backup is one consistent file, made while all goes on; a restore checks first and replaces then."""
+"""A backup is one consistent file, made while everything runs; a restore checks first and replaces then."""
 
 import json
 import os

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def later(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
-    """A `__getattr__` for the package: by name, the module of it that has what is named so."""
+    """A `__getattr__` for the package. `places`: the submodule that defines each name."""
 
     def find(name: str) -> Any:
         if name not in places:

@@ -1,4 +1,4 @@
-"""What an agent prints when its log has no room: dropped. A full disk is no reason to break off a turn."""
+"""Drops an agent's output while its disk is full, so that a `print` does not break off a turn."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Forgiving(io.FileIO):
 
 
 def print_what_has_room() -> None:
-    """Makes what prints and logs forgiving, and unbuffered: what was said is in the log, whatever comes."""
+    """Makes stdout and stderr ignore a full disk, and unbuffered, so that a crash loses no output."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if type(stream) is io.TextIOWrapper:

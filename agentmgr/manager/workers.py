@@ -97,7 +97,7 @@ class WorkerSet:
         self._leash: tuple[int, int] | None = None
 
     def stop(self, *, leave: bool = False) -> None:
-        """Has `run` return when they have ended; with `leave` at once, while they go on."""
+        """Makes `run` end the workers and return; with `leave`, return at once and leave them running."""
         self._leaving = leave
         self._scope.cancel()
 

@@ -1,8 +1,8 @@
 """Control groups: where they are, and the one that an instance has to itself.
 
-A process cannot leave its group, whatever it does to its session and its environment, and the kernel ends all
-of a group at once (`cgroup.kill`, Linux 5.14): nothing outruns it. That takes version 2, and a group that we
-may make others in, as root has it, or a systemd unit with `Delegate=`. Elsewhere an instance has none.
+A process cannot leave its group by a new session or environment, and the kernel kills a group as a whole
+(`cgroup.kill`, Linux 5.14), which no fork outruns. It takes version 2, and a group that we may create others
+in: root has one, and so does a systemd unit with `Delegate=`. Elsewhere an instance has none.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def in_thread(work: Callable[[int], T], pid: int) -> T:
 
 
 class ControlGroup:
-    """The version 2 group of one instance, over its restarts; it may turn out that there is none."""
+    """The version 2 group of one instance, over its restarts. Where none can be made it has no members."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -46,7 +46,7 @@ class ControlGroup:
         return cls(_PREFIX + instance_id)
 
     def take_in(self, pid: int) -> None:
-        """Puts the process into it, and so all that it starts from now on. Never raises; blocks."""
+        """Moves the process into it; what it starts from now on is in it too. Never raises; blocks."""
         for parent, in_proc in _version_2():
             group = parent / self.name
             try:

@@ -1,9 +1,9 @@
 """One instance's life, from its first launch until it is stopped or given up.
 
 `Life.live` is the story: launch, wait until ready, watch, end, back off, again. A restart is one turn of
-its loop. Three scopes let others in: a stop cancels `_until_stopped`, "start now" cancels `_backoff`,
-"never mind the sessions" cancels `_drain`. Whatever ends a try, by return, exception or cancellation, its
-process is ended on the way out, with all that it has started; only `leave` lets it live on.
+its loop. Commands reach it through three cancel scopes: `stop` cancels `_until_stopped`, `start_now` cancels
+`_backoff`, and `stop(force=True)` cancels `_drain`. However a try ends, by return, exception or cancellation,
+its process is ended on the way out, with its descendants; only `leave` lets it live on.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ log = logging.getLogger("agentmgr.supervisor")
 
 _SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 
-# When the manager itself was suspended, a deadline is over before anybody has looked: so one more look, a
-# short one.
 _LAST_LOOK_S = 1.0
+"""One more look after the startup deadline, which passes unseen when the manager itself was suspended."""
 _FAREWELL_S = 15.0  #: beyond the drain timeout, for the last sessions to be told to come back
-_TURN_S = 5.0  #: to be ready in, before the next one's start begins all the same
-_JITTER = 0.1  #: of the time between two checks, so that instances are not all checked at once
+_TURN_S = 5.0  #: a start that takes longer no longer holds up the next one
+_JITTER = 0.1  #: as a fraction of the check interval, so that instances are not all checked at once
 _TOGETHER = 1 / 40
-"""Of that time: checks that are due within it are made in one go, for two thirds of the CPU (measured)."""
+"""As a fraction of the check interval: checks due that close together run at once, for two thirds of the CPU
+(measured)."""
 
 
 @frozen
 class Surroundings:
-    """What all lives of one supervisor share."""
+    """What all instances of one supervisor share."""
 
     owner: Owner
     missing: Callable[[ServiceSpec], tuple[str, bool] | None]
-    """A service that this one must wait for, and whether it is on its way; None when all are ready."""
+    """A dependency that is not ready yet, and whether it is starting; None when all are ready."""
     health_check_interval: float
     random: Callable[[], float]  #: from [0, 1)
     probes: trio.CapacityLimiter
@@ -73,8 +73,8 @@ class Life:
         self._place = place
         self._around = around
         self._adopted = adopted
-        self._child: Child | None = None  #: as long as it is not to end
-        self._last: Child | None = None  #: it may be ending
+        self._child: Child | None = None  #: None once it is being ended
+        self._last: Child | None = None  #: the latest one, also while it is being ended
         self._ready_at: float | None = None
         self._vitals = Vitals()
         self._history = History()
@@ -98,7 +98,7 @@ class Life:
     # The story
 
     async def live(self) -> None:
-        """Launches and watches, again and again, until it is stopped, given up, or has ended well."""
+        """Launches and watches, again and again, until it is stopped, given up, or has completed."""
         try:
             with self._until_stopped:
                 while (backoff := await self._try_once()) is not None:
@@ -113,17 +113,17 @@ class Life:
             self.finished = True
 
     async def _try_once(self) -> trio.CancelScope | None:
-        """From a launch to its end. Returns the backoff before the next launch; None: there is none."""
+        """One launch, to its end. Returns the backoff before the next launch, or None if there is none."""
         self._become(InstanceEvent.LAUNCH, next_restart_at=None)
         try:
             async with self._turn_to_start() as turn, self._launched() as child:
-                # Decided and told at once; clearing away what is left comes afterwards.
+                # Decided and announced at once; leaving the block then ends the rest of its processes.
                 return self._decide(await self._watch(child, turn))
         except CannotLaunch as problem:
             return self._decide(Ending(problem.cause, problem.reason))
 
     async def _watch(self, child: Child, turn: ExitStack) -> Ending:
-        """Brings it to readiness and checks it regularly, until it has exited or is past helping."""
+        """Waits until it is ready, then checks it regularly, until it exits or must be ended."""
         exit: Exit | None = None
         hopeless: Ending | None = None
 
@@ -135,7 +135,7 @@ class Life:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(notice_exit)
             nursery.start_soon(self._give_turn_back, turn)
-            with turn:  # until it is ready, or is not
+            with turn:  # held until it is ready, or has failed to be
                 hopeless = await self._become_ready(child)
             hopeless = hopeless or await self._check_regularly()
             nursery.cancel_scope.cancel()
@@ -163,7 +163,7 @@ class Life:
 
     async def _check_regularly(self) -> Ending:
         """Returns when it has been unhealthy for too long and its policy allows a restart."""
-        interval_s = self._config.health_check_interval or self._around.health_check_interval
+        interval_s = self._check_interval_s
         while True:
             due = trio.current_time() + interval_s * (1 - _JITTER + 2 * _JITTER * self._around.random())
             together_s = interval_s * _TOGETHER
@@ -178,7 +178,7 @@ class Life:
 
     @asynccontextmanager
     async def _turn_to_start(self) -> AsyncIterator[ExitStack]:
-        """Only so many start at once. What comes out of it gives the turn back when it is closed."""
+        """Bounds concurrent starts, after dependencies are ready. Closing the yielded stack ends the turn."""
         with ExitStack() as turn:
             if self._adopted is None:
                 await self._dependencies_ready()
@@ -187,12 +187,12 @@ class Life:
             yield turn
 
     async def _give_turn_back(self, turn: ExitStack) -> None:
-        """What hangs while it starts must not keep the others from it."""
+        """An instance that hangs at its start must not block the starts of others."""
         await trio.sleep(_TURN_S)
         turn.close()
 
     async def _dependencies_ready(self) -> None:
-        """However long it takes. Whoever waits for the start is told when it may take for ever."""
+        """Waits without limit. `started` fails when a dependency is not even starting."""
         while missing := self._around.missing(self.spec):
             name, coming = missing
             reason = f"waits for service {name!r}" + ("" if coming else ", which is not running")
@@ -205,7 +205,7 @@ class Life:
 
     @asynccontextmanager
     async def _launched(self) -> AsyncIterator[Child]:
-        """The running process; ended on the way out, whatever the reason."""
+        """The running process, which is ended when the block is left. Raises `CannotLaunch`."""
         child, self._adopted = self._adopted, None
         if child is None:
             child = await self._place.launch()
@@ -226,7 +226,7 @@ class Life:
                     await self._end(child)
 
     async def _end(self, child: Child) -> None:
-        """Drains it if others asked it to stop, ends it, and has it written down that it is gone."""
+        """Drains it if it was told to stop, ends its process, and records that it is gone."""
         if self.stopped and self.view.status in _SERVING:
             self._become(InstanceEvent.DRAIN)
             timeout_s = self._config.drain_timeout
@@ -292,7 +292,7 @@ class Life:
                 InstanceEvent.GONE, pid=None, port=None, health=HealthStatus.UNKNOWN, next_restart_at=None
             )
 
-    # What others may do
+    # Commands, and what others may ask
 
     @property
     def stopped(self) -> bool:
@@ -304,22 +304,25 @@ class Life:
         return self.view.status in _SERVING and not self.stopped
 
     def outdated(self, spec: ServiceSpec) -> bool:
-        """Whether it serves nobody yet, and would run something else than `spec` asks for now."""
+        """Whether it is not serving yet, and was made for something else than `spec`."""
         mine = self.spec
         same = (mine.config, mine.host, mine.port) == (spec.config, spec.host, spec.port)
         return not (self.serving or same)
 
     def seen(self) -> Instance:
-        """`view`, with what it tells of itself just now."""
+        """`view`, with the current status text of the process (sd_notify's `STATUS=`)."""
         said = None if self._child is None else self._child.said
         return self.view if said is None else evolve(self.view, said=said)
 
     async def started(self) -> None:
-        """Returns when it is ready for the first time since an operator started it; raises why it is not."""
+        """Waits until it is first ready since an operator's start.
+
+        Raises `ServiceFailedToStart`, `PortNotAvailable`, or `WrongState` when it was stopped.
+        """
         await self._first_try.wait()
 
     def start_now(self) -> None:
-        """An operator's start: what has been is forgiven, and nobody waits."""
+        """An operator's start: forgets past failures and cuts the backoff short."""
         if self.view.status not in _SERVING:
             self._history = History()
             if self._first_try.known:
@@ -327,9 +330,9 @@ class Life:
             self._backoff.cancel()
 
     def stop(self, *, force: bool = False, kill: bool = False) -> None:
-        """Asks it to end, sessions first unless by `force`; `over` tells when it has.
+        """Asks it to drain its sessions and end; `over` is set when it has.
 
-        With `kill` it gets no time either.
+        `force` cuts the draining short, `kill` also the time between TERM and KILL.
         """
         if force:
             self._drain.cancel()
@@ -346,8 +349,10 @@ class Life:
         self.finished = True
         self._until_stopped.cancel()
 
+    # Health
+
     async def check(self) -> HealthCheck | None:
-        """Asks it how it is, and draws the conclusion; None when there was nobody to ask."""
+        """Probes it and updates its health; None when it has no process."""
         child = self._child
         if child is None:
             return None
@@ -368,8 +373,7 @@ class Life:
         return check
 
     def _judge(self, result: ProbeResult) -> None:
-        interval_s = self._config.health_check_interval or self._around.health_check_interval
-        now, gap_s = trio.current_time(), 2 * interval_s + self._config.health_check_timeout
+        now, gap_s = trio.current_time(), 2 * self._check_interval_s + self._config.health_check_timeout
         self._vitals = judge(self._vitals, result, self._config, now=now, gap_s=gap_s)
         facts = {
             "health": self._vitals.status,
@@ -383,6 +387,10 @@ class Life:
             self._become(InstanceEvent.WELL, **facts)
         else:
             self._tell(**facts)
+
+    @property
+    def _check_interval_s(self) -> float:
+        return self._config.health_check_interval or self._around.health_check_interval
 
     # Bookkeeping
 

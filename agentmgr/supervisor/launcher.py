@@ -1,4 +1,4 @@
-"""What the supervisor asks of whatever runs the instances: today child processes of this machine.
+"""The supervisor's interface to what runs the instances: child processes, or functions of this program.
 
 A `Launcher` gives an instance a `Place`, which keeps its address over all its restarts. A `Place` launches
 a `Child`, one at a time. A `Child` has an address, an exit, a way to ask it how it is, and a way to end it.
@@ -45,14 +45,14 @@ class Child(Protocol):
 
     @property
     def unenforced(self) -> tuple[str, ...]:
-        """What of its configuration this launcher cannot enforce, and why."""
+        """The limits of its configuration that are not enforced, and why."""
 
     @property
     def said(self) -> str | None:
-        """What it tells of itself, if it tells anything."""
+        """The status text that it last reported, as by sd_notify's `STATUS=`."""
 
     async def wait_ready(self) -> None:
-        """Returns when it has answered its first handshake; for ever patient, the caller has the deadline."""
+        """Returns when it has answered its first handshake; the deadline is the caller's."""
 
     async def wait_exit(self) -> Exit:
         """Returns as soon as it has exited by itself; one waiter at a time."""
@@ -61,13 +61,13 @@ class Child(Protocol):
         """Asks it once how it is; never raises."""
 
     async def end(self, grace_s: float) -> Exit:
-        """Ends it and all that it has started: asks, waits `grace_s`, kills. Returns when nothing is left.
+        """Ends it and its descendants: asks, waits `grace_s` seconds, kills. Returns when none is left.
 
         Also to be called after it has exited. Total: raises nothing, and runs shielded from cancellation.
         """
 
     def kill(self) -> None:
-        """Has `end`, now or later, not wait for what was asked to end."""
+        """Makes `end`, now or later, kill without waiting."""
 
     def release(self) -> None:
         """Lets go of it and leaves it running, for the next manager to adopt."""
@@ -76,7 +76,7 @@ class Child(Protocol):
         """The last lines of its output since its launch; empty where there are none."""
 
     async def misfortune(self) -> tuple[Cause, str] | None:
-        """What, other than itself, keeps it from becoming ready: the cause, and a sentence on it."""
+        """An outside reason why it does not become ready, such as a taken port: the cause, and a sentence."""
 
 
 class Place(Protocol):
@@ -95,16 +95,18 @@ class Launcher(Protocol):
     """Makes places for instances, and looks after what all of them have in common."""
 
     async def run(self) -> None:
-        """Whatever has to be looked after while instances run; until cancelled."""
+        """Housekeeping while instances run; until cancelled."""
 
     def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> Place:
         """Where that instance of the service will run. Raises `AgentManagerError` where none can."""
 
     async def sweep(self, keep: frozenset[str]) -> int:
-        """Ends all that an earlier manager of ours has left, except what holds a token in `keep`."""
+        """Ends all processes that an earlier manager left, except holders of a token in `keep`; returns how
+        many there were.
+        """
 
     def troubles(self) -> tuple[str, ...]:
-        """What does not work just now, and will again by itself, as a full disk."""
+        """Faults that are going on and recover by themselves, such as a full disk."""
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """What the instance has used lately, oldest first."""

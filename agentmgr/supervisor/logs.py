@@ -6,8 +6,8 @@ FALLOC_FL_COLLAPSE_RANGE: ext4, xfs), while the writer goes on appending. Where 
 that, the copied part is turned into a hole (FALLOC_FL_PUNCH_HOLE: btrfs, tmpfs and others), which takes no
 space.
 
-Whoever follows such a file must not lose the place when all in it moves up. So a place in it is counted from
-what was its beginning when this process first looked, and `_cut` says how much of that is gone by now.
+A reader that follows such a file must not lose its place when the content moves up. So a place counts bytes
+from the beginning of the file as this process first saw it, and `_cut` says how many of them are gone by now.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from attrs import frozen
 
 LAST_WORDS_LINES = 15
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_ROOM_BYTES = 256 * 1024  #: what instances may write until somebody looks again
+_ROOM_BYTES = 256 * 1024  #: kept free for what instances write until the next look
 _LAST_WORDS_BYTES = 4096
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE_RANGE = 0x01, 0x02, 0x08  # linux/falloc.h
 
-_moving = threading.Lock()  # held while something is cut off, and by who reads meanwhile
+_moving = threading.Lock()  # held while a file is cut, and while one is read
 _cut: dict[tuple[int, int], int] = {}  # bytes, by device and inode of the live file
 
 
@@ -43,9 +43,9 @@ def path(log_dir: Path, service_name: str, slot: int) -> Path:
 def move(log_dir: Path, old: str, new: str) -> None:
     """Lets a renamed service keep its logs. Raises OSError.
 
-    Who writes to a file goes on writing to it, wherever it is moved. Instances that run know the old path, so
-    that leads to the new directory until another service takes the name. What stands under the new name is of
-    a service that is no more: it is put aside.
+    Running instances keep writing to their open files, and know the old path, so a link leads from it to the
+    new directory until another service takes the name. Logs already under the new name are those of a service
+    that no longer exists: they are put aside.
     """
     source, target = log_dir / old, log_dir / new
     if source.is_symlink() or not source.is_dir():
@@ -89,7 +89,7 @@ def last_words(file: Path, since: int) -> str:
 
 @frozen
 class Still:
-    """A live file while nothing is cut off it."""
+    """A live file that is not cut meanwhile."""
 
     begin: int  #: the places of its first byte, and behind its last one
     end: int
@@ -103,7 +103,7 @@ class Still:
 
 @contextmanager
 def still(file: Path) -> Iterator[Still]:
-    """For a short look. Raises OSError."""
+    """Keeps rotation off the file while it is read: be quick. Raises OSError."""
     with _moving, file.open("rb") as live:
         stat = os.fstat(live.fileno())
         cut = _cut.get((stat.st_dev, stat.st_ino), 0)
@@ -112,7 +112,7 @@ def still(file: Path) -> Iterator[Still]:
 
 
 def rotate(file: Path, max_bytes: int, files: int) -> bool:
-    """Once the live file has `max_bytes`, copies them to `.1` and cuts them off; says whether it did.
+    """Once the live file has `max_bytes`, moves them to the copy `.1`; returns whether it did.
 
     Blocks on the disk. Raises OSError, as when the disk has no room for the copy; then nothing is lost.
     """
@@ -143,9 +143,10 @@ def rotate(file: Path, max_bytes: int, files: int) -> bool:
 
 
 def make_room(log_dir: Path) -> bool:
-    """Where the disk is full, copies go, the oldest first, so that instances can write; says whether it was.
+    """On a full disk, removes rotated logs, oldest first, until instances can write.
 
-    What is not rotated yet stays: it is what an operator needs next. Blocks on the disk. Raises OSError.
+    Returns whether the disk was full. Live files stay: an operator needs them next. Blocks on the disk.
+    Raises OSError.
     """
     if _free_bytes(log_dir) >= _ROOM_BYTES:
         return False
@@ -179,7 +180,7 @@ def _copy(live: int, start: int, end: int, file: Path, files: int) -> Path:
             left = [copy for copy in copies if copy.exists()]
             if error.errno not in _NO_ROOM or not left:
                 raise
-            left[-1].unlink()  # the new one is worth more than what it takes the room of
+            left[-1].unlink()  # the newest copy is worth more than the oldest
 
 
 def _shift(draft: Path, file: Path, files: int) -> None:
@@ -195,7 +196,7 @@ def _shift(draft: Path, file: Path, files: int) -> None:
 
 
 def _copy_of(file: Path, number: int) -> Path:
-    """The higher the number, the older it is."""
+    """The rotated log with this number; higher is older."""
     return file.with_name(f"{file.name}.{number}")
 
 

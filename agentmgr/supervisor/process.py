@@ -1,4 +1,4 @@
-"""One child process and all that it starts: noticing its exit, signalling it, ending it without remainder."""
+"""One child process and its descendants: noticing its exit, signalling it, ending all of them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Process:
         return self._exit()
 
     def _exit(self) -> Exit:
-        """Looks how it ended and leaves the zombie: while it is there, the group keeps its number."""
+        """Reads how it ended and leaves the zombie, so that the number of its group is not reused."""
         try:
             result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:  # init's child by now, or reaped by somebody else in this process
@@ -59,14 +59,14 @@ class Process:
         return Exit(signal=result.si_status)
 
     def includes(self, pid: int) -> bool:
-        """Whether that process belongs to it."""
+        """Whether that process is it or one of its descendants."""
         try:
             return self._kin.include(pid)
         except OSError:  # it cannot be looked at
             return False
 
     async def holds(self, inode: int) -> bool:
-        """Whether the leader, or whatever it has started, has this socket open."""
+        """Whether the leader or a descendant has this socket open."""
         if procfs.holds(self.pid, inode):
             return True
         return any(procfs.holds(pid, inode) for pid in await self._kin.find())
@@ -96,7 +96,7 @@ class Process:
         return exit
 
     def kill(self) -> None:
-        """Cuts short, or leaves out, what `end` waits before the KILL."""
+        """Ends, or spares, the wait of `end` between TERM and KILL."""
         self._grace.cancel()
 
     def release(self) -> None:
@@ -112,9 +112,9 @@ class Process:
 
 
 async def kill_all(relatives: Relatives) -> int:
-    """Kills them until there is none, also what has left its group and session; returns how many.
+    """Kills until none is left, also those that have left the group and session; returns how many it killed.
 
-    Something that forks on and on is outrun, because what is killed forks no more.
+    It outruns a fork bomb, because a killed process forks no more.
     """
     count = 0
     while found := await relatives.find():
@@ -127,7 +127,7 @@ async def kill_all(relatives: Relatives) -> int:
 
 
 async def _ask_and_wait(relatives: Relatives) -> None:
-    """Workers have as long as their leader to end; those that left its group have not heard the TERM yet."""
+    """Waits for the leader's descendants; sends TERM to those that left its group and have not had it."""
     told: set[int] = set()
     while found := await relatives.find():
         for pid in found - told:

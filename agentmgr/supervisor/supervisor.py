@@ -1,4 +1,4 @@
-"""The nursery of nurseries: one task per instance, and the commands that an operator gives to services."""
+"""The root of supervision: one task per instance, and the commands that an operator gives to services."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class Supervisor:
             await supervisor.start(in_process(my_function))
 
     In an application with a nursery of its own: `await nursery.start(supervisor.run)`, and `shutdown`, or a
-    cancellation, in the end. Both forms end all that was started, in reverse order, before they return.
+    cancellation, at the end. Both forms end all services, in reverse order, before they return.
 
-    `journal` is told of all that happens; see `Unrecorded` for a base to write one on. `log_dir` is where
-    processes write their output to, and cannot be left out if there are any. It is also what tells whose
-    they are: the next supervisor with the same one ends what a killed program has left running.
+    `journal` receives all events; `Unrecorded` is a base class for one. `log_dir` is where processes write
+    their output; it is required for services that are processes. It also marks them as this supervisor's: the
+    next one with the same `log_dir` ends processes that a killed program has left running.
     """
 
     def __init__(
@@ -100,11 +100,10 @@ class Supervisor:
         adopt: Sequence[tuple[ServiceSpec, Sequence[InstanceRecord]]] = (),
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Until `shutdown`, or until cancelled, which is a shutdown without draining.
+        """Runs until `shutdown`, or until cancelled, which is a shutdown without draining.
 
-        `adopt`: what the database knows of processes that an earlier manager may have left. Each is taken
-        over if it still lives and is beyond doubt that very process; whatever else that manager left is
-        ended. Started when that is settled.
+        `adopt`: the recorded processes of an earlier manager. Each is taken over if it still lives and is
+        verifiably the same process; all others of that manager are ended. Started when that is done.
 
         Raises `ServiceGivenUp`, after a shutdown, for a service that was started with `on_give_up="raise"`.
         """
@@ -146,13 +145,13 @@ class Supervisor:
     ) -> None:
         """Brings the service to `config.instances` instances; those that run are left alone.
 
-        What it is to run: a `ServiceSpec` is one or more processes, `in_process` makes one of a function.
-        With `on_give_up="raise"`, giving it up ends the supervisor: all else is shut down, and `run` (or the
-        `async with` block) raises `ServiceGivenUp`. Otherwise `instances` shows it, and nothing else happens.
+        `service`: a `ServiceSpec` for one or more processes, or a function, by `in_process`. With
+        `on_give_up="raise"`, giving the service up shuts down the supervisor, and `run` (or the `async with`
+        block) raises `ServiceGivenUp`. Otherwise only `instances` shows it.
 
-        With `wait`, returns when all are ready. What it is to start `after` is waited for. Raises
-        `ServiceFailedToStart` or `PortNotAvailable` when one is not; it is tried again nevertheless, as its
-        restart policy says. `WrongState` when it was stopped meanwhile.
+        With `wait`, returns when all instances are ready; the services it starts `after` are waited for.
+        Raises `ServiceFailedToStart` or `PortNotAvailable` when one does not become ready, which is tried
+        again all the same, by its restart policy, and `WrongState` when the service is stopped meanwhile.
         """
         spec, launcher = (
             (service.spec, service.launcher)
@@ -171,7 +170,7 @@ class Supervisor:
     async def stop(self, service_id: str, *, force: bool = False, wait: bool = True) -> None:
         """Ends all its instances: sessions first (unless by `force`), then the processes.
 
-        It wins over any start or restart of the service that has not come to its end.
+        It wins over any pending start or restart of the service.
         """
         service = self._services.get(service_id)
         if service is None:
@@ -187,11 +186,11 @@ class Supervisor:
     async def restart(
         self, spec: ServiceSpec, *, rolling: bool = True, force: bool = False, wait: bool = True
     ) -> None:
-        """Replaces each instance by one that runs `spec`; goes on even if the caller waits no longer.
+        """Replaces each instance by one that runs `spec`; goes on even when the caller is cancelled.
 
-        Rolling: the new one first; when it is ready, the old one is drained and ended. If it does not
-        become ready, the old one stays and `ServiceFailedToStart` is raised. Not possible with a fixed
-        port, which only one can have.
+        Rolling: the new one is started first; when it is ready, the old one is drained and ended. If it does
+        not become ready, the old one stays and `ServiceFailedToStart` is raised. With a fixed port, which
+        only one process can have, the old one is stopped first.
         """
         outcome = Outcome()
         nursery = self._open_nursery()
@@ -227,9 +226,9 @@ class Supervisor:
     async def shutdown(self, *, leave_running: bool = False, force: bool = False, kill: bool = False) -> None:
         """Ends all services, or leaves them to the next manager; then `run` returns.
 
-        Those that others need end after these; what needs nobody ends at the same time, the last started
-        first. A second call with `force`, while the first one waits, cuts the draining short; one with `kill`
-        does not wait for processes to end by themselves either.
+        A service ends after those that depend on it; independent ones end together, the last started first.
+        A second call with `force`, while the first one waits, cuts the draining short; one with `kill` also
+        kills processes at once.
         """
         self._closing = True
         for service in self._services.values():
@@ -247,7 +246,7 @@ class Supervisor:
         self._closed.set()
 
     async def check(self, service_id: str) -> tuple[HealthCheck, ...]:
-        """Asks each of its instances now how it is."""
+        """Probes each of its instances now."""
         checks: list[HealthCheck] = []
 
         async def check(life: Life) -> None:
@@ -260,18 +259,18 @@ class Supervisor:
         return tuple(checks)
 
     def instances(self, service_id: str | None = None) -> tuple[Instance, ...]:
-        """As they are now, also those that were given up; what was stopped is not there any more."""
+        """The present state of all instances but stopped ones; those that were given up are included."""
         return tuple(life.seen() for life in self._lives(service_id))
 
     def troubles(self) -> tuple[str, ...]:
-        """What does not work just now, and will again by itself; services run on all the same."""
+        """Faults that are going on and recover by themselves; services keep running."""
         unwritten = sum(life.entry.fails for life in self._lives(None))
         what = "1 instance" if unwritten == 1 else f"{unwritten} instances"
         records = (f"{what} could not be written down",) if unwritten else ()
         return records + self._launcher.troubles()
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
-        """What it used of the machine: a sample every 10 s, those of the last hour, oldest first."""
+        """Its resource use over the last hour: a sample every 10 s, oldest first."""
         return self._launcher.usage(instance_id)
 
     def log_path(self, name: str, slot: int = 0) -> Path:

@@ -1,4 +1,4 @@
-"""Reading logs that others write: their last lines, and what comes."""
+"""Reading logs while they are written: the last lines, then new ones."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Write = Callable[[bytes], Awaitable[None]]
 
 
 async def show(files: Mapping[int, Path], write: Write, *, lines: int, following: bool) -> None:
-    """The last lines of the logs of some instances and, if `following`, what comes; until cancelled then.
+    """Writes the last lines of the instances' logs and, if `following`, new ones until cancelled.
 
-    Where there are several, each line begins with its instance's number. One instance's last lines stand
-    together: when a line was written is nowhere recorded.
+    Of several instances, each line begins with the instance's number. Their last lines are not merged: no log
+    records when a line was written.
     """
     async with trio.open_nursery() as nursery:
         for number, path in files.items():
@@ -49,7 +49,7 @@ def _marking(mark: bytes, write: Write) -> Write:
 
 
 async def tail(path: Path, lines: int) -> tuple[bytes, int]:
-    """The last whole lines of the file, and the place where they end. A file that is not there is empty."""
+    """The last whole lines of the file, and the place where they end; nothing of an absent file."""
     return await trio.to_thread.run_sync(_tail, path, lines, limiter=_threads)
 
 
@@ -69,7 +69,7 @@ def _tail(path: Path, lines: int) -> tuple[bytes, int]:
 
 
 async def follow(path: Path, write: Write, *, start: int) -> None:
-    """Passes on what is appended after that place, until cancelled; also over a rotation.
+    """Writes what is appended after the place `start`, across rotations, until cancelled.
 
     `write` gets whole lines, except for a last one that stays unfinished for a while.
     """
@@ -77,7 +77,7 @@ async def follow(path: Path, write: Write, *, start: int) -> None:
     inode, rest = _inode(path), b""
     while True:
         now = _inode(path)
-        if now is not None and now != inode:  # somebody else's rotation: another file has the name
+        if now is not None and now != inode:  # rotated by another program: the name has a new file
             place, inode, rest = None, now, b""
         data, place = await trio.to_thread.run_sync(_read, path, place, limiter=_threads)
         if data:
@@ -102,10 +102,10 @@ def _inode(path: Path) -> int | None:
 
 
 def _read(path: Path, place: int | None) -> tuple[bytes, int | None]:
-    """What stands there, and the place behind it."""
+    """The bytes from `place` on, and the place after them."""
     try:
         with logs.still(path) as file:
-            if place is None or place > file.end:  # another file, or somebody has emptied it
+            if place is None or place > file.end:  # another file, or it was truncated
                 place = file.begin
             if place < file.begin:
                 place, data = _from_copy(file, place)
@@ -117,7 +117,7 @@ def _read(path: Path, place: int | None) -> tuple[bytes, int | None]:
 
 
 def _from_copy(file: logs.Still, place: int) -> tuple[int, bytes]:
-    """What has been cut off the live file since the last look, as far as the copy has it."""
+    """The bytes cut off the live file since the last look, as far as the newest copy has them."""
     try:
         with file.copy.open("rb") as copy:
             length = copy.seek(0, os.SEEK_END)

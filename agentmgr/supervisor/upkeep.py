@@ -1,7 +1,7 @@
-"""What has to be looked after while instances run: their logs stay bounded, what they use is measured.
+"""Housekeeping while instances run: logs are kept within bounds, resource use is sampled.
 
-The kernel tells when a log is written to, so that a flood is noticed as it begins. No event tells when memory
-was taken, so this looks, for all instances in one go, off the loop.
+inotify reports writes to a log, so a flood is noticed as it begins. No event reports memory use, so that is
+sampled, for all instances in one pass, off the loop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .writes import NOWHERE, Writes
 
 log = logging.getLogger(__name__)
 
-_LOGS_EVERY_S = (0.1, 1.0)  #: those that are written to, and all of them, should nobody have told
+_LOGS_EVERY_S = (0.1, 1.0)  #: between looks at logs that were written to, and at all logs
 _USAGE_EVERY_S = 10.0
 USAGE_KEPT = 360
 """Samples per instance: an hour."""
@@ -43,7 +43,7 @@ class _Kept:
     usage: deque[Usage] = Factory(lambda: deque(maxlen=USAGE_KEPT))
     measured: tuple[float, int] | None = None  #: seconds since boot, and clock ticks of CPU until then
     log_fails: bool = False
-    mark: int = NOWHERE  #: by which it is told that the log was written to
+    mark: int = NOWHERE  #: of the log, in `Writes`
 
 
 class Upkeep:
@@ -59,11 +59,11 @@ class Upkeep:
         kept = self._kept.setdefault(instance_id, _Kept(pid, log, config))
         kept.pid, kept.measured = pid, None
         kept.mark = self._writes.watch(log)
-        self._next_usage = -math.inf  # who has just started it wants to see what it takes
+        self._next_usage = -math.inf  # its first figures should not take 10 s
 
     def forget(self, instance_id: str) -> None:
         gone = self._kept.pop(instance_id, None)
-        # In a rolling restart two of them write to one log.
+        # In a rolling restart two instances write to one log.
         if gone is not None and not any(kept.mark == gone.mark for kept in self._kept.values()):
             self._writes.forget(gone.mark)
 
@@ -73,7 +73,7 @@ class Upkeep:
         return tuple(kept.usage) if kept is not None else ()
 
     def troubles(self) -> tuple[str, ...]:
-        """What does not work just now, and will again by itself."""
+        """Faults that are going on, and from which it recovers by itself."""
         full = ("the disk is full: the oldest logs are removed",) if self._disk_full else ()
         unbounded = any(kept.log_fails for kept in self._kept.values())
         return (*full, *(("logs cannot be kept within their bounds",) if unbounded else ()))
@@ -104,7 +104,7 @@ class Upkeep:
             else:
                 entries = tuple(kept for kept in entries if kept.mark in written)
             if await trio.to_thread.run_sync(_rotate, entries, limiter=_limiter):
-                look_at_all = trio.current_time()  # a flood, perhaps, and nobody may tell how it goes on
+                look_at_all = trio.current_time()  # perhaps a flood: look again, event or not
             await trio.sleep(soon_s)
 
     def _make_room(self) -> None:
@@ -129,7 +129,7 @@ class Upkeep:
 
 
 def _rotate(entries: Iterable[_Kept]) -> bool:
-    """Whether any had to be."""
+    """Rotates the logs that have grown too large; returns whether there was one."""
     rotated = False
     for kept in entries:
         try:

@@ -1,4 +1,4 @@
-"""Being told when files are written to: inotify(7), which Python has no interface to."""
+"""Which files are written to, by inotify(7), which the standard library does not wrap."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import trio
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _IN_MODIFY = 0x02
-_EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name: of a watched file there is none
+_EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name: 0, as no directory is watched
 _BUFFER_BYTES = 4096 * _EVENT.size
 
-NOWHERE = -1
+NOWHERE = -1  #: no descriptor, or no mark: what the calls return when they fail
 
 
 class Writes:
-    """Told between `open` and `close`; where the kernel has no more of this to give, of nothing."""
+    """Best effort: where the kernel grants no more watches, `wait` does not tell of those files."""
 
     def __init__(self) -> None:
         self._descriptor = NOWHERE
@@ -32,14 +32,14 @@ class Writes:
             self._descriptor = NOWHERE
 
     def watch(self, file: Path) -> int:
-        """A mark that `wait` tells it by: the same one for the same file. `NOWHERE`: it is not watched."""
+        """The mark by which `wait` names the file, the same each time; `NOWHERE` when it is not watched."""
         return int(_libc.inotify_add_watch(self._descriptor, os.fsencode(file), _IN_MODIFY))
 
     def forget(self, mark: int) -> None:
         _libc.inotify_rm_watch(self._descriptor, mark)
 
     async def wait(self) -> set[int]:
-        """The marks of what was written to since the last call, however often."""
+        """The marks of the files that were written to since the last call, once there is one."""
         if self._descriptor == NOWHERE:
             await trio.sleep_forever()
         await trio.lowlevel.wait_readable(self._descriptor)

@@ -1,7 +1,7 @@
-"""The workers that serve the gateway: what they are told, what they report, and what they hold.
+"""The workers that serve the gateway: the orders they get, their reports, their sessions and seats.
 
-Whoever connects to the worker socket is one: only this user can. A worker that lives and does not answer
-keeps its sessions and its seats here; when its process is gone, so are they.
+Every peer on the worker socket is one: only this user can connect to it. A worker that lives and does not
+answer keeps its sessions and its seats here; they go when its process is gone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .gateway_access import GatewayAccess
 
 logger = logging.getLogger(__name__)
 
-_OTHERS_S = 0.1  #: the oldest that a worker's knowledge of the others' sessions is
+_OTHERS_S = 0.1  #: how old a worker's figures of the others' sessions may be
 _APPLIED_S = 2.0  #: a worker that has not taken a table by then is not waited for
 _DRAIN_MARGIN_S = 15.0  #: beyond the drain's own deadline: its close frames wait for answers
 _HELLO_S = 5.0  #: from connecting to the first message
@@ -40,23 +40,23 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 @define
 class _Live:
-    connection: Connection  #: as it was reported last
-    told_at: float  #: when that was
+    connection: Connection  #: as last reported
+    told_at: float  #: when it was reported
 
 
 @define(eq=False)
 class Remote:
-    """A worker, from its first word to the end of its process."""
+    """A worker, from its first message to the end of its process."""
 
     hello: protocol.Hello
     pid: int
     sessions: dict[str, _Live] = field(factory=dict)
     link: Link[Report] | None = None  #: while it answers
     declared: bool = False  #: on this link
-    sent: int = 0  #: the version of the table that it was sent last
+    sent: int = 0  #: the version of the table last sent to it
     applied: int = 0  #: the version by which it routes
-    others: Mapping[str, int] | None = None  #: the others' seats, as it was told last
-    told_at: float = 0.0  #: when that was
+    others: Mapping[str, int] | None = None  #: the others' seats, as last sent to it
+    told_at: float = 0.0  #: when they were sent
     unlinked: trio.Event = field(factory=trio.Event)  #: this link has ended
     gone: trio.Event = field(factory=trio.Event)  #: its process has exited, and is forgotten
 
@@ -99,7 +99,7 @@ class Hub:
         return self._remotes.get(worker_id)
 
     def left_at(self, host: str) -> list[Remote]:
-        """Workers that serve there since a former manager, and that this one does not keep yet."""
+        """Workers of a former manager at this host that this one has not adopted yet."""
         return [
             r
             for r in self
@@ -115,12 +115,12 @@ class Hub:
         ]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Returns once the condition holds; it is checked again whenever something has changed here."""
+        """Returns once the condition holds; it is evaluated again after each change here."""
         while not condition():
             await self._news.wait()
 
     def resume(self) -> None:
-        """Grants seats from now on: call it when the limits and the seats of living workers are known."""
+        """Starts to grant seats, once the limits and the seats of living workers are known."""
         self._grant(self._ledger.resume())
 
     def publish(self, table: RoutingTable) -> None:
@@ -131,12 +131,12 @@ class Hub:
         self._grant(self._ledger.serve_all())  # limits may have been raised
 
     async def applied(self) -> None:
-        """Returns when every worker that answers routes by the last table."""
+        """Returns when all linked workers route by the latest table, at most `_APPLIED_S` later."""
         version = self._version
         with trio.move_on_after(_APPLIED_S) as patience:
             await self.until(lambda: all(r.applied >= version for r in self if r.link is not None))
         if patience.cancelled_caught:
-            logger.warning("a worker of the gateway is slow to take the news; going on without it")
+            logger.warning("a worker of the gateway is slow to take the new routes; going on without it")
 
     def connections(self) -> Iterator[Connection]:
         now = trio.current_time()

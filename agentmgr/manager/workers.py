@@ -1,9 +1,8 @@
 """The processes that serve the gateway on one port: started, adopted, restarted, ended.
 
-A manager that is killed leaves them behind, and they go on. The next one finds them by the files that they
-keep locked (`worker.pidfile`), and waits for them to connect to its socket. Of those at an address that it
-serves it adopts the ones with the options that it wants, and ends the others. Those at other addresses serve
-on until the manager ends.
+They outlive a manager that is killed. The next one finds them by the files that they keep locked
+(`worker.pidfile`), and waits for them to connect to its socket. At an address that it serves it adopts those
+with the same options and ends the others. Those at other addresses keep serving until the manager ends.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ _STEADY = ServiceConfig(
 
 
 async def await_returning(hub: Hub, paths: RuntimePaths) -> None:
-    """Returns when every worker that a former manager left has declared its seats.
+    """Returns when every worker of a former manager has declared its seats.
 
-    One that does not in time is killed: nobody could tell how many seats it has. A terminal's is left alone.
+    One that does not in time is killed, as its seats cannot be counted; a terminal's is left alone.
     """
     give_up_at = trio.current_time() + _RETURN_S
     while True:
@@ -60,7 +59,7 @@ async def await_returning(hub: Hub, paths: RuntimePaths) -> None:
 
 
 async def end_left(paths: RuntimePaths) -> int:
-    """Ends those that a manager has left, and no other one has taken over; not those of terminals.
+    """Ends the workers that a former manager left and that no other one adopted, but not those of terminals.
 
     Returns how many there were.
     """
@@ -74,7 +73,7 @@ async def end_left(paths: RuntimePaths) -> int:
 async def _end(paths: RuntimePaths, worker: PidFile, grace_s: float) -> None:
     with suppress(OSError):  # it has just died
         process = WorkerProcess(worker.pid)
-        if worker in living(paths):  # so the number still means that one
+        if worker in living(paths):  # so the pid is still that worker's
             await process.end(grace_s)
         else:
             process.forget()

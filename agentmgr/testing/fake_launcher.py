@@ -114,24 +114,23 @@ class FakeLauncher:
         self.children: list[FakeChild] = []  #: in the order of their launches
         self.launches = 0  #: tries, except those refused
         self._refusals: deque[CannotLaunch] = deque()
-        self.swept = 0
 
     # Faults
 
     def crash(self, name: str, exit: Exit = SEGFAULT) -> None:
-        """Each instance of this service that runs exits so, now."""
+        """Makes each running instance of this service exit that way, now."""
         for child in self._of(name):
             child.die(exit)
 
     def hang(self, name: str) -> None:
-        """Each instance of this service that runs answers no check any more, and no wish to stop."""
+        """Makes each running instance of this service ignore checks and requests to stop."""
         for child in self._of(name):
             child.hangs = True
 
     def refuse_next(
         self, times: int = 1, *, cause: Cause = Cause.SHORTAGE, reason: str = "it is told to refuse"
     ) -> None:
-        """So many launches fail, whatever they are of, before the behaviours have their turn again."""
+        """Makes the next launches fail, of any service, before `behaviours` go on."""
         self._refusals.extend(CannotLaunch(cause, reason) for _ in range(times))
 
     def _of(self, name: str) -> list[FakeChild]:
@@ -153,7 +152,6 @@ class FakeLauncher:
 
     async def sweep(self, keep: frozenset[str]) -> int:
         await trio.lowlevel.checkpoint()
-        self.swept += 1
         return 0
 
     @property

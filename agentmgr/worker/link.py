@@ -12,17 +12,17 @@ from .protocol import Order, Report, encode
 
 Message = TypeVar("Message")
 
-STALL_S = 10.0  #: a peer that takes nothing for so long does not read
+STALL_S = 10.0  #: a peer that reads nothing for so long is stalled
 _CHUNK_BYTES = 2**18
 
 
 class Link(Generic[Message]):
-    """Sends while `run` runs; what is put together goes out together. It does not close the stream."""
+    """Sends while `run` runs, queued messages in one write. It does not close the stream."""
 
     def __init__(
         self, stream: trio.abc.Stream, decode: Callable[[bytes], Message], *, silence_s: float = math.inf
     ) -> None:
-        """`silence_s`: a peer that says nothing for so many seconds is taken for gone."""
+        """`silence_s`: a peer that is silent for so many seconds counts as gone."""
         self._stream = stream
         self._decode = decode
         self._silence_s = silence_s

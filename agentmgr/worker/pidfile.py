@@ -1,4 +1,4 @@
-"""The file by which a worker is known to live: it keeps it locked, and the lock dies with its process."""
+"""The file that shows that a worker lives: it holds a lock on it, which dies with its process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..settings import RuntimePaths
 
 @frozen
 class PidFile:
-    """What stands in it."""
+    """The content of the file."""
 
     worker_id: str
     pid: int
@@ -26,7 +26,7 @@ class PidFile:
 
 @contextmanager
 def locked(paths: RuntimePaths, content: PidFile) -> Iterator[None]:
-    """While the block runs, `living` has this process."""
+    """Inside the block, `living` lists this process."""
     paths.workers.mkdir(mode=0o700, exist_ok=True)
     path = paths.workers / f"{content.worker_id}.lock"
     draft = path.with_suffix(".new")
@@ -34,7 +34,7 @@ def locked(paths: RuntimePaths, content: PidFile) -> Iterator[None]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         os.write(fd, to_json(content).encode())
-        draft.rename(path)  # only now: one that is not locked is taken for a dead one's
+        draft.rename(path)  # only now: an unlocked one is taken for that of a dead worker
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -42,7 +42,7 @@ def locked(paths: RuntimePaths, content: PidFile) -> Iterator[None]:
 
 
 def living(paths: RuntimePaths) -> list[PidFile]:
-    """Those of the workers that live; what dead ones left is removed."""
+    """The files of the workers that live; those of dead ones are removed."""
     return [found for path in paths.workers.glob("*.lock") if (found := _read(path)) is not None]
 
 

@@ -1,4 +1,4 @@
-"""What a worker is told at its start."""
+"""The configuration that a worker gets at its start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..codec import to_json, to_plain
 from ..proxy import Gateway
 from ..settings import RuntimePaths, Settings
 
-# Settings that change nothing of what a worker does for its clients.
+# Settings that do not affect how a worker serves its clients.
 _IRRELEVANT = frozenset(
     {
         "api_host",
@@ -37,7 +37,7 @@ class WorkerSpec:
     certfile: str | None = None  #: absolute; then it speaks TLS only
     keyfile: str | None = None
     slot: int = 0  #: which of those that share the port
-    guest: bool = False  #: it belongs to a terminal of its own: no manager started it or starts it again
+    guest: bool = False  #: of an `agentmgr proxy` in a terminal: no manager starts or restarts it
     leash: int | None = None  #: a pipe's descriptor; the worker ends at its end of file
     ready: int | None = None  #: a pipe's descriptor, which gets a line once it serves
 
@@ -48,14 +48,14 @@ class WorkerSpec:
 
     @property
     def options(self) -> str:
-        """Equal for workers that do the same: one that does something else is not worth adopting."""
+        """Equal for workers that serve clients alike: a manager adopts only those that match its own."""
         settings = {k: v for k, v in to_plain(self.settings).items() if k not in _IRRELEVANT}
         same = [self.host, self.certfile, self.keyfile, self.guest, settings]
         return sha256(to_json(same).encode()).hexdigest()[:16]
 
 
 def gateway(settings: Settings, **parts: Any) -> Gateway:
-    """A gateway as the settings want it, in a worker and in the manager's own process alike."""
+    """A gateway with these settings, for a worker and for the manager's own process."""
     return Gateway(
         allowed_origins=settings.allowed_origins or None, trusted_proxies=settings.trusted_proxies, **parts
     )

@@ -14,6 +14,7 @@ from .names import FILE
 from .reach import for_running, for_writing
 from .render import standing
 from .service_options import config_fields, config_options
+from .waiting import waits
 from .watch import progress
 from .words import split_tags
 
@@ -79,6 +80,8 @@ async def command(
                 auto_start=auto_start,
             )
         except ServiceFailedToStart as error:
+            if waiting := await waits(cli, name):
+                raise ServiceFailedToStart(f"{name} is registered, and {waiting}") from None
             raise ServiceFailedToStart(
                 f"{error.message}\n{name} is registered: mend it, then `agentmgr start {name}`"
             ) from None

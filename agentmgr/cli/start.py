@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncclick as click
 
+from ..errors import ServiceFailedToStart
 from .group import Cli, subcommand
 from .names import SERVICE
 from .reach import for_running
 from .render import standing
 from .several import each
+from .waiting import waits
 from .watch import progress
 
 
@@ -20,7 +22,12 @@ async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> int:
     async with for_running(cli, names) as manager, progress(cli):
 
         async def start(name: str) -> None:
-            service = await manager.start_service(name, wait=not no_wait)
+            try:
+                service = await manager.start_service(name, wait=not no_wait)
+            except ServiceFailedToStart:
+                if waiting := await waits(cli, name):
+                    raise ServiceFailedToStart(f"{name} {waiting}") from None
+                raise
             print(service.name, standing(service, just_told=no_wait))
 
         return await each(cli, names, start)

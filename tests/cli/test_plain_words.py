@@ -92,6 +92,20 @@ def test_a_registration_whose_start_fails_says_that_it_stands(shell: Any, write:
     assert done.stderr.endswith("broken is registered: mend it, then `agentmgr start broken`\n")
 
 
+def test_what_waits_for_others_says_what_lets_it_begin(shell: Any) -> None:
+    for name in ("needed", "other"):
+        shell.ok("register", name, "my_agent.py")
+    after = ("--after", "needed", "--after", "other")
+    shell.ok("register", "second", "my_agent.py", *after)
+    helps = "waits for needed and other; `agentmgr start needed other` lets it begin\n"
+    said = shell.fails("register", "first", "my_agent.py", *after, "--auto-start")
+    assert said.endswith(f"first is registered, and {helps}")
+    assert shell.fails("start", "second") == f"Error: second {helps}"
+    shell.ok("start", "needed")
+    helps = "waits for other; `agentmgr start other` lets it begin\n"
+    assert shell.fails("register", "third", "my_agent.py", *after, "--auto-start").endswith(helps)
+
+
 def test_routes_test_names_services(shell: Any) -> None:
     shell.ok("register", "echo", "my_agent.py", "--auto-start")
     assert "echo/0" in shell.ok("routes", "test")

@@ -7,7 +7,6 @@ traceback itself never leaves.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
@@ -17,6 +16,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
 from .. import errors
+from ..codec import to_json
 from ..errors import AgentManagerError, FieldProblem
 
 log = logging.getLogger("agentmgr.api")
@@ -34,6 +34,14 @@ _STATUS: Mapping[type[AgentManagerError], int] = {
     errors.NoServiceAvailable: 503,
     errors.ManagerNotRunning: 503,
     errors.StorageError: 503,
+}
+
+#: Werkzeug's own sentences speak to a person before a browser.
+_DETAILS: Mapping[int, str] = {
+    404: "Nothing is at this path; `/openapi.json` has all paths.",
+    405: "This path does not take that method; `Allow` has those that it takes.",
+    408: "The body did not come in time.",
+    413: "The body is too large.",
 }
 
 
@@ -71,8 +79,7 @@ def problem(
     }
     if fields:
         document["errors"] = [{"path": field.path, "message": field.message} for field in fields]
-    body = json.dumps(document, ensure_ascii=False)
-    return Response(body, status=status, headers=dict(headers or {}), content_type=MEDIA_TYPE)
+    return Response(to_json(document), status=status, headers=dict(headers or {}), content_type=MEDIA_TYPE)
 
 
 def answer_error(error: Exception) -> Response:
@@ -85,7 +92,8 @@ def answer_error(error: Exception) -> Response:
         # Quart's own: no such path, method not allowed, body too large, body too slow.
         code = error.name.lower().replace(" ", "_")
         headers = {name: value for name, value in error.get_headers() if name == "Allow"}
-        return problem(error.code, code, error.description or error.name, headers=headers)
+        detail = _DETAILS.get(error.code) or error.description or error.name
+        return problem(error.code, code, detail, headers=headers)
     log.error("internal error", exc_info=error, extra={"request_id": g.request_id})
     return problem(
         500, "internal_error", f"Something went wrong in agentmgr itself; its log has it as {g.request_id}."

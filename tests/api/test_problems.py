@@ -9,10 +9,12 @@ from typing import Any
 import httpx2
 import pytest
 import trio
+from werkzeug.exceptions import default_exceptions
 
 from agentmgr import errors
 from agentmgr.api import serve_api
 from agentmgr.api.problems import status_of
+from agentmgr.codec import to_json
 from agentmgr.errors import AgentManagerError
 from agentmgr.manager import AgentManager
 
@@ -43,6 +45,8 @@ async def test_a_refusal_says_what_is_wrong(
     assert response.headers["Content-Type"] == "application/problem+json"
     assert problem["title"]
     assert problem["detail"]
+    assert problem["detail"] != default_exceptions[status].description, "that is Werkzeug's sentence"
+    assert response.text == to_json(problem), "compact, as every other answer"
 
 
 async def test_a_wrong_method_is_told_the_right_ones(http: httpx2.AsyncClient) -> None:

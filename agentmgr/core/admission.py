@@ -66,7 +66,7 @@ class Seats:
 
 
 def remove_one(counts: dict[str, int], name: str) -> None:
-    """Counts one session less; what has none left is absent. Raises `ValueError` for what had none."""
+    """Takes one off the count, and drops the name at zero. Raises `ValueError` when it had none."""
     left = counts.get(name, 0) - 1
     if left < 0:
         raise ValueError(f"{name} has no session")

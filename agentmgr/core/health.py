@@ -1,12 +1,12 @@
-"""How an instance is, as its checks tell; and how a hosted agent proves that it is ours.
+"""The health of an instance, judged by its checks.
 
 The rules:
 
-* One success makes it healthy, from whatever state: a verdict never depends on the verdict before, only on
+* One success makes it healthy, from any state: a verdict never depends on the verdict before, only on
   how many checks have failed in a row.
 * `unhealthy_threshold` failures in a row make it unhealthy, fewer degraded.
-* Unhealthy for longer than `recovery_threshold`: it is overdue for a restart. Only time that was watched
-  counts: if the manager itself was suspended for an hour, nobody was unhealthy for an hour.
+* Unhealthy for longer than `recovery_threshold`, it is overdue for a restart. Only observed time counts: an
+  hour in which the manager itself was suspended is not an hour of being unhealthy.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from __future__ import annotations
 from attrs import evolve, frozen
 
 from ..models import HealthStatus, ServiceConfig
-from .proof import HEALTH_PATH as HEALTH_PATH
-from .proof import proof as proof
 
 
 @frozen
 class ProbeResult:
-    """What one check saw. Never an exception: a probe that fails is a result like another."""
+    """The result of one check. A failed probe is a result too, never an exception."""
 
     ok: bool
     latency_s: float | None = None
-    reason: str | None = None  #: why it failed, or what the agent said of itself
+    reason: str | None = None  #: why it failed, or the agent's own words on its state
     inconclusive: bool = False  #: it was never asked; no verdict follows
     degraded: bool = False  #: the agent answered, and says it is not at its best
 

@@ -1,14 +1,14 @@
-"""The state table of an instance: the one place that says what can follow what.
+"""The state table of an instance: the one place that defines its transitions.
 
 The rules:
 
 * Only `running` takes new sessions. It is entered from `starting`, when a handshake has proved that our own
   process answers, and from `unhealthy`, when a check succeeds again.
 * A process that ends unasked leads to exactly one of `backoff` (it will be started again at a known time),
-  `error` (given up, with the reason) and `stopped` (it had leave to end). That is told at once; what the
-  process left behind is cleared away afterwards, and before the next launch.
-* A stop goes through `draining` only where there may be sessions, and through `stopping` only where there is
-  a process. It is allowed everywhere, and wins: `gone` follows it, nothing else.
+  `error` (given up, with the reason) and `stopped` (its policy lets it end). That is announced at once; the
+  descendants of the process are ended afterwards, and before the next launch.
+* A stop goes through `draining` only when there may be sessions, and through `stopping` only when there is
+  a process. It is allowed everywhere, and wins: only `gone` follows it.
 * `stopped` and `error` are the only states without a task; a start leaves both.
 """
 
@@ -27,12 +27,12 @@ class InstanceEvent(StrEnum):
     READY = "ready"  #: it has answered its first handshake
     FAILING = "failing"  #: too many checks in a row have failed
     WELL = "well"  #: a check has succeeded again
-    DRAIN = "drain"  #: a planned stop: no new sessions, those it has may end
+    DRAIN = "drain"  #: a planned stop: no new sessions, the open ones may end
     STOP = "stop"  #: the process is told to end
     RETRY = "retry"  #: it ended unasked, and will be started again
     GIVE_UP = "give_up"  #: it ended unasked, and will not be started again
-    GONE = "gone"  #: it has ended, as it was asked to or had leave to
-    CRASH = "crash"  #: our own code has failed; allowed everywhere, so that it can be told
+    GONE = "gone"  #: it has ended, as it was told or as its policy allows
+    CRASH = "crash"  #: our own code has failed; allowed everywhere, so that it can be reported
 
 
 _S, _E = ServiceStatus, InstanceEvent
@@ -72,7 +72,7 @@ TRANSITIONS: Mapping[ServiceStatus, Mapping[InstanceEvent, ServiceStatus]] = Map
 
 
 def after(status: ServiceStatus, event: InstanceEvent) -> ServiceStatus:
-    """The status that follows; raises `IllegalTransition` where the table has none."""
+    """The status that follows. Raises `IllegalTransition` when the table has none."""
     if event is InstanceEvent.CRASH:
         return ServiceStatus.ERROR
     try:

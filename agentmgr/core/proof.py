@@ -1,6 +1,6 @@
 """How a hosted agent proves that it is the one its supervisor started.
 
-Apart from `core.health`, whose models the agent's process would otherwise import at each start.
+Not in `core.health`, which would cost each agent's process the import of the models.
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ HEALTH_PATH = "/.well-known/agentmgr/health"
 
 
 def proof(token: str, challenge: str) -> str:
-    """What only the holder of the instance's token can answer to a challenge."""
+    """The answer to a challenge, which only a holder of the instance's token can compute."""
     return hmac.new(token.encode(), challenge.encode(), "sha256").hexdigest()

@@ -57,13 +57,13 @@ class Cause(Enum):
     UNHEALTHY = auto()  #: alive, and failing its checks for longer than the recovery threshold
     CANNOT_EXECUTE = auto()  #: the program is missing, not executable, not a program
     PORT_TAKEN = auto()  #: a stranger holds the port that the user fixed
-    PORT_LOST = auto()  #: a stranger was faster on a port of our choice
-    SHORTAGE = auto()  #: no process, descriptor or memory to be had just now
+    PORT_LOST = auto()  #: another process took the port that we had picked
+    SHORTAGE = auto()  #: the system is out of processes, descriptors or memory just now
 
 
 @frozen
 class Ending:
-    """One try has ended unasked."""
+    """How one try ended without being told to."""
 
     cause: Cause
     reason: str  #: for the user, with the last words of the process
@@ -87,10 +87,10 @@ class Ending:
 
 @frozen
 class History:
-    """What a service has cost so far; a fresh one whenever an operator starts it."""
+    """The restarts of an instance since an operator last started it."""
 
-    restarts: tuple[float, ...] = ()  #: when, of those that count
-    blameless: int = 0  #: in a row, of those that do not
+    restarts: tuple[float, ...] = ()  #: monotonic times, in seconds, of those that count against the budget
+    blameless: int = 0  #: how many in a row, up to now, that do not count
     total: int = 0
 
     def left(self, config: ServiceConfig, *, now: float, ready_for_s: float | None = None) -> int | None:
@@ -116,7 +116,7 @@ class Again:
 
     @property
     def same_try(self) -> bool:
-        """Whether whoever waits for a start should wait on: another port, say, and it is there."""
+        """Whether a caller that waits for a start should keep waiting: another port, say, will do at once."""
         return self.history.blameless > 0 and self.delay_s < _AT_ONCE_S
 
 
@@ -127,7 +127,7 @@ class GiveUp:
 
 @frozen
 class Done:
-    """It ended well, and its policy leaves it so."""
+    """It completed, and its policy does not restart it."""
 
 
 Decision = Again | GiveUp | Done
@@ -139,7 +139,7 @@ def decide(config: ServiceConfig, history: History, ending: Ending, *, now: floa
     history = history.forgiven(config, ending.ready_for_s)
     if ending.well and mode != RestartMode.ALWAYS:
         return Done()
-    # A fixed port that is taken: whoever started the service is told at once. On a restart it may come free.
+    # A fixed port that is taken at the first start is the operator's to solve. On a restart it may come free.
     at_first_start = not history.total and ending.ready_for_s is None
     if ending.hopeless or (ending.cause is Cause.PORT_TAKEN and at_first_start):
         return GiveUp(ending.reason)

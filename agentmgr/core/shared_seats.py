@@ -11,8 +11,8 @@ The rules:
 * When a worker comes back, it declares the seats that its sessions occupy; the others it gives up. Until all
   workers that live have declared, the ledger grants nothing (`Ledger.pause`).
 
-What a worker knows of the others' seats is a little old. That may cost a client the second best instance, and
-never a limit.
+A worker's figures of the others' seats are slightly out of date. That may route a client to its second
+choice, but never beyond a limit.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class Gave:
 
 @frozen
 class Ask:
-    """May this client have a seat at one of these? With a ticket that was used before it takes that one's
-    place."""
+    """Asks for one client's seat at one of these; replaces an earlier question with the same ticket."""
 
     ticket: int
     instance_ids: tuple[str, ...]
@@ -51,7 +50,7 @@ class Withdraw:
 
 @frozen
 class Grant:
-    """The seat is the worker's, who gives it back where its client has left meanwhile."""
+    """The seat is the worker's, which gives it back when its client has left meanwhile."""
 
     ticket: int
     instance_id: str
@@ -61,10 +60,10 @@ SeatReport = Took | Gave | Ask | Withdraw
 
 
 class SharedSeats(Seats):
-    """One worker's seats. `tell` passes its reports on; while no manager answers, nobody hears them.
+    """One worker's seats. `tell` sends its reports to the manager; without one they are dropped.
 
-    `taken` has the others' seats too, as far as they are known, and `full` those instances where, as far as
-    is known, no seat is to be had now.
+    `taken` includes the others' seats, and `full` names the instances without a free seat, both as far as
+    this worker knows.
     """
 
     def __init__(self, tell: Callable[[SeatReport], None]) -> None:
@@ -120,7 +119,7 @@ class SharedSeats(Seats):
         self._judge(instance_id)
 
     def attach(self) -> Mapping[str, int]:
-        """A manager listens from now on; returns the seats in use, which it is to be told first."""
+        """A manager is connected; returns the seats in use, to be declared to it first."""
         self._attached = True
         self._spare.clear()
         self._judge_all()
@@ -131,7 +130,7 @@ class SharedSeats(Seats):
         self._judge_all()
 
     def know(self, others: Mapping[str, int]) -> None:
-        """Takes note of how many seats the others have, by instance id."""
+        """Sets the number of seats that the others have, by instance id."""
         changed = self._others.keys() | others.keys()
         self._others = others
         for name in changed:
@@ -181,7 +180,7 @@ class Ledger:
         return self._held.get(worker, {})
 
     def others(self, worker: str) -> dict[str, int]:
-        """The seats that all but this worker have, by instance id."""
+        """The number of seats that all but this worker have, by instance id."""
         mine = self.held(worker)
         return {name: n for name, all_ in self._seats.taken.items() if (n := all_ - mine.get(name, 0))}
 

@@ -11,7 +11,7 @@ What a child process gets, and what it owes (`python -m agentmgr.agent` is one; 
   `AGENTMGR_INSTANCE_TOKEN` (secret) and `PYTHONUNBUFFERED=1`;
 * an agent file is run as `PYTHON -m agentmgr.agent PATH --fd N …`: N is a bound and listening socket. With
   `--manager-fd M` it ends as on SIGTERM when the pipe M has come to its end: the manager is gone. It
-  answers at `HEALTH_PATH` with a proof that it holds the token (`agentmgr.core.health`);
+  answers at `HEALTH_PATH` with a proof that it holds the token (`agentmgr.core.proof`);
 * a command finds `{host}` and `{port}` filled in, and is ready when a WebSocket handshake on `/` succeeds
   with a listener that belongs to its session, or when it sends `READY=1` to `NOTIFY_SOCKET` (sd_notify(3));
 * whatever it is, it inherits one more descriptor, which it need not know: it is open as long as it lives;

@@ -33,7 +33,8 @@ from wsproto.events import (
 )
 from wsproto.utilities import ProtocolError
 
-from ..core.health import HEALTH_PATH, ProbeResult, proof
+from ..core.health import ProbeResult
+from ..core.proof import HEALTH_PATH, proof
 
 _MAX_ANSWER_BYTES = 64 * 1024
 # The manager has no descriptor or memory left to ask with, which says nothing of the instance.

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmgr.core.health import ProbeResult, Vitals, judge, proof
+from agentmgr.core.health import ProbeResult, Vitals, judge
+from agentmgr.core.proof import proof
 from agentmgr.models import HealthStatus, ServiceConfig
 
 results = st.builds(ProbeResult, ok=st.booleans(), degraded=st.booleans())

@@ -15,7 +15,7 @@ from trio_websocket import serve_websocket
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Ping, Request
 
-from agentmgr.core.health import HEALTH_PATH, proof
+from agentmgr.core.proof import HEALTH_PATH, proof
 from agentmgr.supervisor.addresses import Ports
 from agentmgr.supervisor.probe import Probe
 

@@ -1,4 +1,4 @@
-"""What the supervisor tells its owner, and how it keeps going when the owner's disk does not."""
+"""What the supervisor reports to its owner, and how it keeps going when the owner's disk fails."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from ..models import HealthCheck, Instance, InstanceRecord
 log = logging.getLogger("agentmgr.supervisor")
 
 PATIENCE_S = 2.0
-"""How long an instance waits until it is written down, in seconds, before it goes on without.
+"""How long an instance waits for its record to be durable, in seconds, before it goes on without.
 
-A record that is missing costs the adoption after a crash of the manager, nothing else: the process bears
-our token, so the next manager ends it and starts another. An instance that waited for the disk would cost
-more.
+A missing record only prevents adoption after a crash of the manager: the process bears our token, so the next
+manager ends it and starts another. An instance that waited for the disk would cost more.
 """
 
 _RETRY_S = (0.1, 10.0)  #: the first and the longest pause after a write that failed
 
 
 class Journal(Protocol):
-    """What a supervisor tells, as it happens."""
+    """Receives a supervisor's events, as they happen."""
 
     async def instance_spawned(self, record: InstanceRecord) -> None:
         """Durable on return; the instance does not count as running before."""
 
     async def instance_gone(self, instance_id: str) -> None:
-        """Its process, and all that this one started, has ended."""
+        """Its process and all descendants have ended."""
 
     def instance_changed(self, instance: Instance) -> None:
         """Each change of status, health, pid and so on; synchronous and quick."""
@@ -43,7 +42,7 @@ class Journal(Protocol):
 
 
 class Unrecorded:
-    """A journal that keeps nothing. Subclass it to be told of what you want to know."""
+    """A journal that keeps nothing; override the methods whose events you want."""
 
     async def instance_spawned(self, record: InstanceRecord) -> None:
         await trio.lowlevel.checkpoint()
@@ -62,7 +61,7 @@ class Unrecorded:
 
 
 class Owner:
-    """Tells a journal, and takes whatever it raises: that must not end an instance, nor stop it half-way."""
+    """Reports to a journal and logs what that raises, which must not end an instance, nor half-stop it."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -88,10 +87,10 @@ class Owner:
             log.exception("draining %s failed; it is stopped all the same", instance_id)
 
     async def instance_gone(self, instance_id: str) -> None:
-        """For what was gone before we came; a record that stays is found dead again by the next manager."""
+        """For instances that ended before our time; a record that stays is found dead by the next manager."""
         try:
             await self._journal.instance_gone(instance_id)
-        except AgentManagerError as error:  # it says itself what is wrong, as of a full disk
+        except AgentManagerError as error:  # its message says enough, as for a full disk
             log.warning("cannot write down that instance %s is gone: %s", instance_id, error)
         except Exception:  # an embedder's code; it must not end what it is told of
             log.exception("the journal failed to forget %s", instance_id)
@@ -101,31 +100,31 @@ class Owner:
 
 
 class Entry:
-    """The record of one instance, written down in order and at the disk's pace; the newest fact counts."""
+    """The record of one instance, written in order and at the disk's pace; only the newest state counts."""
 
     def __init__(self, journal: Journal, instance_id: str) -> None:
         self._journal = journal
         self._instance_id = instance_id
         self._record: InstanceRecord | None = None
-        self.fails = False  #: what is to be written could not be, so far
+        self.fails = False  #: the last write failed, and is being retried
         self._written = trio.Event()
         self._written.set()
         self._news = trio.Event()
 
     def set(self, record: InstanceRecord | None) -> None:
-        """What is to be written; None: it is gone."""
+        """Sets the state to be written; None: the instance is gone."""
         self._record = record
         self._written = trio.Event()
         self._news.set()
 
     async def written(self) -> bool:
-        """Whether it is written down, after waiting for that as long as is reasonable."""
+        """Waits until the state is durable, for at most `PATIENCE_S`; returns whether it is."""
         with trio.move_on_after(PATIENCE_S):
             await self._written.wait()
         return self._written.is_set()
 
     async def keep(self) -> None:
-        """Writes whatever comes, until cancelled. A failure is tried again, and told once."""
+        """Writes each new state, until cancelled. A failed write is retried, and logged once."""
         while True:
             await self._news.wait()
             self._news = trio.Event()
@@ -145,8 +144,8 @@ class Entry:
                 await self._journal.instance_spawned(self._record)
             else:
                 await self._journal.instance_gone(self._instance_id)
-        except Exception as error:  # whatever is wrong with the owner's disk, the instance runs on
-            if not self.fails:  # told once
+        except Exception as error:  # the owner's disk may fail; the instance runs on
+            if not self.fails:  # logged once
                 log.warning("cannot write down instance %s, trying again: %s", self._instance_id, error)
             self.fails = True
             return False

@@ -1,4 +1,4 @@
-"""Who belongs to an instance, told by all that a process cannot shed at once.
+"""Which processes belong to an instance, by marks that no process can shed all at once.
 
 Its session, the token in the environment it was started with, its control group, the lock that it inherited.
 A daemon that has left its session still has the token; one that has cleared its environment too is still in
@@ -33,11 +33,11 @@ class Relatives(Protocol):
     async def find(self) -> set[int]: ...
 
     def include(self, pid: int) -> bool:
-        """Asked again once a pidfd is open, when it is certain whom the number means."""
+        """Asked again once a pidfd is open, when the pid cannot be another process's any more."""
 
 
 class Census:
-    """Who lives. Those who ask at the same time share one look, taken after they have all asked."""
+    """The living processes. Concurrent callers share one scan, taken after all of them have asked."""
 
     def __init__(self) -> None:
         self._turn = trio.Lock()
@@ -84,7 +84,7 @@ class Kin:
 
     @classmethod
     def left_behind(cls, census: Census, group: ControlGroup, lifeline: Lifeline) -> Kin:
-        """What is left of an instance whose leader is gone and whose token nobody knows."""
+        """The rest of an instance whose leader is gone and whose token is not known."""
         kin = cls(0, "", 0, census, group, lifeline)
         kin.session_is_ours = False
         return kin
@@ -102,11 +102,11 @@ class Kin:
         )
 
     def kill(self) -> None:
-        """At one blow, where there is a control group for that."""
+        """Kills all of them at once, if they have a control group; else does nothing."""
         self._group.kill()
 
     def live(self) -> bool:
-        """Whether something of it still does, also where we cannot see what."""
+        """Whether any process of it lives, even one that we cannot identify."""
         return self._lifeline.held() or bool(self._group.members())
 
     def _told(self, living: procfs.Living) -> bool:
@@ -114,7 +114,7 @@ class Kin:
 
 
 class Strays:
-    """Whoever answers a description, wherever it has come from."""
+    """All living processes of a description, wherever they come from."""
 
     def __init__(self, census: Census, wanted: Callable[[procfs.Living], bool]) -> None:
         self._census, self._wanted = census, wanted

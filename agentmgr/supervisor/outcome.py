@@ -1,4 +1,4 @@
-"""What became of something that others wait for."""
+"""The result of something that others wait for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..errors import AgentManagerError
 
 
 class Outcome:
-    """Success, or the first failure; a success that comes later counts more."""
+    """Success, or the first failure; a later success replaces the failure."""
 
     def __init__(self) -> None:
         self._known = trio.Event()

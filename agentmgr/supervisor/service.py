@@ -1,4 +1,4 @@
-"""What runs of one registration, and in which order the registrations start and stop."""
+"""The instances of one service, and the order in which services start and stop."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .launcher import Launcher
 
 @define(eq=False)
 class Service:
-    """Commands on it take turns; a stop interrupts the one at work."""
+    """Commands on it take turns; a stop interrupts the one in progress."""
 
     spec: ServiceSpec
     launcher: Launcher
-    raises: bool = False  #: when it is given up
+    raises: bool = False  #: giving it up ends the supervisor
     lives: list[Life] = field(factory=list)  #: in a rolling restart a slot has two
     turn: trio.Lock = field(factory=trio.Lock)
-    stops: int = 0  #: commands that were given before the last stop are void
+    stops: int = 0  #: how many so far; a command given before the last one is void
     command: trio.CancelScope = field(factory=trio.CancelScope)
 
     def fill(self, spec: ServiceSpec, begin: Callable[[Service, ServiceSpec, int], Life]) -> list[Life]:
-        """Starts what is missing, hurries what waits, stops what is too many; returns those to be."""
+        """Starts missing instances, cuts backoffs short, stops surplus ones; returns those that remain."""
         lives = {life.view.slot: life for life in self.lives if not life.finished}
         for slot in [slot for slot in lives if slot >= spec.config.instances]:
             lives.pop(slot).stop()
@@ -39,7 +39,7 @@ class Service:
         return [lives[slot] for slot in sorted(lives)]
 
     async def replace(self, old: Life, new: Life, *, force: bool) -> None:
-        """Ends the old one when the new one is ready, or the new one when it does not get so."""
+        """Ends the old one when the new one is ready, or the new one when it fails to be. Raises why."""
         try:
             await new.started()
         except AgentManagerError:
@@ -48,7 +48,7 @@ class Service:
         await self.end([old], force=force)
 
     async def end(self, lives: Iterable[Life], *, force: bool = False, wait: bool = True) -> None:
-        """Tells all of them to end, then waits until nothing is left of them."""
+        """Stops all of them at once; with `wait`, returns when they are gone."""
         lives = list(lives)
         for life in lives:
             life.stop(force=force)
@@ -64,7 +64,7 @@ Services = Mapping[str, Service]  #: by id
 
 
 def missing(services: Services, spec: ServiceSpec) -> tuple[str, bool] | None:
-    """A service that this one must wait for, and whether it is on its way; None when all are ready."""
+    """A dependency that is not ready yet, and whether it is starting; None when all are ready."""
     lives = {service.spec.name: service.lives for service in services.values()}
     for name in spec.config.after:
         needed = lives.get(name, [])
@@ -74,14 +74,14 @@ def missing(services: Services, spec: ServiceSpec) -> tuple[str, bool] | None:
 
 
 def refuse_cycles(services: Services, spec: ServiceSpec) -> None:
-    """Raises `InvalidRequest` when it would wait for something that waits for it."""
+    """Raises `InvalidRequest` when `spec` would close a cycle of dependencies."""
     needs = {service.spec.name: service.spec.config.after for service in services.values()}
     if found := cycle({**needs, spec.name: spec.config.after}):
         raise InvalidRequest(f"these services wait for each other: {' → '.join(found)}")
 
 
 def stop_waves(services: Services) -> list[list[Service]]:
-    """Those that may end at the same time, the last started first; what others need comes after them."""
+    """Services in groups that may end together, the last started first, dependencies after dependents."""
     ids = {service.spec.name: service_id for service_id, service in services.items()}
     needs = {
         service_id: [ids[name] for name in service.spec.config.after if name in ids]

@@ -7,7 +7,7 @@ import asyncclick as click
 from ..models import Service, ServiceStatus
 from .group import Cli, format_option, subcommand
 from .reach import for_reading
-from .render import ago, print_json, print_table
+from .render import ago, print_json, print_table, size
 from .watch import watch
 from .words import split_tags
 
@@ -40,7 +40,7 @@ async def _show(cli: Cli, status: str | None, tags: str, name: str | None, outpu
         print_json(services)
     else:
         print_table(
-            ["name", "status", "health", "instances", "sessions", "endpoint", "tags", "up"],
+            ["name", "status", "health", "instances", "sessions", "restarts", "cpu", "memory", "tags", "up"],
             [_row(service) for service in services],
             empty="no services" if status or tags or name else "no services are registered",
         )
@@ -48,13 +48,16 @@ async def _show(cli: Cli, status: str | None, tags: str, name: str | None, outpu
 
 def _row(service: Service) -> list[object]:
     ready = sum(instance.status is ServiceStatus.RUNNING for instance in service.instances)
+    used = [instance.usage for instance in service.instances if instance.usage is not None]
     return [
         service.name,
         service.status,
         service.health,
         f"{ready}/{service.config.instances}",
         service.active_sessions,
-        service.endpoint,
+        service.restart_count,
+        f"{sum(usage.cpu_percent for usage in used):.1f} %" if used else None,
+        size(sum(usage.memory_bytes for usage in used)) if used else None,
         service.tags,
         ago(service.started_at),
     ]

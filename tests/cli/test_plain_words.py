@@ -9,11 +9,20 @@ from typing import Any
 import pytest
 
 from agentmgr.cli.background import _last_line
+from agentmgr.cli.list import _row
 from agentmgr.cli.render import harmless, what_helps
 from agentmgr.cli.stats import _flat
 from agentmgr.cli.status import _percentiles
 from agentmgr.core.view import service_view
-from agentmgr.models import DesiredStatus, Instance, ServiceConfig, ServiceSpec, ServiceStatus
+from agentmgr.models import (
+    DesiredStatus,
+    Instance,
+    ServiceConfig,
+    ServiceSpec,
+    ServiceStatus,
+    Usage,
+    utc_now,
+)
 
 
 def test_a_manager_that_cannot_be_reached_is_not_said_to_be_absent(shell: Any) -> None:
@@ -104,6 +113,17 @@ def test_what_waits_for_others_says_what_lets_it_begin(shell: Any) -> None:
     shell.ok("start", "needed")
     helps = "waits for other; `agentmgr start other` lets it begin\n"
     assert shell.fails("register", "third", "my_agent.py", *after, "--auto-start").endswith(helps)
+
+
+def test_a_list_adds_up_what_the_instances_use() -> None:
+    spec = ServiceSpec("x", ServiceConfig("a.py", instances=3))
+    usages = [Usage(utc_now(), percent, 2**20, 1, 1, 1) for percent in (0.2, 1500.0)]
+    instances = [
+        Instance(f"ins_{slot}", spec.service_id, slot, ServiceStatus.RUNNING, restart_count=1, usage=usage)
+        for slot, usage in enumerate([*usages, None])
+    ]
+    assert _row(service_view(spec, instances, 0))[5:8] == [3, "1500.2 %", "2.0 MiB"]
+    assert _row(service_view(spec, instances[2:], 0))[5:8] == [1, None, None], "nothing is known yet"
 
 
 def test_routes_test_names_services(shell: Any) -> None:

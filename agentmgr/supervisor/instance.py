@@ -327,6 +327,7 @@ class Life:
             self._history = History()
             if self._first_try.known:
                 self._first_try = Outcome()
+                self._around.owner.news.unpark_all()  # if it waits for a dependency: to be told of it
             self._backoff.cancel()
 
     def stop(self, *, force: bool = False, kill: bool = False) -> None:

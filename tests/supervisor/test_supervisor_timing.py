@@ -426,11 +426,12 @@ async def test_a_service_is_launched_when_what_it_needs_is_ready(supervisor, aut
 async def test_one_that_needs_what_does_not_run_says_so_and_starts_when_that_does(supervisor, autojump_clock):
     launcher = FakeLauncher()
     async with supervisor(launcher=launcher) as s:
-        with pytest.raises(
-            ServiceFailedToStart, match="app waits for service 'database', which is not running"
-        ):
-            await s.start(app := spec("app", after=["database"]))
-        await trio.sleep(1000)
+        app = spec("app", after=["database"])
+        for _ in range(2):  # the second start meets one that waits already
+            with pytest.raises(ServiceFailedToStart, match="app waits for service 'database', which is not"):
+                with trio.fail_after(1):
+                    await s.start(app)
+            await trio.sleep(1000)
         assert launcher.launches == 0
         await s.start(spec("database"))
         await s.start(app)

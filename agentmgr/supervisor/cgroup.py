@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import trio
 
+from .threads import in_thread
+
 T = TypeVar("T")
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -25,12 +27,12 @@ _ABANDONED_S = 3600.0
 _limiter = trio.CapacityLimiter(2)
 
 
-async def in_thread(work: Callable[[int], T], pid: int) -> T:
+async def move(work: Callable[[int], T], pid: int) -> T:
     """Moves a process between groups off the loop: the kernel took 12 ms for each (measured).
 
     It waits until no process is about to fork.
     """
-    return await trio.to_thread.run_sync(work, pid, limiter=_limiter)
+    return await in_thread(work, pid, limiter=_limiter)
 
 
 class ControlGroup:

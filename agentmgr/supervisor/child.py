@@ -11,7 +11,7 @@ import trio
 from ..core.restart import Cause, Exit
 from ..models import InstanceRecord, ServiceSpec
 from . import addresses, listeners, logs
-from .cgroup import ControlGroup, in_thread
+from .cgroup import ControlGroup, move
 from .notices import Notices
 from .probe import Probe
 from .process import Process
@@ -85,7 +85,7 @@ class LocalChild:
             return await self._heard(self._process.wait_exit())
         async with trio.open_nursery() as nursery:
             # Meanwhile it may have started something else already: that has its other marks.
-            nursery.start_soon(in_thread, self._group.take_in, self._process.pid)
+            nursery.start_soon(move, self._group.take_in, self._process.pid)
             return await self._heard(self._process.wait_exit())
 
     async def end(self, grace_s: float) -> Exit:

@@ -18,6 +18,7 @@ from attrs import define
 from . import procfs
 from .cgroup import ControlGroup
 from .lifeline import Lifeline
+from .threads import in_thread
 
 log = logging.getLogger("agentmgr.supervisor")
 
@@ -51,9 +52,7 @@ class Census:
             while look.living is None:
                 self._next = None  # who comes from now on needs a later one
                 try:
-                    look.living = await trio.to_thread.run_sync(
-                        procfs.census, look.since_ticks, limiter=_limiter
-                    )
+                    look.living = await in_thread(procfs.census, look.since_ticks, limiter=_limiter)
                 except OSError as error:  # no descriptor to be had for looking; one will be
                     log.warning("cannot look for processes, trying again: %s", error)
                     await trio.sleep(SHORTAGE_PAUSE_S)
@@ -92,7 +91,7 @@ class Kin:
     async def find(self) -> set[int]:
         found = await self._census.find(self._told, since_ticks=self._start_ticks) | self._group.members()
         if not found and self._lifeline.held():
-            found = await trio.to_thread.run_sync(self._lifeline.holders, limiter=_limiter)
+            found = await in_thread(self._lifeline.holders, limiter=_limiter)
         return found
 
     def include(self, pid: int) -> bool:

@@ -16,7 +16,7 @@ from ..core.hosting import host_flags
 from ..core.restart import Cause
 from ..models import InstanceRecord, OnManagerDeath, ServiceSpec, utc_now
 from . import addresses, environment, listeners, procfs
-from .cgroup import ControlGroup, in_thread
+from .cgroup import ControlGroup, move
 from .child import LocalChild
 from .guard import Guard
 from .kin import Census
@@ -152,7 +152,7 @@ class LocalPlace:
             return ()
         with spawned.gate:
             with trio.CancelScope(shield=True):
-                unenforced = await in_thread(self._limits.impose, spawned.process.pid)
+                unenforced = await move(self._limits.impose, spawned.process.pid)
         return unenforced
 
     def adopt(self, record: InstanceRecord) -> LocalChild | None:

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 
 import pytest
 import trio
@@ -159,3 +161,34 @@ async def test_environment_files(supervisor, command, tmp_path):
             await s.start(command(name="other", env_file=str(env_file)))
         with pytest.raises(ServiceFailedToStart, match=r"cannot read the environment file .*No such file"):
             await s.start(command(name="third", env_file="/no/such/file"))
+
+
+async def test_without_another_thread_what_runs_is_ended_and_started_again_all_the_same(
+    supervisor, journal, command, hosted
+):
+    """A real shortage, as where something else has taken all processes that a container may have."""
+    async with supervisor() as s, trio.open_nursery() as nursery:
+        await s.start(victim := command(name="victim", restart_delay=0.1))
+        await s.start(ended := hosted(name="ended"))
+        enough, usual = threading.Event(), threading.stack_size(2**46)  # no room for such a stack
+
+        async def occupy_a_thread(*, task_status):
+            def wait():
+                trio.from_thread.run_sync(task_status.started)
+                enough.wait()
+
+            await trio.to_thread.run_sync(wait, limiter=trio.CapacityLimiter(1))
+
+        try:
+            with suppress(RuntimeError):  # until none is left of those that wait for work
+                while True:
+                    await nursery.start(occupy_a_thread)
+            first = s.instances(victim.service_id)[0].pid
+            os.kill(first, signal.SIGKILL)
+            await journal.until(lambda: s.instances(victim.service_id)[0].pid not in (None, first))
+            await s.stop(ended.service_id)
+            await s.start(command(name="newcomer"))
+        finally:
+            threading.stack_size(usual)
+            enough.set()
+        assert [view.error_message for view in s.instances() if view.status is ServiceStatus.ERROR] == []

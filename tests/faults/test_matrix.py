@@ -61,6 +61,7 @@ MATRIX = {
     "EMFILE, EAGAIN on fork, ENOMEM": """
         faults/test_launch_failures.py::test_a_fork_that_fails_for_want_of_something_is_tried_again
         faults/test_launch_failures.py::test_without_descriptors_nothing_breaks_and_with_them_all_goes_on
+        faults/test_launch_failures.py::test_without_another_thread_what_runs_is_ended_and_started_again_all_the_same
     """,
     "command missing, not executable, syntax error, import error": """
         faults/test_launch_failures.py::test_an_agent_file_that_gives_no_agent_is_an_error_at_once

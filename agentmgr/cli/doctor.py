@@ -51,7 +51,6 @@ async def command(cli: Cli, output: str) -> int:
         *await _manager_and_database(cli),
         *_ports(settings, await _listeners(cli), living(cli.paths)),
         _disk(cli.paths),
-        _open_files(),
     ]
     if output == "json":
         print_json(findings)
@@ -97,6 +96,7 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
             left = manager.unsupervised
     except AgentManagerError as error:
         return [Finding("database", "error", error.message, "see the message")]
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)  # a manager raises its own to that
     there = cli.paths.database.exists()
     seen = f"{cli.paths.database}, {counted(len(services), 'service')}" if there else "none yet"
     findings.append(Finding("database", "ok", seen))
@@ -104,6 +104,7 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
         async with running(cli) as client:
             info = await client.get_info()
         findings.append(_manager(info))
+        most_files = info["limits"]["open_files"]
     elif left:
         advice = "`agentmgr daemon` adopts them; `agentmgr stop NAME` stops them"
         findings.append(
@@ -111,6 +112,7 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
         )
     else:
         findings.append(Finding("manager", "ok", "not running"))
+    findings.append(_open_files(most_files))
     findings += [finding for service in services for finding in _service(service)]
     return findings
 
@@ -187,10 +189,9 @@ def _disk(paths: RuntimePaths) -> Finding:
     return Finding("disk", "ok", seen)
 
 
-def _open_files() -> Finding:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # the manager raises its own to that
-    seen = f"at most {hard}" if hard != resource.RLIM_INFINITY else "no limit"
-    if hard != resource.RLIM_INFINITY and hard <= _FEW_FILES:
+def _open_files(most: int) -> Finding:
+    seen = f"at most {most}" if most != resource.RLIM_INFINITY else "no limit"
+    if most != resource.RLIM_INFINITY and most <= _FEW_FILES:
         advice = "raise the hard limit of open files, as with LimitNOFILE= in a systemd unit"
-        return Finding("open files", "warning", f"{seen}: about {hard // 2 - 64} sessions", advice)
+        return Finding("open files", "warning", f"{seen}: about {most // 2 - 64} sessions", advice)
     return Finding("open files", "ok", seen)

@@ -115,6 +115,8 @@ def _of_kernel(pid: int) -> bool:
         return os.getsid(pid) == 0
     except ProcessLookupError:
         return True
+    except PermissionError:  # a security module's
+        return False
 
 
 def name(pid: int) -> str:

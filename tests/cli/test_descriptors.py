@@ -49,6 +49,7 @@ def test_the_manager_takes_all_it_can_and_its_services_what_is_usual(shell: Any,
         limits = json.loads(shell.ok("info", "--format", "json"))["manager"]["limits"]
         assert (limits["open_files"], limits["connections"]) == (3000, (3000 - 375) // 2)
         assert "open files: 256 3000" in shell.ok("logs", "telling")
+        assert "at most 3000" in shell.ok("doctor")
 
 
 def cpu_s(pid: int) -> float:

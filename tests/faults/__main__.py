@@ -23,7 +23,7 @@ import trio
 import trio.testing
 
 from agentmgr.errors import ServiceFailedToStart
-from agentmgr.models import DesiredStatus, Instance, ServiceConfig, ServiceSpec
+from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec
 from agentmgr.supervisor import Supervisor, procfs
 from agentmgr.supervisor.tokens import Mint
 from tests.faults.managers import kill_managers
@@ -58,14 +58,14 @@ async def main(rounds: int, minutes: float, seed: int, directory: Path) -> Count
     await supervised(lambda s, journal: commands_at_once(s, journal, command, relatives, rounds, draw))
     total.update(await kill_managers(directory / "manager.db", rounds, draw))
     if minutes:
-        await supervised(lambda s, journal: churn(s, minutes * 60, draw, journal.history))
+        await supervised(lambda s, journal: churn(s, minutes * 60, draw, journal))
     return total
 
 
 async def churn(
-    s: Supervisor, seconds: float, draw: random.Random, history: list[Instance] | None = None
+    s: Supervisor, seconds: float, draw: random.Random, journal: MemoryJournal | None = None
 ) -> Counter[str]:
-    """`history`: of the journal, which keeps all and would count as memory that the supervisor leaks."""
+    """The `journal` keeps all that it is told, which would count as memory that the supervisor leaks."""
     count: Counter[str] = Counter()
     await round_of_churn(s, draw)  # what is made once and kept is made now
     await trio.testing.wait_all_tasks_blocked()
@@ -73,8 +73,8 @@ async def churn(
     end = trio.current_time() + seconds
     while trio.current_time() < end:
         count["instances churned"] += await round_of_churn(s, draw)
-        if history is not None:
-            history.clear()
+        if journal is not None:
+            journal.forget()
     await trio.testing.wait_all_tasks_blocked()
     after = footprint()
     print(f"churn: before {before}, after {after}")

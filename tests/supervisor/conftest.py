@@ -65,6 +65,12 @@ class MemoryJournal:
         if self.draining is not None:
             await self.draining(instance_id)
 
+    def forget(self) -> None:
+        """What it was told; not what runs."""
+        self.history.clear()
+        self.checks.clear()
+        self.drained.clear()
+
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()

@@ -3,17 +3,24 @@
 A field may have several values (a repeated query parameter, the offered subprotocols). A condition holds
 when one of them meets it; a negated one (`not_…`) when none does, so an absent field meets every negation.
 `case_sensitive` applies to the comparison and never rewrites a pattern.
+
+What has several spellings is compared in one of them, on both sides: the path decoded and normalised, host
+and origin in lower case, addresses as Python writes them. The instance gets the request as it came.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from urllib.parse import unquote
+
+from attrs import evolve
 
 from ..errors import FieldProblem, InvalidRequest
 from ..models import ConditionOperator as Op
 from ..models import RoutingCondition, RoutingRule
-from .request import ClientRequest, reader
+from .request import ClientRequest, normal_address, normal_host, normal_path, reader
 
 Predicate = Callable[[ClientRequest], bool]
 _Test = Callable[[str], bool]
@@ -25,11 +32,29 @@ _NEGATED = {
     Op.NOT_EXISTS: Op.EXISTS,
 }
 
+_SAME_FIELD = {"header.host": "host", "header.origin": "origin"}
+_ANY_CASE = frozenset({"host", "origin"})
+_ONE_SPELLING: Mapping[str, Callable[[str], str]] = {
+    "path": normal_path,
+    "host": normal_host,
+    "client_ip": normal_address,
+}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 def check_rule(rule: RoutingRule) -> None:
     """Raises `InvalidRequest`, with the path of the bad field, for a rule that could never be applied."""
     for index, condition in enumerate(rule.conditions):
+        # Here and not in the model: a database may hold such a rule, made before this was refused.
+        for name, text in (("field", condition.field), ("value", condition.value)):
+            if any(map(_CONTROL.search, [text] if isinstance(text, str) else text)):
+                raise _problem(f"conditions[{index}].{name}", "must have no control characters")
         _compile(condition, f"conditions[{index}].")
+    for index, target in enumerate(rule.target_services):
+        if not target.isprintable():
+            raise _problem(f"target_services[{index}]", f"is no service's name: {target!r}")
+    if rule.hash_key is not None and _CONTROL.search(rule.hash_key):
+        raise _problem("hash_key", "must have no control characters")
     if rule.hash_key is not None and reader(rule.hash_key) is None:
         raise _problem("hash_key", f"is not something a request has: {rule.hash_key!r}")
 
@@ -43,7 +68,8 @@ def compile_conditions(conditions: Sequence[RoutingCondition]) -> Predicate:
 
 
 def _compile(condition: RoutingCondition, path: str) -> Predicate:
-    name, read = condition.field, reader(condition.field)
+    name = _SAME_FIELD.get(condition.field.lower(), condition.field)
+    read = reader(name)
     if read is None:
         raise _problem(
             f"{path}field",
@@ -51,10 +77,27 @@ def _compile(condition: RoutingCondition, path: str) -> Predicate:
             f"query.NAME, header.NAME or cookie.NAME, not {name!r}",
         )
     operator = _NEGATED.get(condition.operator, condition.operator)
-    test = _test(operator, condition, path)
+    test = _test(operator, _in_one_spelling(name, operator, condition), path)
     if operator is not condition.operator:
         return lambda request: not any(map(test, read(request)))
     return lambda request: any(map(test, read(request)))
+
+
+def _in_one_spelling(name: str, operator: Op, condition: RoutingCondition) -> RoutingCondition:
+    """The condition with its value spelled as the request's is read."""
+    if name in _ANY_CASE:
+        condition = evolve(condition, case_sensitive=False)
+    spelled = _ONE_SPELLING.get(name)
+    if spelled is None or operator in (Op.EXISTS, Op.IN_CIDR, Op.REGEX_MATCH):
+        return condition
+    if operator is Op.IN_LIST:
+        return evolve(condition, value=tuple(map(spelled, _listed(condition))))
+    if not isinstance(condition.value, str):  # refused in a moment
+        return condition
+    if operator is Op.EQUALS:
+        return evolve(condition, value=spelled(condition.value))
+    # Of a part of a path, `/..` in it is text: to resolve it would make a test of all paths of it.
+    return evolve(condition, value=unquote(condition.value)) if name == "path" else condition
 
 
 def _test(operator: Op, condition: RoutingCondition, path: str) -> _Test:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from http.cookies import CookieError, SimpleCookie
+from ipaddress import IPv6Address, ip_address
 from urllib.parse import parse_qsl, unquote
 
 from attrs import field, frozen
@@ -12,6 +13,41 @@ from attrs import field, frozen
 
 def _lower_names(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
+
+
+def normal_path(path: str) -> str:
+    """A path in its one spelling: percent-decoded once, `//` merged, `.` and `..` resolved.
+
+    nginx compares its locations with that. With the raw text, another spelling of a path would meet no rule.
+    """
+    decoded = unquote(path, errors="replace") if "%" in path else path
+    if not decoded.startswith("/") or ("//" not in decoded and "/." not in decoded):
+        return decoded
+    segments: list[str] = []
+    for segment in decoded.split("/"):
+        if segment == "..":
+            del segments[-1:]
+        elif segment not in ("", "."):
+            segments.append(segment)
+    open_end = bool(segments) and decoded.endswith(("/", "/.", "/.."))
+    return "/" + "/".join(segments) + ("/" if open_end else "")
+
+
+def normal_host(host: str) -> str:
+    """A host in its one spelling: in lower case, without the dot of the DNS root; a port stays."""
+    if host.startswith("["):
+        return host.lower()
+    name, colon, port = host.partition(":")
+    return f"{unquote(name).lower().rstrip('.')}{colon}{port}"
+
+
+def normal_address(text: str) -> str:
+    """An IP address in its one spelling, IPv4 in IPv6 as IPv4; what is none stays as it is."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return text
+    return str((isinstance(address, IPv6Address) and address.ipv4_mapped) or address)
 
 
 @frozen(slots=False)  # cached_property needs a dict; one is made per handshake
@@ -41,13 +77,13 @@ class ClientRequest:
         return found
 
     @cached_property
-    def cookies(self) -> Mapping[str, str]:
-        found: dict[str, str] = {}
+    def cookies(self) -> Mapping[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
         # One bad cookie must not hide the others from a rule, as it would in `SimpleCookie.load(header)`.
         for part in self.headers.get("cookie", "").split(";"):
             try:
                 for name, morsel in SimpleCookie(part.strip()).items():
-                    found.setdefault(name, morsel.value)
+                    found[name] = (*found.get(name, ()), morsel.value)
             except CookieError:
                 continue
         return found
@@ -102,12 +138,20 @@ def reader(name: str) -> Reader | None:
         case "header" if key:
             return _header(key.lower())
         case "cookie" if key:
-            return lambda request: (request.cookies[key],) if key in request.cookies else ()
+            return lambda request: request.cookies.get(key, ())
     return None
 
 
 def _header(name: str) -> Reader:
     return lambda request: (request.headers[name],) if name in request.headers else ()
+
+
+def _hosts(request: ClientRequest) -> tuple[str, ...]:
+    """The host without its port, which is what a rule usually means, and with it where it was given."""
+    if not (host := normal_host(request.headers.get("host", ""))):
+        return ()
+    name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+    return (name,) if name == host else (name, host)
 
 
 def _subprotocols(request: ClientRequest) -> tuple[str, ...]:
@@ -116,11 +160,11 @@ def _subprotocols(request: ClientRequest) -> tuple[str, ...]:
 
 
 _PLAIN_FIELDS: Mapping[str, Reader] = {
-    "client_ip": lambda request: (request.client_ip,),
+    "client_ip": lambda request: (normal_address(request.client_ip),),
     "client_port": lambda request: (str(request.client_port),),
     "user_agent": _header("user-agent"),
-    "path": lambda request: (request.bare_path,),
-    "host": _header("host"),
+    "path": lambda request: (normal_path(request.bare_path),),
+    "host": _hosts,
     "origin": _header("origin"),
     "subprotocol": _subprotocols,
 }

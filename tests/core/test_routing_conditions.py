@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentmgr.core.conditions import check_rule, compile_conditions
-from agentmgr.core.request import ClientRequest
+from agentmgr.core.request import ClientRequest, normal_path
 from agentmgr.errors import InvalidRequest
 from agentmgr.models import ConditionOperator, RoutingCondition, RoutingRule
 
@@ -110,6 +110,87 @@ def test_one_bad_cookie_does_not_hide_the_others() -> None:
     assert holds("cookie.session_id", "equals", "s1")
 
 
+def meets(field: str, operator: str, value: str, request: ClientRequest, **more: bool) -> bool:
+    return compile_conditions([RoutingCondition(field, ConditionOperator(operator), value, **more)])(request)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["/vip/x", "/%76ip/x", "/%76%69%70%2Fx", "//vip///x", "/./vip/x", "/a/../vip/x", "/a/%2e%2e/vip/x",
+     "/a/%2E./vip/x", "/a%2f..%2fvip/x", "/../../vip/x", "/vip/y/../x", "/vip/./x?path=/other"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("operator", "value"),
+    [("equals", "/vip/x"), ("equals", "/%76ip//x"), ("in_list", "/b, /vip/x"), ("starts_with", "/vip"),
+     ("ends_with", "p/x"), ("contains", "vip/"), ("regex_match", "^/vip/x$")],
+)  # fmt: skip
+def test_a_path_is_the_same_path_however_it_is_spelled(spelling: str, operator: str, value: str) -> None:
+    assert meets("path", operator, value, ClientRequest(spelling))
+
+
+@pytest.mark.parametrize(
+    ("sent", "seen"),
+    [("/%2576ip", "/%76ip"), ("/vip/", "/vip/"), ("/vip/.", "/vip/"), ("/vip/a/..", "/vip/"), ("/..", "/"),
+     ("/VIP", "/VIP"), ("/.vip/..a/b...", "/.vip/..a/b..."), ("/caf%C3%A9", "/caf\u00e9"),
+     ("/%ff", "/\ufffd"), ("/a;b=c/d", "/a;b=c/d"), ("/%zz", "/%zz")],
+)  # fmt: skip
+def test_a_path_is_decoded_once_and_keeps_what_tells_it_from_others(sent: str, seen: str) -> None:
+    assert normal_path(ClientRequest(sent).bare_path) == seen
+
+
+def test_a_part_of_a_path_is_decoded_and_never_resolved() -> None:
+    assert meets("path", "contains", "a%20b", ClientRequest("/x/a%20b"))
+    assert not meets("path", "contains", "/..", ClientRequest("/x/../y"))
+    assert not meets("path", "starts_with", "/..", ClientRequest("/x"))
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["agents.example", "Agents.EXAMPLE", "agents.example.", "agents.example:9090", "AGENTS.example.:80"],
+)
+@pytest.mark.parametrize("value", ["agents.example", "Agents.Example."])
+@pytest.mark.parametrize("field", ["host", "header.Host"])
+def test_a_host_is_the_same_host_in_any_case_with_any_port(host: str, value: str, field: str) -> None:
+    request = ClientRequest(headers={"Host": host})
+    assert meets(field, "equals", value, request)
+    assert not meets(field, "not_equals", value, request)
+    assert meets(field, "regex_match", "^agents[.]EXAMPLE$", request)
+
+
+def test_a_condition_may_name_the_port_of_a_host() -> None:
+    assert meets("host", "equals", "a.example:90", ClientRequest(headers={"Host": "A.example:90"}))
+    assert not meets("host", "equals", "a.example:90", ClientRequest(headers={"Host": "a.example:91"}))
+    assert meets("host", "equals", "[::1]", ClientRequest(headers={"Host": "[::1]:90"}))
+    assert not meets("host", "exists", "", ClientRequest())
+
+
+def test_an_origin_is_the_same_in_any_case() -> None:
+    request = ClientRequest(headers={"Origin": "HTTPS://App.example"})
+    assert meets("origin", "equals", "https://app.example", request)
+    assert meets("header.origin", "starts_with", "https://APP.", request)
+
+
+@pytest.mark.parametrize("sent", ["10.1.2.3", "::ffff:10.1.2.3", "::FFFF:a01:203"])
+def test_an_address_is_the_same_in_any_spelling(sent: str) -> None:
+    request = ClientRequest(client_ip=sent)
+    assert meets("client_ip", "equals", "10.1.2.3", request)
+    assert meets("client_ip", "in_list", "::1, ::ffff:10.1.2.3", request)
+    assert meets("client_ip", "in_cidr", "10.0.0.0/8", request)
+
+
+def test_a_query_value_is_decoded_once() -> None:
+    request = ClientRequest("/?a=%2576&b=x%20y+z&%63=1")
+    assert meets("query.a", "equals", "%76", request)
+    assert meets("query.b", "equals", "x y z", request)
+    assert meets("query.c", "equals", "1", request)
+
+
+def test_a_cookie_that_comes_twice_has_both_values() -> None:
+    request = ClientRequest(headers={"Cookie": "plan=free; plan=gold"})
+    assert meets("cookie.plan", "equals", "gold", request)
+    assert not meets("cookie.plan", "not_equals", "free", request)
+
+
 def test_conditions_are_anded() -> None:
     both = [
         RoutingCondition("query.lang", ConditionOperator.EQUALS, "zh"),
@@ -129,6 +210,12 @@ def test_conditions_are_anded() -> None:
         (RoutingCondition("path", ConditionOperator.REGEX_MATCH, r"(a)\1"), "conditions[0].value"),
         (RoutingCondition("path", ConditionOperator.IN_CIDR, "10.0.0.0/33"), "conditions[0].value"),
         (RoutingCondition("path", ConditionOperator.EQUALS, ("a", "b")), "conditions[0].value"),
+        (RoutingCondition("header.a\r\nb", ConditionOperator.EXISTS), "conditions[0].field"),
+        (RoutingCondition("query.\0", ConditionOperator.EXISTS), "conditions[0].field"),
+        (RoutingCondition("header.a", ConditionOperator.EQUALS, "x\r\ny"), "conditions[0].value"),
+        (RoutingCondition("header.a", ConditionOperator.IN_LIST, ("x", "\x1b]0;P\7")), "conditions[0].value"),
+        (RoutingCondition("header.a", ConditionOperator.REGEX_MATCH, "a\x85"), "conditions[0].value"),
+        (RoutingCondition("header.a", ConditionOperator.EQUALS, "a\u2028b"), "conditions[0].value"),
     ],
 )
 def test_a_condition_that_cannot_be_applied_is_refused_with_its_place(
@@ -142,6 +229,13 @@ def test_a_condition_that_cannot_be_applied_is_refused_with_its_place(
 def test_a_bad_hash_key_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="hash_key"):
         check_rule(RoutingRule("r", hash_key="weather"))
+
+
+@pytest.mark.parametrize("field", ["hash_key", "target_services"])
+def test_a_rule_has_no_control_characters_anywhere(field: str) -> None:
+    rule = RoutingRule("r", **{field: "header.a\nb" if field == "hash_key" else ("a\x1b[2J",)})
+    with pytest.raises(InvalidRequest, match=field):
+        check_rule(rule)
 
 
 def test_a_catastrophic_pattern_takes_linear_time() -> None:

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from agentmgr.models import ConditionOperator, RoutingCondition, RoutingRule
+
 
 def answering(
     lab, *lines: str, late: bytes = b"", heads: list[bytes] | None = None
@@ -100,6 +102,29 @@ async def test_rules_see_the_resolved_address_only(lab) -> None:
             await stage.open("/services/echo?client_ip=1.1.1.1", spoofed)
             (connection,) = [c for c in stage.gateway.connections() if c.service_name == "echo"]
             assert connection.client_ip == seen
+
+
+async def test_a_rule_is_not_passed_by_with_another_spelling_and_the_instance_gets_what_was_sent(lab) -> None:
+    heads: list[bytes] = []
+    instances = await lab.raw(answering(lab, heads=heads)), await lab.instance("echo")
+    rules = (
+        RoutingRule(
+            "vip",
+            [
+                RoutingCondition("path", ConditionOperator.EQUALS, "/vip"),
+                RoutingCondition("host", ConditionOperator.EQUALS, "Agents.example"),
+            ],
+            priority=1,
+            target_services=("raw",),
+        ),
+        RoutingRule("others", target_services=("echo",)),
+    )
+    async with lab.gateway(*instances, table={"rules": rules}) as stage, lab.neighbour(stage):
+        for target in ("/vip", "//vip", "/%76ip?x=%0a", "/a/%2e%2e/vip", "/a/..%2Fvip"):
+            request = lab.upgrade(target, host="AGENTS.example.:9090")
+            peer = await stage.connect(request)
+            await peer.until(b"\r\n\r\n")
+            assert heads.pop().startswith(f"GET {target} HTTP/1.1\r\n".encode())
 
 
 async def test_the_instances_choices_reach_the_client(lab) -> None:

@@ -38,7 +38,7 @@ async def serve_api(
     one to serve, so that the API can be a part of yours: its paths begin with `/api/v1/`, besides `/health`,
     `/docs` and others of the kind. Nobody sends yours the events of ASGI's lifespan.
 
-    Raises `PortNotAvailable`, and `InvalidRequest` for a host that others can reach while there are no
+    Raises `PortNotAvailable`, and `InvalidRequest` for a host that others can reach while it asks for no
     tokens.
     """
     from ..core.loopback import is_loopback
@@ -53,7 +53,7 @@ async def serve_api(
     from .throttle import Throttle
 
     local = is_loopback(host)
-    if not local and not manager.list_tokens():
+    if not local and not manager.get_token_policy().api:
         raise InvalidRequest(
             f"host {host!r} can be reached by others, and whoever reaches this API can run programs here: "
             "make a token first, with `agentmgr tokens create NAME --scope admin`, or use localhost"

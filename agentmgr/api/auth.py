@@ -1,4 +1,4 @@
-"""Who may do what over TCP: by token, or on this machine without one while there are none."""
+"""Who may do what over TCP: by token, or on this machine without one where the API asks for none."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Access:
         scheme, _, key = headers.get("Authorization", "").partition(" ")
         if scheme.lower() == "bearer" and key.strip():
             return self._check_token(key.strip(), scope)
-        if scope is not None and (self._manager.list_tokens() or not self._local):
+        if scope is not None and (self._manager.get_token_policy().api or not self._local):
             raise HttpProblem(
                 401,
                 "unauthorized",
@@ -50,7 +50,7 @@ class Access:
     def _check_token(self, key: str, scope: str | None) -> Token:
         token = self._manager.find_token(key)
         now = utc_now()
-        if token is None or (token.expires_at is not None and now >= token.expires_at):
+        if token is None or token.expired(now):
             raise HttpProblem(
                 401, "unauthorized", "This token is not known, or has expired.", headers=_CHALLENGE
             )

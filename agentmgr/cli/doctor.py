@@ -9,7 +9,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from attrs import frozen
 
 from .. import __version__
 from ..errors import AgentManagerError
-from ..models import Service
+from ..models import Service, Token, TokenPolicy, utc_now
 from ..settings import RuntimePaths, Settings
 from ..worker.pidfile import PidFile, living
 from .group import Cli, format_option, subcommand
@@ -94,12 +94,14 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
         async with offline(cli.paths) as manager:
             services = await manager.list_services()
             left = manager.unsupervised
+            tokens, policy = await manager.list_tokens(), await manager.get_token_policy()
     except AgentManagerError as error:
         return [Finding("database", "error", error.message, "see the message")]
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)  # a manager raises its own to that
     there = cli.paths.database.exists()
     seen = f"{cli.paths.database}, {counted(len(services), 'service')}" if there else "none yet"
     findings.append(Finding("database", "ok", seen))
+    findings.append(_tokens(tokens, policy))
     if await answers(cli.paths):
         async with running(cli) as client:
             info = await client.get_info()
@@ -115,6 +117,13 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
     findings.append(_open_files(most_files))
     findings += [finding for service in services for finding in _service(service)]
     return findings
+
+
+def _tokens(tokens: Collection[Token], policy: TokenPolicy) -> Finding:
+    closed = policy.closed(tokens, utc_now())
+    if closed:
+        return Finding("tokens", "warning", "; ".join(closed), "or `agentmgr tokens require off`")
+    return Finding("tokens", "ok", f"{policy}; {counted(len(tokens), 'token')}")
 
 
 def _manager(info: dict[str, Any]) -> Finding:

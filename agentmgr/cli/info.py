@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import __version__
+from ..models import TokenPolicy
 from .addresses import url
 from .group import Cli, format_option, subcommand
 from .presence import answers
@@ -47,9 +48,14 @@ def _of_the_manager(manager: dict[str, Any] | None) -> list[tuple[str, object]]:
         ("manager", f"running, pid {manager['pid']}, version {manager['version']}"),
         ("up", duration(manager["uptime_s"])),
         *((_LISTENERS[listener["kind"]], _where(listener)) for listener in manager["listeners"]),
+        ("tokens", _tokens(manager.get("tokens_required"))),
         ("connections", f"at most {manager['limits']['connections']} through the gateway"),
         ("degraded", manager.get("degraded")),
     ]
+
+
+def _tokens(required: dict[str, bool] | None) -> str | None:
+    return None if required is None else str(TokenPolicy(**required))  # None: of an older version
 
 
 def _where(listener: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ from ..models import (
     ServiceSpec,
     ServiceStatus,
     ServiceTotals,
+    Token,
+    TokenPolicy,
     utc_now,
 )
 from ..settings import RuntimePaths
@@ -104,6 +106,12 @@ class OfflineManager:
         gateway = Gateway(view.routing_table(specs, self._snapshot.rules, supposed))
         decision = gateway.route(ClientRequest(path=path, client_ip=client_ip, headers=headers))
         return dict(to_plain(decision))
+
+    async def list_tokens(self) -> tuple[Token, ...]:
+        return await self._store.tokens()
+
+    async def get_token_policy(self) -> TokenPolicy:
+        return await self._store.token_policy()
 
     async def list_connections(self) -> tuple[Connection, ...]:
         return ()

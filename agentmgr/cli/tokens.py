@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
 
-from ..models import Token
+from ..models import Token, TokenPolicy, utc_now
 from .group import COMMANDS, Cli, Command, Group, common_options, format_option, subcommand
 from .names import TOKEN
 from .reach import for_writing, running
 from .render import clock, note, print_json, print_table
 from .several import each
+
+if TYPE_CHECKING:
+    from ..client.api import ManagerClient
+    from ..manager import AgentManager
 
 
 @click.group(
@@ -23,7 +27,7 @@ from .several import each
 )
 @common_options
 def command() -> None:
-    """Keys to the API over TCP. While there are none, this machine's user needs none.
+    """Keys to the API over TCP and to the gateway. Until there is one, they ask for none.
 
     Scopes: admin (everything), read, connect (to any service through the gateway), connect:SERVICE.
     """
@@ -41,8 +45,10 @@ async def _create(cli: Cli, name: str, scopes: tuple[str, ...], expires_days: fl
     """Make a token, and print its key: this once, for only a hash of it is kept."""
     async with for_writing(cli) as manager:
         _, key = await manager.create_token(name, scopes, expires_in_days=expires_days)
-    note(f"the key of {name}; it is not shown again:")
-    print(key)
+        note(f"the key of {name}; it is not shown again:")
+        print(key)
+        _, policy = await _state(manager)
+        note(str(policy))
 
 
 @_tokens("list", "List the tokens.", example="agentmgr tokens list")
@@ -50,8 +56,7 @@ async def _create(cli: Cli, name: str, scopes: tuple[str, ...], expires_days: fl
 async def _list(cli: Cli, output: str) -> None:
     """List the tokens; never their keys."""
     async with for_writing(cli) as manager:
-        found = manager.list_tokens()
-        tokens: tuple[Token, ...] = found if isinstance(found, tuple) else await found
+        tokens, policy = await _state(manager)
     if output == "json":
         print_json(
             [
@@ -71,6 +76,8 @@ async def _list(cli: Cli, output: str) -> None:
         [[token.name, token.scopes, token.created_at, token.expires_at or "never"] for token in tokens],
         empty="no tokens",
     )
+    note(str(policy))
+    _note_closed(tokens, policy)
 
 
 @_tokens("revoke", "Revoke a token.", example="agentmgr tokens revoke dashboard")
@@ -83,7 +90,42 @@ async def _revoke(cli: Cli, names: tuple[str, ...]) -> int:
             await manager.delete_token(name)
             print(f"revoked {name}")
 
-        return await each(cli, names, revoke)
+        code = await each(cli, names, revoke)
+        _note_closed(*await _state(manager))
+    return code
+
+
+@_tokens("require", "Ask for tokens, or no longer.", example="agentmgr tokens require off --gateway")
+@click.argument("required", metavar="on|off", type=click.Choice(["on", "off"]))
+@click.option("--api", is_flag=True, help="Only of the API over TCP.  [default: both]")
+@click.option("--gateway", is_flag=True, help="Only of the gateway.  [default: both]")
+async def _require(cli: Cli, required: str, api: bool, gateway: bool) -> None:
+    """Have the API over TCP and the gateway ask for tokens, or no longer.
+
+    The first token switches it on. Revoking tokens never switches it off; only this command does.
+    """
+    both = api == gateway
+    async with for_writing(cli) as manager:
+        policy = await manager.require_tokens(
+            api=required == "on" if api or both else None,
+            gateway=required == "on" if gateway or both else None,
+        )
+        print(policy)
+        _note_closed(*await _state(manager))
+
+
+async def _state(manager: ManagerClient | AgentManager) -> tuple[tuple[Token, ...], TokenPolicy]:
+    tokens, policy = manager.list_tokens(), manager.get_token_policy()
+    return (
+        tokens if isinstance(tokens, tuple) else await tokens,
+        policy if isinstance(policy, TokenPolicy) else await policy,
+    )
+
+
+def _note_closed(tokens: tuple[Token, ...], policy: TokenPolicy) -> None:
+    """Says which doors no token opens, and how to make one that does."""
+    for sentence in policy.closed(tokens, utc_now()):
+        note(sentence)
 
 
 @_tokens("ticket", "Make a ticket for one connection.", example="agentmgr tokens ticket --service support")
@@ -97,5 +139,5 @@ async def _ticket(cli: Cli, service: str | None, expires: float | None) -> None:
     print(made.ticket)
 
 
-for _command in (_create, _list, _revoke, _ticket):
+for _command in (_create, _list, _revoke, _require, _ticket):
     command.add_command(_command)

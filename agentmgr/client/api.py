@@ -190,6 +190,17 @@ class ManagerClient(RestClient):
     async def delete_token(self, ref: str) -> None:
         await self._answer("DELETE", f"/tokens/{_q(ref)}")
 
+    async def get_token_policy(self) -> models.TokenPolicy:
+        """Whether the API over TCP and the gateway ask for tokens."""
+        return await self._one(models.TokenPolicy, "GET", "/token-policy")
+
+    async def require_tokens(
+        self, *, api: bool | None = None, gateway: bool | None = None
+    ) -> models.TokenPolicy:
+        """Have the API over TCP and the gateway ask for tokens, or no longer; None: as before."""
+        asked = {name: on for name, on in (("api", api), ("gateway", gateway)) if on is not None}
+        return await self._one(models.TokenPolicy, "PATCH", "/token-policy", json=asked)
+
     @asynccontextmanager
     async def events(
         self, *, since: int | None = None, follow: bool = True

@@ -1,4 +1,4 @@
-"""Who may use the gateway: whoever holds a token for it, once there is one."""
+"""Who may use the gateway: whoever holds a token for it, where it asks for one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _LOCAL = "local"  #: the name of clients whose ticket was made without a token
 class GatewayAccess:
     """The gateway's `Authenticator`, over the tokens of one database.
 
-    It is open to all who reach it until there is a token with a `connect` scope: on a developer's own machine
-    nobody should need one.
+    It is open to all who reach it until a token with a `connect` scope is made: on a developer's own machine
+    no client should need one. From then on it asks, until the policy is switched off by name.
     """
 
     def __init__(self, tokens: Tokens) -> None:
@@ -30,7 +30,7 @@ class GatewayAccess:
 
     @property
     def required(self) -> bool:
-        return any(token.connects for token in self.tokens.all())
+        return self.tokens.policy.gateway
 
     async def bearer(self, token: str) -> Identity | None:
         await trio.lowlevel.checkpoint()

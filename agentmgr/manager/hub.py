@@ -336,7 +336,9 @@ class Hub:
             return
         if self._table_line is None:
             self._table_line = protocol.encode(
-                protocol.Table(self._version, self._table, self._access.tokens.all())
+                protocol.Table(
+                    self._version, self._table, self._access.tokens.all(), self._access.tokens.policy
+                )
             )
         remote.sent = self._version
         remote.link.put_lines(self._table_line)

@@ -84,7 +84,7 @@ class ManagerLife:
         try:
             async with open_store(self.paths.database) as store:
                 lock.hold_database()
-                self._tokens = Tokens(store, await store.tokens())
+                self._tokens = await Tokens.load(store)
                 await self._run_on(store, await store.load(), GatewayAccess(self._tokens), task_status)
         finally:
             lock.release()

@@ -29,6 +29,7 @@ from ..models import (
     Service,
     Ticket,
     Token,
+    TokenPolicy,
     Usage,
     utc_now,
 )
@@ -124,6 +125,7 @@ class AgentManager(ServiceCommands):
             "background": self._in_background,
             "degraded": "; ".join(self._troubles()) or None,
             "listeners": [*self._listeners, *self._live().hub.listeners()],
+            "tokens_required": self.get_token_policy(),
             "limits": {
                 "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
                 "connections": self._live().gateway.max_connections,
@@ -301,7 +303,28 @@ class AgentManager(ServiceCommands):
         plane.changed()
         await plane.published()
         plane.events.announce(Event("token.revoked", detail={"name": token.name}))
+        for sentence in self._tokens.policy.closed(self._tokens.all(), utc_now()):
+            logger.warning(sentence)
         return token
+
+    def get_token_policy(self) -> TokenPolicy:
+        """Whether the API over TCP and the gateway ask for tokens."""
+        return self._tokens.policy if self._tokens else TokenPolicy()
+
+    async def require_tokens(self, *, api: bool | None = None, gateway: bool | None = None) -> TokenPolicy:
+        """Have the API over TCP and the gateway ask for tokens, or no longer; None: as before.
+
+        The first token for one of them switches it on; only this switches it off.
+        """
+        plane = self._live()
+        assert self._tokens is not None
+        policy = await self._tokens.require(api=api, gateway=gateway)
+        plane.changed()  # workers of the gateway get the policy with the table
+        await plane.published()
+        plane.events.announce(
+            Event("token.policy_changed", detail={"api": policy.api, "gateway": policy.gateway})
+        )
+        return policy
 
     def create_ticket(self, service: str | None = None, *, expires_in_s: float = TICKET_LIFE_S) -> Ticket:
         """A key to the gateway for one connection, as `?ticket=`, to all services or to one.

@@ -6,9 +6,11 @@ import secrets
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+import trio
+
 from ..core.keys import digest, find
 from ..errors import InvalidRequest, NameTaken, TokenNotFound
-from ..models import Token, utc_now
+from ..models import Token, TokenPolicy, utc_now
 from ..storage.store import Store
 
 _PREFIX = "agm_"  #: so that scanners for leaked secrets can know one
@@ -18,12 +20,31 @@ MOST_DAYS = 3650.0
 class Tokens:
     """The tokens of one database, in memory and in the store. Keys are shown once, when they are made."""
 
-    def __init__(self, store: Store, tokens: Iterable[Token]) -> None:
+    def __init__(self, store: Store, tokens: Iterable[Token], policy: TokenPolicy) -> None:
         self._store = store
         self._tokens = {token.token_id: token for token in tokens}
+        self._policy = policy
+        self._writing = trio.Lock()  # the policy follows from the tokens that are there
 
-    def __bool__(self) -> bool:
-        return bool(self._tokens)
+    @classmethod
+    async def load(cls, store: Store) -> Tokens:
+        return cls(store, await store.tokens(), await store.token_policy())
+
+    @property
+    def policy(self) -> TokenPolicy:
+        """Whether the API and the gateway ask for tokens."""
+        return self._policy
+
+    async def require(self, *, api: bool | None, gateway: bool | None) -> TokenPolicy:
+        """Switches the policy of each door that is not None."""
+        async with self._writing:
+            policy = TokenPolicy(
+                api=self._policy.api if api is None else api,
+                gateway=self._policy.gateway if gateway is None else gateway,
+            )
+            await self._store.set_token_policy(policy)
+            self._policy = policy
+        return policy
 
     def all(self) -> tuple[Token, ...]:
         return tuple(self._tokens.values())
@@ -35,21 +56,27 @@ class Tokens:
         self, name: str, scopes: Iterable[str], *, expires_in_days: float | None = None
     ) -> tuple[Token, str]:
         """The token, and its key. Raises `NameTaken`, `InvalidRequest`."""
-        if any(token.name == name for token in self._tokens.values()):
-            raise NameTaken(f"a token called {name!r} is there already; choose another name, or revoke it")
         key = _PREFIX + secrets.token_urlsafe(32)
         token = Token(name, scopes, digest(key), expires_at=_expiry(expires_in_days))
-        await self._store.add_token(token)
-        self._tokens[token.token_id] = token
+        async with self._writing:
+            if any(other.name == name for other in self._tokens.values()):
+                raise NameTaken(
+                    f"a token called {name!r} is there already; choose another name, or revoke it"
+                )
+            policy = self._policy.with_token(token, self._tokens.values())
+            await self._store.add_token(token, policy)
+            self._tokens[token.token_id] = token
+            self._policy = policy
         return token, key
 
     async def delete(self, ref: str) -> Token:
         """It opens nothing from now on. Raises `TokenNotFound`."""
-        for token in self._tokens.values():
-            if ref in (token.token_id, token.name):
-                await self._store.delete_token(token.token_id)
-                del self._tokens[token.token_id]
-                return token
+        async with self._writing:
+            for token in self._tokens.values():
+                if ref in (token.token_id, token.name):
+                    await self._store.delete_token(token.token_id)
+                    del self._tokens[token.token_id]
+                    return token
         raise TokenNotFound(f"no token is called {ref!r}; `agentmgr tokens list` shows those there are")
 
     def find(self, key: str) -> Token | None:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .routing import RoutingStrategy as RoutingStrategy
     from .tokens import Ticket as Ticket
     from .tokens import Token as Token
+    from .tokens import TokenPolicy as TokenPolicy
 
 # Most commands show services, and nothing else: these take 15 ms.
 _PLACES = {
@@ -59,6 +60,7 @@ _PLACES = {
     "RoutingStrategy": "routing",
     "Ticket": "tokens",
     "Token": "tokens",
+    "TokenPolicy": "tokens",
 }
 
 __getattr__ = later(__name__, _PLACES)

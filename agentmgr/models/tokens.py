@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
@@ -38,13 +39,14 @@ class Token:
 
     def allows(self, scope: str, now: datetime) -> bool:
         """Whether it opens what needs `scope`; `admin` opens everything."""
-        if self.expires_at is not None and now >= self.expires_at:
-            return False
-        return scope in self.scopes or "admin" in self.scopes
+        return not self.expired(now) and (scope in self.scopes or "admin" in self.scopes)
+
+    def expired(self, now: datetime) -> bool:
+        return self.expires_at is not None and now >= self.expires_at
 
     @property
     def connects(self) -> bool:
-        """Whether it is, or was, a key to the gateway."""
+        """Whether it is, or was, a key made for the gateway."""
         return any(scope.startswith("connect") for scope in self.scopes)
 
     def connects_to(self, now: datetime) -> frozenset[str] | None:
@@ -53,6 +55,46 @@ class Token:
             return None
         named = {scope.removeprefix(_ONE_SERVICE) for scope in self.scopes if scope.startswith(_ONE_SERVICE)}
         return frozenset(name for name in named if self.allows(_ONE_SERVICE + name, now))
+
+
+@frozen
+class TokenPolicy:
+    """Whether the API over TCP and the gateway ask for tokens.
+
+    The first token for one of them switches it on. Deleting tokens, or their expiry, switches nothing off.
+    """
+
+    api: bool = False
+    gateway: bool = False
+
+    def with_token(self, new: Token, others: Collection[Token]) -> TokenPolicy:
+        """The policy once `new` is there beside `others`."""
+        return TokenPolicy(
+            api=self.api or not others,
+            gateway=self.gateway or (new.connects and not any(other.connects for other in others)),
+        )
+
+    def closed(self, tokens: Collection[Token], now: datetime) -> tuple[str, ...]:
+        """A sentence for each door that asks for a token while none of `tokens` opens it."""
+        sentences = []
+        if self.gateway and all(token.connects_to(now) == frozenset() for token in tokens):
+            sentences.append(
+                "no token is left that can connect; the gateway refuses every client: "
+                "`agentmgr tokens create NAME --scope connect`"
+            )
+        if self.api and all(token.expired(now) for token in tokens):
+            sentences.append(
+                "no token is left for the API; it refuses every request over TCP: "
+                "`agentmgr tokens create NAME --scope admin`"
+            )
+        return tuple(sentences)
+
+    def __str__(self) -> str:
+        return f"API {_asks(self.api)}, gateway {_asks(self.gateway)}"
+
+
+def _asks(required: bool) -> str:
+    return "asks for a token" if required else "asks for none"
 
 
 @frozen

@@ -32,6 +32,7 @@ from ..models import (
     RoutingRule,
     ServiceSpec,
     Token,
+    TokenPolicy,
     utc_now,
 )
 from . import copies, schema, tables
@@ -112,11 +113,22 @@ class SqliteStore:
     async def tokens(self) -> tuple[Token, ...]:
         return await self._read(tables.tokens, ())
 
-    async def add_token(self, token: Token) -> None:
-        await self._write(lambda db: tables.add(db, TOKENS, token.token_id, token))
+    async def add_token(self, token: Token, policy: TokenPolicy | None = None) -> None:
+        def job(db: sqlite3.Connection) -> None:
+            tables.add(db, TOKENS, token.token_id, token)
+            if policy is not None:
+                tables.set_token_policy(db, policy)
+
+        await self._write(job)
 
     async def delete_token(self, token_id: str) -> None:
         await self._write(lambda db: tables.delete(db, TOKENS, token_id))
+
+    async def token_policy(self) -> TokenPolicy:
+        return await self._read(tables.token_policy, TokenPolicy())
+
+    async def set_token_policy(self, policy: TokenPolicy) -> None:
+        await self._write(lambda db: tables.set_token_policy(db, policy))
 
     async def put_instance(self, record: InstanceRecord) -> None:
         await self._write(lambda db: tables.put_instance(db, record))

@@ -22,6 +22,7 @@ from ..models import (
     ServiceSpec,
     ServiceTotals,
     Token,
+    TokenPolicy,
 )
 
 F = TypeVar("F", bound=Fact)
@@ -93,11 +94,17 @@ class Store(Protocol):
     async def tokens(self) -> tuple[Token, ...]:
         """All, oldest first."""
 
-    async def add_token(self, token: Token) -> None:
-        """Raises `NameTaken`."""
+    async def add_token(self, token: Token, policy: TokenPolicy | None = None) -> None:
+        """With `policy` that is set in the same transaction. Raises `NameTaken`."""
 
     async def delete_token(self, token_id: str) -> None:
-        """Raises `TokenNotFound`."""
+        """It leaves the policy as it is. Raises `TokenNotFound`."""
+
+    async def token_policy(self) -> TokenPolicy:
+        """Whether the API and the gateway ask for tokens."""
+
+    async def set_token_policy(self, policy: TokenPolicy) -> None:
+        """From now on they ask as it says."""
 
     async def put_instance(self, record: InstanceRecord) -> None:
         """Raises `ServiceNotFound`."""

@@ -24,6 +24,7 @@ from ..models import (
     SessionEnd,
     SessionPeak,
     Token,
+    TokenPolicy,
 )
 from .kinds import SERVICES, Kind
 from .schema import UnreadableRow
@@ -117,6 +118,17 @@ def _totals(service_id: str, *row: Any) -> ServiceTotals:
 
 def tokens(db: sqlite3.Connection) -> tuple[Token, ...]:
     return _documents(db, Token, "tokens", "ORDER BY rowid")
+
+
+def token_policy(db: sqlite3.Connection) -> TokenPolicy:
+    row = db.execute("SELECT api, gateway FROM token_policy").fetchone()
+    if row is None:
+        raise UnreadableRow("token_policy", 1, "it is missing")
+    return TokenPolicy(*map(bool, row))
+
+
+def set_token_policy(db: sqlite3.Connection, policy: TokenPolicy) -> None:
+    db.execute("UPDATE token_policy SET api = ?, gateway = ?", (policy.api, policy.gateway))
 
 
 def health_history(db: sqlite3.Connection, service_id: str, limit: int) -> tuple[HealthCheck, ...]:

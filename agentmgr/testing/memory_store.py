@@ -21,6 +21,7 @@ from ..models import (
     ServiceSpec,
     ServiceTotals,
     Token,
+    TokenPolicy,
 )
 from ..storage.kinds import RULES, SERVICES, TOKENS, Kind
 from ..storage.store import F, HistoryLimits, Snapshot, event_id
@@ -40,6 +41,7 @@ class MemoryStore:
         self._services: dict[str, ServiceSpec] = {}
         self._rules: dict[str, RoutingRule] = {}
         self._tokens: dict[str, Token] = {}
+        self._token_policy = TokenPolicy()
         self._instances: dict[str, InstanceRecord] = {}
         self._totals: dict[str, ServiceTotals] = {}
         self._health: dict[str, deque[HealthCheck]] = {}
@@ -95,13 +97,22 @@ class MemoryStore:
     async def tokens(self) -> tuple[Token, ...]:
         return tuple(self._tokens.values())
 
-    async def add_token(self, token: Token) -> None:
+    async def add_token(self, token: Token, policy: TokenPolicy | None = None) -> None:
         await self._writable()
         _add(TOKENS, self._tokens, token.token_id, token)
+        if policy is not None:
+            self._token_policy = policy
 
     async def delete_token(self, token_id: str) -> None:
         await self._writable()
         _delete(TOKENS, self._tokens, token_id)
+
+    async def token_policy(self) -> TokenPolicy:
+        return self._token_policy
+
+    async def set_token_policy(self, policy: TokenPolicy) -> None:
+        await self._writable()
+        self._token_policy = policy
 
     async def put_instance(self, record: InstanceRecord) -> None:
         await self._writable()

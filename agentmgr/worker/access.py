@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from ..core.keys import find
-from ..models import Token, utc_now
+from ..models import Token, TokenPolicy, utc_now
 from ..proxy import Identity
 
 
@@ -19,11 +19,12 @@ class WorkerAccess:
 
     def __init__(self, redeem: Callable[[str], Awaitable[Identity | None]]) -> None:
         self.tokens: tuple[Token, ...] = ()
+        self.policy = TokenPolicy()
         self._redeem = redeem
 
     @property
     def required(self) -> bool:
-        return any(token.connects for token in self.tokens)
+        return self.policy.gateway
 
     async def bearer(self, token: str) -> Identity | None:
         await trio.lowlevel.checkpoint()

@@ -18,7 +18,7 @@ from ..codec import from_plain, parse_json, to_plain
 from ..core.routing import RoutingTable
 from ..core.shared_seats import Grant, SeatReport
 from ..errors import InvalidRequest
-from ..models import Connection, SessionEnd, Token
+from ..models import Connection, SessionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
 HEARTBEAT_S = 1.0  #: the longest that a manager says nothing
@@ -101,6 +101,7 @@ class Table:
     version: int
     table: RoutingTable
     tokens: tuple[Token, ...]  #: with digests, never keys
+    token_policy: TokenPolicy
 
 
 @frozen

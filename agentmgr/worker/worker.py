@@ -206,7 +206,7 @@ class Worker:
     def _obey(self, order: Order, nursery: trio.Nursery) -> None:
         match order:
             case protocol.Table():
-                self._access.tokens = order.tokens
+                self._access.tokens, self._access.policy = order.tokens, order.token_policy
                 self.gateway.update(order.table)
                 self._say(protocol.Applied(order.version))
                 self._has_table.set()

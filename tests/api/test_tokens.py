@@ -14,6 +14,7 @@ from agentmgr.api import serve_api
 from agentmgr.client import ManagerClient
 from agentmgr.errors import InvalidRequest, NameTaken, TokenNotFound
 from agentmgr.manager import AgentManager
+from agentmgr.models import TokenPolicy
 from agentmgr.proxy.certificate import Certificate
 
 
@@ -38,7 +39,34 @@ async def test_once_there_is_a_token_nobody_asks_without_one(
         assert (await root.get("/metrics")).status_code == 401
     await manager.delete_token("admin")
     assert (await http.get("/services", headers=bearer(key))).status_code == 401
+    assert (await http.get("/services")).status_code == 401, "its deletion opens nothing"
+    await manager.require_tokens(api=False)
     assert (await http.get("/services")).status_code == 200
+
+
+async def test_an_administrator_says_whether_tokens_are_asked_for(
+    http: httpx2.AsyncClient, client: ManagerClient, manager: AgentManager
+) -> None:
+    assert (await http.get("/token-policy")).json() == {"api": False, "gateway": False}
+    _, reader = await client.create_token("reader", ["read"])
+    _, admin = await client.create_token("admin", ["admin"])
+    asked = await http.get("/token-policy", headers=bearer(reader))
+    assert (asked.status_code, asked.json()["code"]) == (403, "forbidden")
+    assert (await http.get("/token-policy", headers=bearer(admin))).json() == {"api": True, "gateway": False}
+    changed = await http.patch("/token-policy", json={"gateway": True}, headers=bearer(admin))
+    assert changed.json() == {"api": True, "gateway": True}
+    assert (await client.get_info())["tokens_required"] == {"api": True, "gateway": True}
+    assert await client.require_tokens(api=False) == manager.get_token_policy()
+    assert (await http.get("/services")).status_code == 200
+    assert [e.kind for e in await manager.get_events()].count("token.policy_changed") == 2
+
+
+async def test_of_two_first_tokens_at_once_each_closes_its_door(manager: AgentManager) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(manager.create_token, "app", ["connect"])
+        nursery.start_soon(manager.create_token, "reader", ["read"])
+    assert manager.get_token_policy() == TokenPolicy(api=True, gateway=True)
+    assert await manager._live().store.token_policy() == TokenPolicy(api=True, gateway=True)
 
 
 async def test_a_token_opens_what_its_scopes_say(
@@ -64,6 +92,7 @@ async def test_a_token_opens_what_its_scopes_say(
 async def test_an_expired_token_opens_nothing(http: httpx2.AsyncClient, manager: AgentManager) -> None:
     _, key = await manager.create_token("short", ["admin"], expires_in_days=1e-9)
     assert (await http.get("/services", headers=bearer(key))).status_code == 401
+    assert (await http.get("/services")).status_code == 401
 
 
 async def test_a_key_is_shown_once_and_kept_nowhere(http: httpx2.AsyncClient, manager: AgentManager) -> None:

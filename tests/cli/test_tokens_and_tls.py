@@ -27,6 +27,21 @@ def test_tokens_are_made_listed_and_revoked(here: Any) -> None:
     assert "nobody" in here.fails("tokens", "revoke", "nobody")
 
 
+def test_who_revokes_the_last_token_hears_what_stays_closed(here: Any) -> None:
+    here.ok("tokens", "create", "app", "--scope", "connect")
+    here.ok("tokens", "create", "admin", "--scope", "admin")
+    assert "no token" not in here("tokens", "revoke", "app").stderr, "the administrator's opens both"
+    said = here("tokens", "revoke", "admin").stderr
+    assert "the gateway refuses every client: `agentmgr tokens create NAME --scope connect`" in said
+    assert "refuses every request over TCP" in said
+    (finding,) = (f for f in json.loads(here.ok("doctor", "--format", "json")) if f["what"] == "tokens")
+    assert (finding["result"], "tokens require off" in finding["advice"]) == ("warning", True)
+    assert here.ok("tokens", "require", "off", "--gateway") == "API asks for a token, gateway asks for none\n"
+    assert here.ok("tokens", "require", "off") == "API asks for none, gateway asks for none\n"
+    assert "API asks for none" in here("tokens", "list").stderr
+    assert here.ok("tokens", "require", "on", "--api") == "API asks for a token, gateway asks for none\n"
+
+
 def test_a_ticket_opens_the_gateway_once(shell: Any) -> None:
     assert "no manager is running" in shell.fails("tokens", "ticket")
     with shell.background("run", "my_agent.py", "--proxy-port", "0", "--api-port", "0") as run:

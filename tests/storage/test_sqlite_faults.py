@@ -22,8 +22,9 @@ import trio
 from attrs import evolve
 
 from agentmgr.errors import InvalidRequest, StorageError
-from agentmgr.models import Event, utc_now
+from agentmgr.models import Event, Token, TokenPolicy, utc_now
 from agentmgr.storage import HistoryLimits, SqliteStore, open_store, schema, sqlite, tables
+from agentmgr.storage.kinds import TOKENS
 
 WRITER = """
 import os, sys, trio
@@ -124,6 +125,32 @@ async def test_a_database_with_an_older_schema_can_be_read_without_being_changed
         assert await store.tokens() == ()
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.db"]
+
+
+@pytest.mark.parametrize(
+    ("scopes", "policy"),
+    [
+        ([], TokenPolicy()),
+        ([{"read"}], TokenPolicy(api=True)),
+        ([{"read"}, {"connect:x", "read"}], TokenPolicy(api=True, gateway=True)),
+        ([{"connect"}], TokenPolicy(api=True, gateway=True)),
+        ([{"admin"}], TokenPolicy(api=True)),
+    ],
+)
+async def test_a_database_from_before_the_token_policy_asks_for_tokens_as_it_did(
+    scopes, policy, tmp_path, monkeypatch
+):
+    path = tmp_path / "a.db"
+    with monkeypatch.context() as patch:
+        older = schema.migrations()[:4]
+        patch.setattr(schema, "migrations", lambda: older)
+        with closing(schema.open_for_writing(path)) as db:
+            for number, of_one in enumerate(scopes):
+                tables.add(db, TOKENS, f"tok_{number}", Token(f"t{number}", of_one, str(number)))
+    async with open_store(path, read_only=True) as store:
+        assert await store.token_policy() == policy
+    async with open_store(path) as store:
+        assert await store.token_policy() == policy
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pytest
 from attrs import evolve
 
 from agentmgr.errors import Conflict, NameTaken, RuleNotFound, ServiceNotFound, TokenNotFound, VersionMismatch
-from agentmgr.models import Event, Latency, ServiceTotals, SessionPeak, Token
+from agentmgr.models import Event, Latency, ServiceTotals, SessionPeak, Token, TokenPolicy
 from agentmgr.storage import HistoryLimits, Snapshot, Store, open_store
 from agentmgr.testing import MemoryStore
 
@@ -296,3 +296,16 @@ async def test_tokens_are_kept_by_unique_names(opened):
         with pytest.raises(TokenNotFound):
             await store.delete_token(one.token_id)
         assert await store.tokens() == (two,)
+
+
+async def test_whether_tokens_are_asked_for_does_not_follow_from_the_tokens(opened):
+    async with opened() as store:
+        assert await store.token_policy() == TokenPolicy()
+        token = Token("one", {"connect"}, "0" * 64)
+        await store.add_token(token, TokenPolicy(api=True, gateway=True))
+        with pytest.raises(NameTaken):
+            await store.add_token(evolve(token, token_id="tok_other"), TokenPolicy())
+        await store.delete_token(token.token_id)
+        assert await store.token_policy() == TokenPolicy(api=True, gateway=True)
+        await store.set_token_policy(TokenPolicy(gateway=True))
+        assert await store.token_policy() == TokenPolicy(gateway=True)

@@ -147,6 +147,11 @@ async def test_a_token_that_was_made_is_asked_for_by_every_worker(site: Any) -> 
         ticket = s.manager.create_ticket().ticket
         await said(await s.client(f"/?ticket={ticket}"))
         assert await s.refusal(f"/?ticket={ticket}") == 401
+        await s.manager.delete_token("app")
+        for _ in range(8):
+            assert await s.refusal() == 401, "its deletion opens nothing"
+        await s.manager.require_tokens(gateway=False)
+        await said(await s.client())
 
 
 async def test_the_end_closes_every_session_with_1001_and_leaves_no_process(site: Any) -> None:

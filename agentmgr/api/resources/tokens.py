@@ -7,7 +7,7 @@ from datetime import datetime
 from attrs import field, frozen
 
 from ...manager.tokens import MOST_DAYS
-from ...models import Token
+from ...models import Token, TokenPolicy
 from ...models.fields import as_in, up_to
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
@@ -38,8 +38,35 @@ class NewToken:
     expires_in_days: float | None = field(default=None, validator=up_to(MOST_DAYS))
 
 
+@frozen(kw_only=True)
+class NewTokenPolicy:
+    api: bool | None = None  #: absent: as it is
+    gateway: bool | None = None
+
+
 def _shown(token: Token) -> ShownToken:
     return ShownToken(token.token_id, token.name, token.scopes, token.created_at, token.expires_at)
+
+
+@api.add("GET", "/token-policy", gives={200: TokenPolicy})
+async def get_token_policy(call: Call) -> Answer:
+    """Whether the API over TCP and the gateway ask for tokens."""
+    return Answer(call.manager.get_token_policy())
+
+
+@api.add(
+    "PATCH",
+    "/token-policy",
+    body=NewTokenPolicy,
+    gives={200: TokenPolicy},
+    problems=(400, 413, 415),
+    example={"gateway": True},
+)
+async def require_tokens(call: Call, body: NewTokenPolicy) -> Answer:
+    """Has them ask for tokens, or no longer. The first token switches it on; only this switches it off."""
+    return Answer(
+        await call.carry_out(lambda: call.manager.require_tokens(api=body.api, gateway=body.gateway))
+    )
 
 
 @api.add("GET", "/tokens", query=PageQuery, gives={200: Page[ShownToken]}, problems=(400,))

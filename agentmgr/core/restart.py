@@ -15,7 +15,8 @@ The rules:
   code 78 (EX_CONFIG of sysexits.h) that it cannot ever start.
 * What is not the service's fault (no process to be had, the port snatched away) costs no budget.
 * Such a one is part of the same try to whoever waits for a start, as long as the next comes at once.
-* Nothing loops hot: from the second restart on there is a delay, also where the configured one is zero.
+* Nothing loops hot: from the second restart on the delay is at least 0.1 s. Where the configured one is zero
+  it stays at that and does not double: who sets zero wants the service back at once.
 """
 
 from __future__ import annotations
@@ -163,6 +164,8 @@ def decide(config: ServiceConfig, history: History, ending: Ending, *, now: floa
 def _delay(first_s: float, max_s: float, earlier: int) -> float:
     if not earlier:
         return min(first_s, max_s)
+    if not first_s:
+        return MIN_REPEATED_DELAY_S
     # 2⁶⁴ times the first delay is beyond any maximum; a float would overflow at 2¹⁰²⁴.
     doubled = max(first_s, MIN_REPEATED_DELAY_S / 2) * 2.0 ** min(earlier, 64)
     return max(MIN_REPEATED_DELAY_S, min(max_s, doubled))

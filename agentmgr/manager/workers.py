@@ -33,7 +33,11 @@ _RETURN_S = 3.0  #: a worker that lives connects to the next manager sooner than
 _LOOK_S = 0.02
 _END_S = 30.0  #: from SIGTERM to SIGKILL: its sessions are closed in batches, and each may take a while
 _STEADY = ServiceConfig(
-    restart=RestartMode.ALWAYS, restart_delay=0.0, restart_delay_max=30.0, max_restart_count=10**6
+    # Not zero, which would not double: a worker that cannot start would be tried ten times a second for ever.
+    restart=RestartMode.ALWAYS,
+    restart_delay=0.05,
+    restart_delay_max=30.0,
+    max_restart_count=10**6,
 )
 
 

@@ -1,5 +1,6 @@
 """The restart policy over arbitrary histories; the rules are those of its docstring."""
 
+import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,10 +152,20 @@ def test_the_delay_doubles_up_to_its_maximum():
     assert delays == [5, 10, 20, 40, 60, 60]
 
 
-def test_a_zero_delay_holds_once_and_then_doubles_from_a_tenth_of_a_second():
-    hot = evolve(config, max_restart_count=100, restart_delay=0)
-    delays = [d.delay_s for _, _, d in relive(hot, [(0.0, crash)] * 4) if isinstance(d, Again)]
-    assert delays == [0, 0.1, 0.2, 0.4]
+@given(stories, rands)
+def test_who_sets_zero_waits_a_tenth_of_a_second_at_most_however_often_and_however_it_ended(story, rand):
+    hot = evolve(config, restart=RestartMode.ALWAYS, max_restart_count=100, restart_delay=0)
+    for _, ending, decision in relive(hot, story, rand):
+        if isinstance(decision, Again) and not ending.blameless:
+            first = len(decision.history.restarts) == 1
+            assert decision.delay_s == (0 if first else pytest.approx(0.1 * (1 + JITTER * (2 * rand - 1))))
+
+
+@pytest.mark.parametrize("ending", [crash, evolve(crash, exit=Exit(code=0))], ids=["crash", "exit 0"])
+def test_a_zero_delay_holds_once_and_is_a_tenth_of_a_second_from_then_on(ending):
+    hot = evolve(config, restart=RestartMode.ALWAYS, max_restart_count=100, restart_delay=0)
+    delays = [d.delay_s for _, _, d in relive(hot, [(0.0, ending)] * 6) if isinstance(d, Again)]
+    assert delays == [0, 0.1, 0.1, 0.1, 0.1, 0.1]
 
 
 def test_crashing_every_two_windows_goes_on_for_ever_at_the_first_delay():

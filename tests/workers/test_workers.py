@@ -13,7 +13,9 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed
 
+from agentmgr.core.restart import Again, Cause, Ending, Exit, History, decide
 from agentmgr.errors import ManagerError, PortNotAvailable
+from agentmgr.manager.workers import _STEADY
 from agentmgr.models import RoutingRule, RoutingStrategy
 from agentmgr.proxy import Certificate
 from tests.workers.conftest import alive, connected, cut_link, eventually, said
@@ -255,3 +257,15 @@ async def test_workers_that_cannot_start_say_why(
         monkeypatch.setattr(sys, "executable", str(speechless))
         with pytest.raises(ManagerError, match="did not start: SIGKILL"):
             await s.manager.serve_proxy("127.0.0.1", 0, workers=1)
+
+
+def test_a_worker_that_cannot_start_is_tried_ever_more_rarely() -> None:
+    history, delays = History(), []
+    for _ in range(12):
+        again = decide(_STEADY, history, Ending(Cause.EXITED, "it fell", Exit(code=1)), now=0, rand=0.5)
+        assert isinstance(again, Again)
+        delays.append(again.delay_s)
+        history = again.history
+    assert delays[0] <= 0.1
+    assert delays == sorted(delays)
+    assert delays[-1] == 30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from hashlib import blake2b
 
 
 class Affinity:
@@ -11,35 +12,43 @@ class Affinity:
 
     A session id may also say it by itself, as `ID.INSTANCE_ID` does: that needs no memory, and holds after
     a restart of the gateway and between several of them.
+
+    What is kept of a session id is a digest, since a client may choose one of many kilobytes.
     """
 
     def __init__(self, max_sessions: int = 65_536) -> None:
-        self.tell: Callable[[str, str], None] | None = None  #: hears of what was not known before
+        self.tell: Callable[[str, str], None] | None = None  #: hears the digest and the holder of what is new
         self._max_sessions = max_sessions
         self._holders: OrderedDict[str, str] = OrderedDict()
 
     @property
     def known(self) -> Mapping[str, str]:
-        """Instance ids by session id, the oldest first."""
+        """Instance ids by the digest of the session id, the oldest first."""
         return self._holders
 
     def remember(self, session_id: str, instance_id: str) -> None:
-        news = self._holders.get(session_id) != instance_id
-        self.learn(session_id, instance_id)
+        key = _digest(session_id)
+        news = self._holders.get(key) != instance_id
+        self.learn(key, instance_id)
         if news and self.tell is not None:
-            self.tell(session_id, instance_id)
+            self.tell(key, instance_id)
 
-    def learn(self, session_id: str, instance_id: str) -> None:
-        """Remembers what another gateway told."""
-        self._holders[session_id] = instance_id
-        self._holders.move_to_end(session_id)
+    def learn(self, key: str, instance_id: str) -> None:
+        """Remembers what another gateway told: the digest of a session id, and its holder."""
+        self._holders[key] = instance_id
+        self._holders.move_to_end(key)
         if len(self._holders) > self._max_sessions:
             self._holders.popitem(last=False)
 
     def holder(self, session_id: str) -> str | None:
         """The instance id, as far as it is known; it may be gone."""
-        known = self._holders.get(session_id)
+        known = self._holders.get(_digest(session_id))
         if known is not None:
             return known
         _, dot, instance_id = session_id.rpartition(".")
         return instance_id if dot else None
+
+
+def _digest(session_id: str) -> str:
+    """16 bytes in hex: chance does not make two alike, and 65,536 of them take 14 MiB with their holders."""
+    return blake2b(session_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -88,7 +88,7 @@ class Hub:
         self._table_line: bytes | None = None
         self._news = trio.Event()
         gateway.lobby.freed = lambda name: self._grant(self._ledger.serve(name))
-        affinity.tell = lambda session_id, holder: self._tell_all(protocol.Remembered({session_id: holder}))
+        affinity.tell = lambda key, holder: self._tell_all(protocol.Remembered({key: holder}))
 
     # For the manager
 
@@ -292,8 +292,8 @@ class Hub:
                     live.told_at = trio.current_time()
                     live.connection = evolve(live.connection, **asdict(report))
             case protocol.Remembered(holders):
-                for session_id, holder in holders.items():
-                    self._affinity.learn(session_id, holder)
+                for key, holder in holders.items():
+                    self._affinity.learn(key, holder)
                 self._tell_all(report, but=remote)
             case protocol.Declared(seats):
                 for connection_id in claimed:  # of which it has told a former link

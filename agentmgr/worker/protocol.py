@@ -141,7 +141,7 @@ class End:
 
 @frozen
 class Remembered:
-    """Where each named session was last opened."""
+    """Where each named session was last opened, by the digest of its id (`core.affinity`)."""
 
     holders: Mapping[str, str]
 

@@ -56,7 +56,7 @@ class Worker:
         self._access = WorkerAccess(self._redeem)
         self._seats = SharedSeats(self._say)
         self._affinity = Affinity()
-        self._affinity.tell = lambda session_id, holder: self._say(protocol.Remembered({session_id: holder}))
+        self._affinity.tell = lambda key, holder: self._say(protocol.Remembered({key: holder}))
         self.gateway = gateway(
             spec.settings,
             limits=LIMITS,
@@ -215,8 +215,8 @@ class Worker:
             case Grant():
                 self.gateway.lobby.granted(order.ticket, order.instance_id)
             case protocol.Remembered():
-                for session_id, instance_id in order.holders.items():
-                    self._affinity.learn(session_id, instance_id)
+                for key, instance_id in order.holders.items():
+                    self._affinity.learn(key, instance_id)
             case protocol.Drain():
                 # Not a part of this talk: it goes on when the manager does not.
                 drain = partial(self.gateway.drain, timeout_s=order.timeout_s, for_good=order.for_good)

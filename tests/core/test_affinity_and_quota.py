@@ -28,6 +28,15 @@ def test_a_session_id_may_name_its_instance() -> None:
     assert Affinity().holder("ses_0f.ins_7") == "ins_7"
 
 
+def test_a_session_id_takes_the_same_room_whatever_its_length() -> None:
+    affinity, other = Affinity(), Affinity()
+    affinity.tell = other.learn
+    for name in ("s", "s" * 15_000, "\ud800"):
+        affinity.remember(name, "ins_1")
+        assert affinity.holder(name) == other.holder(name) == "ins_1"
+    assert {len(key) for key in affinity.known} == {32}
+
+
 def test_a_rate_allows_a_second_of_it_at_once() -> None:
     limit = RateLimit(3)
     assert [limit.allows("a", 0.0) for _ in range(4)] == [True, True, True, False]

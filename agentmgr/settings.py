@@ -17,7 +17,7 @@ from typing import Any
 
 from attrs import Attribute, field, fields, frozen
 
-from .codec import from_plain
+from .codec import from_plain, parse_toml
 from .errors import DatabaseUnusable, FieldProblem, InvalidRequest
 
 
@@ -39,6 +39,11 @@ _SWITCH = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
+
+
+def _text(_: Any, attribute: Attribute[Any], value: str) -> None:
+    if "\0" in value:
+        _refuse(attribute, "must have no NUL characters")
 
 
 def _port(_: Any, attribute: Attribute[Any], value: int) -> None:
@@ -83,12 +88,12 @@ def _refuse(attribute: Attribute[Any], problem: str) -> None:
 class Settings:
     """What holds for a whole manager. Each is also an environment variable, as in `AGENTMGR_API_PORT`."""
 
-    db_path: str = "agent_manager.db"  #: in the environment: `AGENTMGR_DB`
-    api_host: str = "localhost"
+    db_path: str = field(default="agent_manager.db", validator=_text)  #: in the environment: `AGENTMGR_DB`
+    api_host: str = field(default="localhost", validator=_text)
     api_port: int = field(default=8080, validator=_port)
     api_rate_limit: float = field(default=200.0, validator=_rate)
     """Requests a second from one address, over TCP; more are answered 429. 0: no limit."""
-    proxy_host: str = "localhost"
+    proxy_host: str = field(default="localhost", validator=_text)
     proxy_port: int = field(default=9090, validator=_port)
     proxy_workers: int = field(default=0, validator=_workers)
     """Processes that serve the gateway's clients, on one port; 0: the manager itself does."""
@@ -130,10 +135,7 @@ def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
     named = environ.get("AGENTMGR_CONFIG")
     path = Path(named or "agentmgr.toml")
     try:
-        text = path.read_text("utf-8")
-        import tomllib  # 2 ms that a command without such a file does not need
-
-        data = tomllib.loads(text)
+        data = parse_toml(path.read_text("utf-8"))
     except FileNotFoundError:
         if named:
             raise InvalidRequest(f"AGENTMGR_CONFIG names {path}, which does not exist") from None

@@ -53,10 +53,10 @@ maybe = st.none() | texts
 
 configs = st.builds(
     ServiceConfig,
-    agent_factory_path=texts.filter(bool),
+    agent_factory_path=words.filter(bool),
     command=st.just(()),
-    python=maybe,
-    cwd=maybe,
+    python=st.none() | words,
+    cwd=st.none() | words,
     env=st.dictionaries(variables, words),
     runtime=st.sampled_from(Runtime),
     restart=st.sampled_from(RestartMode),

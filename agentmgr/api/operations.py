@@ -62,7 +62,7 @@ class Call:
         if value is None or value.strip() == "*":
             return None
         text = value.strip().strip('"')
-        if not text.isascii() or not text.isdigit():
+        if not (text.isascii() and text.isdigit() and len(text) < 20):
             raise HttpProblem(412, VersionMismatch.code, f"If-Match {value} is no version of this resource.")
         return int(text)
 

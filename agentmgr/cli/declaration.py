@@ -16,7 +16,6 @@ The keys are the fields of the REST API. What a service or rule leaves out has i
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import attrs
 from attrs import Factory, frozen
 
 from ..api.bodies import NewRule, NewService, rule_fields, service_fields
-from ..codec import from_plain, to_plain
+from ..codec import from_plain, parse_toml, to_plain
 from ..core.secrets import HIDDEN
 from ..errors import AgentManagerError, InvalidRequest
 from ..manager.factory_path import located
@@ -56,7 +55,7 @@ class Step:
 def read(path: Path) -> Declaration:
     """Raises `InvalidRequest` that names the file, and the line or the key."""
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
+        data = parse_toml(path.read_text("utf-8"))
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:  # not TOML: its message names the line

@@ -48,7 +48,7 @@ def decode(frame: str | bytes) -> AgentEvent:
     """What an agent sent; an event without a name where it makes no sense."""
     try:
         fields = json.loads(frame)
-    except ValueError:
+    except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict) or not isinstance(fields.get("event"), str):
         return AgentEvent("", fields={"frame": frame})  # not for us; ignored like any unknown event

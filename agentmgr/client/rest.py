@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -14,8 +13,8 @@ from urllib.parse import urlencode
 
 import trio
 
-from ..codec import from_plain
-from ..errors import AgentManagerError, FieldProblem, ManagerError, ManagerNotRunning
+from ..codec import from_plain, parse_json
+from ..errors import AgentManagerError, FieldProblem, InvalidRequest, ManagerError, ManagerNotRunning
 from .http import Response, request
 
 T = TypeVar("T")
@@ -58,7 +57,11 @@ class RestClient:
             query["cursor"] = data["next_cursor"]
 
     async def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        data = json.loads(await self._answer(method, path, **options))
+        answer = await self._answer(method, path, **options)
+        try:
+            data = parse_json(answer)
+        except InvalidRequest:
+            data = None
         if not isinstance(data, dict):
             raise ManagerError(f"{self._target} answered something else than a manager does")
         return data
@@ -95,7 +98,7 @@ class RestClient:
 def _error(status: int, body: bytes) -> AgentManagerError:
     """What the manager raised, from its problem document."""
     try:
-        data = json.loads(body)
+        data = parse_json(body)
         fields = [FieldProblem(f["path"], f["message"]) for f in data.get("errors", ())]
         return AgentManagerError.from_code(data["code"], data["detail"], fields=fields)
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -114,7 +114,13 @@ def _said(refusal: ConnectionRejected) -> str:
     try:
         fields = json.loads(refusal.body or b"")
         said = fields.get("reason") or fields["detail"]
-    except (ValueError, KeyError, AttributeError):  # a stranger's: its page is of no use here
+    except (
+        ValueError,
+        RecursionError,
+        KeyError,
+        AttributeError,
+        TypeError,
+    ):  # a stranger's: its page is of no use here
         return f"it answers with HTTP status {refusal.status_code}, as no agentmgr gateway and no agent does"
     return str(said)
 

@@ -32,11 +32,19 @@ def located(factory_path: str, directory: Path) -> str:
     if not (colon and factory.isidentifier()):
         name, colon, factory = factory_path, "", ""
     path = Path(directory, name)
-    if path.is_file():
-        return f"{path.resolve()}{colon}{factory}"
+    try:
+        if path.is_file():
+            return f"{path.resolve()}{colon}{factory}"
+    except OSError as error:  # a name that is too long, a directory that may not be looked into
+        raise AgentFileNotFound(f"agent file {_brief(path)} cannot be used: {error.strerror}") from None
     is_module = colon and all(part.isidentifier() for part in name.split(".")) and not name.endswith(".py")
     if is_module:
         return factory_path
     if path.is_dir():
         raise AgentFileNotFound(f"agent file {path} is a directory; name the Python file in it")
     raise AgentFileNotFound(f"agent file {path} does not exist; check the path, or use an absolute one")
+
+
+def _brief(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -117,12 +117,24 @@ PORT = between(1, 65535)
 _NO_NUL = {"type": "string", "pattern": r"^[^\x00]*$"}
 
 
+@rule(pattern=_NO_NUL["pattern"])
+def check_text(_: Any, attribute: Attribute[Any], value: str | None) -> None:
+    """For what becomes a path or a word of the system, where a NUL ends the text or raises `ValueError`."""
+    if value is not None and "\0" in value:
+        raise invalid(attribute.name, "must have no NUL characters")
+
+
+@rule(items=_NO_NUL)
+def check_texts(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> None:
+    if any("\0" in text for text in value):
+        raise invalid(attribute.name, "must have no NUL characters")
+
+
 @rule(items=_NO_NUL, prefixItems=[{**_NO_NUL, "minLength": 1}])
 def check_command(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
     if value and not value[0]:
         raise invalid(attribute.name, "must begin with the program to run, not with an empty word")
-    if any("\0" in word for word in value):
-        raise invalid(attribute.name, "must have no NUL characters")
+    check_texts(_, attribute, value)
 
 
 @rule(

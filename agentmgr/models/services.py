@@ -19,6 +19,8 @@ from .fields import (
     check_name,
     check_printable,
     check_tags,
+    check_text,
+    check_texts,
     new_id,
     to_word_set,
     to_words,
@@ -81,12 +83,15 @@ class ServiceConfig:
     (any program that serves WebSockets; `{host}` and `{port}` in it are filled in) says what to run.
     """
 
-    agent_factory_path: str | None = None
+    agent_factory_path: str | None = field(default=None, validator=check_text)
     command: tuple[str, ...] = field(default=(), converter=to_words, validator=check_command)
-    python: str | None = None  #: interpreter for an agent file; the manager's own when None
-    cwd: str | None = None  #: working directory; that of the one who registered when None
+    python: str | None = field(default=None, validator=check_text)
+    """Interpreter for an agent file; the manager's own when None."""
+    cwd: str | None = field(default=None, validator=check_text)
+    """Working directory; that of the one who registered when None."""
     env: Mapping[str, str] = field(factory=dict, validator=check_environment)  #: added to the manager's
-    env_file: str | None = None  #: `NAME=value` lines, read at each launch; `env` goes before it
+    env_file: str | None = field(default=None, validator=check_text)
+    """`NAME=value` lines, read at each launch; `env` goes before it."""
     runtime: Runtime = Runtime.AUTO
 
     instances: int = field(default=1, validator=between(1, 1000))
@@ -112,7 +117,7 @@ class ServiceConfig:
     drain_timeout: float = field(default=30.0, validator=between(0, _DAY_S))
     on_manager_death: OnManagerDeath = OnManagerDeath.KEEP
     after: tuple[str, ...] = field(
-        default=(), converter=to_words
+        default=(), converter=to_words, validator=check_texts
     )  #: names of services that must be ready first
 
     memory_limit_mb: int | None = field(default=None, validator=between(1, 2**30))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import json
 import math
 import os
 import secrets
@@ -33,6 +32,7 @@ from wsproto.events import (
 )
 from wsproto.utilities import ProtocolError
 
+from ..codec import parse_json
 from ..core.health import ProbeResult
 from ..core.proof import HEALTH_PATH, proof
 
@@ -100,7 +100,7 @@ class Probe:
 
 def _judge(text: str, expected: str) -> str | None:
     try:
-        answer = json.loads(text)
+        answer = parse_json(text)
     except ValueError:
         answer = None
     if not isinstance(answer, dict) or answer.get("proof") != expected:

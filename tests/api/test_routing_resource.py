@@ -58,6 +58,13 @@ async def test_a_rule_is_made_read_changed_and_deleted(http: httpx2.AsyncClient)
         ({"priority": "1"}, "priority"),
         ({"rule_id": "mine"}, "rule_id"),
         ({"target_tags": ["a b"]}, "target_tags"),
+        ({"conditions": [{"field": "header.a\r\nb", "operator": "exists"}]}, "conditions[0].field"),
+        (
+            {"conditions": [{"field": "path", "operator": "equals", "value": "\x1b]0;P\7"}]},
+            "conditions[0].value",
+        ),
+        ({"hash_key": "header.a\0"}, "hash_key"),
+        ({"target_services": ["a\n"]}, "target_services[0]"),
     ],
 )
 async def test_a_bad_rule_is_refused_by_the_path(

@@ -61,6 +61,20 @@ async def test_a_service_is_registered_with_every_field_flat(
         ({"name": "x", "agent_factory_path": "{}", "port": 70000}, "port"),
         ({"agent_factory_path": "{}"}, "name"),
         ({"name": "x", "agent_factory_path": "{}", "env": {"A": 1}}, "env['A']"),
+        ({"name": "x", "agent_factory_path": "/\0"}, "agent_factory_path"),
+        ({"name": "x\0", "agent_factory_path": "{}"}, "name"),
+        ({"name": "x", "agent_factory_path": "{}", "description": "a\0"}, "description"),
+        ({"name": "x", "agent_factory_path": "{}", "tags": ["a\0"]}, "tags"),
+        ({"name": "x", "agent_factory_path": "{}", "host": "a\0"}, "host"),
+        ({"name": "x", "agent_factory_path": "{}", "after": ["a\0"]}, "after"),
+        ({"name": "x", "command": ["a", "\0"]}, "command"),
+        *(
+            ({"name": "x", "agent_factory_path": "{}", field: value}, field)
+            for field in ("cwd", "python", "env_file")
+            for value in ("\0", "/\0", "a\0b")
+        ),
+        ({"name": "x", "agent_factory_path": "{}", "env": {"A": "\0"}}, "env"),
+        ({"name": "x", "agent_factory_path": "{}", "env": {"A\0": "1"}}, "env"),
     ],
 )
 async def test_a_bad_field_is_named_by_its_path(
@@ -86,6 +100,9 @@ async def test_a_file_that_is_not_there_is_422(http: httpx2.AsyncClient) -> None
     assert response.status_code == 422
     assert response.json()["code"] == "agent_file_not_found"
     assert "/nowhere/agent.py" in response.json()["detail"]
+    response = await http.post("/services", json={"name": "x", "agent_factory_path": "x" * 100_000})
+    assert response.status_code == 422
+    assert "File name too long" in response.json()["detail"]
 
 
 async def test_a_taken_name_is_409(http: httpx2.AsyncClient, agent_file: str) -> None:
@@ -132,7 +149,7 @@ async def test_if_match_lets_nobody_overwrite_what_he_has_not_seen(
     await register(http, "x", agent_file)
     body = {"name": "x", "agent_factory_path": agent_file}
     content = {} if method == "DELETE" else {"json": body}
-    for stale in ('"7"', '"nonsense"'):
+    for stale in ('"7"', '"nonsense"', f'"{"9" * 5000}"'):
         response = await http.request(method, "/services/x", headers={"If-Match": stale}, **content)
         assert (response.status_code, response.json()["code"]) == (412, "version_mismatch")
     response = await http.request(method, "/services/x", headers={"If-Match": '"1"'}, **content)

@@ -125,6 +125,10 @@ def test_what_is_to_run_is_started_restarted_and_stopped(shell: Any, write: Any)
         ("[rules.x]\nconditions = [{field = 'path', operator = 'like'}]", "rules.x.conditions[0].operator"),
         ("[service.x]", "service"),
         ("services = 3", "services"),
+        ("services = " + "[" * 100_000, "nested too deep"),
+        ('[services.x]\ncommand = ["x"]\ncwd = "/\\u0000"', "services.x.cwd must have no NUL characters"),
+        ('[services.x]\ncommand = ["x"]\nenv_file = "\\u0000"', "services.x.env_file must have no NUL"),
+        (f"[services.x]\nagent_factory_path = '{'x' * 5000}'", "File name too long"),
     ],
 )
 def test_a_mistake_is_named_with_the_file_and_the_line_or_key(

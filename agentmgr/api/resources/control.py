@@ -12,7 +12,7 @@ from quart import Response
 
 from ...codec import to_plain
 from ...errors import AgentManagerError, InvalidRequest, leaves
-from ...models.fields import between
+from ...models.fields import between, check_text
 from ...proxy.certificate import Certificate
 from ..operations import Answer, Call, Operations
 from ..streams import Send, StreamBody, stream
@@ -34,9 +34,9 @@ class ListenerKind(StrEnum):
 class NewListener:
     kind: ListenerKind
     port: int = field(validator=between(0, 65535))  #: 0: a free one
-    host: str = "localhost"
-    certfile: str | None = None  #: then it speaks TLS only
-    keyfile: str | None = None
+    host: str = field(default="localhost", validator=check_text)
+    certfile: str | None = field(default=None, validator=check_text)  #: then it speaks TLS only
+    keyfile: str | None = field(default=None, validator=check_text)
     proxy_protocol: bool = False  #: of a proxy: its connections begin with that
 
 

@@ -69,7 +69,7 @@ def _since(call: Call, query: EventsQuery) -> int | None:
     text = call.headers.get("Last-Event-ID")
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 2**63):
         raise InvalidRequest(f"Last-Event-ID {text!r} is not an id of ours")
     return int(text)
 

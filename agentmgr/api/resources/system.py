@@ -8,7 +8,7 @@ from typing import Any
 from attrs import Attribute, field, frozen
 from quart import Response
 
-from ...models.fields import invalid, rule
+from ...models.fields import check_text, invalid, rule
 from ..metrics import CONTENT_TYPE
 from ..operations import Answer, Call, Operations
 
@@ -41,8 +41,9 @@ async def get_system_stats(call: Call) -> Answer:
     return Answer(call.manager.get_system_stats())
 
 
-@rule(pattern="^/")
+@rule(pattern=r"^/[^\x00]*$")
 def _absolute(_: Any, attribute: Attribute[Any], path: str) -> None:
+    check_text(_, attribute, path)
     if not os.path.isabs(path):
         raise invalid(attribute.name, "must be an absolute path")
 

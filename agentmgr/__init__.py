@@ -20,12 +20,11 @@ What is named here is the public interface, with `agentmgr.errors`, `agentmgr.ag
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from .lazy import later
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # as in typing: the command has to set PYTHONPATH aside before it imports that
 if TYPE_CHECKING:
     from .core.request import ClientRequest as ClientRequest
     from .core.routing import Backend as Backend
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from .proxy import Gateway as Gateway
     from .settings import Settings as Settings
     from .supervisor import Supervisor as Supervisor
-    from .supervisor import in_process as in_process
+    from .supervisor.in_process import in_process as in_process
 
 # Imported when first used: `agentmgr --version`, and an agent's process, need none of them.
 _PLACES = {

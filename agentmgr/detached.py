@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterable
 from typing import IO
+
+from . import bootstrap
 
 
 def start(
@@ -19,14 +20,16 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Runs a module of ours in its own session, out of reach of a terminal's Ctrl-C. Raises OSError."""
     return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
+        [*bootstrap.words(module), *arguments],
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
         pass_fds=tuple(inherited),
         start_new_session=True,
         # An agent may have started it: without the agent's token, it does not end with that agent.
-        env={name: value for name, value in os.environ.items() if not name.startswith("AGENTMGR_INSTANCE_")},
+        env=bootstrap.environment(
+            {name: value for name, value in os.environ.items() if not name.startswith("AGENTMGR_INSTANCE_")}
+        ),
     )
 
 

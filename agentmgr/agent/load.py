@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -16,8 +17,11 @@ from attrs import frozen
 
 from ..choices import Runtime
 from ..errors import AgentFileNotFound, AgentLoadError
+from .imports import advice, authors_first, clashes
 
 T = TypeVar("T")
+
+logger = logging.getLogger("agentmgr.agent")
 
 FACTORY_NAMES = ("create_agent", "agent")
 
@@ -54,14 +58,13 @@ def load(path: str) -> LoadedFile:
 
 def author_traceback(error: BaseException) -> str:
     """The traceback from the author's first line on, without the frames of this package before it."""
-    package = str(Path(__file__).parents[1])
+    ahead = (str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent), "<frozen importlib")
 
-    def is_ours(frame: TracebackType) -> bool:
-        filename = frame.tb_frame.f_code.co_filename
-        return filename.startswith((package, "<frozen importlib"))
+    def is_machinery(frame: TracebackType) -> bool:
+        return frame.tb_frame.f_code.co_filename.startswith(ahead)
 
     tb = error.__traceback__
-    while tb is not None and is_ours(tb):
+    while tb is not None and is_machinery(tb):
         tb = tb.tb_next
     return "".join(traceback.format_exception(type(error), error, tb)).rstrip()
 
@@ -78,6 +81,7 @@ def _import(target: str) -> ModuleType:
     file = Path(target)
     dotted = all(part.isidentifier() for part in target.split("."))
     if dotted and not (target.endswith(".py") or file.is_file()):
+        _make_way(None)
         return _guarded(lambda: importlib.import_module(target), target)
     if file.is_dir():
         raise AgentFileNotFound(f"{file.absolute()} is a directory: name the agent file in it")
@@ -85,8 +89,9 @@ def _import(target: str) -> ModuleType:
         raise AgentFileNotFound(f"Agent factory file not found: {file.absolute()}")
     file = file.resolve()
     # As with `python agent.py`: the file's neighbours can be imported, and pickle finds its classes.
-    sys.path.insert(0, str(file.parent))
-    name = file.stem if file.stem.isidentifier() and file.stem not in sys.modules else "__agent__"
+    _make_way(file.parent)
+    taken = file.stem in sys.modules or file.stem in sys.stdlib_module_names
+    name = file.stem if file.stem.isidentifier() and not taken else "__agent__"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise AgentLoadError(f"{file} is not a Python file")
@@ -95,6 +100,13 @@ def _import(target: str) -> ModuleType:
     loader = spec.loader
     _guarded(lambda: loader.exec_module(module), target)
     return module
+
+
+def _make_way(directory: Path | None) -> None:
+    """From here on the author's modules are found first; says which of them hide others, or are hidden."""
+    authors_first(directory)
+    for clash in clashes():
+        logger.warning("%s", clash.sentence)
 
 
 def _guarded(work: Callable[[], T], target: str) -> T:
@@ -106,7 +118,10 @@ def _guarded(work: Callable[[], T], target: str) -> T:
 
 def failed(what: str, error: BaseException) -> AgentLoadError:
     """The error for something the author's code raised; its last lines are the author's traceback."""
-    return AgentLoadError(f"{what}:\n{author_traceback(error)}")
+    text = author_traceback(error)
+    if about := advice(text):
+        what = f"{what}; {about}"
+    return AgentLoadError(f"{what}:\n{text}")
 
 
 def _find(module: ModuleType, target: str, name: str | None) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import trio
 
 from ..choices import Runtime
+from .imports import hosts_first
 from .session import Session
 
 
@@ -62,7 +63,8 @@ async def open_runtime(kind: Runtime, nursery: trio.Nursery) -> AgentRuntime:
     """A runtime that works until `nursery` is cancelled."""
     if kind is not Runtime.ASYNCIO:
         return TrioRuntime()
-    from .aio import AsyncioRuntime  # not before it is needed: asyncio takes 40 ms to import
+    with hosts_first():
+        from .aio import AsyncioRuntime  # not before it is needed: asyncio takes 40 ms to import
 
     runtime = AsyncioRuntime()
     await nursery.start(runtime.run)

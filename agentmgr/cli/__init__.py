@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import gc
 import sys
-from typing import NoReturn
 
-from .. import __version__
+from .. import __version__, bootstrap
+
+TYPE_CHECKING = False  # as in typing, see `agentmgr.bootstrap`
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def main() -> NoReturn:
@@ -18,6 +21,7 @@ def main() -> NoReturn:
     if sys.argv[1:] == ["--version"]:  # what scripts ask most often needs nothing imported
         print(f"agentmgr {__version__}")
         sys.exit(0)
+    bootstrap.search_last(bootstrap.python_path())
     # Imported modules live as long as the process: searching them for garbage, twice more at exit, would take
     # 30 ms of a short command's 200.
     gc.disable()

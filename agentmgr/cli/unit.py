@@ -56,7 +56,7 @@ async def command(
     It tells systemd when it is ready (Type=notify), and is restarted when it hangs (WatchdogSec). With --user
     it runs while you are logged in; after `loginctl enable-linger` from boot on.
     """
-    words = [sys.executable, "-m", "agentmgr", "daemon", "--db-path", str(cli.paths.database)]
+    words = [sys.executable, "-P", "-m", "agentmgr", "daemon", "--db-path", str(cli.paths.database)]
     for option, value in (("--host", host), ("--api-port", api_port), ("--proxy-port", proxy_port)):
         if value is not None:
             words += [option, str(value)]

@@ -3,15 +3,15 @@
 A `Launcher` gives an instance a `Place`, which keeps its address over all its restarts. A `Place` launches
 a `Child`, one at a time. A `Child` has an address, an exit, a way to ask it how it is, and a way to end it.
 
-What a child process gets, and what it owes (`python -m agentmgr.agent` is one; any command can be):
+What a child process gets, and what it owes (`agentmgr.agent` is one; any command can be):
 
 * a session and process group of its own, default signal dispositions, `/dev/null` as stdin, and its log
   file, opened for appending, as stdout and stderr, so that it can outlive the manager;
 * the manager's environment and the service's, and `HOST`, `PORT`, `AGENTMGR_SERVICE`, `AGENTMGR_INSTANCE_ID`,
   `AGENTMGR_INSTANCE_TOKEN` (secret) and `PYTHONUNBUFFERED=1`;
-* an agent file is run as `PYTHON -m agentmgr.agent PATH --fd N …`: N is a bound and listening socket. With
-  `--manager-fd M` it ends as on SIGTERM when the pipe M has come to its end: the manager is gone. It
-  answers at `HEALTH_PATH` with a proof that it holds the token (`agentmgr.core.proof`);
+* an agent file is run as `PYTHON -P bootstrap.py agentmgr.agent PATH --fd N …` (`agentmgr.bootstrap`): N is a
+  bound and listening socket. With `--manager-fd M` it ends as on SIGTERM when the pipe M has come to its end:
+  the manager is gone. It answers at `HEALTH_PATH` with a proof that it holds the token (`core.proof`);
 * a command finds `{host}` and `{port}` filled in, and is ready when a WebSocket handshake on `/` succeeds
   with a listener that belongs to its session, or when it sends `READY=1` to `NOTIFY_SOCKET` (sd_notify(3));
 * whatever it is, it inherits one more descriptor, which it need not know: it is open as long as it lives;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import trio
 from attrs import Factory, frozen
 
+from .. import bootstrap
 from ..core.hosting import host_flags
 from ..core.restart import Cause
 from ..models import InstanceRecord, OnManagerDeath, ServiceSpec, utc_now
@@ -87,9 +87,10 @@ class LocalPlace:
                 variables["NOTIFY_SOCKET"] = notify_address(token)
             manager_fd = self._tie_to_us(token, leash, spawning)
             inherited = [] if self._listener is None else [self._listener.fileno()]
+            variables = environment.of_child(config, variables)
             spawned = spawn(
                 self._argv(host, port, manager_fd),
-                environment=environment.of_child(config, variables),
+                environment=variables if config.command else bootstrap.environment(variables),
                 cwd=config.cwd,
                 output=self._log,
                 inherited=inherited if manager_fd is None else [*inherited, manager_fd],
@@ -237,8 +238,8 @@ class LocalPlace:
             return [word.replace("{host}", host).replace("{port}", str(port)) for word in config.command]
         assert config.agent_factory_path is not None
         assert self._listener is not None
-        argv = [config.python or sys.executable, "-m", "agentmgr.agent", config.agent_factory_path]
-        argv += ["--fd", str(self._listener.fileno())]
+        argv = bootstrap.words("agentmgr.agent", config.python)
+        argv += [config.agent_factory_path, "--fd", str(self._listener.fileno())]
         if manager_fd is not None:
             argv += ["--manager-fd", str(manager_fd)]
         return argv + host_flags(config)

@@ -1,4 +1,4 @@
-"""`python -m agentmgr.worker ADDRESS`: how a manager starts one, with a `WorkerSpec` in JSON on its stdin."""
+"""A worker's process, as a manager starts it: `agentmgr.worker ADDRESS`, with a `WorkerSpec` on stdin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .spec import WorkerSpec
 from .worker import Worker
 
 
-async def main(spec: WorkerSpec) -> None:
+async def serve(spec: WorkerSpec) -> None:
     worker = Worker(spec)
     certificate = Certificate(spec.certfile, spec.keyfile) if spec.certfile else None
     with (
@@ -56,13 +56,17 @@ async def main(spec: WorkerSpec) -> None:
             nursery.cancel_scope.cancel()
 
 
-if __name__ == "__main__":
+def main() -> None:
     spec = from_json(sys.stdin.read(), WorkerSpec)
     raise_limit()
     configure_logging(spec.settings.log_level)
     try:
         # What a crash has to say goes to stderr, and is found there by whoever starts the next one.
         with logging_to(spec.log, alone=True):
-            trio.run(main, spec)
+            trio.run(serve, spec)
     except* (AgentManagerError, OSError) as group:
         sys.exit(f"the worker cannot serve: {group.exceptions[0]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -267,7 +267,7 @@ def p8(instances: int, seconds: float, light: bool) -> None:
         request = {"id": 1, "do": "register", "name": "bench", "file": str(agent), "instances": instances}
         if light:
             python = directory / "python"
-            python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -S {CHILD} "$@"\n')
+            python.write_text(f'#!/bin/sh\nshift 3\nexec {sys.executable} -S {CHILD} "$@"\n')
             python.chmod(0o755)
             request["python"] = str(python)
         process = stack.enter_context(manager(directory, "--interval", "10"))

@@ -18,7 +18,7 @@ def test_the_unit_runs_this_python_on_this_database(here: Any) -> None:
     unit.read_string(here.ok("unit", "--proxy-port", "9090"))
     service = unit["Service"]
     assert shlex.split(service["ExecStart"]) == [
-        *(sys.executable, "-m", "agentmgr", "daemon"),
+        *(sys.executable, "-P", "-m", "agentmgr", "daemon"),
         *("--db-path", str(here.paths.database)),
         *("--proxy-port", "9090"),
     ]

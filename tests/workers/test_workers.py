@@ -13,6 +13,7 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed
 
+from agentmgr import bootstrap
 from agentmgr.core.restart import Again, Cause, Ending, Exit, History, decide
 from agentmgr.errors import ManagerError, PortNotAvailable
 from agentmgr.manager.workers import _STEADY
@@ -240,7 +241,7 @@ async def test_a_list_of_processes_shows_where_workers_serve_and_no_settings(sit
     async with site() as s:
         for remote in s.workers:
             words = Path(f"/proc/{remote.pid}/cmdline").read_text().split("\0")
-            assert words[1:] == ["-m", "agentmgr.worker", f"localhost:{s.port}", ""]
+            assert words[1:] == [*bootstrap.words("agentmgr.worker")[1:], f"localhost:{s.port}", ""]
 
 
 async def test_workers_that_cannot_start_say_why(

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from ..imports import hosts_first
+
 _MODULES = {
     "langchain_core": "langchain",  # LangGraph's graphs are its Runnables too
     "pydantic_ai": "pydantic_ai",
@@ -23,7 +25,8 @@ def find(subject: Any) -> Callable[[Any], Any] | None:
     for kind in type(subject).__mro__:
         name = _MODULES.get(kind.__module__.partition(".")[0])
         if name is not None:
-            module = import_module(f"{__name__}.{name}")
+            with hosts_first():
+                module = import_module(f"{__name__}.{name}")
             if module.fits(subject):
                 adapter: Callable[[Any], Any] = module.Adapter
                 return adapter

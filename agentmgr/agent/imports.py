@@ -1,0 +1,92 @@
+"""Where the author's modules are found, and which of their names clash with modules that others import.
+
+The host imports what it needs before `authors_first`, from the Python library and its own packages. After
+that, the author's files come first, as when he runs `python agent.py`.
+"""
+
+from __future__ import annotations
+
+import encodings.idna  # noqa: F401 - Python imports it to resolve names, and `stringprep`
+import os
+import re
+import site
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from attrs import frozen
+
+from .. import bootstrap
+
+_hosts_path: list[str] = []  #: `sys.path` as it was before the author's directories
+
+
+def authors_first(directory: Path | None) -> None:
+    """Searches `directory`, the current directory and `PYTHONPATH` first, in this order."""
+    if not _hosts_path:
+        _hosts_path[:] = sys.path
+    directories = [] if directory is None else [str(directory)]
+    with suppress(FileNotFoundError):  # it was removed
+        directories.append(os.getcwd())
+    bootstrap.search_first(list(dict.fromkeys([*directories, *bootstrap.python_path()])))
+    if "sitecustomize" not in sys.modules:
+        # One in PYTHONPATH, as tracing tools put it there: Python did not find it when it started.
+        site.execsitecustomize()
+
+
+@contextmanager
+def hosts_first() -> Iterator[None]:
+    """Inside, the host imports what it needs only now."""
+    path = sys.path[:]
+    sys.path[:] = _hosts_path or path
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+
+
+@frozen
+class Clash:
+    """A file of the author's that has the name of another module."""
+
+    name: str
+    sentence: str
+
+
+def clashes() -> list[Clash]:
+    """Those in the directories that are searched before the Python library."""
+    library = os.path.dirname(os.__file__)
+    found: dict[str, Clash] = {}
+    for directory in sys.path[: sys.path.index(library) if library in sys.path else 0]:
+        for name, path in _modules(directory):
+            standard = name in sys.stdlib_module_names
+            what = "a module of the standard library" if standard else "a module that agentmgr uses"
+            imported = getattr(sys.modules.get(name), "__file__", None)
+            if imported not in (None, path) or name in sys.builtin_module_names:
+                which = f"which `import {name}` gives"
+            elif standard:
+                which = "and is imported instead of it"
+            else:
+                continue
+            found.setdefault(name, Clash(name, f"{path} has the name of {what}, {which}: rename the file"))
+    return list(found.values())
+
+
+def advice(text: str) -> str:
+    """What to say of the clashes whose names an error's text has; empty where there is none."""
+    about = [clash.sentence for clash in clashes() if re.search(rf"\b{re.escape(clash.name)}\b", text)]
+    return "; ".join(about)
+
+
+def _modules(directory: str) -> Iterator[tuple[str, str]]:
+    try:
+        entries = list(os.scandir(directory))
+    except OSError:
+        return
+    for entry in entries:
+        name, dot, ending = entry.name.partition(".")
+        if ending == "py" and dot:
+            yield name, entry.path
+        elif not dot and os.path.isfile(package := os.path.join(entry.path, "__init__.py")):
+            yield name, package

@@ -1,0 +1,85 @@
+"""Keeps modules of the user's from being imported in place of those that our processes are made of.
+
+Python looks for modules in the current directory (`python -m`) and in `PYTHONPATH` before its own library: a
+`secrets.py` or `trio.py` there would break our process, or run in it. So each process of ours starts as
+`python -P bootstrap.py MODULE …`, with `PYTHONPATH` set aside; its entries are searched last, where agentmgr
+itself may be found. A process that hosts an agent puts the user's directories first just before it loads it.
+
+This file runs before anything else is imported, also in another environment's Python: it needs `os` and `sys`
+alone, and nothing of this package.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+TYPE_CHECKING = False  # as in typing, which is not imported yet
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_ASIDE = "AGENTMGR_PYTHONPATH"
+
+
+def words(module: str, python: str | None = None) -> list[str]:
+    """The command line that runs the `main()` of `MODULE.__main__`; its arguments are to follow."""
+    return [python or sys.executable, "-P", os.path.abspath(__file__), module]
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """The environment for such a process; it puts `PYTHONPATH` back for what it starts itself."""
+    given = dict(variables)
+    given.pop(_ASIDE, None)
+    if theirs := given.pop("PYTHONPATH", ""):
+        given[_ASIDE] = theirs
+    return given
+
+
+def python_path() -> list[str]:
+    """The directories of `PYTHONPATH`; an empty word is the current directory."""
+    text = "" if sys.flags.ignore_environment else os.environ.get("PYTHONPATH", "")
+    return [_absolute(entry) for entry in text.split(os.pathsep)] if text else []
+
+
+def search_last(directories: list[str]) -> None:
+    sys.path[:] = [*(entry for entry in sys.path if entry not in directories), *directories]
+
+
+def search_first(directories: list[str]) -> None:
+    sys.path[:] = [*directories, *(entry for entry in sys.path if entry not in directories)]
+
+
+def drop_current_directory() -> None:
+    """Takes back what `python -m` has put first."""
+    if not sys.flags.safe_path:
+        del sys.path[0]
+    _find_clone()
+
+
+def _find_clone() -> None:
+    """Lets Python find a clone of agentmgr that was not installed."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if os.path.basename(root) not in ("site-packages", "dist-packages"):
+        search_last([root])
+
+
+def _absolute(entry: str) -> str:
+    try:
+        return os.path.abspath(entry)
+    except FileNotFoundError:  # the current directory was removed
+        return entry
+
+
+def _run(module: str) -> None:
+    theirs = os.environ.pop(_ASIDE, None)
+    if theirs is not None:
+        os.environ["PYTHONPATH"] = theirs
+    _find_clone()
+    search_last(python_path())
+    from importlib import import_module
+
+    sys.exit(import_module(f"{module}.__main__").main())
+
+
+if __name__ == "__main__":
+    _run(sys.argv.pop(1))

@@ -19,6 +19,7 @@ from .operations import BASE, Answer, Call, Operation, Server
 from .problems import HttpProblem, answer_error
 from .queries import NoQuery, parse_query
 from .resources import operations
+from .server import PEER_UID
 from .throttle import check_excess
 
 log = logging.getLogger("agentmgr.api")
@@ -54,7 +55,8 @@ def make_app(server: Server, *, access: Access | None = None) -> QuartTrio:
             # What leads nowhere tells nobody what is there: it needs what reading needs.
             scope = scopes.get(request.endpoint or "", "read")
             shows = request.method == "GET" and not request.path.startswith(BASE)
-            g.token = access.check(request.headers, scope, navigates=shows)
+            uid = request.scope.get("state", {}).get(PEER_UID)
+            g.token = access.check(request.headers, scope, peer_uid=uid, navigates=shows)
 
     app.register_error_handler(Exception, answer_error)
     return app

@@ -1,4 +1,4 @@
-"""Who may ask, when the API has no tokens: this machine, and no web page that a browser on it has open.
+"""What may be asked without a token: nothing that a web page makes a browser of this machine send.
 
 A page anywhere can make a browser send requests to `localhost`. Two checks keep them out without a login:
 

@@ -23,10 +23,15 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendEvent, ConnectionState, Scope
 
+from ..peer import peer_uid
+
 if TYPE_CHECKING:
     from ..proxy.certificate import Certificate
 
 log = logging.getLogger("agentmgr.api")
+
+#: Of each request's `scope["state"]`: which user is at the other end, None where the kernel does not say.
+PEER_UID = "agentmgr.peer_uid"
 
 
 @frozen
@@ -152,7 +157,8 @@ class _Connections:
         if self._certificate is not None:
             context = self._certificate.context()
             paced = trio.SSLStream(paced, context, server_side=True, https_compatible=True)
-        return TCPServer(self._app, self._config, self._context, ConnectionState({}), paced)
+        state = ConnectionState({PEER_UID: peer_uid(stream.socket)})
+        return TCPServer(self._app, self._config, self._context, state, paced)
 
     async def finish(self) -> None:
         """Lets each connection end after its present request; after the grace, cuts what is still open."""

@@ -11,6 +11,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendEvent, 
 
 from ..core.quota import RateLimit
 from .problems import HttpProblem
+from .server import PEER_UID
 
 REQUESTS_AT_ONCE = 100  #: from one address; a followed log or event stream is one as long as it is followed
 
@@ -33,7 +34,8 @@ class Throttle:
             scope: Scope, receive: ASGIReceiveCallable, send: Callable[[ASGISendEvent], Awaitable[None]]
         ) -> None:
             details: dict[str, Any] = scope  # type: ignore[assignment]  # which are ours to add to
-            address = (details.get("client") or ("",))[0]
+            # The users of this machine share its addresses: each has a share of its own.
+            address = f"{(details.get('client') or ('',))[0]} {details.get('state', {}).get(PEER_UID)}"
             if self._open[address] >= self._at_once:
                 details[_EXCESS] = f"This address has {self._at_once} requests open; wait for one to end."
             elif not self._rate.allows(address, trio.current_time()):

@@ -93,7 +93,7 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
     try:
         async with offline(cli.paths) as manager:
             services = await manager.list_services()
-            left = manager.unsupervised
+            left, strangers = manager.unsupervised, manager.strangers
             tokens, policy = await manager.list_tokens(), await manager.get_token_policy()
     except AgentManagerError as error:
         return [Finding("database", "error", error.message, "see the message")]
@@ -114,6 +114,9 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
         )
     else:
         findings.append(Finding("manager", "ok", "not running"))
+    for stranger in strangers:
+        advice = "nothing: this database is a copy, and leaves them alone"
+        findings.append(Finding("instances", "warning", f"recorded here: {stranger}", advice))
     findings.append(_open_files(most_files))
     findings += [finding for service in services for finding in _service(service)]
     return findings

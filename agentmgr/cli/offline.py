@@ -29,7 +29,8 @@ from ..models import (
 from ..settings import RuntimePaths
 from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
-from ..supervisor import logs, procfs
+from ..supervisor import logs
+from ..supervisor.belonging import lives, strangers
 from ..supervisor.tail import show
 
 
@@ -40,7 +41,11 @@ class OfflineManager:
         self._store = store
         self._snapshot = snapshot
         self._paths = paths
-        self._running = [record for record in snapshot.instances if _lives(record)]
+        self.strangers = strangers(snapshot.instances, paths.logs)
+        others = {stranger.record.instance_id for stranger in self.strangers}
+        self._running = [
+            record for record in snapshot.instances if record.instance_id not in others and lives(record)
+        ]
         self._services = [
             view.service_view(
                 spec, [_seen(record) for record in self._running if record.service_id == spec.service_id], 0
@@ -122,12 +127,6 @@ async def offline(paths: RuntimePaths) -> AsyncIterator[OfflineManager]:
     """Raises a `StorageError` where the database cannot be read; one that is not there is empty."""
     async with open_store(paths.database, read_only=True) as store:
         yield OfflineManager(store, await store.load(), paths)
-
-
-def _lives(record: InstanceRecord) -> bool:
-    """Whether the process that was recorded runs still; a stranger with its pid is not it."""
-    found = procfs.stat(record.pid) if record.boot_id == procfs.boot_id() else None
-    return found is not None and found.start_ticks == record.process_start and found.state not in "ZX"
 
 
 def _supposed(spec: ServiceSpec, slot: int) -> Instance:

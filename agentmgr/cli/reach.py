@@ -39,6 +39,8 @@ async def for_reading(cli: Cli) -> AsyncIterator[ManagerClient | OfflineManager]
         from .offline import offline
 
         async with offline(cli.paths) as manager:
+            for stranger in manager.strangers:
+                note(f"this database is a copy: it records {stranger} and is left alone")
             if count := manager.unsupervised:
                 if unanswered:
                     raise unreachable(cli.paths)

@@ -18,6 +18,7 @@ import trio
 
 from ..core.restart import Cause
 from . import listeners, procfs
+from .belonging import owner
 from .launcher import CannotLaunch
 
 _BACKLOG = 1024
@@ -83,6 +84,8 @@ def taken(host: str, port: int, *, fixed: bool) -> str:
     inode = listeners.on_port(port)
     pid = listeners.holder(inode) if inode is not None else None
     by = procfs.name(pid) if pid is not None else "another process"
+    if pid is not None and (database := owner(pid)) is not None:
+        by += f", which belongs to {database}"
     advice = "; choose another port, or leave it out to have one chosen" if fixed else ""
     return f"port {port} on {host} is held by {by}{advice}"
 

@@ -67,6 +67,9 @@ class NoProcesses:
             f"service {spec.name} is a process, and its output needs a place: Supervisor(log_dir=...)"
         )
 
+    def stranger(self, record: InstanceRecord) -> None:
+        """Nothing that was started here outlives its program."""
+
     async def sweep(self, keep: frozenset[str]) -> int:
         return 0
 

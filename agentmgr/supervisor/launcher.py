@@ -100,6 +100,9 @@ class Launcher(Protocol):
     def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> Place:
         """Where that instance of the service will run. Raises `AgentManagerError` where none can."""
 
+    def stranger(self, record: InstanceRecord) -> str | None:
+        """The recorded process and whose it is, in words, where it lives and another manager started it."""
+
     async def sweep(self, keep: frozenset[str]) -> int:
         """Ends all processes that an earlier manager left, except holders of a token in `keep`; returns how
         many there were.

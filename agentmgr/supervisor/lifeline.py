@@ -15,6 +15,11 @@ from pathlib import Path
 
 from . import procfs
 
+DIRECTORY = ".lifelines"
+"""Where they are, in the directory of the logs; no service has a name that begins with a dot."""
+
+_DELETED = " (deleted)"  # as /proc says it
+
 
 class Lifeline:
     def __init__(self, file: Path) -> None:
@@ -52,11 +57,26 @@ class Lifeline:
         return False
 
     def holds(self, pid: int) -> bool:
-        return pid != os.getpid() and procfs.has_open(pid, self._file)
+        """By the path that the file was opened at: neither a copy nor another link to it has the same."""
+        ours = (self._file, self._file + _DELETED)
+        return pid != os.getpid() and any(target in ours for target in procfs.open_targets(pid))
 
     def holders(self) -> set[int]:
         """Those that hold it, as far as we may look into them: our own user's. Looks at every open file."""
         return {pid for pid in procfs.pids() if self.holds(pid)}
+
+    def claim(self, mark: str) -> None:
+        """Writes down whose the instance is from now on, which holds another one's file. Raises OSError."""
+        os.makedirs(os.path.dirname(self._file), mode=0o700, exist_ok=True)
+        with open(os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(mark)
+
+    def claimed_by(self, mark: str) -> bool:
+        try:
+            with open(self._file) as file:
+                return file.read() == mark
+        except OSError:
+            return False
 
     def remove(self) -> None:
         """Unless it is held."""

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import trio
 
-from ..models import ServiceSpec, Usage
+from ..models import InstanceRecord, ServiceSpec, Usage
 from . import logs
 from .addresses import Ports
+from .belonging import drop_copied, stranger
 from .cgroup import ControlGroup, remove_abandoned
 from .guard import Guard
 from .kin import Census, Kin, Strays
-from .lifeline import Lifeline
+from .lifeline import DIRECTORY, Lifeline
 from .place import LocalPlace, Shared
 from .process import kill_all
 from .tokens import Mint
@@ -24,7 +25,9 @@ from .upkeep import Upkeep
 class LocalLauncher:
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
-        self._lifelines = log_dir / ".lifelines"  # no service has a name that begins with a dot
+        self._lifelines = log_dir / DIRECTORY
+        if Mint.found(log_dir) is None:
+            drop_copied(log_dir)
         self._shared = Shared(Mint.of(log_dir), Ports(), Census(), Upkeep(log_dir), Guard())
 
     async def run(self) -> None:
@@ -38,6 +41,10 @@ class LocalLauncher:
         logs.claim(self._log_dir, spec.name)
         log, lifeline = logs.path(self._log_dir, spec.name, slot), Lifeline(self._lifelines / instance_id)
         return LocalPlace(spec, instance_id, slot, log, lifeline, self._shared)
+
+    def stranger(self, record: InstanceRecord) -> str | None:
+        found = stranger(record, self._log_dir, self._shared.mint)
+        return None if found is None else str(found)
 
     async def sweep(self, keep: frozenset[str]) -> int:
         census, made = self._shared.census, self._shared.mint.made

@@ -130,16 +130,17 @@ def name(pid: int) -> str:
 
 def holds(pid: int, inode: int) -> bool:
     """Whether the process has this socket open."""
-    return has_open(pid, f"socket:[{inode}]")
+    return f"socket:[{inode}]" in open_targets(pid)
 
 
-def has_open(pid: int, wanted: str) -> bool:
-    """Whether one of its descriptors is that, in the words of /proc: a path, or `socket:[INODE]`."""
+def open_targets(pid: int) -> Iterator[str]:
+    """Its open files in the words of /proc, as a path or `socket:[INODE]`; none where they are hidden."""
     try:
         with os.scandir(f"/proc/{pid}/fd") as entries:
-            return any(_target(entry.path) == wanted for entry in entries)
+            for entry in entries:
+                yield _target(entry.path)
     except OSError:
-        return False
+        return
 
 
 def open_files(pid: int) -> int:

@@ -103,7 +103,8 @@ class Supervisor:
         """Runs until `shutdown`, or until cancelled, which is a shutdown without draining.
 
         `adopt`: the recorded processes of an earlier manager. Each is taken over if it still lives and is
-        verifiably the same process; all others of that manager are ended. Started when that is done.
+        verifiably the same process; all others of that manager are ended. One that was started from another
+        `log_dir` is left alone. Started when that is done.
 
         Raises `ServiceGivenUp`, after a shutdown, for a service that was started with `on_give_up="raise"`.
         """
@@ -365,6 +366,10 @@ class Supervisor:
         for spec, records in known:
             service = self._services.setdefault(spec.service_id, Service(spec, self._launcher))
             for record in sorted(records, key=lambda record: record.started_at):
+                if (whose := self._launcher.stranger(record)) is not None:
+                    # The records came with a copy of the database. They stay, so that it can be looked up.
+                    log.warning("service %s: this database records %s: it is left alone", spec.name, whose)
+                    continue
                 place = self._launcher.place(spec, record.instance_id, record.slot)
                 child = place.adopt(record)
                 if child is None:

@@ -2,12 +2,15 @@
 
 A token carries its maker's mark, so that a manager knows what its predecessor started even where the
 predecessor was killed before it could write that down. The mark is an HMAC with a secret that belongs to
-the database; a process of another manager, or of nobody, cannot bear it by accident.
+one directory; a process of another manager, or of none, cannot bear it by accident.
+
+The file with the secret says which directory it was made for, by device and inode. That is what a copy does
+not have: `cp -r` makes another directory, in which the secret means nothing, and what was started from the
+original is not ours there. A directory that is moved within its file system keeps both.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hmac
 import os
 import secrets
@@ -15,6 +18,8 @@ from pathlib import Path
 
 from attrs import frozen
 
+_FILE = "token.key"
+_KEY_BYTES = 32
 _NONCE = 32  # hex digits, as is the mark
 
 
@@ -23,18 +28,32 @@ class Mint:
     key: bytes
 
     @classmethod
+    def found(cls, directory: Path) -> Mint | None:
+        """The mint of `directory`. None where it has none of its own: it is new, or a copy of another one, or
+        was last used by a version that did not write down which directory it is.
+        """
+        try:
+            content = (directory / _FILE).read_bytes()
+            place = _place(directory)
+        except FileNotFoundError:
+            return None
+        key = content.removesuffix(place)
+        return cls(key) if len(key) == _KEY_BYTES < len(content) else None
+
+    @classmethod
     def of(cls, directory: Path) -> Mint:
-        """The mint whose key lies in `directory`; it is made at the first call."""
-        path = directory / "token.key"
-        with contextlib.suppress(FileNotFoundError):
-            if len(key := path.read_bytes()) == 32:
-                return cls(key)
+        """The mint of `directory`; where it has none of its own, that is made."""
+        return cls.found(directory) or cls._make(directory)
+
+    @classmethod
+    def _make(cls, directory: Path) -> Mint:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key = secrets.token_bytes(32)
+        path = directory / _FILE
+        key = secrets.token_bytes(_KEY_BYTES)
         # Whole or not at all: a crash or a full disk must not leave half a key.
-        draft = path.with_name(f"token.key.{os.getpid()}")
+        draft = path.with_name(f"{_FILE}.{os.getpid()}")
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(key)
+            file.write(key + _place(directory))
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -42,11 +61,17 @@ class Mint:
 
     def new(self) -> str:
         nonce = secrets.token_hex(_NONCE // 2)
-        return nonce + self._mark(nonce)
+        return nonce + self.mark(nonce)
 
     def made(self, token: str) -> bool:
         nonce, mark = token[:_NONCE], token[_NONCE:]
-        return hmac.compare_digest(mark.encode(), self._mark(nonce).encode())
+        return hmac.compare_digest(mark.encode(), self.mark(nonce).encode())
 
-    def _mark(self, nonce: str) -> str:
-        return hmac.new(self.key, nonce.encode(), "sha256").hexdigest()[:_NONCE]
+    def mark(self, text: str) -> str:
+        return hmac.new(self.key, text.encode(), "sha256").hexdigest()[:_NONCE]
+
+
+def _place(directory: Path) -> bytes:
+    """Which directory it is, as long as a process lives that has a file in it open."""
+    status = directory.stat()
+    return b"%d:%d" % (status.st_dev, status.st_ino)

@@ -150,6 +150,9 @@ class FakeLauncher:
     def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> FakePlace:
         return FakePlace(self, spec, instance_id, slot)
 
+    def stranger(self, record: InstanceRecord) -> None:
+        """Every record is one of its own."""
+
     async def sweep(self, keep: frozenset[str]) -> int:
         await trio.lowlevel.checkpoint()
         return 0

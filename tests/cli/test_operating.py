@@ -126,3 +126,21 @@ def test_status_tells_what_it_uses_and_what_is_not_enforced(shell: Any) -> None:
     used = json.loads(shell.ok("stats", "one", "--format", "json"))["usage"]
     assert used["memory_bytes"] > 2**20
     assert "usage memory" in shell.ok("stats", "one")
+
+
+def test_a_copy_of_the_database_says_whose_the_processes_are(shell: Any) -> None:
+    shell.ok("register", "x", "my_agent.py", "--auto-start")
+    pid = json.loads(shell.ok("list", "--format", "json"))[0]["instances"][0]["pid"]
+    shell.ok("backup", "copy.db")
+    copy = ("--db-path", "copy.db")
+    whose = f"process {pid} "
+    for words in (("list",), ("doctor",)):
+        done = shell(*words, *copy)
+        assert whose in done.stdout + done.stderr
+        assert f"belongs to {shell.paths.database}" in done.stdout + done.stderr
+    assert "unsupervised" not in shell("list", *copy).stderr
+    shell.ok("register", "y", "my_agent.py", "--auto-start", *copy)  # with a manager of its own
+    assert whose in shell("doctor", *copy).stdout
+    shell.ok("shutdown", *copy)
+    (service,) = json.loads(shell.ok("list", "--format", "json"))
+    assert (service["status"], service["instances"][0]["pid"]) == ("running", pid)

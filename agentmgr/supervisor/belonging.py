@@ -1,0 +1,87 @@
+"""Whose a recorded process is. A record can be copied with its database; what proves the rest cannot.
+
+An instance belongs to the directory of logs that it was started from. Its token bears the mark of that
+directory (`tokens.Mint`), or it holds the lock file there that it inherited (`lifeline`), or it was taken
+over explicitly. Of a copy none of this is true, so a manager of the copy leaves the process alone: it
+neither adopts nor ends it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from attrs import frozen
+
+from ..models import InstanceRecord
+from . import procfs
+from .lifeline import DIRECTORY, Lifeline
+from .tokens import Mint
+
+_MANAGERS_LOCK = ".d/lock"  # beside a database, see `settings.RuntimePaths`
+
+
+@frozen
+class Stranger:
+    """A recorded process that lives and belongs to another directory."""
+
+    record: InstanceRecord
+    owner: Path | None  #: the database whose manager started it, or the directory of logs; None: not known
+
+    def __str__(self) -> str:
+        whose = "another database" if self.owner is None else str(self.owner)
+        return f"process {self.record.pid} (instance {self.record.instance_id}), which belongs to {whose}"
+
+
+def lives(record: InstanceRecord) -> bool:
+    """Whether the process that was recorded runs still; another one with its pid is not it."""
+    found = procfs.stat(record.pid) if record.boot_id == procfs.boot_id() else None
+    return found is not None and found.start_ticks == record.process_start and found.state not in "ZX"
+
+
+def stranger(record: InstanceRecord, log_dir: Path, mint: Mint | None) -> Stranger | None:
+    """None where the recorded process belongs to `log_dir`, whose mint this is, or is gone."""
+    if not lives(record):
+        return None
+    lifeline = Lifeline(log_dir / DIRECTORY / record.instance_id)
+    ours = mint is not None and (
+        mint.made(record.token) or lifeline.claimed_by(mint.mark(record.instance_id))
+    )
+    return None if ours or lifeline.holds(record.pid) else Stranger(record, owner(record.pid))
+
+
+def strangers(records: Iterable[InstanceRecord], log_dir: Path) -> list[Stranger]:
+    mint = Mint.found(log_dir)
+    return [found for record in records if (found := stranger(record, log_dir, mint)) is not None]
+
+
+def owner(pid: int) -> Path | None:
+    """The database whose manager started the process, or is it, by the lock file that it has open; the
+    directory of logs of a supervisor without a database. None where that is not known.
+    """
+    for target in procfs.open_targets(pid):
+        if target.endswith(_MANAGERS_LOCK):
+            return Path(target.removesuffix(_MANAGERS_LOCK))
+        logs, found, _ = target.partition(f"/{DIRECTORY}/")
+        if found:
+            directory = os.path.dirname(logs)
+            of_a_manager = os.path.basename(logs) == "logs" and directory.endswith(".d")
+            return Path(directory.removesuffix(".d") if of_a_manager else logs)
+    return None
+
+
+def claim(stranger: Stranger, log_dir: Path) -> None:
+    """Makes the process belong to `log_dir` from now on. Raises OSError."""
+    record = stranger.record
+    Lifeline(log_dir / DIRECTORY / record.instance_id).claim(Mint.of(log_dir).mark(record.instance_id))
+
+
+def drop_copied(log_dir: Path) -> None:
+    """Removes the lock files that came with a copied directory: a sweep goes by them."""
+    directory = log_dir / DIRECTORY
+    files = list(directory.iterdir()) if directory.is_dir() else []
+    held = {target for pid in procfs.pids() for target in procfs.open_targets(pid)} if files else ()
+    for file in files:
+        if os.path.realpath(file) not in held:
+            file.unlink(missing_ok=True)

@@ -7,11 +7,17 @@ from collections.abc import Callable, Mapping
 from hashlib import blake2b
 
 
+def named_instance(session_id: str) -> str | None:
+    """The instance that a session id names by itself, as `ID.INSTANCE_ID` does; it may never have existed.
+
+    Such an id needs no memory: it holds after a restart of the gateway, and between several of them.
+    """
+    _, dot, instance_id = session_id.rpartition(".")
+    return instance_id if dot else None
+
+
 class Affinity:
     """Remembers where each named session was last opened; the oldest are forgotten first.
-
-    A session id may also say it by itself, as `ID.INSTANCE_ID` does: that needs no memory, and holds after
-    a restart of the gateway and between several of them.
 
     What is kept of a session id is a digest, since a client may choose one of many kilobytes.
     """
@@ -43,10 +49,7 @@ class Affinity:
     def holder(self, session_id: str) -> str | None:
         """The instance id, as far as it is known; it may be gone."""
         known = self._holders.get(_digest(session_id))
-        if known is not None:
-            return known
-        _, dot, instance_id = session_id.rpartition(".")
-        return instance_id if dot else None
+        return named_instance(session_id) if known is None else known
 
 
 def _digest(session_id: str) -> str:

@@ -111,6 +111,11 @@ class ClientRequest:
     @property
     def session_id(self) -> str | None:
         """The session that the client wants to return to, when it names one."""
+        return None if self.named_session is None else self.named_session[0]
+
+    @cached_property
+    def named_session(self) -> tuple[str, bool] | None:
+        """The session that the client names, and whether on purpose: a browser sends a cookie to all services."""
         headers = self.headers
         if (
             "session_id" not in self.path
@@ -120,7 +125,7 @@ class ClientRequest:
             return None  # nearly always, and parsing is what costs
         for source in ("query.session_id", "header.x-session-id", "cookie.session_id"):
             if value := self.first(source):
-                return value
+                return value, not source.startswith("cookie.")
         return None
 
 

@@ -37,8 +37,18 @@ __all__ = [
 class BackendState(StrEnum):
     ROUTABLE = "routable"
     COMING = "coming"  #: starting, or restarting at a known time: worth waiting for
+    SUSPECT = "suspect"  #: its process lives and fails its checks: keeps its sessions, and is worth waiting for
     DRAINING = "draining"  #: keeps its sessions and gets no new ones
     DOWN = "down"
+
+    @property
+    def keeps_sessions(self) -> bool:
+        """Whether a process is there that may hold sessions; one that is starting holds none yet."""
+        return self in (BackendState.ROUTABLE, BackendState.SUSPECT, BackendState.DRAINING)
+
+    @property
+    def worth_waiting(self) -> bool:
+        return self in (BackendState.ROUTABLE, BackendState.SUSPECT, BackendState.COMING)
 
 
 @frozen
@@ -95,6 +105,7 @@ class Pool:
     rule: str | None = None  #: the name of the rule that chose them
     hash_key: str | None = None
     reason: str = ""  #: why these, for people
+    home: bool = False  #: its only member holds the session that the client names: no other will do
     rotation: Rotation = Factory(Rotation)
 
     @cached_property
@@ -104,7 +115,7 @@ class Pool:
     @cached_property
     def coming(self) -> bool:
         """Is it worth waiting for somebody here?"""
-        return any(b.state in (BackendState.ROUTABLE, BackendState.COMING) for b in self.backends)
+        return self.home or any(b.state.worth_waiting for b in self.backends)
 
     @cached_property
     def by_id(self) -> Mapping[str, Backend]:
@@ -149,14 +160,12 @@ class Router:
         An address `/services/NAME` comes first, then the hints `?service=NAME` and `?tag=TAG`, then the
         rules, then the default strategy over all.
         """
-        name, _ = request.address
+        name = self.service_named_by(request)
         if name is not None:
-            return self._service(name, "the path names the service")
-        if self._hints and "?" in request.path:
-            if names := request.query.get("service"):
-                return self._service(names[0], "the query names the service")
-            if tags := request.query.get("tag"):
-                return self._tagged(tags[0])
+            where = "query" if request.address[0] is None else "path"
+            return self._service(name, f"the {where} names the service")
+        if self._hints and "?" in request.path and (tags := request.query.get("tag")):
+            return self._tagged(tags[0])
         for rule, holds in self._rules:
             if holds(request):
                 pool = self._targets(rule)
@@ -167,6 +176,21 @@ class Router:
         if not self.table.backends:
             why = "no service is running"
         return self._made("default", self.table.backends, self.table.default_strategy, why)
+
+    def service_named_by(self, request: ClientRequest) -> str | None:
+        """The service that the client asks for by name, in the path or as a hint; there may be none such."""
+        name, _ = request.address
+        if name is None and self._hints and "?" in request.path:
+            name = next(iter(request.query.get("service", ())), None)
+        return name
+
+    def knows(self, service_name: str) -> bool:
+        return service_name in self._known
+
+    def home(self, backend: Backend) -> Pool:
+        """For a client that names a session which `backend` holds: no rule, hint or check matters to it."""
+        reason = "the client names a session that this instance holds"
+        return Pool((backend,), self.table.default_strategy, reason=reason, home=True)
 
     def _service(self, name: str, why: str) -> Pool:
         if name not in self._known:

@@ -28,8 +28,8 @@ _BACKEND_STATES = {
     ServiceStatus.RUNNING: BackendState.ROUTABLE,
     ServiceStatus.STARTING: BackendState.COMING,
     ServiceStatus.BACKOFF: BackendState.COMING,
-    # Either it recovers or it is restarted: a client is better off waiting than refused.
-    ServiceStatus.UNHEALTHY: BackendState.COMING,
+    # Either it recovers or it is restarted: a new client is better off waiting than refused.
+    ServiceStatus.UNHEALTHY: BackendState.SUSPECT,
     ServiceStatus.DRAINING: BackendState.DRAINING,
     ServiceStatus.STOPPING: BackendState.DOWN,
     ServiceStatus.STOPPED: BackendState.DOWN,
@@ -131,5 +131,11 @@ def _backend(spec: ServiceSpec, instance: Instance) -> Backend:
         max_sessions=spec.config.max_sessions,
         session_timeout=spec.config.session_timeout,
         max_message_bytes=spec.config.max_message_bytes,
-        state=_BACKEND_STATES[instance.status],
+        state=_backend_state(instance),
     )
+
+
+def _backend_state(instance: Instance) -> BackendState:
+    if instance.adopted and instance.status is ServiceStatus.STARTING:
+        return BackendState.SUSPECT  # it has sessions already, and has not answered to this manager yet
+    return _BACKEND_STATES[instance.status]

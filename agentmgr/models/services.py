@@ -198,6 +198,7 @@ class Instance:
     spec_version: int = 1
     started_at: datetime | None = None
     ready_at: datetime | None = None
+    adopted: bool = False  #: its process was started by an earlier manager
     restart_count: int = 0  #: unplanned ones, since an operator last started it
     restarts_left: int | None = None  #: None: no limit applies
     next_restart_at: datetime | None = None

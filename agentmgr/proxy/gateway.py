@@ -12,7 +12,6 @@ from ..core.affinity import Affinity
 from ..core.outliers import OutlierPolicy
 from ..core.request import ClientRequest
 from ..core.routing import Router, RoutingDecision, RoutingTable
-from ..errors import ServiceNotFound
 from ..models import Connection
 from .access import Authenticator, Quotas, origins
 from .certificate import Certificate
@@ -22,6 +21,7 @@ from .intake import Intake
 from .limits import GatewayLimits
 from .listener import Places, SocketListener, accept_forever
 from .lobby import Lobby
+from .refusal import Refusal
 from .session import Pacer
 from .sessions import SessionObserver, Sessions
 from .tunnel import Ending, Relay
@@ -80,8 +80,8 @@ class Gateway:
         """Who would get this client now, and why; nothing is changed by asking."""
         try:
             pool, chosen = self._lobby.preview(request)
-        except ServiceNotFound as error:
-            return RoutingDecision(None, None, (), None, None, error.code, error.message)
+        except Refusal as refusal:
+            return RoutingDecision(None, None, (), None, None, refusal.code, refusal.reason)
         ids = tuple(b.instance_id for b in pool.backends)
         if chosen is None:
             code = "at_capacity" if pool.routable else "no_service_available"

@@ -103,7 +103,9 @@ class Intake:
             asked = self._asked(visit, head, wire, peer, connection_id, identity)
             failure = DialFailed("nobody was tried", retry=True)
             deadline = trio.current_time() + limits.queue_timeout_s + limits.dial_timeout_s
-            for _ in range(limits.max_tries):
+            home_deadline = trio.current_time() + limits.queue_timeout_s
+            tries = 0
+            while tries < limits.max_tries:
                 async with lobby.seat(visit) as seat:
                     if seat is None:
                         break
@@ -116,9 +118,11 @@ class Intake:
                         known = {"connection_id": connection_id, "instance_id": seat.backend.instance_id}
                         logger.info("an instance did not take a client: %s", fault.reason, extra=known)
                         lobby.failed(visit, seat)
-                        if fault.retry:
-                            continue
-                        break
+                        home = seat.pool.home  # tried for as long as a client waits for anything
+                        tries += not home
+                        if not fault.retry or (home and trio.current_time() >= home_deadline):
+                            break
+                        continue
                     with closing(backend):
                         lobby.opened(visit, seat)
                         handshake_s = trio.current_time() - began

@@ -12,7 +12,7 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from ..core.admission import Seats
-from ..core.affinity import Affinity
+from ..core.affinity import Affinity, named_instance
 from ..core.outliers import OutlierPolicy, Outliers
 from ..core.request import ClientRequest
 from ..core.routing import Backend, BackendState, Pool, Router
@@ -40,6 +40,8 @@ class Visit:
     request: ClientRequest
     services: frozenset[str] | None = None  #: the names it may connect to; None: all
     tried: set[str] = field(factory=set)  #: ids of the instances that failed it
+    blamed: set[str] = field(factory=set)  #: those of them whose failure was counted
+    home: str | None = None  #: the one that holds the client's session, once it has failed it
     left: Callable[[], Awaitable[None]] = trio.sleep_forever  #: returns when the client has gone
     preferred: str | None = None  #: the instance whose seat has to be asked for, or was granted
 
@@ -128,8 +130,7 @@ class Lobby:
         if self._is_routable(backend.instance_id):
             return 1011  # it lives, and dropped the connection
         peers = (b for b in self._router.table.backends if b.service_id == backend.service_id)
-        back = any(b.state in (BackendState.ROUTABLE, BackendState.COMING) for b in peers)
-        return 1012 if back else 1011
+        return 1012 if any(b.state.worth_waiting for b in peers) else 1011
 
     @asynccontextmanager
     async def seat(self, visit: Visit) -> AsyncIterator[Seat | None]:
@@ -149,14 +150,20 @@ class Lobby:
 
     def opened(self, visit: Visit, seat: Seat) -> None:
         """The instance took the client."""
-        self._outliers.succeeded(seat.backend.instance_id, trio.current_time())
-        if session_id := visit.request.session_id:
-            self._affinity.remember(session_id, seat.backend.instance_id)
+        name, session_id = seat.backend.instance_id, visit.request.session_id
+        self._outliers.succeeded(name, trio.current_time())
+        if session_id is not None and named_instance(session_id) != name:
+            self._affinity.remember(session_id, name)
 
     def failed(self, visit: Visit, seat: Seat) -> None:
-        """The instance did not take the client: it is not asked again for this one."""
-        visit.tried.add(seat.backend.instance_id)
-        self._outliers.failed(seat.backend.instance_id, trio.current_time())
+        """The instance did not take the client, and is not asked again for it unless it holds its session."""
+        name = seat.backend.instance_id
+        visit.tried.add(name)
+        if seat.pool.home:
+            visit.home = name
+        if name not in visit.blamed:  # a client that tries again and again is no new evidence
+            visit.blamed.add(name)
+            self._outliers.failed(name, trio.current_time())
 
     def granted(self, ticket: int, instance_id: str) -> None:
         """A seat that was asked for; it is given up if its client has left, or may not have it any more."""
@@ -169,9 +176,10 @@ class Lobby:
         self._shared.settle(instance_id)
 
     def preview(self, request: ClientRequest) -> tuple[Pool, Backend | None]:
-        """The pool for a request and who would be chosen now. Takes no seat; raises `ServiceNotFound`."""
-        pool = self._router.pool(request)
-        candidates = self._candidates(pool, Visit(request))
+        """The pool for a request and who would be chosen now. Takes no seat; raises `Refusal`."""
+        visit = Visit(request)
+        pool = self._pool(visit)
+        candidates = self._candidates(pool, visit)
         return pool, self._choose(pool, candidates, request, deepcopy(pool.rotation)) if candidates else None
 
     def _is_routable(self, instance_id: str) -> bool:
@@ -179,6 +187,8 @@ class Lobby:
         return backend is not None and backend.state is BackendState.ROUTABLE
 
     def _pool(self, visit: Visit) -> Pool:
+        if (home := self._home(visit)) is not None:
+            return self._router.home(home)
         try:
             pool = self._router.pool(visit.request)
         except ServiceNotFound as error:
@@ -208,9 +218,8 @@ class Lobby:
     def _candidates(self, pool: Pool, visit: Visit, full: Set[str] | None = None) -> Sequence[Backend]:
         """Those that can take this client now."""
         blocked = (self._seats.full if full is None else full) | visit.tried
-        holder = self._holder(pool, visit.request)
-        if holder is not None and holder.instance_id not in visit.tried:
-            return () if holder.instance_id in blocked else (holder,)
+        if pool.home:
+            return [b for b in pool.backends if b.instance_id not in blocked]
         ejected = self._outliers.ejected(trio.current_time())
         if not blocked and not ejected:
             return pool.routable
@@ -218,14 +227,35 @@ class Lobby:
         # If everybody is ejected, the fault may as well be ours: better to try them than to refuse.
         return [b for b in free if b.instance_id not in ejected] or free
 
-    def _holder(self, pool: Pool, request: ClientRequest) -> Backend | None:
-        """The instance that holds the session which the client names: while it lives, so also draining."""
-        session_id = request.session_id
-        if session_id is None or (name := self._affinity.holder(session_id)) is None:
+    def _home(self, visit: Visit) -> Backend | None:
+        """The instance that holds the session which the client names, as long as its process lives.
+
+        Raises `Refusal` where the client may not go there, or asks for another service in the same breath. An
+        id that an application has made, or that came in a cookie, is no such contradiction: another service
+        may have one that is equal.
+        """
+        if (named := visit.request.named_session) is None:
             return None
-        backend = pool.by_id.get(name)
-        alive = (BackendState.ROUTABLE, BackendState.DRAINING)
-        return backend if backend is not None and backend.state in alive else None
+        session_id, deliberate = named
+        certain = self._router.by_id.get(named_instance(session_id) or "")
+        home = certain or self._router.by_id.get(self._affinity.holder(session_id) or "")
+        if home is None or not home.state.keeps_sessions:
+            return None
+        if visit.services is not None and home.service_name not in visit.services:
+            if certain is None:
+                return None
+            raise Refusal(403, "forbidden", "this token does not allow connecting where the session is held")
+        asked = self._router.service_named_by(visit.request)
+        if asked in (None, home.service_name) or not self._router.knows(asked):
+            return home
+        if certain is None or not deliberate:
+            return None
+        raise Refusal(
+            409,
+            "session_elsewhere",
+            f"the session is held by service {home.service_name!r}, and the address asks for {asked!r}; "
+            f"connect to /services/{home.service_name}, or leave the session out to begin a new one",
+        )
 
     def _choose(
         self, pool: Pool, candidates: Sequence[Backend], request: ClientRequest, rotation: Rotation
@@ -252,6 +282,8 @@ class Lobby:
                 if visit.tried:
                     with trio.move_on_after(_NEWS_S):
                         await waiter.woken.wait()
+                    if waiter.outcome is None:
+                        self._try_home_again(waiter)
                     if waiter.outcome is None and not self._worth_waiting(visit):
                         nursery.cancel_scope.cancel()
                         return None
@@ -281,11 +313,18 @@ class Lobby:
 
     def _worth_waiting(self, visit: Visit) -> bool:
         """Is there somebody besides those that failed this client?"""
-        return any(
-            b.state is BackendState.COMING
-            or (b.state is BackendState.ROUTABLE and b.instance_id not in visit.tried)
-            for b in self._pool(visit).backends
+        pool = self._pool(visit)
+        return pool.home or any(
+            b.state.worth_waiting
+            and not (b.state is BackendState.ROUTABLE and b.instance_id in visit.tried)
+            for b in pool.backends
         )
+
+    def _try_home_again(self, waiter: _Waiter) -> None:
+        """Another instance would only say that it does not know the session: the one that does is retried."""
+        if (home := waiter.visit.home) in waiter.visit.tried:
+            waiter.visit.tried.discard(home)
+            self._offer(waiter)
 
     def _line_up(self, waiter: _Waiter) -> None:
         """Takes its place, or keeps it, at all instances that would do; asks where others have a say."""

@@ -207,6 +207,7 @@ class Life:
     async def _launched(self) -> AsyncIterator[Child]:
         """The running process, which is ended when the block is left. Raises `CannotLaunch`."""
         child, self._adopted = self._adopted, None
+        adopted = child is not None
         if child is None:
             child = await self._place.launch()
         record = child.record
@@ -214,7 +215,7 @@ class Life:
         self.entry.set(record)
         try:
             self._tell(pid=record.pid, host=record.host, port=record.port, started_at=record.started_at,
-                       spec_version=record.spec_version, ready_at=None, unenforced=child.unenforced,
+                       spec_version=record.spec_version, ready_at=None, adopted=adopted, unenforced=child.unenforced,
                        restarts_left=self._history.left(self._config, now=trio.current_time()))  # fmt: skip
             yield child
         finally:

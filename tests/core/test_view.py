@@ -63,3 +63,14 @@ def test_the_gateway_learns_of_each_instance_and_may_use_the_running(found: list
 @given(instances)
 def test_what_was_unregistered_is_in_no_table(found: list[Instance]) -> None:
     assert routing_table([], [], found).backends == ()
+
+
+def test_what_a_former_manager_started_keeps_its_sessions_before_it_has_answered_to_this_one() -> None:
+    found = [
+        Instance("ins_new", SPEC.service_id, 0, ServiceStatus.STARTING),
+        Instance("ins_old", SPEC.service_id, 1, ServiceStatus.STARTING, adopted=True),
+    ]
+    states = {b.instance_id: b.state for b in routing_table([SPEC], [], found).backends}
+    assert not states["ins_new"].keeps_sessions
+    assert states["ins_old"].keeps_sessions
+    assert states["ins_old"] is not BackendState.ROUTABLE

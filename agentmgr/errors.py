@@ -191,9 +191,14 @@ class AgentUnreachable(ServiceFailed):
 
 
 class SessionLost(ServiceFailed):
-    """The agent knows the session no more: it was restarted, or the session has ended."""
+    """The agent knows the session no more; the message says why, and `reason` says it to programs.
+
+    `reason`: `ended`; `expired`, without a connection for too long; `instance_lost`, with the instance that
+    held it; or `unknown`.
+    """
 
     code = "session_lost"
+    reason: str = "unknown"
 
 
 class TurnFailed(ServiceFailed):

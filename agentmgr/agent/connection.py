@@ -24,6 +24,7 @@ from .message import Client, Message
 from .plain import as_plain_text, means_yes
 from .replay import Gap, Reader
 from .session import Session
+from .session_ids import no_session
 from .sessions import Sessions
 from .wire import Wire
 
@@ -135,7 +136,7 @@ class Connection:
             session.accept(Message(text), None)
 
     def _refuse(self, bad: BadInput, event: ClientEvent | None = None) -> None:
-        content = {"code": bad.code, "message": str(bad)}
+        content = {"code": bad.code, **bad.details, "message": str(bad)}
         refusal = Event(events.ERROR, content, step_id=event.step_id if event else None)
         self._tell(refusal, session_id=event.session_id if event else None)
 
@@ -212,7 +213,7 @@ class Connection:
         if session_id is None and self._current is not None and not self._current.ended:
             return self._current
         if not isinstance(session_id, str):
-            raise BadInput("session_not_found", "there is no session yet; user.create_session makes one")
+            raise no_session("unknown", "there is no session yet; user.create_session makes one")
         return self._sessions.find(session_id, self._client)
 
     def _attach_new(self) -> Session:

@@ -13,11 +13,15 @@ MAX_DEPTH = 64
 
 
 class BadInput(Exception):
-    """A frame that cannot be taken. The connection goes on; the client is told `code` and the message."""
+    """A frame that cannot be taken. The connection goes on; the client is told `code` and the message.
 
-    def __init__(self, code: str, message: str) -> None:
+    `details` are more fields for programs, beside those two.
+    """
+
+    def __init__(self, code: str, message: str, **details: str) -> None:
         super().__init__(message)
         self.code = code
+        self.details = details
 
 
 @frozen

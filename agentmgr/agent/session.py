@@ -70,10 +70,8 @@ class _Question:
 class Session:
     """What an author is handed: `id`, `state`, `history`, `client`, `emit` and `confirm`."""
 
-    def __init__(self, agent: Agent, client: Client, limits: SessionLimits, *, instance_id: str = "") -> None:
-        # Whoever knows it may take up an anonymous session. It says which instance holds the session, so that
-        # a gateway finds the way back to it without having to remember.
-        self.id = f"ses_{secrets.token_hex(16)}" + (f".{instance_id}" if instance_id else "")
+    def __init__(self, session_id: str, agent: Agent, client: Client, limits: SessionLimits) -> None:
+        self.id = session_id  # whoever knows it may take up an anonymous session
         self.state: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []  #: turns before this one: `role` and `content`
         self.client = client

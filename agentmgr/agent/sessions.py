@@ -11,6 +11,7 @@ from .incoming import BadInput
 from .limits import SessionLimits
 from .message import Client
 from .session import Agent, Session
+from .session_ids import SessionIds, how_it_ended, no_session
 
 
 class Sessions:
@@ -22,7 +23,7 @@ class Sessions:
         self._agent = agent
         self._limits = limits
         self._max_sessions = max_sessions
-        self._instance_id = instance_id
+        self._ids = SessionIds(instance_id)
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -45,7 +46,7 @@ class Sessions:
         assert self._nursery is not None, "run() is not running"
         if self._max_sessions and len(self._sessions) >= self._max_sessions:
             self._make_room()
-        session = Session(self._agent, client, self._limits, instance_id=self._instance_id)
+        session = Session(self._ids.new(), self._agent, client, self._limits)
         self._sessions[session.id] = session
         session.publish(Event(events.SESSION_CREATED, {"session_id": session.id}))
         self._nursery.start_soon(self._live, session, name=repr(session))
@@ -54,8 +55,12 @@ class Sessions:
     def find(self, session_id: str, client: Client) -> Session:
         """Raises `BadInput`: `session_not_found`, also for a session that is somebody else's."""
         session = self._sessions.get(session_id)
-        if session is None or session.owner != client.identity:
-            raise BadInput("session_not_found", "there is no such session; it may have ended")
+        if session is None:
+            raise self._ids.missing(session_id, client.identity)
+        if session.owner != client.identity:
+            raise no_session("unknown")
+        if session.ended:  # its author's hook still runs; it takes no message any more
+            raise no_session(how_it_ended(session))
         return session
 
     def end_all(self, reason: str) -> None:
@@ -69,7 +74,7 @@ class Sessions:
             raise BadInput("max_sessions", f"this agent serves at most {self._max_sessions} sessions at once")
         oldest = min(left, key=lambda session: session.last_used)
         oldest.end("replaced")
-        del self._sessions[oldest.id]
+        self._forget(oldest)
 
     async def _live(self, session: Session) -> None:
         # The boundary of a session: whatever goes wrong in it, ours or the author's, is its end alone.
@@ -78,4 +83,8 @@ class Sessions:
             if isinstance(outcome, Failure):
                 logger.error("%r failed", session, exc_info=outcome.error)
         finally:
-            self._sessions.pop(session.id, None)
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        self._sessions.pop(session.id, None)
+        self._ids.ended(session)

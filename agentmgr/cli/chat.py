@@ -222,8 +222,7 @@ class Talk:
             except (SessionLost, AgentUnreachable) as error:
                 if not established:
                     raise
-                lost = "the agent was restarted, or ended the session"
-                happened = lost if isinstance(error, SessionLost) else error.message
+                happened = error.message
             session_id = None
             text, self._pending = self._pending, None
             if text is not None and not again:

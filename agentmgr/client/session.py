@@ -303,9 +303,7 @@ class AgentSession:
 
     def _takes_in_error(self, event: AgentEvent) -> bool:
         if event.code == "session_not_found":
-            self._failure = SessionLost(
-                "the agent knows this session no more; it was restarted, or the session has ended"
-            )
+            self._failure = _lost(event)
             return False
         sent_again = self._unconfirmed.pop(event.step_id or "", None) is not None
         # A message is sent again after a cut; an event of its turn may have arrived, and settled it, while
@@ -318,6 +316,13 @@ class AgentSession:
             self._to_send = list(self._unconfirmed.values())
             self._something_to_send.set()
             self._established_once.set()
+
+
+def _lost(event: AgentEvent) -> SessionLost:
+    why = event.content.get("message") or "it was restarted, or the session has ended"
+    lost = SessionLost(f"the agent knows this session no more: {why}")
+    lost.reason = str(event.content.get("reason") or "unknown")
+    return lost
 
 
 class Turn:

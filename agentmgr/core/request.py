@@ -115,7 +115,7 @@ class ClientRequest:
 
     @cached_property
     def named_session(self) -> tuple[str, bool] | None:
-        """The session that the client names, and whether on purpose: a browser sends a cookie to all services."""
+        """The session that it names, and whether on purpose: a browser sends a cookie to all services."""
         headers = self.headers
         if (
             "session_id" not in self.path

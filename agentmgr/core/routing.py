@@ -37,7 +37,7 @@ __all__ = [
 class BackendState(StrEnum):
     ROUTABLE = "routable"
     COMING = "coming"  #: starting, or restarting at a known time: worth waiting for
-    SUSPECT = "suspect"  #: its process lives and fails its checks: keeps its sessions, and is worth waiting for
+    SUSPECT = "suspect"  #: lives and fails its checks: keeps its sessions, is worth waiting for
     DRAINING = "draining"  #: keeps its sessions and gets no new ones
     DOWN = "down"
 

@@ -315,8 +315,7 @@ class Lobby:
         """Is there somebody besides those that failed this client?"""
         pool = self._pool(visit)
         return pool.home or any(
-            b.state.worth_waiting
-            and not (b.state is BackendState.ROUTABLE and b.instance_id in visit.tried)
+            b.state.worth_waiting and not (b.state is BackendState.ROUTABLE and b.instance_id in visit.tried)
             for b in pool.backends
         )
 

@@ -215,7 +215,8 @@ class Life:
         self.entry.set(record)
         try:
             self._tell(pid=record.pid, host=record.host, port=record.port, started_at=record.started_at,
-                       spec_version=record.spec_version, ready_at=None, adopted=adopted, unenforced=child.unenforced,
+                       spec_version=record.spec_version, ready_at=None, adopted=adopted,
+                       unenforced=child.unenforced,
                        restarts_left=self._history.left(self._config, now=trio.current_time()))  # fmt: skip
             yield child
         finally:

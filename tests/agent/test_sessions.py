@@ -7,6 +7,7 @@ import trio.testing
 from agentmgr.agent import thinking
 from agentmgr.agent.incoming import BadInput
 from agentmgr.agent.limits import SessionLimits
+from agentmgr.agent.message import Client
 from agentmgr.models import OnDisconnect
 from agentmgr.testing.agents import bare_client, hosted
 
@@ -353,3 +354,66 @@ async def test_a_client_that_takes_in_nothing_is_cut_off_and_may_come_back(monke
             await again.say("user.reconnect", session_id=client.session_id, last_seq=1)
             assert (await again.until("system.notice"))["content"]["code"] == "gap"
             assert (await again.until(*ENDS))["event"] == "agent.final_answer"
+
+
+async def lost_because(url, session_id, **headers):
+    async with bare_client(url, headers) as client:
+        await client.say("user.reconnect", session_id=session_id)
+        content = (await client.until("system.error"))["content"]
+        assert content["code"] == "session_not_found"
+        return content["reason"]
+
+
+async def test_a_client_learns_why_its_session_is_gone_and_nobody_else_does():
+    alice = {"X-Agentmgr-Identity": "alice"}
+    async with hosted(echo, limits=SessionLimits(session_timeout=0.05)) as url:
+        async with bare_client(url, alice) as client:
+            expired = await client.open()
+        with trio.fail_after(60):
+            while len(url.sessions):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        async with bare_client(url, alice) as client:
+            ended = await client.open()
+            url.sessions.find(ended, Client(None, "alice", {})).end("the agent has said all")
+            await client.until("agent.session_end")
+        assert await lost_because(url, expired, **alice) == "expired"
+        assert await lost_because(url, ended, **alice) == "ended"
+        assert await lost_because(url, ended) == "unknown"
+        assert await lost_because(url, "ses_nobody") == "unknown"
+        last = ended
+    async with hosted(echo) as url:  # as the same instance restarted, or another one
+        assert await lost_because(url, last, **alice) == "instance_lost"
+        assert await lost_because(url, f"{last}.ins_0123456789abcdef") == "instance_lost"
+        assert await lost_because(url, "ses_nobody.ins_0123456789abcdef") == "unknown"
+
+
+async def test_ends_are_remembered_within_bounds(monkeypatch):
+    monkeypatch.setattr("agentmgr.agent.session_ids.MAX_REMEMBERED_ENDS", 2)
+    async with hosted(echo) as url:
+        ids = []
+        async with bare_client(url) as client:
+            for _ in range(3):
+                ids.append(await client.open())
+                url.sessions.end_all("enough")
+                await client.until("agent.session_end")
+                await trio.testing.wait_all_tasks_blocked()
+        assert [await lost_because(url, each) for each in ids] == ["unknown", "ended", "ended"]
+
+
+async def test_a_session_that_is_ending_takes_no_message():
+    hook, go_on = trio.Event(), trio.Event()
+
+    class Agent:
+        async def on_message(self, session, message):
+            return message
+
+        async def on_session_end(self, session):
+            hook.set()
+            await go_on.wait()
+
+    async with hosted(Agent()) as url, bare_client(url) as client:
+        session_id = await client.open()
+        url.sessions.end_all("enough")
+        await hook.wait()
+        assert await lost_because(url, session_id) == "ended"
+        go_on.set()

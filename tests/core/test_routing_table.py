@@ -155,9 +155,12 @@ def test_no_fallback_while_a_target_is_coming() -> None:
 @pytest.mark.parametrize(
     ("state", "routable", "coming"),
     [
-        ("routable", True, True), ("coming", False, True), ("suspect", False, True),
-        ("draining", False, False), ("down", False, False),
-    ],  # fmt: skip
+        ("routable", True, True),
+        ("coming", False, True),
+        ("suspect", False, True),
+        ("draining", False, False),
+        ("down", False, False),
+    ],
 )
 def test_only_the_routable_get_clients_and_only_the_coming_are_waited_for(
     state: str, routable: bool, coming: bool

@@ -31,7 +31,7 @@ def opened(stage) -> list[str]:
 
 @pytest.mark.parametrize("named", ["query", "header", "cookie"])
 @pytest.mark.parametrize("path", ["/", "/?tag=elsewhere", "/services/renamed"])
-async def test_rules_tags_and_addresses_that_changed_do_not_part_it_from_its_session(lab, named, path) -> None:
+async def test_rules_tags_and_names_that_changed_do_not_part_it_from_its_session(lab, named, path) -> None:
     home, other = await pair(lab)
     other = evolve(other, tags=frozenset({"elsewhere"}))
     async with lab.gateway(home, other, table={"rules": (TO_OTHER,)}) as stage:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import asyncclick as click
 import trio
 
@@ -106,4 +108,5 @@ async def command(
         def started(self, value: str | None = None) -> None:
             click.echo(f"{file} answers at {value}; try: agentmgr chat {value}")
 
+    os.environ.pop("AGENTMGR_TOKEN", None)  # the operator's key is none of the agent's business
     await run(options, task_status=Announce())

@@ -53,7 +53,8 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("env", "A variable; may be repeated.", {"multiple": True, "metavar": "KEY=VALUE"}),
     (
         "env-file",
-        "A file of NAME=value lines, read at each start; --env takes precedence.",
+        "A .env file, read at each start by python-dotenv's rules: quotes, comments, escapes, several lines; "
+        "${NAME} is a variable that was set before. --env takes precedence.",
         {"metavar": "FILE", "type": FILE},
     ),
     ("disconnect-grace", "Seconds until a lost client's turn is cancelled.", {"type": float}),

@@ -91,7 +91,7 @@ class ServiceConfig:
     """Working directory; that of the one who registered when None."""
     env: Mapping[str, str] = field(factory=dict, validator=check_environment)  #: added to the manager's
     env_file: str | None = field(default=None, validator=check_text)
-    """`NAME=value` lines, read at each launch; `env` goes before it."""
+    """A `.env` file, read at each launch; `env` goes before it."""
     runtime: Runtime = Runtime.AUTO
 
     instances: int = field(default=1, validator=between(1, 1000))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..core.restart import Cause
 from ..models import ServiceConfig
 from .launcher import CannotLaunch
 
-# Addressed to the manager itself by its service manager; a child that answered would speak in its name.
+# Addressed to the manager itself by its service manager, in whose name a child that answered would speak; and
+# an operator's key to the API and the gateway, which is none of an agent's business.
 _MANAGERS_OWN = (
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
@@ -18,38 +20,46 @@ _MANAGERS_OWN = (
     "LISTEN_PID",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
+    "AGENTMGR_TOKEN",
 )
 
 
 def of_child(config: ServiceConfig, ours: Mapping[str, str]) -> dict[str, str]:
     """The manager's own, then the file's, then the service's, then `ours`. Raises `CannotLaunch`."""
-    return {
-        **{name: value for name, value in os.environ.items() if name not in _MANAGERS_OWN},
-        "PYTHONUNBUFFERED": "1",
-        **(_read(config) if config.env_file is not None else {}),
-        **config.env,
-        **ours,
-    }
+    variables = {name: value for name, value in os.environ.items() if name not in _MANAGERS_OWN}
+    variables["PYTHONUNBUFFERED"] = "1"
+    if config.env_file is not None:
+        variables |= _read(Path(config.cwd or ".", config.env_file), variables)
+    return {**variables, **config.env, **ours}
 
 
-def _read(config: ServiceConfig) -> dict[str, str]:
-    """`NAME=value` lines, as docker and systemd read them: all of the line is the value, less its quotes."""
-    assert config.env_file is not None
-    file = Path(config.cwd or ".", config.env_file)
+def _read(file: Path, known: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a `.env` file, by the rules of python-dotenv; `${NAME}` has its value from before.
+
+    Not by its `dotenv_values`, which logs what it cannot parse and goes on.
+    """
+    from dotenv.parser import parse_stream  # 10 ms that only such a file needs
+
     try:
-        text = file.read_text()
+        text = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = f"cannot read the environment file {file}: {getattr(error, 'strerror', None) or error}"
         raise CannotLaunch(Cause.CANNOT_EXECUTE, reason) from None
-    found = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip().removeprefix("export ")
-        if not line or line.startswith("#"):
-            continue
-        name, equals, value = (part.strip() for part in line.partition("="))
-        if not equals or not name.isidentifier():
-            raise CannotLaunch(Cause.CANNOT_EXECUTE, f"{file}, line {number}: not of the form NAME=value")
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-            value = value[1:-1]
-        found[name] = value
+    found: dict[str, str] = {}
+    for binding in parse_stream(io.StringIO(text)):
+        original = binding.original.string
+        number = binding.original.line + original[: -len(original.lstrip())].count("\n")
+        if "\0" in original:
+            raise CannotLaunch(Cause.CANNOT_EXECUTE, f"{file}, line {number}: a null character")
+        if binding.key is not None and binding.value is not None:
+            found[binding.key] = "".join(_expanded(binding.value, {**known, **found}))
+        elif binding.error or binding.key is not None:
+            problem = "not of the form NAME=value, with both its quotes if it has one"
+            raise CannotLaunch(Cause.CANNOT_EXECUTE, f"{file}, line {number}: {problem}")
     return found
+
+
+def _expanded(value: str, known: Mapping[str, str]) -> Iterator[str]:
+    from dotenv.variables import parse_variables
+
+    return (part.resolve(known) for part in parse_variables(value))

@@ -81,6 +81,36 @@ async def test_a_module_is_found_by_its_dotted_name(write, tmp_path):
     assert await answer_of("some_agent_module:other") == "other"
 
 
+@pytest.mark.parametrize(
+    ("text", "last_line"),
+    [
+        ("import no_such_package\n", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("\n\nx = 1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("def create_agent(:\n", "SyntaxError: invalid syntax"),
+    ],
+)
+def test_the_traceback_of_a_module_begins_at_the_authors_file(write, tmp_path, monkeypatch, text, last_line):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_package").mkdir()
+    path = write(text, "a_package/broken.py")
+    with pytest.raises(AgentLoadError) as caught:
+        load("a_package.broken:make")
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "importing a_package.broken failed:"
+    assert next(line for line in lines if line.startswith("  File")).startswith(f'  File "{path}", line ')
+    assert lines[-1] == last_line
+    assert "importlib" not in caught.value.message
+
+
+def test_a_module_that_is_not_there_is_said_in_two_lines(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AgentLoadError) as caught:
+        load("no_such_package.agents:make")
+    assert caught.value.message == (
+        "importing no_such_package.agents failed:\nModuleNotFoundError: No module named 'no_such_package'"
+    )
+
+
 async def test_create_agent_may_be_async(write):
     path = write("""
         import trio

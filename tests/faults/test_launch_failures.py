@@ -1,6 +1,7 @@
 """Launches that fail: what cannot get better is an error at once, what can is waited out."""
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -143,24 +144,97 @@ async def test_an_orphan_of_ours_on_the_port_is_swept_before_the_next_launch(sup
         assert (instance.status, instance.port) == (ServiceStatus.RUNNING, port)
 
 
-async def test_environment_files(supervisor, command, tmp_path):
-    import json
+ENV_FILE = r"""# a comment
 
+export KEY='a b'
+URL=http://x/?a=1#frag
+PLAIN=it's
+BOTH=file
+QUOTED="https://host/x" # the staging one
+BARE=abc # rotate in May
+ESCAPED="say \"hi\"\n"
+RAW='C:\new $HOME'
+PEM="-----BEGIN KEY-----
+QUJD
+-----END KEY-----"
+EMPTY=
+  SPACED = x
+DERIVED="${BARE}/${OF_MANAGER}${NOT_SET}${NOT_SET:-default}"
+PRICE=$5
+"""
+
+
+async def test_environment_files(supervisor, command, tmp_path, monkeypatch):
     env_file, report = tmp_path / "service.env", tmp_path / "report.json"
-    env_file.write_text("# a comment\n\nexport KEY='a b'\nURL=http://x/?a=1#frag\nPLAIN=it's\nBOTH=file\n")
+    env_file.write_text("\ufeff" + ENV_FILE)
+    monkeypatch.setenv("OF_MANAGER", "manager")
     async with supervisor() as s:
         spec = command(
             "--report", str(report), env_file="service.env", cwd=str(tmp_path), env={"BOTH": "env"}
         )
         await s.start(spec)
         environ = json.loads(report.read_text())["environ"]
-        assert (environ["KEY"], environ["PLAIN"], environ["BOTH"]) == ("a b", "it's", "env")
-        assert environ["URL"] == "http://x/?a=1#frag"
-        env_file.write_text("KEY=a\nnot a line\n")
-        with pytest.raises(ServiceFailedToStart, match="line 2: not of the form NAME=value"):
-            await s.start(command(name="other", env_file=str(env_file)))
+    wanted = {
+        "KEY": "a b",
+        "URL": "http://x/?a=1#frag",
+        "PLAIN": "it's",
+        "BOTH": "env",
+        "QUOTED": "https://host/x",
+        "BARE": "abc",
+        "ESCAPED": 'say "hi"\n',
+        "RAW": r"C:\new $HOME",
+        "PEM": "-----BEGIN KEY-----\nQUJD\n-----END KEY-----",
+        "EMPTY": "",
+        "SPACED": "x",
+        "DERIVED": "abc/managerdefault",
+        "PRICE": "$5",
+    }
+    assert {name: environ.get(name) for name in wanted} == wanted
+    assert "BARE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("KEY=a\nnot a line\n", "line 2: not of the form NAME=value"),
+        ('KEY=a\r\n\r\n\r\nOPEN="no end\r\nNEXT=b\r\n', "line 4: not of the form NAME=value, with both"),
+        ("A=1\nOPEN='no end\nNEXT='b'\n", "line 2: "),
+        ('A="b" c\n', "line 1: "),
+        ("A=1\n=b\n", "line 2: "),
+        ("A=1\nALONE\n", "line 2: "),
+        ("A=1\nB=\0\n", "line 2: a null character"),
+    ],
+)
+async def test_what_an_environment_file_says_that_cannot_be_read_is_refused_with_its_line(
+    supervisor, command, tmp_path, text, problem
+):
+    env_file = tmp_path / "service.env"
+    env_file.write_bytes(text.encode())
+    async with supervisor() as s:
+        with pytest.raises(ServiceFailedToStart, match=f"{env_file}, {problem}"):
+            await s.start(command(env_file=str(env_file)))
+
+
+async def test_an_environment_file_that_cannot_be_read_is_named(supervisor, command, tmp_path):
+    env_file = tmp_path / "service.env"
+    env_file.write_bytes("KEY=ä".encode("latin-1"))
+    async with supervisor() as s:
         with pytest.raises(ServiceFailedToStart, match=r"cannot read the environment file .*No such file"):
-            await s.start(command(name="third", env_file="/no/such/file"))
+            await s.start(command(env_file="/no/such/file"))
+        with pytest.raises(
+            ServiceFailedToStart, match=f"cannot read the environment file {env_file}: .*utf-8"
+        ):
+            await s.start(command(name="other", env_file=str(env_file)))
+
+
+async def test_a_child_gets_no_key_of_the_operators(supervisor, command, tmp_path, monkeypatch):
+    monkeypatch.setenv("AGENTMGR_TOKEN", "the operator's")
+    report = tmp_path / "report.json"
+    async with supervisor() as s:
+        await s.start(command("--report", str(report)))
+        assert "AGENTMGR_TOKEN" not in json.loads(report.read_text())["environ"]
+        await s.start(command("--report", str(report), name="other", env={"AGENTMGR_TOKEN": "its own"}))
+        assert json.loads(report.read_text())["environ"]["AGENTMGR_TOKEN"] == "its own"
 
 
 async def test_without_another_thread_what_runs_is_ended_and_started_again_all_the_same(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Mapping
 from enum import StrEnum
 from hashlib import sha256
@@ -18,6 +17,7 @@ from typing import Any
 from attrs import Attribute, field, fields, frozen
 
 from .codec import from_plain, parse_toml
+from .core.origin import is_origin
 from .errors import DatabaseUnusable, FieldProblem, InvalidRequest
 
 
@@ -34,7 +34,6 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
 _SWITCH = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -63,7 +62,7 @@ def _rate(_: Any, attribute: Attribute[Any], value: float) -> None:
 
 def _origins(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
     for origin in value:
-        if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+        if not is_origin(origin):
             _refuse(attribute, f"must be origins, as in https://app.example, or *, not {origin!r}")
 
 

@@ -5,24 +5,32 @@ from __future__ import annotations
 import json
 from urllib.parse import parse_qs, urlsplit
 
-from ..core.proof import proof
+from ..core.proof import is_challenge, proof
 from .adapt import Health, HostedAgent
 from .boundary import Failure, contain
 from .sessions import Sessions
 
 
-async def report(agent: HostedAgent, sessions: Sessions, *, token: str, target: str) -> str:
+async def report(agent: HostedAgent, sessions: Sessions, *, token: str, target: str, stranger: bool) -> str:
     """The JSON text for a probe of `target`, which may carry a `challenge` in its query.
 
-    Many sessions and turns are "busy", not "unhealthy": they are told, and change nothing.
+    A stranger gets the proof and the status, no more. With `only=proof` the agent is not asked how it is:
+    its `check_health` may take its time. Many sessions and turns are "busy", not "unhealthy": they are
+    reported, and change nothing.
     """
+    query = parse_qs(urlsplit(target).query)
+    challenge = query.get("challenge", [""])[0]
+    shown = proof(token, challenge) if token and is_challenge(challenge) else None
+    if query.get("only") == ["proof"]:
+        return json.dumps({"proof": shown})
     health = await contain(agent.check_health)
     if isinstance(health, Failure):
         health = Health("unhealthy", f"check_health raised {type(health.error).__name__}: {health.error}")
-    challenge = parse_qs(urlsplit(target).query).get("challenge", [""])[0]
+    if stranger:
+        return json.dumps({"proof": shown, "status": health.status})
     return json.dumps(
         {
-            "proof": proof(token, challenge) if token and challenge else None,
+            "proof": shown,
             "status": health.status,
             "detail": health.detail,
             "sessions": len(sessions),

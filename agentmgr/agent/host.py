@@ -12,9 +12,11 @@ import trio
 from attrs import Factory, field, frozen
 
 from ..choices import Runtime
+from ..core.loopback import is_loopback
 from ..errors import AgentManagerError, PortNotAvailable
 from .adapt import HostedAgent, adapt, needs, produce
 from .boundary import Failure, contain
+from .door import Door
 from .limits import SessionLimits
 from .load import LoadedFile, failed, load
 from .runtime import open_runtime, wrong_runtime
@@ -40,6 +42,8 @@ class HostOptions:
     max_message_bytes: int = 2**20
     limits: SessionLimits = Factory(SessionLimits)
     token: str = field(default="", repr=False)
+    allowed_origins: tuple[str, ...] | None = None  #: pages that may connect; None: those of this machine
+    open_beyond_loopback: bool = False  #: where `host` is more than loopback, any machine may connect
     instance_id: str = ""  #: under which a manager knows this process
     manager_fd: int | None = None  #: a pipe; at its end the manager is gone, and this process goes too
     log_level: str = "INFO"
@@ -82,7 +86,17 @@ async def _serve(
     sessions = Sessions(
         agent, options.limits, max_sessions=options.max_sessions, instance_id=options.instance_id
     )
-    server = AgentServer(agent, sessions, token=options.token, max_message_bytes=options.max_message_bytes)
+    address = listener.socket.getsockname()[0]
+    any_machine = options.open_beyond_loopback and not is_loopback(address)
+    if any_machine:
+        logger.warning(
+            "%s is not loopback: any machine and user that reaches it may use this agent; "
+            "for tokens and TLS, register the agent and use the gateway", address,
+        )  # fmt: skip
+    door = Door(options.token, allowed_origins=options.allowed_origins, any_machine=any_machine)
+    server = AgentServer(
+        agent, sessions, token=options.token, door=door, max_message_bytes=options.max_message_bytes
+    )
     async with trio.open_nursery() as nursery:
         await nursery.start(sessions.run)
         async with trio.open_nursery() as serving:

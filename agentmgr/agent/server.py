@@ -13,19 +13,21 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 import h11
 import trio
-from attrs import frozen
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
-from ..core.proof import HEALTH_PATH
+from ..core.proof import HEALTH_PATH, IDENTITY_HEADER
 from . import health
 from .adapt import HostedAgent, RawAgent
 from .boundary import Failure, contain
 from .connection import Connection
+from .door import Door, Headers, believed, value
 from .message import Client
+from .refusal import Refusal
 from .sessions import Sessions
 from .wire import Wire
 
@@ -34,31 +36,28 @@ logger = logging.getLogger("agentmgr.agent")
 HANDSHAKE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 MAX_HEAD_BYTES = 16 * 1024
-IDENTITY_HEADER = "x-agentmgr-identity"
-"""Set by the gateway for a client that it has authenticated, and stripped from what clients send."""
 _KEY = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")  # 16 bytes in base64
 COME_BACK = 1012
 GOING_AWAY = "the agent restarts; come back"
-
-
-@frozen
-class Refusal(Exception):
-    """A request that does not become a WebSocket."""
-
-    status: int
-    code: str
-    reason: str
 
 
 class AgentServer:
     """Takes connections for an agent; `sessions` outlive them."""
 
     def __init__(
-        self, agent: HostedAgent, sessions: Sessions, *, token: str = "", max_message_bytes: int = 2**20
+        self,
+        agent: HostedAgent,
+        sessions: Sessions,
+        *,
+        token: str = "",
+        door: Door | None = None,
+        max_message_bytes: int = 2**20,
     ) -> None:
+        """`door`: who may connect; by default the holder of `token` and this user's own programs."""
         self._agent = agent
         self._sessions = sessions
         self._token = token
+        self._door = door or Door(token)
         self._max_message_bytes = max_message_bytes
         self._accepting = trio.CancelScope()
         self._closers: set[Callable[[], None]] = set()  # each ends one connection in good order
@@ -98,29 +97,57 @@ class AgentServer:
     async def _converse(self, stream: trio.SocketStream) -> None:
         try:
             with trio.fail_after(HANDSHAKE_TIMEOUT_S):
-                head, request = await _read_head(stream)
-                target = request.target.decode("ascii", "replace")
-                is_probe = urlsplit(target).path == HEALTH_PATH
-                if not _wants_websocket(request):
-                    if is_probe and request.method == b"GET":
-                        await stream.send_all(_response(200, await self._report(target)))
-                        return
-                    raise Refusal(426, "upgrade_required", "this is a WebSocket server")
+                request, rest = await self._next_upgrade(stream)
+                if request is None:
+                    return
+                target = _target(request)
+                is_probe = _is_probe(request)
                 _judge(request)
+                subject = target if is_probe else value(request, "Sec-WebSocket-Key")
+                try:
+                    gateway, stranger = self._door.admit(request, stream.socket, subject), False
+                except Refusal:
+                    if not is_probe:
+                        raise
+                    gateway, stranger = False, True
         except Refusal as refusal:
             with trio.move_on_after(CLOSE_TIMEOUT_S):
                 body = json.dumps({"code": refusal.code, "detail": refusal.reason})
                 await stream.send_all(_response(refusal.status, body))
             return
+        headers = believed(request, gateway=gateway)
         async with trio.open_nursery() as nursery:  # trio-websocket's reader lives here
-            wire, websocket = await self._accept(nursery, stream, head)
+            wire, websocket = await self._accept(nursery, stream, _head(request, headers) + rest)
             if is_probe:
-                await self._serve_probe(websocket, target)
+                await self._serve_probe(websocket, await self._report(target, stranger=stranger))
             else:
-                await self._serve_client(wire, websocket, _client_of(request, stream))
+                await self._serve_client(wire, websocket, _client_of(headers, stream, gateway=gateway))
             with trio.move_on_after(CLOSE_TIMEOUT_S):
                 await websocket.aclose(*((COME_BACK, GOING_AWAY) if self._going_away else (1000, None)))
             nursery.cancel_scope.cancel()
+
+    async def _next_upgrade(self, stream: trio.SocketStream) -> tuple[h11.Request | None, bytes]:
+        """The first request that is not a plain probe, and what came behind it; None where there is none.
+
+        Plain probes are answered. One that asks for it keeps the connection: a gateway has the agent prove
+        itself first, and then sends its client's request to the very process that did. Raises `Refusal`.
+        """
+        rest = b""
+        while True:
+            request, rest = await _read_head(stream, rest)
+            if _wants_websocket(request):
+                return request, rest
+            if not _is_probe(request) or request.method != b"GET":
+                raise Refusal(426, "upgrade_required", "this is a WebSocket server")
+            target, stranger = _target(request), False
+            try:
+                self._door.admit(request, stream.socket, target)
+            except Refusal:
+                stranger = True
+            stays = value(request, "Connection").lower() == "keep-alive"
+            await stream.send_all(_response(200, await self._report(target, stranger=stranger), stays=stays))
+            if not stays:
+                return None, b""
 
     async def _accept(
         self, nursery: trio.Nursery, stream: trio.SocketStream, head: bytes
@@ -155,9 +182,9 @@ class AgentServer:
                 with trio.move_on_after(CLOSE_TIMEOUT_S):
                     await websocket.aclose(1011, "the agent failed")
 
-    async def _serve_probe(self, websocket: WebSocketConnection, target: str) -> None:
+    async def _serve_probe(self, websocket: WebSocketConnection, report: str) -> None:
         with trio.CancelScope() as scope, self._closed_by(scope.cancel):
-            await websocket.send_message(await self._report(target))
+            await websocket.send_message(report)
             while True:  # trio-websocket answers pings while somebody takes its messages
                 await websocket.get_message()
 
@@ -171,26 +198,40 @@ class AgentServer:
         finally:
             self._closers.discard(close)
 
-    async def _report(self, target: str) -> str:
-        return await health.report(self._agent, self._sessions, token=self._token, target=target)
+    async def _report(self, target: str, *, stranger: bool) -> str:
+        return await health.report(
+            self._agent, self._sessions, token=self._token, target=target, stranger=stranger
+        )
 
 
-async def _read_head(stream: trio.SocketStream) -> tuple[bytes, h11.Request]:
-    """All bytes so far, which begin with a request's head, and that request. Raises `Refusal`."""
+async def _read_head(stream: trio.SocketStream, received: bytes) -> tuple[h11.Request, bytes]:
+    """A request's head, and what came behind it; `received` are its first bytes. Raises `Refusal`."""
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD_BYTES)
-    received = b""
     while True:
-        data = await stream.receive_some(4096)
+        data, received = received or await stream.receive_some(4096), b""
         if not data:
             raise Refusal(400, "bad_request", "the request ended before it was complete")
-        received += data
         try:
             parser.receive_data(data)
             event = parser.next_event()
         except h11.RemoteProtocolError as error:
             raise Refusal(error.error_status_hint, "bad_request", str(error)) from None
         if isinstance(event, h11.Request):
-            return received, event
+            return event, parser.trailing_data[0]
+
+
+def _head(request: h11.Request, headers: Headers) -> bytes:
+    """The same request with these headers."""
+    lines = [b"GET " + request.target + b" HTTP/1.1", *(b": ".join(header) for header in headers)]
+    return b"\r\n".join([*lines, b"", b""])
+
+
+def _target(request: h11.Request) -> str:
+    return request.target.decode("ascii", "replace")
+
+
+def _is_probe(request: h11.Request) -> bool:
+    return urlsplit(_target(request)).path == HEALTH_PATH
 
 
 def _wants_websocket(request: h11.Request) -> bool:
@@ -211,24 +252,23 @@ def _judge(request: h11.Request) -> None:
         raise Refusal(400, "bad_request", "Sec-WebSocket-Key is missing or malformed")
 
 
-def _response(status: int, body: str) -> bytes:
-    reason = {200: "OK", 400: "Bad Request", 426: "Upgrade Required", 431: "Request Header Fields Too Large"}
+def _response(status: int, body: str, *, stays: bool = False) -> bytes:
     head = (
-        f"HTTP/1.1 {status} {reason.get(status, 'Error')}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body.encode())}\r\nConnection: close\r\n"
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body.encode())}\r\n"
+        f"Connection: {'keep-alive' if stays else 'close'}\r\n"
         + ("Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n" if status == 426 else "")
     )
     return f"{head}\r\n{body}".encode()
 
 
-def _client_of(request: h11.Request, stream: trio.SocketStream) -> Client:
-    headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
+def _client_of(headers: Headers, stream: trio.SocketStream, *, gateway: bool) -> Client:
+    by_name = {name.decode("ascii").lower(): text.decode("latin-1") for name, text in headers}
     peer = stream.socket.getpeername()
     address = peer[0] if isinstance(peer, tuple) else None
-    forwarded = headers.get("x-forwarded-for")
-    if forwarded and address in ("127.0.0.1", "::1"):  # the gateway; it strips what clients claim
+    if gateway and (forwarded := by_name.get("x-forwarded-for")):
         address = forwarded.rpartition(",")[2].strip()
-    return Client(address, headers.get(IDENTITY_HEADER), headers)
+    return Client(address, by_name.get(IDENTITY_HEADER.lower()), by_name)
 
 
 def _detect_dead_peers(sock: trio.socket.SocketType) -> None:

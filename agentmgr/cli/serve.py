@@ -7,6 +7,8 @@ import os
 import asyncclick as click
 import trio
 
+from ..core.origin import is_origin
+from ..errors import InvalidRequest
 from ..models import OnDisconnect, Runtime, ServiceConfig, WhenBusy
 from .group import Cli, subcommand
 from .names import FILE
@@ -20,9 +22,23 @@ _DEFAULTS = ServiceConfig()
     "agentmgr chat ws://localhost:8081          # in another terminal",
 )
 @click.argument("file", type=FILE)
-@click.option("--host", default="localhost", show_default=True, help="Address to listen on.")
+@click.option(
+    "--host",
+    default="localhost",
+    show_default=True,
+    help="Address to listen on. On loopback only your own user and root may connect; on any other address "
+    "every machine and user that reaches it.",
+)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0: any free one."
+)
+@click.option(
+    "--allow-origin",
+    "allowed_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A web page's origin that may connect, as https://app.example; repeatable. Default: those of this "
+    "machine. *: all.",
 )
 @click.option(
     "--runtime",
@@ -75,6 +91,7 @@ async def command(
     file: str,
     host: str,
     port: int,
+    allowed_origins: tuple[str, ...],
     runtime: str,
     max_sessions: int,
     session_timeout: float,
@@ -88,10 +105,17 @@ async def command(
     from ..agent.host import HostOptions, run
     from ..agent.limits import SessionLimits
 
+    for origin in allowed_origins:
+        if not is_origin(origin):
+            raise InvalidRequest(
+                f"--allow-origin must be an origin, as in https://app.example, or *, not {origin!r}"
+            )
     options = HostOptions(
         path=file,
         host=host,
         port=port,
+        allowed_origins=allowed_origins or None,
+        open_beyond_loopback=True,
         runtime=Runtime(runtime),
         max_sessions=max_sessions,
         max_message_bytes=max_message_bytes,

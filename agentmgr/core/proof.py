@@ -1,16 +1,79 @@
-"""How a hosted agent proves that it is the one its supervisor started.
+"""How a hosted agent and its manager prove to each other that they know the instance's token.
 
-Not in `core.health`, which would cost each agent's process the import of the models.
+* The agent answers a challenge: `proof`. Whoever asks it so learns that no other process has taken its port.
+* Who connects to the agent, a gateway or a probe, sends `PROOF_HEADER`: a nonce and a MAC over that nonce and
+  what it asks for, the `Sec-WebSocket-Key` of its handshake or the target of its probe. It is good for that
+  one handshake; what else the head says of the client is believed only with it.
+
+Challenges are hexadecimal. So no challenge is ever a text that the header's MAC is made over, and nobody can
+have the agent make that for him. Not in `core.health`, which would cost each agent's process the import of
+the models.
 """
 
 from __future__ import annotations
 
 import hmac
+import re
 
 HEALTH_PATH = "/.well-known/agentmgr/health"
 """Where a hosted agent answers `?challenge=HEX`, to a WebSocket and to plain GET (prefix: RFC 8615)."""
+
+PROOF_HEADER = "X-Agentmgr-Proof"
+IDENTITY_HEADER = "X-Agentmgr-Identity"
+"""The name of the client's token; from the gateway, and only with its proof."""
+
+PROOF_AGE_S = 60.0
+"""For so long a proof is good, once. A gateway waits for the answer to its handshake 10 s by default."""
+
+_FORWARDED = frozenset(
+    {"forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port",
+     "x-real-ip", "x-request-id"}
+)  # fmt: skip
+_CHALLENGE = re.compile(r"[0-9a-fA-F]{1,128}")
 
 
 def proof(token: str, challenge: str) -> str:
     """The answer to a challenge, which only a holder of the instance's token can compute."""
     return hmac.new(token.encode(), challenge.encode(), "sha256").hexdigest()
+
+
+def is_challenge(text: str) -> bool:
+    return _CHALLENGE.fullmatch(text) is not None
+
+
+def from_gateway(name: str) -> bool:
+    """Whether only a gateway may send a header of that name, in whatever spelling an agent may read it."""
+    plain = name.lower().replace("_", "-")
+    return plain in _FORWARDED or plain.startswith("x-agentmgr-")
+
+
+def sender_proof(token: str, subject: str, *, now: float, salt: str) -> str:
+    """The value of `PROOF_HEADER`. `now`: seconds of the machine's monotonic clock; `salt`: random."""
+    nonce = f"{now:.3f}-{salt}"
+    return f"{nonce} {proof(token, f'{nonce} {subject}')}"
+
+
+class SenderProofs:
+    """Judges the proofs that come to one instance. A nonce is remembered for as long as it would be good."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._seen: dict[str, float] = {}  # when it was made, by nonce; in the order of arrival
+
+    def accepts(self, header: str, subject: str, *, now: float) -> bool:
+        nonce, _, mac = header.partition(" ")
+        expected = proof(self._token, f"{nonce} {subject}")
+        if not self._token or not hmac.compare_digest(mac.encode(), expected.encode()):
+            return False
+        made_at = float(nonce.partition("-")[0])  # whoever has the token made it, by `sender_proof`
+        if abs(now - made_at) > PROOF_AGE_S or nonce in self._seen:
+            return False
+        self._forget(now)
+        self._seen[nonce] = made_at
+        return True
+
+    def _forget(self, now: float) -> None:
+        for nonce, made_at in list(self._seen.items()):
+            if now - made_at <= PROOF_AGE_S:
+                break
+            del self._seen[nonce]

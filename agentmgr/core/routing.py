@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any
 
-from attrs import Factory, frozen
+from attrs import Factory, field, frozen
 
 from ..errors import InvalidRequest, ServiceNotFound
 from ..models import RoutingCondition, RoutingRule, RoutingStrategy
@@ -66,6 +66,8 @@ class Backend:
     session_timeout: float = 1800.0  #: seconds without a data frame; 0: never
     max_message_bytes: int = 0  #: 0: unlimited
     state: BackendState = BackendState.ROUTABLE
+    token: str = field(default="", repr=False)
+    """Of a hosted agent: by it gateway and agent know each other (`core.proof`). Never shown."""
 
     @classmethod
     def at(cls, host: str, port: int, service: str = "default", **facts: Any) -> Backend:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from attrs import evolve
 
@@ -108,18 +109,28 @@ def _endpoint(instance: Instance) -> str:
 
 
 def routing_table(
-    specs: Iterable[ServiceSpec], rules: Iterable[RoutingRule], instances: Iterable[Instance]
+    specs: Iterable[ServiceSpec],
+    rules: Iterable[RoutingRule],
+    instances: Iterable[Instance],
+    tokens: Mapping[str, str] = MappingProxyType({}),
 ) -> RoutingTable:
-    """What the gateway may know. An instance whose service was unregistered is in it no more."""
+    """What the gateway may know. An instance whose service was unregistered is in it no more.
+
+    `tokens`: those of hosted agents, by instance id.
+    """
     by_id = {spec.service_id: spec for spec in specs}
     return RoutingTable(
-        backends=tuple(_backend(by_id[i.service_id], i) for i in instances if i.service_id in by_id),
+        backends=tuple(
+            _backend(by_id[i.service_id], i, tokens.get(i.instance_id, ""))
+            for i in instances
+            if i.service_id in by_id
+        ),
         rules=tuple(rules),
         service_names=frozenset(spec.name for spec in by_id.values()),
     )
 
 
-def _backend(spec: ServiceSpec, instance: Instance) -> Backend:
+def _backend(spec: ServiceSpec, instance: Instance, token: str) -> Backend:
     return Backend(
         instance_id=instance.instance_id,
         service_id=spec.service_id,
@@ -132,6 +143,7 @@ def _backend(spec: ServiceSpec, instance: Instance) -> Backend:
         session_timeout=spec.config.session_timeout,
         max_message_bytes=spec.config.max_message_bytes,
         state=_backend_state(instance),
+        token=token,
     )
 
 

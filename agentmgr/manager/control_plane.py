@@ -135,7 +135,10 @@ class ControlPlane:
             await self._stale.wait()
             self._stale = trio.Event()
             table = routing_table(
-                self.registry.services(), self.registry.rules(), self.supervisor.instances()
+                self.registry.services(),
+                self.registry.rules(),
+                self.supervisor.instances(),
+                self.supervisor.tokens(),
             )
             self.gateway.update(table)
             self.hub.publish(table)

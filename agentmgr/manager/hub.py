@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -217,6 +218,10 @@ class Hub:
         remote = await self._arrived(hello, pid, nursery)
         remote.link, remote.declared, remote.sent, remote.applied = link, False, 0, 0
         remote.others, remote.unlinked = None, trio.Event()
+        if hello.version != protocol.VERSION:  # left by another release: it would misread its orders
+            logger.info("worker %s is of another version: it is ended", pid)
+            link.put(protocol.End())
+            remote.sent = remote.applied = sys.maxsize  # it gets no table, and is not waited for
         self._send_table(remote)
         link.put(*protocol.remembered(self._affinity.known))
         for instance_id, (deadline, for_good) in self._drains.items():  # it may have missed the order
@@ -332,7 +337,7 @@ class Hub:
 
     def _send_table(self, remote: Remote) -> None:
         """One at a time: a slow worker next gets the latest table, and none of those in between."""
-        if remote.link is None or remote.sent > remote.applied or remote.sent == self._version:
+        if remote.link is None or remote.sent > remote.applied or remote.sent >= self._version:
             return
         if self._table_line is None:
             self._table_line = protocol.encode(

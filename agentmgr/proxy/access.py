@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from attrs import evolve, frozen
 
 from ..core.admission import remove_one
-from ..core.loopback import is_loopback
+from ..core.origin import origin_allowed
 from ..core.quota import RateLimit
 from ..models import Token
 from .head import RequestHead
@@ -56,19 +56,11 @@ class Authenticator(Protocol):
 
 def check_origin(head: RequestHead, allowed: frozenset[str] | None) -> None:
     """Raises `Refusal` for a browser's page that is not on the list. Programs send no Origin."""
-    origin = head.by_name.get("origin", "").lower()
-    if origin and not (_is_local(origin) if allowed is None else allowed & {origin, "*"}):
-        raise Refusal(403, "origin_not_allowed", f"pages of {origin} are not among the allowed origins")
-
-
-def _is_local(origin: str) -> bool:
-    """Is it a page of this machine? Not judged by `Host`: with DNS rebinding a stranger's page has its own
-    name in both."""
-    try:
-        host = urlsplit(origin).hostname or ""
-    except ValueError:
-        return False
-    return is_loopback(host)
+    origin = head.by_name.get("origin", "")
+    if not origin_allowed(origin, allowed):
+        raise Refusal(
+            403, "origin_not_allowed", f"pages of {origin.lower()} are not among the allowed origins"
+        )
 
 
 async def authenticate(
@@ -141,8 +133,3 @@ class Quotas:
             yield
         finally:
             remove_one(self._open, address)
-
-
-def origins(texts: Iterable[str] | None) -> frozenset[str] | None:
-    """An allow-list, ready for `check_origin`: `*` allows all, None the pages of this machine."""
-    return None if texts is None else frozenset(text.lower().rstrip("/") for text in texts)

@@ -11,6 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from attrs import frozen
 
+from ..core.proof import IDENTITY_HEADER, from_gateway
 from .head import Fields, RequestHead
 
 Networks = Sequence[IPv4Network | IPv6Network]
@@ -24,12 +25,6 @@ class Peer:
     port: int
     secure: bool = False  #: a proxy took its TLS off
     anonymous: bool = False  #: a proxy passed it on and did not say from where: it cannot vouch for others
-
-
-_OURS = frozenset(
-    {"forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port",
-     "x-real-ip", "x-request-id", "x-agentmgr-identity"}
-)  # fmt: skip
 
 
 def networks(texts: Iterable[str]) -> Networks:
@@ -70,10 +65,10 @@ def backend_fields(
     """The header fields for the instance; `identity` is the name that the client has proved to have."""
     believed = head.by_name if within(peer, trusted) else {}
     return (
-        *((name, value) for name, value in head.end_to_end if name.lower().replace("_", "-") not in _OURS),
+        *((name, value) for name, value in head.end_to_end if not from_gateway(name)),
         ("X-Forwarded-For", f"{hops}, {peer}" if (hops := believed.get("x-forwarded-for")) else peer),
         ("X-Forwarded-Proto", believed.get("x-forwarded-proto", "https" if secure else "http")),
         ("X-Forwarded-Host", believed.get("x-forwarded-host", head.by_name["host"])),
         ("X-Request-Id", believed.get("x-request-id", request_id)),
-        *([("X-Agentmgr-Identity", identity)] if identity is not None else []),
+        *([(IDENTITY_HEADER, identity)] if identity is not None else []),
     )

@@ -9,11 +9,12 @@ import trio
 
 from ..core.admission import Seats
 from ..core.affinity import Affinity
+from ..core.origin import origins
 from ..core.outliers import OutlierPolicy
 from ..core.request import ClientRequest
 from ..core.routing import Router, RoutingDecision, RoutingTable
 from ..models import Connection
-from .access import Authenticator, Quotas, origins
+from .access import Authenticator, Quotas
 from .certificate import Certificate
 from .forwarded import networks
 from .frames import close_frame

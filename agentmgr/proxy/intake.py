@@ -117,7 +117,10 @@ class Intake:
                         failure = fault
                         known = {"connection_id": connection_id, "instance_id": seat.backend.instance_id}
                         logger.info("an instance did not take a client: %s", fault.reason, extra=known)
-                        lobby.failed(visit, seat)
+                        if fault.outdated:
+                            await lobby.outdated(visit, seat)
+                        else:
+                            lobby.failed(visit, seat)
                         home = seat.pool.home  # tried for as long as a client waits for anything
                         tries += not home
                         if not fault.retry or (home and trio.current_time() >= home_deadline):

@@ -165,6 +165,15 @@ class Lobby:
             visit.blamed.add(name)
             self._outliers.failed(name, trio.current_time())
 
+    async def outdated(self, visit: Visit, seat: Seat) -> None:
+        """Another process answered than the table knows: waits a moment for the table that knows it."""
+        name, token = seat.backend.instance_id, seat.backend.token
+        with trio.move_on_after(_NEWS_S):
+            while (known := self._router.by_id.get(name)) is not None and known.token == token:
+                await self._news.wait()
+            return
+        visit.tried.add(name)
+
     def granted(self, ticket: int, instance_id: str) -> None:
         """A seat that was asked for; it is given up if its client has left, or may not have it any more."""
         assert self._shared is not None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, closing
+from http import HTTPStatus
+from secrets import token_hex
 
 import h11
 import trio
 
+from ..core.proof import PROOF_HEADER, sender_proof
 from ..core.routing import Backend
 from .head import BadResponse, Fields, RequestHead, ResponseHead, check_switch, parse_response
 from .limits import GatewayLimits
@@ -17,11 +21,13 @@ from .wire import Dial, Wire, connect
 class DialFailed(Exception):
     """This instance did not take the client. `retry`: another one may be asked, no harm was done."""
 
-    def __init__(self, reason: str, *, retry: bool, timed_out: bool = False) -> None:
+    def __init__(self, reason: str, *, retry: bool, timed_out: bool = False, outdated: bool = False) -> None:
+        """`outdated`: it is not its fault, the table knows another process than the one that answers."""
         super().__init__(reason)
         self.reason = reason
         self.retry = retry
         self.timed_out = timed_out
+        self.outdated = outdated
 
 
 class BackendRefused(Exception):
@@ -59,9 +65,17 @@ async def open_backend(
     wire = await _dial(backend, limits, deadline, dial)
     with ExitStack() as until_answered:
         until_answered.enter_context(closing(wire))
-        answer = await _ask(wire, asked, request, limits, deadline)
+        if backend.token:
+            asked = with_proof(asked, backend.token, request.key)
+        answer = await _ask(wire, asked, request, limits, deadline, proved=bool(backend.token))
         until_answered.pop_all()
     return wire, answer
+
+
+def with_proof(asked: bytes, token: str, key: str) -> bytes:
+    """The same head, from one who knows the instance's token."""
+    shown = sender_proof(token, key, now=time.monotonic(), salt=token_hex(8))
+    return asked[:-2] + f"{PROOF_HEADER}: {shown}\r\n\r\n".encode()
 
 
 async def _dial(backend: Backend, limits: GatewayLimits, deadline: float, dial: Dial | None) -> Wire:
@@ -76,7 +90,7 @@ async def _dial(backend: Backend, limits: GatewayLimits, deadline: float, dial: 
 
 
 async def _ask(
-    wire: Wire, asked: bytes, request: RequestHead, limits: GatewayLimits, deadline: float
+    wire: Wire, asked: bytes, request: RequestHead, limits: GatewayLimits, deadline: float, *, proved: bool
 ) -> ResponseHead:
     received = bytearray()
     too_long = BadResponse(f"the head of its answer is over {limits.head_bytes} bytes")
@@ -97,6 +111,8 @@ async def _ask(
                 check_switch(answer, request)
                 wire.ahead = bytes(received[end + 4 :])
                 return answer
+            if answer.status == HTTPStatus.MISDIRECTED_REQUEST and proved:
+                raise DialFailed("it was started anew", retry=True, outdated=True)
             raise BackendRefused(answer.status, await _refusal(wire, bytes(received), limits))
     except trio.TooSlowError:
         raise DialFailed("it did not answer the upgrade in time", retry=False, timed_out=True) from None

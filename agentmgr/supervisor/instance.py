@@ -305,6 +305,11 @@ class Life:
     def serving(self) -> bool:
         return self.view.status in _SERVING and not self.stopped
 
+    @property
+    def token(self) -> str:
+        """Of its latest process, also while that is drained; "" for what cannot prove that it has it."""
+        return "" if self._last is None or self._config.command else self._last.record.token
+
     def outdated(self, spec: ServiceSpec) -> bool:
         """Whether it is not serving yet, and was made for something else than `spec`."""
         mine = self.spec

@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -34,7 +35,7 @@ from wsproto.utilities import ProtocolError
 
 from ..codec import parse_json
 from ..core.health import ProbeResult
-from ..core.proof import HEALTH_PATH, proof
+from ..core.proof import HEALTH_PATH, PROOF_HEADER, proof, sender_proof
 
 _MAX_ANSWER_BYTES = 64 * 1024
 # The manager has no descriptor or memory left to ask with, which says nothing of the instance.
@@ -87,9 +88,14 @@ class Probe:
     async def _ask(self, peer: _Peer) -> str | None:
         """Returns what the agent says of itself when it is not at its best."""
         challenge = secrets.token_hex(16)
-        target = f"{HEALTH_PATH}?challenge={challenge}" if self.token is not None else "/"
+        target, headers = "/", []
+        if self.token is not None:
+            target = f"{HEALTH_PATH}?challenge={challenge}"
+            # Only with it the answer says more than the status, where the kernel does not tell whose we are.
+            shown = sender_proof(self.token, target, now=time.monotonic(), salt=secrets.token_hex(8))
+            headers = [(PROOF_HEADER.encode(), shown.encode())]
         host = f"[{self.host}]" if ":" in self.host else self.host
-        await peer.send(Request(host=f"{host}:{self.port}", target=target))
+        await peer.send(Request(host=f"{host}:{self.port}", target=target, extra_headers=headers))
         await peer.receive_until(AcceptConnection)
         if self.token is not None:  # an answer from the agent's own loop says more than a pong
             return _judge(await peer.text(), proof(self.token, challenge))

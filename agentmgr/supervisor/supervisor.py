@@ -263,6 +263,10 @@ class Supervisor:
         """The present state of all instances but stopped ones; those that were given up are included."""
         return tuple(life.seen() for life in self._lives(service_id))
 
+    def tokens(self) -> dict[str, str]:
+        """The token of each hosted agent's latest process, by instance id. For the gateway; never shown."""
+        return {life.view.instance_id: life.token for life in self._lives(None) if life.token}
+
     def troubles(self) -> tuple[str, ...]:
         """Faults that are going on and recover by themselves; services keep running."""
         unwritten = sum(life.entry.fails for life in self._lives(None))

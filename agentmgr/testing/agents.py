@@ -16,6 +16,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from ..agent.adapt import HostedAgent, adapt
+from ..agent.door import Door
 from ..agent.limits import SessionLimits
 from ..agent.runtime import open_runtime
 from ..agent.server import AgentServer
@@ -35,6 +36,13 @@ class Hosted(str):
     server: AgentServer
 
 
+class BelievingDoor(Door):
+    """Takes every connection for the gateway's, so that a test says for itself who its client is."""
+
+    def admit(self, request: object, sock: object, subject: str) -> bool:
+        return True
+
+
 @asynccontextmanager
 async def hosted(
     agent: Any,
@@ -45,17 +53,21 @@ async def hosted(
     token: str = "",
     runtime: Runtime = Runtime.TRIO,
     listener: MemoryListener | None = None,
+    door: Door | None = None,
 ) -> AsyncIterator[Hosted]:
     """Serves what a factory returned, on a free port of loopback or on `listener`; yields its URL.
 
     `token` is the secret that its health checks prove to know. `runtime` has no `auto` here: say which.
+    `door` says who may connect; by default everyone, and as if through a gateway.
     """
     async with trio.open_nursery() as nursery:
         made = agent
         if not isinstance(agent, HostedAgent):
             made = adapt(agent, runtime=await open_runtime(runtime, nursery))
         sessions = Sessions(made, limits or SessionLimits(), max_sessions=max_sessions)
-        server = AgentServer(made, sessions, token=token, max_message_bytes=max_message_bytes)
+        server = AgentServer(
+            made, sessions, token=token, door=door or BelievingDoor(), max_message_bytes=max_message_bytes
+        )
         await nursery.start(sessions.run)
         if listener is not None:
             await nursery.start(server.serve, listener)

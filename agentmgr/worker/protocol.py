@@ -21,6 +21,7 @@ from ..errors import InvalidRequest
 from ..models import Connection, SessionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
+VERSION = 2  #: 1 had no `Hello.version`, no policy of tokens and no tokens of instances
 HEARTBEAT_S = 1.0  #: the longest that a manager says nothing
 SILENCE_S = 5.0  #: a manager that says nothing for so long does not answer; a busy one is late by less
 
@@ -36,6 +37,7 @@ class Hello:
     slot: int
     options: str  #: equal for those that do the same
     guest: bool  #: it belongs to a terminal of its own: no manager started it or starts it again
+    version: int = 1  #: the `VERSION` that it speaks
 
 
 @frozen

@@ -11,6 +11,7 @@ from attrs import frozen
 from ..codec import to_json, to_plain
 from ..proxy import Gateway
 from ..settings import RuntimePaths, Settings
+from . import protocol
 
 # Settings that do not affect how a worker serves its clients.
 _IRRELEVANT = frozenset(
@@ -50,7 +51,7 @@ class WorkerSpec:
     def options(self) -> str:
         """Equal for workers that serve clients alike: a manager adopts only those that match its own."""
         settings = {k: v for k, v in to_plain(self.settings).items() if k not in _IRRELEVANT}
-        same = [self.host, self.certfile, self.keyfile, self.guest, settings]
+        same = [protocol.VERSION, self.host, self.certfile, self.keyfile, self.guest, settings]
         return sha256(to_json(same).encode()).hexdigest()[:16]
 
 

@@ -192,6 +192,7 @@ class Worker:
                 slot=spec.slot,
                 options=spec.options,
                 guest=spec.guest,
+                version=protocol.VERSION,
             ),
             *map(protocol.Opened, self.gateway.connections()),
             *map(protocol.Closed, self._unheard),

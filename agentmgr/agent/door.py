@@ -1,0 +1,75 @@
+"""Who may connect to an agent's own port, and what is believed of what they say.
+
+The gateway proves that it knows the instance's token, and is believed what it says of its client. Another
+program is taken directly only where the kernel says that it belongs to the agent's own user or to root, and
+where it does not act for a web page of elsewhere: loopback is open to every user of the machine, and to every
+page in a browser on it. Of those nothing is believed: they have no identity.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+
+import h11
+import trio
+
+from ..core.origin import host_is_loopback, origin_allowed, origins
+from ..core.proof import PROOF_HEADER, SenderProofs, from_gateway
+from ..peer import peer_uid
+from .refusal import Refusal
+
+Headers = list[tuple[bytes, bytes]]  #: names as they were sent
+
+
+class Door:
+    def __init__(
+        self, token: str = "", *, allowed_origins: Iterable[str] | None = None, any_machine: bool = False
+    ) -> None:
+        """`token`: of the instance, known to its gateway; with "" nobody can prove anything.
+
+        `allowed_origins`: the pages that may connect; None: those of this machine. With `any_machine` all
+        users of all machines may.
+        """
+        self._proofs = SenderProofs(token)
+        self._origins = origins(allowed_origins)
+        self._any_machine = any_machine
+
+    def admit(self, request: h11.Request, sock: trio.socket.SocketType, subject: str) -> bool:
+        """Whether it comes from the gateway, or from another that has the token; else it is a direct client.
+
+        `subject`: what a proof must be made over. Raises `Refusal`.
+        """
+        if shown := value(request, PROOF_HEADER):
+            if not self._proofs.accepts(shown, subject, now=time.monotonic()):
+                # As when the instance was restarted while the gateway dialled: it dials again.
+                raise Refusal(421, "wrong_proof", "this proof is for another instance, or was used before")
+            return True
+        origin = value(request, "Origin")
+        if not origin_allowed(origin, self._origins):
+            raise Refusal(403, "origin_not_allowed", f"pages of {origin} are not among the allowed origins")
+        if self._any_machine:
+            return False
+        if not host_is_loopback(host := value(request, "Host")):
+            raise Refusal(403, "host_not_allowed", f"Host {host!r} is not this machine: use localhost")
+        if peer_uid(sock) not in (os.geteuid(), 0):
+            reason = "only the user who runs this agent may connect to its own port: use the gateway"
+            raise Refusal(403, "user_not_allowed", reason)
+        return False
+
+
+def believed(request: h11.Request, *, gateway: bool) -> Headers:
+    """The headers for the agent: never the proof, and what only a gateway may say if that said it."""
+    proof = PROOF_HEADER.lower()
+    return [
+        (name, text)
+        for name, text in request.headers.raw_items()
+        if (lower := name.decode("ascii").lower()) != proof and (gateway or not from_gateway(lower))
+    ]
+
+
+def value(request: h11.Request, name: str) -> str:
+    """Of a header; "" where there is none, and all of its values where it was repeated."""
+    wanted = name.lower().encode()
+    return ", ".join(text.decode("latin-1") for found, text in request.headers if found == wanted)

@@ -1,0 +1,31 @@
+"""A manager and the workers that another version of it has left."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import trio
+
+from agentmgr.core.routing import Backend, RoutingTable
+from agentmgr.worker import protocol
+
+
+def test_a_table_reaches_a_worker_whole() -> None:
+    backend = Backend.at("127.0.0.1", 8081, token="secret")
+    table = protocol.Table(1, RoutingTable((backend,)), (), protocol.TokenPolicy())
+    assert protocol.decode_order(protocol.encode(table)) == table
+
+
+async def test_a_worker_of_another_version_is_ended_and_gets_no_table(site: Any) -> None:
+    hello = protocol.Hello("wrk_old", "localhost", 1, False, 0, "other options", guest=False)
+    kind, fields = json.loads(protocol.encode(hello))
+    del fields["version"]  # as the version before said it
+    async with site() as s:
+        stream = await trio.open_unix_socket(s.manager.paths.worker_socket)
+        async with stream:
+            await stream.send_all(json.dumps([kind, fields]).encode() + b"\n")
+            with trio.fail_after(10):
+                said = await stream.receive_some()
+        assert b'["End"' in said
+        assert b'["Table"' not in said

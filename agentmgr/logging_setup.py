@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .settings import LogFormat, LogLevel
+from .visible import visible
 
 FILE_BYTES = 10 * 2**20
 FILES_KEPT = 5
@@ -81,7 +82,9 @@ def _pretty(*, colors: bool) -> logging.Formatter:
 
     plain = structlog.dev.plain_traceback
     return _formatter(
-        _escape_controls, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
+        structlog.processors.format_exc_info,
+        _make_visible,
+        structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain),
     )
 
 
@@ -100,12 +103,9 @@ def _formatter(*last: Any) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[meta, *last])
 
 
-def _escape_controls(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
-    """A client's words must not start a line of their own, nor move the cursor."""
-    return {key: _escaped(value) if isinstance(value, str) else value for key, value in event.items()}
-
-
-def _escaped(text: str) -> str:
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _make_visible(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """A client's words must not start a line of their own, nor move the cursor; a traceback has its lines."""
+    return {
+        key: visible(value, lines=key == "exception") if isinstance(value, str) else value
+        for key, value in event.items()
+    }

@@ -16,8 +16,8 @@ from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listeners import check_ports, open_api, open_gateway
 from .manager_options import kept, manager_options
+from .out import note
 from .presence import manages_unless_another_does
-from .render import note
 
 
 @subcommand("api", example="agentmgr api --host localhost --port 8080 --proxy-port 9090")

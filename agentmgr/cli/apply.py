@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from ..models import ServiceConfig
 from .declaration import Declaration, DeclaredService, Step, difference, read
 from .group import Cli, subcommand
 from .names import FILE
+from .out import complain, say
 from .reach import for_reading, for_running, for_writing
 from .render import counted
 from .service_options import HARMLESS
@@ -46,7 +46,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
     for step in steps:
         _print(step)
     if not steps:
-        print("nothing to do")
+        say("nothing to do")
     if dry_run or not steps:
         return 0
     starts = any(step.action == "start" for step in steps)
@@ -63,13 +63,13 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
                 await _carry_out(manager, step, wanted, restart=restart, version=versions.get(step.name))
             except ServiceFailed as error:  # the other steps still run
                 failed += 1
-                print(f"Error: {error.message}", file=sys.stderr)
+                complain(error.message)
 
         for wave in _waves(steps, wanted):
             async with trio.open_nursery() as nursery:
                 for step in wave:
                     nursery.start_soon(attempt, step)
-    print(f"done: {counted(len(steps) - failed, 'change')}")
+    say(f"done: {counted(len(steps) - failed, 'change')}")
     return int(failed > 0)
 
 
@@ -84,12 +84,12 @@ def _waves(steps: Sequence[Step], wanted: Declaration) -> list[list[Step]]:
 
 
 def _print(step: Step) -> None:
-    print(f"{step.action} {step.kind} {step.name}")
+    say(f"{step.action} {step.kind} {step.name}")
     for name, (now, value) in step.changes.items():
         if step.action == "create":
-            print(f"    {name}: {_shown(value)}")
+            say(f"    {name}: {_shown(value)}")
         else:
-            print(f"    {name}: {_shown(now)} -> {_shown(value)}")
+            say(f"    {name}: {_shown(now)} -> {_shown(value)}")
 
 
 def _shown(value: Any) -> str:

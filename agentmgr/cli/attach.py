@@ -14,9 +14,9 @@ from ..proxy.certificate import Certificate
 from .addresses import address
 from .beside import print_session_end
 from .group import Cli
+from .out import note, say
 from .presence import RETRY_S, answers_at_once
 from .reach import running
-from .render import note
 
 _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
 
@@ -65,7 +65,7 @@ async def _attach_once(cli: Cli, listener: Listener, told: trio.Event) -> None:
             proxy_protocol=listener.proxy_protocol,
         ) as (port, lines),
     ):
-        print(address(listener.kind, listener.host, port, tls=certfile is not None), flush=True)
+        say(address(listener.kind, listener.host, port, tls=certfile is not None), flush=True)
         async with trio.open_nursery() as nursery:
 
             async def listen() -> None:

@@ -15,8 +15,8 @@ import trio
 from .. import detached
 from ..errors import ManagerError
 from .group import Cli
+from .out import note
 from .presence import answers
-from .render import note
 
 READY = b"ready\n"
 

@@ -9,6 +9,7 @@ import asyncclick as click
 from ..errors import DatabaseUnusable
 from .group import Cli, subcommand
 from .names import FILE
+from .out import say
 from .presence import answers
 from .reach import running
 
@@ -30,4 +31,4 @@ async def command(cli: Cli, file: str) -> None:
             raise DatabaseUnusable(f"there is no database at {cli.paths.database} to copy")
         async with open_store(cli.paths.database, read_only=True) as store:
             await store.backup(Path(destination))
-    print(f"copied {cli.paths.database} to {destination}")
+    say(f"copied {cli.paths.database} to {destination}")

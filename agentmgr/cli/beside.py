@@ -21,7 +21,8 @@ from ..worker.spec import WorkerSpec
 from ..worker.worker import Worker
 from .addresses import address
 from .group import Cli
-from .render import clock, note
+from .out import note, say
+from .render import clock
 
 
 async def serve_beside(
@@ -56,7 +57,7 @@ async def _serve_here(cli: Cli, spec: WorkerSpec, certificate: Certificate | Non
 
             async def announce() -> None:
                 await worker.serving.wait()
-                print(address("proxy", spec.host, port, tls=certificate is not None), flush=True)
+                say(address("proxy", spec.host, port, tls=certificate is not None), flush=True)
 
             async def end() -> None:
                 await told.wait()
@@ -77,7 +78,7 @@ async def _serve_by_several(spec: WorkerSpec, count: int, told: trio.Event) -> N
             nursery.cancel_scope.cancel()
 
         port = await nursery.start(run)
-        print(address("proxy", spec.host, port, tls=spec.certfile is not None), flush=True)
+        say(address("proxy", spec.host, port, tls=spec.certfile is not None), flush=True)
         await told.wait()
         workers.stop()
 
@@ -89,4 +90,4 @@ def _print_end(end: SessionEnd) -> None:
 def print_session_end(event: dict[str, Any]) -> None:
     detail = event["detail"]
     words = " ".join(f"{name}={value}" for name, value in detail.items() if value not in (None, ""))
-    print(f"{clock(datetime.fromisoformat(event['at']))} session ended {words}", flush=True)
+    say(f"{clock(datetime.fromisoformat(event['at']))} session ended {words}", flush=True)

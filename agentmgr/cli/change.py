@@ -9,8 +9,8 @@ import asyncclick as click
 from ..models import DesiredStatus
 from .group import Cli, subcommand
 from .names import SERVICE
+from .out import note, say
 from .reach import for_reading, for_writing
-from .render import note
 from .service_options import HARMLESS, config_fields, config_options
 from .words import split_tags
 
@@ -49,8 +49,8 @@ async def command(cli: Cli, name: str, new_name: str | None, **options: Any) -> 
     async with for_writing(cli) as manager:
         service = await manager.update_service(name, changes, expected_version=before.version)
     if service.version == before.version:
-        print(f"{service.name} is unchanged: it has these values already")
+        say(f"{service.name} is unchanged: it has these values already")
         return
-    print(f"changed {service.name}")
+    say(f"changed {service.name}")
     if service.desired_status is DesiredStatus.RUNNING and changes.keys() - HARMLESS:
         note(f"running instances keep the old configuration until `agentmgr restart {service.name}`")

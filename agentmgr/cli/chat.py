@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import ssl
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -26,9 +25,10 @@ from ..errors import (
 from .addresses import url
 from .group import Cli, subcommand
 from .names import FILE, SERVICE
+from .out import note, say
 from .presence import answers_at_once
 from .reach import running
-from .render import note, what_helps
+from .render import what_helps
 from .screen import Screen, text_of
 from .terminal import Lines
 
@@ -88,7 +88,7 @@ async def command(
         return address(target, gateway or DEFAULT_GATEWAY)
 
     begin = partial(open_session, headers=sent, ssl_context=_trusting(cafile, insecure=insecure))
-    talk = Talk(begin, Screen(sys.stdout, raw=raw, quiet=once is not None), yes=yes)
+    talk = Talk(begin, Screen(raw=raw, quiet=once is not None), yes=yes)
     with trio.open_signal_receiver(signal.SIGINT) as interrupts:
         try:
             if once is None:
@@ -237,7 +237,7 @@ class Talk:
 
     def _cut_off(self) -> None:
         if self._lines.interactive:
-            note("\nthe connection is lost; trying to make it again")
+            say("\nthe connection is lost; trying to make it again", lines=True, error=True)
 
     async def _message(self, session: AgentSession | None, interrupts: Interrupts) -> str | None:
         """What the person says next; None when that is nothing more."""
@@ -267,7 +267,7 @@ class Talk:
                     with trio.CancelScope() as self._question:
                         await session.respond(last, await self._decide(last))
                     if self._question.cancelled_caught:
-                        print(flush=True)  # the question's line ends here
+                        say(flush=True)  # the question's line ends here
         return last
 
     async def _decide(self, question: AgentEvent) -> bool:

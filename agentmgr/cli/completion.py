@@ -6,6 +6,7 @@ import asyncclick as click
 from asyncclick.shell_completion import get_completion_class
 
 from .group import Cli, root, subcommand
+from .out import say
 
 
 @subcommand("completion", example='eval "$(agentmgr completion bash)"')
@@ -14,4 +15,4 @@ async def command(cli: Cli, shell: str) -> None:
     """Print a completion script for your shell; put the example into its startup file."""
     completion = get_completion_class(shell)
     assert completion is not None
-    print(completion(root, {}, "agentmgr", "_AGENTMGR_COMPLETE").source())
+    say(completion(root, {}, "agentmgr", "_AGENTMGR_COMPLETE").source(), lines=True)

@@ -6,8 +6,9 @@ import asyncclick as click
 
 from .group import Cli, format_option, subcommand
 from .names import SERVICE
+from .out import say_json
 from .reach import for_reading
-from .render import ago, duration, print_json, print_table
+from .render import ago, duration, print_table
 
 
 @subcommand("connections", example="agentmgr connections --service my-echo-agent")
@@ -22,7 +23,7 @@ async def command(cli: Cli, service: str | None, output: str) -> None:
             if service in (None, connection.service_name, connection.service_id)
         ]
     if output == "json":
-        print_json(found)
+        say_json(found)
         return
     print_table(
         ["id", "client", "service", "rule", "path", "for", "idle", "messages", "bytes"],

@@ -18,6 +18,7 @@ from .group import Cli, subcommand
 from .listeners import check_ports, open_api, open_gateway
 from .manager_options import manager_options
 from .notify import Notifier
+from .out import say
 from .presence import answers
 from .reach import running
 from .shutdown import end
@@ -81,7 +82,7 @@ async def _run(
         managing(cli, settings, told, in_background=background) as (manager, listeners),
         trio.open_nursery() as nursery,
     ):
-        print(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
+        say(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
         if proxy_port is not None:
             await open_gateway(listeners, manager, host, proxy_port, tls)
         if api_port is not None:
@@ -101,7 +102,7 @@ async def _relieve_background_manager(cli: Cli) -> None:
         async with running(cli) as client:
             if (await client.get_info())["background"]:
                 pid = await end(client, leave_running=True)
-                print(f"took over from the manager in the background, pid {pid}", flush=True)
+                say(f"took over from the manager in the background, pid {pid}", flush=True)
 
 
 def _tell(fd: int | None, line: str) -> None:

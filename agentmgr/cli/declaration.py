@@ -29,6 +29,7 @@ from ..core.secrets import HIDDEN
 from ..errors import AgentManagerError, InvalidRequest
 from ..manager.factory_path import located
 from ..models import RoutingRule, Service
+from ..visible import toml_text
 
 
 @frozen(kw_only=True)
@@ -185,9 +186,8 @@ def _table(kind: str, name: str, fields: Mapping[str, Any], cls: type[Any]) -> s
 
 
 def _toml(value: Any) -> str:
-    """A value of TOML; its basic strings are JSON's, but for U+007F, which JSON leaves as it is."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{toml_text(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return toml_text(value)

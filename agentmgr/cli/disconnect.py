@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncclick as click
 
 from .group import Cli, subcommand
+from .out import say
 from .reach import running
 from .several import each
 
@@ -19,6 +20,6 @@ async def command(cli: Cli, ids: tuple[str, ...], code: int, reason: str) -> int
 
         async def close(connection_id: str) -> None:
             await manager.disconnect(connection_id, code=code, reason=reason)
-            print(f"closed {connection_id}")
+            say(f"closed {connection_id}")
 
         return await each(cli, ids, close)

@@ -21,9 +21,10 @@ from ..models import Service, Token, TokenPolicy, utc_now
 from ..settings import RuntimePaths, Settings
 from ..worker.pidfile import PidFile, living
 from .group import Cli, format_option, subcommand
+from .out import say_json
 from .presence import answers
 from .reach import running
-from .render import counted, print_json, print_table
+from .render import counted, print_table
 
 _LOW_DISK_BYTES = 200 * 2**20  #: what logs and history of a busy day may need
 _FEW_FILES = 1024  #: a session through the gateway takes two
@@ -53,7 +54,7 @@ async def command(cli: Cli, output: str) -> int:
         _disk(cli.paths),
     ]
     if output == "json":
-        print_json(findings)
+        say_json(findings)
     else:
         print_table(
             ["check", "result", "found", "what to do"],

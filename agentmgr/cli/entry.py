@@ -8,12 +8,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from io import StringIO
 
 import asyncclick as click
 import trio
 
 from ..errors import AgentManagerError, leaves
 from .group import Cli, root
+from .out import complain, say, show_traceback
 
 
 def run(argv: Sequence[str]) -> int:
@@ -54,23 +56,27 @@ def _explain(whole: BaseException, error: BaseException, cli: Cli) -> int:
     if isinstance(error, click.exceptions.Exit):
         return int(error.exit_code)
     if cli.debug:
-        import traceback  # 4 ms that nobody else needs
-
-        traceback.print_exception(whole)
+        show_traceback(whole)
     if isinstance(error, click.UsageError):
-        error.show()
+        _show_usage(error)
         return 2
     if isinstance(error, click.Abort):
         return 128 + signal.SIGINT
     if isinstance(error, AgentManagerError | click.ClickException):
-        _say(error.message)
+        complain(error.message)
     elif isinstance(error, OSError):
-        _say(_sentence(error))
+        complain(_sentence(error))
     elif cli.debug:
         pass
     else:
-        _say(f"internal error, please report it: {error!r} (with --debug it shows where)")
+        complain(f"internal error, please report it: {error!r} (with --debug it shows where)")
     return 1
+
+
+def _show_usage(error: click.UsageError) -> None:
+    text = StringIO()  # click would write what was typed as it is
+    error.show(text)
+    say(text.getvalue(), lines=True, end="", error=True)
 
 
 def _sentence(error: OSError) -> str:
@@ -79,8 +85,3 @@ def _sentence(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG):  # of the database they are a StorageError
         return f"the output could not be written: {error.strerror}"
     return error.strerror or str(error)
-
-
-def _say(message: str) -> None:
-    # The first line is the reason; what follows, such as an agent's own last words, is kept as it is.
-    print(f"Error: {message}", file=sys.stderr)

@@ -6,9 +6,9 @@ from collections import deque
 
 import asyncclick as click
 
-from ..codec import to_json
 from ..models import Event
 from .group import Cli, format_option, subcommand
+from .out import say, say_json
 from .reach import for_reading, running
 from .render import clock
 
@@ -38,7 +38,7 @@ async def command(cli: Cli, follow: bool, tail: int, output: str) -> None:
 
 def _show(event: Event, output: str, names: dict[str, str]) -> None:
     if output == "json":
-        print(to_json(event), flush=True)
+        say_json(event, indent=None, flush=True)
         return
     if event.service_id is not None and "name" in event.detail:
         names[event.service_id] = str(event.detail["name"])
@@ -46,5 +46,4 @@ def _show(event: Event, output: str, names: dict[str, str]) -> None:
         f"{name}={value}" for name, value in event.detail.items() if value is not None and name != "name"
     )
     who = names.get(event.service_id or "", event.service_id or event.detail.get("name") or "-")
-    detail = detail.replace("\n", " ")  # an agent's last words may have several lines
-    print(f"{clock(event.at)}  {event.kind:<22}  {who:<20}  {detail}", flush=True)
+    say(f"{clock(event.at)}  {event.kind:<22}  {who:<20}  {detail}", flush=True)

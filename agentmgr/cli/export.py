@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..core.secrets import HIDDEN
 from .declaration import written
 from .group import Cli, subcommand
+from .out import note, say
 from .reach import for_reading
-from .render import note
 
 
 @subcommand("export", example="agentmgr export > services.toml")
@@ -17,6 +17,6 @@ async def command(cli: Cli) -> None:
     """
     async with for_reading(cli) as manager:
         text = written(await manager.list_services(), await manager.list_routing_rules())
-    print(text, end="")
+    say(text, lines=True, end="")
     if HIDDEN in text:
         note(f'secrets are left out, as "{HIDDEN}": put them in before you apply it elsewhere')

@@ -14,7 +14,7 @@ from ..descriptors import raise_limit
 from ..manager import AgentManager
 from ..settings import Settings
 from .group import Cli
-from .render import note
+from .out import note
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -8,9 +8,10 @@ from .. import __version__
 from ..models import TokenPolicy
 from .addresses import url
 from .group import Cli, format_option, subcommand
+from .out import say_json
 from .presence import answers
 from .reach import running
-from .render import duration, print_fields, print_json
+from .render import duration, print_fields
 
 _LISTENERS = {"proxy": "gateway", "api": "API"}
 
@@ -31,7 +32,7 @@ async def command(cli: Cli, output: str) -> None:
         async with running(cli) as client:
             manager = await client.get_info()
     if output == "json":
-        print_json({"version": __version__, "manager": manager, "files": files})
+        say_json({"version": __version__, "manager": manager, "files": files})
         return
     print_fields(
         [

@@ -6,8 +6,9 @@ import asyncclick as click
 
 from ..models import Service, ServiceStatus
 from .group import Cli, format_option, subcommand
+from .out import say_json
 from .reach import for_reading
-from .render import ago, print_json, print_table, size
+from .render import ago, print_table, size
 from .watch import watch
 from .words import split_tags
 
@@ -37,7 +38,7 @@ async def _show(cli: Cli, status: str | None, tags: str, name: str | None, outpu
             status=ServiceStatus(status) if status else None, tags=split_tags(tags), name=name
         )
     if output == "json":
-        print_json(services)
+        say_json(services)
     else:
         print_table(
             ["name", "status", "health", "instances", "sessions", "restarts", "cpu", "memory", "tags", "up"],

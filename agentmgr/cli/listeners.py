@@ -14,6 +14,7 @@ from ..proxy.certificate import Certificate
 from ..settings import RuntimePaths
 from ..worker.pidfile import living
 from .addresses import address
+from .out import say
 
 
 async def check_ports(
@@ -47,7 +48,7 @@ async def open_gateway(
 ) -> None:
     """Raises `PortNotAvailable`."""
     opened = await nursery.start(partial(manager.serve_proxy, host, port, certificate=certificate))
-    print(address("proxy", host, opened, tls=certificate is not None), flush=True)
+    say(address("proxy", host, opened, tls=certificate is not None), flush=True)
 
 
 async def open_api(
@@ -55,4 +56,4 @@ async def open_api(
 ) -> None:
     """Raises `PortNotAvailable`."""
     opened = await nursery.start(partial(serve_api, manager, host=host, port=port, certificate=certificate))
-    print(address("api", host, opened, tls=certificate is not None), flush=True)
+    say(address("api", host, opened, tls=certificate is not None), flush=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-
 import asyncclick as click
 import trio
 
 from .group import Cli, subcommand
 from .names import SERVICE
+from .out import program_output
 from .reach import for_reading
-from .render import harmless, on_terminal
 
 
 @subcommand("logs", example="agentmgr logs my-echo-agent --tail 50 --follow")
@@ -24,7 +22,7 @@ async def command(cli: Cli, name: str, tail: int, follow: bool, instance: int | 
     """Show the output of a service; the last lines of several instances come one instance after the other."""
     async with for_reading(cli) as manager:
         async with manager.read_logs(name, tail=tail, follow=follow, instance=instance) as chunks:
-            async for chunk in chunks:
-                sys.stdout.buffer.write(harmless(chunk) if on_terminal() else chunk)
-                sys.stdout.buffer.flush()
-                await trio.lowlevel.checkpoint()
+            with program_output() as show:
+                async for chunk in chunks:
+                    show(chunk)
+                    await trio.lowlevel.checkpoint()

@@ -19,8 +19,8 @@ from .foreground import Told, managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listeners import check_ports, open_gateway
 from .manager_options import manager_options
+from .out import note
 from .presence import manages_unless_another_does
-from .render import note
 
 
 @subcommand("proxy", example="agentmgr proxy --host localhost --port 9090")

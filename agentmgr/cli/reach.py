@@ -15,8 +15,8 @@ import trio
 from ..errors import ManagerAlreadyRunning, ManagerNotRunning
 from .background import start_daemon
 from .group import Cli
+from .out import note
 from .presence import RETRY_S, answers, answers_at_once, silent, unreachable
-from .render import note
 
 if TYPE_CHECKING:
     from ..client.api import ManagerClient

@@ -11,6 +11,7 @@ from ..errors import ServiceFailedToStart
 from ..models import ServiceConfig
 from .group import Cli, Command, subcommand
 from .names import FILE
+from .out import say
 from .reach import for_running, for_writing
 from .render import standing
 from .service_options import config_fields, config_options
@@ -85,4 +86,4 @@ async def command(
             raise ServiceFailedToStart(
                 f"{error.message}\n{name} is registered: mend it, then `agentmgr start {name}`"
             ) from None
-    print(f"registered {service.name}" + (f"; it {standing(service)}" if auto_start else ""))
+    say(f"registered {service.name}" + (f"; it {standing(service)}" if auto_start else ""))

@@ -6,16 +6,12 @@ which cost no import.
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, TextIO
 
-from ..codec import to_plain
 from ..models import DesiredStatus, Service, ServiceStatus
+from ..visible import visible
+from .out import note, on_terminal, painted, say
 
 _COLORS = {
     "running": "green",
@@ -30,19 +26,11 @@ _COLORS = {
 }
 
 
-_CONTROL = re.compile(rb"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]|\xc2[\x80-\x9f]")
-
-
-def print_json(value: Any) -> None:
-    """Indented JSON of plain data or of our values."""
-    print(json.dumps(to_plain(value), indent=2, ensure_ascii=False))
-
-
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """`empty` is said on stderr when there is nothing to show, so that a pipe gets nothing."""
-    texts = [[_text(cell) for cell in row] for row in rows]
+    texts = [[visible(_text(cell)) for cell in row] for row in rows]
     if not texts:
-        print(empty, file=sys.stderr)
+        note(empty)
     elif on_terminal():
         _print_rich(columns, texts)
     else:
@@ -54,34 +42,15 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
     texts = [(name, _text(value)) for name, value in fields if value not in (None, "", (), frozenset())]
     width = max((len(name) for name, _ in texts), default=0)
     for name, text in texts:
-        first, *rest = text.splitlines() or [""]
-        print(f"{name:<{width}}  {_colored(first)}")
+        first, *rest = text.split("\n")
+        say(f"{name:<{width}}  ", _coloured(first))
         for line in rest:
-            print(f"{'':<{width}}  {line}")
-
-
-def note(message: str) -> None:
-    """One line on stderr, beside the answer."""
-    print(message, file=sys.stderr)
-
-
-def on_terminal() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty()  # None: it was closed by the caller's `>&-`
-
-
-def colourful(stream: TextIO | None) -> bool:
-    """On a terminal, and where nobody objects (https://no-color.org)."""
-    return stream is not None and stream.isatty() and not os.environ.get("NO_COLOR")
+            say(f"{'':<{width}}  {line}")
 
 
 def counted(number: int, what: str) -> str:
     """As in `1 service`, `2 services`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def harmless(output: bytes) -> bytes:
-    """A program's output for a terminal: colours stay; what moves, erases or asks is shown as `^[` is."""
-    return _CONTROL.sub(lambda found: b"^" + bytes([found[0][-1] & 0x1F | 0x40]), output)
 
 
 def ago(moment: datetime | None) -> str:
@@ -169,7 +138,7 @@ def _text(value: object) -> str:
 def _print_plain(lines: Sequence[Sequence[str]]) -> None:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
-        print("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -186,11 +155,6 @@ def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
-_ANSI = {"green": 32, "cyan": 36, "yellow": 33, "red": 31}
-
-
-def _colored(text: str) -> str:
-    color = _COLORS.get(text)
-    if color is None or not colourful(sys.stdout):
-        return text
-    return f"\x1b[{_ANSI[color]}m{text}\x1b[0m"
+def _coloured(text: str) -> str:
+    style = _COLORS.get(text)
+    return text if style is None else painted(text, style)

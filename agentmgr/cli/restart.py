@@ -6,6 +6,7 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .names import SERVICE
+from .out import say
 from .reach import for_running
 from .render import standing
 from .several import each
@@ -26,6 +27,6 @@ async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: boo
             service = await manager.restart_service(
                 name, rolling=not no_rolling, force=force, wait=not no_wait
             )
-            print(service.name, standing(service, just_told=no_wait))
+            say(f"{service.name} ", standing(service, just_told=no_wait))
 
         return await each(cli, names, restart)

@@ -10,7 +10,7 @@ from ..ownership import ManagerLock
 from ..storage import restore
 from .group import Cli, subcommand
 from .names import FILE
-from .render import note, on_terminal
+from .out import note, on_terminal, say
 
 
 @subcommand("restore", example="agentmgr restore agents-monday.db")
@@ -26,6 +26,6 @@ async def command(cli: Cli, file: str) -> None:
         if on_terminal():
             note(f"checking {file}")
         kept = await restore(Path(file), cli.paths.database)
-    print(f"restored {cli.paths.database} from {file}")
+    say(f"restored {cli.paths.database} from {file}")
     if kept is not None:
-        print(f"what was there before is now {kept}")
+        say(f"what was there before is now {kept}")

@@ -11,8 +11,9 @@ from ..errors import InvalidRequest
 from ..models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
 from .group import COMMANDS, Cli, Command, Group, common_options, format_option, subcommand
 from .names import RULE, SERVICE
+from .out import say, say_json
 from .reach import for_reading, for_writing
-from .render import print_fields, print_json, print_table
+from .render import print_fields, print_table
 from .several import each
 from .words import split_tags
 
@@ -116,7 +117,7 @@ async def _list(cli: Cli, output: str) -> None:
     async with for_reading(cli) as manager:
         rules = await manager.list_routing_rules()
     if output == "json":
-        print_json(rules)
+        say_json(rules)
         return
     print_table(
         ["name", "priority", "enabled", "when", "to", "strategy", "description"],
@@ -154,7 +155,7 @@ async def _add(cli: Cli, name: str, disabled: bool, **options: Any) -> None:
     rule = RoutingRule(name=name, enabled=not disabled, **_fields(**options))
     async with for_writing(cli) as manager:
         await manager.create_routing_rule(rule)
-    print(f"added {name}")
+    say(f"added {name}")
 
 
 @_routes("change", "Change a rule.", example="agentmgr routes change chinese --priority 5")
@@ -184,7 +185,7 @@ async def _update(cli: Cli, name: str, changes: dict[str, Any], done: str) -> No
         raise click.UsageError("Give something to change.")
     async with for_writing(cli) as manager:
         await manager.update_routing_rule(name, changes)
-    print(f"{done} {name}")
+    say(f"{done} {name}")
 
 
 @_routes("remove", "Remove a rule.", example="agentmgr routes remove chinese")
@@ -195,7 +196,7 @@ async def _remove(cli: Cli, names: tuple[str, ...]) -> int:
 
         async def remove(name: str) -> None:
             await manager.delete_routing_rule(name)
-            print(f"removed {name}")
+            say(f"removed {name}")
 
         return await each(cli, names, remove)
 
@@ -220,7 +221,7 @@ async def _test(cli: Cli, path: str, client_ip: str, headers: tuple[str, ...], o
         )
         services = await manager.list_services()
     if output == "json":
-        print_json(decision)
+        say_json(decision)
         return
     named = {
         instance.instance_id: f"{service.name}/{instance.slot}"

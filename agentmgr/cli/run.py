@@ -20,13 +20,14 @@ from ..manager.factory_path import located
 from ..models import DesiredStatus, Service, ServiceConfig
 from ..settings import LogLevel
 from ..supervisor.tail import follow, tail
+from ..visible import ProgramOutput
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .manager_options import gateway_options
 from .names import FILE
-from .render import colourful, harmless, note
+from .out import note, painted, program_line, say
 
-_COLORS = (36, 35, 33, 32, 34)
+_STYLES = ("cyan", "magenta", "yellow", "green", "blue")
 
 
 @subcommand("run", example="agentmgr run examples/echo_agent.py")
@@ -54,7 +55,7 @@ async def command(
         async with trio.open_nursery() as nursery:
             proxy = await _open(listeners, manager.serve_proxy, host, settings.proxy_port, proxy_port)
             api = await _open(listeners, _api(manager), host, settings.api_port, api_port)
-            print(_welcome(services, host, proxy, api, cli.paths.database), flush=True)
+            say(_welcome(services, host, proxy, api, cli.paths.database), lines=True, flush=True)
             for number, service in enumerate(services):
                 nursery.start_soon(_show_log, manager, service, number)
             for service in services:
@@ -148,13 +149,12 @@ def _welcome(services: list[Service], host: str, proxy: int, api: int, database:
 
 async def _show_log(manager: AgentManager, service: Service, number: int) -> None:
     """What the service writes, with its name before each line."""
-    mark = f"{service.name} | "
-    if colourful(sys.stdout):
-        mark = f"\x1b[{_COLORS[number % len(_COLORS)]}m{mark}\x1b[0m"
+    mark = painted(f"{service.name} | ", _STYLES[number % len(_STYLES)])
+    output = ProgramOutput()
 
     async def show(lines: bytes) -> None:
-        for line in harmless(lines).decode(errors="replace").splitlines():
-            print(f"{mark}{line}", flush=True)
+        for line in output.feed(lines).splitlines():
+            say(mark, program_line(line), flush=True)
 
     path = manager.log_path(service.name)
     _, end = await tail(path, 0)

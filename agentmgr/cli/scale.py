@@ -6,6 +6,7 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .names import SERVICE
+from .out import say
 from .reach import for_writing
 from .render import counted, standing
 from .watch import progress
@@ -20,4 +21,4 @@ async def command(cli: Cli, name: str, instances: int, no_wait: bool) -> None:
     async with for_writing(cli, adopting=True) as manager, progress(cli):
         service = await manager.scale_service(name, instances, wait=not no_wait)
     stands = standing(service, just_told=no_wait)
-    print(f"{service.name} has {counted(instances, 'instance')}; it {stands}")
+    say(f"{service.name} has {counted(instances, 'instance')}; it {stands}")

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 from ..client.events import AgentEvent, failure_message
-from .render import colourful
-
-DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+from .out import painted, say, say_json
 
 
 class Screen:
     """Shows events as they come; `quiet` leaves all but the answer out, `raw` shows them as JSON."""
 
-    def __init__(self, out: TextIO, *, raw: bool, quiet: bool) -> None:
-        self._out = out
+    def __init__(self, *, raw: bool, quiet: bool) -> None:
         self._raw = raw
         self._quiet = quiet
-        self._colours = colourful(out)
         self._streamed = False
+        self._half = ""
 
     def show(self, event: AgentEvent) -> None:
         if self._raw:
-            self._line(json.dumps(event.fields, ensure_ascii=False))
+            say_json(event.fields, indent=None, flush=True)
         elif not self._quiet:
             self._show(event)
 
@@ -35,8 +32,7 @@ class Screen:
     def _show(self, event: AgentEvent) -> None:
         name, content = event.event, event.content
         if name == "agent.partial_answer":
-            self._out.write(str(content))
-            self._out.flush()
+            say(self._whole(str(content)), lines=True, end="", flush=True)
             self._streamed = True
         elif name == "agent.final_answer":
             self._line("" if self._streamed else text_of(content))
@@ -55,12 +51,22 @@ class Screen:
         elif name == "agent.session_end":
             self.aside("(the session has ended)")
 
+    def _whole(self, text: str) -> str:
+        """Without the half of a character at its end, which waits for its other half in the next piece."""
+        text = (self._half + text).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        return text.removesuffix(self._half)
+
     def aside(self, text: str) -> None:
-        self._line(f"{DIM}{text}{PLAIN}" if self._colours else text)
+        self._line(painted(text, "dim", lines=True))
 
     def _line(self, text: str) -> None:
-        self._out.write(f"\n{text}\n" if self._streamed and text else f"{text}\n")
-        self._out.flush()
+        if self._half:
+            say(self._half, end="")
+            self._half = ""
+        if self._streamed and text:
+            say()
+        say(text, lines=True, flush=True)
         self._streamed = False
 
 

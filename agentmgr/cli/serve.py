@@ -12,6 +12,7 @@ from ..errors import InvalidRequest
 from ..models import OnDisconnect, Runtime, ServiceConfig, WhenBusy
 from .group import Cli, subcommand
 from .names import FILE
+from .out import say
 
 _DEFAULTS = ServiceConfig()
 
@@ -130,7 +131,7 @@ async def command(
 
     class Announce(trio.TaskStatus[str]):
         def started(self, value: str | None = None) -> None:
-            click.echo(f"{file} answers at {value}; try: agentmgr chat {value}")
+            say(f"{file} answers at {value}; try: agentmgr chat {value}", flush=True)
 
     os.environ.pop("AGENTMGR_TOKEN", None)  # the operator's key is none of the agent's business
     await run(options, task_status=Announce())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Iterable
 
 from ..errors import AgentManagerError
 from .group import Cli
+from .out import complain, show_traceback
 
 
 async def each(cli: Cli, names: Iterable[str], do: Callable[[str], Awaitable[None]]) -> int:
@@ -18,8 +18,6 @@ async def each(cli: Cli, names: Iterable[str], do: Callable[[str], Awaitable[Non
         except AgentManagerError as error:
             failures += 1
             if cli.debug:
-                import traceback  # 4 ms that nobody else needs
-
-                traceback.print_exc()
-            print(f"Error: {error.message}", file=sys.stderr)
+                show_traceback(error)
+            complain(error.message)
     return int(failures > 0)

@@ -11,9 +11,9 @@ import trio
 from ..client.api import ManagerClient
 from ..errors import ManagerNotRunning
 from .group import Cli, subcommand
+from .out import note, say
 from .presence import answers_at_once, silent, unreachable
 from .reach import running
-from .render import note
 from .watch import progress
 
 
@@ -42,7 +42,7 @@ async def command(cli: Cli, leave_running: bool) -> None:
         return
     async with running(cli) as client, progress(cli):
         await end(client, leave_running=leave_running)
-    print("the manager has ended" + (", and left its instances running" if leave_running else ""))
+    say("the manager has ended" + (", and left its instances running" if leave_running else ""))
 
 
 async def end(client: ManagerClient, *, leave_running: bool = False) -> int:

@@ -7,6 +7,7 @@ import asyncclick as click
 from ..errors import ServiceFailedToStart
 from .group import Cli, subcommand
 from .names import SERVICE
+from .out import say
 from .reach import for_running
 from .render import standing
 from .several import each
@@ -28,6 +29,6 @@ async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> int:
                 if waiting := await waits(cli, name):
                     raise ServiceFailedToStart(f"{name} {waiting}") from None
                 raise
-            print(service.name, standing(service, just_told=no_wait))
+            say(f"{service.name} ", standing(service, just_told=no_wait))
 
         return await each(cli, names, start)

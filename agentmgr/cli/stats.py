@@ -6,8 +6,9 @@ import asyncclick as click
 
 from .group import Cli, format_option, subcommand
 from .names import SERVICE
+from .out import say_json
 from .reach import for_reading
-from .render import duration, print_fields, print_json, size
+from .render import duration, print_fields, size
 
 
 @subcommand("stats", example="agentmgr stats --format json")
@@ -18,7 +19,7 @@ async def command(cli: Cli, name: str | None, output: str) -> None:
     async with for_reading(cli) as manager:
         figures = await (manager.get_service_stats(name) if name else manager.get_system_stats())
     if output == "json":
-        print_json(figures)
+        say_json(figures)
     else:
         print_fields(_flat(figures))
 

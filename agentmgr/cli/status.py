@@ -10,8 +10,9 @@ from ..codec import to_plain
 from ..models import Instance, Service
 from .group import Cli, format_option, subcommand
 from .names import SERVICE
+from .out import say, say_json
 from .reach import for_reading
-from .render import ago, counted, duration, print_fields, print_json, print_table, size
+from .render import ago, counted, duration, print_fields, print_table, size
 from .watch import watch
 
 
@@ -33,20 +34,20 @@ async def _show(cli: Cli, name: str | None, output: str) -> None:
         if name is None:
             figures = await manager.get_system_stats()
             if output == "json":
-                print_json(figures)
+                say_json(figures)
             else:
                 services = figures["services"]
-                print(
+                say(
                     f"{counted(services['total'], 'service')}, {services['running']} running; "
                     f"{counted(figures['connections']['total_connections'], 'session')}"
                 )
                 for trouble in figures["troubles"]:
-                    print(f"degraded: {trouble}")
+                    say(f"degraded: {trouble}")
             return
         service = await manager.get_service(name)
         stats = await manager.get_service_stats(name)
     if output == "json":
-        print_json({**to_plain(service), "stats": stats})
+        say_json({**to_plain(service), "stats": stats})
     else:
         _print(service, stats)
 
@@ -87,7 +88,7 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
         ]
     )
     if service.instances:
-        print()
+        say()
         print_table(
             ["instance", "status", "health", "pid", "address", "up", "last exit"],
             [
@@ -97,7 +98,7 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
             empty="",
         )
     if used := [(i.slot, i.usage) for i in service.instances if i.usage is not None]:
-        print()
+        say()
         print_table(
             ["instance", "cpu", "memory", "processes", "threads", "open files"],
             [

@@ -6,6 +6,7 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .names import SERVICE
+from .out import say
 from .reach import for_writing
 from .render import standing
 from .several import each
@@ -22,6 +23,6 @@ async def command(cli: Cli, names: tuple[str, ...], force: bool, no_wait: bool) 
 
         async def stop(name: str) -> None:
             service = await manager.stop_service(name, force=force, wait=not no_wait)
-            print(service.name, standing(service, just_told=no_wait))
+            say(f"{service.name} ", standing(service, just_told=no_wait))
 
         return await each(cli, names, stop)

@@ -7,6 +7,8 @@ import sys
 
 import trio
 
+from .out import say
+
 _CHUNK_BYTES = 64 * 1024
 
 
@@ -26,8 +28,7 @@ class Lines:
     async def read(self, prompt: str) -> str | None:
         """The next line, without its end; None at the end of the input. A prompt is for terminals only."""
         if self.interactive:
-            sys.stdout.write(prompt)
-            sys.stdout.flush()
+            say(prompt, end="", flush=True)
         while b"\n" not in self._rest and not self._ended:
             try:
                 await trio.lowlevel.wait_readable(self._fd)

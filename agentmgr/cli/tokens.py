@@ -10,8 +10,9 @@ import asyncclick as click
 from ..models import Token, TokenPolicy, utc_now
 from .group import COMMANDS, Cli, Command, Group, common_options, format_option, subcommand
 from .names import TOKEN
+from .out import note, say, say_json
 from .reach import for_writing, running
-from .render import clock, note, print_json, print_table
+from .render import clock, print_table
 from .several import each
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ async def _create(cli: Cli, name: str, scopes: tuple[str, ...], expires_days: fl
     async with for_writing(cli) as manager:
         _, key = await manager.create_token(name, scopes, expires_in_days=expires_days)
         note(f"the key of {name}; it is not shown again:")
-        print(key)
+        say(key)
         _, policy = await _state(manager)
         note(str(policy))
 
@@ -58,7 +59,7 @@ async def _list(cli: Cli, output: str) -> None:
     async with for_writing(cli) as manager:
         tokens, policy = await _state(manager)
     if output == "json":
-        print_json(
+        say_json(
             [
                 {
                     "token_id": token.token_id,
@@ -88,7 +89,7 @@ async def _revoke(cli: Cli, names: tuple[str, ...]) -> int:
 
         async def revoke(name: str) -> None:
             await manager.delete_token(name)
-            print(f"revoked {name}")
+            say(f"revoked {name}")
 
         code = await each(cli, names, revoke)
         _note_closed(*await _state(manager))
@@ -136,7 +137,7 @@ async def _ticket(cli: Cli, service: str | None, expires: float | None) -> None:
     async with running(cli) as manager:
         made = await manager.create_ticket(service, expires_in_s=expires)
     note(f"good for one connection, until {clock(made.expires_at)}:")
-    print(made.ticket)
+    say(made.ticket)
 
 
 for _command in (_create, _list, _revoke, _require, _ticket):

@@ -10,6 +10,7 @@ from pwd import getpwuid
 import asyncclick as click
 
 from .group import Cli, subcommand
+from .out import say
 
 _UNIT = """\
 [Unit]
@@ -60,7 +61,7 @@ async def command(
     for option, value in (("--host", host), ("--api-port", api_port), ("--proxy-port", proxy_port)):
         if value is not None:
             words += [option, str(value)]
-    print(
+    say(
         _UNIT.format(
             database=cli.paths.database,
             # A unit of the system would run as root, and so would all services.
@@ -70,6 +71,7 @@ async def command(
             path=_plain(os.environ.get("PATH", os.defpath)).replace('"', '\\"'),
             target="default.target" if user else "multi-user.target",
         ),
+        lines=True,
         end="",
     )
 

@@ -6,6 +6,7 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .names import SERVICE
+from .out import say
 from .reach import for_writing
 from .several import each
 from .watch import progress
@@ -20,6 +21,6 @@ async def command(cli: Cli, names: tuple[str, ...], force: bool) -> int:
 
         async def unregister(name: str) -> None:
             service = await manager.unregister_service(name, force=force)
-            print(f"unregistered {service.name}")
+            say(f"unregistered {service.name}")
 
         return await each(cli, names, unregister)

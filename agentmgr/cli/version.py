@@ -7,7 +7,8 @@ from importlib.metadata import version as version_of
 
 from .. import __version__
 from .group import Cli, format_option, subcommand
-from .render import print_fields, print_json
+from .out import say_json
+from .render import print_fields
 
 
 @subcommand("version", example="agentmgr version")
@@ -20,4 +21,4 @@ async def command(cli: Cli, output: str) -> None:
         **{name: version_of(name) for name in ("trio", "trio-websocket", "hypercorn", "quart-trio")},
         "platform": platform.platform(),
     }
-    print_json(found) if output == "json" else print_fields(found.items())
+    say_json(found) if output == "json" else print_fields(found.items())

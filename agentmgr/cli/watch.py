@@ -11,9 +11,10 @@ import trio
 
 from ..errors import AgentManagerError, ManagerNotRunning
 from .group import Cli
+from .out import clear_screen, flush, note
 from .presence import answers
 from .reach import running
-from .render import counted, note, on_terminal
+from .render import counted
 
 if TYPE_CHECKING:
     from ..client.api import ManagerClient
@@ -22,17 +23,14 @@ if TYPE_CHECKING:
 _SETTLE_S = 0.2  #: changes often come several at once
 _REFRESH_S = 2.0  #: for what changes without an event, such as a time
 
-_CLEAR = "\x1b[H\x1b[2J\x1b[3J"
-
 
 async def watch(cli: Cli, show: Callable[[], Awaitable[None]]) -> None:
     """Calls `show` now and after each change, until Ctrl-C."""
     while True:
-        if on_terminal():
-            print(_CLEAR, end="")
+        clear_screen()
         with suppress(ManagerNotRunning):  # it has just ended: the database is shown in a moment
             await show()
-        sys.stdout.flush()
+        flush()
         with trio.move_on_after(_REFRESH_S):
             await _change(cli)
             await trio.sleep(_SETTLE_S)

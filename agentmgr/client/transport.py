@@ -19,6 +19,7 @@ from attrs import frozen
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
 from ..errors import InvalidRequest
+from ..visible import visible
 
 CONNECT_TIMEOUT_S = 10.0
 UPGRADE_TIMEOUT_S = 13.0
@@ -122,7 +123,7 @@ def _said(refusal: ConnectionRejected) -> str:
         TypeError,
     ):  # a stranger's: its page is of no use here
         return f"it answers with HTTP status {refusal.status_code}, as no agentmgr gateway and no agent does"
-    return str(said)
+    return visible(str(said))  # one line: it must not pass for ours
 
 
 async def _open_stream(

@@ -10,7 +10,7 @@ import pytest
 
 from agentmgr.cli.background import _last_line
 from agentmgr.cli.list import _row
-from agentmgr.cli.render import harmless, what_helps
+from agentmgr.cli.render import what_helps
 from agentmgr.cli.stats import _flat
 from agentmgr.cli.status import _percentiles
 from agentmgr.core.view import service_view
@@ -185,8 +185,3 @@ def test_an_output_that_cannot_be_written_is_no_traceback(shell: Any, redirectio
             1,
             "Error: the output could not be written: No space left on device\n",
         )
-
-
-def test_on_a_terminal_a_service_may_colour_its_output_and_no_more() -> None:
-    assert harmless(b"\x1b[31mred\x1b[0m\tand\n") == b"\x1b[31mred\x1b[0m\tand\n"
-    assert harmless(b"\x1b[2J\x1b]0;title\x07\x08") == b"^[[2J^[]0;title^G^H"

@@ -183,7 +183,7 @@ async def test_an_agent_that_does_not_come_back_is_said_to_be_unreachable(monkey
         async def locate():
             return url
 
-        screen = Screen(sys.stdout, raw=False, quiet=False)
+        screen = Screen(raw=False, quiet=False)
         await Talk(open_session, screen, yes=False).through(locate, None, never())
 
     monkeypatch.setattr("agentmgr.cli.chat.note", note)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -88,7 +89,7 @@ def test_output_that_is_cut_anywhere_is_shown_as_in_one_piece(parts: list[str], 
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)))))
     output = ProgramOutput()
     edges = [0, *cuts, len(whole)]
-    shown = "".join(output.feed(whole[a:b]) for a, b in zip(edges, edges[1:], strict=False)) + output.end()
+    shown = "".join(output.feed(whole[a:b]) for a, b in pairwise(edges)) + output.end()
     at_once = ProgramOutput()
     assert shown == at_once.feed(whole) + at_once.end()
     assert not ACTS.search(re.sub(r"\x1b\[[0-9;]*m", "", shown))

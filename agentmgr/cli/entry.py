@@ -15,11 +15,12 @@ import trio
 
 from ..errors import AgentManagerError, leaves
 from .group import Cli, root
-from .out import complain, say, show_traceback
+from .out import complain, prepare, say, show_traceback
 
 
 def run(argv: Sequence[str]) -> int:
     """The exit code of `agentmgr ARGV…`; not 0 when its output could not be written."""
+    prepare()
     cli = Cli()
     code = _run(argv, cli)
     try:

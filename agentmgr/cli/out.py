@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import Any, TextIO
 
 from ..codec import to_plain
@@ -27,6 +28,13 @@ class Shown(str):
     """Text that is safe on a terminal as it stands. Only this module and `visible` make it."""
 
     __slots__ = ()
+
+
+def prepare() -> None:
+    """What the terminal's encoding lacks is written as an escape too, where Python would give up."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(*parts: str, lines: bool = False, end: str = "\n", error: bool = False, flush: bool = False) -> None:

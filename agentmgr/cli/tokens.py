@@ -111,7 +111,7 @@ async def _require(cli: Cli, required: str, api: bool, gateway: bool) -> None:
             api=required == "on" if api or both else None,
             gateway=required == "on" if gateway or both else None,
         )
-        print(policy)
+        say(str(policy))
         _note_closed(*await _state(manager))
 
 

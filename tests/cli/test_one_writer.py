@@ -1,8 +1,7 @@
 """Whatever a command shows of strangers' words on a terminal, none of them acts on it.
 
 The words come the ways they come in life: a client's close reason and path, an agent's answers, output and
-errors, what a command says of itself by sd_notify, another server's refusal, a file to apply, what was typed,
-and rows of a database that an earlier version wrote.
+errors, what a command says of itself by sd_notify, another server's refusal, a file to apply, what was typed.
 """
 
 from __future__ import annotations
@@ -12,12 +11,11 @@ import os
 import pty
 import re
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -86,7 +84,7 @@ def check(shown: str, *, strangers: bool = True) -> None:
     if strangers:
         assert "FORGED" in shown, f"nothing of the stranger is in it: {shown}"
     assert not ACTS.search(OURS.sub("", shown)), shown
-    assert not re.search(r"^\s*FORGED", shown, re.M), shown
+    assert not re.search(r"^FORGED", shown, re.M), shown
     assert "Traceback" not in shown
     assert "internal error" not in shown
 
@@ -111,44 +109,32 @@ def refusing_server() -> Iterator[int]:
 
 
 @pytest.fixture
-def visited(here: Any, free_port: int) -> Iterator[tuple[Any, int]]:
-    """A manager, a gateway, services with strangers' words in all that is shown of them, a client that left."""
-    (here.directory / "evil.py").write_text(AGENT)
-    (here.directory / "says.py").write_text(SAYS)
-    here.ok("register", "evil", "evil.py")
-    here.ok("register", "says", "--", sys.executable, "says.py")
-    here.ok("register", "fails", "--restart", "never", "--", sys.executable, "says.py", "fail")
-    here.ok("routes", "add", "rule", "--when", "query.x", "equals", "1", "--service", "evil")
-    with closing(sqlite3.connect(here.paths.database)) as database, database:  # of an earlier version
-        database.execute("UPDATE services SET description = ? WHERE name = 'evil'", [HOSTILE])
-        database.execute("UPDATE routing_rules SET description = ?", [HOSTILE])
-    with here.background("daemon", "--proxy-port", str(free_port)) as daemon:
-        daemon.until("proxy")
-        here.ok("start", "evil")
-        here("start", "says")
-        here("start", "fails")
-        with connect(f"ws://127.0.0.1:{free_port}/services/evil") as client:
+def visited(shell: Any) -> Iterator[tuple[Any, int]]:
+    """A manager, a gateway, services with strangers' words in all that they show, a client that left."""
+    (shell.directory / "evil.py").write_text(AGENT)
+    (shell.directory / "says.py").write_text(SAYS)
+    shell.ok("register", "evil", "evil.py")
+    shell.ok("register", "says", "--", sys.executable, "says.py")
+    shell.ok("register", "fails", "--restart", "never", "--", sys.executable, "says.py", "fail")
+    shell.ok("routes", "add", "rule", "--when", "query.x", "equals", "1", "--service", "evil")
+    with shell.background("daemon", "--proxy-port", "0") as daemon:
+        port = int(daemon.until("gateway at").rpartition(":")[2])
+        shell.ok("start", "evil")
+        shell("start", "says")
+        shell("start", "fails")
+        with connect(f"ws://127.0.0.1:{port}/services/evil") as client:
             client.send("hi")
             client.recv()
             client.close(1000, HOSTILE.replace("\r", "")[:100])
-        yield here, free_port
+        yield shell, port
 
 
-COMMANDS: list[list[str]] = [
-    ["list"],
-    ["routes", "list"],
-    ["status", "evil"],
-    ["status", "says"],
+SHOW_STRANGERS_WORDS: list[list[str]] = [
     ["status", "fails"],
     ["logs", "evil"],
     ["logs", "fails"],
     ["events"],
     ["events", "--format", "json"],
-    ["list", "--format", "json"],
-    ["status", "evil", "--format", "json"],
-    ["routes", "list", "--format", "json"],
-    ["export"],
-    ["start", "fails"],
     ["start", HOSTILE],
     [HOSTILE],
     ["list", f"--{HOSTILE}"],
@@ -158,37 +144,50 @@ COMMANDS: list[list[str]] = [
     ["register", "x", "evil.py", "--cwd", HOSTILE],
     ["change", "evil", "--tags", HOSTILE],
     ["disconnect", HOSTILE],
-    ["routes", "test", "--path", f"/{HOSTILE}"],
     ["routes", "test", "--header", HOSTILE],
-    ["routes", "add", "r", "--when", HOSTILE, "equals", "1"],
     ["tokens", "revoke", HOSTILE],
     ["chat", "evil", "--once", "hi"],
     ["chat", "evil", "--once", "hi", "--raw"],
-    ["chat", "evil", "--once", "fail"],
     ["chat", HOSTILE],
-    ["chat", f"ws://127.0.0.1:1/{HOSTILE}"],
     ["apply", "hostile.toml"],
     ["apply", f"{HOSTILE}.toml"],
-    ["restore", HOSTILE],
     ["backup", f"/nowhere/{HOSTILE}"],
     ["serve", f"{HOSTILE}.py"],
+]
+OTHERS: list[list[str]] = [
+    ["status", "says"],
+    ["routes", "test", "--path", f"/{HOSTILE}"],
+    ["routes", "add", "r", "--when", HOSTILE, "equals", "1"],
+    ["chat", "evil", "--once", "fail"],
+    ["chat", f"ws://127.0.0.1:1/{HOSTILE}"],
+    ["restore", HOSTILE],
     ["run", f"{HOSTILE}.py"],
     ["list", "--db-path", f"/nowhere/{HOSTILE}"],
+    ["export"],
 ]
 
 
 def test_no_words_of_a_stranger_act_on_the_terminal(visited: tuple[Any, int]) -> None:
     here, _ = visited
     (here.directory / "hostile.toml").write_text(f"{json.dumps(HOSTILE)} = 1\n", "utf-8")
-    for words in COMMANDS:
+    wrong = {}
+    for words in SHOW_STRANGERS_WORDS + OTHERS:
         try:
-            check(on_terminal(here, *words))
+            check(on_terminal(here, *words), strangers=words in SHOW_STRANGERS_WORDS)
         except AssertionError as error:
-            raise AssertionError(f"agentmgr {words}") from error
+            wrong[" ".join(words)] = str(error)
+    assert not wrong, "\n\n".join(f"agentmgr {words}: {error[:600]}" for words, error in wrong.items())
     shown = on_terminal(here, "chat", "evil", typed="hi\nask\nn\n\x04")
     check(shown.replace("\x04", ""))
     with refusing_server() as port:
         check(on_terminal(here, "chat", f"ws://127.0.0.1:{port}", "--once", "hi"))
+
+
+def test_what_the_encoding_of_the_terminal_lacks_is_escaped(here: Any) -> None:
+    here.ok("register", "a", "my_agent.py", "--description", "天气")
+    done = here.process("status", "a", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\u5929\u6c14" in done.stdout
 
 
 def test_open_connections_and_the_managers_own_log_neither(visited: tuple[Any, int]) -> None:

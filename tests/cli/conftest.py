@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -59,6 +60,7 @@ class Shell:
                 patch.setenv(name, value)
             with open(os.devnull) as nothing:
                 patch.setattr(sys, "stdin", nothing)
+                patch.setattr(logging.getLogger(), "handlers", [])  # as its stderr, for this call
                 try:
                     code = run(words)
                 except SystemExit as end:  # after completion

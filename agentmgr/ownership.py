@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
+from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
@@ -17,9 +19,39 @@ RETRY_S = 0.02
 
 
 def holder(paths: RuntimePaths) -> int | None:
-    """The pid of whoever manages the database; None where nobody does, or it cannot be told."""
+    """The pid of the process that manages the database; None where none does, or it cannot be seen."""
+    return _holder(paths.lock)
+
+
+def coming_up(paths: RuntimePaths) -> bool:
+    """Whether another process is about to manage the database, or waits for a manager that it has started."""
+    return _holder(paths.starting_lock) not in (None, os.getpid(), os.getppid())
+
+
+async def turn_to_start(paths: RuntimePaths) -> ExitStack:
+    """Waits until no other process brings a manager up, and keeps others waiting until it is closed.
+
+    The lock dies with its holder. Raises `DatabaseUnusable`.
+    """
+    paths.create()
+    with ExitStack() as stack:
+        fd = os.open(paths.starting_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, fd)
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # A blocking flock in a thread could not be given up when this command is.
+                await trio.sleep(RETRY_S)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        return stack.pop_all()
+
+
+def _holder(lock: Path) -> int | None:
     try:
-        fd = os.open(paths.lock, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import trio
 
 from .. import detached
 from ..errors import ManagerError
+from ..ownership import turn_to_start
 from .group import Cli
 from .out import note
 from .presence import answers
@@ -21,16 +20,17 @@ from .presence import answers
 READY = b"ready\n"
 
 
-async def start_daemon(cli: Cli) -> None:
+async def start_daemon(cli: Cli) -> ExitStack:
     """Starts `agentmgr daemon` in a session of its own, unless one answers by the time that it is our turn.
 
-    Says so on stderr. Raises `ManagerError` with the daemon's own words where it does not come up.
+    Says so on stderr. Close what it returns when the command is done with the new manager: until then no
+    `agentmgr daemon` of a terminal takes its place. Raises `ManagerError` with the daemon's own words where
+    it does not come up.
     """
     paths = cli.paths
-    paths.create()
-    async with _turn(paths.starting_lock):
+    with await turn_to_start(paths) as turn:
         if await answers(paths):  # another command was quicker
-            return
+            return ExitStack()
         said_before = paths.daemon_log.stat().st_size if paths.daemon_log.exists() else 0
         reading, writing = os.pipe()
         async with trio.lowlevel.FdStream(reading) as words_of_it:
@@ -41,12 +41,15 @@ async def start_daemon(cli: Cli) -> None:
             words = b"".join([chunk async for chunk in words_of_it])  # until its last writer closes it
         if words != READY:
             code = await trio.to_thread.run_sync(process.wait)
+            if await answers(paths):  # a program that embeds a manager was quicker
+                return ExitStack()
             said = words.decode(errors="replace").strip() or _last_line(paths.daemon_log, said_before)
             if code < 0:
                 said = f"it was killed by {signal.Signals(-code).name} before it was ready"
             raise ManagerError(f"the manager did not start: {said}; its log is {paths.daemon_log}")
         detached.disown(process)
-    note(f"started a manager in the background, pid {process.pid}; its log is {paths.daemon_log}")
+        note(f"started a manager in the background, pid {process.pid}; its log is {paths.daemon_log}")
+        return turn.pop_all()
 
 
 def _spawn(cli: Cli, ready_fd: int) -> subprocess.Popen[bytes]:
@@ -61,23 +64,6 @@ def _spawn(cli: Cli, ready_fd: int) -> subprocess.Popen[bytes]:
             stderr=log,  # what it says before it logs, or when it cannot any more
             inherited=[ready_fd],
         )
-
-
-@asynccontextmanager
-async def _turn(path: Path) -> AsyncIterator[None]:
-    """One at a time, over processes; the lock dies with its holder."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                # A blocking flock in a thread could not be given up when this command is.
-                await trio.sleep(0.03)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _last_line(path: Path, start: int) -> str:

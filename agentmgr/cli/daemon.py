@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import asyncclick as click
@@ -11,8 +11,10 @@ import trio
 
 from ..errors import AgentManagerError, leaves
 from ..logging_setup import configure_logging
+from ..ownership import turn_to_start
 from ..proxy.certificate import Certificate
 from ..settings import Settings
+from ..storage.sqlite import check
 from .foreground import managing, run_until_told, until_signalled
 from .group import Cli, subcommand
 from .listeners import check_ports, open_api, open_gateway
@@ -57,9 +59,13 @@ async def command(
     configure_logging(settings.log_level, settings.log_format)
     try:
         await check_ports(cli.paths, host, gateway=proxy_port, workers=settings.proxy_workers, api=api_port)
-        if ready_fd is None:
-            await _relieve_background_manager(cli)
-        await _run(cli, settings, host, api_port, proxy_port, tls, leave_running, ready_fd)
+        with ExitStack() as turn:
+            if ready_fd is None:  # else the command that started this has the turn
+                if not cli.paths.directory.exists():  # nothing is put beside a file that is not ours to use
+                    await check(cli.paths.database)
+                turn.enter_context(await turn_to_start(cli.paths))
+                await _relieve_background_manager(cli)
+            await _run(cli, settings, host, api_port, proxy_port, tls, leave_running, ready_fd, turn)
     except* AgentManagerError as group:
         _tell(ready_fd, next(leaves(group)).message)
         raise
@@ -74,6 +80,7 @@ async def _run(
     tls: Certificate | None,
     leave_running: bool,
     ready_fd: int | None,
+    turn: ExitStack,
 ) -> None:
     notifier = Notifier()
     background = ready_fd is not None
@@ -87,6 +94,7 @@ async def _run(
             await open_gateway(listeners, manager, host, proxy_port, tls)
         if api_port is not None:
             await open_api(listeners, manager, host, api_port, tls)
+        turn.close()
         _tell(ready_fd, "ready")
         notifier.tell("READY=1")
         nursery.start_soon(notifier.keep_alive)

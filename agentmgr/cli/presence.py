@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from ..errors import ManagerAlreadyRunning, ManagerError
-from ..ownership import holder
+from ..ownership import coming_up, holder
 from ..settings import RuntimePaths
 
 RETRY_S = 0.03
@@ -29,11 +29,14 @@ async def answers_at_once(paths: RuntimePaths) -> bool:
 
 
 async def silent(paths: RuntimePaths) -> bool:
-    """Whether somebody holds the database and does not answer, not even after a moment."""
+    """Whether a process holds the database and does not answer, not even after a moment.
+
+    A manager that is coming up is waited for as long, also before it holds the database.
+    """
     give_up_at = trio.current_time() + _MOMENT_S
-    while not await answers_at_once(paths) and holder(paths) is not None:
+    while not await answers_at_once(paths) and ((held := holder(paths) is not None) or coming_up(paths)):
         if trio.current_time() > give_up_at:
-            return True
+            return held
         await trio.sleep(RETRY_S)
     return False
 

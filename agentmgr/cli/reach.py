@@ -7,7 +7,7 @@ command never writes to a database that a manager holds.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -59,7 +59,7 @@ async def for_writing(cli: Cli, *, adopting: bool = False) -> AsyncIterator[Mana
     async with AsyncExitStack() as stack:
         manager: ManagerClient | AgentManager
         if adopting and not await answers(cli.paths) and await _leftovers(cli):
-            await start_daemon(cli)
+            stack.enter_context(await start_daemon(cli))
         if (local := await _enter_unless_one_answers(cli, stack)) is not None:
             manager = local
         else:
@@ -89,11 +89,12 @@ async def for_running(cli: Cli, services: Iterable[str] = ()) -> AsyncIterator[M
 
     It is not started in vain: raises `ServiceNotFound` for what is not registered among `services`.
     """
-    if not await answers(cli.paths):
-        await _check_registered(cli, services)
-        await start_daemon(cli)
-    async with running(cli) as client:
-        yield client
+    with ExitStack() as turn:
+        if not await answers(cli.paths):
+            await _check_registered(cli, services)
+            turn.enter_context(await start_daemon(cli))
+        async with running(cli) as client:
+            yield client
 
 
 @asynccontextmanager

@@ -2,9 +2,12 @@
 
 import json
 import socket
+import time
 from typing import Any
 
 import pytest
+
+from agentmgr.ownership import coming_up
 
 
 def pid(shell: Any) -> int:
@@ -39,6 +42,31 @@ def test_two_that_become_the_manager_at_once_become_one(shell: Any) -> None:
         proxy.until("gateway at")
         api.until("API at")
         another.until("gateway at")
+
+
+@pytest.mark.parametrize("first", ["command", "daemon"])
+@pytest.mark.parametrize("words", [("start", "echo"), ("restart", "echo"), ("register", "x", "my_agent.py")])
+def test_a_command_and_a_daemon_that_begin_at_once_both_do_their_work(
+    shell: Any, first: str, words: tuple[str, ...]
+) -> None:
+    shell.ok("register", "echo", "my_agent.py")
+    words = (*words, "--auto-start") if words[0] == "register" else words
+    with shell.background("daemon") as daemon:
+        while first == "daemon" and not coming_up(shell.paths):
+            time.sleep(0.001)
+        assert "is running at" in shell.ok(*words)
+        daemon.until("managing")
+        assert shell.manager_pid() == daemon.process.pid, "that of the terminal is the manager in the end"
+
+
+def test_a_look_at_what_is_there_waits_for_a_manager_that_is_coming_up(shell: Any) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    shell.ok("shutdown")
+    with shell.background("daemon") as daemon:
+        while not coming_up(shell.paths):
+            time.sleep(0.001)
+        assert "the manager has ended" in shell.ok("shutdown")
+        daemon.until("managing")
 
 
 def test_a_daemon_leaves_the_port_to_a_terminal_that_serves_there(shell: Any) -> None:

@@ -9,7 +9,8 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,16 @@ async def command(cli: Cli, output: str) -> int:
 
     Exit code 1 when something is wrong; each finding says what to do about it.
     """
-    settings = cli.settings()
-    findings = [
-        _versions(),
-        *_files(cli.paths),
-        *await _manager_and_database(cli),
-        *_ports(settings, await _listeners(cli), living(cli.paths)),
-        _disk(cli.paths),
-    ]
+    findings = [_versions()]
+    try:
+        settings = cli.settings()
+    except AgentManagerError as error:
+        findings.append(Finding("settings", "error", error.message, "see the message"))
+    else:
+        findings += _files(cli.paths)
+        findings += await _manager_and_database(cli)
+        findings += _workers_and_ports(settings, cli.paths, await _listeners(cli))
+        findings += _unless_refused("disk", lambda: [_disk(cli.paths)])
     if output == "json":
         say_json(findings)
     else:
@@ -62,6 +65,20 @@ async def command(cli: Cli, output: str) -> int:
             empty="",
         )
     return int(any(finding.result == "error" for finding in findings))
+
+
+def _unless_refused(what: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """What `look` finds; where the system does not let it look, that is the finding."""
+    try:
+        return list(look())
+    except OSError as error:
+        return [_refused(what, error)]
+
+
+def _refused(what: str, error: OSError) -> Finding:
+    place = f"{error.filename}: " if error.filename is not None else ""
+    advice = "run it as the user whose files these are, or give them to this one"
+    return Finding(what, "error", f"{place}{error.strerror or error}", advice)
 
 
 def _versions() -> Finding:
@@ -95,11 +112,13 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
         async with offline(cli.paths) as manager:
             services = await manager.list_services()
             left, strangers = manager.unsupervised, manager.strangers
+            there = cli.paths.database.exists()
             tokens, policy = await manager.list_tokens(), await manager.get_token_policy()
     except AgentManagerError as error:
         return [Finding("database", "error", error.message, "see the message")]
+    except OSError as error:
+        return [_refused("database", error)]
     _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)  # a manager raises its own to that
-    there = cli.paths.database.exists()
     seen = f"{cli.paths.database}, {counted(len(services), 'service')}" if there else "none yet"
     findings.append(Finding("database", "ok", seen))
     findings.append(_tokens(tokens, policy))
@@ -119,7 +138,8 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
         advice = "nothing: this database is a copy, and leaves them alone"
         findings.append(Finding("instances", "warning", f"recorded here: {stranger}", advice))
     findings.append(_open_files(most_files))
-    findings += [finding for service in services for finding in _service(service)]
+    for service in services:
+        findings += _unless_refused(f"service {service.name}", partial(_service, service))
     return findings
 
 
@@ -156,6 +176,16 @@ def _service(service: Service) -> Iterator[Finding]:
         yield Finding(
             what, "error", f"{program} is not found, or not executable", "install it, or name its path"
         )
+
+
+def _workers_and_ports(settings: Settings, paths: RuntimePaths, ours: set[int]) -> list[Finding]:
+    refused: list[Finding] = []
+    workers: list[PidFile] = []
+    try:
+        workers = living(paths)
+    except OSError as error:
+        refused = [_refused("workers", error)]
+    return [*refused, *_ports(settings, ours, workers)]
 
 
 async def _listeners(cli: Cli) -> set[int]:
@@ -206,5 +236,7 @@ def _open_files(most: int) -> Finding:
     seen = f"at most {most}" if most != resource.RLIM_INFINITY else "no limit"
     if most != resource.RLIM_INFINITY and most <= _FEW_FILES:
         advice = "raise the hard limit of open files, as with LimitNOFILE= in a systemd unit"
-        return Finding("open files", "warning", f"{seen}: about {most // 2 - 64} sessions", advice)
+        sessions = most // 2 - 64
+        room = f"about {sessions} sessions" if sessions > 0 else "too few for sessions through the gateway"
+        return Finding("open files", "warning", f"{seen}: {room}", advice)
     return Finding("open files", "ok", seen)

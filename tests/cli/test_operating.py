@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 def names(shell: Any, *more: str) -> list[str]:
@@ -90,6 +95,53 @@ def test_the_doctor_says_what_is_wrong_and_what_to_do(here: Any) -> None:
     assert "my_agent.py is gone" in errors["service one"]["found"]
     assert "chmod 700" in errors["files"]["advice"]
     assert all(finding["advice"] for finding in errors.values())
+
+
+@pytest.mark.parametrize("closed", ["agent_manager.db.d", ".", "agents"])
+def test_the_doctor_says_what_the_system_does_not_let_it_look_at(here: Any, closed: str) -> None:
+    agents = here.directory / "agents"
+    agents.mkdir()
+    (agents / "one.py").write_text((here.directory / "my_agent.py").read_text())
+    here.ok("register", "one", "agents/one.py")
+    (here.directory / closed).chmod(0)
+    # As root: without the right to look everywhere, which root has.
+    limits = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+    try:
+        done = subprocess.run(
+            [*limits, sys.executable, "-m", "agentmgr", "doctor", "--format", "json"],
+            cwd="/",
+            env={**here.environment, "AGENTMGR_DB": str(here.paths.database)},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        (here.directory / closed).chmod(0o700)
+    assert done.returncode == 1, done.stderr
+    errors = [f for f in json.loads(done.stdout) if f["result"] == "error"]
+    assert any("Permission denied" in error["found"] for error in errors)
+    assert all(error["advice"] for error in errors)
+
+
+@pytest.mark.parametrize("most", [40, 64, 128, 200])
+def test_the_doctor_counts_no_sessions_below_none(here: Any, most: int) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'ulimit -n {most}; exec "$0" -m agentmgr doctor', sys.executable],
+        cwd=here.directory,
+        env=here.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("open files")]
+    assert ("about 36 sessions" if most == 200 else "too few for sessions") in line
+
+
+def test_the_doctor_shows_a_mistake_in_the_settings_as_a_finding(here: Any, write: Any) -> None:
+    write("agentmgr.toml", "api_port = 'x'")
+    done = here("doctor", "--format", "json")
+    assert done.returncode == 1
+    (error,) = [f for f in json.loads(done.stdout) if f["result"] == "error"]
+    assert (error["what"], "api_port" in error["found"]) == ("settings", True)
 
 
 def test_the_doctor_knows_a_damaged_database(here: Any) -> None:

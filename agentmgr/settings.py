@@ -19,6 +19,7 @@ from attrs import Attribute, field, fields, frozen
 from .codec import from_plain, parse_toml
 from .core.origin import is_origin
 from .errors import DatabaseUnusable, FieldProblem, InvalidRequest
+from .paths import absolute
 
 
 class LogLevel(StrEnum):
@@ -203,7 +204,7 @@ class RuntimePaths:
 
     @classmethod
     def of(cls, db_path: str | os.PathLike[str]) -> RuntimePaths:
-        database = Path(os.path.realpath(db_path))
+        database = Path(os.path.realpath(absolute(db_path)))
         directory = database.with_name(database.name + ".d")
         control_socket = directory / "control.sock"
         if len(os.fsencode(control_socket)) > SOCKET_PATH_BYTES:

@@ -7,6 +7,7 @@ import os
 import asyncclick as click
 
 from ..errors import DatabaseUnusable
+from ..paths import absolute
 from .group import Cli, subcommand
 from .names import FILE
 from .out import say
@@ -18,17 +19,15 @@ from .reach import running
 @click.argument("file", type=FILE)
 async def command(cli: Cli, file: str) -> None:
     """Copy the database, as it is at one moment, to a new file; services and clients notice nothing."""
-    destination = os.path.abspath(file)  # noqa: ASYNC240  # looks at nothing but the working directory
+    destination = absolute(file)
     if await answers(cli.paths):
         async with running(cli) as manager:
-            await manager.backup(destination)
+            await manager.backup(str(destination))
     else:
-        from pathlib import Path
-
         from ..storage import open_store
 
         if not os.path.exists(cli.paths.database):  # noqa: ASYNC240  # one look, before any work begins
             raise DatabaseUnusable(f"there is no database at {cli.paths.database} to copy")
         async with open_store(cli.paths.database, read_only=True) as store:
-            await store.backup(Path(destination))
+            await store.backup(destination)
     say(f"copied {cli.paths.database} to {destination}")

@@ -29,6 +29,7 @@ from ..core.secrets import HIDDEN
 from ..errors import AgentManagerError, InvalidRequest
 from ..manager.factory_path import located
 from ..models import RoutingRule, Service
+from ..paths import absolute
 from ..visible import toml_text
 
 
@@ -65,7 +66,7 @@ def read(path: Path) -> Declaration:
     if unknown:
         names = ", ".join(sorted(unknown))
         raise InvalidRequest(f"{path}: {names}: only [services.NAME] and [rules.NAME] are known")
-    directory = path.resolve().parent
+    directory = absolute(path.resolve() if path.is_symlink() else path).parent
     return Declaration(
         services={
             name: _service(path, directory, name, table) for name, table in _tables(path, data, "services")
@@ -93,7 +94,7 @@ def _service(path: Path, directory: Path, name: str, table: dict[str, Any]) -> D
         found = located(factory, cwd) if factory else None
     except AgentManagerError as error:
         raise InvalidRequest(f"{path}: services.{name}.agent_factory_path: {error.message}") from None
-    return attrs.evolve(service, cwd=str(cwd.resolve()), agent_factory_path=found)
+    return attrs.evolve(service, cwd=str(cwd), agent_factory_path=found)
 
 
 def _parsed(path: Path, kind: str, name: str, table: dict[str, Any], cls: type[Any]) -> Any:

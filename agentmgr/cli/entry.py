@@ -13,7 +13,8 @@ from io import StringIO
 import asyncclick as click
 import trio
 
-from ..errors import AgentManagerError, leaves
+from ..errors import AgentManagerError, InvalidRequest, leaves
+from ..paths import current_directory, reason
 from .group import Cli, root
 from .out import complain, prepare, say, show_traceback
 
@@ -81,8 +82,11 @@ def _show_usage(error: click.UsageError) -> None:
 
 
 def _sentence(error: OSError) -> str:
-    if error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    if error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG):  # of the database they are a StorageError
-        return f"the output could not be written: {error.strerror}"
-    return error.strerror or str(error)
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG):
+        return f"the output could not be written: {error.strerror}"  # of the database they are a StorageError
+    if error.filename is None and error.errno == errno.ENOENT:
+        try:
+            current_directory()
+        except InvalidRequest as removed:
+            return removed.message
+    return reason(error)

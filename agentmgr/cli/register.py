@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import asyncclick as click
@@ -14,7 +13,7 @@ from .names import FILE
 from .out import say
 from .reach import for_running, for_writing
 from .render import standing
-from .service_options import config_fields, config_options
+from .service_options import config_fields, config_options, directory_for
 from .waiting import waits
 from .watch import progress
 from .words import split_tags
@@ -66,7 +65,9 @@ async def command(
         raise click.UsageError("Give an agent file, or `--` and a command, and not both.")
     if not file and not words:
         raise click.UsageError("Give an agent file, or `--` and a command.")
-    fields = {"cwd": str(Path.cwd())} | config_fields(options)
+    fields = config_fields(options)
+    if "cwd" not in fields:
+        fields["cwd"] = directory_for(file or words[0])
     config = ServiceConfig(agent_factory_path=file, command=words, **fields)
     reach = for_running if auto_start else for_writing
     async with reach(cli) as manager, progress(cli):

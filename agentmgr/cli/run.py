@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,7 +15,7 @@ from ..api import serve_api
 from ..errors import Conflict, ManagerNotRunning, PortNotAvailable, ServiceFailed, ServiceNotFound
 from ..logging_setup import configure_logging
 from ..manager import AgentManager
-from ..manager.factory_path import located
+from ..manager.factory_path import located, same
 from ..models import DesiredStatus, Service, ServiceConfig
 from ..settings import LogLevel
 from ..supervisor.tail import follow, tail
@@ -26,6 +25,7 @@ from .group import Cli, subcommand
 from .manager_options import gateway_options
 from .names import FILE
 from .out import note, painted, program_line, say
+from .service_options import directory_for
 
 _STYLES = ("cyan", "magenta", "yellow", "green", "blue")
 
@@ -71,13 +71,13 @@ async def command(
 
 async def _registered(manager: AgentManager, file: str) -> Service:
     """The service of that file, made if need be. Raises `Conflict` where its name means another file."""
+    directory = directory_for(file)
     name = Path(file.partition(":")[0]).stem
     try:
         known = manager.get_service(name)
     except ServiceNotFound:
-        return await manager.register_service(name, file, config=ServiceConfig(cwd=os.getcwd()))
-    wanted = located(file, Path.cwd())
-    if known.agent_factory_path != wanted:
+        return await manager.register_service(name, file, config=ServiceConfig(cwd=directory))
+    if not same(known.agent_factory_path, located(file, Path(directory))):
         what = known.agent_factory_path or " ".join(known.command)
         raise Conflict(
             f"a service {name!r} is registered already, for {what}: "

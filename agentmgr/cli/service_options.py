@@ -8,8 +8,11 @@ from typing import Any, TypeVar
 
 import asyncclick as click
 
+from ..errors import InvalidRequest
 from ..models import OnDisconnect, OnManagerDeath, RestartMode, Runtime, ServiceConfig, WhenBusy
+from ..paths import absolute, current_directory
 from .names import DIRECTORY, FILE, SERVICE
+from .out import note
 from .words import variables
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -101,5 +104,20 @@ def config_fields(options: dict[str, Any]) -> dict[str, Any]:
     if words := given.pop("env_words", ()):
         given["env"] = variables(words)
     if "cwd" in given:
-        given["cwd"] = str(Path.cwd() / given["cwd"])
+        given["cwd"] = str(absolute(given["cwd"]))
     return given
+
+
+def directory_for(program: str) -> str:
+    """Where a program runs for which no directory is given: here; beside it when this directory was removed.
+
+    Raises `InvalidRequest` when it was, and the program is named by a relative path.
+    """
+    try:
+        return str(current_directory())
+    except InvalidRequest:
+        if not Path(program).is_absolute():
+            raise
+        directory = Path(program).parent
+        note(f"the current directory was removed: it will run in {directory}")
+        return str(directory)

@@ -11,6 +11,7 @@ import asyncclick as click
 
 from .group import Cli, subcommand
 from .out import say
+from .service_options import directory_for
 
 _UNIT = """\
 [Unit]
@@ -67,7 +68,7 @@ async def command(
             # A unit of the system would run as root, and so would all services.
             user="" if user else f"User={_user()}\n",
             command=_plain(shlex.join(words)),
-            directory=_plain(os.getcwd()),
+            directory=_plain(directory_for(str(cli.paths.database))),
             path=_plain(os.environ.get("PATH", os.defpath)).replace('"', '\\"'),
             target="default.target" if user else "multi-user.target",
         ),

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from attrs import evolve
 
 from ..errors import AgentFileNotFound
 from ..models import ServiceConfig
+from ..paths import absolute
 
 
 def settled(config: ServiceConfig) -> ServiceConfig:
     """The same configuration, independent of where this process happens to stand.
 
-    Raises `AgentFileNotFound`.
+    Links stay as they are given: where they lead is seen at each start. Raises `AgentFileNotFound`, and
+    `InvalidRequest` when the current directory was removed.
     """
-    directory = Path(config.cwd or ".").resolve()
+    directory = absolute(config.cwd or ".")
     path = config.agent_factory_path
     return evolve(config, cwd=str(directory), agent_factory_path=located(path, directory) if path else None)
 
@@ -28,13 +31,11 @@ def located(factory_path: str, directory: Path) -> str:
 
     Raises `AgentFileNotFound`.
     """
-    name, colon, factory = factory_path.rpartition(":")
-    if not (colon and factory.isidentifier()):
-        name, colon, factory = factory_path, "", ""
+    name, colon, factory = _parts(factory_path)
     path = Path(directory, name)
     try:
         if path.is_file():
-            return f"{path.resolve()}{colon}{factory}"
+            return f"{path}{colon}{factory}"
     except OSError as error:  # a name that is too long, a directory that may not be looked into
         raise AgentFileNotFound(f"agent file {_brief(path)} cannot be used: {error.strerror}") from None
     is_module = colon and all(part.isidentifier() for part in name.split(".")) and not name.endswith(".py")
@@ -43,6 +44,20 @@ def located(factory_path: str, directory: Path) -> str:
     if path.is_dir():
         raise AgentFileNotFound(f"agent file {path} is a directory; name the Python file in it")
     raise AgentFileNotFound(f"agent file {path} does not exist; check the path, or use an absolute one")
+
+
+def same(one: str | None, other: str) -> bool:
+    """Whether two located factories are one, also where the file of only one is named by a link."""
+    if one is None or one == other:
+        return one == other
+    (file, *factory), (other_file, *other_factory) = _parts(one), _parts(other)
+    return factory == other_factory and os.path.realpath(file) == os.path.realpath(other_file)
+
+
+def _parts(factory_path: str) -> tuple[str, str, str]:
+    """The file or module, the colon, the name of the factory; the last two are empty where there are none."""
+    name, colon, factory = factory_path.rpartition(":")
+    return (name, colon, factory) if colon and factory.isidentifier() else (factory_path, "", "")
 
 
 def _brief(path: Path) -> str:

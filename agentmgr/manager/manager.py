@@ -33,6 +33,7 @@ from ..models import (
     Usage,
     utc_now,
 )
+from ..paths import absolute
 from ..proxy.certificate import Certificate
 from ..worker.spec import WorkerSpec
 from .figures import Figures
@@ -273,7 +274,7 @@ class AgentManager(ServiceCommands):
 
     async def backup(self, destination: str | os.PathLike[str]) -> Path:
         """Copies the database as it is now to a new file, while all goes on. Raises `Conflict`."""
-        path = Path.cwd() / destination
+        path = absolute(destination)
         await self._live().store.backup(path)
         return path
 

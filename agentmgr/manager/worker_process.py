@@ -14,6 +14,7 @@ from attrs import evolve
 from .. import detached
 from ..codec import to_json
 from ..core.restart import Exit
+from ..paths import reason
 from ..supervisor import logs
 from ..worker.spec import WorkerSpec
 
@@ -42,7 +43,7 @@ class WorkerProcess:
             try:
                 process = _spawn(evolve(spec, ready=writing), output)
             except OSError as error:
-                raise DidNotStart(error.strerror or str(error)) from None
+                raise DidNotStart(reason(error)) from None
             finally:
                 os.close(writing)
             serving, exit = b"", Exit()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from .. import paths
 from ..core.restart import Cause
 from ..descriptors import give_back
 from . import logs
@@ -112,7 +113,8 @@ def cannot(error: Exception, program: str | None = None, cwd: str | None = None)
     if cwd is not None and error.filename == cwd:
         reason = f"cannot work in directory {cwd!r}: {error.strerror}"
         return CannotLaunch(Cause.CANNOT_EXECUTE, reason)
-    return CannotLaunch(Cause.CANNOT_EXECUTE, f"cannot {what}: {error.strerror}")
+    said = error.strerror if error.filename == program else paths.reason(error)
+    return CannotLaunch(Cause.CANNOT_EXECUTE, f"cannot {what}: {said}")
 
 
 def _open_log(file: Path) -> int:

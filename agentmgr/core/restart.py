@@ -6,7 +6,8 @@ The rules:
 
 * `on-failure` restarts what failed, `always` also what ended well, `never` nothing.
 * Ending well is exit code 0 after having been ready. A service that ends before it was ever ready has failed,
-  whatever its exit code says (as systemd takes it for `Type=notify`).
+  whatever its exit code says (as systemd takes it for `Type=notify`). A hosted agent never ends by itself:
+  one that has was sent a signal by another program, and has not ended well.
 * At most `max_restart_count` restarts within any `restart_window`; the next failure gives up.
 * The n-th restart in a window waits `restart_delay` · 2ⁿ, at most `restart_delay_max`, ±20 %, so that
   instances that fell together do not rise together.
@@ -29,6 +30,8 @@ from attrs import evolve, frozen
 from ..models import RestartMode, ServiceConfig
 
 EX_CONFIG = 78
+FROM_OUTSIDE = frozenset({signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
+"""Signals that no fault of a program's own raises; that one of them ended it says that it was sent."""
 MIN_REPEATED_DELAY_S = 0.1
 _AT_ONCE_S = 0.5
 JITTER = 0.2
@@ -54,6 +57,7 @@ class Cause(Enum):
     """Why an instance has ended, or was never there."""
 
     EXITED = auto()
+    ENDED_FROM_OUTSIDE = auto()  #: in good order, because another program told it to
     NOT_READY = auto()  #: alive, and not ready within the startup timeout
     UNHEALTHY = auto()  #: alive, and failing its checks for longer than the recovery threshold
     CANNOT_EXECUTE = auto()  #: the program is missing, not executable, not a program

@@ -114,6 +114,32 @@ def in_present_shape(job: Callable[[sqlite3.Connection], T], db: sqlite3.Connect
         return job(copy)
 
 
+def strange(db: sqlite3.Connection) -> str | None:
+    """What it defines that no database of ours does, such as a trigger, which would run with our rights; None
+    when all is ours. Of a file with an older schema only triggers and views are seen.
+    """
+    for kind, name in db.execute("SELECT type, name FROM sqlite_schema WHERE type IN ('trigger', 'view')"):
+        return f"the {kind} {name}"
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version == len(migrations()):
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as ours:
+            _migrate(ours)
+            for kind, name, *column in sorted(_defined(db) ^ _defined(ours)):
+                return f"another {kind} {name}" + (f", column {column[0]}" if column else "")
+    return None
+
+
+def _defined(db: sqlite3.Connection) -> set[tuple[str, ...]]:
+    """Its tables and indexes, and the columns with all that is known of them."""
+    own = "name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"  # those are SQLite's
+    things = set[tuple[str, ...]](db.execute(f"SELECT type, name FROM sqlite_schema WHERE {own}"))
+    columns = db.execute(
+        "SELECT 'table', t.name, c.name, c.type, c.\"notnull\", c.dflt_value, c.pk, c.hidden"
+        f" FROM sqlite_schema t, pragma_table_xinfo(t.name) c WHERE t.type = 'table' AND t.{own}"
+    )
+    return things | {tuple(map(str, row)) for row in columns}
+
+
 def _stamp_at_rest(path: Path) -> tuple[int, ...] | None:
     """Tells one state of a file that nobody has open for writing from another; None: somebody may have."""
     if beside(path, "-wal").exists() or beside(path, "-journal").exists():

@@ -29,6 +29,11 @@ class Stranger:
     record: InstanceRecord
     owner: Path | None  #: the database whose manager started it, or the directory of logs; None: not known
 
+    @property
+    def owner_is_there(self) -> bool:
+        """Whether the next manager there would adopt it."""
+        return self.owner is not None and (self.owner.is_dir() or Path(f"{self.owner}.d").is_dir())
+
     def __str__(self) -> str:
         whose = "another database" if self.owner is None else str(self.owner)
         return f"process {self.record.pid} (instance {self.record.instance_id}), which belongs to {whose}"

@@ -47,7 +47,7 @@ class LocalChild:
         self._leash = leash or ExitStack()
         self._process = process
         self._log, self._log_start = log, log_start
-        self._is_command = bool(spec.config.command)
+        self._is_command = self.completes = bool(spec.config.command)
         self._patience_s = spec.config.health_check_timeout
         self._port_is_fixed = spec.port is not None
         self.probe = Probe(record.host, record.port, None if self._is_command else record.token)

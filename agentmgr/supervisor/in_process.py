@@ -119,6 +119,7 @@ class _Task:
     """The `Child` that is a task. It runs in `wait_exit`, and so in the nursery of whoever watches it."""
 
     unenforced = ()
+    completes = True
     said = None
 
     def __init__(self, function: ServiceFunction, record: InstanceRecord) -> None:

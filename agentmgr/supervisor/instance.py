@@ -251,6 +251,11 @@ class Life:
             reason = f"ended before it was ready: {exit}"
         else:
             reason = f"ended unasked after {ready_for_s:.1f} s: {exit}"
+            if exit.signal in restart.FROM_OUTSIDE:
+                reason += ", which another program or the system sent, not this manager"
+            elif exit == Exit(code=0) and not child.completes:
+                reason += "; a hosted agent ends so when another program sends it SIGTERM"
+                return Ending(Cause.ENDED_FROM_OUTSIDE, _with_last_words(reason, child), exit, ready_for_s)
         return Ending(Cause.EXITED, _with_last_words(reason, child), exit, ready_for_s)
 
     def _decision(self, ending: Ending) -> restart.Decision:

@@ -48,6 +48,10 @@ class Child(Protocol):
         """The limits of its configuration that are not enforced, and why."""
 
     @property
+    def completes(self) -> bool:
+        """Whether exit code 0 means that its work is done. A hosted agent serves until it is told to end."""
+
+    @property
     def said(self) -> str | None:
         """The status text that it last reported, as by sd_notify's `STATUS=`."""
 

@@ -47,6 +47,7 @@ class FakeChild:
         self.record = record
         self.hangs = False  #: it answers nobody, and ends only when it is killed
         self.unenforced: tuple[str, ...] = ()
+        self.completes = True
         self.said: str | None = None
         self.behaviour = behaviour
         self.launched_at = trio.current_time()

@@ -114,6 +114,12 @@ def test_exit_code_0_is_well_only_after_it_was_ready(config, exit):
     assert not never_ready.well
 
 
+@given(st.sampled_from([RestartMode.ON_FAILURE, RestartMode.ALWAYS]))
+def test_what_another_program_ended_in_good_order_is_started_again(mode):
+    ended = Ending(Cause.ENDED_FROM_OUTSIDE, "SIGTERM", Exit(code=0), ready_for_s=1)
+    assert isinstance(decide(evolve(config, restart=mode), History(), ended, now=0, rand=0), Again)
+
+
 @given(seconds)
 def test_only_always_restarts_what_ended_well(ready_for_s):
     well = Ending(Cause.EXITED, "done", Exit(code=0), ready_for_s)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
@@ -114,6 +115,25 @@ async def test_an_instance_that_is_killed_comes_back(db: Path, agent_file: Agent
         assert again.instances[0].pid != first
         assert (again.restart_count, again.instances[0].last_exit) == (1, "SIGKILL")
         assert manager.get_service_stats("echo")["restarts"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_hosted_agent_that_another_program_ends_in_good_order_comes_back(
+    db: Path, agent_file: AgentFile, number: int
+) -> None:
+    async with AgentManager(db) as manager:
+        service = await manager.register_service("echo", agent_file(), config=QUICK, auto_start=True)
+        first = service.instances[0].pid
+        assert first is not None
+        with manager.subscribe() as events, trio.fail_after(60):
+            os.kill(first, number)
+            async for event in events:
+                if event.kind == "instance.backoff":
+                    assert "another program" in str(event.detail["error_message"])
+                if event.kind in ("instance.running", "instance.stopped"):
+                    break
+        assert event.kind == "instance.running"
+        assert manager.get_service("echo").instances[0].last_exit == "exit code 0"
 
 
 async def test_how_many_instances_there_are_follows_a_change_at_once(db: Path, agent_file: AgentFile) -> None:
@@ -393,6 +413,7 @@ async def test_a_client_that_is_cut_off_comes_back_to_the_instance_that_holds_it
 ) -> None:
     source = """
 import os
+import signal
 import trio
 def create_agent():
     async def count(message):

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from agentmgr.errors import AgentManagerError, Conflict, DatabaseDamaged, DatabaseTooNew, DatabaseUnusable
-from agentmgr.models import Event
+from agentmgr.models import Event, TokenPolicy
 from agentmgr.storage import copies, open_store, restore
 
 
@@ -186,8 +186,72 @@ async def test_a_database_is_not_restored_from_itself(tmp_path, make):
 async def test_what_a_killed_restore_left_does_no_harm(tmp_path, make):
     path, copy = tmp_path / "a.db", tmp_path / "copy.db"
     await make_database(copy, make, "good")
-    await make_database(tmp_path / "a.db.restoring", make, "stale")
-    (tmp_path / "a.db.restoring-wal").write_bytes(b"stale")
+    left = tmp_path / "a.db.0123456789abcdef.partial"
+    await make_database(left, make, "stale")
+    left.with_name(left.name + "-wal").write_bytes(b"stale")
     await restore(copy, path)
     assert await names(path) == ["good"]
-    assert sorted(os.listdir(tmp_path)) == ["a.db", "copy.db"]
+    assert path.with_name("a.db-wal").exists() is False
+
+
+BESIDE = ["{}.partial", "{}.restoring", "{}.partial-wal", "{}.restoring-journal", "{}.new", "{}.tmp"]
+
+
+async def test_no_file_of_the_users_is_taken_for_one_of_ours(tmp_path, make):
+    path, copy = tmp_path / "a.db", tmp_path / "copy.db"
+    mine = [tmp_path / name.format(of.name) for of in (path, copy) for name in BESIDE]
+    for file in mine:
+        file.write_text("mine")
+    async with open_store(path) as store:
+        await store.backup(copy)
+    await restore(copy, path)
+    assert [file.read_text() for file in mine] == ["mine"] * len(mine)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+async def test_copies_are_for_their_owner_only_whatever_the_umask(tmp_path, make, umask):
+    path, copy = tmp_path / "a.db", tmp_path / "copy.db"
+    async with open_store(path) as store:
+        await store.backup(copy)
+    path.write_bytes(b"damaged" * 1000)
+    path.with_name("a.db-wal").write_bytes(b"secrets" * 100)
+    before = os.umask(umask)
+    try:
+        kept = await restore(copy, path)
+    finally:
+        os.umask(before)
+    files = [path, copy, kept, kept.with_name(kept.name + "-wal")]
+    assert [file.stat().st_mode & 0o077 for file in files] == [0] * 4
+    assert kept.with_name(kept.name + "-wal").read_bytes() == b"secrets" * 100
+
+
+STRANGE = {
+    "trigger": "CREATE TRIGGER t AFTER INSERT ON events BEGIN DELETE FROM tokens; END",
+    "view": "CREATE VIEW v AS SELECT * FROM services",
+    "table": "CREATE TABLE more (x)",
+    "index": "CREATE INDEX more ON services (upper(name))",
+    "column": "ALTER TABLE tokens ADD COLUMN more TEXT AS (upper(name))",
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+async def test_what_no_backup_of_ours_has_is_not_restored(tmp_path, make, kind):
+    path, copy = tmp_path / "a.db", tmp_path / "copy.db"
+    await make_database(copy, make, "good")
+    execute(copy, STRANGE[kind])
+    with pytest.raises(DatabaseUnusable, match=rf"copy\.db has .*{kind} "):
+        await restore(copy, path)
+    assert not path.exists()
+
+
+async def test_a_copy_from_before_the_tokens_opens_nothing_that_asks_for_them(tmp_path, make):
+    path, copy = tmp_path / "a.db", tmp_path / "copy.db"
+    async with open_store(path) as store:
+        await store.backup(copy)
+        await store.set_token_policy(TokenPolicy(api=False, gateway=True))
+    await restore(copy, path)
+    async with open_store(path) as store:
+        assert await store.token_policy() == TokenPolicy(api=False, gateway=True)
+    await restore(copy, tmp_path / "new.db")
+    async with open_store(tmp_path / "new.db") as store:
+        assert await store.token_policy() == TokenPolicy()

@@ -76,6 +76,14 @@ async def test_kill_9_is_followed_by_a_restart_at_the_same_address(supervisor, j
         assert journal.statuses() == ["starting", "running", "backoff", "starting", "running"]
 
 
+async def test_who_sent_the_signal_that_ended_it_is_told_as_far_as_it_is_known(supervisor, journal, command):
+    async with supervisor() as s:
+        await s.start(command())
+        os.kill(s.instances()[0].pid, signal.SIGKILL)
+        await journal.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF)
+        assert "SIGKILL, which another program or the system sent" in s.instances()[0].error_message
+
+
 async def test_what_a_child_gets(supervisor, hosted, tmp_path, monkeypatch):
     monkeypatch.setenv("API_KEY", "from the manager")
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")

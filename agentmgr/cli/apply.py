@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncclick as click
 import trio
+from attrs import evolve
 
 from ..codec import to_plain
 from ..core.dependencies import stop_order
@@ -41,7 +42,11 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
     """
     wanted = read(Path(file))
     async with for_reading(cli) as seen:
-        services, rules = await seen.list_services(), await seen.list_routing_rules()
+        rules, environments = await seen.list_routing_rules(), await seen.get_environments()
+        services = [
+            evolve(service, config=evolve(service.config, env=environments.get(service.name, {})))
+            for service in await seen.list_services()
+        ]
     steps = difference(wanted, services, rules, prune=prune)
     for step in steps:
         _print(step)
@@ -122,7 +127,6 @@ async def _carry_out(
         service = wanted.services[name]
         changes = {field: getattr(service, field) for field in step.changes}
         changed = await manager.update_service(name, changes)
-        # Whether a secret is another one only the manager can see: then nothing was changed.
         if restart and changed.version != version:
             await manager.restart_service(name)
     elif step.action == "remove":

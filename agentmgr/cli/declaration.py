@@ -25,7 +25,7 @@ from attrs import Factory, frozen
 
 from ..api.bodies import NewRule, NewService, rule_fields, service_fields
 from ..codec import from_plain, parse_toml, to_plain
-from ..core.secrets import HIDDEN
+from ..core.secrets import HIDDEN, restored
 from ..errors import AgentManagerError, InvalidRequest
 from ..manager.factory_path import located
 from ..models import RoutingRule, Service
@@ -129,6 +129,12 @@ def difference(
 
 
 def _service_steps(declared: DeclaredService, now: Service | None) -> Iterator[Step]:
+    try:
+        restored(declared.env, now.config.env if now else {})
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"services.{declared.name}: {error.message}, or apply what `agentmgr export --with-env` prints"
+        ) from None
     fields = to_plain(declared)
     running = fields.pop("running")
     changes = _changes(service_fields(now) if now else _defaults(DeclaredService), fields)
@@ -162,7 +168,7 @@ def _defaults(cls: type[Any]) -> dict[str, Any]:
 
 def _same(now: Any, wanted: Any) -> bool:
     if isinstance(now, dict) and isinstance(wanted, dict) and now.keys() == wanted.keys():
-        # A secret is not shown, so whether it is the same cannot be seen: a given one counts as new.
+        # A hidden value is as it was.
         return all(wanted[key] in (now[key], HIDDEN) for key in now)
     return bool(now == wanted)
 

@@ -66,6 +66,9 @@ class OfflineManager:
     ) -> list[Service]:
         return view.matching(self._services, status=status, tags=tags, name=name)
 
+    async def get_environments(self) -> dict[str, dict[str, str]]:
+        return {spec.name: dict(spec.config.env) for spec in self._snapshot.services}
+
     async def get_service_stats(self, ref: str) -> dict[str, Any]:
         service = await self.get_service(ref)
         totals = self._snapshot.totals.get(service.service_id, ServiceTotals())

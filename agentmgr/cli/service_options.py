@@ -17,7 +17,8 @@ from .words import variables
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-HARMLESS = frozenset({"name", "description", "tags", "weight", "instances"})  #: take effect without a restart
+#: What takes effect without a restart.
+HARMLESS = frozenset({"name", "description", "tags", "weight", "instances", "env_public"})
 _DEFAULTS = ServiceConfig()
 
 
@@ -53,7 +54,16 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("runtime", "The event loop of its code.", {"type": _choice(Runtime)}),
     ("python", "The interpreter for an agent file.", {"metavar": "PATH", "type": FILE}),
     ("cwd", "Its working directory.", {"metavar": "DIR", "type": DIRECTORY}),
-    ("env", "A variable; may be repeated.", {"multiple": True, "metavar": "KEY=VALUE"}),
+    (
+        "env",
+        "A variable; may be repeated. Its value is hidden everywhere.",
+        {"multiple": True, "metavar": "KEY=VALUE"},
+    ),
+    (
+        "env-public",
+        "A variable of --env whose value may be shown; may be repeated.",
+        {"multiple": True, "metavar": "NAME"},
+    ),
     (
         "env-file",
         "A .env file, read at each start by python-dotenv's rules: quotes, comments, escapes, several lines; "
@@ -93,7 +103,7 @@ def _default(field: str) -> str:
     value = "this one" if field == "cwd" else getattr(_DEFAULTS, field)
     if value is True:
         value = "yes"
-    if value is None or value in ({}, ()):
+    if value is None or value in ({}, (), frozenset()):
         return ""
     return f"  [default: {value:g}]" if isinstance(value, float) else f"  [default: {value}]"
 

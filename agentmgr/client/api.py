@@ -262,6 +262,10 @@ class ManagerClient(RestClient):
 
     # On the control socket only
 
+    async def get_environments(self) -> dict[str, dict[str, str]]:
+        """The variables of each service, by its name, with their values."""
+        return await self._json("GET", "/environments")
+
     async def request_shutdown(self, *, leave_running: bool = False) -> int:
         """Ends the manager; returns the pid of its process, which goes on for a moment."""
         data = await self._json("POST", "/shutdown", params={"leave_running": _flag(leave_running)})

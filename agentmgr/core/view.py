@@ -79,7 +79,7 @@ def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessio
         next_restart_at=min((i.next_restart_at for i in instances if i.next_restart_at), default=None),
         active_sessions=active_sessions,
         # Making a configuration validates it all: only where there is something to hide.
-        config=evolve(config, env=shown(config.env)) if config.env else config,
+        config=evolve(config, env=shown(config.env, config.env_public)) if config.env else config,
         instances=tuple(instances),
         port_is_fixed=spec.port is not None,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import trio
 from attrs import evolve
 
+from ..core.secrets import restored
 from ..core.view import matching
 from ..errors import InvalidRequest, StorageError, WrongState
 from ..models import (
@@ -57,6 +58,7 @@ class ServiceCommands(ManagerLife):
             config = evolve(config, agent_factory_path=agent_factory_path)
         if command:
             config = evolve(config, command=command)
+        restored(config.env, {})  # a hidden value is none
         spec = ServiceSpec(
             name=name, config=settled(config), description=description, tags=tags, host=host, port=port
         )
@@ -184,6 +186,10 @@ class ServiceCommands(ManagerLife):
         """Raises `ServiceNotFound`."""
         plane = self._live()
         return plane.view(plane.registry.service(ref))
+
+    def get_environments(self) -> dict[str, dict[str, str]]:
+        """The variables of each service, by its name, with their values: not for every eye."""
+        return {spec.name: dict(spec.config.env) for spec in self._live().registry.services()}
 
     def list_services(
         self, *, status: ServiceStatus | str | None = None, tags: Iterable[str] = (), name: str | None = None

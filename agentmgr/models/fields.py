@@ -81,6 +81,13 @@ def check_tags(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> None:
             )
 
 
+@rule(items={"type": "string", "pattern": r"^[^=\x00]+$"})
+def check_variable_names(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> None:
+    for name in value:
+        if not name or "=" in name or "\0" in name:
+            raise invalid(attribute.name, f"must have names of variables, without '=' and NUL, not {name!r}")
+
+
 def between(low: float, high: float) -> Check:
     @rule(minimum=low, maximum=high)
     def check(_: Any, attribute: Attribute[Any], value: float | None) -> None:

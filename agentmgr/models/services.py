@@ -21,6 +21,7 @@ from .fields import (
     check_tags,
     check_text,
     check_texts,
+    check_variable_names,
     new_id,
     to_word_set,
     to_words,
@@ -90,6 +91,10 @@ class ServiceConfig:
     cwd: str | None = field(default=None, validator=check_text)
     """Working directory; that of the one who registered when None."""
     env: Mapping[str, str] = field(factory=dict, validator=check_environment)  #: added to the manager's
+    env_public: frozenset[str] = field(
+        default=frozenset(), converter=to_word_set, validator=check_variable_names
+    )
+    """Names in `env` whose values every interface may show; those of the others are hidden."""
     env_file: str | None = field(default=None, validator=check_text)
     """A `.env` file, read at each launch; `env` goes before it."""
     runtime: Runtime = Runtime.AUTO

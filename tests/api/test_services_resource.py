@@ -307,15 +307,32 @@ async def test_a_client_that_goes_away_cancels_its_waiting_and_not_the_work(
 async def test_secrets_in_the_environment_are_kept_and_never_shown(
     http: httpx2.AsyncClient, manager: AgentManager, agent_file: str
 ) -> None:
-    service = await register(http, "x", agent_file, env={"API_KEY": "sk-secret", "LANG": "zh"})
-    assert service["config"]["env"] == {"API_KEY": "***", "LANG": "zh"}
+    service = await register(
+        http, "x", agent_file, env={"DB_PASS": "sk-secret", "LANG": "zh"}, env_public=["LANG"]
+    )
+    assert service["config"]["env"] == {"DB_PASS": "***", "LANG": "zh"}
     for path in ("/services", "/services/x", "/events?since=0&follow=false"):
         assert "sk-secret" not in (await http.get(path)).text
     # What was read may be given back: what is hidden stays as it is.
-    changed = await http.patch("/services/x", json={"env": {"API_KEY": "***", "LANG": "en"}})
-    assert changed.json()["config"]["env"] == {"API_KEY": "***", "LANG": "en"}
+    changed = await http.patch("/services/x", json={"env": {"DB_PASS": "***", "LANG": "en"}})
+    assert changed.json()["config"]["env"] == {"DB_PASS": "***", "LANG": "en"}
     (spec,) = manager._live().registry.services()
-    assert spec.config.env == {"API_KEY": "sk-secret", "LANG": "en"}
+    assert spec.config.env == {"DB_PASS": "sk-secret", "LANG": "en"}
+    hidden = await http.patch("/services/x", json={"env_public": []})
+    assert hidden.json()["config"]["env"] == {"DB_PASS": "***", "LANG": "***"}
+    assert (await http.get("/environments")).status_code == 404, "on the control socket only"
+
+
+async def test_a_hidden_value_is_never_taken_for_a_value(http: httpx2.AsyncClient, agent_file: str) -> None:
+    await register(http, "x", agent_file, env={"A": "1"})
+    for method, path, body in (
+        ("POST", "/services", {"name": "y", "agent_factory_path": agent_file, "env": {"A": "***"}}),
+        ("PATCH", "/services/x", {"env": {"A": "***", "B": "***"}}),
+        ("PUT", "/services/x", {"name": "x", "agent_factory_path": agent_file, "env": {"B": "***"}}),
+    ):
+        response = await http.request(method, path, json=body)
+        assert (response.status_code, response.json()["errors"][0]["path"]) == (400, "env"), response.text
+    assert (await http.get("/services")).json()["total"] == 1
 
 
 async def test_work_that_was_asked_for_is_done_though_the_client_has_left(

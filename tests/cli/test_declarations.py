@@ -74,20 +74,69 @@ def test_what_differs_is_changed_and_nothing_else(here: Any, write: Any) -> None
 def test_what_is_exported_can_be_applied(here: Any, write: Any) -> None:
     write("services.toml", FILE)
     here.ok("apply", "services.toml")
+    assert here.ok("apply", "services.toml") == "nothing to do\n"
     done = here("export")
     assert "sk-secret" not in done.stdout
-    assert "left out" in done.stderr
+    assert "zh" not in done.stdout
+    assert "--with-env" in done.stderr
     exported = tomllib.loads(done.stdout)
     assert exported["services"]["weather"]["max_sessions"] == 5
     assert "session_timeout" not in exported["services"]["weather"], "defaults are left out"
     write("exported.toml", done.stdout)
     assert here.ok("apply", "exported.toml", "--prune") == "nothing to do\n"
+    assert "sk-secret" in here.ok("export", "--with-env"), "they stayed as they were"
+    refused = here("--db-path", "other.db", "apply", "exported.toml")
+    assert refused.returncode == 1
+    assert "services.weather" in refused.stderr
+    assert "API_KEY" in refused.stderr
+    assert "--with-env" in refused.stderr
+    assert not (here.directory / "other.db").exists()
+
+
+def test_a_complete_export_has_the_secrets_and_says_so(here: Any, write: Any) -> None:
+    write("services.toml", FILE)
+    here.ok("apply", "services.toml")
+    complete = here("export", "--with-env")
+    assert "contains secrets" in complete.stderr
+    assert complete.stdout.startswith("# Contains secrets")
+    (here.directory / "complete.toml").write_text("readable by all, and longer than what comes" * 100)
+    (here.directory / "complete.toml").chmod(0o644)
+    here.ok("export", "--with-env", "--output", "complete.toml")
+    assert (here.directory / "complete.toml").read_text() == complete.stdout
+    assert (here.directory / "complete.toml").stat().st_mode & 0o777 == 0o600
+    assert here.ok("apply", "complete.toml") == "nothing to do\n"
     before = services(here)
-    here.ok("--db-path", "other.db", "apply", "exported.toml")
+    here.ok("--db-path", "other.db", "apply", "complete.toml")
     after = {s["name"]: s for s in json.loads(here.ok("--db-path", "other.db", "list", "--format", "json"))}
     for name, service in before.items():
         assert after[name]["config"] == service["config"]
         assert (after[name]["tags"], after[name]["port"]) == (service["tags"], service["port"])
+    assert here.ok("--db-path", "other.db", "export", "--with-env") == complete.stdout
+
+
+def test_no_command_shows_the_value_of_a_variable_that_is_not_public(shell: Any) -> None:
+    values = {
+        "DB_PASS": "p-1",
+        "PASSPHRASE": "p-2",
+        "CONN": "Server=x;Pwd=p-3",
+        "JWT": "p-4",
+        "REGION": "eu-5",
+    }
+    env = [word for name, value in values.items() for word in ("--env", f"{name}={value}")]
+    (shell.directory / "more.env").write_text("FROM_FILE=p-6\n")
+    shell.ok("register", "one", "my_agent.py", *env, "--env-public", "REGION", "--env-file", "more.env")
+    shell.ok("start", "one")
+    shell.ok("change", "one", "--env", "SLACK_WEBHOOK=https://hooks.example/p-7")
+    shell.ok("restart", "one")
+    for words in (
+        ("list", "--format", "json"), ("status", "one"), ("status", "one", "--format", "json"), ("export",),
+        ("events", "--format", "json"), ("stats", "--format", "json"), ("info",), ("logs", "one"),
+    ):  # fmt: skip
+        assert "p-" not in shell.ok(*words), words
+    assert "eu-5" in shell.ok("export")
+    assert "p-" not in shell.paths.daemon_log.read_text()
+    assert "p-7" in shell.ok("export", "--with-env")
+    assert "p-" not in shell.ok("unregister", "one")
 
 
 def test_what_is_to_run_is_started_restarted_and_stopped(shell: Any, write: Any) -> None:

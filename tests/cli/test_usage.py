@@ -125,13 +125,25 @@ def test_every_option_of_the_guide_reaches_the_registration(here: Any) -> None:
     assert (service["host"], service["port"], service["tags"]) == ("127.0.0.1", 18081, ["a", "b"])
     assert (config["max_sessions"], config["session_timeout"]) == (3, 60.5)
     assert (config["auto_restart"], config["max_restart_count"], config["restart_delay"]) == (False, 7, 0.5)
-    assert (config["env"], config["env_file"]) == ({"A": "word"}, "vars.env")
+    assert (config["env"], config["env_file"]) == ({"A": "***"}, "vars.env")
     assert config["after"] == ["y"]
     assert config["cwd"] == str(here.directory)
 
 
 def test_a_change_is_of_what_is_given_and_of_nothing_else(here: Any) -> None:
-    here.ok("register", "x", "my_agent.py", "--port", "18081", "--env", "API_KEY=s3cret", "--env", "A=1")
+    here.ok(
+        "register",
+        "x",
+        "my_agent.py",
+        "--port",
+        "18081",
+        "--env",
+        "API_KEY=s3cret",
+        "--env",
+        "A=1",
+        "--env-public",
+        "A",
+    )
     (before,) = json.loads(here.ok("list", "--format", "json"))
     assert here.ok("change", "x", "--memory-limit-mb", "64", "--restart", "always", "--tags", "a,b") == (
         "changed x\n"

@@ -25,6 +25,12 @@ class ShutdownQuery:
     leave_running: bool = False  #: the instances serve on, for the next manager
 
 
+@api.add("GET", "/environments", gives={200: dict[str, Any]})
+async def get_environments(call: Call) -> Answer:
+    """The variables of each service with their values, for a complete export."""
+    return Answer(call.manager.get_environments())
+
+
 class ListenerKind(StrEnum):
     PROXY = "proxy"
     API = "api"

@@ -21,8 +21,7 @@ What is named here is the public interface, with `agentmgr.errors`, `agentmgr.ag
 from __future__ import annotations
 
 from .lazy import later
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 TYPE_CHECKING = False  # as in typing: the command has to set PYTHONPATH aside before it imports that
 if TYPE_CHECKING:

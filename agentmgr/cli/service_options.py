@@ -46,6 +46,16 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("startup-timeout", "Seconds until it must be ready.", {"type": float}),
     ("stop-timeout", "Seconds from TERM to KILL.", {"type": float}),
     ("drain-timeout", "Seconds for its sessions to end.", {"type": float}),
+    (
+        "ready",
+        "How a command shows that it is ready: auto, websocket[:PATH], http[:PATH], tcp, notify, started.",
+        {"metavar": "HOW"},
+    ),
+    (
+        "health",
+        "How it shows that it is well: auto, websocket[:PATH], http[:PATH], tcp, watchdog, none.",
+        {"metavar": "HOW"},
+    ),
     ("health-check-interval", "Seconds between checks.", {"type": float}),
     ("health-check-timeout", "Seconds to wait for a check's answer.", {"type": float}),
     ("unhealthy-threshold", "Failed checks in a row that make it unhealthy.", {"type": int}),

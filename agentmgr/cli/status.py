@@ -69,6 +69,9 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
             ("agent file", service.agent_factory_path),
             ("command", service.command),
             ("endpoint", service.endpoint),
+            ("serves", _serves(service)),
+            ("ready by", config.ready if config.ready != "auto" else None),
+            ("checked by", config.health if config.health != "auto" else None),
             ("tags", service.tags),
             ("up", ago(service.started_at)),
             ("restarts", _restarts(service)),
@@ -92,7 +95,7 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
         print_table(
             ["instance", "status", "health", "pid", "address", "up", "last exit"],
             [
-                [i.slot, i.status, i.health, i.pid, i.port and f"{i.host}:{i.port}", _up(i), i.last_exit]
+                [i.slot, i.status, i.health, i.pid, _address(i), _up(i), i.last_exit]
                 for i in service.instances
             ],
             empty="",
@@ -107,6 +110,17 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
             ],
             empty="",
         )
+
+
+def _address(instance: Instance) -> str | None:
+    return f"{instance.host}:{instance.port}" if instance.port and instance.serves is not False else None
+
+
+def _serves(service: Service) -> str | None:
+    running = [i for i in service.instances if i.pid is not None]
+    if not running or any(i.serves is not False for i in running):
+        return None
+    return f"no connections: nothing of it listens on port {running[0].port}"
 
 
 def _up(instance: Instance) -> str:

@@ -40,6 +40,7 @@ class BackendState(StrEnum):
     SUSPECT = "suspect"  #: lives and fails its checks: keeps its sessions, is worth waiting for
     DRAINING = "draining"  #: keeps its sessions and gets no new ones
     DOWN = "down"
+    NO_LISTENER = "no_listener"  #: it runs and serves no connections, as a worker does
 
     @property
     def keeps_sessions(self) -> bool:

@@ -54,7 +54,7 @@ def overall_health(instances: Iterable[Instance]) -> HealthStatus:
 def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessions: int) -> Service:
     """One service as every interface shows it. `instances` are its own, in the order of their slots."""
     config = spec.config
-    serving = next((i for i in instances if i.status is ServiceStatus.RUNNING and i.port), None)
+    serving = next((i for i in instances if i.status is ServiceStatus.RUNNING and i.port and i.serves), None)
     return Service(
         service_id=spec.service_id,
         name=spec.name,
@@ -150,4 +150,10 @@ def _backend(spec: ServiceSpec, instance: Instance, token: str) -> Backend:
 def _backend_state(instance: Instance) -> BackendState:
     if instance.adopted and instance.status is ServiceStatus.STARTING:
         return BackendState.SUSPECT  # it has sessions already, and has not answered to this manager yet
-    return _BACKEND_STATES[instance.status]
+    state = _BACKEND_STATES[instance.status]
+    if instance.serves is None and state is BackendState.ROUTABLE:
+        return BackendState.COMING
+    up = (BackendState.ROUTABLE, BackendState.COMING, BackendState.SUSPECT)
+    if instance.serves is False and state in up:
+        return BackendState.NO_LISTENER
+    return state

@@ -11,6 +11,8 @@ from ..choices import OnDisconnect as OnDisconnect
 from ..choices import Runtime as Runtime
 from ..choices import WhenBusy as WhenBusy
 from ..lazy import later
+from .checks import CheckKind as CheckKind
+from .checks import CheckMethod as CheckMethod
 from .fields import Check as Check
 from .fields import new_id as new_id
 from .fields import utc_now as utc_now

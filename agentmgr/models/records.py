@@ -27,6 +27,8 @@ class InstanceRecord:
     port: int
     spec_version: int  #: the version of the registration that it runs
     started_at: datetime
+    ready_unasked: bool = False
+    """It was ready by its own word (sd_notify) or by running on, which no probe can find out again."""
 
 
 @frozen

@@ -11,6 +11,7 @@ from attrs import Factory, evolve, field, frozen
 
 from ..choices import OnDisconnect, Runtime, WhenBusy
 from ..errors import InvalidRequest
+from .checks import HEALTH_KINDS, READY_KINDS, CheckKind, CheckMethod, check_method
 from .fields import (
     PORT,
     between,
@@ -81,7 +82,7 @@ class ServiceConfig:
     """What to run and how to keep it running. All durations are in seconds.
 
     Either `agent_factory_path` (`agent.py`, `agent.py:factory` or `package.module:factory`) or `command`
-    (any program that serves WebSockets; `{host}` and `{port}` in it are filled in) says what to run.
+    (any program; `{host}` and `{port}` in it are filled in) says what to run.
     """
 
     agent_factory_path: str | None = field(default=None, validator=check_text)
@@ -134,6 +135,9 @@ class ServiceConfig:
     log_max_bytes: int = field(default=10 * 2**20, validator=between(2**16, 2**40))
     log_files: int = field(default=4, validator=between(1, 100))  #: with the one being written
 
+    ready: str = field(default="auto", validator=check_method(READY_KINDS))
+    """How a command shows that it is ready: `KIND` or `KIND:PATH` of `CheckKind`."""
+    health: str = field(default="auto", validator=check_method(HEALTH_KINDS))
     health_check_interval: float | None = field(default=None, validator=between(0.05, _DAY_S))
     """None: the manager's (`daemon --interval`, 10 s)."""
     health_check_timeout: float = field(default=5.0, validator=between(0.01, 3600))
@@ -144,6 +148,14 @@ class ServiceConfig:
     @property
     def restart_mode(self) -> RestartMode:
         return self.restart if self.auto_restart else RestartMode.NEVER
+
+    @property
+    def ready_method(self) -> CheckMethod:
+        return CheckMethod.parse(self.ready)
+
+    @property
+    def health_method(self) -> CheckMethod:
+        return CheckMethod.parse(self.health)
 
 
 @frozen
@@ -166,6 +178,15 @@ class ServiceSpec:
         config = self.config
         if bool(config.agent_factory_path) == bool(config.command):
             raise InvalidRequest(f"service {self.name}: give either an agent file or a command to run")
+        for name, value, allowed in (
+            ("ready", config.ready, (CheckKind.AUTO, CheckKind.WEBSOCKET)),
+            ("health", config.health, (CheckKind.AUTO, CheckKind.WEBSOCKET, CheckKind.NONE)),
+        ):
+            if config.agent_factory_path and value not in allowed:
+                raise InvalidRequest(
+                    f"service {self.name}: {name} is for commands; an agent file is always asked by its own "
+                    f"protocol: {name} may be {' or '.join(allowed)} here, not {value!r}"
+                )
         if self.port is not None and config.instances > 1:
             raise InvalidRequest(
                 f"service {self.name}: a fixed port allows one instance; leave the port out to run more"
@@ -212,6 +233,8 @@ class Instance:
         str, ...
     ] = ()  #: limits of its configuration that this machine does not enforce, and why
     error_message: str | None = None
+    serves: bool | None = True
+    """Whether clients can be sent to it: something of it listens. None: not seen yet, and worth a wait."""
     said: str | None = None  #: by itself, as a command does with sd_notify's `STATUS=`
     usage: Usage | None = None  #: the latest sample; None before there is one
 

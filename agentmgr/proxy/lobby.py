@@ -215,7 +215,10 @@ class Lobby:
         candidates = self._candidates(pool, visit)
         if not candidates:
             if not pool.coming:
-                raise self._nobody("no_service_available", f"no service is available: {pool.reason}")
+                why = f"no service is available: {pool.reason}"
+                if any(b.state is BackendState.NO_LISTENER for b in pool.backends):
+                    why += ", and it serves no connections: it runs, and nothing of it listens on its port"
+                raise self._nobody("no_service_available", why)
             return None
         granted = [b for b in candidates if b.instance_id == visit.preferred] if visit.preferred else None
         backend = granted[0] if granted else self._choose(pool, candidates, visit.request, pool.rotation)

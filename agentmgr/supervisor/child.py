@@ -1,25 +1,51 @@
-"""An instance that is a process of this machine."""
+"""An instance that is a process of this machine: how it shows that it is ready, and that it is well.
+
+A hosted agent answers with its proof. What a command shows decides, as far as its owner has not said
+(`--ready`, `--health`):
+
+* It is ready when it sends READY=1 (sd_notify), or when a listener of its own on its port answers a WebSocket
+  handshake, or an HTTP request for one, with a status below 500. A command that names no `{port}` may serve
+  nothing at all: it is ready as well when it still runs after a moment. Unless another instance of it serves
+  just now, or it did itself before a restart: then it is waited for, and nobody is sent to a closed port.
+* Once it has sent WATCHDOG=1, it is well as long as more of them come.
+* Once it has answered a handshake, it is well as long as it goes on answering. One that has sent READY=1 is
+  held to that only if it spoke WebSocket: its word goes before how it takes a handshake.
+* Otherwise it is well as long as it lives.
+
+Clients are sent to it when a listener of its own was seen. That is read from the kernel, without connecting.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import trio
+from attrs import evolve
 
+from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
-from ..models import InstanceRecord, ServiceSpec
+from ..models import CheckKind, InstanceRecord, ServiceSpec
 from . import addresses, listeners, logs
 from .cgroup import ControlGroup, move
 from .notices import Notices
-from .probe import Probe
+from .probe import Probe, address
 from .process import Process
 
 # How long to wait before looking again whether a command listens yet. No event tells that, so it costs either
 # time or work: a thirtieth of the time waited so far adds 3 % to a start, however long it takes.
 _MIN_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.25
 _IN_PEACE = 0.7
+# One that answers wrongly is asked again after a pause that doubles: each question costs it a connection.
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
+_MOMENT_S = 1.0  #: what has lived so long has started (supervisord's `startsecs`)
+_OF_WHAT_IS_LEFT = 0.9  #: of the time to become ready: the last question ends before that, with its finding
+
+_ASKED = (CheckKind.WEBSOCKET, CheckKind.HTTP, CheckKind.TCP)
+_SERVES_NOTHING = "where it serves no connections: --ready started"
 
 
 class LocalChild:
@@ -36,9 +62,12 @@ class LocalChild:
         group: ControlGroup | None = None,
         leash: ExitStack | None = None,
         ready_after_s: float = 0.0,
+        must_serve: bool = True,
+        on_serving: Callable[[], None] = lambda: None,
     ) -> None:
         """`notices`: what it tells of itself. `group`: where to put it. `leash`: what to keep open as long as
-        it may live. `ready_after_s`: how long it took last time.
+        it may live. `ready_after_s`: how long it took last time. `must_serve`: it is not ready before it
+        answers, unless it says so. `on_serving`: called when a listener of its own was seen.
         """
         self.record = record
         self.unenforced = unenforced
@@ -47,38 +76,141 @@ class LocalChild:
         self._leash = leash or ExitStack()
         self._process = process
         self._log, self._log_start = log, log_start
-        self._is_command = self.completes = bool(spec.config.command)
-        self._patience_s = spec.config.health_check_timeout
+        config = spec.config
+        self._is_command = self.completes = bool(config.command)
+        self._patience_s = config.health_check_timeout if self._is_command else math.inf
+        self._moment_s = min(_MOMENT_S, config.startup_timeout / 2)
         self._port_is_fixed = spec.port is not None
-        self.probe = Probe(record.host, record.port, None if self._is_command else record.token)
+        self._must_serve, self._on_serving = must_serve, on_serving
+        self._ready_by = config.ready_method
+        asked = self._ready_by.kind in _ASKED and config.health_method.kind is CheckKind.AUTO
+        self._well_by = self._ready_by if asked else config.health_method
+        token = None if self._is_command else record.token
+        self._ask_if_ready = Probe(record.host, record.port, token, self._ready_by)
+        self._ask_if_well = Probe(record.host, record.port, token, self._well_by)
+        self._answered = False  #: a question of `_ask_if_well`, with a status
+        self._speaks_websocket = False
+        self._was_ready = record.ready_unasked  #: for an earlier manager
+        self._found: ProbeResult | None = None  #: by the last question whether it is ready
+        self.serves = not self._is_command  #: a hosted agent has its socket from the start
 
     @property
     def said(self) -> str | None:
         return None if self._notices is None else self._notices.said
 
+    # Ready
+
     async def wait_ready(self) -> None:
         begin = trio.current_time()
+        kind, notices = self._ready_by.kind, self._notices
+        unasked = self._was_ready
         async with trio.open_nursery() as nursery:
 
-            async def until(ready: Callable[[], Awaitable[None]]) -> None:
-                await ready()
+            async def until(shows_it: Callable[[], Awaitable[None]], *, by_itself: bool) -> None:
+                nonlocal unasked
+                await shows_it()
+                unasked = by_itself
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(until, self._wait_answers)
-            if self._notices is not None:
-                nursery.start_soon(until, self._notices.ready.wait)
+            if not self._was_ready:
+                if kind in _ASKED or kind is CheckKind.AUTO:
+                    nursery.start_soon(partial(until, self._wait_answers, by_itself=False))
+                if kind in (CheckKind.AUTO, CheckKind.NOTIFY) and notices is not None:
+                    nursery.start_soon(partial(until, notices.ready.wait, by_itself=True))
+                if kind is CheckKind.STARTED or (kind is CheckKind.AUTO and not self._must_serve):
+                    nursery.start_soon(partial(until, self._wait_a_moment, by_itself=True))
+        self.record = evolve(self.record, ready_unasked=unasked)
         self.ready_after_s = trio.current_time() - begin
+        if notices is not None:
+            notices.expect_watchdog()
+
+    async def _wait_a_moment(self) -> None:
+        await trio.sleep(self._moment_s)
 
     async def _wait_answers(self) -> None:
-        begin = trio.current_time()
         # A hosted agent has its socket from the start, so this handshake waits in the backlog until it is
-        # accepted. A command is asked again and again until it listens, and left to start in peace as long as
-        # its last start lets expect: looking takes a share of the processors that it needs.
+        # accepted. A command is left to start in peace as long as its last start lets expect: looking takes a
+        # share of the processors that it needs.
         if self._is_command:
             await trio.sleep(_IN_PEACE * self.ready_after_s)
-        while not await self._is_our_listener() or not (await self.probe(self._patience_s)).ok:
-            waited = trio.current_time() - begin
-            await trio.sleep(min(max(waited / 30, _MIN_PAUSE_S), _MAX_PAUSE_S))
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            await self.wait_serving()
+            if self._ready_by.kind is CheckKind.TCP:
+                return
+            left_s = trio.current_effective_deadline() - trio.current_time()
+            self._found = await self._ask_if_ready(min(self._patience_s, _OF_WHAT_IS_LEFT * left_s))
+            if self._found.ok:
+                self._note(self._found)
+                return
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+
+    def unready(self) -> str:
+        if self._ready_by.kind is CheckKind.NOTIFY:
+            return "no READY=1 came by sd_notify"
+        if self._found is not None:
+            seen, advice = str(self._found.reason), self._found.advice
+        else:
+            seen, advice = f"connection refused at {address(self.record.host, self.record.port)}", None
+            if self._ready_by.kind is CheckKind.AUTO:
+                seen, advice = f"{seen}, and no READY=1 came", _SERVES_NOTHING
+        return f"{seen} ({advice})" if advice else seen
+
+    # Well
+
+    async def probe(self, timeout_s: float) -> ProbeResult:
+        kind = self._well_by.kind
+        if not self._is_command or kind in _ASKED:
+            return ProbeResult(True) if kind is CheckKind.NONE else await self._ask_if_well(timeout_s)
+        await self._look_whether_it_serves()
+        notices = self._notices
+        if notices is not None and (
+            kind is CheckKind.WATCHDOG or (kind is CheckKind.AUTO and notices.watchdog)
+        ):
+            reason = notices.silence(timeout_s)
+            return ProbeResult(reason is None, reason=reason)
+        if kind is CheckKind.AUTO and (self._must_answer or self._may_answer):
+            result = await self._ask_if_well(timeout_s)
+            self._note(result)
+            if self._must_answer:
+                return result
+        return ProbeResult(True)  # its process lives
+
+    @property
+    def _must_answer(self) -> bool:
+        """Whether it is held to what it has shown before: that it answers."""
+        gave_its_word = self._was_ready or (self._notices is not None and self._notices.ready.is_set())
+        return self._speaks_websocket or (self._answered and not gave_its_word)
+
+    @property
+    def _may_answer(self) -> bool:
+        """Whether it is worth asking, to learn what it speaks."""
+        return self.serves and not self._answered and self._ready_by.kind is CheckKind.AUTO
+
+    def _note(self, result: ProbeResult) -> None:
+        if result.ok:
+            self._answered = True
+            self._speaks_websocket = self._speaks_websocket or result.status == 101
+
+    # Serves
+
+    async def wait_serving(self) -> None:
+        begin = trio.current_time()
+        while not await self._look_whether_it_serves():
+            waited_s = trio.current_time() - begin
+            await trio.sleep(min(max(waited_s / 30, _MIN_PAUSE_S), _MAX_PAUSE_S))
+
+    async def _look_whether_it_serves(self) -> bool:
+        """For a hosted agent, its proof says it. For a command, whoever listens must be of its session."""
+        if self._is_command:
+            inode = listeners.on_port(self.record.port)
+            self.serves = inode is not None and await self._process.holds(inode)
+            if self.serves:
+                self._on_serving()
+        return self.serves
+
+    # The process
 
     async def wait_exit(self) -> Exit:
         if self._group is None:
@@ -120,10 +252,3 @@ class LocalChild:
             return None
         cause = Cause.PORT_TAKEN if self._port_is_fixed else Cause.PORT_LOST
         return cause, addresses.taken(self.record.host, port, fixed=self._port_is_fixed)
-
-    async def _is_our_listener(self) -> bool:
-        """A hosted agent has shown its token. For a command, whoever listens must be of its session."""
-        if not self._is_command:
-            return True
-        inode = listeners.on_port(self.record.port)
-        return inode is not None and await self._process.holds(inode)

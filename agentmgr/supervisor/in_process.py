@@ -121,6 +121,7 @@ class _Task:
     unenforced = ()
     completes = True
     said = None
+    serves = False
 
     def __init__(self, function: ServiceFunction, record: InstanceRecord) -> None:
         self.record = record
@@ -131,6 +132,12 @@ class _Task:
 
     async def wait_ready(self) -> None:
         await self._ready.wait()
+
+    async def wait_serving(self) -> None:
+        await trio.sleep_forever()  # it has no port of its own
+
+    def unready(self) -> str:
+        return "it has not called task_status.started()"
 
     async def wait_exit(self) -> Exit:
         try:

@@ -137,7 +137,9 @@ class Life:
             nursery.start_soon(self._give_turn_back, turn)
             with turn:  # held until it is ready, or has failed to be
                 hopeless = await self._become_ready(child)
-            hopeless = hopeless or await self._check_regularly()
+            if hopeless is None:
+                nursery.start_soon(self._notice_serving, child)
+                hopeless = await self._check_regularly()
             nursery.cancel_scope.cancel()
         if exit is None:
             assert hopeless is not None
@@ -146,20 +148,37 @@ class Life:
 
     async def _become_ready(self, child: Child) -> Ending | None:
         timeout_s = self._config.startup_timeout
+        record, seen = child.record, ""
         for patience_s in (timeout_s, min(timeout_s, _LAST_LOOK_S)):
             with trio.move_on_after(patience_s):
                 await child.wait_ready()
                 break
+            seen = seen or child.unready()
         else:
             misfortune = await child.misfortune()
-            cause, reason = misfortune or (Cause.NOT_READY, f"not ready within {timeout_s:g} s")
+            cause, reason = misfortune or (Cause.NOT_READY, f"not ready within {timeout_s:g} s: {seen}")
             return Ending(cause, _with_last_words(reason, child))
+        if child.record != record:
+            self.entry.set(child.record)
         await self.entry.written()
         self._ready_at = trio.current_time()
         self._vitals = Vitals(HealthStatus.HEALTHY, last_check=self._ready_at)
-        self._become(InstanceEvent.READY, health=HealthStatus.HEALTHY, ready_at=utc_now(), error_message=None)
+        self._become(
+            InstanceEvent.READY,
+            health=HealthStatus.HEALTHY,
+            ready_at=utc_now(),
+            error_message=None,
+            serves=child.serves or None,
+        )
         self._first_try.succeed()
         return None
+
+    async def _notice_serving(self, child: Child) -> None:
+        """What has just started may open its port in a moment. Later, a check notices it."""
+        if not child.serves:
+            with trio.move_on_after(self._config.startup_timeout):
+                await child.wait_serving()
+            self._tell(serves=child.serves)
 
     async def _check_regularly(self) -> Ending:
         """Returns when it has been unhealthy for too long and its policy allows a restart."""
@@ -214,10 +233,18 @@ class Life:
         self._child, self._last, self._ready_at = child, child, None
         self.entry.set(record)
         try:
-            self._tell(pid=record.pid, host=record.host, port=record.port, started_at=record.started_at,
-                       spec_version=record.spec_version, ready_at=None, adopted=adopted,
-                       unenforced=child.unenforced,
-                       restarts_left=self._history.left(self._config, now=trio.current_time()))  # fmt: skip
+            self._tell(
+                pid=record.pid,
+                host=record.host,
+                port=record.port,
+                started_at=record.started_at,
+                spec_version=record.spec_version,
+                ready_at=None,
+                adopted=adopted,
+                serves=None,
+                unenforced=child.unenforced,
+                restarts_left=self._history.left(self._config, now=trio.current_time()),
+            )
             yield child
         finally:
             self._child = None
@@ -373,6 +400,8 @@ class Life:
             result = await child.probe(self._config.health_check_timeout)
         if self._child is child and self.view.status in _SERVING:
             self._judge(result)
+            if child.serves or self.view.serves is not None:
+                self._tell(serves=child.serves)
         check = HealthCheck(
             service_id=self.spec.service_id,
             instance_id=self.view.instance_id,

@@ -12,8 +12,8 @@ What a child process gets, and what it owes (`agentmgr.agent` is one; any comman
 * an agent file is run as `PYTHON -P bootstrap.py agentmgr.agent PATH --fd N …` (`agentmgr.bootstrap`): N is a
   bound and listening socket. With `--manager-fd M` it ends as on SIGTERM when the pipe M has come to its end:
   the manager is gone. It answers at `HEALTH_PATH` with a proof that it holds the token (`core.proof`);
-* a command finds `{host}` and `{port}` filled in, and is ready when a WebSocket handshake on `/` succeeds
-  with a listener that belongs to its session, or when it sends `READY=1` to `NOTIFY_SOCKET` (sd_notify(3));
+* a command finds `{host}` and `{port}` filled in, `NOTIFY_SOCKET` for sd_notify(3), and `WATCHDOG_USEC` if
+  `health` is `watchdog`. How it is found ready and well says `agentmgr.supervisor.child`;
 * whatever it is, it inherits one more descriptor, which it need not know: it is open as long as it lives;
 * SIGTERM: end within `stop_timeout`, then SIGKILL comes. Exit code 78: "I can never start", last words on
   stderr.
@@ -55,8 +55,18 @@ class Child(Protocol):
     def said(self) -> str | None:
         """The status text that it last reported, as by sd_notify's `STATUS=`."""
 
+    @property
+    def serves(self) -> bool:
+        """Whether clients can be sent to it, as far as was seen yet: something of it listens on its port."""
+
+    async def wait_serving(self) -> None:
+        """Returns when it serves, which some never do."""
+
     async def wait_ready(self) -> None:
-        """Returns when it has answered its first handshake; the deadline is the caller's."""
+        """Returns when it has shown that it is ready; the deadline is the caller's. May change `record`."""
+
+    def unready(self) -> str:
+        """Why it is not ready yet: what was seen, and what its owner may set where that is no fault."""
 
     async def wait_exit(self) -> Exit:
         """Returns as soon as it has exited by itself; one waiter at a time."""

@@ -1,4 +1,4 @@
-"""What a command tells of itself by sd_notify(3): that it is ready, and how it is.
+"""What a command tells of itself by sd_notify(3): that it is ready, that it is alive, and how it is.
 
 Each launch has a socket of its own, in `NOTIFY_SOCKET`. Its name follows from the instance's token, so that
 the next manager can open it again for what it adopts. In between nobody listens: then a message is refused,
@@ -27,6 +27,10 @@ class Notices:
         """Raises OSError."""
         self.ready = trio.Event()
         self.said: str | None = None
+        self.watchdog = False  #: it has sent WATCHDOG=1 at least once
+        self._alive_at = trio.current_time()
+        self._rhythm_s = 0.0  #: between its last two WATCHDOG=1
+        self._triggered = False
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # the kernel says who sends
@@ -59,8 +63,32 @@ class Notices:
             name, _, value = line.partition("=")
             if (name, value) == ("READY", "1"):
                 self.ready.set()
+            elif (name, value) == ("WATCHDOG", "1"):
+                now = trio.current_time()
+                if self.watchdog:
+                    self._rhythm_s = now - self._alive_at
+                self.watchdog, self._triggered, self._alive_at = True, False, now
+            elif (name, value) == ("WATCHDOG", "trigger"):
+                self._triggered = True
             elif name == "STATUS":
                 self.said = "".join(c for c in value if c.isprintable())[:_SAID_LENGTH] or None
+
+    def expect_watchdog(self) -> None:
+        """From now on it is due: a service need not send it before it is ready."""
+        self._alive_at = trio.current_time()
+
+    def silence(self, within_s: float) -> str | None:
+        """What is wrong with its watchdog; None: the last WATCHDOG=1 is recent.
+
+        Recent means within `within_s`, or within three times the rhythm in which the service itself sends it:
+        a service that was given no `WATCHDOG_USEC` goes by its own clock.
+        """
+        if self._triggered:
+            return "it reported its own failure (WATCHDOG=trigger)"
+        silent_s = trio.current_time() - self._alive_at
+        if silent_s <= max(within_s, 3 * self._rhythm_s):
+            return None
+        return f"no WATCHDOG=1 for {silent_s:.1f} s"
 
     def close(self) -> None:
         self._socket.close()

@@ -14,7 +14,7 @@ from attrs import Factory, frozen
 from .. import bootstrap
 from ..core.hosting import host_flags
 from ..core.restart import Cause
-from ..models import InstanceRecord, OnManagerDeath, ServiceSpec, utc_now
+from ..models import CheckKind, InstanceRecord, OnManagerDeath, ServiceSpec, utc_now
 from . import addresses, environment, listeners, procfs
 from .cgroup import ControlGroup, move
 from .child import LocalChild
@@ -40,6 +40,7 @@ class Shared:
     upkeep: Upkeep
     guard: Guard
     open: set[str] = Factory(set)  #: the ids of the instances that have a place
+    serving: dict[str, str] = Factory(dict)  #: their services' ids, of those that were seen to listen
 
 
 class LocalPlace:
@@ -85,6 +86,8 @@ class LocalPlace:
             notices = _hear(token, leash) if config.command else None
             if notices is not None:
                 variables["NOTIFY_SOCKET"] = notify_address(token)
+                if config.health_method.kind is CheckKind.WATCHDOG:
+                    variables["WATCHDOG_USEC"] = str(int(config.health_check_timeout * 1_000_000))
             manager_fd = self._tie_to_us(token, leash, spawning)
             inherited = [] if self._listener is None else [self._listener.fileno()]
             variables = environment.of_child(config, variables)
@@ -126,8 +129,20 @@ class LocalPlace:
                 group=self._group,
                 leash=leash.pop_all(),
                 ready_after_s=self._child.ready_after_s if self._child is not None else 0.0,
+                must_serve=self._must_serve(),
+                on_serving=self._serves,
             )
             return self._child
+
+    def _must_serve(self) -> bool:
+        """Whether it counts on its port. A command may take it from `PORT` without naming it in its words."""
+        command = self._spec.config.command
+        if not command or self._spec.port is not None or any("{port}" in word for word in command):
+            return True
+        return self._spec.service_id in self._shared.serving.values()
+
+    def _serves(self) -> None:
+        self._shared.serving[self._instance_id] = self._spec.service_id
 
     def _tie_to_us(self, token: str, leash: ExitStack, spawning: ExitStack) -> int | None:
         """Sees to it that it dies with us, if it is to; returns the pipe that an agent's host has to watch.
@@ -183,7 +198,15 @@ class LocalPlace:
         with ExitStack() as leash:
             notices = _hear(record.token, leash) if self._spec.config.command else None
             return LocalChild(
-                self._spec, record, process, self._log, log_start, notices=notices, leash=leash.pop_all()
+                self._spec,
+                record,
+                process,
+                self._log,
+                log_start,
+                notices=notices,
+                leash=leash.pop_all(),
+                must_serve=self._must_serve(),
+                on_serving=self._serves,
             )
 
     def close(self) -> None:
@@ -196,6 +219,7 @@ class LocalPlace:
             self._group.remove()
             self._lifeline.remove()
         self._shared.open.discard(self._instance_id)
+        self._shared.serving.pop(self._instance_id, None)
         self._shared.upkeep.forget(self._instance_id)
 
     @staticmethod

@@ -1,4 +1,10 @@
-"""Does it answer? A real WebSocket handshake, and an answer on it, over a connection of its own each time.
+"""Does it answer? One connection for each check: a WebSocket handshake or an HTTP request, and a proper end.
+
+What a failed probe has seen is its result: the reason says it in the words of the wire.
+
+A probe is marked (`User-Agent: agentmgr-probe/VERSION`), so that servers can tell it from clients. By default
+(`auto`) a command is asked for a WebSocket at `/`, and any status below 500 is good: a server whose route is
+elsewhere, or that wants a token, says 404 or 403 there, and it is alive and speaks HTTP.
 
 wsproto over a bare socket: a connection of trio-websocket costs a task and three times the CPU, and its
 `ping` never wakes when the peer goes away; and a trio socket takes a trip through trio's loop for each call
@@ -17,6 +23,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+import h11
 import trio
 from attrs import frozen
 from wsproto import ConnectionType, WSConnection
@@ -27,7 +34,6 @@ from wsproto.events import (
     Ping,
     Pong,
     RejectConnection,
-    RejectData,
     Request,
     TextMessage,
 )
@@ -36,15 +42,29 @@ from wsproto.utilities import ProtocolError
 from ..codec import parse_json
 from ..core.health import ProbeResult
 from ..core.proof import HEALTH_PATH, PROOF_HEADER, proof, sender_proof
+from ..models import CheckKind, CheckMethod
+from ..version import __version__
+
+USER_AGENT = f"agentmgr-probe/{__version__}"
 
 _MAX_ANSWER_BYTES = 64 * 1024
 # The manager has no descriptor or memory left to ask with, which says nothing of the instance.
 _OUR_OWN_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 _CLOSE_TIMEOUT_S = 1.0
+_INTERNAL_ERROR = 1011  # RFC 6455, 7.4.1: the one close code by which a server says that it has failed
+_AUTO = CheckMethod(CheckKind.AUTO)
+
+_OTHER_PATH = "where another path answers: --ready websocket:PATH or --ready http:PATH"
+_NO_HTTP = "where it speaks another protocol: --ready tcp"
 
 
 class _Failed(Exception):
     """The probe's verdict; the message is the reason."""
+
+    def __init__(self, reason: str, advice: str | None = None, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.advice = advice
+        self.status = status
 
 
 @frozen
@@ -54,54 +74,104 @@ class Probe:
     host: str  #: numeric
     port: int
     token: str | None
-    """Of a hosted agent, which must prove that it has it; None: any WebSocket server will do."""
+    """Of a hosted agent, which must prove that it has it; None: a command, asked by `method`."""
+    method: CheckMethod = _AUTO
 
     async def __call__(self, timeout_s: float = math.inf) -> ProbeResult:
         """Never raises; a failure is a result with its reason."""
         try:
             return await self._meet(timeout_s)
         except _Failed as failure:
-            return ProbeResult(False, reason=str(failure))
+            return ProbeResult(False, reason=str(failure), advice=failure.advice, status=failure.status)
         except BrokenPipeError:
             return ProbeResult(False, reason="broke the connection")
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
             return ProbeResult(False, reason=reason, inconclusive=error.errno in _OUR_OWN_SHORTAGE)
-        except ProtocolError as error:
-            return ProbeResult(False, reason=f"does not speak WebSocket: {error}")
 
     async def _meet(self, timeout_s: float) -> ProbeResult:
         begin = trio.current_time()
         family = socket.AF_INET6 if ipaddress.ip_address(self.host).version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
             peer = _Peer(sock)
+            failure: _Failed | None = None
             with trio.move_on_after(timeout_s) as patience:
-                await _connect(sock, (self.host, self.port))
-                remark = await self._ask(peer)
+                try:
+                    await self._connect(sock)
+                    peer.seen = "accepted and said nothing"
+                    status, remark = await self._ask(peer)
+                except _Failed as refused:
+                    failure = refused
             if patience.cancelled_caught:
-                raise _Failed(f"no answer within {timeout_s:g} s")
+                raise _Failed(f"{peer.seen} for {timeout_s:g} s", peer.advice)
             latency_s = trio.current_time() - begin
             # It has answered; how it takes the farewell says nothing of its health.
             await peer.part()
-            return ProbeResult(True, latency_s, remark, degraded=remark is not None)
+            if failure is not None:
+                raise failure
+            return ProbeResult(True, latency_s, remark, degraded=remark is not None, status=status)
 
-    async def _ask(self, peer: _Peer) -> str | None:
-        """Returns what the agent says of itself when it is not at its best."""
-        challenge = secrets.token_hex(16)
-        target, headers = "/", []
+    async def _connect(self, sock: socket.socket) -> None:
+        error = sock.connect_ex((self.host, self.port))
+        if error == errno.EINPROGRESS:
+            await trio.lowlevel.wait_writable(sock)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error == errno.ECONNREFUSED:
+            raise _Failed(f"connection refused at {self._address}")
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    async def _ask(self, peer: _Peer) -> tuple[int | None, str | None]:
+        """Returns the status, and what the agent says of itself when it is not at its best."""
         if self.token is not None:
-            target = f"{HEALTH_PATH}?challenge={challenge}"
-            # Only with it the answer says more than the status, where the kernel does not tell whose we are.
-            shown = sender_proof(self.token, target, now=time.monotonic(), salt=secrets.token_hex(8))
-            headers = [(PROOF_HEADER.encode(), shown.encode())]
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        await peer.send(Request(host=f"{host}:{self.port}", target=target, extra_headers=headers))
-        await peer.receive_until(AcceptConnection)
-        if self.token is not None:  # an answer from the agent's own loop says more than a pong
-            return _judge(await peer.text(), proof(self.token, challenge))
-        await peer.send(Ping(b"agentmgr"))
-        await peer.receive_until(Pong)
-        return None
+            return await self._ask_for_proof(peer, self.token)
+        match self.method.kind:
+            case CheckKind.TCP:
+                return None, None
+            case CheckKind.HTTP:
+                return await self._get(peer), None
+            case _:
+                return await self._shake_hands(peer), None
+
+    async def _ask_for_proof(self, peer: _Peer, token: str) -> tuple[int, str | None]:
+        challenge = secrets.token_hex(16)
+        target = f"{HEALTH_PATH}?challenge={challenge}"
+        # Only with it the answer says more than the status, where the kernel does not tell whose we are.
+        shown = sender_proof(token, target, now=time.monotonic(), salt=secrets.token_hex(8))
+        status = await peer.upgrade(self._address, target, (PROOF_HEADER.encode(), shown.encode()))
+        if status != 101:
+            raise _Failed(f"answered {status} to the health check", status=status)
+        peer.seen = "accepted the health check and gave no answer"
+        # An answer from the agent's own loop says more than a pong.
+        return status, _judge(await peer.text(), proof(token, challenge))
+
+    async def _shake_hands(self, peer: _Peer) -> int:
+        peer.advice = _NO_HTTP
+        path = self.method.path
+        status = await peer.upgrade(self._address, path)
+        good = status == 101 if self.method.kind is CheckKind.WEBSOCKET else status < 500
+        if not good:
+            raise _Failed(f"answered {status} to the WebSocket handshake at {path}", _OTHER_PATH, status)
+        if status == 101:
+            peer.seen, peer.advice = "no ping answered", "where it answers GET: --ready http:PATH"
+            await peer.ping()
+        return status
+
+    async def _get(self, peer: _Peer) -> int:
+        peer.advice = _NO_HTTP
+        path = self.method.path
+        status = await peer.get(self._address, path)
+        if not 200 <= status < 400:
+            raise _Failed(f"answered {status} to GET {path}", _OTHER_PATH, status)
+        return status
+
+    @property
+    def _address(self) -> str:
+        return address(self.host, self.port)
+
+
+def address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _judge(text: str, expected: str) -> str | None:
@@ -119,59 +189,104 @@ def _judge(text: str, expected: str) -> str | None:
     return None
 
 
-async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
-    error = sock.connect_ex(address)
-    if error == errno.EINPROGRESS:
-        await trio.lowlevel.wait_writable(sock)
-        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if error:
-        raise OSError(error, os.strerror(error))
-
-
 class _Peer:
-    """wsproto's events over a socket."""
+    """The protocols over a socket."""
 
     def __init__(self, sock: socket.socket) -> None:
+        self.seen = "accepted no connection"  #: what there was of it so far, if no more comes
+        self.advice: str | None = None  #: for when no more comes
         self._socket = sock
-        self._connection = WSConnection(ConnectionType.CLIENT)
-        self._received = 0
+        self._websocket = WSConnection(ConnectionType.CLIENT)
+        self._open = False  #: the WebSocket is
+        self._received = b""
+        self._count = 0
         self._text = ""
 
-    async def send(self, event: Event) -> None:
-        left = memoryview(self._connection.send(event))
-        while left:
+    async def get(self, host: str, path: str) -> int:
+        """The status of the answer to an HTTP request."""
+        connection = h11.Connection(h11.CLIENT)
+        headers = [("Host", host), ("User-Agent", USER_AGENT), ("Connection", "close")]
+        request = h11.Request(method="GET", target=path, headers=headers)
+        await self._send(connection.send(request) or b"")
+        while True:
             try:
-                left = left[self._socket.send(left) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._socket)
+                event = connection.next_event()
+            except h11.RemoteProtocolError as error:
+                raise self._not_http(error) from None
+            if isinstance(event, h11.Response):
+                return event.status_code
+            if event is h11.NEED_DATA:
+                connection.receive_data(await self._receive_some())
 
-    async def receive_until(self, kind: type[Event]) -> None:
-        await self._receive(lambda event: isinstance(event, kind))
+    async def upgrade(self, host: str, target: str, *headers: tuple[bytes, bytes]) -> int:
+        """The status of the answer to a WebSocket handshake; 101: it is open."""
+        marked = [(b"User-Agent", USER_AGENT.encode()), *headers]
+        await self._send(self._websocket.send(Request(host=host, target=target, extra_headers=marked)))
+        answer = await self._next(lambda event: isinstance(event, AcceptConnection | RejectConnection))
+        if isinstance(answer, RejectConnection):
+            return answer.status_code
+        self._open = True
+        return 101
+
+    async def ping(self) -> None:
+        """A server that closes in good order instead, as for want of a token, is alive just as well."""
+        await self._send(self._websocket.send(Ping(b"agentmgr")))
+        answer = await self._next(lambda event: isinstance(event, Pong | CloseConnection))
+        if isinstance(answer, CloseConnection) and answer.code == _INTERNAL_ERROR:
+            raise _Failed("closed the WebSocket with 1011: it failed inside", status=101)
 
     async def text(self) -> str:
-        await self._receive(lambda event: isinstance(event, TextMessage) and event.message_finished)
+        last = await self._next(
+            lambda event: (
+                isinstance(event, CloseConnection)
+                or (isinstance(event, TextMessage) and event.message_finished)
+            )
+        )
+        if isinstance(last, CloseConnection):
+            raise _Failed("closed the WebSocket at once", status=101)
         return self._text
 
     async def part(self) -> None:
         """Politely: a server that finds its peer gone in the middle fills its log with it."""
         with trio.move_on_after(_CLOSE_TIMEOUT_S), suppress(OSError, _Failed, ProtocolError):
-            await self.send(CloseConnection(code=1000))
-            await self.receive_until(CloseConnection)
+            if self._open:
+                await self._send(self._websocket.send(CloseConnection(code=1000)))
+                await self._next(lambda event: isinstance(event, CloseConnection))
+            self._socket.shutdown(socket.SHUT_WR)
+            while True:  # a socket that is closed with something to read in it resets the connection
+                await self._receive_some()
 
-    async def _receive(self, last: Callable[[Event], bool]) -> None:
+    async def _next(self, wanted: Callable[[Event], bool]) -> Event:
         while True:
-            for event in self._connection.events():
-                if isinstance(event, TextMessage):
-                    self._text += event.data
-                if last(event):
-                    return
-                if isinstance(event, Ping):
-                    await self.send(event.response())
-                if isinstance(event, RejectConnection):
-                    raise _Failed(f"refused the WebSocket handshake with status {event.status_code}")
-                if isinstance(event, CloseConnection | RejectData):
-                    raise _Failed("closed the WebSocket at once")
-            self._connection.receive_data(await self._receive_some())
+            try:
+                for event in self._websocket.events():
+                    if isinstance(event, TextMessage):
+                        self._text += event.data
+                    if isinstance(event, Ping):
+                        await self._send(self._websocket.send(event.response()))
+                    if isinstance(event, CloseConnection) and self._open:
+                        self._open = False
+                        with suppress(ProtocolError):  # it answers ours
+                            await self._send(self._websocket.send(event.response()))
+                    if wanted(event):
+                        return event
+                data = await self._receive_some()
+                self._websocket.receive_data(data)
+            except ProtocolError as error:
+                raise self._not_http(error) from None
+
+    def _not_http(self, error: Exception) -> _Failed:
+        if self._received.startswith(b"HTTP/"):
+            return _Failed(f"does not speak WebSocket: {error}", _OTHER_PATH)
+        return _Failed(f"does not speak HTTP: {error}", _NO_HTTP)
+
+    async def _send(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[self._socket.send(left) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
 
     async def _receive_some(self) -> bytes:
         while True:
@@ -180,9 +295,12 @@ class _Peer:
                 data = self._socket.recv(4096)
             except BlockingIOError:
                 continue  # it was a false alarm
-            self._received += len(data)
+            self._count += len(data)
+            self._received = (self._received + data)[:5]
             if not data:
-                raise _Failed("closed the connection")
-            if self._received > _MAX_ANSWER_BYTES:
+                raise _Failed("closed the connection without a whole answer")
+            if self._count > _MAX_ANSWER_BYTES:
                 raise _Failed("sent too much")
+            if self.seen == "accepted and said nothing":
+                self.seen = "accepted and sent no whole HTTP answer"
             return data

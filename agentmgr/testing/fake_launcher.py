@@ -49,6 +49,7 @@ class FakeChild:
         self.unenforced: tuple[str, ...] = ()
         self.completes = True
         self.said: str | None = None
+        self.serves = True
         self.behaviour = behaviour
         self.launched_at = trio.current_time()
         self.ended_at: float | None = None  #: by `end`
@@ -65,6 +66,12 @@ class FakeChild:
 
     async def wait_ready(self) -> None:
         await trio.sleep_until(self.launched_at + self.behaviour.ready_after_s)
+
+    async def wait_serving(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def unready(self) -> str:
+        return "it is told to be slow"
 
     async def wait_exit(self) -> Exit:
         with trio.move_on_at(self.launched_at + self.behaviour.exits_after_s):

@@ -50,12 +50,11 @@ async def test_ready_is_believed_and_the_status_shown(supervisor, sender):
         assert instance.said == "half[2J past"
 
 
-async def test_who_tells_nothing_is_not_ready(supervisor):
+async def test_what_is_to_serve_and_tells_nothing_is_not_ready(supervisor):
     async with supervisor() as s:
-        spec = ServiceSpec(
-            "svc", ServiceConfig(command=("sleep", "600"), startup_timeout=0.3, restart="never")
-        )
-        with pytest.raises(ServiceFailedToStart, match=r"not ready within 0\.3 s"):
+        words = ("/bin/sh", "-c", "exec sleep 600", "sh", "{port}")
+        spec = ServiceSpec("svc", ServiceConfig(command=words, startup_timeout=0.3, restart="never"))
+        with pytest.raises(ServiceFailedToStart, match=r"not ready within 0\.3 s.*no READY=1 came"):
             await s.start(spec)
 
 

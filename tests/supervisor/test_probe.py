@@ -16,8 +16,9 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Ping, Request
 
 from agentmgr.core.proof import HEALTH_PATH, proof
+from agentmgr.models import CheckMethod
 from agentmgr.supervisor.addresses import Ports
-from agentmgr.supervisor.probe import Probe
+from agentmgr.supervisor.probe import USER_AGENT, Probe
 
 
 @asynccontextmanager
@@ -55,48 +56,138 @@ def answering(data):
     return answer
 
 
+def text(status, *headers):
+    lines = [f"HTTP/1.1 {status} x", *headers, "Content-Length: 0"]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def upgrading(*after):
+    """Takes the handshake as it should be; `after`: events to send then."""
+
+    async def answer(stream):
+        connection = WSConnection(ConnectionType.SERVER)
+        while True:
+            data = await stream.receive_some()
+            if not data:
+                return
+            connection.receive_data(data)
+            for event in connection.events():
+                if isinstance(event, Request):
+                    await stream.send_all(connection.send(AcceptConnection()))
+                    for more in after:
+                        await stream.send_all(connection.send(more))
+
+    return answer
+
+
+AUTO, STRICT = CheckMethod.parse("auto"), CheckMethod.parse("websocket")
+AT_WS, HEALTHZ, TCP = (CheckMethod.parse(text) for text in ("websocket:/ws", "http:/healthz", "tcp"))
+HOSTED = "the agent host"
+ALL = (HOSTED, AUTO, STRICT, HEALTHZ)
+
+
+def probe_of(port, how):
+    return Probe("127.0.0.1", port, "token") if how is HOSTED else Probe("127.0.0.1", port, None, how)
+
+
+# What is seen, who is asked how, and what is said of it.
+SEEN = [
+    (reset_at_once, ALL, "broke the connection|connection reset by peer"),
+    (reset_after_the_request, ALL, "broke the connection|connection reset by peer"),
+    (close_after_the_request, ALL, "closed the connection without a whole answer"),
+    (answering(b""), ALL, "accepted and said nothing for 0.3 s"),
+    (answering(b"SSH-2.0-OpenSSH_9.2\r\n"), ALL, "accepted and sent no whole HTTP answer for 0.3 s"),
+    (answering(b"+PONG\r\n\r\n\r\n"), ALL, "does not speak HTTP: "),
+    (answering(b"\0" * 200_000), ALL, "does not speak HTTP: |sent too much"),
+    (answering(text(403)), (STRICT,), "answered 403 to the WebSocket handshake at /"),
+    (answering(text(200)), (STRICT,), "answered 200 to the WebSocket handshake at /"),
+    (answering(text(404)), (AT_WS,), "answered 404 to the WebSocket handshake at /ws"),
+    (answering(text(503)), (AUTO, STRICT), "answered 503 to the WebSocket handshake at /"),
+    (answering(text(503)), (HEALTHZ,), "answered 503 to GET /healthz"),
+    (answering(text(404)), (HEALTHZ,), "answered 404 to GET /healthz"),
+    (answering(text(404)), (HOSTED,), "answered 404 to the health check"),
+    (
+        answering(text(101, "Upgrade: websocket", "Connection: Upgrade")),
+        (HOSTED, AUTO, STRICT),
+        "does not speak WebSocket: ",
+    ),
+    (
+        answering(text(101, "Sec-WebSocket-Accept: c29tZW9uZSBlbHNlJ3M=")),
+        (HOSTED, AUTO, STRICT),
+        "does not speak WebSocket: ",
+    ),
+    (upgrading(), (AUTO, STRICT), "no ping answered for 0.3 s"),
+    (upgrading(), (HOSTED,), "accepted the health check and gave no answer for 0.3 s"),
+    (upgrading(CloseConnection(code=1008)), (HOSTED,), "closed the WebSocket at once"),
+    (upgrading(CloseConnection(code=1011)), (AUTO, STRICT), "closed the WebSocket with 1011"),
+]
+
+
 @pytest.mark.parametrize(
-    ("handler", "reason"),
-    [
-        (reset_at_once, "broke the connection|connection reset by peer"),
-        (reset_after_the_request, "broke the connection|connection reset by peer"),
-        (close_after_the_request, "closed the connection"),
-        (answering(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"), "status 404"),
-        (answering(b"\0" * 200_000), "does not speak WebSocket|sent too much"),
-        (answering(b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"), "does not speak"),
-        (
-            answering(b"HTTP/1.1 101 x\r\nSec-WebSocket-Accept: c29tZW9uZSBlbHNlJ3M=\r\n\r\n"),
-            "does not speak",
-        ),
-    ],
+    ("handler", "how", "reason"), [(handler, how, reason) for handler, hows, reason in SEEN for how in hows]
 )
-@pytest.mark.parametrize("token", [None, "token"])
-async def test_what_fails_has_its_reason(handler, reason, token):
+async def test_a_failed_probe_says_what_it_saw(handler, how, reason):
     async with server(handler) as port:
-        result = await Probe("127.0.0.1", port, token)(5)
+        result = await probe_of(port, how)(0.3)
         assert not result.ok
-        assert re.search(reason, result.reason), result.reason
+        assert re.match(reason, result.reason), result.reason
 
 
-@pytest.mark.parametrize("token", [None, "token"])
-@pytest.mark.parametrize("data", [b"", b"SSH-2.0-OpenSSH_9.2\r\n"])
-async def test_one_that_says_nothing_of_use_is_not_waited_for(data, token):
-    async with server(answering(data)) as port:
-        result = await Probe("127.0.0.1", port, token)(0.2)
-        assert (result.ok, result.reason) == (False, "no answer within 0.2 s")
-
-
-async def test_nobody_listens():
+@pytest.mark.parametrize("how", [*ALL, TCP])
+async def test_a_refused_connection_is_named_with_its_address(how):
     port = Ports().lend("127.0.0.1", None)
-    assert (await Probe("127.0.0.1", port, None)(60)).reason == "connection refused"
+    result = await probe_of(port, how)(60)
+    assert (result.ok, result.reason) == (False, f"connection refused at 127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("status", [200, 204, 301, 400, 401, 403, 404, 405, 426, 429])
+async def test_by_default_an_answer_below_500_is_good_and_only_what_was_asked_for_counts_else(status):
+    async with server(answering(text(status))) as port:
+        result = await probe_of(port, AUTO)(5)
+        assert (result.ok, result.status) == (True, status)
+        strict = await probe_of(port, STRICT)(5)
+        assert (strict.ok, strict.status) == (False, status)
+        assert "--ready http:PATH" in strict.advice
+        assert (await probe_of(port, HEALTHZ)(5)).ok == (status < 400)
+
+
+async def test_one_that_closes_in_good_order_for_want_of_a_token_is_alive():
+    async with server(upgrading(CloseConnection(code=1008, reason="a token is needed"))) as port:
+        assert (await probe_of(port, AUTO)(5)).ok
+        assert (await probe_of(port, STRICT)(5)).ok
+
+
+@pytest.mark.parametrize("how", [AUTO, HEALTHZ, TCP, HOSTED])
+async def test_a_probe_is_one_marked_connection_that_ends_properly(how):
+    heads, ends = [], []
+
+    async def handler(stream):
+        head = await stream.receive_some()
+        heads.append(head)
+        if head:
+            await stream.send_all(text(403, "X-Long: " + "x" * 5000))
+        try:
+            ends.append(await stream.receive_some())
+        except trio.BrokenResourceError as error:
+            ends.append(error)
+
+    async with server(handler) as port:
+        await probe_of(port, how)(5)
+        with trio.fail_after(5):
+            while not ends:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+    assert ends == [b""]  # a FIN, no reset
+    assert len(heads) == 1
+    assert how is TCP or USER_AGENT.encode() in heads[0]
+    assert re.fullmatch(r"agentmgr-probe/\d+\.\d+\.\S+", USER_AGENT)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.binary(max_size=200), st.sampled_from([None, "token"]))
-def test_any_answer_at_all(data, token):
+@given(st.binary(max_size=200), st.sampled_from(ALL))
+def test_any_answer_at_all(data, how):
     async def main():
         async with server(answering(data)) as port:
-            result = await Probe("127.0.0.1", port, token)(0.02)
+            result = await probe_of(port, how)(0.02)
             assert not result.ok
             assert result.reason
 

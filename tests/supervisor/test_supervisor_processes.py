@@ -45,7 +45,9 @@ async def test_a_hosted_agent_inherits_its_socket_and_proves_itself(supervisor, 
 
 async def test_a_hosted_agent_without_the_proof_is_never_ready(supervisor, hosted):
     async with supervisor() as s:
-        with pytest.raises(ServiceFailedToStart, match=r"not ready within 0\.5 s"):
+        with pytest.raises(
+            ServiceFailedToStart, match=r"not ready within 0\.5 s: the answer comes from another process"
+        ):
             await s.start(hosted("--wrong-proof", startup_timeout=0.5))
 
 
@@ -297,7 +299,7 @@ async def test_a_hung_instance_is_noticed_by_its_checks_and_replaced(supervisor,
         before = journal.statuses()[: journal.statuses().index("backoff")]
         assert before[:2] == ["starting", "running"]
         assert before[-1] == "unhealthy"
-        assert "unhealthy: no answer within 0.1 s" in journal.history[-1].error_message
+        assert "unhealthy: accepted and said nothing for 0.1 s" in journal.history[-1].error_message
 
 
 async def test_check_asks_now(supervisor, journal, command, hosted):

@@ -89,6 +89,56 @@ def test_a_fixed_port_is_for_one_instance():
         ServiceSpec("weather", evolve(CONFIG, instances=2), port=8081)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ready": "auto"},
+        {"ready": "websocket:/ws?a=b"},
+        {"ready": "http:/healthz"},
+        {"ready": "tcp", "health": "watchdog"},
+        {"ready": "notify", "health": "http"},
+        {"ready": "started", "health": "none"},
+    ],
+)
+def test_a_command_may_show_that_it_is_ready_and_well_in_many_ways(change):
+    config = ServiceConfig(command=("serve",), **change)
+    assert ServiceSpec("weather", config).config.ready_method.kind in change["ready"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"ready": "htp"},
+            "ready must be auto, websocket[:PATH], http[:PATH], tcp, notify or started, not 'htp'",
+        ),
+        ({"health": "notify"}, "health must be auto, websocket[:PATH], http[:PATH], tcp, watchdog or none"),
+        ({"ready": "watchdog"}, "not 'watchdog'"),
+        ({"ready": ""}, "not ''"),
+        ({"ready": "tcp:/x"}, "not 'tcp:/x'"),
+        ({"health": "http:foo"}, "health must have a path that begins with '/'"),
+        ({"health": "http:"}, "health must have a path that begins with '/'"),
+        ({"ready": "http:/a b"}, "has no spaces"),
+        ({"ready": "http:/a\r\nX: y"}, "has no spaces"),
+        ({"ready": "websocket:/é"}, "ready must have a path"),
+    ],
+)
+def test_a_way_that_there_is_not_is_refused_by_name(change, said):
+    with pytest.raises(InvalidRequest) as caught:
+        ServiceConfig(command=("serve",), **change)
+    assert said in str(caught.value)
+    assert caught.value.fields[0].path in change
+
+
+@pytest.mark.parametrize(
+    "change", [{"ready": "notify"}, {"ready": "websocket:/ws"}, {"health": "tcp"}, {"health": "watchdog"}]
+)
+def test_an_agent_file_is_asked_by_its_own_protocol(change):
+    with pytest.raises(InvalidRequest, match="is for commands"):
+        ServiceSpec("weather", evolve(CONFIG, **change))
+    assert ServiceSpec("weather", evolve(CONFIG, ready="websocket", health="none"))
+
+
 def test_a_change_makes_the_next_version():
     changed = SPEC.changed(description="new")
     assert (changed.version, changed.description) == (2, "new")

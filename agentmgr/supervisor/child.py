@@ -91,6 +91,7 @@ class LocalChild:
         self._answered = False  #: a question of `_ask_if_well`, with a status
         self._speaks_websocket = False
         self._was_ready = record.ready_unasked  #: for an earlier manager
+        self._pause_s = _FIRST_PAUSE_S
         self._found: ProbeResult | None = None  #: by the last question whether it is ready
         self.serves = not self._is_command  #: a hosted agent has its socket from the start
 
@@ -133,7 +134,6 @@ class LocalChild:
         # share of the processors that it needs.
         if self._is_command:
             await trio.sleep(_IN_PEACE * self.ready_after_s)
-        pause_s = _FIRST_PAUSE_S
         while True:
             await self.wait_serving()
             if self._ready_by.kind is CheckKind.TCP:
@@ -143,8 +143,8 @@ class LocalChild:
             if self._found.ok:
                 self._note(self._found)
                 return
-            await trio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LAST_PAUSE_S)
+            await trio.sleep(self._pause_s)
+            self._pause_s = min(2 * self._pause_s, _LAST_PAUSE_S)
 
     def unready(self) -> str:
         if self._ready_by.kind is CheckKind.NOTIFY:

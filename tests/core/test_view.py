@@ -60,6 +60,23 @@ def test_the_gateway_learns_of_each_instance_and_may_use_the_running(found: list
     assert len(table.backends) == len(found)
 
 
+def test_the_gateway_may_use_what_was_seen_to_serve_and_waits_for_what_may_serve_yet() -> None:
+    def state(status: ServiceStatus, serves: bool | None) -> BackendState:
+        instance = Instance("ins_1", SPEC.service_id, 0, status, port=1, serves=serves)
+        (backend,) = routing_table([SPEC], [], [instance]).backends
+        has_endpoint = service_view(SPEC, [instance], 0).endpoint is not None
+        assert has_endpoint == (backend.state is BackendState.ROUTABLE)
+        return backend.state
+
+    assert state(ServiceStatus.RUNNING, True) is BackendState.ROUTABLE
+    assert state(ServiceStatus.RUNNING, None) is BackendState.COMING
+    assert state(ServiceStatus.STARTING, None) is BackendState.COMING
+    for status in (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY, ServiceStatus.BACKOFF):
+        assert state(status, False) is BackendState.NO_LISTENER
+    assert state(ServiceStatus.ERROR, False) is BackendState.DOWN
+    assert state(ServiceStatus.DRAINING, False) is BackendState.DRAINING
+
+
 @given(instances)
 def test_what_was_unregistered_is_in_no_table(found: list[Instance]) -> None:
     assert routing_table([], [], found).backends == ()

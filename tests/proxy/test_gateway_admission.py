@@ -132,6 +132,18 @@ async def test_draining_and_down_instances_get_nobody(lab) -> None:
         assert (await stage.refusal(lab.upgrade("/services/s0")))[:2] == (503, "no_service_available")
 
 
+async def test_one_that_serves_no_connections_is_never_dialled_and_the_refusal_says_so(lab) -> None:
+    worker = evolve(await lab.instance("worker"), state=BackendState.NO_LISTENER)
+    async with lab.gateway(worker) as stage:
+        assert (await stage.refusal(lab.upgrade("/services/worker")))[:2] == (503, "no_service_available")
+        peer = await stage.connect(lab.upgrade("/services/worker"))
+        assert b"names the service worker, and it serves no connections" in await peer.rest()
+    async with lab.gateway(worker, await lab.instance("server")) as stage:
+        for _ in range(4):  # whoever does not name it gets the other one
+            await stage.open()
+        assert [c.service_name for c in stage.witness.opened] == ["server"] * 4
+
+
 async def test_a_named_session_returns_to_its_instance_also_while_that_drains(lab) -> None:
     one, two = await lab.instance("one"), await lab.instance("two")
     async with lab.gateway(one, two, table={"default_strategy": RoutingStrategy.MANUAL}) as stage:

@@ -1,0 +1,256 @@
+"""How commands are found ready and well: by what they show, or by what their owner says they show.
+
+Real processes that answer, say or do nothing; the rules are those of `agentmgr.supervisor.child`.
+"""
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from agentmgr.errors import ServiceFailedToStart
+from agentmgr.models import DesiredStatus, HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
+
+PROGRAM = str(Path(__file__).with_name("program.py"))
+QUICK = {"health_check_interval": 0.05, "health_check_timeout": 1.0, "restart_delay": 0.05}
+
+
+def program(*options, name="svc", **config):
+    words = (sys.executable, "-S", PROGRAM, *options)
+    config = {**QUICK, "startup_timeout": 20, "stop_timeout": 1, **config}
+    return ServiceSpec(name, ServiceConfig(command=words, **config), desired_status=DesiredStatus.RUNNING)
+
+
+SERVER = ("--listen", "{port}")
+
+
+async def stays_well(s, journal, checks=8):
+    """It is checked so often more, and is never anything but running and healthy."""
+    begin = len(journal.checks)
+    await journal.until(lambda: len(journal.checks) >= begin + checks)
+    assert {check.ok for check in journal.checks} == {True}
+    (instance,) = s.instances()
+    assert (instance.status, instance.health) == (ServiceStatus.RUNNING, HealthStatus.HEALTHY)
+    assert instance.restart_count == 0
+
+
+# Who is ready, and stays well.
+
+PROGRAMS = {
+    "refuses / and has its route elsewhere": (SERVER, {}),
+    "wants a token": ((*SERVER, "--answer", "401"), {}),
+    "speaks HTTP only": ((*SERVER, "--answer", "200"), {}),
+    "speaks WebSocket": ((*SERVER, "--websocket", "/"), {}),
+    "a route that is named": ((*SERVER, "--websocket", "/ws"), {"ready": "websocket:/ws"}),
+    "a health page": ((*SERVER, "--answer", "204"), {"ready": "http:/healthz"}),
+    "another protocol": ((*SERVER, "--mute"), {"ready": "tcp"}),
+    "fails at / and is asked elsewhere": ((*SERVER, "--answer", "500", "--websocket", "/ws"),
+                                          {"ready": "websocket:/ws"}),
+    "a worker": ((), {}),
+    "a worker by name": ((), {"ready": "started", "health": "none"}),
+    "a worker that says so": (("--notify", "READY=1"), {}),
+    "a worker with a watchdog": (("--notify", "READY=1", "--watchdog", "0.05"), {}),
+    "an HTTP server that says so": ((*SERVER, "--answer", "200", "--notify", "READY=1"), {}),
+    "a server that says so and fails at /": ((*SERVER, "--answer", "501", "--notify", "READY=1"), {}),
+    "a mute server that says so": ((*SERVER, "--mute", "--notify", "READY=1"), {"health_check_timeout": 0.1}),
+    "told to wait for its word": ((*SERVER, "--mute", "--notify", "READY=1"), {"ready": "notify"}),
+    "not to be asked": ((*SERVER, "--answer", "200"), {"health": "none"}),
+    "on the port of its environment": (("--listen", "env", "--answer", "200"), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", PROGRAMS)
+async def test_it_becomes_ready_and_stays_well(supervisor, journal, what):
+    options, config = PROGRAMS[what]
+    async with supervisor() as s:
+        await s.start(program(*options, **config))
+        if "--listen" in options:
+            await journal.until(lambda: s.instances()[0].serves is True)
+        await stays_well(s, journal)
+        assert s.instances()[0].serves is (True if "--listen" in options else None)
+
+
+# What is said of one that is not.
+
+UNREADY = [
+    ((*SERVER, "--answer", "503"), {}, "answered 503 to the WebSocket handshake at / (where another path"),
+    (SERVER, {"ready": "websocket"}, "answered 403 to the WebSocket handshake at / (where another path"),
+    (SERVER, {"ready": "websocket:/ws"}, "answered 403 to the WebSocket handshake at /ws ("),
+    (SERVER, {"ready": "http:/healthz"}, "answered 403 to GET /healthz ("),
+    ((*SERVER, "--mute"), {}, "accepted and said nothing for 0.2 s "
+                              "(where it speaks another protocol: --ready tcp)"),
+    (("{port}",), {}, "connection refused at 127.0.0.1:PORT, and no READY=1 came "
+                      "(where it serves no connections: --ready started)"),
+    (("{port}",), {"ready": "tcp"}, "connection refused at 127.0.0.1:PORT"),
+    (SERVER, {"ready": "notify"}, "no READY=1 came by sd_notify"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "config", "seen"), UNREADY)
+async def test_not_ready_says_what_was_seen(supervisor, journal, options, config, seen):
+    options = [*options, "unused"] if options == ("{port}",) else options
+    config = {"startup_timeout": 1.5, "health_check_timeout": 0.2, "restart": "never", **config}
+    async with supervisor() as s:
+        with pytest.raises(ServiceFailedToStart) as caught:
+            await s.start(program(*options, **config))
+        (instance,) = s.instances()
+        expected = "not ready within 1.5 s: " + seen.replace("PORT", str(instance.port))
+        assert expected in str(caught.value)
+        assert instance.error_message.startswith(expected)
+        assert expected in journal.history[-1].error_message
+
+
+async def test_unhealthy_says_what_was_seen_to_its_history_too(supervisor, journal):
+    async with supervisor() as s:
+        await s.start(program(*SERVER, health_check_timeout=0.2, recovery_threshold=0.1))
+        os.kill(s.instances()[0].pid, signal.SIGUSR1)
+        await journal.until(lambda: "backoff" in journal.statuses())
+        said = "accepted and said nothing for 0.2 s"
+        assert said in {check.reason for check in journal.checks}
+        assert any(
+            said in (view.error_message or "") for view in journal.history if view.status == "unhealthy"
+        )
+
+
+# What it has shown, it is held to.
+
+
+async def test_a_watchdog_that_falls_silent_is_noticed(supervisor, journal):
+    async with supervisor() as s:
+        config = {"health_check_timeout": 0.3, "recovery_threshold": 0.1}
+        await s.start(program("--notify", "READY=1", "--watchdog", "0.05", **config))
+        await stays_well(s, journal)
+        os.kill(s.instances()[0].pid, signal.SIGUSR1)
+        await journal.until(lambda: s.instances()[0].restart_count == 1)
+        (reason,) = {view.error_message for view in journal.history if view.status == "backoff"}
+        assert re.match(r"unhealthy: no WATCHDOG=1 for \d\.\d s", reason)
+
+
+async def test_a_websocket_server_that_hangs_is_noticed_although_it_said_that_it_is_ready(
+    supervisor, journal
+):
+    async with supervisor() as s:
+        config = {"health_check_timeout": 0.3, "recovery_threshold": 0.1}
+        await s.start(program(*SERVER, "--websocket", "/", "--notify", "READY=1", **config))
+        await journal.until(lambda: s.instances()[0].serves is True)
+        await stays_well(s, journal)
+        os.kill(s.instances()[0].pid, signal.SIGUSR1)
+        await journal.until(lambda: s.instances()[0].restart_count == 1)
+
+
+async def test_a_watchdog_that_was_asked_for_must_come_and_its_time_is_told(supervisor, journal, tmp_path):
+    async with supervisor() as s:
+        config = {"health_check_timeout": 0.2, "recovery_threshold": 0.1, "max_restart_count": 0}
+        record = tmp_path / "record"
+        await s.start(program("--record", str(record), health="watchdog", **config))
+        await journal.until(lambda: s.instances()[0].status is ServiceStatus.UNHEALTHY)
+        assert "no WATCHDOG=1" in s.instances()[0].error_message
+        assert record.read_text() == "WATCHDOG_USEC=200000\n"
+
+
+async def test_without_that_no_watchdog_is_asked_for(supervisor, tmp_path):
+    async with supervisor() as s:
+        record = tmp_path / "record"
+        await s.start(program("--record", str(record)))
+        assert record.read_text() == "WATCHDOG_USEC=none\n"
+
+
+# Without {port}: a worker, or a server that goes by PORT.
+
+
+async def test_a_worker_that_ends_at_once_was_never_ready(supervisor):
+    async with supervisor() as s:
+        words = ("/bin/sh", "-c", "echo no such queue; exit 3")
+        with pytest.raises(
+            ServiceFailedToStart, match=r"(?s)before it was ready: exit code 3.*no such queue"
+        ):
+            await s.start(ServiceSpec("svc", ServiceConfig(command=words)))
+
+
+async def test_a_worker_is_known_to_serve_nothing_when_its_start_is_over(supervisor, journal):
+    async with supervisor() as s:
+        await s.start(program(startup_timeout=1))
+        await journal.until(lambda: s.instances()[0].serves is False)
+        assert s.instances()[0].status is ServiceStatus.RUNNING
+
+
+async def test_a_slow_server_that_goes_by_port_gets_clients_when_it_listens(supervisor, journal):
+    async with supervisor() as s:
+        await s.start(program("--listen", "env", "--after", "2"))
+        assert s.instances()[0].serves is None  # it is worth waiting for
+        await journal.until(lambda: s.instances()[0].serves is True)
+        await stays_well(s, journal)
+
+
+async def test_one_that_opens_its_port_late_or_closes_it_is_noticed_by_its_checks(supervisor, journal):
+    async with supervisor() as s:
+        await s.start(program("--listen", "env", "--after", "3", startup_timeout=1))
+        await journal.until(lambda: s.instances()[0].serves is False)
+        await journal.until(lambda: s.instances()[0].serves is True)
+
+
+async def test_a_rolling_restart_of_such_a_server_waits_until_the_new_one_listens(supervisor, journal):
+    """That another instance of it serves tells the two kinds apart."""
+    async with supervisor() as s:
+        spec = program("--listen", "env", "--after", "2")
+        await s.start(spec)
+        (old,) = s.instances()
+        await journal.until(lambda: s.instances()[0].serves is True)
+        await s.restart(spec)
+        (new,) = s.instances()
+        assert new.instance_id != old.instance_id
+        assert new.serves is True
+        ready = next(v for v in journal.history if v.instance_id == new.instance_id and v.status == "running")
+        assert ready.serves is True
+
+
+# Adoption: READY=1 is said once, to a manager that may be gone.
+
+
+@pytest.mark.parametrize(
+    "options", [("--notify", "READY=1"), (), (*SERVER, "--answer", "503", "--notify", "READY=1")]
+)
+async def test_what_was_ready_by_its_own_word_is_ready_for_the_next_manager(supervisor, journal, options):
+    spec = program(*options, startup_timeout=2)
+    async with supervisor(leave_running=True) as s:
+        await s.start(spec)
+        (before,) = s.instances()
+    async with supervisor(adopt=[(spec, list(journal.records.values()))]) as s:
+        await journal.until(lambda: s.instances()[0].status is ServiceStatus.RUNNING, timeout_s=1.5)
+        await stays_well(s, journal)
+        assert s.instances()[0].pid == before.pid
+
+
+# What a server sees of it.
+
+
+async def test_a_server_sees_no_connection_before_it_listens_and_one_a_check_after(
+    supervisor, journal, tmp_path
+):
+    record = tmp_path / "record"
+    async with supervisor(health_check_interval=3600) as s:
+        spec = program(*SERVER, "--after", "1", "--record", str(record), health_check_interval=3600)
+        await s.start(spec)
+        for _ in range(3):
+            await s.check(spec.service_id)
+        with trio.fail_after(20):
+            while len(record.read_text().splitlines()) < 5:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+    lines = record.read_text().splitlines()[1:]
+    assert len(lines) == 4  # ready at the first, and three checks
+    assert all(re.fullmatch(r"agentmgr-probe/[\d.]+ end", line) for line in lines)
+
+
+async def test_one_that_answers_wrongly_is_asked_ever_more_rarely(supervisor, tmp_path):
+    record = tmp_path / "record"
+    async with supervisor() as s:
+        spec = program(
+            *SERVER, "--answer", "503", "--record", str(record), startup_timeout=4, restart="never"
+        )
+        with pytest.raises(ServiceFailedToStart, match="answered 503"):
+            await s.start(spec)
+    assert 3 <= len(record.read_text().splitlines()) - 1 <= 7

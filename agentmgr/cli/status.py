@@ -120,7 +120,7 @@ def _serves(service: Service) -> str | None:
     running = [i for i in service.instances if i.pid is not None]
     if not running or any(i.serves is not False for i in running):
         return None
-    return f"no connections: nothing of it listens on port {running[0].port}"
+    return f"no connections: it does not listen on port {running[0].port}"
 
 
 def _up(instance: Instance) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -163,8 +163,9 @@ class LocalChild:
         kind = self._well_by.kind
         if not self._is_command or kind in _ASKED:
             return ProbeResult(True) if kind is CheckKind.NONE else await self._ask_if_well(timeout_s)
-        await self._look_whether_it_serves()
         notices = self._notices
+        if not self._must_answer:
+            await self._look_whether_it_serves()
         if notices is not None and (
             kind is CheckKind.WATCHDOG or (kind is CheckKind.AUTO and notices.watchdog)
         ):
@@ -204,8 +205,9 @@ class LocalChild:
     async def _look_whether_it_serves(self) -> bool:
         """For a hosted agent, its proof says it. For a command, whoever listens must be of its session."""
         if self._is_command:
-            inode = listeners.on_port(self.record.port)
-            self.serves = inode is not None and await self._process.holds(inode)
+            with suppress(OSError):  # no descriptor left to look with: it is as it was
+                inode = listeners.on_port(self.record.port)
+                self.serves = inode is not None and await self._process.holds(inode)
             if self.serves:
                 self._on_serving()
         return self.serves
@@ -247,8 +249,11 @@ class LocalChild:
 
     async def misfortune(self) -> tuple[Cause, str] | None:
         port = self.record.port
-        inode = listeners.on_port(port) if self._is_command else None
-        if inode is None or await self._process.holds(inode):
+        try:
+            inode = listeners.on_port(port) if self._is_command else None
+            if inode is None or await self._process.holds(inode):
+                return None
+        except OSError:  # no descriptor left to look with
             return None
         cause = Cause.PORT_TAKEN if self._port_is_fixed else Cause.PORT_LOST
         return cause, addresses.taken(self.record.host, port, fixed=self._port_is_fixed)

@@ -92,7 +92,7 @@ class LocalChild:
         self._speaks_websocket = False
         self._was_ready = record.ready_unasked  #: for an earlier manager
         self._pause_s = _FIRST_PAUSE_S
-        self._found: ProbeResult | None = None  #: by the last question whether it is ready
+        self._found: ProbeResult | None = None  #: why it is not ready yet
         self.serves = not self._is_command  #: a hosted agent has its socket from the start
 
     @property
@@ -138,11 +138,13 @@ class LocalChild:
             await self.wait_serving()
             if self._ready_by.kind is CheckKind.TCP:
                 return
-            left_s = trio.current_effective_deadline() - trio.current_time()
-            self._found = await self._ask_if_ready(min(self._patience_s, _OF_WHAT_IS_LEFT * left_s))
-            if self._found.ok:
-                self._note(self._found)
+            left_s = _OF_WHAT_IS_LEFT * (trio.current_effective_deadline() - trio.current_time())
+            found = await self._ask_if_ready(min(self._patience_s, left_s))
+            if found.ok:
+                self._note(found)
                 return
+            if self._found is None or self._patience_s <= left_s:  # one that was cut short has seen less
+                self._found = found
             await trio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _LAST_PAUSE_S)
 

@@ -6,6 +6,8 @@ FALLOC_FL_COLLAPSE_RANGE: ext4, xfs), while the writer goes on appending. Where 
 that, the copied part is turned into a hole (FALLOC_FL_PUNCH_HOLE: btrfs, tmpfs and others), which takes no
 space.
 
+A file whose name is removed, or given to another file, is still written to: see `Astray`.
+
 A reader that follows such a file must not lose its place when the content moves up. So a place counts bytes
 from the beginning of the file as this process first saw it, and `_cut` says how many of them are gone by now.
 """
@@ -140,6 +142,95 @@ def rotate(file: Path, max_bytes: int, files: int) -> bool:
             return True
     except FileNotFoundError:
         return False
+
+
+File = tuple[int, int]  #: device and inode
+
+
+def identity(file: Path | str) -> File | None:
+    """Which file has that name now; None when none has, or it cannot be looked at."""
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+def written_by(pid: int, file: Path) -> File | None:
+    """The log that this process writes to, also where the name `file` is not its any more.
+
+    None when its output goes elsewhere.
+    """
+    output = f"/proc/{pid}/fd/1"
+    try:
+        target = os.readlink(output)  # of one without a name: the former one, and ` (deleted)`
+    except OSError:
+        return None
+    return identity(output) if os.path.dirname(target) == os.path.realpath(file.parent) else None
+
+
+def moved_to(pid: int, which: File, file: Path, log_dir: Path) -> Path | None:
+    """Where a log is now whose service was renamed while it runs; None when it is not in its directory."""
+    try:
+        target = Path(os.readlink(f"/proc/{pid}/fd/1"))
+    except OSError:
+        return None
+    at_home = target.name == file.name and target.parent.parent == Path(os.path.realpath(log_dir))
+    return target if at_home and identity(target) == which else None
+
+
+class Astray:
+    """A log that its instance still writes to, though its name was removed or given to another file.
+
+    Nothing can make the instance open another one. So what it writes is moved on to the file that has the
+    name now, which is made where there is none: `logs` shows it, and neither file grows without bounds.
+    """
+
+    def __init__(self, pid: int, which: File, file: Path, seen: int | None) -> None:
+        """`seen`: its size when it last had its name. Raises OSError, as when the process has ended."""
+        self._file = Path(os.path.realpath(file.parent), file.name)
+        self._descriptor = os.open(f"/proc/{pid}/fd/1", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        stat = os.fstat(self._descriptor)
+        if (stat.st_dev, stat.st_ino) != which:
+            os.close(self._descriptor)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
+        self._block = stat.st_blksize
+        # What came before is in the file that was renamed; where that was removed, it was meant to go.
+        self._moved = seen if seen is not None else stat.st_size if stat.st_nlink else 0
+        self._begin = -(-self._moved // self._block) * self._block  #: whole blocks only can be cut out
+
+    def move_on(self, max_bytes: int) -> None:
+        """Appends what was written since the last call to the named file. Blocks on the disk.
+
+        Raises OSError.
+        """
+        end = os.fstat(self._descriptor).st_size
+        if end < self._moved:  # it was truncated
+            self._moved, self._begin = 0, 0
+        self._moved = max(self._moved, end - 2 * max_bytes)  # of a flood the newest part is kept
+        target = open_for_append(self._file)
+        try:
+            while self._moved < end:
+                data = os.pread(self._descriptor, min(end - self._moved, 2**18), self._moved)
+                self._moved += os.write(target, data)
+        finally:
+            os.close(target)
+        self._cut_out(end)
+
+    def _cut_out(self, end: int) -> None:
+        last = (self._moved - (self._moved == end)) // self._block * self._block  # the last byte has to stay
+        if last <= self._begin:
+            return
+        if _fallocate(self._descriptor, _COLLAPSE_RANGE, self._begin, last - self._begin):
+            self._moved -= last - self._begin
+        else:
+            _fallocate(
+                self._descriptor, _PUNCH_HOLE | _KEEP_SIZE, self._begin, last - self._begin, required=True
+            )
+            self._begin = last
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 def make_room(log_dir: Path) -> bool:

@@ -43,6 +43,8 @@ class _Kept:
     usage: deque[Usage] = Factory(lambda: deque(maxlen=USAGE_KEPT))
     measured: tuple[float, int] | None = None  #: seconds since boot, and clock ticks of CPU until then
     log_fails: bool = False
+    file: logs.File | None = None  #: which it writes to; None when its output goes elsewhere
+    seen: int | None = None  #: bytes in it when it last had its name
     mark: int = NOWHERE  #: of the log, in `Writes`
 
 
@@ -51,6 +53,7 @@ class Upkeep:
         self._log_dir = log_dir
         self._disk_full = False
         self._kept: dict[str, _Kept] = {}
+        self._astray: dict[logs.File, tuple[_Kept, logs.Astray]] = {}  # used by the thread that rotates
         self._writes = Writes()
         self._next_usage = -math.inf
 
@@ -58,14 +61,24 @@ class Upkeep:
         """From its launch on; again at a relaunch."""
         kept = self._kept.setdefault(instance_id, _Kept(pid, log, config))
         kept.pid, kept.measured = pid, None
-        kept.mark = self._writes.watch(log)
+        kept.file, kept.seen = logs.written_by(pid, log), None
+        before, kept.mark = kept.mark, self._watch(kept)
+        self._let_go(before)
         self._next_usage = -math.inf  # its first figures should not take 10 s
 
     def forget(self, instance_id: str) -> None:
         gone = self._kept.pop(instance_id, None)
+        if gone is not None:
+            self._let_go(gone.mark)
+
+    def _watch(self, kept: _Kept) -> int:
+        # By its descriptor, because another file may have its name.
+        return self._writes.watch(kept.log if kept.file is None else Path(f"/proc/{kept.pid}/fd/1"))
+
+    def _let_go(self, mark: int) -> None:
         # In a rolling restart two instances write to one log.
-        if gone is not None and not any(kept.mark == gone.mark for kept in self._kept.values()):
-            self._writes.forget(gone.mark)
+        if mark != NOWHERE and not any(kept.mark == mark for kept in self._kept.values()):
+            self._writes.forget(mark)
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """The samples of the last hour, oldest first."""
@@ -76,19 +89,25 @@ class Upkeep:
         """Faults that are going on, and from which it recovers by itself."""
         full = ("the disk is full: the oldest logs are removed",) if self._disk_full else ()
         unbounded = any(kept.log_fails for kept in self._kept.values())
-        return (*full, *(("logs cannot be kept within their bounds",) if unbounded else ()))
+        astray = (
+            f"the log {kept.log} was removed or renamed while its service writes to it: what it writes is "
+            "moved there until the service is restarted"
+            for kept, _ in tuple(self._astray.values())
+        )
+        return (*full, *(("logs cannot be kept within their bounds",) if unbounded else ()), *astray)
 
     async def run(self) -> None:
         """Until cancelled."""
         self._writes.open()
         try:
             for kept in self._kept.values():
-                kept.mark = self._writes.watch(kept.log)
+                kept.mark = self._watch(kept)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._keep_logs_bounded)
                 nursery.start_soon(self._keep_measuring)
         finally:
             self._writes.close()
+            self._find_astray((), ())
 
     async def _keep_logs_bounded(self) -> None:
         soon_s, late_s = _LOGS_EVERY_S
@@ -103,9 +122,37 @@ class Upkeep:
                 await trio.to_thread.run_sync(self._make_room, limiter=_limiter)
             else:
                 entries = tuple(kept for kept in entries if kept.mark in written)
+            known = tuple(self._kept.values())
+            await trio.to_thread.run_sync(self._find_astray, entries, known, limiter=_limiter)
             if await trio.to_thread.run_sync(_rotate, entries, limiter=_limiter):
                 look_at_all = trio.current_time()  # perhaps a flood: look again, event or not
             await trio.sleep(soon_s)
+
+    def _find_astray(self, entries: Iterable[_Kept], known: Iterable[_Kept]) -> None:
+        """Finds logs of `entries` that have lost their names, and moves on what is written to such files.
+
+        Lets go of those that none of `known` writes to any more.
+        """
+        for kept in entries:
+            if kept.file is None or kept.file in self._astray or logs.identity(kept.log) == kept.file:
+                continue
+            if (path := logs.moved_to(kept.pid, kept.file, kept.log, self._log_dir)) is not None:
+                kept.log = path  # its service was renamed, and another one has the old name
+                continue
+            with suppress(OSError):  # it has just ended, or no descriptor is to be had just now
+                self._astray[kept.file] = kept, logs.Astray(kept.pid, kept.file, kept.log, kept.seen)
+                log.warning("%s was removed or renamed: what is written is moved there", kept.log)
+        writers = {kept.file for kept in known}
+        for file, (kept, astray) in tuple(self._astray.items()):
+            found_again = logs.identity(kept.log) == file
+            try:
+                if not found_again:
+                    astray.move_on(kept.config.log_max_bytes)
+            except OSError as error:
+                _complain(kept, error)
+            if found_again or file not in writers:
+                astray.close()
+                del self._astray[file]
 
     def _make_room(self) -> None:
         before = self._disk_full
@@ -134,12 +181,18 @@ def _rotate(entries: Iterable[_Kept]) -> bool:
     for kept in entries:
         try:
             rotated |= logs.rotate(kept.log, kept.config.log_max_bytes, kept.config.log_files)
+            if logs.identity(kept.log) == kept.file:
+                kept.seen = kept.log.stat().st_size
             kept.log_fails = False
         except OSError as error:
-            if not kept.log_fails:  # told once, tried again each time
-                log.warning("cannot rotate %s: %s", kept.log, error.strerror)
-            kept.log_fails = True
+            _complain(kept, error)
     return rotated
+
+
+def _complain(kept: _Kept, error: OSError) -> None:
+    if not kept.log_fails:  # once; it is tried again each time
+        log.warning("cannot rotate %s: %s", kept.log, error.strerror)
+    kept.log_fails = True
 
 
 def _measure(leaders: dict[int, _Kept]) -> None:

@@ -14,11 +14,12 @@ from attrs import evolve
 from ..codec import to_plain
 from ..core.dependencies import stop_order
 from ..errors import ServiceFailed
-from ..models import ServiceConfig
-from .declaration import Declaration, DeclaredService, Step, difference, read
+from ..models import Service, ServiceConfig, ServiceStatus
+from .declaration import Declaration, DeclaredService, Step, difference, given_up, read
 from .group import Cli, subcommand
 from .names import FILE
 from .out import complain, say
+from .presence import answers_at_once
 from .reach import for_reading, for_running, for_writing
 from .render import counted
 from .service_options import HARMLESS
@@ -34,11 +35,13 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Only show the difference.")
 @click.option("--prune", is_flag=True, help="Remove services and rules that the file does not name.")
 @click.option("--no-restart", is_flag=True, help="Leave running services as they are until they restart.")
-async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: bool) -> int:
+@click.option("--retry", is_flag=True, help="Start services again that were given up.")
+async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: bool, retry: bool) -> int:
     """Create, change and start services and routing rules as a TOML file declares them.
 
     The file has tables [services.NAME] and [rules.NAME] with the fields of the REST API; `running = false` in
-    a service keeps it stopped. `agentmgr export` writes such a file.
+    a service keeps it stopped. `agentmgr export` writes such a file. Exit code 1 when a service does not
+    start, or was given up before.
     """
     wanted = read(Path(file))
     async with for_reading(cli) as seen:
@@ -47,13 +50,21 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
             evolve(service, config=evolve(service.config, env=environments.get(service.name, {})))
             for service in await seen.list_services()
         ]
-    steps = difference(wanted, services, rules, prune=prune)
+        managed = await answers_at_once(cli.paths)
+    steps = difference(wanted, services, rules, prune=prune, retry=retry, managed=managed)
     for step in steps:
         _print(step)
-    if not steps:
+    dead = _given_up(wanted, services, steps, restarting=not no_restart)
+    for service in dead:
+        what = service.name if service.status is ServiceStatus.ERROR else f"an instance of {service.name}"
+        complain(
+            f"{what} was given up ({service.error_message or 'it says not why'}); "
+            f"`agentmgr start {service.name}` or `agentmgr apply --retry` tries again"
+        )
+    if not steps and not dead:
         say("nothing to do")
     if dry_run or not steps:
-        return 0
+        return int(bool(dead))
     starts = any(step.action == "start" for step in steps)
     reach = for_running(cli) if starts else for_writing(cli, adopting=True)
     versions = {service.name: service.version for service in services}
@@ -75,7 +86,26 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
                 for step in wave:
                     nursery.start_soon(attempt, step)
     say(f"done: {counted(len(steps) - failed, 'change')}")
-    return int(failed > 0)
+    return int(failed > 0 or bool(dead))
+
+
+def _given_up(
+    wanted: Declaration, services: Sequence[Service], steps: Sequence[Step], *, restarting: bool
+) -> list[Service]:
+    """The services that should run, were given up, and are not started again by one of the steps."""
+    begun = {
+        step.name
+        for step in steps
+        if step.action == "start" or (restarting and step.changes.keys() - HARMLESS)
+    }
+    return [
+        service
+        for service in services
+        if service.name in wanted.services
+        and wanted.services[service.name].running
+        and service.name not in begun
+        and given_up(service)
+    ]
 
 
 def _waves(steps: Sequence[Step], wanted: Declaration) -> list[list[Step]]:

@@ -28,7 +28,7 @@ from ..codec import from_plain, parse_toml, to_plain
 from ..core.secrets import HIDDEN, restored
 from ..errors import AgentManagerError, InvalidRequest
 from ..manager.factory_path import located
-from ..models import RoutingRule, Service
+from ..models import DesiredStatus, RoutingRule, Service, ServiceStatus
 from ..paths import absolute
 from ..visible import toml_text
 
@@ -108,13 +108,23 @@ def _parsed(path: Path, kind: str, name: str, table: dict[str, Any], cls: type[A
 
 
 def difference(
-    wanted: Declaration, services: Sequence[Service], rules: Sequence[RoutingRule], *, prune: bool
+    wanted: Declaration,
+    services: Sequence[Service],
+    rules: Sequence[RoutingRule],
+    *,
+    prune: bool = False,
+    retry: bool = False,
+    managed: bool = True,
 ) -> list[Step]:
-    """What is to be done so that all is as `wanted`; with `prune`, what it does not name is removed."""
+    """What is to be done so that all is as `wanted`; with `prune`, what it does not name is removed.
+
+    With `retry`, a service that was given up is started again; without a manager (`managed` is false), one
+    that should run and does not.
+    """
     steps: list[Step] = []
     known = {service.name: service for service in services}
     for name, declared in wanted.services.items():
-        steps += _service_steps(declared, known.get(name))
+        steps += _service_steps(declared, known.get(name), retry=retry, managed=managed)
     if prune:
         steps += [Step("remove", "service", name) for name in known.keys() - wanted.services.keys()]
     known_rules = {rule.name: rule for rule in rules}
@@ -128,7 +138,16 @@ def difference(
     return steps
 
 
-def _service_steps(declared: DeclaredService, now: Service | None) -> Iterator[Step]:
+def given_up(service: Service) -> bool:
+    """Whether it should run, and an instance of it is not started any more."""
+    return service.desired_status is DesiredStatus.RUNNING and any(
+        instance.status is ServiceStatus.ERROR for instance in service.instances
+    )
+
+
+def _service_steps(
+    declared: DeclaredService, now: Service | None, *, retry: bool, managed: bool
+) -> Iterator[Step]:
     try:
         restored(declared.env, now.config.env if now else {})
     except InvalidRequest as error:
@@ -140,8 +159,11 @@ def _service_steps(declared: DeclaredService, now: Service | None) -> Iterator[S
     changes = _changes(service_fields(now) if now else _defaults(DeclaredService), fields)
     if changes or now is None:
         yield Step("change" if now else "create", "service", declared.name, changes)
-    wants = now is not None and now.desired_status == "running"
-    if running != wants:
+    wants = now is not None and now.desired_status is DesiredStatus.RUNNING
+    idle = now is not None and (
+        (retry and given_up(now)) or (not managed and now.status is ServiceStatus.STOPPED)
+    )
+    if running != wants or (running and idle):
         yield Step("start" if running else "stop", "service", declared.name)
 
 

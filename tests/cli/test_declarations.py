@@ -205,3 +205,28 @@ def test_one_that_does_not_start_keeps_no_other_from_its_turn(shell: Any, write:
         "first": "running",
         "last": "running",
     }
+
+
+def test_a_service_that_was_given_up_is_not_nothing_to_do(shell: Any, write: Any) -> None:
+    text = '[services.bad]\ncommand = ["{}"]\nrestart = "never"\n'
+    write("services.toml", text.format("false"))
+    shell.fails("apply", "services.toml")
+    for more in ((), ("--dry-run",)):
+        done = shell("apply", "services.toml", *more)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "bad was given up (" in done.stderr
+        assert "`agentmgr apply --retry`" in done.stderr
+    retried = shell("apply", "services.toml", "--retry")
+    assert retried.returncode == 1, "it fails again"
+    assert "start service bad" in retried.stdout
+    write("services.toml", text.format("false").replace("command", "running = false\ncommand"))
+    assert "stop service bad" in shell.ok("apply", "services.toml")
+
+
+def test_what_should_run_and_has_no_manager_is_started(shell: Any, write: Any) -> None:
+    write("services.toml", '[services.one]\nagent_factory_path = "my_agent.py"\n')
+    shell.ok("apply", "services.toml")
+    shell.ok("shutdown")
+    assert "start service one" in shell.ok("apply", "services.toml")
+    assert services(shell)["one"]["status"] == "running"
+    assert shell.ok("apply", "services.toml") == "nothing to do\n"

@@ -17,6 +17,7 @@ from .errors import StorageError
 log = logging.getLogger("agentmgr.api")
 
 _BACKLOG = 256
+_LONGEST_BYTES = 107  #: of the path in the address of a unix socket (unix(7))
 LOOK_S = 2.0  #: between looks at whether the file is still there
 
 
@@ -32,8 +33,9 @@ def control_listener(path: Path) -> Iterator[trio.SocketListener]:
                 os.unlink(path)
         except FileNotFoundError:
             pass
-        # The directory is 0700, and nobody can connect before listen().
-        sock.bind(os.fspath(path))
+        # The directory is 0700, and no one can connect before listen().
+        with _short(path) as name:
+            sock.bind(name)
         mine = os.lstat(path).st_ino
         try:
             os.chmod(path, 0o600)
@@ -43,6 +45,25 @@ def control_listener(path: Path) -> Iterator[trio.SocketListener]:
             # The next manager may have put its own there, once this one gave up the lock.
             if _inode(path) == mine:
                 os.unlink(path)
+
+
+async def connect(path: Path) -> trio.SocketStream:
+    """A connection to the socket at `path`. Raises OSError."""
+    with _short(path) as name:
+        return await trio.open_unix_socket(name)
+
+
+@contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """A name of the file that fits into the address of a socket, good inside the block. Raises OSError."""
+    if len(os.fsencode(path)) <= _LONGEST_BYTES:
+        yield os.fspath(path)
+        return
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
 
 
 async def keep_bound(

@@ -9,7 +9,6 @@ import errno
 import os
 from collections.abc import Mapping
 from enum import StrEnum
-from hashlib import sha256
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from .codec import from_plain, parse_toml
 from .core.origin import is_origin
 from .errors import DatabaseUnusable, FieldProblem, InvalidRequest
 from .paths import absolute
+from .trust import distrust, distrust_database
 
 
 class LogLevel(StrEnum):
@@ -134,6 +134,8 @@ def load_settings(
 def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
     named = environ.get("AGENTMGR_CONFIG")
     path = Path(named or "agentmgr.toml")
+    if (problem := distrust(path)) is not None:
+        raise InvalidRequest(problem)
     try:
         data = parse_toml(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -190,34 +192,28 @@ def _sentence(problems: tuple[FieldProblem, ...] | list[FieldProblem]) -> str:
     return "; ".join(f"{problem.path} {problem.message}" for problem in problems)
 
 
-SOCKET_PATH_BYTES = 100
-"""The longest path of a unix socket, with room to spare: 107 on Linux, 103 on the BSDs and macOS."""
-
-
 @frozen
 class RuntimePaths:
     """The files that belong to a database, in the directory `PATH.d` beside it."""
 
     database: Path  #: with all symbolic links followed, so that one database has one owner
     directory: Path
-    control_socket: Path
+    named: Path = field(eq=False)  #: the database as it was given, which may be a link
 
     @classmethod
     def of(cls, db_path: str | os.PathLike[str]) -> RuntimePaths:
-        database = Path(os.path.realpath(absolute(db_path)))
-        directory = database.with_name(database.name + ".d")
-        control_socket = directory / "control.sock"
-        if len(os.fsencode(control_socket)) > SOCKET_PATH_BYTES:
-            # Not under XDG_RUNTIME_DIR: all who ask for the path must get the same one, also from cron, and
-            # that directory goes when its user logs out, while a daemon stays.
-            short = sha256(os.fsencode(database)).hexdigest()[:16]
-            control_socket = Path(f"/tmp/agentmgr-{os.geteuid()}", f"{short}-control.sock")
-        return cls(database, directory, control_socket)
+        named = absolute(db_path)
+        database = Path(os.path.realpath(named))
+        return cls(database, database.with_name(database.name + ".d"), named)
+
+    @property
+    def control_socket(self) -> Path:
+        return self.directory / "control.sock"
 
     @property
     def worker_socket(self) -> Path:
         """Where the manager talks with the workers of its gateway."""
-        return self.control_socket.with_name(self.control_socket.name.replace("control", "workers"))
+        return self.directory / "workers.sock"
 
     @property
     def workers(self) -> Path:
@@ -240,22 +236,25 @@ class RuntimePaths:
     def logs(self) -> Path:
         return self.directory / "logs"
 
+    def check(self) -> None:
+        """Raises `DatabaseUnusable` where it, or what stands beside it, can be another user's work."""
+        problem = distrust(self.named, of=self.database) or distrust_database(self.database)
+        if problem is not None:
+            raise DatabaseUnusable(problem)
+
     def create(self) -> None:
-        """Makes the directories, for their owner only. Raises `DatabaseUnusable`."""
-        for directory in (self.directory, self.control_socket.parent):
-            try:
-                directory.mkdir(mode=0o700, exist_ok=True)
-                owner = directory.lstat().st_uid
-            except OSError as error:
-                if not directory.parent.exists():
-                    raise DatabaseUnusable(
-                        f"the directory {directory.parent} does not exist: "
-                        "make it, or name another file with --db-path"
-                    ) from None
-                why = error.strerror if error.errno != errno.ENOENT else "no directory can be made there"
+        """Makes the directory, for its owner only. Raises `DatabaseUnusable`."""
+        directory = self.directory
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            if not directory.parent.exists():
                 raise DatabaseUnusable(
-                    f"{directory} cannot be made ({why}): name another file with --db-path"
-                ) from error
-            # In /tmp, whoever made the directory first could put a socket of his own there.
-            if owner != os.geteuid():
-                raise DatabaseUnusable(f"{directory} belongs to another user: use a database of your own")
+                    f"the directory {directory.parent} does not exist: "
+                    "make it, or name another file with --db-path"
+                ) from None
+            why = error.strerror if error.errno != errno.ENOENT else "no directory can be made there"
+            raise DatabaseUnusable(
+                f"{directory} cannot be made ({why}): name another file with --db-path"
+            ) from error
+        self.check()

@@ -70,7 +70,7 @@ def test_every_command_is_there_and_every_one_there_exists():
 def test_every_setting_is_there_and_every_one_there_exists():
     settings = {environment_name(attribute.name) for attribute in fields(Settings)}
     others = {f"AGENTMGR_{name}" for name in (
-        "CONFIG", "GATEWAY", "TOKEN", "SERVICE", "INSTANCE_ID", "INSTANCE_TOKEN",
+        "CONFIG", "TRUST", "GATEWAY", "TOKEN", "SERVICE", "INSTANCE_ID", "INSTANCE_TOKEN",
     )}  # fmt: skip
     assert set(re.findall(r"AGENTMGR_[A-Z_]+", README)) == settings | others
     source = "".join(path.read_text() for path in (Path(__file__).parents[1] / "agentmgr").rglob("*.py"))
@@ -106,7 +106,7 @@ def test_every_endpoint_is_there_and_every_one_there_exists():
     assert documented == methods
 
 
-COMMON = {"--db-path", "--debug", "--help"}
+COMMON = {"--db-path", "--trust", "--debug", "--help"}
 
 
 @pytest.mark.parametrize(("name", "command"), every_command())

@@ -169,22 +169,6 @@ def test_the_files_of_a_database_lie_beside_it(here):
     assert paths.logs == directory / "logs"
 
 
-def test_the_socket_of_a_deep_database_has_a_short_path_of_its_own(tmp_path):
-    shallow = RuntimePaths.of("/srv/a.db")
-    assert shallow.control_socket == Path("/srv/a.db.d/control.sock")
-    deep = tmp_path / ("d" * 100)
-    sockets = {RuntimePaths.of(deep / name).control_socket for name in ("a.db", "b.db", "./a.db")}
-    assert len(sockets) == 2
-    for path in sockets:
-        assert len(os.fsencode(path)) <= 100
-        assert not path.is_relative_to(deep)
-
-
-def test_the_path_of_a_socket_is_measured_in_bytes(tmp_path):
-    directory = Path("/", "ü" * 40)
-    assert RuntimePaths.of(directory / "a.db").control_socket.parent != directory / "a.db.d"
-
-
 def test_the_directory_is_for_its_owner_only(tmp_path):
     paths = RuntimePaths.of(tmp_path / "a.db")
     paths.create()

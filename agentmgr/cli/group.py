@@ -12,6 +12,7 @@ import asyncclick as click
 
 from .. import __version__
 from ..settings import RuntimePaths, Settings, load_settings
+from ..trust import trust
 
 if TYPE_CHECKING:
     from asyncclick.shell_completion import CompletionItem
@@ -68,7 +69,10 @@ class Cli:
 
     @cached_property
     def paths(self) -> RuntimePaths:
-        return RuntimePaths.of(self.settings().db_path)
+        """Raises `DatabaseUnusable` where they can be another user's work."""
+        paths = RuntimePaths.of(self.settings().db_path)
+        paths.check()
+        return paths
 
 
 class _WithExample(click.Command):
@@ -136,14 +140,27 @@ def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
     return remember
 
 
+def _trust(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
+    for path in value:
+        trust(path)
+
+
 def common_options(function: F) -> F:
-    """`--db-path` and `--debug`, which may stand before the command's name or after it."""
+    """`--db-path`, `--trust` and `--debug`, which may stand before the command's name or after it."""
     function = click.option(
         "--debug",
         is_flag=True,
         expose_value=False,
         callback=_set("debug"),
         help="Show the traceback of a failure.",
+    )(function)
+    function = click.option(
+        "--trust",
+        metavar="PATH",
+        multiple=True,
+        expose_value=False,
+        callback=_trust,
+        help="Use a file or directory that another user owns or can write; or AGENTMGR_TRUST.",
     )(function)
     return click.option(
         "--db-path",

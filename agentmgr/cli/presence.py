@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from ..control_socket import connect
 from ..errors import ManagerAlreadyRunning, ManagerError
 from ..ownership import coming_up, holder
 from ..settings import RuntimePaths
@@ -21,7 +22,7 @@ async def answers(paths: RuntimePaths) -> bool:
 
 async def answers_at_once(paths: RuntimePaths) -> bool:
     try:
-        stream = await trio.open_unix_socket(paths.control_socket)
+        stream = await connect(paths.control_socket)
     except OSError:  # no such file, or nobody listens
         return False
     await trio.aclose_forcefully(stream)

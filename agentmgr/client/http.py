@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import h11
 import trio
 
+from ..control_socket import connect
 from ..errors import ManagerNotRunning
 
 T = TypeVar("T")
@@ -127,7 +128,7 @@ async def _connect(target: Path | str) -> tuple[trio.abc.Stream, str]:
     try:
         with trio.fail_after(CONNECT_TIMEOUT_S):
             if isinstance(target, Path):
-                return await trio.open_unix_socket(target), "localhost"
+                return await connect(target), "localhost"
             url = urlsplit(target)
             host, secure = url.hostname or "localhost", url.scheme == "https"
             port = url.port or (443 if secure else 80)

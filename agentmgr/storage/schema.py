@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import DatabaseDamaged, DatabaseTooNew, DatabaseUnusable, StorageError
+from ..trust import distrust_database
 
 T = TypeVar("T")
 
@@ -162,6 +163,8 @@ def inspect(path: Path, *, every_page: bool = True) -> int:
     try:
         if path.is_dir():
             raise DatabaseUnusable(f"{path} is a directory: name a file in it with --db-path")
+        if (problem := distrust_database(path)) is not None:
+            raise DatabaseUnusable(problem)
         if not path.exists():
             if not path.parent.is_dir():
                 raise DatabaseUnusable(

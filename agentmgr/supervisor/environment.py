@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..core.restart import Cause
 from ..models import ServiceConfig
+from ..trust import distrust
 from .launcher import CannotLaunch
 
 # Addressed to the manager itself by its service manager, in whose name a child that answered would speak; and
@@ -40,6 +41,8 @@ def _read(file: Path, known: Mapping[str, str]) -> dict[str, str]:
     """
     from dotenv.parser import parse_stream  # 10 ms that only such a file needs
 
+    if (problem := distrust(file)) is not None:
+        raise CannotLaunch(Cause.CANNOT_EXECUTE, problem)
     try:
         text = file.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

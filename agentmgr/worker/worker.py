@@ -16,6 +16,7 @@ from itertools import count
 
 import trio
 
+from ..control_socket import connect
 from ..core.affinity import Affinity
 from ..core.shared_seats import Grant, SharedSeats
 from ..errors import ConnectionNotFound, InvalidRequest
@@ -148,7 +149,7 @@ class Worker:
         pause = _FIRST_RETRY_S
         while True:
             try:
-                stream = await trio.open_unix_socket(self._paths.worker_socket)
+                stream = await connect(self._paths.worker_socket)
             except OSError:  # nobody there; that is what the loop is for
                 pause = min(pause * 2, _LAST_RETRY_S)
             else:

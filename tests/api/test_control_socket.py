@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -57,3 +58,21 @@ async def test_a_socket_file_that_is_deleted_is_made_again_and_nobody_is_cut_off
             nursery.cancel_scope.cancel()
     logging.getLogger("agentmgr.api").removeHandler(said)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("length", [20, 100, 200])
+async def test_a_database_with_a_long_path_has_its_sockets_beside_it(tmp_path: Path, length: int) -> None:
+    directory = tmp_path / ("ü" * (length // 2))
+    directory.mkdir()
+    before = os.listdir("/proc/self/fd")
+    async with AgentManager(directory / "a.db") as manager, trio.open_nursery() as nursery:
+        path = manager.paths.control_socket
+        assert path == directory / "a.db.d" / "control.sock"
+        await nursery.start(partial(serve_control, manager, path))
+        async with ManagerClient(path) as client:
+            assert (await client.get_info())["pid"] == os.getpid()
+        assert path.is_socket()
+        assert manager.paths.worker_socket.is_socket()
+        nursery.cancel_scope.cancel()
+    assert not path.exists()
+    assert os.listdir("/proc/self/fd") == before

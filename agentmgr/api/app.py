@@ -15,11 +15,11 @@ from ..codec import from_plain, parse_json, to_json
 from ..errors import VersionMismatch
 from ..models import new_id
 from .auth import Access
+from .connection import PEER_UID
 from .operations import BASE, Answer, Call, Operation, Server
 from .problems import HttpProblem, answer_error
 from .queries import NoQuery, parse_query
 from .resources import operations
-from .server import PEER_UID
 from .throttle import check_excess
 
 log = logging.getLogger("agentmgr.api")
@@ -108,7 +108,9 @@ def _view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respo
         if operation.body is not None:
             parsed.append(await _read_body(operation))
         if operation.streams and request.method == "HEAD":
-            return Response(content_type=operation.media_type)
+            return Response(
+                b"", content_type=operation.media_type
+            )  # without a body Quart asks asyncio for one
         call = Call(server, params, request.headers, g.get("token"))
         try:
             answer = await operation.handler(call, *parsed)

@@ -3,35 +3,32 @@
 `hypercorn.trio.serve` shares one nursery among all connections, without a boundary: a WebSocket upgrade with
 trailing bytes ends the whole server (hypercorn#225), and a client that does not read delays its end for ever,
 because its sends are shielded from cancellation. Here each connection has an error boundary, each send a
-deadline, and in the end every socket is closed from below, which no shield keeps off.
+deadline, and in the end every socket is closed from below, which no shield keeps off. A connection that its
+client has closed is gone at once, and one that asks nothing makes room for those who do.
 """
 
 from __future__ import annotations
 
 import logging
-import socket
-import struct
+import math
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 from attrs import frozen
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendEvent, ConnectionState, Scope
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendEvent, Scope
+from werkzeug.exceptions import HTTPException
 
-from ..peer import peer_uid
+from ..errors import leaves
+from .connection import Connection, reset, wrapped
+from .faults import Faults
 
 if TYPE_CHECKING:
     from ..proxy.certificate import Certificate
-
-log = logging.getLogger("agentmgr.api")
-
-#: Of each request's `scope["state"]`: which user is at the other end, None where the kernel does not say.
-PEER_UID = "agentmgr.peer_uid"
 
 
 @frozen
@@ -39,74 +36,28 @@ class ServerLimits:
     """Durations in seconds."""
 
     grace: float = 3.0  #: from the wish to stop until every connection is closed
-    idle: float = 15.0  #: between requests, and until a request's head is complete
+    idle: float = 15.0  #: between requests, and until a request's head is complete, TLS handshake included
+    spared: float = 0.5  #: who asks nothing for so long makes room for others, when there is none
     stall: float = 60.0  #: a client that takes no byte for so long is cut
-    tls_handshake: float = 10.0
-    connections: int = 500  #: at once; more wait in the kernel's queue
+    connections: int = 500  #: at once; more take the place of those that ask nothing, or wait in the kernel
 
 
 _DEFAULT_LIMITS = ServerLimits()
-
-
-class _Paced(trio.abc.HalfCloseableStream):
-    """A connection whose client must take what it asked for within a deadline.
-
-    Hypercorn shields its sends, so a deadline has to be inside of them.
-    """
-
-    def __init__(self, stream: trio.SocketStream, stall_s: float) -> None:
-        self.socket = stream.socket  # Hypercorn reads the addresses off it
-        self._stream = stream
-        self._stall_s = stall_s
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        view = memoryview(data)
-        while view:
-            # Per piece, so that a slow client is not taken for one that has stopped.
-            piece, view = view[:65536], view[65536:]
-            with trio.move_on_after(self._stall_s) as waiting:
-                await self._stream.send_all(piece)
-            if waiting.cancelled_caught:
-                await _reset(self._stream)
-                raise trio.BrokenResourceError("the client stopped reading")
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        await self._stream.send_eof()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        return bytes(await self._stream.receive_some(max_bytes))
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
-
-
-async def _reset(stream: trio.SocketStream) -> None:
-    """Closes it, and drops what the client has not taken: it is not worth the kernel's memory."""
-    with suppress(OSError):  # closed already
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    await trio.aclose_forcefully(stream)
 
 
 def _until_idle(app: ASGIFramework) -> ASGIFramework:
     """The same application, which lets Hypercorn finish what follows its last word.
 
     As part of sending that, Hypercorn tells Quart of the request's end, and Quart cancels the request's
-    tasks, this very sending among them: Hypercorn would not get to watch the idle connection, which then has
-    no timeout and keeps the server from ending.
+    tasks, this very sending among them: it would not be known that the connection waits for its next request.
     """
 
     async def undisturbed(
         scope: Scope, receive: ASGIReceiveCallable, send: Callable[[ASGISendEvent], Awaitable[None]]
     ) -> None:
-        http1 = scope["type"] == "http" and scope["http_version"].startswith("1")
-
         async def send_undisturbed(event: ASGISendEvent) -> None:
             last = event["type"] == "http.response.body" and not event.get("more_body")
-            # Bounded by the stall timeout of the stream; in HTTP/2 it would wait for the stream's own window.
-            with trio.CancelScope(shield=last and http1):
+            with trio.CancelScope(shield=last):  # bounded by the stall timeout of the stream
                 await send(event)
 
         await app(scope, receive, send_undisturbed)
@@ -114,60 +65,128 @@ def _until_idle(app: ASGIFramework) -> ASGIFramework:
     return undisturbed
 
 
+def _bounded(app: ASGIFramework, faults: Faults) -> ASGIFramework:
+    """The same application, whose errors go to the log by way of `faults` and not by way of Hypercorn."""
+
+    async def reporting(
+        scope: Scope, receive: ASGIReceiveCallable, send: Callable[[ASGISendEvent], Awaitable[None]]
+    ) -> None:
+        begun = False
+
+        async def noting(event: ASGISendEvent) -> None:
+            nonlocal begun
+            begun = True
+            await send(event)
+
+        try:
+            await app(scope, receive, noting)
+        except* Exception as failed:
+            faults.report(failed)
+            refusal = next((e for e in leaves(failed) if isinstance(e, HTTPException)), None)
+            if (
+                refusal is not None and not begun
+            ):  # such as a `Host` that cannot be one; else Hypercorn says 500
+                status = refusal.code or 400
+                await send({"type": "http.response.start", "status": status, "headers": []})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    return reporting
+
+
 class _Connections:
     """The open connections of one server."""
 
     def __init__(self, app: ASGIFramework, limits: ServerLimits, certificate: Certificate | None) -> None:
-        self._app = ASGIWrapper(_until_idle(app))
+        self._faults = Faults()
+        self._app = ASGIWrapper(_until_idle(_bounded(app, self._faults)))
         self._limits = limits
         self._certificate = certificate
         self._open: set[trio.SocketStream] = set()
-        self._fewer = trio.lowlevel.ParkingLot()  # unparked at each connection's end
+        self._waiting: dict[trio.SocketStream, float] = {}  # for a request, since when; the longest first
+        self._changed = trio.lowlevel.ParkingLot()  # unparked when one ends, or waits for a request
         self._context = WorkerContext(None)
         self._config = Config()
-        self._config.keep_alive_timeout = limits.idle
-        self._config.ssl_handshake_timeout = limits.tls_handshake
         self._config.errorlog = logging.getLogger("agentmgr.api.http")
         self._config.include_server_header = False
 
     async def accept(self, listener: trio.SocketListener) -> trio.SocketStream:
         """The next connection, once there is room for it: until then it costs this process nothing.
 
-        Of several listeners each may have passed the wait: by so many, less one, the limit can be exceeded.
+        Of several listeners each may have found the last place: by so many, less one, the limit can be
+        exceeded.
         """
-        while len(self._open) >= self._limits.connections:
-            await self._fewer.park()
+        await trio.lowlevel.wait_readable(listener.socket)
+        await self._make_room()
         stream = await listener.accept()
         self._open.add(stream)
+        self._waiting[stream] = trio.current_time()
         return stream
 
+    async def _make_room(self) -> None:
+        """At the cost of who has waited longest: half a request, or none, keeps no one out who asks."""
+        while len(self._open) >= self._limits.connections:
+            oldest = next(iter(self._waiting), None)
+            spared_until = math.inf if oldest is None else self._waiting[oldest] + self._limits.spared
+            if oldest is not None and trio.current_time() >= spared_until:
+                self._drop(oldest)
+            else:
+                with trio.move_on_at(spared_until):
+                    await self._changed.park()
+
     async def serve(self, stream: trio.SocketStream) -> None:
+        certificate = self._certificate
+        connection = Connection(
+            stream.socket,
+            wrapped(stream, self._limits.stall, None if certificate is None else certificate.context()),
+            app=self._app,
+            config=self._config,
+            context=self._context,
+            waits=partial(self._waits, stream),
+            gone=partial(self._drop, stream),
+        )
         try:
-            await self._server(stream).run()
+            await connection.run()
         except* Exception as failed:  # one client's connection, whatever it did, is not another's
             # What comes in one group with it goes on: a cancellation, or the end of the process.
-            log.info("a connection ended badly: %r", failed.exceptions)
+            self._faults.report(failed)
         finally:
-            self._open.discard(stream)
-            self._fewer.unpark_all()
-            await trio.aclose_forcefully(stream)
+            self._drop(stream)
 
-    def _server(self, stream: trio.SocketStream) -> TCPServer:
-        paced: Any = _Paced(stream, self._limits.stall)
-        if self._certificate is not None:
-            context = self._certificate.context()
-            paced = trio.SSLStream(paced, context, server_side=True, https_compatible=True)
-        state = ConnectionState({PEER_UID: peer_uid(stream.socket)})
-        return TCPServer(self._app, self._config, self._context, state, paced)
+    def _waits(self, stream: trio.SocketStream, waits: bool) -> None:
+        self._waiting.pop(stream, None)
+        if waits and self._context.terminated.is_set():
+            self._drop(stream)
+        elif waits and stream in self._open:
+            self._waiting[stream] = trio.current_time()
+            self._changed.unpark_all()
+
+    def _drop(self, stream: trio.SocketStream) -> None:
+        """Closes it; its task sees that."""
+        self._waiting.pop(stream, None)
+        self._open.discard(stream)
+        self._changed.unpark_all()
+        stream.socket.close()
+
+    async def drop_idle(self) -> None:
+        """Closes connections that have waited for a request for too long; until cancelled."""
+        while True:
+            first = next(iter(self._waiting.values()), trio.current_time())
+            await trio.sleep_until(first + self._limits.idle)
+            overdue = trio.current_time() - self._limits.idle
+            for stream in [stream for stream, since in self._waiting.items() if since <= overdue]:
+                self._drop(stream)
 
     async def finish(self) -> None:
         """Lets each connection end after its present request; after the grace, cuts what is still open."""
         await self._context.terminated.set()
+        for stream in tuple(self._waiting):
+            self._drop(stream)
         with trio.move_on_after(self._limits.grace):
             while self._open:
-                await self._fewer.park()
+                await self._changed.park()
         for stream in tuple(self._open):
-            await _reset(stream)
+            reset(stream)
+        self._faults.flush()
 
 
 async def serve(
@@ -191,6 +210,7 @@ async def serve(
             async with trio.open_nursery() as work, trio.open_nursery() as handlers:
                 connections = _Connections(make_app(work, stopping), limits, certificate)
                 async with trio.open_nursery() as accepting:
+                    accepting.start_soon(connections.drop_idle)
                     for listener in listeners:
                         # It waits out EMFILE and the like by itself.
                         accepting.start_soon(_accept, connections, listener, handlers)

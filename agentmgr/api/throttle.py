@@ -10,8 +10,8 @@ import trio
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendEvent, Scope
 
 from ..core.quota import RateLimit
+from .connection import PEER_UID
 from .problems import HttpProblem
-from .server import PEER_UID
 
 REQUESTS_AT_ONCE = 100  #: from one address; a followed log or event stream is one as long as it is followed
 

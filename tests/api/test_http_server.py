@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from hypercorn.trio.tcp_server import TCPServer
 
+from agentmgr.api.connection import Connection
 from agentmgr.api.server import ServerLimits, serve
 from agentmgr.control_socket import control_listener
 from agentmgr.listening import open_listeners
@@ -168,10 +168,10 @@ async def test_a_head_that_never_ends_is_cut_at_the_deadline() -> None:
 async def test_the_end_of_the_process_is_not_taken_for_a_failed_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def interrupted(_: TCPServer) -> None:
+    async def interrupted(_: Connection) -> None:
         raise BaseExceptionGroup("both at once", [KeyboardInterrupt(), OSError("a connection's own")])
 
-    monkeypatch.setattr(TCPServer, "run", interrupted)
+    monkeypatch.setattr(Connection, "run", interrupted)
     with pytest.raises(BaseExceptionGroup) as caught:
         async with running() as (port, _), await trio.open_tcp_stream("127.0.0.1", port):
             with trio.fail_after(60):
@@ -205,6 +205,96 @@ async def test_connections_over_the_limit_hold_no_descriptor() -> None:
         assert len(os.listdir("/proc/self/fd")) == before + 5  # the clients' own ends
         for stream in streams:
             await trio.aclose_forcefully(stream)
+
+
+async def test_who_has_closed_is_forgotten_at_once() -> None:
+    async with running(idle=600, grace=0.1) as (port, _):
+        assert b"well" in await ask(port)
+        before = len(os.listdir("/proc/self/fd"))
+        for sent in (b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            for _ in range(20):
+                async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                    await stream.send_all(sent)
+                    if sent.endswith(b"\r\n\r\n"):
+                        assert await stream.receive_some(1000)
+            with trio.fail_after(10):
+                while len(os.listdir("/proc/self/fd")) > before:
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+async def test_who_asks_nothing_takes_no_place_from_those_who_ask(sent: bytes) -> None:
+    async with running(connections=5, idle=600, grace=0.1) as (port, _), trio.open_nursery() as nursery:
+        silent = []
+        for _ in range(20):
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            await stream.send_all(sent)
+            silent.append(stream)
+        with trio.fail_after(10):
+            for _ in range(3):
+                nursery.start_soon(ask, port)
+                assert b"well" in await ask(port)
+        for stream in silent:
+            await trio.aclose_forcefully(stream)
+
+
+async def test_of_a_burst_every_request_is_answered() -> None:
+    async with running(connections=3, idle=600, grace=0.1) as (port, _), trio.open_nursery() as nursery:
+        answered = []
+
+        async def one() -> None:
+            answered.append(b"well" in await ask(port))
+
+        for _ in range(50):
+            nursery.start_soon(one)
+    assert answered == [True] * 50
+
+
+async def test_requests_in_work_keep_their_places() -> None:
+    async with running(connections=2, idle=600, grace=0.1) as (port, _):
+        working = []
+        for _ in range(2):
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            await stream.send_all(b"GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            working.append(stream)
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        with trio.move_on_after(0.5) as patience:
+            await ask(port)
+        assert patience.cancelled_caught, "it waits for one of them to end"
+        for stream in working:
+            with trio.move_on_after(0.1) as open_still:
+                await stream.receive_some(1)
+            assert open_still.cancelled_caught
+        await working.pop().aclose()
+        with trio.fail_after(10):
+            assert b"well" in await ask(port)
+        await trio.aclose_forcefully(working.pop())
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        upgrade(),
+        upgrade(b"trailing bytes"),
+        upgrade().replace(b"Version: 13", b"Version: 8"),
+        upgrade().replace(b"HTTP/1.1", b"HTTP/1.0"),
+        b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: Upgrade\r\nHTTP2-Settings: A\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+        b"GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+        b"GET ?x HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n",
+    ],
+)
+async def test_whatever_was_asked_an_open_connection_has_a_timeout(sent: bytes) -> None:
+    async with running(idle=0.3) as (port, _):
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            await stream.send_all(sent)
+            answer = b""
+            with trio.fail_after(10):
+                while piece := await stream.receive_some(65536):
+                    answer += piece
+        assert answer.startswith((b"HTTP/1.1 200", b"HTTP/1.1 400"))
+        assert b"101" not in answer.split(b"\r\n")[0], "no upgrade is taken"
 
 
 async def test_the_unix_socket_is_the_users_own_and_leaves_nothing(tmp_path: Path) -> None:

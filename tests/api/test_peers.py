@@ -13,7 +13,7 @@ import pytest
 import trio
 import trustme
 
-from agentmgr.api import serve_api, server
+from agentmgr.api import connection, serve_api
 from agentmgr.manager import AgentManager
 from agentmgr.proxy.certificate import Certificate
 
@@ -89,7 +89,7 @@ async def test_so_does_one_who_asks_over_tls(manager: AgentManager, nursery: tri
 async def test_who_is_at_the_other_end_decides(
     http: httpx2.AsyncClient, uid: int | None, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "peer_uid", lambda sock: uid)
+    monkeypatch.setattr(connection, "peer_uid", lambda sock: uid)
     answer = await http.get("/services")
     assert answer.status_code == status
     if uid is None:

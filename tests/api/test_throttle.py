@@ -10,7 +10,7 @@ import httpx2
 import pytest
 import trio
 
-from agentmgr.api import serve_api, server
+from agentmgr.api import connection, serve_api
 from agentmgr.api.throttle import REQUESTS_AT_ONCE
 from agentmgr.client import ManagerClient
 from agentmgr.manager import AgentManager
@@ -48,7 +48,7 @@ async def test_another_user_of_the_same_address_has_a_share_of_its_own(
     http: httpx2.AsyncClient, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as strangers:
-        strangers.setattr(server, "peer_uid", lambda sock: os.geteuid() + 1)
+        strangers.setattr(connection, "peer_uid", lambda sock: os.geteuid() + 1)
         async with httpx2.AsyncClient(base_url=url, timeout=60) as other:
             assert [(await other.get("/health")).status_code for _ in range(2)] == [200, 429]
     assert (await http.get("/info")).status_code == 200

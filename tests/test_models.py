@@ -163,9 +163,12 @@ def test_a_secret_is_not_shown():
     assert "very-secret" not in repr(record)
 
 
-def end(ended_by: str, code: int | None) -> SessionEnd:
+def end(ended_by: str, code: int | None, *, services_fault: bool = False) -> SessionEnd:
     now = utc_now()
-    return SessionEnd("c", "s", "i", now - timedelta(seconds=1), now, ended_by, code, "", 0, 0, 0, 0)
+    return SessionEnd(
+        "c", "s", "i", now - timedelta(seconds=1), now, ended_by, code, "", 0, 0, 0, 0,
+        services_fault=services_fault,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1005, 1008, 1012, 3000, 4999])
@@ -174,10 +177,20 @@ def test_an_end_that_was_meant_is_no_failure(ended_by, code):
     assert not end(ended_by, code).failed
 
 
-@pytest.mark.parametrize("code", [None, 1002, 1006, 1009, 1011, 1013])
-@pytest.mark.parametrize("ended_by", ["backend", "gateway"])
-def test_a_session_broken_off_by_our_side_has_failed(ended_by, code):
-    assert end(ended_by, code).failed
+@pytest.mark.parametrize("code", [None, 1006, 1011, 1013, 1014])
+def test_a_session_that_its_instance_broke_off_has_failed(code):
+    assert end("backend", code).failed
+
+
+@pytest.mark.parametrize("code", [1002, 1003, 1007, 1009, 1010])
+def test_an_instances_verdict_on_what_its_client_sent_is_no_failure_of_the_service(code):
+    assert not end("backend", code).failed
+
+
+@pytest.mark.parametrize("code", [None, 1001, 1002, 1008, 1009, 1011, 1013, 4000])
+def test_what_the_gateway_ended_is_the_services_failure_only_if_the_service_caused_it(code):
+    assert not end("gateway", code).failed
+    assert end("gateway", code, services_fault=True).failed
 
 
 @given(st.none() | st.integers(1000, 4999))

@@ -117,7 +117,7 @@ class AgentServer:
             return
         headers = believed(request, gateway=gateway)
         async with trio.open_nursery() as nursery:  # trio-websocket's reader lives here
-            wire, websocket = await self._accept(nursery, stream, _head(request, headers) + rest)
+            wire, websocket = await self._accept(nursery, stream, _head(request, headers), rest)
             if is_probe:
                 await self._serve_probe(websocket, await self._report(target, stranger=stranger))
             else:
@@ -150,18 +150,18 @@ class AgentServer:
                 return None, b""
 
     async def _accept(
-        self, nursery: trio.Nursery, stream: trio.SocketStream, head: bytes
+        self, nursery: trio.Nursery, stream: trio.SocketStream, head: bytes, rest: bytes
     ) -> tuple[Wire, WebSocketConnection]:
         with trio.fail_after(HANDSHAKE_TIMEOUT_S) as patience:
             # wsproto answers a bad handshake by itself and closes; nobody would tell us.
-            wire = Wire(stream, head, on_close=patience.cancel)
+            wire = Wire(stream, head, rest, on_close=patience.cancel)
             limit = self._max_message_bytes
             request = await wrap_server_stream(
                 nursery, wire, max_message_size=4 * limit if limit else sys.maxsize
             )
             offered = [name for name in request.proposed_subprotocols if not name.startswith("bearer.")]
             websocket = await request.accept(subprotocol=offered[0] if offered else None)
-            wire.on_close = _nothing
+            wire.accepted(lambda: websocket.closed)
         return wire, websocket
 
     async def _serve_client(self, wire: Wire, websocket: WebSocketConnection, client: Client) -> None:
@@ -282,7 +282,3 @@ def _detect_dead_peers(sock: trio.socket.SocketType) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000)
-
-
-def _nothing() -> None:
-    """The handshake is done: a close is no news."""

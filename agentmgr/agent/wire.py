@@ -7,6 +7,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 import trio
+from trio_websocket import CloseReason
+
+FAREWELL_S = 2.0  #: for a client that broke the protocol to hear so
+_CLOSE = b"\x88"
+_PEERS_FAULT = (1002, 1007)
+_MOST_DISCARDED = 16 * 1024 * 1024
 
 
 def _nothing() -> None:
@@ -19,15 +25,29 @@ class Wire(trio.abc.Stream):
     A message through trio-websocket and wsproto costs some 60 µs. An agent's partial answers are small, many,
     and ready encoded; as no extension is ever negotiated, their frames are a header and the text, and several
     can go in one write. Pings, pongs, closes and everything that is read stay with trio-websocket.
+
+    Except one close: trio-websocket drops a connection whose peer breaks the protocol without a word, so the
+    Close frame that says what was wrong (RFC 6455, section 7.1.7) is sent here.
     """
 
-    def __init__(self, stream: trio.SocketStream, first: bytes, *, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self, stream: trio.SocketStream, head: bytes, rest: bytes = b"", *, on_close: Callable[[], None]
+    ) -> None:
+        """`head` and `rest`, the request and what came behind it, were read already."""
         self._stream = stream
         # In tests the stream may have no socket. (Asked here, because it costs as much as a send.)
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
-        self._first = first  # was read already; it comes first
+        self._head, self._rest = head, rest
+        self._accepted = trio.Event()
         self._lock = trio.StrictFIFOLock()
-        self.on_close = on_close
+        self._on_close = on_close
+        self._verdict: Callable[[], CloseReason | None] = lambda: None
+        self._said_close = False
+
+    def accepted(self, verdict: Callable[[], CloseReason | None]) -> None:
+        """The handshake is done. `verdict`: how the WebSocket has ended; None while it has not."""
+        self._on_close, self._verdict = _nothing, verdict
+        self._accepted.set()
 
     async def send_texts(
         self,
@@ -64,22 +84,42 @@ class Wire(trio.abc.Stream):
         return memoryview(data)[sent:]
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if self._first:
+        if self._head:
             await trio.lowlevel.checkpoint()
-            data, self._first = self._first, b""
+            data, self._head = self._head, b""
+            return data
+        if self._rest:  # trio-websocket would leave it lying until something comes behind it
+            await self._accepted.wait()
+            data, self._rest = self._rest, b""
             return data
         return await self._stream.receive_some(max_bytes)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         async with self._lock:
+            self._said_close = self._said_close or data[:1] == _CLOSE
             await self._stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
-        self.on_close()
+        self._on_close()
+        verdict = self._verdict()
+        if verdict is not None and verdict.code in _PEERS_FAULT and not self._said_close:
+            # Shielded: the connection's own task, which waits for nothing here, is about to cancel this one.
+            with trio.move_on_after(FAREWELL_S, shield=True), suppress(trio.BrokenResourceError):
+                await self._accuse(verdict)
         await self._stream.aclose()
+
+    async def _accuse(self, verdict: CloseReason) -> None:
+        reason = (verdict.reason or "").encode()[:123].decode(errors="ignore").encode()
+        payload = verdict.code.to_bytes(2, "big") + reason
+        await self.send_all(_CLOSE + bytes((len(payload),)) + payload)
+        await self._stream.send_eof()
+        # To close with unread data would be a reset, which may overtake the frame.
+        discarded = 0
+        while discarded < _MOST_DISCARDED and (data := await self._stream.receive_some()):
+            discarded += len(data)
 
 
 def _header(length: int) -> bytes:

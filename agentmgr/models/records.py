@@ -78,6 +78,11 @@ class Connection:
     """From the client's complete request to the instance's 101: routing, waiting, dialling, its handshake."""
 
 
+# Codes of an instance's close frame (RFC 6455, section 7.4): an end that was meant; or its verdict on what
+# the client sent: not the protocol, a kind of data that it does not take, not UTF-8, too large.
+_NO_FAILURE = frozenset({1000, 1001, 1005, 1008, 1012}) | {1002, 1003, 1007, 1009, 1010}
+
+
 @frozen
 class SessionEnd:
     """How a session through the gateway ended."""
@@ -98,15 +103,16 @@ class SessionEnd:
     first_byte_s: float | None = None
     """From the client's first message to the first that the instance sent after it; None: there was none."""
 
+    services_fault: bool = False  #: the gateway ended it for what the instance did or did not do
+
     @property
     def failed(self) -> bool:
-        """Did the service's side break it off? A client that vanished is not the service's failure.
-
-        Going away, a policy's refusal, a restart and the application's own codes (RFC 6455, 7.4) are ends
-        that somebody meant.
+        """Is it the service's failure? Not if the client vanished, broke the protocol or sent what is not
+        taken; not if an operator, a limit or a restart ended it; not if a part of the gateway has died.
         """
-        meant = self.code is not None and (self.code in (1000, 1001, 1005, 1008, 1012) or self.code >= 3000)
-        return self.ended_by != "client" and not meant
+        if self.ended_by == "backend":
+            return self.code is None or not (self.code in _NO_FAILURE or self.code >= 3000)
+        return self.ended_by == "gateway" and self.services_fault
 
     @property
     def event(self) -> Event:

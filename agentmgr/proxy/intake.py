@@ -120,7 +120,7 @@ class Intake:
                         if fault.outdated:
                             await lobby.outdated(visit, seat)
                         else:
-                            lobby.failed(visit, seat)
+                            lobby.failed(visit, seat, blame=fault.blame)
                         home = seat.pool.home  # tried for as long as a client waits for anything
                         tries += not home
                         if not fault.retry or (home and trio.current_time() >= home_deadline):

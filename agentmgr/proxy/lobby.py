@@ -155,13 +155,16 @@ class Lobby:
         if session_id is not None and named_instance(session_id) != name:
             self._affinity.remember(session_id, name)
 
-    def failed(self, visit: Visit, seat: Seat) -> None:
-        """The instance did not take the client, and is not asked again for it unless it holds its session."""
+    def failed(self, visit: Visit, seat: Seat, *, blame: bool = True) -> None:
+        """The instance did not take the client, and is not asked again for it unless it holds its session.
+
+        `blame`: it is to be spared for a while, if that goes on.
+        """
         name = seat.backend.instance_id
         visit.tried.add(name)
         if seat.pool.home:
             visit.home = name
-        if name not in visit.blamed:  # a client that tries again and again is no new evidence
+        if blame and name not in visit.blamed:  # a client that tries again and again is no new evidence
             visit.blamed.add(name)
             self._outliers.failed(name, trio.current_time())
 

@@ -98,6 +98,7 @@ class Session:
             ended_by=self.ending.by,
             code=self.ending.code,
             reason=self.ending.reason,
+            services_fault=self.ending.services_fault,
             bytes_from_client=inbound.bytes,
             bytes_to_client=outbound.bytes,
             messages_from_client=inbound.tracker.messages,

@@ -34,6 +34,7 @@ _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 # OpenSSL, where no epoll would ever tell of it; what the handshake left there is asked for.
 _BUFFER_BYTES = 128 * 1024
 _BATCH = 64  # ready sockets for each look at the epoll
+_NO_CODE = 1005  # RFC 6455, section 7.4.1: what a close frame without a code is taken to say
 _TURN_S = 0.001  # after which, and the batch that is in hand, other tasks get their turn
 
 
@@ -45,6 +46,7 @@ class Ending:
     code: int | None  #: the close code seen, or for the gateway's own endings the one to send
     reason: str
     abrupt: bool = False  #: nothing more can or needs to be said to either side
+    services_fault: bool = False  #: of the gateway's own endings, those that the instance has caused
 
 
 class Flow:
@@ -126,8 +128,10 @@ class Tunnel:
         """The ending of a tunnel in which a side ended it by itself, as it was seen."""
         assert self.first_close is not None
         tracker = self.first_close.tracker
-        reason = tracker.close_reason if tracker.closed else "end of stream"
-        return Ending(self.first_close.name, tracker.close_code, reason, abrupt=True)
+        if not tracker.closed:
+            return Ending(self.first_close.name, None, "end of stream", abrupt=True)
+        code = _NO_CODE if tracker.close_code is None else tracker.close_code
+        return Ending(self.first_close.name, code, tracker.close_reason, abrupt=True)
 
 
 class Relay:
@@ -240,7 +244,8 @@ class Relay:
             tracker.feed(data)
         except FrameViolation as fault:
             data = data[: fault.safe]
-            self._end(flow.tunnel, Ending("gateway", fault.code, fault.reason))
+            of_service = flow is flow.tunnel.from_backend
+            self._end(flow.tunnel, Ending("gateway", fault.code, fault.reason, services_fault=of_service))
         size = len(data)
         flow.bytes += size
         if tracker.data_frames != data_frames:
@@ -360,6 +365,10 @@ class Relay:
             while self._stalled:
                 await trio.sleep(self._stall_timeout_s / 20)
                 overdue = trio.current_time() - self._stall_timeout_s
-                for flow in list(self._stalled):
+                # The longest first: a side that cannot get rid of its answers soon stops reading too.
+                for flow in sorted(self._stalled, key=lambda flow: flow.stalled_since or math.inf):
                     if flow.stalled_since is not None and flow.stalled_since <= overdue:
-                        flow.tunnel.end(Ending("gateway", 1013, f"the {flow.back.name} does not read"))
+                        reader = flow.back.name
+                        of_service = reader == "backend"
+                        reason = f"the {reader} does not read"
+                        flow.tunnel.end(Ending("gateway", 1013, reason, services_fault=of_service))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from contextlib import ExitStack, closing
 from http import HTTPStatus
@@ -17,17 +18,29 @@ from .limits import GatewayLimits
 from .refusal import Refusal, http_response
 from .wire import Dial, Wire, connect
 
+# The gateway has no descriptor, memory or port left to dial with, which says nothing of the instance.
+_OUR_OWN_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
+
 
 class DialFailed(Exception):
     """This instance did not take the client. `retry`: another one may be asked, no harm was done."""
 
-    def __init__(self, reason: str, *, retry: bool, timed_out: bool = False, outdated: bool = False) -> None:
-        """`outdated`: it is not its fault, the table knows another process than the one that answers."""
+    def __init__(
+        self,
+        reason: str,
+        *,
+        retry: bool,
+        timed_out: bool = False,
+        outdated: bool = False,
+        blame: bool = True,
+    ) -> None:
+        """`outdated`: the table knows another process than the one that answers. `blame`: the instance."""
         super().__init__(reason)
         self.reason = reason
         self.retry = retry
         self.timed_out = timed_out
         self.outdated = outdated
+        self.blame = blame
 
 
 class BackendRefused(Exception):
@@ -86,7 +99,8 @@ async def _dial(backend: Backend, limits: GatewayLimits, deadline: float, dial: 
     except trio.TooSlowError:
         raise DialFailed(f"{where} did not accept in time", retry=True, timed_out=True) from None
     except OSError as error:
-        raise DialFailed(f"{where}: {error.strerror or error}", retry=True) from None
+        blame = error.errno not in _OUR_OWN_SHORTAGE
+        raise DialFailed(f"{where}: {error.strerror or error}", retry=True, blame=blame) from None
 
 
 async def _ask(

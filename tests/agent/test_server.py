@@ -74,6 +74,53 @@ async def test_a_connection_that_ends_anywhere_ends_alone(sent, end):
         assert len(url.sessions) == 1
 
 
+FORBIDDEN = {
+    "not masked": (b"\x81\x05hello", 1002),
+    "reserved bits": (b"\xf1\x80\0\0\0\0", 1002),
+    "an opcode nobody knows": (b"\x83\x80\0\0\0\0", 1002),
+    "a control opcode nobody knows": (b"\x8b\x80\0\0\0\0", 1002),
+    "a text frame that is not UTF-8": (b"\x81\x82\0\0\0\0\xff\xfe", 1007),
+    "a fragment that is not UTF-8": (b"\x01\x81\0\0\0\0a\x80\x82\0\0\0\0\xff\xfe", 1007),
+    "a ping of 126 bytes": (b"\x89\xfe\0\x7e\0\0\0\0" + b"x" * 126, 1002),
+    "a ping in fragments": (b"\x09\x80\0\0\0\0", 1002),
+    "a continuation of nothing": (b"\x80\x80\0\0\0\0", 1002),
+    "closes with 1005": (b"\x88\x82\0\0\0\0\x03\xed", 1002),
+    "closes with half a code": (b"\x88\x81\0\0\0\0\x03", 1002),
+    "closes with a reason that is not UTF-8": (b"\x88\x84\0\0\0\0\x03\xe8\xff\xfe", 1007),
+}
+
+
+@pytest.mark.parametrize(("frames", "code"), FORBIDDEN.values(), ids=FORBIDDEN.keys())
+@pytest.mark.parametrize("more", [b"", b"\x81\x81\0\0\0\0x" * 20_000], ids=["", "and much behind it"])
+async def test_who_breaks_the_protocol_is_told_by_a_close_frame(frames, code, more):
+    async with hosted(echo) as url, await connect(url) as stream:
+        await stream.send_all(UPGRADE)
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
+        await stream.send_all(frames + more)
+        received = b""
+        with trio.fail_after(60):
+            async for chunk in stream:
+                received += chunk
+        assert received[0] == 0x88
+        assert received[1] == len(received) - 2  # nothing else, and nothing behind it
+        assert int.from_bytes(received[2:4], "big") == code
+
+
+async def test_a_message_that_comes_along_with_the_handshake_is_answered():
+    async with hosted(echo) as url, await connect(url) as stream:
+        await stream.send_all(UPGRADE + b"\x81\x82\0\0\0\0hi")
+        received = b""
+        with trio.fail_after(60):
+            while b"\x81\x02hi" not in received:
+                received += await stream.receive_some()
+
+
+async def test_a_close_frame_is_sent_once():
+    async with hosted(echo) as url:
+        answer = await exchange(url, UPGRADE + b"\x88\x82\0\0\0\0\x03\xea")  # the client's own 1002
+    assert answer.partition(b"\r\n\r\n")[2] == b"\x88\x02\x03\xea"
+
+
 @pytest.mark.parametrize(
     "frames",
     [

@@ -18,6 +18,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from . import events
+from .drain import FIRST_FRAME_S, LINGER_S, Drain
 from .events import Event, addressed, encode
 from .incoming import BadInput, ClientEvent, looks_like_an_event, parse, sequence_number, text_of
 from .message import Client, Message
@@ -50,6 +51,7 @@ class Connection:
         websocket: WebSocketConnection,
         client: Client,
         sessions: Sessions,
+        drain: Drain,
         *,
         max_message_bytes: int,
     ) -> None:
@@ -58,6 +60,8 @@ class Connection:
         self._websocket = websocket
         self._client = client
         self._sessions = sessions
+        self._drain = drain
+        self._is_late = drain.begins_no_session
         self._max_message_bytes = max_message_bytes
         self._plain: bool | None = None  # None: no frame has come yet
         self._greeted = False
@@ -68,7 +72,7 @@ class Connection:
         self._news = trio.Event()
         self._drained = trio.Event()
         self._spoke = trio.Event()  # the client's first frame
-        self._heard = 0.0  # when the last frame came
+        self._heard = trio.current_time()  # when the last frame came
         self._closing = False
         self._close_by = math.inf
         self._scope = trio.CancelScope()
@@ -217,6 +221,8 @@ class Connection:
         return self._sessions.find(session_id, self._client)
 
     def _attach_new(self) -> Session:
+        if self._is_late:
+            raise BadInput("draining", "this agent is about to end and begins no session; connect again")
         self._check_room()
         session = self._sessions.create(self._client)
         self._attach(session, after=0)
@@ -224,10 +230,10 @@ class Connection:
 
     def _attach(self, session: Session, *, after: int) -> Reader:
         self._check_room()
-        reader = session.attach(self._client, after, news=self._wake, on_taken=partial(self._lose, session))
+        reader = session.attach(self._client, after, news=self.wake, on_taken=partial(self._lose, session))
         self._attached[session] = reader
         self._current = session
-        self._wake()
+        self.wake()
         return reader
 
     def _check_room(self) -> None:
@@ -260,10 +266,27 @@ class Connection:
                     self._scope.deadline = self._close_by
             elif self._closing and not self._attached:
                 break
+            elif self._drain.on:
+                if await self._has_come_to_rest():
+                    break
             else:
                 self._news = trio.Event()
                 await self._news.wait()
         self._scope.cancel()
+
+    async def _has_come_to_rest(self) -> bool:
+        """While the host drains: waits for news, or until nothing goes on here and it may be closed."""
+        self._news = trio.Event()
+        with trio.move_on_at(self._rests_at()):
+            await self._news.wait()
+            return False
+        await self._drain.turn_to_close()
+        return not self._news.is_set() and trio.current_time() >= self._rests_at()
+
+    def _rests_at(self) -> float:
+        if any(session.busy for session in self._attached):
+            return math.inf
+        return self._heard + (LINGER_S if self._spoke.is_set() else FIRST_FRAME_S)
 
     def _limit_waiting(self) -> None:
         # The deadline is the whole connection's: a scope for each write would cost as much as it.
@@ -310,7 +333,7 @@ class Connection:
         if frame is not None:
             self._control.append(frame)
             self._control_bytes += len(frame)
-            self._wake()
+            self.wake()
 
     def _say_hello(self) -> None:
         if not self._greeted:
@@ -331,7 +354,8 @@ class Connection:
             if trio.current_time() < self._heard + QUIET_S or any(s.busy for s in self._attached):
                 self._tell(Event(events.HEARTBEAT))
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """There may be something to write, or a reason to end."""
         self._news.set()
 
 

@@ -20,12 +20,13 @@ import h11
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
-from ..core.proof import HEALTH_PATH, IDENTITY_HEADER
+from ..core.proof import DRAIN_PATH, HEALTH_PATH, IDENTITY_HEADER
 from . import health
 from .adapt import HostedAgent, RawAgent
 from .boundary import Failure, contain
 from .connection import Connection
 from .door import Door, Headers, believed, value
+from .drain import Drain
 from .message import Client
 from .refusal import Refusal
 from .sessions import Sessions
@@ -37,8 +38,6 @@ HANDSHAKE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 MAX_HEAD_BYTES = 16 * 1024
 _KEY = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")  # 16 bytes in base64
-COME_BACK = 1012
-GOING_AWAY = "the agent restarts; come back"
 
 
 class AgentServer:
@@ -60,6 +59,7 @@ class AgentServer:
         self._door = door or Door(token)
         self._max_message_bytes = max_message_bytes
         self._accepting = trio.CancelScope()
+        self._drain = Drain(sessions, can_tell=not isinstance(agent, RawAgent))
         self._closers: set[Callable[[], None]] = set()  # each ends one connection in good order
         self._going_away = False
 
@@ -123,7 +123,8 @@ class AgentServer:
             else:
                 await self._serve_client(wire, websocket, _client_of(headers, stream, gateway=gateway))
             with trio.move_on_after(CLOSE_TIMEOUT_S):
-                await websocket.aclose(*((COME_BACK, GOING_AWAY) if self._going_away else (1000, None)))
+                leaving = self._going_away or self._drain.on
+                await websocket.aclose(*(self._drain.farewell if leaving else (1000, None)))
             nursery.cancel_scope.cancel()
 
     async def _next_upgrade(self, stream: trio.SocketStream) -> tuple[h11.Request | None, bytes]:
@@ -137,6 +138,9 @@ class AgentServer:
             request, rest = await _read_head(stream, rest)
             if _wants_websocket(request):
                 return request, rest
+            if _path(request) == DRAIN_PATH:
+                await stream.send_all(_response(200, await self._answer_manager(request, stream)))
+                return None, b""
             if not _is_probe(request) or request.method != b"GET":
                 raise Refusal(426, "upgrade_required", "this is a WebSocket server")
             target, stranger = _target(request), False
@@ -169,9 +173,9 @@ class AgentServer:
             await self._serve_raw(self._agent, websocket)
             return
         connection = Connection(
-            wire, websocket, client, self._sessions, max_message_bytes=self._max_message_bytes
+            wire, websocket, client, self._sessions, self._drain, max_message_bytes=self._max_message_bytes
         )
-        with self._closed_by(connection.close):
+        with self._closed_by(connection.close), self._drain.counting(connection):
             await connection.run()
 
     async def _serve_raw(self, agent: RawAgent, websocket: WebSocketConnection) -> None:
@@ -197,6 +201,16 @@ class AgentServer:
             yield
         finally:
             self._closers.discard(close)
+
+    async def _answer_manager(self, request: h11.Request, stream: trio.SocketStream) -> str:
+        """Its drain: begins it, and says how far it is. Raises `Refusal`."""
+        target = _target(request)
+        if not self._door.admit(request, stream.socket, target):
+            raise Refusal(403, "forbidden", "only the manager of this agent may ask for that")
+        try:
+            return await self._drain.answer(target, self._token)
+        except ValueError as error:
+            raise Refusal(400, "bad_request", f"no manager asks for that: {error}") from None
 
     async def _report(self, target: str, *, stranger: bool) -> str:
         return await health.report(
@@ -230,8 +244,12 @@ def _target(request: h11.Request) -> str:
     return request.target.decode("ascii", "replace")
 
 
+def _path(request: h11.Request) -> str:
+    return urlsplit(_target(request)).path
+
+
 def _is_probe(request: h11.Request) -> bool:
-    return urlsplit(_target(request)).path == HEALTH_PATH
+    return _path(request) == HEALTH_PATH
 
 
 def _wants_websocket(request: h11.Request) -> bool:

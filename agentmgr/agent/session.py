@@ -89,6 +89,7 @@ class Session:
         self._steps: deque[str] = deque(maxlen=REMEMBERED_STEPS)
         self._questions: dict[str, _Question] = {}
         self._reader: Reader | None = None
+        self.on_rest: Callable[[], None] = _nobody  #: called when a turn is over
         self._news: Callable[[], None] = _nobody
         self._on_taken: Callable[[], None] = _nobody
         self._read = trio.lowlevel.ParkingLot()
@@ -242,6 +243,8 @@ class Session:
                 await self._take(self._turns[0])
                 self._turns.popleft()
                 self._used()
+                self._news()  # also where the event that ends the turn was told long before
+                self.on_rest()
         self._turns.clear()
         self.ended = True
         self.publish(Event(events.SESSION_END, {"reason": self.end_reason}))

@@ -26,6 +26,7 @@ class Sessions:
         self._ids = SessionIds(instance_id)
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
+        self.at_rest = trio.lowlevel.ParkingLot()  #: unparked when a turn is over, or a session has ended
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -34,6 +35,11 @@ class Sessions:
     def turns(self) -> int:
         """How many sessions are at work on an answer."""
         return sum(session.busy for session in self._sessions.values())
+
+    @property
+    def turns_alone(self) -> int:
+        """How many of those have no client at present."""
+        return sum(session.busy and not session.connected for session in self._sessions.values())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; then every session ends, its author's `on_session_end` included."""
@@ -47,6 +53,7 @@ class Sessions:
         if self._max_sessions and len(self._sessions) >= self._max_sessions:
             self._make_room()
         session = Session(self._ids.new(), self._agent, client, self._limits)
+        session.on_rest = self.rested
         self._sessions[session.id] = session
         session.publish(Event(events.SESSION_CREATED, {"session_id": session.id}))
         self._nursery.start_soon(self._live, session, name=repr(session))
@@ -88,3 +95,8 @@ class Sessions:
     def _forget(self, session: Session) -> None:
         self._sessions.pop(session.id, None)
         self._ids.ended(session)
+        self.rested()
+
+    def rested(self) -> None:
+        """Has those look again who wait until nothing goes on."""
+        self.at_rest.unpark_all()

@@ -45,7 +45,12 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("stable-after", "Seconds of being ready that clear past failures.", {"type": float}),
     ("startup-timeout", "Seconds until it must be ready.", {"type": float}),
     ("stop-timeout", "Seconds from TERM to KILL.", {"type": float}),
-    ("drain-timeout", "Seconds for its sessions to end.", {"type": float}),
+    ("drain-timeout", "Seconds for its sessions to end: for a turn that runs.", {"type": float}),
+    (
+        "drain-idle",
+        "Seconds without a message that end a draining session, where turns cannot be seen: of a command.",
+        {"type": float},
+    ),
     (
         "ready",
         "How a command shows that it is ready: auto, websocket[:PATH], http[:PATH], tcp, notify, started.",

@@ -42,6 +42,7 @@ TRANSITIONS: Mapping[ServiceStatus, Mapping[InstanceEvent, ServiceStatus]] = Map
         _S.STOPPED: {_E.LAUNCH: _S.STARTING},
         _S.STARTING: {
             _E.READY: _S.RUNNING,
+            _E.DRAIN: _S.DRAINING,  # one that an earlier manager has started
             _E.STOP: _S.STOPPING,
             _E.RETRY: _S.BACKOFF,
             _E.GIVE_UP: _S.ERROR,

@@ -18,6 +18,9 @@ import re
 HEALTH_PATH = "/.well-known/agentmgr/health"
 """Where a hosted agent answers `?challenge=HEX`, to a WebSocket and to plain GET (prefix: RFC 8615)."""
 
+DRAIN_PATH = "/.well-known/agentmgr/drain"
+"""Where a manager asks a hosted agent to end its conversations, with `code`, and how many are left."""
+
 PROOF_HEADER = "X-Agentmgr-Proof"
 IDENTITY_HEADER = "X-Agentmgr-Identity"
 """The name of the client's token; from the gateway, and only with its proof."""

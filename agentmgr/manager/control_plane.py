@@ -174,11 +174,17 @@ class ControlPlane:
 
     async def drain(self, instance_id: str, timeout_s: float) -> None:
         for_good = self.ending or self._stays_stopped(instance_id)
+        deadline = trio.current_time() + timeout_s
         try:
             await self.published()  # nobody new comes to it from here on
+            idle_s = await self.supervisor.drain_idle_s(instance_id)
+            left_s = max(0.0, deadline - trio.current_time())
+            drain = partial(self.gateway.drain, by_itself=idle_s is None)
             async with trio.open_nursery() as nursery:
-                for drain in (self.gateway.drain, self.hub.drain):
-                    nursery.start_soon(partial(drain, instance_id, timeout_s=timeout_s, for_good=for_good))
+                for each in (drain, self.hub.drain):
+                    nursery.start_soon(
+                        partial(each, instance_id, timeout_s=left_s, for_good=for_good, idle_s=idle_s)
+                    )
         except trio.Cancelled:  # by force: before the instance tells its clients to come back
             self.gateway.cut(instance_id, for_good=for_good)
             self.hub.cut(instance_id, for_good=for_good)

@@ -83,7 +83,7 @@ class Hub:
         self._ledger.pause()  # until `resume`
         self.kept: set[str] = set()  #: ids of workers that this manager has started or taken over
         self._remotes: dict[str, Remote] = {}
-        self._drains: dict[str, tuple[float, bool]] = {}  # by instance: the deadline, and whether for good
+        self._drains: dict[str, tuple[float, protocol.Drain]] = {}  # by instance: the deadline, and the order
         self._version = 0
         self._table = RoutingTable()
         self._table_line: bytes | None = None
@@ -155,16 +155,22 @@ class Hub:
                 return
         raise ConnectionNotFound(f"there is no connection {connection_id!r}")
 
-    async def drain(self, instance_id: str, *, timeout_s: float, for_good: bool) -> None:
-        """Returns when no worker has a session of the instance, or could have ended it in time."""
+    async def drain(
+        self, instance_id: str, *, timeout_s: float, for_good: bool, idle_s: float | None
+    ) -> None:
+        """Returns when no worker has a session of the instance, or could have ended it in time.
+
+        `idle_s`: the silence that makes a session idle; None: the instance ends them itself.
+        """
 
         def left() -> Iterable[Remote]:
             for remote in self:
                 if any(s.connection.instance_id == instance_id for s in remote.sessions.values()):
                     yield remote
 
-        self._tell_all(protocol.Drain(instance_id, timeout_s, for_good))
-        self._drains[instance_id] = (trio.current_time() + timeout_s, for_good)
+        order = protocol.Drain(instance_id, timeout_s, for_good, idle_s)
+        self._tell_all(order)
+        self._drains[instance_id] = trio.current_time() + timeout_s, order
         try:
             with trio.move_on_after(timeout_s + _DRAIN_MARGIN_S):
                 await self.until(lambda: not any(left()))
@@ -224,8 +230,8 @@ class Hub:
             remote.sent = remote.applied = sys.maxsize  # it gets no table, and is not waited for
         self._send_table(remote)
         link.put(*protocol.remembered(self._affinity.known))
-        for instance_id, (deadline, for_good) in self._drains.items():  # it may have missed the order
-            link.put(protocol.Drain(instance_id, max(0.0, deadline - trio.current_time()), for_good))
+        for deadline, order in self._drains.values():  # it may have missed the order
+            link.put(evolve(order, timeout_s=max(0.0, deadline - trio.current_time())))
         claimed = set(remote.sessions)  # of which it may have nothing to say any more
         try:
             async with trio.open_nursery() as talk:

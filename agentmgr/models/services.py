@@ -121,6 +121,8 @@ class ServiceConfig:
     startup_timeout: float = field(default=30.0, validator=between(0.1, _DAY_S))
     stop_timeout: float = field(default=10.0, validator=between(0, _DAY_S))  #: from TERM to KILL
     drain_timeout: float = field(default=30.0, validator=between(0, _DAY_S))
+    drain_idle: float = field(default=10.0, validator=between(0, _DAY_S))
+    """No message for so long ends a session that drains, where the agent cannot be asked: of a command."""
     on_manager_death: OnManagerDeath = OnManagerDeath.KEEP
     after: tuple[str, ...] = field(
         default=(), converter=to_words, validator=check_texts

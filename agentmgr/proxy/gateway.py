@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 
@@ -120,8 +121,19 @@ class Gateway:
         close_frame(code, masked=False)
         self._sessions.get(connection_id).tunnel.end(Ending("gateway", code, reason))
 
-    async def drain(self, instance_id: str, *, timeout_s: float, for_good: bool = False) -> None:
+    async def drain(
+        self,
+        instance_id: str,
+        *,
+        timeout_s: float,
+        for_good: bool = False,
+        idle_s: float | None = None,
+        by_itself: bool = False,
+    ) -> None:
         """Ends an instance's sessions when they fall idle, at the latest after `timeout_s` seconds.
+
+        Idle: no data frame for `idle_s` seconds (None: `GatewayLimits.drain_idle_s`). With `by_itself` the
+        instance knows when a session is idle, and ends it; silence says nothing then.
 
         Clients are told to come back (1012), or if it is `for_good`, that the service goes away (1001).
         Returns when none is left. That no new ones come is up to the table: the instance must not be
@@ -129,13 +141,13 @@ class Gateway:
         """
         deadline = trio.current_time() + timeout_s
         farewell = _STOPPING if for_good else _RESTARTING
+        idle_s = math.inf if by_itself else self._limits.drain_idle_s if idle_s is None else idle_s
         while sessions := self._sessions.of(instance_id):
             now = trio.current_time()
             due = [
                 session
                 for session in sessions
-                if session.tunnel.ending is None
-                and (now >= deadline or session.idle_s(now) >= self._limits.drain_idle_s)
+                if session.tunnel.ending is None and (now >= deadline or session.idle_s(now) >= idle_s)
             ]
             for session in due[: self._limits.close_batch]:
                 session.tunnel.end(farewell)

@@ -35,6 +35,7 @@ class GatewayLimits:
     # tasks wait meanwhile. Epoll knows no shorter wait.
     busy_wait_s: float = 0.0  #: how long a busy relay waits for the next message, outside of trio's loop
     close_timeout_s: float = 10.0  #: from a close frame to the end of the connection
-    drain_idle_s: float = 1.0  #: no data frame for so long: a good moment to end a draining session
+    # No data frame for so long ends a draining session where nobody knows better; programs think in silence.
+    drain_idle_s: float = 10.0
     close_batch: int = 50  #: sessions closed at once when many are
     close_pause_s: float = 0.05  #: on average, between two such batches

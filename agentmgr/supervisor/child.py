@@ -31,6 +31,7 @@ from ..core.restart import Cause, Exit
 from ..models import CheckKind, InstanceRecord, ServiceSpec
 from . import addresses, listeners, logs
 from .cgroup import ControlGroup, move
+from .host_drain import HostDrain
 from .notices import Notices
 from .probe import Probe, address
 from .process import Process
@@ -94,6 +95,7 @@ class LocalChild:
         self._pause_s = _FIRST_PAUSE_S
         self._found: ProbeResult | None = None  #: why it is not ready yet
         self.serves = not self._is_command  #: a hosted agent has its socket from the start
+        self._host_drain = HostDrain(record.host, record.port, record.token)
 
     @property
     def said(self) -> str | None:
@@ -223,6 +225,23 @@ class LocalChild:
             # Meanwhile it may have started something else already: that has its other marks.
             nursery.start_soon(move, self._group.take_in, self._process.pid)
             return await self._heard(self._process.wait_exit())
+
+    async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
+        if self._is_command:
+            answered(False)
+            return
+        async with trio.open_nursery() as nursery:
+
+            async def stop_asking() -> None:
+                await self._process.wait_exit()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(stop_asking)
+            await self._host_drain(code, answered)
+            nursery.cancel_scope.cancel()
+
+    async def is_draining(self) -> bool:
+        return not self._is_command and await self._host_drain.is_on()
 
     async def end(self, grace_s: float) -> Exit:
         exit = await self._heard(self._process.end(grace_s))

@@ -155,6 +155,12 @@ class _Task:
     async def probe(self, timeout_s: float) -> ProbeResult:
         return ProbeResult(ok=True, latency_s=0.0)
 
+    async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
+        answered(False)
+
+    async def is_draining(self) -> bool:
+        return False
+
     async def end(self, grace_s: float) -> Exit:
         return self._exit  # the nursery that it ran in is closed by now
 

@@ -35,6 +35,7 @@ _SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 _LAST_LOOK_S = 1.0
 """One more look after the startup deadline, which passes unseen when the manager itself was suspended."""
 _FAREWELL_S = 15.0  #: beyond the drain timeout, for the last sessions to be told to come back
+_STOPPED, _RESTARTED = 1001, 1012  #: close codes for the clients of one that drains
 _TURN_S = 5.0  #: a start that takes longer no longer holds up the next one
 _JITTER = 0.1  #: as a fraction of the check interval, so that instances are not all checked at once
 _TOGETHER = 1 / 40
@@ -82,6 +83,9 @@ class Life:
         self._until_stopped = trio.CancelScope()
         self._backoff = trio.CancelScope()
         self._drain = trio.CancelScope()
+        self._answered = trio.Event()  # it was asked to drain, and has answered or has no time left to
+        self._knows_when_idle = False
+        self._for_good = False  # told to its clients: nothing will take its place
         self._leave = False
 
     async def run(self) -> None:
@@ -256,17 +260,33 @@ class Life:
 
     async def _end(self, child: Child) -> None:
         """Drains it if it was told to stop, ends its process, and records that it is gone."""
-        if self.stopped and self.view.status in _SERVING:
+        adopted = self.view.adopted and self.view.status is ServiceStatus.STARTING
+        if self.stopped and (self.view.status in _SERVING or adopted):
             self._become(InstanceEvent.DRAIN)
-            timeout_s = self._config.drain_timeout
-            self._drain.deadline = trio.current_time() + timeout_s + _FAREWELL_S
-            with self._drain:
-                await self._around.owner.drain(self.view.instance_id, timeout_s)
+            await self._end_conversations(child)
         if InstanceEvent.STOP in lifecycle.TRANSITIONS[self.view.status]:
             self._become(InstanceEvent.STOP)
         exit = await child.end(self._config.stop_timeout)
         self._tell(pid=None, last_exit=str(exit))
         self.entry.set(None)
+
+    async def _end_conversations(self, child: Child) -> None:
+        """Returns when it has no sessions left, or has had its time."""
+        timeout_s = self._config.drain_timeout
+        self._drain.deadline = trio.current_time() + timeout_s + _FAREWELL_S
+        with self._drain:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ask_to_drain, child, timeout_s)
+                await self._around.owner.drain(self.view.instance_id, timeout_s)
+
+    async def _ask_to_drain(self, child: Child, timeout_s: float) -> None:
+        def answered(knows: bool) -> None:
+            self._knows_when_idle = knows
+            self._answered.set()
+
+        with trio.move_on_after(timeout_s):
+            await child.drain(_STOPPED if self._for_good else _RESTARTED, answered)
+        self._answered.set()
 
     async def _exited(self, child: Child, exit: Exit) -> Ending:
         ready_for_s = self._ready_for_s()
@@ -369,11 +389,22 @@ class Life:
                 self._around.owner.news.unpark_all()  # if it waits for a dependency: to be told of it
             self._backoff.cancel()
 
-    def stop(self, *, force: bool = False, kill: bool = False) -> None:
+    async def drain_idle_s(self) -> float | None:
+        """While it drains: the silence that makes a session idle; None: it knows, and ends them itself."""
+        await self._answered.wait()
+        return None if self._knows_when_idle else self._config.drain_idle
+
+    async def is_draining(self) -> bool:
+        """Whether its process was asked to drain already: by an earlier manager."""
+        return self._child is not None and await self._child.is_draining()
+
+    def stop(self, *, force: bool = False, kill: bool = False, for_good: bool = False) -> None:
         """Asks it to drain its sessions and end; `over` is set when it has.
 
-        `force` cuts the draining short, `kill` also the time between TERM and KILL.
+        `for_good`: nothing takes its place, and its clients hear so. `force` cuts the draining short, `kill`
+        also the time between TERM and KILL.
         """
+        self._for_good = for_good
         if force:
             self._drain.cancel()
         if kill and self._last is not None:

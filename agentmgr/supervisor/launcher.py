@@ -21,6 +21,7 @@ What a child process gets, and what it owes (`agentmgr.agent` is one; any comman
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from ..core.health import ProbeResult
@@ -73,6 +74,16 @@ class Child(Protocol):
 
     async def probe(self, timeout_s: float) -> ProbeResult:
         """Asks it once how it is; never raises."""
+
+    async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
+        """Has it end its conversations when nothing goes on in them, with this close code, and begin none.
+
+        Tells `answered`, once or again, whether it knows when nothing goes on. Returns when none is left, or
+        when it does not know; the deadline is the caller's.
+        """
+
+    async def is_draining(self) -> bool:
+        """Whether it was asked to, perhaps by an earlier manager."""
 
     async def end(self, grace_s: float) -> Exit:
         """Ends it and its descendants: asks, waits `grace_s` seconds, kills. Returns when none is left.

@@ -47,11 +47,13 @@ class Service:
             raise
         await self.end([old], force=force)
 
-    async def end(self, lives: Iterable[Life], *, force: bool = False, wait: bool = True) -> None:
+    async def end(
+        self, lives: Iterable[Life], *, force: bool = False, wait: bool = True, for_good: bool = False
+    ) -> None:
         """Stops all of them at once; with `wait`, returns when they are gone."""
         lives = list(lives)
         for life in lives:
-            life.stop(force=force)
+            life.stop(force=force, for_good=for_good)
         if wait:
             for life in lives:
                 await life.over.wait()

@@ -178,7 +178,7 @@ class Supervisor:
             return
         service.stops += 1
         service.command.cancel()
-        await service.end(service.lives, force=force, wait=wait)
+        await service.end(service.lives, force=force, wait=wait, for_good=True)
 
     def forget(self, service_id: str) -> None:
         """A service that was stopped will not be started again."""
@@ -241,7 +241,7 @@ class Supervisor:
                 if leave_running:
                     life.leave()
                 else:
-                    life.stop(force=force, kill=kill)
+                    life.stop(force=force, kill=kill, for_good=True)
             for life in lives:
                 await life.over.wait()
         self._closed.set()
@@ -266,6 +266,13 @@ class Supervisor:
     def tokens(self) -> dict[str, str]:
         """The token of each hosted agent's latest process, by instance id. For the gateway; never shown."""
         return {life.view.instance_id: life.token for life in self._lives(None) if life.token}
+
+    async def drain_idle_s(self, instance_id: str) -> float | None:
+        """While it drains: the seconds of silence that make a session idle; None: the instance ends them."""
+        for life in self._lives(None):
+            if life.view.instance_id == instance_id:
+                return await life.drain_idle_s()
+        return None
 
     def troubles(self) -> tuple[str, ...]:
         """Faults that are going on and recover by themselves; services keep running."""
@@ -384,7 +391,9 @@ class Supervisor:
                 older = [life for life in service.lives if life.view.slot == record.slot]
                 life = self._go(service, spec, record.instance_id, record.slot, place, child)
                 if spec.desired_status is DesiredStatus.STOPPED:
-                    life.stop()
+                    life.stop(for_good=True)
+                else:
+                    self._open_nursery().start_soon(self._go_on_draining, spec, life)
                 for old in older:  # that manager was killed in the middle of a rolling restart
                     self._open_nursery().start_soon(self._finish_replacement, service, old, life)
         await self._launcher.sweep(frozenset(tokens))
@@ -396,6 +405,25 @@ class Supervisor:
             await service.replace(old, new, force=False)
         except AgentManagerError as error:
             log.warning("restart of %s: %s", new.spec.name, error)
+
+    async def _go_on_draining(self, spec: ServiceSpec, life: Life) -> None:
+        """Replaces one that takes no new clients, because a manager that was killed asked it to drain."""
+        try:
+            await life.started()
+            if not await life.is_draining():
+                return
+            slot = life.view.slot
+            async with self._command(spec) as service:
+                taken = any(other.view.slot == slot for other in service.lives if other is not life)
+                if life.stopped or taken or slot >= spec.config.instances:
+                    return  # whatever else the other manager was about has been gone on with
+                if spec.port is None:
+                    await service.replace(life, self._begin(service, spec, slot), force=False)
+                else:
+                    await service.end([life])
+                    service.fill(spec, self._begin)
+        except AgentManagerError as error:
+            log.warning("restart of %s: %s", spec.name, error)
 
     def _lives(self, service_id: str | None) -> list[Life]:
         services = self._services.values() if service_id is None else [self._services.get(service_id)]

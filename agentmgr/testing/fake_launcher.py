@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import signal
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 from attrs import Factory, frozen
@@ -36,6 +36,7 @@ class Behaviour:
     exit: Exit = Factory(lambda: Exit(code=0))
     unwell_between_s: tuple[float, float] = (math.inf, math.inf)  #: its checks fail from … to …
     stop_takes_s: float = 0.0
+    conversation_takes_s: float | None = None  #: from when it is asked to drain; None: it cannot tell
     last_words: str = ""
 
 
@@ -54,6 +55,7 @@ class FakeChild:
         self.launched_at = trio.current_time()
         self.ended_at: float | None = None  #: by `end`
         self.released = False
+        self.drained_with: int | None = None  #: the close code, once it was asked to drain
         self.probed_at: list[float] = []
         self._exit: Exit | None = None
         self._grace = trio.CancelScope(shield=True)
@@ -90,6 +92,17 @@ class FakeChild:
         if begin <= now - self.launched_at < end:
             return ProbeResult(False, reason="it is told to be unwell")
         return ProbeResult(True, 0.0)
+
+    async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
+        self.drained_with = code
+        if not (tells := self.behaviour.conversation_takes_s is not None):
+            answered(tells)
+            return
+        answered(tells)
+        await trio.sleep(self.behaviour.conversation_takes_s or 0)
+
+    async def is_draining(self) -> bool:
+        return self.drained_with is not None
 
     async def end(self, grace_s: float) -> Exit:
         if self._exit is None:

@@ -118,6 +118,7 @@ class Drain:
     instance_id: str
     timeout_s: float
     for_good: bool  #: clients are told 1001, not to come back
+    idle_s: float | None = None  #: silence that makes a session idle; None: the instance ends them itself
 
 
 @frozen

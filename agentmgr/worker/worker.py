@@ -221,8 +221,15 @@ class Worker:
                     self._affinity.learn(key, instance_id)
             case protocol.Drain():
                 # Not a part of this talk: it goes on when the manager does not.
-                drain = partial(self.gateway.drain, timeout_s=order.timeout_s, for_good=order.for_good)
-                nursery.start_soon(drain, order.instance_id)
+                drain = partial(
+                    self.gateway.drain,
+                    order.instance_id,
+                    timeout_s=order.timeout_s,
+                    for_good=order.for_good,
+                    idle_s=order.idle_s,
+                    by_itself=order.idle_s is None,
+                )
+                nursery.start_soon(drain)
             case protocol.Disconnect():
                 with suppress(ConnectionNotFound):  # it has ended meanwhile
                     self.gateway.disconnect(order.connection_id, code=order.code, reason=order.reason)

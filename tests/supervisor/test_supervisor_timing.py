@@ -516,3 +516,60 @@ async def test_a_stop_wins_over_a_restart_that_was_asked_for_before(supervisor, 
         await s.stop(service.service_id)
         await trio.sleep(10)
         assert s.instances(service.service_id) == ()
+
+
+async def test_a_drain_lasts_as_long_as_the_conversation_and_not_longer_than_it_may(
+    supervisor, autojump_clock
+):
+    async with supervisor(launcher=FakeLauncher(Behaviour(conversation_takes_s=12))) as s:
+        for limit_s, expected_s in ((30, 12), (5, 5)):
+            service = spec(drain_timeout=limit_s)
+            await s.start(service)
+            begin = trio.current_time()
+            await s.stop(service.service_id)
+            assert trio.current_time() - begin == expected_s
+
+
+async def test_clients_are_told_whether_something_takes_the_place_of_what_drains(supervisor, autojump_clock):
+    launcher = FakeLauncher(Behaviour(conversation_takes_s=1))
+
+    def codes():
+        return [child.drained_with for child in launcher.children]
+
+    async with supervisor(launcher=launcher) as s:
+        service = spec(instances=2)
+        await s.start(service)
+        await s.restart(service.changed())
+        assert codes() == [1012, 1012, None, None]
+        await s.start(evolve(service, config=evolve(service.config, instances=1)))
+        await trio.sleep(2)
+        assert codes() == [1012, 1012, None, 1012]
+        await s.stop(service.service_id)
+        assert codes() == [1012, 1012, 1001, 1012]
+
+
+async def test_force_asks_for_no_conversation_to_be_finished(supervisor, autojump_clock):
+    launcher = FakeLauncher(Behaviour(conversation_takes_s=12))
+    async with supervisor(launcher=launcher) as s:
+        service = spec()
+        await s.start(service)
+        begin = trio.current_time()
+        await s.stop(service.service_id, force=True)
+        assert trio.current_time() == begin
+
+
+@pytest.mark.parametrize(("takes_s", "idle_s"), [(None, 7.0), (3.0, None)])
+async def test_silence_says_that_a_session_is_idle_only_where_the_agent_cannot(
+    supervisor, journal, autojump_clock, takes_s, idle_s
+):
+    found = []
+
+    async def ask(instance_id):
+        found.append(await s.drain_idle_s(instance_id))
+
+    journal.draining = ask
+    async with supervisor(launcher=FakeLauncher(Behaviour(conversation_takes_s=takes_s))) as s:
+        service = spec(drain_idle=7)
+        await s.start(service)
+        await s.stop(service.service_id)
+    assert found == [idle_s]

@@ -159,7 +159,7 @@ async def test_a_token_that_was_made_is_asked_for_by_every_worker(site: Any) -> 
 
 
 async def test_the_end_closes_every_session_with_1001_and_leaves_no_process(site: Any) -> None:
-    async with site() as s:
+    async with site(drain_idle=1) as s:
         clients = await s.clients_of_each()
         pids = list(clients)
         s.manager.request_shutdown()
@@ -172,7 +172,7 @@ async def test_the_end_closes_every_session_with_1001_and_leaves_no_process(site
 
 
 async def test_at_the_end_who_talks_may_finish_and_who_is_idle_is_told_1001(site: Any) -> None:
-    async with site(drain_timeout=60) as s:
+    async with site(drain_timeout=60, drain_idle=1) as s:
         quiet, busy = await s.client(), await s.client()
         for websocket in (quiet, busy):
             await said(websocket)
@@ -207,7 +207,7 @@ async def test_in_a_hurry_the_end_waits_for_nobody(site: Any) -> None:
 
 
 async def test_a_worker_that_missed_the_drain_hears_of_it_when_it_is_back(site: Any) -> None:
-    async with site(workers=1, drain_timeout=60) as s:
+    async with site(workers=1, drain_timeout=60, drain_idle=1) as s:
         websocket, hub = await s.client(), s.manager._live().hub
         await said(websocket)
         (remote,) = s.workers

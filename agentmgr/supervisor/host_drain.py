@@ -1,0 +1,94 @@
+"""Asking a hosted agent to end its conversations, and when the last of them has ended.
+
+Plain HTTP on the agent's own port, with the proof that we are its manager. A host that has never heard of it
+refuses it like any request that is no WebSocket. A host drains on without us: the next manager asks it again.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import trio
+from attrs import frozen
+
+from ..core.proof import DRAIN_PATH, PROOF_HEADER, proof, sender_proof
+
+_WAIT_S = 5.0  #: the host answers when none is left, or after so long
+_PATIENCE_S = 5.0  #: beyond that; a host that takes longer is busy, as one is whose author blocks its loop
+_PAUSE_S = 0.2  #: before the next try, after an error
+_MAX_ANSWER_BYTES = 64 * 1024
+
+
+@frozen
+class HostDrain:
+    """How to ask one instance."""
+
+    host: str
+    port: int
+    token: str
+
+    async def __call__(self, code: int, answered: Callable[[bool], None]) -> None:
+        """Begins the drain, with this close code, and returns when no conversation is left.
+
+        `answered` is told whether the host knows when that is; where it does not, this returns at once. One
+        that is too busy to answer is taken to know.
+        """
+        wait_s = 0.0
+        while True:
+            try:
+                with trio.fail_after(wait_s + _PATIENCE_S):
+                    answer = await self._ask({"code": code, "wait_s": wait_s}, method="POST")
+            except trio.TooSlowError:
+                answered(True)
+                continue
+            except OSError:  # no descriptor left, or it is just ending
+                await trio.sleep(_PAUSE_S)
+                continue
+            left = None if answer is None else answer.get("left")
+            answered(left is not None)
+            if not left:
+                return
+            wait_s = _WAIT_S
+
+    async def is_on(self) -> bool:
+        """Whether a manager has asked it to drain before."""
+        with trio.move_on_after(_PATIENCE_S), suppress(OSError):
+            answer = await self._ask({}, method="GET")
+            return answer is not None and answer.get("code") is not None
+        return False
+
+    async def _ask(self, query: Mapping[str, object], *, method: str) -> dict[str, Any] | None:
+        """The answer, or None where it is not that of a host that can drain."""
+        challenge = secrets.token_hex(16)
+        fields = "&".join(f"{name}={value}" for name, value in {**query, "challenge": challenge}.items())
+        target = f"{DRAIN_PATH}?{fields}"
+        proved = sender_proof(self.token, target, now=time.monotonic(), salt=secrets.token_hex(8))
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        head = f"{method} {target} HTTP/1.1\r\nHost: {host}:{self.port}\r\n{PROOF_HEADER}: {proved}\r\n\r\n"
+        received = b""
+        try:
+            async with await trio.open_tcp_stream(self.host, self.port) as stream:
+                await stream.send_all(head.encode())
+                async for data in stream:
+                    received += data
+                    if len(received) > _MAX_ANSWER_BYTES:
+                        return None
+        except trio.BrokenResourceError as error:
+            raise OSError("the connection broke") from error
+        return _answer(received, proof(self.token, challenge))
+
+
+def _answer(received: bytes, expected: str) -> dict[str, Any] | None:
+    head, _, body = received.partition(b"\r\n\r\n")
+    if head.split(b" ")[1:2] != [b"200"]:
+        return None
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return None
+    return answer if isinstance(answer, dict) and answer.get("proof") == expected else None

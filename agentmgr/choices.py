@@ -9,7 +9,7 @@ from enum import StrEnum
 class Runtime(StrEnum):
     """Which event loop an agent's code runs on."""
 
-    AUTO = "auto"  #: what the file's `RUNTIME` says, else what its adapter knows, else trio
+    AUTO = "auto"  #: the file's `RUNTIME`, else what it imports, else what its framework needs, else trio
     TRIO = "trio"
     ASYNCIO = "asyncio"
 

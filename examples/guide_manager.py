@@ -5,6 +5,7 @@ python examples/guide_manager.py             # beside an agent file my_agent.py,
 
 import logging
 import sys
+from functools import partial
 
 import trio
 
@@ -20,7 +21,7 @@ from agentmgr import (
 logging.getLogger("agentmgr").setLevel(logging.DEBUG)
 
 
-async def main(agent="my_agent.py"):
+async def main(agent: str = "my_agent.py") -> None:
     # The manager of one database
     manager = AgentManager("my_manager.db")
 
@@ -84,4 +85,4 @@ async def main(agent="my_agent.py"):
 
 
 if __name__ == "__main__":
-    trio.run(main, *sys.argv[1:])
+    trio.run(partial(main, *sys.argv[1:]))

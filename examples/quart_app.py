@@ -31,7 +31,7 @@ def mounted(api):
     return both
 
 
-async def main(port=8000):
+async def main(port: int = 8000) -> None:
     # Not left to Python: it raises KeyboardInterrupt wherever the program happens to be, and in the middle of
     # a request Hypercorn would swallow it.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -43,4 +43,4 @@ async def main(port=8000):
 
 
 if __name__ == "__main__":
-    trio.run(main, *map(int, sys.argv[1:]))
+    trio.run(partial(main, *map(int, sys.argv[1:])))

@@ -164,6 +164,24 @@ class RunAgent(HostedAgent):
         return self._of_session[session]
 
 
+class ConversationAgent(RunAgent):
+    """A framework's agent that is one conversation: an adapted one for each session."""
+
+    def __init__(
+        self, subject: Any, make: Make, runtime: AgentRuntime, adapter: Callable[[Any], Any]
+    ) -> None:
+        super().__init__(subject, lambda: _adapted(make, adapter), runtime)
+        self._spare = adapter(subject)
+
+    async def on_message(self, session: Session, message: Message) -> Any:
+        adapted = await self._subject_of(session)
+        return await self._call(adapted.on_message, session, message)
+
+
+async def _adapted(make: Make, adapter: Callable[[Any], Any]) -> Any:
+    return adapter(await produce(make))
+
+
 class RawAgent(HostedAgent):
     """An object with `serve(websocket)`: it has the connection to itself, and no sessions."""
 
@@ -198,16 +216,38 @@ def adapt(subject: Any, make: Make | None = None, runtime: AgentRuntime | None =
     if callable(on_message := getattr(subject, "on_message", None)):
         return FunctionAgent(subject, on_message, _session_first, runtime)
     if (adapter := adapters.find(subject)) is not None:
+        if getattr(adapter, "holds_conversation", False):
+            if make is None:
+                raise AgentLoadError(
+                    f"{_article(subject)} holds one conversation, and each client needs its own: "
+                    "make it in `def create_agent():`, which is called for each session"
+                )
+            return ConversationAgent(subject, make, runtime, adapter)
         adapted = adapter(subject)
         return FunctionAgent(adapted, adapted.on_message, _session_first, runtime)
     if callable(subject) and not inspect.isclass(subject) and not hasattr(subject, "run"):
         return FunctionAgent(subject, subject, _arrangement(subject), runtime)
-    if callable(getattr(subject, "run", None)):
+    if callable(run := getattr(subject, "run", None)) and _takes_one(run):
         return RunAgent(subject, make, runtime)
     raise AgentLoadError(
         f"the factory returned {_article(subject)}, which cannot answer a message; return a function, "
         "or an object with on_message(session, message), run(text) or serve(websocket)"
+        + ("" if type(subject).__module__ == "builtins" else _HOW_TO_WRAP)
     )
+
+
+_HOW_TO_WRAP = """.
+An object of a framework is wrapped in a function that calls it:
+
+    def create_agent():
+        theirs = ...                               # the object as the framework makes it
+
+        async def agent(message, session):         # or `def`, which runs in a thread
+            result = await theirs.its_method(str(message))
+            return str(result)                     # or `yield` each piece of text as it comes
+
+        return agent
+"""
 
 
 def needs(subject: Any) -> Runtime:
@@ -266,6 +306,17 @@ def _arrangement(function: Callable[..., Any]) -> Arrange:
     return _message_first if second.default is second.empty or second.name == "session" else _message_only
 
 
+def _takes_one(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with one value, in its order."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # written in C, and does not say
+        return True
+    return True
+
+
 async def _itself(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
@@ -295,4 +346,9 @@ def _health(said: Any) -> Health:
 
 
 def _article(subject: Any) -> str:
-    return "None" if subject is None else f"a {type(subject).__name__}"
+    if subject is None:
+        return "None"
+    kind = type(subject)
+    if kind.__module__ == "builtins":
+        return f"a {kind.__name__}"
+    return f"an object of the class {kind.__module__}.{kind.__name__}"

@@ -114,9 +114,9 @@ async def _serve(
 
 
 async def make_agent(file: LoadedFile, wanted: Runtime, nursery: trio.Nursery) -> HostedAgent:
-    """Calls the factory, on the runtime that was asked for, or that the file names.
+    """Calls the factory, on the runtime that was asked for, or that the file names or shows by its imports.
 
-    Where neither says, what the factory gave decides; a factory that itself needs asyncio must say so.
+    Where none of them says it, what the factory gave decides.
     Raises `AgentLoadError`.
     """
     wanted = file.runtime if wanted is Runtime.AUTO else wanted

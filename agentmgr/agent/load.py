@@ -17,13 +17,14 @@ from attrs import frozen
 
 from ..choices import Runtime
 from ..errors import AgentFileNotFound, AgentLoadError
+from . import adapters
 from .imports import advice, authors_first, clashes
 
 T = TypeVar("T")
 
 logger = logging.getLogger("agentmgr.agent")
 
-FACTORY_NAMES = ("create_agent", "agent")
+FACTORY_NAMES = ("create_agent", "agent", "root_agent")  # the last one is that of Google's ADK
 
 
 @frozen
@@ -50,10 +51,22 @@ def load(path: str) -> LoadedFile:
         raise AgentLoadError(
             f'{target}: RUNTIME is {runtime!r}; it may be "trio", "asyncio" or "auto"'
         ) from None
+    if runtime is Runtime.AUTO:
+        runtime = _written_for(module)
     found = _find(module, target, name)
     if _is_factory(found, name):
         return LoadedFile(path, found, True, runtime)
     return LoadedFile(path, lambda: found, False, runtime)
+
+
+def _written_for(module: ModuleType) -> Runtime:
+    """The runtime of a file that does not say it: by what it imports; AUTO where that decides nothing."""
+    imported = vars(module).values()
+    if any(adapters.is_of(value, package) for value in imported for package in ("trio", "agentmgr.client")):
+        return Runtime.TRIO
+    if adapters.are_used_by(module) or any(adapters.is_of(value, "asyncio") for value in imported):
+        return Runtime.ASYNCIO
+    return Runtime.AUTO
 
 
 def author_traceback(error: BaseException) -> str:

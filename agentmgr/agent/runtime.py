@@ -79,6 +79,10 @@ _WANTS_ASYNCIO = (
     "trio got unexpected <",
     "are you trying to use a library written for asyncio",
     "got Future <",
+    "trio.run received unrecognized yield message",
+    "'NoneType' object has no attribute 'create_future'",  # asyncio.Event, asyncio.Queue
+    "cannot determine the parent task",  # asyncio.TaskGroup
+    "should be used inside a task",  # asyncio.timeout, aiohttp
 )
 _WANTS_TRIO = (
     "must be called from async context",

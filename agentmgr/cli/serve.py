@@ -46,7 +46,7 @@ _DEFAULTS = ServiceConfig()
     type=click.Choice([str(v) for v in Runtime]),
     default=str(_DEFAULTS.runtime),
     show_default=True,
-    help="The event loop of the agent's code; auto: RUNTIME in the file, or what its framework needs.",
+    help="The event loop of the agent's code; auto: RUNTIME in the file, else by what it imports.",
 )
 @click.option("--max-sessions", type=click.IntRange(0), default=0, help="At a time; 0: no limit.")
 @click.option(

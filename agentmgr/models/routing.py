@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 
@@ -52,12 +53,16 @@ class RoutingCondition:
     case_sensitive: bool = True
 
 
+def _to_conditions(given: Iterable[RoutingCondition]) -> tuple[RoutingCondition, ...]:
+    return tuple(given)  # a function, because mypy takes `tuple` itself for one of any types
+
+
 @frozen
 class RoutingRule:
     """Sends the clients that meet all conditions to some of the services. Lowest priority number first."""
 
     name: str = field(validator=check_name)
-    conditions: tuple[RoutingCondition, ...] = field(default=(), converter=tuple)
+    conditions: tuple[RoutingCondition, ...] = field(default=(), converter=_to_conditions)
     priority: int = field(default=100, validator=between(-1_000_000, 1_000_000))
     target_services: tuple[str, ...] = field(default=(), converter=to_words)  #: names or ids, in order
     target_tags: frozenset[str] = field(default=frozenset(), converter=to_word_set, validator=check_tags)

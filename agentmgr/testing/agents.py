@@ -8,7 +8,7 @@ async with hosted(my_agent) as url, bare_client(url) as client:
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -54,16 +54,18 @@ async def hosted(
     runtime: Runtime = Runtime.TRIO,
     listener: MemoryListener | None = None,
     door: Door | None = None,
+    make: Callable[[], Any] | None = None,
 ) -> AsyncIterator[Hosted]:
     """Serves what a factory returned, on a free port of loopback or on `listener`; yields its URL.
 
     `token` is the secret that its health checks prove to know. `runtime` has no `auto` here: say which.
+    `make` makes another one, for agents of which each session has its own, as `create_agent` does.
     `door` says who may connect; by default everyone, and as if through a gateway.
     """
     async with trio.open_nursery() as nursery:
         made = agent
         if not isinstance(agent, HostedAgent):
-            made = adapt(agent, runtime=await open_runtime(runtime, nursery))
+            made = adapt(agent, make, runtime=await open_runtime(runtime, nursery))
         sessions = Sessions(made, limits or SessionLimits(), max_sessions=max_sessions)
         server = AgentServer(
             made, sessions, token=token, door=door or BelievingDoor(), max_message_bytes=max_message_bytes

@@ -299,6 +299,38 @@ async def test_a_session_that_ends_takes_its_asyncio_code_with_it():
         assert await trio.to_thread.run_sync(ended.wait, 60)
 
 
+async def _one():
+    return 1
+
+
+async def _in_a_timeout():
+    async with asyncio.timeout(1):
+        await _one()
+
+
+ASYNCIO_CODE = {
+    "gather": lambda: asyncio.gather(_one(), _one()),
+    "future": lambda: asyncio.new_event_loop().create_future(),
+    "wait_for": lambda: asyncio.wait_for(_one(), 1),
+    "timeout": _in_a_timeout,
+    "queue": lambda: asyncio.Queue().get(),
+    "event": lambda: asyncio.Event().wait(),
+    "to_thread": lambda: asyncio.to_thread(print),
+    "open_connection": lambda: asyncio.open_connection("127.0.0.1", 1),
+    "subprocess": lambda: asyncio.create_subprocess_exec("true"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of the loops and coroutines that this leaves behind
+@pytest.mark.parametrize("what", ASYNCIO_CODE)
+async def test_whatever_of_asyncio_fails_in_trio_the_switch_is_named(what):
+    async def agent(message):
+        return str(await ASYNCIO_CODE[what]())
+
+    async with hosted(agent, runtime=Runtime.TRIO) as url, bare_client(url) as client:
+        assert 'RUNTIME = "asyncio"' in (await client.ask("hi"))["content"]["message"]
+
+
 @pytest.mark.parametrize(("runtime", "needed"), [(Runtime.TRIO, "asyncio"), (Runtime.ASYNCIO, "trio")])
 @pytest.mark.parametrize("how", ["sleep", "loop", "group"])
 async def test_code_that_needs_the_other_runtime_is_told_which_switch_to_set(runtime, needed, how):

@@ -142,7 +142,10 @@ async def create_agent():
 """
 
 
-@pytest.mark.parametrize(("line", "options"), [('RUNTIME = "asyncio"', []), ("", ["--runtime", "asyncio"])])
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [('RUNTIME = "asyncio"', []), ("", ["--runtime", "asyncio"]), ("# it imports asyncio, and not trio", [])],
+)
 async def test_an_asyncio_agent_runs_on_a_real_loop_and_its_threads_do_not_hold_the_exit(
     tmp_path, line, options
 ):
@@ -159,7 +162,7 @@ async def test_an_asyncio_agent_runs_on_a_real_loop_and_its_threads_do_not_hold_
 async def test_a_factory_that_needs_asyncio_is_told_which_switch_to_set(tmp_path):
     path, log = tmp_path / "agent.py", tmp_path / "log"
     path.write_text(ASYNCIO_AGENT.format(asyncio_only="asyncio.get_running_loop()"))
-    async with spawned(path, log=log) as (process, _):
+    async with spawned(path, "--runtime", "trio", log=log) as (process, _):
         assert await process.wait() == 78
     assert 'write RUNTIME = "asyncio" into the agent file' in log.read_text()
     assert "asyncio.get_running_loop()" in log.read_text()

@@ -7,6 +7,7 @@ import textwrap
 import pytest
 import trio
 
+from agentmgr.agent.adapt import adapt
 from agentmgr.agent.host import make_agent
 from agentmgr.agent.load import load
 from agentmgr.errors import AgentFileNotFound, AgentLoadError
@@ -138,6 +139,38 @@ async def test_a_file_imports_its_neighbours_and_may_be_named_like_a_library(wri
 @pytest.mark.parametrize("value", list(Runtime))
 def test_a_file_says_which_runtime_it_needs(write, value):
     assert load(write(f"RUNTIME = {str(value)!r}\nagent = print")).runtime is value
+
+
+@pytest.mark.parametrize(
+    ("text", "runtime"),
+    [
+        ("import asyncio", Runtime.ASYNCIO),
+        ("import asyncio.subprocess as s", Runtime.ASYNCIO),
+        ("from asyncio import gather", Runtime.ASYNCIO),
+        ("import asyncio\nimport trio", Runtime.TRIO),
+        ("from trio import sleep", Runtime.TRIO),
+        ("import asyncio\nfrom agentmgr.client import open_session", Runtime.TRIO),
+        ("import asyncio\nRUNTIME = 'trio'", Runtime.TRIO),
+        ("import json", Runtime.AUTO),
+        ("import agents", Runtime.AUTO),  # a package of the author's own
+    ],
+)
+def test_a_file_shows_by_its_imports_which_runtime_it_needs(write, text, runtime):
+    write("", "agents.py")
+    assert load(write(f"{text}\nagent = print", "by_imports.py")).runtime is runtime
+
+
+class OfAFramework:
+    def run(self, *, text):
+        """Not as this package would call it."""
+
+
+def test_what_no_adapter_knows_is_refused_at_once_with_a_way_to_wrap_it():
+    with pytest.raises(AgentLoadError, match=r"an object of the class .*OfAFramework") as refused:
+        adapt(OfAFramework())
+    example = refused.value.message.partition("calls it:")[2]
+    assert "theirs.its_method(str(message))" in example
+    compile(textwrap.dedent(example), "example", "exec")
 
 
 def test_a_missing_file_is_named_with_its_whole_path(tmp_path):

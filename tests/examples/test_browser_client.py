@@ -196,5 +196,15 @@ async def test_a_person_streams_cancels_confirms_and_loses_the_connection(tmp_pa
             await page.say("after the reload")
             await page.see("<b>after the reload</b> 6")
             assert await page.value("session.id") == session_id
+            await page.say("confirm")
+            await page.see("Really?", times=3)
+            await page.load("Page.reload")
+            await page.see("<b>after the reload</b> 6")  # all that was said is there again
+            await page.see("Really?", times=3)
+            assert await page.value("cancel.disabled") is False
+            assert await page.value("document.querySelectorAll('.question button').length") == 2
+            await page.click("Yes")
+            await page.see("deleted", times=2)
+            assert await page.value("cancel.disabled") is True
         assert line.connections >= 6
         nursery.cancel_scope.cancel()

@@ -6,8 +6,10 @@ events. All of these frameworks are at home in asyncio.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from ..imports import hosts_first
@@ -17,17 +19,32 @@ _MODULES = {
     "pydantic_ai": "pydantic_ai",
     "agents": "openai_agents",
     "agno": "agno",
+    "google.adk": "google_adk",
+    "strands": "strands",
 }
 
 
 def find(subject: Any) -> Callable[[Any], Any] | None:
     """What adapts this object; None for one of no framework that is known here."""
     for kind in type(subject).__mro__:
-        name = _MODULES.get(kind.__module__.partition(".")[0])
-        if name is not None:
-            with hosts_first():
-                module = import_module(f"{__name__}.{name}")
-            if module.fits(subject):
-                adapter: Callable[[Any], Any] = module.Adapter
-                return adapter
+        for package, name in _MODULES.items():
+            if is_of(kind, package):
+                with hosts_first():
+                    module = import_module(f"{__name__}.{name}")
+                if module.fits(subject):
+                    adapter: Callable[[Any], Any] = module.Adapter
+                    return adapter
     return None
+
+
+def is_of(thing: Any, package: str) -> bool:
+    """Whether a module, a class or a function is the package's, by its name."""
+    name = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None)
+    return isinstance(name, str) and f"{name}.".startswith(f"{package}.")
+
+
+def are_used_by(file: ModuleType) -> bool:
+    """Whether an agent file has imported one of these frameworks, or something of one."""
+    # Others may have a package called `agents` too.
+    packages = [p for p in _MODULES if p != "agents" or hasattr(sys.modules.get(p), "Runner")]
+    return any(is_of(value, package) for value in vars(file).values() for package in packages)

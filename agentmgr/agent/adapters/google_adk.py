@@ -1,0 +1,92 @@
+"""Google's ADK: https://google.github.io/adk-docs; `Runner.run_async`, and tools that need confirmation."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from importlib import import_module
+from typing import Any
+
+from ..events import partial_answer, thinking, tool_call, tool_result
+from ..message import Message
+from ..session import Session
+from .values import plain
+
+_CONFIRMATION = "adk_request_confirmation"  # a call of this "tool" asks the person
+_USER = "user"  # of a client whose identity is not known
+
+
+def fits(subject: Any) -> bool:
+    return callable(getattr(subject, "run_async", None))  # an agent, or a runner with services of its own
+
+
+class Adapter:
+    def __init__(self, agent: Any) -> None:
+        self._types = import_module("google.genai.types")
+        runners = import_module("google.adk.runners")
+        config = import_module("google.adk.agents.run_config")
+        self._streaming = config.RunConfig(streaming_mode=config.StreamingMode.SSE)
+        is_runner = isinstance(agent, runners.Runner)
+        self._runner = agent if is_runner else runners.InMemoryRunner(agent, app_name=agent.name)
+
+    async def on_message(self, session: Session, message: Message) -> Any:
+        user = session.client.identity or _USER
+        await self._open(user, session.id)
+        parts = [self._types.Part(text=str(message))]
+        while True:
+            answer, asked = await self._run(session, user, parts)
+            if not asked:
+                return answer
+            parts = [await self._decide(session, call) for call in asked]
+
+    async def on_session_end(self, session: Session) -> None:
+        user = session.client.identity or _USER
+        sessions, name = self._runner.session_service, self._runner.app_name
+        await sessions.delete_session(app_name=name, user_id=user, session_id=session.id)
+
+    async def _open(self, user: str, session_id: str) -> None:
+        sessions, name = self._runner.session_service, self._runner.app_name
+        if await sessions.get_session(app_name=name, user_id=user, session_id=session_id) is None:
+            await sessions.create_session(app_name=name, user_id=user, session_id=session_id)
+
+    async def _run(self, session: Session, user: str, parts: list[Any]) -> tuple[str | None, list[Any]]:
+        """The final text, and what the person is asked before the run can go on."""
+        said = self._types.Content(role="user", parts=parts)
+        answer: str | None = None
+        asked: list[Any] = []
+        events = self._runner.run_async(
+            user_id=user, session_id=session.id, new_message=said, run_config=self._streaming
+        )
+        async with aclosing(events):  # cancelled between two events, it would run on until collected
+            async for event in events:
+                if event.error_code:
+                    raise RuntimeError(f"{event.error_code}: {event.error_message}")
+                await _show(session, event)
+                asked += [call for call in event.get_function_calls() if call.name == _CONFIRMATION]
+                if event.is_final_response() and not event.partial:
+                    answer = "".join(_text(event)) or answer
+        return answer, asked
+
+    async def _decide(self, session: Session, call: Any) -> Any:
+        of = call.args.get("originalFunctionCall") or {}
+        hint = (call.args.get("toolConfirmation") or {}).get("hint") or ""
+        decision = await session.confirm(of.get("name", "tool"), plain(of.get("args")), message=hint)
+        response = {"confirmed": decision.approved, "payload": decision.content.get("value")}
+        answer = self._types.FunctionResponse(id=call.id, name=_CONFIRMATION, response=response)
+        return self._types.Part(function_response=answer)
+
+
+async def _show(session: Session, event: Any) -> None:
+    for part in (event.content and event.content.parts) or ():
+        call, done = part.function_call, part.function_response
+        if part.text and event.partial:  # the whole text comes once more at the end
+            await session.emit(thinking(part.text) if part.thought else partial_answer(part.text))
+        elif call is not None and call.name != _CONFIRMATION and not event.partial:
+            await session.emit(tool_call(call.name, plain(call.args), step_id=call.id))
+        elif done is not None and done.name != _CONFIRMATION:
+            success = "error" not in (done.response or {})
+            await session.emit(tool_result(done.name, plain(done.response), success=success, step_id=done.id))
+
+
+def _text(event: Any) -> list[str]:
+    parts = (event.content and event.content.parts) or ()
+    return [part.text for part in parts if part.text and not part.thought]

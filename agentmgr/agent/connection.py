@@ -17,12 +17,13 @@ from typing import Any
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
+from ..core.consent import AGAIN, yes_or_no
 from . import events
 from .drain import FIRST_FRAME_S, LINGER_S, Drain
 from .events import Event, addressed, encode
 from .incoming import BadInput, ClientEvent, looks_like_an_event, parse, sequence_number, text_of
 from .message import Client, Message
-from .plain import as_plain_text, means_yes
+from .plain import as_plain_text
 from .replay import Gap, Reader
 from .session import Session
 from .session_ids import no_session
@@ -135,7 +136,10 @@ class Connection:
     def _take_plain(self, text: str) -> None:
         session = self._session_for(None)
         if (step_id := session.asking) is not None:
-            session.answer(step_id, means_yes(text))
+            if (approved := yes_or_no(text)) is None:
+                self._send(AGAIN)
+            else:
+                session.answer(step_id, approved)
         else:
             session.accept(Message(text), None)
 
@@ -325,15 +329,16 @@ class Connection:
 
     def _tell(self, event: Event, *, session_id: str | None = None) -> None:
         """Says something that is in no session's sequence."""
-        if self._plain:
-            text = as_plain_text({"event": event.event, "content": event.content})
-            frame = None if text is None else text.encode(errors="replace")
-        else:
-            frame = addressed(encode(event, session_id=session_id), self.id)
-        if frame is not None:
-            self._control.append(frame)
-            self._control_bytes += len(frame)
-            self.wake()
+        if not self._plain:
+            self._send(addressed(encode(event, session_id=session_id), self.id))
+        elif (text := as_plain_text({"event": event.event, "content": event.content})) is not None:
+            self._send(text)
+
+    def _send(self, frame: str | bytes) -> None:
+        frame = frame.encode(errors="replace") if isinstance(frame, str) else frame
+        self._control.append(frame)
+        self._control_bytes += len(frame)
+        self.wake()
 
     def _say_hello(self) -> None:
         if not self._greeted:

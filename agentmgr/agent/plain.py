@@ -8,13 +8,6 @@ from typing import Any
 
 from . import events
 
-_YES = frozenset({"y", "yes", "ok", "true", "1", "是", "好", "好的", "可以"})
-
-
-def means_yes(text: str) -> bool:
-    """Whether a line answers a question with yes; anything unclear is a no."""
-    return text.strip().lower().rstrip(".!") in _YES
-
 
 def as_plain_text(event: Mapping[str, Any]) -> str | None:
     """The line that stands for an event; None for those that say nothing to a person at a terminal."""

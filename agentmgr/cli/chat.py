@@ -14,6 +14,7 @@ import trio
 
 from ..client.events import AgentEvent, failure_message
 from ..client.session import AgentSession, open_session
+from ..core.consent import AGAIN, yes_or_no
 from ..errors import (
     AgentManagerError,
     AgentUnreachable,
@@ -275,8 +276,12 @@ class Talk:
             return True
         content = question.content if isinstance(question.content, Mapping) else {}
         what = content.get("message") or f"{content.get('tool')} {text_of(content.get('args', ''))}"
-        answer = await self._lines.read(f"{what} [y/N] ")
-        return answer is not None and answer.strip().lower() in ("y", "yes")
+        prompt = f"{what} [y/N] "
+        while (answer := await self._lines.read(prompt)) is not None and answer.strip():
+            if (approved := yes_or_no(answer)) is not None:
+                return approved
+            prompt = f"{AGAIN} [y/N] "
+        return False  # an empty line, or the end of the input
 
     async def _read(self, prompt: str, session: AgentSession | None, interrupts: Interrupts) -> str | None:
         """One line; None at the end of the input and at Ctrl-C.

@@ -2,11 +2,9 @@
 
 import json
 
-import pytest
 import trio
 
 from agentmgr.agent.limits import SessionLimits
-from agentmgr.agent.plain import means_yes
 from agentmgr.testing.agents import bare_client, hosted
 
 
@@ -46,16 +44,27 @@ async def test_a_question_is_a_line_and_so_is_its_answer():
         return "done" if await session.confirm("rm", {"path": "/tmp/x"}) else "kept"
 
     async with hosted(agent) as url, bare_client(url) as client:
-        for answer, outcome in [("yes", "done"), ("No.", "kept"), ("是", "done"), ("what?", "kept")]:
+        for answer, outcome in [("yes", "done"), ("No.", "kept"), ("是", "done"), ("Of course!", "done")]:
             await client.websocket.send_message("go")
             assert await line(client) == "May I run rm(path='/tmp/x')? [yes/no]"
             await client.websocket.send_message(answer)
             assert await line(client) == outcome
 
 
-@pytest.mark.parametrize(("text", "yes"), [("Yes!", True), (" ok ", True), ("", False), ("yes no", False)])
-def test_only_a_clear_yes_is_a_yes(text, yes):
-    assert means_yes(text) is yes
+async def test_what_is_neither_yes_nor_no_leaves_the_question_open():
+    async def agent(message, session):
+        return f"{message}: {bool(await session.confirm('rm'))}"
+
+    async with hosted(agent) as url, bare_client(url) as client:
+        await client.websocket.send_message("go")
+        assert await line(client) == "May I run rm()? [yes/no]"
+        for text in ("maybe", "", "what does it do?", '{"a": 1}'):
+            await client.websocket.send_message(text)
+            assert await line(client) == "please answer yes or no"
+        await client.websocket.send_message("yes, please")
+        assert await line(client) == "go: True"
+        await client.websocket.send_message("maybe")
+        assert await line(client) == "May I run rm()? [yes/no]", "a message again"
 
 
 async def test_a_client_that_waits_is_greeted_and_may_still_speak_plain():

@@ -92,6 +92,13 @@ async def test_lines_from_a_pipe_are_messages_and_a_backslash_goes_on():
     assert done.returncode == 0
 
 
+async def test_an_answer_that_is_neither_yes_nor_no_is_asked_for_again():
+    async with hosted(agent) as url:
+        done = await chat(url, stdin=b"rm\nmaybe\nsure\nrm\nwhat?\n\none\n")
+    assert done.stdout.decode() == "gone\nkept\nyou said one\n"
+    assert done.returncode == 0
+
+
 async def test_yes_answers_every_question():
     async with hosted(agent) as url:
         done = await chat(url, "--once", "rm", "--yes")

@@ -111,10 +111,11 @@ class ManagerLock:
     def hold_database(self) -> None:
         """Locks the database file too, now that it exists: the lock file can be deleted under its owner.
 
-        Only on Linux, where an flock does not meet the fcntl locks that SQLite takes on the same file.
+        Only on Linux, where an flock does not meet the fcntl locks that SQLite takes on the same file. A
+        second call does nothing.
         """
         assert self._fd is not None
-        if sys.platform != "linux":
+        if sys.platform != "linux" or self._database is not None:
             return
         path = self._paths.database
         try:

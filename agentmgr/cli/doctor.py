@@ -135,7 +135,11 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
     else:
         findings.append(Finding("manager", "ok", "not running"))
     for stranger in strangers:
-        advice = "nothing: this database is a copy, and leaves them alone"
+        advice = (
+            "nothing: this database is a copy, and leaves it alone"
+            if stranger.owner_is_there
+            else "where that one was moved here: `agentmgr backup FILE`, `agentmgr restore --take-over FILE`"
+        )
         findings.append(Finding("instances", "warning", f"recorded here: {stranger}", advice))
     findings.append(_open_files(most_files))
     for service in services:

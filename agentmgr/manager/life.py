@@ -82,8 +82,12 @@ class ManagerLife:
         lock = self._lock
         await lock.acquire_within(_PATIENCE_S)
         try:
-            async with open_store(self.paths.database) as store:
+            # Before SQLite opens it: beside a hard link to what another manager has open it would put a
+            # second write-ahead log, and both would be merged into one file.
+            if self.paths.database.is_file():
                 lock.hold_database()
+            async with open_store(self.paths.database) as store:
+                lock.hold_database()  # it may have been made just now
                 self._tokens = await Tokens.load(store)
                 await self._run_on(store, await store.load(), GatewayAccess(self._tokens), task_status)
         finally:

@@ -191,6 +191,7 @@ def test_a_copy_of_the_database_says_whose_the_processes_are(shell: Any) -> None
         assert whose in done.stdout + done.stderr
         assert f"belongs to {shell.paths.database}" in done.stdout + done.stderr
     assert "unsupervised" not in shell("list", *copy).stderr
+    shell.ok("stop", "x", *copy)
     shell.ok("register", "y", "my_agent.py", "--auto-start", *copy)  # with a manager of its own
     assert whose in shell("doctor", *copy).stdout
     shell.ok("shutdown", *copy)

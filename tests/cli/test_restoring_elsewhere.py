@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 
 def pid_of(shell: Any, *more: str) -> int:
@@ -53,5 +58,59 @@ def test_a_backup_goes_back_into_its_own_place_without_questions(shell: Any) -> 
     shell.ok("tokens", "create", "ci", "--scope", "admin")
     assert "API asks for a token" in shell.ok("restore", "copy.db"), "the copy is from before the tokens"
     assert "asks for a token" in shell("tokens", "list").stderr
+    shell.ok("start", "x")
+    assert pid_of(shell) == pid
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    place = Path("/dev/shm") / f"agentmgr-test-{os.getpid()}"
+    place.mkdir()
+    if place.stat().st_dev == tmp_path.stat().st_dev:
+        place.rmdir()
+        pytest.skip("there is no second file system here")
+    yield place
+    shutil.rmtree(place)
+
+
+def test_a_database_that_is_moved_to_another_disk_takes_its_instances_over_on_demand(
+    shell: Any, other_disk: Path
+) -> None:
+    shell.ok("register", "x", "my_agent.py", "--auto-start")
+    pid = pid_of(shell)
+    shell.ok("shutdown", "--leave-running")
+    for path in (shell.paths.database, shell.paths.directory):
+        shutil.move(path, other_disk / path.name)
+    there = ("--db-path", str(other_disk / "agent_manager.db"))
+    assert "restore --take-over" in shell("doctor", *there).stdout
+    shell.ok("backup", "copy.db", *there)
+    shell.ok("restore", "--take-over", "copy.db", *there)
+    shell.ok("start", "x", *there)
+    assert pid_of(shell, *there) == pid
+    shell.ok("shutdown", *there)
+
+
+def test_a_database_that_is_moved_within_its_disk_is_the_same(shell: Any) -> None:
+    shell.ok("register", "x", "my_agent.py", "--auto-start")
+    pid = pid_of(shell)
+    shell.ok("shutdown", "--leave-running")
+    shell.paths.database.rename(shell.directory / "moved.db")
+    shell.paths.directory.rename(shell.directory / "moved.db.d")
+    there = ("--db-path", "moved.db")
+    shell.ok("start", "x", *there)
+    assert pid_of(shell, *there) == pid
+    shell.ok("shutdown", *there)
+
+
+def test_another_name_of_the_database_is_no_way_around_its_owner(shell: Any) -> None:
+    """A symbolic link is the same database; a hard link has no directory, and so no instances."""
+    shell.ok("register", "x", "my_agent.py", "--auto-start")
+    pid = pid_of(shell)
+    (shell.directory / "link.db").symlink_to("agent_manager.db")
+    os.link(shell.paths.database, shell.directory / "hard.db")
+    assert pid_of(shell, "--db-path", "link.db") == pid
+    assert "manages" in shell.fails("register", "y", "my_agent.py", "--db-path", "hard.db")
+    shell.ok("shutdown", "--leave-running")
+    assert "belongs to" in shell("list", "--db-path", "hard.db").stderr
     shell.ok("start", "x")
     assert pid_of(shell) == pid

@@ -16,6 +16,7 @@ from ..core.dependencies import stop_order
 from ..errors import ServiceFailed
 from ..models import Service, ServiceConfig, ServiceStatus
 from .declaration import Declaration, DeclaredService, Step, difference, given_up, read
+from .environment import mention_stale
 from .group import Cli, subcommand
 from .names import FILE
 from .out import complain, say
@@ -85,6 +86,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
             async with trio.open_nursery() as nursery:
                 for step in wave:
                     nursery.start_soon(attempt, step)
+        await mention_stale(cli, [step.name for step in steps if step.action == "start"])
     say(f"done: {counted(len(steps) - failed, 'change')}")
     return int(failed > 0 or bool(dead))
 

@@ -21,6 +21,7 @@ from ..errors import AgentManagerError
 from ..models import Service, Token, TokenPolicy, utc_now
 from ..settings import RuntimePaths, Settings
 from ..worker.pidfile import PidFile, living
+from . import environment
 from .group import Cli, format_option, subcommand
 from .out import say_json
 from .presence import answers
@@ -126,6 +127,9 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
         async with running(cli) as client:
             info = await client.get_info()
         findings.append(_manager(info))
+        if missed := environment.stale(cli.paths):
+            seen = f"the manager has not this shell's {', '.join(missed)}"
+            findings.append(Finding("environment", "warning", seen, environment.advice()))
         most_files = info["limits"]["open_files"]
     elif left:
         advice = "`agentmgr daemon` adopts them; `agentmgr stop NAME` stops them"

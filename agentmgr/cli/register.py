@@ -8,6 +8,7 @@ import asyncclick as click
 
 from ..errors import ServiceFailedToStart
 from ..models import ServiceConfig
+from .environment import mention_stale
 from .group import Cli, Command, subcommand
 from .names import FILE
 from .out import say
@@ -87,4 +88,7 @@ async def command(
             raise ServiceFailedToStart(
                 f"{error.message}\n{name} is registered: mend it, then `agentmgr start {name}`"
             ) from None
+        finally:
+            if auto_start:
+                await mention_stale(cli, [name])
     say(f"registered {service.name}" + (f"; it {standing(service)}" if auto_start else ""))

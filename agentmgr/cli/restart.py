@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncclick as click
 
+from .environment import mention_stale
 from .group import Cli, subcommand
 from .names import SERVICE
 from .out import say
@@ -29,4 +30,6 @@ async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: boo
             )
             say(f"{service.name} ", standing(service, just_told=no_wait))
 
-        return await each(cli, names, restart)
+        code = await each(cli, names, restart)
+        await mention_stale(cli, names)
+        return code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncclick as click
 
 from ..errors import ServiceFailedToStart
+from .environment import mention_stale
 from .group import Cli, subcommand
 from .names import SERVICE
 from .out import say
@@ -31,4 +32,6 @@ async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> int:
                 raise
             say(f"{service.name} ", standing(service, just_told=no_wait))
 
-        return await each(cli, names, start)
+        code = await each(cli, names, start)
+        await mention_stale(cli, names)
+        return code

@@ -1,0 +1,62 @@
+"""What services do not get of this shell: theirs is the environment of the moment that the manager began."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import AgentManagerError
+from ..ownership import holder
+from ..settings import RuntimePaths
+from .group import Cli
+from .out import note
+from .reach import running
+
+# What services are given by their environment. Of the rest each terminal has its own.
+_MATTERS = re.compile(
+    r"(?!AGENTMGR_).*(key|token|secret|passw(or)?d|credentials|dsn|_(url|uri|base|endpoint|proxy))",
+    re.IGNORECASE,
+)
+
+
+def stale(paths: RuntimePaths) -> list[str]:
+    """The variables that this shell exports and the manager has not, or with another value.
+
+    Only names leave this function. Empty where the manager is not this user's to look at.
+    """
+    pid = holder(paths)
+    try:
+        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+    managers = dict(word.split(b"=", 1) for word in words if b"=" in word)
+    return sorted(
+        os.fsdecode(name)
+        for name, value in os.environb.items()
+        if value and managers.get(name) != value and _MATTERS.fullmatch(os.fsdecode(name))
+    )
+
+
+async def mention_stale(cli: Cli, names: Collection[str]) -> None:
+    """Says which variables of this shell do not reach these services, which a command has just started."""
+    variables = stale(cli.paths)
+    if not variables:
+        return
+    with suppress(AgentManagerError):  # the command has its answer already
+        async with running(cli) as manager:
+            services = [service for service in await manager.list_services() if service.name in names]
+        # What an env file has is read at each start.
+        envs = [service.config.env for service in services if service.config.env_file is None]
+        if missed := [name for name in variables if any(name not in env for env in envs)]:
+            note(f"{', '.join(missed)} of this shell did not reach {' and '.join(names)}: {advice(*names)}")
+
+
+def advice(*services: str) -> str:
+    """How services get what this shell exports."""
+    return (
+        "services get the environment that the manager began with; `agentmgr shutdown --leave-running` and "
+        f"`agentmgr restart {' '.join(services) or 'NAME'}` from here give them this one"
+    )

@@ -1,0 +1,72 @@
+"""A variable that a shell exports after the manager began reaches no service, and commands say so."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+AGENT = """
+import os
+async def agent(message):
+    return str(os.environ.get(message))
+"""
+
+
+@pytest.fixture
+def old_manager(shell: Any, write: Any) -> Any:
+    """A manager of a shell that had no key."""
+    write("keyed.py", AGENT)
+    shell.ok("register", "a", "keyed.py", "--auto-start")
+    return shell
+
+
+def said(shell: Any, *words: str, **environment: str) -> str:
+    done = shell(*words, **environment)
+    assert "sk-new" not in done.stdout + done.stderr, "names only"
+    return str(done.stderr)
+
+
+@pytest.mark.parametrize(
+    "words", [("start", "a"), ("restart", "a"), ("register", "b", "keyed.py", "--auto-start")]
+)
+def test_what_is_started_by_an_older_manager_says_what_it_does_not_get(
+    old_manager: Any, words: tuple[str, ...]
+) -> None:
+    note = said(old_manager, *words, OPENAI_API_KEY="sk-new", SOME_WORD="x")
+    assert f"OPENAI_API_KEY of this shell did not reach {words[1]}" in note
+    assert "SOME_WORD" not in note
+    assert "did not reach" not in said(old_manager, "restart", "a")
+
+
+def test_the_advice_helps(old_manager: Any) -> None:
+    key = {"OPENAI_API_KEY": "sk-new"}
+    assert "`agentmgr shutdown --leave-running`" in said(old_manager, "restart", "a", **key)
+    assert "`agentmgr restart a`" in said(old_manager, "restart", "a", **key)
+    old_manager.ok("shutdown", "--leave-running", **key)
+    assert "did not reach" not in said(old_manager, "restart", "a", **key)
+    assert old_manager.ok("chat", "a", "--once", "OPENAI_API_KEY", **key) == "sk-new\n"
+
+
+def test_what_a_service_is_given_itself_is_not_missed(old_manager: Any, write: Any) -> None:
+    old_manager.ok("change", "a", "--env", "OPENAI_API_KEY=own")
+    assert "did not reach" not in said(old_manager, "restart", "a", OPENAI_API_KEY="sk-new")
+
+
+def test_a_start_that_fails_for_the_want_of_a_key_says_so_too(old_manager: Any, write: Any) -> None:
+    write("wanting.py", "import os\nos.environ['OPENAI_API_KEY']\n" + AGENT)
+    words = ("register", "b", "wanting.py", "--auto-start", "--restart", "never")
+    assert "OPENAI_API_KEY of this shell did not reach b" in said(
+        old_manager, *words, OPENAI_API_KEY="sk-new"
+    )
+
+
+def test_apply_and_the_doctor_say_it_too(old_manager: Any, write: Any) -> None:
+    write("services.toml", '[services.c]\nagent_factory_path = "keyed.py"\n')
+    assert "did not reach c" in said(old_manager, "apply", "services.toml", OPENAI_API_KEY="sk-new")
+    found = json.loads(old_manager.ok("doctor", "--format", "json", OPENAI_API_KEY="sk-new"))
+    (finding,) = [finding for finding in found if finding["what"] == "environment"]
+    assert (finding["result"], "OPENAI_API_KEY" in finding["found"]) == ("warning", True)
+    found = json.loads(old_manager.ok("doctor", "--format", "json"))
+    assert "environment" not in [finding["what"] for finding in found]

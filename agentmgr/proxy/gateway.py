@@ -23,6 +23,7 @@ from .intake import Intake
 from .limits import GatewayLimits
 from .listener import Places, SocketListener, accept_forever
 from .lobby import Lobby
+from .proving import Proving
 from .refusal import Refusal
 from .session import Pacer
 from .sessions import SessionObserver, Sessions
@@ -68,6 +69,7 @@ class Gateway:
         router = Router(table or RoutingTable(), hints=hints)
         self._lobby = Lobby(router, self._limits, outliers or OutlierPolicy(), seats=seats, affinity=affinity)
         self._sessions = Sessions(observer)
+        self._proving = Proving()
         self._quotas = Quotas(self._limits)
         self._pacer = Pacer(self._limits)
         self._places = Places(self._limits.max_connections, refused=self._sessions.refused)
@@ -76,7 +78,12 @@ class Gateway:
 
     def update(self, table: RoutingTable) -> None:
         """From now on new clients are routed by this table. Sessions that live are not touched."""
+        self._proving.end()
         self._lobby.update(Router(table, hints=self._hints, rotations=self._lobby.router.rotations))
+
+    def table_is_old(self) -> None:
+        """Nobody keeps the table up to date, until the next `update`: instances have to prove themselves."""
+        self._proving.begin(self._lobby.router.table)
 
     def route(self, request: ClientRequest) -> RoutingDecision:
         """Who would get this client now, and why; nothing is changed by asking."""
@@ -192,6 +199,7 @@ class Gateway:
             certificate,
             self._dial,
             proxy_protocol,
+            self._proving,
         )
         async with trio.open_nursery() as engine:
             # It has to outlive the cancellation: sessions still relay while they wait for their farewell.

@@ -18,6 +18,7 @@ from .handshake import read_head, read_origin, refuse, switch_protocols
 from .head import RequestHead
 from .limits import GatewayLimits
 from .lobby import Lobby, Seat, Visit
+from .proving import Proving
 from .proxy_protocol import BadProxyHeader
 from .refusal import ClientGone, Refusal
 from .session import Pacer, run_session
@@ -45,6 +46,7 @@ class Intake:
     certificate: Certificate | None
     dial: Dial | None
     proxy_protocol: bool
+    proving: Proving
 
     async def serve(self, wire: Wire, address: tuple[str, int]) -> None:
         """Serves one client; returns when its session is over, or when it has been refused one."""
@@ -111,7 +113,13 @@ class Intake:
                         break
                     try:
                         backend, answer = await open_backend(
-                            seat.backend, asked, head, limits, deadline=deadline, dial=self.dial
+                            seat.backend,
+                            asked,
+                            head,
+                            limits,
+                            deadline=deadline,
+                            proving=self.proving,
+                            dial=self.dial,
                         )
                     except DialFailed as fault:
                         failure = fault

@@ -15,6 +15,7 @@ from ..core.proof import PROOF_HEADER, sender_proof
 from ..core.routing import Backend
 from .head import BadResponse, Fields, RequestHead, ResponseHead, check_switch, parse_response
 from .limits import GatewayLimits
+from .proving import Proving
 from .refusal import Refusal, http_response
 from .wire import Dial, Wire, connect
 
@@ -69,6 +70,7 @@ async def open_backend(
     limits: GatewayLimits,
     *,
     deadline: float,
+    proving: Proving,
     dial: Dial | None = None,
 ) -> tuple[Wire, ResponseHead]:
     """Connects, asks, and judges the answer; what came behind it is in `wire.ahead`.
@@ -78,6 +80,10 @@ async def open_backend(
     wire = await _dial(backend, limits, deadline, dial)
     with ExitStack() as until_answered:
         until_answered.enter_context(closing(wire))
+        if proving.wanted and not await _proved(wire, backend, limits, deadline, proving):
+            wire.close()  # an agent's host of an older version answers one request
+            wire = await _dial(backend, limits, deadline, dial)
+            until_answered.enter_context(closing(wire))
         if backend.token:
             asked = with_proof(asked, backend.token, request.key)
         answer = await _ask(wire, asked, request, limits, deadline, proved=bool(backend.token))
@@ -89,6 +95,19 @@ def with_proof(asked: bytes, token: str, key: str) -> bytes:
     """The same head, from one who knows the instance's token."""
     shown = sender_proof(token, key, now=time.monotonic(), salt=token_hex(8))
     return asked[:-2] + f"{PROOF_HEADER}: {shown}\r\n\r\n".encode()
+
+
+async def _proved(
+    wire: Wire, backend: Backend, limits: GatewayLimits, deadline: float, proving: Proving
+) -> bool:
+    """Raises `DialFailed`."""
+    try:
+        with trio.fail_at(min(deadline, trio.current_time() + limits.handshake_timeout_s)):
+            return await proving.passes(wire, backend)
+    except trio.TooSlowError:
+        raise DialFailed("it did not prove itself in time", retry=True, timed_out=True) from None
+    except (BadResponse, OSError) as fault:
+        raise DialFailed(str(fault), retry=True, outdated=True) from None
 
 
 async def _dial(backend: Backend, limits: GatewayLimits, deadline: float, dial: Dial | None) -> Wire:

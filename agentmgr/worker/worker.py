@@ -175,6 +175,7 @@ class Worker:
             logger.error("the manager says what this version does not understand: %s", group.exceptions[0])
         finally:
             self._link = None
+            self.gateway.table_is_old()
             self._seats.detach()
             for answer in self._redeeming.values():
                 answer.close()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 import trio
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from agentmgr import AgentManager, Connection, ServiceConfig
@@ -127,6 +129,33 @@ def test_new_clients_are_routed_while_no_manager_runs(shell: Any) -> None:
                 assert len(listed(shell)) == 6, "what happened meanwhile is told"
                 shut_down(shell, second)
                 assert {close_code(client) for client in found} == {1001}
+
+
+def test_a_stranger_on_the_port_of_a_dead_instance_gets_nothing_of_a_client(shell: Any) -> None:
+    trio.run(register, shell)
+    with daemon(shell, "0") as manager:
+        url = manager.until("gateway at ws").split()[-1]
+        (instance,) = ask(shell, "get_service", "echo").instances
+        die(manager)
+        os.kill(instance.pid, signal.SIGKILL)
+        wait_for(lambda: not alive(instance.pid))
+        with socket.create_server(("127.0.0.1", instance.port)) as stolen, ExitStack() as stack:
+            heard = stack.enter_context(ThreadPoolExecutor()).submit(hear, stolen)
+            headers = {"Authorization": "Bearer secret", "Cookie": "login=secret"}
+            with pytest.raises(InvalidStatus) as refused:
+                connect(f"{url}/path?token=secret", additional_headers=headers, open_timeout=30)
+            assert refused.value.response.status_code in (502, 504)
+            request = heard.result(timeout=30)
+        assert request.startswith(b"GET /.well-known/agentmgr/health?challenge=")
+        assert b"secret" not in request
+        shell("shutdown")
+
+
+def hear(listener: socket.socket) -> bytes:
+    """What the first client sends before it is answered."""
+    client, _ = listener.accept()
+    with client:
+        return client.recv(65536)
 
 
 def test_an_upgrade_keeps_the_sessions(shell: Any) -> None:

@@ -70,6 +70,8 @@ def _explain(whole: BaseException, error: BaseException, cli: Cli) -> int:
         complain(_sentence(error))
     elif cli.debug:
         pass
+    elif sys.platform != "linux" and isinstance(error, ImportError | AttributeError):
+        complain(f"agentmgr needs Linux, and this is {sys.platform}: {error}")
     else:
         complain(f"internal error, please report it: {error!r} (with --debug it shows where)")
     return 1

@@ -25,6 +25,7 @@ from ..ownership import ManagerLock
 from ..settings import RuntimePaths, Settings
 from ..storage.sqlite import check, open_store
 from ..storage.store import Snapshot, Store
+from ..supervisor import system
 from .control_plane import ControlPlane
 from .gateway_access import GatewayAccess
 from .system_run import SystemRun
@@ -77,6 +78,8 @@ class ManagerLife:
         if self._used:
             raise WrongState("this manager has run already; make another one")
         self._used = True
+        if self._supervise:
+            system.check()
         if not self.paths.directory.exists():  # nothing is put beside a file that is not ours to use
             await check(self.paths.database)
         lock = self._lock

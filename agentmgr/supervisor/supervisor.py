@@ -25,7 +25,7 @@ from ..models import (
     Usage,
     new_id,
 )
-from . import logs
+from . import logs, system
 from .in_process import InProcessService, NoProcesses
 from .instance import Life, Surroundings
 from .journal import Journal, Owner, Unrecorded
@@ -106,8 +106,11 @@ class Supervisor:
         verifiably the same process; all others of that manager are ended. One that was started from another
         `log_dir` is left alone. Started when that is done.
 
-        Raises `ServiceGivenUp`, after a shutdown, for a service that was started with `on_give_up="raise"`.
+        Raises `ServiceGivenUp`, after a shutdown, for a service that was started with `on_give_up="raise"`;
+        `ManagerError` where the system lacks what looking after processes needs.
         """
+        if self._log_dir is not None:
+            system.check()
         with children_get_defaults():
             async with trio.open_nursery() as outside:
                 with trio.CancelScope() as scope:

@@ -57,10 +57,16 @@ def drop_current_directory() -> None:
 
 
 def _find_clone() -> None:
-    """Lets Python find a clone of agentmgr that was not installed."""
+    """Lets Python find a clone of agentmgr that was not installed, before one that was."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if os.path.basename(root) not in ("site-packages", "dist-packages"):
-        search_last([root])
+    if not _is_installed(root):
+        others = [entry for entry in sys.path if entry != root]
+        at = next((number for number, entry in enumerate(others) if _is_installed(entry)), len(others))
+        sys.path[:] = [*others[:at], root, *others[at:]]
+
+
+def _is_installed(directory: str) -> bool:
+    return os.path.basename(directory) in ("site-packages", "dist-packages")
 
 
 def _absolute(entry: str) -> str:

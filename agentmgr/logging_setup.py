@@ -11,7 +11,7 @@ import logging.handlers
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
@@ -64,11 +64,25 @@ def logging_to(file: Path, *, alone: bool = False) -> Iterator[None]:
 
 
 class _OwnersFile(logging.handlers.RotatingFileHandler):
-    """Each new file is for its owner only."""
+    """Each new file is for its owner only; one that was removed or renamed is made again."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream is not None and not _has_name(self.stream, self.baseFilename):
+            with suppress(OSError):  # else it goes on with the file that it has
+                self.stream, old = self._open(), self.stream
+                old.close()
+        super().emit(record)
 
     def _open(self) -> TextIOWrapper:
         opener = partial(os.open, mode=0o600)
         return open(self.baseFilename, "a", encoding=self.encoding, opener=opener)
+
+
+def _has_name(stream: TextIOWrapper, name: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(name))
+    except OSError:
+        return False
 
 
 def _json_lines() -> logging.Formatter:

@@ -1,6 +1,7 @@
 """Modules of the user's never stand in for those that our processes import, and his agents find their own."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -214,3 +215,19 @@ def test_the_command_and_what_it_starts_in_the_background(planted, tmp_path):
         assert run("chat", "mine", "--once", "hi").strip() == "mine hi"
     finally:
         run("shutdown")
+
+
+def test_a_clone_that_was_not_installed_is_run_whole(tmp_path):
+    """Also what it starts, though another one is installed; and its neighbours are no modules of ours."""
+    clone = tmp_path / "clone"
+    shutil.copytree(Path(bootstrap.__file__).parent, clone / "agentmgr")
+    (clone / "secrets.py").write_text("raise SystemExit('planted')\n")
+    (clone / "agentmgr" / "where").mkdir()
+    code = "import agentmgr, secrets\ndef main():\n    print(agentmgr.__file__)\n"
+    (clone / "agentmgr" / "where" / "__main__.py").write_text(code)
+    words = [sys.executable, "-P", str(clone / "agentmgr" / "bootstrap.py"), "agentmgr.where"]
+    done = subprocess.run(words, cwd=tmp_path, env=variables(), capture_output=True, text=True)
+    assert done.stdout.strip() == str(clone / "agentmgr" / "__init__.py"), done.stderr
+    words = [sys.executable, "-m", "agentmgr", "list", "--format", "json", "--db-path", "a.db"]
+    done = subprocess.run(words, cwd=clone, env=variables(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

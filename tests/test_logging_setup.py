@@ -134,3 +134,28 @@ def test_a_second_call_replaces_the_first():
 def test_structlog_is_imported_only_when_it_is_set_up():
     script = "import sys, agentmgr.logging_setup; sys.exit('structlog' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("act", ["removed", "renamed", "replaced", "with its directory"])
+def test_a_file_that_loses_its_name_is_made_again(tmp_path, act):
+    directory = tmp_path / "logs"
+    directory.mkdir()
+    file = directory / "m.log"
+    with logging_to(file, alone=True):
+        log.warning("first")
+        if act == "renamed":
+            file.rename(directory / "archive")
+        else:
+            file.unlink()
+        if act == "replaced":
+            file.touch()
+        if act == "with its directory":
+            directory.rmdir()
+            log.warning("lost, and raises nothing")
+            directory.mkdir()
+        log.warning("second")
+        log.warning("third")
+    assert [json.loads(line)["event"] for line in file.read_text().splitlines()] == ["second", "third"]
+    assert file.stat().st_mode & 0o777 == 0o600 or act == "replaced"
+    if act == "renamed":
+        assert json.loads((directory / "archive").read_text())["event"] == "first"

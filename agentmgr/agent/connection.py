@@ -75,6 +75,7 @@ class Connection:
         self._spoke = trio.Event()  # the client's first frame
         self._heard = trio.current_time()  # when the last frame came
         self._closing = False
+        self._is_at_rest = False  # and ends because the host drains
         self._close_by = math.inf
         self._scope = trio.CancelScope()
 
@@ -91,6 +92,10 @@ class Connection:
         finally:
             for session, reader in self._attached.items():
                 session.detach(reader)
+                if (
+                    self._is_at_rest
+                ):  # who comes back for it hears at once that it is over, and begins elsewhere
+                    session.end("restart")
 
     def close(self) -> None:
         """Once its sessions have ended and their ends are told, or soon in any case, `run` returns."""
@@ -271,7 +276,8 @@ class Connection:
             elif self._closing and not self._attached:
                 break
             elif self._drain.on:
-                if await self._has_come_to_rest():
+                self._is_at_rest = await self._has_come_to_rest()
+                if self._is_at_rest:
                     break
             else:
                 self._news = trio.Event()

@@ -78,6 +78,9 @@ async def test_a_turn_that_runs_is_finished_and_its_answer_comes_before_the_clos
         async with draining(url) as over:
             assert await close_of(idle) == 1012, "it goes at once"
             assert not over.is_set()
+            async with bare_client(url) as again:
+                await again.say("user.reconnect", session_id=idle.session_id)
+                assert (await again.until("system.error"))["content"]["reason"] == "instance_lost"
             agent.may_answer.set()
             assert (await busy.until("agent.final_answer"))["content"] == "answer to q"
             assert await close_of(busy) == 1012

@@ -81,6 +81,8 @@ async def test_an_answer_that_is_thought_about_arrives_before_the_close(
     do, code = ACTS[act]
     config = ServiceConfig(agent_factory_path=agent_file(THINKING), instances=2, drain_timeout=60)
     async with site(db, config, workers) as (manager, url), trio.open_nursery() as nursery:
+        gateway = manager._live().gateway
+        gateway._limits = evolve(gateway._limits, drain_idle_s=0.1)  # which is not asked here
         # On both instances, whichever of them has to go.
         clients = [connected(url) for _ in range(2)]
         async with clients[0] as one, clients[1] as two:
@@ -89,7 +91,7 @@ async def test_an_answer_that_is_thought_about_arrives_before_the_close(
                 await exists(tmp_path / f"thinks-{number}")
             nursery.start_soon(do, manager)
             await draining(manager)
-            await trio.sleep(1.5)  # longer than the silence that once ended a session
+            await trio.sleep(0.5)  # in silence
             (tmp_path / "go-on").touch()
             closed = 0
             for number, client in enumerate((one, two)):

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
@@ -363,6 +364,17 @@ async def test_all_who_come_back_after_a_drain_find_a_place_and_no_instance_gets
         assert stage.gateway.active_sessions("new") == len(back) == 30
         # Six batches have five pauses, of half their length at least; some of that is lost on a busy machine.
         assert max(told) - min(told) > 5 * limits.close_pause_s / 2 / 2
+
+
+async def test_silence_ends_no_session_of_an_instance_that_knows_better(lab) -> None:
+    instance = await lab.instance()
+    async with lab.gateway(instance, limits=GatewayLimits(drain_idle_s=0)) as stage:
+        peer = await stage.open()
+        drain = partial(stage.gateway.drain, instance.instance_id, timeout_s=600, by_itself=True)
+        stage.nursery.start_soon(drain)
+        with trio.move_on_after(1) as patience:
+            await peer.stream.receive_some()
+        assert patience.cancelled_caught
 
 
 async def test_draining_nobody_is_done_at_once(lab) -> None:

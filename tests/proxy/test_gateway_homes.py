@@ -6,6 +6,7 @@ import pytest
 import trio
 from attrs import evolve
 
+from agentmgr.core.affinity import Affinity
 from agentmgr.core.request import ClientRequest
 from agentmgr.core.routing import BackendState, RoutingTable
 from agentmgr.models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
@@ -167,6 +168,16 @@ async def test_an_answer_of_another_instance_does_not_move_a_session_that_names_
         stage.gateway.update(RoutingTable((home, other)))
         await stage.open(f"/?session_id={SESSION}")
         assert opened(stage) == ["other", "home"]
+
+
+async def test_an_id_that_names_its_instance_takes_no_memory(lab) -> None:
+    home, other = await pair(lab)
+    affinity = Affinity()
+    async with lab.gateway(home, other, affinity=affinity) as stage:
+        await stage.open(f"/?session_id={SESSION}")
+        assert not affinity.known
+        await stage.open("/?session_id=42")
+        assert len(affinity.known) == 1
 
 
 async def test_route_shows_where_a_session_leads(lab) -> None:

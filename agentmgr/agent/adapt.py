@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from ..boundary import shown
 from ..choices import Runtime
 from ..errors import AgentLoadError
 from . import adapters, events
@@ -24,6 +25,8 @@ Make = Callable[[], Any]
 Arrange = Callable[[Any, Message], tuple[Any, ...]]
 
 HEALTH_TIMEOUT_S = 3.0
+CLOSE_TIMEOUT_S = 5.0
+"""How long the clean-up of a blocking generator may keep its session waiting; then it is left behind."""
 MAX_THREADS = 64
 """Turns of blocking agents that run at once; more of them wait."""
 
@@ -128,10 +131,16 @@ class FunctionAgent(HostedAgent):
     async def _stream(self, session: Session, items: AsyncIterator[Any]) -> Any:
         return await _stream(session, self.runtime.iterate(items))
 
-    async def _from_thread(self, items: Iterator[Any]) -> AsyncIterator[Any]:
+    async def _from_thread(self, items: Generator[Any]) -> AsyncIterator[Any]:
         end = object()
-        while (item := await self._in_thread(next, items, end)) is not end:
-            yield item
+        try:
+            while (item := await self._in_thread(next, items, end)) is not end:
+                yield item
+        finally:
+            # Collected here, its clean-up would run, and might block, in the host's own thread. If its code
+            # still runs, because it was abandoned, it is collected where that ends.
+            with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                await self._in_thread(_close, items)
 
 
 class RunAgent(HostedAgent):
@@ -317,6 +326,11 @@ def _takes_one(function: Callable[..., Any]) -> bool:
     return True
 
 
+def _close(items: Generator[Any]) -> None:
+    if inspect.getgeneratorstate(items) != inspect.GEN_RUNNING:
+        items.close()
+
+
 async def _itself(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
 
@@ -339,10 +353,11 @@ def _health(said: Any) -> Health:
     if said is False:
         return Health("unhealthy")
     if isinstance(said, dict):
-        return Health(str(said.get("status", "healthy")), said.get("detail"))
+        detail = said.get("detail")
+        return Health(shown(said.get("status", "healthy")), None if detail is None else shown(detail))
     if said in ("healthy", "degraded", "unhealthy"):
-        return Health(str(said))
-    return Health("degraded", str(said))
+        return Health(shown(said))
+    return Health("degraded", shown(said))
 
 
 def _article(subject: Any) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import outcome
 import trio
 
+from ..boundary import Failure, contain, report
 from ..choices import Runtime
 from .session import Session
 
@@ -42,7 +43,8 @@ class AsyncioRuntime:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop
-        self._stop: asyncio.Event
+        self._stopping = False
+        self._ended = False  # nothing can be awaited in trio any more
         self._token: trio.lowlevel.TrioToken
         self._nursery: trio.Nursery  # of what asyncio code awaits in trio
 
@@ -53,31 +55,43 @@ class AsyncioRuntime:
 
         async def loop_thread() -> None:
             with trio.CancelScope(shield=True) as self._patience:
-                await trio.to_thread.run_sync(self._thread, ready, abandon_on_cancel=True, limiter=_ONE)
+                outcome = await contain(
+                    lambda: trio.to_thread.run_sync(self._thread, ready, abandon_on_cancel=True, limiter=_ONE)
+                )
+                if isinstance(outcome, Failure):
+                    report("the agent's asyncio loop failed", outcome.error)
             ended.set()
 
-        async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(loop_thread)
-            await ready.wait()
-            task_status.started()
-            try:
-                await ended.wait()
-                raise RuntimeError(
-                    "the agent's asyncio loop has ended; was it stopped, or sys.exit() called?"
-                )
-            finally:
-                self._patience.deadline = trio.current_time() + STOP_TIMEOUT_S
-                if not ended.is_set():
-                    self._on_loop(self._stop.set)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(loop_thread)
+                await ready.wait()
+                task_status.started()
+                try:
+                    await ended.wait()
+                    raise RuntimeError("the agent's asyncio loop has ended")
+                finally:
+                    self._patience.deadline = trio.current_time() + STOP_TIMEOUT_S
+                    self._stopping = True
+                    if not ended.is_set():
+                        self._on_loop(self._loop.stop)
+        finally:
+            self._ended = True
 
     def _thread(self, ready: trio.Event) -> None:
-        async def main() -> None:
-            self._loop = asyncio.get_running_loop()
-            self._stop = asyncio.Event()
-            self._in_trio(ready.set)
-            await self._stop.wait()
-
-        asyncio.run(main())
+        # Without a task of our own, which an author who cancels all of `asyncio.all_tasks()` would end.
+        with asyncio.Runner() as runner:
+            self._loop = runner.get_loop()
+            self._loop.call_soon(self._in_trio, ready.set)
+            while not self._stopping:
+                try:
+                    self._loop.run_forever()
+                except (SystemExit, KeyboardInterrupt) as error:
+                    # asyncio lets these two out of a task or a callback of the author's.
+                    report("a task or callback of the agent's failed; its asyncio loop goes on", error)
+                else:
+                    if not self._stopping:
+                        logger.warning("the agent's code stopped its asyncio loop; it goes on")
 
     def _on_loop(self, function: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(function)
@@ -133,13 +147,21 @@ class AsyncioRuntime:
         async def work() -> None:
             try:
                 with scope:
-                    settle(answer.set_result, await function())
-            except Exception as error:  # whatever it is, it is for who asked
-                settle(answer.set_exception, error)
+                    made = await contain(function)
+                    if isinstance(made, Failure):  # whatever it is, it is for the code that asked
+                        settle(answer.set_exception, made.error)
+                    else:
+                        settle(answer.set_result, made)
             finally:
                 settle(answer.cancel)
 
-        self._token.run_sync_soon(self._nursery.start_soon, work)
+        def begin() -> None:
+            if self._ended:  # and the author's code is not: it was left behind
+                settle(answer.cancel)
+            else:
+                self._nursery.start_soon(work)
+
+        self._token.run_sync_soon(begin)
         try:
             return await answer
         finally:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from urllib.parse import parse_qs, urlsplit
 
+from ..boundary import Failure, contain, describe
 from ..core.proof import is_challenge, proof
 from .adapt import Health, HostedAgent
-from .boundary import Failure, contain
 from .sessions import Sessions
 
 
@@ -25,7 +25,7 @@ async def report(agent: HostedAgent, sessions: Sessions, *, token: str, target: 
         return json.dumps({"proof": shown})
     health = await contain(agent.check_health)
     if isinstance(health, Failure):
-        health = Health("unhealthy", f"check_health raised {type(health.error).__name__}: {health.error}")
+        health = Health("unhealthy", f"check_health raised {describe(health.error)}")
     if stranger:
         return json.dumps({"proof": shown, "status": health.status})
     return json.dumps(

@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator
 import trio
 from attrs import Factory, field, frozen
 
+from ..boundary import Failure, attempt, contain, name_of
 from ..choices import Runtime
 from ..core.loopback import is_loopback
 from ..errors import AgentManagerError, PortNotAvailable
 from .adapt import HostedAgent, adapt, needs, produce
-from .boundary import Failure, contain
 from .door import Door
 from .limits import SessionLimits
-from .load import LoadedFile, failed, load
+from .load import LoadedFile, failed, guarded, load
 from .runtime import open_runtime, wrong_runtime
 from .server import AgentServer
 from .sessions import Sessions
@@ -123,12 +123,13 @@ async def make_agent(file: LoadedFile, wanted: Runtime, nursery: trio.Nursery) -
     runtime = await open_runtime(wanted, nursery)
     subject = await contain(lambda: runtime.call(produce, file.make))
     if isinstance(subject, Failure):
-        what = f"{file.path}: the factory raised {type(subject.error).__name__}"
-        hint = wrong_runtime(subject.error, runtime.kind)
-        raise failed(f"{what}; {hint}" if hint else what, subject.error)
-    if wanted is Runtime.AUTO and needs(subject) is Runtime.ASYNCIO:
+        what = f"{file.path}: the factory raised {name_of(subject.error)}"
+        hint = attempt(lambda: wrong_runtime(subject.error, runtime.kind))
+        raise failed(f"{what}; {hint}" if isinstance(hint, str) else what, subject.error)
+    unusable = f"{file.path}: what the factory returned cannot be used"
+    if wanted is Runtime.AUTO and guarded(lambda: needs(subject), unusable) is Runtime.ASYNCIO:
         runtime = await open_runtime(Runtime.ASYNCIO, nursery)
-    return adapt(subject, file.make if file.makes_new else None, runtime)
+    return guarded(lambda: adapt(subject, file.make if file.makes_new else None, runtime), unusable)
 
 
 async def open_listener(options: HostOptions) -> trio.SocketListener:

@@ -7,7 +7,6 @@ import importlib.util
 import inspect
 import logging
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
+from ..boundary import Failure, attempt, traceback_of
 from ..choices import Runtime
 from ..errors import AgentFileNotFound, AgentLoadError
 from . import adapters
@@ -44,6 +44,10 @@ def load(path: str) -> LoadedFile:
     """
     target, name = _split(path)
     module = _import(target)
+    return guarded(lambda: _loaded(path, module, target, name), f"{target} cannot be used")
+
+
+def _loaded(path: str, module: ModuleType, target: str, name: str | None) -> LoadedFile:
     runtime = getattr(module, "RUNTIME", Runtime.AUTO)
     try:
         runtime = Runtime(runtime)
@@ -76,10 +80,7 @@ def author_traceback(error: BaseException) -> str:
     def is_machinery(frame: TracebackType) -> bool:
         return frame.tb_frame.f_code.co_filename.startswith(ahead)
 
-    tb = error.__traceback__
-    while tb is not None and is_machinery(tb):
-        tb = tb.tb_next
-    return "".join(traceback.format_exception(type(error), error, tb)).rstrip()
+    return traceback_of(error, skip=is_machinery)
 
 
 def _split(path: str) -> tuple[str, str | None]:
@@ -95,7 +96,7 @@ def _import(target: str) -> ModuleType:
     dotted = all(part.isidentifier() for part in target.split("."))
     if dotted and not (target.endswith(".py") or file.is_file()):
         _make_way(None)
-        return _guarded(lambda: importlib.import_module(target), target)
+        return guarded(lambda: importlib.import_module(target), f"importing {target} failed")
     if file.is_dir():
         raise AgentFileNotFound(f"{file.absolute()} is a directory: name the agent file in it")
     if not file.is_file():
@@ -111,7 +112,7 @@ def _import(target: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     loader = spec.loader
-    _guarded(lambda: loader.exec_module(module), target)
+    guarded(lambda: loader.exec_module(module), f"importing {target} failed")
     return module
 
 
@@ -122,11 +123,14 @@ def _make_way(directory: Path | None) -> None:
         logger.warning("%s", clash.sentence)
 
 
-def _guarded(work: Callable[[], T], target: str) -> T:
-    try:
-        return work()
-    except (Exception, SystemExit) as error:  # the boundary to the author's code: anything may come out of it
-        raise failed(f"importing {target} failed", error) from error
+def guarded(work: Callable[[], T], what: str) -> T:
+    """What `work` makes of the author's code. Raises `AgentLoadError` for whatever comes out of that."""
+    made = attempt(work)
+    if not isinstance(made, Failure):
+        return made
+    if isinstance(made.error, AgentLoadError):
+        raise made.error
+    raise failed(what, made.error) from made.error
 
 
 def failed(what: str, error: BaseException) -> AgentLoadError:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 import trio
 
+from ..boundary import causes, message_of
 from ..choices import Runtime
 from .imports import hosts_first
 from .session import Session
@@ -95,18 +96,9 @@ _WANTS_TRIO = (
 def wrong_runtime(error: BaseException, kind: Runtime) -> str | None:
     """Which switch to set, when an error comes from code that needs the other event loop."""
     signs, needed = (_WANTS_TRIO, "trio") if kind is Runtime.ASYNCIO else (_WANTS_ASYNCIO, "asyncio")
-    if any(sign in str(found) for found in _causes(error) for sign in signs):
+    if any(sign in text for text in map(message_of, causes(error)) for sign in signs):
         return (
             f'this code needs {needed}: write RUNTIME = "{needed}" into the agent file, '
             f"or register or serve it with --runtime {needed}"
         )
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        if isinstance(error, BaseExceptionGroup):
-            for inner in error.exceptions:
-                yield from _causes(inner)
-        error = error.__cause__ or error.__context__

@@ -20,10 +20,10 @@ import h11
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
+from ..boundary import Failure, contain, report
 from ..core.proof import DRAIN_PATH, HEALTH_PATH, IDENTITY_HEADER
 from . import health
 from .adapt import HostedAgent, RawAgent
-from .boundary import Failure, contain
 from .connection import Connection
 from .door import Door, Headers, believed, value
 from .drain import Drain
@@ -90,7 +90,7 @@ class AgentServer:
             _detect_dead_peers(stream.socket)
             outcome = await contain(lambda: self._converse(stream))
             if isinstance(outcome, Failure):
-                logger.debug("a connection failed", exc_info=outcome.error)
+                report("a connection failed", outcome.error, level=logging.DEBUG)
         finally:
             await trio.aclose_forcefully(stream)
 
@@ -182,7 +182,7 @@ class AgentServer:
         with trio.CancelScope() as scope, self._closed_by(scope.cancel):
             outcome = await contain(lambda: agent.serve(websocket))
             if isinstance(outcome, Failure) and not isinstance(outcome.error, ConnectionClosed):
-                logger.error("serve() failed", exc_info=outcome.error)
+                report("serve() failed", outcome.error)
                 with trio.move_on_after(CLOSE_TIMEOUT_S):
                     await websocket.aclose(1011, "the agent failed")
 

@@ -7,7 +7,6 @@ It runs the client's messages as turns, one after another. What the agent says i
 from __future__ import annotations
 
 import json
-import logging
 import math
 import secrets
 from collections import deque
@@ -17,16 +16,14 @@ from typing import Any, Protocol
 import trio
 from attrs import Factory, define, evolve
 
+from ..boundary import Failure, attempt, contain, name_of, report
 from ..choices import OnDisconnect, WhenBusy
 from . import events
-from .boundary import Failure, contain
 from .events import Event, as_event, encode, numbered
 from .incoming import BadInput
 from .limits import SessionLimits
 from .message import Client, Decision, Message
 from .replay import Reader, ReplayBuffer
-
-logger = logging.getLogger("agentmgr.agent")
 
 MAX_QUEUED = 16
 """Messages that may wait for the running turn; a person never has so many under way."""
@@ -231,27 +228,31 @@ class Session:
     async def run(self) -> None:
         """Turn after turn, until nobody was connected for `session_timeout` or `end` is called."""
         with self._life:
-            started = await contain(lambda: self._agent.on_session_start(self))
-            if isinstance(started, Failure):
-                self.publish(self._error(started))
+            failed = await contain(self._run_turns)
+            if isinstance(failed, Failure):
+                self.publish(self._error(failed))
                 self.end_reason = "failed"
-                self._life.cancel()
-            while True:
-                while not self._turns:
-                    self._arrival = trio.Event()
-                    await self._arrival.wait()
-                await self._take(self._turns[0])
-                self._turns.popleft()
-                self._used()
-                self._news()  # also where the event that ends the turn was told long before
-                self.on_rest()
         self._turns.clear()
         self.ended = True
         self.publish(Event(events.SESSION_END, {"reason": self.end_reason}))
         with trio.move_on_after(HOOK_TIMEOUT_S, shield=True):
             ended = await contain(lambda: self._agent.on_session_end(self))
             if isinstance(ended, Failure):
-                logger.error("on_session_end failed", exc_info=ended.error)
+                report("on_session_end failed", ended.error)
+
+    async def _run_turns(self) -> None:
+        """Until cancelled. Raises what `on_session_start` does."""
+        await self._agent.on_session_start(self)
+        while True:
+            while not self._turns:
+                self._arrival = trio.Event()
+                await self._arrival.wait()
+            await trio.lowlevel.checkpoint_if_cancelled()  # the author's code may have swallowed it
+            await self._take(self._turns[0])
+            self._turns.popleft()
+            self._used()
+            self._news()  # also where the event that ends the turn was told long before
+            self.on_rest()
 
     def end(self, reason: str) -> None:
         """Ends the session and the turn that runs; the client gets an `agent.session_end` with the reason."""
@@ -260,27 +261,27 @@ class Session:
 
     async def _take(self, turn: Turn) -> None:
         """One turn; it ends with exactly one event, whatever the author's code does."""
+        # Twice contained: code that leaves a scope or a nursery open, as an abandoned generator does, makes
+        # our own scopes fail.
+        end = await contain(lambda: self._work_on(turn))
+        if isinstance(end, Failure):
+            end = self._error(end)
+        said = await contain(lambda: self._say(end))
+        if isinstance(said, Failure):  # an answer that JSON cannot say
+            await self._say(self._error(said))
+
+    async def _work_on(self, turn: Turn) -> Event:
+        """The event that ends the turn."""
         with turn.scope:
             limit = self.limits.turn_timeout or math.inf
             with trio.move_on_after(limit) as clock:
                 answer = await contain(lambda: self._agent.on_message(self, turn.message))
                 if isinstance(answer, Failure):
-                    end = self._error(answer)
-                elif answer is None:
-                    end = Event(events.FINAL_ANSWER, "".join(turn.streamed))
-                else:
-                    end = Event(events.FINAL_ANSWER, answer)
+                    return self._error(answer)
+                return Event(events.FINAL_ANSWER, "".join(turn.streamed) if answer is None else answer)
             if clock.cancelled_caught:
-                end = Event(events.TIMEOUT, {"timeout_s": limit})
-        if turn.scope.cancelled_caught:
-            end = Event(events.INTERRUPTED, {"reason": "the client went away"})
-        await self._end_turn(turn, end)
-
-    async def _end_turn(self, turn: Turn, end: Event) -> None:
-        try:
-            await self._say(end)
-        except (TypeError, ValueError) as error:  # an answer that JSON cannot say
-            await self._say(self._error(Failure(error)))
+                return Event(events.TIMEOUT, {"timeout_s": limit})
+        return Event(events.INTERRUPTED, {"reason": "the client went away"})
 
     def _remember(self, turn: Turn, end: Event) -> None:
         self.history.append({"role": "user", "content": turn.message.content})
@@ -319,14 +320,18 @@ class Session:
                 turn.streamed.append(event.content)
             elif event.event in events.TURN_ENDS:
                 turn.ended_by = event.event
-                self._remember(turn, event)
+                # `history` is the author's to change, and so need not be a list any more.
+                remembered = attempt(lambda: self._remember(turn, event))
+                if isinstance(remembered, Failure):
+                    report("session.history cannot be added to", remembered.error)
         self._news()
 
     def _error(self, failure: Failure) -> Event:
-        error_id = f"err_{secrets.token_hex(6)}"
-        logger.error("%s in session %s…", error_id, self.id[:8], exc_info=failure.error)
-        name = type(failure.error).__name__
-        why = self._agent.explain(failure.error) or f"its log has the details under {error_id}"
+        error_id, name = f"err_{secrets.token_hex(6)}", name_of(failure.error)
+        report(f"{error_id} in session {self.id[:8]}…", failure.error)
+        why = attempt(lambda: self._agent.explain(failure.error))
+        if not isinstance(why, str):
+            why = f"its log has the details under {error_id}"
         text = f"the agent failed with {name}; {why}"
         return Event(events.AGENT_ERROR, {"error_id": error_id, "type": name, "message": text})
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import trio
 
+from ..boundary import Failure, contain, report
 from . import events
-from .boundary import Failure, contain, logger
 from .events import Event
 from .incoming import BadInput
 from .limits import SessionLimits
@@ -88,7 +88,7 @@ class Sessions:
         try:
             outcome = await contain(session.run)
             if isinstance(outcome, Failure):
-                logger.error("%r failed", session, exc_info=outcome.error)
+                report(f"{session!r} failed", outcome.error)
         finally:
             self._forget(session)
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import inspect
 import os
-import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
 from attrs import frozen
 
+from ..boundary import Failure, contain, leaves, traceback_of
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
 from ..errors import InvalidRequest
@@ -140,17 +140,20 @@ class _Task:
         return "it has not called task_status.started()"
 
     async def wait_exit(self) -> Exit:
-        try:
-            if "task_status" in inspect.signature(self._function).parameters:
-                await self._function(task_status=_Ready(self._ready))
-            else:
-                self._ready.set()
-                await self._function()
-            self._exit = Exit(code=0)
-        except* (Exception, SystemExit) as error:  # as a process, it may fail however it likes
-            self._last_words = "".join(traceback.format_exception(error.exceptions[0])).strip()
+        outcome = await contain(self._run)
+        if isinstance(outcome, Failure):  # as a process, it may fail however it likes
+            self._last_words = traceback_of(next(leaves(outcome.error)))
             self._exit = Exit(code=1)
+        else:
+            self._exit = Exit(code=0)
         return self._exit
+
+    async def _run(self) -> None:
+        if "task_status" in inspect.signature(self._function).parameters:
+            await self._function(task_status=_Ready(self._ready))
+        else:
+            self._ready.set()
+            await self._function()
 
     async def probe(self, timeout_s: float) -> ProbeResult:
         return ProbeResult(ok=True, latency_s=0.0)

@@ -171,3 +171,48 @@ async def test_a_factory_that_needs_asyncio_is_told_which_switch_to_set(tmp_path
 async def test_an_agent_answers_although_nothing_that_it_prints_has_room(agent_file):
     async with spawned(agent_file, log=Path("/dev/full")) as (_, url), bare_client(url) as client:
         assert (await client.ask("hello"))["content"] == "hello"
+
+
+FAILS = """
+import asyncio
+
+class Fatal(BaseException):
+    def __str__(self):
+        raise self
+
+FORMS = {
+    "fatal": Fatal,
+    "interrupt": KeyboardInterrupt,
+    "exit": SystemExit,
+    "cancelled": asyncio.CancelledError,
+}
+
+class Agent:
+    def on_message(self, session, message):
+        if message in FORMS:
+            raise FORMS[message]
+        return message
+
+    def on_session_end(self, session):
+        raise Fatal
+
+def create_agent():
+    return Agent()
+"""
+
+
+@pytest.mark.parametrize("runtime", ["trio", "asyncio"])
+@pytest.mark.parametrize("colour", ["def", "async def"])
+async def test_no_exception_of_an_agents_ends_its_host_and_a_signal_does(tmp_path, runtime, colour):
+    path, log = tmp_path / "agent.py", tmp_path / "log"
+    path.write_text(FAILS.replace("    def on_", f"    {colour} on_"))
+    async with spawned(path, "--runtime", runtime, log=log) as (process, url):
+        async with bare_client(url) as client, bare_client(url) as other:
+            assert (await other.ask("hi"))["content"] == "hi"
+            for form in ("fatal", "interrupt", "exit", "cancelled"):
+                assert (await client.ask(form))["event"] == "agent.error"
+                assert (await client.ask("hi"))["content"] == "hi"
+            assert (await other.ask("hi"))["content"] == "hi"
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 0
+    assert "<exception str() failed>" in log.read_text()

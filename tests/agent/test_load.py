@@ -187,6 +187,24 @@ def test_a_missing_file_is_named_with_its_whole_path(tmp_path):
         ("import sys\nsys.exit('no key')\n", ["sys.exit('no key')", "SystemExit: no key"]),
         ("def create_agent():\n    raise KeyError('API_KEY')\n", ["raise KeyError('API_KEY')", "KeyError"]),
         ("async def create_agent():\n    raise KeyError('API_KEY')\n", ["raise KeyError('API_KEY')"]),
+        ("class Fatal(BaseException): pass\nraise Fatal('at import')\n", ["raise Fatal", "Fatal: at import"]),
+        ("raise KeyboardInterrupt\n", ["raise KeyboardInterrupt", "KeyboardInterrupt"]),
+        (
+            "import asyncio\ndef create_agent():\n    raise asyncio.CancelledError('by hand')\n",
+            ["raise asyncio.CancelledError", "CancelledError: by hand"],
+        ),
+        (
+            "class Mute(Exception):\n    def __str__(self): return self.no\ndef create_agent(): raise Mute\n",
+            ["def create_agent(): raise Mute", "Mute: <exception str() failed>"],
+        ),
+        (
+            "class Lazy:\n    def __getattr__(self, name): raise OSError('not now')\nagent = Lazy()\n",
+            ["cannot be used", "OSError: not now"],
+        ),
+        (
+            "def __getattr__(name):\n    raise OSError(name)\n",
+            ["agent.py cannot be used", "OSError: RUNTIME"],
+        ),
     ],
 )
 async def test_what_the_author_wrote_is_shown_and_nothing_of_ours(write, text, last_lines):

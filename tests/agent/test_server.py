@@ -175,6 +175,11 @@ async def test_a_probe_by_get_and_by_websocket_gets_the_proof():
                 await prober.websocket.ping(b"still there?")
 
 
+class Mute(BaseException):
+    def __str__(self):
+        raise Mute
+
+
 class Checked:
     def __init__(self, said):
         self.said = said
@@ -183,7 +188,7 @@ class Checked:
         return message
 
     async def check_health(self):
-        if isinstance(self.said, Exception):
+        if isinstance(self.said, BaseException):
             raise self.said
         if self.said == "late":
             await trio.sleep_forever()
@@ -200,7 +205,12 @@ class Checked:
         ("the model is slow", "degraded"),
         ({"status": "unhealthy", "detail": "no key"}, "unhealthy"),
         (ValueError("no key"), "unhealthy"),
+        (Mute(), "unhealthy"),
+        (KeyboardInterrupt(), "unhealthy"),
+        ({"status": "degraded", "detail": object()}, "degraded"),
+        ({"status": "degraded", "detail": Mute()}, "degraded"),
     ],
+    ids=range(11),
 )
 async def test_an_agent_has_an_opinion_of_its_own_health(said, status):
     async with hosted(Checked(said)) as url:

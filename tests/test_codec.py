@@ -227,6 +227,8 @@ REFUSED = [
     ({"name": "a\n"}, "name must be 1 to 63 of"),
     ({"name": "-a"}, "name must be 1 to 63 of"),
     ({"description": "\ud800"}, "description must be text in valid Unicode"),
+    ({"config": {"restart_delay": float("inf")}}, "config.restart_delay must be a finite number"),
+    ({"config": {"restart_delay": float("nan")}}, "config.restart_delay must be a finite number"),
     ({"description": "a\x1b[2J"}, "description must be at most 1000 printable"),
     ({"tags": "weather"}, "tags must be a list, not a string"),
     ({"tags": {"a": 1}}, "tags must be a list, not an object"),

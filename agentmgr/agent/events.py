@@ -5,12 +5,13 @@ An author may `yield` what the functions at the end make, or hand it to `session
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from attrs import Factory, frozen
+
+from .. import jsontext
 
 CONNECTED = "system.connected"
 HEARTBEAT = "system.heartbeat"
@@ -52,23 +53,16 @@ def encode(
     session_id: str | None = None,
     step_id: str | None = None,
 ) -> bytes:
-    """The JSON text, in UTF-8, of an event. Raises `TypeError` or `ValueError` for what JSON cannot say."""
-    json_of = _encoder.encode
+    """The JSON text, in UTF-8, of an event. Raises what `jsontext.encode` does."""
+    json_of = jsontext.encode
     metadata = json_of(event.metadata) if event.metadata else "{}"
     timestamp = datetime.now(UTC).isoformat(timespec="milliseconds")[:-6]
     # Put together by hand: the encoder has a short cut for strings, which is what nearly all of it is.
-    text = (
+    return jsontext.in_utf8(
         f'{{"event":{json_of(event.event)},"session_id":{json_of(session_id)},'
         f'"step_id":{json_of(event.step_id or step_id)},"timestamp":"{timestamp}Z",'
         f'"content":{json_of(event.content)},"metadata":{metadata}}}'
     )
-    try:
-        return text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, from an author who cut a string
-        return json.dumps(json.loads(text)).encode()
-
-
-_encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def numbered(text: bytes, seq: int, event_id: str) -> bytes:

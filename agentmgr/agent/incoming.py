@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from attrs import frozen
 
-MAX_DEPTH = 64
-"""Lists and objects inside each other. Python's own JSON encoder gives up at about a thousand."""
+from .. import jsontext
 
 
 class BadInput(Exception):
@@ -61,16 +59,14 @@ def looks_like_an_event(text: str) -> bool:
 
 def parse(text: str) -> ClientEvent:
     """Raises `BadInput`: `invalid_json`, `too_deep`, `invalid_event`, `invalid_field`."""
-    if _too_deep(text):
-        raise BadInput("too_deep", f"JSON may be nested {MAX_DEPTH} deep at most")
     try:
-        fields = json.loads(text, parse_constant=_no_constant)
-    except ValueError as error:
-        raise BadInput("invalid_json", f"not valid JSON: {error}") from None
+        fields = jsontext.parse(text)
+    except jsontext.TooDeep as error:
+        raise BadInput("too_deep", str(error)) from None
+    except jsontext.NotJson as error:
+        raise BadInput("invalid_json", str(error)) from None
     if not isinstance(fields, dict):
         raise BadInput("invalid_event", "an event is a JSON object")
-    if "\\u" in text and _has_lone_surrogate(fields):
-        raise BadInput("invalid_json", "a \\u escape names half of a character")
 
     name = fields.get("event")
     if name is None and fields.get("type") == "ping":
@@ -99,39 +95,3 @@ def sequence_number(event: ClientEvent, name: str) -> int:
     if type(value) is not int or value < 0:
         raise BadInput("invalid_field", f"{name} must be a whole number, 0 or more")
     return value
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _too_deep(text: str) -> bool:
-    # Counting is cheap and settles nearly every message; strings may hold brackets too, so it only suspects.
-    if text.count("{") + text.count("[") <= MAX_DEPTH:
-        return False
-    depth, in_string, escaped = 0, False, False
-    for character in text:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif character == "\\":
-                escaped = True
-            elif character == '"':
-                in_string = False
-        elif character == '"':
-            in_string = True
-        elif character in "{[":
-            depth += 1
-            if depth > MAX_DEPTH:
-                return True
-        elif character in "}]":
-            depth -= 1
-    return False
-
-
-def _has_lone_surrogate(value: Any) -> bool:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False

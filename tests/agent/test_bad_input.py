@@ -20,9 +20,13 @@ async def echo(message):
     ("frame", "code"),
     [
         (b"\xff\xfe", "not_utf8"),
-        ('{"event": "user.message", "content": "' + "x" * 1000 + '"}', "too_large"),
+        ('{"event": "user.message", "content": "' + "x" * 5000 + '"}', "too_large"),
         ('{"event":', "invalid_json"),
         ('{"event": "user.message", "content": ' + "[" * 90 + "]" * 90 + "}", "too_deep"),
+        ('{"event": "ping", "content": 1e999}', "invalid_json"),
+        ('{"event": "user.message", "content": {"text": [-1e999]}}', "invalid_json"),
+        ('{"event": "ping", "content": NaN}', "invalid_json"),
+        ('{"event": "ping", "content": ' + "9" * 900 * 5 + "}", "invalid_json"),
         ("[1, 2]", "invalid_event"),
         ('{"event": ["user.message"]}', "invalid_event"),
         ('{"event": "user.nonsense", "step_id": "s"}', "unknown_event"),
@@ -37,7 +41,7 @@ async def echo(message):
     ],
 )
 async def test_bad_input_is_answered_with_its_code_and_the_connection_goes_on(frame, code):
-    async with hosted(echo, max_message_bytes=1000) as url, bare_client(url) as client:
+    async with hosted(echo, max_message_bytes=5000) as url, bare_client(url) as client:
         await client.say("ping")
         await client.until("pong")
         await client.websocket.send_message(frame)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmgr.agent.incoming import MAX_DEPTH, BadInput, parse, sequence_number, text_of
+from agentmgr.agent.incoming import BadInput, parse, sequence_number, text_of
+from agentmgr.jsontext import MAX_DEPTH
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

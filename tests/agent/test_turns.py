@@ -334,3 +334,27 @@ async def test_heartbeats_come_while_a_client_is_there_and_stop_when_it_has_gone
                 with trio.move_on_after(0.4) as silence:
                     await client.receive()
                 silent = silence.cancelled_caught
+
+
+@pytest.mark.parametrize("value", [float("inf"), {"x": float("nan")}, object(), {(1, 2): 3}])
+async def test_an_answer_that_json_cannot_say_is_the_turns_failure(value):
+    async def agent(message):
+        return value if message == "fail" else "fine"
+
+    async with hosted(agent) as url, bare_client(url) as client:
+        assert (await client.ask("fail"))["event"] == "agent.error"
+        assert (await client.ask("hi"))["content"] == "fine"
+
+
+async def test_an_answer_nested_too_deep_is_the_turns_failure_also_in_plain_text():
+    def agent(message):
+        answer = []
+        for _ in range(int(message)):
+            answer = [answer]
+        return answer
+
+    async with hosted(agent) as url, bare_client(url) as client, bare_client(url) as plain:
+        for depth, end in ((250, "agent.final_answer"), (300, "agent.error"), (900, "agent.error")):
+            assert (await client.ask(str(depth)))["event"] == end
+            await plain.websocket.send_message(str(depth))
+            assert ("[error]" in await plain.websocket.get_message()) is (end == "agent.error")

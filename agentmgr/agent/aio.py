@@ -56,10 +56,15 @@ class AsyncioRuntime:
         async def loop_thread() -> None:
             with trio.CancelScope(shield=True) as self._patience:
                 outcome = await contain(
-                    lambda: trio.to_thread.run_sync(self._thread, ready, abandon_on_cancel=True, limiter=_ONE)
+                    lambda: trio.to_thread.run_sync(
+                        self._thread, ready, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+                    )
                 )
                 if isinstance(outcome, Failure):
                     report("the agent's asyncio loop failed", outcome.error)
+            if self._patience.cancelled_caught:
+                logger.warning("the agent's asyncio code does not end; it is left behind")
+
             ended.set()
 
         try:
@@ -294,6 +299,3 @@ async def _patiently(done: trio.Event, what: object) -> None:
         await done.wait()
     if not done.is_set():
         logger.warning("%r was cancelled and goes on; it is left behind", what)
-
-
-_ONE = trio.CapacityLimiter(1)

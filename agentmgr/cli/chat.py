@@ -106,9 +106,22 @@ async def command(
                 hint = "give one with --token or AGENTMGR_TOKEN; `agentmgr tokens create` makes it"
             elif managed or "://" in (target or "") or gateway is not None:
                 raise
+            elif target is not None and await _is_registered(cli, target):
+                hint = f"no manager is running; `agentmgr start {target}` starts one, and the service"
             else:
                 hint = "`agentmgr run FILE` runs an agent with a gateway, `agentmgr proxy` opens one"
             raise AgentUnreachable(f"{error.message}; {hint}") from None
+
+
+async def _is_registered(cli: Cli, name: str) -> bool:
+    from .offline import offline
+
+    try:
+        async with offline(cli.paths) as manager:
+            await manager.get_service(name)
+    except AgentManagerError:
+        return False
+    return True
 
 
 def address(target: str | None, gateway: str = DEFAULT_GATEWAY) -> str:

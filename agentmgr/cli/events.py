@@ -8,7 +8,7 @@ import asyncclick as click
 
 from ..models import Event
 from .group import Cli, format_option, subcommand
-from .out import say, say_json
+from .out import note, say, say_json
 from .reach import for_reading, running
 from .render import clock
 
@@ -28,6 +28,8 @@ async def command(cli: Cli, follow: bool, tail: int, output: str) -> None:
         while page := await manager.get_events(after=last):
             past.extend(page)
             last = page[-1].event_id
+    if not past and not follow:
+        note("no events")
     for event in past:
         _show(event, output, names)
     if follow:

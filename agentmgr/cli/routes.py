@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import asyncclick as click
@@ -11,7 +11,7 @@ from ..errors import InvalidRequest
 from ..models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
 from .group import COMMANDS, Cli, Command, Group, common_options, format_option, subcommand
 from .names import RULE, SERVICE
-from .out import say, say_json
+from .out import note, say, say_json
 from .reach import for_reading, for_writing
 from .render import print_fields, print_table
 from .several import each
@@ -156,6 +156,7 @@ async def _add(cli: Cli, name: str, disabled: bool, **options: Any) -> None:
     async with for_writing(cli) as manager:
         await manager.create_routing_rule(rule)
     say(f"added {name}")
+    await _mention_missing(cli, rule.target_services, rule.target_tags)
 
 
 @_routes("change", "Change a rule.", example="agentmgr routes change chinese --priority 5")
@@ -163,7 +164,20 @@ async def _add(cli: Cli, name: str, disabled: bool, **options: Any) -> None:
 @_rule_options
 async def _change(cli: Cli, name: str, **options: Any) -> None:
     """Change what is given of a rule; sessions that are open stay where they are."""
-    await _update(cli, name, _fields(**options), "changed")
+    fields = _fields(**options)
+    await _update(cli, name, fields, "changed")
+    await _mention_missing(cli, fields.get("target_services", ()), fields.get("target_tags", ()))
+
+
+async def _mention_missing(cli: Cli, targets: Collection[str], tags: Collection[str]) -> None:
+    """Says which targets do not exist: a rule may come before its services, and may be misspelled."""
+    async with for_reading(cli) as manager:
+        services = await manager.list_services()
+    known = {reference for service in services for reference in (service.name, service.service_id)}
+    if missing := [target for target in targets if target not in known]:
+        note(f"no service is called {' or '.join(map(repr, missing))} yet")
+    if tags and not targets and not any(service.tags & set(tags) for service in services):
+        note(f"no service has the tag {' or '.join(map(repr, sorted(tags)))} yet")
 
 
 @_routes("enable", "Use a rule again.", example="agentmgr routes enable chinese")
@@ -215,6 +229,8 @@ async def _test(cli: Cli, path: str, client_ip: str, headers: tuple[str, ...], o
 
     With no manager running, as if every service that is registered were.
     """
+    if not path.startswith("/"):
+        raise click.BadParameter("must begin with '/', as that of every request does", param_hint="--path")
     async with for_reading(cli) as manager:
         decision = await manager.test_routing(
             path=path, client_ip=client_ip, headers=dict(_header(word) for word in headers)

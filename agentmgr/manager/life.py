@@ -244,6 +244,8 @@ class ManagerLife:
     def _supervising(self) -> ControlPlane:
         if not self._supervise:
             raise ManagerNotRunning("no manager runs on this database; `agentmgr daemon` starts one")
+        if self._shutdown_requested.is_set():  # said before anything is written that the next manager reads
+            raise ManagerNotRunning("this manager is shutting down; try again when it has ended")
         return self._live()
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import Factory, evolve, field, frozen
+from attrs import Attribute, Factory, evolve, field, frozen
 
 from ...codec import from_plain
 from ...core.request import ClientRequest
 from ...core.routing import RoutingDecision
 from ...errors import InvalidRequest
 from ...models import RoutingRule
-from ...models.fields import between
+from ...models.fields import between, invalid, rule
 from ..bodies import NewRule, rule_fields
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
@@ -93,11 +93,17 @@ async def delete_routing_rule(call: Call) -> Answer:
     return Answer(None, 204)
 
 
+@rule(pattern="^/")
+def _begins_with_a_slash(_: Any, attribute: Attribute[Any], path: str) -> None:
+    if not path.startswith("/"):
+        raise invalid(attribute.name, "must begin with '/', as that of every request does")
+
+
 @frozen(kw_only=True)
 class SampleRequest:
     """A client's handshake as it might come."""
 
-    path: str = "/"
+    path: str = field(default="/", validator=_begins_with_a_slash)
     client_ip: str = "127.0.0.1"
     client_port: int = field(default=0, validator=between(0, 65535))
     headers: dict[str, str] = Factory(dict)

@@ -142,8 +142,11 @@ def test_a_stranger_on_the_port_of_a_dead_instance_gets_nothing_of_a_client(shel
         with socket.create_server(("127.0.0.1", instance.port)) as stolen, ExitStack() as stack:
             heard = stack.enter_context(ThreadPoolExecutor()).submit(hear, stolen)
             headers = {"Authorization": "Bearer secret", "Cookie": "login=secret"}
-            with pytest.raises(InvalidStatus) as refused:
-                connect(f"{url}/path?token=secret", additional_headers=headers, open_timeout=30)
+            with (
+                pytest.raises(InvalidStatus) as refused,
+                connect(f"{url}/path?token=secret", additional_headers=headers, open_timeout=30),
+            ):
+                pass
             assert refused.value.response.status_code in (502, 504)
             request = heard.result(timeout=30)
         assert request.startswith(b"GET /.well-known/agentmgr/health?challenge=")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hmac
 import re
+from collections import OrderedDict
 
 HEALTH_PATH = "/.well-known/agentmgr/health"
 """Where a hosted agent answers `?challenge=HEX`, to a WebSocket and to plain GET (prefix: RFC 8615)."""
@@ -61,7 +62,7 @@ class SenderProofs:
 
     def __init__(self, token: str) -> None:
         self._token = token
-        self._seen: dict[str, float] = {}  # when it was made, by nonce; in the order of arrival
+        self._seen: OrderedDict[str, float] = OrderedDict()  # when it was made, by nonce, as they came
 
     def accepts(self, header: str, subject: str, *, now: float) -> bool:
         nonce, _, mac = header.partition(" ")
@@ -76,7 +77,5 @@ class SenderProofs:
         return True
 
     def _forget(self, now: float) -> None:
-        for nonce, made_at in list(self._seen.items()):
-            if now - made_at <= PROOF_AGE_S:
-                break
-            del self._seen[nonce]
+        while self._seen and now - self._seen[next(iter(self._seen))] > PROOF_AGE_S:
+            self._seen.popitem(last=False)

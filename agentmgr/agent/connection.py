@@ -146,7 +146,7 @@ class Connection:
             else:
                 session.answer(step_id, approved)
         else:
-            session.accept(Message(text), None)
+            session.accept(Message(text), None, len(text))
 
     def _refuse(self, bad: BadInput, event: ClientEvent | None = None) -> None:
         content = {"code": bad.code, **bad.details, "message": str(bad)}
@@ -158,7 +158,7 @@ class Connection:
 
     def _message(self, event: ClientEvent) -> None:
         session = self._session_for(event.session_id)
-        session.accept(Message(event.content, event.metadata), event.step_id)
+        session.accept(Message(event.content, event.metadata), event.step_id, event.size)
 
     def _response(self, event: ClientEvent) -> None:
         session = self._known_session(event)

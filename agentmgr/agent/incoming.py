@@ -8,6 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from .. import jsontext
+from .limits import MAX_ID_CHARS
 
 
 class BadInput(Exception):
@@ -30,6 +31,7 @@ class ClientEvent:
     content: Any
     metadata: Mapping[str, Any]
     fields: Mapping[str, Any]  #: the whole object
+    size: int = 0  #: characters of its frame
 
     def find(self, name: str) -> Any:
         """A value at the top, or inside `content`, where the earlier system's clients put it."""
@@ -76,11 +78,15 @@ def parse(text: str) -> ClientEvent:
     for field in ("session_id", "step_id"):
         if not isinstance(fields.get(field), str | None):
             raise BadInput("invalid_field", f"{field} must be a string")
+        if len(fields.get(field) or "") > MAX_ID_CHARS:
+            raise BadInput("invalid_field", f"{field} must have at most {MAX_ID_CHARS} characters")
     metadata = fields.get("metadata")
     if not isinstance(metadata, dict | None):
         raise BadInput("invalid_field", "metadata must be an object")
     content = fields.get("content")
-    return ClientEvent(name, fields.get("session_id"), fields.get("step_id"), content, metadata or {}, fields)
+    return ClientEvent(
+        name, fields.get("session_id"), fields.get("step_id"), content, metadata or {}, fields, len(text)
+    )
 
 
 def sequence_number(event: ClientEvent, name: str) -> int:

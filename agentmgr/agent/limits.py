@@ -6,6 +6,15 @@ from attrs import frozen
 
 from ..choices import OnDisconnect, WhenBusy
 
+MAX_ID_CHARS = 256
+"""Of a `session_id` or `step_id`: ours have 60 at most. 256 of them are remembered in each session."""
+QUEUE_BYTES = 2**20
+"""Messages of a session that run or wait, as their frames; a single one may be larger."""
+HISTORY_BYTES = 2**20
+"""Of a session's history, more than the context of a model; the oldest turns go first, the newest stays."""
+STATE_BYTES = 2**20
+"""Of `session.state` as it is shown to a client."""
+
 
 @frozen
 class SessionLimits:

@@ -21,7 +21,7 @@ from ..choices import OnDisconnect, WhenBusy
 from . import events
 from .events import Event, as_event, encode, numbered
 from .incoming import BadInput
-from .limits import SessionLimits
+from .limits import HISTORY_BYTES, QUEUE_BYTES, STATE_BYTES, SessionLimits
 from .message import Client, Decision, Message
 from .replay import Reader, ReplayBuffer
 
@@ -53,6 +53,7 @@ class Turn:
 
     message: Message
     step_id: str
+    size: int = 0
     scope: trio.CancelScope = Factory(trio.CancelScope)
     streamed: list[str] = Factory(list)
     ended_by: str | None = None  #: the event that told the client of its end
@@ -71,6 +72,7 @@ class Session:
         self.id = session_id  # whoever knows it may take up an anonymous session
         self.state: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []  #: turns before this one: `role` and `content`
+        self.forgotten = 0  #: entries of the history that made room for newer ones
         self.client = client
         self.owner = client.identity
         self.limits = limits
@@ -179,7 +181,7 @@ class Session:
         """The connection has read or acknowledged something: a waiting turn may go on."""
         self._read.unpark_all()
 
-    def accept(self, message: Message, step_id: str | None) -> None:
+    def accept(self, message: Message, step_id: str | None, size: int = 0) -> None:
         """Takes a message as the next turn. Raises `BadInput`: `busy`, `queue_full`, `duplicate`."""
         if step_id is not None and step_id in self._steps:
             raise BadInput("duplicate", "a message with this step_id was taken before")
@@ -187,10 +189,12 @@ class Session:
             raise BadInput("busy", "a turn is running; send the message again when it has ended")
         if len(self._turns) > MAX_QUEUED:
             raise BadInput("queue_full", f"{MAX_QUEUED} messages wait already")
+        if self._turns and size + sum(turn.size for turn in self._turns) > QUEUE_BYTES:
+            raise BadInput("queue_full", f"the messages that wait would have more than {QUEUE_BYTES} bytes")
         if self._turns and self.limits.when_busy is WhenBusy.INTERRUPT:
             self.cancel("a newer message")
         self._steps.append(step_id or "")
-        self._turns.append(Turn(message, step_id or f"turn_{secrets.token_hex(8)}"))
+        self._turns.append(Turn(message, step_id or f"turn_{secrets.token_hex(8)}", size))
         self._arrival.set()
         self._used()
 
@@ -220,8 +224,19 @@ class Session:
 
     def snapshot(self) -> dict[str, Any]:
         """What `user.request_state` shows; what JSON cannot say of the state is shown as its `repr`."""
-        plain = json.loads(json.dumps({"state": self.state, "history": self.history}, default=repr))
-        return {**plain, "last_seq": self.buffer.last_seq, "busy": self.busy}
+        state = attempt(lambda: json.dumps(self.state, default=repr))
+        history = attempt(lambda: json.dumps(self.history, default=repr))
+        shown: dict[str, Any] = {"state": {}, "history": []}
+        if isinstance(state, str) and len(state) <= STATE_BYTES:
+            shown["state"] = json.loads(state, parse_constant=str)
+        else:
+            why = f"over {STATE_BYTES} bytes" if isinstance(state, str) else "JSON cannot say it"
+            shown["state_left_out"] = why
+        if isinstance(history, str):
+            shown["history"] = json.loads(history, parse_constant=str)
+        if self.forgotten:
+            shown["truncated"] = self.forgotten
+        return {**shown, "last_seq": self.buffer.last_seq, "busy": self.busy}
 
     # Its life.
 
@@ -290,7 +305,15 @@ class Session:
         elif turn.streamed:
             said = "".join(turn.streamed)
             self.history.append({"role": "assistant", "content": said, "incomplete": True})
+        self.forgotten += max(0, len(self.history) - MAX_HISTORY)
         del self.history[:-MAX_HISTORY]
+        room = HISTORY_BYTES
+        for place, entry in enumerate(reversed(self.history), start=1):
+            room -= _size(entry["content"])
+            if room < 0 and place > 2:  # the newest turn stays, whatever its size
+                self.forgotten += len(self.history) - place + 1
+                del self.history[: 1 - place]
+                break
 
     async def _say(self, event: Event) -> None:
         text = self._encode(event)
@@ -358,3 +381,7 @@ class Session:
 
 def _nobody() -> None:
     """Stands in for a connection."""
+
+
+def _size(content: Any) -> int:
+    return len(content) if isinstance(content, str) else len(json.dumps(content, default=repr))

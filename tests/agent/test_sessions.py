@@ -417,3 +417,29 @@ async def test_a_session_that_is_ending_takes_no_message():
         await hook.wait()
         assert await lost_because(url, session_id) == "ended"
         go_on.set()
+
+
+async def test_what_waits_and_what_is_remembered_is_bounded_by_bytes():
+    go = trio.Event()
+
+    async def agent(message, session):
+        if message == "wait":
+            await go.wait()
+        session.state["odd"] = float("inf")
+        return "ok"
+
+    async with hosted(agent) as url, bare_client(url) as client:
+        await client.say("user.message", content="wait")
+        for _ in range(3):
+            await client.say("user.message", content="x" * 500_000)
+        assert (await client.until("system.error"))["content"]["code"] == "queue_full"
+        go.set()
+        for _ in range(3):
+            await client.until("agent.final_answer")
+        for _ in range(3):
+            await client.ask("y" * 900_000)
+        await client.say("user.request_state")
+        shown = (await client.until("agent.state_exported"))["content"]
+        assert [len(entry["content"]) for entry in shown["history"]] == [2, 900_000, 2]
+        assert shown["truncated"] == 9
+        assert shown["state"] == {"odd": "Infinity"}

@@ -113,11 +113,14 @@ def _view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respo
             )  # without a body Quart asks asyncio for one
         call = Call(server, params, request.headers, g.get("token"))
         try:
-            answer = await operation.handler(call, *parsed)
+            with server.manager.while_valid(call.token) as valid:
+                answer = await operation.handler(call, *parsed)
         except VersionMismatch as error:
             if call.expected_version is None:  # another change came in between; versions were not spoken of
                 raise
             raise HttpProblem(412, error.code, error.message) from None
+        if valid.cancelled_caught:
+            raise HttpProblem(401, "unauthorized", "This token was revoked, or has expired, meanwhile.")
         return _respond(answer) if isinstance(answer, Answer) else answer
 
     return view

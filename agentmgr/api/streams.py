@@ -14,12 +14,14 @@ import trio
 from quart import Response
 from quart.wrappers.response import ResponseBody
 
+from .operations import Call
+
 Send = Callable[[bytes], Awaitable[None]]
 Produce = Callable[[Send], Awaitable[None]]
 
 
 class StreamBody(ResponseBody):
-    """Sends what `produce` sends, until it returns or `stopping` is set.
+    """Sends what `produce` sends, until it returns, the server should end, or the call's token ends.
 
     When nothing was sent for `keepalive_s` seconds, `keepalive` is: that notices clients which are gone, and
     keeps those that are not from being taken for dead.
@@ -28,13 +30,13 @@ class StreamBody(ResponseBody):
     def __init__(
         self,
         produce: Produce,
-        stopping: trio.Event,
+        call: Call,
         *,
         keepalive: bytes = b"",
         keepalive_s: float = 15.0,
     ) -> None:
         self._produce = produce
-        self._stopping = stopping
+        self._call = call
         self._keepalive = keepalive
         self._keepalive_s = keepalive_s
         self._producing = trio.CancelScope()
@@ -59,11 +61,11 @@ class StreamBody(ResponseBody):
 
     async def _run(self, channel: trio.MemorySendChannel[bytes]) -> None:
         async with channel:
-            with self._producing:
+            with self._producing, self._call.manager.while_valid(self._call.token):
                 await self._produce(channel.send)
 
     async def _watch(self) -> None:
-        await self._stopping.wait()
+        await self._call.server.stopping.wait()
         self._producing.cancel()
 
     def __aiter__(self) -> AsyncIterator[bytes]:

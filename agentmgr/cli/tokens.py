@@ -83,12 +83,17 @@ async def _list(cli: Cli, output: str) -> None:
 
 @_tokens("revoke", "Revoke a token.", example="agentmgr tokens revoke dashboard")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, type=TOKEN)
-async def _revoke(cli: Cli, names: tuple[str, ...]) -> int:
-    """Revoke a token: it opens nothing from now on."""
+@click.option("--leave-open", is_flag=True, help="What it has opened goes on.")
+async def _revoke(cli: Cli, names: tuple[str, ...], leave_open: bool) -> int:
+    """Revoke a token: it opens nothing from now on.
+
+    What it has opened ends: sessions through the gateway with the close code 1008, followed events and logs,
+    requests that wait.
+    """
     async with for_writing(cli) as manager:
 
         async def revoke(name: str) -> None:
-            await manager.delete_token(name)
+            await manager.delete_token(name, leave_open=leave_open)
             say(f"revoked {name}")
 
         code = await each(cli, names, revoke)

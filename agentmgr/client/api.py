@@ -187,8 +187,10 @@ class ManagerClient(RestClient):
         body = {name: value for name, value in asked.items() if value is not None}
         return from_plain(await self._json("POST", "/tickets", json=body), models.Ticket)
 
-    async def delete_token(self, ref: str) -> None:
-        await self._answer("DELETE", f"/tokens/{_q(ref)}")
+    async def delete_token(self, ref: str, *, leave_open: bool = False) -> None:
+        """What it opened ends with it, unless `leave_open`."""
+        params = {"leave_open": _flag(leave_open)}
+        await self._answer("DELETE", f"/tokens/{_q(ref)}", params=params)
 
     async def get_token_policy(self) -> models.TokenPolicy:
         """Whether the API over TCP and the gateway ask for tokens."""

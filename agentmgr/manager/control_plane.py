@@ -141,6 +141,7 @@ class ControlPlane:
                 self.supervisor.tokens(),
             )
             self.gateway.update(table)
+            self.gateway.keep_tokens(self.access.tokens.ids | self.access.tokens.left_open)
             self.hub.publish(table)
             self._published.set()
             self._published = trio.Event()

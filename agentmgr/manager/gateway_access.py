@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import trio
+from attrs import evolve
 
 from ..errors import InvalidRequest
 from ..models import Ticket, Token, utc_now
@@ -49,7 +50,7 @@ class GatewayAccess:
             return identity
         if identity.services is not None and claim.service not in identity.services:
             return None
-        return Identity(identity.name, frozenset({claim.service}))
+        return evolve(identity, services=frozenset({claim.service}))
 
     def issue(self, token: Token | None, service: str | None, life_s: float) -> Ticket:
         """A ticket for what `token` opens, or for all where there is none.

@@ -346,9 +346,10 @@ class Hub:
         if remote.link is None or remote.sent > remote.applied or remote.sent >= self._version:
             return
         if self._table_line is None:
+            tokens = self._access.tokens
             self._table_line = protocol.encode(
                 protocol.Table(
-                    self._version, self._table, self._access.tokens.all(), self._access.tokens.policy
+                    self._version, self._table, tokens.all(), tokens.policy, frozenset(tokens.left_open)
                 )
             )
         remote.sent = self._version

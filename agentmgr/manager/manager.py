@@ -296,11 +296,13 @@ class AgentManager(ServiceCommands):
         plane.events.announce(Event("token.created", detail={"name": token.name}))
         return token, key
 
-    async def delete_token(self, ref: str) -> Token:
-        """Raises `TokenNotFound`."""
+    async def delete_token(self, ref: str, *, leave_open: bool = False) -> Token:
+        """Revokes a token: its sessions through the gateway are closed with 1008, and its followed events and
+        logs and its waiting requests end, unless `leave_open`. Raises `TokenNotFound`.
+        """
         plane = self._live()
         assert self._tokens is not None
-        token = await self._tokens.delete(ref)
+        token = await self._tokens.delete(ref, leave_open=leave_open)
         plane.changed()
         await plane.published()
         plane.events.announce(Event("token.revoked", detail={"name": token.name}))
@@ -338,6 +340,11 @@ class AgentManager(ServiceCommands):
         """The same in the name of a token: it opens what that one does, when it is used."""
         name = None if service is None else self.get_service(service).name
         return self._live().access.issue(token, name, expires_in_s)
+
+    def while_valid(self, token: Token | None) -> AbstractContextManager[trio.CancelScope]:
+        """A scope around what this token opened: it is cancelled when the token is revoked, or expires."""
+        assert self._tokens is not None
+        return self._tokens.while_valid(token)
 
     def find_token(self, key: str) -> Token | None:
         """Whose key this is; None when it is nobody's."""

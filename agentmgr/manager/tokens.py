@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 import trio
@@ -24,6 +25,8 @@ class Tokens:
         self._store = store
         self._tokens = {token.token_id: token for token in tokens}
         self._policy = policy
+        self.left_open = set[str]()  #: ids of revoked tokens of which what they opened goes on
+        self._opened: dict[str, set[trio.CancelScope]] = {}  # by token id: what each of them opened here
         self._writing = trio.Lock()  # the policy follows from the tokens that are there
 
     @classmethod
@@ -49,6 +52,10 @@ class Tokens:
     def all(self) -> tuple[Token, ...]:
         return tuple(self._tokens.values())
 
+    @property
+    def ids(self) -> set[str]:
+        return set(self._tokens)
+
     def get(self, token_id: str) -> Token | None:
         return self._tokens.get(token_id)
 
@@ -69,15 +76,42 @@ class Tokens:
             self._policy = policy
         return token, key
 
-    async def delete(self, ref: str) -> Token:
-        """It opens nothing from now on. Raises `TokenNotFound`."""
+    async def delete(self, ref: str, *, leave_open: bool = False) -> Token:
+        """It opens nothing from now on, and what it opened ends. Raises `TokenNotFound`."""
         async with self._writing:
             for token in self._tokens.values():
                 if ref in (token.token_id, token.name):
                     await self._store.delete_token(token.token_id)
                     del self._tokens[token.token_id]
+                    if leave_open:
+                        self.left_open.add(token.token_id)
+                    else:
+                        for scope in tuple(self._opened.get(token.token_id, ())):
+                            scope.cancel()
                     return token
         raise TokenNotFound(f"no token is called {ref!r}; `agentmgr tokens list` shows those there are")
+
+    @contextmanager
+    def while_valid(self, token: Token | None) -> Iterator[trio.CancelScope]:
+        """A scope around what this token opened: it is cancelled when the token is revoked, or expires."""
+        if token is None:
+            with trio.CancelScope() as scope:
+                yield scope
+            return
+        scope = trio.CancelScope()
+        if token.expires_at is not None:
+            scope.deadline = trio.current_time() + (token.expires_at - utc_now()).total_seconds()
+        if token.token_id not in self._tokens and token.token_id not in self.left_open:
+            scope.cancel()  # since it was looked up
+        opened = self._opened.setdefault(token.token_id, set())
+        opened.add(scope)
+        try:
+            with scope:
+                yield scope
+        finally:
+            opened.remove(scope)
+            if not opened:
+                del self._opened[token.token_id]
 
     def find(self, key: str) -> Token | None:
         """Whose key this is. Takes the same time whatever is compared."""

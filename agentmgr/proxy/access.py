@@ -30,6 +30,8 @@ class Identity:
 
     name: str
     services: frozenset[str] | None = None  #: the names it may connect to; None: all
+    token_id: str | None = None  #: of the token that proved it: what it opened ends with that (`keep_tokens`)
+    expires_at: datetime | None = None  #: then what it opened ends too
 
     @classmethod
     def of(cls, token: Token | None, now: datetime) -> Identity | None:
@@ -37,7 +39,9 @@ class Identity:
         if token is None:
             return None
         services = token.connects_to(now)
-        return cls(token.name, services) if services is None or services else None
+        if services is not None and not services:
+            return None
+        return cls(token.name, services, token.token_id, token.expires_at)
 
 
 class Authenticator(Protocol):
@@ -76,7 +80,7 @@ async def authenticate(
         if (identity := await judge(shown.text)) is not None:
             return identity, shown.rest
     if authenticator.required:
-        raise _unauthorized("this token or ticket is not valid" if shown else TOKEN_NEEDED)
+        raise unauthorized("this token or ticket is not valid" if shown else TOKEN_NEEDED)
     return None, head
 
 
@@ -107,7 +111,7 @@ def _credential(head: RequestHead) -> _Credential | None:
     return None
 
 
-def _unauthorized(reason: str) -> Refusal:
+def unauthorized(reason: str) -> Refusal:
     return Refusal(401, "unauthorized", reason, (("WWW-Authenticate", 'Bearer realm="agentmgr"'),))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import trio
 
@@ -19,6 +19,7 @@ from .access import Authenticator, Quotas
 from .certificate import Certificate
 from .forwarded import networks
 from .frames import close_frame
+from .holders import Holders
 from .intake import Intake
 from .limits import GatewayLimits
 from .listener import Places, SocketListener, accept_forever
@@ -70,6 +71,7 @@ class Gateway:
         self._lobby = Lobby(router, self._limits, outliers or OutlierPolicy(), seats=seats, affinity=affinity)
         self._sessions = Sessions(observer)
         self._proving = Proving()
+        self._holders = Holders()
         self._quotas = Quotas(self._limits)
         self._pacer = Pacer(self._limits)
         self._places = Places(self._limits.max_connections, refused=self._sessions.refused)
@@ -170,6 +172,12 @@ class Gateway:
         for session in self._sessions.of(instance_id):
             session.tunnel.end(_STOPPING if for_good else _RESTARTING)
 
+    def keep_tokens(self, token_ids: Collection[str]) -> None:
+        """Ends what was opened by other tokens than these (`Identity.token_id`): sessions with 1008, and who
+        waits for one with 401. What was opened without a token goes on.
+        """
+        self._holders.keep(token_ids)
+
     # The data side.
 
     async def serve(
@@ -190,6 +198,7 @@ class Gateway:
             self._limits,
             self._lobby,
             self._sessions,
+            self._holders,
             self._quotas,
             self._pacer,
             relay,

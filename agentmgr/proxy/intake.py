@@ -16,6 +16,7 @@ from .certificate import Certificate
 from .forwarded import Networks, Peer, backend_fields, client_address, within
 from .handshake import read_head, read_origin, refuse, switch_protocols
 from .head import RequestHead
+from .holders import Holders
 from .limits import GatewayLimits
 from .lobby import Lobby, Seat, Visit
 from .proving import Proving
@@ -37,6 +38,7 @@ class Intake:
     limits: GatewayLimits
     lobby: Lobby
     sessions: Sessions
+    holders: Holders
     quotas: Quotas
     pacer: Pacer
     relay: Relay
@@ -97,60 +99,63 @@ class Intake:
             identity = None
             if self.authenticator is not None:
                 identity, head = await authenticate(head, self.authenticator)
-            visit = Visit(
-                ClientRequest(head.target, client_ip, peer.port, head.by_name),
-                identity.services if identity else None,
-                left=partial(wire.wait_gone, limits.early_bytes),
-            )
-            asked = self._asked(visit, head, wire, peer, connection_id, identity)
-            failure = DialFailed("nobody was tried", retry=True)
-            deadline = trio.current_time() + limits.queue_timeout_s + limits.dial_timeout_s
-            home_deadline = trio.current_time() + limits.queue_timeout_s
-            tries = 0
-            while tries < limits.max_tries:
-                async with lobby.seat(visit) as seat:
-                    if seat is None:
-                        break
-                    try:
-                        backend, answer = await open_backend(
-                            seat.backend,
-                            asked,
-                            head,
-                            limits,
-                            deadline=deadline,
-                            proving=self.proving,
-                            dial=self.dial,
-                        )
-                    except DialFailed as fault:
-                        failure = fault
-                        known = {"connection_id": connection_id, "instance_id": seat.backend.instance_id}
-                        logger.info("an instance did not take a client: %s", fault.reason, extra=known)
-                        if fault.outdated:
-                            await lobby.outdated(visit, seat)
-                        else:
-                            lobby.failed(visit, seat, blame=fault.blame)
-                        home = seat.pool.home  # tried for as long as a client waits for anything
-                        tries += not home
-                        if not fault.retry or (home and trio.current_time() >= home_deadline):
+            with self.holders.holding(identity) as holder:
+                visit = Visit(
+                    ClientRequest(head.target, client_ip, peer.port, head.by_name),
+                    identity.services if identity else None,
+                    left=partial(wire.wait_gone, limits.early_bytes),
+                )
+                asked = self._asked(visit, head, wire, peer, connection_id, identity)
+                failure = DialFailed("nobody was tried", retry=True)
+                deadline = trio.current_time() + limits.queue_timeout_s + limits.dial_timeout_s
+                home_deadline = trio.current_time() + limits.queue_timeout_s
+                tries = 0
+                while tries < limits.max_tries:
+                    async with lobby.seat(visit) as seat:
+                        if seat is None:
                             break
-                        continue
-                    with closing(backend):
-                        lobby.opened(visit, seat)
-                        handshake_s = trio.current_time() - began
-                        session = _session(connection_id, visit, seat, wire, backend, handshake_s)
-                        with self.sessions.open(session):
-                            try:
-                                # Shielded: whoever has its 101 has a session, and is told of its end.
-                                with trio.fail_after(limits.close_timeout_s, shield=True):
-                                    await switch_protocols(wire, head, answer)
-                            except (ClientGone, trio.TooSlowError) as gone:
-                                session.ending = Ending("client", None, str(gone), abrupt=True)
-                                return None
-                            # Sessions last, and so does this frame; the heads are half of its memory.
-                            del visit, head, asked, answer
-                            return await run_session(
-                                session, self.relay, self.pacer, limits, loss_code=lobby.loss_code
+                        try:
+                            backend, answer = await open_backend(
+                                seat.backend,
+                                asked,
+                                head,
+                                limits,
+                                deadline=deadline,
+                                proving=self.proving,
+                                dial=self.dial,
                             )
+                        except DialFailed as fault:
+                            failure = fault
+                            known = {"connection_id": connection_id, "instance_id": seat.backend.instance_id}
+                            logger.info("an instance did not take a client: %s", fault.reason, extra=known)
+                            if fault.outdated:
+                                await lobby.outdated(visit, seat)
+                            else:
+                                lobby.failed(visit, seat, blame=fault.blame)
+                            home = seat.pool.home  # tried for as long as a client waits for anything
+                            tries += not home
+                            if not fault.retry or (home and trio.current_time() >= home_deadline):
+                                break
+                            continue
+                        with closing(backend):
+                            lobby.opened(visit, seat)
+                            handshake_s = trio.current_time() - began
+                            session = _session(connection_id, visit, seat, wire, backend, handshake_s)
+                            if holder is not None:
+                                holder.opened(session)
+                            with self.sessions.open(session):
+                                try:
+                                    # Shielded: whoever has its 101 has a session, and is told of its end.
+                                    with trio.fail_after(limits.close_timeout_s, shield=True):
+                                        await switch_protocols(wire, head, answer)
+                                except (ClientGone, trio.TooSlowError) as gone:
+                                    session.ending = Ending("client", None, str(gone), abrupt=True)
+                                    return None
+                                # Sessions last, and so does this frame; the heads are half of its memory.
+                                del visit, head, asked, answer
+                                return await run_session(
+                                    session, self.relay, self.pacer, limits, loss_code=lobby.loss_code
+                                )
         raise gateway_fault(failure)
 
     def _asked(

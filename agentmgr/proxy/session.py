@@ -15,6 +15,8 @@ from .limits import GatewayLimits
 from .sessions import SHUTDOWN, Session
 from .tunnel import Ending, Relay
 
+_EXPIRED = Ending("gateway", 1008, "the token that opened this connection has expired")
+
 
 class Pacer:
     """Spreads many endings at once over a while, so that the reconnects do not come as one wave."""
@@ -68,6 +70,8 @@ async def _watch(session: Session, limits: GatewayLimits) -> Ending:
         else:
             deadline = tunnel.last_data + idle_limit_s if idle_limit_s else math.inf
             overdue = Ending("gateway", 1001, f"no message for {idle_limit_s:g} s")
+            if session.valid_until < deadline:
+                deadline, overdue = session.valid_until, _EXPIRED
         if trio.current_time() >= deadline:
             return overdue
         tunnel.changed = trio.Event()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -39,7 +40,7 @@ class Session:
 
     __slots__ = (
         "backend", "client_ip", "client_port", "connection_id", "ending", "handshake_s", "path", "rule",
-        "started_at", "tunnel",
+        "started_at", "tunnel", "valid_until",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +63,7 @@ class Session:
         self.handshake_s = handshake_s
         self.started_at: datetime = utc_now()
         self.ending = SHUTDOWN  # unless something else ends it first
+        self.valid_until = math.inf  # when the token that opened it expires
 
     def idle_s(self, now: float) -> float:
         """Seconds since the last data frame in either direction."""

@@ -20,6 +20,7 @@ class WorkerAccess:
     def __init__(self, redeem: Callable[[str], Awaitable[Identity | None]]) -> None:
         self.tokens: tuple[Token, ...] = ()
         self.policy = TokenPolicy()
+        self.left_open = frozenset[str]()
         self._redeem = redeem
 
     @property

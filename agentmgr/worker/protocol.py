@@ -104,6 +104,7 @@ class Table:
     table: RoutingTable
     tokens: tuple[Token, ...]  #: with digests, never keys
     token_policy: TokenPolicy
+    left_open: frozenset[str]  #: ids of revoked tokens whose connections go on
 
 
 @frozen

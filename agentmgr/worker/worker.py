@@ -210,7 +210,9 @@ class Worker:
         match order:
             case protocol.Table():
                 self._access.tokens, self._access.policy = order.tokens, order.token_policy
+                self._access.left_open |= order.left_open  # the next manager does not know of them
                 self.gateway.update(order.table)
+                self.gateway.keep_tokens({t.token_id for t in order.tokens} | self._access.left_open)
                 self._say(protocol.Applied(order.version))
                 self._has_table.set()
             case protocol.OtherSeats():

@@ -14,7 +14,7 @@ from agentmgr.api import serve_api
 from agentmgr.client import ManagerClient
 from agentmgr.errors import InvalidRequest, NameTaken, TokenNotFound
 from agentmgr.manager import AgentManager
-from agentmgr.models import TokenPolicy
+from agentmgr.models import ServiceConfig, TokenPolicy
 from agentmgr.proxy.certificate import Certificate
 
 
@@ -198,3 +198,76 @@ async def test_with_a_certificate_it_speaks_https(manager: AgentManager, nursery
         with trio.fail_after(60):
             assert b"healthy" not in await stream.receive_some(1000)
         await stream.aclose()
+
+
+@pytest.fixture
+async def slow_service(manager: AgentManager) -> str:
+    """One whose start takes until the test's end."""
+    command = ("/bin/sh", "-c", "echo started; sleep 600")
+    await manager.register_service("slow", command=command, config=ServiceConfig(startup_timeout=600))
+    return "slow"
+
+
+async def opened(http: httpx2.AsyncClient, key: str, path: str, ended: list[str]) -> None:
+    """Follows a stream until it ends."""
+    async with http.stream("GET", path, headers=bearer(key)) as response:
+        assert response.status_code == 200
+        async for _ in response.aiter_bytes():
+            pass
+    ended.append(path)
+
+
+def held(manager: AgentManager, key: str, count: int) -> bool:
+    token = manager.find_token(key)
+    assert token is not None
+    assert manager._tokens is not None
+    return len(manager._tokens._opened.get(token.token_id, ())) == count
+
+
+@pytest.mark.parametrize("leave_open", [False, True])
+async def test_what_a_token_has_opened_ends_with_it(
+    http: httpx2.AsyncClient, manager: AgentManager, slow_service: str, leave_open: bool
+) -> None:
+    _, other = await manager.create_token("other", ["admin"])
+    _, key = await manager.create_token("leaked", ["admin"])
+    streams = ("/events", f"/services/{slow_service}/logs?follow=true")
+    ended: list[str] = []
+    others_ended: list[str] = []
+    async with trio.open_nursery() as nursery:
+        for path in streams:
+            nursery.start_soon(opened, http, key, path, ended)
+            nursery.start_soon(opened, http, other, path, others_ended)
+
+        async def start_and_wait() -> None:
+            answer = await http.post(f"/services/{slow_service}/start?wait=true", headers=bearer(key))
+            ended.append(answer.json()["code"])
+
+        nursery.start_soon(start_and_wait)
+        with trio.fail_after(60):
+            while not held(manager, key, 3):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        answer = await http.delete(
+            "/tokens/leaked", params={"leave_open": str(leave_open).lower()}, headers=bearer(key)
+        )
+        assert answer.status_code == 204, "though it is its own"
+        assert (await http.get("/info", headers=bearer(key))).status_code == 401
+        if leave_open:
+            await trio.sleep(0.2)
+            assert ended == []
+        else:
+            with trio.fail_after(10):
+                while len(ended) < 3:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            assert sorted(ended) == sorted([*streams, "unauthorized"])
+        assert others_ended == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_a_token_has_opened_ends_when_it_expires(
+    http: httpx2.AsyncClient, manager: AgentManager
+) -> None:
+    _, key = await manager.create_token("short", ["read"], expires_in_days=1.5 / 86400)
+    ended: list[str] = []
+    with trio.fail_after(10):
+        await opened(http, key, "/events", ended)
+    assert ended == ["/events"]

@@ -22,7 +22,7 @@ def test_tokens_are_made_listed_and_revoked(here: Any) -> None:
     assert (token["name"], token["scopes"]) == ("dash", ["read"])
     assert "scopes" in here.fails("tokens", "create", "x", "--scope", "root")
     assert "dash" in here.fails("tokens", "create", "dash", "--scope", "read")
-    assert "revoked" in here.ok("tokens", "revoke", "dash")
+    assert "revoked" in here.ok("tokens", "revoke", "dash", "--leave-open")
     assert here.ok("tokens", "list") == ""
     assert "nobody" in here.fails("tokens", "revoke", "nobody")
 

@@ -13,7 +13,7 @@ from agentmgr.worker import protocol
 
 def test_a_table_reaches_a_worker_whole() -> None:
     backend = Backend.at("127.0.0.1", 8081, token="secret")
-    table = protocol.Table(1, RoutingTable((backend,)), (), protocol.TokenPolicy())
+    table = protocol.Table(1, RoutingTable((backend,)), (), protocol.TokenPolicy(), frozenset({"tok_1"}))
     assert protocol.decode_order(protocol.encode(table)) == table
 
 

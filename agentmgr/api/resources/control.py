@@ -88,7 +88,7 @@ async def open_listener(call: Call, body: NewListener) -> Response:
             error = next(leaves(group))
             await say({"error": {"code": error.code, "detail": error.message}})
 
-    return stream(StreamBody(produce, call.server.stopping), "application/x-ndjson")
+    return stream(StreamBody(produce, call), "application/x-ndjson")
 
 
 async def _listen_proxy(call: Call, body: NewListener, task_status: trio.TaskStatus[int]) -> None:

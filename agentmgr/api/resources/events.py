@@ -58,9 +58,7 @@ async def get_events(call: Call, query: EventsQuery) -> Response:
                         last = event.event_id
             # The channel ends when this client is too slow; the store still has what it missed.
 
-    return stream(
-        StreamBody(produce, call.server.stopping, keepalive=b": still here\n\n"), "text/event-stream"
-    )
+    return stream(StreamBody(produce, call, keepalive=b": still here\n\n"), "text/event-stream")
 
 
 def _since(call: Call, query: EventsQuery) -> int | None:

@@ -45,4 +45,4 @@ async def read_logs(call: Call, query: LogsQuery) -> Response:
     async def produce(send: Send) -> None:
         await show(files, send, lines=query.tail, following=query.follow)
 
-    return stream(StreamBody(produce, call.server.stopping), "text/plain; charset=utf-8")
+    return stream(StreamBody(produce, call), "text/plain; charset=utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+import trio
 from attrs import field, frozen
 
 from ...manager.tokens import MOST_DAYS
@@ -93,8 +94,14 @@ async def create_token(call: Call, body: NewToken) -> Answer:
     return Answer(made, 201, {"Location": f"{BASE}/tokens/{token.token_id}"})
 
 
-@api.add("DELETE", "/tokens/{ref}", gives={204: None}, problems=(404,))
-async def delete_token(call: Call) -> Answer:
-    """Revokes a token, at once."""
-    await call.carry_out(lambda: call.manager.delete_token(call.ref))
+@frozen
+class RevokeQuery:
+    leave_open: bool = False  #: what it has opened goes on
+
+
+@api.add("DELETE", "/tokens/{ref}", query=RevokeQuery, gives={204: None}, problems=(400, 404))
+async def delete_token(call: Call, query: RevokeQuery) -> Answer:
+    """Revokes a token, at once, and ends what it has opened: sessions (1008), streams, waiting requests."""
+    with trio.CancelScope(shield=True):  # it may be the very token of this request
+        await call.carry_out(lambda: call.manager.delete_token(call.ref, leave_open=query.leave_open))
     return Answer(None, 204)

@@ -1,0 +1,92 @@
+"""Which client came in by which token: when the token ends, so does what it opened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import trio
+
+from ..models import utc_now
+from .access import Identity, unauthorized
+from .sessions import Session
+from .tunnel import Ending
+
+_REVOKED = Ending("gateway", 1008, "the token that opened this connection was revoked")
+
+
+class Holder:
+    """One client, from when it showed its token, or a ticket of it, to the end of its session."""
+
+    __slots__ = ("_scope", "_session", "_valid_until")
+
+    def __init__(self, valid_until: float) -> None:
+        self._valid_until = valid_until
+        self._scope = trio.CancelScope(deadline=valid_until)  # while it has no session
+        self._session: Session | None = None
+
+    def opened(self, session: Session) -> None:
+        """From now on the end of its token ends that session. Raises `Refusal` where it has ended already."""
+        if self._scope.cancel_called:
+            raise _ended()
+        self._scope.deadline = math.inf
+        self._session, session.valid_until = session, self._valid_until
+
+    def revoke(self) -> None:
+        if self._session is None:
+            self._scope.cancel()
+        else:
+            self._session.tunnel.end(_REVOKED)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Raises `Refusal` when its token ends before it has a session."""
+        with self._scope:
+            yield
+        if self._scope.cancelled_caught:
+            raise _ended()
+
+
+class Holders:
+    """All clients of one gateway that a token let in."""
+
+    def __init__(self) -> None:
+        self._by_token: dict[str, set[Holder]] = {}
+        self._valid: Collection[str] | None = None  # None: it has not been said
+
+    def keep(self, valid: Collection[str]) -> None:
+        """Ends what other tokens opened than those with these ids, now and later."""
+        self._valid = valid
+        for token_id in self._by_token.keys() - set(valid):
+            for holder in tuple(self._by_token[token_id]):
+                holder.revoke()
+
+    @contextmanager
+    def holding(self, identity: Identity | None) -> Iterator[Holder | None]:
+        """Knows the client inside the block, where it came in by a token; None where it did not.
+
+        Raises `Refusal` when its token ends before it has a session.
+        """
+        if identity is None or identity.token_id is None:
+            yield None
+            return
+        lifetime_s = math.inf
+        if identity.expires_at is not None:
+            lifetime_s = (identity.expires_at - utc_now()).total_seconds()
+        holder = Holder(trio.current_time() + lifetime_s)
+        peers = self._by_token.setdefault(identity.token_id, set())
+        peers.add(holder)
+        if self._valid is not None and identity.token_id not in self._valid:
+            holder.revoke()  # since it was looked up
+        try:
+            with holder.waiting():
+                yield holder
+        finally:
+            peers.remove(holder)
+            if not peers:
+                del self._by_token[identity.token_id]
+
+
+def _ended() -> Exception:
+    return unauthorized("this token was revoked, or has expired")

@@ -28,7 +28,7 @@ async def command(cli: Cli, follow: bool, tail: int, output: str) -> None:
         while page := await manager.get_events(after=last):
             past.extend(page)
             last = page[-1].event_id
-    if not past and not follow:
+    if not last and not follow:
         note("no events")
     for event in past:
         _show(event, output, names)

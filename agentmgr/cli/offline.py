@@ -11,6 +11,7 @@ import trio
 from ..codec import to_plain
 from ..core import lookup, stats, view
 from ..core.request import ClientRequest
+from ..errors import InvalidRequest
 from ..models import (
     Connection,
     Event,
@@ -89,7 +90,10 @@ class OfflineManager:
         self, ref: str, *, tail: int = 100, follow: bool = False, instance: int | None = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         service = await self.get_service(ref)
-        slots = range(service.config.instances) if instance is None else [instance]
+        count = service.config.instances
+        if instance is not None and not 0 <= instance < count:
+            raise InvalidRequest(f"instance must be from 0 to {count - 1}")
+        slots = range(count) if instance is None else [instance]
         files = {slot: logs.path(self._paths.logs, service.name, slot) for slot in slots}
         send, receive = trio.open_memory_channel[bytes](0)
 

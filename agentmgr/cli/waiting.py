@@ -13,8 +13,13 @@ async def waits(cli: Cli, name: str) -> str | None:
     """In words that follow its name: what it starts `--after` and does not run; None where all does."""
     async with running(cli) as manager:
         service = await manager.get_service(name)
-        serving = {other.name for other in await manager.list_services() if other.status in _SERVING}
+        others = await manager.list_services()
+    serving = {other.name for other in others if other.status in _SERVING}
     needed = [other for other in service.config.after if other not in serving]
     if not needed:
         return None
+    if unknown := [other for other in needed if all(other != known.name for known in others)]:
+        return (
+            f"waits for {' and '.join(unknown)}, which no service is called; `agentmgr change` mends --after"
+        )
     return f"waits for {' and '.join(needed)}; `agentmgr start {' '.join(needed)}` lets it begin"

@@ -37,6 +37,23 @@ def test_no_events_are_said_to_be_none(here: Any) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "no events\n")
 
 
+def test_a_tail_of_nothing_does_not_mean_that_there_are_no_events(shell: Any) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    shell.ok("shutdown")
+    assert shell("events", "--tail", "0").stderr == ""
+
+
+def test_logs_of_an_instance_that_there_is_not_are_refused_without_a_manager_too(here: Any) -> None:
+    here.ok("register", "echo", "my_agent.py")
+    assert "instance must be from 0 to 0" in here.fails("logs", "echo", "--instance", "5")
+
+
+def test_waiting_for_what_is_not_registered_is_said_to_be_that(shell: Any) -> None:
+    said = shell.fails("register", "x", "my_agent.py", "--after", "nope", "--auto-start")
+    assert "waits for nope, which no service is called" in said
+    assert "start nope" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "missing"),
     [

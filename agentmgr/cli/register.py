@@ -60,7 +60,7 @@ async def command(
     **options: Any,
 ) -> None:
     """Register a service: an agent file (`agent.py`, `agent.py:factory`, `package.module:factory`), or
-    any command that serves WebSockets, behind `--`; {host} and {port} in it are filled in."""
+    any command, behind `--`; {host} and {port} in it are filled in."""
     words: tuple[str, ...] = click.get_current_context().meta.get(_DASHES, ())
     if file and words:
         raise click.UsageError("Give an agent file, or `--` and a command, and not both.")

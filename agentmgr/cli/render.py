@@ -93,7 +93,7 @@ _S = ServiceStatus
 _STANDING = {
     _S.STOPPED: ("is stopped", "`agentmgr start {0}` starts it"),
     _S.STARTING: ("is starting", "`agentmgr status {0}` says how far it is"),
-    _S.RUNNING: ("is running", ""),
+    _S.RUNNING: ("is running", "nothing of it listens on its port (`agentmgr status {0}`)"),
     _S.UNHEALTHY: ("is running and fails its health checks", "`agentmgr logs {0}` may say why"),
     _S.BACKOFF: ("has failed and will be started again", "`agentmgr status {0}` says why and when"),
     _S.DRAINING: ("is stopping as its sessions end", "`agentmgr start {0}` starts it again"),

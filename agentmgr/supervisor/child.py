@@ -150,16 +150,26 @@ class LocalChild:
             await trio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _LAST_PAUSE_S)
 
-    def unready(self) -> str:
+    async def unready(self) -> str:
         if self._ready_by.kind is CheckKind.NOTIFY:
             return "no READY=1 came by sd_notify"
         if self._found is not None:
             seen, advice = str(self._found.reason), self._found.advice
         else:
-            seen, advice = f"connection refused at {address(self.record.host, self.record.port)}", None
+            seen = f"connection refused at {address(self.record.host, self.record.port)}"
+            advice = await self._where_it_listens()
             if self._ready_by.kind is CheckKind.AUTO:
-                seen, advice = f"{seen}, and no READY=1 came", _SERVES_NOTHING
+                seen, advice = f"{seen}, and no READY=1 came", advice or _SERVES_NOTHING
         return f"{seen} ({advice})" if advice else seen
+
+    async def _where_it_listens(self) -> str | None:
+        try:
+            ports = await self._process.listens_on()
+        except OSError:  # no descriptor left to look with
+            return None
+        if not ports:
+            return None
+        return f"it listens on port {ports[0]}: make it take {{port}}, or register it with --port {ports[0]}"
 
     # Well
 

@@ -136,7 +136,7 @@ class _Task:
     async def wait_serving(self) -> None:
         await trio.sleep_forever()  # it has no port of its own
 
-    def unready(self) -> str:
+    async def unready(self) -> str:
         return "it has not called task_status.started()"
 
     async def wait_exit(self) -> Exit:

@@ -157,7 +157,7 @@ class Life:
             with trio.move_on_after(patience_s):
                 await child.wait_ready()
                 break
-            seen = seen or child.unready()
+            seen = seen or await child.unready()
         else:
             misfortune = await child.misfortune()
             cause, reason = misfortune or (Cause.NOT_READY, f"not ready within {timeout_s:g} s: {seen}")

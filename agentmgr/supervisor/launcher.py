@@ -66,7 +66,7 @@ class Child(Protocol):
     async def wait_ready(self) -> None:
         """Returns when it has shown that it is ready; the deadline is the caller's. May change `record`."""
 
-    def unready(self) -> str:
+    async def unready(self) -> str:
         """Why it is not ready yet: what was seen, and what its owner may set where that is no fault."""
 
     async def wait_exit(self) -> Exit:

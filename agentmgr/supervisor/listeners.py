@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Iterator
 
 from . import procfs
 
@@ -23,17 +24,27 @@ _REQUEST = struct.Struct("=BBBBL48x")  # struct inet_diag_req_v2: family, protoc
 _PORT = struct.Struct("!H")
 _PORT_AT, _INODE_AT = 4, 68  # in struct inet_diag_msg
 _INODE = struct.Struct("=L")
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def on_port(port: int) -> int | None:
     """The inode of a socket that listens on it, on whatever address; None when nobody does."""
     try:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            if (inode := _ask(family, port)) is not None:
-                return inode
+        for family in _FAMILIES:
+            for found, inode in _ask(family):
+                if found == port:
+                    return inode
     except OSError:  # some sandboxes have no netlink
-        return _look(port)
+        return next((inode for found, inode in _look() if found == port), None)
     return None
+
+
+def ports() -> dict[int, int]:
+    """The ports that something listens on, by the inode of its socket. Raises OSError."""
+    try:
+        return {inode: port for family in _FAMILIES for port, inode in _ask(family)}
+    except OSError:
+        return {inode: port for port, inode in _look()}
 
 
 def holder(inode: int) -> int | None:
@@ -41,9 +52,11 @@ def holder(inode: int) -> int | None:
     return next((pid for pid in procfs.pids() if procfs.holds(pid, inode)), None)
 
 
-def _ask(family: int, port: int) -> int | None:
+def _ask(family: int) -> list[tuple[int, int]]:
+    """Port and inode of each listening socket."""
     request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << _TCP_LISTEN)
     header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0)
+    found: list[tuple[int, int]] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
         netlink.send(header + request)
         while True:
@@ -51,17 +64,17 @@ def _ask(family: int, port: int) -> int | None:
             while data:
                 length, kind, *_ = _HEADER.unpack_from(data)
                 if kind == _NLMSG_DONE:
-                    return None
+                    return found
                 if kind == _NLMSG_ERROR:
                     (number,) = struct.unpack_from("=l", data, _HEADER.size)
                     raise OSError(-number, os.strerror(-number))
-                if _PORT.unpack_from(data, _HEADER.size + _PORT_AT) == (port,):
-                    return int(_INODE.unpack_from(data, _HEADER.size + _INODE_AT)[0])
+                (port,) = _PORT.unpack_from(data, _HEADER.size + _PORT_AT)
+                (inode,) = _INODE.unpack_from(data, _HEADER.size + _INODE_AT)
+                found.append((port, inode))
                 data = data[(length + 3) & ~3 :]
 
 
-def _look(port: int) -> int | None:
-    wanted = f":{port:04X}".encode()
+def _look() -> Iterator[tuple[int, int]]:
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         try:
             with open(table, "rb") as file:
@@ -70,6 +83,5 @@ def _look(port: int) -> int | None:
             continue
         for line in lines:
             fields = line.split(None, 10)
-            if fields[3] == b"0A" and fields[1].endswith(wanted):
-                return int(fields[9])
-    return None
+            if fields[3] == b"0A":
+                yield int(fields[1].rpartition(b":")[2], 16), int(fields[9])

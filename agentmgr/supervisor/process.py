@@ -12,7 +12,7 @@ from select import POLLIN, poll
 import trio
 
 from ..core.restart import Exit
-from . import procfs
+from . import listeners, procfs
 from .cgroup import ControlGroup
 from .kin import SHORTAGE_PAUSE_S, Census, Kin, Relatives
 from .lifeline import Lifeline
@@ -70,6 +70,14 @@ class Process:
         if procfs.holds(self.pid, inode):
             return True
         return any(procfs.holds(pid, inode) for pid in await self._kin.find())
+
+    async def listens_on(self) -> list[int]:
+        """The ports that the leader or a descendant listens on. Raises OSError."""
+        ports = listeners.ports()
+        pids = {self.pid, *await self._kin.find()}
+        return sorted(
+            {port for inode, port in ports.items() if any(procfs.holds(pid, inode) for pid in pids)}
+        )
 
     async def end(self, grace_s: float) -> Exit:
         """TERM, CONT, wait, KILL, sweep, reap, in this order; see `Child.end`."""

@@ -72,7 +72,7 @@ class FakeChild:
     async def wait_serving(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    def unready(self) -> str:
+    async def unready(self) -> str:
         return "it is told to be slow"
 
     async def wait_exit(self) -> Exit:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -185,3 +187,30 @@ def test_an_output_that_cannot_be_written_is_no_traceback(shell: Any, redirectio
             1,
             "Error: the output could not be written: No space left on device\n",
         )
+
+
+def test_a_worker_runs_and_whoever_wants_to_connect_is_told_that_it_serves_nothing(shell: Any) -> None:
+    shell.ok("register", "worker", "--startup-timeout", "0.2", "--", "sleep", "600")
+    assert shell.ok("start", "worker") == "worker is running\n"
+    for _ in range(600):
+        if "serves" in (said := shell.ok("status", "worker")):
+            break
+        time.sleep(0.05)
+    assert re.search(r"serves +no connections: it does not listen on port \d+\n", said)
+    assert "nothing of it listens on its port" in shell.fails("chat", "worker", "--once", "hi")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--health", "http:foo"], "Error: health must have a path that begins with '/'"),
+        (
+            ["--ready", "log:started"],
+            "Error: ready must be auto, websocket[:PATH], http[:PATH], tcp, notify or",
+        ),
+    ],
+)
+def test_a_check_that_there_is_not_is_refused_in_one_line(shell: Any, options: list[str], said: str) -> None:
+    words = shell.fails("register", "x", *options, "--", "sleep", "600")
+    assert words.startswith(said)
+    assert words.count("\n") == 1

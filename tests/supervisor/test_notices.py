@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import trio
+import trio.testing
 
 from agentmgr.errors import ServiceFailedToStart
 from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec, ServiceStatus
@@ -104,6 +105,41 @@ async def test_only_ours_are_heard(autojump_clock):
             assert not notices.ready.is_set()
             await send_as(0, b"READY=1")
             await notices.ready.wait()
+            nursery.cancel_scope.cancel()
+    finally:
+        notices.close()
+
+
+async def test_a_watchdog_goes_by_its_own_rhythm_and_by_the_time_it_was_given(autojump_clock):
+    notices = Notices("token")
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(notices.listen, lambda pid: True)
+
+            async def send(message):
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                    sender.sendto(message, "\0" + notify_address("token")[1:])
+                await trio.testing.wait_all_tasks_blocked(0.01)
+
+            await trio.sleep(60)
+            notices.expect_watchdog()
+            assert notices.silence(5) is None
+            await trio.sleep(6)
+            assert notices.silence(5) == "no WATCHDOG=1 for 6.0 s"
+            assert not notices.watchdog
+            for _ in range(2):
+                await trio.sleep(60)
+                await send(b"WATCHDOG=1")
+            await trio.sleep(170)
+            assert notices.silence(5) is None
+            await trio.sleep(20)
+            assert notices.silence(5).startswith("no WATCHDOG=1 for 190")
+            await send(b"WATCHDOG=1")
+            assert notices.silence(5) is None
+            await send(b"WATCHDOG=trigger")
+            assert notices.silence(5) == "it reported its own failure (WATCHDOG=trigger)"
+            await send(b"WATCHDOG=1")
+            assert notices.silence(5) is None
             nursery.cancel_scope.cancel()
     finally:
         notices.close()

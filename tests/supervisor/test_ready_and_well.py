@@ -6,6 +6,7 @@ Real processes that answer, say or do nothing; the rules are those of `agentmgr.
 import os
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -104,6 +105,16 @@ async def test_not_ready_says_what_was_seen(supervisor, journal, options, config
         assert expected in journal.history[-1].error_message
 
 
+async def test_one_that_listens_elsewhere_is_told_so(supervisor):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    async with supervisor() as s:
+        with pytest.raises(ServiceFailedToStart, match=rf"it listens on port {port}: .* --port {port}"):
+            await s.start(
+                program("--listen", str(port), "--port", "{port}", startup_timeout=1.5, restart="never")
+            )
+
+
 async def test_unhealthy_says_what_was_seen_to_its_history_too(supervisor, journal):
     async with supervisor() as s:
         await s.start(program(*SERVER, health_check_timeout=0.2, recovery_threshold=0.1))
@@ -136,6 +147,24 @@ async def test_a_websocket_server_that_hangs_is_noticed_although_it_said_that_it
     async with supervisor() as s:
         config = {"health_check_timeout": 0.3, "recovery_threshold": 0.1}
         await s.start(program(*SERVER, "--websocket", "/", "--notify", "READY=1", **config))
+        await journal.until(lambda: s.instances()[0].serves is True)
+        await stays_well(s, journal)
+        os.kill(s.instances()[0].pid, signal.SIGUSR1)
+        await journal.until(lambda: s.instances()[0].restart_count == 1)
+
+
+async def test_an_http_server_that_said_that_it_is_ready_may_be_too_busy_to_answer(supervisor, journal):
+    async with supervisor() as s:
+        await s.start(program(*SERVER, "--answer", "200", "--notify", "READY=1", health_check_timeout=0.1))
+        await journal.until(lambda: s.instances()[0].serves is True)
+        await stays_well(s, journal)
+        os.kill(s.instances()[0].pid, signal.SIGUSR1)
+        await stays_well(s, journal)
+
+
+async def test_one_that_only_ever_answered_must_go_on_answering(supervisor, journal):
+    async with supervisor() as s:
+        await s.start(program("--listen", "env", health_check_timeout=0.1, recovery_threshold=0.1))
         await journal.until(lambda: s.instances()[0].serves is True)
         await stays_well(s, journal)
         os.kill(s.instances()[0].pid, signal.SIGUSR1)

@@ -165,7 +165,8 @@ async def test_a_probe_is_one_marked_connection_that_ends_properly(how):
         head = await stream.receive_some()
         heads.append(head)
         if head:
-            await stream.send_all(text(403, "X-Long: " + "x" * 5000))
+            page = b"HTTP/1.1 200 x\r\nContent-Length: 30000\r\n\r\n" + b"x" * 30_000
+            await stream.send_all(page)  # more than is read before the verdict
         try:
             ends.append(await stream.receive_some())
         except trio.BrokenResourceError as error:

@@ -3,6 +3,7 @@
 Real processes that answer, say or do nothing; the rules are those of `agentmgr.supervisor.child`.
 """
 
+import errno
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import trio
 
 from agentmgr.errors import ServiceFailedToStart
 from agentmgr.models import DesiredStatus, HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
+from agentmgr.supervisor import listeners
 
 PROGRAM = str(Path(__file__).with_name("program.py"))
 QUICK = {"health_check_interval": 0.05, "health_check_timeout": 1.0, "restart_delay": 0.05}
@@ -257,9 +259,7 @@ async def test_what_was_ready_by_its_own_word_is_ready_for_the_next_manager(supe
 # What a server sees of it.
 
 
-async def test_a_server_sees_no_connection_before_it_listens_and_one_a_check_after(
-    supervisor, journal, tmp_path
-):
+async def test_a_server_sees_one_connection_a_check_and_no_more(supervisor, journal, tmp_path):
     record = tmp_path / "record"
     async with supervisor(health_check_interval=3600) as s:
         spec = program(*SERVER, "--after", "1", "--record", str(record), health_check_interval=3600)
@@ -283,3 +283,15 @@ async def test_one_that_answers_wrongly_is_asked_ever_more_rarely(supervisor, tm
         with pytest.raises(ServiceFailedToStart, match="answered 503"):
             await s.start(spec)
     assert 3 <= len(record.read_text().splitlines()) - 1 <= 7
+
+
+async def test_without_a_descriptor_to_look_with_a_worker_stays_as_it_was(supervisor, journal, monkeypatch):
+    def none_left(port):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with supervisor() as s:
+        await s.start(program("--listen", "env", "--notify", "READY=1"))
+        await journal.until(lambda: s.instances()[0].serves is True)
+        monkeypatch.setattr(listeners, "on_port", none_left)
+        await stays_well(s, journal)
+        assert s.instances()[0].serves is True

@@ -53,7 +53,16 @@ def _read(path: Path) -> PidFile | None:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             path.unlink()
         except BlockingIOError:
-            return from_json(os.pread(fd, 4096, 0), PidFile)
+            worker = from_json(os.pread(fd, 4096, 0), PidFile)
+            return worker if _has_open(worker.pid, path) else None
         finally:
             os.close(fd)
     return None
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """By this name: a hard link to it in a copy of the directory is locked as well."""
+    ours, directory = os.path.realpath(path), f"/proc/{pid}/fd"
+    with suppress(OSError):
+        return any(os.path.realpath(f"{directory}/{number}") == ours for number in os.listdir(directory))
+    return False

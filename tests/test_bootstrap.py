@@ -15,8 +15,8 @@ from agentmgr import bootstrap
 from agentmgr.testing.agents import bare_client
 
 NAMES = """
-agentmgr asyncio attrs calendar concurrent contextlib email enum logging outcome queue random re secrets ssl
-stringprep sysconfig tempfile token trio trio_websocket types typing
+__future__ agentmgr asyncio attrs calendar concurrent contextlib email enum logging outcome queue random re
+secrets ssl stringprep sysconfig tempfile token trio trio_websocket types typing
 """.split()  # noqa: SIM905
 
 
@@ -78,7 +78,7 @@ def test_a_command_of_ours_imports_none_of_them(planted, tmp_path, where):
 def test_neither_does_python_m_agentmgr(planted, tmp_path):
     (planted / "agentmgr.py").unlink()  # that is asked for by name
     (planted / "contextlib.py").unlink()  # imported by runpy itself, before our first line
-    for name in ("enum", "re", "types", "typing"):
+    for name in ("__future__", "enum", "re", "types", "typing"):
         (planted / f"{name}.py").unlink()
     words = [
         sys.executable,
@@ -196,17 +196,27 @@ def test_an_empty_pythonpath_is_none_and_an_empty_word_in_it_is_the_current_dire
     assert bootstrap.python_path() == [str(tmp_path), str(tmp_path / "rel"), "/abs"]
 
 
-def test_the_command_and_what_it_starts_in_the_background(planted, tmp_path):
-    """The console script, where the user's files lie around, with a gateway worker."""
+@pytest.mark.parametrize(
+    ("command", "where"), [("script", "cwd"), ("script", "PYTHONPATH"), ("ours", "PYTHONPATH")]
+)
+def test_the_command_and_what_it_starts_in_the_background(planted, tmp_path, command, where):
+    """The console script, and a manager that starts others, with a gateway worker."""
     agent = planted / "my_agent.py"
     agent.write_text("async def agent(message):\n    return 'mine ' + message\n")
-    script = str(Path(sys.executable).with_name("agentmgr"))
+    program = [str(Path(sys.executable).with_name("agentmgr"))]
+    environment = {**os.environ, "AGENTMGR_DB": str(tmp_path / "a.db"), "AGENTMGR_PROXY_WORKERS": "1"}
+    if where == "PYTHONPATH":
+        environment["PYTHONPATH"] = str(planted)
+        if command == "ours":
+            program, environment = bootstrap.words("agentmgr"), bootstrap.environment(environment)
+        else:  # imported by the script that pip writes, before our first line
+            for name in ("__future__", "agentmgr", "enum", "re", "types"):
+                (planted / f"{name}.py").unlink()
 
     def run(*words):
         done = subprocess.run(
-            [script, *words], cwd=planted, capture_output=True, text=True, timeout=120,
-            env={**os.environ, "AGENTMGR_DB": str(tmp_path / "a.db"), "AGENTMGR_PROXY_WORKERS": "1"},
-        )  # fmt: skip
+            [*program, *words], cwd=planted, env=environment, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

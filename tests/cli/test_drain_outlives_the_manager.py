@@ -7,11 +7,15 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
+
+from agentmgr.supervisor.host_drain import HostDrain
 
 THINKING = """
 from pathlib import Path
@@ -27,6 +31,12 @@ def create_agent():
         return f"answer to {message}"
     return answer
 """
+
+
+def is_asked_to_drain(instance: dict[str, Any]) -> bool:
+    environment = Path(f"/proc/{instance['pid']}/environ").read_text().split("\0")
+    (token,) = (each.partition("=")[2] for each in environment if each.startswith("AGENTMGR_INSTANCE_TOKEN="))
+    return trio.run(HostDrain(instance["host"], instance["port"], token).is_on)
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -63,6 +73,7 @@ def test_the_next_manager_goes_on_with_a_drain(
         until((shell.directory / "thinks").exists)
         with shell.background(*words):
             until(lambda: any(i["pid"] == before["pid"] and i["status"] == "draining" for i in instances()))
+            until(lambda: is_asked_to_drain(before))  # just before that, a restart would be forgotten
             shell.kill_manager()
         assert shell.lives(before["pid"])
         with shell.background("daemon") as manager:
@@ -77,7 +88,8 @@ def test_the_next_manager_goes_on_with_a_drain(
             with pytest.raises(ConnectionClosed) as closed:
                 client.recv(timeout=60)
             assert closed.value.rcvd is not None
-            assert closed.value.rcvd.code == (1012 if runs_afterwards else 1001)
+            codes = {"stop": {1001}, "restart": {1012}, "shutdown": {1001, 1012}}  # of either manager
+            assert closed.value.rcvd.code in codes[words[0]]
             until(lambda: not shell.lives(before["pid"]))
             if runs_afterwards:
                 until(lambda: [i["status"] for i in instances()] == ["running"])

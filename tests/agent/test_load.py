@@ -54,6 +54,7 @@ async def made(path):
         try:
             return await make_agent(load(path), Runtime.AUTO, nursery)
         except AgentLoadError as error:
+            nursery.cancel_scope.cancel()  # a runtime may have been opened already
             return error
 
 
@@ -190,7 +191,8 @@ def test_a_missing_file_is_named_with_its_whole_path(tmp_path):
         ("class Fatal(BaseException): pass\nraise Fatal('at import')\n", ["raise Fatal", "Fatal: at import"]),
         ("raise KeyboardInterrupt\n", ["raise KeyboardInterrupt", "KeyboardInterrupt"]),
         (
-            "import asyncio\ndef create_agent():\n    raise asyncio.CancelledError('by hand')\n",
+            "import asyncio\nRUNTIME = 'trio'\n"
+            "def create_agent():\n    raise asyncio.CancelledError('by hand')\n",
             ["raise asyncio.CancelledError", "CancelledError: by hand"],
         ),
         (

@@ -21,8 +21,10 @@ _WITH_SECRETS = "# Contains secrets: the values of all variables of the services
     "export", example="agentmgr export > services.toml\nagentmgr export --with-env --output secrets.toml"
 )
 @click.option("--with-env", is_flag=True, help="With the values of all variables, which may be secrets.")
-@click.option("--output", type=FILE, metavar="FILE", help="Write it there, for its owner only (mode 0600).")
-async def command(cli: Cli, with_env: bool, output: str | None) -> None:
+@click.option(
+    "--output", "path", type=FILE, metavar="FILE", help="Write it there, for its owner only (mode 0600)."
+)
+async def command(cli: Cli, with_env: bool, path: str | None) -> None:
     """Print services and routing rules as a file that `agentmgr apply` takes.
 
     Values of variables are hidden in it, except those of --env-public; applied to the same database, they
@@ -38,10 +40,10 @@ async def command(cli: Cli, with_env: bool, output: str | None) -> None:
         ]
     secret = with_env and any(environments.values())
     text = (_WITH_SECRETS if secret else "") + written(services, rules)
-    if output is None:
+    if path is None:
         say(text, lines=True, end="")
     else:
-        _write(output, text)
+        _write(path, text)
     if secret:
         note("this contains secrets: the values of all variables of the services")
     elif HIDDEN in text:

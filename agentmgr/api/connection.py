@@ -34,7 +34,7 @@ _RECEIVE_BYTES = 2**16
 Transport = trio.abc.HalfCloseableStream | trio.SSLStream[trio.abc.HalfCloseableStream]
 
 
-class Connection:
+class HttpConnection:
     """Serves one client: `run` returns when the connection is closed, by whichever side."""
 
     def __init__(

@@ -24,7 +24,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendEvent, 
 from werkzeug.exceptions import HTTPException
 
 from ..errors import leaves
-from .connection import Connection, reset, wrapped
+from .connection import HttpConnection, reset, wrapped
 from .faults import Faults
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class _Connections:
 
     async def serve(self, stream: trio.SocketStream) -> None:
         certificate = self._certificate
-        connection = Connection(
+        connection = HttpConnection(
             stream.socket,
             wrapped(stream, self._limits.stall, None if certificate is None else certificate.context()),
             app=self._app,

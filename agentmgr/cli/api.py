@@ -12,7 +12,7 @@ from ..logging_setup import configure_logging
 from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .attach import Listener, attach
-from .foreground import Told, managing, run_until_told, until_signalled
+from .foreground import StopSignals, managing, run_until_stopped, stop_signals
 from .group import Cli, subcommand
 from .listeners import check_ports, open_api, open_gateway
 from .manager_options import kept, manager_options
@@ -41,8 +41,8 @@ async def command(
     """
     settings = cli.settings(api_host=host, api_port=port, health_check_interval=health_interval, **flags)
     configure_logging(settings.log_level, settings.log_format)
-    async with until_signalled() as told:
-        manage = partial(_manage, cli, settings, proxy_port, tls, told)
+    async with stop_signals() as signals:
+        manage = partial(_manage, cli, settings, proxy_port, tls, signals)
         if await manages_unless_another_does(cli.paths, manage):
             return
         own = (["--health-interval"] if health_interval is not None else []) + kept(flags)
@@ -51,17 +51,17 @@ async def command(
         async with trio.open_nursery() as nursery:
             if proxy_port is not None:
                 gateway = Listener("proxy", settings.api_host, proxy_port, tls, settings.proxy_protocol)
-                nursery.start_soon(attach, cli, gateway, told.once)
-            await attach(cli, Listener("api", settings.api_host, settings.api_port, tls), told.once)
+                nursery.start_soon(attach, cli, gateway, signals.first)
+            await attach(cli, Listener("api", settings.api_host, settings.api_port, tls), signals.first)
 
 
 async def _manage(
-    cli: Cli, settings: Settings, proxy_port: int | None, tls: Certificate | None, told: Told
+    cli: Cli, settings: Settings, proxy_port: int | None, tls: Certificate | None, signals: StopSignals
 ) -> None:
     host, port = settings.api_host, settings.api_port
     await check_ports(cli.paths, host, gateway=proxy_port, workers=settings.proxy_workers, api=port)
-    async with managing(cli, settings, told) as (manager, listeners):
+    async with managing(cli, settings, signals) as (manager, listeners):
         await open_api(listeners, manager, host, port, tls)
         if proxy_port is not None:
             await open_gateway(listeners, manager, host, proxy_port, tls)
-        await run_until_told(manager, told)
+        await run_until_stopped(manager, signals)

@@ -32,30 +32,30 @@ class Listener:
     proxy_protocol: bool = False
 
 
-async def attach(cli: Cli, listener: Listener, told: trio.Event) -> None:
-    """Opens a listener of the running manager, until told to stop.
+async def attach(cli: Cli, listener: Listener, stop: trio.Event) -> None:
+    """Opens a listener of the running manager, until `stop` is set.
 
     When another manager takes its place, as in an upgrade, the listener is opened there. Raises
     `ManagerNotRunning` when the manager is killed.
     """
-    while not told.is_set():
-        await _attach_once(cli, listener, told)
+    while not stop.is_set():
+        await _attach_once(cli, listener, stop)
         give_up_at = trio.current_time() + _SUCCESSION_S
-        while not (told.is_set() or await answers_at_once(cli.paths)):
+        while not (stop.is_set() or await answers_at_once(cli.paths)):
             if trio.current_time() > give_up_at:
                 note("the manager has ended, and its listeners with it")
                 return
             await trio.sleep(RETRY_S)
-        if not told.is_set():
+        if not stop.is_set():
             note("the manager was replaced; opening again in the new one")
 
 
-async def _attach_once(cli: Cli, listener: Listener, told: trio.Event) -> None:
-    """Returns when told to, or when the manager ends."""
+async def _attach_once(cli: Cli, listener: Listener, stop: trio.Event) -> None:
+    """Returns when `stop` is set, or when the manager ends."""
     certfile, keyfile = listener.tls.files if listener.tls else (None, None)
     async with (
         running(cli) as client,
-        told_whose(cli, listener.kind, listener.port),
+        naming_port_owner(cli, listener.kind, listener.port),
         client.open_listener(
             listener.kind,
             listener.host,
@@ -75,12 +75,12 @@ async def _attach_once(cli: Cli, listener: Listener, told: trio.Event) -> None:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(listen)
-            await told.wait()
+            await stop.wait()
             nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
-async def told_whose(cli: Cli, kind: ListenerKind, port: int) -> AsyncIterator[None]:
+async def naming_port_owner(cli: Cli, kind: ListenerKind, port: int) -> AsyncIterator[None]:
     """When the port is taken by this very manager, the error says so."""
     try:
         yield

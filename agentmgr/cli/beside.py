@@ -26,9 +26,9 @@ from .render import clock
 
 
 async def serve_beside(
-    cli: Cli, settings: Settings, certificate: Certificate | None, told: trio.Event
+    cli: Cli, settings: Settings, certificate: Certificate | None, stop: trio.Event
 ) -> None:
-    """Until told to end, or until the manager is shut down. Raises `PortNotAvailable`, `ManagerError`."""
+    """Serves until `stop` is set or the manager is shut down. Raises `PortNotAvailable`, `ManagerError`."""
     settings.check_gateway()
     certfile, keyfile = certificate.files if certificate else (None, None)
     spec = WorkerSpec(
@@ -41,14 +41,14 @@ async def serve_beside(
         guest=True,
     )
     if settings.proxy_workers > 1:
-        await _serve_by_several(spec, settings.proxy_workers, told)
+        await _serve_by_several(spec, settings.proxy_workers, stop)
     else:
-        await _serve_here(cli, spec, certificate, told)
-    if not told.is_set():
+        await _serve_here(cli, spec, certificate, stop)
+    if not stop.is_set():
         note("the manager has ended, and its listeners with it")
 
 
-async def _serve_here(cli: Cli, spec: WorkerSpec, certificate: Certificate | None, told: trio.Event) -> None:
+async def _serve_here(cli: Cli, spec: WorkerSpec, certificate: Certificate | None, stop: trio.Event) -> None:
     worker = Worker(spec, ended=_print_end)
     with locked(cli.paths, PidFile(spec.worker_id, os.getpid(), guest=True)):
         listeners = await open_listeners(spec.host, spec.port)
@@ -60,7 +60,7 @@ async def _serve_here(cli: Cli, spec: WorkerSpec, certificate: Certificate | Non
                 say(address("proxy", spec.host, port, tls=certificate is not None), flush=True)
 
             async def end() -> None:
-                await told.wait()
+                await stop.wait()
                 worker.end()
 
             nursery.start_soon(announce)
@@ -69,7 +69,7 @@ async def _serve_here(cli: Cli, spec: WorkerSpec, certificate: Certificate | Non
             nursery.cancel_scope.cancel()
 
 
-async def _serve_by_several(spec: WorkerSpec, count: int, told: trio.Event) -> None:
+async def _serve_by_several(spec: WorkerSpec, count: int, stop: trio.Event) -> None:
     workers = WorkerSet(spec, count, hub=None)
     async with trio.open_nursery() as nursery:
 
@@ -79,7 +79,7 @@ async def _serve_by_several(spec: WorkerSpec, count: int, told: trio.Event) -> N
 
         port = await nursery.start(run)
         say(address("proxy", spec.host, port, tls=spec.certfile is not None), flush=True)
-        await told.wait()
+        await stop.wait()
         workers.stop()
 
 

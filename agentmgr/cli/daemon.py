@@ -15,7 +15,7 @@ from ..ownership import turn_to_start
 from ..proxy.certificate import Certificate
 from ..settings import Settings
 from ..storage.sqlite import check
-from .foreground import managing, run_until_told, until_signalled
+from .foreground import managing, run_until_stopped, stop_signals
 from .group import Cli, subcommand
 from .listeners import check_ports, open_api, open_gateway
 from .manager_options import manager_options
@@ -85,8 +85,8 @@ async def _run(
     notifier = Notifier()
     background = ready_fd is not None
     async with (
-        until_signalled() as told,
-        managing(cli, settings, told, in_background=background) as (manager, listeners),
+        stop_signals() as signals,
+        managing(cli, settings, signals, in_background=background) as (manager, listeners),
         trio.open_nursery() as nursery,
     ):
         say(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
@@ -98,9 +98,9 @@ async def _run(
         _tell(ready_fd, "ready")
         notifier.tell("READY=1")
         nursery.start_soon(notifier.keep_alive)
-        await run_until_told(manager, told)
+        await run_until_stopped(manager, signals)
         notifier.tell("STOPPING=1")
-        if told.once.is_set():  # else whoever asked for the end said what becomes of the instances
+        if signals.first.is_set():  # else whoever asked for the end said what becomes of the instances
             manager.request_shutdown(leave_running=leave_running)
         nursery.cancel_scope.cancel()
 

@@ -1,4 +1,4 @@
-"""Being the manager of a database, in this process, until told to stop."""
+"""Being the manager of a database, in this process, until a signal or `agentmgr shutdown` ends it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @asynccontextmanager
 async def managing(
-    cli: Cli, settings: Settings, told: Told, *, in_background: bool = False
+    cli: Cli, settings: Settings, signals: StopSignals, *, in_background: bool = False
 ) -> AsyncIterator[tuple[AgentManager, trio.Nursery]]:
     """A manager that supervises, and answers on its control socket to the very end.
 
     The nursery is for its listeners: it lasts until services have ended, so that sessions can end before.
 
-    When it is told to end for the second time, sessions are waited for no longer; for the third, nothing is.
+    At the second stop signal it stops waiting for sessions; at the third it kills what still runs.
 
     Raises `ManagerAlreadyRunning` where another one does.
     """
@@ -36,68 +36,68 @@ async def managing(
         here = AgentManager(cli.paths.database, settings=settings, in_background=in_background)
         async with here as manager:
             await nursery.start(serve_control, manager, cli.paths.control_socket)
-            nursery.start_soon(_hurry_when_told_again, manager, told)
+            nursery.start_soon(_hurry_at_further_signals, manager, signals)
             yield manager, nursery
         nursery.cancel_scope.cancel()
 
 
-async def _hurry_when_told_again(manager: AgentManager, told: Told) -> None:
-    await told.once.wait()
+async def _hurry_at_further_signals(manager: AgentManager, signals: StopSignals) -> None:
+    await signals.first.wait()
     note("stopping; sessions may end first, and a second Ctrl-C cuts them short")
-    await told.twice.wait()
+    await signals.second.wait()
     note("stopping without sessions; a third Ctrl-C kills what takes its time")
     manager.hurry()
-    await told.thrice.wait()
+    await signals.third.wait()
     manager.hurry(kill=True)
 
 
 @frozen
-class Told:
-    """To end, by Ctrl-C, SIGTERM or a closed terminal."""
+class StopSignals:
+    """Set by the first, second and third SIGINT (Ctrl-C), SIGTERM or SIGHUP (a closed terminal)."""
 
-    once: trio.Event = Factory(trio.Event)
-    twice: trio.Event = Factory(trio.Event)
-    thrice: trio.Event = Factory(trio.Event)
+    first: trio.Event = Factory(trio.Event)
+    second: trio.Event = Factory(trio.Event)
+    third: trio.Event = Factory(trio.Event)
 
-    def again(self) -> None:
-        for event in (self.once, self.twice, self.thrice):
+    def received(self) -> None:
+        for event in (self.first, self.second, self.third):
             if not event.is_set():
                 event.set()
                 break
 
 
 @asynccontextmanager
-async def until_signalled() -> AsyncIterator[Told]:
-    """Events that signals set.
+async def stop_signals() -> AsyncIterator[StopSignals]:
+    """Receives the signals that stop this process, and reports each.
 
     The receiver stays open while the block winds up: without it, a second signal would kill the clean-up.
     """
-    told = Told()
+    stop = StopSignals()
     # What the receiver puts back at its end: a second signal must not kill the interpreter's own end either.
     before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
     try:
-        with trio.open_signal_receiver(*_SIGNALS) as signals:
+        with trio.open_signal_receiver(*_SIGNALS) as received:
             async with trio.open_nursery() as nursery:
 
                 async def listen() -> None:
-                    async for _ in signals:
-                        told.again()
+                    async for _ in received:
+                        stop.received()
 
                 nursery.start_soon(listen)
-                yield told
+                yield stop
                 nursery.cancel_scope.cancel()
     finally:
-        if not told.once.is_set():
+        if not stop.first.is_set():
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
-async def run_until_told(manager: AgentManager, told: Told) -> None:
+async def run_until_stopped(manager: AgentManager, signals: StopSignals) -> None:
     """Returns when a signal or `agentmgr shutdown` asks for the end."""
     async with trio.open_nursery() as nursery:
 
         async def listen() -> None:
-            await told.once.wait()
+            await signals.first.wait()
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(listen)

@@ -13,9 +13,9 @@ from ..logging_setup import configure_logging
 from ..manager import AgentManager
 from ..proxy.certificate import Certificate
 from ..settings import Settings
-from .attach import told_whose
+from .attach import naming_port_owner
 from .beside import print_session_end, serve_beside
-from .foreground import Told, managing, run_until_told, until_signalled
+from .foreground import StopSignals, managing, run_until_stopped, stop_signals
 from .group import Cli, subcommand
 from .listeners import check_ports, open_gateway
 from .manager_options import manager_options
@@ -43,22 +43,22 @@ async def command(
     """
     settings = cli.settings(proxy_host=host, proxy_port=port, health_check_interval=health_interval, **flags)
     configure_logging(settings.log_level, settings.log_format)
-    async with until_signalled() as told:
-        if await manages_unless_another_does(cli.paths, partial(_manage, cli, settings, tls, told)):
+    async with stop_signals() as signals:
+        if await manages_unless_another_does(cli.paths, partial(_manage, cli, settings, tls, signals)):
             return
         if health_interval is not None:
             note("a manager is running already; it keeps its own --health-interval")
-        async with told_whose(cli, "proxy", settings.proxy_port):
-            await serve_beside(cli, settings, tls, told.once)
+        async with naming_port_owner(cli, "proxy", settings.proxy_port):
+            await serve_beside(cli, settings, tls, signals.first)
 
 
-async def _manage(cli: Cli, settings: Settings, tls: Certificate | None, told: Told) -> None:
+async def _manage(cli: Cli, settings: Settings, tls: Certificate | None, signals: StopSignals) -> None:
     host, port = settings.proxy_host, settings.proxy_port
     await check_ports(cli.paths, host, gateway=port, workers=settings.proxy_workers)
-    async with managing(cli, settings, told) as (manager, listeners), trio.open_nursery() as nursery:
+    async with managing(cli, settings, signals) as (manager, listeners), trio.open_nursery() as nursery:
         await open_gateway(listeners, manager, host, port, tls)
         nursery.start_soon(_print_session_ends, manager)
-        await run_until_told(manager, told)
+        await run_until_stopped(manager, signals)
         nursery.cancel_scope.cancel()
 
 

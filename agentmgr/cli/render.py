@@ -105,12 +105,12 @@ _STANDING = {
 }
 
 
-def standing(service: Service, *, just_told: bool = False) -> str:
-    """In a few words that follow its name. What it was `just_told` may not have begun yet."""
+def standing(service: Service, *, just_requested: bool = False) -> str:
+    """In a few words that follow its name. What it was `just_requested` may not have begun yet."""
     status = service.status
-    if just_told and service.desired_status is DesiredStatus.RUNNING and status is _S.STOPPED:
+    if just_requested and service.desired_status is DesiredStatus.RUNNING and status is _S.STOPPED:
         status = _S.STARTING
-    elif just_told and service.desired_status is DesiredStatus.STOPPED and status is not _S.STOPPED:
+    elif just_requested and service.desired_status is DesiredStatus.STOPPED and status is not _S.STOPPED:
         status = _S.STOPPING
     where = f" at {service.endpoint}" if status is _S.RUNNING and service.endpoint else ""
     return f"{_STANDING[status][0]}{where}"

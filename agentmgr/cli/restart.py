@@ -28,7 +28,7 @@ async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: boo
             service = await manager.restart_service(
                 name, rolling=not no_rolling, force=force, wait=not no_wait
             )
-            say(f"{service.name} ", standing(service, just_told=no_wait))
+            say(f"{service.name} ", standing(service, just_requested=no_wait))
 
         code = await each(cli, names, restart)
         await mention_stale(cli, names)

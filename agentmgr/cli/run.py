@@ -20,7 +20,7 @@ from ..models import DesiredStatus, Service, ServiceConfig
 from ..settings import LogLevel
 from ..supervisor.tail import follow, tail
 from ..visible import ProgramOutput
-from .foreground import managing, run_until_told, until_signalled
+from .foreground import managing, run_until_stopped, stop_signals
 from .group import Cli, subcommand
 from .manager_options import gateway_options
 from .names import FILE
@@ -50,7 +50,7 @@ async def command(
     """
     settings = cli.settings(proxy_port=proxy_port, api_port=api_port, **gateway)
     configure_logging(LogLevel.WARNING, settings.log_format)
-    async with until_signalled() as told, managing(cli, settings, told) as (manager, listeners):
+    async with stop_signals() as signals, managing(cli, settings, signals) as (manager, listeners):
         services = [await _registered(manager, file) for file in dict.fromkeys(files)]
         async with trio.open_nursery() as nursery:
             proxy = await _open(listeners, manager.serve_proxy, host, settings.proxy_port, proxy_port)
@@ -60,7 +60,7 @@ async def command(
                 nursery.start_soon(_show_log, manager, service, number)
             for service in services:
                 nursery.start_soon(_start, manager, service)
-            await run_until_told(manager, told)
+            await run_until_stopped(manager, signals)
             nursery.cancel_scope.cancel()
         with suppress(ManagerNotRunning):  # `agentmgr shutdown` was quicker
             # Stopped for good, unless it was to run anyway: a later manager must not start it by itself.

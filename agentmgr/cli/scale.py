@@ -20,5 +20,5 @@ async def command(cli: Cli, name: str, instances: int, no_wait: bool) -> None:
     """Run a service with so many instances from now on."""
     async with for_writing(cli, adopting=True) as manager, progress(cli):
         service = await manager.scale_service(name, instances, wait=not no_wait)
-    stands = standing(service, just_told=no_wait)
+    stands = standing(service, just_requested=no_wait)
     say(f"{service.name} has {counted(instances, 'instance')}; it {stands}")

@@ -30,7 +30,7 @@ async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> int:
                 if waiting := await waits(cli, name):
                     raise ServiceFailedToStart(f"{name} {waiting}") from None
                 raise
-            say(f"{service.name} ", standing(service, just_told=no_wait))
+            say(f"{service.name} ", standing(service, just_requested=no_wait))
 
         code = await each(cli, names, start)
         await mention_stale(cli, names)

@@ -23,6 +23,6 @@ async def command(cli: Cli, names: tuple[str, ...], force: bool, no_wait: bool) 
 
         async def stop(name: str) -> None:
             service = await manager.stop_service(name, force=force, wait=not no_wait)
-            say(f"{service.name} ", standing(service, just_told=no_wait))
+            say(f"{service.name} ", standing(service, just_requested=no_wait))
 
         return await each(cli, names, stop)

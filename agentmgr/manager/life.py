@@ -166,8 +166,8 @@ class ManagerLife:
         plane.ending = not self._leave_running
         async with trio.open_nursery() as nursery:
 
-            async def hurry(told: trio.Event, *, kill: bool) -> None:
-                await told.wait()
+            async def hurry(requested: trio.Event, *, kill: bool) -> None:
+                await requested.wait()
                 await plane.supervisor.shutdown(force=True, kill=kill)
 
             nursery.start_soon(partial(hurry, self._hurried, kill=False))

@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from agentmgr.api.connection import Connection
+from agentmgr.api.connection import HttpConnection
 from agentmgr.api.server import ServerLimits, serve
 from agentmgr.control_socket import control_listener
 from agentmgr.listening import open_listeners
@@ -168,10 +168,10 @@ async def test_a_head_that_never_ends_is_cut_at_the_deadline() -> None:
 async def test_the_end_of_the_process_is_not_taken_for_a_failed_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def interrupted(_: Connection) -> None:
+    async def interrupted(_: HttpConnection) -> None:
         raise BaseExceptionGroup("both at once", [KeyboardInterrupt(), OSError("a connection's own")])
 
-    monkeypatch.setattr(Connection, "run", interrupted)
+    monkeypatch.setattr(HttpConnection, "run", interrupted)
     with pytest.raises(BaseExceptionGroup) as caught:
         async with running() as (port, _), await trio.open_tcp_stream("127.0.0.1", port):
             with trio.fail_after(60):

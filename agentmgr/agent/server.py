@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -21,10 +22,10 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from ..boundary import Failure, contain, report
-from ..core.proof import DRAIN_PATH, HEALTH_PATH, IDENTITY_HEADER
+from ..core.proof import CONNECTION_HEADER, DRAIN_PATH, HEALTH_PATH, IDENTITY_HEADER
 from . import health
 from .adapt import HostedAgent, RawAgent
-from .connection import Connection
+from .client_link import ClientLink
 from .door import Door, Headers, believed, value
 from .drain import Drain
 from .message import Client
@@ -37,6 +38,7 @@ logger = logging.getLogger("agentmgr.agent")
 HANDSHAKE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 MAX_HEAD_BYTES = 16 * 1024
+_CONNECTION_ID = re.compile(r"con_[0-9a-f]{1,64}")
 _KEY = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")  # 16 bytes in base64
 
 
@@ -121,7 +123,8 @@ class AgentServer:
             if is_probe:
                 await self._serve_probe(websocket, await self._report(target, stranger=stranger))
             else:
-                await self._serve_client(wire, websocket, _client_of(headers, stream, gateway=gateway))
+                client = _client_of(headers, stream, gateway=gateway)
+                await self._serve_client(wire, websocket, client, _link_id(client))
             with trio.move_on_after(CLOSE_TIMEOUT_S):
                 leaving = self._going_away or self._drain.on
                 await websocket.aclose(*(self._drain.farewell if leaving else (1000, None)))
@@ -168,15 +171,23 @@ class AgentServer:
             wire.accepted(lambda: websocket.closed)
         return wire, websocket
 
-    async def _serve_client(self, wire: Wire, websocket: WebSocketConnection, client: Client) -> None:
+    async def _serve_client(
+        self, wire: Wire, websocket: WebSocketConnection, client: Client, link_id: str
+    ) -> None:
         if isinstance(self._agent, RawAgent):
             await self._serve_raw(self._agent, websocket)
             return
-        connection = Connection(
-            wire, websocket, client, self._sessions, self._drain, max_message_bytes=self._max_message_bytes
+        link = ClientLink(
+            wire,
+            websocket,
+            client,
+            self._sessions,
+            self._drain,
+            link_id=link_id,
+            max_message_bytes=self._max_message_bytes,
         )
-        with self._closed_by(connection.close), self._drain.counting(connection):
-            await connection.run()
+        with self._closed_by(link.close), self._drain.counting(link):
+            await link.run()
 
     async def _serve_raw(self, agent: RawAgent, websocket: WebSocketConnection) -> None:
         with trio.CancelScope() as scope, self._closed_by(scope.cancel):
@@ -287,6 +298,12 @@ def _client_of(headers: Headers, stream: trio.SocketStream, *, gateway: bool) ->
     if gateway and (forwarded := by_name.get("x-forwarded-for")):
         address = forwarded.rpartition(",")[2].strip()
     return Client(address, by_name.get(IDENTITY_HEADER.lower()), by_name)
+
+
+def _link_id(client: Client) -> str:
+    """The gateway's id of the connection, so that a client knows the one that `agentmgr disconnect` takes."""
+    connection_id = client.headers.get(CONNECTION_HEADER.lower(), "")
+    return connection_id if _CONNECTION_ID.fullmatch(connection_id) else f"lnk_{secrets.token_hex(8)}"
 
 
 def _detect_dead_peers(sock: trio.socket.SocketType) -> None:

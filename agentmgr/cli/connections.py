@@ -15,7 +15,7 @@ from .render import ago, duration, print_table
 @click.option("--service", type=SERVICE, metavar="NAME", help="Only those of this service.")
 @format_option
 async def command(cli: Cli, service: str | None, output: str) -> None:
-    """List the sessions that are open through the gateway."""
+    """List the connections that are open through the gateway."""
     async with for_reading(cli) as manager:
         found = [
             connection
@@ -41,5 +41,5 @@ async def command(cli: Cli, service: str | None, output: str) -> None:
             ]
             for c in found
         ],
-        empty="no sessions are open",
+        empty="no connections are open",
     )

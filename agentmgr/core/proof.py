@@ -26,6 +26,9 @@ PROOF_HEADER = "X-Agentmgr-Proof"
 IDENTITY_HEADER = "X-Agentmgr-Identity"
 """The name of the client's token; from the gateway, and only with its proof."""
 
+CONNECTION_HEADER = "X-Agentmgr-Connection"
+"""The gateway's id of the client's connection. (`X-Request-Id` may be what a trusted proxy sent.)"""
+
 PROOF_AGE_S = 60.0
 """For so long a proof is good, once. A gateway waits for the answer to its handshake 10 s by default."""
 

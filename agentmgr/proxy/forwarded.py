@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from attrs import frozen
 
-from ..core.proof import IDENTITY_HEADER, from_gateway
+from ..core.proof import CONNECTION_HEADER, IDENTITY_HEADER, from_gateway
 from .head import Fields, RequestHead
 
 Networks = Sequence[IPv4Network | IPv6Network]
@@ -59,7 +59,7 @@ def backend_fields(
     peer: str,
     trusted: Networks,
     secure: bool,
-    request_id: str,
+    connection_id: str,
     identity: str | None = None,
 ) -> Fields:
     """The header fields for the instance; `identity` is the name that the client has proved to have."""
@@ -69,6 +69,7 @@ def backend_fields(
         ("X-Forwarded-For", f"{hops}, {peer}" if (hops := believed.get("x-forwarded-for")) else peer),
         ("X-Forwarded-Proto", believed.get("x-forwarded-proto", "https" if secure else "http")),
         ("X-Forwarded-Host", believed.get("x-forwarded-host", head.by_name["host"])),
-        ("X-Request-Id", believed.get("x-request-id", request_id)),
+        ("X-Request-Id", believed.get("x-request-id", connection_id)),
+        (CONNECTION_HEADER, connection_id),
         *([(IDENTITY_HEADER, identity)] if identity is not None else []),
     )

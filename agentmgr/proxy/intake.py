@@ -173,7 +173,7 @@ class Intake:
             peer=peer.address,
             trusted=self._trusted_with(peer),
             secure=wire.secure or peer.secure,
-            request_id=connection_id,
+            connection_id=connection_id,
             identity=identity.name if identity else None,
         )
         return upgrade_request(visit.request.address[1], fields)

@@ -107,6 +107,29 @@ async def test_a_direct_client_of_this_user_has_no_identity_and_no_other_address
 
 
 @pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        ((proven(), "X-Agentmgr-Connection: con_00ff"), "con_00ff"),
+        (("X-Agentmgr-Connection: con_00ff",), "lnk_"),
+        ((proven(salt="2"), 'X-Agentmgr-Connection: con_"'), "lnk_"),
+        ((), "lnk_"),
+    ],
+    ids=["the gateway's", "not proven", "not an id", "without a gateway"],
+)
+async def test_a_client_sees_the_gateways_id_of_its_connection(lines: tuple[str, ...], shown: str) -> None:
+    async with hosted(reporting, door=Door("secret")) as url:
+        async with await switched(url, upgrade(*lines)) as stream:
+            greeting = b""
+            with trio.fail_after(30):
+                while not greeting.endswith(b"}"):
+                    greeting += await stream.receive_some()
+    event = json.loads(greeting[greeting.index(b"{") :])
+    assert event["event"] == "system.connected"
+    assert event["content"]["connection_id"] == event["connection_id"]
+    assert event["connection_id"].startswith(shown)
+
+
+@pytest.mark.parametrize(
     "line",
     [proven(token="another"), proven(subject="another key"), f"{PROOF_HEADER}: nonsense"],
     ids=["another instance's", "another handshake's", "nonsense"],

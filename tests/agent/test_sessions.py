@@ -338,7 +338,7 @@ async def test_a_question_counts_one_answer_though_two_come_at_once():
 
 
 async def test_a_client_that_takes_in_nothing_is_cut_off_and_may_come_back(monkeypatch):
-    monkeypatch.setattr("agentmgr.agent.connection.WRITE_STALL_S", 0.1)
+    monkeypatch.setattr("agentmgr.agent.client_link.WRITE_STALL_S", 0.1)
 
     async def agent(message):
         for _ in range(600):

@@ -322,8 +322,8 @@ async def test_half_a_surrogate_pair_from_an_author_still_arrives():
 
 
 async def test_heartbeats_come_while_a_client_is_there_and_stop_when_it_has_gone_quiet(monkeypatch):
-    monkeypatch.setattr("agentmgr.agent.connection.HEARTBEAT_S", 0.02)
-    monkeypatch.setattr("agentmgr.agent.connection.QUIET_S", 0.2)
+    monkeypatch.setattr("agentmgr.agent.client_link.HEARTBEAT_S", 0.02)
+    monkeypatch.setattr("agentmgr.agent.client_link.QUIET_S", 0.2)
     async with hosted(echo) as url, bare_client(url) as client:
         await client.ask("hi")
         for _ in range(3):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 
 def names(shell: Any, *more: str) -> list[str]:
@@ -65,6 +67,28 @@ def test_nothing_is_put_back_under_a_manager_whose_lock_file_was_deleted(shell: 
     assert "manages" in shell.fails("restore", "copy.db")
     shell.paths.lock.unlink()
     (shell.directory / "lock").rename(shell.paths.lock)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_connection_id_that_a_client_sees_is_the_one_to_disconnect(shell: Any, workers: str) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    shell.ok("shutdown")
+    options = ("--proxy-port", "0", "--workers", workers, "--trusted-proxy", "127.0.0.1")
+    with shell.background("daemon", *options) as daemon:
+        url = daemon.until("gateway at ws").split()[-1]
+        shell.ok("start", "echo")
+        with connect(url, additional_headers={"X-Request-Id": "of-a-proxy"}) as client:
+            client.send('{"event": "user.message", "content": "hello"}')
+            connected = json.loads(client.recv(timeout=30))
+            connection_id = connected["content"]["connection_id"]
+            assert connected["event"] == "system.connected"
+            assert json.loads(client.recv(timeout=30))["connection_id"] == connection_id
+            shell.ok("disconnect", connection_id, "--code", "4321")
+            with pytest.raises(ConnectionClosed) as closed:
+                while True:
+                    client.recv(timeout=30)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 4321
 
 
 def test_nothing_bad_is_put_back(here: Any, write: Any) -> None:

@@ -1,4 +1,4 @@
-"""One client's connection: its frames become calls on sessions, the sessions' events become frames.
+"""The host's side of one client's socket: frames become calls on sessions, sessions' events become frames.
 
 Reading never waits for writing, so that pings, cancels and closes are seen at once; what is to be written
 waits in the sessions' own bounded buffers, and control answers in a short queue.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -45,7 +44,7 @@ MAX_SESSIONS = 64
 """Of one connection: programs use a few, an attacker would use all."""
 
 
-class Connection:
+class ClientLink:
     def __init__(
         self,
         wire: Wire,
@@ -54,9 +53,10 @@ class Connection:
         sessions: Sessions,
         drain: Drain,
         *,
+        link_id: str,
         max_message_bytes: int,
     ) -> None:
-        self.id = f"con_{secrets.token_hex(8)}"
+        self.id = link_id
         self._wire = wire
         self._websocket = websocket
         self._client = client
@@ -387,14 +387,14 @@ def _describe(gap: Gap) -> Mapping[str, Any]:
     }
 
 
-_HANDLERS: Mapping[str, Callable[[Connection, ClientEvent], None]] = {
-    "user.create_session": Connection._create_session,
-    "user.message": Connection._message,
-    "user.response": Connection._response,
-    "user.cancel": Connection._cancel,
-    "user.ack": Connection._ack,
-    "user.reconnect": Connection._reconnect,
-    "user.reconnect_with_state": Connection._reconnect,
-    "user.request_state": Connection._request_state,
-    "ping": Connection._ping,
+_HANDLERS: Mapping[str, Callable[[ClientLink, ClientEvent], None]] = {
+    "user.create_session": ClientLink._create_session,
+    "user.message": ClientLink._message,
+    "user.response": ClientLink._response,
+    "user.cancel": ClientLink._cancel,
+    "user.ack": ClientLink._ack,
+    "user.reconnect": ClientLink._reconnect,
+    "user.reconnect_with_state": ClientLink._reconnect,
+    "user.request_state": ClientLink._request_state,
+    "ping": ClientLink._ping,
 }

@@ -21,6 +21,7 @@ from agentmgr.errors import InvalidRequest
 from agentmgr.models import (
     ConditionOperator,
     Connection,
+    ConnectionEnd,
     Event,
     HealthCheck,
     HealthStatus,
@@ -35,7 +36,6 @@ from agentmgr.models import (
     ServiceConfig,
     ServiceSpec,
     ServiceStatus,
-    SessionEnd,
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -119,7 +119,7 @@ details = st.dictionaries(
 )
 events = st.builds(Event, texts, moments, maybe, maybe, details, counts)
 session_ends = st.builds(
-    SessionEnd,
+    ConnectionEnd,
     texts,
     texts,
     texts,

@@ -12,7 +12,7 @@ import pytest
 import agentmgr
 from agentmgr.manager.life import ManagerLife
 from agentmgr.manager.services import ServiceCommands
-from agentmgr.proxy import SessionObserver
+from agentmgr.proxy import ConnectionObserver
 from agentmgr.storage.store import Store
 from agentmgr.supervisor import Journal, Launcher
 
@@ -28,7 +28,7 @@ PUBLIC = {
     """,
     "agentmgr.api": "serve_api serve_control",
     "agentmgr.client": "AgentSession ManagerClient open_session",
-    "agentmgr.proxy": "Authenticator Certificate Gateway GatewayLimits Identity SessionObserver",
+    "agentmgr.proxy": "Authenticator Certificate Gateway GatewayLimits Identity ConnectionObserver",
     "agentmgr.supervisor": "InProcessService Journal Launcher Supervisor Unrecorded in_process",
     "agentmgr.testing": """
         BareClient Behaviour CannotLaunch Cause Exit FakeLauncher MemoryListener MemoryNetwork MemoryStore
@@ -36,7 +36,7 @@ PUBLIC = {
     """,
 }
 #: Whoever implements these need not say again what their methods are for.
-MODELS = (agentmgr.AgentManager, ManagerLife, ServiceCommands, Journal, Launcher, Store, SessionObserver)
+MODELS = (agentmgr.AgentManager, ManagerLife, ServiceCommands, Journal, Launcher, Store, ConnectionObserver)
 NAMES = [
     (module, name) for module, names in PUBLIC.items() for name in names.split() if name != "__version__"
 ]

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from agentmgr.errors import InvalidRequest
 from agentmgr.models import (
+    ConnectionEnd,
     InstanceRecord,
     RestartMode,
     RoutingRule,
     ServiceConfig,
     ServiceSpec,
-    SessionEnd,
     new_id,
     utc_now,
 )
@@ -163,9 +163,9 @@ def test_a_secret_is_not_shown():
     assert "very-secret" not in repr(record)
 
 
-def end(ended_by: str, code: int | None, *, services_fault: bool = False) -> SessionEnd:
+def end(ended_by: str, code: int | None, *, services_fault: bool = False) -> ConnectionEnd:
     now = utc_now()
-    return SessionEnd(
+    return ConnectionEnd(
         "c", "s", "i", now - timedelta(seconds=1), now, ended_by, code, "", 0, 0, 0, 0,
         services_fault=services_fault,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from attrs import evolve
 from ..codec import to_plain
 from ..listening import open_listeners
 from ..manager.workers import WorkerSet
-from ..models import SessionEnd
+from ..models import ConnectionEnd
 from ..proxy.certificate import Certificate
 from ..settings import Settings
 from ..worker.pidfile import PidFile, locked
@@ -83,7 +83,7 @@ async def _serve_by_several(spec: WorkerSpec, count: int, stop: trio.Event) -> N
         workers.stop()
 
 
-def _print_end(end: SessionEnd) -> None:
+def _print_end(end: ConnectionEnd) -> None:
     print_session_end(to_plain(end.event))
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from ..models import Event, Fact, HealthCheck, Latency, ServiceTotals, SessionEnd, SessionPeak
+from ..models import ConnectionEnd, ConnectionPeak, Event, Fact, HealthCheck, Latency, ServiceTotals
 
 
 def counted(totals: ServiceTotals, fact: Fact) -> ServiceTotals:
     """The totals of the fact's service once `fact` is counted in."""
     match fact:
-        case SessionEnd():
+        case ConnectionEnd():
             return evolve(
                 totals,
                 sessions_total=totals.sessions_total + 1,
@@ -23,7 +23,7 @@ def counted(totals: ServiceTotals, fact: Fact) -> ServiceTotals:
                 handshake=_with(totals.handshake, fact.handshake_s),
                 first_byte=_with(totals.first_byte, fact.first_byte_s),
             )
-        case SessionPeak():
+        case ConnectionPeak():
             return evolve(totals, sessions_peak=max(totals.sessions_peak, fact.sessions))
         case Event(kind="instance.backoff"):  # the way to every unplanned restart
             return evolve(totals, restarts=totals.restarts + 1)

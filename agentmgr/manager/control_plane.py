@@ -15,6 +15,8 @@ from ..core.view import routing_table, service_view
 from ..errors import ConnectionNotFound
 from ..models import (
     Connection,
+    ConnectionEnd,
+    ConnectionPeak,
     DesiredStatus,
     Event,
     Fact,
@@ -26,8 +28,6 @@ from ..models import (
     ServiceSpec,
     ServiceStatus,
     ServiceTotals,
-    SessionEnd,
-    SessionPeak,
     Usage,
 )
 from ..settings import Settings
@@ -44,7 +44,7 @@ from .registry import Registry
 class ControlPlane:
     """The live parts of one manager.
 
-    It is the supervisor's `Journal` and the gateway's `SessionObserver`; those two know nothing of each
+    It is the supervisor's `Journal` and the gateway's `ConnectionObserver`; those two know nothing of each
     other, of the store, or of who listens to events.
     """
 
@@ -81,7 +81,7 @@ class ControlPlane:
     def view(self, spec: ServiceSpec) -> Service:
         instances = [self._with_usage(i) for i in self.supervisor.instances(spec.service_id)]
         return service_view(
-            spec, instances, sum(self.gateway.active_sessions(i.instance_id) for i in instances)
+            spec, instances, sum(self.gateway.active_connections(i.instance_id) for i in instances)
         )
 
     def _with_usage(self, instance: Instance) -> Instance:
@@ -217,22 +217,22 @@ class ControlPlane:
 
     # The gateway's observer
 
-    def session_opened(self, connection: Connection) -> None:
+    def connection_opened(self, connection: Connection) -> None:
         service_id = connection.service_id
         active = sum(
-            self.gateway.active_sessions(i.instance_id) for i in self.supervisor.instances(service_id)
+            self.gateway.active_connections(i.instance_id) for i in self.supervisor.instances(service_id)
         )
         if active > self.totals(service_id).sessions_peak:
-            peak = SessionPeak(service_id, active)
+            peak = ConnectionPeak(service_id, active)
             self.store.record(peak)
             self._count(peak)
-        self.figures.session_opened(connection)
+        self.figures.connection_opened(connection)
 
     def client_refused(self, code: str) -> None:
         self.figures.client_refused(code)
 
-    def session_closed(self, end: SessionEnd) -> None:
-        self.figures.session_closed(end)
+    def connection_closed(self, end: ConnectionEnd) -> None:
+        self.figures.connection_closed(end)
         self.store.record(end)
         self._count(end)
         self.events.announce(end.event)

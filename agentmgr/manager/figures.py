@@ -8,7 +8,7 @@ import trio
 from attrs import field, frozen
 
 from ..core.histogram import Histogram
-from ..models import Connection, HealthCheck, SessionEnd
+from ..models import Connection, ConnectionEnd, HealthCheck
 
 _LAG_SAMPLE_S = 0.5
 
@@ -22,11 +22,11 @@ class Figures:
     checks_failed: Counter[bool] = field(factory=Counter)  #: by whether they did
     refusals: Counter[str] = field(factory=Counter)  #: by their code
 
-    def session_opened(self, connection: Connection) -> None:
+    def connection_opened(self, connection: Connection) -> None:
         if connection.handshake_s is not None:
             self.handshakes.observe(connection.handshake_s)
 
-    def session_closed(self, end: SessionEnd) -> None:
+    def connection_closed(self, end: ConnectionEnd) -> None:
         if end.first_byte_s is not None:
             self.first_bytes.observe(end.first_byte_s)
 

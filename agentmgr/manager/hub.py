@@ -22,8 +22,8 @@ from ..core.affinity import Affinity
 from ..core.routing import RoutingTable
 from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
 from ..errors import ConnectionNotFound, InvalidRequest, WrongState
-from ..models import Connection, SessionEnd, utc_now
-from ..proxy import Gateway, SessionObserver
+from ..models import Connection, ConnectionEnd, utc_now
+from ..proxy import ConnectionObserver, Gateway
 from ..worker import protocol
 from ..worker.link import Link
 from ..worker.protocol import Order, Report
@@ -71,7 +71,7 @@ class Hub:
         seats: Seats,
         affinity: Affinity,
         *,
-        observer: SessionObserver,
+        observer: ConnectionObserver,
         access: GatewayAccess,
     ) -> None:
         self._gateway = gateway
@@ -271,7 +271,7 @@ class Hub:
             await remote.unlinked.wait()
         del self._remotes[remote.hello.worker_id]
         for live in tuple(remote.sessions.values()):
-            self._observer.session_closed(_lost(live.connection))
+            self._observer.connection_closed(_lost(live.connection))
         remote.sessions.clear()
         self._grant(self._ledger.forget(remote.hello.worker_id))
         self._gateway.lobby.serve_waiting()
@@ -290,11 +290,11 @@ class Hub:
                 new = connection.connection_id not in remote.sessions
                 remote.sessions[connection.connection_id] = _Live(connection, trio.current_time())
                 if new:
-                    self._observer.session_opened(connection)
+                    self._observer.connection_opened(connection)
             case protocol.Closed(end):
                 claimed.discard(end.connection_id)
                 remote.sessions.pop(end.connection_id, None)
-                self._observer.session_closed(end)
+                self._observer.connection_closed(end)
                 self._changed()
             case protocol.Refused(code):
                 self._observer.client_refused(code)
@@ -373,8 +373,8 @@ class Hub:
         self._news = trio.Event()
 
 
-def _lost(connection: Connection) -> SessionEnd:
-    return SessionEnd(
+def _lost(connection: Connection) -> ConnectionEnd:
+    return ConnectionEnd(
         connection_id=connection.connection_id,
         service_id=connection.service_id,
         instance_id=connection.instance_id,

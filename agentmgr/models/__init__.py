@@ -30,13 +30,13 @@ from .services import Usage as Usage
 if TYPE_CHECKING:
     from .latency import Latency as Latency
     from .records import Connection as Connection
+    from .records import ConnectionEnd as ConnectionEnd
+    from .records import ConnectionPeak as ConnectionPeak
     from .records import Event as Event
     from .records import Fact as Fact
     from .records import HealthCheck as HealthCheck
     from .records import InstanceRecord as InstanceRecord
     from .records import ServiceTotals as ServiceTotals
-    from .records import SessionEnd as SessionEnd
-    from .records import SessionPeak as SessionPeak
     from .routing import ConditionOperator as ConditionOperator
     from .routing import RoutingCondition as RoutingCondition
     from .routing import RoutingRule as RoutingRule
@@ -54,8 +54,8 @@ _PLACES = {
     "HealthCheck": "records",
     "InstanceRecord": "records",
     "ServiceTotals": "records",
-    "SessionEnd": "records",
-    "SessionPeak": "records",
+    "ConnectionEnd": "records",
+    "ConnectionPeak": "records",
     "ConditionOperator": "routing",
     "RoutingCondition": "routing",
     "RoutingRule": "routing",

@@ -84,7 +84,7 @@ _NO_FAILURE = frozenset({1000, 1001, 1005, 1008, 1012}) | {1002, 1003, 1007, 100
 
 
 @frozen
-class SessionEnd:
+class ConnectionEnd:
     """How a session through the gateway ended."""
 
     connection_id: str
@@ -132,14 +132,14 @@ class SessionEnd:
 
 
 @frozen
-class SessionPeak:
+class ConnectionPeak:
     """A service has more sessions at once than ever before."""
 
     service_id: str
     sessions: int
 
 
-Fact = HealthCheck | Event | SessionEnd | SessionPeak
+Fact = HealthCheck | Event | ConnectionEnd | ConnectionPeak
 """What is recorded in batches: it may be lost when the power fails within a second."""
 
 

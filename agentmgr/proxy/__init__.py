@@ -2,8 +2,8 @@
 
 from .access import Authenticator, Identity
 from .certificate import Certificate
+from .connections import ConnectionObserver
 from .gateway import Gateway
 from .limits import GatewayLimits
-from .sessions import SessionObserver
 
-__all__ = ["Authenticator", "Certificate", "Gateway", "GatewayLimits", "Identity", "SessionObserver"]
+__all__ = ["Authenticator", "Certificate", "ConnectionObserver", "Gateway", "GatewayLimits", "Identity"]

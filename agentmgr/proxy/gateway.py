@@ -17,17 +17,17 @@ from ..core.routing import Router, RoutingDecision, RoutingTable
 from ..models import Connection
 from .access import Authenticator, Quotas
 from .certificate import Certificate
+from .connections import ConnectionObserver, Connections
 from .forwarded import networks
 from .frames import close_frame
 from .holders import Holders
 from .intake import Intake
+from .lifetime import Pacer
 from .limits import GatewayLimits
-from .listener import Places, SocketListener, accept_forever
+from .listener import ConnectionLimit, SocketListener, accept_forever
 from .lobby import Lobby
 from .proving import Proving
 from .refusal import Refusal
-from .session import Pacer
-from .sessions import SessionObserver, Sessions
 from .tunnel import Ending, Relay
 from .wire import Dial
 
@@ -38,7 +38,7 @@ _STOPPING = Ending("gateway", 1001, "the service is being stopped")
 class Gateway:
     """Routes WebSocket clients to instances, as a table says that it is handed.
 
-    It knows neither a supervisor nor a store. `observer` is told of each session. With an `authenticator`
+    It knows neither a supervisor nor a store. `observer` is told of each connection. With an `authenticator`
     every client needs a token or ticket. `trusted_proxies` (addresses or networks) may say who the client
     is. `allowed_origins` are the web pages that may connect: those of this machine if None, all with `*`.
     `hints` lets clients ask for a service or tag in the query. `dial` connects to an instance, given its host
@@ -51,7 +51,7 @@ class Gateway:
         table: RoutingTable | None = None,
         *,
         limits: GatewayLimits | None = None,
-        observer: SessionObserver | None = None,
+        observer: ConnectionObserver | None = None,
         authenticator: Authenticator | None = None,
         trusted_proxies: Iterable[str] = (),
         allowed_origins: Iterable[str] | None = None,
@@ -69,17 +69,19 @@ class Gateway:
         self._allowed_origins = origins(allowed_origins)
         router = Router(table or RoutingTable(), hints=hints)
         self._lobby = Lobby(router, self._limits, outliers or OutlierPolicy(), seats=seats, affinity=affinity)
-        self._sessions = Sessions(observer)
+        self._connections = Connections(observer)
         self._proving = Proving()
         self._holders = Holders()
         self._quotas = Quotas(self._limits)
         self._pacer = Pacer(self._limits)
-        self._places = Places(self._limits.max_connections, refused=self._sessions.refused)
+        self._connection_limit = ConnectionLimit(
+            self._limits.max_connections, refused=self._connections.refused
+        )
 
     # The control side.
 
     def update(self, table: RoutingTable) -> None:
-        """From now on new clients are routed by this table. Sessions that live are not touched."""
+        """From now on new clients are routed by this table. Connections that live are not touched."""
         self._proving.end()
         self._lobby.update(Router(table, hints=self._hints, rotations=self._lobby.router.rotations))
 
@@ -103,32 +105,32 @@ class Gateway:
         )
 
     def connections(self) -> tuple[Connection, ...]:
-        """The sessions that live now."""
+        """The connections that live now."""
         now = trio.current_time()
-        return tuple(session.connection(now) for session in self._sessions)
+        return tuple(connection.describe(now) for connection in self._connections)
 
     @property
     def max_connections(self) -> int:
         """How many there may be at once, handshakes included: as descriptors and limits allow."""
-        return self._places.limit
+        return self._connection_limit.limit
 
     @property
-    def sessions(self) -> Sessions:
-        return self._sessions
+    def live_connections(self) -> Connections:
+        return self._connections
 
     @property
     def lobby(self) -> Lobby:
         """Where its clients get their seats."""
         return self._lobby
 
-    def active_sessions(self, instance_id: str) -> int:
-        """Sessions of an instance, those about to open included."""
+    def active_connections(self, instance_id: str) -> int:
+        """Connections of an instance, those about to open included."""
         return self._lobby.live.get(instance_id, 0)
 
     def disconnect(self, connection_id: str, *, code: int = 1008, reason: str = "") -> None:
-        """Closes a session. Raises `ConnectionNotFound`, and `ValueError` for a code that cannot be sent."""
+        """Closes a connection. Raises `ConnectionNotFound`; `ValueError` for a code that cannot be sent."""
         close_frame(code, masked=False)
-        self._sessions.get(connection_id).tunnel.end(Ending("gateway", code, reason))
+        self._connections.get(connection_id).tunnel.end(Ending("gateway", code, reason))
 
     async def drain(
         self,
@@ -139,10 +141,10 @@ class Gateway:
         idle_s: float | None = None,
         by_itself: bool = False,
     ) -> None:
-        """Ends an instance's sessions when they fall idle, at the latest after `timeout_s` seconds.
+        """Ends an instance's connections when they fall idle, at the latest after `timeout_s` seconds.
 
         Idle: no data frame for `idle_s` seconds (None: `GatewayLimits.drain_idle_s`). With `by_itself` the
-        instance knows when a session is idle, and ends it; silence says nothing then.
+        instance knows when a connection is idle, and ends it; silence says nothing then.
 
         Clients are told to come back (1012), or if it is `for_good`, that the service goes away (1001).
         Returns when none is left. That no new ones come is up to the table: the instance must not be
@@ -151,30 +153,30 @@ class Gateway:
         deadline = trio.current_time() + timeout_s
         farewell = _STOPPING if for_good else _RESTARTING
         idle_s = math.inf if by_itself else self._limits.drain_idle_s if idle_s is None else idle_s
-        while sessions := self._sessions.of(instance_id):
+        while connections := self._connections.of(instance_id):
             now = trio.current_time()
             due = [
-                session
-                for session in sessions
-                if session.tunnel.ending is None and (now >= deadline or session.idle_s(now) >= idle_s)
+                connection
+                for connection in connections
+                if connection.tunnel.ending is None and (now >= deadline or connection.idle_s(now) >= idle_s)
             ]
-            for session in due[: self._limits.close_batch]:
-                session.tunnel.end(farewell)
+            for connection in due[: self._limits.close_batch]:
+                connection.tunnel.end(farewell)
             pause = self._limits.close_pause_s * random.uniform(0.5, 1.5)
             if len(due) > self._limits.close_batch:
                 await trio.sleep(pause)  # also when the batch is gone at once: they are about to come back
                 continue
             with trio.move_on_after(pause if due else min(max(deadline - now, pause), 0.25)):
-                await self._sessions.next_end()
+                await self._connections.next_end()
 
     def cut(self, instance_id: str, *, for_good: bool = False) -> None:
-        """Ends an instance's sessions at once, with the same words."""
-        for session in self._sessions.of(instance_id):
-            session.tunnel.end(_STOPPING if for_good else _RESTARTING)
+        """Ends an instance's connections at once, with the same words."""
+        for connection in self._connections.of(instance_id):
+            connection.tunnel.end(_STOPPING if for_good else _RESTARTING)
 
     def keep_tokens(self, token_ids: Collection[str]) -> None:
-        """Ends what was opened by other tokens than these (`Identity.token_id`): sessions with 1008, and who
-        waits for one with 401. What was opened without a token goes on.
+        """Ends what other tokens than these (`Identity.token_id`) opened: connections with 1008, those that
+        wait with 401. A connection that was opened without a token goes on.
         """
         self._holders.keep(token_ids)
 
@@ -188,7 +190,7 @@ class Gateway:
         proxy_protocol: bool = False,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serves clients until cancelled; then ends their sessions with 1001, in batches.
+        """Serves clients until cancelled; then ends their connections with 1001, in batches.
 
         With a certificate the listeners speak TLS only. With `proxy_protocol` they take connections of
         trusted proxies only, which begin with that. They are the caller's, and not closed here.
@@ -197,7 +199,7 @@ class Gateway:
         intake = Intake(
             self._limits,
             self._lobby,
-            self._sessions,
+            self._connections,
             self._holders,
             self._quotas,
             self._pacer,
@@ -211,12 +213,14 @@ class Gateway:
             self._proving,
         )
         async with trio.open_nursery() as engine:
-            # It has to outlive the cancellation: sessions still relay while they wait for their farewell.
+            # It has to outlive the cancellation: connections still relay while they wait for their farewell.
             relaying = await engine.start(relay.run)
             try:
                 async with trio.open_nursery() as clients:
                     for listener in listeners:
-                        clients.start_soon(accept_forever, listener, intake.serve, clients, self._places)
+                        clients.start_soon(
+                            accept_forever, listener, intake.serve, clients, self._connection_limit
+                        )
                     task_status.started()
             finally:
                 relaying.cancel()

@@ -10,38 +10,38 @@ import trio
 
 from ..models import utc_now
 from .access import Identity, unauthorized
-from .sessions import Session
+from .connections import LiveConnection
 from .tunnel import Ending
 
 _REVOKED = Ending("gateway", 1008, "the token that opened this connection was revoked")
 
 
 class Holder:
-    """One client, from when it showed its token, or a ticket of it, to the end of its session."""
+    """One client, from when it showed its token, or a ticket of it, to the end of its connection."""
 
-    __slots__ = ("_scope", "_session", "_valid_until")
+    __slots__ = ("_connection", "_scope", "_valid_until")
 
     def __init__(self, valid_until: float) -> None:
         self._valid_until = valid_until
-        self._scope = trio.CancelScope(deadline=valid_until)  # while it has no session
-        self._session: Session | None = None
+        self._scope = trio.CancelScope(deadline=valid_until)  # while it has no connection
+        self._connection: LiveConnection | None = None
 
-    def opened(self, session: Session) -> None:
-        """From now on the end of its token ends that session. Raises `Refusal` where it has ended already."""
+    def opened(self, connection: LiveConnection) -> None:
+        """From now on the end of its token ends that connection. Raises `Refusal` if it has ended already."""
         if self._scope.cancel_called:
             raise _ended()
         self._scope.deadline = math.inf
-        self._session, session.valid_until = session, self._valid_until
+        self._connection, connection.valid_until = connection, self._valid_until
 
     def revoke(self) -> None:
-        if self._session is None:
+        if self._connection is None:
             self._scope.cancel()
         else:
-            self._session.tunnel.end(_REVOKED)
+            self._connection.tunnel.end(_REVOKED)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Raises `Refusal` when its token ends before it has a session."""
+        """Raises `Refusal` when its token ends before it has a connection."""
         with self._scope:
             yield
         if self._scope.cancelled_caught:
@@ -66,7 +66,7 @@ class Holders:
     def holding(self, identity: Identity | None) -> Iterator[Holder | None]:
         """Knows the client inside the block, where it came in by a token; None where it did not.
 
-        Raises `Refusal` when its token ends before it has a session.
+        Raises `Refusal` when its token ends before it has a connection.
         """
         if identity is None or identity.token_id is None:
             yield None

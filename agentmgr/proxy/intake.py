@@ -13,17 +13,17 @@ from attrs import evolve, frozen
 from ..core.request import ClientRequest
 from .access import Authenticator, Identity, Quotas, authenticate, check_origin
 from .certificate import Certificate
+from .connections import Connections, LiveConnection
 from .forwarded import Networks, Peer, backend_fields, client_address, within
 from .handshake import read_head, read_origin, refuse, switch_protocols
 from .head import RequestHead
 from .holders import Holders
+from .lifetime import Pacer, run_connection
 from .limits import GatewayLimits
 from .lobby import Lobby, Seat, Visit
 from .proving import Proving
 from .proxy_protocol import BadProxyHeader
 from .refusal import ClientGone, Refusal
-from .session import Pacer, run_session
-from .sessions import Session, Sessions
 from .tunnel import Ending, Relay, Tunnel
 from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend, upgrade_request
 from .wire import Dial, Wire
@@ -37,7 +37,7 @@ class Intake:
 
     limits: GatewayLimits
     lobby: Lobby
-    sessions: Sessions
+    connections: Connections
     holders: Holders
     quotas: Quotas
     pacer: Pacer
@@ -51,7 +51,7 @@ class Intake:
     proving: Proving
 
     async def serve(self, wire: Wire, address: tuple[str, int]) -> None:
-        """Serves one client; returns when its session is over, or when it has been refused one."""
+        """Serves one client; returns when its connection is over, or when it has been refused one."""
         connection_id = f"con_{secrets.token_hex(8)}"
         try:
             head, peer = await self._head(wire, Peer(*address))
@@ -60,7 +60,7 @@ class Intake:
             # Not its reason, in which words of the client's query may stand.
             known = {"connection_id": connection_id, "client_ip": address[0]}
             logger.debug("client refused: %s", refusal.code, extra=known)
-            self.sessions.refused(refusal.code)
+            self.connections.refused(refusal.code)
             with trio.move_on_after(self.limits.close_timeout_s):
                 await refuse(wire, refusal.response)
         except ClientGone:
@@ -91,7 +91,7 @@ class Intake:
         return Peer(*origin.client, secure=origin.secure)
 
     async def _admit(self, wire: Wire, peer: Peer, head: RequestHead, connection_id: str) -> None:
-        """Finds an instance that takes the client, and stays with the two until their session ends."""
+        """Finds an instance that takes the client, and stays with the two until their connection ends."""
         limits, lobby, began = self.limits, self.lobby, trio.current_time()
         client_ip = client_address(peer.address, head, self._trusted_with(peer))
         with self.quotas.place(client_ip, trio.current_time()):
@@ -140,21 +140,21 @@ class Intake:
                         with closing(backend):
                             lobby.opened(visit, seat)
                             handshake_s = trio.current_time() - began
-                            session = _session(connection_id, visit, seat, wire, backend, handshake_s)
+                            connection = _connection(connection_id, visit, seat, wire, backend, handshake_s)
                             if holder is not None:
-                                holder.opened(session)
-                            with self.sessions.open(session):
+                                holder.opened(connection)
+                            with self.connections.open(connection):
                                 try:
-                                    # Shielded: whoever has its 101 has a session, and is told of its end.
+                                    # Shielded: whoever has its 101 has a connection, and is told of its end.
                                     with trio.fail_after(limits.close_timeout_s, shield=True):
                                         await switch_protocols(wire, head, answer)
                                 except (ClientGone, trio.TooSlowError) as gone:
-                                    session.ending = Ending("client", None, str(gone), abrupt=True)
+                                    connection.ending = Ending("client", None, str(gone), abrupt=True)
                                     return None
-                                # Sessions last, and so does this frame; the heads are half of its memory.
+                                # Connections last, and so does this frame; the heads are half of its memory.
                                 del visit, head, asked, answer
-                                return await run_session(
-                                    session, self.relay, self.pacer, limits, loss_code=lobby.loss_code
+                                return await run_connection(
+                                    connection, self.relay, self.pacer, limits, loss_code=lobby.loss_code
                                 )
         raise gateway_fault(failure)
 
@@ -183,12 +183,12 @@ class Intake:
         return () if peer.anonymous else self.trusted
 
 
-def _session(
+def _connection(
     connection_id: str, visit: Visit, seat: Seat, client: Wire, backend: Wire, handshake_s: float
-) -> Session:
+) -> LiveConnection:
     limit, now = seat.backend.max_message_bytes, trio.current_time()
     tunnel = Tunnel(client, backend, max_message_bytes=limit, now=now)
-    return Session(
+    return LiveConnection(
         connection_id,
         request=visit.request,
         backend=seat.backend,

@@ -36,7 +36,7 @@ _CLOSED = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 _FULL = Refusal(503, "too_many_connections", "the gateway is full", (("Retry-After", "2"),))
 
 
-class Places:
+class ConnectionLimit:
     """How many connections there may be at once; what is over that is refused without a task of its own.
 
     Never so many that no reserve of file descriptors is left: the rest of the process (its API, its database,
@@ -44,17 +44,15 @@ class Places:
     """
 
     _RESERVE = 128
-    _RESERVED_PART = (
-        1 / 8
-    )  # where there are many, because instances and clients of the API come with sessions
-    _PER_SESSION = 2  # one descriptor for each leg
+    _RESERVED_PART = 1 / 8  # where there are many: instances and API clients come with connections
+    _DESCRIPTORS = 2  # one descriptor for each leg
 
     def __init__(self, limit: int, *, refused: Callable[[str], None]) -> None:
         """`refused` is told the code of each refusal."""
         self._refused = refused
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         reserve = max(self._RESERVE, int(soft * self._RESERVED_PART))
-        possible = max(16, (soft - reserve) // self._PER_SESSION)
+        possible = max(16, (soft - reserve) // self._DESCRIPTORS)
         self.limit = min(limit, possible) if limit else possible
         self._taken = 0
 
@@ -71,7 +69,7 @@ class Places:
 
 
 async def accept_forever(
-    listener: SocketListener, handler: Handler, nursery: trio.Nursery, places: Places
+    listener: SocketListener, handler: Handler, nursery: trio.Nursery, limit: ConnectionLimit
 ) -> None:
     """Runs `handler(wire, (host, port))` in `nursery` for each client, until cancelled.
 
@@ -96,8 +94,8 @@ async def accept_forever(
                         await trio.sleep(_BACKOFF_S)
                     break  # else: that client has left already (ECONNABORTED and the like)
                 wire = Wire(client)
-                if places.take():
-                    nursery.start_soon(_guarded, handler, wire, _peer(address), places)
+                if limit.take():
+                    nursery.start_soon(_guarded, handler, wire, _peer(address), limit)
                 else:
                     _turn_away(wire)
 
@@ -107,14 +105,14 @@ def _peer(address: Any) -> tuple[str, int]:
     return (address[0], address[1]) if isinstance(address, tuple) else ("127.0.0.1", 0)
 
 
-async def _guarded(handler: Handler, wire: Wire, address: tuple[str, int], places: Places) -> None:
+async def _guarded(handler: Handler, wire: Wire, address: tuple[str, int], limit: ConnectionLimit) -> None:
     try:
         with closing(wire):
             await handler(wire, address)
     except* Exception:  # the boundary: a fault in one session must not reach the others
         logger.exception("a session ended with an error of the gateway's own")
     finally:
-        places.give_back()
+        limit.give_back()
 
 
 def _turn_away(wire: Wire) -> None:

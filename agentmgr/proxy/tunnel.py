@@ -1,13 +1,13 @@
-"""The relay: bytes from one socket to the other, for all sessions, in one loop.
+"""The relay: bytes from one socket to the other, for all connections, in one loop.
 
 A task for each direction, waiting for its socket, costs two to four times what the relaying itself costs
 (24 to 90 µs of CPU for an echo, measured). So all sockets are in one level-triggered epoll, and one trio
 task waits for that epoll and serves what is ready in a plain loop: receive, follow the frames, send.
 While messages come one upon the other it may wait for the next in that loop too (`busy_wait_s`), because a
-trip through trio's costs as much as a message. Other tasks get their turn after a millisecond or two.
+trip through trio's costs as much as a message. Other tasks run after a millisecond or two.
 
-A session's own task sleeps meanwhile (`Tunnel.changed`). The relay never closes a socket: it says how a
-tunnel stands, and the session's task decides (`session`).
+A connection's own task sleeps meanwhile (`Tunnel.changed`). The relay never closes a socket: it says how a
+tunnel stands, and the connection's task decides (`lifetime`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ logger = logging.getLogger("agentmgr.gateway")
 _AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
-# A 64 KiB message and its header in one turn. And more than a TLS record, so that nothing stays behind in
+# A 64 KiB message and its header in one slice. And more than a TLS record, so that nothing stays behind in
 # OpenSSL, where no epoll would ever tell of it; what the handshake left there is asked for.
 _BUFFER_BYTES = 128 * 1024
 _BATCH = 64  # ready sockets for each look at the epoll
 _NO_CODE = 1005  # RFC 6455, section 7.4.1: what a close frame without a code is taken to say
-_TURN_S = 0.001  # after which, and the batch that is in hand, other tasks get their turn
+_SLICE_S = 0.001  # after which, and the batch that is in hand, other tasks run
 
 
 @frozen
@@ -145,14 +145,14 @@ class Relay:
         self._stalled: set[Flow] = set()
         self._stall_timeout_s = stall_timeout_s
         self._busy_wait_s = busy_wait_s
-        self._somebody_stalled = trio.Event()
+        self._stalled_changed = trio.Event()
         self._last_served = -math.inf
-        self._woke_somebody = False
+        self._woke_task = False
 
     async def run(self, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
         """Relays until the scope that it reports is cancelled; shielded from every other cancellation.
 
-        Sessions end in order, and relay until they have: their owner cancels the relay after them.
+        Connections end in order, and relay until they have: their owner cancels the relay after them.
         """
         with self._epoll, trio.CancelScope(shield=True) as scope:
             async with trio.open_nursery() as nursery:
@@ -160,7 +160,7 @@ class Relay:
                 task_status.started(scope)
                 while True:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
-                    self._turn()
+                    self._serve_slice()
 
     @contextmanager
     def carrying(self, tunnel: Tunnel) -> Iterator[None]:
@@ -190,17 +190,17 @@ class Relay:
                 flow.interest = 0
             self._stalled.discard(flow)
 
-    def _turn(self) -> None:
+    def _serve_slice(self) -> None:
         """Serves what is ready, and what becomes ready while that goes on, within bounds."""
         now = trio.current_time()
-        end = now + _TURN_S
+        end = now + _SLICE_S
         wait_s = self._busy_wait_s if now - self._last_served < self._busy_wait_s else 0
-        self._woke_somebody = False
+        self._woke_task = False
         while ready := self._epoll.poll(wait_s, _BATCH):
             now = self._last_served = trio.current_time()
             self._serve(ready, now)
             # When little is going on, going back to trio costs less than looking in vain.
-            if self._woke_somebody or now >= end or (not wait_s and len(ready) < 2):
+            if self._woke_task or now >= end or (not wait_s and len(ready) < 2):
                 break
 
     def _serve(self, ready: list[tuple[int, int]], now: float) -> None:
@@ -269,7 +269,7 @@ class Relay:
             if flow.tunnel.ending is None:
                 flow.stalled_since = now
                 self._stalled.add(flow)
-                self._somebody_stalled.set()
+                self._stalled_changed.set()
                 self._set_interest(flow)
                 self._set_interest(flow.back)
 
@@ -336,12 +336,12 @@ class Relay:
 
     def _closing(self, flow: Flow, now: float) -> None:
         flow.tunnel.closing(flow, now)
-        self._woke_somebody = True
+        self._woke_task = True
 
     def _end(self, tunnel: Tunnel, ending: Ending) -> None:
         self.release(tunnel)
         tunnel.end(ending)
-        self._woke_somebody = True
+        self._woke_task = True
 
     def _set_interest(self, flow: Flow) -> None:
         wanted = 0 if flow.ended or flow.pending else _IN
@@ -360,8 +360,8 @@ class Relay:
 
     async def _watch_stalls(self) -> None:
         while True:
-            await self._somebody_stalled.wait()
-            self._somebody_stalled = trio.Event()
+            await self._stalled_changed.wait()
+            self._stalled_changed = trio.Event()
             while self._stalled:
                 await trio.sleep(self._stall_timeout_s / 20)
                 overdue = trio.current_time() - self._stall_timeout_s

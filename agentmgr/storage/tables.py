@@ -14,6 +14,8 @@ from ..codec import from_json, from_plain, parse_json, to_json
 from ..core.totals import counted
 from ..errors import InvalidRequest
 from ..models import (
+    ConnectionEnd,
+    ConnectionPeak,
     Event,
     Fact,
     HealthCheck,
@@ -21,8 +23,6 @@ from ..models import (
     RoutingRule,
     ServiceSpec,
     ServiceTotals,
-    SessionEnd,
-    SessionPeak,
     Token,
     TokenPolicy,
 )
@@ -194,7 +194,7 @@ def _insert(db: sqlite3.Connection, fact: Fact) -> None:
                 " SELECT id, ?, ? FROM services WHERE id = ?",
                 (microseconds(fact.checked_at), to_json(fact), fact.service_id),
             )
-        case SessionEnd() | SessionPeak():
+        case ConnectionEnd() | ConnectionPeak():
             pass  # only the totals have them
 
 

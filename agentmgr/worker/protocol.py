@@ -18,7 +18,7 @@ from ..codec import from_plain, parse_json, to_plain
 from ..core.routing import RoutingTable
 from ..core.shared_seats import Grant, SeatReport
 from ..errors import InvalidRequest
-from ..models import Connection, SessionEnd, Token, TokenPolicy
+from ..models import Connection, ConnectionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
 VERSION = 2  #: 1 had no `Hello.version`, no policy of tokens and no tokens of instances
@@ -47,7 +47,7 @@ class Opened:
 
 @frozen
 class Closed:
-    end: SessionEnd
+    end: ConnectionEnd
 
 
 @frozen

@@ -20,7 +20,7 @@ from ..control_socket import connect
 from ..core.affinity import Affinity
 from ..core.shared_seats import Grant, SharedSeats
 from ..errors import ConnectionNotFound, InvalidRequest
-from ..models import Connection, SessionEnd
+from ..models import Connection, ConnectionEnd
 from ..proxy import Certificate, GatewayLimits, Identity
 from ..settings import RuntimePaths
 from . import protocol
@@ -44,14 +44,14 @@ LIMITS = GatewayLimits(busy_wait_s=0.001)  #: a worker relays, and does little e
 class Worker:
     """Serves clients until it is told to end, by `end` or by a manager."""
 
-    def __init__(self, spec: WorkerSpec, *, ended: Callable[[SessionEnd], None] | None = None) -> None:
+    def __init__(self, spec: WorkerSpec, *, ended: Callable[[ConnectionEnd], None] | None = None) -> None:
         """`ended` is told of each session's end, besides the manager."""
         self._spec = spec
         self._paths = RuntimePaths.of(spec.settings.db_path)
         self._ended = ended
         self._link: Link[Order] | None = None  # while a manager listens
-        self._unheard: deque[SessionEnd] = deque(maxlen=_MOST_ENDS)
-        self._told: dict[str, int] = {}  # bytes of each session when its progress was reported last
+        self._unheard: deque[ConnectionEnd] = deque(maxlen=_MOST_ENDS)
+        self._reported: dict[str, int] = {}  # bytes of each session when its progress was reported last
         self._redeeming: dict[int, trio.MemorySendChannel[Identity | None]] = {}
         self._numbers = count()
         self._access = WorkerAccess(self._redeem)
@@ -69,11 +69,11 @@ class Worker:
         self.serving = trio.Event()
         self._port = spec.port
         self._has_table = trio.Event()
-        self._told_to_end = trio.Event()
+        self._ending = trio.Event()
 
     def end(self) -> None:
         """Has `serve` return, once the sessions are closed."""
-        self._told_to_end.set()
+        self._ending.set()
 
     async def serve(
         self, listeners: Sequence[trio.SocketListener], certificate: Certificate | None = None
@@ -99,7 +99,7 @@ class Worker:
                         listening.callback(listener.socket.close)
                     async with trio.open_nursery() as serving:
                         serving.start_soon(self._serve_clients, listeners, certificate)
-                        await self._told_to_end.wait()
+                        await self._ending.wait()
                         serving.cancel_scope.cancel()
                         listening.close()  # the next clients are for the other workers
             finally:
@@ -124,11 +124,11 @@ class Worker:
 
     # The gateway's observer
 
-    def session_opened(self, connection: Connection) -> None:
+    def connection_opened(self, connection: Connection) -> None:
         self._say(protocol.Opened(connection))
 
-    def session_closed(self, end: SessionEnd) -> None:
-        self._told.pop(end.connection_id, None)
+    def connection_closed(self, end: ConnectionEnd) -> None:
+        self._reported.pop(end.connection_id, None)
         if self._link is None:
             self._unheard.append(end)
         else:
@@ -179,7 +179,7 @@ class Worker:
             self._seats.detach()
             for answer in self._redeeming.values():
                 answer.close()
-            if not self._told_to_end.is_set():
+            if not self._ending.is_set():
                 logger.info("no manager answers; going on with what the last one said")
 
     def _attach(self, link: Link[Order]) -> None:
@@ -202,7 +202,7 @@ class Worker:
             protocol.Declared(self._seats.attach()),
         )
         self._unheard.clear()
-        self._told.clear()
+        self._reported.clear()
         self._link = link
         self.gateway.lobby.serve_waiting()  # they ask again, this manager
 
@@ -244,13 +244,14 @@ class Worker:
     async def _report_progress(self) -> None:
         while True:
             await trio.sleep(_PROGRESS_S)
-            for number, session in enumerate(self.gateway.sessions):
+            live = self.gateway.live_connections
+            for number, connection in enumerate(live):
                 if number % _SOME == _SOME - 1:
                     await trio.lowlevel.checkpoint()
-                done = session.tunnel.from_client.bytes + session.tunnel.from_backend.bytes
-                if done != self._told.get(session.connection_id, 0) and session in self.gateway.sessions:
-                    self._told[session.connection_id] = done
-                    self._say(protocol.Progress.of(session.connection(trio.current_time())))
+                done = connection.tunnel.from_client.bytes + connection.tunnel.from_backend.bytes
+                if done != self._reported.get(connection.connection_id, 0) and connection in live:
+                    self._reported[connection.connection_id] = done
+                    self._say(protocol.Progress.of(connection.describe(trio.current_time())))
 
     async def _redeem(self, ticket: str) -> Identity | None:
         if self._link is None:

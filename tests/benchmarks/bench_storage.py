@@ -20,7 +20,15 @@ from pathlib import Path
 import trio
 from attrs import evolve
 
-from agentmgr.models import Event, HealthCheck, HealthStatus, ServiceConfig, ServiceSpec, SessionEnd, utc_now
+from agentmgr.models import (
+    ConnectionEnd,
+    Event,
+    HealthCheck,
+    HealthStatus,
+    ServiceConfig,
+    ServiceSpec,
+    utc_now,
+)
 from agentmgr.storage import HistoryLimits, SqliteStore, open_store
 
 NOW = utc_now()
@@ -54,9 +62,9 @@ def check(service: ServiceSpec, at: datetime) -> HealthCheck:
     return HealthCheck(service.service_id, "inst_0123456789abcdef", HealthStatus.HEALTHY, at, True, 0.0021)
 
 
-def session_end(service: ServiceSpec, number: int) -> SessionEnd:
+def session_end(service: ServiceSpec, number: int) -> ConnectionEnd:
     ids = (f"conn_{number:016x}", service.service_id, "inst_0123456789abcdef")
-    return SessionEnd(*ids, NOW, NOW, "client", 1000, "", *[10] * 4)
+    return ConnectionEnd(*ids, NOW, NOW, "client", 1000, "", *[10] * 4)
 
 
 def bare_sync(directory: Path) -> list[float]:
@@ -87,7 +95,7 @@ async def users_writes(path: Path, number: int) -> None:
         print_row("the same, read with no manager (opening included)", spread(taken))
 
 
-async def recording(store: SqliteStore, facts: list[HealthCheck | SessionEnd | Event]) -> float:
+async def recording(store: SqliteStore, facts: list[HealthCheck | ConnectionEnd | Event]) -> float:
     """Seconds per fact, from `record` to the end of the transaction."""
     start = time.perf_counter()
     for begin in range(0, len(facts), 1000):
@@ -107,7 +115,7 @@ async def history(path: Path, services: int) -> None:
             await store.add_service(service)
         rows = 0
         for target in (50, 100, 200, 400, 800):
-            facts: list[HealthCheck | SessionEnd | Event] = []
+            facts: list[HealthCheck | ConnectionEnd | Event] = []
             while rows < target:
                 rows += 1
                 at += timedelta(seconds=10)

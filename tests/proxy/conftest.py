@@ -15,7 +15,7 @@ from attrs import define, field
 from trio_websocket import ConnectionClosed, WebSocketRequest, open_websocket_url, serve_websocket
 
 from agentmgr.core.routing import Backend, RoutingTable
-from agentmgr.models import Connection, SessionEnd
+from agentmgr.models import Connection, ConnectionEnd
 from agentmgr.proxy import Certificate, Gateway, GatewayLimits
 
 Handler = Callable[[WebSocketRequest], Awaitable[None]]
@@ -36,14 +36,14 @@ class Witness:
     """A session observer that remembers."""
 
     opened: list[Connection] = field(factory=list)
-    closed: list[SessionEnd] = field(factory=list)
+    closed: list[ConnectionEnd] = field(factory=list)
     refused: list[str] = field(factory=list)
     _news: trio.Event = field(factory=trio.Event)
 
-    def session_opened(self, connection: Connection) -> None:
+    def connection_opened(self, connection: Connection) -> None:
         self.opened.append(connection)
 
-    def session_closed(self, end: SessionEnd) -> None:
+    def connection_closed(self, end: ConnectionEnd) -> None:
         self.closed.append(end)
         self._news.set()
         self._news = trio.Event()
@@ -51,7 +51,7 @@ class Witness:
     def client_refused(self, code: str) -> None:
         self.refused.append(code)
 
-    async def ends(self, count: int = 1) -> list[SessionEnd]:
+    async def ends(self, count: int = 1) -> list[ConnectionEnd]:
         """The first `count` ends, once there are so many."""
         with trio.fail_after(60):
             while len(self.closed) < count:

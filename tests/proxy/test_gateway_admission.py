@@ -42,7 +42,7 @@ async def test_max_sessions_is_exact_in_a_storm(lab) -> None:
             for _ in range(60):
                 nursery.start_soon(client)
         await stage.witness.ends(60)
-        assert stage.gateway.active_sessions(instance.instance_id) == 0
+        assert stage.gateway.active_connections(instance.instance_id) == 0
     assert (served, most) == (60, 3)
 
 
@@ -180,8 +180,8 @@ async def test_least_connections_counts_live_sessions_only(lab) -> None:
     async with lab.gateway(one, two, table={"default_strategy": RoutingStrategy.LEAST_CONNECTIONS}) as stage:
         peers = [await stage.open() for _ in range(6)]
         assert (
-            stage.gateway.active_sessions(one.instance_id)
-            == stage.gateway.active_sessions(two.instance_id)
+            stage.gateway.active_connections(one.instance_id)
+            == stage.gateway.active_connections(two.instance_id)
             == 3
         )
         ones = [p for p, c in zip(peers, stage.witness.opened, strict=True) if c.service_name == "one"]
@@ -190,7 +190,7 @@ async def test_least_connections_counts_live_sessions_only(lab) -> None:
         await stage.witness.ends(3)
         for _ in range(3):
             await stage.open()
-        assert stage.gateway.active_sessions(one.instance_id) == 3
+        assert stage.gateway.active_connections(one.instance_id) == 3
 
 
 async def test_route_says_who_would_be_chosen_and_changes_nothing(lab) -> None:
@@ -199,6 +199,6 @@ async def test_route_says_who_would_be_chosen_and_changes_nothing(lab) -> None:
         decisions = [stage.gateway.route(ClientRequest()) for _ in range(3)]
         assert {d.chosen for d in decisions} == {one.instance_id}
         assert decisions[0].candidates == (one.instance_id, two.instance_id)
-        assert stage.gateway.active_sessions(one.instance_id) == 0
+        assert stage.gateway.active_connections(one.instance_id) == 0
         unknown = stage.gateway.route(ClientRequest("/services/nobody"))
         assert (unknown.code, unknown.chosen) == ("service_not_found", None)

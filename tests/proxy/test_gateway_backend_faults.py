@@ -97,7 +97,7 @@ async def test_a_false_answer_is_a_bad_gateway(lab, answer: bytes, status: int, 
         async with lab.neighbour(stage, "/services/echo"):
             base = lab.open_descriptors()
             assert (await stage.refusal(lab.upgrade("/services/raw")))[:2] == (status, code)
-            await lab.eventually(lambda: stage.gateway.active_sessions(faulty.instance_id) == 0)
+            await lab.eventually(lambda: stage.gateway.active_connections(faulty.instance_id) == 0)
             await lab.eventually(lambda: lab.open_descriptors() <= base)
 
 
@@ -107,7 +107,7 @@ async def test_one_that_never_answers_is_a_timeout(lab, begin: bytes) -> None:
     async with lab.gateway(healthy, mute, limits=QUICK) as stage:
         async with lab.neighbour(stage, "/services/echo"):
             assert (await stage.refusal(lab.upgrade("/services/raw")))[:2] == (504, "backend_timeout")
-            await lab.eventually(lambda: stage.gateway.active_sessions(mute.instance_id) == 0)
+            await lab.eventually(lambda: stage.gateway.active_connections(mute.instance_id) == 0)
 
 
 async def test_the_next_one_is_tried_at_once_and_none_twice(lab) -> None:
@@ -201,7 +201,7 @@ async def test_a_rule_deleted_in_the_middle_of_a_handshake_changes_nothing(lab) 
         assert (await peer.until(b"\r\n")).startswith(b"HTTP/1.1 101 ")
         await peer.stream.aclose()
         await stage.witness.ends()
-        assert stage.gateway.active_sessions(instance.instance_id) == 0
+        assert stage.gateway.active_connections(instance.instance_id) == 0
 
 
 async def test_an_instance_killed_during_its_dial_costs_its_client_nothing(lab) -> None:
@@ -217,8 +217,8 @@ async def test_an_instance_killed_during_its_dial_costs_its_client_nothing(lab) 
         async with lab.neighbour(stage, "/services/good"):
             peer = await stage.connect(lab.upgrade())
             await asked.wait()
-            assert stage.gateway.active_sessions(doomed.instance_id) == 1
+            assert stage.gateway.active_connections(doomed.instance_id) == 1
             die.set()
             assert (await peer.until(b"\r\n")).startswith(b"HTTP/1.1 101 ")
-            assert stage.gateway.active_sessions(doomed.instance_id) == 0
-            assert stage.gateway.active_sessions(good.instance_id) == 2
+            assert stage.gateway.active_connections(doomed.instance_id) == 0
+            assert stage.gateway.active_connections(good.instance_id) == 2

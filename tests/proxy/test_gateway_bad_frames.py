@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from agentmgr.proxy.listener import Places
+from agentmgr.proxy.listener import ConnectionLimit
 
 
 def masked(first: int, payload: bytes = b"", length: int | None = None) -> bytes:
@@ -87,7 +87,7 @@ def test_some_descriptors_are_always_left_for_the_rest_of_the_process(
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda kind: (1024, 4096))
     refused: list[str] = []
-    places = Places(limit, refused=refused.append)
+    places = ConnectionLimit(limit, refused=refused.append)
     taken = 0
     while places.take():
         taken += 1

@@ -99,7 +99,7 @@ async def test_a_lost_instance(lab, after: BackendState | None, code: int, how: 
         await peer.stream.aclose()
         (end,) = await stage.witness.ends()
         assert (end.ended_by, end.code) == ("backend", code)
-        assert stage.gateway.active_sessions(instance.instance_id) == 0
+        assert stage.gateway.active_connections(instance.instance_id) == 0
 
 
 async def test_an_instance_replaced_by_another_is_worth_coming_back(lab) -> None:
@@ -157,7 +157,7 @@ async def test_a_client_that_is_reset_is_gone_for_the_instance_too(lab, sent: by
                 await gone.wait()
             (end,) = await stage.witness.ends()
         assert (end.ended_by, end.code) == ("client", None)
-        assert stage.gateway.active_sessions(instance.instance_id) == 0
+        assert stage.gateway.active_connections(instance.instance_id) == 0
     assert got == [sent]
 
 
@@ -353,15 +353,15 @@ async def test_all_who_come_back_after_a_drain_find_a_place_and_no_instance_gets
             told.append(trio.current_time())
             await peer.stream.aclose()
             back.append(await stage.open())
-            assert stage.gateway.active_sessions("new") <= 30
+            assert stage.gateway.active_connections("new") <= 30
 
         async with trio.open_nursery() as nursery:
             for _ in range(30):
                 nursery.start_soon(come_back, await stage.open())
             stage.gateway.update(RoutingTable((evolve(old, state=BackendState.DRAINING), new)))
             await stage.gateway.drain("old", timeout_s=60)
-        assert stage.gateway.active_sessions("old") == 0
-        assert stage.gateway.active_sessions("new") == len(back) == 30
+        assert stage.gateway.active_connections("old") == 0
+        assert stage.gateway.active_connections("new") == len(back) == 30
         # Six batches have five pauses, of half their length at least; some of that is lost on a busy machine.
         assert max(told) - min(told) > 5 * limits.close_pause_s / 2 / 2
 

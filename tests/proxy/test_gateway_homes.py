@@ -67,7 +67,7 @@ async def test_one_that_is_full_is_waited_for_and_its_limit_holds(lab) -> None:
         first = await stage.open(f"/?session_id={SESSION}")
         waiting = await stage.connect(lab.upgrade(f"/?session_id={SESSION}"))
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert stage.gateway.active_sessions("ins_home") == 1
+        assert stage.gateway.active_connections("ins_home") == 1
         await first.stream.aclose()
         assert (await waiting.until(b"\r\n")).startswith(b"HTTP/1.1 101 ")
         assert opened(stage) == ["home", "home"]

@@ -192,7 +192,7 @@ async def test_both_legs_notice_a_pulled_cable(lab, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("agentmgr.proxy.wire._is_loopback", lambda address: False)
     async with lab.gateway(await lab.instance()) as stage:
         await stage.open()
-        (session,) = stage.gateway._sessions
+        (session,) = stage.gateway.live_connections
         for flow in session.tunnel.flows:
             assert {option: flow.source.sock.getsockopt(*option) for option in OPTIONS} == OPTIONS
 

@@ -238,7 +238,7 @@ async def test_a_fault_in_one_session_does_not_reach_the_others(
 ) -> None:
     async with lab.gateway(await lab.instance()) as stage, lab.neighbour(stage):
         with monkeypatch.context() as patch:
-            patch.setattr("agentmgr.proxy.intake.Session", None)  # not callable: a bug of our own
+            patch.setattr("agentmgr.proxy.intake.LiveConnection", None)  # not callable: a bug of our own
             peer = await stage.connect(lab.upgrade())
             await peer.rest()
     assert "error of the gateway's own" in caplog.text

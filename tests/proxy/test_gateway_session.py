@@ -25,7 +25,7 @@ async def test_a_client_talks_to_an_instance(lab) -> None:
         (end,) = await stage.witness.ends()
         assert (end.ended_by, end.code) == ("client", 1000)
         assert stage.gateway.connections() == ()
-        assert stage.gateway.active_sessions(end.instance_id) == 0
+        assert stage.gateway.active_connections(end.instance_id) == 0
 
 
 async def test_its_times_are_measured(lab) -> None:

@@ -149,7 +149,7 @@ async def test_any_schedule_leaves_every_count_exact(lab, seed: int) -> None:
                         nursery.start_soon(partial(gateway.drain, instance.name, timeout_s=0.05))
                 for instance in instances:
                     assert instance.most <= MAX_SESSIONS
-                    assert 0 <= gateway.active_sessions(instance.name) <= MAX_SESSIONS
+                    assert 0 <= gateway.active_connections(instance.name) <= MAX_SESSIONS
                 assert len(stage.witness.opened) - len(stage.witness.closed) == len(gateway.connections())
             for instance in instances:
                 if instance.scope.cancel_called:
@@ -159,13 +159,13 @@ async def test_any_schedule_leaves_every_count_exact(lab, seed: int) -> None:
 
         await lab.eventually(lambda: not gateway.connections())
         await lab.eventually(lambda: not any(instance.live for instance in instances))
-        assert [gateway.active_sessions(instance.name) for instance in instances] == [0, 0, 0]
+        assert [gateway.active_connections(instance.name) for instance in instances] == [0, 0, 0]
         opened = sorted(connection.connection_id for connection in stage.witness.opened)
         assert opened == sorted(end.connection_id for end in stage.witness.closed)
         assert len({end.connection_id for end in stage.witness.closed}) == len(stage.witness.closed) > 0
         assert not gateway._lobby._waiting
         assert not gateway._quotas._open
-        assert gateway._places._taken == 0
+        assert gateway._connection_limit._taken == 0
         # Each instance has all its seats again.
         for instance in instances:
             for _ in range(MAX_SESSIONS):

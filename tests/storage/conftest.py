@@ -4,13 +4,13 @@ import pytest
 from attrs import evolve
 
 from agentmgr.models import (
+    ConnectionEnd,
     HealthCheck,
     HealthStatus,
     InstanceRecord,
     RoutingRule,
     ServiceConfig,
     ServiceSpec,
-    SessionEnd,
 )
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
@@ -29,7 +29,7 @@ INSTANCE = InstanceRecord(
     started_at=NOON,
 )
 CHECK = HealthCheck("", "inst_1", HealthStatus.HEALTHY, checked_at=NOON, ok=True, latency_s=0.002)
-SESSION_END = SessionEnd(
+SESSION_END = ConnectionEnd(
     connection_id="conn_1",
     service_id="",
     instance_id="inst_1",
@@ -68,7 +68,7 @@ class Make:
         return evolve(CHECK, service_id=service_id, checked_at=at, **changes)
 
     @staticmethod
-    def session_end(service_id: str, second: float = 0, *, lasted_s: float = 10, **changes) -> SessionEnd:
+    def session_end(service_id: str, second: float = 0, *, lasted_s: float = 10, **changes) -> ConnectionEnd:
         end = NOON + timedelta(seconds=second)
         start = end - timedelta(seconds=lasted_s)
         return evolve(SESSION_END, service_id=service_id, started_at=start, ended_at=end, **changes)

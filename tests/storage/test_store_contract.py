@@ -16,7 +16,7 @@ import pytest
 from attrs import evolve
 
 from agentmgr.errors import Conflict, NameTaken, RuleNotFound, ServiceNotFound, TokenNotFound, VersionMismatch
-from agentmgr.models import Event, Latency, ServiceTotals, SessionPeak, Token, TokenPolicy
+from agentmgr.models import ConnectionPeak, Event, Latency, ServiceTotals, Token, TokenPolicy
 from agentmgr.storage import HistoryLimits, Snapshot, Store, open_store
 from agentmgr.testing import MemoryStore
 
@@ -243,8 +243,8 @@ async def test_totals_count_what_was_recorded(opened, make):
         store.record(Event("instance.error", service_id=key))
         store.record(Event("instance.running", service_id=key))
         store.record(make.check(key))
-        store.record(SessionPeak(key, 4))
-        store.record(SessionPeak(key, 3))
+        store.record(ConnectionPeak(key, 4))
+        store.record(ConnectionPeak(key, 3))
         await store.flush()
         assert (await store.load()).totals == {
             key: ServiceTotals(

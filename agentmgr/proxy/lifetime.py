@@ -1,4 +1,4 @@
-"""One session from its opening to its end, and who ends it."""
+"""One connection from its opening to its end, and who ends it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import trio
 from attrs import evolve
 
 from ..core.routing import Backend
+from .connections import SHUTDOWN, LiveConnection
 from .farewell import at_boundary, say_goodbye
 from .limits import GatewayLimits
-from .sessions import SHUTDOWN, Session
 from .tunnel import Ending, Relay
 
 _EXPIRED = Ending("gateway", 1008, "the token that opened this connection has expired")
@@ -25,53 +25,53 @@ class Pacer:
         self._step_s = limits.close_pause_s / limits.close_batch
         self._next = 0.0
 
-    async def turn(self) -> None:
+    async def wait(self) -> None:
         now = trio.current_time()
         # Jitter keeps the order loose: clients that came together should not come back together.
         self._next = max(self._next, now) + self._step_s * random.uniform(0.5, 1.5)
         await trio.sleep_until(self._next)
 
 
-async def run_session(
-    session: Session,
+async def run_connection(
+    connection: LiveConnection,
     relay: Relay,
     pacer: Pacer,
     limits: GatewayLimits,
     *,
     loss_code: Callable[[Backend], Awaitable[int]],
 ) -> None:
-    """Relays until somebody ends the session; says goodbye to those who are still there.
+    """Relays until somebody ends the connection; says goodbye to those who are still there.
 
     Cancelled, it still does that, with 1001. The wires stay open: their owner closes them. `loss_code`
     tells what a client is to hear when its instance is gone.
     """
-    tunnel = session.tunnel
+    tunnel = connection.tunnel
     with relay.carrying(tunnel):
         try:
-            ending = await _watch(session, limits)
+            ending = await _watch(connection, limits)
             relay.release(tunnel)
             if ending.by == "backend" and not ending.abrupt and at_boundary(tunnel.from_backend):
-                ending = evolve(ending, code=await loss_code(session.backend))
-            session.ending = ending
+                ending = evolve(ending, code=await loss_code(connection.backend))
+            connection.ending = ending
         finally:
             with trio.CancelScope(shield=True):
-                if session.ending is SHUTDOWN:
-                    await pacer.turn()
+                if connection.ending is SHUTDOWN:
+                    await pacer.wait()
                 relay.release(tunnel)
-                await say_goodbye(tunnel, session.ending, timeout_s=limits.close_timeout_s)
+                await say_goodbye(tunnel, connection.ending, timeout_s=limits.close_timeout_s)
 
 
-async def _watch(session: Session, limits: GatewayLimits) -> Ending:
-    """Sleeps until the relay has an ending, or a time limit of this session has passed."""
-    tunnel, idle_limit_s = session.tunnel, session.backend.session_timeout
+async def _watch(connection: LiveConnection, limits: GatewayLimits) -> Ending:
+    """Sleeps until the relay has an ending, or a time limit of this connection has passed."""
+    tunnel, idle_limit_s = connection.tunnel, connection.backend.session_timeout
     while tunnel.ending is None:
         if tunnel.first_close is not None:
             deadline, overdue = tunnel.closing_since + limits.close_timeout_s, tunnel.seen()
         else:
             deadline = tunnel.last_data + idle_limit_s if idle_limit_s else math.inf
             overdue = Ending("gateway", 1001, f"no message for {idle_limit_s:g} s")
-            if session.valid_until < deadline:
-                deadline, overdue = session.valid_until, _EXPIRED
+            if connection.valid_until < deadline:
+                deadline, overdue = connection.valid_until, _EXPIRED
         if trio.current_time() >= deadline:
             return overdue
         tunnel.changed = trio.Event()

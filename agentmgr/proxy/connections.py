@@ -1,4 +1,4 @@
-"""The live sessions: what each is, how it stands, and its end."""
+"""The live connections: what each is, how it stands, and its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import trio
 from ..core.request import ClientRequest
 from ..core.routing import Backend
 from ..errors import ConnectionNotFound
-from ..models import Connection, SessionEnd, utc_now
+from ..models import Connection, ConnectionEnd, utc_now
 from .tunnel import Ending, Tunnel
 
 logger = logging.getLogger("agentmgr.gateway")
@@ -22,20 +22,20 @@ logger = logging.getLogger("agentmgr.gateway")
 SHUTDOWN = Ending("gateway", 1001, "the gateway is shutting down")
 
 
-class SessionObserver(Protocol):
+class ConnectionObserver(Protocol):
     """Is told of every client. All methods are quick, do not block and do not raise."""
 
-    def session_opened(self, connection: Connection) -> None:
+    def connection_opened(self, connection: Connection) -> None:
         """Client and instance are connected."""
 
-    def session_closed(self, end: SessionEnd) -> None:
-        """Once for each session that was opened."""
+    def connection_closed(self, end: ConnectionEnd) -> None:
+        """Once for each connection that was opened."""
 
     def client_refused(self, code: str) -> None:
-        """A client got no session; the reason is one of a few dozen words of ours."""
+        """A client got no connection; the reason is one of a few dozen words of ours."""
 
 
-class Session:
+class LiveConnection:
     """One client, connected to one instance."""
 
     __slots__ = (
@@ -69,7 +69,7 @@ class Session:
         """Seconds since the last data frame in either direction."""
         return max(0.0, now - self.tunnel.last_data)
 
-    def connection(self, now: float) -> Connection:
+    def describe(self, now: float) -> Connection:
         inbound, outbound = self.tunnel.from_client, self.tunnel.from_backend
         return Connection(
             connection_id=self.connection_id,
@@ -89,9 +89,9 @@ class Session:
             handshake_s=self.handshake_s,
         )
 
-    def end(self) -> SessionEnd:
+    def end(self) -> ConnectionEnd:
         inbound, outbound = self.tunnel.from_client, self.tunnel.from_backend
-        return SessionEnd(
+        return ConnectionEnd(
             connection_id=self.connection_id,
             service_id=self.backend.service_id,
             instance_id=self.backend.instance_id,
@@ -110,66 +110,66 @@ class Session:
         )
 
 
-class Sessions:
-    """All live sessions. Opening one and its end are one `with` block, so the list cannot be wrong."""
+class Connections:
+    """All live connections. Opening one and its end are one `with` block, so the list cannot be wrong."""
 
-    def __init__(self, observer: SessionObserver | None) -> None:
+    def __init__(self, observer: ConnectionObserver | None) -> None:
         self._observer = observer
-        self._by_id: dict[str, Session] = {}
-        self._by_instance: dict[str, set[Session]] = {}
+        self._by_id: dict[str, LiveConnection] = {}
+        self._by_instance: dict[str, set[LiveConnection]] = {}
         self._ended = trio.Event()
 
     @contextmanager
-    def open(self, session: Session) -> Iterator[None]:
-        instance_id = session.backend.instance_id
-        self._by_id[session.connection_id] = session
-        self._by_instance.setdefault(instance_id, set()).add(session)
+    def open(self, connection: LiveConnection) -> Iterator[None]:
+        instance_id = connection.backend.instance_id
+        self._by_id[connection.connection_id] = connection
+        self._by_instance.setdefault(instance_id, set()).add(connection)
         try:
             if self._observer is not None:
-                self._observer.session_opened(session.connection(trio.current_time()))
+                self._observer.connection_opened(connection.describe(trio.current_time()))
             yield
         finally:
-            del self._by_id[session.connection_id]
+            del self._by_id[connection.connection_id]
             peers = self._by_instance[instance_id]
-            peers.remove(session)
+            peers.remove(connection)
             if not peers:
                 del self._by_instance[instance_id]
             self._ended.set()
             self._ended = trio.Event()
-            end = session.end()
+            end = connection.end()
             # repr: the reason may be a stranger's text, and has no business making lines of its own.
             logger.info(
-                "session of %s ended by %s: code %s, %r",
-                session.backend.service_name, end.ended_by, end.code, end.reason,
+                "connection to %s ended by %s: code %s, %r",
+                connection.backend.service_name, end.ended_by, end.code, end.reason,
                 extra={"connection_id": end.connection_id, "instance_id": end.instance_id},
             )  # fmt: skip
             if self._observer is not None:
-                self._observer.session_closed(end)
+                self._observer.connection_closed(end)
 
     def refused(self, code: str) -> None:
-        """A client did not get a session."""
+        """A client did not get a connection."""
         if self._observer is not None:
             self._observer.client_refused(code)
 
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def __iter__(self) -> Iterator[Session]:
+    def __iter__(self) -> Iterator[LiveConnection]:
         return iter(tuple(self._by_id.values()))
 
-    def __contains__(self, session: object) -> bool:
-        return isinstance(session, Session) and self._by_id.get(session.connection_id) is session
+    def __contains__(self, connection: LiveConnection) -> bool:
+        return connection in self._by_instance.get(connection.backend.instance_id, ())
 
-    def get(self, connection_id: str) -> Session:
+    def get(self, connection_id: str) -> LiveConnection:
         """Raises `ConnectionNotFound`."""
         try:
             return self._by_id[connection_id]
         except KeyError:
             raise ConnectionNotFound(f"there is no connection {connection_id!r}") from None
 
-    def of(self, instance_id: str) -> frozenset[Session]:
+    def of(self, instance_id: str) -> frozenset[LiveConnection]:
         return frozenset(self._by_instance.get(instance_id, ()))
 
     async def next_end(self) -> None:
-        """Returns when a session, any session, has ended."""
+        """Returns when a connection, any connection, has ended."""
         await self._ended.wait()

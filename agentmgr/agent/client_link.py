@@ -21,13 +21,13 @@ from . import events
 from .drain import FIRST_FRAME_S, LINGER_S, Drain
 from .events import Event, addressed, encode
 from .incoming import BadInput, ClientEvent, looks_like_an_event, parse, sequence_number, text_of
+from .link_stream import LinkStream
 from .message import Client, Message
 from .plain import as_plain_text
 from .replay import Gap, Reader
 from .session import Session
 from .session_ids import no_session
-from .sessions import Sessions
-from .wire import Wire
+from .session_registry import SessionRegistry
 
 GREETING_DELAY_S = 1.0
 """`system.connected` waits so long for a first frame, which shows whether the client speaks events at all."""
@@ -47,17 +47,17 @@ MAX_SESSIONS = 64
 class ClientLink:
     def __init__(
         self,
-        wire: Wire,
+        stream: LinkStream,
         websocket: WebSocketConnection,
         client: Client,
-        sessions: Sessions,
+        sessions: SessionRegistry,
         drain: Drain,
         *,
         link_id: str,
         max_message_bytes: int,
     ) -> None:
         self.id = link_id
-        self._wire = wire
+        self._stream = stream
         self._websocket = websocket
         self._client = client
         self._sessions = sessions
@@ -266,7 +266,7 @@ class ClientLink:
                 size += len(frame)
             if batch:
                 try:
-                    await self._wire.send_texts(
+                    await self._stream.send_texts(
                         batch, while_open=self._is_open, before_waiting=self._limit_waiting
                     )
                 except (trio.BrokenResourceError, trio.ClosedResourceError):

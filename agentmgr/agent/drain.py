@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import trio
 
 from ..core.proof import proof
-from .sessions import Sessions
+from .session_registry import SessionRegistry
 
 LINGER_S = 0.2
 """So long after a client's frame its connection stays: behind a reconnect come the messages."""
@@ -41,7 +41,7 @@ class Drainable(Protocol):
 class Drain:
     """Shared by the connections of one host: each ends itself when it is `on` and nothing is left to do."""
 
-    def __init__(self, sessions: Sessions, *, can_tell: bool = True) -> None:
+    def __init__(self, sessions: SessionRegistry, *, can_tell: bool = True) -> None:
         """`can_tell`: whether the agent's turns can be seen; without that, no drain begins."""
         self._can_tell = can_tell
         self.on = False

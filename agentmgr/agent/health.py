@@ -8,10 +8,12 @@ from urllib.parse import parse_qs, urlsplit
 from ..boundary import Failure, contain, describe
 from ..core.proof import is_challenge, proof
 from .adapt import Health, HostedAgent
-from .sessions import Sessions
+from .session_registry import SessionRegistry
 
 
-async def report(agent: HostedAgent, sessions: Sessions, *, token: str, target: str, stranger: bool) -> str:
+async def report(
+    agent: HostedAgent, sessions: SessionRegistry, *, token: str, target: str, stranger: bool
+) -> str:
     """The JSON text for a probe of `target`, which may carry a `challenge` in its query.
 
     A stranger gets the proof and the status, no more. With `only=proof` the agent is not asked how it is:

@@ -21,7 +21,7 @@ from .limits import SessionLimits
 from .load import LoadedFile, failed, guarded, load
 from .runtime import open_runtime, wrong_runtime
 from .server import AgentServer
-from .sessions import Sessions
+from .session_registry import SessionRegistry
 
 SHUTDOWN_TIMEOUT_S = 5.0
 """For clients to be told and `on_session_end` to run; the supervisor's own patience is 10 s by default."""
@@ -83,7 +83,7 @@ async def _serve(
     signals: AsyncIterator[int],
     task_status: trio.TaskStatus[str],
 ) -> None:
-    sessions = Sessions(
+    sessions = SessionRegistry(
         agent, options.limits, max_sessions=options.max_sessions, instance_id=options.instance_id
     )
     address = listener.socket.getsockname()[0]

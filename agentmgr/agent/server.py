@@ -28,10 +28,10 @@ from .adapt import HostedAgent, RawAgent
 from .client_link import ClientLink
 from .door import Door, Headers, believed, value
 from .drain import Drain
+from .link_stream import LinkStream
 from .message import Client
 from .refusal import Refusal
-from .sessions import Sessions
-from .wire import Wire
+from .session_registry import SessionRegistry
 
 logger = logging.getLogger("agentmgr.agent")
 
@@ -48,7 +48,7 @@ class AgentServer:
     def __init__(
         self,
         agent: HostedAgent,
-        sessions: Sessions,
+        sessions: SessionRegistry,
         *,
         token: str = "",
         door: Door | None = None,
@@ -119,12 +119,12 @@ class AgentServer:
             return
         headers = believed(request, gateway=gateway)
         async with trio.open_nursery() as nursery:  # trio-websocket's reader lives here
-            wire, websocket = await self._accept(nursery, stream, _head(request, headers), rest)
+            link_stream, websocket = await self._accept(nursery, stream, _head(request, headers), rest)
             if is_probe:
                 await self._serve_probe(websocket, await self._report(target, stranger=stranger))
             else:
                 client = _client_of(headers, stream, gateway=gateway)
-                await self._serve_client(wire, websocket, client, _link_id(client))
+                await self._serve_client(link_stream, websocket, client, _link_id(client))
             with trio.move_on_after(CLOSE_TIMEOUT_S):
                 leaving = self._going_away or self._drain.on
                 await websocket.aclose(*(self._drain.farewell if leaving else (1000, None)))
@@ -158,27 +158,27 @@ class AgentServer:
 
     async def _accept(
         self, nursery: trio.Nursery, stream: trio.SocketStream, head: bytes, rest: bytes
-    ) -> tuple[Wire, WebSocketConnection]:
+    ) -> tuple[LinkStream, WebSocketConnection]:
         with trio.fail_after(HANDSHAKE_TIMEOUT_S) as patience:
             # wsproto answers a bad handshake by itself and closes; nobody would tell us.
-            wire = Wire(stream, head, rest, on_close=patience.cancel)
+            link_stream = LinkStream(stream, head, rest, on_close=patience.cancel)
             limit = self._max_message_bytes
             request = await wrap_server_stream(
-                nursery, wire, max_message_size=4 * limit if limit else sys.maxsize
+                nursery, link_stream, max_message_size=4 * limit if limit else sys.maxsize
             )
             offered = [name for name in request.proposed_subprotocols if not name.startswith("bearer.")]
             websocket = await request.accept(subprotocol=offered[0] if offered else None)
-            wire.accepted(lambda: websocket.closed)
-        return wire, websocket
+            link_stream.accepted(lambda: websocket.closed)
+        return link_stream, websocket
 
     async def _serve_client(
-        self, wire: Wire, websocket: WebSocketConnection, client: Client, link_id: str
+        self, link_stream: LinkStream, websocket: WebSocketConnection, client: Client, link_id: str
     ) -> None:
         if isinstance(self._agent, RawAgent):
             await self._serve_raw(self._agent, websocket)
             return
         link = ClientLink(
-            wire,
+            link_stream,
             websocket,
             client,
             self._sessions,

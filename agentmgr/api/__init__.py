@@ -46,7 +46,7 @@ async def serve_api(
     from ..listening import open_listeners
     from .app import make_app
     from .auth import Access
-    from .guard import Guard
+    from .cross_site import CrossSiteGuard
     from .metrics import Metrics
     from .operations import Server
     from .server import serve
@@ -62,7 +62,7 @@ async def serve_api(
         log.warning("the API at %s:%d is not encrypted: tokens can be read on the way", host, port)
     metrics = Metrics(manager)
 
-    access = Access(manager, Guard(), local=local)
+    access = Access(manager, CrossSiteGuard(), local=local)
     throttle = Throttle(manager.settings.api_rate_limit)
 
     def app(nursery: trio.Nursery, stopping: trio.Event) -> ASGIFramework:

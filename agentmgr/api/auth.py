@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from werkzeug.datastructures import Headers
 
 from ..models import Token, utc_now
-from .guard import Guard
+from .cross_site import CrossSiteGuard
 from .problems import HttpProblem
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
 class Access:
     """Judges requests of one TCP listener. `local`: only this machine can reach it."""
 
-    def __init__(self, manager: AgentManager, guard: Guard, *, local: bool) -> None:
+    def __init__(self, manager: AgentManager, guard: CrossSiteGuard, *, local: bool) -> None:
         self._manager = manager
         self._guard = guard
         self._local = local

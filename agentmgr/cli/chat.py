@@ -31,7 +31,7 @@ from .presence import answers_at_once
 from .reach import running
 from .render import what_helps
 from .screen import Screen, text_of
-from .terminal import Lines
+from .terminal import InputLines
 
 Interrupts = AsyncIterator[int]
 
@@ -189,7 +189,7 @@ class Talk:
         self._begin = begin
         self._screen = screen
         self._yes = yes
-        self._lines = Lines()
+        self._lines = InputLines()
         self._question = trio.CancelScope()
         self._pending: str | None = None  #: sent, and not heard of yet
 

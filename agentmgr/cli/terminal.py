@@ -12,7 +12,7 @@ from .out import say
 _CHUNK_BYTES = 64 * 1024
 
 
-class Lines:
+class InputLines:
     """The lines of the standard input.
 
     They are read from the descriptor: `input()` in a thread could not be given up, and would swallow the line

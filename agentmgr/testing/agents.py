@@ -20,7 +20,7 @@ from ..agent.door import Door
 from ..agent.limits import SessionLimits
 from ..agent.runtime import open_runtime
 from ..agent.server import AgentServer
-from ..agent.sessions import Sessions
+from ..agent.session_registry import SessionRegistry
 from ..client.transport import Dial, with_connection
 from ..models import Runtime
 from .memory_network import MemoryListener
@@ -32,7 +32,7 @@ PATIENCE_S = 10.0
 class Hosted(str):
     """The URL of a hosted agent, with what is behind it."""
 
-    sessions: Sessions
+    sessions: SessionRegistry
     server: AgentServer
 
 
@@ -66,7 +66,7 @@ async def hosted(
         made = agent
         if not isinstance(agent, HostedAgent):
             made = adapt(agent, make, runtime=await open_runtime(runtime, nursery))
-        sessions = Sessions(made, limits or SessionLimits(), max_sessions=max_sessions)
+        sessions = SessionRegistry(made, limits or SessionLimits(), max_sessions=max_sessions)
         server = AgentServer(
             made, sessions, token=token, door=door or BelievingDoor(), max_message_bytes=max_message_bytes
         )

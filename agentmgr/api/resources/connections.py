@@ -38,7 +38,7 @@ def _short(_: Any, attribute: Attribute[Any], reason: str) -> None:
 
 
 @frozen
-class Disconnect:
+class DisconnectQuery:
     code: int = field(default=1008, validator=_close_code)
     reason: str = field(default="", validator=_short)
 
@@ -54,8 +54,8 @@ async def list_connections(call: Call, query: ConnectionsQuery) -> Answer:
     return Answer(page(found, query, key=lambda connection: connection.connection_id))
 
 
-@api.add("DELETE", "/connections/{ref}", query=Disconnect, gives={204: None}, problems=(400, 404))
-async def disconnect(call: Call, query: Disconnect) -> Answer:
+@api.add("DELETE", "/connections/{ref}", query=DisconnectQuery, gives={204: None}, problems=(400, 404))
+async def disconnect(call: Call, query: DisconnectQuery) -> Answer:
     """Closes a session, with a close code and a reason that its client sees."""
     call.manager.disconnect(call.ref, code=query.code, reason=query.reason)
     return Answer(None, 204)

@@ -51,7 +51,7 @@ class Unregister:
 
 
 @frozen
-class History:
+class HistoryQuery:
     history: int = field(default=0, validator=between(0, 1000))  #: so many past results besides
 
 
@@ -215,8 +215,10 @@ async def scale_service(call: Call, query: Wait, body: Scale) -> Answer:
     return _answer(service, 200 if query.wait else 202)
 
 
-@api.add("GET", "/services/{ref}/health", query=History, gives={200: HealthAnswer}, problems=(400, 404, 409))
-async def check_service_health(call: Call, query: History) -> Answer:
+@api.add(
+    "GET", "/services/{ref}/health", query=HistoryQuery, gives={200: HealthAnswer}, problems=(400, 404, 409)
+)
+async def check_service_health(call: Call, query: HistoryQuery) -> Answer:
     """Checks the service now."""
     check = await call.manager.check_service_health(call.ref)
     past = None

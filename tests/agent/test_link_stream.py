@@ -5,7 +5,7 @@ import trio
 import trio.testing
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
-from agentmgr.agent.wire import Wire
+from agentmgr.agent.link_stream import LinkStream
 
 
 async def pair():
@@ -21,8 +21,8 @@ async def test_a_text_of_any_size_is_one_whole_frame(size):
     near, far = await pair()
     async with near, far, trio.open_nursery() as nursery:
         texts = [b"x" * size, "é".encode()]
-        wire = Wire(near, b"", on_close=lambda: None)
-        nursery.start_soon(lambda: wire.send_texts(texts, while_open=lambda: True))
+        stream = LinkStream(near, b"", on_close=lambda: None)
+        nursery.start_soon(lambda: stream.send_texts(texts, while_open=lambda: True))
         parser, found = FrameProtocol(client=True, extensions=[]), []
         received = b""
         while len(found) < 2:
@@ -39,34 +39,34 @@ async def test_a_text_of_any_size_is_one_whole_frame(size):
 async def test_nothing_is_sent_once_the_websocket_is_closing():
     near, far = await pair()
     async with near, far:
-        wire = Wire(near, b"", on_close=lambda: None)
-        await wire.send_texts([b"late"], while_open=lambda: False)
-        await wire.send_all(b"the close frame")
+        stream = LinkStream(near, b"", on_close=lambda: None)
+        await stream.send_texts([b"late"], while_open=lambda: False)
+        await stream.send_all(b"the close frame")
         assert await far.receive_some() == b"the close frame"
 
 
 async def test_what_was_read_before_comes_first():
     near, far = await pair()
     async with near, far:
-        wire = Wire(near, b"head", on_close=lambda: None)
+        stream = LinkStream(near, b"head", on_close=lambda: None)
         await far.send_all(b"rest")
-        assert await wire.receive_some() == b"head"
-        assert await wire.receive_some() == b"rest"
+        assert await stream.receive_some() == b"head"
+        assert await stream.receive_some() == b"rest"
 
 
 async def test_what_another_task_sends_waits_for_the_rest_of_a_frame():
     near, far = await pair()
     async with near, far:
-        wire, waits = Wire(near, b"", on_close=lambda: None), []
+        stream, waits = LinkStream(near, b"", on_close=lambda: None), []
         text = b"x" * 2**23  # more than the kernel takes at once
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                lambda: wire.send_texts(
+                lambda: stream.send_texts(
                     [text], while_open=lambda: True, before_waiting=lambda: waits.append(None)
                 )
             )
             await trio.testing.wait_all_tasks_blocked()
-            nursery.start_soon(wire.send_all, b"close")
+            nursery.start_soon(stream.send_all, b"close")
             received = bytearray()
             while not received.endswith(b"close"):
                 received += await far.receive_some()

@@ -14,7 +14,7 @@ from .session import Agent, Session
 from .session_ids import SessionIds, how_it_ended, no_session
 
 
-class Sessions:
+class SessionRegistry:
     """Each session's life is a task in `run`'s nursery."""
 
     def __init__(

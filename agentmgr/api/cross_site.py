@@ -20,7 +20,7 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @frozen
-class Guard:
+class CrossSiteGuard:
     """Refuses requests that did not come from this machine's own user."""
 
     hosts: Collection[str] = _LOOPBACK_NAMES  #: what may stand in `Host`, without the port

@@ -19,7 +19,7 @@ def _nothing() -> None:
     """Nobody needs to know."""
 
 
-class Wire(trio.abc.Stream):
+class LinkStream(trio.abc.Stream):
     """What trio-websocket reads and writes, shared with a writer of whole text frames.
 
     A message through trio-websocket and wsproto costs some 60 µs. An agent's partial answers are small, many,

@@ -14,7 +14,7 @@ from agentmgr.manager.life import ManagerLife
 from agentmgr.manager.services import ServiceCommands
 from agentmgr.proxy import ConnectionObserver
 from agentmgr.storage.store import Store
-from agentmgr.supervisor import Journal, Launcher
+from agentmgr.supervisor import InstanceRecorder, Launcher
 
 PUBLIC = {
     "agentmgr": """
@@ -29,14 +29,22 @@ PUBLIC = {
     "agentmgr.api": "serve_api serve_control",
     "agentmgr.client": "AgentSession ManagerClient open_session",
     "agentmgr.proxy": "Authenticator Certificate Gateway GatewayLimits Identity ConnectionObserver",
-    "agentmgr.supervisor": "InProcessService Journal Launcher Supervisor Unrecorded in_process",
+    "agentmgr.supervisor": "InProcessService InstanceRecorder Launcher Supervisor NullRecorder in_process",
     "agentmgr.testing": """
         BareClient Behaviour CannotLaunch Cause Exit FakeLauncher MemoryListener MemoryNetwork MemoryStore
         bare_client hosted memory_network
     """,
 }
 #: Whoever implements these need not say again what their methods are for.
-MODELS = (agentmgr.AgentManager, ManagerLife, ServiceCommands, Journal, Launcher, Store, ConnectionObserver)
+MODELS = (
+    agentmgr.AgentManager,
+    ManagerLife,
+    ServiceCommands,
+    InstanceRecorder,
+    Launcher,
+    Store,
+    ConnectionObserver,
+)
 NAMES = [
     (module, name) for module, names in PUBLIC.items() for name in names.split() if name != "__version__"
 ]

@@ -53,7 +53,7 @@ def _options(args: argparse.Namespace) -> HostOptions:
             disconnect_grace=args.disconnect_grace,
             when_busy=WhenBusy(args.when_busy),
         ),
-        manager_fd=args.manager_fd,
+        lifeline_fd=args.lifeline_fd,
         token=os.environ.get("AGENTMGR_INSTANCE_TOKEN", ""),
         instance_id=os.environ.get("AGENTMGR_INSTANCE_ID", ""),
     )
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m agentmgr.agent", description="Serves an agent file.")
     parser.add_argument("path", metavar="FILE", help="agent.py, agent.py:NAME or package.module:NAME")
     parser.add_argument("--fd", type=int, help="an inherited socket that listens already")
-    parser.add_argument("--manager-fd", type=int, help="a pipe; at its end the manager is gone")
+    parser.add_argument("--lifeline-fd", type=int, help="a pipe; at its end the manager is gone")
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--runtime", default=defaults.runtime, choices=list(Runtime))

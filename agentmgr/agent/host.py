@@ -45,7 +45,7 @@ class HostOptions:
     allowed_origins: tuple[str, ...] | None = None  #: pages that may connect; None: those of this machine
     open_beyond_loopback: bool = False  #: where `host` is more than loopback, any machine may connect
     instance_id: str = ""  #: under which a manager knows this process
-    manager_fd: int | None = None  #: a pipe; at its end the manager is gone, and this process goes too
+    lifeline_fd: int | None = None  #: a pipe; at its end the manager is gone, and this process goes too
     log_level: str = "INFO"
 
 
@@ -101,9 +101,9 @@ async def _serve(
         await nursery.start(sessions.run)
         async with trio.open_nursery() as serving:
             serving.start_soon(server.serve, listener)
-            if options.manager_fd is not None:
+            if options.lifeline_fd is not None:
                 # Not in `serving`, whose end waits for those that still talk, not for the manager's.
-                nursery.start_soon(_end_with_the_manager, options.manager_fd)
+                nursery.start_soon(_end_with_the_manager, options.lifeline_fd)
             logger.info("%s is served at %s", options.path, _url(listener))
             task_status.started(_url(listener))
             async for _ in signals:

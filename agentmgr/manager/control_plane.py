@@ -44,8 +44,8 @@ from .registry import Registry
 class ControlPlane:
     """The live parts of one manager.
 
-    It is the supervisor's `Journal` and the gateway's `ConnectionObserver`; those two know nothing of each
-    other, of the store, or of who listens to events.
+    It is the supervisor's `InstanceRecorder` and the gateway's `ConnectionObserver`; those two know nothing
+    of each other, of the store, or of who listens to events.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class ControlPlane:
         """Drop the figures of a service that was unregistered."""
         self._totals.pop(service_id, None)
 
-    # The supervisor's journal
+    # The supervisor's recorder
 
     async def instance_spawned(self, record: InstanceRecord) -> None:
         await self.store.put_instance(record)

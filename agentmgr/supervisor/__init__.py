@@ -1,8 +1,8 @@
 """Does, to processes: starts them, watches them, restarts them, ends them."""
 
 from .in_process import InProcessService, in_process
-from .journal import Journal, Unrecorded
 from .launcher import Launcher
+from .recorder import InstanceRecorder, NullRecorder
 from .supervisor import Supervisor
 
-__all__ = ["InProcessService", "Journal", "Launcher", "Supervisor", "Unrecorded", "in_process"]
+__all__ = ["InProcessService", "InstanceRecorder", "Launcher", "NullRecorder", "Supervisor", "in_process"]

@@ -1,8 +1,8 @@
 """Whose a recorded process is. A record can be copied with its database; what proves the rest cannot.
 
 An instance belongs to the directory of logs that it was started from. Its token bears the mark of that
-directory (`tokens.Mint`), or it holds the lock file there that it inherited (`lifeline`), or it was taken
-over explicitly. Of a copy none of this is true, so a manager of the copy leaves the process alone: it
+directory (`InstanceTokens`), or it holds the lock file there that it inherited (`InstanceLock`), or it was
+taken over explicitly. Of a copy none of this is true, so a manager of the copy leaves the process alone: it
 neither adopts nor ends it.
 """
 
@@ -16,8 +16,8 @@ from attrs import frozen
 
 from ..models import InstanceRecord
 from . import procfs
-from .lifeline import DIRECTORY, Lifeline
-from .tokens import Mint
+from .instance_lock import DIRECTORY, InstanceLock
+from .instance_tokens import InstanceTokens
 
 _MANAGERS_LOCK = ".d/lock"  # beside a database, see `settings.RuntimePaths`
 
@@ -45,20 +45,20 @@ def lives(record: InstanceRecord) -> bool:
     return found is not None and found.start_ticks == record.process_start and found.state not in "ZX"
 
 
-def stranger(record: InstanceRecord, log_dir: Path, mint: Mint | None) -> Stranger | None:
-    """None where the recorded process belongs to `log_dir`, whose mint this is, or is gone."""
+def stranger(record: InstanceRecord, log_dir: Path, tokens: InstanceTokens | None) -> Stranger | None:
+    """None where the recorded process belongs to `log_dir`, whose tokens these are, or is gone."""
     if not lives(record):
         return None
-    lifeline = Lifeline(log_dir / DIRECTORY / record.instance_id)
-    ours = mint is not None and (
-        mint.made(record.token) or lifeline.claimed_by(mint.mark(record.instance_id))
+    lock = InstanceLock(log_dir / DIRECTORY / record.instance_id)
+    ours = tokens is not None and (
+        tokens.made(record.token) or lock.claimed_by(tokens.mark(record.instance_id))
     )
-    return None if ours or lifeline.holds(record.pid) else Stranger(record, owner(record.pid))
+    return None if ours or lock.holds(record.pid) else Stranger(record, owner(record.pid))
 
 
 def strangers(records: Iterable[InstanceRecord], log_dir: Path) -> list[Stranger]:
-    mint = Mint.found(log_dir)
-    return [found for record in records if (found := stranger(record, log_dir, mint)) is not None]
+    tokens = InstanceTokens.found(log_dir)
+    return [found for record in records if (found := stranger(record, log_dir, tokens)) is not None]
 
 
 def owner(pid: int) -> Path | None:
@@ -79,7 +79,9 @@ def owner(pid: int) -> Path | None:
 def claim(stranger: Stranger, log_dir: Path) -> None:
     """Makes the process belong to `log_dir` from now on. Raises OSError."""
     record = stranger.record
-    Lifeline(log_dir / DIRECTORY / record.instance_id).claim(Mint.of(log_dir).mark(record.instance_id))
+    InstanceLock(log_dir / DIRECTORY / record.instance_id).claim(
+        InstanceTokens.of(log_dir).mark(record.instance_id)
+    )
 
 
 def drop_copied(log_dir: Path) -> None:

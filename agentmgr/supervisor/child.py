@@ -61,20 +61,20 @@ class LocalChild:
         unenforced: tuple[str, ...] = (),
         notices: Notices | None = None,
         group: ControlGroup | None = None,
-        leash: ExitStack | None = None,
+        resources: ExitStack | None = None,
         ready_after_s: float = 0.0,
         must_serve: bool = True,
         on_serving: Callable[[], None] = lambda: None,
     ) -> None:
-        """`notices`: what it tells of itself. `group`: where to put it. `leash`: what to keep open as long as
-        it may live. `ready_after_s`: how long it took last time. `must_serve`: it is not ready before it
+        """`notices`: what it reports by sd_notify. `group`: where to put it. `resources`: closed when it has
+        ended. `ready_after_s`: how long it took last time. `must_serve`: it is not ready before it
         answers, unless it says so. `on_serving`: called when a listener of its own was seen.
         """
         self.record = record
         self.unenforced = unenforced
         self.ready_after_s = ready_after_s
         self._notices, self._group = notices, group
-        self._leash = leash or ExitStack()
+        self._resources = resources or ExitStack()
         self._process = process
         self._log, self._log_start = log, log_start
         config = spec.config
@@ -255,7 +255,7 @@ class LocalChild:
 
     async def end(self, grace_s: float) -> Exit:
         exit = await self._heard(self._process.end(grace_s))
-        self._leash.close()
+        self._resources.close()
         return exit
 
     def kill(self) -> None:
@@ -273,7 +273,7 @@ class LocalChild:
 
     def release(self) -> None:
         self._process.release()
-        self._leash.close()
+        self._resources.close()
 
     def last_words(self) -> str:
         return logs.last_words(self._log, self._log_start)

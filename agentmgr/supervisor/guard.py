@@ -37,7 +37,7 @@ class Guard:
             if self._process is None:
                 self._start()
             else:
-                self._tell(f"+{token} {grace_s}\n".encode())
+                self._send(f"+{token} {grace_s}\n".encode())
         except OSError:
             del self._watched[token]
             raise
@@ -45,7 +45,7 @@ class Guard:
     def forget(self, token: str) -> None:
         """All that bears it has ended."""
         del self._watched[token]
-        self._tell(f"-{token}\n".encode())
+        self._send(f"-{token}\n".encode())
 
     async def keep(self) -> None:
         """Until cancelled: it is replaced when somebody kills it."""
@@ -71,13 +71,13 @@ class Guard:
             self._drop()
 
     def _start(self) -> None:
-        told = "".join(f"+{token} {grace_s}\n" for token, grace_s in self._watched.items()).encode()
+        lines = "".join(f"+{token} {grace_s}\n" for token, grace_s in self._watched.items()).encode()
         reader, self._pipe = os.pipe()
         try:
             # In the pipe before the process is there: we may be killed at any moment. A pipe takes a thousand
             # of them; what it does not take has to wait for its reader.
             os.set_blocking(self._pipe, False)
-            written = os.write(self._pipe, told)
+            written = os.write(self._pipe, lines)
             os.set_blocking(self._pipe, True)
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", _SCRIPT],
@@ -94,10 +94,10 @@ class Guard:
         finally:
             os.close(reader)
         self._started.set()
-        if rest := told[written:]:
-            self._tell(rest)
+        if rest := lines[written:]:
+            self._send(rest)
 
-    def _tell(self, lines: bytes) -> None:
+    def _send(self, lines: bytes) -> None:
         if self._process is not None:
             with suppress(BrokenPipeError):  # killed: the next one is told of all
                 os.write(self._pipe, lines)

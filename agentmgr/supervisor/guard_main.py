@@ -24,13 +24,13 @@ def main() -> None:
             watched[token] = float(grace_s)
         else:
             watched.pop(token, None)
-    begin, told = time.monotonic(), set[int]()
+    begin, signalled = time.monotonic(), set[int]()
     while found := _bearers(watched):
         for pid, token in found.items():
             if time.monotonic() - begin >= watched[token]:
                 _signal(pid, token, signal.SIGKILL)
-            elif pid not in told:
-                told.add(pid)
+            elif pid not in signalled:
+                signalled.add(pid)
                 _signal(pid, token, signal.SIGTERM, signal.SIGCONT)
         time.sleep(_LOOK_EVERY_S)
 

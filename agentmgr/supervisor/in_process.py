@@ -29,7 +29,7 @@ from ..core.restart import Cause, Exit
 from ..errors import InvalidRequest
 from ..models import InstanceRecord, ServiceConfig, ServiceSpec, Usage, utc_now
 from . import procfs
-from .launcher import Launcher, Place
+from .launcher import Launcher, Slot
 
 ServiceFunction = Callable[..., Awaitable[object]]
 
@@ -62,7 +62,7 @@ class NoProcesses:
     async def run(self) -> None:
         await trio.sleep_forever()
 
-    def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> Place:
+    def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> Slot:
         raise InvalidRequest(
             f"service {spec.name} is a process, and its output needs a place: Supervisor(log_dir=...)"
         )
@@ -84,17 +84,17 @@ class InProcessLauncher(NoProcesses):
     def __init__(self, function: ServiceFunction) -> None:
         self._function = function
 
-    def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> Place:
-        return _Place(self._function, spec, instance_id, slot)
+    def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> Slot:
+        return _Slot(self._function, spec, instance_id, position)
 
 
-class _Place:
-    def __init__(self, function: ServiceFunction, spec: ServiceSpec, instance_id: str, slot: int) -> None:
+class _Slot:
+    def __init__(self, function: ServiceFunction, spec: ServiceSpec, instance_id: str, position: int) -> None:
         self._function = function
         self._make_record: Callable[[], InstanceRecord] = lambda: InstanceRecord(
             instance_id=instance_id,
             service_id=spec.service_id,
-            slot=slot,
+            slot=position,
             pid=os.getpid(),
             process_start=0,
             boot_id=procfs.boot_id(),

@@ -1,9 +1,9 @@
 """One instance's life, from its first launch until it is stopped or given up.
 
-`Life.live` is the story: launch, wait until ready, watch, end, back off, again. A restart is one turn of
-its loop. Commands reach it through three cancel scopes: `stop` cancels `_until_stopped`, `start_now` cancels
-`_backoff`, and `stop(force=True)` cancels `_drain`. However a try ends, by return, exception or cancellation,
-its process is ended on the way out, with its descendants; only `leave` lets it live on.
+`InstanceTask.live` is the story: launch, wait until ready, watch, end, back off, again. A restart is one turn
+of its loop. Commands reach it through three cancel scopes: `stop` cancels `_until_stopped`, `start_now`
+cancels `_backoff`, and `stop(force=True)` cancels `_drain`. However a try ends, by return, exception or
+cancellation, its process is ended on the way out, with its descendants; only `leave` lets it live on.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ..core.lifecycle import InstanceEvent
 from ..core.restart import EX_CONFIG, Again, Cause, Ending, Exit, GiveUp, History
 from ..errors import PortNotAvailable, ServiceFailedToStart, WrongState
 from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
-from .journal import Owner
-from .launcher import CannotLaunch, Child, Place
+from .launcher import CannotLaunch, Child, Slot
 from .outcome import Outcome
+from .recorder import RetryingRecorder
 
 log = logging.getLogger("agentmgr.supervisor")
 
@@ -44,10 +44,10 @@ _TOGETHER = 1 / 40
 
 
 @frozen
-class Surroundings:
+class SupervisorContext:
     """What all instances of one supervisor share."""
 
-    owner: Owner
+    recorder: RetryingRecorder
     missing: Callable[[ServiceSpec], tuple[str, bool] | None]
     """A dependency that is not ready yet, and whether it is starting; None when all are ready."""
     health_check_interval: float
@@ -56,23 +56,23 @@ class Surroundings:
     starts: trio.Semaphore
 
 
-class Life:
+class InstanceTask:
     def __init__(
         self,
         spec: ServiceSpec,
         view: Instance,
-        place: Place,
-        around: Surroundings,
+        slot: Slot,
+        context: SupervisorContext,
         adopted: Child | None = None,
     ) -> None:
         self.spec = spec
         self.view = view  #: as others may see it; replaced at each change
         self.finished = False  #: it will not be launched again
         self.over = trio.Event()  #: its task has ended, and nothing is left of its process
-        self.entry = around.owner.entry(view.instance_id)
+        self.entry = context.recorder.entry(view.instance_id)
         self._config = spec.config
-        self._place = place
-        self._around = around
+        self._slot = slot
+        self._context = context
         self._adopted = adopted
         self._child: Child | None = None  #: None once it is being ended
         self._last: Child | None = None  #: the latest one, also while it is being ended
@@ -111,7 +111,7 @@ class Life:
         finally:
             with trio.CancelScope(shield=True):
                 await self.entry.written()
-            self._place.close()
+            self._slot.close()
             if self.stopped or not self.finished:
                 self._end_of_story()
             self.finished = True
@@ -182,13 +182,13 @@ class Life:
         if not child.serves:
             with trio.move_on_after(self._config.startup_timeout):
                 await child.wait_serving()
-            self._tell(serves=child.serves)
+            self._report(serves=child.serves)
 
     async def _check_regularly(self) -> Ending:
         """Returns when it has been unhealthy for too long and its policy allows a restart."""
         interval_s = self._check_interval_s
         while True:
-            due = trio.current_time() + interval_s * (1 - _JITTER + 2 * _JITTER * self._around.random())
+            due = trio.current_time() + interval_s * (1 - _JITTER + 2 * _JITTER * self._context.random())
             together_s = interval_s * _TOGETHER
             await trio.sleep_until(math.ceil(due / together_s) * together_s)
             check = await self.check()
@@ -205,8 +205,8 @@ class Life:
         with ExitStack() as turn:
             if self._adopted is None:
                 await self._dependencies_ready()
-                await self._around.starts.acquire()
-                turn.callback(self._around.starts.release)
+                await self._context.starts.acquire()
+                turn.callback(self._context.starts.release)
             yield turn
 
     async def _give_turn_back(self, turn: ExitStack) -> None:
@@ -216,15 +216,15 @@ class Life:
 
     async def _dependencies_ready(self) -> None:
         """Waits without limit. `started` fails when a dependency is not even starting."""
-        while missing := self._around.missing(self.spec):
+        while missing := self._context.missing(self.spec):
             name, coming = missing
             reason = f"waits for service {name!r}" + ("" if coming else ", which is not running")
-            self._tell(error_message=reason)
+            self._report(error_message=reason)
             if not coming:
                 self._first_try.fail(
                     ServiceFailedToStart(f"service {self.spec.name} {reason}; start it first")
                 )
-            await self._around.owner.news.park()
+            await self._context.recorder.news.park()
 
     @asynccontextmanager
     async def _launched(self) -> AsyncIterator[Child]:
@@ -232,12 +232,12 @@ class Life:
         child, self._adopted = self._adopted, None
         adopted = child is not None
         if child is None:
-            child = await self._place.launch()
+            child = await self._slot.launch()
         record = child.record
         self._child, self._last, self._ready_at = child, child, None
         self.entry.set(record)
         try:
-            self._tell(
+            self._report(
                 pid=record.pid,
                 host=record.host,
                 port=record.port,
@@ -267,7 +267,7 @@ class Life:
         if InstanceEvent.STOP in lifecycle.TRANSITIONS[self.view.status]:
             self._become(InstanceEvent.STOP)
         exit = await child.end(self._config.stop_timeout)
-        self._tell(pid=None, last_exit=str(exit))
+        self._report(pid=None, last_exit=str(exit))
         self.entry.set(None)
 
     async def _end_conversations(self, child: Child) -> None:
@@ -277,7 +277,7 @@ class Life:
         with self._drain:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._ask_to_drain, child, timeout_s)
-                await self._around.owner.drain(self.view.instance_id, timeout_s)
+                await self._context.recorder.drain(self.view.instance_id, timeout_s)
 
     async def _ask_to_drain(self, child: Child, timeout_s: float) -> None:
         def answered(knows: bool) -> None:
@@ -306,7 +306,7 @@ class Life:
         return Ending(Cause.EXITED, _with_last_words(reason, child), exit, ready_for_s)
 
     def _decision(self, ending: Ending) -> restart.Decision:
-        now, rand = trio.current_time(), self._around.random()
+        now, rand = trio.current_time(), self._context.random()
         return restart.decide(self._config, self._history, ending, now=now, rand=rand)
 
     def _decide(self, ending: Ending) -> trio.CancelScope | None:
@@ -386,7 +386,7 @@ class Life:
             self._history = History()
             if self._first_try.known:
                 self._first_try = Outcome()
-                self._around.owner.news.unpark_all()  # if it waits for a dependency: to be told of it
+                self._context.recorder.news.unpark_all()  # if it waits for a dependency: to be told of it
             self._backoff.cancel()
 
     async def drain_idle_s(self) -> float | None:
@@ -427,12 +427,12 @@ class Life:
         child = self._child
         if child is None:
             return None
-        async with self._around.probes:
+        async with self._context.probes:
             result = await child.probe(self._config.health_check_timeout)
         if self._child is child and self.view.status in _SERVING:
             self._judge(result)
             if child.serves or self.view.serves is not None:
-                self._tell(serves=child.serves)
+                self._report(serves=child.serves)
         check = HealthCheck(
             service_id=self.spec.service_id,
             instance_id=self.view.instance_id,
@@ -442,7 +442,7 @@ class Life:
             latency_s=result.latency_s,
             reason=result.reason,
         )
-        self._around.owner.health_checked(check)
+        self._context.recorder.health_checked(check)
         return check
 
     def _judge(self, result: ProbeResult) -> None:
@@ -459,11 +459,11 @@ class Life:
         elif not unhealthy and self.view.status is ServiceStatus.UNHEALTHY:
             self._become(InstanceEvent.WELL, **facts)
         else:
-            self._tell(**facts)
+            self._report(**facts)
 
     @property
     def _check_interval_s(self) -> float:
-        return self._config.health_check_interval or self._around.health_check_interval
+        return self._config.health_check_interval or self._context.health_check_interval
 
     # Bookkeeping
 
@@ -477,13 +477,13 @@ class Life:
         return None if self._ready_at is None else trio.current_time() - self._ready_at
 
     def _become(self, event: InstanceEvent, **changes: Any) -> None:
-        self._tell(status=lifecycle.after(self.view.status, event), **changes)
+        self._report(status=lifecycle.after(self.view.status, event), **changes)
 
-    def _tell(self, **changes: Any) -> None:
+    def _report(self, **changes: Any) -> None:
         view = evolve(self.view, **changes)
         if view != self.view:
             self.view = view
-            self._around.owner.instance_changed(view)
+            self._context.recorder.instance_changed(view)
 
 
 def _with_last_words(reason: str, child: Child) -> str:

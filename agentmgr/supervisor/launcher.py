@@ -1,6 +1,6 @@
 """The supervisor's interface to what runs the instances: child processes, or functions of this program.
 
-A `Launcher` gives an instance a `Place`, which keeps its address over all its restarts. A `Place` launches
+A `Launcher` gives an instance a `Slot`, which keeps its address over all its restarts. A `Slot` launches
 a `Child`, one at a time. A `Child` has an address, an exit, a way to ask it how it is, and a way to end it.
 
 What a child process gets, and what it owes (`agentmgr.agent` is one; any command can be):
@@ -10,8 +10,8 @@ What a child process gets, and what it owes (`agentmgr.agent` is one; any comman
 * the manager's environment and the service's, and `HOST`, `PORT`, `AGENTMGR_SERVICE`, `AGENTMGR_INSTANCE_ID`,
   `AGENTMGR_INSTANCE_TOKEN` (secret) and `PYTHONUNBUFFERED=1`;
 * an agent file is run as `PYTHON -P bootstrap.py agentmgr.agent PATH --fd N …` (`agentmgr.bootstrap`): N is a
-  bound and listening socket. With `--manager-fd M` it ends as on SIGTERM when the pipe M has come to its end:
-  the manager is gone. It answers at `HEALTH_PATH` with a proof that it holds the token (`core.proof`);
+  bound and listening socket. With `--lifeline-fd M` it ends as on SIGTERM at the end of the pipe M: the
+  manager is gone. It answers at `HEALTH_PATH` with a proof that it holds the token (`core.proof`);
 * a command finds `{host}` and `{port}` filled in, `NOTIFY_SOCKET` for sd_notify(3), and `WATCHDOG_USEC` if
   `health` is `watchdog`. How it is found ready and well says `agentmgr.supervisor.child`;
 * whatever it is, it inherits one more descriptor, which it need not know: it is open as long as it lives;
@@ -104,7 +104,7 @@ class Child(Protocol):
         """An outside reason why it does not become ready, such as a taken port: the cause, and a sentence."""
 
 
-class Place(Protocol):
+class Slot(Protocol):
     """Where one instance runs, over all its restarts: it keeps the address until it is closed."""
 
     async def launch(self) -> Child:
@@ -117,12 +117,12 @@ class Place(Protocol):
 
 
 class Launcher(Protocol):
-    """Makes places for instances, and looks after what all of them have in common."""
+    """Makes slots for instances, and looks after what all of them have in common."""
 
     async def run(self) -> None:
         """Housekeeping while instances run; until cancelled."""
 
-    def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> Place:
+    def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> Slot:
         """Where that instance of the service will run. Raises `AgentManagerError` where none can."""
 
     def stranger(self, record: InstanceRecord) -> str | None:

@@ -13,22 +13,22 @@ from . import logs
 from .addresses import Ports
 from .belonging import drop_copied, stranger
 from .cgroup import ControlGroup, remove_abandoned
+from .descendants import Descendants, Orphans, ProcessScan
 from .guard import Guard
-from .kin import Census, Kin, Strays
-from .lifeline import DIRECTORY, Lifeline
-from .place import LocalPlace, Shared
+from .instance_lock import DIRECTORY, InstanceLock
+from .instance_tokens import InstanceTokens
 from .process import kill_all
-from .tokens import Mint
+from .slot import LocalSlot, Shared
 from .upkeep import Upkeep
 
 
 class LocalLauncher:
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
-        self._lifelines = log_dir / DIRECTORY
-        if Mint.found(log_dir) is None:
+        self._locks = log_dir / DIRECTORY
+        if InstanceTokens.found(log_dir) is None:
             drop_copied(log_dir)
-        self._shared = Shared(Mint.of(log_dir), Ports(), Census(), Upkeep(log_dir), Guard())
+        self._shared = Shared(InstanceTokens.of(log_dir), Ports(), ProcessScan(), Upkeep(log_dir), Guard())
 
     async def run(self) -> None:
         with closing(self._shared.guard):
@@ -37,30 +37,30 @@ class LocalLauncher:
                 nursery.start_soon(self._shared.upkeep.run)
                 nursery.start_soon(partial(trio.to_thread.run_sync, remove_abandoned, abandon_on_cancel=True))
 
-    def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> LocalPlace:
+    def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> LocalSlot:
         logs.claim(self._log_dir, spec.name)
-        log, lifeline = logs.path(self._log_dir, spec.name, slot), Lifeline(self._lifelines / instance_id)
-        return LocalPlace(spec, instance_id, slot, log, lifeline, self._shared)
+        log, lock = logs.path(self._log_dir, spec.name, position), InstanceLock(self._locks / instance_id)
+        return LocalSlot(spec, instance_id, position, log, lock, self._shared)
 
     def stranger(self, record: InstanceRecord) -> str | None:
-        found = stranger(record, self._log_dir, self._shared.mint)
+        found = stranger(record, self._log_dir, self._shared.tokens)
         return None if found is None else str(found)
 
     async def sweep(self, keep: frozenset[str]) -> int:
-        census, made = self._shared.census, self._shared.mint.made
+        scan, made = self._shared.scan, self._shared.tokens.made
         count = await kill_all(
-            Strays(census, lambda it: it.token is not None and it.token not in keep and made(it.token))
+            Orphans(scan, lambda it: it.token is not None and it.token not in keep and made(it.token))
         )
         # And what has shed its token: it is in the group of an instance that is no more, or holds its lock.
-        for file in self._lifelines.iterdir() if self._lifelines.is_dir() else ():
+        for file in self._locks.iterdir() if self._locks.is_dir() else ():
             if file.name not in self._shared.open:
-                group, lifeline = ControlGroup.of_instance(file.name), Lifeline(file)
+                group, lock = ControlGroup.of_instance(file.name), InstanceLock(file)
                 group.find()
-                if group.members() or lifeline.held():
+                if group.members() or lock.held():
                     group.kill()
-                    count += await kill_all(Kin.left_behind(census, group, lifeline))
+                    count += await kill_all(Descendants.left_behind(scan, group, lock))
                 group.remove()
-                lifeline.remove()
+                lock.remove()
         return count
 
     def troubles(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Where the output of an instance goes: a file that it appends to by itself, also when no manager runs.
 
 It must stay bounded though its writer never reopens it, and nothing may be lost or wait. So the oldest part
-is copied to `SLOT.log.1` and then cut off the front of the live file in one step (`fallocate` with
+is copied to `POSITION.log.1` and then cut off the front of the live file in one step (`fallocate` with
 FALLOC_FL_COLLAPSE_RANGE: ext4, xfs), while the writer goes on appending. Where the file system cannot do
 that, the copied part is turned into a hole (FALLOC_FL_PUNCH_HOLE: btrfs, tmpfs and others), which takes no
 space.
@@ -38,8 +38,8 @@ _moving = threading.Lock()  # held while a file is cut, and while one is read
 _cut: dict[tuple[int, int], int] = {}  # bytes, by device and inode of the live file
 
 
-def path(log_dir: Path, service_name: str, slot: int) -> Path:
-    return log_dir / service_name / f"{slot}.log"
+def path(log_dir: Path, service_name: str, position: int) -> Path:
+    return log_dir / service_name / f"{position}.log"
 
 
 def move(log_dir: Path, old: str, new: str) -> None:

@@ -14,8 +14,8 @@ import trio
 from ..core.restart import Exit
 from . import listeners, procfs
 from .cgroup import ControlGroup
-from .kin import SHORTAGE_PAUSE_S, Census, Kin, Relatives
-from .lifeline import Lifeline
+from .descendants import SHORTAGE_PAUSE_S, Descendants, ProcessScan, ProcessSet
+from .instance_lock import InstanceLock
 
 log = logging.getLogger("agentmgr.supervisor")
 
@@ -26,12 +26,14 @@ _SWEEP_PATIENCE_S = 30.0
 class Process:
     """A session leader: our child, which is reaped here, or an adopted one, which is init's to reap."""
 
-    def __init__(self, pid: int, token: str, census: Census, group: ControlGroup, lifeline: Lifeline) -> None:
+    def __init__(
+        self, pid: int, token: str, scan: ProcessScan, group: ControlGroup, lock: InstanceLock
+    ) -> None:
         """Raises OSError when there is no such process or no descriptor to be had."""
         self.pid = pid
         stat = procfs.stat(pid)
         self.start_ticks = stat.start_ticks if stat is not None else 0
-        self._kin = Kin(pid, token, self.start_ticks, census, group, lifeline)
+        self._descendants = Descendants(pid, token, self.start_ticks, scan, group, lock)
         self._ours_to_reap = stat is not None and stat.parent == os.getpid()
         self._grace = trio.CancelScope(shield=True)
         self._pidfd = os.pidfd_open(pid)
@@ -61,7 +63,7 @@ class Process:
     def includes(self, pid: int) -> bool:
         """Whether that process is it or one of its descendants."""
         try:
-            return self._kin.include(pid)
+            return self._descendants.include(pid)
         except OSError:  # it cannot be looked at
             return False
 
@@ -69,12 +71,12 @@ class Process:
         """Whether the leader or a descendant has this socket open."""
         if procfs.holds(self.pid, inode):
             return True
-        return any(procfs.holds(pid, inode) for pid in await self._kin.find())
+        return any(procfs.holds(pid, inode) for pid in await self._descendants.find())
 
     async def listens_on(self) -> list[int]:
         """The ports that the leader or a descendant listens on. Raises OSError."""
         ports = listeners.ports()
-        pids = {self.pid, *await self._kin.find()}
+        pids = {self.pid, *await self._descendants.find()}
         return sorted(
             {port for inode, port in ports.items() if any(procfs.holds(pid, inode) for pid in pids)}
         )
@@ -82,23 +84,23 @@ class Process:
     async def end(self, grace_s: float) -> Exit:
         """TERM, CONT, wait, KILL, sweep, reap, in this order; see `Child.end`."""
         # The group's number is good as long as its leader is not reaped. Init reaps an adopted one at once.
-        self._kin.session_is_ours = self._ours_to_reap or not self.exited()
+        self._descendants.session_is_ours = self._ours_to_reap or not self.exited()
         if not self.exited():
             self._signal_group(signal.SIGTERM)
             self._signal_group(signal.SIGCONT)  # one that is stopped would not hear the TERM
             self._grace.deadline = trio.current_time() + grace_s
             with self._grace:
                 await self.wait_exit()
-                await _ask_and_wait(self._kin)
+                await _ask_and_wait(self._descendants)
         if self._ours_to_reap or not self.exited():
             self._signal_group(signal.SIGKILL)
-        self._kin.kill()
+        self._descendants.kill()
         with trio.move_on_after(_KILL_PATIENCE_S, shield=True):
             await self.wait_exit()
         exit = self._exit()
         with trio.move_on_after(_SWEEP_PATIENCE_S, shield=True):
-            await kill_all(self._kin)
-        if self._kin.live():
+            await kill_all(self._descendants)
+        if self._descendants.live():
             log.warning("something that process %d has started does not end", self.pid)
         self.release()
         return exit
@@ -119,14 +121,14 @@ class Process:
             os.killpg(self.pid, number)
 
 
-async def kill_all(relatives: Relatives) -> int:
+async def kill_all(processes: ProcessSet) -> int:
     """Kills until none is left, also those that have left the group and session; returns how many it killed.
 
     It outruns a fork bomb, because a killed process forks no more.
     """
     count = 0
-    while found := await relatives.find():
-        killed = [pid for pid in found if _signal(pid, relatives, signal.SIGKILL)]
+    while found := await processes.find():
+        killed = [pid for pid in found if _signal(pid, processes, signal.SIGKILL)]
         count += len(killed)
         await _wait_all_gone(killed)
         for pid in killed:  # an earlier supervisor in this very process may have been its parent
@@ -134,23 +136,23 @@ async def kill_all(relatives: Relatives) -> int:
     return count
 
 
-async def _ask_and_wait(relatives: Relatives) -> None:
+async def _ask_and_wait(processes: ProcessSet) -> None:
     """Waits for the leader's descendants; sends TERM to those that left its group and have not had it."""
-    told: set[int] = set()
-    while found := await relatives.find():
-        for pid in found - told:
-            _signal(pid, relatives, signal.SIGTERM)
-        told |= found
+    signalled: set[int] = set()
+    while found := await processes.find():
+        for pid in found - signalled:
+            _signal(pid, processes, signal.SIGTERM)
+        signalled |= found
         await _wait_all_gone(found)
 
 
-def _signal(pid: int, relatives: Relatives, number: signal.Signals) -> bool:
+def _signal(pid: int, processes: ProcessSet, number: signal.Signals) -> bool:
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return False
     try:
-        if not relatives.include(pid):
+        if not processes.include(pid):
             return False
         signal.pidfd_send_signal(pidfd, number)
         return True

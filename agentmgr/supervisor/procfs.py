@@ -91,7 +91,7 @@ def pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
-def census(since_ticks: int = 0) -> list[Living]:
+def scan(since_ticks: int = 0) -> list[Living]:
     """The living processes but this one that began no earlier; 10 to 20 µs for each there is.
 
     Raises OSError when it cannot look.

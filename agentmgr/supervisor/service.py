@@ -10,7 +10,7 @@ from attrs import define, field
 from ..core.dependencies import cycle, stop_order
 from ..errors import AgentManagerError, InvalidRequest
 from ..models import ServiceSpec
-from .instance import Life
+from .instance import InstanceTask
 from .launcher import Launcher
 
 
@@ -21,24 +21,26 @@ class Service:
     spec: ServiceSpec
     launcher: Launcher
     raises: bool = False  #: giving it up ends the supervisor
-    lives: list[Life] = field(factory=list)  #: in a rolling restart a slot has two
+    tasks: list[InstanceTask] = field(factory=list)  #: in a rolling restart a position has two
     turn: trio.Lock = field(factory=trio.Lock)
     stops: int = 0  #: how many so far; a command given before the last one is void
     command: trio.CancelScope = field(factory=trio.CancelScope)
 
-    def fill(self, spec: ServiceSpec, begin: Callable[[Service, ServiceSpec, int], Life]) -> list[Life]:
+    def fill(
+        self, spec: ServiceSpec, begin: Callable[[Service, ServiceSpec, int], InstanceTask]
+    ) -> list[InstanceTask]:
         """Starts missing instances, cuts backoffs short, stops surplus ones; returns those that remain."""
-        lives = {life.view.slot: life for life in self.lives if not life.finished}
-        for slot in [slot for slot in lives if slot >= spec.config.instances]:
-            lives.pop(slot).stop()
-        for slot in range(spec.config.instances):
-            if slot in lives:
-                lives[slot].start_now()
+        tasks = {task.view.slot: task for task in self.tasks if not task.finished}
+        for position in [position for position in tasks if position >= spec.config.instances]:
+            tasks.pop(position).stop()
+        for position in range(spec.config.instances):
+            if position in tasks:
+                tasks[position].start_now()
             else:
-                lives[slot] = begin(self, spec, slot)
-        return [lives[slot] for slot in sorted(lives)]
+                tasks[position] = begin(self, spec, position)
+        return [tasks[position] for position in sorted(tasks)]
 
-    async def replace(self, old: Life, new: Life, *, force: bool) -> None:
+    async def replace(self, old: InstanceTask, new: InstanceTask, *, force: bool) -> None:
         """Ends the old one when the new one is ready, or the new one when it fails to be. Raises why."""
         try:
             await new.started()
@@ -48,16 +50,16 @@ class Service:
         await self.end([old], force=force)
 
     async def end(
-        self, lives: Iterable[Life], *, force: bool = False, wait: bool = True, for_good: bool = False
+        self, tasks: Iterable[InstanceTask], *, force: bool = False, wait: bool = True, for_good: bool = False
     ) -> None:
         """Stops all of them at once; with `wait`, returns when they are gone."""
-        lives = list(lives)
-        for life in lives:
-            life.stop(force=force, for_good=for_good)
+        tasks = list(tasks)
+        for task in tasks:
+            task.stop(force=force, for_good=for_good)
         if wait:
-            for life in lives:
-                await life.over.wait()
-        self.lives = [life for life in self.lives if not life.over.is_set()]
+            for task in tasks:
+                await task.over.wait()
+        self.tasks = [task for task in self.tasks if not task.over.is_set()]
         # A stop may have come just as the last of them ended: then nothing new may begin.
         await trio.lowlevel.checkpoint_if_cancelled()
 
@@ -67,11 +69,11 @@ Services = Mapping[str, Service]  #: by id
 
 def missing(services: Services, spec: ServiceSpec) -> tuple[str, bool] | None:
     """A dependency that is not ready yet, and whether it is starting; None when all are ready."""
-    lives = {service.spec.name: service.lives for service in services.values()}
+    tasks = {service.spec.name: service.tasks for service in services.values()}
     for name in spec.config.after:
-        needed = lives.get(name, [])
-        if not any(life.serving for life in needed):
-            return name, not all(life.finished for life in needed)
+        needed = tasks.get(name, [])
+        if not any(task.serving for task in needed):
+            return name, not all(task.finished for task in needed)
     return None
 
 

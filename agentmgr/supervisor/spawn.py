@@ -19,9 +19,9 @@ from ..core.restart import Cause
 from ..descriptors import give_back
 from . import logs
 from .cgroup import ControlGroup
-from .kin import Census
+from .descendants import ProcessScan
+from .instance_lock import InstanceLock
 from .launcher import CannotLaunch
-from .lifeline import Lifeline
 from .process import Process
 
 log = logging.getLogger("agentmgr.supervisor")
@@ -47,9 +47,9 @@ def spawn(
     output: Path,
     inherited: Iterable[int],
     token: str,
-    census: Census,
+    scan: ProcessScan,
     group: ControlGroup,
-    lifeline: Lifeline,
+    lock: InstanceLock,
     held: bool = False,
 ) -> Spawned:
     """Starts a program in a session of its own. Raises `CannotLaunch`.
@@ -64,9 +64,9 @@ def spawn(
             out = _open_log(output)
             stack.callback(os.close, out)
             log_start = os.fstat(out).st_size
-            if (lock := lifeline.open()) is not None:
-                stack.callback(os.close, lock)
-                inherited = (*inherited, lock)
+            if (descriptor := lock.open()) is not None:
+                stack.callback(os.close, descriptor)
+                inherited = (*inherited, descriptor)
             stdin, gate = subprocess.DEVNULL, stack.enter_context(ExitStack())
             words = argv
             if held:
@@ -90,7 +90,7 @@ def spawn(
                 pass_fds=tuple(inherited),
             )
             try:
-                process = Process(popen.pid, token, census, group, lifeline)
+                process = Process(popen.pid, token, scan, group, lock)
             except OSError:  # no descriptor left for watching it
                 os.killpg(popen.pid, signal.SIGKILL)
                 popen.wait()

@@ -27,11 +27,11 @@ from ..models import (
 )
 from . import logs, system
 from .in_process import InProcessService, NoProcesses
-from .instance import Life, Surroundings
-from .journal import Journal, Owner, Unrecorded
-from .launcher import Child, Launcher, Place
+from .instance import InstanceTask, SupervisorContext
+from .launcher import Child, Launcher, Slot
 from .local import LocalLauncher
 from .outcome import Outcome
+from .recorder import InstanceRecorder, NullRecorder, RetryingRecorder
 from .service import Service, missing, refuse_cycles, stop_waves
 from .signals import children_get_defaults
 
@@ -50,14 +50,14 @@ class Supervisor:
     In an application with a nursery of its own: `await nursery.start(supervisor.run)`, and `shutdown`, or a
     cancellation, at the end. Both forms end all services, in reverse order, before they return.
 
-    `journal` receives all events; `Unrecorded` is a base class for one. `log_dir` is where processes write
+    `recorder` receives all events; `NullRecorder` is a base class for one. `log_dir` is where processes write
     their output; it is required for services that are processes. It also marks them as this supervisor's: the
     next one with the same `log_dir` ends processes that a killed program has left running.
     """
 
     def __init__(
         self,
-        journal: Journal | None = None,
+        recorder: InstanceRecorder | None = None,
         *,
         log_dir: str | os.PathLike[str] | None = None,
         health_check_interval: float = 10.0,
@@ -67,8 +67,8 @@ class Supervisor:
         self._log_dir = None if log_dir is None else Path(log_dir)
         self._launcher = launcher or (NoProcesses() if log_dir is None else LocalLauncher(Path(log_dir)))
         self._services: dict[str, Service] = {}  # in the order of their starts
-        self._around = Surroundings(
-            owner=Owner(journal or Unrecorded()),
+        self._context = SupervisorContext(
+            recorder=RetryingRecorder(recorder or NullRecorder()),
             missing=lambda spec: missing(self._services, spec),
             health_check_interval=health_check_interval,
             random=random,
@@ -165,11 +165,11 @@ class Supervisor:
         refuse_cycles(self._services, spec)
         async with self._command(spec) as known:
             known.launcher, known.raises = launcher, on_give_up == "raise"
-            await known.end([life for life in known.lives if life.finished or life.outdated(spec)])
-            lives = known.fill(spec, self._begin)
+            await known.end([task for task in known.tasks if task.finished or task.outdated(spec)])
+            tasks = known.fill(spec, self._begin)
         if wait:
-            for life in lives:
-                await life.started()
+            for task in tasks:
+                await task.started()
 
     async def stop(self, service_id: str, *, force: bool = False, wait: bool = True) -> None:
         """Ends all its instances: sessions first (unless by `force`), then the processes.
@@ -181,7 +181,7 @@ class Supervisor:
             return
         service.stops += 1
         service.command.cancel()
-        await service.end(service.lives, force=force, wait=wait, for_good=True)
+        await service.end(service.tasks, force=force, wait=wait, for_good=True)
 
     def forget(self, service_id: str) -> None:
         """A service that was stopped will not be started again."""
@@ -209,15 +209,15 @@ class Supervisor:
         try:
             async with self._command(spec, stops) as service:
                 await service.end(
-                    [life for life in service.lives if not (rolling and life.serving)], force=force
+                    [task for task in service.tasks if not (rolling and task.serving)], force=force
                 )
-                for old in list(service.lives):
+                for old in list(service.tasks):
                     if old.view.slot < spec.config.instances:
                         new = self._begin(service, spec, old.view.slot)
                         await service.replace(old, new, force=force)
-                lives = service.fill(spec, self._begin)
-            for life in lives:
-                await life.started()
+                tasks = service.fill(spec, self._begin)
+            for task in tasks:
+                await task.started()
             outcome.succeed()
         except AgentManagerError as error:  # whoever waits is told, and `status` shows it
             log.warning("restart of %s: %s", spec.name, error)
@@ -239,47 +239,47 @@ class Supervisor:
             service.stops += 1
             service.command.cancel()
         for wave in stop_waves(self._services):
-            lives = [life for service in wave for life in service.lives]
-            for life in lives:
+            tasks = [task for service in wave for task in service.tasks]
+            for task in tasks:
                 if leave_running:
-                    life.leave()
+                    task.leave()
                 else:
-                    life.stop(force=force, kill=kill, for_good=True)
-            for life in lives:
-                await life.over.wait()
+                    task.stop(force=force, kill=kill, for_good=True)
+            for task in tasks:
+                await task.over.wait()
         self._closed.set()
 
     async def check(self, service_id: str) -> tuple[HealthCheck, ...]:
         """Probes each of its instances now."""
         checks: list[HealthCheck] = []
 
-        async def check(life: Life) -> None:
-            if (result := await life.check()) is not None:
+        async def check(task: InstanceTask) -> None:
+            if (result := await task.check()) is not None:
                 checks.append(result)
 
         async with trio.open_nursery() as nursery:
-            for life in self._lives(service_id):
-                nursery.start_soon(check, life)
+            for task in self._tasks(service_id):
+                nursery.start_soon(check, task)
         return tuple(checks)
 
     def instances(self, service_id: str | None = None) -> tuple[Instance, ...]:
         """The present state of all instances but stopped ones; those that were given up are included."""
-        return tuple(life.seen() for life in self._lives(service_id))
+        return tuple(task.seen() for task in self._tasks(service_id))
 
     def tokens(self) -> dict[str, str]:
         """The token of each hosted agent's latest process, by instance id. For the gateway; never shown."""
-        return {life.view.instance_id: life.token for life in self._lives(None) if life.token}
+        return {task.view.instance_id: task.token for task in self._tasks(None) if task.token}
 
     async def drain_idle_s(self, instance_id: str) -> float | None:
         """While it drains: the seconds of silence that make a session idle; None: the instance ends them."""
-        for life in self._lives(None):
-            if life.view.instance_id == instance_id:
-                return await life.drain_idle_s()
+        for task in self._tasks(None):
+            if task.view.instance_id == instance_id:
+                return await task.drain_idle_s()
         return None
 
     def troubles(self) -> tuple[str, ...]:
         """Faults that are going on and recover by themselves; services keep running."""
-        unwritten = sum(life.entry.fails for life in self._lives(None))
+        unwritten = sum(task.entry.fails for task in self._tasks(None))
         what = "1 instance" if unwritten == 1 else f"{unwritten} instances"
         records = (f"{what} could not be written down",) if unwritten else ()
         return records + self._launcher.troubles()
@@ -330,31 +330,35 @@ class Supervisor:
             )
         return self._nursery
 
-    def _begin(self, service: Service, spec: ServiceSpec, slot: int) -> Life:
+    def _begin(self, service: Service, spec: ServiceSpec, position: int) -> InstanceTask:
         instance_id = new_id("ins")
-        return self._go(service, spec, instance_id, slot, service.launcher.place(spec, instance_id, slot))
+        return self._go(
+            service, spec, instance_id, position, service.launcher.slot(spec, instance_id, position)
+        )
 
     def _go(
-        self, service: Service, spec: ServiceSpec, instance_id: str, slot: int, place: Place,
+        self, service: Service, spec: ServiceSpec, instance_id: str, position: int, slot: Slot,
         adopted: Child | None = None,
-    ) -> Life:  # fmt: skip
-        view = Instance(instance_id, spec.service_id, slot, ServiceStatus.STOPPED, spec_version=spec.version)
-        life = Life(spec, view, place, self._around, adopted)
+    ) -> InstanceTask:  # fmt: skip
+        view = Instance(
+            instance_id, spec.service_id, position, ServiceStatus.STOPPED, spec_version=spec.version
+        )
+        task = InstanceTask(spec, view, slot, self._context, adopted)
         service.spec = spec
-        service.lives.append(life)
-        self._open_nursery().start_soon(self._run, service, life, name=f"{spec.name}/{slot}")
-        self._open_nursery().start_soon(self._keep_entry, life)
-        return life
+        service.tasks.append(task)
+        self._open_nursery().start_soon(self._run, service, task, name=f"{spec.name}/{position}")
+        self._open_nursery().start_soon(self._keep_entry, task)
+        return task
 
-    async def _run(self, service: Service, life: Life) -> None:
+    async def _run(self, service: Service, task: InstanceTask) -> None:
         try:
-            await life.run()
+            await task.run()
         finally:
-            if life.stopped and life in service.lives:
-                service.lives.remove(life)
-        if service.raises and life.view.status is ServiceStatus.ERROR and self._failure is None:
+            if task.stopped and task in service.tasks:
+                service.tasks.remove(task)
+        if service.raises and task.view.status is ServiceStatus.ERROR and self._failure is None:
             self._failure = ServiceGivenUp(
-                f"service {life.spec.name} was given up: {life.view.error_message}"
+                f"service {task.spec.name} was given up: {task.view.error_message}"
             )
             self._failed.set()
 
@@ -367,11 +371,11 @@ class Supervisor:
                 log.exception("looking after the instances failed, and begins again")
                 await trio.sleep(1)
 
-    async def _keep_entry(self, life: Life) -> None:
+    async def _keep_entry(self, task: InstanceTask) -> None:
         """A task of its own, because a stop must not wait for a disk, nor an entry be lost by a stop."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(life.entry.keep)
-            await life.over.wait()
+            nursery.start_soon(task.entry.keep)
+            await task.over.wait()
             nursery.cancel_scope.cancel()
 
     async def _adopt(self, known: Sequence[tuple[ServiceSpec, Sequence[InstanceRecord]]]) -> None:
@@ -384,55 +388,55 @@ class Supervisor:
                     # The records came with a copy of the database. They stay, so that it can be looked up.
                     log.warning("service %s: this database records %s: it is left alone", spec.name, whose)
                     continue
-                place = self._launcher.place(spec, record.instance_id, record.slot)
-                child = place.adopt(record)
+                slot = self._launcher.slot(spec, record.instance_id, record.slot)
+                child = slot.adopt(record)
                 if child is None:
-                    place.close()
+                    slot.close()
                     gone.append(record.instance_id)
                     continue
                 tokens.add(record.token)
-                older = [life for life in service.lives if life.view.slot == record.slot]
-                life = self._go(service, spec, record.instance_id, record.slot, place, child)
+                older = [task for task in service.tasks if task.view.slot == record.slot]
+                task = self._go(service, spec, record.instance_id, record.slot, slot, child)
                 if spec.desired_status is DesiredStatus.STOPPED:
-                    life.stop(for_good=True)
+                    task.stop(for_good=True)
                 else:
-                    self._open_nursery().start_soon(self._go_on_draining, spec, life)
+                    self._open_nursery().start_soon(self._go_on_draining, spec, task)
                 for old in older:  # that manager was killed in the middle of a rolling restart
-                    self._open_nursery().start_soon(self._finish_replacement, service, old, life)
+                    self._open_nursery().start_soon(self._finish_replacement, service, old, task)
         await self._launcher.sweep(frozenset(tokens))
         for instance_id in gone:
-            await self._around.owner.instance_gone(instance_id)
+            await self._context.recorder.instance_gone(instance_id)
 
-    async def _finish_replacement(self, service: Service, old: Life, new: Life) -> None:
+    async def _finish_replacement(self, service: Service, old: InstanceTask, new: InstanceTask) -> None:
         try:
             await service.replace(old, new, force=False)
         except AgentManagerError as error:
             log.warning("restart of %s: %s", new.spec.name, error)
 
-    async def _go_on_draining(self, spec: ServiceSpec, life: Life) -> None:
+    async def _go_on_draining(self, spec: ServiceSpec, task: InstanceTask) -> None:
         """Replaces one that takes no new clients, because a manager that was killed asked it to drain."""
         try:
-            await life.started()
-            if not await life.is_draining():
+            await task.started()
+            if not await task.is_draining():
                 return
-            slot = life.view.slot
+            position = task.view.slot
             async with self._command(spec) as service:
-                taken = any(other.view.slot == slot for other in service.lives if other is not life)
-                if life.stopped or taken or slot >= spec.config.instances:
+                taken = any(other.view.slot == position for other in service.tasks if other is not task)
+                if task.stopped or taken or position >= spec.config.instances:
                     return  # whatever else the other manager was about has been gone on with
                 if spec.port is None:
-                    await service.replace(life, self._begin(service, spec, slot), force=False)
+                    await service.replace(task, self._begin(service, spec, position), force=False)
                 else:
-                    await service.end([life])
+                    await service.end([task])
                     service.fill(spec, self._begin)
         except AgentManagerError as error:
             log.warning("restart of %s: %s", spec.name, error)
 
-    def _lives(self, service_id: str | None) -> list[Life]:
+    def _tasks(self, service_id: str | None) -> list[InstanceTask]:
         services = self._services.values() if service_id is None else [self._services.get(service_id)]
         return [
-            life
+            task
             for service in services
             if service is not None
-            for life in sorted(service.lives, key=lambda life: life.view.slot)
+            for task in sorted(service.tasks, key=lambda task: task.view.slot)
         ]

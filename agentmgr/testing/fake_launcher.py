@@ -168,8 +168,8 @@ class FakeLauncher:
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return ()
 
-    def place(self, spec: ServiceSpec, instance_id: str, slot: int) -> FakePlace:
-        return FakePlace(self, spec, instance_id, slot)
+    def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> FakeSlot:
+        return FakeSlot(self, spec, instance_id, position)
 
     def stranger(self, record: InstanceRecord) -> None:
         """Every record is one of its own."""
@@ -184,9 +184,9 @@ class FakeLauncher:
         return [child for child in self.children if child.ended_at is None and not child.released]
 
 
-class FakePlace:
-    def __init__(self, launcher: FakeLauncher, spec: ServiceSpec, instance_id: str, slot: int) -> None:
-        self._launcher, self._spec, self._instance_id, self._slot = launcher, spec, instance_id, slot
+class FakeSlot:
+    def __init__(self, launcher: FakeLauncher, spec: ServiceSpec, instance_id: str, position: int) -> None:
+        self._launcher, self._spec, self._instance_id, self._position = launcher, spec, instance_id, position
         self.closed = False
 
     async def launch(self) -> FakeChild:
@@ -202,7 +202,7 @@ class FakePlace:
         record = InstanceRecord(
             instance_id=self._instance_id,
             service_id=self._spec.service_id,
-            slot=self._slot,
+            slot=self._position,
             pid=pid,
             process_start=0,
             boot_id="fake",

@@ -33,7 +33,7 @@ import trio  # noqa: E402
 
 from agentmgr.models import DesiredStatus, Instance, ServiceConfig, ServiceSpec, ServiceStatus  # noqa: E402
 from agentmgr.supervisor import Supervisor, listeners, procfs  # noqa: E402
-from tests.supervisor.conftest import MemoryJournal  # noqa: E402
+from tests.supervisor.conftest import MemoryRecorder  # noqa: E402
 
 CHILD = ROOT / "tests" / "supervisor" / "child.py"
 LOOK_EVERY_S = 0.0005
@@ -99,7 +99,7 @@ def back(port: int) -> float:
     return seconds_until_answer(port)
 
 
-class Notices(MemoryJournal):
+class Notices(MemoryRecorder):
     def __init__(self) -> None:
         super().__init__()
         self.at: dict[ServiceStatus, float] = {}
@@ -111,8 +111,8 @@ class Notices(MemoryJournal):
 
 async def in_process(kills: int, directory: Path) -> tuple[list[float], list[float], list[float]]:
     """Bare starts, and in turn with them from a crash until it is noticed, and until it is routable."""
-    journal = Notices()
-    supervisor = Supervisor(journal, log_dir=directory)
+    recorder = Notices()
+    supervisor = Supervisor(recorder, log_dir=directory)
     config = ServiceConfig(command=words("{port}"), restart_delay=0, stable_after=0)
     started, noticed, routable = [], [], []
     async with trio.open_nursery() as nursery:
@@ -124,12 +124,12 @@ async def in_process(kills: int, directory: Path) -> tuple[list[float], list[flo
             await trio.sleep(PAUSE_S)
             (instance,) = supervisor.instances()
             assert instance.pid is not None
-            journal.at.clear()
+            recorder.at.clear()
             begin = time.monotonic()
             os.kill(instance.pid, signal.SIGKILL)
-            await journal.until(lambda: ServiceStatus.RUNNING in journal.at)
-            noticed.append(journal.at[ServiceStatus.BACKOFF] - begin)
-            routable.append(journal.at[ServiceStatus.RUNNING] - begin)
+            await recorder.until(lambda: ServiceStatus.RUNNING in recorder.at)
+            noticed.append(recorder.at[ServiceStatus.BACKOFF] - begin)
+            routable.append(recorder.at[ServiceStatus.RUNNING] - begin)
         await supervisor.shutdown()
     return started, noticed, routable
 

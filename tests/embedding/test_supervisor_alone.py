@@ -10,7 +10,7 @@ import trio
 
 from agentmgr import ServiceConfig, ServiceSpec, ServiceStatus, Supervisor, in_process
 from agentmgr.errors import InvalidRequest, ServiceGivenUp, WrongState
-from agentmgr.supervisor import Unrecorded, procfs
+from agentmgr.supervisor import NullRecorder, procfs
 
 AGENT = "def create_agent():\n    async def answer(message):\n        return message\n    return answer\n"
 
@@ -158,7 +158,7 @@ async def test_giving_up_raises_where_that_was_asked_for_after_all_else_has_ende
 
 
 async def test_a_journal_is_told_of_what_it_asks_for(autojump_clock):
-    class Watch(Unrecorded):
+    class Watch(NullRecorder):
         seen = ()
 
         def instance_changed(self, instance):

@@ -25,10 +25,10 @@ import trio.testing
 from agentmgr.errors import ServiceFailedToStart
 from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec
 from agentmgr.supervisor import Supervisor, procfs
-from agentmgr.supervisor.tokens import Mint
+from agentmgr.supervisor.instance_tokens import InstanceTokens
 from tests.faults.managers import kill_managers
 from tests.faults.scenarios import commands_at_once, kill_instances
-from tests.supervisor.conftest import CHILD, MemoryJournal
+from tests.supervisor.conftest import CHILD, MemoryRecorder
 
 
 def command(*options: str, name: str = "svc", **config: Any) -> ServiceSpec:
@@ -40,32 +40,32 @@ def command(*options: str, name: str = "svc", **config: Any) -> ServiceSpec:
 async def main(rounds: int, minutes: float, seed: int, directory: Path) -> Counter[str]:
     total: Counter[str] = Counter()
     draw = random.Random(seed)
-    mint = Mint.of(directory / "logs")
+    tokens = InstanceTokens.of(directory / "logs")
 
-    def relatives() -> list[int]:
-        return [p.pid for p in procfs.census() if p.token is not None and mint.made(p.token)]
+    def descendants() -> list[int]:
+        return [p.pid for p in procfs.scan() if p.token is not None and tokens.made(p.token)]
 
     async def supervised(scenario: Any) -> None:
-        journal = MemoryJournal()
-        supervisor = Supervisor(journal, log_dir=directory / "logs")
+        recorder = MemoryRecorder()
+        supervisor = Supervisor(recorder, log_dir=directory / "logs")
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)
-            total.update(await scenario(supervisor, journal))
+            total.update(await scenario(supervisor, recorder))
             await supervisor.shutdown(force=True)
-        total["orphans"] += len(relatives())
+        total["orphans"] += len(descendants())
 
-    await supervised(lambda s, journal: kill_instances(s, journal, [command], rounds, draw))
-    await supervised(lambda s, journal: commands_at_once(s, journal, command, relatives, rounds, draw))
+    await supervised(lambda s, recorder: kill_instances(s, recorder, [command], rounds, draw))
+    await supervised(lambda s, recorder: commands_at_once(s, recorder, command, descendants, rounds, draw))
     total.update(await kill_managers(directory / "manager.db", rounds, draw))
     if minutes:
-        await supervised(lambda s, journal: churn(s, minutes * 60, draw, journal))
+        await supervised(lambda s, recorder: churn(s, minutes * 60, draw, recorder))
     return total
 
 
 async def churn(
-    s: Supervisor, seconds: float, draw: random.Random, journal: MemoryJournal | None = None
+    s: Supervisor, seconds: float, draw: random.Random, recorder: MemoryRecorder | None = None
 ) -> Counter[str]:
-    """The `journal` keeps all that it is told, which would count as memory that the supervisor leaks."""
+    """The `recorder` keeps all that it is told, which would count as memory that the supervisor leaks."""
     count: Counter[str] = Counter()
     await round_of_churn(s, draw)  # what is made once and kept is made now
     await trio.testing.wait_all_tasks_blocked()
@@ -73,8 +73,8 @@ async def churn(
     end = trio.current_time() + seconds
     while trio.current_time() < end:
         count["instances churned"] += await round_of_churn(s, draw)
-        if journal is not None:
-            journal.forget()
+        if recorder is not None:
+            recorder.forget()
     await trio.testing.wait_all_tasks_blocked()
     after = footprint()
     print(f"churn: before {before}, after {after}")

@@ -11,10 +11,10 @@ import pytest
 from tests.supervisor.conftest import (  # noqa: F401  (fixtures)
     alive,
     command,
+    descendants,
     descriptors,
     hosted,
-    journal,
-    relatives,
+    recorder,
     supervisor,
 )
 

@@ -18,7 +18,7 @@ from trio_websocket import open_websocket_url
 
 from agentmgr.settings import RuntimePaths
 from agentmgr.supervisor import procfs
-from agentmgr.supervisor.tokens import Mint
+from agentmgr.supervisor.instance_tokens import InstanceTokens
 from tests.supervisor.conftest import CHILD, end
 
 COMMAND = [sys.executable, "-S", str(CHILD), "--port", "{port}"]
@@ -100,9 +100,9 @@ class ManagerProcess:
 
 def instances_of(database: Path) -> dict[str, list[int]]:
     """The living processes of each service, whoever knows of them, as their environment tells."""
-    mint = Mint.of(RuntimePaths.of(database).logs)
+    tokens = InstanceTokens.of(RuntimePaths.of(database).logs)
     found: dict[str, list[int]] = {}
-    for pid in [p.pid for p in procfs.census() if p.token is not None and mint.made(p.token)]:
+    for pid in [p.pid for p in procfs.scan() if p.token is not None and tokens.made(p.token)]:
         with suppress(OSError, StopIteration):  # it has just ended
             environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             name = next(word for word in environ if word.startswith(b"AGENTMGR_SERVICE="))

@@ -22,7 +22,7 @@ Counts = Counter[str]
 
 
 async def kill_instances(
-    s: Supervisor, journal: Any, make: list[Callable[..., Any]], rounds: int, random: Random
+    s: Supervisor, recorder: Any, make: list[Callable[..., Any]], rounds: int, random: Random
 ) -> Counts:
     """Kills instances at random, several at once too; the others keep their pids and their open sessions."""
     count: Counts = Counter()
@@ -55,7 +55,7 @@ async def kill_instances(
                     for v in victims
                 )
 
-            await journal.until(back)
+            await recorder.until(back)
             await session.send_message("did you notice?")
             assert await session.get_message() == "did you notice?"
         after = views()
@@ -75,9 +75,9 @@ MEETINGS = [  # the first rounds, each command given while those before it are u
 
 async def commands_at_once(
     s: Supervisor,
-    journal: Any,
+    recorder: Any,
     make: Callable[..., Any],
-    relatives: Callable[[], list[int]],
+    descendants: Callable[[], list[int]],
     rounds: int,
     random: Random,
 ) -> Counts:
@@ -118,31 +118,31 @@ async def commands_at_once(
             drawn = random.choices(["start", "stop", "restart", "kill"], k=random.randint(2, 8))
             commands = [(command, random.uniform(0, 0.15)) for command in drawn]
         given.clear()
-        seen = len(journal.history)
+        seen = len(recorder.history)
         async with trio.open_nursery() as nursery:
             for command, delay_s in commands:
                 nursery.start_soon(one, command, delay_s)
                 if number < len(MEETINGS):
                     await trio.testing.wait_all_tasks_blocked()
-        assert most_at_once(journal.history[seen:]) <= 2, commands
+        assert most_at_once(recorder.history[seen:]) <= 2, commands
         if given[-1:] == ["stop"]:
             assert s.instances(spec.service_id) == (), commands
-            assert relatives() == [], commands
+            assert descendants() == [], commands
         if random.random() < 0.5:
             with suppress(ServiceFailedToStart):  # the one that was starting had just been killed
                 await s.start(spec)
             # The last kill may not have been noticed yet: then what is shown is about to change.
-            await journal.until(
+            await recorder.until(
                 lambda: (
                     [(view.status, view.pid) for view in s.instances(spec.service_id)]
-                    == [(ServiceStatus.RUNNING, pid) for pid in relatives()]
+                    == [(ServiceStatus.RUNNING, pid) for pid in descendants()]
                 )
             )
             (_,) = s.instances(spec.service_id)
         else:
             await s.stop(spec.service_id)
             assert s.instances(spec.service_id) == ()
-            assert relatives() == []
+            assert descendants() == []
         count["rounds"] += 1
     return count
 

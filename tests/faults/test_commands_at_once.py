@@ -22,12 +22,12 @@ from agentmgr.supervisor import Supervisor
 from agentmgr.testing.fake_launcher import Behaviour, FakeLauncher
 from tests.faults.managers import instances_of
 from tests.faults.scenarios import commands_at_once
-from tests.supervisor.conftest import CHILD, MemoryJournal
+from tests.supervisor.conftest import CHILD, MemoryRecorder
 
 
-async def test_random_commands_on_one_service(supervisor, journal, command, relatives, seed):
+async def test_random_commands_on_one_service(supervisor, recorder, command, descendants, seed):
     async with supervisor() as s:
-        await commands_at_once(s, journal, command, relatives, 6, Random(seed))
+        await commands_at_once(s, recorder, command, descendants, 6, Random(seed))
 
 
 MOMENTS = {  # the statuses of what runs, in the order of their starts
@@ -41,7 +41,7 @@ MOMENTS = {  # the statuses of what runs, in the order of their starts
 
 @pytest.mark.parametrize("moment", MOMENTS)
 async def test_a_stop_is_prompt_at_any_moment_and_nothing_is_launched_late(
-    supervisor, journal, command, relatives, moment
+    supervisor, recorder, command, descendants, moment
 ):
     async def never(_instance_id):
         await trio.sleep_forever()
@@ -50,7 +50,7 @@ async def test_a_stop_is_prompt_at_any_moment_and_nothing_is_launched_late(
         return [view.status for view in s.instances() if view.pid is not None or view.status == "backoff"]
 
     def launched():
-        return {view.pid for view in journal.history}
+        return {view.pid for view in recorder.history}
 
     async with supervisor() as s, trio.open_nursery() as nursery:
         starting = ("--never-listen",) if moment == "starts" else ("--term-takes", "0.3")
@@ -58,21 +58,21 @@ async def test_a_stop_is_prompt_at_any_moment_and_nothing_is_launched_late(
         spec = command(*starting, **limits)
         nursery.start_soon(_until_stopped, s.start, spec)
         if moment != "starts":
-            await journal.until(lambda: statuses() == ["running"])
+            await recorder.until(lambda: statuses() == ["running"])
         if moment == "is in backoff":
             os.kill(s.instances()[0].pid, signal.SIGKILL)
         elif moment == "drains":
-            journal.draining = never
+            recorder.draining = never
             nursery.start_soon(s.stop, spec.service_id)
         elif moment != "starts":
             nursery.start_soon(_until_stopped, s.restart, spec)
-        await journal.until(lambda: statuses() == MOMENTS[moment])
+        await recorder.until(lambda: statuses() == MOMENTS[moment])
         before = launched()
         with trio.fail_after(15):
             await s.stop(spec.service_id, force=True)
         assert s.instances() == ()
         await trio.testing.wait_all_tasks_blocked()
-        assert relatives() == []
+        assert descendants() == []
         assert launched() == before
 
 
@@ -129,9 +129,9 @@ def test_any_schedule_of_commands_and_crashes_keeps_the_rules(
     tmp_path_factory, commands, behaviours, instances
 ):
     """At no time two processes in one slot but while one replaces the other, and none is ever lost."""
-    launcher, journal = FakeLauncher(*behaviours), MemoryJournal()
+    launcher, recorder = FakeLauncher(*behaviours), MemoryRecorder()
     supervisor = Supervisor(
-        journal, log_dir=tmp_path_factory.getbasetemp(), launcher=launcher, health_check_interval=50
+        recorder, log_dir=tmp_path_factory.getbasetemp(), launcher=launcher, health_check_interval=50
     )
     service = ServiceSpec("svc", ServiceConfig(agent_factory_path="agent.py", instances=instances))
 
@@ -184,6 +184,6 @@ def test_any_schedule_of_commands_and_crashes_keeps_the_rules(
             )
             await supervisor.shutdown()
             assert launcher.running == []
-            assert journal.records == {}
+            assert recorder.records == {}
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

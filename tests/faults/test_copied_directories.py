@@ -57,13 +57,13 @@ def logs(tmp_path):
 @pytest.mark.parametrize("make_copy", [no_copy, shutil.copytree, links, of_the_version_before])
 @pytest.mark.parametrize("alive_manager", [True, False], ids=["its manager lives", "its manager was killed"])
 async def test_a_copy_neither_adopts_nor_ends_what_the_original_runs(
-    supervisor, journal, command, alive, logs, tmp_path, make_copy, alive_manager
+    supervisor, recorder, command, alive, logs, tmp_path, make_copy, alive_manager
 ):
     spec, copy = command(), tmp_path / "copy"
     async with supervisor(leave_running=True) as s:
         await s.start(spec)
         (instance,) = s.instances()
-        records = list(journal.records.values())
+        records = list(recorder.records.values())
         if alive_manager:
             make_copy(logs, copy)
             async with another(copy, (spec, records)) as of_the_copy:
@@ -80,7 +80,7 @@ async def test_a_copy_neither_adopts_nor_ends_what_the_original_runs(
 
 
 @pytest.mark.parametrize("make_copy", [shutil.copytree, links, of_the_version_before])
-async def test_nor_what_has_shed_its_marks(supervisor, journal, daemons, daemon, logs, tmp_path, make_copy):  # noqa: F811
+async def test_nor_what_has_shed_its_marks(supervisor, recorder, daemons, daemon, logs, tmp_path, make_copy):  # noqa: F811
     async with supervisor(leave_running=True) as s:
         await s.start(daemon)
     (escaped,) = daemons()
@@ -88,16 +88,16 @@ async def test_nor_what_has_shed_its_marks(supervisor, journal, daemons, daemon,
     async with another(tmp_path / "copy"):
         assert daemons() == [escaped]
     assert daemons() == [escaped]
-    async with supervisor(adopt=[(daemon, list(journal.records.values()))]) as s:
+    async with supervisor(adopt=[(daemon, list(recorder.records.values()))]) as s:
         await s.stop(daemon.service_id)
 
 
-async def test_a_copy_starts_instances_of_its_own(supervisor, journal, command, logs, tmp_path):
+async def test_a_copy_starts_instances_of_its_own(supervisor, recorder, command, logs, tmp_path):
     spec = command()
     async with supervisor() as s:
         await s.start(spec)
         shutil.copytree(logs, tmp_path / "copy")
-        async with another(tmp_path / "copy", (spec, list(journal.records.values()))) as of_the_copy:
+        async with another(tmp_path / "copy", (spec, list(recorder.records.values()))) as of_the_copy:
             await of_the_copy.start(spec)
             assert of_the_copy.instances()[0].pid != s.instances()[0].pid
         assert len(s.instances()) == 1
@@ -135,13 +135,13 @@ def tidied(logs, place):
     ("change", "name"), [(renamed, "moved"), (upgraded, "logs2"), (removed, "logs"), (tidied, "logs")]
 )
 async def test_the_directory_itself_is_known_whatever_happens_to_it(
-    supervisor, journal, command, logs, tmp_path, change, name
+    supervisor, recorder, command, logs, tmp_path, change, name
 ):
     spec = command()
     async with supervisor(leave_running=True) as s:
         await s.start(spec)
         (instance,) = s.instances()
-    records = list(journal.records.values())
+    records = list(recorder.records.values())
     change(logs, tmp_path / name)
     assert strangers(records, tmp_path / name) == []
     for _ in range(2):  # also by the one after that
@@ -159,13 +159,13 @@ async def test_the_directory_itself_is_known_whatever_happens_to_it(
 
 
 async def test_what_is_claimed_belongs_to_the_one_that_claimed_it(
-    supervisor, journal, command, logs, tmp_path
+    supervisor, recorder, command, logs, tmp_path
 ):
     spec, mine = command(), tmp_path / "mine"
     async with supervisor(leave_running=True) as s:
         await s.start(spec)
         (instance,) = s.instances()
-    records = list(journal.records.values())
+    records = list(recorder.records.values())
     shutil.rmtree(logs)
     (found,) = strangers(records, mine)
     assert owner(instance.pid) == logs

@@ -45,7 +45,7 @@ async def test_an_agent_file_that_gives_no_agent_is_an_error_at_once(supervisor,
 
 @pytest.mark.parametrize("number", [errno.EAGAIN, errno.ENOMEM, errno.EMFILE])
 async def test_a_fork_that_fails_for_want_of_something_is_tried_again(
-    supervisor, journal, command, monkeypatch, number
+    supervisor, recorder, command, monkeypatch, number
 ):
     popen, failures = subprocess.Popen, iter(range(2))
 
@@ -61,10 +61,10 @@ async def test_a_fork_that_fails_for_want_of_something_is_tried_again(
         await s.start(spec)
         assert [view.status for view in s.instances()] == [ServiceStatus.RUNNING] * 2
         assert s.instances(spec.service_id)[0].restart_count == 2
-        assert any(os.strerror(number) in (view.error_message or "") for view in journal.history)
+        assert any(os.strerror(number) in (view.error_message or "") for view in recorder.history)
 
 
-async def test_without_descriptors_nothing_breaks_and_with_them_all_goes_on(supervisor, journal, command):
+async def test_without_descriptors_nothing_breaks_and_with_them_all_goes_on(supervisor, recorder, command):
     """A real EMFILE: the process may not open one more file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with supervisor(health_check_interval=0.1) as s:
@@ -77,13 +77,13 @@ async def test_without_descriptors_nothing_breaks_and_with_them_all_goes_on(supe
                 await s.start(spec)
             assert s.instances(spec.service_id)[0].status is ServiceStatus.BACKOFF
             os.kill(s.instances(victim.service_id)[0].pid, signal.SIGKILL)
-            await journal.until(lambda: s.instances(victim.service_id)[0].status is ServiceStatus.BACKOFF)
-            begin = len(journal.checks)
-            await journal.until(lambda: sum(not check.ok for check in journal.checks[begin:]) > 3)
+            await recorder.until(lambda: s.instances(victim.service_id)[0].status is ServiceStatus.BACKOFF)
+            begin = len(recorder.checks)
+            await recorder.until(lambda: sum(not check.ok for check in recorder.checks[begin:]) > 3)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        await journal.until(lambda: [view.status for view in s.instances()] == [ServiceStatus.RUNNING] * 3)
-        assert "unhealthy" not in journal.statuses(s.instances(neighbour.service_id)[0].instance_id)
+        await recorder.until(lambda: [view.status for view in s.instances()] == [ServiceStatus.RUNNING] * 3)
+        assert "unhealthy" not in recorder.statuses(s.instances(neighbour.service_id)[0].instance_id)
         assert s.instances(neighbour.service_id)[0].restart_count == 0
 
 
@@ -114,7 +114,7 @@ def listens(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-async def test_an_orphan_of_ours_on_the_port_is_swept_before_the_next_launch(supervisor, journal):
+async def test_an_orphan_of_ours_on_the_port_is_swept_before_the_next_launch(supervisor, recorder):
     """The leader dies and leaves a daemon that holds the fixed port."""
     from agentmgr.supervisor.addresses import Ports
     from tests.faults.test_stubborn_processes import script
@@ -139,7 +139,7 @@ async def test_an_orphan_of_ours_on_the_port_is_swept_before_the_next_launch(sup
     async with supervisor() as s:
         await s.start(spec)
         os.kill(s.instances()[0].pid, 9)
-        await journal.until(lambda: len(journal.statuses()) == 5)
+        await recorder.until(lambda: len(recorder.statuses()) == 5)
         (instance,) = s.instances()
         assert (instance.status, instance.port) == (ServiceStatus.RUNNING, port)
 
@@ -238,7 +238,7 @@ async def test_a_child_gets_no_key_of_the_operators(supervisor, command, tmp_pat
 
 
 async def test_without_another_thread_what_runs_is_ended_and_started_again_all_the_same(
-    supervisor, journal, command, hosted
+    supervisor, recorder, command, hosted
 ):
     """A real shortage, as where something else has taken all processes that a container may have."""
     async with supervisor() as s, trio.open_nursery() as nursery:
@@ -259,7 +259,7 @@ async def test_without_another_thread_what_runs_is_ended_and_started_again_all_t
                     await nursery.start(occupy_a_thread)
             first = s.instances(victim.service_id)[0].pid
             os.kill(first, signal.SIGKILL)
-            await journal.until(lambda: s.instances(victim.service_id)[0].pid not in (None, first))
+            await recorder.until(lambda: s.instances(victim.service_id)[0].pid not in (None, first))
             await s.stop(ended.service_id)
             await s.start(command(name="newcomer"))
         finally:

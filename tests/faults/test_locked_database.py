@@ -12,7 +12,7 @@ from trio_websocket import open_websocket_url
 
 from agentmgr.manager import AgentManager
 from agentmgr.models import ServiceConfig
-from agentmgr.supervisor import journal
+from agentmgr.supervisor import recorder
 from tests.supervisor.conftest import CHILD
 
 
@@ -38,7 +38,7 @@ def slow_fsync(manager):
 
 @pytest.mark.parametrize("trouble", [locked, slow_fsync])
 async def test_instances_come_back_and_clients_are_served_meanwhile(tmp_path, monkeypatch, trouble):
-    monkeypatch.setattr(journal, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(recorder, "PATIENCE_S", 0.2)
     command = (sys.executable, "-S", str(CHILD), "--port", "{port}")
     config = ServiceConfig(restart_delay=0, stop_timeout=1)
     async with AgentManager(tmp_path / "manager.db") as manager, trio.open_nursery() as nursery:

@@ -13,8 +13,8 @@ import trio
 
 from agentmgr.errors import ServiceFailedToStart, StorageError
 from agentmgr.models import ServiceStatus
-from agentmgr.supervisor import journal as journal_module
 from agentmgr.supervisor import logs, upkeep
+from agentmgr.supervisor import recorder as recorder_module
 from tests.faults.test_stubborn_processes import eventually, script
 
 
@@ -151,7 +151,7 @@ def small_disk(tmp_path):
 
 
 async def test_with_a_full_disk_services_run_on_and_are_restarted(
-    supervisor, journal, command, small_disk, monkeypatch
+    supervisor, recorder, command, small_disk, monkeypatch
 ):
     monkeypatch.setattr(upkeep, "_LOGS_EVERY_S", (0.02, 0.05))
     async with supervisor() as s:
@@ -165,7 +165,7 @@ async def test_with_a_full_disk_services_run_on_and_are_restarted(
                 (small_disk / f"{number}").touch()
         s.log_path("svc").open("ab").close()
         os.kill(s.instances()[0].pid, signal.SIGKILL)
-        await journal.until(lambda: journal.statuses().count(ServiceStatus.BACKOFF) == 1)
+        await recorder.until(lambda: recorder.statuses().count(ServiceStatus.BACKOFF) == 1)
         await s.start(command(name="another"))
         assert s.instances()[1].status is ServiceStatus.RUNNING
         assert not s.log_path("another").exists()
@@ -199,7 +199,7 @@ async def test_a_full_disk_costs_old_logs_before_a_service_cannot_write(
 
 
 async def test_a_log_that_cannot_be_rotated_is_a_trouble_that_passes(
-    supervisor, journal, command, monkeypatch
+    supervisor, recorder, command, monkeypatch
 ):
     monkeypatch.setattr(upkeep, "_LOGS_EVERY_S", (0.02, 0.05))
     rotate, full = logs.rotate, True
@@ -218,9 +218,9 @@ async def test_a_log_that_cannot_be_rotated_is_a_trouble_that_passes(
         await eventually(lambda: s.troubles() == ())
 
 
-async def test_a_database_that_is_locked_or_full_stops_nothing(supervisor, journal, command, monkeypatch):
-    monkeypatch.setattr(journal_module, "PATIENCE_S", 0.2)
-    write, broken = journal.instance_spawned, True
+async def test_a_database_that_is_locked_or_full_stops_nothing(supervisor, recorder, command, monkeypatch):
+    monkeypatch.setattr(recorder_module, "PATIENCE_S", 0.2)
+    write, broken = recorder.instance_spawned, True
 
     async def locked_or_full(record):
         if broken == "locked":
@@ -229,7 +229,7 @@ async def test_a_database_that_is_locked_or_full_stops_nothing(supervisor, journ
             raise OSError("disk full")
         await write(record)
 
-    journal.instance_spawned = locked_or_full
+    recorder.instance_spawned = locked_or_full
     async with supervisor(health_check_interval=0.05) as s:
         for broken in (True, "locked"):
             spec = command(name=f"svc-{broken}")
@@ -238,15 +238,15 @@ async def test_a_database_that_is_locked_or_full_stops_nothing(supervisor, journ
             (instance,) = s.instances(spec.service_id)
             os.kill(instance.pid, signal.SIGKILL)
             with trio.fail_after(20):
-                await journal.until(lambda: s.instances(spec.service_id)[0].restart_count == 1)  # noqa: B023
-                await journal.until(lambda: s.instances(spec.service_id)[0].status == "running")  # noqa: B023
+                await recorder.until(lambda: s.instances(spec.service_id)[0].restart_count == 1)  # noqa: B023
+                await recorder.until(lambda: s.instances(spec.service_id)[0].status == "running")  # noqa: B023
             if broken is True:
                 assert s.troubles() == ("1 instance could not be written down",)
-                assert journal.records == {}
+                assert recorder.records == {}
                 broken = False
-                await eventually(lambda: len(journal.records) == 1)  # it recovers by itself
+                await eventually(lambda: len(recorder.records) == 1)  # it recovers by itself
                 assert s.troubles() == ()
-                assert next(iter(journal.records.values())).pid == s.instances()[0].pid
+                assert next(iter(recorder.records.values())).pid == s.instances()[0].pid
             with trio.fail_after(20):
                 await s.stop(spec.service_id)
 
@@ -257,11 +257,11 @@ async def test_a_database_that_is_locked_or_full_stops_nothing(supervisor, journ
 async def test_a_full_disk_is_told_in_one_line_and_an_owners_mistake_with_its_traceback(
     caplog, error, traced
 ):
-    class Failing(journal_module.Unrecorded):
+    class Failing(recorder_module.NullRecorder):
         async def instance_gone(self, instance_id):
             raise error
 
-    await journal_module.Owner(Failing()).instance_gone("ins_1")
+    await recorder_module.RetryingRecorder(Failing()).instance_gone("ins_1")
     (record,) = caplog.records
     assert bool(record.exc_info) is traced
 

@@ -166,7 +166,7 @@ def test_what_is_moved_on_is_cut_out_of_the_file_and_what_came_before_stays(tmp_
 
 @pytest.mark.parametrize("act", [remove, rename])
 async def test_the_next_manager_notices_what_happened_while_none_ran(
-    supervisor, journal, monkeypatch, tmp_path, act
+    supervisor, recorder, monkeypatch, tmp_path, act
 ):
     monkeypatch.setattr(upkeep, "_LOGS_EVERY_S", (0.02, 0.05))
     spec = script(CHATTER, cwd=str(tmp_path), log_max_bytes=LIMIT, log_files=100)
@@ -174,7 +174,7 @@ async def test_the_next_manager_notices_what_happened_while_none_ran(
         await s.start(spec)
         log = s.log_path("svc")
     act(log)
-    async with supervisor(adopt=[(spec, list(journal.records.values()))]) as s:
+    async with supervisor(adopt=[(spec, list(recorder.records.values()))]) as s:
         await eventually(lambda: s.troubles())
         await eventually(lambda: numbers(log))
         (tmp_path / "quiet").touch()

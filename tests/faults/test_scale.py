@@ -9,7 +9,7 @@ from agentmgr.models import ServiceStatus
 from tests.faults.__main__ import churn, footprint
 
 
-async def test_200_instances_are_started_and_stopped(supervisor, command, relatives):
+async def test_200_instances_are_started_and_stopped(supervisor, command, descendants):
     async with supervisor() as s:
         await s.start(warm_up := command(name="warm-up"))
         await s.stop(warm_up.service_id)
@@ -21,11 +21,11 @@ async def test_200_instances_are_started_and_stopped(supervisor, command, relati
                 nursery.start_soon(s.start, spec)
         assert [view.status for view in s.instances()] == [ServiceStatus.RUNNING] * 200
         assert len({view.port for view in s.instances()}) == 200
-        assert len(relatives()) == 200
+        assert len(descendants()) == 200
         async with trio.open_nursery() as nursery:
             for spec in specs:
                 nursery.start_soon(s.stop, spec.service_id)
-        assert relatives() == []
+        assert descendants() == []
         await trio.testing.wait_all_tasks_blocked()
         after = footprint()
         assert after["descriptors"] == before["descriptors"]

@@ -88,31 +88,31 @@ async def test_it_is_gone_after_a_stop(supervisor, daemons, daemon):
         assert daemons() == []
 
 
-async def test_it_is_gone_before_a_crashed_leader_is_started_again(supervisor, journal, daemons, daemon):
+async def test_it_is_gone_before_a_crashed_leader_is_started_again(supervisor, recorder, daemons, daemon):
     async with supervisor() as s:
         await s.start(daemon)
         (escaped,) = daemons()
         os.kill(s.instances()[0].pid, signal.SIGKILL)
-        await journal.until(lambda: journal.statuses().count("running") == 2)
+        await recorder.until(lambda: recorder.statuses().count("running") == 2)
         assert escaped not in daemons()
 
 
-async def test_the_next_manager_ends_it_when_its_leader_is_gone(supervisor, journal, daemons, daemon):
+async def test_the_next_manager_ends_it_when_its_leader_is_gone(supervisor, recorder, daemons, daemon):
     async with supervisor(leave_running=True) as s:
         await s.start(daemon)
         (instance,) = s.instances()
     (escaped,) = daemons()
     os.kill(instance.pid, signal.SIGKILL)
     await eventually(lambda: (stat := procfs.stat(instance.pid)) is None or stat.state == "Z")
-    async with supervisor(adopt=[(daemon, list(journal.records.values()))]):
+    async with supervisor(adopt=[(daemon, list(recorder.records.values()))]):
         assert escaped not in daemons()
 
 
-async def test_an_adopted_one_is_known_as_before(supervisor, journal, daemons, daemon):
+async def test_an_adopted_one_is_known_as_before(supervisor, recorder, daemons, daemon):
     async with supervisor(leave_running=True) as s:
         await s.start(daemon)
     assert len(daemons()) == 1
-    async with supervisor(adopt=[(daemon, list(journal.records.values()))]) as s:
+    async with supervisor(adopt=[(daemon, list(recorder.records.values()))]) as s:
         assert len(daemons()) == 1
         await s.stop(daemon.service_id)
         assert daemons() == []

@@ -29,22 +29,22 @@ def script(code, *options, **config):
 
 @pytest.mark.parametrize("stopped", [False, True])
 async def test_one_that_ignores_term_or_is_suspended_is_gone_at_the_deadline(
-    supervisor, command, relatives, stopped
+    supervisor, command, descendants, stopped
 ):
     """With what it has started, which is as deaf, in its group and out of it."""
     async with supervisor() as s:
         spec = command("--ignore-term", "--worker", "--escapee", stop_timeout=0.5)
         await s.start(spec)
-        assert len(relatives()) == 3
+        assert len(descendants()) == 3
         if stopped:
-            for pid in relatives():
+            for pid in descendants():
                 os.kill(pid, signal.SIGSTOP)
         with trio.fail_after(15):
             await s.stop(spec.service_id)
-        assert relatives() == []
+        assert descendants() == []
 
 
-async def test_a_daemon_of_a_grandchild_is_gone_after_a_stop_and_the_port_is_free(supervisor, relatives):
+async def test_a_daemon_of_a_grandchild_is_gone_after_a_stop_and_the_port_is_free(supervisor, descendants):
     # Twice forked, a session of its own, deaf to TERM, and it has the listening socket open.
     code = """
         import os, signal, socket, time
@@ -67,20 +67,20 @@ async def test_a_daemon_of_a_grandchild_is_gone_after_a_stop_and_the_port_is_fre
         spec = script(code)
         await s.start(spec)
         (instance,) = s.instances()
-        assert len(relatives()) == 2
+        assert len(descendants()) == 2
         await s.stop(spec.service_id)
-        assert relatives() == []
+        assert descendants() == []
         with socket.create_server(("127.0.0.1", instance.port)):
             pass
 
 
 async def test_a_grandchild_that_keeps_stdout_open_does_not_delay_the_notice_of_the_exit(
-    supervisor, relatives
+    supervisor, descendants
 ):
     code = "import subprocess; subprocess.Popen(['setsid', 'sh', '-c', \"trap '' TERM; sleep 600\"])"
     async with supervisor() as s:
         await s.start(script(code, "--exit-code", "4", restart_delay=60))
-        assert len(relatives()) >= 2
+        assert len(descendants()) >= 2
         leader = os.pidfd_open(s.instances()[0].pid)
         try:
             os.kill(s.instances()[0].pid, signal.SIGUSR1)
@@ -102,7 +102,7 @@ def can_limit_processes():
 
 
 async def test_a_fork_bomb_is_contained_and_the_others_stay_routable(
-    supervisor, journal, command, relatives, monkeypatch, tmp_path
+    supervisor, recorder, command, descendants, monkeypatch, tmp_path
 ):
     if not can_limit_processes():
         pytest.skip(
@@ -135,15 +135,15 @@ async def test_a_fork_bomb_is_contained_and_the_others_stay_routable(
         await s.start(spec)
         assert s.instances(spec.service_id)[0].unenforced == ()
         (tmp_path / "lit").touch()
-        await eventually(lambda: len(relatives()) >= 25)
-        assert len(relatives()) <= 31
+        await eventually(lambda: len(descendants()) >= 25)
+        assert len(descendants()) <= 31
         (check,) = await s.check(neighbour.service_id)
         assert check.ok
         await s.stop(spec.service_id)
-        assert relatives() == [s.instances()[0].pid]
+        assert descendants() == [s.instances()[0].pid]
 
 
-async def test_a_thousand_dead_grandchildren_leave_no_zombies(supervisor, relatives):
+async def test_a_thousand_dead_grandchildren_leave_no_zombies(supervisor, descendants):
     code = """
         import os, signal
         ready, told = os.pipe()
@@ -159,7 +159,7 @@ async def test_a_thousand_dead_grandchildren_leave_no_zombies(supervisor, relati
     async with supervisor() as s:
         spec = script(code)
         await s.start(spec)
-        parent = next(pid for pid in relatives() if len(zombies_of(pid)) == 1000)
+        parent = next(pid for pid in descendants() if len(zombies_of(pid)) == 1000)
         assert parent != s.instances()[0].pid
         await s.stop(spec.service_id)
         assert zombies_of(parent) == set()  # theirs was init's
@@ -167,7 +167,7 @@ async def test_a_thousand_dead_grandchildren_leave_no_zombies(supervisor, relati
 
 
 async def eventually(condition):
-    """For what no journal tells of: processes that are none of ours."""
+    """For what no recorder tells of: processes that are none of ours."""
     with trio.fail_after(20):
         while not condition():  # noqa: ASYNC110
             await trio.sleep(0.05)
@@ -190,7 +190,7 @@ def test_as_process_1_of_a_container_orphans_are_reaped(tmp_path):
         upkeep._USAGE_EVERY_S = 0.2
         upkeep._LOGS_EVERY_S = 0.1, 0.1
 
-        class Journal:
+        class Recorder:
             async def instance_spawned(self, record): pass
             async def instance_gone(self, instance_id): pass
             def instance_changed(self, instance): pass
@@ -199,7 +199,7 @@ def test_as_process_1_of_a_container_orphans_are_reaped(tmp_path):
 
         async def main():
             assert os.getpid() == 1
-            supervisor = Supervisor(Journal(), log_dir=pathlib.Path({str(tmp_path)!r}))
+            supervisor = Supervisor(Recorder(), log_dir=pathlib.Path({str(tmp_path)!r}))
             async with trio.open_nursery() as nursery:
                 await nursery.start(supervisor.run)
                 # Each daemon loses its parent to us, and then dies.

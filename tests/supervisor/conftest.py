@@ -1,4 +1,4 @@
-"""A journal that remembers, services made of `child.py`, and a supervisor that must leave nothing behind."""
+"""A recorder that remembers, services made of `child.py`, and a supervisor that must leave nothing behind."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from agentmgr.models import (
 )
 from agentmgr.supervisor import Supervisor, procfs
 from agentmgr.supervisor.cgroup import ControlGroup
-from agentmgr.supervisor.tokens import Mint
+from agentmgr.supervisor.instance_tokens import InstanceTokens
 
 CHILD = Path(__file__).with_name("child.py")
 
 
-class MemoryJournal:
+class MemoryRecorder:
     """What a manager would write down, and a way to wait for a status instead of sleeping."""
 
     def __init__(self) -> None:
@@ -93,8 +93,8 @@ class MemoryJournal:
 
 
 @pytest.fixture
-def journal() -> MemoryJournal:
-    return MemoryJournal()
+def recorder() -> MemoryRecorder:
+    return MemoryRecorder()
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ Opener = Callable[..., AbstractAsyncContextManager[Supervisor]]
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path, journal: MemoryJournal, relatives: Callable[[], list[int]]) -> Opener:
+def supervisor(tmp_path: Path, recorder: MemoryRecorder, descendants: Callable[[], list[int]]) -> Opener:
     """Opens a supervisor, shuts it down at the end, and sees that no process with a token of its is left."""
 
     @asynccontextmanager
@@ -138,7 +138,7 @@ def supervisor(tmp_path: Path, journal: MemoryJournal, relatives: Callable[[], l
         fake = "launcher" in options  # whose hours take no time
         with trio.fail_after(math.inf if fake else 180):
             async with trio.open_nursery() as nursery:
-                supervisor = Supervisor(journal, log_dir=tmp_path / "logs", **options)
+                supervisor = Supervisor(recorder, log_dir=tmp_path / "logs", **options)
 
                 async def run(task_status: trio.TaskStatus[None]) -> None:
                     await supervisor.run(adopt=adopt, task_status=task_status)
@@ -151,26 +151,26 @@ def supervisor(tmp_path: Path, journal: MemoryJournal, relatives: Callable[[], l
                     with trio.move_on_after(math.inf if fake else 15, shield=True) as patience:
                         await shutdown()
                     if patience.cancelled_caught:  # so that the test fails now, and tells why
-                        end(relatives(), tmp_path / "logs")
+                        end(descendants(), tmp_path / "logs")
                         with trio.CancelScope(shield=True):
                             await shutdown()
         assert not patience.cancelled_caught, "the supervisor did not come to its end by itself"
         if not leave_running:
-            assert relatives() == []
+            assert descendants() == []
 
     return open_supervisor
 
 
 @pytest.fixture
-def relatives(tmp_path: Path) -> Iterator[Callable[[], list[int]]]:
+def descendants(tmp_path: Path) -> Iterator[Callable[[], list[int]]]:
     """The living processes that the supervisors of this test have started, by their tokens.
 
     None of them outlives the test, also where it fails between two supervisors.
     """
 
     def find() -> list[int]:
-        mint = Mint.of(tmp_path / "logs")
-        return [p.pid for p in procfs.census() if p.token is not None and mint.made(p.token)]
+        tokens = InstanceTokens.of(tmp_path / "logs")
+        return [p.pid for p in procfs.scan() if p.token is not None and tokens.made(p.token)]
 
     yield find
     end(find(), tmp_path / "logs")

@@ -17,7 +17,7 @@ def even():
     return 0.5
 
 
-async def test_ready_is_started_and_a_stop_is_a_cancellation(supervisor, journal, autojump_clock):
+async def test_ready_is_started_and_a_stop_is_a_cancellation(supervisor, recorder, autojump_clock):
     ended = []
 
     async def service(*, task_status):
@@ -51,7 +51,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-async def test_an_exception_is_a_crash_that_reaches_no_sibling(supervisor, journal, autojump_clock, error):
+async def test_an_exception_is_a_crash_that_reaches_no_sibling(supervisor, recorder, autojump_clock, error):
     runs = []
 
     async def fails(*, task_status):
@@ -67,7 +67,7 @@ async def test_an_exception_is_a_crash_that_reaches_no_sibling(supervisor, journ
     async with supervisor(launcher=FakeLauncher(), random=even) as s:
         await s.start(in_process(lives))
         await s.start(in_process(fails))
-        await journal.until(lambda: s.instances()[1].status is ServiceStatus.ERROR, 3600)
+        await recorder.until(lambda: s.instances()[1].status is ServiceStatus.ERROR, 3600)
         assert [b - a for a, b in pairwise(runs)] == [6, 11, 21]
         healthy, failed = s.instances()
         assert healthy.status is ServiceStatus.RUNNING
@@ -91,14 +91,14 @@ async def test_one_that_fails_while_it_is_cancelled_is_stopped_all_the_same(supe
         assert s.instances() == ()
 
 
-async def test_returning_is_a_good_end(supervisor, journal, autojump_clock):
+async def test_returning_is_a_good_end(supervisor, recorder, autojump_clock):
     async def service(*, task_status):
         task_status.started()
         await trio.sleep(1)
 
     async with supervisor(launcher=FakeLauncher()) as s:
         await s.start(in_process(service))
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.STOPPED, 100)
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.STOPPED, 100)
         await trio.sleep(1000)
         assert s.instances()[0].restart_count == 0
 

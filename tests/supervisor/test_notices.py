@@ -59,7 +59,7 @@ async def test_what_is_to_serve_and_tells_nothing_is_not_ready(supervisor):
             await s.start(spec)
 
 
-async def test_the_next_manager_listens_again_for_what_it_adopts(supervisor, journal, tmp_path):
+async def test_the_next_manager_listens_again_for_what_it_adopts(supervisor, recorder, tmp_path):
     """And in between a message is lost, and its sender unharmed."""
     code = f"""
 import os, socket, sys, time
@@ -84,7 +84,7 @@ runpy.run_path({str(CHILD)!r}, run_name="__main__")
     with trio.fail_after(60):
         while not (tmp_path / "refused").exists():  # noqa: ASYNC110
             await trio.sleep(0.02)
-    async with supervisor(adopt=[(spec, list(journal.records.values()))]) as s:
+    async with supervisor(adopt=[(spec, list(recorder.records.values()))]) as s:
         with trio.fail_after(60):
             while s.instances()[0].said != "in peace":  # noqa: ASYNC110
                 await trio.sleep(0.02)

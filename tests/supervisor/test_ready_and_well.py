@@ -31,11 +31,11 @@ def program(*options, name="svc", **config):
 SERVER = ("--listen", "{port}")
 
 
-async def stays_well(s, journal, checks=8):
+async def stays_well(s, recorder, checks=8):
     """It is checked so often more, and is never anything but running and healthy."""
-    begin = len(journal.checks)
-    await journal.until(lambda: len(journal.checks) >= begin + checks)
-    assert {check.ok for check in journal.checks} == {True}
+    begin = len(recorder.checks)
+    await recorder.until(lambda: len(recorder.checks) >= begin + checks)
+    assert {check.ok for check in recorder.checks} == {True}
     (instance,) = s.instances()
     assert (instance.status, instance.health) == (ServiceStatus.RUNNING, HealthStatus.HEALTHY)
     assert instance.restart_count == 0
@@ -67,13 +67,13 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("what", PROGRAMS)
-async def test_it_becomes_ready_and_stays_well(supervisor, journal, what):
+async def test_it_becomes_ready_and_stays_well(supervisor, recorder, what):
     options, config = PROGRAMS[what]
     async with supervisor() as s:
         await s.start(program(*options, **config))
         if "--listen" in options:
-            await journal.until(lambda: s.instances()[0].serves is True)
-        await stays_well(s, journal)
+            await recorder.until(lambda: s.instances()[0].serves is True)
+        await stays_well(s, recorder)
         assert s.instances()[0].serves is (True if "--listen" in options else None)
 
 
@@ -94,7 +94,7 @@ UNREADY = [
 
 
 @pytest.mark.parametrize(("options", "config", "seen"), UNREADY)
-async def test_not_ready_says_what_was_seen(supervisor, journal, options, config, seen):
+async def test_not_ready_says_what_was_seen(supervisor, recorder, options, config, seen):
     options = [*options, "unused"] if options == ("{port}",) else options
     config = {"startup_timeout": 1.5, "health_check_timeout": 0.2, "restart": "never", **config}
     async with supervisor() as s:
@@ -104,7 +104,7 @@ async def test_not_ready_says_what_was_seen(supervisor, journal, options, config
         expected = "not ready within 1.5 s: " + seen.replace("PORT", str(instance.port))
         assert expected in str(caught.value)
         assert instance.error_message.startswith(expected)
-        assert expected in journal.history[-1].error_message
+        assert expected in recorder.history[-1].error_message
 
 
 async def test_one_that_listens_elsewhere_is_told_so(supervisor):
@@ -117,68 +117,68 @@ async def test_one_that_listens_elsewhere_is_told_so(supervisor):
             )
 
 
-async def test_unhealthy_says_what_was_seen_to_its_history_too(supervisor, journal):
+async def test_unhealthy_says_what_was_seen_to_its_history_too(supervisor, recorder):
     async with supervisor() as s:
         await s.start(program(*SERVER, health_check_timeout=0.2, recovery_threshold=0.1))
         os.kill(s.instances()[0].pid, signal.SIGUSR1)
-        await journal.until(lambda: "backoff" in journal.statuses())
+        await recorder.until(lambda: "backoff" in recorder.statuses())
         said = "accepted and said nothing for 0.2 s"
-        assert said in {check.reason for check in journal.checks}
+        assert said in {check.reason for check in recorder.checks}
         assert any(
-            said in (view.error_message or "") for view in journal.history if view.status == "unhealthy"
+            said in (view.error_message or "") for view in recorder.history if view.status == "unhealthy"
         )
 
 
 # What it has shown, it is held to.
 
 
-async def test_a_watchdog_that_falls_silent_is_noticed(supervisor, journal):
+async def test_a_watchdog_that_falls_silent_is_noticed(supervisor, recorder):
     async with supervisor() as s:
         config = {"health_check_timeout": 0.3, "recovery_threshold": 0.1}
         await s.start(program("--notify", "READY=1", "--watchdog", "0.05", **config))
-        await stays_well(s, journal)
+        await stays_well(s, recorder)
         os.kill(s.instances()[0].pid, signal.SIGUSR1)
-        await journal.until(lambda: s.instances()[0].restart_count == 1)
-        (reason,) = {view.error_message for view in journal.history if view.status == "backoff"}
+        await recorder.until(lambda: s.instances()[0].restart_count == 1)
+        (reason,) = {view.error_message for view in recorder.history if view.status == "backoff"}
         assert re.match(r"unhealthy: no WATCHDOG=1 for \d\.\d s", reason)
 
 
 async def test_a_websocket_server_that_hangs_is_noticed_although_it_said_that_it_is_ready(
-    supervisor, journal
+    supervisor, recorder
 ):
     async with supervisor() as s:
         config = {"health_check_timeout": 0.3, "recovery_threshold": 0.1}
         await s.start(program(*SERVER, "--websocket", "/", "--notify", "READY=1", **config))
-        await journal.until(lambda: s.instances()[0].serves is True)
-        await stays_well(s, journal)
+        await recorder.until(lambda: s.instances()[0].serves is True)
+        await stays_well(s, recorder)
         os.kill(s.instances()[0].pid, signal.SIGUSR1)
-        await journal.until(lambda: s.instances()[0].restart_count == 1)
+        await recorder.until(lambda: s.instances()[0].restart_count == 1)
 
 
-async def test_an_http_server_that_said_that_it_is_ready_may_be_too_busy_to_answer(supervisor, journal):
+async def test_an_http_server_that_said_that_it_is_ready_may_be_too_busy_to_answer(supervisor, recorder):
     async with supervisor() as s:
         await s.start(program(*SERVER, "--answer", "200", "--notify", "READY=1", health_check_timeout=0.1))
-        await journal.until(lambda: s.instances()[0].serves is True)
-        await stays_well(s, journal)
+        await recorder.until(lambda: s.instances()[0].serves is True)
+        await stays_well(s, recorder)
         os.kill(s.instances()[0].pid, signal.SIGUSR1)
-        await stays_well(s, journal)
+        await stays_well(s, recorder)
 
 
-async def test_one_that_only_ever_answered_must_go_on_answering(supervisor, journal):
+async def test_one_that_only_ever_answered_must_go_on_answering(supervisor, recorder):
     async with supervisor() as s:
         await s.start(program("--listen", "env", health_check_timeout=0.1, recovery_threshold=0.1))
-        await journal.until(lambda: s.instances()[0].serves is True)
-        await stays_well(s, journal)
+        await recorder.until(lambda: s.instances()[0].serves is True)
+        await stays_well(s, recorder)
         os.kill(s.instances()[0].pid, signal.SIGUSR1)
-        await journal.until(lambda: s.instances()[0].restart_count == 1)
+        await recorder.until(lambda: s.instances()[0].restart_count == 1)
 
 
-async def test_a_watchdog_that_was_asked_for_must_come_and_its_time_is_told(supervisor, journal, tmp_path):
+async def test_a_watchdog_that_was_asked_for_must_come_and_its_time_is_told(supervisor, recorder, tmp_path):
     async with supervisor() as s:
         config = {"health_check_timeout": 0.2, "recovery_threshold": 0.1, "max_restart_count": 0}
         record = tmp_path / "record"
         await s.start(program("--record", str(record), health="watchdog", **config))
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.UNHEALTHY)
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.UNHEALTHY)
         assert "no WATCHDOG=1" in s.instances()[0].error_message
         assert record.read_text() == "WATCHDOG_USEC=200000\n"
 
@@ -202,40 +202,42 @@ async def test_a_worker_that_ends_at_once_was_never_ready(supervisor):
             await s.start(ServiceSpec("svc", ServiceConfig(command=words)))
 
 
-async def test_a_worker_is_known_to_serve_nothing_when_its_start_is_over(supervisor, journal):
+async def test_a_worker_is_known_to_serve_nothing_when_its_start_is_over(supervisor, recorder):
     async with supervisor() as s:
         await s.start(program(startup_timeout=1))
-        await journal.until(lambda: s.instances()[0].serves is False)
+        await recorder.until(lambda: s.instances()[0].serves is False)
         assert s.instances()[0].status is ServiceStatus.RUNNING
 
 
-async def test_a_slow_server_that_goes_by_port_gets_clients_when_it_listens(supervisor, journal):
+async def test_a_slow_server_that_goes_by_port_gets_clients_when_it_listens(supervisor, recorder):
     async with supervisor() as s:
         await s.start(program("--listen", "env", "--after", "2"))
         assert s.instances()[0].serves is None  # it is worth waiting for
-        await journal.until(lambda: s.instances()[0].serves is True)
-        await stays_well(s, journal)
+        await recorder.until(lambda: s.instances()[0].serves is True)
+        await stays_well(s, recorder)
 
 
-async def test_one_that_opens_its_port_late_or_closes_it_is_noticed_by_its_checks(supervisor, journal):
+async def test_one_that_opens_its_port_late_or_closes_it_is_noticed_by_its_checks(supervisor, recorder):
     async with supervisor() as s:
         await s.start(program("--listen", "env", "--after", "3", startup_timeout=1))
-        await journal.until(lambda: s.instances()[0].serves is False)
-        await journal.until(lambda: s.instances()[0].serves is True)
+        await recorder.until(lambda: s.instances()[0].serves is False)
+        await recorder.until(lambda: s.instances()[0].serves is True)
 
 
-async def test_a_rolling_restart_of_such_a_server_waits_until_the_new_one_listens(supervisor, journal):
+async def test_a_rolling_restart_of_such_a_server_waits_until_the_new_one_listens(supervisor, recorder):
     """That another instance of it serves tells the two kinds apart."""
     async with supervisor() as s:
         spec = program("--listen", "env", "--after", "2")
         await s.start(spec)
         (old,) = s.instances()
-        await journal.until(lambda: s.instances()[0].serves is True)
+        await recorder.until(lambda: s.instances()[0].serves is True)
         await s.restart(spec)
         (new,) = s.instances()
         assert new.instance_id != old.instance_id
         assert new.serves is True
-        ready = next(v for v in journal.history if v.instance_id == new.instance_id and v.status == "running")
+        ready = next(
+            v for v in recorder.history if v.instance_id == new.instance_id and v.status == "running"
+        )
         assert ready.serves is True
 
 
@@ -245,21 +247,21 @@ async def test_a_rolling_restart_of_such_a_server_waits_until_the_new_one_listen
 @pytest.mark.parametrize(
     "options", [("--notify", "READY=1"), (), (*SERVER, "--answer", "503", "--notify", "READY=1")]
 )
-async def test_what_was_ready_by_its_own_word_is_ready_for_the_next_manager(supervisor, journal, options):
+async def test_what_was_ready_by_its_own_word_is_ready_for_the_next_manager(supervisor, recorder, options):
     spec = program(*options, startup_timeout=2)
     async with supervisor(leave_running=True) as s:
         await s.start(spec)
         (before,) = s.instances()
-    async with supervisor(adopt=[(spec, list(journal.records.values()))]) as s:
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.RUNNING, timeout_s=1.5)
-        await stays_well(s, journal)
+    async with supervisor(adopt=[(spec, list(recorder.records.values()))]) as s:
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.RUNNING, timeout_s=1.5)
+        await stays_well(s, recorder)
         assert s.instances()[0].pid == before.pid
 
 
 # What a server sees of it.
 
 
-async def test_a_server_sees_one_connection_a_check_and_no_more(supervisor, journal, tmp_path):
+async def test_a_server_sees_one_connection_a_check_and_no_more(supervisor, recorder, tmp_path):
     record = tmp_path / "record"
     async with supervisor(health_check_interval=3600) as s:
         spec = program(*SERVER, "--after", "1", "--record", str(record), health_check_interval=3600)
@@ -285,13 +287,13 @@ async def test_one_that_answers_wrongly_is_asked_ever_more_rarely(supervisor, tm
     assert 3 <= len(record.read_text().splitlines()) - 1 <= 7
 
 
-async def test_without_a_descriptor_to_look_with_a_worker_stays_as_it_was(supervisor, journal, monkeypatch):
+async def test_without_a_descriptor_to_look_with_a_worker_stays_as_it_was(supervisor, recorder, monkeypatch):
     def none_left(port):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async with supervisor() as s:
         await s.start(program("--listen", "env", "--notify", "READY=1"))
-        await journal.until(lambda: s.instances()[0].serves is True)
+        await recorder.until(lambda: s.instances()[0].serves is True)
         monkeypatch.setattr(listeners, "on_port", none_left)
-        await stays_well(s, journal)
+        await stays_well(s, recorder)
         assert s.instances()[0].serves is True

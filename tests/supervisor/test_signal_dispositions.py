@@ -16,7 +16,7 @@ MANAGER = textwrap.dedent(
     from agentmgr.models import ServiceConfig, ServiceSpec
     from agentmgr.supervisor import Supervisor
 
-    class Journal:
+    class Recorder:
         async def instance_spawned(self, record): pass
         async def instance_gone(self, instance_id): pass
         def instance_changed(self, instance): pass
@@ -24,7 +24,7 @@ MANAGER = textwrap.dedent(
         async def drain(self, instance_id, timeout_s): pass
 
     async def main(child, report, logs, ignored):
-        supervisor = Supervisor(Journal(), log_dir=pathlib.Path(logs))
+        supervisor = Supervisor(Recorder(), log_dir=pathlib.Path(logs))
         async with trio.open_nursery() as nursery:
             await nursery.start(supervisor.run)
             command = (sys.executable, "-S", child, "--port", "{port}", "--report", report)

@@ -19,22 +19,22 @@ from agentmgr.supervisor.local import LocalLauncher
 
 
 async def test_started_means_that_a_client_is_served_and_stopped_that_nothing_is_left(
-    supervisor, journal, command, alive
+    supervisor, recorder, command, alive
 ):
     async with supervisor() as s:
         spec = command()
         await s.start(spec)
         (instance,) = s.instances()
         assert (instance.status, instance.health) == (ServiceStatus.RUNNING, HealthStatus.HEALTHY)
-        assert journal.records[instance.instance_id].pid == instance.pid
+        assert recorder.records[instance.instance_id].pid == instance.pid
         async with open_websocket_url(f"ws://127.0.0.1:{instance.port}/") as ws:
             await ws.send_message("hello")
             assert await ws.get_message() == "hello"
         await s.stop(spec.service_id)
         assert not alive(instance.pid)
         assert s.instances() == ()
-        assert journal.records == {}
-    assert journal.statuses() == ["starting", "running", "draining", "stopping", "stopped"]
+        assert recorder.records == {}
+    assert recorder.statuses() == ["starting", "running", "draining", "stopping", "stopped"]
 
 
 async def test_a_hosted_agent_inherits_its_socket_and_proves_itself(supervisor, hosted):
@@ -52,37 +52,37 @@ async def test_a_hosted_agent_without_the_proof_is_never_ready(supervisor, hoste
 
 
 async def test_a_client_that_connects_during_a_restart_waits_instead_of_being_refused(
-    supervisor, journal, hosted
+    supervisor, recorder, hosted
 ):
     async with supervisor() as s:
         await s.start(hosted(restart_delay=0.5))
         (first,) = s.instances()
         os.kill(first.pid, signal.SIGKILL)
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF)
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF)
         async with open_websocket_url(f"ws://127.0.0.1:{first.port}/") as ws:
             await ws.send_message("still there?")
             assert await ws.get_message() == "still there?"
 
 
-async def test_kill_9_is_followed_by_a_restart_at_the_same_address(supervisor, journal, command):
+async def test_kill_9_is_followed_by_a_restart_at_the_same_address(supervisor, recorder, command):
     async with supervisor() as s:
         await s.start(command())
         (first,) = s.instances()
         os.kill(first.pid, signal.SIGKILL)
-        await journal.until(lambda: len(journal.statuses()) == 5)
+        await recorder.until(lambda: len(recorder.statuses()) == 5)
         (second,) = s.instances()
         assert (second.instance_id, second.port) == (first.instance_id, first.port)
         assert (second.restart_count, second.restarts_left, second.last_exit) == (1, 2, "SIGKILL")
         assert second.pid != first.pid
-        assert journal.records[second.instance_id].pid == second.pid
-        assert journal.statuses() == ["starting", "running", "backoff", "starting", "running"]
+        assert recorder.records[second.instance_id].pid == second.pid
+        assert recorder.statuses() == ["starting", "running", "backoff", "starting", "running"]
 
 
-async def test_who_sent_the_signal_that_ended_it_is_told_as_far_as_it_is_known(supervisor, journal, command):
+async def test_who_sent_the_signal_that_ended_it_is_told_as_far_as_it_is_known(supervisor, recorder, command):
     async with supervisor() as s:
         await s.start(command())
         os.kill(s.instances()[0].pid, signal.SIGKILL)
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF)
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF)
         assert "SIGKILL, which another program or the system sent" in s.instances()[0].error_message
 
 
@@ -133,7 +133,7 @@ async def test_exit_78_puts_the_last_words_into_the_error_at_once(supervisor, co
         assert instance.last_exit == "exit code 78"
 
 
-async def test_last_words_are_those_of_this_launch(supervisor, journal, command):
+async def test_last_words_are_those_of_this_launch(supervisor, recorder, command):
     async with supervisor() as s:
         spec = command("--say", "first words")
         await s.start(spec)
@@ -214,26 +214,26 @@ async def test_a_command_whose_port_was_snatched_gets_another(supervisor, comman
 
 
 async def test_a_worker_in_the_group_and_a_daemon_that_left_it_are_gone_after_a_stop(
-    supervisor, command, relatives
+    supervisor, command, descendants
 ):
     async with supervisor() as s:
         spec = command("--worker", "--escapee")
         await s.start(spec)
-        assert len(relatives()) == 3
+        assert len(descendants()) == 3
         await s.stop(spec.service_id)
-        assert relatives() == []
+        assert descendants() == []
 
 
 async def test_they_are_gone_before_a_crashed_leader_is_started_again(
-    supervisor, journal, command, relatives
+    supervisor, recorder, command, descendants
 ):
     async with supervisor() as s:
         await s.start(command("--worker", "--escapee"))
-        before = set(relatives())
+        before = set(descendants())
         os.kill(s.instances()[0].pid, signal.SIGKILL)
-        await journal.until(lambda: len(journal.statuses()) == 5)
-        assert len(relatives()) == 3
-        assert not before & set(relatives())
+        await recorder.until(lambda: len(recorder.statuses()) == 5)
+        assert len(descendants()) == 3
+        assert not before & set(descendants())
 
 
 async def test_one_that_ignores_term_is_killed_at_the_deadline(supervisor, command, alive):
@@ -247,14 +247,14 @@ async def test_one_that_ignores_term_is_killed_at_the_deadline(supervisor, comma
         assert not alive(instance.pid)
 
 
-async def test_one_that_is_suspended_hears_the_term(supervisor, journal, command):
+async def test_one_that_is_suspended_hears_the_term(supervisor, recorder, command):
     async with supervisor() as s:
         spec = command(stop_timeout=15)  # then it is killed
         await s.start(spec)
         (instance,) = s.instances()
         os.kill(instance.pid, signal.SIGSTOP)
         await s.stop(spec.service_id)
-        assert journal.history[-1].last_exit == "exit code 0"
+        assert recorder.history[-1].last_exit == "exit code 0"
 
 
 async def test_workers_have_the_same_time_to_end_as_their_leader(supervisor, tmp_path):
@@ -291,43 +291,43 @@ async def test_without_a_place_for_its_log_a_service_runs_all_the_same(superviso
     assert "output is lost" in caplog.text
 
 
-async def test_a_hung_instance_is_noticed_by_its_checks_and_replaced(supervisor, journal, command):
+async def test_a_hung_instance_is_noticed_by_its_checks_and_replaced(supervisor, recorder, command):
     async with supervisor(health_check_interval=0.1) as s:
         await s.start(command(health_check_timeout=0.1, recovery_threshold=0.2, stop_timeout=0.1))
         os.kill(s.instances()[0].pid, signal.SIGUSR2)
-        await journal.until(lambda: "backoff" in journal.statuses())
-        before = journal.statuses()[: journal.statuses().index("backoff")]
+        await recorder.until(lambda: "backoff" in recorder.statuses())
+        before = recorder.statuses()[: recorder.statuses().index("backoff")]
         assert before[:2] == ["starting", "running"]
         assert before[-1] == "unhealthy"
-        assert "unhealthy: accepted and said nothing for 0.1 s" in journal.history[-1].error_message
+        assert "unhealthy: accepted and said nothing for 0.1 s" in recorder.history[-1].error_message
 
 
-async def test_check_asks_now(supervisor, journal, command, hosted):
+async def test_check_asks_now(supervisor, recorder, command, hosted):
     async with supervisor(health_check_interval=3600) as s:
         for spec in (command(name="a", instances=2), hosted("--status", "healthy", name="b")):
             await s.start(spec)
             checks = await s.check(spec.service_id)
             assert len(checks) == spec.config.instances
             assert all(check.ok and check.latency_s < 5 for check in checks)
-        assert len(journal.checks) == 3
+        assert len(recorder.checks) == 3
         assert await s.check("nothing of that id") == ()
 
 
-async def test_a_hosted_agent_that_calls_itself_degraded_stays_routable(supervisor, journal, hosted):
+async def test_a_hosted_agent_that_calls_itself_degraded_stays_routable(supervisor, recorder, hosted):
     async with supervisor(health_check_interval=0.05) as s:
         await s.start(hosted("--status", "degraded"))
-        await journal.until(lambda: s.instances()[0].health is HealthStatus.DEGRADED)
+        await recorder.until(lambda: s.instances()[0].health is HealthStatus.DEGRADED)
         assert s.instances()[0].status is ServiceStatus.RUNNING
 
 
-async def test_the_next_supervisor_adopts_what_was_left_running(supervisor, journal, command, hosted, alive):
+async def test_the_next_supervisor_adopts_what_was_left_running(supervisor, recorder, command, hosted, alive):
     specs = [command("--worker", name="a"), hosted(name="b")]
     async with supervisor(leave_running=True) as s:
         for spec in specs:
             await s.start(spec)
         before = {view.instance_id: (view.pid, view.port) for view in s.instances()}
     assert all(alive(pid) for pid, _ in before.values())
-    records = list(journal.records.values())
+    records = list(recorder.records.values())
     adopt = [(spec, [r for r in records if r.service_id == spec.service_id]) for spec in specs]
     async with supervisor(adopt=adopt) as s:
         for spec in specs:
@@ -336,8 +336,8 @@ async def test_the_next_supervisor_adopts_what_was_left_running(supervisor, jour
         # And an adopted one is supervised like any other.
         victim = s.instances(specs[1].service_id)[0]
         os.kill(victim.pid, signal.SIGKILL)
-        await journal.until(lambda: s.instances(specs[1].service_id)[0].restart_count == 1)
-        await journal.until(lambda: s.instances(specs[1].service_id)[0].status is ServiceStatus.RUNNING)
+        await recorder.until(lambda: s.instances(specs[1].service_id)[0].restart_count == 1)
+        await recorder.until(lambda: s.instances(specs[1].service_id)[0].status is ServiceStatus.RUNNING)
         (instance,) = s.instances(specs[1].service_id)
         assert (instance.port, instance.last_exit) == (victim.port, "SIGKILL")
 
@@ -347,34 +347,34 @@ async def test_the_next_supervisor_adopts_what_was_left_running(supervisor, jour
     [{"process_start": 1}, {"token": "0" * 64}, {"boot_id": "another boot"}, {"pid": 2**22 - 1}],
     ids=lambda forgery: next(iter(forgery)),
 )
-async def test_only_what_matches_in_every_point_is_adopted(supervisor, journal, command, forgery):
+async def test_only_what_matches_in_every_point_is_adopted(supervisor, recorder, command, forgery):
     spec = command()
     async with supervisor(leave_running=True) as s:
         await s.start(spec)
-    (record,) = journal.records.values()
-    place = LocalLauncher(s.log_path("svc").parents[1]).place(spec, record.instance_id, 0)
-    assert place.adopt(evolve(record, **forgery)) is None
-    child = place.adopt(record)
+    (record,) = recorder.records.values()
+    slot = LocalLauncher(s.log_path("svc").parents[1]).slot(spec, record.instance_id, 0)
+    assert slot.adopt(evolve(record, **forgery)) is None
+    child = slot.adopt(record)
     assert child is not None
     await child.end(5)
-    assert place.adopt(record) is None
-    place.close()
+    assert slot.adopt(record) is None
+    slot.close()
 
 
 async def test_what_no_record_tells_of_is_swept_and_a_forged_record_touches_nobody(
-    supervisor, journal, command, relatives, alive
+    supervisor, recorder, command, descendants, alive
 ):
     spec = command()
     async with supervisor(leave_running=True) as s:
         await s.start(spec)
-    (record,) = journal.records.values()
+    (record,) = recorder.records.values()
     with subprocess.Popen(["sleep", "600"]) as stranger:
         try:
             forged = evolve(record, pid=stranger.pid)
             async with supervisor(adopt=[(spec, [forged])]) as s:
-                assert relatives() == []
+                assert descendants() == []
                 assert s.instances() == ()
-                assert journal.records == {}
+                assert recorder.records == {}
             assert stranger.poll() is None
         finally:
             stranger.kill()

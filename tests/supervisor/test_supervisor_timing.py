@@ -29,12 +29,12 @@ def even():
 
 
 async def test_restarts_come_after_5_10_and_20_seconds_and_then_it_is_given_up(
-    supervisor, journal, autojump_clock
+    supervisor, recorder, autojump_clock
 ):
     launcher = FakeLauncher(Behaviour(exits_after_s=1, exit=CRASH, last_words="out of luck"))
     async with supervisor(launcher=launcher, random=even) as s:
         await s.start(spec())
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.ERROR, 3600)
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.ERROR, 3600)
         begin = launcher.children[0].launched_at
         assert [child.launched_at - begin for child in launcher.children] == [0, 1 + 5, 7 + 10, 18 + 20]
         (instance,) = s.instances()
@@ -48,27 +48,27 @@ async def test_restarts_come_after_5_10_and_20_seconds_and_then_it_is_given_up(
 
 
 @pytest.mark.parametrize("policy", ["always", "on-failure"])
-async def test_one_that_exits_with_0_at_once_is_not_started_hot(supervisor, journal, autojump_clock, policy):
+async def test_one_that_exits_with_0_at_once_is_not_started_hot(supervisor, recorder, autojump_clock, policy):
     launcher = FakeLauncher(Behaviour(ready_after_s=math.inf, exits_after_s=0, exit=Exit(code=0)))
     async with supervisor(launcher=launcher, random=even) as s:
         with pytest.raises(ServiceFailedToStart, match="before it was ready: exit code 0"):
             await s.start(spec(restart=policy))
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.ERROR, 3600)
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.ERROR, 3600)
         begin = launcher.children[0].launched_at
         assert [child.launched_at - begin for child in launcher.children] == [0, 5, 15, 35]
 
 
-async def test_ready_for_a_minute_forgives_what_was_before(supervisor, journal, autojump_clock):
+async def test_ready_for_a_minute_forgives_what_was_before(supervisor, recorder, autojump_clock):
     short, long = Behaviour(exits_after_s=1, exit=CRASH), Behaviour(exits_after_s=61, exit=CRASH)
     launcher = FakeLauncher(short, short, short, long, short, short, short, short)
     async with supervisor(launcher=launcher, random=even) as s:
         await s.start(spec())
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.ERROR, 3600)
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.ERROR, 3600)
         assert launcher.launches == 7
 
 
 async def test_start_fails_with_the_reason_of_the_first_try_and_the_trying_goes_on(
-    supervisor, journal, autojump_clock
+    supervisor, recorder, autojump_clock
 ):
     launcher = FakeLauncher(
         Behaviour(ready_after_s=9, exits_after_s=1, exit=CRASH, last_words="no"), Behaviour()
@@ -77,10 +77,10 @@ async def test_start_fails_with_the_reason_of_the_first_try_and_the_trying_goes_
         with pytest.raises(ServiceFailedToStart, match=r"(?s)before it was ready: exit code 1.*no\n.*5\.0 s"):
             await s.start(spec())
         assert s.instances()[0].status is ServiceStatus.BACKOFF
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.RUNNING)
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.RUNNING)
 
 
-async def test_exit_code_78_is_final_and_its_last_words_are_the_message(supervisor, journal, autojump_clock):
+async def test_exit_code_78_is_final_and_its_last_words_are_the_message(supervisor, recorder, autojump_clock):
     launcher = FakeLauncher(Behaviour(math.inf, 1, Exit(code=78), last_words="SyntaxError: line 3"))
     async with supervisor(launcher=launcher) as s:
         with pytest.raises(ServiceFailedToStart, match="SyntaxError: line 3"):
@@ -122,34 +122,34 @@ async def test_never_ready_ends_at_the_startup_deadline(supervisor, autojump_clo
 
 
 async def test_ready_and_then_hung_is_restarted_after_the_recovery_threshold(
-    supervisor, journal, autojump_clock
+    supervisor, recorder, autojump_clock
 ):
     launcher = FakeLauncher(Behaviour(unwell_between_s=(100, math.inf)), Behaviour())
     async with supervisor(launcher=launcher, random=even) as s:
         await s.start(spec())
-        await journal.until(lambda: len(launcher.children) == 2, 3600)
+        await recorder.until(lambda: len(launcher.children) == 2, 3600)
         first = launcher.children[0]
         # The third failed check comes after 120 s, the one after 30 s more is the first to find it overdue.
         assert 150 < first.ended_at - first.launched_at <= 170
-        assert journal.statuses()[:4] == ["starting", "running", "unhealthy", "backoff"]
+        assert recorder.statuses()[:4] == ["starting", "running", "unhealthy", "backoff"]
 
 
-async def test_flapping_at_the_threshold_restarts_nothing(supervisor, journal, autojump_clock):
+async def test_flapping_at_the_threshold_restarts_nothing(supervisor, recorder, autojump_clock):
     launcher = FakeLauncher(Behaviour(unwell_between_s=(100, 119)))
     async with supervisor(launcher=launcher, random=even) as s:
         await s.start(spec(unhealthy_threshold=3, recovery_threshold=0))
         await trio.sleep(300)
-        assert HealthStatus.DEGRADED in {view.health for view in journal.history}
-        assert journal.statuses() == ["starting", "running"]
+        assert HealthStatus.DEGRADED in {view.health for view in recorder.history}
+        assert recorder.statuses() == ["starting", "running"]
         assert launcher.launches == 1
 
 
-async def test_unhealthy_is_never_latched(supervisor, journal, autojump_clock):
+async def test_unhealthy_is_never_latched(supervisor, recorder, autojump_clock):
     launcher = FakeLauncher(Behaviour(unwell_between_s=(100, 145)))
     async with supervisor(launcher=launcher, random=even) as s:
         await s.start(spec())
         await trio.sleep(300)
-        assert journal.statuses() == ["starting", "running", "unhealthy", "running"]
+        assert recorder.statuses() == ["starting", "running", "unhealthy", "running"]
         assert s.instances()[0].health is HealthStatus.HEALTHY
 
 
@@ -184,13 +184,13 @@ async def test_checks_of_many_are_made_a_few_at_a_time(supervisor, autojump_cloc
 
 
 async def test_stop_during_backoff_is_prompt_and_nothing_is_launched_late(
-    supervisor, journal, autojump_clock
+    supervisor, recorder, autojump_clock
 ):
     launcher = FakeLauncher(Behaviour(exits_after_s=1, exit=CRASH))
     async with supervisor(launcher=launcher) as s:
         service = spec(restart_delay=60)
         await s.start(service)
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF, 100)
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF, 100)
         begin = trio.current_time()
         await s.stop(service.service_id)
         assert trio.current_time() == begin
@@ -199,23 +199,23 @@ async def test_stop_during_backoff_is_prompt_and_nothing_is_launched_late(
         assert s.instances() == ()
 
 
-async def test_start_during_backoff_does_not_wait_and_forgives(supervisor, journal, autojump_clock):
+async def test_start_during_backoff_does_not_wait_and_forgives(supervisor, recorder, autojump_clock):
     launcher = FakeLauncher(Behaviour(exits_after_s=1, exit=CRASH), Behaviour())
     async with supervisor(launcher=launcher) as s:
         service = spec(restart_delay=3600, restart_delay_max=3600)
         await s.start(service)
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF, 100)
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF, 100)
         begin = trio.current_time()
         await s.start(service)
         assert trio.current_time() == begin
         assert s.instances()[0].status is ServiceStatus.RUNNING
 
 
-async def test_start_after_giving_up_starts_afresh(supervisor, journal, autojump_clock):
+async def test_start_after_giving_up_starts_afresh(supervisor, recorder, autojump_clock):
     launcher = FakeLauncher(*[Behaviour(exits_after_s=1, exit=CRASH)] * 4, Behaviour())
     async with supervisor(launcher=launcher) as s:
         await s.start(spec_ := spec())
-        await journal.until(lambda: s.instances()[0].status is ServiceStatus.ERROR, 3600)
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.ERROR, 3600)
         await s.start(spec_)
         (instance,) = s.instances()
         assert (instance.status, instance.restart_count) == (ServiceStatus.RUNNING, 0)
@@ -238,11 +238,11 @@ async def test_a_stop_wins_over_a_start_that_waits(supervisor, autojump_clock):
         assert launcher.running == []
 
 
-async def test_stop_drains_first_and_force_skips_it(supervisor, journal, autojump_clock):
+async def test_stop_drains_first_and_force_skips_it(supervisor, recorder, autojump_clock):
     async def never(_instance_id):
         await trio.sleep_forever()
 
-    journal.draining = never
+    recorder.draining = never
     launcher = FakeLauncher()
     async with supervisor(launcher=launcher) as s:
         # The drain timeout, and the time that the last sessions are given to be told.
@@ -268,11 +268,11 @@ async def test_a_shutdown_that_kills_hurries_one_that_waits(supervisor, autojump
     assert [str(child._exit) for child in launcher.children] == ["SIGKILL", "SIGKILL"]
 
 
-async def test_a_forced_stop_hurries_one_that_drains(supervisor, journal, autojump_clock):
+async def test_a_forced_stop_hurries_one_that_drains(supervisor, recorder, autojump_clock):
     async def never(_instance_id):
         await trio.sleep_forever()
 
-    journal.draining = never
+    recorder.draining = never
     async with supervisor(launcher=FakeLauncher()) as s, trio.open_nursery() as nursery:
         service = spec(drain_timeout=1000)
         await s.start(service)
@@ -284,7 +284,7 @@ async def test_a_forced_stop_hurries_one_that_drains(supervisor, journal, autoju
 
 
 async def test_rolling_restart_starts_the_new_one_before_the_old_one_goes(
-    supervisor, journal, autojump_clock
+    supervisor, recorder, autojump_clock
 ):
     launcher = FakeLauncher(Behaviour(ready_after_s=3))
     async with supervisor(launcher=launcher) as s:
@@ -338,7 +338,7 @@ async def test_two_restarts_at_once_take_turns(supervisor, autojump_clock):
         assert len(s.instances()) == 1
 
 
-async def test_a_rolling_restart_that_fails_leaves_the_old_one(supervisor, journal, autojump_clock):
+async def test_a_rolling_restart_that_fails_leaves_the_old_one(supervisor, recorder, autojump_clock):
     launcher = FakeLauncher(Behaviour(), Behaviour(exits_after_s=0, ready_after_s=9, exit=Exit(code=3)))
     async with supervisor(launcher=launcher) as s:
         service = spec()
@@ -383,17 +383,17 @@ async def test_shutdown_ends_everything_and_refuses_what_comes_later(supervisor,
             await s.start(spec())
 
 
-async def test_shutdown_may_leave_them_running(supervisor, journal, autojump_clock):
+async def test_shutdown_may_leave_them_running(supervisor, recorder, autojump_clock):
     launcher = FakeLauncher()
     async with supervisor(launcher=launcher) as s:
         await s.start(spec())
         await s.shutdown(leave_running=True)
         assert launcher.children[0].released
         assert launcher.children[0].ended_at is None
-        assert len(journal.records) == 1
+        assert len(recorder.records) == 1
 
 
-async def test_a_bug_in_one_task_is_told_and_leaves_the_others(supervisor, journal, autojump_clock, caplog):
+async def test_a_bug_in_one_task_is_told_and_leaves_the_others(supervisor, recorder, autojump_clock, caplog):
     launcher = FakeLauncher()
     async with supervisor(launcher=launcher) as s:
         await s.start(spec("well"))
@@ -404,7 +404,7 @@ async def test_a_bug_in_one_task_is_told_and_leaves_the_others(supervisor, journ
             raise KeyError("a bug")
 
         ill.probe = explode
-        await journal.until(lambda: s.instances()[-1].status is ServiceStatus.ERROR, 100)
+        await recorder.until(lambda: s.instances()[-1].status is ServiceStatus.ERROR, 100)
         well, broken = s.instances()
         assert well.status is ServiceStatus.RUNNING
         assert "KeyError('a bug')" in broken.error_message
@@ -560,14 +560,14 @@ async def test_force_asks_for_no_conversation_to_be_finished(supervisor, autojum
 
 @pytest.mark.parametrize(("takes_s", "idle_s"), [(None, 7.0), (3.0, None)])
 async def test_silence_says_that_a_session_is_idle_only_where_the_agent_cannot(
-    supervisor, journal, autojump_clock, takes_s, idle_s
+    supervisor, recorder, autojump_clock, takes_s, idle_s
 ):
     found = []
 
     async def ask(instance_id):
         found.append(await s.drain_idle_s(instance_id))
 
-    journal.draining = ask
+    recorder.draining = ask
     async with supervisor(launcher=FakeLauncher(Behaviour(conversation_takes_s=takes_s))) as s:
         service = spec(drain_idle=7)
         await s.start(service)

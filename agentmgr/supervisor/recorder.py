@@ -22,7 +22,7 @@ manager ends it and starts another. An instance that waited for the disk would c
 _RETRY_S = (0.1, 10.0)  #: the first and the longest pause after a write that failed
 
 
-class Journal(Protocol):
+class InstanceRecorder(Protocol):
     """Receives a supervisor's events, as they happen."""
 
     async def instance_spawned(self, record: InstanceRecord) -> None:
@@ -41,8 +41,8 @@ class Journal(Protocol):
         """Returns when the instance has no sessions left."""
 
 
-class Unrecorded:
-    """A journal that keeps nothing; override the methods whose events you want."""
+class NullRecorder:
+    """A recorder that keeps nothing; override the methods whose events you want."""
 
     async def instance_spawned(self, record: InstanceRecord) -> None:
         await trio.lowlevel.checkpoint()
@@ -60,50 +60,50 @@ class Unrecorded:
         await trio.lowlevel.checkpoint()
 
 
-class Owner:
-    """Reports to a journal and logs what that raises, which must not end an instance, nor half-stop it."""
+class RetryingRecorder:
+    """Reports to a recorder and logs what that raises, which must not end an instance, nor half-stop it."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
+    def __init__(self, recorder: InstanceRecorder) -> None:
+        self._recorder = recorder
         self.news = trio.lowlevel.ParkingLot()  #: unparked at each change of any instance
 
     def instance_changed(self, instance: Instance) -> None:
         try:
-            self._journal.instance_changed(instance)
+            self._recorder.instance_changed(instance)
         except Exception:  # an embedder's code; it must not end what it is told of
-            log.exception("the journal failed to take a change of %s", instance.instance_id)
+            log.exception("the recorder failed to take a change of %s", instance.instance_id)
         self.news.unpark_all()
 
     def health_checked(self, check: HealthCheck) -> None:
         try:
-            self._journal.health_checked(check)
+            self._recorder.health_checked(check)
         except Exception:  # an embedder's code; it must not end what it is told of
-            log.exception("the journal failed to take a check of %s", check.instance_id)
+            log.exception("the recorder failed to take a check of %s", check.instance_id)
 
     async def drain(self, instance_id: str, timeout_s: float) -> None:
         try:
-            await self._journal.drain(instance_id, timeout_s)
+            await self._recorder.drain(instance_id, timeout_s)
         except Exception:  # an embedder's code; it must not end what it is told of
             log.exception("draining %s failed; it is stopped all the same", instance_id)
 
     async def instance_gone(self, instance_id: str) -> None:
         """For instances that ended before our time; a record that stays is found dead by the next manager."""
         try:
-            await self._journal.instance_gone(instance_id)
+            await self._recorder.instance_gone(instance_id)
         except AgentManagerError as error:  # its message says enough, as for a full disk
             log.warning("cannot write down that instance %s is gone: %s", instance_id, error)
         except Exception:  # an embedder's code; it must not end what it is told of
-            log.exception("the journal failed to forget %s", instance_id)
+            log.exception("the recorder failed to forget %s", instance_id)
 
     def entry(self, instance_id: str) -> Entry:
-        return Entry(self._journal, instance_id)
+        return Entry(self._recorder, instance_id)
 
 
 class Entry:
     """The record of one instance, written in order and at the disk's pace; only the newest state counts."""
 
-    def __init__(self, journal: Journal, instance_id: str) -> None:
-        self._journal = journal
+    def __init__(self, recorder: InstanceRecorder, instance_id: str) -> None:
+        self._recorder = recorder
         self._instance_id = instance_id
         self._record: InstanceRecord | None = None
         self.fails = False  #: the last write failed, and is being retried
@@ -141,9 +141,9 @@ class Entry:
     async def _write(self) -> bool:
         try:
             if self._record is not None:
-                await self._journal.instance_spawned(self._record)
+                await self._recorder.instance_spawned(self._record)
             else:
-                await self._journal.instance_gone(self._instance_id)
+                await self._recorder.instance_gone(self._instance_id)
         except Exception as error:  # the owner's disk may fail; the instance runs on
             if not self.fails:  # logged once
                 log.warning("cannot write down instance %s, trying again: %s", self._instance_id, error)

@@ -18,15 +18,15 @@ from ..models import CheckKind, InstanceRecord, OnManagerDeath, ServiceSpec, utc
 from . import addresses, environment, listeners, procfs
 from .cgroup import ControlGroup, move
 from .child import LocalChild
+from .descendants import ProcessScan
 from .guard import Guard
-from .kin import Census
+from .instance_lock import InstanceLock
+from .instance_tokens import InstanceTokens
 from .launcher import CannotLaunch
-from .lifeline import Lifeline
 from .limits import Limits
 from .notices import Notices, notify_address
 from .process import Process
 from .spawn import Spawned, cannot, spawn
-from .tokens import Mint
 from .upkeep import Upkeep
 
 
@@ -34,32 +34,32 @@ from .upkeep import Upkeep
 class Shared:
     """What all instances on this machine have in common."""
 
-    mint: Mint
+    tokens: InstanceTokens
     ports: addresses.Ports
-    census: Census
+    scan: ProcessScan
     upkeep: Upkeep
     guard: Guard
-    open: set[str] = Factory(set)  #: the ids of the instances that have a place
+    open: set[str] = Factory(set)  #: the ids of the instances that have a slot
     serving: dict[str, str] = Factory(dict)  #: their services' ids, of those that were seen to listen
 
 
-class LocalPlace:
+class LocalSlot:
     def __init__(
         self,
         spec: ServiceSpec,
         instance_id: str,
-        slot: int,
+        position: int,
         log: Path,
-        lifeline: Lifeline,
+        lock: InstanceLock,
         shared: Shared,
     ) -> None:
-        self._spec, self._instance_id, self._slot = spec, instance_id, slot
+        self._spec, self._instance_id, self._position = spec, instance_id, position
         self._log, self._shared = log, shared
         self._listener: socket.socket | None = None
         self._port = spec.port  #: the last one it had, to have it again
         self._lent: int | None = None
         self._child: LocalChild | None = None  #: the last one
-        self._lifeline = lifeline
+        self._lock = lock
         self._group = ControlGroup.of_instance(instance_id)
         self._limits = Limits(spec.config, self._group.name)
         shared.open.add(instance_id)
@@ -74,7 +74,7 @@ class LocalPlace:
         spec, config, shared = self._spec, self._spec.config, self._shared
         host = await addresses.resolve(spec.host)
         port = self._lend_port(host) if config.command else self._listen(host)
-        token = shared.mint.new()
+        token = shared.tokens.new()
         variables = {
             "HOST": host,
             "PORT": str(port),
@@ -82,32 +82,32 @@ class LocalPlace:
             "AGENTMGR_INSTANCE_ID": self._instance_id,
             procfs.TOKEN_VARIABLE: token,
         }
-        with ExitStack() as leash, ExitStack() as spawning:
-            notices = _hear(token, leash) if config.command else None
+        with ExitStack() as resources, ExitStack() as spawning:
+            notices = _hear(token, resources) if config.command else None
             if notices is not None:
                 variables["NOTIFY_SOCKET"] = notify_address(token)
                 if config.health_method.kind is CheckKind.WATCHDOG:
                     variables["WATCHDOG_USEC"] = str(int(config.health_check_timeout * 1_000_000))
-            manager_fd = self._tie_to_us(token, leash, spawning)
+            lifeline_fd = self._tie_to_us(token, resources, spawning)
             inherited = [] if self._listener is None else [self._listener.fileno()]
             variables = environment.of_child(config, variables)
             spawned = spawn(
-                self._argv(host, port, manager_fd),
+                self._argv(host, port, lifeline_fd),
                 environment=variables if config.command else bootstrap.environment(variables),
                 cwd=config.cwd,
                 output=self._log,
-                inherited=inherited if manager_fd is None else [*inherited, manager_fd],
+                inherited=inherited if lifeline_fd is None else [*inherited, lifeline_fd],
                 token=token,
-                census=shared.census,
+                scan=shared.scan,
                 group=self._group,
-                lifeline=self._lifeline,
+                lock=self._lock,
                 held=self._limits.wanted,
             )
             unenforced = await self._confine(spawned)
             record = InstanceRecord(
                 instance_id=self._instance_id,
                 service_id=spec.service_id,
-                slot=self._slot,
+                slot=self._position,
                 pid=spawned.process.pid,
                 process_start=spawned.process.start_ticks,
                 boot_id=procfs.boot_id(),
@@ -127,7 +127,7 @@ class LocalPlace:
                 unenforced=unenforced,
                 notices=notices,
                 group=self._group,
-                leash=leash.pop_all(),
+                resources=resources.pop_all(),
                 ready_after_s=self._child.ready_after_s if self._child is not None else 0.0,
                 must_serve=self._must_serve(),
                 on_serving=self._serves,
@@ -144,7 +144,7 @@ class LocalPlace:
     def _serves(self) -> None:
         self._shared.serving[self._instance_id] = self._spec.service_id
 
-    def _tie_to_us(self, token: str, leash: ExitStack, spawning: ExitStack) -> int | None:
+    def _tie_to_us(self, token: str, resources: ExitStack, spawning: ExitStack) -> int | None:
         """Sees to it that it dies with us, if it is to; returns the pipe that an agent's host has to watch.
 
         Not by PR_SET_PDEATHSIG: that follows the thread that spawned, and threads end before processes.
@@ -154,11 +154,11 @@ class LocalPlace:
             return None
         if config.command:
             self._shared.guard.watch(token, config.stop_timeout)
-            leash.callback(self._shared.guard.forget, token)
+            resources.callback(self._shared.guard.forget, token)
             return None
         # Nobody writes to it: the host sees its end when we, who hold the other one, are gone.
         theirs, ours = os.pipe()
-        leash.callback(os.close, ours)
+        resources.callback(os.close, ours)
         spawning.callback(os.close, theirs)
         return theirs
 
@@ -177,7 +177,7 @@ class LocalPlace:
             return None
         try:
             self._group.adopt(record.pid)
-            process = Process(record.pid, record.token, self._shared.census, self._group, self._lifeline)
+            process = Process(record.pid, record.token, self._shared.scan, self._group, self._lock)
         except OSError:
             return None
         if (
@@ -195,8 +195,8 @@ class LocalPlace:
             log_start = self._log.stat().st_size
         except OSError:
             log_start = 0
-        with ExitStack() as leash:
-            notices = _hear(record.token, leash) if self._spec.config.command else None
+        with ExitStack() as resources:
+            notices = _hear(record.token, resources) if self._spec.config.command else None
             return LocalChild(
                 self._spec,
                 record,
@@ -204,7 +204,7 @@ class LocalPlace:
                 self._log,
                 log_start,
                 notices=notices,
-                leash=leash.pop_all(),
+                resources=resources.pop_all(),
                 must_serve=self._must_serve(),
                 on_serving=self._serves,
             )
@@ -217,7 +217,7 @@ class LocalPlace:
         self._limits.lift()
         if not self._group.members():  # else the file of the lock tells the next sweep whose group it is
             self._group.remove()
-            self._lifeline.remove()
+            self._lock.remove()
         self._shared.open.discard(self._instance_id)
         self._shared.serving.pop(self._instance_id, None)
         self._shared.upkeep.forget(self._instance_id)
@@ -256,7 +256,7 @@ class LocalPlace:
         self._lent = self._shared.ports.lend(host, self._spec.port)
         return self._lent
 
-    def _argv(self, host: str, port: int, manager_fd: int | None) -> Sequence[str]:
+    def _argv(self, host: str, port: int, lifeline_fd: int | None) -> Sequence[str]:
         config = self._spec.config
         if config.command:
             return [word.replace("{host}", host).replace("{port}", str(port)) for word in config.command]
@@ -264,16 +264,16 @@ class LocalPlace:
         assert self._listener is not None
         argv = bootstrap.words("agentmgr.agent", config.python)
         argv += [config.agent_factory_path, "--fd", str(self._listener.fileno())]
-        if manager_fd is not None:
-            argv += ["--manager-fd", str(manager_fd)]
+        if lifeline_fd is not None:
+            argv += ["--lifeline-fd", str(lifeline_fd)]
         return argv + host_flags(config)
 
 
-def _hear(token: str, leash: ExitStack) -> Notices | None:
+def _hear(token: str, resources: ExitStack) -> Notices | None:
     """What a command will tell of itself; None when no socket is to be had for it."""
     try:
         notices = Notices(token)
     except OSError:
         return None
-    leash.callback(notices.close)
+    resources.callback(notices.close)
     return notices

@@ -16,12 +16,13 @@ from pathlib import Path
 from . import procfs
 
 DIRECTORY = ".lifelines"
-"""Where they are, in the directory of the logs; no service has a name that begins with a dot."""
+"""Where the locks are, in the directory of the logs. The name is that of earlier versions, whose instances
+are adopted; no service has a name that begins with a dot."""
 
 _DELETED = " (deleted)"  # as /proc says it
 
 
-class Lifeline:
+class InstanceLock:
     def __init__(self, file: Path) -> None:
         self._file = os.path.realpath(file)  # as /proc shows it
 

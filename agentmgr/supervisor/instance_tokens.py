@@ -24,13 +24,13 @@ _NONCE = 32  # hex digits, as is the mark
 
 
 @frozen
-class Mint:
+class InstanceTokens:
     key: bytes
 
     @classmethod
-    def found(cls, directory: Path) -> Mint | None:
-        """The mint of `directory`. None where it has none of its own: it is new, or a copy of another one, or
-        was last used by a version that did not write down which directory it is.
+    def found(cls, directory: Path) -> InstanceTokens | None:
+        """The tokens of `directory`. None where it has no key of its own: it is new, or a copy of another
+        one, or was last used by a version that did not write down which directory it is.
         """
         try:
             content = (directory / _FILE).read_bytes()
@@ -41,12 +41,12 @@ class Mint:
         return cls(key) if len(key) == _KEY_BYTES < len(content) else None
 
     @classmethod
-    def of(cls, directory: Path) -> Mint:
-        """The mint of `directory`; where it has none of its own, that is made."""
+    def of(cls, directory: Path) -> InstanceTokens:
+        """The tokens of `directory`; where it has no key of its own, one is made."""
         return cls.found(directory) or cls._make(directory)
 
     @classmethod
-    def _make(cls, directory: Path) -> Mint:
+    def _make(cls, directory: Path) -> InstanceTokens:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = directory / _FILE
         key = secrets.token_bytes(_KEY_BYTES)

@@ -111,6 +111,8 @@ class ClientLink:
                 frame = await self._websocket.get_message()
             except ConnectionClosed:
                 return
+            if self._closing or self._is_at_rest:
+                continue  # what is not begun any more may be sent again elsewhere; what is begun may not
             self._spoke.set()
             self._heard = trio.current_time()
             try:

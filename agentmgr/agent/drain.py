@@ -21,8 +21,8 @@ from .session_registry import SessionRegistry
 
 LINGER_S = 0.2
 """So long after a client's frame its connection stays: behind a reconnect come the messages."""
-FIRST_FRAME_S = 1.0
-"""So long it stays for the first frame."""
+FIRST_FRAME_S = 2.0
+"""So long it stays for the first frame. Some clients wait for the greeting first, which comes after 1 s."""
 ROUTED_AWAY_S = 2.0
 """By then all gateways send new clients elsewhere; who comes later begins no session."""
 CLOSES_PER_S = 1000.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -154,6 +155,57 @@ async def test_a_message_that_comes_behind_a_reconnect_is_answered() -> None:
                 await again.say("user.reconnect", session_id=session_id, last_seq=0)
                 await again.until("system.notice")
                 assert (await again.ask("late"))["content"] == "answer to late"
+
+
+async def test_a_client_that_waits_for_the_greeting_is_answered() -> None:
+    async def echo(message: str) -> str:
+        return message
+
+    async with hosted(echo, token=TOKEN) as url, bare_client(url) as client, draining(url):
+        await client.until("system.connected")
+        await trio.sleep(0.2)  # its round trip
+        assert (await client.ask("q"))["content"] == "q"
+        assert await close_of(client) == 1012
+
+
+async def test_what_arrives_in_the_step_that_closes_the_connection_is_not_begun() -> None:
+    agent = Thinker()
+    async with hosted(agent, token=TOKEN) as url, bare_client(url) as client:
+        await client.open()
+        [close] = url.server._closers
+        link: Any = close.__self__  # type: ignore[attr-defined]
+        comes_to_rest = link._has_come_to_rest
+
+        async def with_a_frame_at_the_end() -> bool:
+            if at_rest := await comes_to_rest():
+                message = json.dumps({"event": "user.message", "content": "q"})
+                link._websocket._send_channel.send_nowait(message)
+            return bool(at_rest)
+
+        link._has_come_to_rest = with_a_frame_at_the_end
+        async with draining(url):
+            assert await close_of(client) == 1012
+        assert not agent.thinks.is_set()
+
+
+async def test_what_arrives_while_the_host_ends_is_not_begun() -> None:
+    begun, may_end = [], trio.Event()
+
+    async def stubborn(message: str) -> None:
+        begun.append(message)
+        with trio.CancelScope(shield=True):
+            await may_end.wait()
+
+    async with hosted(stubborn) as url, bare_client(url) as client:
+        await client.say("user.message", content="one")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        url.server.go_away()
+        await client.say("user.create_session")
+        await client.say("user.message", content="two")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        may_end.set()
+        await close_of(client)
+    assert begun == ["one"]
 
 
 async def test_a_turn_that_was_cancelled_long_before_its_code_is_done_does_not_hold_the_drain() -> None:

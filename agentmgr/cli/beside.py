@@ -12,7 +12,7 @@ from attrs import evolve
 
 from ..codec import to_plain
 from ..listening import open_listeners
-from ..manager.workers import WorkerSet
+from ..manager.worker_set import WorkerSet
 from ..models import ConnectionEnd
 from ..proxy.certificate import Certificate
 from ..settings import Settings
@@ -70,7 +70,7 @@ async def _serve_here(cli: Cli, spec: WorkerSpec, certificate: Certificate | Non
 
 
 async def _serve_by_several(spec: WorkerSpec, count: int, stop: trio.Event) -> None:
-    workers = WorkerSet(spec, count, hub=None)
+    workers = WorkerSet(spec, count, worker_manager=None)
     async with trio.open_nursery() as nursery:
 
         async def run(*, task_status: trio.TaskStatus[int]) -> None:

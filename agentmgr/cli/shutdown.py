@@ -33,7 +33,7 @@ async def command(cli: Cli, leave_running: bool) -> None:
                 f"no manager is running, and instances of {', '.join(left)} run without one: "
                 f"`agentmgr stop {' '.join(left)}` ends them, `agentmgr daemon` adopts them"
             )
-        from ..manager.workers import end_left
+        from ..manager.worker_set import end_left
 
         if count := await end_left(cli.paths):
             note(f"no manager is running; ended what served its gateway, {count} processes")

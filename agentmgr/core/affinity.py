@@ -23,7 +23,9 @@ class Affinity:
     """
 
     def __init__(self, max_sessions: int = 65_536) -> None:
-        self.tell: Callable[[str, str], None] | None = None  #: hears the digest and the holder of what is new
+        self.on_news: Callable[[str, str], None] | None = (
+            None  #: hears the digest and the holder of what is new
+        )
         self._max_sessions = max_sessions
         self._holders: OrderedDict[str, str] = OrderedDict()
 
@@ -36,8 +38,8 @@ class Affinity:
         key = _digest(session_id)
         news = self._holders.get(key) != instance_id
         self.learn(key, instance_id)
-        if news and self.tell is not None:
-            self.tell(key, instance_id)
+        if news and self.on_news is not None:
+            self.on_news(key, instance_id)
 
     def learn(self, key: str, instance_id: str) -> None:
         """Remembers what another gateway told: the digest of a session id, and its holder."""

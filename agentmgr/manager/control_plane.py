@@ -37,8 +37,8 @@ from ..worker.spec import gateway
 from .events import EventLog
 from .figures import Figures
 from .gateway_access import GatewayAccess
-from .hub import Hub
 from .registry import Registry
+from .worker_manager import WorkerManager
 
 
 class ControlPlane:
@@ -69,7 +69,7 @@ class ControlPlane:
         )
         seats, affinity = Seats(), Affinity()
         self.gateway = gateway(settings, observer=self, authenticator=access, seats=seats, affinity=affinity)
-        self.hub = Hub(self.gateway, seats, affinity, observer=self, access=access)
+        self.worker_manager = WorkerManager(self.gateway, seats, affinity, observer=self, access=access)
         self.ending = False  #: services end for good, and the gateway after them
         self._totals = dict(snapshot.totals)
         self._stale = trio.Event()
@@ -104,14 +104,14 @@ class ControlPlane:
 
     def connections(self) -> tuple[Connection, ...]:
         """The live sessions, through this process and through workers."""
-        return (*self.gateway.connections(), *self.hub.connections())
+        return (*self.gateway.connections(), *self.worker_manager.connections())
 
     def disconnect(self, connection_id: str, *, code: int, reason: str) -> None:
         """Raises `ConnectionNotFound`, and `ValueError` for a code that cannot be sent."""
         try:
             self.gateway.disconnect(connection_id, code=code, reason=reason)
         except ConnectionNotFound:
-            self.hub.disconnect(connection_id, code=code, reason=reason)
+            self.worker_manager.disconnect(connection_id, code=code, reason=reason)
 
     def totals(self, service_id: str) -> ServiceTotals:
         return self._totals.get(service_id, ServiceTotals())
@@ -127,7 +127,7 @@ class ControlPlane:
         """Returns when the gateway and its workers know of all that has changed so far."""
         if self._stale.is_set():
             await self._published.wait()
-        await self.hub.applied()
+        await self.worker_manager.applied()
 
     async def keep_publishing(self) -> None:
         """Until cancelled."""
@@ -142,7 +142,7 @@ class ControlPlane:
             )
             self.gateway.update(table)
             self.gateway.keep_tokens(self.access.tokens.ids | self.access.tokens.left_open)
-            self.hub.publish(table)
+            self.worker_manager.publish(table)
             self._published.set()
             self._published = trio.Event()
 
@@ -182,13 +182,13 @@ class ControlPlane:
             left_s = max(0.0, deadline - trio.current_time())
             drain = partial(self.gateway.drain, by_itself=idle_s is None)
             async with trio.open_nursery() as nursery:
-                for each in (drain, self.hub.drain):
+                for each in (drain, self.worker_manager.drain):
                     nursery.start_soon(
                         partial(each, instance_id, timeout_s=left_s, for_good=for_good, idle_s=idle_s)
                     )
         except trio.Cancelled:  # by force: before the instance tells its clients to come back
             self.gateway.cut(instance_id, for_good=for_good)
-            self.hub.cut(instance_id, for_good=for_good)
+            self.worker_manager.cut(instance_id, for_good=for_good)
             raise
 
     def _stays_stopped(self, instance_id: str) -> bool:

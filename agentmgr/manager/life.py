@@ -30,7 +30,7 @@ from .control_plane import ControlPlane
 from .gateway_access import GatewayAccess
 from .system_run import SystemRun
 from .tokens import Tokens
-from .workers import WorkerSet, await_returning
+from .worker_set import WorkerSet, await_returning
 
 logger = logging.getLogger(__name__)
 
@@ -121,12 +121,12 @@ class ManagerLife:
         async def talk_with_workers(*, task_status: trio.TaskStatus[None]) -> None:
             with talking, control_listener(self.paths.worker_socket) as listener:
                 async with trio.open_nursery() as inner:
-                    inner.start_soon(plane.hub.serve, listener)
-                    inner.start_soon(plane.hub.keep_telling)
+                    inner.start_soon(plane.worker_manager.serve, listener)
+                    inner.start_soon(plane.worker_manager.keep_reporting_seats)
                     again = partial(keep_bound, make_directory=self.paths.create)
-                    inner.start_soon(again, self.paths.worker_socket, plane.hub.serve)
-                    await await_returning(plane.hub, self.paths)
-                    plane.hub.resume()
+                    inner.start_soon(again, self.paths.worker_socket, plane.worker_manager.serve)
+                    await await_returning(plane.worker_manager, self.paths)
+                    plane.worker_manager.resume()
                     task_status.started()
 
         async with trio.open_nursery() as nursery:
@@ -178,7 +178,7 @@ class ManagerLife:
             if not self._leave_running:
                 with trio.CancelScope() as farewell:
                     nursery.start_soon(_cancel_at, self._hurried, farewell)
-                    await plane.hub.end_all()
+                    await plane.worker_manager.end_all()
             nursery.cancel_scope.cancel()
 
     async def _watch_database(self) -> None:

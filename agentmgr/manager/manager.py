@@ -39,7 +39,7 @@ from ..worker.spec import WorkerSpec
 from .figures import Figures
 from .gateway_access import TICKET_LIFE_S
 from .services import ServiceCommands
-from .workers import WorkerSet
+from .worker_set import WorkerSet
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class AgentManager(ServiceCommands):
             "supervising": self._supervise,
             "background": self._in_background,
             "degraded": "; ".join(self._troubles()) or None,
-            "listeners": [*self._listeners, *self._live().hub.listeners()],
+            "listeners": [*self._listeners, *self._live().worker_manager.listeners()],
             "tokens_required": self.get_token_policy(),
             "limits": {
                 "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -233,10 +233,12 @@ class AgentManager(ServiceCommands):
             )
         count = settings.proxy_workers if workers is None else workers
         # Who asks for none gets those that a former manager left there: their sessions are worth more.
-        if count := count or sum(left.hello.port == port for left in plane.hub.left_at(host)):
+        if count := count or sum(left.hello.port == port for left in plane.worker_manager.left_at(host)):
             certfile, keyfile = certificate.files if certificate else (None, None)
             spec = WorkerSpec("", settings, host, port, certfile, keyfile)
-            await self._serve_by_workers(WorkerSet(spec, count, hub=plane.hub), task_status)
+            await self._serve_by_workers(
+                WorkerSet(spec, count, worker_manager=plane.worker_manager), task_status
+            )
             return
         listeners = await open_listeners(host, port)
         port = listeners[0].socket.getsockname()[1]

@@ -57,7 +57,7 @@ class Worker:
         self._access = WorkerAccess(self._redeem)
         self._seats = SharedSeats(self._say)
         self._affinity = Affinity()
-        self._affinity.tell = lambda key, holder: self._say(protocol.Remembered({key: holder}))
+        self._affinity.on_news = lambda key, holder: self._say(protocol.Remembered({key: holder}))
         self.gateway = gateway(
             spec.settings,
             limits=LIMITS,

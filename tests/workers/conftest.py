@@ -18,7 +18,7 @@ from attrs import define
 from trio_websocket import WebSocketConnection, open_websocket_url
 
 from agentmgr import AgentManager, ServiceConfig
-from agentmgr.manager.hub import Remote
+from agentmgr.manager.worker_manager import WorkerHandle
 from agentmgr.settings import RuntimePaths
 from agentmgr.worker.pidfile import living
 from tests.cli.conftest import here, shell  # noqa: F401  (fixtures)
@@ -59,8 +59,8 @@ class Site:
     clients: AsyncExitStack
 
     @property
-    def workers(self) -> list[Remote]:
-        return [remote for remote in self.manager._live().hub if remote.link is not None]
+    def workers(self) -> list[WorkerHandle]:
+        return [worker for worker in self.manager._live().worker_manager if worker.link is not None]
 
     @property
     def url(self) -> str:
@@ -80,9 +80,9 @@ class Site:
 
     async def clients_of_each(self, path: str = "/") -> dict[int, list[WebSocketConnection]]:
         """Clients of every worker, by its pid: the kernel decides who gets whom, so there are several."""
-        found: dict[int, list[WebSocketConnection]] = {remote.pid: [] for remote in self.workers}
+        found: dict[int, list[WebSocketConnection]] = {worker.pid: [] for worker in self.workers}
         while not all(found.values()):
-            before = {connection_id for remote in self.workers for connection_id in remote.sessions}
+            before = {connection_id for worker in self.workers for connection_id in worker.connections}
             websocket = await self.client(path)
             with trio.fail_after(10):
                 while not (new := [r.pid for r in self.workers if r.sessions.keys() - before]):  # noqa: ASYNC110

@@ -16,7 +16,7 @@ from trio_websocket import ConnectionClosed
 from agentmgr import bootstrap
 from agentmgr.core.restart import Again, Cause, Ending, Exit, History, decide
 from agentmgr.errors import ManagerError, PortNotAvailable
-from agentmgr.manager.workers import _STEADY
+from agentmgr.manager.worker_set import _STEADY
 from agentmgr.models import RoutingRule, RoutingStrategy
 from agentmgr.proxy import Certificate
 from tests.workers.conftest import alive, connected, cut_link, eventually, said
@@ -38,7 +38,7 @@ async def test_a_workers_death_costs_its_own_sessions_and_nothing_else(site: Any
         sessions = s.manager.get_service_stats("counting")["sessions"]
         assert (sessions["completed"], sessions["failed"]) == (lost, 0)  # the service did not break them off
         await eventually(lambda: len(s.workers) == 2)  # it is replaced
-        assert victim not in {remote.pid for remote in s.workers}
+        assert victim not in {worker.pid for worker in s.workers}
         assert len(await s.clients_of_each()) == 2  # and the new one serves
 
 
@@ -98,7 +98,7 @@ async def test_a_waiting_client_gets_the_seat_that_another_workers_client_leaves
             answered = trio.Event()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait_for_a_seat)
-                await eventually(lambda: s.manager._live().hub._ledger._asks)
+                await eventually(lambda: s.manager._live().worker_manager._ledger._asks)
                 assert not answered.is_set()
                 await first.aclose()
             first = await s.client()
@@ -198,7 +198,7 @@ async def test_in_a_hurry_the_end_waits_for_nobody(site: Any) -> None:
     async with site(workers=1, drain_timeout=60) as s:
         busy = await s.client()
         s.manager.request_shutdown()
-        await eventually(lambda: s.manager._live().hub._drains)
+        await eventually(lambda: s.manager._live().worker_manager._drains)
         await said(busy)
         s.manager.hurry()
         with pytest.raises(ConnectionClosed), trio.fail_after(10):
@@ -208,18 +208,18 @@ async def test_in_a_hurry_the_end_waits_for_nobody(site: Any) -> None:
 
 async def test_a_worker_that_missed_the_drain_hears_of_it_when_it_is_back(site: Any) -> None:
     async with site(workers=1, drain_timeout=60, drain_idle=1) as s:
-        websocket, hub = await s.client(), s.manager._live().hub
+        websocket, worker_manager = await s.client(), s.manager._live().worker_manager
         await said(websocket)
-        (remote,) = s.workers
+        (worker,) = s.workers
         async with trio.open_nursery() as nursery:
-            os.kill(remote.pid, signal.SIGSTOP)
+            os.kill(worker.pid, signal.SIGSTOP)
             try:
-                cut_link(remote.pid)
-                await eventually(lambda: remote.link is None)
+                cut_link(worker.pid)
+                await eventually(lambda: worker.link is None)
                 nursery.start_soon(s.manager.restart_service, "counting")
-                await eventually(lambda: hub._drains)
+                await eventually(lambda: worker_manager._drains)
             finally:
-                os.kill(remote.pid, signal.SIGCONT)
+                os.kill(worker.pid, signal.SIGCONT)
             with pytest.raises(ConnectionClosed) as closed, trio.fail_after(10):
                 await websocket.get_message()
             assert closed.value.reason.code == 1012
@@ -227,7 +227,7 @@ async def test_a_worker_that_missed_the_drain_hears_of_it_when_it_is_back(site: 
 
 async def test_a_second_gateway_leaves_the_workers_of_the_first_alone(site: Any) -> None:
     async with site() as s:
-        before = {remote.pid for remote in s.workers}
+        before = {worker.pid for worker in s.workers}
         for workers in (None, 1):
             with pytest.raises(PortNotAvailable):
                 await s.manager.serve_proxy("localhost", s.port, workers=workers)
@@ -235,13 +235,13 @@ async def test_a_second_gateway_leaves_the_workers_of_the_first_alone(site: Any)
             port = await nursery.start(partial(s.manager.serve_proxy, "localhost", 0, workers=1))
             assert port != s.port
             nursery.cancel_scope.cancel()
-        assert before <= {remote.pid for remote in s.workers}
+        assert before <= {worker.pid for worker in s.workers}
 
 
 async def test_a_list_of_processes_shows_where_workers_serve_and_no_settings(site: Any) -> None:
     async with site() as s:
-        for remote in s.workers:
-            words = Path(f"/proc/{remote.pid}/cmdline").read_text().split("\0")
+        for worker in s.workers:
+            words = Path(f"/proc/{worker.pid}/cmdline").read_text().split("\0")
             assert words[1:] == [*bootstrap.words("agentmgr.worker")[1:], f"localhost:{s.port}", ""]
 
 

@@ -40,29 +40,29 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 @define
-class _Live:
+class RemoteConnection:
     connection: Connection  #: as last reported
-    told_at: float  #: when it was reported
+    reported_at: float  #: when it was reported
 
 
 @define(eq=False)
-class Remote:
+class WorkerHandle:
     """A worker, from its first message to the end of its process."""
 
     hello: protocol.Hello
     pid: int
-    sessions: dict[str, _Live] = field(factory=dict)
+    connections: dict[str, RemoteConnection] = field(factory=dict)
     link: Link[Report] | None = None  #: while it answers
     declared: bool = False  #: on this link
     sent: int = 0  #: the version of the table last sent to it
     applied: int = 0  #: the version by which it routes
     others: Mapping[str, int] | None = None  #: the others' seats, as last sent to it
-    told_at: float = 0.0  #: when they were sent
+    reported_at: float = 0.0  #: when they were sent
     unlinked: trio.Event = field(factory=trio.Event)  #: this link has ended
     gone: trio.Event = field(factory=trio.Event)  #: its process has exited, and is forgotten
 
 
-class Hub:
+class WorkerManager:
     """All the workers of one manager. `gateway` is its own: that lobby and theirs share the seats."""
 
     def __init__(
@@ -82,24 +82,24 @@ class Hub:
         self._ledger = Ledger(seats)
         self._ledger.pause()  # until `resume`
         self.kept: set[str] = set()  #: ids of workers that this manager has started or taken over
-        self._remotes: dict[str, Remote] = {}
+        self._workers: dict[str, WorkerHandle] = {}
         self._drains: dict[str, tuple[float, protocol.Drain]] = {}  # by instance: the deadline, and the order
         self._version = 0
         self._table = RoutingTable()
         self._table_line: bytes | None = None
         self._news = trio.Event()
         gateway.lobby.freed = lambda name: self._grant(self._ledger.serve(name))
-        affinity.tell = lambda key, holder: self._tell_all(protocol.Remembered({key: holder}))
+        affinity.on_news = lambda key, holder: self._send_all(protocol.Remembered({key: holder}))
 
     # For the manager
 
-    def __iter__(self) -> Iterator[Remote]:
-        return iter(tuple(self._remotes.values()))
+    def __iter__(self) -> Iterator[WorkerHandle]:
+        return iter(tuple(self._workers.values()))
 
-    def get(self, worker_id: str) -> Remote | None:
-        return self._remotes.get(worker_id)
+    def get(self, worker_id: str) -> WorkerHandle | None:
+        return self._workers.get(worker_id)
 
-    def left_at(self, host: str) -> list[Remote]:
+    def left_at(self, host: str) -> list[WorkerHandle]:
         """Workers of a former manager at this host that this one has not adopted yet."""
         return [
             r
@@ -127,8 +127,8 @@ class Hub:
     def publish(self, table: RoutingTable) -> None:
         self._version += 1
         self._table, self._table_line = table, None
-        for remote in self:
-            self._send_table(remote)
+        for worker in self:
+            self._send_table(worker)
         self._grant(self._ledger.serve_all())  # limits may have been raised
 
     async def applied(self) -> None:
@@ -141,17 +141,17 @@ class Hub:
 
     def connections(self) -> Iterator[Connection]:
         now = trio.current_time()
-        for remote in self:
-            for live in remote.sessions.values():
-                yield evolve(live.connection, idle_s=live.connection.idle_s + now - live.told_at)
+        for worker in self:
+            for live in worker.connections.values():
+                yield evolve(live.connection, idle_s=live.connection.idle_s + now - live.reported_at)
 
     def disconnect(self, connection_id: str, *, code: int, reason: str) -> None:
         """Raises `ConnectionNotFound`, and `WrongState` where its worker does not answer."""
-        for remote in self:
-            if connection_id in remote.sessions:
-                if remote.link is None:
+        for worker in self:
+            if connection_id in worker.connections:
+                if worker.link is None:
                     raise WrongState("the worker that has this connection does not answer just now")
-                remote.link.put(protocol.Disconnect(connection_id, code, reason))
+                worker.link.put(protocol.Disconnect(connection_id, code, reason))
                 return
         raise ConnectionNotFound(f"there is no connection {connection_id!r}")
 
@@ -163,13 +163,13 @@ class Hub:
         `idle_s`: the silence that makes a session idle; None: the instance ends them itself.
         """
 
-        def left() -> Iterable[Remote]:
-            for remote in self:
-                if any(s.connection.instance_id == instance_id for s in remote.sessions.values()):
-                    yield remote
+        def left() -> Iterable[WorkerHandle]:
+            for worker in self:
+                if any(s.connection.instance_id == instance_id for s in worker.connections.values()):
+                    yield worker
 
         order = protocol.Drain(instance_id, timeout_s, for_good, idle_s)
-        self._tell_all(order)
+        self._send_all(order)
         self._drains[instance_id] = trio.current_time() + timeout_s, order
         try:
             with trio.move_on_after(timeout_s + _DRAIN_MARGIN_S):
@@ -179,21 +179,21 @@ class Hub:
 
     def cut(self, instance_id: str, *, for_good: bool) -> None:
         """Has the workers end an instance's sessions now."""
-        self._tell_all(protocol.Drain(instance_id, 0.0, for_good))
+        self._send_all(protocol.Drain(instance_id, 0.0, for_good))
 
-    def end(self, remote: Remote) -> None:
+    def end(self, worker: WorkerHandle) -> None:
         """Asks a worker to close its sessions and exit."""
-        if remote.link is not None:
-            remote.link.put(protocol.End())
+        if worker.link is not None:
+            worker.link.put(protocol.End())
 
     async def end_all(self) -> None:
         """Returns when they have ended, or did not in time."""
-        told = [remote for remote in self if remote.link is not None]
-        for remote in told:
-            self.end(remote)
+        linked = [worker for worker in self if worker.link is not None]
+        for worker in linked:
+            self.end(worker)
         with trio.move_on_after(_END_S):
-            for remote in told:
-                await remote.gone.wait()
+            for worker in linked:
+                await worker.gone.wait()
 
     # For the workers
 
@@ -221,44 +221,44 @@ class Hub:
             hello = await link.receive()
         if not isinstance(hello, protocol.Hello):
             return
-        remote = await self._arrived(hello, pid, nursery)
-        remote.link, remote.declared, remote.sent, remote.applied = link, False, 0, 0
-        remote.others, remote.unlinked = None, trio.Event()
+        worker = await self._arrived(hello, pid, nursery)
+        worker.link, worker.declared, worker.sent, worker.applied = link, False, 0, 0
+        worker.others, worker.unlinked = None, trio.Event()
         if hello.version != protocol.VERSION:  # left by another release: it would misread its orders
             logger.info("worker %s is of another version: it is ended", pid)
             link.put(protocol.End())
-            remote.sent = remote.applied = sys.maxsize  # it gets no table, and is not waited for
-        self._send_table(remote)
+            worker.sent = worker.applied = sys.maxsize  # it gets no table, and is not waited for
+        self._send_table(worker)
         link.put(*protocol.remembered(self._affinity.known))
         for deadline, order in self._drains.values():  # it may have missed the order
             link.put(evolve(order, timeout_s=max(0.0, deadline - trio.current_time())))
-        claimed = set(remote.sessions)  # of which it may have nothing to say any more
+        claimed = set(worker.connections)  # of which it may have nothing to say any more
         try:
             async with trio.open_nursery() as talk:
                 talk.start_soon(link.run)
                 while (report := await link.receive()) is not None:
-                    self._hear(remote, report, claimed, talk)
+                    self._hear(worker, report, claimed, talk)
                 talk.cancel_scope.cancel()
         finally:
-            remote.link = None
+            worker.link = None
             self._ledger.detach(hello.worker_id)
-            remote.unlinked.set()
+            worker.unlinked.set()
             self._changed()
 
-    async def _arrived(self, hello: protocol.Hello, pid: int, nursery: trio.Nursery) -> Remote:
-        remote = self._remotes.get(hello.worker_id)
-        if remote is None:
-            remote = self._remotes[hello.worker_id] = Remote(hello, pid)
-            await nursery.start(self._watch, remote)
+    async def _arrived(self, hello: protocol.Hello, pid: int, nursery: trio.Nursery) -> WorkerHandle:
+        worker = self._workers.get(hello.worker_id)
+        if worker is None:
+            worker = self._workers[hello.worker_id] = WorkerHandle(hello, pid)
+            await nursery.start(self._watch, worker)
             logger.info("worker %s serves the gateway at %s:%d", pid, hello.host, hello.port)
-        elif remote.link is not None:  # it has given up the former one, and we have not seen that yet
-            await remote.unlinked.wait()
-        return remote
+        elif worker.link is not None:  # it has given up the former one, and we have not seen that yet
+            await worker.unlinked.wait()
+        return worker
 
-    async def _watch(self, remote: Remote, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _watch(self, worker: WorkerHandle, *, task_status: trio.TaskStatus[None]) -> None:
         """Forgets the worker when its process has exited, and all that it reported was read."""
         try:
-            process = os.pidfd_open(remote.pid)
+            process = os.pidfd_open(worker.pid)
         except ProcessLookupError:
             task_status.started()
         else:
@@ -267,19 +267,19 @@ class Hub:
                 await trio.lowlevel.wait_readable(process)
             finally:
                 os.close(process)
-        if remote.link is not None:
-            await remote.unlinked.wait()
-        del self._remotes[remote.hello.worker_id]
-        for live in tuple(remote.sessions.values()):
+        if worker.link is not None:
+            await worker.unlinked.wait()
+        del self._workers[worker.hello.worker_id]
+        for live in tuple(worker.connections.values()):
             self._observer.connection_closed(_lost(live.connection))
-        remote.sessions.clear()
-        self._grant(self._ledger.forget(remote.hello.worker_id))
+        worker.connections.clear()
+        self._grant(self._ledger.forget(worker.hello.worker_id))
         self._gateway.lobby.serve_waiting()
-        remote.gone.set()
+        worker.gone.set()
         self._changed()
 
-    def _hear(self, remote: Remote, report: Report, claimed: set[str], talk: trio.Nursery) -> None:
-        worker_id = remote.hello.worker_id
+    def _hear(self, worker: WorkerHandle, report: Report, claimed: set[str], talk: trio.Nursery) -> None:
+        worker_id = worker.hello.worker_id
         match report:
             case Took() | Gave() | Ask() | Withdraw():
                 self._grant(self._ledger.report(worker_id, report))
@@ -287,63 +287,65 @@ class Hub:
                     self._gateway.lobby.offer_seat(report.instance_id)
             case protocol.Opened(connection):
                 claimed.discard(connection.connection_id)
-                new = connection.connection_id not in remote.sessions
-                remote.sessions[connection.connection_id] = _Live(connection, trio.current_time())
+                new = connection.connection_id not in worker.connections
+                worker.connections[connection.connection_id] = RemoteConnection(
+                    connection, trio.current_time()
+                )
                 if new:
                     self._observer.connection_opened(connection)
             case protocol.Closed(end):
                 claimed.discard(end.connection_id)
-                remote.sessions.pop(end.connection_id, None)
+                worker.connections.pop(end.connection_id, None)
                 self._observer.connection_closed(end)
                 self._changed()
             case protocol.Refused(code):
                 self._observer.client_refused(code)
             case protocol.Progress():
-                if live := remote.sessions.get(report.connection_id):
-                    live.told_at = trio.current_time()
+                if live := worker.connections.get(report.connection_id):
+                    live.reported_at = trio.current_time()
                     live.connection = evolve(live.connection, **asdict(report))
             case protocol.Remembered(holders):
                 for key, holder in holders.items():
                     self._affinity.learn(key, holder)
-                self._tell_all(report, but=remote)
+                self._send_all(report, but=worker)
             case protocol.Declared(seats):
                 for connection_id in claimed:  # of which it has told a former link
-                    remote.sessions.pop(connection_id, None)
+                    worker.connections.pop(connection_id, None)
                 claimed.clear()
-                remote.declared = True
+                worker.declared = True
                 self._grant(self._ledger.declare(worker_id, seats))
                 self._gateway.lobby.serve_waiting()  # it may have less than was known
                 self._changed()
             case protocol.Applied(version):
-                remote.applied = version
-                self._send_table(remote)
+                worker.applied = version
+                self._send_table(worker)
                 self._changed()
             case protocol.Redeem():
-                talk.start_soon(self._redeem, remote, report)
+                talk.start_soon(self._redeem, worker, report)
             case protocol.Hello():
                 raise InvalidRequest("it says hello twice")
 
-    async def _redeem(self, remote: Remote, report: protocol.Redeem) -> None:
+    async def _redeem(self, worker: WorkerHandle, report: protocol.Redeem) -> None:
         identity = await self._access.ticket(report.ticket)
-        if remote.link is not None:
-            remote.link.put(protocol.Redeemed(report.number, identity))
+        if worker.link is not None:
+            worker.link.put(protocol.Redeemed(report.number, identity))
 
-    async def keep_telling(self) -> None:
+    async def keep_reporting_seats(self) -> None:
         """Reports to each worker how many seats the others have, when that changes and as a heartbeat."""
         while True:
-            await self.until(lambda: self._remotes)
+            await self.until(lambda: self._workers)
             now = trio.current_time()
-            for remote in self:
-                if remote.link is not None:
-                    others = self._ledger.others(remote.hello.worker_id)
-                    if others != remote.others or now - remote.told_at >= protocol.HEARTBEAT_S:
-                        remote.others, remote.told_at = others, now
-                        remote.link.put(protocol.OtherSeats(others))
+            for worker in self:
+                if worker.link is not None:
+                    others = self._ledger.others(worker.hello.worker_id)
+                    if others != worker.others or now - worker.reported_at >= protocol.HEARTBEAT_S:
+                        worker.others, worker.reported_at = others, now
+                        worker.link.put(protocol.OtherSeats(others))
             await trio.sleep(_OTHERS_S)
 
-    def _send_table(self, remote: Remote) -> None:
+    def _send_table(self, worker: WorkerHandle) -> None:
         """One at a time: a slow worker next gets the latest table, and none of those in between."""
-        if remote.link is None or remote.sent > remote.applied or remote.sent >= self._version:
+        if worker.link is None or worker.sent > worker.applied or worker.sent >= self._version:
             return
         if self._table_line is None:
             tokens = self._access.tokens
@@ -352,11 +354,11 @@ class Hub:
                     self._version, self._table, tokens.all(), tokens.policy, frozenset(tokens.left_open)
                 )
             )
-        remote.sent = self._version
-        remote.link.put_lines(self._table_line)
+        worker.sent = self._version
+        worker.link.put_lines(self._table_line)
 
-    def _tell_all(self, order: Order, *, but: Remote | None = None) -> None:
-        linked = [remote.link for remote in self if remote.link is not None and remote is not but]
+    def _send_all(self, order: Order, *, but: WorkerHandle | None = None) -> None:
+        linked = [worker.link for worker in self if worker.link is not None and worker is not but]
         if linked:
             line = protocol.encode(order)
             for link in linked:
@@ -364,7 +366,7 @@ class Hub:
 
     def _grant(self, grants: Iterable[tuple[str, Grant]]) -> None:
         for worker_id, grant in grants:
-            link = self._remotes[worker_id].link
+            link = self._workers[worker_id].link
             assert link is not None, "who does not answer asks for nothing"
             link.put(grant)
 

@@ -24,7 +24,7 @@ from ..models import RestartMode, ServiceConfig
 from ..settings import RuntimePaths
 from ..worker.pidfile import PidFile, living
 from ..worker.spec import WorkerSpec
-from .hub import Hub, Remote
+from .worker_manager import WorkerHandle, WorkerManager
 from .worker_process import DidNotStart, WorkerProcess
 
 logger = logging.getLogger(__name__)
@@ -41,14 +41,14 @@ _STEADY = ServiceConfig(
 )
 
 
-async def await_returning(hub: Hub, paths: RuntimePaths) -> None:
+async def await_returning(worker_manager: WorkerManager, paths: RuntimePaths) -> None:
     """Returns when every worker of a former manager has declared its seats.
 
     One that does not in time is killed, as its seats cannot be counted; a terminal's is left alone.
     """
     give_up_at = trio.current_time() + _RETURN_S
     while True:
-        silent = [worker for worker in living(paths) if not _declared(hub.get(worker.worker_id))]
+        silent = [worker for worker in living(paths) if not _declared(worker_manager.get(worker.worker_id))]
         if not silent or trio.current_time() > give_up_at:
             break
         await trio.sleep(_LOOK_S)
@@ -83,18 +83,18 @@ async def _end(paths: RuntimePaths, worker: PidFile, grace_s: float) -> None:
             process.forget()
 
 
-def _declared(remote: Remote | None) -> bool:
-    return remote is not None and remote.declared
+def _declared(worker: WorkerHandle | None) -> bool:
+    return worker is not None and worker.declared
 
 
 class WorkerSet:
     """`count` workers on one port. `spec` is what they have in common."""
 
-    def __init__(self, spec: WorkerSpec, count: int, *, hub: Hub | None) -> None:
-        """Without `hub` they are a terminal's (`WorkerSpec.guest`), and end with this process."""
+    def __init__(self, spec: WorkerSpec, count: int, *, worker_manager: WorkerManager | None) -> None:
+        """Without `worker_manager` they are a terminal's (`WorkerSpec.guest`), and end with this process."""
         self._spec = spec
         self._count = count
-        self._hub = hub
+        self._worker_manager = worker_manager
         self._scope = trio.CancelScope()
         self._leaving = False
         self._leash: tuple[int, int] | None = None
@@ -126,26 +126,26 @@ class WorkerSet:
         with ExitStack() as stack:
             port = await self._reserve(stack, exclusive=not adopted)
             self._spec = evolve(self._spec, port=port)
-            if self._hub is None:
+            if self._worker_manager is None:
                 stack.enter_context(self._leashed())
             fit = [r for r in adopted if r.hello.options == self._spec.options][: self._count]
-            for remote in adopted:
-                if remote not in fit and self._hub is not None:
-                    self._hub.end(remote)
+            for worker in adopted:
+                if worker not in fit and self._worker_manager is not None:
+                    self._worker_manager.end(worker)
             async with trio.open_nursery() as keeping:
                 async with trio.open_nursery() as starting:
-                    for slot, worker in enumerate(_by_slot(self._count, fit)):
-                        starting.start_soon(keeping.start, self._keep, slot, worker)
+                    for slot, kept in enumerate(_by_slot(self._count, fit)):
+                        starting.start_soon(keeping.start, self._keep, slot, kept)
                 task_status.started(port)
 
-    def _mine(self) -> list[Remote]:
+    def _mine(self) -> list[WorkerHandle]:
         """Takes over those that serve at this address already, left by a former manager."""
-        if self._hub is None:
+        if self._worker_manager is None:
             return []
-        here = self._hub.left_at(self._spec.host)
+        here = self._worker_manager.left_at(self._spec.host)
         wanted = self._spec.port or min((r.hello.port for r in here), default=0)
         mine = sorted((r for r in here if r.hello.port == wanted), key=lambda r: r.hello.slot)
-        self._hub.kept.update(remote.hello.worker_id for remote in mine)
+        self._worker_manager.kept.update(worker.hello.worker_id for worker in mine)
         return mine
 
     async def _reserve(self, stack: ExitStack, *, exclusive: bool) -> int:
@@ -160,7 +160,9 @@ class WorkerSet:
             stack.callback(sock.close)
         return port
 
-    async def _keep(self, slot: int, adopted: Remote | None, *, task_status: trio.TaskStatus[None]) -> None:
+    async def _keep(
+        self, slot: int, adopted: WorkerHandle | None, *, task_status: trio.TaskStatus[None]
+    ) -> None:
         """Keeps a worker in the slot: the adopted one or a new one, and another when that has ended."""
         process = self._adopt(adopted) if adopted is not None else None
         if process is None:
@@ -177,7 +179,7 @@ class WorkerSet:
                     process = await self._start(slot)
                 begun = trio.current_time()
                 exit = await self._attend(process)
-                if self._hub is None and exit == Exit(code=0):
+                if self._worker_manager is None and exit == Exit(code=0):
                     return  # as its manager told it to
                 reason = str(exit)
                 served_s = trio.current_time() - begun
@@ -194,9 +196,9 @@ class WorkerSet:
             )  # fmt: skip
             await trio.sleep(decision.delay_s)
 
-    def _adopt(self, remote: Remote) -> WorkerProcess | None:
+    def _adopt(self, worker: WorkerHandle) -> WorkerProcess | None:
         try:
-            return WorkerProcess(remote.pid)
+            return WorkerProcess(worker.pid)
         except OSError:  # it has just died
             return None
 
@@ -204,8 +206,8 @@ class WorkerSet:
         """A worker that serves. Raises `DidNotStart`."""
         leash = None if self._leash is None else self._leash[0]
         spec = evolve(self._spec, worker_id=f"wrk_{token_hex(8)}", slot=slot, leash=leash)
-        if self._hub is not None:
-            self._hub.kept.add(spec.worker_id)
+        if self._worker_manager is not None:
+            self._worker_manager.kept.add(spec.worker_id)
         return await WorkerProcess.start(spec, spec.log.with_suffix(".err"))
 
     async def _attend(self, process: WorkerProcess) -> Exit:
@@ -230,8 +232,8 @@ class WorkerSet:
                 os.close(fd)
 
 
-def _by_slot(count: int, adopted: Iterable[Remote]) -> list[Remote | None]:
+def _by_slot(count: int, adopted: Iterable[WorkerHandle]) -> list[WorkerHandle | None]:
     """The adopted worker for each slot, if any; each keeps its own where that is below `count`."""
-    left = {remote.hello.slot: remote for remote in adopted}
+    left = {worker.hello.slot: worker for worker in adopted}
     kept = [left.pop(slot, None) for slot in range(count)]
-    return [remote or (left.popitem()[1] if left else None) for remote in kept]
+    return [worker or (left.popitem()[1] if left else None) for worker in kept]

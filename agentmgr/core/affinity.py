@@ -23,9 +23,7 @@ class Affinity:
     """
 
     def __init__(self, max_sessions: int = 65_536) -> None:
-        self.on_news: Callable[[str, str], None] | None = (
-            None  #: hears the digest and the holder of what is new
-        )
+        self.on_news: Callable[[str, str], None] | None = None  #: called with each new digest and holder
         self._max_sessions = max_sessions
         self._holders: OrderedDict[str, str] = OrderedDict()
 

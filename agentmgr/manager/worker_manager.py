@@ -288,9 +288,8 @@ class WorkerManager:
             case protocol.Opened(connection):
                 claimed.discard(connection.connection_id)
                 new = connection.connection_id not in worker.connections
-                worker.connections[connection.connection_id] = RemoteConnection(
-                    connection, trio.current_time()
-                )
+                known = RemoteConnection(connection, trio.current_time())
+                worker.connections[connection.connection_id] = known
                 if new:
                     self._observer.connection_opened(connection)
             case protocol.Closed(end):

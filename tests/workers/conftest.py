@@ -85,7 +85,7 @@ class Site:
             before = {connection_id for worker in self.workers for connection_id in worker.connections}
             websocket = await self.client(path)
             with trio.fail_after(10):
-                while not (new := [r.pid for r in self.workers if r.sessions.keys() - before]):  # noqa: ASYNC110
+                while not (new := [r.pid for r in self.workers if r.connections.keys() - before]):  # noqa: ASYNC110
                     await trio.sleep(0.01)
             (pid,) = new
             found[pid].append(websocket)

@@ -19,7 +19,7 @@ from .codec import from_plain, parse_toml
 from .core.origin import is_origin
 from .errors import DatabaseUnusable, FieldProblem, InvalidRequest
 from .paths import absolute
-from .trust import distrust, distrust_database
+from .trust import Distrusted, distrust, distrust_database, read_text
 
 
 class LogLevel(StrEnum):
@@ -134,10 +134,10 @@ def load_settings(
 def _from_file(environ: Mapping[str, str]) -> dict[str, Any]:
     named = environ.get("AGENTMGR_CONFIG")
     path = Path(named or "agentmgr.toml")
-    if (problem := distrust(path)) is not None:
-        raise InvalidRequest(problem)
     try:
-        data = parse_toml(path.read_text("utf-8"))
+        data = parse_toml(read_text(path))
+    except Distrusted as problem:
+        raise InvalidRequest(str(problem)) from None
     except FileNotFoundError:
         if named:
             raise InvalidRequest(f"AGENTMGR_CONFIG names {path}, which does not exist") from None

@@ -15,6 +15,7 @@ database what stands beside it under its name.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -41,6 +42,29 @@ def distrust(path: Path, *, of: Path | None = None) -> str | None:
         return None
     accept = of or path
     return None if problem is None or _accepted(accept) else f"{problem}, or accept it with --trust {accept}"
+
+
+class Distrusted(Exception):
+    """A file is not to be believed; the message is what `distrust` says."""
+
+
+def read_text(path: Path, encoding: str = "utf-8", *, waits: bool = True) -> str:
+    """The text of a file that is believed. Raises `Distrusted`, OSError, `UnicodeDecodeError`.
+
+    It is judged again once it is open: another user may put a file there between a look and the opening.
+    Without `waits` only a regular file is read: to open a named pipe is to wait until a program writes to it.
+    """
+    if (problem := distrust(path)) is not None:
+        raise Distrusted(problem)
+    extra = 0 if waits else os.O_NONBLOCK
+    with open(path, encoding=encoding, opener=lambda name, flags: os.open(name, flags | extra)) as file:
+        found = os.fstat(file.fileno())
+        problem = _foreign(path, found) or _open(path, found)
+        if problem is not None and not _accepted(path):
+            raise Distrusted(problem)
+        if not (waits or stat.S_ISREG(found.st_mode) or os.path.samestat(found, os.stat(os.devnull))):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", os.fspath(path))
+        return file.read()
 
 
 def distrust_database(path: Path) -> str | None:

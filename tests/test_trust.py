@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from agentmgr import AgentManager, trust
 from agentmgr.core.restart import Cause
 from agentmgr.errors import DatabaseUnusable, InvalidRequest
+from agentmgr.manager import life
 from agentmgr.models import ServiceConfig
 from agentmgr.settings import RuntimePaths, load_settings
 from agentmgr.storage import open_store, restore
+from agentmgr.storage.store import Store
 from agentmgr.supervisor.environment import of_child
 from agentmgr.supervisor.launcher import CannotLaunch
 from agentmgr.trust import distrust
@@ -156,3 +160,32 @@ def test_an_environment_file_is_refused(tmp_path: Path, spoil: Callable[[Path], 
     with pytest.raises(CannotLaunch, match=f"--trust {path}") as caught:
         of_child(config, {})
     assert caught.value.cause is Cause.CANNOT_EXECUTE
+
+
+@as_root
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_file_that_another_user_puts_there_after_the_look_is_refused(
+    file: Path, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_too_early(path: Path) -> None:
+        given_away(path)
+
+    monkeypatch.setattr(trust, "distrust", look_too_early)
+    with pytest.raises(trust.Distrusted, match="belongs to another user"):
+        trust.read_text(file, waits=waits)
+
+
+@as_root
+async def test_a_database_that_another_user_puts_there_after_the_look_is_refused(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def put_there_just_before(path: Path) -> AsyncIterator[Store]:
+        async with open_store(path) as store:
+            given_away(path)
+            yield store
+
+    monkeypatch.setattr(life, "open_store", put_there_just_before)
+    with pytest.raises(DatabaseUnusable, match="belongs to another user"):
+        async with AgentManager(file, supervise=False):
+            pass

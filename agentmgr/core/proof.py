@@ -33,9 +33,10 @@ PROOF_AGE_S = 60.0
 """For so long a proof is good, once. A gateway waits for the answer to its handshake 10 s by default."""
 
 _FORWARDED = frozenset(
-    {"forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port",
-     "x-real-ip", "x-request-id"}
+    {"forwarded", "x-forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host",
+     "x-forwarded-port", "x-real-ip", "x-request-id"}
 )  # fmt: skip
+_NO_LETTER = re.compile(r"[^a-z0-9]")
 _CHALLENGE = re.compile(r"[0-9a-fA-F]{1,128}")
 
 
@@ -50,8 +51,19 @@ def is_challenge(text: str) -> bool:
 
 def from_gateway(name: str) -> bool:
     """Whether only a gateway may send a header of that name, in whatever spelling an agent may read it."""
-    plain = name.lower().replace("_", "-")
-    return plain in _FORWARDED or plain.startswith("x-agentmgr-")
+    plain = _plain(name)
+    return plain in _FORWARDED or plain.startswith(("x-agentmgr-", "x-forwarded-"))
+
+
+def from_proxy(name: str) -> bool:
+    """Whether a gateway passes on what a trusted proxy says in a header of that name, as X-Forwarded-User."""
+    plain = _plain(name)
+    return plain.startswith("x-forwarded-") and plain not in _FORWARDED
+
+
+def _plain(name: str) -> str:
+    # CGI and WSGI make a variable's name of it, and some servers write each of -, _ and . as the same there.
+    return _NO_LETTER.sub("-", name.lower())
 
 
 def sender_proof(token: str, subject: str, *, now: float, salt: str) -> str:

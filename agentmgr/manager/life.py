@@ -91,6 +91,7 @@ class ManagerLife:
                 lock.hold_database()
             async with open_store(self.paths.database) as store:
                 lock.hold_database()  # it may have been made just now
+                self.paths.check()  # and perhaps by another user, after the first look
                 self._tokens = await Tokens.load(store)
                 await self._run_on(store, await store.load(), GatewayAccess(self._tokens), task_status)
         finally:

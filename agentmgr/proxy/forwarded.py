@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from attrs import frozen
 
-from ..core.proof import CONNECTION_HEADER, IDENTITY_HEADER, from_gateway
+from ..core.proof import CONNECTION_HEADER, IDENTITY_HEADER, from_gateway, from_proxy
 from .head import Fields, RequestHead
 
 Networks = Sequence[IPv4Network | IPv6Network]
@@ -63,9 +63,14 @@ def backend_fields(
     identity: str | None = None,
 ) -> Fields:
     """The header fields for the instance; `identity` is the name that the client has proved to have."""
-    believed = head.by_name if within(peer, trusted) else {}
+    vouched = within(peer, trusted)
+    believed = head.by_name if vouched else {}
     return (
-        *((name, value) for name, value in head.end_to_end if not from_gateway(name)),
+        *(
+            (name, value)
+            for name, value in head.end_to_end
+            if not from_gateway(name) or (vouched and from_proxy(name))
+        ),
         ("X-Forwarded-For", f"{hops}, {peer}" if (hops := believed.get("x-forwarded-for")) else peer),
         ("X-Forwarded-Proto", believed.get("x-forwarded-proto", "https" if secure else "http")),
         ("X-Forwarded-Host", believed.get("x-forwarded-host", head.by_name["host"])),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core.restart import Cause
 from ..models import ServiceConfig
-from ..trust import distrust
+from ..trust import Distrusted, read_text
 from .launcher import CannotLaunch
 
 # Addressed to the manager itself by its service manager, in whose name a child that answered would speak; and
@@ -41,10 +41,10 @@ def _read(file: Path, known: Mapping[str, str]) -> dict[str, str]:
     """
     from dotenv.parser import parse_stream  # 10 ms that only such a file needs
 
-    if (problem := distrust(file)) is not None:
-        raise CannotLaunch(Cause.CANNOT_EXECUTE, problem)
     try:
-        text = file.read_text("utf-8-sig")
+        text = read_text(file, "utf-8-sig", waits=False)  # in the loop of the manager, which must not wait
+    except Distrusted as why:
+        raise CannotLaunch(Cause.CANNOT_EXECUTE, str(why)) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = f"cannot read the environment file {file}: {getattr(error, 'strerror', None) or error}"
         raise CannotLaunch(Cause.CANNOT_EXECUTE, reason) from None

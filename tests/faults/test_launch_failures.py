@@ -227,6 +227,20 @@ async def test_an_environment_file_that_cannot_be_read_is_named(supervisor, comm
             await s.start(command(name="other", env_file=str(env_file)))
 
 
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero"])
+async def test_an_environment_file_that_would_never_end_is_refused_and_holds_up_no_one(
+    supervisor, command, tmp_path, kind
+):
+    env_file = kind
+    if kind == "pipe":
+        env_file = str(tmp_path / "service.env")
+        os.mkfifo(env_file)
+    async with supervisor() as s:
+        with pytest.raises(ServiceFailedToStart, match=f"{env_file}: it is a pipe or a device"):
+            await s.start(command(env_file=env_file))
+        await s.start(command(name="other", env_file=os.devnull))
+
+
 async def test_a_child_gets_no_key_of_the_operators(supervisor, command, tmp_path, monkeypatch):
     monkeypatch.setenv("AGENTMGR_TOKEN", "the operator's")
     report = tmp_path / "report.json"

@@ -64,8 +64,11 @@ async def test_forwarding_fields_are_ours_not_the_clients(lab) -> None:
         "X_Forwarded_For: 10.0.0.1",
         "X-Real-IP: 10.0.0.1",
         "Forwarded: for=10.0.0.1",
+        "X-Forwarded-User: admin",
+        "X-Forwarded-Prefix: /admin",
         "X-Request-Id: mine",
         "X-Agentmgr-Identity: admin",
+        "X.Agentmgr.Identity: admin",
     )
     lines = await head_seen(lab, *spoofed)
     assert not set(spoofed) & set(lines)
@@ -83,13 +86,17 @@ async def test_a_trusted_proxy_is_believed(lab) -> None:
         "X-Forwarded-Proto: https",
         "X-Forwarded-Host: agents.example",
         "X-Request-Id: theirs",
+        "X-Forwarded-User: ann",
+        "X-Agentmgr-Identity: admin",
         trusted_proxies=["127.0.0.0/8"],
     )
+    assert "X-Agentmgr-Identity: admin" not in lines
     assert {
         "X-Forwarded-For: 192.0.2.7, 127.0.0.1",
         "X-Forwarded-Proto: https",
         "X-Forwarded-Host: agents.example",
         "X-Request-Id: theirs",
+        "X-Forwarded-User: ann",
     } <= set(lines)
 
 

@@ -2,14 +2,13 @@
 
 `InstanceTask.live` is the story: launch, wait until ready, watch, end, back off, again. A restart is one turn
 of its loop. Commands reach it through three cancel scopes: `stop` cancels `_until_stopped`, `start_now`
-cancels `_backoff`, and `stop(force=True)` cancels `_drain`. However a try ends, by return, exception or
+cancels `_backoff`, and `stop(force=True)` cuts `drain` short. However a try ends, by return, exception or
 cancellation, its process is ended on the way out, with its descendants; only `leave` lets it live on.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
@@ -19,11 +18,14 @@ import trio
 from attrs import evolve, frozen
 
 from ..core import lifecycle, restart
-from ..core.health import ProbeResult, Vitals, judge
+from ..core.health import ProbeResult
 from ..core.lifecycle import InstanceEvent
-from ..core.restart import EX_CONFIG, Again, Cause, Ending, Exit, GiveUp, History
+from ..core.restart import Again, Cause, Ending, Exit, GiveUp, History
 from ..errors import PortNotAvailable, ServiceFailedToStart, WrongState
 from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
+from . import endings
+from .draining import Drain
+from .health_watch import HealthWatch
 from .launcher import CannotLaunch, Child, Slot
 from .outcome import Outcome
 from .recorder import RetryingRecorder
@@ -33,14 +35,9 @@ log = logging.getLogger("agentmgr.supervisor")
 _SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 
 _LAST_LOOK_S = 1.0
-"""One more look after the startup deadline, which passes unseen when the manager itself was suspended."""
-_FAREWELL_S = 15.0  #: beyond the drain timeout, for the last sessions to be told to come back
-_STOPPED, _RESTARTED = 1001, 1012  #: close codes for the clients of one that drains
-_TURN_S = 5.0  #: a start that takes longer no longer holds up the next one
-_JITTER = 0.1  #: as a fraction of the check interval, so that instances are not all checked at once
-_TOGETHER = 1 / 40
-"""As a fraction of the check interval: checks due that close together run at once, for two thirds of the CPU
-(measured)."""
+"""After the startup deadline it is asked once more, for so long: the deadline passes without a question while
+the manager itself is suspended."""
+_TURN_S = 5.0  #: a start that takes longer no longer delays the next one
 
 
 @frozen
@@ -49,7 +46,7 @@ class SupervisorContext:
 
     recorder: RetryingRecorder
     missing: Callable[[ServiceSpec], tuple[str, bool] | None]
-    """A dependency that is not ready yet, and whether it is starting; None when all are ready."""
+    """Names a dependency that is not ready yet, and whether it is starting; None when all are ready."""
     health_check_interval: float
     random: Callable[[], float]  #: from [0, 1)
     probes: trio.CapacityLimiter
@@ -77,23 +74,21 @@ class InstanceTask:
         self._child: Child | None = None  #: None once it is being ended
         self._last: Child | None = None  #: the latest one, also while it is being ended
         self._ready_at: float | None = None
-        self._vitals = Vitals()
+        self._health = HealthWatch(self._config, context.health_check_interval, context.random)
         self._history = History()
         self._first_try = Outcome()
         self._until_stopped = trio.CancelScope()
         self._backoff = trio.CancelScope()
-        self._drain = trio.CancelScope()
-        self._answered = trio.Event()  # it was asked to drain, and has answered or has no time left to
-        self._knows_when_idle = False
-        self._for_good = False  # told to its clients: nothing will take its place
+        self.drain = Drain(view.instance_id, self._config, context.recorder)
+        self._for_good = False  # no other instance takes its place, and its clients learn that
         self._leave = False
 
     async def run(self) -> None:
-        """`live`, behind a wall: no failure in one instance's task, of whatever kind, may reach a sibling."""
+        """`live`, whose failures, of whatever kind, must not reach the task of another instance."""
         try:
             await self.live()
         except* Exception as failures:
-            log.exception("the task of %s/%d failed", self.spec.name, self.view.slot)
+            log.exception("internal error: the task of %s/%d failed", self.spec.name, self.view.slot)
             self._crashed(failures.exceptions[0])
         finally:
             self._first_try.fail(WrongState(f"service {self.spec.name} was stopped before it was ready"))
@@ -121,7 +116,7 @@ class InstanceTask:
         self._become(InstanceEvent.LAUNCH, next_restart_at=None)
         try:
             async with self._turn_to_start() as turn, self._launched() as child:
-                # Decided and announced at once; leaving the block then ends the rest of its processes.
+                # Decide and report at once; leaving the block then ends the rest of its processes.
                 return self._decide(await self._watch(child, turn))
         except CannotLaunch as problem:
             return self._decide(Ending(problem.cause, problem.reason))
@@ -148,7 +143,7 @@ class InstanceTask:
         if exit is None:
             assert hopeless is not None
             return hopeless
-        return await self._exited(child, exit)
+        return await endings.exited(child, exit, self._ready_for_s())
 
     async def _become_ready(self, child: Child) -> Ending | None:
         timeout_s = self._config.startup_timeout
@@ -159,14 +154,12 @@ class InstanceTask:
                 break
             seen = seen or await child.unready()
         else:
-            misfortune = await child.misfortune()
-            cause, reason = misfortune or (Cause.NOT_READY, f"not ready within {timeout_s:g} s: {seen}")
-            return Ending(cause, _with_last_words(reason, child))
+            return await endings.not_ready(child, timeout_s, seen)
         if child.record != record:
             self.entry.set(child.record)
         await self.entry.written()
         self._ready_at = trio.current_time()
-        self._vitals = Vitals(HealthStatus.HEALTHY, last_check=self._ready_at)
+        self._health.begin()
         self._become(
             InstanceEvent.READY,
             health=HealthStatus.HEALTHY,
@@ -178,7 +171,7 @@ class InstanceTask:
         return None
 
     async def _notice_serving(self, child: Child) -> None:
-        """What has just started may open its port in a moment. Later, a check notices it."""
+        """Reports it as soon as it opens its port. Checks notice that too, but later."""
         if not child.serves:
             with trio.move_on_after(self._config.startup_timeout):
                 await child.wait_serving()
@@ -186,13 +179,10 @@ class InstanceTask:
 
     async def _check_regularly(self) -> Ending:
         """Returns when it has been unhealthy for too long and its policy allows a restart."""
-        interval_s = self._check_interval_s
         while True:
-            due = trio.current_time() + interval_s * (1 - _JITTER + 2 * _JITTER * self._context.random())
-            together_s = interval_s * _TOGETHER
-            await trio.sleep_until(math.ceil(due / together_s) * together_s)
+            await self._health.next_check()
             check = await self.check()
-            if check is not None and self._vitals.overdue(self._config):
+            if check is not None and self._health.overdue:
                 ending = Ending(
                     Cause.UNHEALTHY, f"unhealthy: {check.reason}", ready_for_s=self._ready_for_s()
                 )
@@ -201,7 +191,7 @@ class InstanceTask:
 
     @asynccontextmanager
     async def _turn_to_start(self) -> AsyncIterator[ExitStack]:
-        """Bounds concurrent starts, after dependencies are ready. Closing the yielded stack ends the turn."""
+        """Waits for its dependencies, then for its turn. Closing the yielded stack ends the turn."""
         with ExitStack() as turn:
             if self._adopted is None:
                 await self._dependencies_ready()
@@ -210,12 +200,12 @@ class InstanceTask:
             yield turn
 
     async def _give_turn_back(self, turn: ExitStack) -> None:
-        """An instance that hangs at its start must not block the starts of others."""
+        """Ends the turn of an instance that hangs at its start, so that others can start."""
         await trio.sleep(_TURN_S)
         turn.close()
 
     async def _dependencies_ready(self) -> None:
-        """Waits without limit. `started` fails when a dependency is not even starting."""
+        """Waits without limit; but `started` fails when a dependency is not even starting."""
         while missing := self._context.missing(self.spec):
             name, coming = missing
             reason = f"waits for service {name!r}" + ("" if coming else ", which is not running")
@@ -228,7 +218,7 @@ class InstanceTask:
 
     @asynccontextmanager
     async def _launched(self) -> AsyncIterator[Child]:
-        """The running process, which is ended when the block is left. Raises `CannotLaunch`."""
+        """The running process; leaving the block ends it. Raises `CannotLaunch`."""
         child, self._adopted = self._adopted, None
         adopted = child is not None
         if child is None:
@@ -259,51 +249,16 @@ class InstanceTask:
                     await self._end(child)
 
     async def _end(self, child: Child) -> None:
-        """Drains it if it was told to stop, ends its process, and records that it is gone."""
+        """Drains it if it has to stop, ends its process, and records that it is gone."""
         adopted = self.view.adopted and self.view.status is ServiceStatus.STARTING
         if self.stopped and (self.view.status in _SERVING or adopted):
             self._become(InstanceEvent.DRAIN)
-            await self._end_conversations(child)
+            await self.drain.run(child, for_good=self._for_good)
         if InstanceEvent.STOP in lifecycle.TRANSITIONS[self.view.status]:
             self._become(InstanceEvent.STOP)
         exit = await child.end(self._config.stop_timeout)
         self._report(pid=None, last_exit=str(exit))
         self.entry.set(None)
-
-    async def _end_conversations(self, child: Child) -> None:
-        """Returns when it has no sessions left, or has had its time."""
-        timeout_s = self._config.drain_timeout
-        self._drain.deadline = trio.current_time() + timeout_s + _FAREWELL_S
-        with self._drain:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ask_to_drain, child, timeout_s)
-                await self._context.recorder.drain(self.view.instance_id, timeout_s)
-
-    async def _ask_to_drain(self, child: Child, timeout_s: float) -> None:
-        def answered(knows: bool) -> None:
-            self._knows_when_idle = knows
-            self._answered.set()
-
-        with trio.move_on_after(timeout_s):
-            await child.drain(_STOPPED if self._for_good else _RESTARTED, answered)
-        self._answered.set()
-
-    async def _exited(self, child: Child, exit: Exit) -> Ending:
-        ready_for_s = self._ready_for_s()
-        if exit == Exit(code=EX_CONFIG) and (words := child.last_words()):
-            return Ending(Cause.EXITED, words, exit, ready_for_s)
-        if ready_for_s is None:
-            if misfortune := await child.misfortune():
-                return Ending(*misfortune, exit)
-            reason = f"ended before it was ready: {exit}"
-        else:
-            reason = f"ended unasked after {ready_for_s:.1f} s: {exit}"
-            if exit.signal in restart.FROM_OUTSIDE:
-                reason += ", which another program or the system sent, not this manager"
-            elif exit == Exit(code=0) and not child.completes:
-                reason += "; a hosted agent ends so when another program sends it SIGTERM"
-                return Ending(Cause.ENDED_FROM_OUTSIDE, _with_last_words(reason, child), exit, ready_for_s)
-        return Ending(Cause.EXITED, _with_last_words(reason, child), exit, ready_for_s)
 
     def _decision(self, ending: Ending) -> restart.Decision:
         now, rand = trio.current_time(), self._context.random()
@@ -350,7 +305,7 @@ class InstanceTask:
 
     @property
     def stopped(self) -> bool:
-        """Whether it was told to end."""
+        """Whether `stop` or `leave` was called."""
         return self._until_stopped.cancel_called
 
     @property
@@ -359,11 +314,11 @@ class InstanceTask:
 
     @property
     def token(self) -> str:
-        """Of its latest process, also while that is drained; "" for what cannot prove that it has it."""
+        """Of its latest process, also while that drains; "" for a command, which gives no proof of it."""
         return "" if self._last is None or self._config.command else self._last.record.token
 
     def outdated(self, spec: ServiceSpec) -> bool:
-        """Whether it is not serving yet, and was made for something else than `spec`."""
+        """Whether it is not serving yet, and was started from another configuration than `spec`."""
         mine = self.spec
         same = (mine.config, mine.host, mine.port) == (spec.config, spec.host, spec.port)
         return not (self.serving or same)
@@ -381,32 +336,27 @@ class InstanceTask:
         await self._first_try.wait()
 
     def start_now(self) -> None:
-        """An operator's start: forgets past failures and cuts the backoff short."""
+        """Forgets past failures and cuts the backoff short, because an operator asks for a start."""
         if self.view.status not in _SERVING:
             self._history = History()
             if self._first_try.known:
                 self._first_try = Outcome()
-                self._context.recorder.news.unpark_all()  # if it waits for a dependency: to be told of it
+                self._context.recorder.news.unpark_all()  # if it waits for a dependency, it says so again
             self._backoff.cancel()
-
-    async def drain_idle_s(self) -> float | None:
-        """While it drains: the silence that makes a session idle; None: it knows, and ends them itself."""
-        await self._answered.wait()
-        return None if self._knows_when_idle else self._config.drain_idle
 
     async def is_draining(self) -> bool:
         """Whether its process was asked to drain already: by an earlier manager."""
         return self._child is not None and await self._child.is_draining()
 
     def stop(self, *, force: bool = False, kill: bool = False, for_good: bool = False) -> None:
-        """Asks it to drain its sessions and end; `over` is set when it has.
+        """Makes it drain its sessions and end; `over` is set when it has.
 
-        `for_good`: nothing takes its place, and its clients hear so. `force` cuts the draining short, `kill`
-        also the time between TERM and KILL.
+        `for_good`: no other instance takes its place, and its clients learn that. `force` cuts the draining
+        short, `kill` also the time between TERM and KILL.
         """
         self._for_good = for_good
         if force:
-            self._drain.cancel()
+            self.drain.cut_short()
         if kill and self._last is not None:
             self._last.kill()
         self.finished = True
@@ -415,7 +365,7 @@ class InstanceTask:
             self._end_of_story()
 
     def leave(self) -> None:
-        """Ends the story and lets the process live on, unless it is to die with its manager."""
+        """Ends this task and lets the process live on, unless its `on_manager_death` is `die`."""
         self._leave = self._config.on_manager_death == OnManagerDeath.KEEP
         self.finished = True
         self._until_stopped.cancel()
@@ -436,7 +386,7 @@ class InstanceTask:
         check = HealthCheck(
             service_id=self.spec.service_id,
             instance_id=self.view.instance_id,
-            status=self._vitals.status,
+            status=self._health.vitals.status,
             checked_at=utc_now(),
             ok=result.ok,
             latency_s=result.latency_s,
@@ -446,14 +396,14 @@ class InstanceTask:
         return check
 
     def _judge(self, result: ProbeResult) -> None:
-        now, gap_s = trio.current_time(), 2 * self._check_interval_s + self._config.health_check_timeout
-        self._vitals = judge(self._vitals, result, self._config, now=now, gap_s=gap_s)
+        self._health.judge(result)
+        health, now = self._health.vitals.status, trio.current_time()
         facts = {
-            "health": self._vitals.status,
+            "health": health,
             "error_message": None if result.ok else result.reason,
             "restarts_left": self._history.left(self._config, now=now, ready_for_s=self._ready_for_s()),
         }
-        unhealthy = self._vitals.status is HealthStatus.UNHEALTHY
+        unhealthy = health is HealthStatus.UNHEALTHY
         if unhealthy and self.view.status is ServiceStatus.RUNNING:
             self._become(InstanceEvent.FAILING, **facts)
         elif not unhealthy and self.view.status is ServiceStatus.UNHEALTHY:
@@ -461,14 +411,10 @@ class InstanceTask:
         else:
             self._report(**facts)
 
-    @property
-    def _check_interval_s(self) -> float:
-        return self._config.health_check_interval or self._context.health_check_interval
-
     # Bookkeeping
 
     def _crashed(self, error: BaseException) -> None:
-        """Our own code has failed; its process was ended on the way out."""
+        """Reports that our own code has failed. Its process was ended on the way out."""
         reason = f"internal error, please report it: {error!r}"
         self._become(InstanceEvent.CRASH, pid=None, error_message=reason)
         self._first_try.fail(ServiceFailedToStart(f"service {self.spec.name} failed to start: {reason}"))
@@ -484,8 +430,3 @@ class InstanceTask:
         if view != self.view:
             self.view = view
             self._context.recorder.instance_changed(view)
-
-
-def _with_last_words(reason: str, child: Child) -> str:
-    words = child.last_words()
-    return f"{reason}; its last output:\n{words}" if words else reason

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,13 +19,13 @@ from ..models import (
     DesiredStatus,
     HealthCheck,
     Instance,
-    InstanceRecord,
     ServiceSpec,
     ServiceStatus,
     Usage,
     new_id,
 )
 from . import logs, system
+from .adoption import Recorded, take_over
 from .in_process import InProcessService, NoProcesses
 from .instance import InstanceTask, SupervisorContext
 from .launcher import Child, Launcher, Slot
@@ -97,17 +97,17 @@ class Supervisor:
     async def run(
         self,
         *,
-        adopt: Sequence[tuple[ServiceSpec, Sequence[InstanceRecord]]] = (),
+        adopt: Recorded = (),
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Runs until `shutdown`, or until cancelled, which is a shutdown without draining.
 
         `adopt`: the recorded processes of an earlier manager. Each is taken over if it still lives and is
-        verifiably the same process; all others of that manager are ended. One that was started from another
-        `log_dir` is left alone. Started when that is done.
+        verifiably the same process; all others of that manager are ended. A process that was started from
+        another `log_dir` is neither adopted nor ended. `task_status.started()` is called when that is done.
 
         Raises `ServiceGivenUp`, after a shutdown, for a service that was started with `on_give_up="raise"`;
-        `ManagerError` where the system lacks what looking after processes needs.
+        `ManagerError` where the system cannot supervise processes (see `system.check`).
         """
         if self._log_dir is not None:
             system.check()
@@ -116,10 +116,9 @@ class Supervisor:
                 with trio.CancelScope() as scope:
                     async with trio.open_nursery() as nursery:
                         self._nursery = nursery
-                        nursery.start_soon(self._look_after)
+                        nursery.start_soon(self._run_launcher)
                         await self._adopt(adopt)
-                        # From here on a cancellation goes no further than `_wait_for_the_end`, and what runs
-                        # ends in order.
+                        # From here on only `_wait_for_the_end` sees a cancellation, and all ends in order.
                         scope.shield = True
                         outside.start_soon(self._wait_for_the_end)
                         task_status.started()
@@ -130,7 +129,7 @@ class Supervisor:
             raise self._failure
 
     async def _wait_for_the_end(self) -> None:
-        """By cancellation, or by the failure of a service that must not fail."""
+        """Shuts down when `run` is cancelled, or when a service is given up that must not be."""
         try:
             await self._failed.wait()
         finally:
@@ -166,15 +165,15 @@ class Supervisor:
         async with self._command(spec) as known:
             known.launcher, known.raises = launcher, on_give_up == "raise"
             await known.end([task for task in known.tasks if task.finished or task.outdated(spec)])
-            tasks = known.fill(spec, self._begin)
+            tasks = known.fill(spec, self._new_instance)
         if wait:
             for task in tasks:
                 await task.started()
 
     async def stop(self, service_id: str, *, force: bool = False, wait: bool = True) -> None:
-        """Ends all its instances: sessions first (unless by `force`), then the processes.
+        """Ends all its instances: first their sessions, unless `force`, then their processes.
 
-        It wins over any pending start or restart of the service.
+        It cancels any start or restart of the service that is not finished.
         """
         service = self._services.get(service_id)
         if service is None:
@@ -184,7 +183,7 @@ class Supervisor:
         await service.end(service.tasks, force=force, wait=wait, for_good=True)
 
     def forget(self, service_id: str) -> None:
-        """A service that was stopped will not be started again."""
+        """Drops a service that was stopped and will not be started again."""
         self._services.pop(service_id, None)
 
     async def restart(
@@ -213,19 +212,19 @@ class Supervisor:
                 )
                 for old in list(service.tasks):
                     if old.view.slot < spec.config.instances:
-                        new = self._begin(service, spec, old.view.slot)
+                        new = self._new_instance(service, spec, old.view.slot)
                         await service.replace(old, new, force=force)
-                tasks = service.fill(spec, self._begin)
+                tasks = service.fill(spec, self._new_instance)
             for task in tasks:
                 await task.started()
             outcome.succeed()
-        except AgentManagerError as error:  # whoever waits is told, and `status` shows it
-            log.warning("restart of %s: %s", spec.name, error)
+        except AgentManagerError as error:  # raised to the caller that waits; `status` shows it too
+            log.warning("service %s was not restarted: %s", spec.name, error)
             outcome.fail(error)
-        except Exception:  # a wall, as around each instance: our own mistake must not reach a sibling
-            log.exception("restart of %s failed", spec.name)
+        except Exception:  # as in `InstanceTask.run`: a fault of ours must not reach other services
+            log.exception("internal error: the restart of service %s failed", spec.name)
         finally:
-            outcome.fail(WrongState(f"the restart of {spec.name} did not come to its end"))
+            outcome.fail(WrongState(f"the restart of service {spec.name} was interrupted"))
 
     async def shutdown(self, *, leave_running: bool = False, force: bool = False, kill: bool = False) -> None:
         """Ends all services, or leaves them to the next manager; then `run` returns.
@@ -263,22 +262,22 @@ class Supervisor:
         return tuple(checks)
 
     def instances(self, service_id: str | None = None) -> tuple[Instance, ...]:
-        """The present state of all instances but stopped ones; those that were given up are included."""
+        """The present state of all instances that are not stopped; those that were given up are included."""
         return tuple(task.seen() for task in self._tasks(service_id))
 
     def tokens(self) -> dict[str, str]:
-        """The token of each hosted agent's latest process, by instance id. For the gateway; never shown."""
+        """The token of each hosted agent's latest process, by instance id: a secret, for the gateway only."""
         return {task.view.instance_id: task.token for task in self._tasks(None) if task.token}
 
     async def drain_idle_s(self, instance_id: str) -> float | None:
-        """While it drains: the seconds of silence that make a session idle; None: the instance ends them."""
+        """While it drains: the seconds of silence after which to end a session; None: its host ends them."""
         for task in self._tasks(None):
             if task.view.instance_id == instance_id:
-                return await task.drain_idle_s()
+                return await task.drain.idle_s()
         return None
 
     def troubles(self) -> tuple[str, ...]:
-        """Faults that are going on and recover by themselves; services keep running."""
+        """Faults that last now and end by themselves; services keep running."""
         unwritten = sum(task.entry.fails for task in self._tasks(None))
         what = "1 instance" if unwritten == 1 else f"{unwritten} instances"
         records = (f"{what} could not be written down",) if unwritten else ()
@@ -291,7 +290,7 @@ class Supervisor:
     def log_path(self, name: str, slot: int = 0) -> Path:
         """The file that this instance of the service writes its output to."""
         if self._log_dir is None:
-            raise WrongState("this supervisor has no log_dir, and so no logs")
+            raise WrongState("this supervisor has no logs: it was made without log_dir")
         return logs.path(self._log_dir, name, slot)
 
     def move_logs(self, old: str, new: str) -> None:
@@ -300,15 +299,15 @@ class Supervisor:
             try:
                 logs.move(self._log_dir, old, new)
             except OSError as error:  # no reason to keep the old name
-                log.warning("the logs of %s stay under its old name %s: %s", new, old, error)
+                log.warning("cannot move the logs of service %s from its old name %s: %s", new, old, error)
 
     # How they are carried out
 
     @asynccontextmanager
     async def _command(self, spec: ServiceSpec, stops: int | None = None) -> AsyncIterator[Service]:
-        """The service's turn for one command; raises `WrongState` when a stop has come in between.
+        """Waits for the service's turn; raises `WrongState` when the service was stopped since.
 
-        `stops`: how many there had been when the command was given; as many as now, if None.
+        `stops`: `service.stops` when the command was given; None: it is given now.
         """
         self._open_nursery()
         service = self._known(spec)
@@ -326,17 +325,17 @@ class Supervisor:
     def _open_nursery(self) -> trio.Nursery:
         if self._closing or self._nursery is None:
             raise WrongState(
-                "the supervisor is shutting down" if self._closing else "the supervisor does not run"
+                "the supervisor is shutting down" if self._closing else "the supervisor is not running"
             )
         return self._nursery
 
-    def _begin(self, service: Service, spec: ServiceSpec, position: int) -> InstanceTask:
+    def _new_instance(self, service: Service, spec: ServiceSpec, position: int) -> InstanceTask:
         instance_id = new_id("ins")
-        return self._go(
+        return self._start_task(
             service, spec, instance_id, position, service.launcher.slot(spec, instance_id, position)
         )
 
-    def _go(
+    def _start_task(
         self, service: Service, spec: ServiceSpec, instance_id: str, position: int, slot: Slot,
         adopted: Child | None = None,
     ) -> InstanceTask:  # fmt: skip
@@ -362,59 +361,50 @@ class Supervisor:
             )
             self._failed.set()
 
-    async def _look_after(self) -> None:
-        """What looks after logs and figures must not take the instances with it when it fails."""
+    async def _run_launcher(self) -> None:
+        """Runs the launcher's housekeeping (logs, usage); its failure must not end the instances."""
         while True:
             try:
                 await self._launcher.run()
             except* Exception:
-                log.exception("looking after the instances failed, and begins again")
+                log.exception("internal error: housekeeping (logs, usage) failed; starting it again in 1 s")
                 await trio.sleep(1)
 
     async def _keep_entry(self, task: InstanceTask) -> None:
-        """A task of its own, because a stop must not wait for a disk, nor an entry be lost by a stop."""
+        """A task of its own: a stop must not wait for the disk, and must not lose a write."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(task.entry.keep)
             await task.over.wait()
             nursery.cancel_scope.cancel()
 
-    async def _adopt(self, known: Sequence[tuple[ServiceSpec, Sequence[InstanceRecord]]]) -> None:
-        tokens = set()
-        gone = []
-        for spec, records in known:
-            service = self._services.setdefault(spec.service_id, Service(spec, self._launcher))
-            for record in sorted(records, key=lambda record: record.started_at):
-                if (whose := self._launcher.stranger(record)) is not None:
-                    # The records came with a copy of the database. They stay, so that it can be looked up.
-                    log.warning("service %s: this database records %s: it is left alone", spec.name, whose)
-                    continue
-                slot = self._launcher.slot(spec, record.instance_id, record.slot)
-                child = slot.adopt(record)
-                if child is None:
-                    slot.close()
-                    gone.append(record.instance_id)
-                    continue
-                tokens.add(record.token)
-                older = [task for task in service.tasks if task.view.slot == record.slot]
-                task = self._go(service, spec, record.instance_id, record.slot, slot, child)
-                if spec.desired_status is DesiredStatus.STOPPED:
-                    task.stop(for_good=True)
-                else:
-                    self._open_nursery().start_soon(self._go_on_draining, spec, task)
-                for old in older:  # that manager was killed in the middle of a rolling restart
-                    self._open_nursery().start_soon(self._finish_replacement, service, old, task)
-        await self._launcher.sweep(frozenset(tokens))
-        for instance_id in gone:
+    async def _adopt(self, recorded: Recorded) -> None:
+        for spec, _ in recorded:
+            self._known(spec)
+        found = take_over(recorded, self._launcher)
+        for it in found.adopted:
+            service = self._known(it.spec)
+            older = [task for task in service.tasks if task.view.slot == it.record.slot]
+            task = self._start_task(
+                service, it.spec, it.record.instance_id, it.record.slot, it.slot, it.child
+            )
+            if it.spec.desired_status is DesiredStatus.STOPPED:
+                task.stop(for_good=True)
+            else:
+                self._open_nursery().start_soon(self._replace_if_draining, it.spec, task)
+            for old in older:  # that manager was killed in the middle of a rolling restart
+                self._open_nursery().start_soon(self._finish_replacement, service, old, task)
+        await self._launcher.sweep(found.tokens)
+        for instance_id in found.gone:
             await self._context.recorder.instance_gone(instance_id)
 
     async def _finish_replacement(self, service: Service, old: InstanceTask, new: InstanceTask) -> None:
         try:
             await service.replace(old, new, force=False)
         except AgentManagerError as error:
-            log.warning("restart of %s: %s", new.spec.name, error)
+            log.warning("service %s was not restarted: %s", new.spec.name, error)
 
-    async def _go_on_draining(self, spec: ServiceSpec, task: InstanceTask) -> None:
-        """Replaces one that takes no new clients, because a manager that was killed asked it to drain."""
+    async def _replace_if_draining(self, spec: ServiceSpec, task: InstanceTask) -> None:
+        """Replaces an adopted instance that drains, as its killed manager asked: it takes no new clients."""
         try:
             await task.started()
             if not await task.is_draining():
@@ -423,14 +413,14 @@ class Supervisor:
             async with self._command(spec) as service:
                 taken = any(other.view.slot == position for other in service.tasks if other is not task)
                 if task.stopped or taken or position >= spec.config.instances:
-                    return  # whatever else the other manager was about has been gone on with
+                    return  # it is being replaced or stopped already
                 if spec.port is None:
-                    await service.replace(task, self._begin(service, spec, position), force=False)
+                    await service.replace(task, self._new_instance(service, spec, position), force=False)
                 else:
                     await service.end([task])
-                    service.fill(spec, self._begin)
+                    service.fill(spec, self._new_instance)
         except AgentManagerError as error:
-            log.warning("restart of %s: %s", spec.name, error)
+            log.warning("service %s was not restarted: %s", spec.name, error)
 
     def _tasks(self, service_id: str | None) -> list[InstanceTask]:
         services = self._services.values() if service_id is None else [self._services.get(service_id)]

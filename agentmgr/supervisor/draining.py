@@ -1,0 +1,53 @@
+"""How an instance ends its sessions before it is stopped: its host is asked, the gateway waits."""
+
+from __future__ import annotations
+
+import trio
+
+from ..models import ServiceConfig
+from .launcher import Child
+from .recorder import RetryingRecorder
+
+_STOPPED, _RESTARTED = 1001, 1012  #: close codes for the clients of an instance that drains
+_FAREWELL_S = 15.0  #: beyond the drain timeout, for closing the last sessions
+
+
+class Drain:
+    """The drain of one instance. It may be cut short before it begins."""
+
+    def __init__(self, instance_id: str, config: ServiceConfig, recorder: RetryingRecorder) -> None:
+        self._instance_id, self._config, self._recorder = instance_id, config, recorder
+        self._scope = trio.CancelScope()
+        self._answered = trio.Event()  # its host has answered, or there is no time left to
+        self._host_knows_idle = False
+
+    async def run(self, child: Child, *, for_good: bool) -> None:
+        """Returns when it has no sessions left, or when the drain timeout is over, or when it is cut short.
+
+        `for_good`: no other instance takes its place, and the close code says so.
+        """
+        timeout_s = self._config.drain_timeout
+        self._scope.deadline = trio.current_time() + timeout_s + _FAREWELL_S
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ask_host, child, timeout_s, _STOPPED if for_good else _RESTARTED)
+                await self._recorder.drain(self._instance_id, timeout_s)
+
+    async def _ask_host(self, child: Child, timeout_s: float, code: int) -> None:
+        def answered(knows_idle: bool) -> None:
+            self._host_knows_idle = knows_idle
+            self._answered.set()
+
+        with trio.move_on_after(timeout_s):
+            await child.drain(code, answered)
+        self._answered.set()
+
+    def cut_short(self) -> None:
+        self._scope.cancel()
+
+    async def idle_s(self) -> float | None:
+        """The seconds of silence after which the gateway may end a session; None: the host knows when one is
+        idle, and ends it itself. Waits until the host has answered.
+        """
+        await self._answered.wait()
+        return None if self._host_knows_idle else self._config.drain_idle

@@ -1,0 +1,38 @@
+"""Why an instance has ended, or has to be ended: the cause that the restart policy goes by, and a reason that
+the user reads.
+"""
+
+from __future__ import annotations
+
+from ..core import restart
+from ..core.restart import EX_CONFIG, Cause, Ending, Exit
+from .launcher import Child
+
+
+async def not_ready(child: Child, timeout_s: float, seen: str) -> Ending:
+    """It lives and is not ready in time. `seen`: what it has shown instead."""
+    misfortune = await child.misfortune()
+    cause, reason = misfortune or (Cause.NOT_READY, f"not ready within {timeout_s:g} s: {seen}")
+    return Ending(cause, _with_last_words(reason, child))
+
+
+async def exited(child: Child, exit: Exit, ready_for_s: float | None) -> Ending:
+    """Its process has ended unasked. `ready_for_s`: None if it was never ready."""
+    if exit == Exit(code=EX_CONFIG) and (words := child.last_words()):
+        return Ending(Cause.EXITED, words, exit, ready_for_s)
+    if ready_for_s is None:
+        if misfortune := await child.misfortune():
+            return Ending(*misfortune, exit)
+        return Ending(Cause.EXITED, _with_last_words(f"ended before it was ready: {exit}", child), exit)
+    cause, reason = Cause.EXITED, f"ended unasked after {ready_for_s:.1f} s: {exit}"
+    if exit.signal in restart.FROM_OUTSIDE:
+        reason += ", which another program or the system sent, not this manager"
+    elif exit == Exit(code=0) and not child.completes:
+        cause = Cause.ENDED_FROM_OUTSIDE
+        reason += "; a hosted agent ends so when another program sends it SIGTERM"
+    return Ending(cause, _with_last_words(reason, child), exit, ready_for_s)
+
+
+def _with_last_words(reason: str, child: Child) -> str:
+    words = child.last_words()
+    return f"{reason}; its last output:\n{words}" if words else reason

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -18,9 +17,11 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from ..core.consent import AGAIN, yes_or_no
 from . import events
+from .answers import Answers, StateRequests
 from .drain import FIRST_FRAME_S, LINGER_S, Drain
 from .events import Event, addressed, encode
 from .incoming import BadInput, ClientEvent, looks_like_an_event, parse, sequence_number, text_of
+from .limits import MAX_SESSIONS
 from .link_stream import LinkStream
 from .message import Client, Message
 from .plain import as_plain_text
@@ -28,6 +29,7 @@ from .replay import Gap, Reader
 from .session import Session
 from .session_ids import no_session
 from .session_registry import SessionRegistry
+from .weight import weigh
 
 GREETING_DELAY_S = 1.0
 """`system.connected` waits so long for a first frame, which shows whether the client speaks events at all."""
@@ -38,10 +40,6 @@ WRITE_STALL_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
 BATCH_BYTES = 16 * 1024
 """Of frames in one write; what is more waits where it can still be replayed."""
-MAX_CONTROL_BYTES = 64 * 1024
-"""Answers outside any session that may wait; a client that reads none of them is not read from either."""
-MAX_SESSIONS = 64
-"""Of one connection: programs use a few, an attacker would use all."""
 
 
 class ClientLink:
@@ -68,10 +66,9 @@ class ClientLink:
         self._greeted = False
         self._attached: dict[Session, Reader] = {}
         self._current: Session | None = None  # where a message goes that names no session
-        self._control: deque[bytes] = deque()
-        self._control_bytes = 0
+        self._answers = Answers(sessions.budget)
+        self._states = StateRequests(self._tell_state, self._answers)
         self._news = trio.Event()
-        self._drained = trio.Event()
         self._spoke = trio.Event()  # the client's first frame
         self._heard = trio.current_time()  # when the last frame came
         self._closing = False
@@ -84,12 +81,14 @@ class ClientLink:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._greet)
                     nursery.start_soon(self._beat)
                     await self._read()
                     nursery.cancel_scope.cancel()
         finally:
+            self._answers.close()
             for session, reader in self._attached.items():
                 session.detach(reader)
                 if (
@@ -119,9 +118,8 @@ class ClientLink:
                 self._take(text_of(frame, self._max_message_bytes))
             except BadInput as bad:
                 self._refuse(bad, _whose(frame) if bad.code == "too_large" else None)
-            while self._control_bytes >= MAX_CONTROL_BYTES:
-                self._drained = trio.Event()
-                await self._drained.wait()
+            del frame  # it may be large, and the next one may be long in coming
+            await self._answers.have_room()
 
     def _take(self, text: str) -> None:
         if self._plain is None:
@@ -148,7 +146,7 @@ class ClientLink:
             else:
                 session.answer(step_id, approved)
         else:
-            session.accept(Message(text), None, len(text))
+            session.accept(Message(text), None, weigh(text))
 
     def _refuse(self, bad: BadInput, event: ClientEvent | None = None) -> None:
         content = {"code": bad.code, **bad.details, "message": str(bad)}
@@ -192,7 +190,7 @@ class ClientLink:
             session.detach(old)
         reader = self._attach(session, after=last_seq)
         if event.event == "user.reconnect_with_state":
-            self._tell(Event(events.STATE_RESTORED, session.snapshot()), session_id=session.id)
+            self._tell_state(session, event, events.STATE_RESTORED)
         notice = {
             "code": "resumed",
             "message": "the session goes on",
@@ -206,7 +204,16 @@ class ClientLink:
 
     def _request_state(self, event: ClientEvent) -> None:
         session = self._known_session(event)
-        self._tell(Event(events.STATE_EXPORTED, session.snapshot()), session_id=session.id)
+        self._states.add(session, event, self._nursery)
+
+    def _tell_state(self, session: Session, event: ClientEvent, name: str = events.STATE_EXPORTED) -> None:
+        text = addressed(encode(Event(name, session.snapshot()), session_id=session.id), self.id)
+        try:
+            self._sessions.budget.require(len(text))
+        except BadInput as full:
+            self._refuse(full, event)
+        else:
+            self._send(text)
 
     def _ping(self, event: ClientEvent) -> None:
         self._tell(Event(events.PONG, event.content or ""))
@@ -267,12 +274,14 @@ class ClientLink:
                 batch.append(frame)
                 size += len(frame)
             if batch:
+                self._answers.now_written(size)
                 try:
                     await self._stream.send_texts(
                         batch, while_open=self._is_open, before_waiting=self._limit_waiting
                     )
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     return  # the reading side ends the connection
+                self._answers.now_written(0)
                 if self._scope.deadline != self._close_by:
                     self._scope.deadline = self._close_by
             elif self._closing and not self._attached:
@@ -308,10 +317,7 @@ class ClientLink:
         return self._websocket.closed is None
 
     def _next_frame(self) -> bytes | None:
-        if self._control:
-            frame = self._control.popleft()
-            self._control_bytes -= len(frame)
-            self._drained.set()
+        if (frame := self._answers.pop()) is not None:
             return frame
         while (found := self._next_item()) is not None:
             session, item = found
@@ -332,7 +338,7 @@ class ClientLink:
                 session.progressed()
                 return session, item
             if session.ended:
-                del self._attached[session]
+                session.detach(self._attached.pop(session))
         return None
 
     def _tell(self, event: Event, *, session_id: str | None = None) -> None:
@@ -343,9 +349,7 @@ class ClientLink:
             self._send(text)
 
     def _send(self, frame: str | bytes) -> None:
-        frame = frame.encode(errors="replace") if isinstance(frame, str) else frame
-        self._control.append(frame)
-        self._control_bytes += len(frame)
+        self._answers.append(frame.encode(errors="replace") if isinstance(frame, str) else frame)
         self.wake()
 
     def _say_hello(self) -> None:

@@ -9,6 +9,7 @@ from attrs import frozen
 
 from .. import jsontext
 from .limits import MAX_ID_CHARS
+from .weight import weigh
 
 
 class BadInput(Exception):
@@ -31,7 +32,7 @@ class ClientEvent:
     content: Any
     metadata: Mapping[str, Any]
     fields: Mapping[str, Any]  #: the whole object
-    size: int = 0  #: characters of its frame
+    size: int = 0  #: what it takes in memory, in bytes
 
     def find(self, name: str) -> Any:
         """A value at the top, or inside `content`, where the earlier system's clients put it."""
@@ -85,7 +86,7 @@ def parse(text: str) -> ClientEvent:
         raise BadInput("invalid_field", "metadata must be an object")
     content = fields.get("content")
     return ClientEvent(
-        name, fields.get("session_id"), fields.get("step_id"), content, metadata or {}, fields, len(text)
+        name, fields.get("session_id"), fields.get("step_id"), content, metadata or {}, fields, weigh(fields)
     )
 
 

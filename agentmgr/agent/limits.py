@@ -1,4 +1,7 @@
-"""What a service allows its sessions."""
+"""What a service allows its sessions, and what a host keeps for its clients at most, each with its reason.
+
+Sizes are what a value takes in memory (`weight.weigh`), in bytes.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,43 @@ from attrs import frozen
 
 from ..choices import OnDisconnect, WhenBusy
 
+# Of a host.
+HOST_BYTES = 256 * 2**20
+"""All that clients make it keep. An agent with its framework takes 100 to 200 MiB, so that an instance stays
+below 512 MiB; and it is room for thousands of usual conversations, of some 50 KiB each."""
+SESSION_BYTES = 16 * 1024
+"""A session with nothing in it: its task, its scopes, the steps that it remembers."""
+MAX_REMEMBERED_ENDS = 4096
+"""Sessions that have ended and whose clients can still learn how; about 1 MiB of them."""
+
+# Of a connection.
+MAX_SESSIONS = 64
+"""Programs use a few, an attacker would use all."""
+MAX_CONTROL_BYTES = 64 * 1024
+"""Answers outside any session that may wait; a client that reads none of them is not read from either."""
+STATE_PAUSE_S = 0.1
+"""Requests for state that come within it get one answer at its end: to encode one takes up to 50 ms."""
+
+# Of a session.
 MAX_ID_CHARS = 256
-"""Of a `session_id` or `step_id`: ours have 60 at most. 256 of them are remembered in each session."""
-QUEUE_BYTES = 2**20
-"""Messages of a session that run or wait, as their frames; a single one may be larger."""
+"""Of a `session_id` or `step_id`: ours have 60 at most."""
+MAX_QUEUED = 16
+"""Messages that may wait for the running turn; a person never has so many under way."""
+QUEUE_BYTES = 2 * 2**20
+"""Messages that run or wait, where text counts twice, as the message and as its content; a single one may be
+larger."""
+REMEMBERED_STEPS = 256
+"""Messages remembered by their `step_id`, so that one sent twice around a reconnect is taken once."""
+MAX_HISTORY = 1000
+"""Entries of a history, two for each turn."""
 HISTORY_BYTES = 2**20
-"""Of a session's history, more than the context of a model; the oldest turns go first, the newest stays."""
+"""More than the context of a model; the oldest turns go first, the newest stays."""
+ENTRY_BYTES = 2**20
+"""Of one message or answer in a history, and of what is streamed and joined to be the answer."""
 STATE_BYTES = 2**20
 """Of `session.state` as it is shown to a client."""
+SHOWN_HISTORY_BYTES = 3 * 2**20
+"""Of a history as it is shown to a client: all that is ours, but an author may put in more."""
 
 
 @frozen

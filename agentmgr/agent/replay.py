@@ -12,6 +12,8 @@ from collections import deque
 
 from attrs import define, frozen
 
+_FRAME_BYTES = 48  # of a bytes object, and its place in the deque
+
 
 class ReplayBuffer:
     """Holds the newest events, at most `max_events` of them and `max_bytes` in all.
@@ -35,6 +37,11 @@ class ReplayBuffer:
     def size_bytes(self) -> int:
         return self._bytes
 
+    @property
+    def bytes_held(self) -> int:
+        """With what Python adds to each event."""
+        return self._bytes + _FRAME_BYTES * len(self._frames)
+
     def append(self, frame: bytes) -> int:
         """Adds the next event and returns its number; the oldest make room for it."""
         self._frames.append(frame)
@@ -55,6 +62,12 @@ class ReplayBuffer:
     def forget(self, up_to: int) -> None:
         """The client has these: they will not be asked for again."""
         while self._frames and self.first_seq <= up_to:
+            self._drop_oldest()
+
+    def give_up(self, size: int) -> None:
+        """Frees `size` bytes, or all but the newest event."""
+        most = self.bytes_held - size
+        while len(self._frames) > 1 and self.bytes_held > most:
             self._drop_oldest()
 
     def would_lose(self, needed_from: int, size: int = 0) -> bool:

@@ -6,9 +6,9 @@ It runs the client's messages as turns, one after another. What the agent says i
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -18,18 +18,16 @@ from attrs import Factory, define, evolve
 
 from ..boundary import Failure, attempt, contain, name_of, report
 from ..choices import OnDisconnect, WhenBusy
-from . import events
+from . import events, history
+from .budget import Budget, Offer
 from .events import Event, as_event, encode, numbered
 from .incoming import BadInput
-from .limits import HISTORY_BYTES, QUEUE_BYTES, STATE_BYTES, SessionLimits
+from .limits import MAX_QUEUED, QUEUE_BYTES, REMEMBERED_STEPS, SESSION_BYTES, SessionLimits
 from .message import Client, Decision, Message
 from .replay import Reader, ReplayBuffer
+from .turn import Turn
+from .weight import weigh
 
-MAX_QUEUED = 16
-"""Messages that may wait for the running turn; a person never has so many under way."""
-REMEMBERED_STEPS = 256
-"""Messages remembered by their `step_id`, so that one sent twice around a reconnect is taken once."""
-MAX_HISTORY = 1000
 ACK_PATIENCE_S = 5.0
 STALL_S = 30.0
 """How long a turn waits for a connected client that does not read; then it goes on, and there is a gap."""
@@ -48,18 +46,6 @@ class Agent(Protocol):
 
 
 @define(eq=False)
-class Turn:
-    """One message and the work on its answer."""
-
-    message: Message
-    step_id: str
-    size: int = 0
-    scope: trio.CancelScope = Factory(trio.CancelScope)
-    streamed: list[str] = Factory(list)
-    ended_by: str | None = None  #: the event that told the client of its end
-
-
-@define(eq=False)
 class _Question:
     answered: trio.Event = Factory(trio.Event)
     decision: Decision = Factory(lambda: Decision(False))
@@ -68,7 +54,9 @@ class _Question:
 class Session:
     """What an author is handed: `id`, `state`, `history`, `client`, `emit` and `confirm`."""
 
-    def __init__(self, session_id: str, agent: Agent, client: Client, limits: SessionLimits) -> None:
+    def __init__(
+        self, session_id: str, agent: Agent, client: Client, limits: SessionLimits, budget: Budget
+    ) -> None:
         self.id = session_id  # whoever knows it may take up an anonymous session
         self.state: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []  #: turns before this one: `role` and `content`
@@ -85,13 +73,17 @@ class Session:
         self._life = trio.CancelScope()
         self._turns: deque[Turn] = deque()  # the first of them runs
         self._arrival = trio.Event()
-        self._steps: deque[str] = deque(maxlen=REMEMBERED_STEPS)
+        self._steps: deque[int] = deque(maxlen=REMEMBERED_STEPS)  # hashes: an id may be long
         self._questions: dict[str, _Question] = {}
         self._reader: Reader | None = None
         self.on_rest: Callable[[], None] = _nobody  #: called when a turn is over
         self._news: Callable[[], None] = _nobody
         self._on_taken: Callable[[], None] = _nobody
         self._read = trio.lowlevel.ParkingLot()
+        self._budget, self._share = budget, budget.share(self._give_up)
+        self._history_bytes = 0
+        self._client_bytes = weigh(dict(client.headers))
+        self.account()
 
     def __repr__(self) -> str:
         return f"<Session {self.id[:8]}…>"  # the whole id is a secret
@@ -157,7 +149,7 @@ class Session:
         """Gives the session to a connection, from the event after `after` on; another one loses it."""
         if self._reader is not None:
             self._on_taken()
-        self.client = client
+        self.client, self._client_bytes = client, weigh(dict(client.headers))
         self._reader = Reader(self.buffer, sent=min(after, self.buffer.last_seq))
         self._news, self._on_taken = news, on_taken
         for turn in self._turns:
@@ -176,14 +168,21 @@ class Session:
             for turn in self._turns:
                 turn.scope.deadline = trio.current_time() + self.limits.disconnect_grace
         self._used()
+        self.account()
 
     def progressed(self) -> None:
         """The connection has read or acknowledged something: a waiting turn may go on."""
         self._read.unpark_all()
+        if not self._turns:
+            self._offer()  # the replay of what it has read
 
-    def accept(self, message: Message, step_id: str | None, size: int = 0) -> None:
-        """Takes a message as the next turn. Raises `BadInput`: `busy`, `queue_full`, `duplicate`."""
-        if step_id is not None and step_id in self._steps:
+    def accept(self, message: Message, step_id: str | None, size: int) -> None:
+        """Takes a message, whose content takes `size` bytes, as the next turn.
+
+        Raises `BadInput`: `busy`, `queue_full`, `host_full`, `duplicate`.
+        """
+        size += sys.getsizeof(message)
+        if step_id is not None and hash(step_id) in self._steps:
             raise BadInput("duplicate", "a message with this step_id was taken before")
         if self._turns and self.limits.when_busy is WhenBusy.REJECT:
             raise BadInput("busy", "a turn is running; send the message again when it has ended")
@@ -191,12 +190,14 @@ class Session:
             raise BadInput("queue_full", f"{MAX_QUEUED} messages wait already")
         if self._turns and size + sum(turn.size for turn in self._turns) > QUEUE_BYTES:
             raise BadInput("queue_full", f"the messages that wait would have more than {QUEUE_BYTES} bytes")
+        self._budget.require(size)
         if self._turns and self.limits.when_busy is WhenBusy.INTERRUPT:
             self.cancel("a newer message")
-        self._steps.append(step_id or "")
+        self._steps.append(hash(step_id or ""))
         self._turns.append(Turn(message, step_id or f"turn_{secrets.token_hex(8)}", size))
         self._arrival.set()
         self._used()
+        self.account()
 
     def cancel(self, reason: str = "cancelled by the client", *, step_id: str | None = None) -> bool:
         """Stops the running turn, or only the one of `step_id`, and says so at once.
@@ -223,19 +224,8 @@ class Session:
         question.answered.set()
 
     def snapshot(self) -> dict[str, Any]:
-        """What `user.request_state` shows; what JSON cannot say of the state is shown as its `repr`."""
-        state = attempt(lambda: json.dumps(self.state, default=repr))
-        history = attempt(lambda: json.dumps(self.history, default=repr))
-        shown: dict[str, Any] = {"state": {}, "history": []}
-        if isinstance(state, str) and len(state) <= STATE_BYTES:
-            shown["state"] = json.loads(state, parse_constant=str)
-        else:
-            why = f"over {STATE_BYTES} bytes" if isinstance(state, str) else "JSON cannot say it"
-            shown["state_left_out"] = why
-        if isinstance(history, str):
-            shown["history"] = json.loads(history, parse_constant=str)
-        if self.forgotten:
-            shown["truncated"] = self.forgotten
+        """What `user.request_state` shows."""
+        shown = history.show(self.state, self.history, self.forgotten)
         return {**shown, "last_seq": self.buffer.last_seq, "busy": self.busy}
 
     # Its life.
@@ -249,6 +239,7 @@ class Session:
                 self.end_reason = "failed"
         self._turns.clear()
         self.ended = True
+        self._offer()
         self.publish(Event(events.SESSION_END, {"reason": self.end_reason}))
         with trio.move_on_after(HOOK_TIMEOUT_S, shield=True):
             ended = await contain(lambda: self._agent.on_session_end(self))
@@ -266,6 +257,7 @@ class Session:
             await self._take(self._turns[0])
             self._turns.popleft()
             self._used()
+            self.account()
             self._news()  # also where the event that ends the turn was told long before
             self.on_rest()
 
@@ -287,33 +279,29 @@ class Session:
 
     async def _work_on(self, turn: Turn) -> Event:
         """The event that ends the turn."""
+        if turn.given_up:
+            return Event(events.INTERRUPTED, {"reason": "the host needed its room while the client was away"})
         with turn.scope:
+            if turn.scope.cancel_called:  # it waited for longer than its client may be away
+                return Event(events.INTERRUPTED, {"reason": "the client went away"})
             limit = self.limits.turn_timeout or math.inf
             with trio.move_on_after(limit) as clock:
                 answer = await contain(lambda: self._agent.on_message(self, turn.message))
                 if isinstance(answer, Failure):
                     return self._error(answer)
-                return Event(events.FINAL_ANSWER, "".join(turn.streamed) if answer is None else answer)
+                if answer is not None:
+                    return Event(events.FINAL_ANSWER, answer)
+                return Event(
+                    events.FINAL_ANSWER, turn.streamed, {"truncated": True} if turn.truncated else {}
+                )
             if clock.cancelled_caught:
                 return Event(events.TIMEOUT, {"timeout_s": limit})
         return Event(events.INTERRUPTED, {"reason": "the client went away"})
 
     def _remember(self, turn: Turn, end: Event) -> None:
-        self.history.append({"role": "user", "content": turn.message.content})
-        if end.event == events.FINAL_ANSWER:
-            self.history.append({"role": "assistant", "content": end.content})
-        elif turn.streamed:
-            said = "".join(turn.streamed)
-            self.history.append({"role": "assistant", "content": said, "incomplete": True})
-        self.forgotten += max(0, len(self.history) - MAX_HISTORY)
-        del self.history[:-MAX_HISTORY]
-        room = HISTORY_BYTES
-        for place, entry in enumerate(reversed(self.history), start=1):
-            room -= _size(entry["content"])
-            if room < 0 and place > 2:  # the newest turn stays, whatever its size
-                self.forgotten += len(self.history) - place + 1
-                del self.history[: 1 - place]
-                break
+        if not turn.given_up:
+            forgotten, self._history_bytes = history.remember(self.history, turn, end)
+            self.forgotten += forgotten
 
     async def _say(self, event: Event) -> None:
         text = self._encode(event)
@@ -340,13 +328,18 @@ class Session:
         self.buffer.append(numbered(text, seq, f"{self._event_prefix}-{seq}"))
         if turn is not None:
             if event.event == events.PARTIAL_ANSWER and isinstance(event.content, str):
-                turn.streamed.append(event.content)
+                turn.stream(event.content)
             elif event.event in events.TURN_ENDS:
                 turn.ended_by = event.event
                 # `history` is the author's to change, and so need not be a list any more.
                 remembered = attempt(lambda: self._remember(turn, event))
                 if isinstance(remembered, Failure):
                     report("session.history cannot be added to", remembered.error)
+        self.account()
+        if not self._budget.make_room():
+            # What an agent says cannot be refused: what it said before makes room.
+            self.buffer.give_up(self._budget.used - self._budget.limit)
+            self.account()
         self._news()
 
     def _error(self, failure: Failure) -> Event:
@@ -377,11 +370,44 @@ class Session:
         self.last_used = trio.current_time()
         idle = self._reader is None and not self._turns and self.limits.session_timeout
         self._life.deadline = self.last_used + self.limits.session_timeout if idle else math.inf
+        self._offer()
+
+    # What it holds.
+
+    def account(self) -> None:
+        """Says what it holds now; nothing once it has ended and its last event is read."""
+        held = 0
+        if not self.ended or self._reader is not None:
+            held = SESSION_BYTES + self._client_bytes + self._history_bytes + self.buffer.bytes_held
+            held += sum(turn.bytes_held for turn in self._turns)
+        self._share.hold(held)
+
+    def _offer(self) -> None:
+        if self.ended:
+            offer = None
+        elif self._turns:
+            offer = Offer.WAITING if self._reader is None and len(self._turns) > 1 else None
+        else:
+            offer = Offer.ABSENT if self._reader is None else Offer.DELIVERED
+        self._share.offer(offer)
+
+    def _give_up(self) -> None:
+        """What it offers, as far as there is any."""
+        if self._reader is not None:
+            self.buffer.forget(self._reader.needed_from - 1)
+        elif self._turns:
+            for turn in list(self._turns)[1:]:
+                turn.give_up()
+        else:
+            self.buffer.forget(self.buffer.last_seq)
+            attempt(self._forget_history)
+        self.account()
+
+    def _forget_history(self) -> None:
+        self.forgotten += len(self.history)
+        self._history_bytes = 0
+        self.history.clear()
 
 
 def _nobody() -> None:
     """Stands in for a connection."""
-
-
-def _size(content: Any) -> int:
-    return len(content) if isinstance(content, str) else len(json.dumps(content, default=repr))

@@ -7,10 +7,8 @@ import secrets
 from collections import OrderedDict
 
 from .incoming import BadInput
+from .limits import MAX_REMEMBERED_ENDS
 from .session import Session
-
-MAX_REMEMBERED_ENDS = 4096
-"""Sessions that have ended and whose clients can still learn how; about 1 MiB of them."""
 
 _OURS = re.compile(r"ses_[0-9a-f]{32,}(\.[\w:.-]+)?")
 _MESSAGES = {

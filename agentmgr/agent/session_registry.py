@@ -6,9 +6,10 @@ import trio
 
 from ..boundary import Failure, contain, report
 from . import events
+from .budget import Budget
 from .events import Event
 from .incoming import BadInput
-from .limits import SessionLimits
+from .limits import HOST_BYTES, SESSION_BYTES, SessionLimits
 from .message import Client
 from .session import Agent, Session
 from .session_ids import SessionIds, how_it_ended, no_session
@@ -18,8 +19,15 @@ class SessionRegistry:
     """Each session's life is a task in `run`'s nursery."""
 
     def __init__(
-        self, agent: Agent, limits: SessionLimits, *, max_sessions: int = 0, instance_id: str = ""
+        self,
+        agent: Agent,
+        limits: SessionLimits,
+        *,
+        max_sessions: int = 0,
+        instance_id: str = "",
+        host_bytes: int = HOST_BYTES,
     ) -> None:
+        self.budget = Budget(host_bytes)
         self._agent = agent
         self._limits = limits
         self._max_sessions = max_sessions
@@ -48,11 +56,13 @@ class SessionRegistry:
             await trio.sleep_forever()
 
     def create(self, client: Client) -> Session:
-        """Raises `BadInput`: `max_sessions`."""
+        """Raises `BadInput`: `max_sessions`, `host_full`."""
         assert self._nursery is not None, "run() is not running"
-        if self._max_sessions and len(self._sessions) >= self._max_sessions:
-            self._make_room()
-        session = Session(self._ids.new(), self._agent, client, self._limits)
+        if self._max_sessions and len(self._sessions) >= self._max_sessions and not self._replace():
+            raise BadInput("max_sessions", f"this agent serves at most {self._max_sessions} sessions at once")
+        if not self.budget.make_room(SESSION_BYTES) and not self._replace():
+            self.budget.require(SESSION_BYTES)
+        session = Session(self._ids.new(), self._agent, client, self._limits, self.budget)
         session.on_rest = self.rested
         self._sessions[session.id] = session
         session.publish(Event(events.SESSION_CREATED, {"session_id": session.id}))
@@ -74,14 +84,16 @@ class SessionRegistry:
         for session in self._sessions.values():
             session.end(reason)
 
-    def _make_room(self) -> None:
+    def _replace(self) -> bool:
+        """Ends a session to make room for a new one; False where there is none to be ended."""
         # A client that left is less than a client that is here; a running turn is never given up for one.
         left = [s for s in self._sessions.values() if not s.connected and not s.busy]
         if not left:
-            raise BadInput("max_sessions", f"this agent serves at most {self._max_sessions} sessions at once")
+            return False
         oldest = min(left, key=lambda session: session.last_used)
         oldest.end("replaced")
         self._forget(oldest)
+        return True
 
     async def _live(self, session: Session) -> None:
         # The boundary of a session: whatever goes wrong in it, ours or the author's, is its end alone.

@@ -17,7 +17,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from ..agent.adapt import HostedAgent, adapt
 from ..agent.door import Door
-from ..agent.limits import SessionLimits
+from ..agent.limits import HOST_BYTES, SessionLimits
 from ..agent.runtime import open_runtime
 from ..agent.server import AgentServer
 from ..agent.session_registry import SessionRegistry
@@ -55,18 +55,22 @@ async def hosted(
     listener: MemoryListener | None = None,
     door: Door | None = None,
     make: Callable[[], Any] | None = None,
+    host_bytes: int = HOST_BYTES,
 ) -> AsyncIterator[Hosted]:
     """Serves what a factory returned, on a free port of loopback or on `listener`; yields its URL.
 
     `token` is the secret that its health checks prove to know. `runtime` has no `auto` here: say which.
     `make` makes another one, for agents of which each session has its own, as `create_agent` does.
+    `host_bytes` is what it keeps for all its clients at most.
     `door` says who may connect; by default everyone, and as if through a gateway.
     """
     async with trio.open_nursery() as nursery:
         made = agent
         if not isinstance(agent, HostedAgent):
             made = adapt(agent, make, runtime=await open_runtime(runtime, nursery))
-        sessions = SessionRegistry(made, limits or SessionLimits(), max_sessions=max_sessions)
+        sessions = SessionRegistry(
+            made, limits or SessionLimits(), max_sessions=max_sessions, host_bytes=host_bytes
+        )
         server = AgentServer(
             made, sessions, token=token, door=door or BelievingDoor(), max_message_bytes=max_message_bytes
         )

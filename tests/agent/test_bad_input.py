@@ -8,7 +8,8 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentmgr.agent.client_link import MAX_CONTROL_BYTES, ClientLink
+from agentmgr.agent.client_link import ClientLink
+from agentmgr.agent.limits import MAX_CONTROL_BYTES
 from agentmgr.testing.agents import bare_client, hosted
 
 
@@ -86,7 +87,7 @@ async def test_a_flood_of_bad_input_from_a_client_that_never_reads_costs_nothing
         assert patience.cancelled_caught  # it is not read from any more
         assert (await other.ask("hi"))["content"] == "hi"
         assert len(url.sessions) == 1
-        waiting = [found._control_bytes for found in gc.get_objects() if isinstance(found, ClientLink)]
+        waiting = [found._answers.size_bytes for found in gc.get_objects() if isinstance(found, ClientLink)]
         assert MAX_CONTROL_BYTES <= max(waiting) < MAX_CONTROL_BYTES + 2 * len(bad)
 
 

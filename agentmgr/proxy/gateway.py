@@ -147,14 +147,16 @@ class Gateway:
         instance knows when a connection is idle, and ends it; silence says nothing then.
 
         Clients are told to come back (1012), or if it is `for_good`, that the service goes away (1001).
-        Returns when none is left. That no new ones come is up to the table: the instance must not be
-        routable there any more.
+        Returns when none is left, and none is about to open. That no new ones come is up to the table: the
+        instance must not be routable there any more.
         """
         deadline = trio.current_time() + timeout_s
         farewell = _STOPPING if for_good else _RESTARTING
         idle_s = math.inf if by_itself else self._limits.drain_idle_s if idle_s is None else idle_s
-        while connections := self._connections.of(instance_id):
-            now = trio.current_time()
+        while self.active_connections(instance_id):
+            now, connections = trio.current_time(), self._connections.of(instance_id)
+            if now >= deadline and not connections:
+                break
             due = [
                 connection
                 for connection in connections
@@ -166,7 +168,8 @@ class Gateway:
             if len(due) > self._limits.close_batch:
                 await trio.sleep(pause)  # also when the batch is gone at once: they are about to come back
                 continue
-            with trio.move_on_after(pause if due else min(max(deadline - now, pause), 0.25)):
+            longest = 0.25 if connections else pause  # those about to open are heard of in no other way
+            with trio.move_on_after(pause if due else min(max(deadline - now, pause), longest)):
                 await self._connections.next_end()
 
     def cut(self, instance_id: str, *, for_good: bool = False) -> None:

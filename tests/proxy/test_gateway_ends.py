@@ -377,6 +377,38 @@ async def test_silence_ends_no_session_of_an_instance_that_knows_better(lab) -> 
         assert patience.cancelled_caught
 
 
+async def test_a_drain_waits_for_connections_that_are_about_to_open(lab) -> None:
+    asked, may_answer = trio.Event(), trio.Event()
+
+    async def slow(request) -> None:
+        asked.set()
+        await may_answer.wait()
+        websocket = await request.accept()
+        await websocket.get_message()
+        await websocket.aclose(1012)
+
+    instance = await lab.instance(handler=slow)
+    done = []
+
+    async def drain() -> None:
+        await stage.gateway.drain(instance.instance_id, timeout_s=60, by_itself=True)
+        done.append(True)
+
+    async with lab.gateway(instance) as stage, trio.open_nursery() as nursery:
+
+        async def client() -> None:
+            peer = await stage.open()
+            await peer.stream.send_all(lab.frame(1, b"its turn"))
+            assert await peer.close_code() == 1012
+
+        nursery.start_soon(client)
+        await asked.wait()
+        nursery.start_soon(drain)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not done
+        may_answer.set()
+
+
 async def test_draining_nobody_is_done_at_once(lab) -> None:
     async with lab.gateway(await lab.instance()) as stage:
         with trio.fail_after(60):

@@ -112,6 +112,15 @@ async def test_a_host_imports_none_of_them_and_names_them_in_its_log(planted, tm
     assert "my_agent.py has" not in said
 
 
+async def test_a_clone_of_agentmgr_in_the_current_directory_is_no_file_of_an_authors(tmp_path):
+    clone, agent, log = tmp_path / "agentmgr", tmp_path / "my_agent.py", tmp_path / "log"
+    shutil.copytree(Path(bootstrap.__file__).parent, clone, ignore=shutil.ignore_patterns("__pycache__"))
+    agent.write_text("async def agent(message):\n    return 'mine ' + message\n")
+    async with host(str(agent), cwd=tmp_path, log=log) as client:
+        assert await answer(client) == "mine hi"
+    assert "has the name of" not in log.read_text()
+
+
 @pytest.mark.parametrize("name", ["agentmgr", "secrets", "token", "trio", "uuid"])
 async def test_an_agent_file_may_have_the_name_of_any_module(tmp_path, name):
     agent = tmp_path / f"{name}.py"

@@ -89,4 +89,6 @@ def _modules(directory: str) -> Iterator[tuple[str, str]]:
         if ending == "py" and dot:
             yield name, entry.path
         elif not dot and os.path.isfile(package := os.path.join(entry.path, "__init__.py")):
+            if name == "agentmgr" and os.path.isfile(os.path.join(entry.path, "bootstrap.py")):
+                continue  # another copy of agentmgr, as in a clone of it, is no file of an author's
             yield name, package

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
 
 import trio
 from attrs import frozen
@@ -12,11 +14,11 @@ from ..client.api import ListenerKind
 from ..errors import PortNotAvailable
 from ..proxy.certificate import Certificate
 from .addresses import address
-from .beside import print_session_end
 from .group import Cli
 from .out import note, say
 from .presence import RETRY_S, answers_at_once
 from .reach import running
+from .render import clock
 
 _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
 
@@ -71,12 +73,18 @@ async def _attach_once(cli: Cli, listener: Listener, stop: trio.Event) -> None:
             async def listen() -> None:
                 async for line in lines:
                     if line.get("kind") == "session.closed":
-                        print_session_end(line)
+                        _print_session_end(line)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(listen)
             await stop.wait()
             nursery.cancel_scope.cancel()
+
+
+def _print_session_end(event: dict[str, Any]) -> None:
+    """The manager's log has a line too, elsewhere."""
+    words = " ".join(f"{name}={value}" for name, value in event["detail"].items() if value not in (None, ""))
+    say(f"{clock(datetime.fromisoformat(event['at']))} session ended {words}", flush=True)
 
 
 @asynccontextmanager

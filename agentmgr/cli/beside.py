@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime
 from secrets import token_hex
-from typing import Any
 
 import trio
 from attrs import evolve
 
-from ..codec import to_plain
 from ..listening import open_listeners
 from ..manager.worker_set import WorkerSet
-from ..models import ConnectionEnd
 from ..proxy.certificate import Certificate
 from ..settings import Settings
 from ..worker.pidfile import PidFile, locked
@@ -22,7 +18,6 @@ from ..worker.worker import Worker
 from .addresses import address
 from .group import Cli
 from .out import note, say
-from .render import clock
 
 
 async def serve_beside(
@@ -49,7 +44,7 @@ async def serve_beside(
 
 
 async def _serve_here(cli: Cli, spec: WorkerSpec, certificate: Certificate | None, stop: trio.Event) -> None:
-    worker = Worker(spec, ended=_print_end)
+    worker = Worker(spec)
     with locked(cli.paths, PidFile(spec.worker_id, os.getpid(), guest=True)):
         listeners = await open_listeners(spec.host, spec.port)
         port = listeners[0].socket.getsockname()[1]
@@ -81,13 +76,3 @@ async def _serve_by_several(spec: WorkerSpec, count: int, stop: trio.Event) -> N
         say(address("proxy", spec.host, port, tls=spec.certfile is not None), flush=True)
         await stop.wait()
         workers.stop()
-
-
-def _print_end(end: ConnectionEnd) -> None:
-    print_session_end(to_plain(end.event))
-
-
-def print_session_end(event: dict[str, Any]) -> None:
-    detail = event["detail"]
-    words = " ".join(f"{name}={value}" for name, value in detail.items() if value not in (None, ""))
-    say(f"{clock(datetime.fromisoformat(event['at']))} session ended {words}", flush=True)

@@ -6,15 +6,12 @@ from functools import partial
 from typing import Any
 
 import asyncclick as click
-import trio
 
-from ..codec import to_plain
 from ..logging_setup import configure_logging
-from ..manager import AgentManager
 from ..proxy.certificate import Certificate
 from ..settings import Settings
 from .attach import naming_port_owner
-from .beside import print_session_end, serve_beside
+from .beside import serve_beside
 from .foreground import StopSignals, managing, run_until_stopped, stop_signals
 from .group import Cli, subcommand
 from .listeners import check_ports, open_gateway
@@ -55,16 +52,6 @@ async def command(
 async def _manage(cli: Cli, settings: Settings, tls: Certificate | None, signals: StopSignals) -> None:
     host, port = settings.proxy_host, settings.proxy_port
     await check_ports(cli.paths, host, gateway=port, workers=settings.proxy_workers)
-    async with managing(cli, settings, signals) as (manager, listeners), trio.open_nursery() as nursery:
+    async with managing(cli, settings, signals) as (manager, listeners):
         await open_gateway(listeners, manager, host, port, tls)
-        nursery.start_soon(_print_session_ends, manager)
         await run_until_stopped(manager, signals)
-        nursery.cancel_scope.cancel()
-
-
-async def _print_session_ends(manager: AgentManager) -> None:
-    while True:
-        with manager.subscribe() as events:
-            async for event in events:
-                if event.kind == "session.closed":
-                    print_session_end(to_plain(event))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import count
@@ -44,11 +44,9 @@ LIMITS = GatewayLimits(busy_wait_s=0.001)  #: a worker relays, and does little e
 class Worker:
     """Serves clients until it is told to end, by `end` or by a manager."""
 
-    def __init__(self, spec: WorkerSpec, *, ended: Callable[[ConnectionEnd], None] | None = None) -> None:
-        """`ended` is told of each session's end, besides the manager."""
+    def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._paths = RuntimePaths.of(spec.settings.db_path)
-        self._ended = ended
         self._link: Link[Order] | None = None  # while a manager listens
         self._unheard: deque[ConnectionEnd] = deque(maxlen=_MOST_ENDS)
         self._reported: dict[str, int] = {}  # bytes of each session when its progress was reported last
@@ -133,8 +131,6 @@ class Worker:
             self._unheard.append(end)
         else:
             self._say(protocol.Closed(end))
-        if self._ended is not None:
-            self._ended(end)
 
     def client_refused(self, code: str) -> None:
         self._say(protocol.Refused(code))

@@ -45,7 +45,9 @@ class OfflineManager:
         self.strangers = strangers(snapshot.instances, paths.logs)
         others = {stranger.record.instance_id for stranger in self.strangers}
         self._running = [
-            record for record in snapshot.instances if record.instance_id not in others and lives(record)
+            record
+            for record in sorted(snapshot.instances, key=lambda record: record.slot)
+            if record.instance_id not in others and lives(record)
         ]
         self._services = [
             view.service_view(

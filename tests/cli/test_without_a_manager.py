@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -163,3 +164,15 @@ def test_the_log_level_may_be_given(shell: Any) -> None:
         shell.ok("list")
         api.until("GET /api/v1/services")
         api.interrupt()
+
+
+def test_instances_are_shown_in_order_whichever_was_started_last(shell: Any) -> None:
+    shell.ok("register", "x", "my_agent.py", "--instances", "2", "--restart-delay", "0", "--auto-start")
+    first = json.loads(shell.ok("status", "x", "--format", "json"))["instances"][0]
+    with shell.background("events", "--follow") as events:
+        events.until("instance.running", "slot=0")
+        os.kill(first["pid"], signal.SIGKILL)
+        events.until("instance.running", "slot=0")
+    shell.ok("shutdown", "--leave-running")
+    left = json.loads(shell.ok("status", "x", "--format", "json"))["instances"]
+    assert [instance["slot"] for instance in left] == [0, 1]

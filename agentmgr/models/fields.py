@@ -85,7 +85,7 @@ def check_tags(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> None:
 def check_variable_names(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> None:
     for name in value:
         if not name or "=" in name or "\0" in name:
-            raise invalid(attribute.name, f"must have names of variables, without '=' and NUL, not {name!r}")
+            raise invalid(attribute.name, f"must have names alone, not {name!r}; values are in `env`")
 
 
 def between(low: float, high: float) -> Check:

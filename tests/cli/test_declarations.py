@@ -124,6 +124,8 @@ def test_no_command_shows_the_value_of_a_variable_that_is_not_public(shell: Any)
     }
     env = [word for name, value in values.items() for word in ("--env", f"{name}={value}")]
     (shell.directory / "more.env").write_text("FROM_FILE=p-6\n")
+    refused = shell.fails("register", "one", "my_agent.py", "--env-public", "REGION=eu")
+    assert "must have names alone, not 'REGION=eu'; values are in `env`" in refused
     shell.ok("register", "one", "my_agent.py", *env, "--env-public", "REGION", "--env-file", "more.env")
     shell.ok("start", "one")
     shell.ok("change", "one", "--env", "SLACK_WEBHOOK=https://hooks.example/p-7")

@@ -24,7 +24,10 @@ from .words import split_tags
 async def command(
     cli: Cli, status: str | None, tags: str, name: str | None, watching: bool, output: str
 ) -> None:
-    """List the services."""
+    """List the services.
+
+    A narrow terminal shows fewer columns; `agentmgr status` has them all.
+    """
 
     async def show() -> None:
         await _show(cli, status, tags, name, output)
@@ -44,6 +47,7 @@ async def _show(cli: Cli, status: str | None, tags: str, name: str | None, outpu
             ["name", "status", "health", "instances", "sessions", "restarts", "cpu", "memory", "tags", "up"],
             [_row(service) for service in services],
             empty="no services" if status or tags or name else "no services are registered",
+            spare=["tags", "memory", "cpu", "restarts", "sessions", "up"],
         )
 
 

@@ -26,13 +26,21 @@ _COLORS = {
 }
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """`empty` is said on stderr when there is nothing to show, so that a pipe gets nothing."""
+_WHOLE = 10  #: a column that is at most so wide is not folded
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, spare: Sequence[str] = ()
+) -> None:
+    """`empty` is said on stderr when there is nothing to show, so that a pipe gets nothing.
+
+    The columns in `spare` are left out, in this order, where a terminal has no room for them.
+    """
     texts = [[visible(_text(cell)) for cell in row] for row in rows]
     if not texts:
         note(empty)
     elif on_terminal():
-        _print_rich(columns, texts)
+        _print_rich(columns, texts, spare)
     else:
         _print_plain([[column.upper() for column in columns], *texts])
 
@@ -141,18 +149,27 @@ def _print_plain(lines: Sequence[Sequence[str]]) -> None:
         say("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str]) -> None:
     from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    console = Console()
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+    shown = list(range(len(columns)))
+    for column in map(columns.index, spare):
+        if sum(widths[number] + 2 for number in shown) > console.width:  # each has an edge or a gap of two
+            shown.remove(column)
+    # A word such as `running` stays whole, as long as the longer texts have room to be folded in.
+    room = console.width - sum(min(widths[number], _WHOLE) + 2 for number in shown)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), header_style="bold")
+    for number in shown:
+        table.add_column(columns[number], overflow="fold", no_wrap=room >= 0 and widths[number] <= _WHOLE)
     for row in rows:
-        table.add_row(*(Text(cell, style=_COLORS.get(cell, "")) for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(row[number], style=_COLORS.get(row[number], "")) for number in shown))
+    console.print(table)
 
 
 def _coloured(text: str) -> str:

@@ -69,7 +69,9 @@ async def _say_what_happens(cli: Cli, *, task_status: trio.TaskStatus[None]) -> 
         task_status.started()
         with suppress(AgentManagerError):  # the manager has ended
             async for event in events:
-                name = names.get(event.service_id or "", "a new service")
+                if event.service_id is not None and event.service_id not in names:  # it was just registered
+                    names |= {service.service_id: service.name for service in await client.list_services()}
+                name = names.get(event.service_id or "", "a service")  # gone already
                 if line := _in_words(event, name):
                     note(line + (await _sessions_left(client, name) if name in names.values() else ""))
 

@@ -64,3 +64,18 @@ def test_what_is_waited_for_is_said_on_a_terminal(shell: Any) -> None:
         assert stopped.splitlines()[-1] == "one is stopped"
         assert "starting" not in shell("start", "one").stderr, "a pipe gets the answer only"
         assert "instance 0: stopping" in on_terminal(shell, "shutdown")
+
+
+def test_a_table_has_fewer_columns_on_a_narrow_terminal_and_no_broken_words(here: Any) -> None:
+    here.ok("register", "my-echo-agent", "my_agent.py", "--tags", "echo,demo")
+    for columns in ("200", "80", "40"):
+        shown = on_terminal(here, "list", COLUMNS=columns)
+        assert {"stopped", "unknown", "0/1"} <= set(shown.split()), shown
+        assert ("demo, echo" in shown) == (columns == "200")
+        assert ("my-echo-agent" in shown) == (columns != "40"), "it is folded when no more columns can go"
+
+
+def test_a_service_that_was_just_registered_is_called_by_its_name(shell: Any) -> None:
+    shown = on_terminal(shell, "register", "one", "my_agent.py", "--auto-start")
+    assert "one, instance 0: starting" in shown
+    assert "a service" not in shown

@@ -363,12 +363,16 @@ class Relay:
             await self._stalled_changed.wait()
             self._stalled_changed = trio.Event()
             while self._stalled:
-                await trio.sleep(self._stall_timeout_s / 20)
-                overdue = trio.current_time() - self._stall_timeout_s
-                # The longest first: a side that cannot get rid of its answers soon stops reading too.
-                for flow in sorted(self._stalled, key=lambda flow: flow.stalled_since or math.inf):
-                    if flow.stalled_since is not None and flow.stalled_since <= overdue:
-                        reader = flow.back.name
-                        of_service = reader == "backend"
-                        reason = f"the {reader} does not read"
+                due = trio.current_time() + self._stall_timeout_s / 20
+                await trio.sleep_until(due)
+                now = trio.current_time()
+                for flow in tuple(self._stalled):
+                    assert flow.stalled_since is not None
+                    # Time in which this process was stopped or had no processor is no fault of the others.
+                    flow.stalled_since += now - due
+                    if now - flow.stalled_since >= self._stall_timeout_s:
+                        # Who cannot get rid of its answers soon stops reading too. An instance that waits for
+                        # its client is not at fault: else one client could have instances ejected.
+                        of_service = not flow.tunnel.from_backend.pending
+                        reason = f"the {'backend' if of_service else 'client'} does not read"
                         flow.tunnel.end(Ending("gateway", 1013, reason, services_fault=of_service))

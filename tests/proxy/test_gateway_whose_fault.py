@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -91,6 +92,46 @@ async def test_it_is_not_the_services(lab: Lab, deed: Deed, facts: dict[str, Any
         await deed(stage, await stage.open())
         [end] = await stage.witness.ends()
         assert not end.failed, end
+
+
+def waits_to_send(stage: Stage) -> bool:
+    """Whether the instance has not read all that its client has sent."""
+    return any(connection.tunnel.from_client.pending for connection in stage.gateway.live_connections)
+
+
+async def test_an_instance_that_waits_for_its_client_to_read_is_not_at_fault(lab: Lab) -> None:
+    async def answers_late(stream: trio.SocketStream) -> None:
+        await lab.Peer(stream).until(b"\r\n\r\n")
+        await stream.send_all(lab.switching())
+        await lab.eventually(lambda: waits_to_send(stage))
+        while True:
+            await stream.send_all(frame(2, b"x" * 60_000, masked=False))
+
+    async with lab.gateway(await lab.raw(answers_late), limits=LIMITS) as stage:
+        await floods_and_does_not_read(stage, await stage.open())
+        [end] = await stage.witness.ends()
+        assert (end.code, end.reason, end.failed) == (1013, "the client does not read", False)
+
+
+async def test_time_in_which_this_process_did_not_run_does_not_count(lab: Lab) -> None:
+    """As after SIGSTOP, or on a machine that is too busy."""
+    received = trio.Event()
+
+    async def reads_on(stream: trio.SocketStream) -> None:
+        await lab.Peer(stream).until(b"\r\n\r\n")
+        await stream.send_all(lab.switching())
+        await lab.eventually(lambda: waits_to_send(stage))
+        time.sleep(3 * LIMITS.stall_timeout_s)  # noqa: ASYNC251  (it stops the whole process)
+        async for _ in stream:
+            received.set()
+
+    async with lab.gateway(await lab.raw(reads_on), limits=LIMITS) as stage:
+        peer = await stage.open()
+        stage.nursery.start_soon(floods_and_does_not_read, stage, peer)
+        await received.wait()
+        await lab.eventually(lambda: not waits_to_send(stage))
+        assert stage.witness.closed == []
+        stage.nursery.cancel_scope.cancel()
 
 
 def closing(code: int | None) -> bytes:

@@ -64,7 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m agentmgr.agent", description="Serves an agent file.")
     parser.add_argument("path", metavar="FILE", help="agent.py, agent.py:NAME or package.module:NAME")
     parser.add_argument("--fd", type=int, help="an inherited socket that listens already")
-    parser.add_argument("--lifeline-fd", type=int, help="a pipe; at its end the manager is gone")
+    parser.add_argument(
+        "--lifeline-fd",
+        "--manager-fd",  # from a manager before 0.2 that runs on while this package is replaced
+        type=int,
+        help="a pipe; at its end of file the manager is gone, and this process ends",
+    )
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--runtime", default=defaults.runtime, choices=list(Runtime))

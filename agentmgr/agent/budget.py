@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from attrs import define, field
 
+from ..protocol import ErrorCode
 from .incoming import BadInput
 
 
@@ -48,7 +49,7 @@ class Budget:
         """Raises `BadInput`: `host_full`."""
         if not self.make_room(size):
             raise BadInput(
-                "host_full",
+                ErrorCode.HOST_FULL,
                 f"this agent keeps as much for its clients as it may ({self.limit / 2**20:g} MiB); "
                 "send it again later, when other turns and sessions have ended",
             )

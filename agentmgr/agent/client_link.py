@@ -15,8 +15,9 @@ from typing import Any
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
+from .. import protocol
 from ..core.consent import AGAIN, yes_or_no
-from . import events
+from ..protocol import EndReason, ErrorCode, LossReason, NoticeCode
 from .answers import Answers, StateRequests
 from .drain import FIRST_FRAME_S, LINGER_S, Drain
 from .events import Event, addressed, encode
@@ -94,7 +95,7 @@ class ClientLink:
                 if (
                     self._is_at_rest
                 ):  # who comes back for it hears at once that it is over, and begins elsewhere
-                    session.end("restart")
+                    session.end(EndReason.RESTART)
 
     def close(self) -> None:
         """Once its sessions have ended and their ends are told, or soon in any case, `run` returns."""
@@ -117,7 +118,7 @@ class ClientLink:
             try:
                 self._take(text_of(frame, self._max_message_bytes))
             except BadInput as bad:
-                self._refuse(bad, _whose(frame) if bad.code == "too_large" else None)
+                self._refuse(bad, _whose(frame) if bad.code is ErrorCode.TOO_LARGE else None)
             del frame  # it may be large, and the next one may be long in coming
             await self._answers.have_room()
 
@@ -134,7 +135,7 @@ class ClientLink:
             if handler is not None:
                 handler(self, event)
             elif event.event.startswith("user."):
-                raise BadInput("unknown_event", f"{event.event[:100]} is not an event that is known here")
+                raise BadInput(ErrorCode.UNKNOWN_EVENT, f"there is no event {event.event[:100]}")
         except BadInput as bad:
             self._refuse(bad, event)
 
@@ -150,7 +151,7 @@ class ClientLink:
 
     def _refuse(self, bad: BadInput, event: ClientEvent | None = None) -> None:
         content = {"code": bad.code, **bad.details, "message": str(bad)}
-        refusal = Event(events.ERROR, content, step_id=event.step_id if event else None)
+        refusal = Event(protocol.ERROR, content, step_id=event.step_id if event else None)
         self._tell(refusal, session_id=event.session_id if event else None)
 
     def _create_session(self, event: ClientEvent) -> None:
@@ -164,12 +165,14 @@ class ClientLink:
         session = self._known_session(event)
         step_id = event.find("step_id")
         if not isinstance(step_id, str):
-            raise BadInput("invalid_field", "user.response needs the step_id of the question")
+            raise BadInput(ErrorCode.INVALID_FIELD, "user.response needs the step_id of the question")
         session.answer(step_id, event.content)
 
     def _cancel(self, event: ClientEvent) -> None:
         if not self._known_session(event).cancel(step_id=event.step_id):
-            self._tell(Event(events.NOTICE, {"code": "nothing_running", "message": "no turn is running"}))
+            self._tell(
+                Event(protocol.NOTICE, {"code": NoticeCode.NOTHING_RUNNING, "message": "no turn is running"})
+            )
 
     def _ack(self, event: ClientEvent) -> None:
         for session, reader in self._attached.items():  # also one that has just ended
@@ -182,17 +185,17 @@ class ClientLink:
     def _reconnect(self, event: ClientEvent) -> None:
         session_id = event.find("session_id")
         if not isinstance(session_id, str):
-            raise BadInput("invalid_field", f"{event.event} needs a session_id")
+            raise BadInput(ErrorCode.INVALID_FIELD, f"{event.event} needs a session_id")
         session = self._sessions.find(session_id, self._client)
         last_seq = sequence_number(event, "last_seq")
         old = self._attached.pop(session, None)
         if old is not None:
             session.detach(old)
         reader = self._attach(session, after=last_seq)
-        if event.event == "user.reconnect_with_state":
-            self._tell_state(session, event, events.STATE_RESTORED)
+        if event.event == protocol.RECONNECT_WITH_STATE:
+            self._tell_state(session, event, protocol.STATE_RESTORED)
         notice = {
-            "code": "resumed",
+            "code": NoticeCode.RESUMED,
             "message": "the session goes on",
             "replay_from": max(reader.sent + 1, session.buffer.first_seq),
             "last_seq": session.buffer.last_seq,
@@ -200,13 +203,13 @@ class ClientLink:
         }
         if (missed := reader.gap()) is not None:
             notice |= _describe(missed)
-        self._tell(Event(events.NOTICE, notice), session_id=session.id)
+        self._tell(Event(protocol.NOTICE, notice), session_id=session.id)
 
     def _request_state(self, event: ClientEvent) -> None:
         session = self._known_session(event)
         self._states.add(session, event, self._nursery)
 
-    def _tell_state(self, session: Session, event: ClientEvent, name: str = events.STATE_EXPORTED) -> None:
+    def _tell_state(self, session: Session, event: ClientEvent, name: str = protocol.STATE_EXPORTED) -> None:
         text = addressed(encode(Event(name, session.snapshot()), session_id=session.id), self.id)
         try:
             self._sessions.budget.require(len(text))
@@ -216,7 +219,7 @@ class ClientLink:
             self._send(text)
 
     def _ping(self, event: ClientEvent) -> None:
-        self._tell(Event(events.PONG, event.content or ""))
+        self._tell(Event(protocol.PONG, event.content or ""))
 
     def _session_for(self, session_id: str | None) -> Session:
         """The session a message is for: the one it names, the connection's, or a new one."""
@@ -235,12 +238,12 @@ class ClientLink:
         if session_id is None and self._current is not None and not self._current.ended:
             return self._current
         if not isinstance(session_id, str):
-            raise no_session("unknown", "there is no session yet; user.create_session makes one")
+            raise no_session(LossReason.UNKNOWN, "there is no session yet; user.create_session makes one")
         return self._sessions.find(session_id, self._client)
 
     def _attach_new(self) -> Session:
         if self._is_late:
-            raise BadInput("draining", "this agent is about to end and begins no session; connect again")
+            raise BadInput(ErrorCode.DRAINING, "this agent ends soon and begins no session; connect again")
         self._check_room()
         session = self._sessions.create(self._client)
         self._attach(session, after=0)
@@ -256,14 +259,14 @@ class ClientLink:
 
     def _check_room(self) -> None:
         if len(self._attached) >= MAX_SESSIONS:
-            raise BadInput("max_sessions", f"one connection serves at most {MAX_SESSIONS} sessions")
+            raise BadInput(ErrorCode.MAX_SESSIONS, f"one connection serves at most {MAX_SESSIONS} sessions")
 
     def _lose(self, session: Session) -> None:
         del self._attached[session]
         if self._current is session:
             self._current = None
-        notice = {"code": "taken_over", "message": "the session goes on in another connection"}
-        self._tell(Event(events.NOTICE, notice), session_id=session.id)
+        notice = {"code": NoticeCode.TAKEN_OVER, "message": "the session goes on in another connection"}
+        self._tell(Event(protocol.NOTICE, notice), session_id=session.id)
 
     # To the client.
 
@@ -322,7 +325,7 @@ class ClientLink:
         while (found := self._next_item()) is not None:
             session, item = found
             if isinstance(item, Gap):
-                notice = Event(events.NOTICE, _describe(item))
+                notice = Event(protocol.NOTICE, _describe(item))
                 return addressed(encode(notice, session_id=session.id), self.id)
             if not self._plain:
                 return addressed(item, self.id)
@@ -355,7 +358,7 @@ class ClientLink:
     def _say_hello(self) -> None:
         if not self._greeted:
             self._greeted = True
-            self._tell(Event(events.CONNECTED, {"connection_id": self.id}))
+            self._tell(Event(protocol.CONNECTED, {"connection_id": self.id}))
 
     async def _greet(self) -> None:
         with trio.move_on_after(GREETING_DELAY_S):
@@ -369,7 +372,7 @@ class ClientLink:
             await trio.sleep(HEARTBEAT_S)
             # An idle limit on the way counts these too; they must not keep alive who has gone quiet for good.
             if trio.current_time() < self._heard + QUIET_S or any(s.busy for s in self._attached):
-                self._tell(Event(events.HEARTBEAT))
+                self._tell(Event(protocol.HEARTBEAT))
 
     def wake(self) -> None:
         """There may be something to write, or a reason to end."""
@@ -386,7 +389,7 @@ def _whose(frame: str | bytes) -> ClientEvent | None:
 
 def _describe(gap: Gap) -> Mapping[str, Any]:
     return {
-        "code": "gap",
+        "code": NoticeCode.GAP,
         "message": f"events {gap.first} to {gap.last} are no longer held",
         "missing_from": gap.first,
         "missing_to": gap.last,
@@ -394,13 +397,13 @@ def _describe(gap: Gap) -> Mapping[str, Any]:
 
 
 _HANDLERS: Mapping[str, Callable[[ClientLink, ClientEvent], None]] = {
-    "user.create_session": ClientLink._create_session,
-    "user.message": ClientLink._message,
-    "user.response": ClientLink._response,
-    "user.cancel": ClientLink._cancel,
-    "user.ack": ClientLink._ack,
-    "user.reconnect": ClientLink._reconnect,
-    "user.reconnect_with_state": ClientLink._reconnect,
-    "user.request_state": ClientLink._request_state,
-    "ping": ClientLink._ping,
+    protocol.CREATE_SESSION: ClientLink._create_session,
+    protocol.MESSAGE: ClientLink._message,
+    protocol.RESPONSE: ClientLink._response,
+    protocol.CANCEL: ClientLink._cancel,
+    protocol.ACK: ClientLink._ack,
+    protocol.RECONNECT: ClientLink._reconnect,
+    protocol.RECONNECT_WITH_STATE: ClientLink._reconnect,
+    protocol.REQUEST_STATE: ClientLink._request_state,
+    protocol.PING: ClientLink._ping,
 }

@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import trio
 
 from ..core.proof import proof
+from ..protocol import COME_BACK, GOING_AWAY
 from .session_registry import SessionRegistry
 
 LINGER_S = 0.2
@@ -29,7 +30,6 @@ CLOSES_PER_S = 1000.0
 """On average. Clients that are closed together should not come back as one wave."""
 MAX_WAIT_S = 5.0
 
-GOING_AWAY, COME_BACK = 1001, 1012
 _REASONS = {GOING_AWAY: "the service is being stopped", COME_BACK: "the agent restarts; come back"}
 
 

@@ -1,6 +1,6 @@
-"""What goes over the wire to a client: the names of the events, and their envelope.
+"""Makes events and their envelopes, as `agentmgr.protocol` describes them.
 
-An author may `yield` what the functions at the end make, or hand it to `session.emit`.
+An agent may `yield` what the functions at the end make, or pass it to `session.emit`.
 """
 
 from __future__ import annotations
@@ -12,29 +12,7 @@ from typing import Any
 from attrs import Factory, frozen
 
 from .. import jsontext
-
-CONNECTED = "system.connected"
-HEARTBEAT = "system.heartbeat"
-NOTICE = "system.notice"
-ERROR = "system.error"
-PONG = "pong"
-
-SESSION_CREATED = "agent.session_created"
-SESSION_END = "agent.session_end"
-STATE_EXPORTED = "agent.state_exported"  #: answers `user.request_state`
-STATE_RESTORED = "agent.state_restored"  #: answers `user.reconnect_with_state`
-THINKING = "agent.thinking"
-TOOL_CALL = "agent.tool_call"
-TOOL_RESULT = "agent.tool_result"
-PARTIAL_ANSWER = "agent.partial_answer"
-FINAL_ANSWER = "agent.final_answer"
-USER_CONFIRM = "agent.user_confirm"
-AGENT_ERROR = "agent.error"
-TIMEOUT = "agent.timeout"
-INTERRUPTED = "agent.interrupted"
-
-TURN_ENDS = frozenset({FINAL_ANSWER, AGENT_ERROR, TIMEOUT, INTERRUPTED})
-"""Each turn ends with exactly one of these."""
+from ..protocol import FINAL_ANSWER, PARTIAL_ANSWER, THINKING, TOOL_CALL, TOOL_RESULT
 
 
 @frozen

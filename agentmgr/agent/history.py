@@ -10,9 +10,8 @@ import json
 import sys
 from typing import Any
 
-from .. import jsontext
+from .. import jsontext, protocol
 from ..boundary import Failure, attempt
-from . import events
 from .events import Event
 from .limits import ENTRY_BYTES, HISTORY_BYTES, MAX_HISTORY, SHOWN_HISTORY_BYTES, STATE_BYTES
 from .turn import Turn
@@ -24,7 +23,7 @@ MAX_DEPTH = jsontext.MAX_DEPTH_SAID - 8  # of a value inside an event
 def remember(history: list[dict[str, Any]], turn: Turn, end: Event) -> tuple[int, int]:
     """Adds a turn. Returns how many older entries made room for it, and the bytes of all that are left."""
     history.append(_entry("user", turn.message.content))
-    if end.event == events.FINAL_ANSWER:
+    if end.event == protocol.FINAL_ANSWER:
         history.append(_entry("assistant", end.content, truncated=bool(end.metadata.get("truncated"))))
     elif streamed := turn.streamed:
         entry = _entry("assistant", streamed, truncated=turn.truncated)

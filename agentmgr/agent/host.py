@@ -24,7 +24,7 @@ from .server import AgentServer
 from .session_registry import SessionRegistry
 
 SHUTDOWN_TIMEOUT_S = 5.0
-"""For clients to be told and `on_session_end` to run; the supervisor's own patience is 10 s by default."""
+"""For close frames and `on_session_end`. A supervisor waits 10 s by default before it kills."""
 
 logger = logging.getLogger("agentmgr.agent")
 
@@ -45,7 +45,7 @@ class HostOptions:
     allowed_origins: tuple[str, ...] | None = None  #: pages that may connect; None: those of this machine
     open_beyond_loopback: bool = False  #: where `host` is more than loopback, any machine may connect
     instance_id: str = ""  #: under which a manager knows this process
-    lifeline_fd: int | None = None  #: a pipe; at its end the manager is gone, and this process goes too
+    lifeline_fd: int | None = None  #: a pipe; at its end of file the manager is gone, and this process ends
     log_level: str = "INFO"
 
 
@@ -102,7 +102,7 @@ async def _serve(
         async with trio.open_nursery() as serving:
             serving.start_soon(server.serve, listener)
             if options.lifeline_fd is not None:
-                # Not in `serving`, whose end waits for those that still talk, not for the manager's.
+                # Not in `serving`: that ends when the last client is gone, whatever the manager does.
                 nursery.start_soon(_end_with_the_manager, options.lifeline_fd)
             logger.info("%s is served at %s", options.path, _url(listener))
             task_status.started(_url(listener))
@@ -147,9 +147,9 @@ async def open_listener(options: HostOptions) -> trio.SocketListener:
 
 
 async def _end_with_the_manager(pipe: int) -> None:
-    """Nobody writes into it: readable means that the other end is closed."""
+    """The manager writes nothing into it: it becomes readable when the other end is closed."""
     await trio.lowlevel.wait_readable(pipe)
-    logger.warning("the manager is gone, and this agent is to end with it")
+    logger.warning("the manager has ended; this agent ends with it (on_manager_death = die)")
     os.kill(os.getpid(), signal.SIGTERM)
 
 

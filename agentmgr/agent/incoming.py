@@ -8,17 +8,18 @@ from typing import Any
 from attrs import frozen
 
 from .. import jsontext
+from ..protocol import MESSAGE, PING, ErrorCode
 from .limits import MAX_ID_CHARS
 from .weight import weigh
 
 
 class BadInput(Exception):
-    """A frame that cannot be taken. The connection goes on; the client is told `code` and the message.
+    """A frame that cannot be taken. The connection goes on; the client gets `code` and the message.
 
     `details` are more fields for programs, beside those two.
     """
 
-    def __init__(self, code: str, message: str, **details: str) -> None:
+    def __init__(self, code: ErrorCode, message: str, **details: str) -> None:
         super().__init__(message)
         self.code = code
         self.details = details
@@ -46,13 +47,13 @@ def text_of(frame: str | bytes, max_bytes: int) -> str:
     """The text of a frame. Raises `BadInput`: `not_utf8`, `too_large` (0: no limit)."""
     size = len(frame) if isinstance(frame, bytes) or frame.isascii() else len(frame.encode())
     if max_bytes and size > max_bytes:
-        raise BadInput("too_large", f"a message of {size} bytes is over the limit of {max_bytes}")
+        raise BadInput(ErrorCode.TOO_LARGE, f"a message of {size} bytes is over the limit of {max_bytes}")
     if isinstance(frame, str):
         return frame
     try:
         return frame.decode()
     except UnicodeDecodeError:
-        raise BadInput("not_utf8", "a message must be text in UTF-8") from None
+        raise BadInput(ErrorCode.NOT_UTF8, "a message must be text in UTF-8") from None
 
 
 def looks_like_an_event(text: str) -> bool:
@@ -65,25 +66,25 @@ def parse(text: str) -> ClientEvent:
     try:
         fields = jsontext.parse(text)
     except jsontext.TooDeep as error:
-        raise BadInput("too_deep", str(error)) from None
+        raise BadInput(ErrorCode.TOO_DEEP, str(error)) from None
     except jsontext.NotJson as error:
-        raise BadInput("invalid_json", str(error)) from None
+        raise BadInput(ErrorCode.INVALID_JSON, str(error)) from None
     if not isinstance(fields, dict):
-        raise BadInput("invalid_event", "an event is a JSON object")
+        raise BadInput(ErrorCode.INVALID_EVENT, "an event is a JSON object")
 
     name = fields.get("event")
     if name is None and fields.get("type") == "ping":
-        name = "ping"
+        name = PING
     if not isinstance(name, str):
-        raise BadInput("invalid_event", 'an event names itself, as in {"event": "user.message"}')
+        raise BadInput(ErrorCode.INVALID_EVENT, f'an event needs a name, as in {{"event": "{MESSAGE}"}}')
     for field in ("session_id", "step_id"):
         if not isinstance(fields.get(field), str | None):
-            raise BadInput("invalid_field", f"{field} must be a string")
+            raise BadInput(ErrorCode.INVALID_FIELD, f"{field} must be a string")
         if len(fields.get(field) or "") > MAX_ID_CHARS:
-            raise BadInput("invalid_field", f"{field} must have at most {MAX_ID_CHARS} characters")
+            raise BadInput(ErrorCode.INVALID_FIELD, f"{field} must have at most {MAX_ID_CHARS} characters")
     metadata = fields.get("metadata")
     if not isinstance(metadata, dict | None):
-        raise BadInput("invalid_field", "metadata must be an object")
+        raise BadInput(ErrorCode.INVALID_FIELD, "metadata must be an object")
     content = fields.get("content")
     return ClientEvent(
         name, fields.get("session_id"), fields.get("step_id"), content, metadata or {}, fields, weigh(fields)
@@ -100,5 +101,5 @@ def sequence_number(event: ClientEvent, name: str) -> int:
         tail = str(last_event_id).rpartition("-")[2]
         value = int(tail) if tail.isascii() and tail.isdigit() and len(tail) < 19 else None
     if type(value) is not int or value < 0:
-        raise BadInput("invalid_field", f"{name} must be a whole number, 0 or more")
+        raise BadInput(ErrorCode.INVALID_FIELD, f"{name} must be a whole number, 0 or more")
     return value

@@ -23,6 +23,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 
 from ..boundary import Failure, contain, report
 from ..core.proof import CONNECTION_HEADER, DRAIN_PATH, HEALTH_PATH, IDENTITY_HEADER
+from ..protocol import AGENT_FAILED, NORMAL, EndReason
 from . import health
 from .adapt import HostedAgent, RawAgent
 from .client_link import ClientLink
@@ -82,7 +83,7 @@ class AgentServer:
         """Takes no more connections and ends the sessions; who is connected is told to come back."""
         self._going_away = True
         self._accepting.cancel()
-        self._sessions.end_all("restart")
+        self._sessions.end_all(EndReason.RESTART)
         for close in list(self._closers):
             close()
 
@@ -127,7 +128,7 @@ class AgentServer:
                 await self._serve_client(link_stream, websocket, client, _link_id(client))
             with trio.move_on_after(CLOSE_TIMEOUT_S):
                 leaving = self._going_away or self._drain.on
-                await websocket.aclose(*(self._drain.farewell if leaving else (1000, None)))
+                await websocket.aclose(*(self._drain.farewell if leaving else (NORMAL, None)))
             nursery.cancel_scope.cancel()
 
     async def _next_upgrade(self, stream: trio.SocketStream) -> tuple[h11.Request | None, bytes]:
@@ -195,7 +196,7 @@ class AgentServer:
             if isinstance(outcome, Failure) and not isinstance(outcome.error, ConnectionClosed):
                 report("serve() failed", outcome.error)
                 with trio.move_on_after(CLOSE_TIMEOUT_S):
-                    await websocket.aclose(1011, "the agent failed")
+                    await websocket.aclose(AGENT_FAILED, "the agent failed")
 
     async def _serve_probe(self, websocket: WebSocketConnection, report: str) -> None:
         with trio.CancelScope() as scope, self._closed_by(scope.cancel):

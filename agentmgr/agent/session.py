@@ -16,9 +16,11 @@ from typing import Any, Protocol
 import trio
 from attrs import Factory, define, evolve
 
+from .. import protocol
 from ..boundary import Failure, attempt, contain, name_of, report
 from ..choices import OnDisconnect, WhenBusy
-from . import events, history
+from ..protocol import EndReason, ErrorCode
+from . import history
 from .budget import Budget, Offer
 from .events import Event, as_event, encode, numbered
 from .incoming import BadInput
@@ -67,7 +69,7 @@ class Session:
         self.buffer = ReplayBuffer(max_events=limits.buffer_events, max_bytes=limits.buffer_bytes)
         self.last_used = trio.current_time()
         self.ended = False
-        self.end_reason = "timeout"
+        self.end_reason = EndReason.TIMEOUT
         self._agent = agent
         self._event_prefix = f"evt_{secrets.token_hex(4)}"
         self._life = trio.CancelScope()
@@ -121,7 +123,7 @@ class Session:
         question = self._questions[step_id] = _Question()
         content = {"tool": tool, "args": args, "message": message, "timeout_s": timeout_s}
         try:
-            await self.emit(events.USER_CONFIRM, content, step_id=step_id)
+            await self.emit(protocol.USER_CONFIRM, content, step_id=step_id)
             with trio.move_on_after(timeout_s):
                 await question.answered.wait()
         finally:
@@ -183,13 +185,13 @@ class Session:
         """
         size += sys.getsizeof(message)
         if step_id is not None and hash(step_id) in self._steps:
-            raise BadInput("duplicate", "a message with this step_id was taken before")
+            raise BadInput(ErrorCode.DUPLICATE, "a message with this step_id was taken before")
         if self._turns and self.limits.when_busy is WhenBusy.REJECT:
-            raise BadInput("busy", "a turn is running; send the message again when it has ended")
+            raise BadInput(ErrorCode.BUSY, "a turn is running; send the message again when it has ended")
         if len(self._turns) > MAX_QUEUED:
-            raise BadInput("queue_full", f"{MAX_QUEUED} messages wait already")
+            raise BadInput(ErrorCode.QUEUE_FULL, f"{MAX_QUEUED} messages wait already")
         if self._turns and size + sum(turn.size for turn in self._turns) > QUEUE_BYTES:
-            raise BadInput("queue_full", f"the messages that wait would have more than {QUEUE_BYTES} bytes")
+            raise BadInput(ErrorCode.QUEUE_FULL, f"the waiting messages would be over {QUEUE_BYTES} bytes")
         self._budget.require(size)
         if self._turns and self.limits.when_busy is WhenBusy.INTERRUPT:
             self.cancel("a newer message")
@@ -207,7 +209,7 @@ class Session:
         turn = self._turns[0] if self._turns else None
         if turn is None or turn.ended_by is not None or step_id not in (None, turn.step_id):
             return False
-        self.publish(Event(events.INTERRUPTED, {"reason": reason}))
+        self.publish(Event(protocol.INTERRUPTED, {"reason": reason}))
         turn.scope.cancel()
         return True
 
@@ -216,10 +218,10 @@ class Session:
         fields = content if isinstance(content, Mapping) else {"confirmed": content}
         approved = fields.get("confirmed", fields.get("approved"))
         if not isinstance(approved, bool):
-            raise BadInput("invalid_field", "content.confirmed must be true or false")
+            raise BadInput(ErrorCode.INVALID_FIELD, "content.confirmed must be true or false")
         question = self._questions.pop(step_id, None)
         if question is None:
-            raise BadInput("unknown_step", "no question with this step_id is open; it counts once")
+            raise BadInput(ErrorCode.UNKNOWN_STEP, "no question with this step_id is open; it counts once")
         question.decision = Decision(approved, fields)
         question.answered.set()
 
@@ -236,11 +238,11 @@ class Session:
             failed = await contain(self._run_turns)
             if isinstance(failed, Failure):
                 self.publish(self._error(failed))
-                self.end_reason = "failed"
+                self.end_reason = EndReason.FAILED
         self._turns.clear()
         self.ended = True
         self._offer()
-        self.publish(Event(events.SESSION_END, {"reason": self.end_reason}))
+        self.publish(Event(protocol.SESSION_END, {"reason": self.end_reason}))
         with trio.move_on_after(HOOK_TIMEOUT_S, shield=True):
             ended = await contain(lambda: self._agent.on_session_end(self))
             if isinstance(ended, Failure):
@@ -261,7 +263,7 @@ class Session:
             self._news()  # also where the event that ends the turn was told long before
             self.on_rest()
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: EndReason) -> None:
         """Ends the session and the turn that runs; the client gets an `agent.session_end` with the reason."""
         self.end_reason = reason
         self._life.cancel()
@@ -280,23 +282,24 @@ class Session:
     async def _work_on(self, turn: Turn) -> Event:
         """The event that ends the turn."""
         if turn.given_up:
-            return Event(events.INTERRUPTED, {"reason": "the host needed its room while the client was away"})
+            reason = "the host needed its room while the client was away"
+            return Event(protocol.INTERRUPTED, {"reason": reason})
         with turn.scope:
             if turn.scope.cancel_called:  # it waited for longer than its client may be away
-                return Event(events.INTERRUPTED, {"reason": "the client went away"})
+                return Event(protocol.INTERRUPTED, {"reason": "the client went away"})
             limit = self.limits.turn_timeout or math.inf
             with trio.move_on_after(limit) as clock:
                 answer = await contain(lambda: self._agent.on_message(self, turn.message))
                 if isinstance(answer, Failure):
                     return self._error(answer)
                 if answer is not None:
-                    return Event(events.FINAL_ANSWER, answer)
+                    return Event(protocol.FINAL_ANSWER, answer)
                 return Event(
-                    events.FINAL_ANSWER, turn.streamed, {"truncated": True} if turn.truncated else {}
+                    protocol.FINAL_ANSWER, turn.streamed, {"truncated": True} if turn.truncated else {}
                 )
             if clock.cancelled_caught:
-                return Event(events.TIMEOUT, {"timeout_s": limit})
-        return Event(events.INTERRUPTED, {"reason": "the client went away"})
+                return Event(protocol.TIMEOUT, {"timeout_s": limit})
+        return Event(protocol.INTERRUPTED, {"reason": "the client went away"})
 
     def _remember(self, turn: Turn, end: Event) -> None:
         if not turn.given_up:
@@ -315,7 +318,7 @@ class Session:
 
     def _encode(self, event: Event) -> bytes:
         turn = self._turns[0] if self._turns else None
-        if turn is not None and event.event in events.TURN_ENDS:
+        if turn is not None and event.event in protocol.TURN_ENDS:
             event = evolve(event, step_id=turn.step_id)  # how a client knows which of its messages it ends
         return encode(event, session_id=self.id, step_id=turn.step_id if turn else None)
 
@@ -327,9 +330,9 @@ class Session:
         seq = self.buffer.last_seq + 1
         self.buffer.append(numbered(text, seq, f"{self._event_prefix}-{seq}"))
         if turn is not None:
-            if event.event == events.PARTIAL_ANSWER and isinstance(event.content, str):
+            if event.event == protocol.PARTIAL_ANSWER and isinstance(event.content, str):
                 turn.stream(event.content)
-            elif event.event in events.TURN_ENDS:
+            elif event.event in protocol.TURN_ENDS:
                 turn.ended_by = event.event
                 # `history` is the author's to change, and so need not be a list any more.
                 remembered = attempt(lambda: self._remember(turn, event))
@@ -349,7 +352,7 @@ class Session:
         if not isinstance(why, str):
             why = f"its log has the details under {error_id}"
         text = f"the agent failed with {name}; {why}"
-        return Event(events.AGENT_ERROR, {"error_id": error_id, "type": name, "message": text})
+        return Event(protocol.AGENT_ERROR, {"error_id": error_id, "type": name, "message": text})
 
     async def _wait_for_client(self, size: int) -> None:
         # First for its acknowledgements, if it gives any: what is on the way could still get lost. One that

@@ -6,27 +6,28 @@ import re
 import secrets
 from collections import OrderedDict
 
+from ..protocol import EndReason, ErrorCode, LossReason
 from .incoming import BadInput
 from .limits import MAX_REMEMBERED_ENDS
 from .session import Session
 
 _OURS = re.compile(r"ses_[0-9a-f]{32,}(\.[\w:.-]+)?")
 _MESSAGES = {
-    "ended": "the session has ended",
-    "expired": "the session expired: it had been without a connection for longer than its service allows",
-    "instance_lost": "the session was lost with the instance that held it, which has ended or was restarted",
-    "unknown": "there is no such session; it may have ended",
+    LossReason.ENDED: "the session has ended",
+    LossReason.EXPIRED: "the session expired: it was without a connection for longer than the service allows",
+    LossReason.INSTANCE_LOST: "the session was lost with its instance, which has ended or was restarted",
+    LossReason.UNKNOWN: "there is no such session; it may have ended",
 }
-_REASON_OF_END = {"timeout": "expired", "restart": "instance_lost"}  #: any other is `ended`
+# Every other end is `ended`.
+_REASON_OF_END = {EndReason.TIMEOUT: LossReason.EXPIRED, EndReason.RESTART: LossReason.INSTANCE_LOST}
 
 
-def no_session(reason: str, message: str = "") -> BadInput:
-    """`reason`: `ended`, `expired`, `instance_lost`, or `unknown`."""
-    return BadInput("session_not_found", message or _MESSAGES[reason], reason=reason)
+def no_session(reason: LossReason, message: str = "") -> BadInput:
+    return BadInput(ErrorCode.SESSION_NOT_FOUND, message or _MESSAGES[reason], reason=reason)
 
 
-def how_it_ended(session: Session) -> str:
-    return _REASON_OF_END.get(session.end_reason, "ended")
+def how_it_ended(session: Session) -> LossReason:
+    return _REASON_OF_END.get(session.end_reason, LossReason.ENDED)
 
 
 class SessionIds:
@@ -39,7 +40,7 @@ class SessionIds:
 
     def __init__(self, instance_id: str) -> None:
         self._end = secrets.token_hex(4) + (f".{instance_id}" if instance_id else "")
-        self._ends: OrderedDict[str, tuple[str | None, str]] = OrderedDict()  # owner and reason
+        self._ends: OrderedDict[str, tuple[str | None, LossReason]] = OrderedDict()  # owner and reason
 
     def new(self) -> str:
         return f"ses_{secrets.token_hex(16)}{self._end}"
@@ -52,6 +53,6 @@ class SessionIds:
     def missing(self, session_id: str, owner: str | None) -> BadInput:
         """What to tell the client `owner` that names it; of another owner's session, nothing but this."""
         if session_id.endswith(self._end):
-            its_owner, reason = self._ends.get(session_id, (owner, "unknown"))
-            return no_session(reason if owner == its_owner else "unknown")
-        return no_session("instance_lost" if _OURS.fullmatch(session_id) else "unknown")
+            its_owner, reason = self._ends.get(session_id, (owner, LossReason.UNKNOWN))
+            return no_session(reason if owner == its_owner else LossReason.UNKNOWN)
+        return no_session(LossReason.INSTANCE_LOST if _OURS.fullmatch(session_id) else LossReason.UNKNOWN)

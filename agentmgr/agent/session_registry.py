@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import trio
 
+from .. import protocol
 from ..boundary import Failure, contain, report
-from . import events
+from ..protocol import EndReason, ErrorCode, LossReason
 from .budget import Budget
 from .events import Event
 from .incoming import BadInput
@@ -59,13 +60,15 @@ class SessionRegistry:
         """Raises `BadInput`: `max_sessions`, `host_full`."""
         assert self._nursery is not None, "run() is not running"
         if self._max_sessions and len(self._sessions) >= self._max_sessions and not self._replace():
-            raise BadInput("max_sessions", f"this agent serves at most {self._max_sessions} sessions at once")
+            raise BadInput(
+                ErrorCode.MAX_SESSIONS, f"this agent serves at most {self._max_sessions} sessions at once"
+            )
         if not self.budget.make_room(SESSION_BYTES) and not self._replace():
             self.budget.require(SESSION_BYTES)
         session = Session(self._ids.new(), self._agent, client, self._limits, self.budget)
         session.on_rest = self.rested
         self._sessions[session.id] = session
-        session.publish(Event(events.SESSION_CREATED, {"session_id": session.id}))
+        session.publish(Event(protocol.SESSION_CREATED, {"session_id": session.id}))
         self._nursery.start_soon(self._live, session, name=repr(session))
         return session
 
@@ -75,12 +78,12 @@ class SessionRegistry:
         if session is None:
             raise self._ids.missing(session_id, client.identity)
         if session.owner != client.identity:
-            raise no_session("unknown")
+            raise no_session(LossReason.UNKNOWN)
         if session.ended:  # its author's hook still runs; it takes no message any more
             raise no_session(how_it_ended(session))
         return session
 
-    def end_all(self, reason: str) -> None:
+    def end_all(self, reason: EndReason) -> None:
         for session in self._sessions.values():
             session.end(reason)
 
@@ -91,7 +94,7 @@ class SessionRegistry:
         if not left:
             return False
         oldest = min(left, key=lambda session: session.last_used)
-        oldest.end("replaced")
+        oldest.end(EndReason.REPLACED)
         self._forget(oldest)
         return True
 

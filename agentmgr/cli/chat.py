@@ -12,6 +12,7 @@ from functools import partial
 import asyncclick as click
 import trio
 
+from .. import protocol
 from ..client.events import AgentEvent, failure_message
 from ..client.session import AgentSession, open_session
 from ..core.consent import AGAIN, yes_or_no
@@ -196,7 +197,7 @@ class Talk:
     async def once(self, session: AgentSession, text: str, interrupts: Interrupts) -> None:
         """Prints the final answer to one message. Raises `TurnFailed`."""
         last = await self._turn(session, text, interrupts)
-        if last.event != "agent.final_answer":
+        if last.event != protocol.FINAL_ANSWER:
             raise TurnFailed(failure_message(last))
         self._screen.answer(last.content)
 
@@ -274,10 +275,10 @@ class Talk:
 
         async with _on_interrupt(interrupts, stop):
             async for last in turn:
-                if last.event != "system.notice":
+                if last.event != protocol.NOTICE:
                     self._pending = None
                 self._screen.show(last)
-                if last.event == "agent.user_confirm":
+                if last.event == protocol.USER_CONFIRM:
                     with trio.CancelScope() as self._question:
                         await session.respond(last, await self._decide(last))
                     if self._question.cancelled_caught:

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from .. import protocol
 from ..client.events import AgentEvent, failure_message
+from ..protocol import NoticeCode
 from .out import painted, say, say_json
 
 
@@ -31,24 +33,24 @@ class Screen:
 
     def _show(self, event: AgentEvent) -> None:
         name, content = event.event, event.content
-        if name == "agent.partial_answer":
+        if name == protocol.PARTIAL_ANSWER:
             say(self._whole(str(content)), lines=True, end="", flush=True)
             self._streamed = True
-        elif name == "agent.final_answer":
+        elif name == protocol.FINAL_ANSWER:
             self._line("" if self._streamed else text_of(content))
-        elif name == "agent.thinking":
+        elif name == protocol.THINKING:
             self.aside(f"… {text_of(content)}")
-        elif name == "agent.tool_call" and isinstance(content, Mapping):
+        elif name == protocol.TOOL_CALL and isinstance(content, Mapping):
             self.aside(f"→ {content.get('tool')} {text_of(content.get('args', ''))}")
-        elif name == "agent.tool_result" and isinstance(content, Mapping):
+        elif name == protocol.TOOL_RESULT and isinstance(content, Mapping):
             self.aside(f"← {text_of(content.get('result', ''))}")
-        elif name in ("agent.error", "agent.timeout", "agent.interrupted", "system.error"):
+        elif name in protocol.TURN_ENDS or name == protocol.ERROR:
             self.aside(failure_message(event))
-        elif name == "system.notice" and event.code == "gap":
+        elif name == protocol.NOTICE and event.code == NoticeCode.GAP:
             self.aside(f"{content.get('message')}")
-        elif name == "system.notice" and event.code == "resumed":
+        elif name == protocol.NOTICE and event.code == NoticeCode.RESUMED:
             self.aside("(connected again)")
-        elif name == "agent.session_end":
+        elif name == protocol.SESSION_END:
             self.aside("(the session has ended)")
 
     def _whole(self, text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import Factory, field, frozen
 
-TURN_ENDS = frozenset({"agent.final_answer", "agent.error", "agent.timeout", "agent.interrupted"})
+from .. import protocol
 
 
 @frozen
@@ -32,9 +32,9 @@ class AgentEvent:
 def failure_message(end: AgentEvent) -> str:
     """One line for a person on why a turn has no answer."""
     content = end.content if isinstance(end.content, Mapping) else {"message": end.content}
-    if end.event == "agent.interrupted":
+    if end.event == protocol.INTERRUPTED:
         return f"the turn was interrupted: {content.get('reason', 'no reason given')}"
-    if end.event == "agent.timeout":
+    if end.event == protocol.TIMEOUT:
         return f"the agent did not answer within {content.get('timeout_s')} s"
     return str(content.get("message") or "the agent failed and gave no reason")
 

@@ -27,8 +27,10 @@ from typing import Any
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
+from .. import protocol
 from ..errors import AgentManagerError, AgentUnreachable, SessionLost, TurnFailed
-from .events import TURN_ENDS, AgentEvent, decode, encode, failure_message
+from ..protocol import ErrorCode, LossReason, NoticeCode
+from .events import AgentEvent, decode, encode, failure_message
 from .transport import CannotConnect, Dial, parse_url, with_connection
 
 CLOSE_TIMEOUT_S = 2.0
@@ -120,7 +122,7 @@ class AgentSession:
         """Sends a message, text or an object, and returns the turn that will answer it."""
         await trio.lowlevel.checkpoint()
         step_id = f"msg_{secrets.token_hex(8)}"
-        self._post("user.message", key=step_id, step_id=step_id, content=content, metadata=metadata or {})
+        self._post(protocol.MESSAGE, key=step_id, step_id=step_id, content=content, metadata=metadata or {})
         return Turn(self, step_id)
 
     async def ask(self, content: Any, *, confirm: Confirm | None = None) -> Any:
@@ -135,12 +137,12 @@ class AgentSession:
         """Answers an `agent.user_confirm`."""
         await trio.lowlevel.checkpoint()
         step_id, answer = question.step_id or "", {**content, "confirmed": approved}
-        self._post("user.response", key=step_id, step_id=step_id, content=answer)
+        self._post(protocol.RESPONSE, key=step_id, step_id=step_id, content=answer)
 
     async def request_state(self) -> None:
         """Asks for the session's state; it comes as an `agent.state_exported`."""
         await trio.lowlevel.checkpoint()
-        self._post("user.request_state")
+        self._post(protocol.REQUEST_STATE)
 
     async def receive(self) -> AgentEvent:
         """The next event, of whatever turn or none.
@@ -164,7 +166,7 @@ class AgentSession:
             try:
                 await self._stay_connected()
             except AgentUnreachable as error:
-                self._failure = error  # told to whoever waits in `receive`
+                self._failure = error  # raised by `receive`
         self._established_once.set()
 
     async def _established(self) -> None:
@@ -216,13 +218,13 @@ class AgentSession:
 
     def _named(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """A gateway before several instances has to know, before it connects us, who holds the session."""
-        return headers if self.session_id is None else [*headers, ("X-Session-Id", self.session_id)]
+        return headers if self.session_id is None else [*headers, (protocol.SESSION_HEADER, self.session_id)]
 
     async def _speak(self, websocket: WebSocketConnection) -> None:
         if self.session_id is None:
-            hello = encode("user.create_session")
+            hello = encode(protocol.CREATE_SESSION)
         else:
-            hello = encode("user.reconnect", session_id=self.session_id, last_seq=self.last_seq)
+            hello = encode(protocol.RECONNECT, session_id=self.session_id, last_seq=self.last_seq)
         async with trio.open_nursery() as nursery:
             try:
                 await websocket.send_message(hello)
@@ -259,14 +261,14 @@ class AgentSession:
                 if asked:
                     return
                 asked = True
-                await websocket.send_message(encode("ping"))
+                await websocket.send_message(encode(protocol.PING))
                 continue
             asked = False
             if not self._takes_in(event):
                 continue
             self._arrived.send_nowait(event)  # at once: a cut must not fall between the books and this
             unacked += 1
-            if unacked >= ACK_EVERY or event.event in TURN_ENDS:
+            if unacked >= ACK_EVERY or event.event in protocol.TURN_ENDS:
                 unacked = 0
                 await self._ack(websocket)
             while self._arrived.statistics().current_buffer_used >= BUFFERED_EVENTS:
@@ -274,15 +276,15 @@ class AgentSession:
                 await self._room.wait()
 
     async def _ack(self, websocket: WebSocketConnection) -> None:
-        await websocket.send_message(encode("user.ack", session_id=self.session_id, seq=self.last_seq))
+        await websocket.send_message(encode(protocol.ACK, session_id=self.session_id, seq=self.last_seq))
 
     def _takes_in(self, event: AgentEvent) -> bool:
         """Keeps the books; False for what a program need not see, or has seen."""
-        if event.event in ("system.connected", "system.heartbeat", "pong"):
+        if event.event in (protocol.CONNECTED, protocol.HEARTBEAT, protocol.PONG):
             return False
-        if event.event == "system.error":
+        if event.event == protocol.ERROR:
             return self._takes_in_error(event)
-        if event.event == "system.notice" and event.code in ("resumed", "gap"):
+        if event.event == protocol.NOTICE and event.code in (NoticeCode.RESUMED, NoticeCode.GAP):
             self.last_seq = max(self.last_seq, event.content.get("missing_to", 0))
             self._resume()
             return True
@@ -290,25 +292,27 @@ class AgentSession:
             if event.seq <= self.last_seq:
                 return False
             self.last_seq = event.seq
-        if event.event == "agent.session_created":
+        if event.event == protocol.SESSION_CREATED:
             if self.session_id is None:
                 self.session_id = event.session_id
                 self._resume()
             return False
-        if event.event in TURN_ENDS:  # whatever was answered or cancelled meanwhile is settled
+        if event.event in protocol.TURN_ENDS:  # whatever was answered or cancelled meanwhile is settled
             for key in [key for key in self._unconfirmed if not key.startswith("msg_")]:
                 del self._unconfirmed[key]
         self._unconfirmed.pop(event.step_id or "", None)
         return True
 
     def _takes_in_error(self, event: AgentEvent) -> bool:
-        if event.code == "session_not_found":
+        if event.code == ErrorCode.SESSION_NOT_FOUND:
             self._failure = _lost(event)
             return False
         sent_again = self._unconfirmed.pop(event.step_id or "", None) is not None
         # A message is sent again after a cut; an event of its turn may have arrived, and settled it, while
         # that was under way. Only we give out its id, so a duplicate is never news.
-        return not (event.code == "duplicate" or (sent_again and event.code == "unknown_step"))
+        return not (
+            event.code == ErrorCode.DUPLICATE or (sent_again and event.code == ErrorCode.UNKNOWN_STEP)
+        )
 
     def _resume(self) -> None:
         if not self._resumed:
@@ -321,7 +325,7 @@ class AgentSession:
 def _lost(event: AgentEvent) -> SessionLost:
     why = event.content.get("message") or "it was restarted, or the session has ended"
     lost = SessionLost(f"the agent knows this session no more: {why}")
-    lost.reason = str(event.content.get("reason") or "unknown")
+    lost.reason = str(event.content.get("reason") or LossReason.UNKNOWN)
     return lost
 
 
@@ -343,22 +347,22 @@ class Turn:
         if self._over:
             raise StopAsyncIteration
         event = await self._session.receive()
-        if event.event in TURN_ENDS or event.event == "system.error":
+        if event.event in protocol.TURN_ENDS or event.event == protocol.ERROR:
             self._over = event.step_id == self.step_id
         return event
 
     async def cancel(self) -> None:
         """Asks the agent to stop; the turn ends with `agent.interrupted`."""
         await trio.lowlevel.checkpoint()
-        self._session._post("user.cancel", key=f"cancel_{self.step_id}", step_id=self.step_id)
+        self._session._post(protocol.CANCEL, key=f"cancel_{self.step_id}", step_id=self.step_id)
 
     async def answer(self, *, confirm: Confirm | None = None) -> Any:
         """The final answer. Raises `TurnFailed` with the reason when there is none."""
         last = AgentEvent("")
         async for last in self:
-            if last.event == "agent.user_confirm":
+            if last.event == protocol.USER_CONFIRM:
                 approved = confirm(last) if confirm is not None else False
                 await self._session.respond(last, await approved if isawaitable(approved) else approved)
-        if last.event == "agent.final_answer":
+        if last.event == protocol.FINAL_ANSWER:
             return last.content
         raise TurnFailed(failure_message(last))

@@ -15,6 +15,7 @@ from typing import Any
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
+from .. import protocol
 from ..agent.adapt import HostedAgent, adapt
 from ..agent.door import Door
 from ..agent.limits import HOST_BYTES, SessionLimits
@@ -107,7 +108,7 @@ class BareClient:
         except ConnectionClosed:
             raise trio.EndOfChannel from None
         self.events.append(event)
-        if event["event"] == "agent.session_created":
+        if event["event"] == protocol.SESSION_CREATED:
             self.session_id = event["session_id"]
         return event
 
@@ -119,13 +120,13 @@ class BareClient:
 
     async def ask(self, content: Any, **fields: Any) -> dict[str, Any]:
         """Sends a message and returns the event that ends its turn."""
-        await self.say("user.message", content=content, **fields)
-        return await self.until("agent.final_answer", "agent.error", "agent.timeout", "agent.interrupted")
+        await self.say(protocol.MESSAGE, content=content, **fields)
+        return await self.until(*protocol.TURN_ENDS)
 
     async def open(self) -> str:
         """Begins a session and returns its id."""
-        await self.say("user.create_session")
-        return str((await self.until("agent.session_created"))["session_id"])
+        await self.say(protocol.CREATE_SESSION)
+        return str((await self.until(protocol.SESSION_CREATED))["session_id"])
 
 
 @asynccontextmanager

@@ -10,10 +10,10 @@ from google.genai import types
 from agentmgr.agent.adapt import needs
 from agentmgr.agent.load import load
 from agentmgr.models import Runtime
+from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client, hosted
 
 ASYNCIO = {"runtime": Runtime.ASYNCIO}
-ENDS = ("agent.final_answer", "agent.error", "agent.interrupted")
 
 
 class ScriptedModel(BaseLlm):
@@ -93,7 +93,7 @@ async def test_a_tool_that_requires_confirmation_asks_the_person(approved, ran):
         assert question["content"]["tool"] == "remove"
         assert question["content"]["args"] == {"path": "a"}
         await client.say("user.response", step_id=question["step_id"], content={"confirmed": approved})
-        assert (await client.until(*ENDS))["event"] == "agent.final_answer"
+        assert (await client.until(*TURN_ENDS))["event"] == "agent.final_answer"
     assert removed == ran
 
 
@@ -103,7 +103,7 @@ async def test_a_cancel_stops_the_turn_and_the_next_one_runs():
         await client.say("user.message", content="go")
         await client.until("agent.partial_answer")
         await client.say("user.cancel")
-        assert (await client.until(*ENDS))["event"] == "agent.interrupted"
+        assert (await client.until(*TURN_ENDS))["event"] == "agent.interrupted"
         model.hang = False
         assert (await client.ask("again"))["content"] == "three"
 

@@ -20,10 +20,10 @@ from langgraph.types import interrupt
 
 from agentmgr.agent.adapt import needs
 from agentmgr.models import Runtime
+from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client, hosted
 
 ASYNCIO = {"runtime": Runtime.ASYNCIO}
-ENDS = ("agent.final_answer", "agent.error", "agent.interrupted")
 
 
 def said(client, name):
@@ -110,7 +110,7 @@ async def test_an_interrupt_asks_the_person(approved, answer):
             question = await client.until("agent.user_confirm")
             assert question["content"]["message"] == "Really book?"
             await client.say("user.response", step_id=question["step_id"], content={"confirmed": approved})
-            assert (await client.until(*ENDS))["content"] == answer
+            assert (await client.until(*TURN_ENDS))["content"] == answer
 
 
 async def test_the_middlewares_questions_are_answered_in_its_words():
@@ -132,7 +132,7 @@ async def test_the_middlewares_questions_are_answered_in_its_words():
                 assert question["content"]["args"] == {"path": path}
                 answer = {"confirmed": path == "a"}
                 await client.say("user.response", step_id=question["step_id"], content=answer)
-            await client.until(*ENDS)
+            await client.until(*TURN_ENDS)
     assert seen == [{"decisions": [{"type": "approve"}, {"type": "reject"}]}]
 
 
@@ -171,7 +171,7 @@ async def test_a_cancel_stops_the_graph():
         await client.say("user.message", content="go")
         assert await trio.to_thread.run_sync(started.wait, 5)
         await client.say("user.cancel")
-        assert (await client.until(*ENDS))["event"] == "agent.interrupted"
+        assert (await client.until(*TURN_ENDS))["event"] == "agent.interrupted"
         assert await trio.to_thread.run_sync(stopped.wait, 5)
 
 

@@ -11,10 +11,10 @@ from pydantic_ai.models.test import TestModel
 
 from agentmgr.agent.adapt import needs
 from agentmgr.models import Runtime
+from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client, hosted
 
 ASYNCIO = {"runtime": Runtime.ASYNCIO}
-ENDS = ("agent.final_answer", "agent.error", "agent.interrupted")
 
 
 def said(client, name):
@@ -87,7 +87,7 @@ async def test_a_tool_that_needs_approval_asks_the_person(approved, ran):
         assert question["content"]["tool"] == "remove"
         assert question["content"]["args"] == {"path": "a"}
         await client.say("user.response", step_id=question["step_id"], content={"confirmed": approved})
-        assert (await client.until(*ENDS))["event"] == "agent.final_answer"
+        assert (await client.until(*TURN_ENDS))["event"] == "agent.final_answer"
     assert removed == ran
 
 
@@ -107,7 +107,7 @@ async def test_a_cancel_stops_the_model():
             await client.say("user.message", content="go")
             await client.until("agent.partial_answer")
             await client.say("user.cancel")
-            assert (await client.until(*ENDS))["event"] == "agent.interrupted"
+            assert (await client.until(*TURN_ENDS))["event"] == "agent.interrupted"
             assert await trio.to_thread.run_sync(stopped.wait, 5)
 
 

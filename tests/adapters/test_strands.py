@@ -6,10 +6,10 @@ from strands.models import Model
 from agentmgr.agent.adapt import adapt, needs
 from agentmgr.errors import AgentLoadError
 from agentmgr.models import Runtime
+from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client, hosted
 
 ASYNCIO = {"runtime": Runtime.ASYNCIO}
-ENDS = ("agent.final_answer", "agent.error", "agent.interrupted")
 
 
 class ScriptedModel(Model):
@@ -114,7 +114,7 @@ async def test_an_interrupt_asks_the_person(approved, ran):
         assert question["content"]["tool"] == "remove"
         assert question["content"]["args"] == {"path": "a"}
         await client.say("user.response", step_id=question["step_id"], content={"confirmed": approved})
-        assert (await client.until(*ENDS))["content"] == "all right"
+        assert (await client.until(*TURN_ENDS))["content"] == "all right"
     assert removed == ran
 
 
@@ -128,7 +128,7 @@ async def test_a_cancel_stops_the_turn_and_the_next_one_runs():
         await client.say("user.message", content="go")
         await client.until("agent.partial_answer")
         await client.say("user.cancel")
-        assert (await client.until(*ENDS))["event"] == "agent.interrupted"
+        assert (await client.until(*TURN_ENDS))["event"] == "agent.interrupted"
         model.hang = False
         assert (await client.ask("again"))["content"] == "three"
 

@@ -14,9 +14,9 @@ from agentmgr.agent.aio import MAX_AHEAD
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.core.proof import HEALTH_PATH
 from agentmgr.models import Runtime
+from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client, hosted
 
-ENDS = ("agent.final_answer", "agent.error", "agent.timeout", "agent.interrupted")
 ASYNCIO = {"runtime": Runtime.ASYNCIO}
 
 
@@ -74,7 +74,7 @@ async def test_a_session_is_awaited_in_asyncio():
             approved = question["content"]["tool"] == "a"
             await client.say("user.response", step_id=question["step_id"], content={"confirmed": approved})
             assert answer in (True, False)
-        assert (await client.until(*ENDS))["content"] == [True, False]
+        assert (await client.until(*TURN_ENDS))["content"] == [True, False]
 
 
 async def test_a_cancel_crosses_over_and_the_code_may_clean_up():
@@ -155,7 +155,7 @@ async def test_a_timeout_in_asyncio_takes_back_a_question_in_trio():
     async with hosted(agent, **ASYNCIO) as url, bare_client(url) as client:
         await client.say("user.message", content="hi")
         question = await client.until("agent.user_confirm")
-        assert (await client.until(*ENDS))["content"] == "too late"
+        assert (await client.until(*TURN_ENDS))["content"] == "too late"
         await client.say("user.response", step_id=question["step_id"], content={"confirmed": True})
         assert (await client.until("system.error"))["content"]["code"] == "unknown_step"
 
@@ -222,7 +222,7 @@ async def test_a_generator_waits_for_its_session_as_it_would_without_a_crossing(
         [session] = url.sessions._sessions.values()
         assert made <= session.buffer.last_seq + MAX_AHEAD + 2
         assert made < 3000
-        assert len((await client.until(*ENDS))["content"]) == 3_000_000
+        assert len((await client.until(*TURN_ENDS))["content"]) == 3_000_000
 
 
 async def test_many_sessions_share_the_loop_and_their_streams_stay_apart():
@@ -260,7 +260,7 @@ async def test_a_blocked_loop_fails_the_probe_and_blocks_no_client(monkeypatch):
             assert '"status": "unhealthy"' in report
             assert "event loop is blocked" in report
         release.set()
-        assert (await client.until(*ENDS))["content"] == "free"
+        assert (await client.until(*TURN_ENDS))["content"] == "free"
 
 
 async def test_a_raw_agent_has_the_connection_in_the_words_of_websockets():

@@ -30,9 +30,8 @@ from agentmgr.boundary import (
     traceback_of,
 )
 from agentmgr.models import Runtime
+from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client, hosted
-
-ENDS = {"agent.final_answer", "agent.error", "agent.timeout", "agent.interrupted"}
 
 
 class Fatal(BaseException):
@@ -394,7 +393,7 @@ def test_a_turn_that_fails_ends_with_one_event_and_nobody_else_notices(place, fo
             assert end["event"] == "agent.error"
             assert (await client.ask("hi"))["content"] in ("fine", "so far")
             assert (await other.ask("hi"))["content"] in ("fine", "so far")
-            ends = [event["step_id"] for event in client.events if event["event"] in ENDS]
+            ends = [event["step_id"] for event in client.events if event["event"] in TURN_ENDS]
             assert len(ends) == 2
             assert ends[0] == "it"
             url.sessions.end_all("test")

@@ -117,16 +117,16 @@ async def test_a_direct_client_of_this_user_has_no_identity_and_no_other_address
     ids=["the gateway's", "not proven", "not an id", "without a gateway"],
 )
 async def test_a_client_sees_the_gateways_id_of_its_connection(lines: tuple[str, ...], shown: str) -> None:
-    async with hosted(reporting, door=Door("secret")) as url:
-        async with await switched(url, upgrade(*lines)) as stream:
-            greeting = b""
-            with trio.fail_after(30):
-                while not greeting.endswith(b"}"):
-                    greeting += await stream.receive_some()
-    event = json.loads(greeting[greeting.index(b"{") :])
-    assert event["event"] == "system.connected"
-    assert event["content"]["connection_id"] == event["connection_id"]
-    assert event["connection_id"].startswith(shown)
+    ping = b'{"event":"ping"}'
+    async with hosted(reporting, door=Door("secret")) as url, await connect(url) as stream:
+        await stream.send_all(upgrade(*lines) + bytes([0x81, 0x80 | len(ping)]) + bytes(4) + ping)
+        received = b""
+        with trio.fail_after(30):
+            while b'"pong"' not in received:
+                received += await stream.receive_some()
+    greeting, of_event, of_pong = re.findall(rb'"connection_id":"(\w+)"', received)
+    assert greeting == of_event == of_pong
+    assert greeting.decode().startswith(shown)
 
 
 @pytest.mark.parametrize(

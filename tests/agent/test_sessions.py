@@ -9,9 +9,8 @@ from agentmgr.agent.incoming import BadInput
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.agent.message import Client
 from agentmgr.models import OnDisconnect
+from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client, hosted
-
-ENDS = ("agent.final_answer", "agent.error", "agent.timeout", "agent.interrupted")
 
 
 async def echo(message):
@@ -68,7 +67,7 @@ async def test_a_client_that_comes_back_gets_what_it_missed_in_order_and_then_th
                 "replay_from": seen + 1, "last_seq": 6, "busy": True,
             }  # fmt: skip
             agent.go_on.set()
-            end = await again.until(*ENDS)
+            end = await again.until(*TURN_ENDS)
     assert end["content"] == "0 1 2 3 4 5 6 7 8 9 "
     assert numbers(client.events + again.events) == [f"{n} " for n in range(10)]
     assert [e["seq"] for e in again.events if "seq" in e] == list(range(seen + 1, 13))
@@ -129,7 +128,7 @@ async def test_a_question_asked_before_a_cut_is_answered_after_it_once():
             refusal = await again.until("system.error")
             assert refusal["content"]["code"] == "unknown_step"
             if not asked:
-                await again.until(*ENDS)
+                await again.until(*TURN_ENDS)
     assert asked == [True]
 
 
@@ -189,7 +188,7 @@ async def test_a_turn_goes_on_when_its_client_is_gone():
             await agent.stopped.wait()
         async with bare_client(url) as again:
             await again.say("user.reconnect", session_id=client.session_id)
-            assert (await again.until(*ENDS))["content"] == "0 1 2 3 "
+            assert (await again.until(*TURN_ENDS))["content"] == "0 1 2 3 "
 
 
 async def test_a_service_may_stop_the_turn_of_a_client_that_is_gone():
@@ -203,7 +202,7 @@ async def test_a_service_may_stop_the_turn_of_a_client_that_is_gone():
             await agent.stopped.wait()
         async with bare_client(url) as again:
             await again.say("user.reconnect", session_id=client.session_id)
-            assert (await again.until(*ENDS))["event"] == "agent.interrupted"
+            assert (await again.until(*TURN_ENDS))["event"] == "agent.interrupted"
             agent.go_on.set()
             assert (await again.ask("2"))["content"] == "0 1 "
 
@@ -224,7 +223,7 @@ async def test_a_client_that_is_back_within_the_grace_finds_its_turn_running():
             await again.until("system.notice")
             assert session._turns[0].scope.deadline == float("inf")
             agent.go_on.set()
-            assert (await again.until(*ENDS))["event"] == "agent.final_answer"
+            assert (await again.until(*TURN_ENDS))["event"] == "agent.final_answer"
 
 
 async def test_a_session_nobody_comes_back_to_ends_and_its_author_is_told():
@@ -277,7 +276,7 @@ async def test_a_session_whose_client_left_makes_room_and_a_running_turn_does_no
             assert (await four.until("system.error"))["content"]["code"] == "session_not_found"
             agent.go_on.set()
             await four.say("user.reconnect", session_id=busy.session_id)
-            assert (await four.until(*ENDS))["content"] == "0 1 2 3 "
+            assert (await four.until(*TURN_ENDS))["content"] == "0 1 2 3 "
 
 
 async def test_one_connection_cannot_have_every_session():
@@ -319,7 +318,7 @@ async def test_a_client_that_does_not_read_makes_the_turn_wait_and_loses_nothing
         assert len(sent) < 3000
         [session] = url.sessions._sessions.values()
         assert session.buffer.last_seq - session.buffer.first_seq < 100
-        await client.until(*ENDS)
+        await client.until(*TURN_ENDS)
         assert [e["seq"] for e in client.events if "seq" in e] == list(range(1, 3003))
 
 
@@ -334,7 +333,7 @@ async def test_a_question_counts_one_answer_though_two_come_at_once():
         session.answer(question["step_id"], {"confirmed": True})
         with pytest.raises(BadInput, match="it counts once"):
             session.answer(question["step_id"], {"confirmed": False})
-        assert (await client.until(*ENDS))["content"] is True
+        assert (await client.until(*TURN_ENDS))["content"] is True
 
 
 async def test_a_client_that_takes_in_nothing_is_cut_off_and_may_come_back(monkeypatch):
@@ -353,7 +352,7 @@ async def test_a_client_that_takes_in_nothing_is_cut_off_and_may_come_back(monke
         async with bare_client(url) as again:
             await again.say("user.reconnect", session_id=client.session_id, last_seq=1)
             assert (await again.until("system.notice"))["content"]["code"] == "gap"
-            assert (await again.until(*ENDS))["event"] == "agent.final_answer"
+            assert (await again.until(*TURN_ENDS))["event"] == "agent.final_answer"
 
 
 async def lost_because(url, session_id, **headers):

@@ -9,10 +9,10 @@ import trio
 from agentmgr.agent import Event, final_answer, thinking, tool_call, tool_result
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.models import WhenBusy
+from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client, hosted
 
 ENVELOPE = {"event", "session_id", "connection_id", "step_id", "timestamp", "content", "metadata"}
-ENDS = {"agent.final_answer", "agent.error", "agent.timeout", "agent.interrupted"}
 
 
 def names(client):
@@ -114,7 +114,7 @@ async def test_a_cancel_ends_the_turn_at_once_also_before_its_first_event():
         for _ in range(3):
             await client.say("user.message", content="hi")
             await client.say("user.cancel")
-            assert (await client.until(*ENDS))["event"] == "agent.interrupted"
+            assert (await client.until(*TURN_ENDS))["event"] == "agent.interrupted"
         assert names(client).count("agent.interrupted") == 3
 
 
@@ -142,7 +142,7 @@ async def test_a_cancelled_turn_says_nothing_more_though_it_cleans_up_slowly():
         await client.say("ping")
         await client.until("pong")
         go_on.set()
-        assert (await client.until(*ENDS))["content"] == "next"
+        assert (await client.until(*TURN_ENDS))["content"] == "next"
         assert ended.is_set()
         assert "agent.partial_answer" not in names(client)
 
@@ -156,7 +156,7 @@ async def test_a_cancel_with_nothing_running_or_for_another_turn_is_harmless():
         await client.say("user.cancel", step_id="another")
         assert (await client.until("system.notice"))["content"]["code"] == "nothing_running"
         await client.say("user.cancel", step_id="one")
-        assert (await client.until(*ENDS))["step_id"] == "one"
+        assert (await client.until(*TURN_ENDS))["step_id"] == "one"
 
 
 async def test_an_exception_is_an_error_with_an_id_and_the_session_lives_on(caplog):
@@ -233,7 +233,7 @@ async def test_messages_wait_for_the_running_turn_up_to_a_bound():
             assert refusal["content"]["code"] == "queue_full"
             assert refusal["step_id"] == f"step {number}"
         go_on.set()
-        assert [(await client.until(*ENDS))["content"] for _ in range(17)] == [str(n) for n in range(17)]
+        assert [(await client.until(*TURN_ENDS))["content"] for _ in range(17)] == [str(n) for n in range(17)]
 
 
 async def test_a_service_may_refuse_a_message_while_busy():
@@ -245,7 +245,7 @@ async def test_a_service_may_refuse_a_message_while_busy():
         await client.say("user.message", content="two")
         assert (await client.until("system.error"))["content"]["code"] == "busy"
         await client.say("user.cancel")
-        assert (await client.until(*ENDS))["event"] == "agent.interrupted"
+        assert (await client.until(*TURN_ENDS))["event"] == "agent.interrupted"
 
 
 async def test_a_service_may_let_a_newer_message_interrupt():
@@ -260,8 +260,8 @@ async def test_a_service_may_let_a_newer_message_interrupt():
     ):
         await client.say("user.message", content="one", step_id="one")
         await client.say("user.message", content="two", step_id="two")
-        assert (await client.until(*ENDS))["event"] == "agent.interrupted"
-        assert (await client.until(*ENDS))["content"] == "two"
+        assert (await client.until(*TURN_ENDS))["event"] == "agent.interrupted"
+        assert (await client.until(*TURN_ENDS))["content"] == "two"
 
 
 async def test_a_message_sent_twice_with_one_step_id_is_taken_once():
@@ -283,7 +283,7 @@ async def test_a_question_is_answered_by_its_step_id(answer):
         assert question["content"]["tool"] == "rm"
         assert question["content"]["args"] == {"path": "/"}
         await client.say("user.response", step_id=question["step_id"], content=answer)
-        assert (await client.until(*ENDS))["content"] == [True, answer]
+        assert (await client.until(*TURN_ENDS))["content"] == [True, answer]
         await client.say("user.response", step_id=question["step_id"], content=answer)
         assert (await client.until("system.error"))["content"]["code"] == "unknown_step"
 
@@ -309,7 +309,7 @@ async def test_an_answer_that_is_no_answer_is_refused_and_the_question_stays():
         await client.say("user.response", step_id=question["step_id"], content={"confirmed": "maybe"})
         assert (await client.until("system.error"))["content"]["code"] == "invalid_field"
         await client.say("user.response", step_id=question["step_id"], content={"confirmed": True})
-        assert (await client.until(*ENDS))["content"] is True
+        assert (await client.until(*TURN_ENDS))["content"] is True
 
 
 async def test_half_a_surrogate_pair_from_an_author_still_arrives():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
+import math
 import socket
+import time
 from contextlib import ExitStack
 
 import trio
@@ -12,6 +15,31 @@ from .errors import InvalidRequest, PortNotAvailable
 
 _BACKLOG = 1024  #: connections that wait to be accepted; the kernel caps it (net.core.somaxconn)
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+class _OnceAMinute(logging.Filter):
+    """One line, without its traceback."""
+
+    _next_at = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now < self._next_at:
+            return False
+        self._next_at = now + 60.0
+        record.exc_info = None
+        return True
+
+
+_once_a_minute = _OnceAMinute()
+
+
+def log_shortages_rarely() -> None:
+    """Trio logs a traceback ten times a second while a process has no descriptor left for the next client.
+
+    Any stranger who can connect can bring that about.
+    """
+    logging.getLogger("trio.serve_listeners").addFilter(_once_a_minute)
 
 
 async def open_listeners(host: str, port: int, *, shared: bool = False) -> list[trio.SocketListener]:

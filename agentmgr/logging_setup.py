@@ -17,6 +17,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
+from .listening import log_shortages_rarely
 from .settings import LogFormat, LogLevel
 from .visible import visible
 
@@ -43,6 +44,7 @@ def configure_logging(
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("agentmgr").setLevel(level.upper())
+    log_shortages_rarely()
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """Binding an address."""
 
+import errno
+import logging
+import os
 import socket
 
 import pytest
 import trio
 
 from agentmgr.errors import InvalidRequest, PortNotAvailable
-from agentmgr.listening import open_listeners
+from agentmgr.listening import log_shortages_rarely, open_listeners
 
 
 async def test_a_name_with_several_addresses_gets_one_port() -> None:
@@ -54,3 +57,28 @@ async def test_cancelled_while_it_binds_it_leaves_nothing_open(monkeypatch: pyte
         await open_listeners("localhost", 0)
     assert scope.cancelled_caught
     assert [sock.fileno() for sock in opened] == [-1, -1]
+
+
+async def test_of_a_process_without_descriptors_one_line_a_minute_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log_shortages_rarely()
+    enough = trio.Event()
+    tries = 0
+
+    async def no_descriptor_left(_: trio.SocketListener) -> trio.SocketStream:
+        nonlocal tries
+        tries += 1
+        if tries == 3:
+            enough.set()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(trio.SocketListener, "accept", no_descriptor_left)
+    listeners = await open_listeners("127.0.0.1", 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, trio.aclose_forcefully, listeners)
+        await enough.wait()
+        nursery.cancel_scope.cancel()
+    (line,) = [record for record in caplog.records if record.name == "trio.serve_listeners"]
+    assert "EMFILE" in line.getMessage()
+    assert (line.levelno, line.exc_info) == (logging.ERROR, None)

@@ -15,6 +15,7 @@ from ..boundary import Failure, attempt, contain, name_of
 from ..choices import Runtime
 from ..core.loopback import is_loopback
 from ..errors import AgentManagerError, PortNotAvailable
+from ..listening import log_shortages_rarely
 from .adapt import HostedAgent, adapt, needs, produce
 from .door import Door
 from .limits import SessionLimits
@@ -60,6 +61,7 @@ async def run(
     Raises `AgentManagerError`: `AgentFileNotFound`, `AgentLoadError`, `PortNotAvailable`.
     """
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_shortages_rarely()
     file = load(options.path)
     failure: AgentManagerError | None = None
     with trio.open_signal_receiver(*stop_signals) as signals:

@@ -257,7 +257,10 @@ def _target(request: h11.Request) -> str:
 
 
 def _path(request: h11.Request) -> str:
-    return urlsplit(_target(request)).path
+    try:
+        return urlsplit(_target(request)).path
+    except ValueError:  # as of `//[`
+        return ""
 
 
 def _is_probe(request: h11.Request) -> bool:

@@ -25,8 +25,7 @@ def run(argv: Sequence[str]) -> int:
     cli = Cli()
     code = _run(argv, cli)
     try:
-        if sys.stdout is not None:  # it was closed by the caller's `>&-`
-            sys.stdout.flush()  # Python does it too at its end, but says so in its own words
+        sys.stdout.flush()  # Python does it too at its end, but says so in its own words
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left of it goes
         return code or _explain(error, error, cli)

@@ -32,9 +32,24 @@ class Shown(str):
 
 def prepare() -> None:
     """What the terminal's encoding lacks is written as an escape too, where Python would give up."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _open_what_is_closed() -> None:
+    """After the caller's `2>&-`: the next file to be opened would get the number of that stream, and with it
+    what this process and those that it starts have to say.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(number, True)
+            stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115  # for good
+            setattr(sys, name, stream)
 
 
 def say(*parts: str, lines: bool = False, end: str = "\n", error: bool = False, flush: bool = False) -> None:
@@ -43,8 +58,6 @@ def say(*parts: str, lines: bool = False, end: str = "\n", error: bool = False, 
     A newline in a part is shown as `\\n`, so that no value begins a line of its own, unless it has `lines`.
     """
     stream = sys.stderr if error else sys.stdout
-    if stream is None:  # it was closed by the caller's `>&-`
-        return
     stream.write("".join(p if isinstance(p, Shown) else visible(p, lines=lines) for p in parts) + end)
     if flush:
         stream.flush()
@@ -114,7 +127,7 @@ def flush() -> None:
 
 
 def on_terminal() -> bool:
-    return sys.stdout is not None and sys.stdout.isatty()  # None: it was closed by the caller's `>&-`
+    return sys.stdout.isatty()
 
 
 def colourful(stream: TextIO | None) -> bool:

@@ -40,6 +40,7 @@ async def exchange(url, data):
         (b"garbage\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"426"),
+        (b"GET //[ HTTP/1.1\r\nHost: x\r\n\r\n", b"426"),
         (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", b"426"),
         (UPGRADE.replace(b"13", b"12"), b"426"),
         (UPGRADE.replace(b"HTTP/1.1", b"HTTP/1.0"), b"400"),

@@ -189,6 +189,17 @@ def test_an_output_that_cannot_be_written_is_no_traceback(shell: Any, redirectio
         )
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_a_command_whose_streams_are_closed_does_what_it_should(shell: Any, closed: str) -> None:
+    words = "register a my_agent.py --auto-start"  # the manager that it starts has none to inherit
+    done = subprocess.run(
+        f"{sys.executable} -m agentmgr {words} {closed}",
+        shell=True, cwd=shell.directory, env=shell.environment,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert "running" in shell.ok("list")
+
+
 def test_a_worker_runs_and_whoever_wants_to_connect_is_told_that_it_serves_nothing(shell: Any) -> None:
     shell.ok("register", "worker", "--startup-timeout", "0.2", "--", "sleep", "600")
     assert shell.ok("start", "worker") == "worker is running\n"

@@ -110,6 +110,15 @@ def test_what_a_message_takes_in_memory_counts_not_its_length():
     assert parse('{"event": "user.message", "content": {"' + "k" * 10_000 + '": 1}}').size > 10_000
 
 
+@pytest.mark.parametrize(
+    "value", ["[]", "{}", '{"a":1}', '{"ab":"cd"}', "1.5", '"ab"', "12345", '[["é"],{"a":[{}]}]', '"😀"']
+)
+def test_of_very_many_values_the_size_is_estimated_from_above(value):
+    text = '{"event": "user.message", "content": [' + ",".join([value] * 40_000) + "]}"
+    event = parse(text)
+    assert weigh(event.fields) <= event.size <= 8 * weigh(event.fields)
+
+
 def test_weighing_stops_when_it_is_enough():
     circle = []
     circle.append(circle)

@@ -3,6 +3,10 @@
 Each holder, a session or a connection, has a `Share` and says what it holds now, not what has come or gone:
 so no sum drifts, and none is ever negative. What a client asks for is refused with `host_full` when
 `make_room` finds no room for it. Room is made in the order of `Offer`, and in each by who grew longest ago.
+
+A client that has gone may come back, and what it has sent is to be answered till then, unless its service
+cancels turns on disconnect. So messages that wait behind a running turn stay, and count; only where the host
+has no other room left are they given up, and the client learns which they were.
 """
 
 from __future__ import annotations

@@ -185,9 +185,19 @@ class AgentLoadError(ServiceFailed):
 
 
 class AgentUnreachable(ServiceFailed):
-    """No connection to the agent could be made, or made again in time."""
+    """No connection to the agent could be made, or made again in time.
+
+    `refusal`: the code with which the gateway or the agent's host refused the client, as in the README's
+    "Refusals"; None where the client was not refused.
+    """
 
     code = "agent_unreachable"
+
+    def __init__(
+        self, message: str, *, fields: Sequence[FieldProblem] = (), refusal: str | None = None
+    ) -> None:
+        super().__init__(message, fields=fields)
+        self.refusal = refusal
 
 
 class SessionLost(ServiceFailed):

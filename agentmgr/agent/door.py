@@ -17,8 +17,8 @@ import trio
 
 from ..core.origin import host_is_loopback, origin_allowed, origins
 from ..core.proof import PROOF_HEADER, SenderProofs, from_gateway
+from ..core.refusal import Refusal, RefusalCode
 from ..peer import peer_uid
-from .refusal import Refusal
 
 Headers = list[tuple[bytes, bytes]]  #: names as they were sent
 
@@ -44,18 +44,24 @@ class Door:
         if shown := value(request, PROOF_HEADER):
             if not self._proofs.accepts(shown, subject, now=time.monotonic()):
                 # As when the instance was restarted while the gateway dialled: it dials again.
-                raise Refusal(421, "wrong_proof", "this proof is for another instance, or was used before")
+                raise Refusal(
+                    421, RefusalCode.WRONG_PROOF, "this proof is for another instance, or was used before"
+                )
             return True
         origin = value(request, "Origin")
         if not origin_allowed(origin, self._origins):
-            raise Refusal(403, "origin_not_allowed", f"pages of {origin} are not among the allowed origins")
+            raise Refusal(
+                403, RefusalCode.ORIGIN_NOT_ALLOWED, f"pages of {origin} are not among the allowed origins"
+            )
         if self._any_machine:
             return False
         if not host_is_loopback(host := value(request, "Host")):
-            raise Refusal(403, "host_not_allowed", f"Host {host!r} is not this machine: use localhost")
+            raise Refusal(
+                403, RefusalCode.HOST_NOT_ALLOWED, f"Host {host!r} is not this machine: use localhost"
+            )
         if peer_uid(sock) not in (os.geteuid(), 0):
             reason = "only the user who runs this agent may connect to its own port: use the gateway"
-            raise Refusal(403, "user_not_allowed", reason)
+            raise Refusal(403, RefusalCode.USER_NOT_ALLOWED, reason)
         return False
 
 

@@ -23,6 +23,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 
 from ..boundary import Failure, contain, report
 from ..core.proof import CONNECTION_HEADER, DRAIN_PATH, HEALTH_PATH, IDENTITY_HEADER
+from ..core.refusal import Refusal, RefusalCode
 from ..protocol import AGENT_FAILED, NORMAL, EndReason
 from . import health
 from .adapt import HostedAgent, RawAgent
@@ -31,7 +32,6 @@ from .door import Door, Headers, believed, value
 from .drain import Drain
 from .link_stream import LinkStream
 from .message import Client
-from .refusal import Refusal
 from .session_registry import SessionRegistry
 
 logger = logging.getLogger("agentmgr.agent")
@@ -115,7 +115,7 @@ class AgentServer:
                     gateway, stranger = False, True
         except Refusal as refusal:
             with trio.move_on_after(CLOSE_TIMEOUT_S):
-                body = json.dumps({"code": refusal.code, "detail": refusal.reason})
+                body = json.dumps({**refusal.fields, "detail": refusal.reason})  # as the reason was called
                 await stream.send_all(_response(refusal.status, body))
             return
         headers = believed(request, gateway=gateway)
@@ -146,7 +146,7 @@ class AgentServer:
                 await stream.send_all(_response(200, await self._answer_manager(request, stream)))
                 return None, b""
             if not _is_probe(request) or request.method != b"GET":
-                raise Refusal(426, "upgrade_required", "this is a WebSocket server")
+                raise Refusal(426, RefusalCode.UPGRADE_REQUIRED, "this is a WebSocket server")
             target, stranger = _target(request), False
             try:
                 self._door.admit(request, stream.socket, target)
@@ -218,11 +218,11 @@ class AgentServer:
         """Its drain: begins it, and says how far it is. Raises `Refusal`."""
         target = _target(request)
         if not self._door.admit(request, stream.socket, target):
-            raise Refusal(403, "forbidden", "only the manager of this agent may ask for that")
+            raise Refusal(403, RefusalCode.FORBIDDEN, "only the manager of this agent may ask for that")
         try:
             return await self._drain.answer(target, self._token)
         except ValueError as error:
-            raise Refusal(400, "bad_request", f"no manager asks for that: {error}") from None
+            raise Refusal(400, RefusalCode.BAD_REQUEST, f"no manager asks for that: {error}") from None
 
     async def _report(self, target: str, *, stranger: bool) -> str:
         return await health.report(
@@ -236,12 +236,12 @@ async def _read_head(stream: trio.SocketStream, received: bytes) -> tuple[h11.Re
     while True:
         data, received = received or await stream.receive_some(4096), b""
         if not data:
-            raise Refusal(400, "bad_request", "the request ended before it was complete")
+            raise Refusal(400, RefusalCode.BAD_REQUEST, "the request ended before it was complete")
         try:
             parser.receive_data(data)
             event = parser.next_event()
         except h11.RemoteProtocolError as error:
-            raise Refusal(error.error_status_hint, "bad_request", str(error)) from None
+            raise Refusal(error.error_status_hint, RefusalCode.BAD_REQUEST, str(error)) from None
         if isinstance(event, h11.Request):
             return event, parser.trailing_data[0]
 
@@ -275,14 +275,16 @@ def _judge(request: h11.Request) -> None:
     """What RFC 6455, section 4.2.1, asks of a client and wsproto does not check. Raises `Refusal`."""
     headers = [(name, value.strip()) for name, value in request.headers]
     if request.method != b"GET" or request.http_version != b"1.1":
-        raise Refusal(400, "bad_request", "a WebSocket begins with GET and HTTP/1.1")
+        raise Refusal(400, RefusalCode.BAD_REQUEST, "a WebSocket begins with GET and HTTP/1.1")
     if any(name in (b"content-length", b"transfer-encoding") for name, _ in headers):
-        raise Refusal(400, "bad_request", "an upgrade has no body")
+        raise Refusal(400, RefusalCode.BAD_REQUEST, "an upgrade has no body")
     if [value for name, value in headers if name == b"sec-websocket-version"] != [b"13"]:
-        raise Refusal(426, "upgrade_required", "only version 13 of the WebSocket protocol is spoken here")
+        raise Refusal(
+            426, RefusalCode.UPGRADE_REQUIRED, "only version 13 of the WebSocket protocol is spoken here"
+        )
     keys = [value for name, value in headers if name == b"sec-websocket-key"]
     if len(keys) != 1 or not _KEY.fullmatch(keys[0]):
-        raise Refusal(400, "bad_request", "Sec-WebSocket-Key is missing or malformed")
+        raise Refusal(400, RefusalCode.BAD_REQUEST, "Sec-WebSocket-Key is missing or malformed")
 
 
 def _response(status: int, body: str, *, stays: bool = False) -> bytes:

@@ -16,6 +16,7 @@ from .. import protocol
 from ..client.events import AgentEvent, failure_message
 from ..client.session import AgentSession, open_session
 from ..core.consent import AGAIN, yes_or_no
+from ..core.refusal import RefusalCode
 from ..errors import (
     AgentManagerError,
     AgentUnreachable,
@@ -101,9 +102,7 @@ async def command(
         except SessionLost as error:
             raise SessionLost(f"{error.message}; run the command again to begin a new one") from None
         except AgentUnreachable as error:
-            from ..proxy.access import TOKEN_NEEDED  # with all of the gateway, for this sentence only
-
-            if TOKEN_NEEDED in error.message:
+            if error.refusal == RefusalCode.UNAUTHORIZED and "authorization" not in map(str.lower, sent):
                 hint = "give one with --token or AGENTMGR_TOKEN; `agentmgr tokens create` makes it"
             elif managed or "://" in (target or "") or gateway is not None:
                 raise
@@ -111,7 +110,7 @@ async def command(
                 hint = f"no manager is running; `agentmgr start {target}` starts one, and the service"
             else:
                 hint = "`agentmgr run FILE` runs an agent with a gateway, `agentmgr proxy` opens one"
-            raise AgentUnreachable(f"{error.message}; {hint}") from None
+            raise AgentUnreachable(f"{error.message}; {hint}", refusal=error.refusal) from None
 
 
 async def _is_registered(cli: Cli, name: str) -> bool:

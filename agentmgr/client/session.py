@@ -194,15 +194,15 @@ class AgentSession:
         attempt, give_up_at = 0, -math.inf  # the first connection has one try
         while not self._closing.is_set():
             self._resumed = False
-            problem = f"{self._url} closed the connection and began no session"
+            problem, refusal = f"{self._url} closed the connection and began no session", None
             try:
                 with trio.CancelScope() as self._connection:
                     headers = self._named(self._headers)
                     await with_connection(self._url, headers, self._speak, self._dial, self._ssl_context)
             except CannotConnect as error:
-                problem = str(error)
+                problem, refusal = str(error), error.code
                 if not error.worth_retrying:
-                    raise AgentUnreachable(problem) from None
+                    raise AgentUnreachable(problem, refusal=refusal) from None
             if self._failure is not None:
                 return
             if self._resumed:
@@ -210,7 +210,7 @@ class AgentSession:
                     self._on_disconnect()
                 attempt, give_up_at = 0, trio.current_time() + self._reconnect_for_s
             elif trio.current_time() >= give_up_at:
-                raise AgentUnreachable(problem)
+                raise AgentUnreachable(problem, refusal=refusal)
             # Half of the delay is drawn by lot: clients cut off together should not come back together.
             with trio.move_on_after(min(RETRY_FIRST_S * 2**attempt, RETRY_MAX_S) * random.uniform(0.5, 1)):
                 await self._closing.wait()

@@ -15,7 +15,6 @@ from urllib.parse import SplitResult, urlsplit
 import h11
 import trio
 import wsproto.utilities
-from attrs import frozen
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
 from ..errors import InvalidRequest
@@ -33,13 +32,13 @@ Dial = Callable[[str, int], Awaitable[trio.SocketStream]]
 """Connects to a host and a port. Raises `OSError`."""
 
 
-@frozen
 class CannotConnect(Exception):
-    reason: str
-    worth_retrying: bool = True
+    """`code`: of the refusal, a `RefusalCode` of this version or another; None where there was none."""
 
-    def __str__(self) -> str:
-        return self.reason
+    def __init__(self, reason: str, *, worth_retrying: bool = True, code: str | None = None) -> None:
+        super().__init__(reason)
+        self.worth_retrying = worth_retrying
+        self.code = code
 
 
 def parse_url(url: str) -> SplitResult:
@@ -73,7 +72,9 @@ async def with_connection(
     except trio.BrokenResourceError as error:
         if not isinstance(error.__cause__, ssl.SSLError):
             raise CannotConnect(f"cannot connect to {host}:{port}: {_why(error)}") from None
-        raise CannotConnect(f"no TLS with {host}:{port}: {_of_tls(error.__cause__)}", False) from None
+        raise CannotConnect(
+            f"no TLS with {host}:{port}: {_of_tls(error.__cause__)}", worth_retrying=False
+        ) from None
     except (OSError, trio.TooSlowError) as error:
         raise CannotConnect(f"cannot connect to {host}:{port}: {_why(error)}") from None
     rejected: list[ConnectionRejected] = []
@@ -101,8 +102,11 @@ async def with_connection(
     finally:
         await trio.aclose_forcefully(stream)
     for refusal in rejected:
+        code, reason = _read(refusal)
         raise CannotConnect(
-            f"{host}:{port} refused the connection: {_said(refusal)}", refusal.status_code in WORTH_RETRYING
+            f"{host}:{port} refused the connection: {reason}",
+            worth_retrying=refusal.status_code in WORTH_RETRYING,
+            code=code,
         )
     if not opened and trio.current_time() >= patience.deadline:
         raise CannotConnect(f"{host}:{port} did not answer within {UPGRADE_TIMEOUT_S:.0f} s")
@@ -110,20 +114,23 @@ async def with_connection(
         raise CannotConnect(f"{host}:{port} did not answer as a WebSocket server does")
 
 
-def _said(refusal: ConnectionRejected) -> str:
-    """The reason in a refusal's body, which the gateway and the host give as JSON."""
+def _read(refusal: ConnectionRejected) -> tuple[str | None, str]:
+    """Code and reason in a refusal's body, which the gateway and the host send as JSON (`core.refusal`)."""
     try:
         fields = json.loads(refusal.body or b"")
-        said = fields.get("reason") or fields["detail"]
-    except (
-        ValueError,
-        RecursionError,
-        KeyError,
-        AttributeError,
-        TypeError,
-    ):  # a stranger's: its page is of no use here
-        return f"it answers with HTTP status {refusal.status_code}, as no agentmgr gateway and no agent does"
-    return visible(str(said))  # one line: it must not pass for ours
+    except (ValueError, RecursionError):
+        fields = None
+    if isinstance(fields, dict):
+        # A host of an older version calls its reason `detail`.
+        if (reason := fields.get("reason") or fields.get("detail")) is not None:
+            code = fields.get("code")
+            return code if isinstance(code, str) else None, visible(
+                str(reason)
+            )  # one line: it must not pass for ours
+    return (
+        None,
+        f"it answers with HTTP status {refusal.status_code}, as no agentmgr gateway and no agent does",
+    )
 
 
 async def _open_stream(

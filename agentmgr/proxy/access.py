@@ -13,15 +13,13 @@ from attrs import evolve, frozen
 from ..core.admission import remove_one
 from ..core.origin import origin_allowed
 from ..core.quota import RateLimit
+from ..core.refusal import Refusal, RefusalCode
 from ..models import Token
 from .head import RequestHead
 from .limits import GatewayLimits
-from .refusal import Refusal
 
 _BEARER = "bearer."  # a subprotocol entry, for browsers: they cannot set the Authorization header
 _TICKET = "ticket="  # in the query
-
-TOKEN_NEEDED = "a token is needed here"
 
 
 @frozen
@@ -62,9 +60,8 @@ def check_origin(head: RequestHead, allowed: frozenset[str] | None) -> None:
     """Raises `Refusal` for a browser's page that is not on the list. Programs send no Origin."""
     origin = head.by_name.get("origin", "")
     if not origin_allowed(origin, allowed):
-        raise Refusal(
-            403, "origin_not_allowed", f"pages of {origin.lower()} are not among the allowed origins"
-        )
+        reason = f"pages of {origin.lower()} are not among the allowed origins"
+        raise Refusal(403, RefusalCode.ORIGIN_NOT_ALLOWED, reason)
 
 
 async def authenticate(
@@ -80,7 +77,7 @@ async def authenticate(
         if (identity := await judge(shown.text)) is not None:
             return identity, shown.rest
     if authenticator.required:
-        raise unauthorized("this token or ticket is not valid" if shown else TOKEN_NEEDED)
+        raise unauthorized("this token or ticket is not valid" if shown else "a token is needed here")
     return None, head
 
 
@@ -112,7 +109,7 @@ def _credential(head: RequestHead) -> _Credential | None:
 
 
 def unauthorized(reason: str) -> Refusal:
-    return Refusal(401, "unauthorized", reason, (("WWW-Authenticate", 'Bearer realm="agentmgr"'),))
+    return Refusal(401, RefusalCode.UNAUTHORIZED, reason, (("WWW-Authenticate", 'Bearer realm="agentmgr"'),))
 
 
 class Quotas:
@@ -128,10 +125,10 @@ class Quotas:
         """Counts one session of that address while the block runs. Raises `Refusal`."""
         retry = (("Retry-After", "1"),)
         if not self._rate.allows(address, now):
-            raise Refusal(429, "too_many_handshakes", "this address connects too often", retry)
+            raise Refusal(429, RefusalCode.TOO_MANY_HANDSHAKES, "this address connects too often", retry)
         count = self._open.get(address, 0)
         if self._per_address and count >= self._per_address:
-            raise Refusal(429, "too_many_sessions", "this address has too many sessions", retry)
+            raise Refusal(429, RefusalCode.TOO_MANY_SESSIONS, "this address has too many sessions", retry)
         self._open[address] = count + 1
         try:
             yield

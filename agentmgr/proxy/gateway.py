@@ -12,6 +12,7 @@ from ..core.admission import Seats
 from ..core.affinity import Affinity
 from ..core.origin import origins
 from ..core.outliers import OutlierPolicy
+from ..core.refusal import Refusal, RefusalCode
 from ..core.request import ClientRequest
 from ..core.routing import Router, RoutingDecision, RoutingTable
 from ..models import Connection
@@ -27,7 +28,6 @@ from .limits import GatewayLimits
 from .listener import ConnectionLimit, SocketListener, accept_forever
 from .lobby import Lobby
 from .proving import Proving
-from .refusal import Refusal
 from .tunnel import Ending, Relay
 from .wire import Dial
 
@@ -97,7 +97,7 @@ class Gateway:
             return RoutingDecision(None, None, (), None, None, refusal.code, refusal.reason)
         ids = tuple(b.instance_id for b in pool.backends)
         if chosen is None:
-            code = "at_capacity" if pool.routable else "no_service_available"
+            code = RefusalCode.AT_CAPACITY if pool.routable else RefusalCode.NO_SERVICE_AVAILABLE
             reason = f"{pool.reason}; nobody there can take a client now"
             return RoutingDecision(pool.rule, pool.strategy, ids, None, None, code, reason)
         return RoutingDecision(

@@ -10,8 +10,7 @@ from __future__ import annotations
 from .head import HeadReader, RequestHead, ResponseHead, accept_token
 from .limits import GatewayLimits
 from .proxy_protocol import MOST_BYTES, Origin, ProxyHeaderReader
-from .refusal import ClientGone
-from .wire import Wire
+from .wire import ClientGone, Wire
 
 _OURS = frozenset({"sec-websocket-accept", "content-length"})  #: not the backend's to say
 

@@ -13,7 +13,7 @@ from hashlib import sha1
 
 from attrs import evolve, frozen
 
-from .refusal import Refusal
+from ..core.refusal import Refusal, RefusalCode
 
 Fields = tuple[tuple[str, str], ...]  #: in order, names as they were sent, text as latin-1
 
@@ -127,7 +127,7 @@ def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
     if "upgrade" not in tokens or "websocket" not in _tokens(by_name.get("upgrade", "")):
         raise Refusal(
             426,
-            "upgrade_required",
+            RefusalCode.UPGRADE_REQUIRED,
             "this address speaks WebSocket: connect with a WebSocket client",
             (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")),
         )
@@ -137,7 +137,7 @@ def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
     if version != "13":
         raise Refusal(
             426,
-            "unsupported_version",
+            RefusalCode.UNSUPPORTED_VERSION,
             "only version 13 of the WebSocket protocol is spoken here (RFC 6455)",
             (("Sec-WebSocket-Version", "13"),),
         )
@@ -230,8 +230,8 @@ def _end_to_end(fields: Fields, by_name: dict[str, str]) -> Fields:
 
 
 def _bad(reason: str) -> Refusal:
-    return Refusal(400, "bad_request", reason)
+    return Refusal(400, RefusalCode.BAD_REQUEST, reason)
 
 
 def _too_large(reason: str) -> Refusal:
-    return Refusal(431, "head_too_large", reason)
+    return Refusal(431, RefusalCode.HEAD_TOO_LARGE, reason)

@@ -10,6 +10,7 @@ from functools import partial
 import trio
 from attrs import evolve, frozen
 
+from ..core.refusal import Refusal, RefusalCode
 from ..core.request import ClientRequest
 from .access import Authenticator, Identity, Quotas, authenticate, check_origin
 from .certificate import Certificate
@@ -23,10 +24,9 @@ from .limits import GatewayLimits
 from .lobby import Lobby, Seat, Visit
 from .proving import Proving
 from .proxy_protocol import BadProxyHeader
-from .refusal import ClientGone, Refusal
 from .tunnel import Ending, Relay, Tunnel
 from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend, upgrade_request
-from .wire import Dial, Wire
+from .wire import ClientGone, Dial, Wire
 
 logger = logging.getLogger("agentmgr.gateway")
 
@@ -75,17 +75,17 @@ class Intake:
                     await _start_tls(wire, self.certificate)
                 return await read_head(wire, self.limits), peer
         except trio.TooSlowError:
-            raise Refusal(408, "request_timeout", "the request's head took too long") from None
+            raise Refusal(408, RefusalCode.REQUEST_TIMEOUT, "the request's head took too long") from None
 
     async def _introduced(self, wire: Wire, proxy: Peer) -> Peer:
         """Whose connection a proxy says that it passes on. Raises `Refusal`, `ClientGone`."""
         if not within(proxy.address, self.trusted):
             reason = "only trusted proxies connect here, with the PROXY protocol"
-            raise Refusal(403, "proxy_not_trusted", reason)
+            raise Refusal(403, RefusalCode.PROXY_NOT_TRUSTED, reason)
         try:
             origin = await read_origin(wire)
         except BadProxyHeader as error:
-            raise Refusal(400, "bad_proxy_header", f"no good PROXY header: {error}") from None
+            raise Refusal(400, RefusalCode.BAD_PROXY_HEADER, f"no good PROXY header: {error}") from None
         if origin.client is None:
             return evolve(proxy, anonymous=True)
         return Peer(*origin.client, secure=origin.secure)

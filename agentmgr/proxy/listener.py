@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import trio
 
-from .refusal import Refusal
+from ..core.refusal import Refusal, RefusalCode
 from .wire import Wire, tune
 
 logger = logging.getLogger("agentmgr.gateway")
@@ -33,7 +33,7 @@ _ACCEPTS = 32  # in a row, before other tasks get their turn
 # Out of descriptors or memory: accepting again at once would spin, because the client is still there.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CLOSED = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
-_FULL = Refusal(503, "too_many_connections", "the gateway is full", (("Retry-After", "2"),))
+_FULL = Refusal(503, RefusalCode.TOO_MANY_CONNECTIONS, "the gateway is full", (("Retry-After", "2"),))
 
 
 class ConnectionLimit:

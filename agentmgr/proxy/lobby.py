@@ -14,13 +14,14 @@ from attrs import define, evolve, field, frozen
 from ..core.admission import Seats
 from ..core.affinity import Affinity, named_instance
 from ..core.outliers import OutlierPolicy, Outliers
+from ..core.refusal import Refusal, RefusalCode
 from ..core.request import ClientRequest
 from ..core.routing import Backend, BackendState, Pool, Router
 from ..core.shared_seats import SharedSeats
 from ..core.strategies import Rotation, choose
 from ..errors import ServiceNotFound
 from .limits import GatewayLimits
-from .refusal import ClientGone, Refusal
+from .wire import ClientGone
 
 _NEWS_S = 0.5  # how long the table may lag behind an instance that has just gone
 
@@ -204,12 +205,12 @@ class Lobby:
         try:
             pool = self._router.pool(visit.request)
         except ServiceNotFound as error:
-            raise Refusal(404, error.code, error.message) from None
+            raise Refusal(404, RefusalCode.SERVICE_NOT_FOUND, error.message) from None
         if visit.services is None:
             return pool
         allowed = tuple(b for b in pool.backends if b.service_name in visit.services)
         if pool.backends and not allowed:
-            raise Refusal(403, "forbidden", "this token does not allow connecting there")
+            raise Refusal(403, RefusalCode.FORBIDDEN, "this token does not allow connecting there")
         return evolve(pool, backends=allowed)
 
     def _pick(self, visit: Visit) -> Seat | None:
@@ -221,7 +222,7 @@ class Lobby:
                 why = f"no service is available: {pool.reason}"
                 if any(b.state is BackendState.NO_LISTENER for b in pool.backends):
                     why += ", and it serves no connections: it runs, and nothing of it listens on its port"
-                raise self._nobody("no_service_available", why)
+                raise self._unavailable(RefusalCode.NO_SERVICE_AVAILABLE, why)
             return None
         granted = [b for b in candidates if b.instance_id == visit.preferred] if visit.preferred else None
         backend = granted[0] if granted else self._choose(pool, candidates, visit.request, pool.rotation)
@@ -259,7 +260,9 @@ class Lobby:
         if visit.services is not None and home.service_name not in visit.services:
             if certain is None:
                 return None
-            raise Refusal(403, "forbidden", "this token does not allow connecting where the session is held")
+            raise Refusal(
+                403, RefusalCode.FORBIDDEN, "this token does not allow connecting where the session is held"
+            )
         asked = self._router.service_named_by(visit.request)
         if asked in (None, home.service_name) or not self._router.knows(asked):
             return home
@@ -267,7 +270,7 @@ class Lobby:
             return None
         raise Refusal(
             409,
-            "session_elsewhere",
+            RefusalCode.SESSION_ELSEWHERE,
             f"the session is held by service {home.service_name!r}, and the address asks for {asked!r}; "
             f"connect to /services/{home.service_name}, or leave the session out to begin a new one",
         )
@@ -287,7 +290,9 @@ class Lobby:
 
     async def _wait(self, visit: Visit) -> Seat | None:
         if visit.preferred is None and len(self._waiting) >= self._limits.queue_size:
-            raise self._nobody("at_capacity", "all instances are at capacity, and so is the queue for them")
+            raise self._unavailable(
+                RefusalCode.AT_CAPACITY, "all instances are at capacity, and so is the queue for them"
+            )
         waiter = _Waiter(visit, next(self._tickets))
         self._waiting[waiter.ticket] = waiter
         try:
@@ -316,7 +321,7 @@ class Lobby:
         if isinstance(outcome, Exception):
             raise outcome
         if outcome is None:
-            raise self._nobody("at_capacity", "no instance became free in time")
+            raise self._unavailable(RefusalCode.AT_CAPACITY, "no instance became free in time")
         return outcome
 
     async def _leave(self, waiter: _Waiter) -> None:
@@ -390,5 +395,5 @@ class Lobby:
         self._step_out(waiter)
         waiter.woken.set()
 
-    def _nobody(self, code: str, reason: str) -> Refusal:
+    def _unavailable(self, code: RefusalCode, reason: str) -> Refusal:
         return Refusal(503, code, reason, (("Retry-After", str(self._limits.retry_after_s)),))

@@ -12,11 +12,11 @@ import h11
 import trio
 
 from ..core.proof import PROOF_HEADER, sender_proof
+from ..core.refusal import Refusal, RefusalCode, http_response
 from ..core.routing import Backend
 from .head import BadResponse, Fields, RequestHead, ResponseHead, check_switch, parse_response
 from .limits import GatewayLimits
 from .proving import Proving
-from .refusal import Refusal, http_response
 from .wire import Dial, Wire, connect
 
 # The gateway has no descriptor, memory or port left to dial with, which says nothing of the instance.
@@ -47,7 +47,7 @@ class DialFailed(Exception):
 class BackendRefused(Exception):
     """The instance answered, and its answer is not a 101: it goes to the client as it is."""
 
-    code = "backend_refused"  #: for those who count
+    code = RefusalCode.BACKEND_REFUSED
 
     def __init__(self, status: int, response: bytes) -> None:
         super().__init__(f"the instance answered {status}")
@@ -191,5 +191,7 @@ async def _refusal(wire: Wire, received: bytes, limits: GatewayLimits) -> bytes:
 def gateway_fault(failure: DialFailed) -> Refusal:
     """What the client is told when nobody could be reached."""
     if failure.timed_out:
-        return Refusal(504, "backend_timeout", f"the service did not answer in time: {failure.reason}")
-    return Refusal(502, "bad_gateway", f"the service could not be reached: {failure.reason}")
+        return Refusal(
+            504, RefusalCode.BACKEND_TIMEOUT, f"the service did not answer in time: {failure.reason}"
+        )
+    return Refusal(502, RefusalCode.BAD_GATEWAY, f"the service could not be reached: {failure.reason}")

@@ -22,6 +22,10 @@ Dial = Callable[[str, int], Awaitable[trio.SocketStream]]
 _AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
 
 
+class ClientGone(Exception):
+    """The client left before it had an answer, so no answer is sent."""
+
+
 class Wire:
     """Owns the socket: whoever has the wire closes it."""
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentmgr.core.refusal import Refusal
 from agentmgr.proxy.head import (
     BadResponse,
     HeadReader,
@@ -17,7 +18,6 @@ from agentmgr.proxy.head import (
     parse_request,
     parse_response,
 )
-from agentmgr.proxy.refusal import Refusal
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 FIELDS = {

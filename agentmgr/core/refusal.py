@@ -1,0 +1,77 @@
+"""A refusal: the answer to a handshake that gets no 101, from the gateway or from an agent's host."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from http import HTTPStatus
+
+
+class RefusalCode(StrEnum):
+    """Why a client was refused, for programs. The values are public: README, "Refusals", says what helps."""
+
+    # The request
+    BAD_REQUEST = "bad_request"
+    HEAD_TOO_LARGE = "head_too_large"
+    REQUEST_TIMEOUT = "request_timeout"
+    UPGRADE_REQUIRED = "upgrade_required"
+    UNSUPPORTED_VERSION = "unsupported_version"
+    # Who asks, and from where
+    UNAUTHORIZED = "unauthorized"
+    FORBIDDEN = "forbidden"
+    ORIGIN_NOT_ALLOWED = "origin_not_allowed"
+    HOST_NOT_ALLOWED = "host_not_allowed"  #: the host's own port
+    USER_NOT_ALLOWED = "user_not_allowed"  #: the host's own port
+    WRONG_PROOF = "wrong_proof"  #: the host's own port, to a gateway
+    PROXY_NOT_TRUSTED = "proxy_not_trusted"
+    BAD_PROXY_HEADER = "bad_proxy_header"
+    # What is asked for
+    SERVICE_NOT_FOUND = "service_not_found"
+    SESSION_ELSEWHERE = "session_elsewhere"
+    # Not now
+    TOO_MANY_HANDSHAKES = "too_many_handshakes"
+    TOO_MANY_SESSIONS = "too_many_sessions"  #: connections of one client address
+    TOO_MANY_CONNECTIONS = "too_many_connections"  #: of the whole gateway
+    NO_SERVICE_AVAILABLE = "no_service_available"
+    AT_CAPACITY = "at_capacity"
+    # The instance
+    BAD_GATEWAY = "bad_gateway"
+    BACKEND_TIMEOUT = "backend_timeout"
+    BACKEND_REFUSED = "backend_refused"  #: only counted: the client gets the instance's own answer
+
+
+class Refusal(Exception):
+    """Raised anywhere before the 101; gateway or host sends it to the client and closes the connection.
+
+    `code` is stable and for programs, `reason` is one sentence for people.
+    """
+
+    def __init__(
+        self, status: int, code: RefusalCode, reason: str, headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.code = code
+        self.reason = reason
+        self.headers = headers
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The JSON object that is the body of the answer."""
+        return {"code": self.code, "reason": self.reason}
+
+    @property
+    def response(self) -> bytes:
+        body = json.dumps(self.fields).encode() + b"\n"
+        return http_response(self.status, (("Content-Type", "application/json"), *self.headers), body)
+
+
+def http_response(status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> bytes:
+    """A complete answer, after which the connection is closed."""
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    fields = (*headers, ("Content-Length", str(len(body))), ("Connection", "close"))
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
+    return f"HTTP/1.1 {status} {phrase}\r\n{lines}\r\n".encode("latin-1") + body

@@ -44,21 +44,18 @@ class Door:
         if shown := value(request, PROOF_HEADER):
             if not self._proofs.accepts(shown, subject, now=time.monotonic()):
                 # As when the instance was restarted while the gateway dialled: it dials again.
-                raise Refusal(
-                    421, RefusalCode.WRONG_PROOF, "this proof is for another instance, or was used before"
-                )
+                reason = "this proof is for another instance, or was used before"
+                raise Refusal(421, RefusalCode.WRONG_PROOF, reason)
             return True
         origin = value(request, "Origin")
         if not origin_allowed(origin, self._origins):
-            raise Refusal(
-                403, RefusalCode.ORIGIN_NOT_ALLOWED, f"pages of {origin} are not among the allowed origins"
-            )
+            reason = f"pages of {origin} are not among the allowed origins"
+            raise Refusal(403, RefusalCode.ORIGIN_NOT_ALLOWED, reason)
         if self._any_machine:
             return False
         if not host_is_loopback(host := value(request, "Host")):
-            raise Refusal(
-                403, RefusalCode.HOST_NOT_ALLOWED, f"Host {host!r} is not this machine: use localhost"
-            )
+            reason = f"Host {host!r} is not this machine: use localhost"
+            raise Refusal(403, RefusalCode.HOST_NOT_ALLOWED, reason)
         if peer_uid(sock) not in (os.geteuid(), 0):
             reason = "only the user who runs this agent may connect to its own port: use the gateway"
             raise Refusal(403, RefusalCode.USER_NOT_ALLOWED, reason)

@@ -115,7 +115,8 @@ class AgentServer:
                     gateway, stranger = False, True
         except Refusal as refusal:
             with trio.move_on_after(CLOSE_TIMEOUT_S):
-                body = json.dumps({**refusal.fields, "detail": refusal.reason})  # as the reason was called
+                # `detail` is the reason, for clients of the version before.
+                body = json.dumps({**refusal.fields, "detail": refusal.reason})
                 await stream.send_all(_response(refusal.status, body))
             return
         headers = believed(request, gateway=gateway)
@@ -279,9 +280,8 @@ def _judge(request: h11.Request) -> None:
     if any(name in (b"content-length", b"transfer-encoding") for name, _ in headers):
         raise Refusal(400, RefusalCode.BAD_REQUEST, "an upgrade has no body")
     if [value for name, value in headers if name == b"sec-websocket-version"] != [b"13"]:
-        raise Refusal(
-            426, RefusalCode.UPGRADE_REQUIRED, "only version 13 of the WebSocket protocol is spoken here"
-        )
+        reason = "only version 13 of the WebSocket protocol is spoken here"
+        raise Refusal(426, RefusalCode.UPGRADE_REQUIRED, reason)
     keys = [value for name, value in headers if name == b"sec-websocket-key"]
     if len(keys) != 1 or not _KEY.fullmatch(keys[0]):
         raise Refusal(400, RefusalCode.BAD_REQUEST, "Sec-WebSocket-Key is missing or malformed")

@@ -18,6 +18,7 @@ from ..manager import AgentManager
 from ..manager.factory_path import located, same
 from ..models import DesiredStatus, Service, ServiceConfig
 from ..settings import LogLevel
+from ..supervisor.endings import LAST_OUTPUT
 from ..supervisor.tail import follow, tail
 from ..visible import ProgramOutput
 from .foreground import managing, run_until_stopped, stop_signals
@@ -104,8 +105,8 @@ async def _tell_failures(manager: AgentManager, service: Service) -> None:
         with manager.subscribe() as events:
             async for event in events:
                 if event.service_id == service.service_id and event.kind in follows:
-                    reason = str(event.detail["error_message"]).splitlines()[0]
-                    reason = reason.removesuffix("; its last output:")
+                    message = str(event.detail["error_message"])
+                    reason = message.partition(LAST_OUTPUT)[0].splitlines()[0]
                     note(f"{service.name} {reason}; {follows[event.kind]}")
 
 

@@ -120,17 +120,15 @@ def _read(refusal: ConnectionRejected) -> tuple[str | None, str]:
         fields = json.loads(refusal.body or b"")
     except (ValueError, RecursionError):
         fields = None
-    if isinstance(fields, dict):
-        # A host of an older version calls its reason `detail`.
-        if (reason := fields.get("reason") or fields.get("detail")) is not None:
-            code = fields.get("code")
-            return code if isinstance(code, str) else None, visible(
-                str(reason)
-            )  # one line: it must not pass for ours
-    return (
-        None,
-        f"it answers with HTTP status {refusal.status_code}, as no agentmgr gateway and no agent does",
-    )
+    if not isinstance(fields, dict):
+        fields = {}
+    reason = fields.get("reason") or fields.get("detail")  # as a host of an older version calls it
+    if reason is None:
+        known = "as no agentmgr gateway and no agent does"
+        return None, f"it answers with HTTP status {refusal.status_code}, {known}"
+    code = fields.get("code")
+    # One line: what a peer says must not pass for a message of ours.
+    return code if isinstance(code, str) else None, visible(str(reason))
 
 
 async def _open_stream(

@@ -260,9 +260,8 @@ class Lobby:
         if visit.services is not None and home.service_name not in visit.services:
             if certain is None:
                 return None
-            raise Refusal(
-                403, RefusalCode.FORBIDDEN, "this token does not allow connecting where the session is held"
-            )
+            reason = "this token does not allow connecting where the session is held"
+            raise Refusal(403, RefusalCode.FORBIDDEN, reason)
         asked = self._router.service_named_by(visit.request)
         if asked in (None, home.service_name) or not self._router.knows(asked):
             return home
@@ -290,9 +289,8 @@ class Lobby:
 
     async def _wait(self, visit: Visit) -> Seat | None:
         if visit.preferred is None and len(self._waiting) >= self._limits.queue_size:
-            raise self._unavailable(
-                RefusalCode.AT_CAPACITY, "all instances are at capacity, and so is the queue for them"
-            )
+            reason = "all instances are at capacity, and so is the queue for them"
+            raise self._unavailable(RefusalCode.AT_CAPACITY, reason)
         waiter = _Waiter(visit, next(self._tickets))
         self._waiting[waiter.ticket] = waiter
         try:

@@ -189,9 +189,8 @@ async def _refusal(wire: Wire, received: bytes, limits: GatewayLimits) -> bytes:
 
 
 def gateway_fault(failure: DialFailed) -> Refusal:
-    """What the client is told when nobody could be reached."""
+    """The answer to a client for which no instance could be reached."""
     if failure.timed_out:
-        return Refusal(
-            504, RefusalCode.BACKEND_TIMEOUT, f"the service did not answer in time: {failure.reason}"
-        )
+        reason = f"the service did not answer in time: {failure.reason}"
+        return Refusal(504, RefusalCode.BACKEND_TIMEOUT, reason)
     return Refusal(502, RefusalCode.BAD_GATEWAY, f"the service could not be reached: {failure.reason}")

@@ -8,6 +8,9 @@ from ..core import restart
 from ..core.restart import EX_CONFIG, Cause, Ending, Exit
 from .launcher import Child
 
+LAST_OUTPUT = "; its last output:\n"
+"""Between the reason and the end of the log, in `Instance.error_message`."""
+
 
 async def not_ready(child: Child, timeout_s: float, seen: str) -> Ending:
     """It lives and is not ready in time. `seen`: what it has shown instead."""
@@ -35,4 +38,4 @@ async def exited(child: Child, exit: Exit, ready_for_s: float | None) -> Ending:
 
 def _with_last_words(reason: str, child: Child) -> str:
     words = child.last_words()
-    return f"{reason}; its last output:\n{words}" if words else reason
+    return f"{reason}{LAST_OUTPUT}{words}" if words else reason

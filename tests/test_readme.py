@@ -13,7 +13,7 @@ from attrs import fields
 
 from agentmgr.api.resources import operations
 from agentmgr.cli.group import COMMANDS
-from agentmgr.errors import ServiceNotFound
+from agentmgr.core.refusal import RefusalCode
 from agentmgr.settings import Settings, environment_name
 from agentmgr.supervisor.addresses import Ports
 from tests.cli.test_usage import every_command
@@ -83,8 +83,8 @@ def test_every_refusal_of_the_gateway_is_there_and_every_one_there_exists():
     )
     files = (Path(__file__).parents[1] / "agentmgr" / "proxy").rglob("*.py")
     source = "".join(path.read_text() for path in files)
-    raised = re.findall(r'Refusal\(\s*\d+,\s*"([a-z_]+)"|_nobody\("([a-z_]+)"', source)
-    assert set(told) == {code for codes in raised for code in codes if code} | {ServiceNotFound.code}
+    raised = {RefusalCode[name] for name in re.findall(r"\bRefusalCode\.([A-Z_]+)", source)}
+    assert set(told) == raised - {RefusalCode.BACKEND_REFUSED}  # the client gets the instance's own answer
     assert len(told) == len(set(told)) > 15
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
+import outcome
 from attrs import frozen
 
 from ..boundary import Failure, attempt, traceback_of
@@ -75,7 +76,8 @@ def _written_for(module: ModuleType) -> Runtime:
 
 def author_traceback(error: BaseException) -> str:
     """The traceback from the author's first line on, without the frames of this package before it."""
-    ahead = (str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent), "<frozen importlib")
+    packages = (importlib.__file__, outcome.__file__)  # the latter between asyncio's loop and ours
+    ahead = (str(Path(__file__).parents[1]), *(str(Path(p).parent) for p in packages), "<frozen importlib")
 
     def is_machinery(frame: TracebackType) -> bool:
         return frame.tb_frame.f_code.co_filename.startswith(ahead)

@@ -59,13 +59,13 @@ class ScriptedModel(BaseChatModel):
             yield ChatGenerationChunk(message=piece)
 
 
-def graph_of(model, **options):
+def graph_of(model, its_tool=add, **options):
     async def call(state: MessagesState):
         return {"messages": [await model.ainvoke(state["messages"])]}
 
     graph = StateGraph(MessagesState)
     graph.add_node("model", call)
-    graph.add_node("tools", ToolNode([add]))
+    graph.add_node("tools", ToolNode([its_tool]))
     graph.add_edge(START, "model")
     graph.add_conditional_edges("model", tools_condition)
     graph.add_edge("tools", "model")
@@ -111,6 +111,26 @@ async def test_an_interrupt_asks_the_person(approved, answer):
             assert question["content"]["message"] == "Really book?"
             await client.say("user.response", step_id=question["step_id"], content={"confirmed": approved})
             assert (await client.until(*TURN_ENDS))["content"] == answer
+
+
+@pytest.mark.parametrize(("approved", "result"), [(True, "booked"), (False, "not booked")])
+async def test_a_tool_that_asks_is_one_call_with_one_result(approved, result):
+    @tool
+    def add(x: int) -> str:
+        """Asks first."""
+        return "booked" if interrupt("Really?") else "not booked"
+
+    replies = [{"name": "add", "args": {"x": 1}}, "done"]
+    graph = graph_of(ScriptedModel(replies=replies), add, checkpointer=InMemorySaver())
+    async with hosted(graph, **ASYNCIO) as url, bare_client(url) as client:
+        await client.say("user.message", content="book it")
+        question = await client.until("agent.user_confirm")
+        await client.say("user.response", step_id=question["step_id"], content={"confirmed": approved})
+        assert (await client.until(*TURN_ENDS))["content"] == "done "
+    assert said(client, "agent.tool_call") == [{"tool": "add", "args": {"x": 1}}]
+    assert said(client, "agent.tool_result") == [{"tool": "add", "result": result, "success": True}]
+    calls = [e for e in client.events if e["event"] in ("agent.tool_call", "agent.tool_result")]
+    assert calls[0]["step_id"] == calls[1]["step_id"]
 
 
 async def test_the_middlewares_questions_are_answered_in_its_words():

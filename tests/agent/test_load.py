@@ -218,6 +218,15 @@ async def test_what_the_author_wrote_is_shown_and_nothing_of_ours(write, text, l
     assert "importlib" not in error.message
 
 
+@pytest.mark.parametrize("loop", ["trio", "asyncio"])
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_the_traceback_of_a_factory_begins_at_the_authors_file(write, loop, kind):
+    path = write(f"RUNTIME = '{loop}'\n{kind} create_agent():\n    raise OSError('no database')\n")
+    error = await made(path)
+    first = next(line for line in error.message.splitlines() if line.startswith("  File"))
+    assert first.startswith(f'  File "{path}", line 3')
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from ...boundary import shown
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
@@ -26,8 +27,9 @@ class Adapter:
     async def on_message(self, session: Session, message: Message) -> Any:
         config = {"configurable": {"thread_id": session.id}}
         said = self._input(session, str(message))
+        stopped: dict[str, str] = {}
         while True:
-            output = await self._run(session, said, config)
+            output = await self._run(session, said, config, stopped)
             resume = await self._decide(session, config) if self._keeps_state else None
             if resume is None:
                 break
@@ -50,12 +52,12 @@ class Adapter:
             return {"input" if "input" in fields else next(iter(fields)): text}
         return text
 
-    async def _run(self, session: Session, said: Any, config: Any) -> Any:
+    async def _run(self, session: Session, said: Any, config: Any, stopped: dict[str, str]) -> Any:
         output: Any = None
         events = self._runnable.astream_events(said, config, version="v2")
         async with aclosing(events):  # cancelled between two events, it would run on until collected
             async for event in events:
-                await _show(session, event)
+                await _show(session, event, stopped)
                 if event["event"].endswith("_end") and not event.get("parent_ids"):
                     output = event["data"].get("output")
         return output
@@ -70,19 +72,37 @@ class Adapter:
         return sys.modules["langgraph.types"].Command(resume=answers)
 
 
-async def _show(session: Session, event: Any) -> None:
-    kind, data, step_id = event["event"], event["data"], event["run_id"]
+async def _show(session: Session, event: Any, stopped: dict[str, str]) -> None:
+    kind, data = event["event"], event["data"]
     if kind == "on_chat_model_stream":
         for what, piece in _pieces(data.get("chunk")):
             await session.emit(partial_answer(piece) if what == "text" else thinking(piece))
-    elif kind == "on_tool_start":
-        await session.emit(tool_call(event["name"], plain(data.get("input")), step_id=step_id))
-    elif kind == "on_tool_end":
-        result = getattr(data.get("output"), "content", data.get("output"))
-        await session.emit(tool_result(event["name"], plain(result), step_id=step_id))
+    elif kind in ("on_tool_start", "on_tool_end", "on_tool_error"):
+        await _show_tool(session, event, stopped)
+
+
+async def _show_tool(session: Session, event: Any, stopped: dict[str, str]) -> None:
+    """`stopped`: the step ids of the calls that an interrupt has stopped. When the person has answered,
+    LangGraph makes them anew; a client sees one call and its result."""
+    kind, name, data, step_id = event["event"], event["name"], event["data"], event["run_id"]
+    call = f"{name} {data.get('input')!r}"
+    if kind == "on_tool_start":
+        if call not in stopped:
+            await session.emit(tool_call(name, plain(data.get("input")), step_id=step_id))
+    elif kind == "on_tool_error" and _is_interrupt(data.get("error")):
+        stopped.setdefault(call, step_id)
     elif kind == "on_tool_error":
-        result = tool_result(event["name"], str(data.get("error")), success=False, step_id=step_id)
-        await session.emit(result)
+        step_id, result = stopped.pop(call, step_id), shown(data.get("error"))
+        await session.emit(tool_result(name, result, success=False, step_id=step_id))
+    else:
+        step_id, output = stopped.pop(call, step_id), data.get("output")
+        result = plain(getattr(output, "content", output))
+        await session.emit(tool_result(name, result, step_id=step_id))
+
+
+def _is_interrupt(error: Any) -> bool:
+    errors = sys.modules.get("langgraph.errors")
+    return errors is not None and isinstance(error, errors.GraphInterrupt)
 
 
 async def _answer(session: Session, asked: Any) -> Any:

@@ -251,7 +251,10 @@ class LocalChild:
             nursery.cancel_scope.cancel()
 
     async def is_draining(self) -> bool:
-        return not self._is_command and await self._host_drain.is_on()
+        return not self._is_command and await self._host_drain.close_code() is not None
+
+    async def change_close_code(self, code: int) -> None:
+        await self._host_drain.change_close_code(code)
 
     async def end(self, grace_s: float) -> Exit:
         exit = await self._heard(self._process.end(grace_s))

@@ -42,6 +42,10 @@ class Drain:
             await child.drain(code, answered)
         self._answered.set()
 
+    async def promise_another(self, child: Child) -> None:
+        """Has it close with the code of a restart, whatever a killed manager asked it to close with."""
+        await child.change_close_code(_RESTARTED)
+
     def cut_short(self) -> None:
         self._scope.cancel()
 

@@ -55,12 +55,17 @@ class HostDrain:
                 return
             wait_s = _WAIT_S
 
-    async def is_on(self) -> bool:
-        """Whether a manager has asked it to drain before."""
+    async def close_code(self) -> int | None:
+        """The close code that a manager has asked it to drain with before; None: it does not drain."""
         with trio.move_on_after(_PATIENCE_S), suppress(OSError):
             answer = await self._ask({}, method="GET")
-            return answer is not None and answer.get("code") is not None
-        return False
+            return None if answer is None else answer.get("code")
+        return None
+
+    async def change_close_code(self, code: int) -> None:
+        """Asks it once to close with this code instead; one that cannot answer now is asked at its end."""
+        with trio.move_on_after(_PATIENCE_S), suppress(OSError):
+            await self._ask({"code": code}, method="POST")
 
     async def _ask(self, query: Mapping[str, object], *, method: str) -> dict[str, Any] | None:
         """The answer, or None where it is not that of a host that can drain."""

@@ -164,6 +164,9 @@ class _Task:
     async def is_draining(self) -> bool:
         return False
 
+    async def change_close_code(self, code: int) -> None:
+        pass
+
     async def end(self, grace_s: float) -> Exit:
         return self._exit  # the nursery that it ran in is closed by now
 

@@ -348,6 +348,11 @@ class InstanceTask:
         """Whether its process was asked to drain already: by an earlier manager."""
         return self._child is not None and await self._child.is_draining()
 
+    async def promise_another(self) -> None:
+        """Its clients hear that it restarts: it drains already, and will be replaced."""
+        if self._child is not None:
+            await self.drain.promise_another(self._child)
+
     def stop(self, *, force: bool = False, kill: bool = False, for_good: bool = False) -> None:
         """Makes it drain its sessions and end; `over` is set when it has.
 

@@ -85,6 +85,9 @@ class Child(Protocol):
     async def is_draining(self) -> bool:
         """Whether it was asked to, perhaps by an earlier manager."""
 
+    async def change_close_code(self, code: int) -> None:
+        """Has one that drains close its connections with this code instead."""
+
     async def end(self, grace_s: float) -> Exit:
         """Ends it and its descendants: asks, waits `grace_s` seconds, kills. Returns when none is left.
 

@@ -414,6 +414,7 @@ class Supervisor:
                 taken = any(other.view.slot == position for other in service.tasks if other is not task)
                 if task.stopped or taken or position >= spec.config.instances:
                     return  # it is being replaced or stopped already
+                await task.promise_another()
                 if spec.port is None:
                     await service.replace(task, self._new_instance(service, spec, position), force=False)
                 else:

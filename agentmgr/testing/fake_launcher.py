@@ -104,6 +104,9 @@ class FakeChild:
     async def is_draining(self) -> bool:
         return self.drained_with is not None
 
+    async def change_close_code(self, code: int) -> None:
+        self.drained_with = code
+
     async def end(self, grace_s: float) -> Exit:
         if self._exit is None:
             takes_s = math.inf if self.hangs else self.behaviour.stop_takes_s

@@ -290,7 +290,7 @@ async def test_what_an_agent_with_serve_does_cannot_be_seen() -> None:
         with trio.fail_after(60):
             await drain_of(url)(1012, answers.append)
         assert answers == [False]
-        assert not await drain_of(url).is_on()
+        assert await drain_of(url).close_code() is None
 
 
 async def answer(url: str, request: bytes) -> bytes:
@@ -317,12 +317,12 @@ async def test_only_the_manager_may_ask_for_it_and_once_with_each_proof(monkeypa
         plain = f"POST {DRAIN_PATH}?code=1012 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
         assert (await answer(url, plain)).startswith(b"HTTP/1.1 403 ")
         monkeypatch.setattr(trio.SocketStream, "send_all", keep)
-        assert not await drain_of(url).is_on()
+        assert await drain_of(url).close_code() is None
         assert b" 421 " in (await answer(url, heads[0])).split(b"\r\n")[0]
         assert b" 421 " in (
             await answer(url, heads[0].replace(b"GET", b"POST").replace(b"?", b"?code=1001&"))
         )
-        assert not await drain_of(url).is_on()
+        assert await drain_of(url).close_code() is None
 
 
 async def test_a_code_that_no_manager_gives_begins_nothing() -> None:
@@ -331,10 +331,10 @@ async def test_a_code_that_no_manager_gives_begins_nothing() -> None:
             answers: list[bool] = []
             await drain_of(url)(code, answers.append)  # type: ignore[arg-type]
             assert answers == [False]
-        assert not await drain_of(url).is_on()
+        assert await drain_of(url).close_code() is None
         async with draining(url):
             pass
-        assert await drain_of(url).is_on()
+        assert await drain_of(url).close_code() is not None
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ HERE = Path(__file__).parent
 
 def create_agent():
     async def answer(message):
-        HERE.joinpath("thinks").touch()
+        HERE.joinpath(f"thinks-{message}").touch()
         while not HERE.joinpath("go-on").exists():
             await trio.sleep(0.01)
         return f"answer to {message}"
@@ -50,54 +51,66 @@ def until(condition: Callable[[], object]) -> None:
 @pytest.mark.parametrize(
     ("words", "runs_afterwards"),
     [
-        (("stop", "svc"), False),
-        (("restart", "svc"), True),
-        (("restart", "svc", "--no-rolling"), True),
+        (("stop", "{name}"), False),
+        (("restart", "{name}"), True),
+        (("restart", "{name}", "--no-rolling"), True),
         (("shutdown",), True),
     ],
 )
-@pytest.mark.parametrize("port", ["any", "fixed"])
 def test_the_next_manager_goes_on_with_a_drain(
-    shell: Any, write: Any, words: tuple[str, ...], runs_afterwards: bool, port: str, free_port: int
+    shell: Any, write: Any, words: tuple[str, ...], runs_afterwards: bool, free_port: int
 ) -> None:
+    """Of an instance on any port, whose replacement starts while it drains, and of one on a fixed port."""
     write("think.py", THINKING)
-    fixed = ["--port", str(free_port)] if port == "fixed" else []
-    shell.ok("register", "svc", "think.py", "--auto-start", "--drain-timeout", "60", *fixed)
+    for name, more in (("any", []), ("fixed", ["--port", str(free_port)])):
+        shell.ok("register", name, "think.py", "--auto-start", "--drain-timeout", "60", *more)
 
-    def instances() -> list[dict[str, Any]]:
-        (service,) = json.loads(shell.ok("list", "--format", "json"))
-        return list(service["instances"])
+    def instances() -> dict[str, list[dict[str, Any]]]:
+        listed = json.loads(shell.ok("list", "--format", "json"))
+        return {service["name"]: service["instances"] for service in listed}
 
-    (before,) = instances()
-    with connect(f"ws://{before['host']}:{before['port']}") as client:
-        client.send("q")
-        until((shell.directory / "thinks").exists)
-        with shell.background(*words):
-            until(lambda: any(i["pid"] == before["pid"] and i["status"] == "draining" for i in instances()))
-            until(lambda: close_code(before))  # just before that, a restart would be forgotten
+    def pids(status: str) -> set[int]:
+        return {i["pid"] for found in instances().values() for i in found if i["status"] == status}
+
+    before = {name: found[0] for name, found in instances().items()}
+    old = {instance["pid"] for instance in before.values()}
+    code = 1012 if runs_afterwards else 1001
+    with ExitStack() as stack:
+        clients = [stack.enter_context(connect(f"ws://{i['host']}:{i['port']}")) for i in before.values()]
+        for number, client in enumerate(clients):
+            client.send(str(number))
+        until(lambda: len(list(shell.directory.glob("thinks-*"))) == len(clients))
+        with ExitStack() as commands:
+            for line in dict.fromkeys(tuple(w.format(name=name) for w in words) for name in before):
+                commands.enter_context(shell.background(*line))
+            until(lambda: old <= pids("draining"))
+            until(lambda: all(map(close_code, before.values())))  # before that, a restart would be forgotten
             shell.kill_manager()
-        assert shell.lives(before["pid"])
+        assert all(map(shell.lives, old))
         with shell.background("daemon") as manager:
             manager.until("manager")
-            if runs_afterwards and port == "any":  # another one takes its place while it thinks on
-                until(
-                    lambda: any(i["status"] == "running" and i["pid"] != before["pid"] for i in instances())
-                )
-            assert shell.lives(before["pid"])
-            code = 1012 if runs_afterwards else 1001
-            until(lambda: close_code(before) == code)  # also where a shutdown had asked for another
+            if runs_afterwards:  # another one takes the place of `any` while it thinks on
+                until(lambda: {i["pid"] for i in instances()["any"] if i["status"] == "running"} - old)
+            assert all(map(shell.lives, old))
+            # Also where a shutdown had asked for another.
+            until(lambda: {close_code(instance) for instance in before.values()} == {code})
             (shell.directory / "go-on").touch()
-            assert client.recv(timeout=60) == "answer to q"
-            with pytest.raises(ConnectionClosed) as closed:
-                client.recv(timeout=60)
-            assert closed.value.rcvd is not None
-            assert closed.value.rcvd.code == code
-            until(lambda: not shell.lives(before["pid"]))
+            for number, client in enumerate(clients):
+                assert client.recv(timeout=60) == f"answer to {number}"
+                with pytest.raises(ConnectionClosed) as closed:
+                    client.recv(timeout=60)
+                assert closed.value.rcvd is not None
+                assert closed.value.rcvd.code == code
+            until(lambda: not any(map(shell.lives, old)))
             if runs_afterwards:
-                until(lambda: [i["status"] for i in instances()] == ["running"])
-                assert instances()[0]["pid"] != before["pid"]
+                until(
+                    lambda: (
+                        [[i["status"] for i in found] for found in instances().values()] == [["running"]] * 2
+                    )
+                )
+                assert not pids("running") & old
             else:
-                until(lambda: instances() == [])
+                until(lambda: not any(instances().values()))
             manager.interrupt(signal.SIGTERM)
 
 

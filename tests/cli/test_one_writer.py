@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -171,11 +172,15 @@ def test_no_words_of_a_stranger_act_on_the_terminal(visited: tuple[Any, int]) ->
     here, _ = visited
     (here.directory / "hostile.toml").write_text(f"{json.dumps(HOSTILE)} = 1\n", "utf-8")
     wrong = {}
-    for words in SHOW_STRANGERS_WORDS + OTHERS:
-        try:
-            check(on_terminal(here, *words), strangers=words in SHOW_STRANGERS_WORDS)
-        except AssertionError as error:
-            wrong[" ".join(words)] = str(error)
+    tried = SHOW_STRANGERS_WORDS + OTHERS
+    with ThreadPoolExecutor(4) as threads:
+        for words, shown in zip(
+            tried, threads.map(lambda words: on_terminal(here, *words), tried), strict=True
+        ):
+            try:
+                check(shown, strangers=words in SHOW_STRANGERS_WORDS)
+            except AssertionError as error:
+                wrong[" ".join(words)] = str(error)
     assert not wrong, "\n\n".join(f"agentmgr {words}: {error[:600]}" for words, error in wrong.items())
     shown = on_terminal(here, "chat", "evil", typed="hi\nask\nn\n\x04")
     check(shown.replace("\x04", ""))

@@ -31,12 +31,16 @@ def program(*options, name="svc", **config):
 SERVER = ("--listen", "{port}")
 
 
-async def stays_well(s, recorder, checks=8):
+async def stays_well(s, recorder, checks=8, service_id=None):
     """It is checked so often more, and is never anything but running and healthy."""
-    begin = len(recorder.checks)
-    await recorder.until(lambda: len(recorder.checks) >= begin + checks)
-    assert {check.ok for check in recorder.checks} == {True}
-    (instance,) = s.instances()
+
+    def made():
+        return [check for check in recorder.checks if service_id in (None, check.service_id)]
+
+    begin = len(made())
+    await recorder.until(lambda: len(made()) >= begin + checks)
+    assert {check.ok for check in made()} == {True}
+    (instance,) = s.instances(service_id)
     assert (instance.status, instance.health) == (ServiceStatus.RUNNING, HealthStatus.HEALTHY)
     assert instance.restart_count == 0
 
@@ -66,15 +70,18 @@ PROGRAMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", PROGRAMS)
-async def test_it_becomes_ready_and_stays_well(supervisor, recorder, what):
-    options, config = PROGRAMS[what]
-    async with supervisor() as s:
-        await s.start(program(*options, **config))
+async def test_they_become_ready_and_stay_well(supervisor, recorder):
+    async def check(what, options, config):
+        spec = program(*options, name=re.sub(r"\W", "-", what), **config)
+        await s.start(spec)
         if "--listen" in options:
-            await recorder.until(lambda: s.instances()[0].serves is True)
-        await stays_well(s, recorder)
-        assert s.instances()[0].serves is (True if "--listen" in options else None)
+            await recorder.until(lambda: s.instances(spec.service_id)[0].serves is True)
+        await stays_well(s, recorder, service_id=spec.service_id)
+        assert s.instances(spec.service_id)[0].serves is (True if "--listen" in options else None), what
+
+    async with supervisor() as s, trio.open_nursery() as nursery:
+        for what, (options, config) in PROGRAMS.items():
+            nursery.start_soon(check, what, options, config)
 
 
 # What is said of one that is not.
@@ -93,18 +100,23 @@ UNREADY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("options", "config", "seen"), UNREADY)
-async def test_not_ready_says_what_was_seen(supervisor, recorder, options, config, seen):
-    options = [*options, "unused"] if options == ("{port}",) else options
-    config = {"startup_timeout": 1.5, "health_check_timeout": 0.2, "restart": "never", **config}
-    async with supervisor() as s:
+async def test_not_ready_says_what_was_seen(supervisor, recorder):
+    async def check(number, options, config, seen):
+        options = [*options, "unused"] if options == ("{port}",) else options
+        config = {"startup_timeout": 1.5, "health_check_timeout": 0.2, "restart": "never", **config}
+        spec = program(*options, name=f"svc-{number}", **config)
         with pytest.raises(ServiceFailedToStart) as caught:
-            await s.start(program(*options, **config))
-        (instance,) = s.instances()
+            await s.start(spec)
+        (instance,) = s.instances(spec.service_id)
         expected = "not ready within 1.5 s: " + seen.replace("PORT", str(instance.port))
         assert expected in str(caught.value)
         assert instance.error_message.startswith(expected)
-        assert expected in recorder.history[-1].error_message
+        last = [view for view in recorder.history if view.service_id == spec.service_id][-1]
+        assert expected in last.error_message
+
+    async with supervisor() as s, trio.open_nursery() as nursery:
+        for number, case in enumerate(UNREADY):
+            nursery.start_soon(check, number, *case)
 
 
 async def test_one_that_listens_elsewhere_is_told_so(supervisor):

@@ -16,6 +16,7 @@ from ..choices import Runtime
 from ..core.loopback import is_loopback
 from ..errors import AgentManagerError, PortNotAvailable
 from ..listening import log_shortages_rarely
+from ..visible import visible
 from .adapt import HostedAgent, adapt, needs, produce
 from .door import Door
 from .limits import SessionLimits
@@ -50,6 +51,20 @@ class HostOptions:
     log_level: str = "INFO"
 
 
+class _VisibleLines(logging.Formatter):
+    """An error of an agent's often has a client's words in it, and `agentmgr serve` logs to a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), lines=True)
+
+
+def _set_up_logging(level: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_VisibleLines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    log_shortages_rarely()
+
+
 async def run(
     options: HostOptions,
     *,
@@ -60,8 +75,7 @@ async def run(
 
     Raises `AgentManagerError`: `AgentFileNotFound`, `AgentLoadError`, `PortNotAvailable`.
     """
-    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    log_shortages_rarely()
+    _set_up_logging(options.log_level)
     file = load(options.path)
     failure: AgentManagerError | None = None
     with trio.open_signal_receiver(*stop_signals) as signals:

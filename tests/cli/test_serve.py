@@ -27,3 +27,13 @@ def test_a_package_is_found_in_the_current_directory_and_gets_no_key_of_the_oper
     with shell.background("serve", "my_package.agents:make", "--port", "0") as served:
         url = served.until("answers at").partition("answers at ")[2].partition(";")[0]
         assert shell.ok("chat", url, "--once", "world").strip() == "hello world None"
+
+
+def test_a_clients_words_in_an_error_do_not_act_on_the_terminal(
+    shell: Any, write: Callable[[str, str], str]
+) -> None:
+    write("failing.py", "async def agent(message):\n    raise ValueError(message)\n")
+    with shell.background("serve", "failing.py", "--port", "0") as served:
+        url = served.until("answers at").partition("answers at ")[2].partition(";")[0]
+        shell.fails("chat", url, "--once", "\x1b[2Jwords\u202e")
+        assert r"\x1b[2Jwords\u202e" in served.until("ValueError: ")

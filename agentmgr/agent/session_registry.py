@@ -51,10 +51,14 @@ class SessionRegistry:
         return sum(session.busy and not session.connected for session in self._sessions.values())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled; then every session ends, its author's `on_session_end` included."""
+        """Until cancelled; then every session ends, its author's `on_session_end` included.
+
+        Raises `RuntimeError` when an author's code has cancelled the nursery: no session goes on or begins.
+        """
         async with trio.open_nursery() as self._nursery:
             task_status.started()
             await trio.sleep_forever()
+        raise RuntimeError("the agent's code cancelled what all sessions run in, so this process ends")
 
     def create(self, client: Client) -> Session:
         """Raises `BadInput`: `max_sessions`, `host_full`."""

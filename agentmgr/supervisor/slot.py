@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from .notices import Notices, notify_address
 from .process import Process
 from .spawn import Spawned, cannot, spawn
 from .upkeep import Upkeep
+
+log = logging.getLogger("agentmgr.supervisor")
 
 
 @frozen
@@ -197,6 +200,11 @@ class LocalSlot:
             log_start = 0
         with ExitStack() as resources:
             notices = _hear(record.token, resources) if self._spec.config.command else None
+            if notices is None and self._spec.config.command:  # taken while no manager ran
+                log.warning(
+                    "what %s says by sd_notify is not heard, as another program has its socket: "
+                    "`agentmgr restart %s` gives it another one", self._spec.name, self._spec.name,
+                )  # fmt: skip
             return LocalChild(
                 self._spec,
                 record,

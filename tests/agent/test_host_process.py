@@ -24,6 +24,9 @@ async def agent(message, session):
     print("heard", message)
     if message == "env":
         return os.environ.get("AGENTMGR_SERVICE")
+    if message == "saw":
+        import trio
+        trio.lowlevel.current_task().parent_nursery.cancel_scope.cancel()
     if message == "sleep":
         import trio
         await trio.sleep_forever()
@@ -93,6 +96,16 @@ async def test_a_host_proves_itself_serves_and_ends_at_sigterm(agent_file, tmp_p
     assert "heard env\n" in text
     assert "a log line" in text
     assert "Traceback" not in text
+
+
+async def test_a_host_whose_sessions_were_all_cancelled_by_its_agent_ends(agent_file, tmp_path):
+    """It could answer probes, and no client."""
+    log = tmp_path / "log"
+    async with spawned(agent_file, log=log) as (process, url):
+        async with bare_client(url) as client:
+            await client.say("user.message", content="saw")
+            assert await process.wait() == 1
+    assert "the agent's code cancelled what all sessions run in" in log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,20 @@ runpy.run_path({str(CHILD)!r}, run_name="__main__")
         assert s.instances()[0].pid == before.pid
 
 
+async def test_it_is_said_that_another_program_took_the_socket_while_no_manager_ran(
+    supervisor, recorder, command, caplog
+):
+    spec = command()
+    async with supervisor(leave_running=True) as s:
+        await s.start(spec)
+    (record,) = recorder.records.values()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        stranger.bind("\0" + notify_address(record.token)[1:])
+        async with supervisor(adopt=[(spec, [record])]) as s:
+            assert s.instances()[0].pid == record.pid
+    assert f"what {spec.name} says by sd_notify is not heard" in caplog.text
+
+
 async def test_only_ours_are_heard(autojump_clock):
     """Another user's process may know the address: the kernel lists it to all."""
     if os.geteuid() != 0:

@@ -43,7 +43,7 @@ def _options(args: argparse.Namespace) -> HostOptions:
         host=args.host,
         port=args.port,
         runtime=Runtime(args.runtime),
-        max_sessions=args.max_sessions,
+        max_conversations=args.max_conversations,
         max_message_bytes=args.max_message_bytes,
         limits=SessionLimits(
             session_timeout=args.session_timeout,
@@ -73,7 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--runtime", default=defaults.runtime, choices=list(Runtime))
-    parser.add_argument("--max-sessions", type=int, default=defaults.max_sessions)
+    parser.add_argument(
+        "--max-conversations",
+        "--max-sessions",  # as managers before 0.2 say
+        type=int,
+        default=defaults.max_conversations,
+    )
     parser.add_argument("--max-message-bytes", type=int, default=defaults.max_message_bytes)
     parser.add_argument("--session-timeout", type=float, default=limits.session_timeout)
     parser.add_argument("--turn-timeout", type=float, default=limits.turn_timeout)

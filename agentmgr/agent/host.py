@@ -40,7 +40,7 @@ class HostOptions:
     host: str = "localhost"
     port: int = 0  #: 0: any free one
     runtime: Runtime = Runtime.AUTO
-    max_sessions: int = 0
+    max_conversations: int = 0  #: sessions at a time; 0: no limit
     max_message_bytes: int = 2**20
     limits: SessionLimits = Factory(SessionLimits)
     token: str = field(default="", repr=False)
@@ -100,7 +100,7 @@ async def _serve(
     task_status: trio.TaskStatus[str],
 ) -> None:
     sessions = SessionRegistry(
-        agent, options.limits, max_sessions=options.max_sessions, instance_id=options.instance_id
+        agent, options.limits, max_sessions=options.max_conversations, instance_id=options.instance_id
     )
     address = listener.socket.getsockname()[0]
     any_machine = options.open_beyond_loopback and not is_loopback(address)

@@ -12,7 +12,7 @@ from ..errors import InvalidRequest
 from ..models import OnDisconnect, Runtime, ServiceConfig, WhenBusy
 from .group import Cli, subcommand
 from .names import FILE
-from .out import say
+from .out import note, say
 
 _DEFAULTS = ServiceConfig()
 
@@ -48,13 +48,14 @@ _DEFAULTS = ServiceConfig()
     show_default=True,
     help="The event loop of the agent's code; auto: RUNTIME in the file, else by what it imports.",
 )
-@click.option("--max-sessions", type=click.IntRange(0), default=0, help="At a time; 0: no limit.")
+@click.option("--max-conversations", type=click.IntRange(0), help="Sessions at a time.  [default: no limit]")
+@click.option("--max-sessions", type=click.IntRange(0), hidden=True)  # as it was called before
 @click.option(
     "--session-timeout",
     type=click.FloatRange(0),
     default=_DEFAULTS.session_timeout,
     show_default=True,
-    help="Seconds without a message until a session ends; 0: never.",
+    help="Seconds that a session is kept without a connection; 0: for ever.",
 )
 @click.option(
     "--max-message-bytes",
@@ -94,7 +95,8 @@ async def command(
     port: int,
     allowed_origins: tuple[str, ...],
     runtime: str,
-    max_sessions: int,
+    max_conversations: int | None,
+    max_sessions: int | None,
     session_timeout: float,
     max_message_bytes: int,
     turn_timeout: float,
@@ -111,6 +113,9 @@ async def command(
             raise InvalidRequest(
                 f"--allow-origin must be an origin, as in https://app.example, or *, not {origin!r}"
             )
+    if max_sessions is not None:
+        note("--max-sessions is called --max-conversations now, and will not be read much longer")
+        max_conversations = max_sessions if max_conversations is None else max_conversations
     options = HostOptions(
         path=file,
         host=host,
@@ -118,7 +123,7 @@ async def command(
         allowed_origins=allowed_origins or None,
         open_beyond_loopback=True,
         runtime=Runtime(runtime),
-        max_sessions=max_sessions,
+        max_conversations=max_conversations or 0,
         max_message_bytes=max_message_bytes,
         limits=SessionLimits(
             session_timeout=session_timeout,

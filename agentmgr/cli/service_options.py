@@ -18,7 +18,7 @@ from .words import variables
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: What takes effect without a restart.
-HARMLESS = frozenset({"name", "description", "tags", "weight", "instances", "env_public"})
+HARMLESS = frozenset({"name", "description", "tags", "weight", "instances", "env_public", "idle_timeout"})
 _DEFAULTS = ServiceConfig()
 
 
@@ -27,8 +27,24 @@ def _choice(values: Any) -> click.Choice[str]:
 
 
 _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("max-sessions", "Sessions of one instance at a time; 0: any number.", {"type": int}),
-    ("session-timeout", "Seconds without a message until a session ends; 0: never.", {"type": float}),
+    ("max-sessions", "Connections of one instance at a time; 0: any number.", {"type": int}),
+    (
+        "max-conversations",
+        "Sessions that a hosted instance keeps at a time, also without a connection; 0: any number.  "
+        "[default: --max-sessions]",
+        {"type": int},
+    ),
+    (
+        "idle-timeout",
+        "Seconds without a message until the gateway ends a connection; 0: never.  "
+        "[default: --session-timeout]",
+        {"type": float},
+    ),
+    (
+        "session-timeout",
+        "Seconds that a hosted instance keeps a session without a connection; 0: for ever.",
+        {"type": float},
+    ),
     ("max-message-bytes", "The largest message; 0: any size.", {"type": int}),
     ("turn-timeout", "Seconds for one answer; 0: any time.", {"type": float}),
     ("confirm-timeout", "Seconds for a human to confirm; then it means no.", {"type": float}),

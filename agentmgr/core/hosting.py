@@ -9,7 +9,7 @@ def host_flags(config: ServiceConfig) -> list[str]:
     """The options of `python -m agentmgr.agent` that say what the configuration says."""
     options: dict[str, object] = {
         "--runtime": config.runtime,
-        "--max-sessions": config.max_sessions,
+        "--max-conversations": config.conversation_limit,
         "--session-timeout": config.session_timeout,
         "--max-message-bytes": config.max_message_bytes,
         "--turn-timeout": config.turn_timeout,

@@ -64,7 +64,7 @@ class Backend:
     tags: frozenset[str] = frozenset()
     weight: int = 1
     max_sessions: int = 0  #: 0: unlimited
-    session_timeout: float = 1800.0  #: seconds without a data frame; 0: never
+    idle_timeout: float = 1800.0  #: seconds without a data frame; 0: never
     max_message_bytes: int = 0  #: 0: unlimited
     state: BackendState = BackendState.ROUTABLE
     token: str = field(default="", repr=False)

@@ -140,7 +140,7 @@ def _backend(spec: ServiceSpec, instance: Instance, token: str) -> Backend:
         tags=spec.tags,
         weight=spec.config.weight,
         max_sessions=spec.config.max_sessions,
-        session_timeout=spec.config.session_timeout,
+        idle_timeout=spec.config.idle_limit,
         max_message_bytes=spec.config.max_message_bytes,
         state=_backend_state(instance),
         token=token,

@@ -102,8 +102,14 @@ class ServiceConfig:
 
     instances: int = field(default=1, validator=between(1, 1000))
     weight: int = field(default=1, validator=between(1, 1000))
-    max_sessions: int = field(default=0, validator=between(0, 1_000_000))  #: per instance; 0: unlimited
-    session_timeout: float = field(default=1800.0, validator=between(0, 30 * _DAY_S))  #: idle; 0: never
+    max_sessions: int = field(default=0, validator=between(0, 1_000_000))
+    """Connections of one instance at a time through the gateway; 0: unlimited."""
+    max_conversations: int | None = field(default=None, validator=between(0, 1_000_000))
+    """Sessions that a hosted instance keeps, also of clients that are away; None: as `max_sessions`."""
+    idle_timeout: float | None = field(default=None, validator=between(0, 30 * _DAY_S))
+    """The gateway ends a connection after so long without a message; 0: never, None: as `session_timeout`."""
+    session_timeout: float = field(default=1800.0, validator=between(0, 30 * _DAY_S))
+    """A hosted instance keeps a session for so long after its client has disconnected; 0: for ever."""
     max_message_bytes: int = field(default=2**20, validator=between(0, 2**31))  #: 0: unlimited
     turn_timeout: float = field(default=0.0, validator=between(0, 30 * _DAY_S))  #: 0: none
     confirm_timeout: float = field(default=300.0, validator=between(0.1, 30 * _DAY_S))  #: then it means no
@@ -146,6 +152,16 @@ class ServiceConfig:
     unhealthy_threshold: int = field(default=3, validator=between(1, 1000))  #: failures in a row
     recovery_threshold: float = field(default=30.0, validator=between(0, _DAY_S))
     """Unhealthy for longer than this: restarted, if the restart policy allows."""
+
+    @property
+    def conversation_limit(self) -> int:
+        """0: unlimited."""
+        return self.max_sessions if self.max_conversations is None else self.max_conversations
+
+    @property
+    def idle_limit(self) -> float:
+        """0: none."""
+        return self.session_timeout if self.idle_timeout is None else self.idle_timeout
 
     @property
     def restart_mode(self) -> RestartMode:

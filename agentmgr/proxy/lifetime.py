@@ -63,7 +63,7 @@ async def run_connection(
 
 async def _watch(connection: LiveConnection, limits: GatewayLimits) -> Ending:
     """Sleeps until the relay has an ending, or a time limit of this connection has passed."""
-    tunnel, idle_limit_s = connection.tunnel, connection.backend.session_timeout
+    tunnel, idle_limit_s = connection.tunnel, connection.backend.idle_timeout
     while tunnel.ending is None:
         if tunnel.first_close is not None:
             deadline, overdue = tunnel.closing_since + limits.close_timeout_s, tunnel.seen()

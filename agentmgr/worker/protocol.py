@@ -21,7 +21,8 @@ from ..errors import InvalidRequest
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
-VERSION = 2  #: 1 had no `Hello.version`, no policy of tokens and no tokens of instances
+VERSION = 3
+"""2 had `Backend.session_timeout`; 1 had no `Hello.version`, no token policy and no tokens of instances."""
 HEARTBEAT_S = 1.0  #: the longest that a manager says nothing
 SILENCE_S = 5.0  #: a manager that says nothing for so long does not answer; a busy one is late by less
 

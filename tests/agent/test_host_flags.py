@@ -12,7 +12,8 @@ def test_what_a_configuration_says_of_sessions_reaches_the_host():
         disconnect_grace=8, when_busy=WhenBusy.REJECT,
     )  # fmt: skip
     options = _options(_parser().parse_args(["a.py", *host_flags(config)]))
-    for name in ("runtime", "max_sessions", "max_message_bytes"):
+    assert options.max_conversations == config.max_sessions == 3
+    for name in ("runtime", "max_message_bytes"):
         assert getattr(options, name) == getattr(config, name)
     for limit in fields(type(options.limits)):
         if not limit.name.startswith("buffer_"):
@@ -23,3 +24,9 @@ def test_the_hosts_defaults_are_those_of_a_service():
     assert _options(_parser().parse_args(["a.py"])) == evolve(
         _options(_parser().parse_args(["a.py", *host_flags(ServiceConfig())]))
     )
+
+
+def test_a_host_has_its_own_limit_of_conversations_and_reads_its_old_name():
+    config = ServiceConfig(agent_factory_path="a.py", max_sessions=3, max_conversations=50)
+    assert _options(_parser().parse_args(["a.py", *host_flags(config)])).max_conversations == 50
+    assert _options(_parser().parse_args(["a.py", "--max-sessions", "3"])).max_conversations == 3

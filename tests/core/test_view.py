@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentmgr.codec import from_plain
 from agentmgr.core.routing import BackendState
 from agentmgr.core.view import overall_health, overall_status, routing_table, service_view
 from agentmgr.models import HealthStatus, Instance, ServiceConfig, ServiceSpec, ServiceStatus
@@ -91,3 +92,17 @@ def test_what_a_former_manager_started_keeps_its_sessions_before_it_has_answered
     assert not states["ins_new"].keeps_sessions
     assert states["ins_old"].keeps_sessions
     assert states["ins_old"] is not BackendState.ROUTABLE
+
+
+def test_a_registration_that_says_only_session_timeout_means_the_gateways_idle_limit_too() -> None:
+    def limits(**plain: object) -> tuple[float, int]:
+        document = {"name": "echo", "config": {"command": ["serve"], **plain}}
+        spec = from_plain(document, ServiceSpec)  # as a database or file of the version before has it
+        instance = Instance("ins_1", spec.service_id, 0, ServiceStatus.RUNNING, port=1)
+        (backend,) = routing_table([spec], [], [instance]).backends
+        return backend.idle_timeout, backend.max_sessions
+
+    assert limits() == (1800.0, 0)
+    assert limits(session_timeout=60, max_sessions=3) == (60, 3)
+    assert limits(session_timeout=60, idle_timeout=5) == (5, 0)
+    assert limits(session_timeout=60, idle_timeout=0, max_sessions=3, max_conversations=9) == (0, 3)

@@ -13,7 +13,7 @@ from agentmgr.proxy import GatewayLimits
 
 
 async def test_idle_counts_data_frames_not_pings(lab) -> None:
-    async with lab.gateway(await lab.instance(session_timeout=0.3)) as stage:
+    async with lab.gateway(await lab.instance(idle_timeout=0.3)) as stage:
         peer = await stage.open()
 
         async def ping() -> None:
@@ -34,7 +34,7 @@ async def test_idle_counts_data_frames_not_pings(lab) -> None:
 
 
 async def test_data_frames_keep_a_session_alive(lab) -> None:
-    async with lab.gateway(await lab.instance(session_timeout=1)) as stage:
+    async with lab.gateway(await lab.instance(idle_timeout=1)) as stage:
         peer = await stage.open()
         for _ in range(5):
             await trio.sleep(0.25)

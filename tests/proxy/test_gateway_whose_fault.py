@@ -73,7 +73,7 @@ CLIENTS: dict[str, tuple[Deed, dict[str, Any]]] = {
     "the client sends too much": (sends(frame(1, b"x" * 100)), {"max_message_bytes": 50}),
     "the client does not read": (floods_and_does_not_read, {}),
     "an operator ends it": (is_disconnected, {}),
-    "nothing is said for too long": (does_nothing, {"session_timeout": 0.1}),
+    "nothing is said for too long": (does_nothing, {"idle_timeout": 0.1}),
     "the gateway ends": (sees_the_gateway_end, {}),
 }
 

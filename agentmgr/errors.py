@@ -24,6 +24,7 @@ refusals, and it does not change.
     │   ├── ServiceGivenUp        it failed as often as its restart policy allows
     │   ├── AgentLoadError        raised in the child: the agent file gave no agent
     │   ├── AgentUnreachable      no connection to it could be made, or made again
+    │   │   └── NotAnAgent        it answers with something else than an agent's events
     │   ├── SessionLost           it knows the session no more
     │   └── TurnFailed            it answered with an error, or not at all
     ├── NoServiceAvailable        nobody to route a client to
@@ -198,6 +199,12 @@ class AgentUnreachable(ServiceFailed):
     ) -> None:
         super().__init__(message, fields=fields)
         self.refusal = refusal
+
+
+class NotAnAgent(AgentUnreachable):
+    """What answers is a WebSocket server that does not speak `agentmgr.protocol`, as a command's may be."""
+
+    code = "not_an_agent"
 
 
 class SessionLost(ServiceFailed):

@@ -22,6 +22,7 @@ from ..errors import (
     AgentUnreachable,
     InvalidRequest,
     NoServiceAvailable,
+    NotAnAgent,
     SessionLost,
     TurnFailed,
 )
@@ -77,6 +78,8 @@ async def command(
 ) -> None:
     """Talk to an agent: TARGET is a ws:// URL or the name of a service; without it, the gateway decides.
 
+    A WebSocket server that is no agent is sent plain text, after a first message that asks what it is.
+
     Ctrl-C stops the answer that is being given; at the prompt it leaves, like Ctrl-D. A line that ends in a
     backslash goes on in the next. With --once the exit code is 1 when there was no answer.
     """
@@ -99,6 +102,11 @@ async def command(
             else:
                 async with begin(await locate(), session_id=session_id) as session:
                     await talk.once(session, once, interrupts)
+        except NotAnAgent:
+            from . import plain_chat
+
+            trust = _trusting(cafile, insecure=insecure)
+            await plain_chat.talk(await locate(), sent, trust, once, interrupts)
         except SessionLost as error:
             raise SessionLost(f"{error.message}; run the command again to begin a new one") from None
         except AgentUnreachable as error:

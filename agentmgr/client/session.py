@@ -28,7 +28,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from .. import protocol
-from ..errors import AgentManagerError, AgentUnreachable, SessionLost, TurnFailed
+from ..errors import AgentManagerError, AgentUnreachable, NotAnAgent, SessionLost, TurnFailed
 from ..protocol import ErrorCode, LossReason, NoticeCode
 from .events import AgentEvent, decode, encode, failure_message
 from .transport import CannotConnect, Dial, parse_url, with_connection
@@ -63,8 +63,9 @@ async def open_session(
     connections, given host and port. `ssl_context` is for `wss://` where the system does not trust whom
     you trust.
 
-    Raises `AgentUnreachable` when the first connection cannot be made, `SessionLost` when the session to
-    take up is not there, `InvalidRequest` for something that is no WebSocket URL.
+    Raises `AgentUnreachable` when the first connection cannot be made, `NotAnAgent` when another WebSocket
+    server answers, `SessionLost` when the session to take up is not there, `InvalidRequest` for something
+    that is no WebSocket URL.
     """
     parse_url(url)
     session = AgentSession(
@@ -264,6 +265,9 @@ class AgentSession:
                 await websocket.send_message(encode(protocol.PING))
                 continue
             asked = False
+            if not self._resumed and (not event.event or event.event.startswith("user.")):
+                self._failure = NotAnAgent(f"{self._url} answers with something else than an agent's events")
+                return
             if not self._takes_in(event):
                 continue
             self._arrived.send_nowait(event)  # at once: a cut must not fall between the books and this

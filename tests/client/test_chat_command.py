@@ -6,15 +6,17 @@ import pty
 import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 import trio
+from trio_websocket import ConnectionClosed, serve_websocket
 
 from agentmgr.cli.chat import Talk, address
 from agentmgr.cli.screen import Screen
 from agentmgr.client import open_session
-from agentmgr.errors import InvalidRequest
+from agentmgr.errors import InvalidRequest, NotAnAgent
 from agentmgr.testing.agents import hosted
 
 
@@ -252,3 +254,41 @@ async def test_serve_says_what_is_wrong_with_a_file(tmp_path):
         )
     assert done.returncode == 1
     assert b"raise KeyError('API_KEY')" in done.stderr
+
+
+@asynccontextmanager
+async def plain_server(answer):
+    """A WebSocket server that is no agent: it sends `answer(message)`, and closes where that is None."""
+
+    async def serve(request):
+        websocket = await request.accept()
+        with suppress(ConnectionClosed):
+            while (text := answer(await websocket.get_message())) is not None:
+                await websocket.send_message(text)
+            await websocket.aclose(4000)
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(partial(serve_websocket, serve, "127.0.0.1", 0, ssl_context=None))
+        yield f"ws://127.0.0.1:{server.port}"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("answer", "heard"), [(str.upper, b"HI\n"), (str, b"hi\n"), (lambda text: text.encode(), b"hi\n")]
+)
+async def test_a_server_that_is_no_agent_gets_plain_text(answer, heard):
+    async with plain_server(answer) as url:
+        done = await chat(url, "--once", "hi")
+        assert (done.returncode, done.stdout, done.stderr) == (0, heard, b"")
+        done = await chat(url, stdin=b"hi\n\nhi\n")
+        assert (done.returncode, done.stdout, done.stderr) == (0, heard * 2, b"")
+        with pytest.raises(NotAnAgent):
+            async with open_session(url):
+                pass
+
+
+async def test_a_server_that_is_no_agent_and_closes_is_an_error():
+    async with plain_server(lambda text: "what?" if "create_session" in text else None) as url:
+        done = await chat(url, "--once", "hi")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == f"Error: {url} closed the connection\n".encode()

@@ -120,6 +120,7 @@ def test_a_program_in_another_language_is_a_service(tmp_path, name, words):
         run(tmp_path, "agentmgr", "register", "echo", "--auto-start", "--", *command)
         service = json.loads(run(tmp_path, "agentmgr", "status", "echo", "--format", "json"))
         assert ask(service["endpoint"]) == f"{name} heard: hello"
+        assert run(tmp_path, "agentmgr", "chat", "echo", "--once", "hello") == f"{name} heard: hello\n"
         assert ask(service["endpoint"], "é" * 5000) == f"{name} heard: " + "é" * 5000
     finally:
         run(tmp_path, "agentmgr", "shutdown")

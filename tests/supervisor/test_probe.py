@@ -4,7 +4,7 @@ import json
 import re
 import socket
 import struct
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import pytest
@@ -50,8 +50,10 @@ async def close_after_the_request(stream):
 def answering(data):
     async def answer(stream):
         await stream.receive_some()
-        await stream.send_all(data)
-        await trio.sleep_forever()
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(data)
+            while await stream.receive_some():  # to its end: a probe waits a second for that
+                pass
 
     return answer
 

@@ -40,7 +40,7 @@ class Affinity:
             self.on_news(key, instance_id)
 
     def learn(self, key: str, instance_id: str) -> None:
-        """Remembers what another gateway told: the digest of a session id, and its holder."""
+        """Remembers what another gateway reported: the digest of a session id, and its holder."""
         self._holders[key] = instance_id
         self._holders.move_to_end(key)
         if len(self._holders) > self._max_sessions:

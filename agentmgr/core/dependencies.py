@@ -1,7 +1,7 @@
 """Which services need which: in what order they end, and whether they can ever start.
 
-`needs` maps the name of each service to the names that it is to be started after. Names that are not in it
-are nobody's business here: they may be registered later.
+`needs` maps the name of each service to the names of the services that it starts after. Names that are not in
+it are ignored: they may be registered later.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which token a key is: by its digest, because nobody keeps the keys."""
+"""Which token a key is: by its digest, because the keys themselves are not kept."""
 
 from __future__ import annotations
 

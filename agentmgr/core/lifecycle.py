@@ -4,9 +4,9 @@ The rules:
 
 * Only `running` takes new sessions. It is entered from `starting`, when a handshake has proved that our own
   process answers, and from `unhealthy`, when a check succeeds again.
-* A process that ends unasked leads to exactly one of `backoff` (it will be started again at a known time),
-  `error` (given up, with the reason) and `stopped` (its policy lets it end). That is announced at once; the
-  descendants of the process are ended afterwards, and before the next launch.
+* When a process ends unasked, exactly one of these follows: `backoff` (it will be started again at a known
+  time), `error` (given up, with the reason) or `stopped` (its policy lets it end). That is reported at once;
+  the descendants of the process are ended afterwards, and before the next launch.
 * A stop goes through `draining` only when there may be sessions, and through `stopping` only when there is
   a process. It is allowed everywhere, and wins: only `gone` follows it.
 * `stopped` and `error` are the only states without a task; a start leaves both.
@@ -28,10 +28,10 @@ class InstanceEvent(StrEnum):
     FAILING = "failing"  #: too many checks in a row have failed
     WELL = "well"  #: a check has succeeded again
     DRAIN = "drain"  #: a planned stop: no new sessions, the open ones may end
-    STOP = "stop"  #: the process is told to end
+    STOP = "stop"  #: the process is asked to end
     RETRY = "retry"  #: it ended unasked, and will be started again
     GIVE_UP = "give_up"  #: it ended unasked, and will not be started again
-    GONE = "gone"  #: it has ended, as it was told or as its policy allows
+    GONE = "gone"  #: it has ended, as it was asked to or as its policy allows
     CRASH = "crash"  #: our own code has failed; allowed everywhere, so that it can be reported
 
 

@@ -76,7 +76,7 @@ class Outliers:
         return min(1.0, self._policy.warm_from + (1 - self._policy.warm_from) * progress)
 
     def weights(self, weights: Mapping[str, float], now: float) -> Mapping[str, float]:
-        """The weights of those that are being warmed in; `weights` has everybody's own."""
+        """The weights of those that are being warmed in; `weights` has those of all instances."""
         if not self._records:
             return _NO_WEIGHTS
         found = {}

@@ -5,8 +5,8 @@
   what it asks for, the `Sec-WebSocket-Key` of its handshake or the target of its probe. It is good for that
   one handshake; what else the head says of the client is believed only with it.
 
-Challenges are hexadecimal. So no challenge is ever a text that the header's MAC is made over, and nobody can
-have the agent make that for him. Not in `core.health`, which would cost each agent's process the import of
+Challenges are hexadecimal. So no challenge is ever a text that the header's MAC is made over, and no client
+can make the agent compute that MAC. Not in `core.health`, which would cost each agent's process the import of
 the models.
 """
 

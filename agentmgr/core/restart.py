@@ -1,23 +1,23 @@
 """What follows when an instance ends unasked: start it again, and when; or give up, and why.
 
-A policy here is a function of values. It reads no clock, draws no random number and sleeps for nobody.
+A policy here is a function of values: it reads no clock, draws no random number and never sleeps.
 
 The rules:
 
 * `on-failure` restarts what failed, `always` also what ended well, `never` nothing.
 * Ending well is exit code 0 after having been ready. A service that ends before it was ever ready has failed,
   whatever its exit code says (as systemd takes it for `Type=notify`). A hosted agent never ends by itself:
-  one that has was sent a signal by another program, and has not ended well.
+  one that has ended got a signal from another program, and has not ended well.
 * At most `max_restart_count` restarts within any `restart_window`; the next failure gives up.
 * The n-th restart in a window waits `restart_delay` · 2ⁿ, at most `restart_delay_max`, ±20 %, so that
   instances that fell together do not rise together.
-* Ready for `stable_after`: all is forgiven.
-* What cannot get better by itself is not tried again: the program cannot be executed, or it says with exit
-  code 78 (EX_CONFIG of sysexits.h) that it cannot ever start.
-* What is not the service's fault (no process to be had, the port snatched away) costs no budget.
-* Such a one is part of the same try to whoever waits for a start, as long as the next comes at once.
-* Nothing loops hot: from the second restart on the delay is at least 0.1 s. Where the configured one is zero
-  it stays at that and does not double: who sets zero wants the service back at once.
+* After being ready for `stable_after`, its earlier failures are forgiven.
+* A failure that cannot get better by itself is final: the program cannot be executed, or it says with exit
+  code 78 (EX_CONFIG of sysexits.h) that it can never start.
+* A failure that is not the service's fault (the system cannot start a process, another program took the port)
+  does not count against the budget. A caller that waits for a start keeps waiting if the next try comes soon.
+* No restart loops without a pause: from the second restart on the delay is at least 0.1 s. With a
+  `restart_delay` of zero it stays at that and does not double: zero asks for the service back at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..models import RestartMode, ServiceConfig
 
 EX_CONFIG = 78
 FROM_OUTSIDE = frozenset({signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT})
-"""Signals that no fault of a program's own raises; that one of them ended it says that it was sent."""
+"""Signals that no fault of the program itself raises: another process has sent them."""
 MIN_REPEATED_DELAY_S = 0.1
 _AT_ONCE_S = 0.5
 JITTER = 0.2
@@ -39,7 +39,7 @@ JITTER = 0.2
 
 @frozen
 class Exit:
-    """How a process ended. Both None: not knowable, because it was the child of an earlier manager."""
+    """How a process ended. Both None: not known, because it was the child of an earlier manager."""
 
     code: int | None = None
     signal: int | None = None
@@ -54,26 +54,26 @@ class Exit:
 
 
 class Cause(Enum):
-    """Why an instance has ended, or was never there."""
+    """Why an instance has ended, or could not be started."""
 
     EXITED = auto()
-    ENDED_FROM_OUTSIDE = auto()  #: in good order, because another program told it to
+    ENDED_FROM_OUTSIDE = auto()  #: in good order, by a signal of another program
     NOT_READY = auto()  #: alive, and not ready within the startup timeout
     UNHEALTHY = auto()  #: alive, and failing its checks for longer than the recovery threshold
     CANNOT_EXECUTE = auto()  #: the program is missing, not executable, not a program
-    PORT_TAKEN = auto()  #: a stranger holds the port that the user fixed
-    PORT_LOST = auto()  #: another process took the port that we had picked
+    PORT_TAKEN = auto()  #: another process holds the port that the user fixed
+    PORT_LOST = auto()  #: another process took the port that the supervisor had chosen
     SHORTAGE = auto()  #: the system is out of processes, descriptors or memory just now
 
 
 @frozen
 class Ending:
-    """How one try ended without being told to."""
+    """How one try ended by itself, or had to be ended."""
 
     cause: Cause
     reason: str  #: for the user, with the last words of the process
     exit: Exit | None = None
-    ready_for_s: float | None = None  #: None: it never was
+    ready_for_s: float | None = None  #: None: it was never ready
 
     @property
     def well(self) -> bool:
@@ -99,7 +99,7 @@ class History:
     total: int = 0
 
     def left(self, config: ServiceConfig, *, now: float, ready_for_s: float | None = None) -> int | None:
-        """How many restarts the budget still allows; None where none ever follows."""
+        """How many restarts the budget still allows; None if the policy is never to restart."""
         if config.restart_mode == RestartMode.NEVER:
             return None
         history = self.forgiven(config, ready_for_s)
@@ -121,7 +121,7 @@ class Again:
 
     @property
     def same_try(self) -> bool:
-        """Whether a caller that waits for a start should keep waiting: another port, say, will do at once."""
+        """Whether a caller that waits for a start keeps waiting, because the next try comes at once."""
         return self.history.blameless > 0 and self.delay_s < _AT_ONCE_S
 
 
@@ -144,7 +144,7 @@ def decide(config: ServiceConfig, history: History, ending: Ending, *, now: floa
     history = history.forgiven(config, ending.ready_for_s)
     if ending.well and mode != RestartMode.ALWAYS:
         return Done()
-    # A fixed port that is taken at the first start is the operator's to solve. On a restart it may come free.
+    # A fixed port that is taken at the first start is the operator's problem. On a restart it may come free.
     at_first_start = not history.total and ending.ready_for_s is None
     if ending.hopeless or (ending.cause is Cause.PORT_TAKEN and at_first_start):
         return GiveUp(ending.reason)

@@ -72,7 +72,7 @@ class Backend:
 
     @classmethod
     def at(cls, host: str, port: int, service: str = "default", **facts: Any) -> Backend:
-        """One that nobody supervises, known by its address; `facts`: the other fields."""
+        """One that is not supervised, known by its address; `facts`: the other fields."""
         return cls(f"{host}:{port}", service, service, host, port, **facts)
 
 
@@ -95,7 +95,7 @@ class RoutingDecision:
     candidates: tuple[str, ...]  #: instance ids of all that the client may reach, whatever their state
     chosen: str | None  #: the instance id that a client would get now
     service: str | None  #: the name of the chosen one's service
-    code: str | None  #: of the refusal, when nobody was chosen
+    code: str | None  #: of the refusal, when no backend was chosen
     reason: str
 
 
@@ -117,7 +117,7 @@ class Pool:
 
     @cached_property
     def coming(self) -> bool:
-        """Is it worth waiting for somebody here?"""
+        """Is it worth waiting until one of them can take a client?"""
         return self.home or any(b.state.worth_waiting for b in self.backends)
 
     @cached_property

@@ -13,7 +13,7 @@ HIDDEN = "***"
 def shown(env: Mapping[str, str], public: Collection[str]) -> dict[str, str]:
     """Environment variables as they may be shown: their names, and the values of those that are `public`.
 
-    What a value is cannot be told from the name: `DB_PASS`, `JWT` and `SLACK_WEBHOOK` are secrets too.
+    A name does not show what the value is: `DB_PASS`, `JWT` and `SLACK_WEBHOOK` are secrets too.
     """
     return {name: value if name in public else HIDDEN for name, value in env.items()}
 

@@ -70,7 +70,7 @@ class SharedSeats(Seats):
         super().__init__()
         self._tell = tell
         self._mine: dict[str, int] = {}  # in use
-        self._spare: dict[str, int] = {}  # held, and in nobody's use
+        self._spare: dict[str, int] = {}  # held, and not in use
         self._others: Mapping[str, int] = {}
         self._attached = False
 

@@ -33,9 +33,9 @@ _64_BITS = 2**64 - 1
 class Rotation:
     """Whose turn it is: smooth weighted round robin, as in nginx (`ngx_http_upstream_round_robin.c`).
 
-    Everybody earns their weight in each turn; the richest is chosen and pays out the turn's total. Of
-    weights 5, 1, 1 that makes a a b a c a a. Somebody who cannot take a client for a while neither earns
-    nor pays, so nobody is flooded for having been away.
+    In each turn every backend earns its weight; the richest is chosen and pays the turn's total. Weights 5,
+    1, 1 make a a b a c a a. A backend that cannot take a client for a while neither earns nor pays, so it is
+    not flooded when it is back.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,59 @@
-"""Does, to processes: starts them, watches them, restarts them, ends them."""
+"""Keeps instances of services running: starts processes, watches them, restarts them, drains and ends them.
+
+Parts, in reading order:
+
+* `supervisor`: the commands (start, stop, restart, shutdown), one task per instance, and adoption at the
+  start; `service`: the instances of one service, and the order in which services stop; `adoption`: which
+  processes of an earlier manager are taken over.
+* `instance`: one instance from its first launch to its end, in one coroutine. It uses `health_watch` (when to
+  check, and the verdict), `draining`, and `endings` (why it has ended). What follows from an ending is
+  decided in `core.restart`, which status comes next in `core.lifecycle`.
+* `launcher`: the interface to what runs instances. `local` implements it with processes of this machine,
+  `in_process` with async functions of this program, `agentmgr.testing.FakeLauncher` with neither.
+* A local instance: `slot` launches it with `spawn`, `environment`, `addresses` and `limits`; `child` judges
+  whether it is ready and well, with `probe`, `notices` and `listeners`; `process` signals and ends it, with
+  all its `descendants`; `host_drain` asks an agent's host to drain.
+* All local instances: `upkeep` bounds their `logs` and samples their usage; `guard` ends commands whose
+  manager died; `belonging` says whose a recorded process is.
+* `recorder`: what the outside learns of the instances.
+
+Invariants:
+
+* A failure in one instance's task, of whatever kind, reaches no other instance.
+* An instance is launched again only after all descendants of its last process have been ended.
+* A pid alone never identifies a process: it is signalled through a pidfd, after its marks were read again.
+* A record is written before an instance counts as running, unless the disk fails: no instance waits for a
+  disk.
+* A process is adopted only if pid, start time, boot and token are the recorded ones. A process that was
+  started from another log directory is neither adopted nor ended.
+* A stop wins over any start or restart that was asked for before it.
+
+Glossary:
+
+* slot: where one instance runs, over its restarts (`Slot`): its address, environment, limits. Position: its
+  number in its service's list, from 0. The field `slot` of `Instance` and `InstanceRecord`, the JSON key and
+  the column of the database hold the position; users see them, so they keep that name.
+* child: one launched process or function, until it has ended. Descendants: the child with all that it
+  started. Orphans: processes of instances that are no more.
+* instance token: the secret of one launch, in its environment. Instance lock: a lock that descendants
+  inherit; while it is held, one of them lives. Lifeline: the pipe whose end tells an agent's host that its
+  manager is gone.
+* draining: no new sessions, open ones may end. Misfortune: a cause outside of the instance, such as a taken
+  port.
+
+The supervisor must not know the store, the gateway, or the API: it reports to an `InstanceRecorder`.
+"""
 
 from .in_process import InProcessService, in_process
 from .launcher import Launcher
 from .recorder import InstanceRecorder, NullRecorder
 from .supervisor import Supervisor
 
-__all__ = ["InProcessService", "InstanceRecorder", "Launcher", "NullRecorder", "Supervisor", "in_process"]
+__all__ = [
+    "InProcessService",
+    "InstanceRecorder",
+    "Launcher",
+    "NullRecorder",
+    "Supervisor",
+    "in_process",
+]

@@ -1,9 +1,9 @@
-"""Where an instance listens: a socket of ours that it inherits, or a port that it is lent.
+"""Where an instance listens: on a socket of ours that it inherits, or on a port that is lent to it.
 
-An inherited socket is bound before the process exists and stays open over its restarts: there is no race
-for the port, and who connects during a restart waits instead of being refused. A command opens its own
-socket, so all that can be done is to lend each port once, and to look who listens on it before anybody is
-sent there.
+An inherited socket is bound before the process exists and stays open over its restarts: there is no race for
+the port, and a client that connects during a restart waits instead of being refused. A command opens its own
+socket. So each port is lent only once, and the supervisor looks which process listens on it before a client
+is sent there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ async def resolve(host: str) -> str:
 
 
 def to_dial(bound: str) -> str:
-    """How to reach, from this machine, what is bound there."""
+    """The address at which this machine reaches a socket that is bound to `bound`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bound, bound)
 
 
@@ -80,7 +80,7 @@ def listen(host: str, port: int | None, *, fixed: bool) -> socket.socket:
 
 
 def taken(host: str, port: int, *, fixed: bool) -> str:
-    """Who holds it, and where it was the user's choice, what to do."""
+    """Which process holds the port and, if the user chose it (`fixed`), what to do."""
     inode = listeners.on_port(port)
     pid = listeners.holder(inode) if inode is not None else None
     by = procfs.name(pid) if pid is not None else "another process"
@@ -93,8 +93,8 @@ def taken(host: str, port: int, *, fixed: bool) -> str:
 class Ports:
     """The ports that are lent to commands, each to one."""
 
-    # Below the range that Linux takes the ports of outgoing connections from: a port that is free now could
-    # otherwise be one end of anybody's connection by the time the command binds it.
+    # Below the range from which Linux takes the ports of outgoing connections. A port from that range, free
+    # now, could be one end of such a connection by the time the command binds it.
     _CHOICE = range(20_000, 32_768)
     _TRIES = 100
 
@@ -118,7 +118,7 @@ class Ports:
         return port
 
     def adopt(self, port: int) -> None:
-        """A command that an earlier manager started has this one."""
+        """Counts as lent: a command that an earlier manager started has it."""
         self._lent.add(port)
 
     def take_back(self, port: int) -> None:

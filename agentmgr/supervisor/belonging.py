@@ -1,9 +1,9 @@
-"""Whose a recorded process is. A record can be copied with its database; what proves the rest cannot.
+"""Whose a recorded process is. A record can be copied with its database; the proofs below cannot.
 
 An instance belongs to the directory of logs that it was started from. Its token bears the mark of that
 directory (`InstanceTokens`), or it holds the lock file there that it inherited (`InstanceLock`), or it was
-taken over explicitly. Of a copy none of this is true, so a manager of the copy leaves the process alone: it
-neither adopts nor ends it.
+taken over explicitly. For a copy of the directory none of this is true, so the copy's manager neither adopts
+the process nor ends it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Stranger:
 
 
 def lives(record: InstanceRecord) -> bool:
-    """Whether the process that was recorded runs still; another one with its pid is not it."""
+    """Whether the recorded process still runs; another process with its pid does not count."""
     found = procfs.stat(record.pid) if record.boot_id == procfs.boot_id() else None
     return found is not None and found.start_ticks == record.process_start and found.state not in "ZX"
 
@@ -62,8 +62,8 @@ def strangers(records: Iterable[InstanceRecord], log_dir: Path) -> list[Stranger
 
 
 def owner(pid: int) -> Path | None:
-    """The database whose manager started the process, or is it, by the lock file that it has open; the
-    directory of logs of a supervisor without a database. None where that is not known.
+    """The database whose manager started this process, or is it, found by the lock files that it has open.
+    For a supervisor without a database, its directory of logs. None if it is not known.
     """
     for target in procfs.open_targets(pid):
         if target.endswith(_MANAGERS_LOCK):
@@ -85,7 +85,7 @@ def claim(stranger: Stranger, log_dir: Path) -> None:
 
 
 def drop_copied(log_dir: Path) -> None:
-    """Removes the lock files that came with a copied directory: a sweep goes by them."""
+    """Removes the lock files that came with a copied directory: a sweep would take them for ours."""
     directory = log_dir / DIRECTORY
     files = list(directory.iterdir()) if directory.is_dir() else []
     held = {target for pid in procfs.pids() for target in procfs.open_targets(pid)} if files else ()

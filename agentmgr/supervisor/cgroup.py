@@ -1,8 +1,8 @@
-"""Control groups: where they are, and the one that an instance has to itself.
+"""Control groups: where they are, and the one that each instance has for itself.
 
-A process cannot leave its group by a new session or environment, and the kernel kills a group as a whole
-(`cgroup.kill`, Linux 5.14), which no fork outruns. It takes version 2, and a group that we may create others
-in: root has one, and so does a systemd unit with `Delegate=`. Elsewhere an instance has none.
+A process does not leave its group by a new session or environment, and the kernel kills a group as a whole
+(`cgroup.kill`, Linux 5.14), faster than any fork. That needs version 2, and a group in which this process may
+create others: root has one, and so does a systemd unit with `Delegate=`. Elsewhere an instance has none.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ _limiter = trio.CapacityLimiter(2)
 
 
 async def move(work: Callable[[int], T], pid: int) -> T:
-    """Moves a process between groups off the loop: the kernel took 12 ms for each (measured).
-
-    It waits until no process is about to fork.
+    """Moves a process between groups in a thread: the kernel took 12 ms for each (measured), because it waits
+    until no process is about to fork.
     """
     return await in_thread(work, pid, limiter=_limiter)
 
 
 class ControlGroup:
-    """The version 2 group of one instance, over its restarts. Where none can be made it has no members."""
+    """The version 2 group of one instance, over its restarts. If none can be made, it has no members."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -48,26 +47,26 @@ class ControlGroup:
         return cls(_PREFIX + instance_id)
 
     def take_in(self, pid: int) -> None:
-        """Moves the process into it; what it starts from now on is in it too. Never raises; blocks."""
+        """Moves the process into it, and with it the later descendants. Never raises; blocks."""
         for parent, in_proc in _version_2():
             group = parent / self.name
             try:
                 group.mkdir(exist_ok=True)
                 write(group / "cgroup.procs", pid)
-            except OSError:  # not ours to write to; or the process is gone
+            except OSError:  # no permission; or the process is gone
                 with suppress(OSError):
                     group.rmdir()
             else:
                 self._path, self._in_proc = group, f"{in_proc.rstrip('/')}/{self.name}"
 
     def adopt(self, pid: int) -> None:
-        """Finds the one that an earlier manager put the process into, wherever that manager ran."""
+        """Finds the group into which an earlier manager put the process, wherever that manager ran."""
         in_proc = _of(pid)
         if in_proc is not None and in_proc.rpartition("/")[2] == self.name:
             self._path, self._in_proc = _mount() / in_proc.lstrip("/"), in_proc
 
     def find(self) -> None:
-        """The one that an earlier manager has made where we would make it, if there is one."""
+        """Finds the group that an earlier manager made in the place where this one would make it."""
         for parent, in_proc in _version_2():
             if (group := parent / self.name).is_dir():
                 self._path, self._in_proc = group, f"{in_proc.rstrip('/')}/{self.name}"
@@ -83,22 +82,22 @@ class ControlGroup:
         return group is not None and (group == self._in_proc or group.startswith(f"{self._in_proc}/"))
 
     def kill(self) -> None:
-        """All that are in it, at one blow."""
+        """Kills all processes in it at once."""
         if self._path is not None:
-            with suppress(OSError):  # before Linux 5.14 there is no such file: then they are swept
+            with suppress(OSError):  # no such file before Linux 5.14: then `process.kill_all` ends them
                 write(self._path / "cgroup.kill", 1)
 
     def remove(self) -> None:
-        """It must be empty by now; if something in it does not die, it stays."""
+        """Removes it, if it is empty; it stays if a process in it does not die."""
         if self._path is not None:
             _remove(self._path)
             self._path = None
 
 
 def remove_abandoned() -> None:
-    """The empty groups of managers that never came back, whatever database they had. Never raises; blocks.
+    """Removes empty groups of managers that never came back, of any database. Never raises; blocks.
 
-    Only old ones: a process may be about to enter one that has just been made.
+    Only old ones: a process may be about to enter a new one.
     """
     made_before = time.time() - _ABANDONED_S
     for _, parent in hierarchies():
@@ -117,14 +116,14 @@ def _members(group: Path) -> set[int]:
 
 
 def _remove(group: Path) -> None:
-    """With the groups within; what is not empty stays."""
+    """Removes the group and the groups in it; those that are not empty stay."""
     for directory, _, _ in os.walk(group, topdown=False):
         with suppress(OSError):
             os.rmdir(directory)
 
 
 def hierarchies() -> Iterator[tuple[list[str], Path]]:
-    """The groups that we are in and may divide: their controllers, none for version 2, and where they are."""
+    """The groups that this process is in: their controllers (none for version 2) and their paths."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -138,14 +137,14 @@ def hierarchies() -> Iterator[tuple[list[str], Path]]:
 
 
 def offer(parent: Path, controller: str) -> None:
-    """Lets the groups within this one of version 2 have that controller, where we may decide so."""
+    """Enables the controller for the groups in this one (version 2), if this process may."""
     with suppress(OSError):
         write(parent / "cgroup.subtree_control", f"+{controller}")
 
 
 def write(file: Path, value: str | int) -> None:
     """Raises OSError."""
-    # Not O_CREAT: where the file system lets us make files, it is no control group.
+    # No O_CREAT: a directory in which files can be made is no control group.
     descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(descriptor, str(value).encode())
@@ -154,7 +153,7 @@ def write(file: Path, value: str | int) -> None:
 
 
 def _version_2() -> Iterator[tuple[Path, str]]:
-    """Where to make groups of version 2, and what /proc calls that place; nowhere, or in one place."""
+    """Where to make groups of version 2, and the name of that directory in /proc; at most one."""
     in_proc = _of(os.getpid())
     if in_proc is None:
         return
@@ -167,7 +166,7 @@ def _version_2() -> Iterator[tuple[Path, str]]:
 
 
 def _delegated(group: Path) -> bool:
-    """Whether systemd has left it to its unit to divide (systemd.resource-control(5))."""
+    """Whether systemd has delegated it to its unit (systemd.resource-control(5))."""
     for name in ("user.delegate", "trusted.delegate"):
         with suppress(OSError):
             return os.getxattr(group, name) == b"1"

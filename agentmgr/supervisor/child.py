@@ -1,18 +1,18 @@
 """An instance that is a process of this machine: how it shows that it is ready, and that it is well.
 
-A hosted agent answers with its proof. What a command shows decides, as far as its owner has not said
-(`--ready`, `--health`):
+A hosted agent answers with its proof. A command is judged by `--ready` and `--health`; as far as these are
+`auto`, by what it shows:
 
 * It is ready when it sends READY=1 (sd_notify), or when a listener of its own on its port answers a WebSocket
   handshake, or an HTTP request for one, with a status below 500. A command that names no `{port}` may serve
-  nothing at all: it is ready as well when it still runs after a moment. Unless another instance of it serves
-  just now, or it did itself before a restart: then it is waited for, and nobody is sent to a closed port.
+  nothing at all: it is also ready when it still runs after a moment. The exception: another instance of it
+  serves now, or it served before a restart. Then it is waited for: no client is sent to a closed port.
 * Once it has sent WATCHDOG=1, it is well as long as more of them come.
-* Once it has answered a handshake, it is well as long as it goes on answering. One that has sent READY=1 is
-  held to that only if it spoke WebSocket: its word goes before how it takes a handshake.
+* Once it has answered a handshake, it is well as long as it answers. But if it has sent READY=1, that holds
+  only if it spoke WebSocket: what it says itself counts more than how it answers a handshake.
 * Otherwise it is well as long as it lives.
 
-Clients are sent to it when a listener of its own was seen. That is read from the kernel, without connecting.
+Clients are sent to it once a listener of its own was seen. The kernel is asked for that, without connecting.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from .notices import Notices
 from .probe import Probe, address
 from .process import Process
 
-# How long to wait before looking again whether a command listens yet. No event tells that, so it costs either
-# time or work: a thirtieth of the time waited so far adds 3 % to a start, however long it takes.
+# The pause between two looks whether a command listens yet. No event reports that, so it costs either time or
+# work: a thirtieth of the time waited so far adds 3 % to a start, however long it takes.
 _MIN_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.25
-_IN_PEACE = 0.7
-# One that answers wrongly is asked again after a pause that doubles: each question costs it a connection.
+_IN_PEACE = 0.7  #: of the time that its last start took, before the first look
+# A command that answers wrongly is asked again after a pause that doubles: each time costs it a connection.
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.1, 2.0
-_MOMENT_S = 1.0  #: what has lived so long has started (supervisord's `startsecs`)
-_OF_WHAT_IS_LEFT = 0.9  #: of the time to become ready: the last question ends before that, with its finding
+_MOMENT_S = 1.0  #: a process that has lived so long has started (supervisord's `startsecs`)
+_OF_WHAT_IS_LEFT = 0.9  #: of the startup timeout: the last probe ends before it, with a result
 
 _ASKED = (CheckKind.WEBSOCKET, CheckKind.HTTP, CheckKind.TCP)
 _SERVES_NOTHING = "where it serves no connections: --ready started"
@@ -89,11 +89,11 @@ class LocalChild:
         token = None if self._is_command else record.token
         self._ask_if_ready = Probe(record.host, record.port, token, self._ready_by)
         self._ask_if_well = Probe(record.host, record.port, token, self._well_by)
-        self._answered = False  #: a question of `_ask_if_well`, with a status
+        self._answered = False  #: a probe of `_ask_if_well`, with a status
         self._speaks_websocket = False
         self._was_ready = record.ready_unasked  #: for an earlier manager
         self._pause_s = _FIRST_PAUSE_S
-        self._found: ProbeResult | None = None  #: why it is not ready yet
+        self._found: ProbeResult | None = None  #: the failed probe that says why it is not ready yet
         self.serves = not self._is_command  #: a hosted agent has its socket from the start
         self._host_drain = HostDrain(record.host, record.port, record.token)
 
@@ -132,8 +132,8 @@ class LocalChild:
 
     async def _wait_answers(self) -> None:
         # A hosted agent has its socket from the start, so this handshake waits in the backlog until it is
-        # accepted. A command is left to start in peace as long as its last start lets expect: looking takes a
-        # share of the processors that it needs.
+        # accepted. A command is not looked at for a part of the time that its last start took: looking takes
+        # processor time that it needs.
         if self._is_command:
             await trio.sleep(_IN_PEACE * self.ready_after_s)
         while True:
@@ -145,7 +145,7 @@ class LocalChild:
             if found.ok:
                 self._note(found)
                 return
-            if self._found is None or self._patience_s <= left_s:  # one that was cut short has seen less
+            if self._found is None or self._patience_s <= left_s:  # a probe that was cut short has seen less
                 self._found = found
             await trio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, _LAST_PAUSE_S)
@@ -194,9 +194,9 @@ class LocalChild:
 
     @property
     def _must_answer(self) -> bool:
-        """Whether it is held to what it has shown before: that it answers."""
-        gave_its_word = self._was_ready or (self._notices is not None and self._notices.ready.is_set())
-        return self._speaks_websocket or (self._answered and not gave_its_word)
+        """Whether it has answered before in a way that it must go on with."""
+        said_ready = self._was_ready or (self._notices is not None and self._notices.ready.is_set())
+        return self._speaks_websocket or (self._answered and not said_ready)
 
     @property
     def _may_answer(self) -> bool:
@@ -217,9 +217,9 @@ class LocalChild:
             await trio.sleep(min(max(waited_s / 30, _MIN_PAUSE_S), _MAX_PAUSE_S))
 
     async def _look_whether_it_serves(self) -> bool:
-        """For a hosted agent, its proof says it. For a command, whoever listens must be of its session."""
+        """A hosted agent proves it when it is probed. A command serves if one of its processes listens."""
         if self._is_command:
-            with suppress(OSError):  # no descriptor left to look with: it is as it was
+            with suppress(OSError):  # no descriptor left to look with: keep the last answer
                 inode = listeners.on_port(self.record.port)
                 self.serves = inode is not None and await self._process.holds(inode)
             if self.serves:
@@ -230,11 +230,11 @@ class LocalChild:
 
     async def wait_exit(self) -> Exit:
         if self._group is None:
-            return await self._heard(self._process.wait_exit())
+            return await self._with_notices(self._process.wait_exit())
         async with trio.open_nursery() as nursery:
-            # Meanwhile it may have started something else already: that has its other marks.
+            # A process that it has started before it is moved is known by its other marks.
             nursery.start_soon(move, self._group.take_in, self._process.pid)
-            return await self._heard(self._process.wait_exit())
+            return await self._with_notices(self._process.wait_exit())
 
     async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
         if self._is_command:
@@ -257,15 +257,15 @@ class LocalChild:
         await self._host_drain.change_close_code(code)
 
     async def end(self, grace_s: float) -> Exit:
-        exit = await self._heard(self._process.end(grace_s))
+        exit = await self._with_notices(self._process.end(grace_s))
         self._resources.close()
         return exit
 
     def kill(self) -> None:
         self._process.kill()
 
-    async def _heard(self, exit: Awaitable[Exit]) -> Exit:
-        """Waits for it, and takes what it tells meanwhile."""
+    async def _with_notices(self, exit: Awaitable[Exit]) -> Exit:
+        """Waits for `exit`, and receives its notices meanwhile."""
         if self._notices is None:
             return await exit
         async with trio.open_nursery() as nursery:

@@ -1,8 +1,8 @@
-"""Which processes belong to an instance, by marks that no process can shed all at once.
+"""Which processes belong to an instance, by four marks; no process loses all of them by accident.
 
-Its session, the token in the environment it was started with, its control group, the lock that it inherited.
-A daemon that has left its session still has the token; one that has cleared its environment too is still in
-the group, or, where there are no groups, holds the lock.
+The marks: its session, the token in the environment it was started with, its control group, the lock that it
+inherited. A daemon that has left its session still has the token; one that has cleared its environment too is
+still in the group, or, where there are no groups, holds the lock.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _limiter = trio.CapacityLimiter(1)
 
 
 class ProcessSet(Protocol):
-    """Some processes, as of now: each may have ended a moment later, and its number be another's."""
+    """Some processes, as of now. Each may end at any moment, and its pid pass to another process."""
 
     async def find(self) -> set[int]: ...
 
     def include(self, pid: int) -> bool:
-        """Asked again once a pidfd is open, when the pid cannot be another process's any more."""
+        """Whether it is one of them; asked again with a pidfd open, when the pid cannot change hands."""
 
 
 class ProcessScan:
@@ -45,16 +45,18 @@ class ProcessScan:
         self._next: _Scan | None = None
 
     async def find(self, wanted: Callable[[procfs.Living], bool], *, since_ticks: int = 0) -> set[int]:
-        """Those that began no earlier: nobody is older than who started them."""
+        """The processes that are `wanted`, of those started at `since_ticks` or later: a child is not older
+        than its parent.
+        """
         scan = self._next = self._next or _Scan()
         scan.since_ticks = min(scan.since_ticks, since_ticks)
         async with self._turn:
             while scan.living is None:
-                self._next = None  # who comes from now on needs a later one
+                self._next = None  # a caller that comes from now on needs a later scan
                 try:
                     scan.living = await in_thread(procfs.scan, scan.since_ticks, limiter=_limiter)
-                except OSError as error:  # no descriptor to be had for looking; one will be
-                    log.warning("cannot look for processes, trying again: %s", error)
+                except OSError as error:  # no descriptor left to look with; there will be one
+                    log.warning("cannot list processes, retrying: %s", error)
                     await trio.sleep(SHORTAGE_PAUSE_S)
         return {living.pid for living in scan.living if wanted(living)}
 
@@ -66,7 +68,7 @@ class _Scan:
 
 
 class Descendants:
-    """The processes of one instance."""
+    """The processes of one instance: its leader, and all that came from it."""
 
     def __init__(
         self,
@@ -79,11 +81,11 @@ class Descendants:
     ) -> None:
         self._leader, self._token, self._start_ticks = leader, token, start_ticks
         self._scan, self._group, self._lock = scan, group, lock
-        self.session_is_ours = True  #: false once its number may be another's
+        self.session_is_ours = True  #: false once its session id may belong to another process
 
     @classmethod
     def left_behind(cls, scan: ProcessScan, group: ControlGroup, lock: InstanceLock) -> Descendants:
-        """The rest of an instance whose leader is gone and whose token is not known."""
+        """What is left of an instance whose leader is gone and whose token is not known."""
         descendants = cls(0, "", 0, scan, group, lock)
         descendants.session_is_ours = False
         return descendants
@@ -103,11 +105,11 @@ class Descendants:
         )
 
     def kill(self) -> None:
-        """Kills all of them at once, if they have a control group; else does nothing."""
+        """Kills all of them at once if they have a control group; else does nothing."""
         self._group.kill()
 
     def live(self) -> bool:
-        """Whether any process of it lives, even one that we cannot identify."""
+        """Whether any of them lives, even one that cannot be identified."""
         return self._lock.held() or bool(self._group.members())
 
     def _bears_a_mark(self, living: procfs.Living) -> bool:
@@ -115,7 +117,7 @@ class Descendants:
 
 
 class Orphans:
-    """All living processes of a description, wherever they come from."""
+    """Living processes of instances that are no more, by a condition."""
 
     def __init__(self, scan: ProcessScan, wanted: Callable[[procfs.Living], bool]) -> None:
         self._scan, self._wanted = scan, wanted

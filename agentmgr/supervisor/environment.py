@@ -12,8 +12,8 @@ from ..models import ServiceConfig
 from ..trust import Distrusted, read_text
 from .launcher import CannotLaunch
 
-# Addressed to the manager itself by its service manager, in whose name a child that answered would speak; and
-# an operator's key to the API and the gateway, which is none of an agent's business.
+# Variables for the manager itself: of its service manager, to which a child would answer in the manager's
+# name; and an operator's key to the API and the gateway, which an agent must not have.
 _MANAGERS_OWN = (
     "NOTIFY_SOCKET",
     "WATCHDOG_PID",
@@ -26,7 +26,7 @@ _MANAGERS_OWN = (
 
 
 def of_child(config: ServiceConfig, ours: Mapping[str, str]) -> dict[str, str]:
-    """The manager's own, then the file's, then the service's, then `ours`. Raises `CannotLaunch`."""
+    """The manager's environment, then the file's, the service's, and `ours`. Raises `CannotLaunch`."""
     variables = {name: value for name, value in os.environ.items() if name not in _MANAGERS_OWN}
     variables["PYTHONUNBUFFERED"] = "1"
     if config.env_file is not None:

@@ -1,7 +1,8 @@
-"""For commands that are to die with their manager: they watch nobody themselves, so one process does for all.
+"""The guard: one process that ends the commands with `on_manager_death = "die"` when the manager is gone.
 
-It goes by the token, not by a pid: it is told before the process is there, so there is no moment at which
-nobody watches.
+An agent's host watches its lifeline itself; a command watches nothing, so the guard does it for all of them.
+It knows a command by its token, not by a pid: it gets the token before the process exists, so there is no
+moment at which a command runs unwatched.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _PAUSE_S = 0.2  #: before another one is started
 
 
 class Guard:
-    """The manager's end of it. The process is started when there is first something to watch."""
+    """The manager's side. Starts the guard process with the first command to watch."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -31,7 +32,7 @@ class Guard:
         self._watched: dict[str, float] = {}
 
     def watch(self, token: str, grace_s: float) -> None:
-        """Whatever bears the token is ended when we die. Raises OSError."""
+        """Has the guard end all processes with this token when this process dies. Raises OSError."""
         self._watched[token] = grace_s
         try:
             if self._process is None:
@@ -43,39 +44,39 @@ class Guard:
             raise
 
     def forget(self, token: str) -> None:
-        """All that bears it has ended."""
+        """Stops watching the token: all processes with it have ended."""
         del self._watched[token]
         self._send(f"-{token}\n".encode())
 
     async def keep(self) -> None:
-        """Until cancelled: it is replaced when somebody kills it."""
+        """Until cancelled: starts a new guard process when the present one is killed."""
         while True:
             await self._started.wait()
             assert self._process is not None
-            process = os.pidfd_open(self._process.pid)
+            pidfd = os.pidfd_open(self._process.pid)
             try:
-                await trio.lowlevel.wait_readable(process)
+                await trio.lowlevel.wait_readable(pidfd)
             finally:
-                os.close(process)
-            log.warning("what watches over services that are to die with this manager was killed")
+                os.close(pidfd)
+            log.warning("guard process killed (pid %d); starting a new one", self._process.pid)
             self._drop()
             while self._watched and self._process is None:
                 await trio.sleep(_PAUSE_S)
-                if self._process is None:  # else a new one to watch has come meanwhile, and it with that
-                    with suppress(OSError):  # no process to be had just now
+                if self._process is None:  # else `watch` has started one meanwhile
+                    with suppress(OSError):  # the system cannot start another process now
                         self._start()
 
     def close(self) -> None:
         if self._process is not None and not self._watched:
-            self._process.kill()  # else it has work to do
+            self._process.kill()  # else it has to outlive this manager
             self._drop()
 
     def _start(self) -> None:
         lines = "".join(f"+{token} {grace_s}\n" for token, grace_s in self._watched.items()).encode()
         reader, self._pipe = os.pipe()
         try:
-            # In the pipe before the process is there: we may be killed at any moment. A pipe takes a thousand
-            # of them; what it does not take has to wait for its reader.
+            # Write before the process exists: this manager may be killed at any moment. A pipe holds a
+            # thousand tokens; the rest waits until the process reads.
             os.set_blocking(self._pipe, False)
             written = os.write(self._pipe, lines)
             os.set_blocking(self._pipe, True)
@@ -86,7 +87,7 @@ class Guard:
                 stderr=subprocess.DEVNULL,
                 env={},
                 cwd="/",
-                start_new_session=True,  # what a terminal sends to its foreground is not for this one
+                start_new_session=True,  # a terminal's Ctrl-C must not reach it
             )
         except OSError:
             os.close(self._pipe)
@@ -99,7 +100,7 @@ class Guard:
 
     def _send(self, lines: bytes) -> None:
         if self._process is not None:
-            with suppress(BrokenPipeError):  # killed: the next one is told of all
+            with suppress(BrokenPipeError):  # killed: its successor gets all tokens at its start
                 os.write(self._pipe, lines)
 
     def _drop(self) -> None:

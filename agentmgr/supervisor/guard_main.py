@@ -1,8 +1,8 @@
-"""The process that ends what is to die with its manager, when that is gone.
+"""The guard process: ends commands when their manager is gone (`guard` starts it).
 
-Run as a file, and of the lighter half of the standard library only, so that it costs little; it imports
-nothing of this package. It reads on its standard input whom to watch: `+TOKEN GRACE_S`, and `-TOKEN` once all
-that bears it has ended. At the end of the input the manager is dead.
+It is run as a file and imports a few light modules of the standard library only, so that it costs little
+memory. It reads on its standard input which tokens to watch: `+TOKEN GRACE_S`, and `-TOKEN` once all
+processes with that token have ended. The end of the input means that the manager is dead.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _bearers(watched: dict[str, float]) -> dict[int, str]:
 
 
 def _token(pid: int) -> str:
-    """Empty where it has none, also once it is dead."""
+    """Empty if it has none, or is dead."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             variables = file.read().split(b"\0")
@@ -58,7 +58,7 @@ def _signal(pid: int, token: str, *numbers: signal.Signals) -> None:
     with suppress(OSError):
         pidfd = os.pidfd_open(pid)
         try:
-            if _token(pid) == token:  # only now is it certain whom the number means
+            if _token(pid) == token:  # with the pidfd open, the pid cannot pass to another process
                 for number in numbers:
                     signal.pidfd_send_signal(pidfd, number)
         finally:

@@ -1,7 +1,8 @@
-"""Asking a hosted agent to end its conversations, and when the last of them has ended.
+"""Asks a hosted agent to end its sessions, and waits until the last of them has ended.
 
-Plain HTTP on the agent's own port, with the proof that we are its manager. A host that has never heard of it
-refuses it like any request that is no WebSocket. A host drains on without us: the next manager asks it again.
+It is plain HTTP on the agent's own port, with the proof that it comes from the agent's manager. A host of a
+version that does not know it refuses it like any request that is no WebSocket. A host drains on when its
+manager is gone; the next manager asks it again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from attrs import frozen
 
 from ..core.proof import DRAIN_PATH, PROOF_HEADER, proof, sender_proof
 
-_WAIT_S = 5.0  #: the host answers when none is left, or after so long
-_PATIENCE_S = 5.0  #: beyond that; a host that takes longer is busy, as one is whose author blocks its loop
+_WAIT_S = 5.0  #: the host answers when no session is left, or after so long
+_PATIENCE_S = 5.0  #: beyond that; a host that takes longer is busy, as when the agent blocks its loop
 _PAUSE_S = 0.2  #: before the next try, after an error
 _MAX_ANSWER_BYTES = 64 * 1024
 
@@ -33,10 +34,10 @@ class HostDrain:
     token: str
 
     async def __call__(self, code: int, answered: Callable[[bool], None]) -> None:
-        """Begins the drain, with this close code, and returns when no conversation is left.
+        """Begins the drain, with this close code, and returns when no session is left.
 
-        `answered` is told whether the host knows when that is; where it does not, this returns at once. One
-        that is too busy to answer is taken to know.
+        Calls `answered` with whether the host knows when a session is idle. If it does not, this returns at
+        once. A host that is too busy to answer is taken to know.
         """
         wait_s = 0.0
         while True:
@@ -68,7 +69,7 @@ class HostDrain:
             await self._ask({"code": code}, method="POST")
 
     async def _ask(self, query: Mapping[str, object], *, method: str) -> dict[str, Any] | None:
-        """The answer, or None where it is not that of a host that can drain."""
+        """The answer; None if it does not come from a host that can drain."""
         challenge = secrets.token_hex(16)
         fields = "&".join(f"{name}={value}" for name, value in {**query, "challenge": challenge}.items())
         target = f"{DRAIN_PATH}?{fields}"

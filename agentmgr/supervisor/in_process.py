@@ -8,7 +8,7 @@
 
 Same policies, same states. A function with a parameter `task_status` is ready when it calls
 `task_status.started()`, one without at once. Returning is exit code 0; an exception is exit code 1, with its
-traceback as the last words, and reaches nobody else; a stop is a cancellation. The function runs in the
+traceback as the last words, and goes no further; a stop is a cancellation. The function runs in the
 nursery of the try that launched it. A function that shields itself from cancellation cannot be stopped: that
 takes a process.
 """
@@ -57,18 +57,18 @@ def in_process(function: ServiceFunction, *, name: str | None = None, **config: 
 
 
 class NoProcesses:
-    """The launcher of a supervisor that was given nowhere to keep the logs of processes."""
+    """The launcher of a supervisor without `log_dir`: it starts no processes."""
 
     async def run(self) -> None:
         await trio.sleep_forever()
 
     def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> Slot:
         raise InvalidRequest(
-            f"service {spec.name} is a process, and its output needs a place: Supervisor(log_dir=...)"
+            f"service {spec.name} is a process, and its output needs a directory: Supervisor(log_dir=...)"
         )
 
     def stranger(self, record: InstanceRecord) -> None:
-        """Nothing that was started here outlives its program."""
+        """None: a function does not outlive its program."""
 
     async def sweep(self, keep: frozenset[str]) -> int:
         return 0
@@ -109,14 +109,14 @@ class _Slot:
         return _Task(self._function, self._make_record())
 
     def adopt(self, record: InstanceRecord) -> None:
-        """Nothing of it outlives its program."""
+        """None: a function does not outlive its program."""
 
     def close(self) -> None:
         pass
 
 
 class _Task:
-    """The `Child` that is a task. It runs in `wait_exit`, and so in the nursery of whoever watches it."""
+    """The `Child` that is a task. It runs in `wait_exit`, and so in the nursery of its `InstanceTask`."""
 
     unenforced = ()
     completes = True
@@ -141,7 +141,7 @@ class _Task:
 
     async def wait_exit(self) -> Exit:
         outcome = await contain(self._run)
-        if isinstance(outcome, Failure):  # as a process, it may fail however it likes
+        if isinstance(outcome, Failure):  # any exception: as a process it could fail in any way
             self._last_words = traceback_of(next(leaves(outcome.error)))
             self._exit = Exit(code=1)
         else:

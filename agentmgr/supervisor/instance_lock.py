@@ -1,9 +1,9 @@
-"""A lock that an instance inherits, with all that it starts: while it is held, something of it lives.
+"""A lock that an instance and all its descendants inherit: while it is held, one of them lives.
 
-The lock belongs to the open file, not to a process. We open the file, lock it and let the child inherit the
-descriptor; when we close ours, the lock lasts until the last process that inherited it has ended, or closed
-it. A process cannot help but inherit it, also one that has left its session and cleared its environment.
-Only one that closes all its descriptors, as a proper daemon does, lets go of it.
+A `flock` belongs to the open file, not to a process. The supervisor opens the file, locks it, and lets the
+child inherit the descriptor; when the supervisor closes its own, the lock lasts until the last process that
+inherited it has ended or closed it. A process inherits it even if it leaves its session and clears its
+environment. Only a process that closes all its descriptors, as a proper daemon does, releases it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class InstanceLock:
         self._file = os.path.realpath(file)  # as /proc shows it
 
     def open(self) -> int | None:
-        """A descriptor to be inherited, and then closed here. None where the file system has no locks."""
+        """A descriptor for a child to inherit; the caller closes it. None if the file system has no locks."""
         try:
             os.makedirs(os.path.dirname(self._file), mode=0o700, exist_ok=True)
             descriptor = os.open(self._file, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
             return None
         try:
-            # Shared: whatever may be left of the launch before must not keep the next one from having it.
+            # Shared: a process left from the previous launch must not keep the next launch from taking it.
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             os.close(descriptor)
@@ -42,7 +42,7 @@ class InstanceLock:
         return descriptor
 
     def held(self) -> bool:
-        """Whether something lives that has inherited it."""
+        """Whether a process lives that has inherited it."""
         try:
             descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -58,16 +58,16 @@ class InstanceLock:
         return False
 
     def holds(self, pid: int) -> bool:
-        """By the path that the file was opened at: neither a copy nor another link to it has the same."""
+        """Whether the process has it open, by its path: a copy or another link does not count."""
         ours = (self._file, self._file + _DELETED)
         return pid != os.getpid() and any(target in ours for target in procfs.open_targets(pid))
 
     def holders(self) -> set[int]:
-        """Those that hold it, as far as we may look into them: our own user's. Looks at every open file."""
+        """The processes of our own user that hold it (others cannot be read). Reads all open files."""
         return {pid for pid in procfs.pids() if self.holds(pid)}
 
     def claim(self, mark: str) -> None:
-        """Writes down whose the instance is from now on, which holds another one's file. Raises OSError."""
+        """Marks an instance that holds another directory's lock as ours from now on. Raises OSError."""
         os.makedirs(os.path.dirname(self._file), mode=0o700, exist_ok=True)
         with open(os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "w") as file:
             file.write(mark)
@@ -80,7 +80,7 @@ class InstanceLock:
             return False
 
     def remove(self) -> None:
-        """Unless it is held."""
+        """Removes the file, unless the lock is held."""
         if not self.held():
             with suppress(OSError):
                 os.unlink(self._file)

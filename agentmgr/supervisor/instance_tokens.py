@@ -1,12 +1,12 @@
-"""The secret that an instance is told by: random for each launch, and recognisable as ours.
+"""The secret token that identifies an instance: random for each launch, and recognisable as ours.
 
-A token carries its maker's mark, so that a manager knows what its predecessor started even where the
-predecessor was killed before it could write that down. The mark is an HMAC with a secret that belongs to
-one directory; a process of another manager, or of none, cannot bear it by accident.
+A token carries its maker's mark, so a manager recognises what its predecessor started, even if the
+predecessor was killed before it could record that. The mark is an HMAC with a key that belongs to one
+directory; a process of another manager, or of none, cannot have it by accident.
 
-The file with the secret says which directory it was made for, by device and inode. That is what a copy does
-not have: `cp -r` makes another directory, in which the secret means nothing, and what was started from the
-original is not ours there. A directory that is moved within its file system keeps both.
+The file with the key names the directory that it was made for, by device and inode. A copy (`cp -r`) is
+another directory, in which the key is not valid: instances that were started from the original are not ours
+there. A directory that is moved within its file system keeps both.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ _NONCE = 32  # hex digits, as is the mark
 
 @frozen
 class InstanceTokens:
+    """Makes the tokens of one directory's instances, and recognises them."""
+
     key: bytes
 
     @classmethod
@@ -64,6 +66,7 @@ class InstanceTokens:
         return nonce + self.mark(nonce)
 
     def made(self, token: str) -> bool:
+        """Whether the token comes from here."""
         nonce, mark = token[:_NONCE], token[_NONCE:]
         return hmac.compare_digest(mark.encode(), self.mark(nonce).encode())
 
@@ -72,6 +75,6 @@ class InstanceTokens:
 
 
 def _place(directory: Path) -> bytes:
-    """Which directory it is, as long as a process lives that has a file in it open."""
+    """Identifies the directory, as long as a process has a file in it open."""
     status = directory.stat()
     return b"%d:%d" % (status.st_dev, status.st_ino)

@@ -3,20 +3,21 @@
 A `Launcher` gives an instance a `Slot`, which keeps its address over all its restarts. A `Slot` launches
 a `Child`, one at a time. A `Child` has an address, an exit, a way to ask it how it is, and a way to end it.
 
-What a child process gets, and what it owes (`agentmgr.agent` is one; any command can be):
+What a child process gets, and what it has to do (`agentmgr.agent` is one; any command can be):
 
-* a session and process group of its own, default signal dispositions, `/dev/null` as stdin, and its log
-  file, opened for appending, as stdout and stderr, so that it can outlive the manager;
-* the manager's environment and the service's, and `HOST`, `PORT`, `AGENTMGR_SERVICE`, `AGENTMGR_INSTANCE_ID`,
-  `AGENTMGR_INSTANCE_TOKEN` (secret) and `PYTHONUNBUFFERED=1`;
+* it gets a session and process group of its own, default signal dispositions, `/dev/null` as stdin, and its
+  log file, opened for appending, as stdout and stderr, so that it can outlive the manager;
+* it gets the manager's environment and the service's, and `HOST`, `PORT`, `AGENTMGR_SERVICE`,
+  `AGENTMGR_INSTANCE_ID`, `AGENTMGR_INSTANCE_TOKEN` (secret) and `PYTHONUNBUFFERED=1`;
 * an agent file is run as `PYTHON -P bootstrap.py agentmgr.agent PATH --fd N …` (`agentmgr.bootstrap`): N is a
   bound and listening socket. With `--lifeline-fd M` it ends as on SIGTERM at the end of the pipe M: the
   manager is gone. It answers at `HEALTH_PATH` with a proof that it holds the token (`core.proof`);
 * a command finds `{host}` and `{port}` filled in, `NOTIFY_SOCKET` for sd_notify(3), and `WATCHDOG_USEC` if
-  `health` is `watchdog`. How it is found ready and well says `agentmgr.supervisor.child`;
-* whatever it is, it inherits one more descriptor, which it need not know: it is open as long as it lives;
-* SIGTERM: end within `stop_timeout`, then SIGKILL comes. Exit code 78: "I can never start", last words on
-  stderr.
+  `health` is `watchdog`. `agentmgr.supervisor.child` says how it is found ready and well;
+* it inherits one more descriptor, which it need not know: the lock that shows that it lives
+  (`agentmgr.supervisor.instance_lock`);
+* on SIGTERM it ends within `stop_timeout`, else it gets SIGKILL. Exit code 78 means that it can never start;
+  the last lines of its output say why.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ..models import InstanceRecord, ServiceSpec, Usage
 
 
 class CannotLaunch(Exception):
-    """There is no child, and why; internal to the supervisor."""
+    """The child could not be started, and why. It does not leave the supervisor."""
 
     def __init__(self, cause: Cause, reason: str) -> None:
         super().__init__(reason)
@@ -50,7 +51,7 @@ class Child(Protocol):
 
     @property
     def completes(self) -> bool:
-        """Whether exit code 0 means that its work is done. A hosted agent serves until it is told to end."""
+        """Whether exit code 0 means that its work is done. A hosted agent never ends by itself."""
 
     @property
     def said(self) -> str | None:
@@ -58,7 +59,7 @@ class Child(Protocol):
 
     @property
     def serves(self) -> bool:
-        """Whether clients can be sent to it, as far as was seen yet: something of it listens on its port."""
+        """Whether clients can be sent to it: a process of it was seen to listen on its port."""
 
     async def wait_serving(self) -> None:
         """Returns when it serves, which some never do."""
@@ -67,23 +68,23 @@ class Child(Protocol):
         """Returns when it has shown that it is ready; the deadline is the caller's. May change `record`."""
 
     async def unready(self) -> str:
-        """Why it is not ready yet: what was seen, and what its owner may set where that is no fault."""
+        """Why it is not ready yet: what was seen, and which option helps if that is no fault."""
 
     async def wait_exit(self) -> Exit:
         """Returns as soon as it has exited by itself; one waiter at a time."""
 
     async def probe(self, timeout_s: float) -> ProbeResult:
-        """Asks it once how it is; never raises."""
+        """Checks it once; never raises."""
 
     async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
-        """Has it end its conversations when nothing goes on in them, with this close code, and begin none.
+        """Makes it begin no sessions, and end each open one with this close code when the session is idle.
 
-        Tells `answered`, once or again, whether it knows when nothing goes on. Returns when none is left, or
-        when it does not know; the deadline is the caller's.
+        Calls `answered`, at least once, with whether it knows when a session is idle. Returns when no session
+        is left, or when it does not know; the deadline is the caller's.
         """
 
     async def is_draining(self) -> bool:
-        """Whether it was asked to, perhaps by an earlier manager."""
+        """Whether it was asked to drain, perhaps by an earlier manager."""
 
     async def change_close_code(self, code: int) -> None:
         """Has one that drains close its connections with this code instead."""
@@ -91,45 +92,46 @@ class Child(Protocol):
     async def end(self, grace_s: float) -> Exit:
         """Ends it and its descendants: asks, waits `grace_s` seconds, kills. Returns when none is left.
 
-        Also to be called after it has exited. Total: raises nothing, and runs shielded from cancellation.
+        It is called after the child has exited, too. It raises nothing, and is shielded from cancellation.
         """
 
     def kill(self) -> None:
         """Makes `end`, now or later, kill without waiting."""
 
     def release(self) -> None:
-        """Lets go of it and leaves it running, for the next manager to adopt."""
+        """Leaves it running, for the next manager to adopt."""
 
     def last_words(self) -> str:
-        """The last lines of its output since its launch; empty where there are none."""
+        """The last lines of its output since its launch; empty if there are none."""
 
     async def misfortune(self) -> tuple[Cause, str] | None:
-        """An outside reason why it does not become ready, such as a taken port: the cause, and a sentence."""
+        """Why it cannot become ready, if that is not its fault, such as a taken port; for the user."""
 
 
 class Slot(Protocol):
-    """Where one instance runs, over all its restarts: it keeps the address until it is closed."""
+    """Where one instance runs, over all its restarts: its address, environment and limits."""
 
     async def launch(self) -> Child:
         """Raises `CannotLaunch`."""
 
     def adopt(self, record: InstanceRecord) -> Child | None:
-        """The child that `record` describes, if it still lives and is beyond doubt that very one."""
+        """The child that `record` describes, if it still lives and is verifiably the same process."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Gives the address up; the instance will not be launched again."""
 
 
 class Launcher(Protocol):
-    """Makes slots for instances, and looks after what all of them have in common."""
+    """Makes slots for instances, and keeps what all instances share."""
 
     async def run(self) -> None:
         """Housekeeping while instances run; until cancelled."""
 
     def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> Slot:
-        """Where that instance of the service will run. Raises `AgentManagerError` where none can."""
+        """Where the instance will run. `position`: in its service's list. Raises `AgentManagerError`."""
 
     def stranger(self, record: InstanceRecord) -> str | None:
-        """The recorded process and whose it is, in words, where it lives and another manager started it."""
+        """If the recorded process lives and another manager started it: which and whose, for the user."""
 
     async def sweep(self, keep: frozenset[str]) -> int:
         """Ends all processes that an earlier manager left, except holders of a token in `keep`; returns how
@@ -137,7 +139,7 @@ class Launcher(Protocol):
         """
 
     def troubles(self) -> tuple[str, ...]:
-        """Faults that are going on and recover by themselves, such as a full disk."""
+        """Faults that last now and end by themselves, such as a full disk; for the user."""
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """What the instance has used lately, oldest first."""

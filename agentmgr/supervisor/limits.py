@@ -1,8 +1,8 @@
-"""Limits on what an instance may use: by control groups where one can be made, by rlimits where they will do.
+"""Limits on what an instance may use: by a control group if one can be made, else by rlimits if they will do.
 
-A group holds the instance with all that it starts. An rlimit holds for each process by itself, so it serves
-for open files; for memory it is better than nothing; a number of processes it can only limit per user,
-which is no limit of a service, so that is left.
+A group limits the instance together with its descendants. An rlimit limits each process by itself: right for
+open files, better than nothing for memory. The number of processes it limits per user, not per service, so it
+is not used for that.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _CPU_PERIOD_US = 100_000
 
 
 class Limits:
-    """What holds one instance, over its restarts."""
+    """The limits of one instance, over its restarts."""
 
     def __init__(self, config: ServiceConfig, name: str) -> None:
-        """`name`: of the groups that it may take."""
+        """`name`: of the groups to make."""
         self._config = config
         self._name = name
         self._groups: list[Path] = []
@@ -34,7 +34,7 @@ class Limits:
         return any(limit is not None for limit in limits)
 
     def impose(self, pid: int) -> tuple[str, ...]:
-        """Limits the process and all that it will start; returns what could not be, and why.
+        """Limits the process and its later descendants; returns which limits could not be set, and why.
 
         Never raises; blocks.
         """
@@ -63,7 +63,7 @@ class Limits:
         return tuple(failed)
 
     def adopt(self) -> None:
-        """Finds the groups that an earlier manager has made."""
+        """Finds the groups that an earlier manager made."""
         self._groups = [
             group for _, parent in cgroup.hierarchies() if (group := parent / self._name).is_dir()
         ]
@@ -71,12 +71,12 @@ class Limits:
     def lift(self) -> None:
         """Removes the groups, which must be empty by now."""
         for group in self._groups:
-            with suppress(OSError):  # something in it does not die; the next manager finds it again
+            with suppress(OSError):  # a process in it does not die; the next manager finds it
                 group.rmdir()
         self._groups = []
 
     def _join(self, pid: int, controller: str, files: Mapping[str, str | int]) -> bool:
-        """Puts it into a group of its own with one of these settings, named after version 2 or 1."""
+        """Puts it into a group of its own with one of `files` set, which are named as in version 2 or 1."""
         for controllers, parent in cgroup.hierarchies():
             if controllers and controller not in controllers:
                 continue
@@ -88,8 +88,8 @@ class Limits:
                 name = next(name for name in files if (group / name).exists())
                 cgroup.write(group / name, files[name])
                 cgroup.write(group / "cgroup.procs", pid)
-            except (OSError, StopIteration):  # not ours to write to, or without this controller
-                with suppress(OSError):  # also when another limit needs the group
+            except (OSError, StopIteration):  # no permission, or no such controller
+                with suppress(OSError):  # it stays when another limit has it
                     group.rmdir()
                 continue
             self._groups.append(group)

@@ -1,6 +1,6 @@
-"""Who listens on a TCP port of this machine: asked of the kernel by netlink.
+"""Which sockets and processes listen on a TCP port of this machine: the kernel is asked by netlink.
 
-/proc/net/tcp tells the same, but lists every connection too: with 1,700 of them it took 20 ms to read, and a
+/proc/net/tcp has the same, but lists every connection too: with 1,700 of them it took 20 ms to read, and a
 gateway has many more (measured).
 """
 
@@ -28,7 +28,7 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def on_port(port: int) -> int | None:
-    """The inode of a socket that listens on it, on whatever address; None when nobody does."""
+    """The inode of a socket that listens on it, at any address; None if there is none."""
     try:
         for family in _FAMILIES:
             for found, inode in _ask(family):
@@ -40,7 +40,7 @@ def on_port(port: int) -> int | None:
 
 
 def ports() -> dict[int, int]:
-    """The ports that something listens on, by the inode of its socket. Raises OSError."""
+    """The ports that are listened on, by the inode of the socket. Raises OSError."""
     try:
         return {inode: port for family in _FAMILIES for port, inode in _ask(family)}
     except OSError:
@@ -48,7 +48,7 @@ def ports() -> dict[int, int]:
 
 
 def holder(inode: int) -> int | None:
-    """A process that has this socket open, as far as we may look into it."""
+    """A process that has this socket open, if this process may look into it."""
     return next((pid for pid in procfs.pids() if procfs.holds(pid, inode)), None)
 
 

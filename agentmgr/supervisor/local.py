@@ -1,4 +1,4 @@
-"""Instances as child processes of this machine."""
+"""The launcher of instances that are processes of this machine."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from .upkeep import Upkeep
 
 
 class LocalLauncher:
+    """Starts processes, adopts those of an earlier manager, and ends what that manager left."""
+
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
         self._locks = log_dir / DIRECTORY
@@ -51,7 +53,8 @@ class LocalLauncher:
         count = await kill_all(
             Orphans(scan, lambda it: it.token is not None and it.token not in keep and made(it.token))
         )
-        # And what has shed its token: it is in the group of an instance that is no more, or holds its lock.
+        # And processes that have cleared their environment: in the group of an instance that is no more, or
+        # holding its lock.
         for file in self._locks.iterdir() if self._locks.is_dir() else ():
             if file.name not in self._shared.open:
                 group, lock = ControlGroup.of_instance(file.name), InstanceLock(file)

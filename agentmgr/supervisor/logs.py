@@ -1,15 +1,15 @@
-"""Where the output of an instance goes: a file that it appends to by itself, also when no manager runs.
+"""Where the output of an instance goes: a file to which it appends itself, also while no manager runs.
 
-It must stay bounded though its writer never reopens it, and nothing may be lost or wait. So the oldest part
-is copied to `POSITION.log.1` and then cut off the front of the live file in one step (`fallocate` with
-FALLOC_FL_COLLAPSE_RANGE: ext4, xfs), while the writer goes on appending. Where the file system cannot do
-that, the copied part is turned into a hole (FALLOC_FL_PUNCH_HOLE: btrfs, tmpfs and others), which takes no
-space.
+The file must stay bounded though its writer never reopens it, and the writer must lose nothing and never
+wait. So the oldest part is copied to `POSITION.log.1` and then cut off the front of the live file in one step
+(`fallocate` with FALLOC_FL_COLLAPSE_RANGE: ext4, xfs), while the writer goes on appending. Where the file
+system cannot do that, the copied part is turned into a hole (FALLOC_FL_PUNCH_HOLE: btrfs, tmpfs and others),
+which takes no space.
 
 A file whose name is removed, or given to another file, is still written to: see `Astray`.
 
-A reader that follows such a file must not lose its place when the content moves up. So a place counts bytes
-from the beginning of the file as this process first saw it, and `_cut` says how many of them are gone by now.
+A reader that follows a log must not lose its place when the content moves up. So a place counts bytes from
+the beginning of the file as this process first saw it, and `_cut` has how many of them were cut off since.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def path(log_dir: Path, service_name: str, position: int) -> Path:
 
 
 def move(log_dir: Path, old: str, new: str) -> None:
-    """Lets a renamed service keep its logs. Raises OSError.
+    """Moves the logs of a renamed service to its new name. Raises OSError.
 
-    Running instances keep writing to their open files, and know the old path, so a link leads from it to the
-    new directory until another service takes the name. Logs already under the new name are those of a service
-    that no longer exists: they are put aside.
+    Running instances write on to their open files, and know the old path, so a link leads from it to the new
+    directory until another service takes the name. Logs that are under the new name already belong to a
+    service that no longer exists: they are renamed.
     """
     source, target = log_dir / old, log_dir / new
     if source.is_symlink() or not source.is_dir():
@@ -63,7 +63,7 @@ def move(log_dir: Path, old: str, new: str) -> None:
 
 
 def claim(log_dir: Path, name: str) -> None:
-    """Makes the name this service's own again, where a service that had it was renamed."""
+    """Removes the link that `move` left under this name, as a new service has the name now."""
     if (log_dir / name).is_symlink():
         (log_dir / name).unlink(missing_ok=True)
 
@@ -79,7 +79,7 @@ def last_words(file: Path, since: int) -> str:
     try:
         with file.open("rb") as log:
             end = log.seek(0, os.SEEK_END)
-            # One that is shorter than it was has been rotated since.
+            # If the file is shorter than it was, it was rotated since.
             start = max(since if since <= end else 0, end - _LAST_WORDS_BYTES)
             log.seek(start)
             text = log.read(_LAST_WORDS_BYTES).decode(errors="replace")
@@ -91,9 +91,9 @@ def last_words(file: Path, since: int) -> str:
 
 @frozen
 class Still:
-    """A live file that is not cut meanwhile."""
+    """A live file that is not cut while this is in use."""
 
-    begin: int  #: the places of its first byte, and behind its last one
+    begin: int  #: the places of its first byte, and after its last one
     end: int
     copy: Path  #: its newest copy, which ends where it begins
     _descriptor: int
@@ -105,7 +105,7 @@ class Still:
 
 @contextmanager
 def still(file: Path) -> Iterator[Still]:
-    """Keeps rotation off the file while it is read: be quick. Raises OSError."""
+    """Holds rotation up while the file is read: be quick. Raises OSError."""
     with _moving, file.open("rb") as live:
         stat = os.fstat(live.fileno())
         cut = _cut.get((stat.st_dev, stat.st_ino), 0)
@@ -114,23 +114,23 @@ def still(file: Path) -> Iterator[Still]:
 
 
 def rotate(file: Path, max_bytes: int, files: int) -> bool:
-    """Once the live file has `max_bytes`, moves them to the copy `.1`; returns whether it did.
+    """When the live file has reached `max_bytes`, moves its content to the copy `.1`; returns whether it did.
 
-    Blocks on the disk. Raises OSError, as when the disk has no room for the copy; then nothing is lost.
+    Blocks on the disk. Raises OSError, as when the disk is full; then nothing is lost.
     """
     try:
         stat = file.stat()
-        if stat.st_blocks * 512 < max_bytes:  # what it takes, not what it seems to: it may have a hole
+        if stat.st_blocks * 512 < max_bytes:  # what it occupies, not its length: it may have a hole
             return False
         with file.open("r+b") as live:
             start = _first_data(live.fileno())
-            # Whole blocks only can be cut off. What came since we looked stays for the next time.
+            # Only whole blocks can be cut off. What was written since the stat stays for the next time.
             block = stat.st_blksize
             end = stat.st_size // block * block
             end -= end > start and end == stat.st_size and block  # a file cannot be collapsed as a whole
             if end <= start:
                 return False
-            # A flood may have brought more than that since the last look: then its newest part is kept.
+            # There may be much more than `max_bytes` after a flood: then the newest part of it is kept.
             draft = _copy(live.fileno(), max(start, end - 2 * max_bytes), end, file, files)
             with _moving:
                 _shift(draft, file, files)
@@ -148,7 +148,7 @@ File = tuple[int, int]  #: device and inode
 
 
 def identity(file: Path | str) -> File | None:
-    """Which file has that name now; None when none has, or it cannot be looked at."""
+    """Which file has that name now; None if there is none, or it cannot be read."""
     try:
         stat = os.stat(file)
     except OSError:
@@ -157,7 +157,7 @@ def identity(file: Path | str) -> File | None:
 
 
 def written_by(pid: int, file: Path) -> File | None:
-    """The log that this process writes to, also where the name `file` is not its any more.
+    """The log that this process writes to, even if the name `file` belongs to another file now.
 
     None when its output goes elsewhere.
     """
@@ -170,7 +170,7 @@ def written_by(pid: int, file: Path) -> File | None:
 
 
 def moved_to(pid: int, which: File, file: Path, log_dir: Path) -> Path | None:
-    """Where a log is now whose service was renamed while it runs; None when it is not in its directory."""
+    """Where the log of a service is that was renamed while it runs; None if it is not in its directory."""
     try:
         target = Path(os.readlink(f"/proc/{pid}/fd/1"))
     except OSError:
@@ -182,8 +182,8 @@ def moved_to(pid: int, which: File, file: Path, log_dir: Path) -> Path | None:
 class Astray:
     """A log that its instance still writes to, though its name was removed or given to another file.
 
-    Nothing can make the instance open another one. So what it writes is moved on to the file that has the
-    name now, which is made where there is none: `logs` shows it, and neither file grows without bounds.
+    Nothing can make the instance open another file. So what it writes is moved to the file that has the name
+    now, which is made if there is none: `agentmgr logs` shows it, and neither file grows without bounds.
     """
 
     def __init__(self, pid: int, which: File, file: Path, seen: int | None) -> None:
@@ -195,19 +195,19 @@ class Astray:
             os.close(self._descriptor)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
         self._block = stat.st_blksize
-        # What came before is in the file that was renamed; where that was removed, it was meant to go.
+        # Earlier content stays in the file if that was renamed; if it was removed, it was meant to go.
         self._moved = seen if seen is not None else stat.st_size if stat.st_nlink else 0
-        self._begin = -(-self._moved // self._block) * self._block  #: whole blocks only can be cut out
+        self._begin = -(-self._moved // self._block) * self._block  #: only whole blocks can be cut out
 
     def move_on(self, max_bytes: int) -> None:
-        """Appends what was written since the last call to the named file. Blocks on the disk.
+        """Appends to the named file what was written since the last call. Blocks on the disk.
 
         Raises OSError.
         """
         end = os.fstat(self._descriptor).st_size
         if end < self._moved:  # it was truncated
             self._moved, self._begin = 0, 0
-        self._moved = max(self._moved, end - 2 * max_bytes)  # of a flood the newest part is kept
+        self._moved = max(self._moved, end - 2 * max_bytes)  # after a flood the newest part is kept
         target = open_for_append(self._file)
         try:
             while self._moved < end:
@@ -236,7 +236,7 @@ class Astray:
 def make_room(log_dir: Path) -> bool:
     """On a full disk, removes rotated logs, oldest first, until instances can write.
 
-    Returns whether the disk was full. Live files stay: an operator needs them next. Blocks on the disk.
+    Returns whether the disk was full. Live files stay: an operator needs them. Blocks on the disk.
     Raises OSError.
     """
     if _free_bytes(log_dir) >= _ROOM_BYTES:
@@ -257,7 +257,7 @@ def _free_bytes(directory: Path) -> int:
 def _copy(live: int, start: int, end: int, file: Path, files: int) -> Path:
     copies = [_copy_of(file, number) for number in range(1, files)]
     if copies:
-        copies[-1].unlink(missing_ok=True)  # first of all: the disk may be full
+        copies[-1].unlink(missing_ok=True)  # before the copy: the disk may be full
     draft = file.with_name(f"{file.name}.new")
     while True:
         try:
@@ -295,7 +295,7 @@ def _first_data(live: int) -> int:
     try:
         return os.lseek(live, 0, os.SEEK_DATA)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # nothing but a hole
+        if error.errno == errno.ENXIO:  # it is one hole
             return os.fstat(live).st_size
         raise
 

@@ -1,8 +1,8 @@
-"""What a command tells of itself by sd_notify(3): that it is ready, that it is alive, and how it is.
+"""What a command reports by sd_notify(3): that it is ready, that it is alive, and a status text.
 
 Each launch has a socket of its own, in `NOTIFY_SOCKET`. Its name follows from the instance's token, so that
-the next manager can open it again for what it adopts. In between nobody listens: then a message is refused,
-as it is without systemd, and who sends it has to live with that (sd_notify(3) says so).
+the next manager can open it again for an instance that it adopts. While no manager runs, a message is
+refused, as it is without systemd; a sender has to cope with that (sd_notify(3) says so).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Notices:
         self._triggered = False
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # the kernel says who sends
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # the kernel names the sender
             # Abstract: no path to be too long, and nothing to clear away after a crash.
             sock.bind("\0" + _name(token))
         except OSError:
@@ -42,12 +42,12 @@ class Notices:
         self._socket = trio.socket.from_stdlib_socket(sock)
 
     async def listen(self, is_ours: Callable[[int], bool]) -> None:
-        """Until cancelled. A sender would be blocked by a queue that nobody reads.
+        """Receives messages until cancelled. A sender blocks when they are not read.
 
         `is_ours`: whether a process belongs to the instance.
         """
         while True:
-            # No room for descriptors that might come along: the kernel drops them.
+            # No room for descriptors that a sender attaches: the kernel drops them.
             message, ancillary, *_ = await self._socket.recvmsg(
                 _MESSAGE_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size)
             )
@@ -74,14 +74,14 @@ class Notices:
                 self.said = "".join(c for c in value if c.isprintable())[:_SAID_LENGTH] or None
 
     def expect_watchdog(self) -> None:
-        """From now on it is due: a service need not send it before it is ready."""
+        """WATCHDOG=1 is due from now on: a service need not send it before it is ready."""
         self._alive_at = trio.current_time()
 
     def silence(self, within_s: float) -> str | None:
         """What is wrong with its watchdog; None: the last WATCHDOG=1 is recent.
 
         Recent means within `within_s`, or within three times the rhythm in which the service itself sends it:
-        a service that was given no `WATCHDOG_USEC` goes by its own clock.
+        a service that got no `WATCHDOG_USEC` chooses its own.
         """
         if self._triggered:
             return "it reported its own failure (WATCHDOG=trigger)"

@@ -1,4 +1,4 @@
-"""The result of something that others wait for."""
+"""The result of an operation that several callers may wait for."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ class Outcome:
     async def wait(self) -> None:
         await self._known.wait()
         if self._error is not None:
-            # A fresh one for each who waits: a traceback belongs to one raise.
+            # A new one for each caller: a traceback belongs to one raise.
             raise type(self._error)(self._error.message)

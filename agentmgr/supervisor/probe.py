@@ -1,13 +1,13 @@
-"""Does it answer? One connection for each check: a WebSocket handshake or an HTTP request, and a proper end.
+"""Checks whether an instance answers: one connection, with a WebSocket handshake or an HTTP request in it.
 
-What a failed probe has seen is its result: the reason says it in the words of the wire.
+A failed probe is a result too, whose reason says what was seen on the wire.
 
 A probe is marked (`User-Agent: agentmgr-probe/VERSION`), so that servers can tell it from clients. By default
-(`auto`) a command is asked for a WebSocket at `/`, and any status below 500 is good: a server whose route is
-elsewhere, or that wants a token, says 404 or 403 there, and it is alive and speaks HTTP.
+(`auto`) a command is asked for a WebSocket at `/`, and any status below 500 is good: a server that has its
+route elsewhere, or requires a token, answers 404 or 403 there, and so it is alive and speaks HTTP.
 
-wsproto over a bare socket: a connection of trio-websocket costs a task and three times the CPU, and its
-`ping` never wakes when the peer goes away; and a trio socket takes a trip through trio's loop for each call
+This is wsproto over a bare socket. A connection of trio-websocket costs a task and three times the CPU, and
+its `ping` never returns when the peer goes away; a trio socket goes through trio's loop for each call
 (measured).
 """
 
@@ -48,10 +48,10 @@ from ..version import __version__
 USER_AGENT = f"agentmgr-probe/{__version__}"
 
 _MAX_ANSWER_BYTES = 64 * 1024
-# The manager has no descriptor or memory left to ask with, which says nothing of the instance.
+# This process has no descriptor or memory left for a probe, which says nothing of the instance.
 _OUR_OWN_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 _CLOSE_TIMEOUT_S = 1.0
-_INTERNAL_ERROR = 1011  # RFC 6455, 7.4.1: the one close code by which a server says that it has failed
+_INTERNAL_ERROR = 1011  # RFC 6455, 7.4.1: the close code with which a server says that it has failed
 _AUTO = CheckMethod(CheckKind.AUTO)
 
 _OTHER_PATH = "where another path answers: --ready websocket:PATH or --ready http:PATH"
@@ -59,7 +59,7 @@ _NO_HTTP = "where it speaks another protocol: --ready tcp"
 
 
 class _Failed(Exception):
-    """The probe's verdict; the message is the reason."""
+    """The probe has failed; the message is the reason."""
 
     def __init__(self, reason: str, advice: str | None = None, status: int | None = None) -> None:
         super().__init__(reason)
@@ -69,18 +69,18 @@ class _Failed(Exception):
 
 @frozen
 class Probe:
-    """How to ask one instance."""
+    """How to check one instance."""
 
     host: str  #: numeric
     port: int
     token: str | None
-    """Of a hosted agent, which must prove that it has it; None: a command, asked by `method`."""
+    """Of a hosted agent, which must prove that it has it. None: a command, checked by `method`."""
     method: CheckMethod = _AUTO
 
     async def __call__(self, timeout_s: float = math.inf) -> ProbeResult:
         """Never raises; a failure is a result with its reason."""
         try:
-            return await self._meet(timeout_s)
+            return await self._connect_and_ask(timeout_s)
         except _Failed as failure:
             return ProbeResult(False, reason=str(failure), advice=failure.advice, status=failure.status)
         except BrokenPipeError:
@@ -89,7 +89,7 @@ class Probe:
             reason = os.strerror(error.errno or 0).lower()
             return ProbeResult(False, reason=reason, inconclusive=error.errno in _OUR_OWN_SHORTAGE)
 
-    async def _meet(self, timeout_s: float) -> ProbeResult:
+    async def _connect_and_ask(self, timeout_s: float) -> ProbeResult:
         begin = trio.current_time()
         family = socket.AF_INET6 if ipaddress.ip_address(self.host).version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
@@ -105,7 +105,7 @@ class Probe:
             if patience.cancelled_caught:
                 raise _Failed(f"{peer.seen} for {timeout_s:g} s", peer.advice)
             latency_s = trio.current_time() - begin
-            # It has answered; how it takes the farewell says nothing of its health.
+            # It has answered; how it closes the connection says nothing of its health.
             await peer.part()
             if failure is not None:
                 raise failure
@@ -122,7 +122,7 @@ class Probe:
             raise OSError(error, os.strerror(error))
 
     async def _ask(self, peer: _Peer) -> tuple[int | None, str | None]:
-        """Returns the status, and what the agent says of itself when it is not at its best."""
+        """Returns the status, and the agent's own words if it is degraded."""
         if self.token is not None:
             return await self._ask_for_proof(peer, self.token)
         match self.method.kind:
@@ -136,13 +136,13 @@ class Probe:
     async def _ask_for_proof(self, peer: _Peer, token: str) -> tuple[int, str | None]:
         challenge = secrets.token_hex(16)
         target = f"{HEALTH_PATH}?challenge={challenge}"
-        # Only with it the answer says more than the status, where the kernel does not tell whose we are.
+        # With the proof the answer has more than the status, also where the kernel does not tell our user id.
         shown = sender_proof(token, target, now=time.monotonic(), salt=secrets.token_hex(8))
         status = await peer.upgrade(self._address, target, (PROOF_HEADER.encode(), shown.encode()))
         if status != 101:
             raise _Failed(f"answered {status} to the health check", status=status)
         peer.seen = "accepted the health check and gave no answer"
-        # An answer from the agent's own loop says more than a pong.
+        # An answer from the agent's own loop shows more than a pong.
         return status, _judge(await peer.text(), proof(token, challenge))
 
     async def _shake_hands(self, peer: _Peer) -> int:
@@ -193,8 +193,8 @@ class _Peer:
     """The protocols over a socket."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.seen = "accepted no connection"  #: what there was of it so far, if no more comes
-        self.advice: str | None = None  #: for when no more comes
+        self.seen = "accepted no connection"  #: the reason, if no more comes
+        self.advice: str | None = None  #: to go with it
         self._socket = sock
         self._websocket = WSConnection(ConnectionType.CLIENT)
         self._open = False  #: the WebSocket is
@@ -229,7 +229,7 @@ class _Peer:
         return 101
 
     async def ping(self) -> None:
-        """A server that closes in good order instead, as for want of a token, is alive just as well."""
+        """Also good: a server that closes the WebSocket in order instead, as one that requires a token."""
         await self._send(self._websocket.send(Ping(b"agentmgr")))
         answer = await self._next(lambda event: isinstance(event, Pong | CloseConnection))
         if isinstance(answer, CloseConnection) and answer.code == _INTERNAL_ERROR:
@@ -247,13 +247,13 @@ class _Peer:
         return self._text
 
     async def part(self) -> None:
-        """Politely: a server that finds its peer gone in the middle fills its log with it."""
+        """Closes the connection in order: a server logs an error when its peer is gone in the middle."""
         with trio.move_on_after(_CLOSE_TIMEOUT_S), suppress(OSError, _Failed, ProtocolError):
             if self._open:
                 await self._send(self._websocket.send(CloseConnection(code=1000)))
                 await self._next(lambda event: isinstance(event, CloseConnection))
             self._socket.shutdown(socket.SHUT_WR)
-            while True:  # a socket that is closed with something to read in it resets the connection
+            while True:  # closing a socket with unread data resets the connection
                 await self._receive_some()
 
     async def _next(self, wanted: Callable[[Event], bool]) -> Event:
@@ -290,11 +290,11 @@ class _Peer:
 
     async def _receive_some(self) -> bytes:
         while True:
-            await trio.lowlevel.wait_readable(self._socket)  # an answer is never there at once
+            await trio.lowlevel.wait_readable(self._socket)  # an answer never comes at once
             try:
                 data = self._socket.recv(4096)
             except BlockingIOError:
-                continue  # it was a false alarm
+                continue  # spurious wakeup
             self._count += len(data)
             self._received = (self._received + data)[:5]
             if not data:

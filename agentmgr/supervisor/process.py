@@ -1,4 +1,4 @@
-"""One child process and its descendants: noticing its exit, signalling it, ending all of them."""
+"""One child process and its descendants: notice its exit, signal it, end all of them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SWEEP_PATIENCE_S = 30.0
 
 
 class Process:
-    """A session leader: our child, which is reaped here, or an adopted one, which is init's to reap."""
+    """A session leader: our child, reaped here, or an adopted process, which init reaps."""
 
     def __init__(
         self, pid: int, token: str, scan: ProcessScan, group: ControlGroup, lock: InstanceLock
@@ -49,10 +49,10 @@ class Process:
         return self._exit()
 
     def _exit(self) -> Exit:
-        """Reads how it ended and leaves the zombie, so that the number of its group is not reused."""
+        """Reads how it ended and leaves the zombie, so that its process group id is not reused."""
         try:
             result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:  # init's child by now, or reaped by somebody else in this process
+        except ChildProcessError:  # init's child by now, or reaped by other code in this process
             return Exit()
         if result is None:
             return Exit()
@@ -64,7 +64,7 @@ class Process:
         """Whether that process is it or one of its descendants."""
         try:
             return self._descendants.include(pid)
-        except OSError:  # it cannot be looked at
+        except OSError:  # it cannot be read
             return False
 
     async def holds(self, inode: int) -> bool:
@@ -83,11 +83,11 @@ class Process:
 
     async def end(self, grace_s: float) -> Exit:
         """TERM, CONT, wait, KILL, sweep, reap, in this order; see `Child.end`."""
-        # The group's number is good as long as its leader is not reaped. Init reaps an adopted one at once.
+        # The id of its process group is valid until the leader is reaped; init reaps an adopted one at once.
         self._descendants.session_is_ours = self._ours_to_reap or not self.exited()
         if not self.exited():
             self._signal_group(signal.SIGTERM)
-            self._signal_group(signal.SIGCONT)  # one that is stopped would not hear the TERM
+            self._signal_group(signal.SIGCONT)  # a suspended process does not get the TERM
             self._grace.deadline = trio.current_time() + grace_s
             with self._grace:
                 await self.wait_exit()
@@ -101,23 +101,23 @@ class Process:
         with trio.move_on_after(_SWEEP_PATIENCE_S, shield=True):
             await kill_all(self._descendants)
         if self._descendants.live():
-            log.warning("something that process %d has started does not end", self.pid)
+            log.warning("a process that process %d has started does not end; giving up on it", self.pid)
         self.release()
         return exit
 
     def kill(self) -> None:
-        """Ends, or spares, the wait of `end` between TERM and KILL."""
+        """Ends the wait of `end` between TERM and KILL, now or in advance."""
         self._grace.cancel()
 
     def release(self) -> None:
-        """Reaps it if it has ended, and forgets it."""
+        """Reaps it if it has ended, and closes its descriptor."""
         trio.lowlevel.notify_closing(self._pidfd)
         os.close(self._pidfd)
         if self._ours_to_reap:
             _reap(self.pid)
 
     def _signal_group(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError, PermissionError):  # gone; or has become somebody else's by setuid
+        with suppress(ProcessLookupError, PermissionError):  # gone; or it runs as another user by setuid
             os.killpg(self.pid, number)
 
 
@@ -173,7 +173,7 @@ async def _wait_all_gone(pids: Iterable[int]) -> None:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
             continue
-        except OSError:  # without a descriptor, a moment has to do; whoever calls looks again
+        except OSError:  # without a descriptor, wait a moment; the caller looks again
             await trio.sleep(SHORTAGE_PAUSE_S)
             continue
         try:

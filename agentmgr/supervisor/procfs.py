@@ -1,6 +1,6 @@
-"""Facts about processes from Linux's /proc, each as of now: a pid may be somebody else's a moment later.
+"""Facts about processes from Linux's /proc, as of now: a moment later a pid may belong to another process.
 
-Who acts on one opens a pidfd first and asks again, see `process.kill_all`.
+So code that acts on a process opens a pidfd first and then asks again, see `process.kill_all`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-# Only these mean that there is no such process. To want for a descriptor is no reason to overlook one.
+# Only these mean that there is no such process. EMFILE must not: a process that cannot be read is not gone.
 _GONE = (FileNotFoundError, ProcessLookupError)
 
 TOKEN_VARIABLE = "AGENTMGR_INSTANCE_TOKEN"
@@ -27,13 +27,13 @@ class Stat:
     session: int
     cpu_ticks: int
     threads: int
-    start_ticks: int  #: since boot; with the pid it names one process for good
+    start_ticks: int  #: since boot; with the pid it identifies a process
     resident_pages: int
 
 
 @frozen
 class Living:
-    """What tells whose process it is."""
+    """What shows which instance the process belongs to."""
 
     pid: int
     session: int
@@ -42,7 +42,7 @@ class Living:
 
 @cache
 def boot_id() -> str:
-    """Changes with each boot, so a pid and its start time are good for one boot only."""
+    """Changes with each boot: a pid and its start time identify a process within one boot only."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -92,9 +92,9 @@ def pids() -> Iterator[int]:
 
 
 def scan(since_ticks: int = 0) -> list[Living]:
-    """The living processes but this one that began no earlier; 10 to 20 µs for each there is.
+    """The living processes except this one that began at `since_ticks` or later; takes 10 to 20 µs for each.
 
-    Raises OSError when it cannot look.
+    Raises OSError when /proc cannot be read.
     """
     me = os.getpid()
     found = []
@@ -106,10 +106,10 @@ def scan(since_ticks: int = 0) -> list[Living]:
 
 
 def _of_kernel(pid: int) -> bool:
-    """Whether it is one of the kernel's threads, which are often most of what there is; or gone by now.
+    """Whether it is a thread of the kernel, as most entries of /proc often are; or gone by now.
 
-    Their session is 0. Of a process, that is one from outside of our process namespace, and none that we
-    have started, for that has a session from within. In a thirtieth of the time that `stat` takes.
+    Their session is 0. So is that of a process whose session is outside of our process namespace; the
+    supervisor starts none of those. It takes a thirtieth of the time that `stat` does.
     """
     try:
         return os.getsid(pid) == 0

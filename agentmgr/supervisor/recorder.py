@@ -1,4 +1,4 @@
-"""What the supervisor reports to its owner, and how it keeps going when the owner's disk fails."""
+"""What the supervisor reports of its instances, and how it goes on when that cannot be recorded."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..models import HealthCheck, Instance, InstanceRecord
 log = logging.getLogger("agentmgr.supervisor")
 
 PATIENCE_S = 2.0
-"""How long an instance waits for its record to be durable, in seconds, before it goes on without.
+"""How long an instance waits, in seconds, until its record is durable; then it goes on without.
 
-A missing record only prevents adoption after a crash of the manager: the process bears our token, so the next
-manager ends it and starts another. An instance that waited for the disk would cost more.
+A missing record only prevents adoption after a crash of the manager: the process has our token, so the next
+manager ends it and starts another. To hold up an instance until the disk is well would cost more.
 """
 
 _RETRY_S = (0.1, 10.0)  #: the first and the longest pause after a write that failed
 
 
 class InstanceRecorder(Protocol):
-    """Receives a supervisor's events, as they happen."""
+    """Receives what happens to a supervisor's instances, as it happens."""
 
     async def instance_spawned(self, record: InstanceRecord) -> None:
-        """Durable on return; the instance does not count as running before."""
+        """The record is durable on return; before that the instance does not count as running."""
 
     async def instance_gone(self, instance_id: str) -> None:
         """Its process and all descendants have ended."""
@@ -42,7 +42,7 @@ class InstanceRecorder(Protocol):
 
 
 class NullRecorder:
-    """A recorder that keeps nothing; override the methods whose events you want."""
+    """A recorder that keeps nothing. Subclass it and override the methods whose events you want."""
 
     async def instance_spawned(self, record: InstanceRecord) -> None:
         await trio.lowlevel.checkpoint()
@@ -61,7 +61,7 @@ class NullRecorder:
 
 
 class RetryingRecorder:
-    """Reports to a recorder and logs what that raises, which must not end an instance, nor half-stop it."""
+    """Reports to a recorder. What that raises is logged, or retried (`Entry`), and stops no instance."""
 
     def __init__(self, recorder: InstanceRecorder) -> None:
         self._recorder = recorder
@@ -70,49 +70,49 @@ class RetryingRecorder:
     def instance_changed(self, instance: Instance) -> None:
         try:
             self._recorder.instance_changed(instance)
-        except Exception:  # an embedder's code; it must not end what it is told of
-            log.exception("the recorder failed to take a change of %s", instance.instance_id)
+        except Exception:  # the recorder may be an embedder's code
+            log.exception("the recorder failed on a change of instance %s", instance.instance_id)
         self.news.unpark_all()
 
     def health_checked(self, check: HealthCheck) -> None:
         try:
             self._recorder.health_checked(check)
-        except Exception:  # an embedder's code; it must not end what it is told of
-            log.exception("the recorder failed to take a check of %s", check.instance_id)
+        except Exception:  # the recorder may be an embedder's code
+            log.exception("the recorder failed on a health check of instance %s", check.instance_id)
 
     async def drain(self, instance_id: str, timeout_s: float) -> None:
         try:
             await self._recorder.drain(instance_id, timeout_s)
-        except Exception:  # an embedder's code; it must not end what it is told of
-            log.exception("draining %s failed; it is stopped all the same", instance_id)
+        except Exception:  # the recorder may be an embedder's code
+            log.exception("the recorder failed to drain instance %s; stopping it without", instance_id)
 
     async def instance_gone(self, instance_id: str) -> None:
-        """For instances that ended before our time; a record that stays is found dead by the next manager."""
+        """For instances that ended before this manager began. On failure the next manager finds them dead."""
         try:
             await self._recorder.instance_gone(instance_id)
         except AgentManagerError as error:  # its message says enough, as for a full disk
-            log.warning("cannot write down that instance %s is gone: %s", instance_id, error)
-        except Exception:  # an embedder's code; it must not end what it is told of
-            log.exception("the recorder failed to forget %s", instance_id)
+            log.warning("cannot record that instance %s is gone: %s", instance_id, error)
+        except Exception:  # the recorder may be an embedder's code
+            log.exception("the recorder failed to drop instance %s", instance_id)
 
     def entry(self, instance_id: str) -> Entry:
         return Entry(self._recorder, instance_id)
 
 
 class Entry:
-    """The record of one instance, written in order and at the disk's pace; only the newest state counts."""
+    """The record of one instance. Its newest state is written as soon as the last write is done."""
 
     def __init__(self, recorder: InstanceRecorder, instance_id: str) -> None:
         self._recorder = recorder
         self._instance_id = instance_id
         self._record: InstanceRecord | None = None
-        self.fails = False  #: the last write failed, and is being retried
+        self.fails = False  #: the last write failed and is being retried
         self._written = trio.Event()
         self._written.set()
         self._news = trio.Event()
 
     def set(self, record: InstanceRecord | None) -> None:
-        """Sets the state to be written; None: the instance is gone."""
+        """Sets the state to write; None: the instance is gone."""
         self._record = record
         self._written = trio.Event()
         self._news.set()
@@ -144,9 +144,9 @@ class Entry:
                 await self._recorder.instance_spawned(self._record)
             else:
                 await self._recorder.instance_gone(self._instance_id)
-        except Exception as error:  # the owner's disk may fail; the instance runs on
+        except Exception as error:  # the disk may fail; the instance runs on
             if not self.fails:  # logged once
-                log.warning("cannot write down instance %s, trying again: %s", self._instance_id, error)
+                log.warning("cannot record instance %s, retrying: %s", self._instance_id, error)
             self.fails = True
             return False
         self.fails = False

@@ -16,14 +16,14 @@ from .launcher import Launcher
 
 @define(eq=False)
 class Service:
-    """Commands on it take turns; a stop interrupts the one in progress."""
+    """One registered service. Commands on it take turns; a stop interrupts the one in progress."""
 
     spec: ServiceSpec
     launcher: Launcher
-    raises: bool = False  #: giving it up ends the supervisor
+    raises: bool = False  #: if it is given up, the supervisor ends
     tasks: list[InstanceTask] = field(factory=list)  #: in a rolling restart a position has two
     turn: trio.Lock = field(factory=trio.Lock)
-    stops: int = 0  #: how many so far; a command given before the last one is void
+    stops: int = 0  #: how many so far; a command given before the last one does nothing
     command: trio.CancelScope = field(factory=trio.CancelScope)
 
     def fill(
@@ -41,7 +41,7 @@ class Service:
         return [tasks[position] for position in sorted(tasks)]
 
     async def replace(self, old: InstanceTask, new: InstanceTask, *, force: bool) -> None:
-        """Ends the old one when the new one is ready, or the new one when it fails to be. Raises why."""
+        """Ends `old` when `new` is ready; if `new` does not become ready, ends `new` and raises why."""
         try:
             await new.started()
         except AgentManagerError:
@@ -52,7 +52,7 @@ class Service:
     async def end(
         self, tasks: Iterable[InstanceTask], *, force: bool = False, wait: bool = True, for_good: bool = False
     ) -> None:
-        """Stops all of them at once; with `wait`, returns when they are gone."""
+        """Stops all `tasks` at once; with `wait`, returns when they have ended."""
         tasks = list(tasks)
         for task in tasks:
             task.stop(force=force, for_good=for_good)
@@ -60,7 +60,7 @@ class Service:
             for task in tasks:
                 await task.over.wait()
         self.tasks = [task for task in self.tasks if not task.over.is_set()]
-        # A stop may have come just as the last of them ended: then nothing new may begin.
+        # If a stop came just as the last of them ended, the caller must start nothing new.
         await trio.lowlevel.checkpoint_if_cancelled()
 
 

@@ -1,4 +1,4 @@
-"""Signal dispositions that would otherwise reach the children, or spoil how their exits are seen."""
+"""Resets signal dispositions that children would inherit, or that would hide how a child has ended."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def _nothing(_number: int, _frame: object) -> None:
 
 @contextmanager
 def children_get_defaults() -> Iterator[None]:
-    """Within it, a child starts with default dispositions and no signal blocked, whatever we started with.
+    """Within it, a child starts with default dispositions and no signal blocked, whatever holds for us.
 
-    `nohup`, a shell's `&` and some container runtimes start us with signals ignored. An ignored signal stays
-    ignored over exec, and then INT, or HUP, or CHLD, never reaches a child that counts on it. A handler that
-    does nothing is as good for us, and exec turns it into the default. SIGCHLD itself gets its default back:
-    while it is ignored, the kernel reaps our children and their exit codes are lost.
+    `nohup`, a shell's `&` and some container runtimes start this process with signals ignored. An ignored
+    signal stays ignored over exec, so INT, HUP or CHLD would never reach a child that needs it. A handler
+    that does nothing has the same effect here, and exec turns it into the default. SIGCHLD gets its default
+    back: while it is ignored, the kernel reaps our children and their exit codes are lost.
 
-    Only the main thread can change dispositions: embedded in another, all stays as it is.
+    Only the main thread can change dispositions: in another thread this changes nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -40,5 +40,5 @@ def children_get_defaults() -> Iterator[None]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for number in ignored:
-            if signal.getsignal(number) in (_nothing, signal.SIG_DFL):  # else somebody has set another since
+            if signal.getsignal(number) in (_nothing, signal.SIG_DFL):  # else other code has set one since
                 signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Where an instance runs on this machine: its address, its environment, its limits, and how it is started."""
+"""Where an instance runs on this machine: its address, environment and limits, and how it is started."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ log = logging.getLogger("agentmgr.supervisor")
 
 @frozen
 class Shared:
-    """What all instances on this machine have in common."""
+    """What the slots of one launcher share."""
 
     tokens: InstanceTokens
     ports: addresses.Ports
@@ -59,7 +59,7 @@ class LocalSlot:
         self._spec, self._instance_id, self._position = spec, instance_id, position
         self._log, self._shared = log, shared
         self._listener: socket.socket | None = None
-        self._port = spec.port  #: the last one it had, to have it again
+        self._port = spec.port  #: the last one it had; it is tried first at the next launch
         self._lent: int | None = None
         self._child: LocalChild | None = None  #: the last one
         self._lock = lock
@@ -86,12 +86,12 @@ class LocalSlot:
             procfs.TOKEN_VARIABLE: token,
         }
         with ExitStack() as resources, ExitStack() as spawning:
-            notices = _hear(token, resources) if config.command else None
+            notices = _receive_notices(token, resources) if config.command else None
             if notices is not None:
                 variables["NOTIFY_SOCKET"] = notify_address(token)
                 if config.health_method.kind is CheckKind.WATCHDOG:
                     variables["WATCHDOG_USEC"] = str(int(config.health_check_timeout * 1_000_000))
-            lifeline_fd = self._tie_to_us(token, resources, spawning)
+            lifeline_fd = self._tie_to_manager(token, resources, spawning)
             inherited = [] if self._listener is None else [self._listener.fileno()]
             variables = environment.of_child(config, variables)
             spawned = spawn(
@@ -138,7 +138,9 @@ class LocalSlot:
             return self._child
 
     def _must_serve(self) -> bool:
-        """Whether it counts on its port. A command may take it from `PORT` without naming it in its words."""
+        """Whether it is not ready before it listens. A command may use `$PORT` without naming `{port}`: that
+        is known once an instance of it was seen to listen.
+        """
         command = self._spec.config.command
         if not command or self._spec.port is not None or any("{port}" in word for word in command):
             return True
@@ -147,10 +149,11 @@ class LocalSlot:
     def _serves(self) -> None:
         self._shared.serving[self._instance_id] = self._spec.service_id
 
-    def _tie_to_us(self, token: str, resources: ExitStack, spawning: ExitStack) -> int | None:
-        """Sees to it that it dies with us, if it is to; returns the pipe that an agent's host has to watch.
+    def _tie_to_manager(self, token: str, resources: ExitStack, spawning: ExitStack) -> int | None:
+        """Makes it end with this manager if its `on_manager_death` is `die`: registers a command with the
+        guard, and returns the lifeline for an agent's host to watch.
 
-        Not by PR_SET_PDEATHSIG: that follows the thread that spawned, and threads end before processes.
+        PR_SET_PDEATHSIG would not do: it acts when the thread that spawned ends, which may be long before.
         """
         config = self._spec.config
         if config.on_manager_death != OnManagerDeath.DIE:
@@ -159,14 +162,15 @@ class LocalSlot:
             self._shared.guard.watch(token, config.stop_timeout)
             resources.callback(self._shared.guard.forget, token)
             return None
-        # Nobody writes to it: the host sees its end when we, who hold the other one, are gone.
+        # The lifeline. It carries no data: the host sees its end when this process, which holds the other
+        # end, is gone.
         theirs, ours = os.pipe()
         resources.callback(os.close, ours)
         spawning.callback(os.close, theirs)
         return theirs
 
     async def _confine(self, spawned: Spawned) -> tuple[str, ...]:
-        """Limits it before its first line, where limits are wanted; returns those that do not hold."""
+        """Sets its limits, if it has any, before its program begins; returns those that could not be set."""
         if not self._limits.wanted:
             return ()
         with spawned.gate:
@@ -199,11 +203,11 @@ class LocalSlot:
         except OSError:
             log_start = 0
         with ExitStack() as resources:
-            notices = _hear(record.token, resources) if self._spec.config.command else None
+            notices = _receive_notices(record.token, resources) if self._spec.config.command else None
             if notices is None and self._spec.config.command:  # taken while no manager ran
                 log.warning(
-                    "what %s says by sd_notify is not heard, as another program has its socket: "
-                    "`agentmgr restart %s` gives it another one", self._spec.name, self._spec.name,
+                    "cannot receive what %s reports by sd_notify: another program has its socket; "
+                    "`agentmgr restart %s` opens another one", self._spec.name, self._spec.name,
                 )  # fmt: skip
             return LocalChild(
                 self._spec,
@@ -223,7 +227,7 @@ class LocalSlot:
         if self._lent is not None:
             self._shared.ports.take_back(self._lent)
         self._limits.lift()
-        if not self._group.members():  # else the file of the lock tells the next sweep whose group it is
+        if not self._group.members():  # else the next sweep finds the group by the lock's file
             self._group.remove()
             self._lock.remove()
         self._shared.open.discard(self._instance_id)
@@ -246,14 +250,14 @@ class LocalSlot:
                 self._listener = addresses.listen(host, self._port, fixed=fixed)
             except CannotLaunch as problem:
                 if problem.cause is Cause.PORT_LOST:
-                    self._port = None  # another one next time
+                    self._port = None  # the next launch takes another one
                 raise
             self._port = int(self._listener.getsockname()[1])
         assert self._port is not None
         return self._port
 
     def _lend_port(self, host: str) -> int:
-        # Kept over restarts, unless a stranger has been faster.
+        # It stays the same over restarts, unless another process has taken it meanwhile.
         if self._lent is not None:
             inode = listeners.on_port(self._lent)
             if inode is None:
@@ -277,8 +281,8 @@ class LocalSlot:
         return argv + host_flags(config)
 
 
-def _hear(token: str, resources: ExitStack) -> Notices | None:
-    """What a command will tell of itself; None when no socket is to be had for it."""
+def _receive_notices(token: str, resources: ExitStack) -> Notices | None:
+    """Opens the socket that a command reports to by sd_notify; None if there is none to be had."""
     try:
         notices = Notices(token)
     except OSError:

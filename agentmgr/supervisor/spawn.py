@@ -28,7 +28,7 @@ log = logging.getLogger("agentmgr.supervisor")
 
 _SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
-# Waits until its standard input ends; then it becomes the program.
+# A shell that waits until its standard input ends and then becomes the program.
 _WHEN_LET_GO = ("/bin/sh", "-c", 'read -r _; exec "$@" </dev/null', "sh")
 
 
@@ -36,7 +36,7 @@ _WHEN_LET_GO = ("/bin/sh", "-c", 'read -r _; exec "$@" </dev/null', "sh")
 class Spawned:
     process: Process
     log_start: int  #: where its output begins in the log
-    gate: ExitStack  #: to be closed if it is `held`: then the program begins
+    gate: ExitStack  #: for `held`: the program begins when this is closed
 
 
 def spawn(
@@ -54,10 +54,10 @@ def spawn(
 ) -> Spawned:
     """Starts a program in a session of its own. Raises `CannotLaunch`.
 
-    Plain Popen takes 0.3 ms of the loop, a third of `trio.lowlevel.open_process`. As it runs no code
-    between fork and exec, it uses vfork. So ignored signals are seen to beforehand, by
-    `signals.children_get_defaults`. Limits must hold before the first line of the program, which might be
-    `fork()`: with `held`, a shell holds it back until the gate is closed.
+    Plain Popen takes 0.3 ms of the loop, a third of `trio.lowlevel.open_process`. It uses vfork, as no code
+    runs between fork and exec; that is why `signals.children_get_defaults` resets ignored signals beforehand.
+    Limits must hold before the first line of the program, which might be `fork()`: with `held`, a shell holds
+    the program back until the gate is closed.
     """
     with ExitStack() as stack:
         try:
@@ -73,7 +73,7 @@ def spawn(
                 program = os.path.join(cwd or "", argv[0]) if "/" in argv[0] else argv[0]
                 if (
                     shutil.which(program, path=environment.get("PATH")) is None
-                ):  # the shell could only say 127
+                ):  # the shell would only exit with 127
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 stdin, ours = os.pipe()
                 stack.callback(os.close, stdin)
@@ -91,19 +91,19 @@ def spawn(
             )
             try:
                 process = Process(popen.pid, token, scan, group, lock)
-            except OSError:  # no descriptor left for watching it
+            except OSError:  # no descriptor left to watch it with
                 os.killpg(popen.pid, signal.SIGKILL)
                 popen.wait()
                 raise
         except (OSError, ValueError) as error:  # ValueError: a null byte in a word
             raise cannot(error, argv[0], cwd) from None
         give_back(popen.pid)
-        popen.returncode = 0  # from here on it is `Process` that reaps it; Popen would warn, and poll it
+        popen.returncode = 0  # `Process` reaps it from here on; Popen would poll it, and warn
         return Spawned(process, log_start, gate.pop_all())
 
 
 def cannot(error: Exception, program: str | None = None, cwd: str | None = None) -> CannotLaunch:
-    """What an error at launching means."""
+    """Translates an error of a launch."""
     what = "launch" if program is None else f"execute {program!r}"
     if not isinstance(error, OSError):
         return CannotLaunch(Cause.CANNOT_EXECUTE, f"cannot {what}: {error}")
@@ -118,11 +118,11 @@ def cannot(error: Exception, program: str | None = None, cwd: str | None = None)
 
 
 def _open_log(file: Path) -> int:
-    """Better no log than no service: without a place for its output, it runs without."""
+    """Without a log file the service runs all the same, and its output is lost."""
     try:
         return logs.open_for_append(file)
     except OSError as error:
         if error.errno in _SHORTAGES:
             raise
-        log.warning("output is lost: %s: %s", file, error.strerror)
+        log.warning("cannot open the log %s: %s; output is lost", file, error.strerror)
         return os.open(os.devnull, os.O_WRONLY)

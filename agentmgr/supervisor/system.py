@@ -1,4 +1,4 @@
-"""What looking after processes needs of the system, tried before anything is started."""
+"""What supervising processes needs of the system, tried before anything is started."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _missing() -> str | None:
             call = "pidfd_send_signal"
             signal.pidfd_send_signal(pidfd, 0)
             call = "waitid(P_PIDFD)"
-            with suppress(ChildProcessError):  # as it has to be: this process is no child of its own
+            with suppress(ChildProcessError):  # expected: this process is no child of its own
                 os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         finally:
             os.close(pidfd)

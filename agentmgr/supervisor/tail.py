@@ -15,7 +15,7 @@ MAX_LINES = 100_000
 _MAX_TAIL_BYTES = 16 * 2**20
 _CHUNK_BYTES = 64 * 1024
 
-# Files of their own limiter: a slow disk must not take the threads that others need.
+# A limiter of its own: a slow disk must not take the threads that others need.
 _threads = trio.CapacityLimiter(4)
 
 POLL_S = 0.2
@@ -28,8 +28,8 @@ Write = Callable[[bytes], Awaitable[None]]
 async def show(files: Mapping[int, Path], write: Write, *, lines: int, following: bool) -> None:
     """Writes the last lines of the instances' logs and, if `following`, new ones until cancelled.
 
-    Of several instances, each line begins with the instance's number. Their last lines are not merged: no log
-    records when a line was written.
+    With several instances, each line begins with the instance's number. Their last lines are not merged: no
+    log records when a line was written.
     """
     async with trio.open_nursery() as nursery:
         for number, path in files.items():
@@ -77,7 +77,7 @@ async def follow(path: Path, write: Write, *, start: int) -> None:
     inode, rest = _inode(path), b""
     while True:
         now = _inode(path)
-        if now is not None and now != inode:  # rotated by another program: the name has a new file
+        if now is not None and now != inode:  # rotated by another program: another file has the name
             place, inode, rest = None, now, b""
         data, place = await trio.to_thread.run_sync(_read, path, place, limiter=_threads)
         if data:
@@ -105,7 +105,7 @@ def _read(path: Path, place: int | None) -> tuple[bytes, int | None]:
     """The bytes from `place` on, and the place after them."""
     try:
         with logs.still(path) as file:
-            if place is None or place > file.end:  # another file, or it was truncated
+            if place is None or place > file.end:  # it is another file, or was truncated
                 place = file.begin
             if place < file.begin:
                 place, data = _from_copy(file, place)
@@ -117,7 +117,7 @@ def _read(path: Path, place: int | None) -> tuple[bytes, int | None]:
 
 
 def _from_copy(file: logs.Still, place: int) -> tuple[int, bytes]:
-    """The bytes cut off the live file since the last look, as far as the newest copy has them."""
+    """The bytes that were cut off the live file since the last read, as far as the newest copy has them."""
     try:
         with file.copy.open("rb") as copy:
             length = copy.seek(0, os.SEEK_END)

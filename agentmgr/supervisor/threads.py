@@ -1,4 +1,4 @@
-"""Work off the loop that must be done, also where the system has no room for another thread."""
+"""Work for a thread that must be done even if the system cannot start another thread."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 async def in_thread(work: Callable[[*Args], T], *args: *Args, limiter: trio.CapacityLimiter) -> T:
-    """In a thread if there is one; else here, which delays all others by as long as the work takes.
+    """Runs it in a thread; without one to be had, here, which blocks the loop for as long as the work takes.
 
-    What ends an instance must not fail for want of a thread: that instance may be what has taken them all.
+    To end an instance must not fail for want of a thread: it may be that instance that has taken them all.
     """
     try:
         return await trio.to_thread.run_sync(work, *args, limiter=limiter)

@@ -58,7 +58,7 @@ class Upkeep:
         self._next_usage = -math.inf
 
     def watch(self, instance_id: str, pid: int, log: Path, config: ServiceConfig) -> None:
-        """From its launch on; again at a relaunch."""
+        """Begins at its launch; called again at each further launch."""
         kept = self._kept.setdefault(instance_id, _Kept(pid, log, config))
         kept.pid, kept.measured = pid, None
         kept.file, kept.seen = logs.written_by(pid, log), None
@@ -76,7 +76,7 @@ class Upkeep:
         return self._writes.watch(kept.log if kept.file is None else Path(f"/proc/{kept.pid}/fd/1"))
 
     def _let_go(self, mark: int) -> None:
-        # In a rolling restart two instances write to one log.
+        # In a rolling restart two instances write to the same log.
         if mark != NOWHERE and not any(kept.mark == mark for kept in self._kept.values()):
             self._writes.forget(mark)
 
@@ -86,7 +86,7 @@ class Upkeep:
         return tuple(kept.usage) if kept is not None else ()
 
     def troubles(self) -> tuple[str, ...]:
-        """Faults that are going on, and from which it recovers by itself."""
+        """Faults that last now and end by themselves; for the user."""
         full = ("the disk is full: the oldest logs are removed",) if self._disk_full else ()
         unbounded = any(kept.log_fails for kept in self._kept.values())
         astray = (
@@ -129,9 +129,8 @@ class Upkeep:
             await trio.sleep(soon_s)
 
     def _find_astray(self, entries: Iterable[_Kept], known: Iterable[_Kept]) -> None:
-        """Finds logs of `entries` that have lost their names, and moves on what is written to such files.
-
-        Lets go of those that none of `known` writes to any more.
+        """Finds logs of `entries` that have lost their names, and moves what is written to such files to the
+        file that has the name now. Closes those that none of `known` writes to any more.
         """
         for kept in entries:
             if kept.file is None or kept.file in self._astray or logs.identity(kept.log) == kept.file:
@@ -139,9 +138,11 @@ class Upkeep:
             if (path := logs.moved_to(kept.pid, kept.file, kept.log, self._log_dir)) is not None:
                 kept.log = path  # its service was renamed, and another one has the old name
                 continue
-            with suppress(OSError):  # it has just ended, or no descriptor is to be had just now
+            with suppress(OSError):  # it has just ended, or there is no descriptor left now
                 self._astray[kept.file] = kept, logs.Astray(kept.pid, kept.file, kept.log, kept.seen)
-                log.warning("%s was removed or renamed: what is written is moved there", kept.log)
+                log.warning(
+                    "%s was removed or renamed while its service runs; moving its output there", kept.log
+                )
         writers = {kept.file for kept in known}
         for file, (kept, astray) in tuple(self._astray.items()):
             found_again = logs.identity(kept.log) == file
@@ -159,12 +160,12 @@ class Upkeep:
         with suppress(OSError):  # there is no log yet
             self._disk_full = logs.make_room(self._log_dir)
         if self._disk_full and not before:
-            log.warning("the disk is full: the oldest logs in %s are removed", self._log_dir)
+            log.warning("the disk is full; removing the oldest logs in %s", self._log_dir)
 
     async def _keep_measuring(self) -> None:
         while True:
             if trio.current_time() >= self._next_usage:
-                with suppress(OSError):  # no descriptor to be had just now; the figures can wait
+                with suppress(OSError):  # no descriptor left now; the figures can wait
                     await self.measure()
             await trio.sleep(_LOGS_EVERY_S[1])
 
@@ -190,8 +191,8 @@ def _rotate(entries: Iterable[_Kept]) -> bool:
 
 
 def _complain(kept: _Kept, error: OSError) -> None:
-    if not kept.log_fails:  # once; it is tried again each time
-        log.warning("cannot rotate %s: %s", kept.log, error.strerror)
+    if not kept.log_fails:  # logged once; it is retried each time
+        log.warning("cannot rotate the log %s, retrying: %s", kept.log, error.strerror)
     kept.log_fails = True
 
 
@@ -229,7 +230,7 @@ def _measure(leaders: dict[int, _Kept]) -> None:
 
 
 def _reap(pid: int, stat: procfs.Stat) -> None:
-    """Where we are process 1, as in a container, the orphans of instances are left to us to reap."""
-    if stat.session != os.getsid(0):  # else it is one that we have started ourselves for something else
+    """As process 1, in a container, this process has to reap the orphans of instances."""
+    if stat.session != os.getsid(0):  # else it is a process that we started for another purpose
         with suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)

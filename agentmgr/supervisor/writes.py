@@ -18,7 +18,7 @@ NOWHERE = -1  #: no descriptor, or no mark: what the calls return when they fail
 
 
 class Writes:
-    """Best effort: where the kernel grants no more watches, `wait` does not tell of those files."""
+    """Best effort: if the kernel grants no more watches, `wait` does not report those files."""
 
     def __init__(self) -> None:
         self._descriptor = NOWHERE
@@ -39,7 +39,7 @@ class Writes:
         _libc.inotify_rm_watch(self._descriptor, mark)
 
     async def wait(self) -> set[int]:
-        """The marks of the files that were written to since the last call, once there is one."""
+        """Waits for a write; returns the marks of the files that were written to since the last call."""
         if self._descriptor == NOWHERE:
             await trio.sleep_forever()
         await trio.lowlevel.wait_readable(self._descriptor)

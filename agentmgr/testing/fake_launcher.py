@@ -1,4 +1,5 @@
-"""Instances without processes, for testing what supervises them: they do what they are told, on trio's clock.
+"""Instances without processes, for testing what supervises them: each behaves as the test says, on trio's
+clock.
 
 Under `trio.testing.MockClock(autojump_threshold=0)` an hour of crashes and backoffs takes a millisecond::
 
@@ -46,7 +47,7 @@ class FakeChild:
     def __init__(self, name: str, record: InstanceRecord, behaviour: Behaviour) -> None:
         self.name = name
         self.record = record
-        self.hangs = False  #: it answers nobody, and ends only when it is killed
+        self.hangs = False  #: it answers no check, and ends only when it is killed
         self.unenforced: tuple[str, ...] = ()
         self.completes = True
         self.said: str | None = None
@@ -73,7 +74,7 @@ class FakeChild:
         await trio.lowlevel.checkpoint()
 
     async def unready(self) -> str:
-        return "it is told to be slow"
+        return "the test makes it slow"
 
     async def wait_exit(self) -> Exit:
         with trio.move_on_at(self.launched_at + self.behaviour.exits_after_s):
@@ -90,7 +91,7 @@ class FakeChild:
             return ProbeResult(False, reason="it does not answer")
         begin, end = self.behaviour.unwell_between_s
         if begin <= now - self.launched_at < end:
-            return ProbeResult(False, reason="it is told to be unwell")
+            return ProbeResult(False, reason="the test makes it unwell")
         return ProbeResult(True, 0.0)
 
     async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
@@ -152,7 +153,7 @@ class FakeLauncher:
             child.hangs = True
 
     def refuse_next(
-        self, times: int = 1, *, cause: Cause = Cause.SHORTAGE, reason: str = "it is told to refuse"
+        self, times: int = 1, *, cause: Cause = Cause.SHORTAGE, reason: str = "the test refuses it"
     ) -> None:
         """Makes the next launches fail, of any service, before `behaviours` go on."""
         self._refusals.extend(CannotLaunch(cause, reason) for _ in range(times))
@@ -183,7 +184,7 @@ class FakeLauncher:
 
     @property
     def running(self) -> list[FakeChild]:
-        """Those that nobody has ended or released yet."""
+        """Those that were not ended or released yet."""
         return [child for child in self.children if child.ended_at is None and not child.released]
 
 

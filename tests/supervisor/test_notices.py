@@ -102,7 +102,7 @@ async def test_it_is_said_that_another_program_took_the_socket_while_no_manager_
         stranger.bind("\0" + notify_address(record.token)[1:])
         async with supervisor(adopt=[(spec, [record])]) as s:
             assert s.instances()[0].pid == record.pid
-    assert f"what {spec.name} says by sd_notify is not heard" in caplog.text
+    assert f"cannot receive what {spec.name} reports by sd_notify" in caplog.text
 
 
 async def test_only_ours_are_heard(autojump_clock):

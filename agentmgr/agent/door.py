@@ -36,6 +36,10 @@ class Door:
         self._origins = origins(allowed_origins)
         self._any_machine = any_machine
 
+    def keeps_out(self, sock: trio.socket.SocketType) -> bool:
+        """Whether it is another user's for certain: of those only a gateway with the token is let in."""
+        return not self._any_machine and peer_uid(sock) not in (os.geteuid(), 0, None)
+
     def admit(self, request: h11.Request, sock: trio.socket.SocketType, subject: str) -> bool:
         """Whether it comes from the gateway, or from another that has the token; else it is a direct client.
 

@@ -39,6 +39,9 @@ logger = logging.getLogger("agentmgr.agent")
 HANDSHAKE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 2.0
 MAX_HEAD_BYTES = 16 * 1024
+MANY_WAITING = 64
+"""Beyond so many whose requests have not come, other users of the machine are turned away as they connect:
+else they could use up the usual limit of 1024 open files, and no gateway came through."""
 _CONNECTION_ID = re.compile(r"con_[0-9a-f]{1,64}")
 _KEY = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")  # 16 bytes in base64
 
@@ -65,6 +68,7 @@ class AgentServer:
         self._drain = Drain(sessions, can_tell=not isinstance(agent, RawAgent))
         self._closers: set[Callable[[], None]] = set()  # each ends one connection in good order
         self._going_away = False
+        self._waiting = 0  # connections whose request has not come yet
 
     async def serve(
         self,
@@ -98,8 +102,10 @@ class AgentServer:
             await trio.aclose_forcefully(stream)
 
     async def _converse(self, stream: trio.SocketStream) -> None:
+        if self._waiting >= MANY_WAITING and self._door.keeps_out(stream.socket):
+            return
         try:
-            with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+            with trio.fail_after(HANDSHAKE_TIMEOUT_S), self._counted_as_waiting():
                 request, rest = await self._next_upgrade(stream)
                 if request is None:
                     return
@@ -204,6 +210,14 @@ class AgentServer:
             await websocket.send_message(report)
             while True:  # trio-websocket answers pings while somebody takes its messages
                 await websocket.get_message()
+
+    @contextmanager
+    def _counted_as_waiting(self) -> Iterator[None]:
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
 
     @contextmanager
     def _closed_by(self, close: Callable[[], None]) -> Iterator[None]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import trio
 
+from agentmgr.agent import server
 from agentmgr.agent.door import Door
 from agentmgr.core.proof import HEALTH_PATH, PROOF_HEADER, proof, sender_proof
 from agentmgr.core.routing import Backend, RoutingTable
@@ -204,6 +205,22 @@ async def answer_to_another_user(url: str, request: bytes) -> bytes:
 
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+
+
+@needs_root
+async def test_another_user_cannot_take_all_the_places_of_those_whose_request_is_on_its_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "MANY_WAITING", 2)
+    half = upgrade()[:30]
+    async with hosted(reporting, door=Door("secret")) as url:
+        async with await connect(url) as one, await connect(url) as another:
+            await one.send_all(half)
+            await another.send_all(half)
+            assert await answer_to_another_user(url, upgrade()) == b""
+            async with await switched(url, upgrade(proven())):
+                pass
+        assert (await answer_to_another_user(url, upgrade())).startswith(b"HTTP/1.1 403 ")
 
 
 @needs_root

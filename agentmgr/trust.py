@@ -48,20 +48,30 @@ class Distrusted(Exception):
     """A file is not to be believed; the message is what `distrust` says."""
 
 
-def read_text(path: Path, encoding: str = "utf-8", *, waits: bool = True) -> str:
-    """The text of a file that is believed. Raises `Distrusted`, OSError, `UnicodeDecodeError`.
+def opened(path: Path, flags: int) -> int:
+    """A descriptor of a file that is believed; a new one is for its owner only. Raises `Distrusted`, OSError.
 
     It is judged again once it is open: another user may put a file there between a look and the opening.
-    Without `waits` only a regular file is read: to open a named pipe is to wait until a program writes to it.
     """
     if (problem := distrust(path)) is not None:
         raise Distrusted(problem)
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    found = os.fstat(fd)
+    problem = _foreign(path, found) or _open(path, found)
+    if problem is not None and not _accepted(path):
+        os.close(fd)
+        raise Distrusted(problem)
+    return fd
+
+
+def read_text(path: Path, encoding: str = "utf-8", *, waits: bool = True) -> str:
+    """The text of a file that is believed. Raises `Distrusted`, OSError, `UnicodeDecodeError`.
+
+    Without `waits` only a regular file is read: to open a named pipe is to wait until a program writes to it.
+    """
     extra = 0 if waits else os.O_NONBLOCK
-    with open(path, encoding=encoding, opener=lambda name, flags: os.open(name, flags | extra)) as file:
+    with open(path, encoding=encoding, opener=lambda _, flags: opened(path, flags | extra)) as file:
         found = os.fstat(file.fileno())
-        problem = _foreign(path, found) or _open(path, found)
-        if problem is not None and not _accepted(path):
-            raise Distrusted(problem)
         if not (waits or stat.S_ISREG(found.st_mode) or os.path.samestat(found, os.stat(os.devnull))):
             raise OSError(errno.EINVAL, "it is a pipe or a device, and no file", os.fspath(path))
         return file.read()

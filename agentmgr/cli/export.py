@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import asyncclick as click
 from attrs import evolve
 
 from ..core.secrets import HIDDEN
+from ..errors import InvalidRequest
+from ..trust import Distrusted, opened
 from .declaration import written
 from .group import Cli, subcommand
 from .names import FILE
@@ -51,7 +54,10 @@ async def command(cli: Cli, with_env: bool, path: str | None) -> None:
 
 
 def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:  # one that another user has put there would be his to read, or lead to a file of ours
+        fd = opened(Path(path), os.O_WRONLY | os.O_CREAT)
+    except Distrusted as problem:
+        raise InvalidRequest(str(problem)) from None
     with open(fd, "w", encoding="utf-8") as file:
         os.fchmod(fd, 0o600)  # before the text: the file may be one that others can read
         file.truncate()

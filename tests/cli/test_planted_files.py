@@ -53,3 +53,20 @@ def test_own_files_in_a_directory_of_everybodys_are_used(here: Any) -> None:
     give_away(here.directory / "their_agent.py")  # named by the user himself
     here.ok("register", "x", "their_agent.py")
     assert "x" in here.ok("list")
+
+
+def test_secrets_are_not_written_to_another_users_file_nor_through_his_link(here: Any) -> None:
+    here.ok("register", "x", "my_agent.py", "--env", "KEY=secret")
+    planted, link, mine = (here.directory / name for name in ("planted.toml", "link.toml", "mine.toml"))
+    planted.touch()
+    give_away(planted)
+    mine.write_text("mine")
+    link.symlink_to(mine)
+    os.chown(link, ANOTHER, ANOTHER, follow_symlinks=False)
+    for path in (planted, link):
+        assert f"{path.name} belongs to another user" in here.fails(
+            "export", "--with-env", "--output", str(path)
+        )
+    assert (planted.read_text(), mine.read_text()) == ("", "mine")
+    here.ok("export", "--with-env", "--output", str(mine))
+    assert "secret" in mine.read_text()

@@ -93,7 +93,7 @@ def _foreign(path: Path, found: os.stat_result) -> str | None:
 def _open(path: Path, found: os.stat_result) -> str | None:
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):  # as /dev/null
         return None
-    by_group = found.st_mode & stat.S_IWGRP and not _private(found.st_gid, found.st_uid)
+    by_group = found.st_mode & stat.S_IWGRP and (_has_acl(path) or not _private(found.st_gid, found.st_uid))
     if not (found.st_mode & stat.S_IWOTH or by_group):
         return None
     mode = f"{stat.S_IMODE(found.st_mode):o}"
@@ -101,6 +101,14 @@ def _open(path: Path, found: os.stat_result) -> str | None:
         f"{path} can be written by other users (mode {mode}), who could have programs run as you: "
         f"`chmod go-w {path}`"
     )
+
+
+def _has_acl(path: Path) -> bool:
+    """Whether an access control list names more users: the group bits then show what the list allows."""
+    try:
+        return bool(os.getxattr(path, "system.posix_acl_access"))
+    except OSError:  # it has none, or the file system knows none
+        return False
 
 
 def _private(group: int, owner: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -82,6 +83,23 @@ def test_a_group_of_the_owner_alone_may_write(file: Path, monkeypatch: pytest.Mo
     assert distrust(file) is None, "a container that has no names"
     os.chown(file, 54321, 54322)
     assert distrust(file) is not None
+
+
+@as_root
+def test_an_access_control_list_may_let_another_user_write(file: Path) -> None:
+    file.chmod(0o660)
+    no_one = 2**32 - 1
+    owner, user, group = (0x01, 6, no_one), (0x02, 6, ANOTHER), (0x04, 0, no_one)
+    mask, others = (0x10, 6, no_one), (0x20, 0, no_one)
+    entries = (struct.pack("<HHI", *entry) for entry in (owner, user, group, mask, others))
+    acl = struct.pack("<I", 2) + b"".join(entries)  # version 2, as in linux/posix_acl_xattr.h
+    try:
+        os.setxattr(file, "system.posix_acl_access", acl)
+    except OSError:
+        pytest.skip("the file system has no access control lists")
+    assert "can be written by other users" in (distrust(file) or "")
+    file.chmod(0o640)  # which narrows the list too
+    assert distrust(file) is None
 
 
 @as_root

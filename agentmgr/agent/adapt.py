@@ -199,19 +199,27 @@ class RawAgent(HostedAgent):
 
 
 class BlockingSession:
-    """A session for code in a worker thread: the same names, without `await`."""
+    """A session for code in threads, the turn's and the author's own: the same names, without `await`."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._token = trio.lowlevel.current_trio_token()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
     def emit(self, *args: Any, **kwargs: Any) -> None:
-        trio.from_thread.run(partial(self._session.emit, *args, **kwargs))
+        self._await(partial(self._session.emit, *args, **kwargs))
 
     def confirm(self, *args: Any, **kwargs: Any) -> Any:
-        return trio.from_thread.run(partial(self._session.confirm, *args, **kwargs))
+        return self._await(partial(self._session.confirm, *args, **kwargs))
+
+    def _await(self, function: Callable[[], Awaitable[Any]]) -> Any:
+        try:
+            trio.from_thread.check_cancelled()
+        except RuntimeError:  # a thread that the author started, as an executor does
+            return trio.from_thread.run(function, trio_token=self._token)
+        return trio.from_thread.run(function)  # in the turn's task, and cancelled with it
 
 
 def adapt(subject: Any, make: Make | None = None, runtime: AgentRuntime | None = None) -> HostedAgent:

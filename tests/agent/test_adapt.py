@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -208,6 +209,23 @@ async def test_a_raw_agent_that_fails_closes_its_connection_and_no_other():
 def test_what_cannot_answer_is_refused(nothing):
     with pytest.raises(AgentLoadError, match="cannot answer a message"):
         adapt(nothing)
+
+
+async def test_threads_of_the_authors_own_may_use_the_session():
+    def agent(message, session):
+        def step(number):
+            session.emit("agent.thinking", number)
+            return session.confirm("step", number).approved
+
+        with ThreadPoolExecutor(1) as pool:
+            return list(pool.map(step, [1, 2]))
+
+    async with hosted(agent) as url, bare_client(url) as client:
+        await client.say("user.message", content="go")
+        for approved in (True, False):
+            question = await client.until("agent.user_confirm")
+            await client.say("user.response", step_id=question["step_id"], content=approved)
+        assert (await client.until("agent.final_answer", "agent.error"))["content"] == [True, False]
 
 
 async def test_a_slow_thread_does_not_outlive_its_test():

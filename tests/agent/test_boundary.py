@@ -24,6 +24,7 @@ from agentmgr.boundary import (
     causes,
     contain,
     describe,
+    leaves,
     name_of,
     report,
     shown,
@@ -539,3 +540,20 @@ async def test_a_task_of_the_authors_does_not_end_the_asyncio_loop(harm):
     async with hosted(agent, runtime=Runtime.ASYNCIO) as url, bare_client(url) as client:
         assert (await client.ask("fail"))["event"] in ("agent.error", "agent.final_answer")
         assert (await client.ask("hi"))["content"] == "fine"
+
+
+def test_of_a_long_chain_of_causes_the_first_hundred_are_looked_at():
+    error = ValueError("the first")
+    for _ in range(1000):
+        after = ValueError("a later one")
+        after.__cause__ = error
+        error = after
+    assert len(list(causes(error))) == 100
+
+
+def test_an_exception_that_only_says_that_it_is_a_group_is_none():
+    class Liar(Exception):
+        __class__ = property(lambda self: ExceptionGroup)
+
+    liar = Liar()
+    assert list(leaves(liar)) == list(causes(liar)) == [liar]

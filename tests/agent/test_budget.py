@@ -9,7 +9,7 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agentmgr.agent import thinking
+from agentmgr.agent import Event, thinking
 from agentmgr.agent.budget import Budget, Offer
 from agentmgr.agent.incoming import BadInput, parse
 from agentmgr.agent.limits import ENTRY_BYTES, SESSION_BYTES, SessionLimits
@@ -268,6 +268,42 @@ async def test_clients_that_are_connected_keep_no_room_by_what_they_have_receive
             assert (await idle.ask("on"))["content"] == "on"
 
 
+async def test_what_a_client_has_not_received_is_kept_until_it_has():
+    async with hosted(echo) as url, bare_client(url) as client:
+        session = url.sessions._sessions[await client.open()]
+        session.publish(Event("my.event"))
+        assert not url.sessions.budget.make_room(2**40)
+        await client.until("my.event")
+        await settle()
+        assert session.buffer.first_seq == session.buffer.last_seq
+        assert not url.sessions.budget.make_room(2**40)
+        assert session.buffer.first_seq == session.buffer.last_seq + 1
+
+
+async def test_a_running_turn_gives_up_nothing_that_it_said():
+    go = trio.Event()
+
+    async def agent(message):
+        yield thinking("hm")
+        await go.wait()
+        yield "done"
+
+    async with hosted(agent) as url:
+        async with bare_client(url) as client:
+            await client.say("user.message", content="hi")
+            await client.until("agent.thinking")
+            await settle()
+            assert not url.sessions.budget.make_room(2**40)
+        await away(url, client.session_id)
+        assert not url.sessions.budget.make_room(2**40)
+        async with bare_client(url) as again:
+            await again.say("user.reconnect", session_id=client.session_id)
+            await again.until("agent.thinking")
+            assert [event["seq"] for event in again.events if "seq" in event] == [1, 2]
+            go.set()
+            assert (await again.until(*ENDS))["content"] == "done"
+
+
 async def test_what_waits_of_a_client_that_is_away_makes_room_and_what_runs_does_not():
     gate = Gate()
     async with hosted(gate, host_bytes=3 * MIB) as url:
@@ -335,6 +371,7 @@ async def test_a_session_that_ends_frees_all_that_it_had():
         url.sessions.end_all("test")
         await client.until("agent.session_end")
         await until_used(url.sessions.budget, 0)
+        assert not any(url.sessions.budget._offers)  # nor does it stay there itself
 
 
 async def test_sessions_count_also_when_nothing_is_in_them():

@@ -41,7 +41,9 @@ MAX_HISTORY = 1000
 HISTORY_BYTES = 2**20
 """More than the context of a model; the oldest turns go first, the newest stays."""
 ENTRY_BYTES = 2**20
-"""Of one message or answer in a history, and of what is streamed and joined to be the answer."""
+"""Of one message or answer in a history: 250,000 tokens and more."""
+STREAM_BYTES = 8 * 2**20
+"""Of what a turn streams, to be joined to its answer; more than any model says, but a turn may have no end."""
 STATE_BYTES = 2**20
 """Of `session.state` as it is shown to a client."""
 SHOWN_HISTORY_BYTES = 3 * 2**20

@@ -7,7 +7,7 @@ from io import StringIO
 import trio
 from attrs import Factory, define, field
 
-from .limits import ENTRY_BYTES
+from .limits import STREAM_BYTES
 from .message import Message
 
 
@@ -40,7 +40,7 @@ class Turn:
             return
         text = str.__str__(text)  # of a subclass, its text alone
         width = 1 if text.isascii() else 4
-        kept = text[: (ENTRY_BYTES - self._streamed_bytes) // width]
+        kept = text[: (STREAM_BYTES - self._streamed_bytes) // width]
         self.truncated = len(kept) < len(text)
         self._streamed.write(kept)
         self._streamed_bytes += width * len(kept)

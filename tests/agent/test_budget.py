@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agentmgr.agent import Event, thinking
 from agentmgr.agent.budget import Budget, Offer
 from agentmgr.agent.incoming import BadInput, parse
-from agentmgr.agent.limits import ENTRY_BYTES, SESSION_BYTES, SessionLimits
+from agentmgr.agent.limits import ENTRY_BYTES, SESSION_BYTES, STREAM_BYTES, SessionLimits
 from agentmgr.agent.turn import Turn
 from agentmgr.agent.weight import weigh
 from agentmgr.models import OnDisconnect
@@ -126,7 +126,7 @@ def test_weighing_stops_when_it_is_enough():
     assert weigh([[]] * 10**6, 1000) < 10**7
 
 
-@given(st.lists(st.text(max_size=30) | st.just("é" * 100_000) | st.just("x" * 700_000), max_size=12))
+@given(st.lists(st.text(max_size=30) | st.just("é" * 900_000) | st.just("x" * 5_000_000), max_size=6))
 def test_a_turn_keeps_the_beginning_of_what_it_streams(texts):
     turn = Turn(None, "s")
     for text in texts:
@@ -134,7 +134,7 @@ def test_a_turn_keeps_the_beginning_of_what_it_streams(texts):
     whole = "".join(texts)
     assert whole.startswith(turn.streamed)
     assert turn.truncated == (turn.streamed != whole)
-    assert turn.bytes_held <= ENTRY_BYTES
+    assert turn.bytes_held <= STREAM_BYTES
 
 
 def exact(url):
@@ -468,8 +468,9 @@ async def test_state_that_is_on_its_way_counts():
 # Turns without end.
 
 
-async def test_an_endless_answer_is_streamed_whole_and_kept_in_part():
-    pieces = 40
+async def test_an_endless_answer_is_streamed_whole_and_kept_in_part(monkeypatch):
+    pieces, most = 40, 1_500_000
+    monkeypatch.setattr("agentmgr.agent.turn.STREAM_BYTES", most)
 
     async def agent(message, session):
         for _ in range(pieces):
@@ -479,7 +480,7 @@ async def test_an_endless_answer_is_streamed_whole_and_kept_in_part():
         answer = await client.ask("go")
         streamed = [e["content"] for e in client.events if e["event"] == "agent.partial_answer"]
         assert len("".join(streamed)) == pieces * 50_000
-        assert (len(answer["content"]), answer["metadata"]) == (ENTRY_BYTES, {"truncated": True})
+        assert (len(answer["content"]), answer["metadata"]) == (most, {"truncated": True})
         await client.say("user.request_state")
         shown = (await client.until("agent.state_exported"))["content"]
         assert shown["history"][-1]["truncated"] is True

@@ -43,7 +43,7 @@ HISTORY_BYTES = 2**20
 ENTRY_BYTES = 2**20
 """Of one message or answer in a history: 250,000 tokens and more."""
 STREAM_BYTES = 8 * 2**20
-"""Of what a turn streams, to be joined to its answer; more than any model says, but a turn may have no end."""
+"""Of what a turn streams, to be joined to its answer; no model says so much, but a turn may have no end."""
 STATE_BYTES = 2**20
 """Of `session.state` as it is shown to a client."""
 SHOWN_HISTORY_BYTES = 3 * 2**20

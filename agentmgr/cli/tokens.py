@@ -40,7 +40,14 @@ def _tokens(name: str, help: str, *, example: str) -> Callable[[Callable[..., An
 
 @_tokens("create", "Make a token.", example="agentmgr tokens create dashboard --scope read --expires-days 90")
 @click.argument("name")
-@click.option("--scope", "scopes", multiple=True, required=True, metavar="SCOPE", help="May be repeated.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    metavar="SCOPE",
+    help="admin, read, connect or connect:SERVICE. May be repeated.",
+)
 @click.option("--expires-days", type=float, metavar="DAYS", help="[default: never]")
 async def _create(cli: Cli, name: str, scopes: tuple[str, ...], expires_days: float | None) -> None:
     """Make a token, and print its key: this once, for only a hash of it is kept."""

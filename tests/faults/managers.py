@@ -14,11 +14,11 @@ from random import Random
 from typing import Any
 
 import trio
-from trio_websocket import open_websocket_url
 
 from agentmgr.settings import RuntimePaths
 from agentmgr.supervisor import procfs
 from agentmgr.supervisor.instance_tokens import InstanceTokens
+from tests.proxy.conftest import connected
 from tests.supervisor.conftest import CHILD, end
 
 COMMAND = [sys.executable, "-S", str(CHILD), "--port", "{port}"]
@@ -164,7 +164,7 @@ async def kill_managers(database: Path, rounds: int, random: Random) -> Counter[
         rock = (await settled(manager, database))["rock"]["instances"][0]
     registered.add("rock")
     serial = 0
-    async with open_websocket_url(f"ws://127.0.0.1:{rock[2]}/") as session:
+    async with connected(f"ws://127.0.0.1:{rock[2]}/") as session:
         for _ in range(rounds):
             before = instances_of(database)
             async with ManagerProcess.running(database) as manager:

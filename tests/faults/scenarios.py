@@ -12,11 +12,11 @@ from typing import Any
 
 import trio
 import trio.testing
-from trio_websocket import open_websocket_url
 
 from agentmgr.errors import AgentManagerError, ServiceFailedToStart
 from agentmgr.models import Instance, ServiceStatus
 from agentmgr.supervisor import Supervisor
+from tests.proxy.conftest import connected
 
 Counts = Counter[str]
 
@@ -41,7 +41,7 @@ async def kill_instances(
         victims = random.sample(specs, random.randint(1, 3))
         witness = random.choice([spec for spec in specs if spec not in victims])
         port = before[witness.service_id].port
-        async with open_websocket_url(f"ws://127.0.0.1:{port}/") as session:
+        async with connected(f"ws://127.0.0.1:{port}/") as session:
             for victim in victims:
                 await trio.sleep(random.uniform(0, 0.02))
                 os.kill(before[victim.service_id].pid, signal.SIGKILL)

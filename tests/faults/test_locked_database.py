@@ -8,11 +8,11 @@ from contextlib import closing, contextmanager
 
 import pytest
 import trio
-from trio_websocket import open_websocket_url
 
 from agentmgr.manager import AgentManager
 from agentmgr.models import ServiceConfig
 from agentmgr.supervisor import recorder
+from tests.proxy.conftest import connected
 from tests.supervisor.conftest import CHILD
 
 
@@ -50,7 +50,7 @@ async def test_instances_come_back_and_clients_are_served_meanwhile(tmp_path, mo
                 async for event in events:
                     if event.kind == "instance.running":
                         break
-                async with open_websocket_url(f"ws://localhost:{port}/services/echo") as client:
+                async with connected(f"ws://localhost:{port}/services/echo") as client:
                     await client.send_message("hello")
                     assert await client.get_message() == "hello"
         nursery.cancel_scope.cancel()

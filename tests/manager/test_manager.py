@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from trio_websocket import ConnectionClosed, open_websocket_url
+from trio_websocket import ConnectionClosed
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
@@ -55,7 +55,7 @@ def runs(pid: int | None) -> bool:
 
 async def ask(url: str, text: str) -> str:
     with trio.fail_after(60):
-        async with open_websocket_url(url) as client:
+        async with connected(url) as client:
             await client.send_message(text)
             answer = await client.get_message()
             assert isinstance(answer, str)

@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 import trio
 from attrs import define, field
-from trio_websocket import ConnectionClosed, WebSocketRequest, open_websocket_url, serve_websocket
+from trio_websocket import (
+    ConnectionClosed,
+    WebSocketConnection,
+    WebSocketRequest,
+    open_websocket_url,
+    serve_websocket,
+)
 
 from agentmgr.core.routing import Backend, RoutingTable
 from agentmgr.models import Connection, ConnectionEnd
@@ -188,6 +194,21 @@ class Stage:
         return int(status.split()[1]), code, headers
 
 
+@asynccontextmanager
+async def connected(url: str, **options: Any) -> AsyncIterator[WebSocketConnection]:
+    """trio-websocket leaves the socket of a connection open that its peer has reset."""
+    websocket = None
+    try:
+        async with open_websocket_url(url, **options) as websocket:
+            try:
+                yield websocket
+            finally:
+                await websocket.aclose()
+    finally:
+        if websocket is not None:
+            await trio.aclose_forcefully(websocket._stream)
+
+
 async def eventually(condition: Callable[[], object]) -> None:
     """Returns once it holds. For facts that nobody announces, such as the number of open descriptors."""
     with trio.fail_after(60):
@@ -276,7 +297,7 @@ class Lab:
 
         async def talk(task_status: trio.TaskStatus[None]) -> None:
             nonlocal echoes
-            async with open_websocket_url(stage.url + path) as websocket:
+            async with connected(stage.url + path) as websocket:
                 while not over.is_set():
                     with trio.fail_after(60):
                         await websocket.send_message(f"still here {echoes}")

@@ -6,7 +6,9 @@ import time
 
 import pytest
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, open_websocket_url
+from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
+
+from tests.proxy.conftest import connected
 
 
 async def the_close(websocket: WebSocketConnection) -> None:
@@ -16,7 +18,7 @@ async def the_close(websocket: WebSocketConnection) -> None:
 
 async def test_a_client_talks_to_an_instance(lab) -> None:
     async with lab.gateway(await lab.instance()) as stage:
-        async with open_websocket_url(stage.url) as websocket:
+        async with connected(stage.url) as websocket:
             await websocket.send_message("hello")
             assert await websocket.get_message() == "hello"
             (connection,) = stage.gateway.connections()
@@ -44,7 +46,7 @@ async def test_its_times_are_measured(lab) -> None:
 
     async with lab.gateway(await lab.instance(handler=ponder)) as stage:
         began = time.perf_counter()
-        async with open_websocket_url(stage.url) as websocket:
+        async with connected(stage.url) as websocket:
             opened = time.perf_counter() - began
             assert await websocket.get_message() == "welcome"
             assert stage.witness.opened[0].handshake_s is not None
@@ -67,7 +69,7 @@ async def test_a_client_that_says_nothing_waits_for_no_answer(lab) -> None:
         await the_close(websocket)
 
     async with lab.gateway(await lab.instance(handler=greet)) as stage:
-        async with open_websocket_url(stage.url) as websocket:
+        async with connected(stage.url) as websocket:
             assert await websocket.get_message() == "welcome"
         (end,) = await stage.witness.ends()
         assert end.first_byte_s is None

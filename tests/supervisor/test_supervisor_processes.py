@@ -11,11 +11,11 @@ import pytest
 import trio
 import trio.testing
 from attrs import evolve
-from trio_websocket import open_websocket_url
 
 from agentmgr.errors import PortNotAvailable, ServiceFailedToStart
 from agentmgr.models import HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.supervisor.local import LocalLauncher
+from tests.proxy.conftest import connected
 
 
 async def test_started_means_that_a_client_is_served_and_stopped_that_nothing_is_left(
@@ -27,7 +27,7 @@ async def test_started_means_that_a_client_is_served_and_stopped_that_nothing_is
         (instance,) = s.instances()
         assert (instance.status, instance.health) == (ServiceStatus.RUNNING, HealthStatus.HEALTHY)
         assert recorder.records[instance.instance_id].pid == instance.pid
-        async with open_websocket_url(f"ws://127.0.0.1:{instance.port}/") as ws:
+        async with connected(f"ws://127.0.0.1:{instance.port}/") as ws:
             await ws.send_message("hello")
             assert await ws.get_message() == "hello"
         await s.stop(spec.service_id)
@@ -59,7 +59,7 @@ async def test_a_client_that_connects_during_a_restart_waits_instead_of_being_re
         (first,) = s.instances()
         os.kill(first.pid, signal.SIGKILL)
         await recorder.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF)
-        async with open_websocket_url(f"ws://127.0.0.1:{first.port}/") as ws:
+        async with connected(f"ws://127.0.0.1:{first.port}/") as ws:
             await ws.send_message("still there?")
             assert await ws.get_message() == "still there?"
 

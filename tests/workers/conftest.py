@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import trio
 from attrs import define
-from trio_websocket import WebSocketConnection, open_websocket_url
+from trio_websocket import WebSocketConnection
 
 from agentmgr import AgentManager, ServiceConfig
 from agentmgr.manager.worker_manager import WorkerHandle
 from agentmgr.settings import RuntimePaths
 from agentmgr.worker.pidfile import living
 from tests.cli.conftest import here, shell  # noqa: F401  (fixtures)
-from tests.proxy.conftest import upgrade
+from tests.proxy.conftest import connected, upgrade
 
 # Says who it is, and how many sessions it has had at once at most.
 COUNTING = """
@@ -66,14 +66,23 @@ class Site:
     def url(self) -> str:
         return f"ws://localhost:{self.port}"
 
+    @property
+    def known(self) -> set[str]:
+        """The connections that the workers have reported."""
+        return {connection_id for worker in self.workers for connection_id in worker.connections}
+
     async def client(self, path: str = "/") -> WebSocketConnection:
-        return await self.clients.enter_async_context(connected(self.url + path))
+        """A client whose connection is reported."""
+        before = self.known
+        websocket = await self.clients.enter_async_context(connected(self.url + path))
+        await eventually(lambda: self.known - before)
+        return websocket
 
     async def refusal(self, path: str = "/") -> int:
         """The status that a client is refused with."""
         async with await trio.open_tcp_stream("localhost", self.port) as stream:
             await stream.send_all(upgrade(path))
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 status = int((await stream.receive_some()).split()[1])
         assert status >= 400
         return status
@@ -82,35 +91,22 @@ class Site:
         """Clients of every worker, by its pid: the kernel decides who gets whom, so there are several."""
         found: dict[int, list[WebSocketConnection]] = {worker.pid: [] for worker in self.workers}
         while not all(found.values()):
-            before = {connection_id for worker in self.workers for connection_id in worker.connections}
+            before = self.known
             websocket = await self.client(path)
-            with trio.fail_after(10):
-                while not (new := [r.pid for r in self.workers if r.connections.keys() - before]):  # noqa: ASYNC110
-                    await trio.sleep(0.01)
-            (pid,) = new
+            (new,) = self.known - before
+            (pid,) = (worker.pid for worker in self.workers if new in worker.connections)
             found[pid].append(websocket)
         return found
 
 
-@asynccontextmanager
-async def connected(url: str, **options: Any) -> AsyncIterator[WebSocketConnection]:
-    """trio-websocket leaves the socket of a connection open that its peer has reset."""
-    async with open_websocket_url(url, **options) as websocket:
-        try:
-            yield websocket
-        finally:
-            await websocket.aclose()
-    await trio.aclose_forcefully(websocket._stream)
-
-
-async def eventually(condition: Callable[[], object], within_s: float = 10) -> None:
+async def eventually(condition: Callable[[], object], within_s: float = 60) -> None:
     with trio.fail_after(within_s):
         while not condition():  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 
 async def said(websocket: WebSocketConnection, text: str = "?") -> str:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await websocket.send_message(text)
         answer = await websocket.get_message()
     assert isinstance(answer, str)

@@ -1,7 +1,7 @@
-"""The workers that serve the gateway: the orders they get, their reports, their sessions and seats.
+"""The workers that serve the gateway: the orders they get, their reports, their connections and seats.
 
 Every peer on the worker socket is one: only this user can connect to it. A worker that lives and does not
-answer keeps its sessions and its seats here; they go when its process is gone.
+answer keeps its connections and its seats here; they go when its process is gone.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from .gateway_access import GatewayAccess
 
 logger = logging.getLogger(__name__)
 
-_OTHERS_S = 0.1  #: how old a worker's figures of the others' sessions may be
+_OTHERS_S = 0.1  #: how old a worker's figures of the others' connections may be
 _APPLIED_S = 2.0  #: a worker that has not taken a table by then is not waited for
 _DRAIN_MARGIN_S = 15.0  #: beyond the drain's own deadline: its close frames wait for answers
 _HELLO_S = 5.0  #: from connecting to the first message
-_END_S = 30.0  #: for workers that were told to end
+_END_S = 30.0  #: from `End` to the end of a worker's process
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
@@ -137,7 +137,10 @@ class WorkerManager:
         with trio.move_on_after(_APPLIED_S) as patience:
             await self.until(lambda: all(r.applied >= version for r in self if r.link is not None))
         if patience.cancelled_caught:
-            logger.warning("a worker of the gateway is slow to take the new routes; going on without it")
+            logger.warning(
+                "a gateway worker did not apply the new routing table within %g s; not waiting for it",
+                _APPLIED_S,
+            )
 
     def connections(self) -> Iterator[Connection]:
         now = trio.current_time()
@@ -150,7 +153,7 @@ class WorkerManager:
         for worker in self:
             if connection_id in worker.connections:
                 if worker.link is None:
-                    raise WrongState("the worker that has this connection does not answer just now")
+                    raise WrongState("the gateway worker that has this connection does not answer; try again")
                 worker.link.put(protocol.Disconnect(connection_id, code, reason))
                 return
         raise ConnectionNotFound(f"there is no connection {connection_id!r}")
@@ -158,9 +161,9 @@ class WorkerManager:
     async def drain(
         self, instance_id: str, *, timeout_s: float, for_good: bool, idle_s: float | None
     ) -> None:
-        """Returns when no worker has a session of the instance, or could have ended it in time.
+        """Returns when no worker has a connection of the instance, or could have ended it in time.
 
-        `idle_s`: the silence that makes a session idle; None: the instance ends them itself.
+        `idle_s`: the silence that makes a connection idle; None: the instance ends them itself.
         """
 
         def left() -> Iterable[WorkerHandle]:
@@ -178,11 +181,11 @@ class WorkerManager:
             del self._drains[instance_id]
 
     def cut(self, instance_id: str, *, for_good: bool) -> None:
-        """Has the workers end an instance's sessions now."""
+        """Makes the workers end an instance's connections now."""
         self._send_all(protocol.Drain(instance_id, 0.0, for_good))
 
     def end(self, worker: WorkerHandle) -> None:
-        """Asks a worker to close its sessions and exit."""
+        """Asks a worker to close its connections and exit."""
         if worker.link is not None:
             worker.link.put(protocol.End())
 
@@ -198,7 +201,7 @@ class WorkerManager:
     # For the workers
 
     async def serve(self, listener: trio.SocketListener) -> None:
-        """Talks with those who come, until cancelled."""
+        """Serves the workers that connect, until cancelled."""
         async with trio.open_nursery() as nursery:
 
             async def guarded(stream: trio.SocketStream) -> None:
@@ -207,9 +210,11 @@ class WorkerManager:
                 except* (trio.BrokenResourceError, trio.TooSlowError):
                     pass  # it has gone, or says nothing
                 except* (InvalidRequest, ValueError) as group:
-                    logger.error("a worker of the gateway talks nonsense: %s", group.exceptions[0])
+                    logger.error(
+                        "disconnecting a gateway worker: it sent an invalid message: %s", group.exceptions[0]
+                    )
                 except* Exception:  # the boundary: one worker's trouble is not another's
-                    logger.exception("a worker of the gateway met an error of the manager's own")
+                    logger.exception("internal error in the manager while it served a gateway worker")
 
             await trio.serve_listeners(guarded, [listener], handler_nursery=nursery)
 
@@ -225,7 +230,7 @@ class WorkerManager:
         worker.link, worker.declared, worker.sent, worker.applied = link, False, 0, 0
         worker.others, worker.unlinked = None, trio.Event()
         if hello.version != protocol.VERSION:  # left by another release: it would misread its orders
-            logger.info("worker %s is of another version: it is ended", pid)
+            logger.info("ending gateway worker %s: it is of another version", pid)
             link.put(protocol.End())
             worker.sent = worker.applied = sys.maxsize  # it gets no table, and is not waited for
         self._send_table(worker)
@@ -250,7 +255,7 @@ class WorkerManager:
         if worker is None:
             worker = self._workers[hello.worker_id] = WorkerHandle(hello, pid)
             await nursery.start(self._watch, worker)
-            logger.info("worker %s serves the gateway at %s:%d", pid, hello.host, hello.port)
+            logger.info("gateway worker %s serves %s:%d", pid, hello.host, hello.port)
         elif worker.link is not None:  # it has given up the former one, and we have not seen that yet
             await worker.unlinked.wait()
         return worker
@@ -308,7 +313,7 @@ class WorkerManager:
                     self._affinity.learn(key, holder)
                 self._send_all(report, but=worker)
             case protocol.Declared(seats):
-                for connection_id in claimed:  # of which it has told a former link
+                for connection_id in claimed:  # which it reported on a former link
                     worker.connections.pop(connection_id, None)
                 claimed.clear()
                 worker.declared = True
@@ -322,7 +327,7 @@ class WorkerManager:
             case protocol.Redeem():
                 talk.start_soon(self._redeem, worker, report)
             case protocol.Hello():
-                raise InvalidRequest("it says hello twice")
+                raise InvalidRequest("it sent Hello twice")
 
     async def _redeem(self, worker: WorkerHandle, report: protocol.Redeem) -> None:
         identity = await self._access.ticket(report.ticket)
@@ -366,7 +371,7 @@ class WorkerManager:
     def _grant(self, grants: Iterable[tuple[str, Grant]]) -> None:
         for worker_id, grant in grants:
             link = self._workers[worker_id].link
-            assert link is not None, "who does not answer asks for nothing"
+            assert link is not None, "a worker without a link asks for nothing"
             link.put(grant)
 
     def _changed(self) -> None:
@@ -383,7 +388,7 @@ def _lost(connection: Connection) -> ConnectionEnd:
         ended_at=utc_now(),
         ended_by="gateway",
         code=None,
-        reason="the worker that served it has died",
+        reason="the gateway worker that served it has died",
         bytes_from_client=connection.bytes_from_client,
         bytes_to_client=connection.bytes_to_client,
         messages_from_client=connection.messages_from_client,

@@ -100,16 +100,16 @@ def _spawn(spec: WorkerSpec, output: Path) -> WorkerProcess:
         out = logs.open_for_append(output)
         stack.callback(os.close, out)
         os.ftruncate(out, 0)
-        told = stack.enter_context(open(os.memfd_create("spec"), "w+b"))  # needs no room on a disk
-        told.write(to_json(spec).encode())
-        told.seek(0)
+        spec_file = stack.enter_context(open(os.memfd_create("spec"), "w+b"))  # needs no room on a disk
+        spec_file.write(to_json(spec).encode())
+        spec_file.seek(0)
         popen = detached.start(
             "agentmgr.worker",
             f"{spec.host}:{spec.port}",  # not read by the worker: it is there for `ps`
-            stdin=told,
+            stdin=spec_file,
             stdout=out,
             stderr=out,
-            inherited=[fd for fd in (spec.ready, spec.leash) if fd is not None],
+            inherited=[fd for fd in (spec.ready, spec.lifeline) if fd is not None],
         )
         try:
             return WorkerProcess(popen.pid, popen)

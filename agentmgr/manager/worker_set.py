@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _RETURN_S = 3.0  #: a worker that lives connects to the next manager sooner than that
 _LOOK_S = 0.02
-_END_S = 30.0  #: from SIGTERM to SIGKILL: its sessions are closed in batches, and each may take a while
+_END_S = 30.0  #: from SIGTERM to SIGKILL: its connections are closed in batches, and each may take a while
 _STEADY = ServiceConfig(
     # Not zero, which would not double: a worker that cannot start would be tried ten times a second for ever.
     restart=RestartMode.ALWAYS,
@@ -54,11 +54,9 @@ async def await_returning(worker_manager: WorkerManager, paths: RuntimePaths) ->
         await trio.sleep(_LOOK_S)
     for worker in silent:
         if worker.guest:
-            logger.warning(
-                "the gateway's process %d does not answer; its sessions are not counted", worker.pid
-            )
+            logger.warning("gateway worker %d does not answer; its connections are not counted", worker.pid)
         else:
-            logger.warning("the gateway's process %d does not answer; it is killed", worker.pid)
+            logger.warning("killing gateway worker %d: it does not answer", worker.pid)
             await _end(paths, worker, 0)
 
 
@@ -97,7 +95,7 @@ class WorkerSet:
         self._worker_manager = worker_manager
         self._scope = trio.CancelScope()
         self._leaving = False
-        self._leash: tuple[int, int] | None = None
+        self._lifeline: tuple[int, int] | None = None
 
     def stop(self, *, leave: bool = False) -> None:
         """Makes `run` end the workers and return; with `leave`, return at once and leave them running."""
@@ -127,7 +125,7 @@ class WorkerSet:
             port = await self._reserve(stack, exclusive=not adopted)
             self._spec = evolve(self._spec, port=port)
             if self._worker_manager is None:
-                stack.enter_context(self._leashed())
+                stack.enter_context(self._lifeline_open())
             fit = [r for r in adopted if r.hello.options == self._spec.options][: self._count]
             for worker in adopted:
                 if worker not in fit and self._worker_manager is not None:
@@ -169,7 +167,7 @@ class WorkerSet:
             try:
                 process = await self._start(slot)
             except DidNotStart as words:
-                raise ManagerError(f"a worker of the gateway did not start: {words}") from None
+                raise ManagerError(f"a gateway worker did not start: {words}") from None
         task_status.started()
         history = History()
         while True:
@@ -180,7 +178,7 @@ class WorkerSet:
                 begun = trio.current_time()
                 exit = await self._attend(process)
                 if self._worker_manager is None and exit == Exit(code=0):
-                    return  # as its manager told it to
+                    return  # its manager sent `End`
                 reason = str(exit)
                 served_s = trio.current_time() - begun
             except DidNotStart as words:
@@ -191,7 +189,7 @@ class WorkerSet:
             assert isinstance(decision, Again), "it is always tried again"
             history = decision.history
             logger.warning(
-                "worker %d of the gateway has ended (%s); the next one starts in %.1f s",
+                "gateway worker %d has ended (%s); starting another in %.1f s",
                 slot, reason, decision.delay_s,
             )  # fmt: skip
             await trio.sleep(decision.delay_s)
@@ -204,8 +202,8 @@ class WorkerSet:
 
     async def _start(self, slot: int) -> WorkerProcess:
         """A worker that serves. Raises `DidNotStart`."""
-        leash = None if self._leash is None else self._leash[0]
-        spec = evolve(self._spec, worker_id=f"wrk_{token_hex(8)}", slot=slot, leash=leash)
+        lifeline = None if self._lifeline is None else self._lifeline[0]
+        spec = evolve(self._spec, worker_id=f"wrk_{token_hex(8)}", slot=slot, lifeline=lifeline)
         if self._worker_manager is not None:
             self._worker_manager.kept.add(spec.worker_id)
         return await WorkerProcess.start(spec, spec.log.with_suffix(".err"))
@@ -223,12 +221,12 @@ class WorkerSet:
                 await process.end(_END_S)
 
     @contextmanager
-    def _leashed(self) -> Iterator[None]:
-        self._leash = os.pipe()
+    def _lifeline_open(self) -> Iterator[None]:
+        self._lifeline = os.pipe()
         try:
             yield
         finally:
-            for fd in self._leash:
+            for fd in self._lifeline:
                 os.close(fd)
 
 

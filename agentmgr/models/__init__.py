@@ -1,8 +1,30 @@
-"""The values that the layers hand each other.
+"""The values that the layers pass to each other.
 
-All are frozen. Durations are seconds and sizes are bytes, also where the guide's name does not say so.
-Times are aware datetimes in UTC. A value that is out of range raises `InvalidRequest` when it is made,
-so nothing further in has to check it again.
+All are frozen. Durations are seconds and sizes are bytes, also where a name does not say so. Times are aware
+datetimes in UTC. A value that is out of range raises `InvalidRequest` when it is made, so that no later code
+has to check it again. Parts, in reading order:
+
+- `services`: what is registered (`ServiceSpec`, `ServiceConfig`), what runs (`Instance`), and both as they
+  are shown (`Service`)
+- `routing`: rules by which the gateway chooses among services
+- `tokens`: keys to the API and the gateway, tickets, and whether a token is needed
+- `records`: what happened: `Event`, `HealthCheck`, `ConnectionEnd`; and `Connection`, `ServiceTotals`
+- `latency`: percentiles that can be added up
+- `fields`, `checks`: validators; they also give the API its schema (`Check`)
+
+Words:
+
+- service: what is registered. Instance: one running copy of it. Slot: which of its instances, from 0.
+- connection: one client's WebSocket through the gateway. Session: one conversation in an agent's host. Fields
+  and metrics named `sessions` before this was settled count connections, and keep their public names.
+- `max_sessions`: the most connections of one instance at the gateway. `max_conversations`: the most sessions
+  that its host keeps. `idle_timeout`: silence after which the gateway ends a connection. `session_timeout`:
+  how long the host keeps a session without a connection.
+
+A new field of a stored value needs a default, which says what databases and files of older versions mean.
+
+It must not import trio, and nothing of agentmgr but `errors`, `choices` and `lazy`: every command
+of the CLI loads it at its start. What only some commands need is loaded when it is first used.
 """
 
 from typing import TYPE_CHECKING
@@ -46,7 +68,7 @@ if TYPE_CHECKING:
     from .tokens import TokenPolicy as TokenPolicy
 
 # Most commands show services, and nothing else: these take 15 ms.
-_PLACES = {
+_MODULES = {
     "Latency": "latency",
     "Connection": "records",
     "Event": "records",
@@ -65,4 +87,4 @@ _PLACES = {
     "TokenPolicy": "tokens",
 }
 
-__getattr__ = later(__name__, _PLACES)
+__getattr__ = later(__name__, _MODULES)

@@ -30,13 +30,13 @@ Check = Callable[[Any, "Attribute[Any]", Any], None]
 
 
 def rule(**schema: Any) -> Callable[[Check], Check]:
-    """Tells of a validator what it lets pass, as far as JSON Schema has words for that: as its `schema`."""
+    """Attaches to a validator, as `schema`, what it lets pass, as far as JSON Schema can express it."""
 
-    def tell(check: Check) -> Check:
+    def attach(check: Check) -> Check:
         vars(check)["schema"] = schema  # not a wrapper: some classes have dozens of fields to validate
         return check
 
-    return tell
+    return attach
 
 
 def as_in(kind: type[Any], name: str) -> Any:

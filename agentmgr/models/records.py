@@ -14,7 +14,7 @@ from .services import HealthStatus
 
 @frozen
 class InstanceRecord:
-    """What the database knows of a process, so that the next manager can tell it from a stranger's."""
+    """What the database knows of a process, so that the next manager can tell it from another program's."""
 
     instance_id: str
     service_id: str
@@ -58,7 +58,7 @@ class Event:
 
 @frozen
 class Connection:
-    """One live session through the gateway."""
+    """One live connection through the gateway."""
 
     connection_id: str
     client_ip: str
@@ -85,7 +85,7 @@ _NO_FAILURE = frozenset({1000, 1001, 1005, 1008, 1012}) | {1002, 1003, 1007, 100
 
 @frozen
 class ConnectionEnd:
-    """How a session through the gateway ended."""
+    """How a connection through the gateway ended."""
 
     connection_id: str
     service_id: str
@@ -133,7 +133,7 @@ class ConnectionEnd:
 
 @frozen
 class ConnectionPeak:
-    """A service has more sessions at once than ever before."""
+    """A service has more connections at once than ever before."""
 
     service_id: str
     sessions: int

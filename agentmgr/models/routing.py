@@ -68,7 +68,9 @@ class RoutingRule:
     target_tags: frozenset[str] = field(default=frozenset(), converter=to_word_set, validator=check_tags)
     match_all_tags: bool = False
     target_strategy: RoutingStrategy = RoutingStrategy.ROUND_ROBIN
-    fallback_strategy: RoutingStrategy | None = None  #: over all services, when the targets have nobody
+    fallback_strategy: RoutingStrategy | None = (
+        None  #: over all services, when no target has a routable instance
+    )
     hash_key: str | None = None  #: a condition field; None: the client's address
     enabled: bool = True
     description: str = field(default="", validator=check_printable)

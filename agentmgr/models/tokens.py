@@ -27,7 +27,7 @@ def _scopes(_: Any, attribute: Attribute[Any], value: frozenset[str]) -> None:
 
 @frozen
 class Token:
-    """A key to the API and the gateway. The key itself is shown once and kept by nobody here."""
+    """A key to the API and the gateway. The key itself is shown once and not stored."""
 
     name: str = field(validator=check_name)
     scopes: frozenset[str] = field(converter=to_word_set, validator=_scopes)

@@ -50,10 +50,10 @@ class Authenticator(Protocol):
         """Whether a client needs a token or ticket just now."""
 
     async def bearer(self, token: str) -> Identity | None:
-        """Whose token this is; None when it is nobody's."""
+        """The identity of a valid token; None for any other text."""
 
     async def ticket(self, ticket: str) -> Identity | None:
-        """Whose ticket this is, and from now on nobody's: a ticket is good for one connection."""
+        """The identity of a valid ticket, which is used up by this call; None for any other text."""
 
 
 def check_origin(head: RequestHead, allowed: frozenset[str] | None) -> None:
@@ -67,7 +67,7 @@ def check_origin(head: RequestHead, allowed: frozenset[str] | None) -> None:
 async def authenticate(
     head: RequestHead, authenticator: Authenticator
 ) -> tuple[Identity | None, RequestHead]:
-    """The identity, and the head without the credential, which is nobody else's business.
+    """The identity, and the head without the credential, which the instance must not see.
 
     Where none is required there may be none, and one that is not ours goes on to the instance. Raises
     `Refusal`.
@@ -122,13 +122,13 @@ class Quotas:
 
     @contextmanager
     def place(self, address: str, now: float) -> Iterator[None]:
-        """Counts one session of that address while the block runs. Raises `Refusal`."""
+        """Counts one connection of that address while the block runs. Raises `Refusal`."""
         retry = (("Retry-After", "1"),)
         if not self._rate.allows(address, now):
             raise Refusal(429, RefusalCode.TOO_MANY_HANDSHAKES, "this address connects too often", retry)
         count = self._open.get(address, 0)
         if self._per_address and count >= self._per_address:
-            raise Refusal(429, RefusalCode.TOO_MANY_SESSIONS, "this address has too many sessions", retry)
+            raise Refusal(429, RefusalCode.TOO_MANY_SESSIONS, "this address has too many connections", retry)
         self._open[address] = count + 1
         try:
             yield

@@ -23,7 +23,7 @@ SHUTDOWN = Ending("gateway", 1001, "the gateway is shutting down")
 
 
 class ConnectionObserver(Protocol):
-    """Is told of every client. All methods are quick, do not block and do not raise."""
+    """Called for every client. All methods are quick, do not block and do not raise."""
 
     def connection_opened(self, connection: Connection) -> None:
         """Client and instance are connected."""
@@ -32,7 +32,7 @@ class ConnectionObserver(Protocol):
         """Once for each connection that was opened."""
 
     def client_refused(self, code: str) -> None:
-        """A client got no connection; the reason is one of a few dozen words of ours."""
+        """A client was refused; `code` is a `RefusalCode`."""
 
 
 class LiveConnection:
@@ -137,7 +137,7 @@ class Connections:
             self._ended.set()
             self._ended = trio.Event()
             end = connection.end()
-            # repr: the reason may be a stranger's text, and has no business making lines of its own.
+            # repr: the reason may be text of a peer, and must not begin a new line of the log.
             logger.info(
                 "connection to %s ended by %s: code %s, %r",
                 connection.backend.service_name, end.ended_by, end.code, end.reason,
@@ -147,7 +147,7 @@ class Connections:
                 self._observer.connection_closed(end)
 
     def refused(self, code: str) -> None:
-        """A client did not get a connection."""
+        """Reports a refused client."""
         if self._observer is not None:
             self._observer.client_refused(code)
 

@@ -1,4 +1,4 @@
-"""Ending a session that its two sides did not end themselves: a close frame to whoever can still take one."""
+"""Ends a connection that neither side has ended: sends a close frame to each side that can still take one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def say_goodbye(tunnel: Tunnel, ending: Ending, *, timeout_s: float) -> No
     """
     if ending.abrupt or ending.code is None:
         return
-    # What went wrong on the wire is told to both; else the instance just sees a client that goes away.
+    # Both sides get the code of a protocol error; else the instance sees a client that goes away.
     to_backend = ending.code if ending.code in (PROTOCOL_ERROR, TOO_BIG) else _GOING_AWAY
     codes = {tunnel.from_backend: ending.code, tunnel.from_client: to_backend}
     if ending.by == "backend":
@@ -42,7 +42,7 @@ def at_boundary(flow: Flow) -> bool:
 
 
 async def _close(flow: Flow, code: int, reason: str) -> None:
-    """Tells the flow's target that nothing more will come."""
+    """Sends the flow's target a close frame and the end of the stream."""
     if flow.stalled_since is not None and flow.pending:
         return  # it has not read what it was sent before; a close frame would only join that
     target, tracker = flow.target, flow.tracker

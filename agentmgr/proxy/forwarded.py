@@ -1,7 +1,7 @@
-"""Who the client is, and what its instance is told of it.
+"""The client's address, and the headers by which its instance learns it.
 
-Forwarding headers are believed from trusted proxies only; everybody else's are dropped, in every spelling
-that a backend could confuse with the real ones.
+Forwarding headers are believed from trusted proxies only; those of any other peer are dropped, in every
+spelling that a backend could confuse with the real ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Networks = Sequence[IPv4Network | IPv6Network]
 
 @frozen
 class Peer:
-    """Who is at the other end, as far as the connection itself tells."""
+    """The peer, as far as the connection itself shows it."""
 
     address: str
     port: int

@@ -23,7 +23,7 @@ _SENDABLE = frozenset({*range(1000, 1004), *range(1007, 1015), *range(3000, 5000
 _read_head = Struct("!BBH").unpack_from  # two bytes, and the length where it takes the next two
 # The first byte of a frame that is a message by itself: text or binary, FIN, maybe compressed (RFC 7692).
 _WHOLE = frozenset({0x81, 0x82, 0xC1, 0xC2})
-# The size of a frame by its second byte, as far as that alone tells it.
+# The size of a frame by its second byte, as far as that byte alone gives it.
 _SMALL = (*range(2, 128), *[-1] * 130)
 _SMALL_MASKED = (*[-1] * 128, *range(6, 132), -1, -1)
 
@@ -72,8 +72,8 @@ class FrameTracker:
     def is_message(self, buffer: bytearray, size: int) -> bool:
         """Are the first `size` bytes one whole message? Then they are counted, else they are for `feed`.
 
-        It tells what nearly all traffic consists of at a quarter of the cost. The buffer has four bytes at
-        least, whatever `size` is.
+        Nearly all traffic is whole messages, which this counts at a quarter of the cost. The buffer has four
+        bytes at least, whatever `size` is.
         """
         first, second, length = _read_head(buffer)
         whole = length + self._medium_head if second == self._medium else self._small[second]

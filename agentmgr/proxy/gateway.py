@@ -36,14 +36,15 @@ _STOPPING = Ending("gateway", 1001, "the service is being stopped")
 
 
 class Gateway:
-    """Routes WebSocket clients to instances, as a table says that it is handed.
+    """Routes WebSocket clients to instances by the routing table that it was last given.
 
-    It knows neither a supervisor nor a store. `observer` is told of each connection. With an `authenticator`
-    every client needs a token or ticket. `trusted_proxies` (addresses or networks) may say who the client
-    is. `allowed_origins` are the web pages that may connect: those of this machine if None, all with `*`.
-    `hints` lets clients ask for a service or tag in the query. `dial` connects to an instance, given its host
-    and port; over TCP if None. `seats` and `affinity` are for gateways that share them with others
-    (`agentmgr.core.shared_seats`). Raises `ValueError` for a trusted proxy that is not an address or network.
+    It knows neither a supervisor nor a store. `observer` is called for each connection. With an
+    `authenticator` every client needs a token or ticket. `trusted_proxies` (addresses or networks) may say
+    who the client is. `allowed_origins` are the web pages that may connect: those of this machine if None,
+    all with `*`. `hints` lets clients ask for a service or tag in the query. `dial` connects to an instance,
+    given its host and port; over TCP if None. `seats` and `affinity` are for gateways that share them with
+    others (`agentmgr.core.shared_seats`). Raises `ValueError` for a trusted proxy that is not an address or
+    network.
     """
 
     def __init__(
@@ -86,11 +87,11 @@ class Gateway:
         self._lobby.update(Router(table, hints=self._hints, rotations=self._lobby.router.rotations))
 
     def table_is_old(self) -> None:
-        """Nobody keeps the table up to date, until the next `update`: instances have to prove themselves."""
+        """Until the next `update` no manager keeps the table up to date: each instance must prove itself."""
         self._proving.begin(self._lobby.router.table)
 
     def route(self, request: ClientRequest) -> RoutingDecision:
-        """Who would get this client now, and why; nothing is changed by asking."""
+        """The instance that this client would get now, and why. Changes nothing."""
         try:
             pool, chosen = self._lobby.preview(request)
         except Refusal as refusal:
@@ -98,7 +99,7 @@ class Gateway:
         ids = tuple(b.instance_id for b in pool.backends)
         if chosen is None:
             code = RefusalCode.AT_CAPACITY if pool.routable else RefusalCode.NO_SERVICE_AVAILABLE
-            reason = f"{pool.reason}; nobody there can take a client now"
+            reason = f"{pool.reason}; no instance there can take a client now"
             return RoutingDecision(pool.rule, pool.strategy, ids, None, None, code, reason)
         return RoutingDecision(
             pool.rule, pool.strategy, ids, chosen.instance_id, chosen.service_name, None, pool.reason
@@ -146,7 +147,7 @@ class Gateway:
         Idle: no data frame for `idle_s` seconds (None: `GatewayLimits.drain_idle_s`). With `by_itself` the
         instance knows when a connection is idle, and ends it; silence says nothing then.
 
-        Clients are told to come back (1012), or if it is `for_good`, that the service goes away (1001).
+        Clients get 1012 (come back), or with `for_good` 1001 (going away).
         Returns when none is left, and none is about to open. That no new ones come is up to the table: the
         instance must not be routable there any more.
         """

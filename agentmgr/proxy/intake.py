@@ -106,7 +106,7 @@ class Intake:
                     left=partial(wire.wait_gone, limits.early_bytes),
                 )
                 asked = self._asked(visit, head, wire, peer, connection_id, identity)
-                failure = DialFailed("nobody was tried", retry=True)
+                failure = DialFailed("no instance was tried", retry=True)
                 deadline = trio.current_time() + limits.queue_timeout_s + limits.dial_timeout_s
                 home_deadline = trio.current_time() + limits.queue_timeout_s
                 tries = 0
@@ -127,7 +127,7 @@ class Intake:
                         except DialFailed as fault:
                             failure = fault
                             known = {"connection_id": connection_id, "instance_id": seat.backend.instance_id}
-                            logger.info("an instance did not take a client: %s", fault.reason, extra=known)
+                            logger.info("instance did not accept the client: %s", fault.reason, extra=known)
                             if fault.outdated:
                                 await lobby.outdated(visit, seat)
                             else:
@@ -145,7 +145,7 @@ class Intake:
                                 holder.opened(connection)
                             with self.connections.open(connection):
                                 try:
-                                    # Shielded: whoever has its 101 has a connection, and is told of its end.
+                                    # Shielded: a client that has its 101 also gets a close frame.
                                     with trio.fail_after(limits.close_timeout_s, shield=True):
                                         await switch_protocols(wire, head, answer)
                                 except (ClientGone, trio.TooSlowError) as gone:

@@ -1,4 +1,4 @@
-"""One connection from its opening to its end, and who ends it."""
+"""One connection from its opening to its end: relays, watches its limits, closes both sides."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ async def run_connection(
     *,
     loss_code: Callable[[Backend], Awaitable[int]],
 ) -> None:
-    """Relays until somebody ends the connection; says goodbye to those who are still there.
+    """Relays until the connection ends, then sends a close frame to each side that is still there.
 
-    Cancelled, it still does that, with 1001. The wires stay open: their owner closes them. `loss_code`
-    tells what a client is to hear when its instance is gone.
+    When it is cancelled it does the same, with 1001. The wires stay open: their owner closes them.
+    `loss_code` gives the close code for a client whose instance is gone.
     """
     tunnel = connection.tunnel
     with relay.carrying(tunnel):

@@ -22,7 +22,7 @@ class GatewayLimits:
 
     queue_timeout_s: float = 10.0  #: how long a client waits for a seat or for an instance that is coming
     queue_size: int = 1000  #: clients that wait at once
-    retry_after_s: int = 2  #: what a refused client is told; a restart usually takes less
+    retry_after_s: int = 2  #: sent to a refused client; a restart usually takes less
 
     max_connections: int = (
         0  #: at once, handshakes included; 0: what open files allow, and never more than that
@@ -35,7 +35,7 @@ class GatewayLimits:
     # tasks wait meanwhile. Epoll knows no shorter wait.
     busy_wait_s: float = 0.0  #: how long a busy relay waits for the next message, outside of trio's loop
     close_timeout_s: float = 10.0  #: from a close frame to the end of the connection
-    # No data frame for so long ends a draining session where nobody knows better; programs think in silence.
+    # So long without a data frame ends a draining connection if the agent cannot say whether it works.
     drain_idle_s: float = 10.0
     close_batch: int = 50  #: sessions closed at once when many are
     close_pause_s: float = 0.05  #: on average, between two such batches

@@ -29,7 +29,7 @@ class SocketListener(Protocol):
 Handler = Callable[[Wire, tuple[str, int]], Awaitable[None]]
 
 _BACKOFF_S = 0.1
-_ACCEPTS = 32  # in a row, before other tasks get their turn
+_ACCEPTS = 32  # in a row, before other tasks run
 # Out of descriptors or memory: accepting again at once would spin, because the client is still there.
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CLOSED = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
@@ -37,7 +37,7 @@ _FULL = Refusal(503, RefusalCode.TOO_MANY_CONNECTIONS, "the gateway is full", ((
 
 
 class ConnectionLimit:
-    """How many connections there may be at once; what is over that is refused without a task of its own.
+    """The most connections at once, handshakes included; one above it is refused without a task of its own.
 
     Never so many that no reserve of file descriptors is left: the rest of the process (its API, its database,
     its children) has to stay well under a flood of clients.
@@ -48,7 +48,7 @@ class ConnectionLimit:
     _DESCRIPTORS = 2  # one descriptor for each leg
 
     def __init__(self, limit: int, *, refused: Callable[[str], None]) -> None:
-        """`refused` is told the code of each refusal."""
+        """`refused` is called with the code of each refusal."""
         self._refused = refused
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         reserve = max(self._RESERVE, int(soft * self._RESERVED_PART))
@@ -57,7 +57,7 @@ class ConnectionLimit:
         self._taken = 0
 
     def take(self) -> bool:
-        """Takes a place, if there is one."""
+        """Counts one more connection; False at the limit."""
         if self._taken >= self.limit:
             self._refused(_FULL.code)
             return False
@@ -90,7 +90,9 @@ async def accept_forever(
                     if error.errno in _CLOSED:
                         raise
                     if error.errno in _EXHAUSTED:
-                        logger.warning("cannot accept a client: %s", error.strerror)
+                        logger.warning(
+                            "cannot accept a client: %s; trying again in %g s", error.strerror, _BACKOFF_S
+                        )
                         await trio.sleep(_BACKOFF_S)
                     break  # else: that client has left already (ECONNABORTED and the like)
                 wire = Wire(client)
@@ -101,7 +103,7 @@ async def accept_forever(
 
 
 def _peer(address: Any) -> tuple[str, int]:
-    """Who connects over a unix socket has no address of its own, and is on this machine for certain."""
+    """A client on a unix socket has no address, and is on this machine for certain."""
     return (address[0], address[1]) if isinstance(address, tuple) else ("127.0.0.1", 0)
 
 
@@ -109,8 +111,8 @@ async def _guarded(handler: Handler, wire: Wire, address: tuple[str, int], limit
     try:
         with closing(wire):
             await handler(wire, address)
-    except* Exception:  # the boundary: a fault in one session must not reach the others
-        logger.exception("a session ended with an error of the gateway's own")
+    except* Exception:  # the boundary: a fault in one connection must not reach the others
+        logger.exception("internal error in the gateway: one connection closed")
     finally:
         limit.give_back()
 

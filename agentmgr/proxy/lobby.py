@@ -84,7 +84,9 @@ class Lobby:
         self._waiting: _Queue = {}
         self._queues: dict[str, _Queue] = {}  # by instance: who waits for a seat there, or at others too
         self._tickets = count(1)
-        self.freed: Callable[[str], None] | None = None  #: hears where a seat came free that nobody here took
+        self.freed: Callable[[str], None] | None = (
+            None  #: called with the instance whose seat came free, if no waiter here took it
+        )
         self._news = trio.Event()
         self._set_limits()
 
@@ -137,7 +139,7 @@ class Lobby:
     async def seat(self, visit: Visit) -> AsyncIterator[Seat | None]:
         """A seat at an instance that has not failed this client; None when only those are left.
 
-        Raises `Refusal`: nobody there, nobody coming, or not in time. Raises `ClientGone`.
+        Raises `Refusal`: no instance, none that is starting, or none free in time. Raises `ClientGone`.
         """
         seat = self._pick(visit) or await self._wait(visit)
         del visit  # it has the client's whole request, and this frame stays as long as the session
@@ -240,7 +242,7 @@ class Lobby:
         if not blocked and not ejected:
             return pool.routable
         free = [b for b in pool.routable if b.instance_id not in blocked]
-        # If everybody is ejected, the fault may as well be ours: better to try them than to refuse.
+        # If all are ejected, the fault may be the gateway's: better to try them than to refuse.
         return [b for b in free if b.instance_id not in ejected] or free
 
     def _home(self, visit: Visit) -> Backend | None:
@@ -314,7 +316,7 @@ class Lobby:
             visit.preferred = None
             if waiter.asked and self._shared is not None:
                 self._shared.withdraw(waiter.ticket)
-            if isinstance(waiter.outcome, Seat):  # handed to somebody who is being cancelled
+            if isinstance(waiter.outcome, Seat):  # given to a waiter that is being cancelled
                 self._give_back(waiter.outcome)
         if isinstance(outcome, Exception):
             raise outcome
@@ -330,7 +332,7 @@ class Lobby:
             waiter.woken.set()
 
     def _worth_waiting(self, visit: Visit) -> bool:
-        """Is there somebody besides those that failed this client?"""
+        """Whether an instance may come that has not failed this client."""
         pool = self._pool(visit)
         return pool.home or any(
             b.state.worth_waiting and not (b.state is BackendState.ROUTABLE and b.instance_id in visit.tried)

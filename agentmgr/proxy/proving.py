@@ -1,4 +1,4 @@
-"""Who answers where an instance was, while nobody keeps the routing table up to date.
+"""Checks which process answers at an instance's address while no manager updates the routing table.
 
 A manager that lives holds the ports of its hosted agents, and takes an instance that has gone out of the
 table. When it has gone itself, a gateway that goes on dials by its last table, and any user of the machine

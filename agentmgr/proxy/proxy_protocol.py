@@ -1,7 +1,7 @@
 """The PROXY protocol, versions 1 and 2: how a proxy before us says whose connection it passes on.
 
-Sans-IO, after the specification at haproxy.org (proxy-protocol.txt, section 2). It is strict: whoever may say
-who the client is has to say it right, and what is not understood ends the connection.
+Sans-IO, after the specification at haproxy.org (proxy-protocol.txt, section 2). It is strict: a peer that
+may say who the client is must say it right, and a header that is not understood ends the connection.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWr
 
 _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 # A 64 KiB message and its header in one slice. And more than a TLS record, so that nothing stays behind in
-# OpenSSL, where no epoll would ever tell of it; what the handshake left there is asked for.
+# OpenSSL, where no epoll would report it; what the handshake left there is read without being reported.
 _BUFFER_BYTES = 128 * 1024
 _BATCH = 64  # ready sockets for each look at the epoll
 _NO_CODE = 1005  # RFC 6455, section 7.4.1: what a close frame without a code is taken to say
@@ -50,7 +50,7 @@ class Ending:
 
 
 class Flow:
-    """The bytes from one socket to the other. What is to be heard of its source is its business too."""
+    """The bytes from one socket to the other. It also holds which epoll events are wanted of its source."""
 
     __slots__ = (
         "awaited", "back", "bytes", "ended", "interest", "last_data", "name", "pending", "receive_into",
@@ -67,7 +67,7 @@ class Flow:
         self.tracker = tracker
         self.receive_into = source.sock.recv_into
         self.send = target.sock.send
-        self.interest = 0  #: what the epoll is to tell of the source
+        self.interest = 0  #: the epoll events that are wanted of the source
         self.pending = b""  #: received and not sent yet; while there is some, nothing more is received
         self.ended = False  #: the source has nothing more to say
         self.bytes = 0
@@ -145,7 +145,7 @@ class Relay:
         self._stalled: set[Flow] = set()
         self._stall_timeout_s = stall_timeout_s
         self._busy_wait_s = busy_wait_s
-        self._stalled_changed = trio.Event()
+        self._stall_began = trio.Event()
         self._last_served = -math.inf
         self._woke_task = False
 
@@ -199,7 +199,7 @@ class Relay:
         while ready := self._epoll.poll(wait_s, _BATCH):
             now = self._last_served = trio.current_time()
             self._serve(ready, now)
-            # When little is going on, going back to trio costs less than looking in vain.
+            # When little is going on, going back to trio costs less than another poll that finds nothing.
             if self._woke_task or now >= end or (not wait_s and len(ready) < 2):
                 break
 
@@ -208,14 +208,14 @@ class Relay:
         for fd, events in ready:
             flow = flows.get(fd)
             if flow is None or flow.tunnel.ending is not None:
-                continue  # its tunnel ended earlier in this batch; or somebody has ended it just now
+                continue  # its tunnel has ended: earlier in this batch, or by a limit or an operator
             try:
                 if events & _OUT:
                     self._flush(flow.back, now)
                 if events != _OUT and flow.interest & _IN:
                     self._receive(flow, now)
             except Exception:  # the boundary: a fault in one tunnel must not reach the others
-                logger.exception("a tunnel ended with an error of the relay's own")
+                logger.exception("internal error in the relay: one connection closed with 1011")
                 self._end(flow.tunnel, Ending("gateway", 1011, "internal error"))
 
     def _receive(self, flow: Flow, now: float) -> None:
@@ -269,7 +269,7 @@ class Relay:
             if flow.tunnel.ending is None:
                 flow.stalled_since = now
                 self._stalled.add(flow)
-                self._stalled_changed.set()
+                self._stall_began.set()
                 self._set_interest(flow)
                 self._set_interest(flow.back)
 
@@ -360,8 +360,8 @@ class Relay:
 
     async def _watch_stalls(self) -> None:
         while True:
-            await self._stalled_changed.wait()
-            self._stalled_changed = trio.Event()
+            await self._stall_began.wait()
+            self._stall_began = trio.Event()
             while self._stalled:
                 due = trio.current_time() + self._stall_timeout_s / 20
                 await trio.sleep_until(due)

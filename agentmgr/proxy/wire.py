@@ -27,7 +27,7 @@ class ClientGone(Exception):
 
 
 class Wire:
-    """Owns the socket: whoever has the wire closes it."""
+    """Owns the socket; the owner of the wire closes it."""
 
     __slots__ = ("ahead", "secure", "sock")
 
@@ -76,7 +76,7 @@ class Wire:
                 if not data:
                     return
                 self.ahead += data
-            await trio.sleep_forever()  # it is there, and wants much: the kernel makes it wait
+            await trio.sleep_forever()  # it is there, and sends much: the kernel makes it wait
 
     async def send_all(self, data: bytes | memoryview) -> None:
         """Raises `OSError`."""

@@ -37,19 +37,19 @@ async def serve(spec: WorkerSpec) -> None:
 
             async def announce(fd: int) -> None:
                 await worker.serving.wait()
-                with suppress(OSError):  # whoever wanted to know has gone
+                with suppress(OSError):  # the process that started this one has gone
                     os.write(fd, b"ready\n")
                 os.close(fd)
 
-            async def obey_leash(fd: int) -> None:
-                async with trio.lowlevel.FdStream(fd) as leash:
-                    while await leash.receive_some():
+            async def watch_lifeline(fd: int) -> None:
+                async with trio.lowlevel.FdStream(fd) as lifeline:
+                    while await lifeline.receive_some():
                         pass
                 worker.end()
 
             nursery.start_soon(obey_signals)
-            if spec.leash is not None:
-                nursery.start_soon(obey_leash, spec.leash)
+            if spec.lifeline is not None:
+                nursery.start_soon(watch_lifeline, spec.lifeline)
             if spec.ready is not None:
                 nursery.start_soon(announce, spec.ready)
             await worker.serve(listeners, certificate)
@@ -61,7 +61,7 @@ def main() -> None:
     raise_limit()
     configure_logging(spec.settings.log_level)
     try:
-        # What a crash has to say goes to stderr, and is found there by whoever starts the next one.
+        # A crash's traceback goes to stderr: the manager reads it there when it starts the next worker.
         with logging_to(spec.log, alone=True):
             trio.run(serve, spec)
     except* (AgentManagerError, OSError) as group:

@@ -12,9 +12,10 @@ from ..proxy import Identity
 
 
 class WorkerAccess:
-    """A worker's `Authenticator`: the tokens that the manager told of last hold until it tells of others.
+    """A worker's `Authenticator`: the tokens that the manager sent last hold until it sends others.
 
-    A ticket is good for one connection, so it is the manager who takes it; while none answers, none is good.
+    A ticket is good for one connection, so the manager redeems it; while none answers, no ticket is
+    accepted.
     """
 
     def __init__(self, redeem: Callable[[str], Awaitable[Identity | None]]) -> None:

@@ -1,8 +1,8 @@
 """The messages between a manager and the workers that serve its gateway: JSON lines, reports and orders.
 
-A worker that connects begins with `Hello`. Then it says what it has: the sessions that are open, those that
-ended while nobody listened, what it remembers; and last `Declared`, its seats. The manager answers the
-`Hello` with a `Table`, and tells of each change. From then on both talk as things happen.
+A worker that connects begins with `Hello`. Then it says what it has: the connections that are open, those
+that ended while no manager was connected, what it remembers; and last `Declared`, its seats. The manager
+answers the `Hello` with a `Table`, and sends each change. From then on both send as things happen.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ..proxy import Identity
 
 VERSION = 3
 """2 had `Backend.session_timeout`; 1 had no `Hello.version`, no token policy and no tokens of instances."""
-HEARTBEAT_S = 1.0  #: the longest that a manager says nothing
-SILENCE_S = 5.0  #: a manager that says nothing for so long does not answer; a busy one is late by less
+HEARTBEAT_S = 1.0  #: the longest that a manager sends nothing
+SILENCE_S = 5.0  #: a manager that sends nothing for so long counts as gone; a busy one is late by less
 
 # What a worker says, besides `SeatReport`s.
 
@@ -60,7 +60,7 @@ class Refused:
 
 @frozen
 class Progress:
-    """The fields of a session's `Connection` that change while it lives."""
+    """The fields of a `Connection` that change while it lives."""
 
     connection_id: str
     idle_s: float
@@ -76,7 +76,7 @@ class Progress:
 
 @frozen
 class Declared:
-    """Ends what a worker says first: the seats that its sessions occupy, by instance id."""
+    """Ends what a worker says first: the seats that its connections occupy, by instance id."""
 
     seats: Mapping[str, int]
 
@@ -119,8 +119,8 @@ class OtherSeats:
 class Drain:
     instance_id: str
     timeout_s: float
-    for_good: bool  #: clients are told 1001, not to come back
-    idle_s: float | None = None  #: silence that makes a session idle; None: the instance ends them itself
+    for_good: bool  #: clients get 1001: they shall not come back
+    idle_s: float | None = None  #: silence that makes a connection idle; None: the instance ends them itself
 
 
 @frozen
@@ -138,7 +138,7 @@ class Redeemed:
 
 @frozen
 class End:
-    """Close the sessions with 1001, and exit."""
+    """Close the connections with 1001, and exit."""
 
 
 # What both say.
@@ -166,7 +166,7 @@ def decode_report(line: bytes) -> Report:
     """Raises `InvalidRequest` for what no worker says."""
     message = _decoded(line)
     if not isinstance(message, Report):
-        raise InvalidRequest(f"a worker does not say {type(message).__name__}")
+        raise InvalidRequest(f"a worker does not send {type(message).__name__}")
     return message
 
 
@@ -174,7 +174,7 @@ def decode_order(line: bytes) -> Order:
     """Raises `InvalidRequest` for what no manager says."""
     message = _decoded(line)
     if not isinstance(message, Order):
-        raise InvalidRequest(f"a manager does not say {type(message).__name__}")
+        raise InvalidRequest(f"a manager does not send {type(message).__name__}")
     return message
 
 

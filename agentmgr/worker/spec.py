@@ -39,7 +39,7 @@ class WorkerSpec:
     keyfile: str | None = None
     slot: int = 0  #: which of those that share the port
     guest: bool = False  #: of an `agentmgr proxy` in a terminal: no manager starts or restarts it
-    leash: int | None = None  #: a pipe's descriptor; the worker ends at its end of file
+    lifeline: int | None = None  #: a pipe's descriptor; the worker ends at its end of file
     ready: int | None = None  #: a pipe's descriptor, which gets a line once it serves
 
     @property

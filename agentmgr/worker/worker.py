@@ -1,7 +1,7 @@
 """One worker: a gateway, and its side of the talk with whichever manager runs.
 
 Without a manager it goes on: with the table, the tokens and the seats that it had last. What happens then is
-told to the next manager.
+reported to the next manager.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .spec import WorkerSpec, gateway
 logger = logging.getLogger("agentmgr.gateway")
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.02, 0.5  # between looks for a manager, doubling
-_PROGRESS_S = 1.0  # between two reports of what the sessions have done
-_SOME = 500  # sessions looked at before other tasks get their turn
+_PROGRESS_S = 1.0  # between two reports of what the connections have done
+_SOME = 500  # connections looked at before other tasks run
 _TICKET_S = 5.0  # for the manager to say whose ticket it is
 _LAST_WORDS_S = 2.0  # for the manager to take the last reports
 _MOST_ENDS = 100_000  # kept for the next manager
@@ -42,14 +42,14 @@ LIMITS = GatewayLimits(busy_wait_s=0.001)  #: a worker relays, and does little e
 
 
 class Worker:
-    """Serves clients until it is told to end, by `end` or by a manager."""
+    """Serves clients until `end` is called or a manager sends `End`."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._paths = RuntimePaths.of(spec.settings.db_path)
         self._link: Link[Order] | None = None  # while a manager listens
         self._unheard: deque[ConnectionEnd] = deque(maxlen=_MOST_ENDS)
-        self._reported: dict[str, int] = {}  # bytes of each session when its progress was reported last
+        self._reported: dict[str, int] = {}  # bytes of each connection at its last report
         self._redeeming: dict[int, trio.MemorySendChannel[Identity | None]] = {}
         self._numbers = count()
         self._access = WorkerAccess(self._redeem)
@@ -70,18 +70,18 @@ class Worker:
         self._ending = trio.Event()
 
     def end(self) -> None:
-        """Has `serve` return, once the sessions are closed."""
+        """Makes `serve` return once the connections are closed."""
         self._ending.set()
 
     async def serve(
         self, listeners: Sequence[trio.SocketListener], certificate: Certificate | None = None
     ) -> None:
-        """Until told to end; then its sessions are closed with 1001, in batches. Closes the listeners.
+        """Serves until `end`; then closes its connections with 1001, in batches. Closes the listeners.
 
-        It serves from when a manager has first told it where to send its clients.
+        It accepts clients from when a manager has sent the first routing table.
         """
         self._port = listeners[0].socket.getsockname()[1]
-        # Whatever ends the worker: it relays, and tells of its sessions' ends, until there are none.
+        # Whatever ends the worker, it relays and reports ends until it has no connection left.
         talking = trio.CancelScope(shield=True)
 
         async def talk() -> None:
@@ -146,7 +146,7 @@ class Worker:
         while True:
             try:
                 stream = await connect(self._paths.worker_socket)
-            except OSError:  # nobody there; that is what the loop is for
+            except OSError:  # no manager runs now: try again
                 pause = min(pause * 2, _LAST_RETRY_S)
             else:
                 async with stream:
@@ -168,7 +168,10 @@ class Worker:
         except* trio.BrokenResourceError:
             pass
         except* InvalidRequest as group:
-            logger.error("the manager says what this version does not understand: %s", group.exceptions[0])
+            logger.error(
+                "disconnecting from the manager: it sent an order that this version does not know: %s",
+                group.exceptions[0],
+            )
         finally:
             self._link = None
             self.gateway.table_is_old()
@@ -176,10 +179,10 @@ class Worker:
             for answer in self._redeeming.values():
                 answer.close()
             if not self._ending.is_set():
-                logger.info("no manager answers; going on with what the last one said")
+                logger.info("no manager answers; serving on with the last routing table and tokens")
 
     def _attach(self, link: Link[Order]) -> None:
-        """All at once, so that nothing happens between what is declared and what is told from then on."""
+        """All at once, so that nothing happens between what is declared and the reports that follow."""
         spec = self._spec
         link.put(
             protocol.Hello(

@@ -241,4 +241,4 @@ async def test_a_fault_in_one_session_does_not_reach_the_others(
             patch.setattr("agentmgr.proxy.intake.LiveConnection", None)  # not callable: a bug of our own
             peer = await stage.connect(lab.upgrade())
             await peer.rest()
-    assert "error of the gateway's own" in caplog.text
+    assert "internal error in the gateway" in caplog.text

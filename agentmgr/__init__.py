@@ -15,7 +15,41 @@
 set of backends without a supervisor.
 
 What is named here is the public interface, with `agentmgr.errors`, `agentmgr.agent` (what agent files use),
-`agentmgr.client`, `agentmgr.api`, `agentmgr.supervisor`, `agentmgr.proxy` and `agentmgr.testing`.
+`agentmgr.client`, `agentmgr.api`, `agentmgr.supervisor`, `agentmgr.proxy`, `agentmgr.protocol` and
+`agentmgr.testing`.
+
+The words, which mean the same in code, commands, API and logs:
+
+    service     what is registered: an agent file or a command, with its configuration and a name
+    instance    one running copy of a service: a child process, or an async function (`in_process`)
+    slot        where an instance runs: its position among the instances of its service, address, environment
+    host        the process of an agent file: it loads the file and speaks the wire protocol
+                (`agentmgr.agent`)
+    agent       what the file defines: it answers messages
+    supervisor  starts instances, checks them, restarts and ends them
+    probe       one check of an instance: is it ready, is it healthy
+    backoff     the pause before a restart; it grows with each failure
+    drain       before an instance ends: no new clients, and time for its turns to end
+    manager     the one process that holds a database and runs its supervisor (`AgentManager`)
+    adoption    the next manager takes over instances and workers that outlived the one before
+
+    client      a program that talks to an agent
+    gateway     the address that clients connect to; it picks an instance for each, by rules
+    rule        conditions on a client's request, and the services that clients which meet them go to
+    backend     an instance as the gateway sees it
+    connection  one client's WebSocket through the gateway; `con_…`
+    link        the host's side of a socket; `lnk_…` where no gateway is before it
+    refusal     an HTTP status and a code in place of a WebSocket
+    worker      a process that serves the gateway for a manager
+
+    session     one conversation between a client and an agent; it outlives connections; `ses_…`
+    turn        one message and the work on its answer
+    event       in a session: one JSON object of the wire protocol. Of a manager: one line of its journal of
+                what happened (`agentmgr events`)
+
+    token       what a client of the gateway or of the API shows: scopes `connect`, `read`, `admin`
+    ticket      a key to the gateway for one connection, for browsers
+    proof       how a gateway and a host show each other that they know the instance's own token
 """
 
 from __future__ import annotations
@@ -50,7 +84,7 @@ if TYPE_CHECKING:
     from .supervisor.in_process import in_process as in_process
 
 # Imported when first used: `agentmgr --version`, and an agent's process, need none of them.
-_PLACES = {
+_MODULES = {
     "AgentManager": "manager",
     "AgentManagerError": "errors",
     "Settings": "settings",
@@ -81,9 +115,9 @@ _PLACES = {
     ),
 }
 
-__all__ = ["__version__", *sorted(_PLACES)]
+__all__ = ["__version__", *sorted(_MODULES)]
 
-__getattr__ = later(__name__, _PLACES)
+__getattr__ = later(__name__, _MODULES)
 
 
 def __dir__() -> list[str]:

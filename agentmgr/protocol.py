@@ -143,7 +143,7 @@ A host that is asked to drain closes each connection with 1001 or 1012 when no t
 came from the client for 0.2 s (2 s, before its first frame). A connection that is made more than 2 s after
 the drain began can take up a session, and gets the error `draining` when it asks for a new one.
 
-A handshake that the host itself refuses gets an HTTP status and `{"code", "detail"}`: 400 `bad_request`, 403
+A handshake that the host itself refuses gets an HTTP status and `{"code", "reason"}`: 400 `bad_request`, 403
 `origin_not_allowed`, `host_not_allowed` or `user_not_allowed`, 421 `wrong_proof` (the gateway dials again),
 426 `upgrade_required`. The gateway's own refusals are in the README.
 

@@ -1,4 +1,37 @@
-"""The HTTP view of an `AgentManager`: on a TCP port for everybody, on a unix socket for its user."""
+"""The REST API of an `AgentManager`: on a TCP port with tokens, on a unix socket for the manager's own user.
+
+In reading order:
+
+    operations       what an operation is: path, what it takes and gives, its function. Handlers are plain
+                     functions from a `Call` to an `Answer`
+    resources        the operations, one file for each kind of thing
+    app              makes routes of them; `openapi` and `schemas` make the document, of the same table
+    bodies, queries  what may be in a body and in a query, as attrs classes: unknown names are refused
+    problems         what it answers when it cannot: RFC 9457 documents, with the codes of `agentmgr.errors`
+    paging, streams  lists by cursor; answers that go on (events, logs, listeners)
+    auth, cross_site, throttle   who may ask; what pages must not make a browser ask; how much at once
+    server           accepts, with a boundary for each connection; `connection` is HTTP/1.1 on one, `faults`
+                     its log
+    metrics          `GET /metrics`
+
+Invariants:
+
+* Routes, OpenAPI document and tests are made of one table of operations, so that none can differ.
+* It decides nothing about services: handlers call `AgentManager` and translate.
+* Every error has a stable `code`. One that is our fault has an id, and its traceback is in the log, never in
+  the answer.
+* Over TCP without tokens it serves only the user who runs the manager, and root; access to it is permission
+  to run programs.
+* A client that is slow, broken or hostile costs its own connection: deadlines, limits and a boundary for
+  each.
+
+Words: *operation*, a method on a path; *call*, one request to it, judged; *problem*, an error as HTTP says
+it;
+*control socket*, the unix socket on which the command line asks.
+
+It must not know how instances are run or clients routed. Quart and Hypercorn are imported here alone, and
+only when something is served.
+"""
 
 from __future__ import annotations
 

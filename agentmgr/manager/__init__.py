@@ -1,4 +1,37 @@
-"""Wires storage, supervisor and gateway into one `AgentManager`."""
+"""Wires storage, supervisor and gateway into one `AgentManager`, which every interface calls.
+
+In reading order:
+
+    manager          `AgentManager`: all that can be asked of a manager
+    services, life   the two halves below it: what an operator does with services; how a manager takes the
+                     database, starts what should run, and ends in order
+    control_plane    where supervisor, gateway, store and registry meet. It is the supervisor's
+                     `InstanceRecorder` and the gateway's `ConnectionObserver`
+    registry         services and rules, in memory and in the store, never apart
+    events, figures  what happened, for those who follow; what was measured, for `/metrics`
+    tokens, tickets, gateway_access   who may use the API and the gateway
+    worker_set       the worker processes that serve the gateway on one port; `worker_process` is one of them
+    worker_manager   what workers are told and what they report: seats, tables, connections
+    factory_path     where an agent's factory is: a file, a file and a name, or a module and a name
+    system_run       `await manager.start()` and `stop()`, for code without a nursery
+
+Invariants:
+
+* One manager per database, held by a lock that dies with its process.
+* What was answered is durable: a change is in the store before the call returns, and in memory after it is
+  there.
+* The gateway's table follows every change; `published()` returns when gateway and workers use the new one.
+* `max_sessions` is exact over this process and all workers: the manager grants each seat.
+* A manager that dies takes nothing with it that is to live: instances and workers go on, and the next
+  manager adopts them.
+* Cancelled, it ends as `agentmgr shutdown` does: drain, stop, store; and `hurry` cuts that short.
+
+Words: *plane*, the live parts of one manager; *stale*, a table that a change has outdated; *seat*, the right
+to open one connection to an instance; *to publish*, to give gateway and workers a new table; *peak*, the
+most connections at once; *degraded*, it runs on while something does not work (`troubles`).
+
+It must not know HTTP or the command line. Supervisor and gateway must not know each other, or it.
+"""
 
 from .manager import AgentManager
 

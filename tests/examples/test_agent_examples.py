@@ -13,6 +13,7 @@ import trio
 import websockets.sync.client
 
 from agentmgr.client.session import open_session
+from agentmgr.errors import TurnFailed
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -77,6 +78,39 @@ async def test_the_streaming_agent_asks_before_it_deletes():
         assert [name for name in seen if "tool" in name] == ["agent.tool_call", "agent.tool_result"]
         assert seen.count("agent.partial_answer") == 4
         assert "todo.txt" in await session.ask("hello")
+
+
+async def test_the_notes_agent_shows_the_whole_interface():
+    async with running("notes_agent.py") as url, open_session(url) as session:
+        turn = await session.send("add buy milk")
+        events = [event async for event in turn]
+        assert [event.event for event in events] == [
+            "agent.tool_call", "agent.tool_result", "notes.changed", "agent.final_answer",
+        ]  # fmt: skip
+        assert await session.ask("add call mum") == "That is note 2."
+        assert await session.ask("list") == "buy milk\ncall mum\n"
+        assert await session.ask("clear") == "They stay."
+        assert await session.ask("count") == {"notes": 2, "sessions": 1}
+        assert await session.ask("clear", confirm=lambda question: True) == "They are gone."
+        assert await session.ask("list") == "There are no notes.\n"
+        assert (await session.ask("repeat"))[:3] == ["add buy milk", "add call mum", "list"]
+        assert await session.ask("who") == "someone at 127.0.0.1"
+        with pytest.raises(TurnFailed, match="ValueError"):
+            await session.ask("fly")
+        await session.request_state()
+        while (event := await session.receive()).event != "agent.state_exported":
+            pass
+        assert event.content["state"] == {"notes": []}
+
+
+async def test_the_websocket_agent():
+    def shouted(url):
+        with websockets.sync.client.connect(url) as connection:
+            connection.send("hello")
+            return connection.recv(timeout=60)
+
+    async with running("websocket_agent.py") as url:
+        assert await trio.to_thread.run_sync(shouted, url) == "HELLO"
 
 
 async def test_the_guides_own_agent_works_as_it_is_written_and_each_session_has_its_own(tmp_path):

@@ -1,6 +1,6 @@
 """The one converter between our values and JSON, TOML and database rows.
 
-It is strict: `"12"` is not 12, `"abc"` is not a list, 1 is not True, and a field nobody knows is refused by
+It is strict: `"12"` is not 12, `"abc"` is not a list, 1 is not True, and an unknown field is refused by
 name. cattrs by itself would turn each of these into something (measured: `dependencies.md` of the design).
 
 Nor is code written for each class, as by cattrs' `Converter`: a command would spend 10 ms on compiling it,

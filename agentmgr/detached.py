@@ -34,5 +34,5 @@ def start(
 
 
 def disown(process: subprocess.Popen[bytes]) -> None:
-    """Keeps Popen from warning that the process still runs when nobody here waits for it any more."""
+    """Keeps Popen from warning that the process still runs when nothing here waits for it any more."""
     process.returncode = 0

@@ -15,7 +15,7 @@ refusals, and it does not change.
     │   ├── NameTaken
     │   ├── PortNotAvailable
     │   ├── WrongState
-    │   ├── VersionMismatch       somebody changed it in between
+    │   ├── VersionMismatch       it was changed in between
     │   └── TooManyTickets        more than may wait to be used
     ├── Unprocessable             understood, and refused
     │   └── AgentFileNotFound
@@ -27,7 +27,7 @@ refusals, and it does not change.
     │   │   └── NotAnAgent        it answers with something else than an agent's events
     │   ├── SessionLost           it knows the session no more
     │   └── TurnFailed            it answered with an error, or not at all
-    ├── NoServiceAvailable        nobody to route a client to
+    ├── NoServiceAvailable        no instance to route a client to
     ├── ManagerError              about the manager's own process
     │   ├── ManagerAlreadyRunning
     │   └── ManagerNotRunning
@@ -63,7 +63,7 @@ class AgentManagerError(Exception):
     _by_code: ClassVar[dict[str, type[AgentManagerError]]] = {}
 
     def __init_subclass__(cls) -> None:
-        if "code" in vars(cls):  # a subclass for somebody's own use goes by its parent's code
+        if "code" in vars(cls):  # a user's own subclass goes by its parent's code
             AgentManagerError._by_code[cls.code] = cls
 
     def __init__(self, message: str, *, fields: Sequence[FieldProblem] = ()) -> None:
@@ -138,7 +138,7 @@ class WrongState(Conflict):
 
 
 class VersionMismatch(Conflict):
-    """The thing was changed by somebody else since it was read."""
+    """The thing was changed by another writer since it was read."""
 
     code = "version_mismatch"
 

@@ -74,7 +74,7 @@ async def bind(host: str, port: int, *, shared: bool = False) -> list[trio.socke
         )
     except socket.gaierror as error:
         raise InvalidRequest(f"cannot listen on {host!r}: {error.strerror}") from None
-    # Whatever ends this, cancellation in `bind` too, closes the sockets that nobody has been given.
+    # Whatever ends this, cancellation in `bind` too, closes the sockets that were not handed out.
     with ExitStack() as unclaimed:
         sockets: list[trio.socket.SocketType] = []
         failure: OSError | None = None

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"agentmgr: {error.message}", file=sys.stderr)
         return os.EX_CONFIG  # it would fail the same way each time
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
-        # A thread of the agent's own, or one of `asyncio.to_thread`, may block for ever: nobody waits for it.
+        # A thread of the agent's own, or one of `asyncio.to_thread`, may block for ever: do not wait for it.
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

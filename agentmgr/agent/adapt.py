@@ -84,7 +84,7 @@ class HostedAgent:
         return await self.runtime.call(_itself, answer) if inspect.isawaitable(answer) else answer
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
-        # Abandoned when cancelled: a blocking call cannot be stopped, but nobody has to wait for it.
+        # Abandoned when cancelled: a blocking call cannot be stopped, but the session need not wait for it.
         # Boxed, because trio takes a coroutine that comes back for a mistake, and here it may be meant.
         [answer] = await trio.to_thread.run_sync(
             lambda: [function(*args)], abandon_on_cancel=True, limiter=self._threads
@@ -271,7 +271,7 @@ def needs(subject: Any) -> Runtime:
     """The runtime of an agent whose author says nothing of it.
 
     That of its framework; and an object with no more than `run`, like those of many an agent library, gets
-    asyncio if somebody has imported that.
+    asyncio if that is imported already.
     """
     if hasattr(subject, "serve") or hasattr(subject, "on_message"):
         return Runtime.TRIO

@@ -33,7 +33,7 @@ STOP_TIMEOUT_S = 2.0
 
 
 class CancelledItself(Exception):
-    """The agent's code ended with `asyncio.CancelledError`, though nobody had cancelled it."""
+    """The agent's code ended with `asyncio.CancelledError`, though the host did not cancel it."""
 
 
 class AsyncioRuntime:

@@ -98,7 +98,7 @@ class ClientLink:
                     session.end(EndReason.RESTART)
 
     def close(self) -> None:
-        """Once its sessions have ended and their ends are told, or soon in any case, `run` returns."""
+        """`run` returns when its sessions have ended and their last events are sent, at the latest in 2 s."""
         self._closing = True
         self._scope.deadline = self._close_by = trio.current_time() + CLOSE_TIMEOUT_S
         self._news.set()
@@ -345,7 +345,7 @@ class ClientLink:
         return None
 
     def _tell(self, event: Event, *, session_id: str | None = None) -> None:
-        """Says something that is in no session's sequence."""
+        """Sends an event that is in no session's sequence."""
         if not self._plain:
             self._send(addressed(encode(event, session_id=session_id), self.id))
         elif (text := as_plain_text({"event": event.event, "content": event.content})) is not None:
@@ -370,7 +370,7 @@ class ClientLink:
         await self._spoke.wait()
         while not self._plain:
             await trio.sleep(HEARTBEAT_S)
-            # An idle limit on the way counts these too; they must not keep alive who has gone quiet for good.
+            # An idle limit on the way counts these too; they must not keep a dead client alive.
             if trio.current_time() < self._heard + QUIET_S or any(s.busy for s in self._attached):
                 self._tell(Event(protocol.HEARTBEAT))
 

@@ -27,7 +27,7 @@ class Door:
     def __init__(
         self, token: str = "", *, allowed_origins: Iterable[str] | None = None, any_machine: bool = False
     ) -> None:
-        """`token`: of the instance, known to its gateway; with "" nobody can prove anything.
+        """`token`: of the instance, known to its gateway; with "" no proof is accepted.
 
         `allowed_origins`: the pages that may connect; None: those of this machine. With `any_machine` all
         users of all machines may.

@@ -54,7 +54,7 @@ SHOWN_HISTORY_BYTES = 3 * 2**20
 class SessionLimits:
     """What a service allows its sessions. Durations in seconds, 0: no limit."""
 
-    session_timeout: float = 1800.0  #: how long it stays when nobody is connected
+    session_timeout: float = 1800.0  #: how long it stays without a connection
     turn_timeout: float = 0.0
     confirm_timeout: float = 300.0
     on_disconnect: OnDisconnect = OnDisconnect.CONTINUE

@@ -16,7 +16,7 @@ _MOST_DISCARDED = 16 * 1024 * 1024
 
 
 def _nothing() -> None:
-    """Nobody needs to know."""
+    """The default of a callback."""
 
 
 class LinkStream(trio.abc.Stream):

@@ -112,7 +112,7 @@ class Reader:
         return self.buffer.get(self.sent)
 
     def gap(self) -> Gap | None:
-        """The events that it has not been sent and that are gone; told once."""
+        """The events that it has not been sent and that are gone; reported once."""
         if self.sent + 1 >= self.buffer.first_seq:
             return None
         missed = Gap(self.sent + 1, self.buffer.first_seq - 1)

@@ -84,7 +84,7 @@ class AgentServer:
                 )
 
     def go_away(self) -> None:
-        """Takes no more connections and ends the sessions; who is connected is told to come back."""
+        """Takes no more connections and ends the sessions; the close code asks clients to come back."""
         self._going_away = True
         self._accepting.cancel()
         self._sessions.end_all(EndReason.RESTART)
@@ -168,7 +168,7 @@ class AgentServer:
         self, nursery: trio.Nursery, stream: trio.SocketStream, head: bytes, rest: bytes
     ) -> tuple[LinkStream, WebSocketConnection]:
         with trio.fail_after(HANDSHAKE_TIMEOUT_S) as patience:
-            # wsproto answers a bad handshake by itself and closes; nobody would tell us.
+            # wsproto answers a bad handshake by itself and closes, and raises nothing.
             link_stream = LinkStream(stream, head, rest, on_close=patience.cancel)
             limit = self._max_message_bytes
             request = await wrap_server_stream(
@@ -208,7 +208,7 @@ class AgentServer:
     async def _serve_probe(self, websocket: WebSocketConnection, report: str) -> None:
         with trio.CancelScope() as scope, self._closed_by(scope.cancel):
             await websocket.send_message(report)
-            while True:  # trio-websocket answers pings while somebody takes its messages
+            while True:  # trio-websocket answers pings only while its messages are taken
                 await websocket.get_message()
 
     @contextmanager

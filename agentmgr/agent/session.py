@@ -78,9 +78,9 @@ class Session:
         self._steps: deque[int] = deque(maxlen=REMEMBERED_STEPS)  # hashes: an id may be long
         self._questions: dict[str, _Question] = {}
         self._reader: Reader | None = None
-        self.on_rest: Callable[[], None] = _nobody  #: called when a turn is over
-        self._news: Callable[[], None] = _nobody
-        self._on_taken: Callable[[], None] = _nobody
+        self.on_rest: Callable[[], None] = _no_link  #: called when a turn is over
+        self._news: Callable[[], None] = _no_link
+        self._on_taken: Callable[[], None] = _no_link
         self._read = trio.lowlevel.ParkingLot()
         self._budget, self._share = budget, budget.share(self._give_up)
         self._history_bytes = 0
@@ -164,7 +164,7 @@ class Session:
         if self._reader is not reader:
             return
         self._reader = None
-        self._news = self._on_taken = _nobody
+        self._news = self._on_taken = _no_link
         self._read.unpark_all()
         if self.limits.on_disconnect is OnDisconnect.CANCEL:
             for turn in self._turns:
@@ -233,7 +233,7 @@ class Session:
     # Its life.
 
     async def run(self) -> None:
-        """Turn after turn, until nobody was connected for `session_timeout` or `end` is called."""
+        """Turn after turn, until it was without a connection for `session_timeout`, or `end` is called."""
         with self._life:
             failed = await contain(self._run_turns)
             if isinstance(failed, Failure):
@@ -260,7 +260,7 @@ class Session:
             self._turns.popleft()
             self._used()
             self.account()
-            self._news()  # also where the event that ends the turn was told long before
+            self._news()  # also where the event that ends the turn was sent long before
             self.on_rest()
 
     def end(self, reason: EndReason) -> None:
@@ -356,7 +356,7 @@ class Session:
 
     async def _wait_for_client(self, size: int) -> None:
         # First for its acknowledgements, if it gives any: what is on the way could still get lost. One that
-        # is late with them is then taken to have received what it was sent, which nobody can be sure of.
+        # is late with them is then taken to have received what it was sent, which is likely and not certain.
         with trio.move_on_after(ACK_PATIENCE_S) as patience:
             await self._wait_for_room(size)
         if patience.cancelled_caught and self._reader is not None:
@@ -369,7 +369,7 @@ class Session:
             await self._read.park()
 
     def _used(self) -> None:
-        """Resets the clock that runs while nobody is connected and nothing is being done."""
+        """Resets the clock that runs while no client is connected and no turn runs."""
         self.last_used = trio.current_time()
         idle = self._reader is None and not self._turns and self.limits.session_timeout
         self._life.deadline = self.last_used + self.limits.session_timeout if idle else math.inf
@@ -412,5 +412,5 @@ class Session:
         self.history.clear()
 
 
-def _nobody() -> None:
-    """Stands in for a connection."""
+def _no_link() -> None:
+    """Stands in for the callbacks of a link."""

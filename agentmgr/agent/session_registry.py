@@ -77,7 +77,7 @@ class SessionRegistry:
         return session
 
     def find(self, session_id: str, client: Client) -> Session:
-        """Raises `BadInput`: `session_not_found`, also for a session that is somebody else's."""
+        """Raises `BadInput`: `session_not_found`, also for a session of another identity."""
         session = self._sessions.get(session_id)
         if session is None:
             raise self._ids.missing(session_id, client.identity)
@@ -117,5 +117,5 @@ class SessionRegistry:
         self.rested()
 
     def rested(self) -> None:
-        """Has those look again who wait until nothing goes on."""
+        """Wakes the tasks that wait until nothing goes on."""
         self.at_rest.unpark_all()

@@ -19,7 +19,7 @@ class Turn:
     step_id: str
     size: int = 0
     scope: trio.CancelScope = Factory(trio.CancelScope)
-    ended_by: str | None = None  #: the event that told the client of its end
+    ended_by: str | None = None  #: the event by which the client learned of its end
     given_up: bool = False  #: it waited, its client was away, and the host needed the room
     truncated: bool = False  #: more was streamed than is kept
     _streamed: StringIO = field(factory=StringIO, init=False)

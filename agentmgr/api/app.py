@@ -52,7 +52,7 @@ def make_app(server: Server, *, access: Access | None = None) -> QuartTrio:
 
         @app.before_request
         async def refuse_strangers() -> None:
-            # What leads nowhere tells nobody what is there: it needs what reading needs.
+            # A path that does not exist needs what reading needs: its 404 says what is not there.
             scope = scopes.get(request.endpoint or "", "read")
             shows = request.method == "GET" and not request.path.startswith(BASE)
             uid = request.scope.get("state", {}).get(PEER_UID)

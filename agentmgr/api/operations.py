@@ -79,7 +79,7 @@ class Call:
         async def run() -> None:
             try:
                 outcome.append(await work())
-            except Exception as error:  # goes to the client, or to nobody if it has left
+            except Exception as error:  # goes to the client, or is dropped if it has left
                 outcome.append(error)
             done.set()
 

@@ -1,7 +1,7 @@
 """What the API answers when it cannot do what was asked: RFC 9457 problem documents.
 
 Each has our stable `code` beside the standard members, and for a bad body `errors` with the path of each bad
-field. A failure that is nobody's fault but ours gets an id, which is in the log beside the traceback; the
+field. A failure that is our own fault gets an id, which is in the log beside the traceback; the
 traceback itself never leaves.
 """
 

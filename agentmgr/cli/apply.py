@@ -59,7 +59,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
     for service in dead:
         what = service.name if service.status is ServiceStatus.ERROR else f"an instance of {service.name}"
         complain(
-            f"{what} was given up ({service.error_message or 'it says not why'}); "
+            f"{what} was given up ({service.error_message or 'no reason given'}); "
             f"`agentmgr start {service.name}` or `agentmgr apply --retry` tries again"
         )
     if not steps and not dead:

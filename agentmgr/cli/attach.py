@@ -1,4 +1,4 @@
-"""Having the manager that runs open a listener, for as long as this command runs."""
+"""Asks the running manager to open a listener, and keeps it open while this command runs."""
 
 from __future__ import annotations
 
@@ -84,12 +84,12 @@ async def _attach_once(cli: Cli, listener: Listener, stop: trio.Event) -> None:
 def _print_session_end(event: dict[str, Any]) -> None:
     """The manager's log has a line too, elsewhere."""
     words = " ".join(f"{name}={value}" for name, value in event["detail"].items() if value not in (None, ""))
-    say(f"{clock(datetime.fromisoformat(event['at']))} session ended {words}", flush=True)
+    say(f"{clock(datetime.fromisoformat(event['at']))} connection ended {words}", flush=True)
 
 
 @asynccontextmanager
 async def naming_port_owner(cli: Cli, kind: ListenerKind, port: int) -> AsyncIterator[None]:
-    """When the port is taken by this very manager, the error says so."""
+    """Where this manager itself holds the port, the error says so."""
     try:
         yield
     except* PortNotAvailable:
@@ -98,7 +98,7 @@ async def naming_port_owner(cli: Cli, kind: ListenerKind, port: int) -> AsyncIte
         for listener in listeners:
             if (listener["kind"], listener["port"]) == (kind, port):
                 raise PortNotAvailable(
-                    f"this manager has its {address(**listener)} already, for all who connect; "
-                    "another one needs another --port"
+                    f"this manager has its {address(**listener)} already, which serves all clients; "
+                    "for a second one, choose another --port"
                 ) from None
         raise

@@ -21,11 +21,11 @@ READY = b"ready\n"
 
 
 async def start_daemon(cli: Cli) -> ExitStack:
-    """Starts `agentmgr daemon` in a session of its own, unless one answers by the time that it is our turn.
+    """Starts `agentmgr daemon` in a session of its own, unless one answers when the lock is ours.
 
-    Says so on stderr. Close what it returns when the command is done with the new manager: until then no
-    `agentmgr daemon` of a terminal takes its place. Raises `ManagerError` with the daemon's own words where
-    it does not come up.
+    Prints its pid on stderr. Close the returned stack when the command is done with the new manager: until
+    then no `agentmgr daemon` of a terminal takes its place. Raises `ManagerError` with the daemon's
+    own message if it does not start.
     """
     paths = cli.paths
     with await turn_to_start(paths) as turn:
@@ -67,9 +67,9 @@ def _spawn(cli: Cli, ready_fd: int) -> subprocess.Popen[bytes]:
 
 
 def _last_line(path: Path, start: int) -> str:
-    """Of what was written from the offset `start` on: before it stands what earlier managers said."""
+    """The last line behind the offset `start`; before that are the lines of earlier managers."""
     try:
         lines = path.read_bytes()[start:].decode(errors="replace").splitlines()
     except OSError:
-        return "it said nothing"
-    return lines[-1].strip() if lines else "it said nothing"
+        return "it wrote nothing"
+    return lines[-1].strip() if lines else "it wrote nothing"

@@ -1,4 +1,4 @@
-"""Serving the gateway in this terminal, beside a manager elsewhere that may be replaced meanwhile."""
+"""Serves the gateway in this terminal, while another process is the manager; that one may be replaced."""
 
 from __future__ import annotations
 

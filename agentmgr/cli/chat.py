@@ -51,7 +51,7 @@ RECONNECT_FOR_S = 10.0  #: then a new session is begun, where the agent is by th
     "--gateway",
     envvar="AGENTMGR_GATEWAY",
     metavar="URL",
-    help=f"Where service names are looked for.  [default: the manager's, or {DEFAULT_GATEWAY}]",
+    help=f"The gateway for names of services.  [default: the manager's, or {DEFAULT_GATEWAY}]",
 )
 @click.option("--token", envvar="AGENTMGR_TOKEN", help="Sent as `Authorization: Bearer`.")
 @click.option("--header", "-H", "headers", multiple=True, metavar="NAME: VALUE", help="One more header.")
@@ -60,7 +60,7 @@ RECONNECT_FOR_S = 10.0  #: then a new session is begun, where the agent is by th
 )
 @click.option("--insecure", is_flag=True, help="Trust any certificate: for experiments on this machine.")
 @click.option("--session", "session_id", help="Take up this session instead of beginning one.")
-@click.option("--once", metavar="TEXT", help="Send one message, print the final answer, and leave.")
+@click.option("--once", metavar="TEXT", help="Send one message, print the final answer, and exit.")
 @click.option("--yes", is_flag=True, help="Answer every question of the agent with yes.")
 @click.option("--raw", is_flag=True, help="Show the events as they come, one JSON object a line.")
 async def command(
@@ -139,7 +139,7 @@ def address(target: str | None, gateway: str = DEFAULT_GATEWAY) -> str:
     if "://" in target:
         return target
     if not re.fullmatch(r"[\w.-]+", target):
-        raise InvalidRequest(f"{target!r} is no service's name; an address is written as ws://{target}")
+        raise InvalidRequest(f"{target!r} is not the name of a service; write an address as ws://{target}")
     return f"{gateway.rstrip('/')}/services/{target}"
 
 
@@ -189,7 +189,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 class Talk:
-    """One person and an agent, over as many sessions as it takes."""
+    """One person's conversation with an agent, over one session or, after losses, several."""
 
     def __init__(
         self, begin: Callable[..., AbstractAsyncContextManager[AgentSession]], screen: Screen, *, yes: bool
@@ -251,7 +251,7 @@ class Talk:
                 note(f"{happened}; your line goes to a new session")
                 again = True
                 continue
-            # Not before there is something to say: the agent may have ended it because nobody did.
+            # Not before there is something to say: the agent may have ended it because no line came.
             note(f"{happened}; your next line begins a new session")
             again = False
             if (text := await self._message(None, interrupts)) is None:

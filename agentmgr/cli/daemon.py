@@ -100,7 +100,7 @@ async def _run(
         nursery.start_soon(notifier.keep_alive)
         await run_until_stopped(manager, signals)
         notifier.tell("STOPPING=1")
-        if signals.first.is_set():  # else whoever asked for the end said what becomes of the instances
+        if signals.first.is_set():  # else `agentmgr shutdown` said what becomes of the instances
             manager.request_shutdown(leave_running=leave_running)
         nursery.cancel_scope.cancel()
 
@@ -114,9 +114,9 @@ async def _relieve_background_manager(cli: Cli) -> None:
 
 
 def _tell(fd: int | None, line: str) -> None:
-    """Tells whoever started this in the background; once, and then its pipe is closed."""
+    """Writes a line to the process that started this in the background, once, and closes the pipe."""
     if fd is not None:
-        with suppress(OSError):  # told already, or it is gone
+        with suppress(OSError):  # the line was written already, or the reader is gone
             os.set_inheritable(fd, False)
             os.write(fd, line.encode() + b"\n")
             os.close(fd)

@@ -87,7 +87,7 @@ def _tables(path: Path, data: Mapping[str, Any], kind: str) -> Iterator[tuple[st
 def _service(path: Path, directory: Path, name: str, table: dict[str, Any]) -> DeclaredService:
     service: DeclaredService = _parsed(path, "services", name, table, DeclaredService)
     if bool(service.agent_factory_path) == bool(service.command):
-        raise InvalidRequest(f"{path}: services.{name}: give agent_factory_path or command, one of them")
+        raise InvalidRequest(f"{path}: services.{name}: give either agent_factory_path or command")
     cwd = directory / (service.cwd or ".")
     factory = service.agent_factory_path
     try:
@@ -99,7 +99,7 @@ def _service(path: Path, directory: Path, name: str, table: dict[str, Any]) -> D
 
 def _parsed(path: Path, kind: str, name: str, table: dict[str, Any], cls: type[Any]) -> Any:
     if "name" in table:
-        raise InvalidRequest(f"{path}: {kind}.{name}.name: the name is that of the table")
+        raise InvalidRequest(f"{path}: {kind}.{name}.name: leave it out: the table's name is the name")
     try:
         return from_plain({**table, "name": name}, cls)
     except InvalidRequest as error:

@@ -128,7 +128,7 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
             info = await client.get_info()
         findings.append(_manager(info))
         if missed := environment.stale(cli.paths):
-            seen = f"the manager has not this shell's {', '.join(missed)}"
+            seen = f"the manager does not have this shell's {', '.join(missed)}"
             findings.append(Finding("environment", "warning", seen, environment.advice()))
         most_files = info["limits"]["open_files"]
     elif left:
@@ -140,9 +140,9 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
         findings.append(Finding("manager", "ok", "not running"))
     for stranger in strangers:
         advice = (
-            "nothing: this database is a copy, and leaves it alone"
+            "nothing: this database is a copy, and leaves the instance alone"
             if stranger.owner_is_there
-            else "where that one was moved here: `agentmgr backup FILE`, `agentmgr restore --take-over FILE`"
+            else "if that one was moved here: `agentmgr backup FILE`, `agentmgr restore --take-over FILE`"
         )
         findings.append(Finding("instances", "warning", f"recorded here: {stranger}", advice))
     findings.append(_open_files(most_files))
@@ -175,10 +175,10 @@ def _service(service: Service) -> Iterator[Finding]:
     path = (service.agent_factory_path or "").partition(":")[0]
     if path.startswith("/") and not Path(path).is_file():
         yield Finding(
-            what, "error", f"{path} is gone", f"bring it back, or `agentmgr unregister {service.name}`"
+            what, "error", f"{path} is gone", f"put it back, or `agentmgr unregister {service.name}`"
         )
     if config.cwd and not Path(config.cwd).is_dir():
-        yield Finding(what, "error", f"its directory {config.cwd} is gone", "bring it back")
+        yield Finding(what, "error", f"its directory {config.cwd} is gone", "put it back")
     program = config.python or (config.command[0] if config.command else None)
     if program is not None and shutil.which(program, path=config.env.get("PATH")) is None:
         yield Finding(
@@ -212,7 +212,7 @@ def _ports(settings: Settings, ours: set[int], workers: Sequence[PidFile]) -> It
             yield Finding(what, "ok", f"{port} is this manager's")
         elif _taken(host, port) and workers:
             pids = ", ".join(str(worker.pid) for worker in workers)
-            advice = "if it is by them, leave them: they serve clients, and the next manager takes them over"
+            advice = "if they hold it, leave them: they serve clients, and the next manager takes them over"
             yield Finding(
                 what, "warning", f"{port} is taken; workers of this database live (pid {pids})", advice
             )

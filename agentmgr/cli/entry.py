@@ -84,7 +84,7 @@ def _show_usage(error: click.UsageError) -> None:
 
 def _sentence(error: OSError) -> str:
     if error.filename is None and error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG):
-        return f"the output could not be written: {error.strerror}"  # of the database they are a StorageError
+        return f"the output could not be written: {error.strerror}"  # the database's is a `StorageError`
     if error.filename is None and error.errno == errno.ENOENT:
         try:
             current_directory()

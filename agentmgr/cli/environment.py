@@ -57,6 +57,7 @@ async def mention_stale(cli: Cli, names: Collection[str]) -> None:
 def advice(*services: str) -> str:
     """How services get what this shell exports."""
     return (
-        "services get the environment that the manager began with; `agentmgr shutdown --leave-running` and "
-        f"`agentmgr restart {' '.join(services) or 'NAME'}` from here give them this one"
+        "services get the environment that the manager was started with; "
+        "`agentmgr shutdown --leave-running` and "
+        f"`agentmgr restart {' '.join(services) or 'NAME'}` from this shell give them this one"
     )

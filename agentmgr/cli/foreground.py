@@ -1,4 +1,4 @@
-"""Being the manager of a database, in this process, until a signal or `agentmgr shutdown` ends it."""
+"""Runs the manager of a database in this process, until a signal or `agentmgr shutdown` ends it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def _hurry_at_further_signals(manager: AgentManager, signals: StopSignals)
     await signals.first.wait()
     note("stopping; sessions may end first, and a second Ctrl-C cuts them short")
     await signals.second.wait()
-    note("stopping without sessions; a third Ctrl-C kills what takes its time")
+    note("stopping without waiting for sessions; a third Ctrl-C kills what still runs")
     manager.hurry()
     await signals.third.wait()
     manager.hurry(kill=True)

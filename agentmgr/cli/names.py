@@ -1,6 +1,6 @@
 """Parameters that a shell can complete from what is registered.
 
-The names are read off the database, where a manager has written each before anybody is told of it: that takes
+The names are read off the database, where a manager writes each before it reports it: that takes
 milliseconds, and needs neither a manager nor its client.
 """
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Name(click.ParamType[str]):
-    """The name of something that the database has a table of. Any word is taken: who uses it will say."""
+    """The name of something that the database has a table of.
+
+    Any word is accepted here: the command that uses it reports an unknown one.
+    """
 
     name = "name"
 

@@ -9,7 +9,7 @@ import trio
 
 
 class Notifier:
-    """Tells whoever `NOTIFY_SOCKET` names; nobody, where it names none."""
+    """Sends to the socket that `NOTIFY_SOCKET` names, if it names one."""
 
     def __init__(self) -> None:
         # Taken out of the environment: it is for this process, not for the services.
@@ -18,7 +18,7 @@ class Notifier:
         self._watchdog_s = int(watchdog_us) / 1e6 if watchdog_us.isdigit() else None
 
     def tell(self, state: str) -> None:
-        """Sends a state such as `READY=1`. Whoever does not listen is no concern of ours."""
+        """Sends a state such as `READY=1`. It is no error when nothing listens."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address

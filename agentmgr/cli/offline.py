@@ -154,7 +154,7 @@ def _seen(record: InstanceRecord) -> Instance:
         instance_id=record.instance_id,
         service_id=record.service_id,
         slot=record.slot,
-        status=ServiceStatus.RUNNING,  # as far as can be told from outside
+        status=ServiceStatus.RUNNING,  # as far as can be seen from outside
         pid=record.pid,
         host=record.host,
         port=record.port,

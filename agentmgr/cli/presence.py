@@ -23,7 +23,7 @@ async def answers(paths: RuntimePaths) -> bool:
 async def answers_at_once(paths: RuntimePaths) -> bool:
     try:
         stream = await connect(paths.control_socket)
-    except OSError:  # no such file, or nobody listens
+    except OSError:  # no such file, or no process listens
         return False
     await trio.aclose_forcefully(stream)
     return True

@@ -1,4 +1,4 @@
-"""How a command reaches what it is about: a manager that runs, one that it starts, or the database alone.
+"""Which manager a command asks: one that runs, one that it starts, or none but the database.
 
 One rule decides: who holds the database's lock is the manager, and it answers on the control socket. A
 command never writes to a database that a manager holds.
@@ -53,8 +53,8 @@ async def for_reading(cli: Cli) -> AsyncIterator[ManagerClient | OfflineManager]
 async def for_writing(cli: Cli, *, adopting: bool = False) -> AsyncIterator[ManagerClient | AgentManager]:
     """The manager, or the database where none runs.
 
-    `adopting`: processes may be concerned. Where some still run without a manager, one is started, which
-    adopts them.
+    `adopting`: the command may change what runs. If instances still run without a manager, it starts one,
+    which adopts them.
     """
     async with AsyncExitStack() as stack:
         manager: ManagerClient | AgentManager
@@ -87,7 +87,7 @@ async def _enter_unless_one_answers(cli: Cli, stack: AsyncExitStack) -> AgentMan
 async def for_running(cli: Cli, services: Iterable[str] = ()) -> AsyncIterator[ManagerClient]:
     """The manager; a daemon is started in the background where none runs.
 
-    It is not started in vain: raises `ServiceNotFound` for what is not registered among `services`.
+    Before it starts one it checks that all `services` are registered. Raises `ServiceNotFound`.
     """
     with ExitStack() as turn:
         if not await answers(cli.paths):

@@ -23,7 +23,7 @@ _DASHES = "agentmgr.register.command"
 
 
 class _WithCommand(Command):
-    """Keeps what stands behind `--` apart: it is the service's command line, not ours."""
+    """Keeps the words behind `--` apart: they are the service's command line, not ours."""
 
     async def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--" in args:
@@ -86,7 +86,7 @@ async def command(
             if waiting := await waits(cli, name):
                 raise ServiceFailedToStart(f"{name} is registered, and {waiting}") from None
             raise ServiceFailedToStart(
-                f"{error.message}\n{name} is registered: mend it, then `agentmgr start {name}`"
+                f"{error.message}\n{name} is registered: fix it, then `agentmgr start {name}`"
             ) from None
         finally:
             if auto_start:

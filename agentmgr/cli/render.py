@@ -101,7 +101,7 @@ _S = ServiceStatus
 _STANDING = {
     _S.STOPPED: ("is stopped", "`agentmgr start {0}` starts it"),
     _S.STARTING: ("is starting", "`agentmgr status {0}` says how far it is"),
-    _S.RUNNING: ("is running", "nothing of it listens on its port (`agentmgr status {0}`)"),
+    _S.RUNNING: ("is running", "no instance listens on its port (`agentmgr status {0}`)"),
     _S.UNHEALTHY: ("is running and fails its health checks", "`agentmgr logs {0}` may say why"),
     _S.BACKOFF: ("has failed and will be started again", "`agentmgr status {0}` says why and when"),
     _S.DRAINING: ("is stopping as its sessions end", "`agentmgr start {0}` starts it again"),
@@ -114,7 +114,10 @@ _STANDING = {
 
 
 def standing(service: Service, *, just_requested: bool = False) -> str:
-    """In a few words that follow its name. What it was `just_requested` may not have begun yet."""
+    """Its state, in a few words that follow its name.
+
+    With `just_requested` a start or stop that has not begun yet is shown as begun.
+    """
     status = service.status
     if just_requested and service.desired_status is DesiredStatus.RUNNING and status is _S.STOPPED:
         status = _S.STARTING
@@ -125,7 +128,7 @@ def standing(service: Service, *, just_requested: bool = False) -> str:
 
 
 def what_helps(service: Service) -> str:
-    """Where it serves nobody: how it stands, and the next step."""
+    """Why it serves no client, and the next step."""
     return f"{service.name} {standing(service)}; {_STANDING[service.status][1].format(service.name)}"
 
 

@@ -20,7 +20,7 @@ from .watch import progress
 @click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
 async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: bool, no_wait: bool) -> int:
-    """Restart a service: each new instance is ready before an old one goes; its sessions are told to come
+    """Restart a service: each new instance is ready before an old one goes; its clients are asked to come
     back, and those that the agent keeps in memory begin anew."""
     async with for_running(cli, names) as manager, progress(cli):
 

@@ -54,7 +54,7 @@ def _check_owners(file: str, others: Sequence[Stranger], take_over: bool) -> Non
     for other in others:
         if not take_over:
             raise Conflict(
-                f"{file} records {other}: with --as-new its instances stay what they are, and this database "
+                f"{file} records {other}: with --as-new that database keeps its instances, and this one "
                 "starts its own; with --take-over they become this one's"
             )
         if other.owner_is_there:

@@ -62,10 +62,16 @@ def _rule_options(function: F) -> F:
             ),
             click.option("--tags", metavar="A,B", help="Services with any of these tags."),
             click.option("--all-tags", is_flag=True, default=None, help="With all of these tags."),
-            click.option("--strategy", type=_STRATEGIES, help="Who of them.  [default: round_robin]"),
-            click.option("--fallback", type=_STRATEGIES, help="Over all services, when they have nobody."),
+            click.option(
+                "--strategy", type=_STRATEGIES, help="How one of them is chosen.  [default: round_robin]"
+            ),
+            click.option(
+                "--fallback",
+                type=_STRATEGIES,
+                help="Over all services, when none of these can take the client.",
+            ),
             click.option("--hash-key", metavar="FIELD", help="For hash_based.  [default: the address]"),
-            click.option("--description", help="What it is for, for people."),
+            click.option("--description", help="What it is for."),
         ]
     ):
         function = option(function)
@@ -104,7 +110,7 @@ def _condition(field: str, operator: str, value: str, *, case: bool) -> RoutingC
         kind = ConditionOperator(operator)
     except ValueError:
         raise InvalidRequest(
-            f"--when: {operator!r} is no operator; there are {', '.join(ConditionOperator)}"
+            f"--when: {operator!r} is not an operator; the operators are {', '.join(ConditionOperator)}"
         ) from None
     values = tuple(word.strip() for word in value.split(",")) if kind in _LISTS else value
     return RoutingCondition(field, kind, values, case)

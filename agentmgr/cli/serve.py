@@ -72,21 +72,21 @@ _DEFAULTS = ServiceConfig()
     type=click.Choice([str(v) for v in OnDisconnect]),
     default=str(_DEFAULTS.on_disconnect),
     show_default=True,
-    help="What a lost client's turn does.",
+    help="What a turn does when its client disconnects.",
 )
 @click.option(
     "--disconnect-grace",
     type=click.FloatRange(0),
     default=_DEFAULTS.disconnect_grace,
     show_default=True,
-    help="Seconds that a lost client's turn waits for it to come back.",
+    help="Seconds that the turn then waits for the client to come back.",
 )
 @click.option(
     "--when-busy",
     type=click.Choice([str(v) for v in WhenBusy]),
     default=str(_DEFAULTS.when_busy),
     show_default=True,
-    help="What a message in a turn does.",
+    help="What to do with a message that comes during a turn.",
 )
 async def command(
     cli: Cli,

@@ -1,4 +1,4 @@
-"""What is said of a start that did not come to its end because the service waits for others."""
+"""Why a start has not finished: the service waits for others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ async def waits(cli: Cli, name: str) -> str | None:
     if not needed:
         return None
     if unknown := [other for other in needed if all(other != known.name for known in others)]:
-        return (
-            f"waits for {' and '.join(unknown)}, which no service is called; `agentmgr change` mends --after"
-        )
+        names = " and ".join(unknown)
+        return f"waits for {names}, which is no registered service; `agentmgr change` corrects --after"
     return f"waits for {' and '.join(needed)}; `agentmgr start {' '.join(needed)}` lets it begin"

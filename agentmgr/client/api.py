@@ -35,7 +35,7 @@ class ManagerClient(RestClient):
 
     `target` is the path of a control socket, or a URL such as `http://localhost:8080`. `timeout_s` bounds
     each answer, except for those that wait for work to be done. Every method raises `ManagerNotRunning` where
-    nobody answers, and the error that the manager had where it answers with one.
+    no manager answers, and the error that the manager had where it answers with one.
     """
 
     # Services

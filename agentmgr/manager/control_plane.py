@@ -76,7 +76,7 @@ class ControlPlane:
         self._published = trio.Event()
         self._last_seen: dict[str, tuple[ServiceStatus, HealthStatus]] = {}
 
-    # What is there to see
+    # The view.
 
     def view(self, spec: ServiceSpec) -> Service:
         instances = [self._with_usage(i) for i in self.supervisor.instances(spec.service_id)]
@@ -177,7 +177,7 @@ class ControlPlane:
         for_good = self.ending or self._stays_stopped(instance_id)
         deadline = trio.current_time() + timeout_s
         try:
-            await self.published()  # nobody new comes to it from here on
+            await self.published()  # no new client comes to it from here on
             idle_s = await self.supervisor.drain_idle_s(instance_id)
             left_s = max(0.0, deadline - trio.current_time())
             drain = partial(self.gateway.drain, by_itself=idle_s is None)
@@ -192,7 +192,7 @@ class ControlPlane:
             raise
 
     def _stays_stopped(self, instance_id: str) -> bool:
-        """Whether its service was told to stop, and not only to restart or to have fewer instances."""
+        """Whether its service is to stop, and not only to restart or to have fewer instances."""
         mine = {i.service_id for i in self.supervisor.instances() if i.instance_id == instance_id}
         return any(
             spec.service_id in mine and spec.desired_status is DesiredStatus.STOPPED

@@ -1,4 +1,4 @@
-"""Tells those who listen what happened."""
+"""What happened: kept, and passed on to those who follow it."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ _LOOK_S = 5.0  #: between looks at whether the database file is still there
 
 
 class ManagerLife:
-    """What `AgentManager` is before it is told anything: started, running, asked to end."""
+    """How `AgentManager` starts, runs and ends."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class ManagerLife:
         task_status: trio.TaskStatus[Self],
     ) -> None:
         # Shielded in a task of its own: when `run` is cancelled, the supervisor must still be there to stop
-        # what it started, and the gateway to be told. It is cancelled below, when that is done.
+        # what it started, and the gateway to get its last table. It is cancelled below, when that is done.
         machinery, talking = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
 
         async def run_machinery(*, task_status: trio.TaskStatus[None]) -> None:
@@ -196,7 +196,7 @@ class ManagerLife:
         """Ask `run` to end; with `leave_running` the instances serve on, for the next manager to adopt."""
         self._leave_running = leave_running
         self._shutdown_requested.set()
-        if leave_running:  # at once: whoever cancels `serve_proxy` next must not end them
+        if leave_running:  # at once: a cancel of `serve_proxy` that follows must not end them
             self._stop_workers()
 
     def _stop_workers(self) -> None:
@@ -210,7 +210,7 @@ class ManagerLife:
             self._killing.set()
 
     async def wait_shutdown_requested(self) -> None:
-        """Returns when somebody has called `request_shutdown`."""
+        """Returns when `request_shutdown` was called."""
         await self._shutdown_requested.wait()
 
     async def __aenter__(self) -> Self:

@@ -226,7 +226,7 @@ class AgentManager(ServiceCommands):
         settings.check_gateway()
         if not is_loopback(host) and not plane.access.required:
             logger.warning(
-                "the gateway at %s:%d is open to everybody who can reach it; "
+                "the gateway at %s:%d is open to all who can reach it; "
                 "`agentmgr tokens create NAME --scope connect` makes it ask for a token",
                 host,
                 port,
@@ -293,7 +293,7 @@ class AgentManager(ServiceCommands):
         plane = self._live()
         assert self._tokens is not None
         token, key = await self._tokens.create(name, scopes, expires_in_days=expires_in_days)
-        plane.changed()  # workers of the gateway are told of tokens with the table
+        plane.changed()  # the gateway's workers get the tokens with the table
         await plane.published()
         plane.events.announce(Event("token.created", detail={"name": token.name}))
         return token, key
@@ -349,7 +349,7 @@ class AgentManager(ServiceCommands):
         return self._tokens.while_valid(token)
 
     def find_token(self, key: str) -> Token | None:
-        """Whose key this is; None when it is nobody's."""
+        """The token of this key; None for an unknown key."""
         return self._tokens.find(key) if self._tokens else None
 
     # Events

@@ -80,7 +80,7 @@ class Registry:
             config = settled(asked.config) if changes.keys() & _PLACES else asked.config
             changed = spec.changed(config=config, **{name: getattr(asked, name) for name in _SPEC_FIELDS})
             if evolve(changed, version=spec.version, updated_at=spec.updated_at) == spec:
-                return spec  # as it was: no new version, so nobody restarts it for nothing
+                return spec  # as it was: no new version, and so no restart
             self._check_among_others(changed)
             return await self._replace(changed)
 
@@ -117,7 +117,7 @@ class Registry:
                     "choose another, or leave --port out to have one chosen"
                 )
 
-        if not spec.config.after:  # who waits for nobody closes no circle
+        if not spec.config.after:  # a service that waits for none closes no circle
             return
         needs = {other.name: other.config.after for other in self._services.values()}
         if found := dependencies.cycle(needs | {spec.name: spec.config.after}):

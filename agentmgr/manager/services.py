@@ -136,7 +136,7 @@ class ServiceCommands(ManagerLife):
         unwritten: StorageError | None = None
         try:
             spec = await self._want(plane, ref, DesiredStatus.STOPPED)
-        except StorageError as error:  # a full disk must not keep anybody from stopping what filled it
+        except StorageError as error:  # a full disk must not prevent stopping the service that filled it
             spec, unwritten = plane.registry.service(ref), error
         if self._supervise:
             await plane.supervisor.stop(spec.service_id, force=force, wait=wait)

@@ -27,7 +27,7 @@ class Tickets:
     """The tickets that are outstanding. They live in memory: with their manager's process they end too."""
 
     def __init__(self) -> None:
-        # By digest: what the time of a look-up could tell is about digests that nobody can steer.
+        # By digest: a look-up's timing then says something of digests alone, which a client cannot choose.
         self._claims: dict[bytes, Claim] = {}
         self._outstanding: Counter[str | None] = Counter()
 

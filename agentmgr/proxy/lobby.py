@@ -223,7 +223,7 @@ class Lobby:
             if not pool.coming:
                 why = f"no service is available: {pool.reason}"
                 if any(b.state is BackendState.NO_LISTENER for b in pool.backends):
-                    why += ", and it serves no connections: it runs, and nothing of it listens on its port"
+                    why += ", and it serves no connections: it runs, and no instance listens on its port"
                 raise self._unavailable(RefusalCode.NO_SERVICE_AVAILABLE, why)
             return None
         granted = [b for b in candidates if b.instance_id == visit.preferred] if visit.preferred else None

@@ -49,7 +49,7 @@ def test_shutdown_names_what_a_killed_manager_left(shell: Any) -> None:
 def test_only_what_the_daemon_said_now_explains_its_end(tmp_path: Any) -> None:
     log = tmp_path / "daemon.log"
     log.write_text("an earlier end\n")
-    assert _last_line(log, log.stat().st_size) == "it said nothing"
+    assert _last_line(log, log.stat().st_size) == "it wrote nothing"
     assert _last_line(log, 0) == "an earlier end"
 
 
@@ -100,7 +100,7 @@ def test_a_registration_whose_start_fails_says_that_it_stands(shell: Any, write:
     write("broken.py", "1 / 0\n")
     done = shell("register", "broken", "broken.py", "--auto-start")
     assert done.returncode == 1
-    assert done.stderr.endswith("broken is registered: mend it, then `agentmgr start broken`\n")
+    assert done.stderr.endswith("broken is registered: fix it, then `agentmgr start broken`\n")
 
 
 def test_what_waits_for_others_says_what_lets_it_begin(shell: Any) -> None:
@@ -208,7 +208,7 @@ def test_a_worker_runs_and_whoever_wants_to_connect_is_told_that_it_serves_nothi
             break
         time.sleep(0.05)
     assert re.search(r"serves +no connections: it does not listen on port \d+\n", said)
-    assert "nothing of it listens on its port" in shell.fails("chat", "worker", "--once", "hi")
+    assert "no instance listens on its port" in shell.fails("chat", "worker", "--once", "hi")
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_logs_of_an_instance_that_there_is_not_are_refused_without_a_manager_too
 
 def test_waiting_for_what_is_not_registered_is_said_to_be_that(shell: Any) -> None:
     said = shell.fails("register", "x", "my_agent.py", "--after", "nope", "--auto-start")
-    assert "waits for nope, which no service is called" in said
+    assert "waits for nope, which is no registered service" in said
     assert "start nope" not in said
 
 

@@ -99,7 +99,7 @@ async def test_a_gateway_that_others_can_reach_warns_unless_it_asks_for_tokens(
             async with trio.open_nursery() as nursery:
                 await nursery.start(manager.serve_proxy, "0.0.0.0", 0)
                 nursery.cancel_scope.cancel()
-            assert ("is open to everybody" in caplog.text) == warned
+            assert ("is open to all who" in caplog.text) == warned
 
 
 async def _closed(client: ClientConnection) -> int | None:

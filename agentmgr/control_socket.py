@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from .errors import StorageError
+from .errors import DatabaseUnusable, StorageError
 
 log = logging.getLogger("agentmgr.api")
 
@@ -48,9 +48,27 @@ def control_listener(path: Path) -> Iterator[trio.SocketListener]:
 
 
 async def connect(path: Path) -> trio.SocketStream:
-    """A connection to the socket at `path`. Raises OSError."""
+    """A connection to the socket at `path`. Raises OSError, and `DatabaseUnusable` for a link to a socket."""
     with _short(path) as name:
-        return await trio.open_unix_socket(name)
+        stream = await trio.open_unix_socket(name)
+    bound = Path(os.fsdecode(stream.socket.getpeername()))
+    if _is_link(path, bound):
+        await trio.aclose_forcefully(stream)
+        raise DatabaseUnusable(
+            f"{path.parent} consists of links to the files of {bound.parent}, whose manager is another one: "
+            "use that database, or copy the files themselves, as `agentmgr backup` does"
+        )
+    return stream
+
+
+def _is_link(path: Path, bound: Path) -> bool:
+    """Whether `path` is another name of the socket that its manager made as `bound` (`cp -l`, `rsync
+    --link-dest`). A directory that was moved, or reached by a symbolic link, has the one name only.
+    """
+    try:
+        return os.path.samefile(path, bound) and not os.path.samefile(path.parent, bound.parent)
+    except OSError:  # it is not at `bound` any more; or its manager bound it by way of /proc/self/fd
+        return False
 
 
 @contextmanager

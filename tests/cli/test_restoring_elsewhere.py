@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,21 @@ def test_another_name_of_the_database_is_no_way_around_its_owner(shell: Any) -> 
     assert "belongs to" in shell("list", "--db-path", "hard.db").stderr
     shell.ok("start", "x")
     assert pid_of(shell) == pid
+
+
+def test_a_copy_that_consists_of_links_commands_nothing_of_the_original(shell: Any) -> None:
+    """As of `cp -al`: the control socket in it is another name of the original's."""
+    shell.ok("register", "x", "my_agent.py", "--auto-start")
+    pid = pid_of(shell)
+    copy = shell.directory / "copy"
+    subprocess.run(["cp", "-al", "--", shell.paths.database, shell.paths.directory, _made(copy)], check=True)
+    there = ("--db-path", str(copy / shell.paths.database.name))
+    for words in (["list"], ["stop", "x"], ["shutdown"], ["register", "y", "my_agent.py"]):
+        assert "consists of links" in shell.fails(*words, *there), words
+    assert pid_of(shell) == pid
+    shell.ok("stop", "x")
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir()
+    return directory

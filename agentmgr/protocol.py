@@ -78,7 +78,7 @@ From the agent
     agent.user_confirm     {tool, args, message, timeout_s}: a question; its `step_id` is for the response.
                            No answer within `timeout_s` means no. It stays open over a reconnect
 
-    agent.final_answer     any JSON: the whole answer, also when it was streamed; of a stream of over 1 MiB
+    agent.final_answer     any JSON: the whole answer, also when it was streamed; of a stream of over 8 MiB
                            its beginning, with `metadata.truncated`
     agent.error            {error_id, type, message}: the agent's code failed; its log has the error_id
     agent.timeout          {timeout_s}: the turn took longer than `turn_timeout`

@@ -47,6 +47,7 @@ def test_the_limits_are_those_of_the_host() -> None:
         f"last {limits.SessionLimits().buffer_events} events or the last MiB",
         f"at most {limits.MAX_HISTORY} entries and {limits.HISTORY_BYTES >> 20} MiB",
         f"for one of over {limits.ENTRY_BYTES >> 20} MiB",
+        f"of a stream of over {limits.STREAM_BYTES >> 20} MiB",
         f"requests within {limits.STATE_PAUSE_S:g} s get one answer",
         f"{limits.HOST_BYTES >> 20} MiB. Over that it forgets",
         f"over {limits.STATE_BYTES >> 20} MiB, or JSON cannot say it",

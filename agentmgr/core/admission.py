@@ -1,4 +1,4 @@
-"""May one more session open? Counts that are taken and given back, and nothing in between."""
+"""Seats: counts of connections per instance against `max_sessions`, taken and given back in one step each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .routing import Backend
 
 
 class Seats:
-    """How many sessions each instance has or is about to have.
+    """How many connections each instance has or is about to have.
 
     A seat is taken before the instance is dialled, in one step with the check: that is what makes
     `max_sessions` exact under any concurrency.
@@ -47,7 +47,7 @@ class Seats:
         return True
 
     def add(self, instance_id: str) -> None:
-        """Counts a session that exists, whatever the limit."""
+        """Counts a connection that exists, whatever the limit."""
         self._taken[instance_id] = self._taken.get(instance_id, 0) + 1
         self._judge(instance_id)
 
@@ -69,7 +69,7 @@ def remove_one(counts: dict[str, int], name: str) -> None:
     """Takes one off the count, and drops the name at zero. Raises `ValueError` when it had none."""
     left = counts.get(name, 0) - 1
     if left < 0:
-        raise ValueError(f"{name} has no session")
+        raise ValueError(f"{name} has no connection")
     if left:
         counts[name] = left
     else:

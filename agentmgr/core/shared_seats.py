@@ -2,13 +2,13 @@
 
 The rules:
 
-* The manager counts, in one `Ledger`. A worker keeps `SharedSeats`, and tells of each seat it takes or gives.
+* The manager counts, in one `Ledger`. A worker keeps `SharedSeats`, and reports each seat that it takes or gives.
 * At an instance without a limit a worker takes a seat at once. At a limited one it asks first, naming all
   instances that would do, the preferred one first. The ledger grants the first of them that has a seat; where
-  none has, the question waits, and a seat that comes free goes to the oldest question that names it.
-* While no manager answers, a worker may use only the seats that it holds: what its own sessions give back
+  none has, the request waits, and a seat that comes free goes to the oldest request that names it.
+* While no manager answers, a worker may use only the seats that it holds: what its own connections give back
   stays with it for its next clients. So the bound cannot be passed, whatever happens meanwhile.
-* When a worker comes back, it declares the seats that its sessions occupy; the others it gives up. Until all
+* When a worker comes back, it declares the seats that its connections occupy; the others it gives up. Until all
   workers that live have declared, the ledger grants nothing (`Ledger.pause`).
 
 A worker's figures of the others' seats are slightly out of date. That may route a client to its second
@@ -159,7 +159,7 @@ class SharedSeats(Seats):
 class Ledger:
     """Who holds which seats, and who asks for one. Grants are returned, for the caller to pass on.
 
-    `seats` has the sum of all, the manager's own sessions included, and the limits.
+    `seats` has the sum of all, the manager's own connections included, and the limits.
     """
 
     def __init__(self, seats: Seats) -> None:
@@ -199,7 +199,7 @@ class Ledger:
                 return self._ask((worker, ticket), names)
 
     def declare(self, worker: str, held: Mapping[str, int]) -> list[tuple[str, Grant]]:
-        """Replaces what is known of the worker's seats. They may exceed the limits: those sessions stay."""
+        """Replaces what is known of the worker's seats. They may exceed the limits: those connections stay."""
         freed = []
         for name in set(self.held(worker)) | set(held):
             change = held.get(name, 0) - self.held(worker).get(name, 0)
@@ -211,7 +211,7 @@ class Ledger:
         return [grant for name in freed for grant in self.serve(name)]
 
     def detach(self, worker: str) -> None:
-        """The worker does not answer: it keeps its seats, and its questions are dropped."""
+        """The worker does not answer: it keeps its seats, and its requests are dropped."""
         for key in [key for key in self._asks if key[0] == worker]:
             self._withdraw(key)
 

@@ -1,4 +1,4 @@
-"""The process of one worker: starting it, noticing its exit, ending it. It starts no others itself."""
+"""Starts the process of one worker, waits for its exit, ends it. Starting another is up to `worker_set`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KILL_PATIENCE_S = 10.0  #: a process in uninterruptible sleep dies when the dis
 
 
 class DidNotStart(Exception):
-    """A worker ended, or was not ready in time; the message has its last words."""
+    """A worker ended or was not ready in time; the message is the last line of its output."""
 
 
 class WorkerProcess:

@@ -1,6 +1,6 @@
 """The processes that serve the gateway on one port: started, adopted, restarted, ended.
 
-They outlive a manager that is killed. The next one finds them by the files that they keep locked
+They outlive a manager that is killed. The next manager finds them by the files that they keep locked
 (`worker.pidfile`), and waits for them to connect to its socket. At an address that it serves it adopts those
 with the same options and ends the others. Those at other addresses keep serving until the manager ends.
 """

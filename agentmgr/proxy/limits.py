@@ -31,11 +31,11 @@ class GatewayLimits:
     handshakes_per_address_s: float = 0.0  #: a second, from one client address; 0: no limit
 
     stall_timeout_s: float = 60.0  #: a receiver that takes nothing for so long is cut
-    # A millisecond saves a third of a lone session's CPU, where the process has nothing else to do: all other
+    # A millisecond saves a third of a lone connection's CPU, where the process has nothing else to do: all other
     # tasks wait meanwhile. Epoll knows no shorter wait.
     busy_wait_s: float = 0.0  #: how long a busy relay waits for the next message, outside of trio's loop
     close_timeout_s: float = 10.0  #: from a close frame to the end of the connection
     # So long without a data frame ends a draining connection if the agent cannot say whether it works.
     drain_idle_s: float = 10.0
-    close_batch: int = 50  #: sessions closed at once when many are
+    close_batch: int = 50  #: connections closed at once when many are
     close_pause_s: float = 0.05  #: on average, between two such batches

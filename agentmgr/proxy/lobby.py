@@ -28,7 +28,7 @@ _NEWS_S = 0.5  # how long the table may lag behind an instance that has just gon
 
 @frozen
 class Seat:
-    """A place at an instance, taken before it is dialled."""
+    """A seat at an instance, taken before the gateway connects to it."""
 
     backend: Backend
     pool: Pool
@@ -50,7 +50,7 @@ class Visit:
 @define(eq=False)
 class _Waiter:
     visit: Visit
-    ticket: int  #: by which its seat is asked for, where others have a say
+    ticket: int  #: by which its seat is asked for, where seats are shared
     queues: list[_Queue] = field(factory=list)  #: those that it stands in
     asked: bool = False  #: and no seat was granted yet
     woken: trio.Event = field(factory=trio.Event)
@@ -346,7 +346,7 @@ class Lobby:
             self._offer(waiter)
 
     def _line_up(self, waiter: _Waiter) -> None:
-        """Takes its place, or keeps it, at all instances that would do; asks where others have a say."""
+        """Enters the queues of all suitable instances, or stays there; asks for a seat where seats are shared."""
         visit, pool = waiter.visit, self._pool(waiter.visit)
         waiter.queues = [self._queues.setdefault(name, {}) for name in pool.by_id]
         for queue in waiter.queues:

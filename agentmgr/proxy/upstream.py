@@ -24,7 +24,7 @@ _OUR_OWN_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, er
 
 
 class DialFailed(Exception):
-    """This instance did not take the client. `retry`: another one may be asked, no harm was done."""
+    """This instance did not accept the client. `retry`: asking another one does no harm."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class BackendRefused(Exception):
 
 
 def upgrade_request(path: str, fields: Fields) -> bytes:
-    """The head that a backend gets: the client's, without what was meant for us."""
+    """The head that a backend gets: the client's, without what was meant for the gateway."""
     lines = [f"GET {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"]
     lines += [f"{name}: {value}\r\n" for name, value in fields]
     lines.append("\r\n")
@@ -92,7 +92,7 @@ async def open_backend(
 
 
 def with_proof(asked: bytes, token: str, key: str) -> bytes:
-    """The same head, from one who knows the instance's token."""
+    """The same head with a proof that the gateway knows the instance's token."""
     shown = sender_proof(token, key, now=time.monotonic(), salt=token_hex(8))
     return asked[:-2] + f"{PROOF_HEADER}: {shown}\r\n\r\n".encode()
 
@@ -145,7 +145,7 @@ async def _ask(
                 wire.ahead = bytes(received[end + 4 :])
                 return answer
             if answer.status == HTTPStatus.MISDIRECTED_REQUEST and proved:
-                raise DialFailed("it was started anew", retry=True, outdated=True)
+                raise DialFailed("it was restarted", retry=True, outdated=True)
             raise BackendRefused(answer.status, await _refusal(wire, bytes(received), limits))
     except trio.TooSlowError:
         raise DialFailed("it did not answer the upgrade in time", retry=False, timed_out=True) from None

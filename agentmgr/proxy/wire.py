@@ -152,7 +152,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def tune(sock: socket.socket, *, far: bool = True) -> None:
-    """What a leg of a session needs; `far`: with a cable in between that can be pulled.
+    """Sets the options for one side of a connection; `far`: over a network, which may fail silently.
 
     On a listener, the accepted sockets inherit it (Linux). A unix socket needs none of it.
     """

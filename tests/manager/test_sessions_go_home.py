@@ -97,7 +97,7 @@ async def test_a_client_of_an_instance_that_was_killed_hears_that_its_session_is
     async with site(db, agent_file(COUNTING)) as (_, url), open_session(f"{url}/services/one") as session:
         _, pid = await asked(session)
         os.kill(pid, signal.SIGKILL)
-        with pytest.raises(SessionLost, match="lost with the instance") as lost, trio.fail_after(30):
+        with pytest.raises(SessionLost, match="lost with its instance") as lost, trio.fail_after(30):
             await session.receive()
         assert lost.value.reason == "instance_lost"
 

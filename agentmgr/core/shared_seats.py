@@ -2,14 +2,15 @@
 
 The rules:
 
-* The manager counts, in one `Ledger`. A worker keeps `SharedSeats`, and reports each seat that it takes or gives.
+* The manager counts, in one `Ledger`. A worker keeps `SharedSeats`, and reports each seat that it takes or
+  gives back.
 * At an instance without a limit a worker takes a seat at once. At a limited one it asks first, naming all
   instances that would do, the preferred one first. The ledger grants the first of them that has a seat; where
   none has, the request waits, and a seat that comes free goes to the oldest request that names it.
 * While no manager answers, a worker may use only the seats that it holds: what its own connections give back
   stays with it for its next clients. So the bound cannot be passed, whatever happens meanwhile.
-* When a worker comes back, it declares the seats that its connections occupy; the others it gives up. Until all
-  workers that live have declared, the ledger grants nothing (`Ledger.pause`).
+* When a worker comes back, it declares the seats that its connections occupy, and gives up the others. Until
+  all workers that live have declared, the ledger grants nothing (`Ledger.pause`).
 
 A worker's figures of the others' seats are slightly out of date. That may route a client to its second
 choice, but never beyond a limit.
@@ -199,7 +200,7 @@ class Ledger:
                 return self._ask((worker, ticket), names)
 
     def declare(self, worker: str, held: Mapping[str, int]) -> list[tuple[str, Grant]]:
-        """Replaces what is known of the worker's seats. They may exceed the limits: those connections stay."""
+        """Replaces what is known of the worker's seats. They may exceed the limits: connections stay."""
         freed = []
         for name in set(self.held(worker)) | set(held):
             change = held.get(name, 0) - self.held(worker).get(name, 0)

@@ -31,8 +31,8 @@ class GatewayLimits:
     handshakes_per_address_s: float = 0.0  #: a second, from one client address; 0: no limit
 
     stall_timeout_s: float = 60.0  #: a receiver that takes nothing for so long is cut
-    # A millisecond saves a third of a lone connection's CPU, where the process has nothing else to do: all other
-    # tasks wait meanwhile. Epoll knows no shorter wait.
+    # A millisecond saves a third of a lone connection's CPU, where the process has nothing else to do: all
+    # other tasks wait meanwhile. Epoll knows no shorter wait.
     busy_wait_s: float = 0.0  #: how long a busy relay waits for the next message, outside of trio's loop
     close_timeout_s: float = 10.0  #: from a close frame to the end of the connection
     # So long without a data frame ends a draining connection if the agent cannot say whether it works.

@@ -346,7 +346,7 @@ class Lobby:
             self._offer(waiter)
 
     def _line_up(self, waiter: _Waiter) -> None:
-        """Enters the queues of all suitable instances, or stays there; asks for a seat where seats are shared."""
+        """Enters the queues of all suitable instances, or stays there; asks for a shared seat."""
         visit, pool = waiter.visit, self._pool(waiter.visit)
         waiter.queues = [self._queues.setdefault(name, {}) for name in pool.by_id]
         for queue in waiter.queues:

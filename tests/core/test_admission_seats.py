@@ -32,7 +32,7 @@ def test_a_seat_cannot_be_given_back_twice() -> None:
     seats = Seats()
     seats.take(instance("a"))
     seats.give_back("a")
-    with pytest.raises(ValueError, match="no session"):
+    with pytest.raises(ValueError, match="no connection"):
         seats.give_back("a")
 
 

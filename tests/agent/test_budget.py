@@ -10,9 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentmgr.agent import Event, thinking
+from agentmgr.agent.answers import Answers, StateRequests
 from agentmgr.agent.budget import Budget, Offer
 from agentmgr.agent.incoming import BadInput, parse
-from agentmgr.agent.limits import ENTRY_BYTES, SESSION_BYTES, STREAM_BYTES, SessionLimits
+from agentmgr.agent.limits import (
+    ENTRY_BYTES,
+    MAX_CONTROL_BYTES,
+    MAX_HISTORY,
+    SESSION_BYTES,
+    STREAM_BYTES,
+    SessionLimits,
+)
 from agentmgr.agent.turn import Turn
 from agentmgr.agent.weight import weigh
 from agentmgr.models import OnDisconnect
@@ -135,6 +143,12 @@ def test_a_turn_keeps_the_beginning_of_what_it_streams(texts):
     assert whole.startswith(turn.streamed)
     assert turn.truncated == (turn.streamed != whole)
     assert turn.bytes_held <= STREAM_BYTES
+
+
+def test_text_that_takes_four_bytes_a_character_counts_so():
+    turn = Turn(None, "s")
+    turn.stream("😀" * STREAM_BYTES)
+    assert (len(turn.streamed), turn.truncated) == (STREAM_BYTES // 4, True)
 
 
 def exact(url):
@@ -329,6 +343,8 @@ async def test_what_waits_of_a_client_that_is_away_makes_room_and_what_runs_does
         ]
         assert ends[1]["content"]["reason"] == "the host needed its room while the client was away"
         assert sorted(gate.begun) == ["0" * 10, "y" * 10]
+        history = url.sessions._sessions[client.session_id].history
+        assert [entry["content"][:1] for entry in history] == ["0", "0"]
 
 
 async def test_without_need_what_waits_is_answered_though_its_client_is_away():
@@ -463,6 +479,55 @@ async def test_state_that_is_on_its_way_counts():
         await client.say("user.reconnect_with_state", session_id=client.session_id)
         assert (await client.until("system.error"))["content"]["code"] == "host_full"
         assert (await client.until("system.notice"))["content"]["last_seq"] == 2
+
+
+async def test_what_waits_to_be_written_is_counted_until_it_is_or_its_client_has_gone():
+    budget = Budget(100)
+    answers = Answers(budget)
+    answers.append(b"x" * 20)
+    answers.append(b"x" * 10)
+    assert (budget.used, answers.pop()) == (30, b"x" * 20)
+    answers.now_written(20)
+    assert budget.used == 30
+    answers.now_written(0)
+    assert budget.used == 10
+    answers.close()
+    assert budget.used == 0
+
+
+async def test_states_wait_for_room_among_what_is_to_be_written(autojump_clock):
+    answers, told = Answers(Budget(2**30)), []
+    requests = StateRequests(lambda session, event: told.append(session), answers)
+    async with trio.open_nursery() as nursery:
+        for session in (1, 2, 3, 2):
+            requests.add(session, None, nursery)
+        answers.append(b"x" * MAX_CONTROL_BYTES)
+        await trio.sleep(10)
+        assert told == [1]
+        answers.pop()
+        await trio.sleep(10)
+        assert told == [1, 2, 3]
+        requests.add(1, None, nursery)
+        assert told == [1, 2, 3, 1]
+
+
+async def test_a_repr_of_megabytes_and_entries_without_end_are_bounded():
+    class Long:
+        def __repr__(self):
+            return "x" * 2 * MIB
+
+    async def agent(message, session):
+        session.state["long"] = Long()
+        if message == "fill":
+            session.history[:] = [{"role": "user", "content": ""}] * 3000
+        return "ok"
+
+    async with hosted(agent) as url, bare_client(url) as client:
+        await client.ask("fill")
+        await client.say("user.request_state")
+        shown = (await client.until("agent.state_exported"))["content"]
+        assert shown["state_left_out"] == f"over {MIB} bytes"
+        assert len(shown["history"]) == MAX_HISTORY
 
 
 # Turns without end.

@@ -239,7 +239,9 @@ class ManagerLife:
 
     def _live(self) -> ControlPlane:
         if self._plane is None:
-            raise ManagerNotRunning("this manager is not running; use `async with AgentManager(...)`")
+            raise ManagerNotRunning(
+                "this manager is ending, or was never started (`async with AgentManager(...)`)"
+            )
         return self._plane
 
     def _supervising(self) -> ControlPlane:

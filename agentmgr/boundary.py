@@ -45,16 +45,17 @@ async def contain(work: Callable[[], Awaitable[T]]) -> T | Failure:
     """Awaits `work`; an exception of the author's becomes a value, the host's own goes on."""
     try:
         return await work()
-    except BaseException as error:  # of the author's code, which may raise any
-        return _failure(error)
+    # Of the author's code, which may raise any; `_failure` raises again what is the host's own.
+    except BaseException as error:  # noqa: ASYNC103
+        return _failure(error)  # noqa: ASYNC104
 
 
 def attempt(work: Callable[[], T]) -> T | Failure:
     """Calls `work`, as `contain` awaits it."""
     try:
         return work()
-    except BaseException as error:  # as above
-        return _failure(error)
+    except BaseException as error:  # noqa: ASYNC103 - as above
+        return _failure(error)  # noqa: ASYNC104
 
 
 def name_of(error: BaseException) -> str:

@@ -233,9 +233,14 @@ def test_a_ctrl_c_is_nobodys_value():
     async def main(pressed):
         pytest.fail(f"contained: {await contain(pressed)}")
 
-    for pressed in (work, in_a_nursery):
-        with pytest.raises(KeyboardInterrupt):
-            trio.run(main, pressed)
+    # A suite that runs in the background has inherited SIGINT as ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for pressed in (work, in_a_nursery):
+            with pytest.raises(KeyboardInterrupt):
+                trio.run(main, pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_value_is_shown_in_any_case():

@@ -17,7 +17,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
-from .listening import log_shortages_rarely
+from .process.listening import log_shortages_rarely
 from .settings import LogFormat, LogLevel
 from .visible import visible
 

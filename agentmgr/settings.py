@@ -5,7 +5,6 @@ Each is checked strictly where it stands, so that a mistake is named with the pl
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping
 from enum import StrEnum
@@ -17,9 +16,8 @@ from attrs import Attribute, field, fields, frozen
 
 from .codec import from_plain, parse_toml
 from .core.origin import is_origin
-from .errors import DatabaseUnusable, FieldProblem, InvalidRequest
-from .paths import absolute
-from .trust import Distrusted, distrust, distrust_database, read_text
+from .errors import FieldProblem, InvalidRequest
+from .process.trust import Distrusted, read_text
 
 
 class LogLevel(StrEnum):
@@ -190,71 +188,3 @@ def _checked(data: dict[str, Any], place: str) -> dict[str, Any]:
 
 def _sentence(problems: tuple[FieldProblem, ...] | list[FieldProblem]) -> str:
     return "; ".join(f"{problem.path} {problem.message}" for problem in problems)
-
-
-@frozen
-class RuntimePaths:
-    """The files that belong to a database, in the directory `PATH.d` beside it."""
-
-    database: Path  #: with all symbolic links followed, so that one database has one owner
-    directory: Path
-    named: Path = field(eq=False)  #: the database as it was given, which may be a link
-
-    @classmethod
-    def of(cls, db_path: str | os.PathLike[str]) -> RuntimePaths:
-        named = absolute(db_path)
-        database = Path(os.path.realpath(named))
-        return cls(database, database.with_name(database.name + ".d"), named)
-
-    @property
-    def control_socket(self) -> Path:
-        return self.directory / "control.sock"
-
-    @property
-    def worker_socket(self) -> Path:
-        """Where the manager talks with the workers of its gateway."""
-        return self.directory / "workers.sock"
-
-    @property
-    def workers(self) -> Path:
-        """Their logs, and a file that each keeps locked while it lives."""
-        return self.directory / "workers"
-
-    @property
-    def lock(self) -> Path:
-        return self.directory / "lock"
-
-    @property
-    def starting_lock(self) -> Path:
-        return self.directory / "starting.lock"
-
-    @property
-    def daemon_log(self) -> Path:
-        return self.directory / "daemon.log"
-
-    @property
-    def logs(self) -> Path:
-        return self.directory / "logs"
-
-    def check(self) -> None:
-        """Raises `DatabaseUnusable` where it, or what stands beside it, can be another user's work."""
-        problem = distrust(self.named, of=self.database) or distrust_database(self.database)
-        if problem is not None:
-            raise DatabaseUnusable(problem)
-
-    def create(self) -> None:
-        """Makes the directory, for its owner only. Raises `DatabaseUnusable`."""
-        directory = self.directory
-        try:
-            directory.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            if not directory.parent.exists():
-                raise DatabaseUnusable(
-                    f"the directory {directory.parent} does not exist: "
-                    "make it, or name another file with --db-path"
-                ) from None
-            why = error.strerror if error.errno != errno.ENOENT else "no directory can be made there"
-            raise DatabaseUnusable(
-                f"{directory} cannot be made ({why}): name another file with --db-path"
-            ) from error
-        self.check()

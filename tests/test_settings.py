@@ -8,7 +8,8 @@ import pytest
 from attrs import fields
 
 from agentmgr.errors import DatabaseUnusable, InvalidRequest
-from agentmgr.settings import LogFormat, LogLevel, RuntimePaths, Settings, environment_name, load_settings
+from agentmgr.process.paths import RuntimePaths
+from agentmgr.settings import LogFormat, LogLevel, Settings, environment_name, load_settings
 
 
 @pytest.fixture

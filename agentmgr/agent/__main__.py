@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import trio
 
-from ..choices import OnDisconnect, Runtime, WhenBusy
 from ..errors import AgentManagerError
+from ..models.choices import OnDisconnect, Runtime, WhenBusy
 from .host import HostOptions, run
 from .limits import SessionLimits
 from .output import print_what_has_room

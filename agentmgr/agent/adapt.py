@@ -13,8 +13,8 @@ import trio
 from attrs import frozen
 
 from ..boundary import shown
-from ..choices import Runtime
 from ..errors import AgentLoadError
+from ..models.choices import Runtime
 from . import adapters, events
 from .events import as_event
 from .message import Message

@@ -18,7 +18,7 @@ import trio
 from ..core.origin import host_is_loopback, origin_allowed, origins
 from ..core.proof import PROOF_HEADER, SenderProofs, from_gateway
 from ..core.refusal import Refusal, RefusalCode
-from ..peer import peer_uid
+from ..process.peer import peer_uid
 
 Headers = list[tuple[bytes, bytes]]  #: names as they were sent
 

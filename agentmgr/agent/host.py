@@ -12,10 +12,10 @@ import trio
 from attrs import Factory, field, frozen
 
 from ..boundary import Failure, attempt, contain, name_of
-from ..choices import Runtime
 from ..core.loopback import is_loopback
 from ..errors import AgentManagerError, PortNotAvailable
-from ..listening import log_shortages_rarely
+from ..models.choices import Runtime
+from ..process.listening import log_shortages_rarely
 from ..visible import visible
 from .adapt import HostedAgent, adapt, needs, produce
 from .door import Door

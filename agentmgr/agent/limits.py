@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from ..choices import OnDisconnect, WhenBusy
+from ..models.choices import OnDisconnect, WhenBusy
 
 # Of a host.
 HOST_BYTES = 256 * 2**20

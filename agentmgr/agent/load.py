@@ -16,8 +16,8 @@ import outcome
 from attrs import frozen
 
 from ..boundary import Failure, attempt, traceback_of
-from ..choices import Runtime
 from ..errors import AgentFileNotFound, AgentLoadError
+from ..models.choices import Runtime
 from . import adapters
 from .imports import advice, authors_first, clashes
 

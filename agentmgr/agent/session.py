@@ -18,7 +18,7 @@ from attrs import Factory, define, evolve
 
 from .. import protocol
 from ..boundary import Failure, attempt, contain, name_of, report
-from ..choices import OnDisconnect, WhenBusy
+from ..models.choices import OnDisconnect, WhenBusy
 from ..protocol import EndReason, ErrorCode
 from . import history
 from .budget import Budget, Offer

@@ -76,7 +76,7 @@ async def serve_api(
     """
     from ..core.loopback import is_loopback
     from ..errors import InvalidRequest
-    from ..listening import open_listeners
+    from ..process.listening import open_listeners
     from .app import make_app
     from .auth import Access
     from .cross_site import CrossSiteGuard
@@ -120,7 +120,7 @@ async def serve_control(
 
     Where the socket's file is deleted, another one is made; whoever is connected stays so.
     """
-    from ..control_socket import control_listener, keep_bound
+    from ..process.control_socket import control_listener, keep_bound
     from .app import make_app
     from .metrics import Metrics
     from .operations import Server

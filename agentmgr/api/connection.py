@@ -24,7 +24,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-from ..peer import peer_uid
+from ..process.peer import peer_uid
 
 #: Of each request's `scope["state"]`: which user is at the other end, None where the kernel does not say.
 PEER_UID = "agentmgr.peer_uid"

@@ -6,7 +6,7 @@ In reading order:
     group            the commands by name, and what all have in common: `Cli`, its paths and settings
     reach, presence  which manager a command asks: the one that runs, one that it starts, or `offline`, the
                      database alone, for looking only
-    register, list … the commands, one file each
+    commands         the commands, one file each
     foreground       a command that is the manager: `daemon`, `run`, and `api` and `proxy` without another one
     attach, beside   `api` and `proxy` while another process is the manager
     background       starts a manager in the background and returns when it is ready

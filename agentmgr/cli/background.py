@@ -10,9 +10,9 @@ from pathlib import Path
 
 import trio
 
-from .. import detached
 from ..errors import ManagerError
-from ..ownership import turn_to_start
+from ..process import detached
+from ..process.ownership import turn_to_start
 from .group import Cli
 from .out import note
 from .presence import answers

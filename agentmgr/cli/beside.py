@@ -8,8 +8,8 @@ from secrets import token_hex
 import trio
 from attrs import evolve
 
-from ..listening import open_listeners
 from ..manager.worker_set import WorkerSet
+from ..process.listening import open_listeners
 from ..proxy.certificate import Certificate
 from ..settings import Settings
 from ..worker.pidfile import PidFile, locked

@@ -29,7 +29,7 @@ from ..core.secrets import HIDDEN, restored
 from ..errors import AgentManagerError, InvalidRequest
 from ..manager.factory_path import located
 from ..models import DesiredStatus, RoutingRule, Service, ServiceStatus
-from ..paths import absolute
+from ..process.paths import absolute
 from ..visible import toml_text
 
 

@@ -14,7 +14,7 @@ import asyncclick as click
 import trio
 
 from ..errors import AgentManagerError, InvalidRequest, leaves
-from ..paths import current_directory, reason
+from ..process.paths import current_directory, reason
 from .group import Cli, root
 from .out import complain, prepare, say, show_traceback
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import AgentManagerError
-from ..ownership import holder
-from ..settings import RuntimePaths
+from ..process.ownership import holder
+from ..process.paths import RuntimePaths
 from .group import Cli
 from .out import note
 from .reach import running

@@ -10,8 +10,8 @@ import trio
 from attrs import Factory, frozen
 
 from ..api import serve_control
-from ..descriptors import raise_limit
 from ..manager import AgentManager
+from ..process.descriptors import raise_limit
 from ..settings import Settings
 from .group import Cli
 from .out import note

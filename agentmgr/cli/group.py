@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncclick as click
 
 from .. import __version__
-from ..settings import RuntimePaths, Settings, load_settings
-from ..trust import trust
+from ..process.paths import RuntimePaths
+from ..process.trust import trust
+from ..settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from asyncclick.shell_completion import CompletionItem
@@ -113,7 +114,7 @@ class LazyGroup(_WithExample, click.Group):
                 near = " or ".join(here or get_close_matches(cmd_name, COMMANDS, n=2))
                 ctx.fail(f"No such command {cmd_name!r}." + (f" Did you mean {near}?" if near else ""))
             return None
-        command = import_module(f"agentmgr.cli.{cmd_name}").command
+        command = import_module(f"agentmgr.cli.commands.{cmd_name}").command
         assert isinstance(command, click.Command)
         return command
 

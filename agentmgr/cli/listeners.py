@@ -8,10 +8,10 @@ import trio
 
 from ..api import serve_api
 from ..errors import PortNotAvailable
-from ..listening import bind
 from ..manager import AgentManager
+from ..process.listening import bind
+from ..process.paths import RuntimePaths
 from ..proxy.certificate import Certificate
-from ..settings import RuntimePaths
 from ..worker.pidfile import living
 from .addresses import address
 from .out import say

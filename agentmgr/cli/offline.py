@@ -27,7 +27,7 @@ from ..models import (
     TokenPolicy,
     utc_now,
 )
-from ..settings import RuntimePaths
+from ..process.paths import RuntimePaths
 from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
 from ..supervisor import logs

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from ..control_socket import connect
 from ..errors import ManagerAlreadyRunning, ManagerError
-from ..ownership import coming_up, holder
-from ..settings import RuntimePaths
+from ..process.control_socket import connect
+from ..process.ownership import coming_up, holder
+from ..process.paths import RuntimePaths
 
 RETRY_S = 0.03
 _MOMENT_S = 3.0  #: a manager on its way up, or whose socket was deleted, answers in less

@@ -10,7 +10,7 @@ import asyncclick as click
 
 from ..errors import InvalidRequest
 from ..models import OnDisconnect, OnManagerDeath, RestartMode, Runtime, ServiceConfig, WhenBusy
-from ..paths import absolute, current_directory
+from ..process.paths import absolute, current_directory
 from .names import DIRECTORY, FILE, SERVICE
 from .out import note
 from .words import variables

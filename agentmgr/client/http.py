@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import h11
 import trio
 
-from ..control_socket import connect
 from ..errors import ManagerNotRunning
+from ..process.control_socket import connect
 
 T = TypeVar("T")
 

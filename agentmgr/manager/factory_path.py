@@ -9,7 +9,7 @@ from attrs import evolve
 
 from ..errors import AgentFileNotFound
 from ..models import ServiceConfig
-from ..paths import absolute
+from ..process.paths import absolute
 
 
 def settled(config: ServiceConfig) -> ServiceConfig:

@@ -12,8 +12,6 @@ from typing import Self
 import trio
 from attrs import evolve
 
-from ..companion import Companion
-from ..control_socket import control_listener, keep_bound
 from ..errors import AgentManagerError, ManagerNotRunning, WrongState
 from ..models import (
     DesiredStatus,
@@ -21,8 +19,11 @@ from ..models import (
     ServiceSpec,
     utc_now,
 )
-from ..ownership import ManagerLock
-from ..settings import RuntimePaths, Settings
+from ..process.companion import Companion
+from ..process.control_socket import control_listener, keep_bound
+from ..process.ownership import ManagerLock
+from ..process.paths import RuntimePaths
+from ..settings import Settings
 from ..storage.sqlite import check, open_store
 from ..storage.store import Snapshot, Store
 from ..supervisor import system

@@ -21,7 +21,6 @@ from ..core.histogram import Histogram
 from ..core.loopback import is_loopback
 from ..core.routing import ClientRequest, RoutingDecision
 from ..errors import AgentManagerError
-from ..listening import open_listeners
 from ..models import (
     Connection,
     Event,
@@ -33,7 +32,8 @@ from ..models import (
     Usage,
     utc_now,
 )
-from ..paths import absolute
+from ..process.listening import open_listeners
+from ..process.paths import absolute
 from ..proxy.certificate import Certificate
 from ..worker.spec import WorkerSpec
 from .figures import Figures

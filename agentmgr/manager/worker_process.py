@@ -11,10 +11,10 @@ from pathlib import Path
 import trio
 from attrs import evolve
 
-from .. import detached
 from ..codec import to_json
 from ..core.restart import Exit
-from ..paths import reason
+from ..process import detached
+from ..process.paths import reason
 from ..supervisor import logs
 from ..worker.spec import WorkerSpec
 

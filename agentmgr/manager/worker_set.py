@@ -19,9 +19,9 @@ from attrs import evolve
 
 from ..core.restart import Again, Cause, Ending, Exit, History, decide
 from ..errors import ManagerError, leaves
-from ..listening import bind
 from ..models import RestartMode, ServiceConfig
-from ..settings import RuntimePaths
+from ..process.listening import bind
+from ..process.paths import RuntimePaths
 from ..worker.pidfile import PidFile, living
 from ..worker.spec import WorkerSpec
 from .worker_manager import WorkerHandle, WorkerManager

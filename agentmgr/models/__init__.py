@@ -29,12 +29,12 @@ of the CLI loads it at its start. What only some commands need is loaded when it
 
 from typing import TYPE_CHECKING
 
-from ..choices import OnDisconnect as OnDisconnect
-from ..choices import Runtime as Runtime
-from ..choices import WhenBusy as WhenBusy
 from ..lazy import later
 from .checks import CheckKind as CheckKind
 from .checks import CheckMethod as CheckMethod
+from .choices import OnDisconnect as OnDisconnect
+from .choices import Runtime as Runtime
+from .choices import WhenBusy as WhenBusy
 from .fields import Check as Check
 from .fields import new_id as new_id
 from .fields import utc_now as utc_now

@@ -9,9 +9,9 @@ from typing import Any
 
 from attrs import Factory, evolve, field, frozen
 
-from ..choices import OnDisconnect, Runtime, WhenBusy
 from ..errors import InvalidRequest
 from .checks import HEALTH_KINDS, READY_KINDS, CheckKind, CheckMethod, check_method
+from .choices import OnDisconnect, Runtime, WhenBusy
 from .fields import (
     PORT,
     between,

@@ -15,7 +15,7 @@ from secrets import token_hex
 
 from ..core.proof import HEALTH_PATH, proof
 from ..core.routing import Backend, RoutingTable
-from ..peer import listener_uid
+from ..process.peer import listener_uid
 from .head import BadResponse, parse_response
 from .wire import Wire
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import DatabaseDamaged, DatabaseTooNew, DatabaseUnusable, StorageError
-from ..trust import distrust_database
+from ..process.trust import distrust_database
 
 T = TypeVar("T")
 

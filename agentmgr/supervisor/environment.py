@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core.restart import Cause
 from ..models import ServiceConfig
-from ..trust import Distrusted, read_text
+from ..process.trust import Distrusted, read_text
 from .launcher import CannotLaunch
 
 # Variables for the manager itself: of its service manager, to which a child would answer in the manager's

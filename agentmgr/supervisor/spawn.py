@@ -14,9 +14,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from .. import paths
 from ..core.restart import Cause
-from ..descriptors import give_back
+from ..process import paths
+from ..process.descriptors import give_back
 from . import logs
 from .cgroup import ControlGroup
 from .descendants import ProcessScan

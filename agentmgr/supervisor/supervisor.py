@@ -13,7 +13,6 @@ from typing import Literal, Self
 
 import trio
 
-from ..companion import Companion
 from ..errors import AgentManagerError, ServiceGivenUp, WrongState
 from ..models import (
     DesiredStatus,
@@ -24,6 +23,7 @@ from ..models import (
     Usage,
     new_id,
 )
+from ..process.companion import Companion
 from . import logs, system
 from .adoption import Recorded, take_over
 from .in_process import InProcessService, NoProcesses

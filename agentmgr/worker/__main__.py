@@ -10,12 +10,12 @@ from contextlib import suppress
 import trio
 
 from ..codec import from_json
-from ..descriptors import raise_limit
 from ..errors import AgentManagerError
-from ..listening import open_listeners
 from ..logging_setup import configure_logging, logging_to
+from ..process.descriptors import raise_limit
+from ..process.listening import open_listeners
+from ..process.paths import RuntimePaths
 from ..proxy import Certificate
-from ..settings import RuntimePaths
 from .pidfile import PidFile, locked
 from .spec import WorkerSpec
 from .worker import Worker

@@ -12,7 +12,7 @@ from attrs import frozen
 
 from ..codec import from_json, to_json
 from ..errors import InvalidRequest
-from ..settings import RuntimePaths
+from ..process.paths import RuntimePaths
 
 
 @frozen

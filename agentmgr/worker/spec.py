@@ -9,8 +9,9 @@ from typing import Any
 from attrs import frozen
 
 from ..codec import to_json, to_plain
+from ..process.paths import RuntimePaths
 from ..proxy import Gateway
-from ..settings import RuntimePaths, Settings
+from ..settings import Settings
 from . import protocol
 
 # Settings that do not affect how a worker serves its clients.

@@ -16,13 +16,13 @@ from itertools import count
 
 import trio
 
-from ..control_socket import connect
 from ..core.affinity import Affinity
 from ..core.shared_seats import Grant, SharedSeats
 from ..errors import ConnectionNotFound, InvalidRequest
 from ..models import Connection, ConnectionEnd
+from ..process.control_socket import connect
+from ..process.paths import RuntimePaths
 from ..proxy import Certificate, GatewayLimits, Identity
-from ..settings import RuntimePaths
 from . import protocol
 from .access import WorkerAccess
 from .link import Link

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from agentmgr import AgentManager, control_socket
+from agentmgr import AgentManager
 from agentmgr.api import serve_control
 from agentmgr.client import ManagerClient
 from agentmgr.models import RoutingRule
-from agentmgr.settings import RuntimePaths
+from agentmgr.process import control_socket
+from agentmgr.process.paths import RuntimePaths
 
 
 class Said(logging.Handler):

@@ -17,8 +17,8 @@ import trio.testing
 
 from agentmgr.api.connection import HttpConnection
 from agentmgr.api.server import ServerLimits, serve
-from agentmgr.control_socket import control_listener
-from agentmgr.listening import open_listeners
+from agentmgr.process.control_socket import control_listener
+from agentmgr.process.listening import open_listeners
 
 BIG = 32 * 2**20
 

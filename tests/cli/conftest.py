@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from agentmgr.cli.entry import run
-from agentmgr.settings import RuntimePaths
+from agentmgr.process.paths import RuntimePaths
 from tests.processes import end_all_in, reap
 
 ECHO = """

@@ -12,7 +12,7 @@ import pytest
 
 from agentmgr.errors import InvalidRequest
 from agentmgr.manager.factory_path import same
-from agentmgr.paths import absolute, current_directory, reason
+from agentmgr.process.paths import absolute, current_directory, reason
 
 AGENT = "async def agent(message):\n    return 'release {}'\n"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentmgr.ownership import coming_up
+from agentmgr.process.ownership import coming_up
 
 
 def pid(shell: Any) -> int:

@@ -13,9 +13,9 @@ import attrs
 import pytest
 
 from agentmgr import __version__
-from agentmgr.cli.change import command as change
+from agentmgr.cli.commands.change import command as change
+from agentmgr.cli.commands.register import command as register
 from agentmgr.cli.group import _ELSEWHERE, COMMANDS, Command, Group, LazyGroup, root
-from agentmgr.cli.register import command as register
 from agentmgr.models import ServiceConfig
 
 
@@ -215,7 +215,7 @@ def test_help_needs_no_command_to_be_imported(here: Any) -> None:
 @pytest.mark.parametrize("module", ["list", "status", "start", "stop", "shutdown", "info"])
 def test_a_command_that_only_asks_imports_no_server(module: str) -> None:
     code = (
-        f"import sys; import agentmgr.cli.entry, agentmgr.cli.{module}, agentmgr.client.api\n"
+        f"import sys; import agentmgr.cli.entry, agentmgr.cli.commands.{module}, agentmgr.client.api\n"
         "print(*{'quart', 'hypercorn', 'structlog', 'httpx2', 'rich', 'sqlite3'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -78,7 +78,7 @@ def test_a_path_that_no_request_has_is_refused(here: Any) -> None:
 def test_chat_without_a_manager_says_how_the_service_is_started(
     here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentmgr.cli.chat.DEFAULT_GATEWAY", "ws://localhost:1")
+    monkeypatch.setattr("agentmgr.cli.commands.chat.DEFAULT_GATEWAY", "ws://localhost:1")
     here.ok("register", "echo", "my_agent.py")
     assert "`agentmgr start echo` starts one, and the service" in here.fails("chat", "echo", "--once", "hi")
     assert "`agentmgr run FILE`" in here.fails("chat", "nope", "--once", "hi")

@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, serve_websocket
 
-from agentmgr.cli.chat import Talk, address
+from agentmgr.cli.commands.chat import Talk, address
 from agentmgr.cli.screen import Screen
 from agentmgr.client import open_session
 from agentmgr.errors import InvalidRequest, NotAnAgent
@@ -195,8 +195,8 @@ async def test_an_agent_that_does_not_come_back_is_said_to_be_unreachable(monkey
         screen = Screen(raw=False, quiet=False)
         await Talk(open_session, screen, yes=False).through(locate, None, never())
 
-    monkeypatch.setattr("agentmgr.cli.chat.note", note)
-    monkeypatch.setattr("agentmgr.cli.chat.RECONNECT_FOR_S", 0.1)
+    monkeypatch.setattr("agentmgr.cli.commands.chat.note", note)
+    monkeypatch.setattr("agentmgr.cli.commands.chat.RECONNECT_FOR_S", 0.1)
     reading, writing = os.pipe()
     with trio.fail_after(60), open(reading) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)

@@ -15,7 +15,7 @@ from typing import Any
 
 import trio
 
-from agentmgr.settings import RuntimePaths
+from agentmgr.process.paths import RuntimePaths
 from agentmgr.supervisor import procfs
 from agentmgr.supervisor.instance_tokens import InstanceTokens
 from tests.proxy.conftest import connected

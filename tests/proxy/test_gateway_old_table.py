@@ -15,7 +15,7 @@ import trio
 from agentmgr.agent.door import Door
 from agentmgr.core.proof import HEALTH_PATH, proof
 from agentmgr.core.routing import Backend, RoutingTable
-from agentmgr.peer import listener_uid
+from agentmgr.process.peer import listener_uid
 from agentmgr.testing.agents import bare_client, hosted
 
 from .conftest import Lab

@@ -19,7 +19,7 @@ from trio_websocket import WebSocketConnection
 
 from agentmgr import AgentManager, ServiceConfig
 from agentmgr.manager.worker_manager import WorkerHandle
-from agentmgr.settings import RuntimePaths
+from agentmgr.process.paths import RuntimePaths
 from agentmgr.worker.pidfile import living
 from tests.cli.conftest import here, shell  # noqa: F401  (fixtures)
 from tests.proxy.conftest import connected, upgrade

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from agentmgr.settings import RuntimePaths
+from agentmgr.process.paths import RuntimePaths
 from agentmgr.worker.pidfile import living
 
 WORKER = """
 import os, sys
-from agentmgr.settings import RuntimePaths
+from agentmgr.process.paths import RuntimePaths
 from agentmgr.worker.pidfile import PidFile, locked
 
 with locked(RuntimePaths.of(sys.argv[1]), PidFile("wrk_1", os.getpid(), guest=False)):

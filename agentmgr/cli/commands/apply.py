@@ -1,0 +1,181 @@
+"""`agentmgr apply`"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncclick as click
+import trio
+from attrs import evolve
+
+from ...codec import to_plain
+from ...core.dependencies import stop_order
+from ...errors import ServiceFailed
+from ...models import Service, ServiceConfig, ServiceStatus
+from ..declaration import Declaration, DeclaredService, Step, difference, given_up, read
+from ..environment import mention_stale
+from ..group import Cli, subcommand
+from ..names import FILE
+from ..out import complain, say
+from ..presence import answers_at_once
+from ..reach import for_reading, for_running, for_writing
+from ..render import counted
+from ..service_options import HARMLESS
+from ..watch import progress
+
+if TYPE_CHECKING:
+    from ...client.api import ManagerClient
+    from ...manager import AgentManager
+
+
+@subcommand("apply", example="agentmgr apply services.toml --dry-run")
+@click.argument("file", type=FILE)
+@click.option("--dry-run", is_flag=True, help="Only show the difference.")
+@click.option("--prune", is_flag=True, help="Remove services and rules that the file does not name.")
+@click.option("--no-restart", is_flag=True, help="Leave running services as they are until they restart.")
+@click.option("--retry", is_flag=True, help="Start services again that were given up.")
+async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: bool, retry: bool) -> int:
+    """Create, change and start services and routing rules as a TOML file declares them.
+
+    The file has tables [services.NAME] and [rules.NAME] with the fields of the REST API; `running = false` in
+    a service keeps it stopped. `agentmgr export` writes such a file. Exit code 1 when a service does not
+    start, or was given up before.
+    """
+    wanted = read(Path(file))
+    async with for_reading(cli) as seen:
+        rules, environments = await seen.list_routing_rules(), await seen.get_environments()
+        services = [
+            evolve(service, config=evolve(service.config, env=environments.get(service.name, {})))
+            for service in await seen.list_services()
+        ]
+        managed = await answers_at_once(cli.paths)
+    steps = difference(wanted, services, rules, prune=prune, retry=retry, managed=managed)
+    for step in steps:
+        _print(step)
+    dead = _given_up(wanted, services, steps, restarting=not no_restart)
+    for service in dead:
+        what = service.name if service.status is ServiceStatus.ERROR else f"an instance of {service.name}"
+        complain(
+            f"{what} was given up ({service.error_message or 'no reason given'}); "
+            f"`agentmgr start {service.name}` or `agentmgr apply --retry` tries again"
+        )
+    if not steps and not dead:
+        say("nothing to do")
+    if dry_run or not steps:
+        return int(bool(dead))
+    starts = any(step.action == "start" for step in steps)
+    reach = for_running(cli) if starts else for_writing(cli, adopting=True)
+    versions = {service.name: service.version for service in services}
+    running = {service.name for service in services if service.desired_status == "running"}
+    failed = 0
+    async with reach as manager, progress(cli):
+
+        async def attempt(step: Step) -> None:
+            nonlocal failed
+            restart = step.name in running and not no_restart and bool(step.changes.keys() - HARMLESS)
+            try:
+                await _carry_out(manager, step, wanted, restart=restart, version=versions.get(step.name))
+            except ServiceFailed as error:  # the other steps still run
+                failed += 1
+                complain(error.message)
+
+        for wave in _waves(steps, wanted):
+            async with trio.open_nursery() as nursery:
+                for step in wave:
+                    nursery.start_soon(attempt, step)
+        await mention_stale(cli, [step.name for step in steps if step.action == "start"])
+    say(f"done: {counted(len(steps) - failed, 'change')}")
+    return int(failed > 0 or bool(dead))
+
+
+def _given_up(
+    wanted: Declaration, services: Sequence[Service], steps: Sequence[Step], *, restarting: bool
+) -> list[Service]:
+    """The services that should run, were given up, and are not started again by one of the steps."""
+    begun = {
+        step.name
+        for step in steps
+        if step.action == "start" or (restarting and step.changes.keys() - HARMLESS)
+    }
+    return [
+        service
+        for service in services
+        if service.name in wanted.services
+        and wanted.services[service.name].running
+        and service.name not in begun
+        and given_up(service)
+    ]
+
+
+def _waves(steps: Sequence[Step], wanted: Declaration) -> list[list[Step]]:
+    """The steps in groups that may run concurrently: services start last, and after their dependencies."""
+    starts = {step.name: step for step in steps if step.action == "start"}
+    needs = {name: wanted.services[name].config.after for name in starts}
+    return [
+        *([step] for step in steps if step.action != "start"),
+        *([starts[name] for name in wave] for wave in reversed(stop_order(needs))),
+    ]
+
+
+def _print(step: Step) -> None:
+    say(f"{step.action} {step.kind} {step.name}")
+    for name, (now, value) in step.changes.items():
+        if step.action == "create":
+            say(f"    {name}: {_shown(value)}")
+        else:
+            say(f"    {name}: {_shown(now)} -> {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):  # of an environment, the names will do
+        return "{" + ", ".join(value) + "}"
+    return value if isinstance(value, str) else json.dumps(to_plain(value), ensure_ascii=False)
+
+
+async def _carry_out(
+    manager: ManagerClient | AgentManager,
+    step: Step,
+    wanted: Declaration,
+    *,
+    restart: bool,
+    version: int | None,
+) -> None:
+    name = step.name
+    if step.kind == "rule":
+        rule = wanted.rules.get(name)
+        if step.action == "remove" or rule is None:
+            await manager.delete_routing_rule(name)
+        elif step.action == "create":
+            await manager.create_routing_rule(rule.rule)
+        else:
+            await manager.update_routing_rule(name, {field: getattr(rule, field) for field in step.changes})
+        return
+    if step.action == "create":
+        await _register(manager, wanted.services[name])
+    elif step.action == "change":
+        service = wanted.services[name]
+        changes = {field: getattr(service, field) for field in step.changes}
+        changed = await manager.update_service(name, changes)
+        if restart and changed.version != version:
+            await manager.restart_service(name)
+    elif step.action == "remove":
+        await manager.unregister_service(name)
+    elif step.action == "start":
+        await manager.start_service(name)
+    else:
+        await manager.stop_service(name)
+
+
+async def _register(manager: ManagerClient | AgentManager, service: DeclaredService) -> None:
+    config: ServiceConfig = service.config
+    await manager.register_service(
+        service.name,
+        config=config,
+        description=service.description,
+        tags=service.tags,
+        host=service.host,
+        port=service.port,
+    )

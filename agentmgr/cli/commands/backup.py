@@ -1,0 +1,33 @@
+"""`agentmgr backup`"""
+
+from __future__ import annotations
+
+import os
+
+import asyncclick as click
+
+from ...errors import DatabaseUnusable
+from ...process.paths import absolute
+from ..group import Cli, subcommand
+from ..names import FILE
+from ..out import say
+from ..presence import answers
+from ..reach import running
+
+
+@subcommand("backup", example="agentmgr backup agents-monday.db")
+@click.argument("file", type=FILE)
+async def command(cli: Cli, file: str) -> None:
+    """Copy the database, as it is at one moment, to a new file; services and clients notice nothing."""
+    destination = absolute(file)
+    if await answers(cli.paths):
+        async with running(cli) as manager:
+            await manager.backup(str(destination))
+    else:
+        from ...storage import open_store
+
+        if not os.path.exists(cli.paths.database):  # noqa: ASYNC240  # one look, before any work begins
+            raise DatabaseUnusable(f"there is no database at {cli.paths.database} to copy")
+        async with open_store(cli.paths.database, read_only=True) as store:
+            await store.backup(destination)
+    say(f"copied {cli.paths.database} to {destination}")

@@ -1,0 +1,361 @@
+"""`agentmgr chat`: a terminal client for any agent."""
+
+from __future__ import annotations
+
+import re
+import signal
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+
+import asyncclick as click
+import trio
+
+from ... import protocol
+from ...client.events import AgentEvent, failure_message
+from ...client.session import AgentSession, open_session
+from ...core.consent import AGAIN, yes_or_no
+from ...core.refusal import RefusalCode
+from ...errors import (
+    AgentManagerError,
+    AgentUnreachable,
+    InvalidRequest,
+    NoServiceAvailable,
+    NotAnAgent,
+    SessionLost,
+    TurnFailed,
+)
+from ..addresses import url
+from ..group import Cli, subcommand
+from ..names import FILE, SERVICE
+from ..out import note, say
+from ..presence import answers_at_once
+from ..reach import running
+from ..render import what_helps
+from ..screen import Screen, text_of
+from ..terminal import InputLines
+
+Interrupts = AsyncIterator[int]
+
+DEFAULT_GATEWAY = "ws://localhost:9090"
+RECONNECT_FOR_S = 10.0  #: then a new session is begun, where the agent is by then
+
+
+@subcommand(
+    "chat",
+    example='agentmgr chat\nagentmgr chat my-echo-agent --once "hello"\nagentmgr chat ws://localhost:8081',
+)
+@click.argument("target", required=False, type=SERVICE)
+@click.option(
+    "--gateway",
+    envvar="AGENTMGR_GATEWAY",
+    metavar="URL",
+    help=f"The gateway for names of services.  [default: the manager's, or {DEFAULT_GATEWAY}]",
+)
+@click.option("--token", envvar="AGENTMGR_TOKEN", help="Sent as `Authorization: Bearer`.")
+@click.option("--header", "-H", "headers", multiple=True, metavar="NAME: VALUE", help="One more header.")
+@click.option(
+    "--cafile", type=FILE, metavar="FILE", help="An authority to trust besides the system's, in PEM."
+)
+@click.option("--insecure", is_flag=True, help="Trust any certificate: for experiments on this machine.")
+@click.option("--session", "session_id", help="Take up this session instead of beginning one.")
+@click.option("--once", metavar="TEXT", help="Send one message, print the final answer, and exit.")
+@click.option("--yes", is_flag=True, help="Answer every question of the agent with yes.")
+@click.option("--raw", is_flag=True, help="Show the events as they come, one JSON object a line.")
+async def command(
+    cli: Cli,
+    target: str | None,
+    gateway: str | None,
+    token: str | None,
+    headers: tuple[str, ...],
+    cafile: str | None,
+    insecure: bool,
+    session_id: str | None,
+    once: str | None,
+    yes: bool,
+    raw: bool,
+) -> None:
+    """Talk to an agent: TARGET is a ws:// URL or the name of a service; without it, the gateway decides.
+
+    A WebSocket server that is no agent is sent plain text, after a first message that asks what it is.
+
+    Ctrl-C stops the answer that is being given; at the prompt it leaves, like Ctrl-D. A line that ends in a
+    backslash goes on in the next. With --once the exit code is 1 when there was no answer.
+    """
+    sent = dict(_header(text) for text in headers)
+    if token:
+        sent["Authorization"] = f"Bearer {token}"
+    managed = gateway is None and "://" not in (target or "") and await answers_at_once(cli.paths)
+
+    async def locate() -> str:
+        if managed:
+            return await _managed_address(cli, target)
+        return address(target, gateway or DEFAULT_GATEWAY)
+
+    begin = partial(open_session, headers=sent, ssl_context=_trusting(cafile, insecure=insecure))
+    talk = Talk(begin, Screen(raw=raw, quiet=once is not None), yes=yes)
+    with trio.open_signal_receiver(signal.SIGINT) as interrupts:
+        try:
+            if once is None:
+                await talk.through(locate, session_id, interrupts)
+            else:
+                async with begin(await locate(), session_id=session_id) as session:
+                    await talk.once(session, once, interrupts)
+        except NotAnAgent:
+            from .. import plain_chat
+
+            trust = _trusting(cafile, insecure=insecure)
+            await plain_chat.talk(await locate(), sent, trust, once, interrupts)
+        except SessionLost as error:
+            raise SessionLost(f"{error.message}; run the command again to begin a new one") from None
+        except AgentUnreachable as error:
+            if error.refusal == RefusalCode.UNAUTHORIZED and "authorization" not in map(str.lower, sent):
+                hint = "give one with --token or AGENTMGR_TOKEN; `agentmgr tokens create` makes it"
+            elif managed or "://" in (target or "") or gateway is not None:
+                raise
+            elif target is not None and await _is_registered(cli, target):
+                hint = f"no manager is running; `agentmgr start {target}` starts one, and the service"
+            else:
+                hint = "`agentmgr run FILE` runs an agent with a gateway, `agentmgr proxy` opens one"
+            raise AgentUnreachable(f"{error.message}; {hint}", refusal=error.refusal) from None
+
+
+async def _is_registered(cli: Cli, name: str) -> bool:
+    from ..offline import offline
+
+    try:
+        async with offline(cli.paths) as manager:
+            await manager.get_service(name)
+    except AgentManagerError:
+        return False
+    return True
+
+
+def address(target: str | None, gateway: str = DEFAULT_GATEWAY) -> str:
+    """The URL for what a user named: nothing, a URL, or a service. Raises `InvalidRequest`."""
+    if target is None:
+        return gateway
+    if "://" in target:
+        return target
+    if not re.fullmatch(r"[\w.-]+", target):
+        raise InvalidRequest(f"{target!r} is not the name of a service; write an address as ws://{target}")
+    return f"{gateway.rstrip('/')}/services/{target}"
+
+
+async def _managed_address(cli: Cli, target: str | None) -> str:
+    """Where the manager that runs has its gateway; without one, where the service itself answers.
+
+    Raises `ServiceNotFound` and `NoServiceAvailable`.
+    """
+    if target is not None:
+        address(target)  # refuses what cannot be a name
+    async with running(cli) as manager:
+        service = None if target is None else await manager.get_service(target)
+        listeners = (await manager.get_info())["listeners"]
+    for listener in listeners:
+        if listener["kind"] == "proxy":
+            return address(target, url(**listener))
+    if service is None:
+        raise NoServiceAvailable(
+            "the manager has no gateway open: `agentmgr proxy` opens one, and `agentmgr chat NAME` needs none"
+        )
+    if service.endpoint is None:
+        raise NoServiceAvailable(what_helps(service))
+    return service.endpoint
+
+
+def _trusting(cafile: str | None, *, insecure: bool) -> ssl.SSLContext | None:
+    """None: as the system does. Raises `InvalidRequest` for a file without certificates."""
+    if cafile is None and not insecure:
+        return None
+    context = ssl.create_default_context()
+    if cafile is not None:
+        try:
+            context.load_verify_locations(cafile)
+        except OSError as error:  # ssl.SSLError is one
+            raise InvalidRequest(f"--cafile {cafile} cannot be used: {error.strerror or error}") from None
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise InvalidRequest(f"a header is written as NAME: VALUE, not {text!r}")
+    return name.strip(), value.strip()
+
+
+class Talk:
+    """One person's conversation with an agent, over one session or, after losses, several."""
+
+    def __init__(
+        self, begin: Callable[..., AbstractAsyncContextManager[AgentSession]], screen: Screen, *, yes: bool
+    ) -> None:
+        self._begin = begin
+        self._screen = screen
+        self._yes = yes
+        self._lines = InputLines()
+        self._question = trio.CancelScope()
+        self._pending: str | None = None  #: sent, and not heard of yet
+
+    async def once(self, session: AgentSession, text: str, interrupts: Interrupts) -> None:
+        """Prints the final answer to one message. Raises `TurnFailed`."""
+        last = await self._turn(session, text, interrupts)
+        if last.event != protocol.FINAL_ANSWER:
+            raise TurnFailed(failure_message(last))
+        self._screen.answer(last.content)
+
+    async def through(
+        self,
+        locate: Callable[[], Awaitable[str]],
+        session_id: str | None,
+        interrupts: Interrupts,
+    ) -> None:
+        """Message after message, until the input ends or Ctrl-C comes at the prompt.
+
+        When the agent is restarted a new session begins. What the old one may not have taken is sent again,
+        once: it could be what brought the agent down.
+        """
+        text: str | None = None
+        again = False
+        while True:
+            established = False
+            where = await locate()  # each time: without a gateway, a restarted agent answers elsewhere
+            try:
+                async with self._begin(
+                    where,
+                    session_id=session_id,
+                    reconnect_for_s=RECONNECT_FOR_S,
+                    on_disconnect=self._cut_off,
+                ) as session:
+                    established = True
+                    if self._lines.interactive:
+                        note(f"connected to {where}")
+                    if text is None:
+                        text = await self._message(session, interrupts)
+                    while text is not None:
+                        await self._turn(session, text, interrupts)
+                        again = False
+                        text = await self._message(session, interrupts)
+                return
+            except (SessionLost, AgentUnreachable) as error:
+                if not established:
+                    raise
+                happened = error.message
+            session_id = None
+            text, self._pending = self._pending, None
+            if text is not None and not again:
+                note(f"{happened}; your line goes to a new session")
+                again = True
+                continue
+            # Not before there is something to say: the agent may have ended it because no line came.
+            note(f"{happened}; your next line begins a new session")
+            again = False
+            if (text := await self._message(None, interrupts)) is None:
+                return
+
+    def _cut_off(self) -> None:
+        if self._lines.interactive:
+            say("\nthe connection is lost; trying to make it again", lines=True, error=True)
+
+    async def _message(self, session: AgentSession | None, interrupts: Interrupts) -> str | None:
+        """What the person says next; None when that is nothing more."""
+        while (text := await self._read("you> ", session, interrupts)) is not None:
+            while text.endswith("\\"):
+                more = await self._read("...> ", session, interrupts)
+                text = f"{text[:-1]}\n{more or ''}"
+            if text.strip():
+                break
+        return text
+
+    async def _turn(self, session: AgentSession, text: str, interrupts: Interrupts) -> AgentEvent:
+        self._pending = text
+        turn = await session.send(text)
+        last = AgentEvent("")
+
+        async def stop() -> None:
+            self._question.cancel()
+            await turn.cancel()
+
+        async with _on_interrupt(interrupts, stop):
+            async for last in turn:
+                if last.event != protocol.NOTICE:
+                    self._pending = None
+                self._screen.show(last)
+                if last.event == protocol.USER_CONFIRM:
+                    with trio.CancelScope() as self._question:
+                        await session.respond(last, await self._decide(last))
+                    if self._question.cancelled_caught:
+                        say(flush=True)  # the question's line ends here
+        return last
+
+    async def _decide(self, question: AgentEvent) -> bool:
+        if self._yes:
+            return True
+        content = question.content if isinstance(question.content, Mapping) else {}
+        what = content.get("message") or f"{content.get('tool')} {text_of(content.get('args', ''))}"
+        prompt = f"{what} [y/N] "
+        while (answer := await self._lines.read(prompt)) is not None and answer.strip():
+            if (approved := yes_or_no(answer)) is not None:
+                return approved
+            prompt = f"{AGAIN} [y/N] "
+        return False  # an empty line, or the end of the input
+
+    async def _read(self, prompt: str, session: AgentSession | None, interrupts: Interrupts) -> str | None:
+        """One line; None at the end of the input and at Ctrl-C.
+
+        What the agent says meanwhile is shown at once. Raises what `AgentSession.receive` raises.
+        """
+
+        async def listen() -> None:
+            while session is not None:
+                self._screen.show(await session.receive())
+
+        line: str | None = None
+        with trio.CancelScope() as scope:
+            async with _on_interrupt(interrupts, partial(_cancel, scope)), _meanwhile(listen):
+                line = await self._lines.read(prompt)
+        return line
+
+
+@asynccontextmanager
+async def _on_interrupt(interrupts: Interrupts, do: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Inside the block, Ctrl-C does this."""
+
+    async def listen() -> None:
+        async for _ in interrupts:
+            await do()
+
+    async with _meanwhile(listen):
+        yield
+
+
+@asynccontextmanager
+async def _meanwhile(task: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Runs a task for as long as the block; our errors, of either, leave as they are and not as a group."""
+    failure: AgentManagerError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            nonlocal failure
+            try:
+                await task()
+            except AgentManagerError as error:
+                failure = error
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(run)
+        try:
+            yield
+        except AgentManagerError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _cancel(scope: trio.CancelScope) -> None:
+    scope.cancel()

@@ -1,0 +1,122 @@
+"""`agentmgr daemon`"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import asyncclick as click
+import trio
+
+from ...errors import AgentManagerError, leaves
+from ...logging_setup import configure_logging
+from ...process.ownership import turn_to_start
+from ...proxy.certificate import Certificate
+from ...settings import Settings
+from ...storage.sqlite import check
+from ..foreground import managing, run_until_stopped, stop_signals
+from ..group import Cli, subcommand
+from ..listeners import check_ports, open_api, open_gateway
+from ..manager_options import manager_options
+from ..notify import Notifier
+from ..out import say
+from ..presence import answers
+from ..reach import running
+from .shutdown import end
+
+
+@subcommand("daemon", example="agentmgr daemon --interval 10 --api-port 8080 --proxy-port 9090")
+@click.option("--interval", type=float, metavar="SECONDS", help="Between health checks.  [default: 10]")
+@click.option("--host", default="localhost", show_default=True, help="Where API and gateway listen.")
+@click.option(
+    "--api-port", type=click.IntRange(0, 65535), help="Also open the REST API here; 0: a free port."
+)
+@click.option(
+    "--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here; 0: a free port."
+)
+@manager_options
+@click.option("--leave-running", is_flag=True, help="At the end, leave the instances for the next manager.")
+@click.option("--ready-fd", type=int, hidden=True, help="Gets a line when the manager is ready.")
+async def command(
+    cli: Cli,
+    interval: float | None,
+    host: str,
+    api_port: int | None,
+    proxy_port: int | None,
+    flags: dict[str, Any],
+    tls: Certificate | None,
+    leave_running: bool,
+    ready_fd: int | None,
+) -> None:
+    """Run the manager in the foreground, until Ctrl-C or `agentmgr shutdown`.
+
+    It replaces a manager that a command started in the background; the services keep running. At the end it
+    drains the sessions, then stops the services; a second Ctrl-C or SIGTERM cuts sessions short, a third
+    kills the services that still run.
+    """
+    settings = cli.settings(health_check_interval=interval, **flags)
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        await check_ports(cli.paths, host, gateway=proxy_port, workers=settings.proxy_workers, api=api_port)
+        with ExitStack() as turn:
+            if ready_fd is None:  # else the command that started this has the turn
+                if not cli.paths.directory.exists():  # nothing is put beside a file that is not ours to use
+                    await check(cli.paths.database)
+                turn.enter_context(await turn_to_start(cli.paths))
+                await _relieve_background_manager(cli)
+            await _run(cli, settings, host, api_port, proxy_port, tls, leave_running, ready_fd, turn)
+    except* AgentManagerError as group:
+        _tell(ready_fd, next(leaves(group)).message)
+        raise
+
+
+async def _run(
+    cli: Cli,
+    settings: Settings,
+    host: str,
+    api_port: int | None,
+    proxy_port: int | None,
+    tls: Certificate | None,
+    leave_running: bool,
+    ready_fd: int | None,
+    turn: ExitStack,
+) -> None:
+    notifier = Notifier()
+    background = ready_fd is not None
+    async with (
+        stop_signals() as signals,
+        managing(cli, settings, signals, in_background=background) as (manager, listeners),
+        trio.open_nursery() as nursery,
+    ):
+        say(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
+        if proxy_port is not None:
+            await open_gateway(listeners, manager, host, proxy_port, tls)
+        if api_port is not None:
+            await open_api(listeners, manager, host, api_port, tls)
+        turn.close()
+        _tell(ready_fd, "ready")
+        notifier.tell("READY=1")
+        nursery.start_soon(notifier.keep_alive)
+        await run_until_stopped(manager, signals)
+        notifier.tell("STOPPING=1")
+        if signals.first.is_set():  # else `agentmgr shutdown` said what becomes of the instances
+            manager.request_shutdown(leave_running=leave_running)
+        nursery.cancel_scope.cancel()
+
+
+async def _relieve_background_manager(cli: Cli) -> None:
+    if await answers(cli.paths):
+        async with running(cli) as client:
+            if (await client.get_info())["background"]:
+                pid = await end(client, leave_running=True)
+                say(f"took over from the manager in the background, pid {pid}", flush=True)
+
+
+def _tell(fd: int | None, line: str) -> None:
+    """Writes a line to the process that started this in the background, once, and closes the pipe."""
+    if fd is not None:
+        with suppress(OSError):  # the line was written already, or the reader is gone
+            os.set_inheritable(fd, False)
+            os.write(fd, line.encode() + b"\n")
+            os.close(fd)

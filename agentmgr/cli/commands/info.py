@@ -1,0 +1,64 @@
+"""`agentmgr info`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ... import __version__
+from ...models import TokenPolicy
+from ..addresses import url
+from ..group import Cli, format_option, subcommand
+from ..out import say_json
+from ..presence import answers
+from ..reach import running
+from ..render import duration, print_fields
+
+_LISTENERS = {"proxy": "gateway", "api": "API"}
+
+
+@subcommand("info", example="agentmgr info")
+@format_option
+async def command(cli: Cli, output: str) -> None:
+    """Show the running manager, and where the files of this database are."""
+    paths = cli.paths
+    files = {
+        "database": str(paths.database),
+        "control_socket": str(paths.control_socket),
+        "daemon_log": str(paths.daemon_log),
+        "logs": str(paths.logs),
+    }
+    manager = None
+    if await answers(paths):
+        async with running(cli) as client:
+            manager = await client.get_info()
+    if output == "json":
+        say_json({"version": __version__, "manager": manager, "files": files})
+        return
+    print_fields(
+        [
+            *_of_the_manager(manager),
+            *((name.replace("_", " "), value) for name, value in files.items()),
+        ]
+    )
+
+
+def _of_the_manager(manager: dict[str, Any] | None) -> list[tuple[str, object]]:
+    if manager is None:
+        return [("manager", "not running")]
+    return [
+        ("manager", f"running, pid {manager['pid']}, version {manager['version']}"),
+        ("up", duration(manager["uptime_s"])),
+        *((_LISTENERS[listener["kind"]], _where(listener)) for listener in manager["listeners"]),
+        ("tokens", _tokens(manager.get("tokens_required"))),
+        ("connections", f"at most {manager['limits']['connections']} through the gateway"),
+        ("degraded", manager.get("degraded")),
+    ]
+
+
+def _tokens(required: dict[str, bool] | None) -> str | None:
+    return None if required is None else str(TokenPolicy(**required))  # None: of an older version
+
+
+def _where(listener: dict[str, Any]) -> str:
+    workers = listener.get("workers")
+    return url(**listener) + (f" ({workers} worker{'s' * (workers != 1)})" if workers else "")

@@ -1,0 +1,68 @@
+"""`agentmgr list`"""
+
+from __future__ import annotations
+
+import asyncclick as click
+
+from ...models import Service, ServiceStatus
+from ..group import Cli, format_option, subcommand
+from ..out import say_json
+from ..reach import for_reading
+from ..render import ago, print_table, size
+from ..watch import watch
+from ..words import split_tags
+
+
+@subcommand("list", example="agentmgr list --status running --tags weather")
+@click.option(
+    "--status", type=click.Choice([str(s) for s in ServiceStatus]), help="Only those in this state."
+)
+@click.option("--tags", metavar="A,B", default="", help="Only those with any of these tags.")
+@click.option("--name", metavar="TEXT", help="Only those with this text in their name.")
+@click.option("--watch", "watching", is_flag=True, help="Show it again whenever it changes.")
+@format_option
+async def command(
+    cli: Cli, status: str | None, tags: str, name: str | None, watching: bool, output: str
+) -> None:
+    """List the services.
+
+    A narrow terminal shows fewer columns; `agentmgr status` has them all.
+    """
+
+    async def show() -> None:
+        await _show(cli, status, tags, name, output)
+
+    await (watch(cli, show) if watching else show())
+
+
+async def _show(cli: Cli, status: str | None, tags: str, name: str | None, output: str) -> None:
+    async with for_reading(cli) as manager:
+        services = await manager.list_services(
+            status=ServiceStatus(status) if status else None, tags=split_tags(tags), name=name
+        )
+    if output == "json":
+        say_json(services)
+    else:
+        print_table(
+            ["name", "status", "health", "instances", "sessions", "restarts", "cpu", "memory", "tags", "up"],
+            [_row(service) for service in services],
+            empty="no services" if status or tags or name else "no services are registered",
+            spare=["tags", "memory", "cpu", "restarts", "sessions", "up"],
+        )
+
+
+def _row(service: Service) -> list[object]:
+    ready = sum(instance.status is ServiceStatus.RUNNING for instance in service.instances)
+    used = [instance.usage for instance in service.instances if instance.usage is not None]
+    return [
+        service.name,
+        service.status,
+        service.health,
+        f"{ready}/{service.config.instances}",
+        service.active_sessions,
+        service.restart_count,
+        f"{sum(usage.cpu_percent for usage in used):.1f} %" if used else None,
+        size(sum(usage.memory_bytes for usage in used)) if used else None,
+        service.tags,
+        ago(service.started_at),
+    ]

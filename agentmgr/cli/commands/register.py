@@ -1,0 +1,94 @@
+"""`agentmgr register`"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import asyncclick as click
+
+from ...errors import ServiceFailedToStart
+from ...models import ServiceConfig
+from ..environment import mention_stale
+from ..group import Cli, Command, subcommand
+from ..names import FILE
+from ..out import say
+from ..reach import for_running, for_writing
+from ..render import standing
+from ..service_options import config_fields, config_options, directory_for
+from ..waiting import waits
+from ..watch import progress
+from ..words import split_tags
+
+_DASHES = "agentmgr.register.command"
+
+
+class _WithCommand(Command):
+    """Keeps the words behind `--` apart: they are the service's command line, not ours."""
+
+    async def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[_DASHES] = tuple(args[at + 1 :])
+            args = args[:at]
+        return await super().parse_args(ctx, args)
+
+
+@subcommand(
+    "register",
+    cls=_WithCommand,
+    options_metavar="[OPTIONS]",
+    example='agentmgr register my-echo-agent my_agent.py --tags "echo,demo" --auto-start\n'
+    "agentmgr register chat-js -- node server.js --port {port}",
+)
+@click.argument("name")
+@click.argument("file", required=False, metavar="FILE | -- COMMAND...", type=FILE)
+@click.option("--host", default="localhost", show_default=True, help="The address it listens on.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Its port.  [default: a free one at each start]")
+@click.option("--description", default="", help="What it is for.")
+@click.option("--tags", metavar="A,B", default="", help="Tags, for routing and for lists.")
+@click.option("--auto-start", is_flag=True, help="Start it now.")
+@config_options(defaults=True)
+async def command(
+    cli: Cli,
+    name: str,
+    file: str | None,
+    host: str,
+    port: int | None,
+    description: str,
+    tags: str,
+    auto_start: bool,
+    **options: Any,
+) -> None:
+    """Register a service: an agent file (`agent.py`, `agent.py:factory`, `package.module:factory`), or
+    any command, behind `--`; {host} and {port} in it are filled in."""
+    words: tuple[str, ...] = click.get_current_context().meta.get(_DASHES, ())
+    if file and words:
+        raise click.UsageError("Give an agent file, or `--` and a command, and not both.")
+    if not file and not words:
+        raise click.UsageError("Give an agent file, or `--` and a command.")
+    fields = config_fields(options)
+    if "cwd" not in fields:
+        fields["cwd"] = directory_for(file or words[0])
+    config = ServiceConfig(agent_factory_path=file, command=words, **fields)
+    reach = for_running if auto_start else for_writing
+    async with reach(cli) as manager, progress(cli):
+        try:
+            service = await manager.register_service(
+                name,
+                description=description,
+                tags=split_tags(tags),
+                host=host,
+                port=port,
+                config=config,
+                auto_start=auto_start,
+            )
+        except ServiceFailedToStart as error:
+            if waiting := await waits(cli, name):
+                raise ServiceFailedToStart(f"{name} is registered, and {waiting}") from None
+            raise ServiceFailedToStart(
+                f"{error.message}\n{name} is registered: fix it, then `agentmgr start {name}`"
+            ) from None
+        finally:
+            if auto_start:
+                await mention_stale(cli, [name])
+    say(f"registered {service.name}" + (f"; it {standing(service)}" if auto_start else ""))

@@ -1,0 +1,64 @@
+"""`agentmgr restore`"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import asyncclick as click
+
+from ...errors import Conflict
+from ...process.ownership import ManagerLock
+from ...storage import open_store, restore
+from ...supervisor.belonging import Stranger, claim, strangers
+from ..group import Cli, subcommand
+from ..names import FILE
+from ..out import note, on_terminal, say
+
+
+@subcommand("restore", example="agentmgr restore agents-monday.db")
+@click.argument("file", type=FILE)
+@click.option("--as-new", is_flag=True, help="Leave instances that run to the database they belong to.")
+@click.option("--take-over", is_flag=True, help="Adopt them, now that the database they belong to is gone.")
+async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
+    """Put a copy that `backup` made in the database's place; with no manager running.
+
+    The copy is checked before anything is replaced, and the database that was there is kept. What asked for
+    tokens still does. A copy of another database may record instances that run: say whose they are now.
+    """
+    if as_new and take_over:
+        raise click.UsageError("--as-new and --take-over exclude each other.")
+    with ManagerLock(cli.paths) as lock:
+        if cli.paths.database.exists():  # a manager whose lock file was deleted holds the file itself
+            lock.hold_database()
+        if on_terminal():
+            note(f"checking {file}")
+        async with open_store(file, read_only=True) as copy:
+            others = strangers((await copy.load()).instances, cli.paths.logs)
+        if others and not as_new:
+            _check_owners(file, others, take_over)
+        forget = frozenset(other.record.instance_id for other in others if not take_over)
+        kept = await restore(Path(file), cli.paths.database, forget=forget)
+        for other in others if take_over else ():
+            claim(other, cli.paths.logs)
+        async with open_store(cli.paths.database, read_only=True) as store:
+            policy = await store.token_policy()
+    say(f"restored {cli.paths.database} from {file}")
+    if kept is not None:
+        say(f"what was there before is now {kept}")
+    say(str(policy))
+
+
+def _check_owners(file: str, others: Sequence[Stranger], take_over: bool) -> None:
+    """Raises `Conflict` where it was not said whose the instances are, or they cannot be taken over."""
+    for other in others:
+        if not take_over:
+            raise Conflict(
+                f"{file} records {other}: with --as-new that database keeps its instances, and this one "
+                "starts its own; with --take-over they become this one's"
+            )
+        if other.owner_is_there:
+            raise Conflict(
+                f"{file} records {other}, which is still there and would adopt it too: restore with "
+                "--as-new, or remove that one first, with the directory beside it"
+            )

@@ -1,0 +1,162 @@
+"""`agentmgr run`"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import asyncclick as click
+import trio
+
+from ...api import serve_api
+from ...errors import Conflict, ManagerNotRunning, PortNotAvailable, ServiceFailed, ServiceNotFound
+from ...logging_setup import configure_logging
+from ...manager import AgentManager
+from ...manager.factory_path import located, same
+from ...models import DesiredStatus, Service, ServiceConfig
+from ...settings import LogLevel
+from ...supervisor.endings import LAST_OUTPUT
+from ...supervisor.tail import follow, tail
+from ...visible import ProgramOutput
+from ..foreground import managing, run_until_stopped, stop_signals
+from ..group import Cli, subcommand
+from ..manager_options import gateway_options
+from ..names import FILE
+from ..out import note, painted, program_line, say
+from ..service_options import directory_for
+
+_STYLES = ("cyan", "magenta", "yellow", "green", "blue")
+
+
+@subcommand("run", example="agentmgr run examples/echo_agent.py")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
+@click.option("--host", default="localhost", show_default=True, help="Where gateway and API listen.")
+@click.option("--proxy-port", type=click.IntRange(0, 65535), help="The gateway's port.  [default: 9090]")
+@click.option("--api-port", type=click.IntRange(0, 65535), help="The API's port.  [default: 8080]")
+@gateway_options
+async def command(
+    cli: Cli,
+    files: tuple[str, ...],
+    host: str,
+    proxy_port: int | None,
+    api_port: int | None,
+    gateway: dict[str, Any],
+) -> None:
+    """Run agent files now, each as a service named after its file, with gateway and API; Ctrl-C stops it all.
+
+    What was registered stays registered, and is found again by the next run.
+    """
+    settings = cli.settings(proxy_port=proxy_port, api_port=api_port, **gateway)
+    configure_logging(LogLevel.WARNING, settings.log_format)
+    async with stop_signals() as signals, managing(cli, settings, signals) as (manager, listeners):
+        services = [await _registered(manager, file) for file in dict.fromkeys(files)]
+        async with trio.open_nursery() as nursery:
+            proxy = await _open(listeners, manager.serve_proxy, host, settings.proxy_port, proxy_port)
+            api = await _open(listeners, _api(manager), host, settings.api_port, api_port)
+            say(_welcome(services, host, proxy, api, cli.paths.database), lines=True, flush=True)
+            for number, service in enumerate(services):
+                nursery.start_soon(_show_log, manager, service, number)
+            for service in services:
+                nursery.start_soon(_start, manager, service)
+            await run_until_stopped(manager, signals)
+            nursery.cancel_scope.cancel()
+        with suppress(ManagerNotRunning):  # `agentmgr shutdown` was quicker
+            # Stopped for good, unless it was to run anyway: a later manager must not start it by itself.
+            for service in services:
+                if service.desired_status is DesiredStatus.STOPPED:
+                    await manager.stop_service(service.name, force=True)
+
+
+async def _registered(manager: AgentManager, file: str) -> Service:
+    """The service of that file, made if need be. Raises `Conflict` where its name means another file."""
+    directory = directory_for(file)
+    name = Path(file.partition(":")[0]).stem
+    try:
+        known = manager.get_service(name)
+    except ServiceNotFound:
+        return await manager.register_service(name, file, config=ServiceConfig(cwd=directory))
+    if not same(known.agent_factory_path, located(file, Path(directory))):
+        what = known.agent_factory_path or " ".join(known.command)
+        raise Conflict(
+            f"a service {name!r} is registered already, for {what}: "
+            f"remove it with `agentmgr unregister {name}`, rename the file, or use another --db-path"
+        )
+    return known
+
+
+async def _start(manager: AgentManager, service: Service) -> None:
+    try:
+        await manager.start_service(service.name)
+    except ServiceFailed as error:
+        # Its own words are in its log, which is shown here anyway.
+        note(f"{service.name} did not start: {error.message.splitlines()[0]}")
+    else:
+        note(f"{service.name} is running")
+    await _tell_failures(manager, service)
+
+
+async def _tell_failures(manager: AgentManager, service: Service) -> None:
+    """Why an instance has ended, and what becomes of it; its own words are in its log."""
+    follows = {"instance.backoff": "it will be started again", "instance.error": "it is given up"}
+    while True:
+        with manager.subscribe() as events:
+            async for event in events:
+                if event.service_id == service.service_id and event.kind in follows:
+                    message = str(event.detail["error_message"])
+                    reason = message.partition(LAST_OUTPUT)[0].splitlines()[0]
+                    note(f"{service.name} {reason}; {follows[event.kind]}")
+
+
+def _api(manager: AgentManager) -> Callable[..., Awaitable[Any]]:
+    async def serve(host: str, port: int, *, task_status: trio.TaskStatus[int]) -> None:
+        await serve_api(manager, host=host, port=port, task_status=task_status)
+
+    return serve
+
+
+async def _open(
+    nursery: trio.Nursery, serve: Callable[..., Awaitable[Any]], host: str, port: int, asked: int | None
+) -> int:
+    """Opens a listener; on a free port where the usual one is taken and no other was asked for."""
+    try:
+        opened: int = await nursery.start(serve, host, port)
+    except PortNotAvailable:
+        if asked is not None:
+            raise
+        opened = await nursery.start(serve, host, 0)
+        note(f"port {port} is taken; using {opened} instead")
+    return opened
+
+
+def _welcome(services: list[Service], host: str, proxy: int, api: int, database: Path) -> str:
+    names = ", ".join(service.name for service in services)
+    called = f"{sys.executable} -m agentmgr" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
+    chat = f"{called} chat" if proxy == 9090 else f"{called} chat ws://{host}:{proxy}"
+    of_each = "".join(
+        f"    only {service.name:<15}ws://{host}:{proxy}/services/{service.name}\n" for service in services
+    )
+    return (
+        f"running {names}\n"
+        f"  clients connect to  ws://{host}:{proxy}\n"
+        f"{of_each}"
+        f"  API                 http://{host}:{api}/docs\n"
+        f"  remembered in       {database}\n"
+        f"  try                 {chat}          in another terminal; Ctrl-C here stops everything"
+    )
+
+
+async def _show_log(manager: AgentManager, service: Service, number: int) -> None:
+    """What the service writes, with its name before each line."""
+    mark = painted(f"{service.name} | ", _STYLES[number % len(_STYLES)])
+    output = ProgramOutput()
+
+    async def show(lines: bytes) -> None:
+        for line in output.feed(lines).splitlines():
+            say(mark, program_line(line), flush=True)
+
+    path = manager.log_path(service.name)
+    _, end = await tail(path, 0)
+    await follow(path, show, start=end)

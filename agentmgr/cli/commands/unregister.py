@@ -1,0 +1,26 @@
+"""`agentmgr unregister`"""
+
+from __future__ import annotations
+
+import asyncclick as click
+
+from ..group import Cli, subcommand
+from ..names import SERVICE
+from ..out import say
+from ..reach import for_writing
+from ..several import each
+from ..watch import progress
+
+
+@subcommand("unregister", example="agentmgr unregister my-echo-agent")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE)
+@click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
+async def command(cli: Cli, names: tuple[str, ...], force: bool) -> int:
+    """Stop a service, and forget it with its history."""
+    async with for_writing(cli, adopting=True) as manager, progress(cli):
+
+        async def unregister(name: str) -> None:
+            service = await manager.unregister_service(name, force=force)
+            say(f"unregistered {service.name}")
+
+        return await each(cli, names, unregister)

@@ -1,0 +1,114 @@
+"""Binding an address, with the errors a user understands."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import socket
+import time
+from contextlib import ExitStack
+
+import trio
+
+from ..errors import InvalidRequest, PortNotAvailable
+
+_BACKLOG = 1024  #: connections that wait to be accepted; the kernel caps it (net.core.somaxconn)
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+
+class _OnceAMinute(logging.Filter):
+    """One line, without its traceback."""
+
+    _next_at = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now < self._next_at:
+            return False
+        self._next_at = now + 60.0
+        record.exc_info = None
+        return True
+
+
+_once_a_minute = _OnceAMinute()
+
+
+def log_shortages_rarely() -> None:
+    """Trio logs a traceback ten times a second while a process has no descriptor left for the next client.
+
+    Any stranger who can connect can bring that about.
+    """
+    logging.getLogger("trio.serve_listeners").addFilter(_once_a_minute)
+
+
+async def open_listeners(host: str, port: int, *, shared: bool = False) -> list[trio.SocketListener]:
+    """Listen on all addresses of `host`, all on the same port; a free one when `port` is 0.
+
+    `shared` lets other processes of this user listen there too (SO_REUSEPORT): the kernel spreads clients.
+    Raises `PortNotAvailable`, or `InvalidRequest` when the host is not one of this machine.
+    """
+    with ExitStack() as unclaimed:
+        sockets = await bind(host, port, shared=shared)
+        for sock in sockets:
+            unclaimed.callback(sock.close)
+        try:
+            for sock in sockets:
+                sock.listen(_BACKLOG)
+        except OSError as error:  # Linux lets two bind one port before the first listens
+            raise _not_ours(host, port, error) from None
+        unclaimed.pop_all()
+    return [trio.SocketListener(sock) for sock in sockets]
+
+
+async def bind(host: str, port: int, *, shared: bool = False) -> list[trio.socket.SocketType]:
+    """The sockets of `open_listeners` before they listen: they hold the port, and no client comes to them.
+
+    Raises `PortNotAvailable`, `InvalidRequest`.
+    """
+    if not 0 <= port <= 65535:
+        raise InvalidRequest(f"port must be from 0 to 65535, not {port}")
+    try:
+        addresses = await trio.socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as error:
+        raise InvalidRequest(f"cannot listen on {host!r}: {error.strerror}") from None
+    # Whatever ends this, cancellation in `bind` too, closes the sockets that were not handed out.
+    with ExitStack() as unclaimed:
+        sockets: list[trio.socket.SocketType] = []
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
+            try:
+                sock = trio.socket.socket(family, kind, protocol)
+                unclaimed.callback(sock.close)
+                _prepare(sock, shared)
+                # "localhost" is 127.0.0.1 and ::1; the second must get the port that the first was given.
+                await sock.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                failure = error
+                if error.errno in _NO_SUCH_ADDRESS:
+                    continue  # a machine without IPv6 has no ::1, and the rest will do
+                break
+            sockets.append(sock)
+            port = port or sock.getsockname()[1]
+        if failure is None or (sockets and failure.errno in _NO_SUCH_ADDRESS):
+            unclaimed.pop_all()
+            return sockets
+    raise _not_ours(host, port, failure)
+
+
+def _prepare(sock: trio.socket.SocketType, shared: bool) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+
+def _not_ours(host: str, port: int, failure: OSError) -> PortNotAvailable | InvalidRequest:
+    if failure.errno == errno.EADDRINUSE:
+        return PortNotAvailable(
+            f"port {port} on {host} is not available; stop what holds it, or choose another port"
+        )
+    return InvalidRequest(f"cannot listen on {host}:{port}: {failure.strerror}")

@@ -23,6 +23,8 @@ from typing import TypeVar
 import trio
 from attrs import frozen
 
+from .errors import leaves, members_of
+
 T = TypeVar("T")
 
 logger = logging.getLogger("agentmgr.agent")
@@ -109,26 +111,16 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         before = found.__context__ if found.__cause__ is None else found.__cause__
         if before is not None:
             pending.append(before)
-        pending += _members(found)[:MAX_CAUSES]
-
-
-def leaves(error: BaseException) -> Iterator[BaseException]:
-    """The members of a group, and of the groups in it, in their order; or the exception itself."""
-    pending = [error]
-    while pending:
-        found = pending.pop()
-        if members := _members(found):
-            pending += members[::-1]
-        else:
-            yield found
+        pending += members_of(found)[:MAX_CAUSES]
 
 
 def _failure(error: BaseException) -> Failure:
     """Raises instead what is the host's own."""
-    own = [leaf for leaf in leaves(error) if _is_the_hosts(leaf)]
+    found = list(leaves(error))
+    own = [leaf for leaf in found if _is_the_hosts(leaf)]
     if not own:
         return Failure(error)
-    if len(own) < sum(1 for _ in leaves(error)):
+    if len(own) < len(found):
         report("failed while being cancelled", error)
     raise own[0] from None
 
@@ -145,14 +137,6 @@ def _is_of_a_signal(error: KeyboardInterrupt) -> bool:
     while tb is not None and tb.tb_next is not None:
         tb = tb.tb_next
     return tb is not None and str(tb.tb_frame.f_globals.get("__name__")).startswith("trio._core.")
-
-
-def _members(error: BaseException) -> tuple[BaseException, ...]:
-    """Of a group, also of one whose class has `exceptions` or `__class__` of its own; else none."""
-    if not issubclass(type(error), BaseExceptionGroup):
-        return ()
-    members: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(error)
-    return members
 
 
 def _text(make: Callable[[], str], limit: int, *, otherwise: str) -> str:

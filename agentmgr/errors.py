@@ -41,7 +41,7 @@ refusals, and it does not change.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypeVar, overload
 
 from attrs import frozen
 
@@ -278,10 +278,24 @@ class IllegalTransition(AgentManagerError):
     code = "illegal_transition"
 
 
-def leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
-    """The exceptions in a group and in the groups within it, in order."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from leaves(error)
+@overload
+def leaves(error: BaseExceptionGroup[E]) -> Iterator[E]: ...
+@overload
+def leaves(error: BaseException) -> Iterator[BaseException]: ...
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group and in the groups within it, in their order; or the exception itself."""
+    pending = [error]
+    while pending:
+        found = pending.pop()
+        if members := members_of(found):
+            pending += members[::-1]
         else:
-            yield error
+            yield found
+
+
+def members_of(error: BaseException) -> tuple[BaseException, ...]:
+    """Of a group, also of one whose class has `exceptions` or `__class__` of its own; else none."""
+    if not issubclass(type(error), BaseExceptionGroup):
+        return ()
+    members: tuple[BaseException, ...] = BaseExceptionGroup.exceptions.__get__(error)
+    return members

@@ -75,3 +75,9 @@ def test_some_are_what_python_callers_expect():
     assert issubclass(InvalidRequest, ValueError)
     assert issubclass(errors.NotFound, LookupError)
     assert not issubclass(NameTaken, ValueError)
+
+
+def test_the_leaves_of_a_group_are_in_the_order_of_its_text_and_an_exception_is_its_own():
+    a, b, c = ValueError(), KeyError(), OSError()
+    assert list(errors.leaves(ExceptionGroup("", [a, ExceptionGroup("", [b]), c]))) == [a, b, c]
+    assert list(errors.leaves(a)) == [a]

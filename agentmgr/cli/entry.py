@@ -37,17 +37,15 @@ def _run(argv: Sequence[str], cli: Cli) -> int:
         result: object = trio.run(
             partial(root.main, list(argv), prog_name="agentmgr", standalone_mode=False, obj=cli)
         )
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BaseExceptionGroup as group:
-        # A nursery of a command's wraps whatever ends it; the user is to see the thing itself.
-        if group.subgroup(KeyboardInterrupt):
+    # The last boundary: a user sees a sentence, not a traceback.
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as whole:
+        # A command's nursery wraps whatever ends it; the user is to see the thing itself.
+        errors = list(leaves(whole))
+        if any(isinstance(error, KeyboardInterrupt) for error in errors):
             return 128 + signal.SIGINT
         # The first, and one that is meant for the user before others.
-        first = max(leaves(group), key=lambda e: isinstance(e, AgentManagerError | click.ClickException))
-        return _explain(group, first, cli)
-    except Exception as error:  # the last boundary: a user sees a sentence, not a traceback
-        return _explain(error, error, cli)
+        first = max(errors, key=lambda error: isinstance(error, AgentManagerError | click.ClickException))
+        return _explain(whole, first, cli)
     return result if isinstance(result, int) else 0
 
 

@@ -17,7 +17,7 @@ import trio
 import wsproto.utilities
 from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnection, wrap_client_stream
 
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, leaves
 from ..visible import visible
 
 CONNECT_TIMEOUT_S = 10.0
@@ -96,7 +96,7 @@ async def with_connection(
                 await use(websocket)
             nursery.cancel_scope.cancel()
     except* ConnectionRejected as group:
-        rejected += [error for error in group.exceptions if isinstance(error, ConnectionRejected)]
+        rejected += leaves(group)
     except* (h11.ProtocolError, wsproto.utilities.ProtocolError, ConnectionClosed):
         pass  # trio-websocket's reader, on a peer that breaks the protocol: the connection is over
     finally:
@@ -158,7 +158,7 @@ def _why(error: BaseException) -> str:
         return f"no answer within {CONNECT_TIMEOUT_S:.0f} s"
     cause = error.__cause__
     if isinstance(cause, ExceptionGroup):  # one for each address that was tried
-        error = cause.exceptions[-1]
+        *_, error = leaves(cause)
     errno = getattr(error, "errno", None) or 0
     return os.strerror(errno) if errno > 0 else str(error) or type(error).__name__
 

@@ -21,7 +21,7 @@ from ..core.admission import Seats
 from ..core.affinity import Affinity
 from ..core.routing import RoutingTable
 from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
-from ..errors import ConnectionNotFound, InvalidRequest, WrongState
+from ..errors import ConnectionNotFound, InvalidRequest, WrongState, leaves
 from ..models import Connection, ConnectionEnd, utc_now
 from ..proxy import ConnectionObserver, Gateway
 from ..worker import protocol
@@ -211,7 +211,7 @@ class WorkerManager:
                     pass  # it has gone, or says nothing
                 except* (InvalidRequest, ValueError) as group:
                     logger.error(
-                        "disconnecting a gateway worker: it sent an invalid message: %s", group.exceptions[0]
+                        "disconnecting a gateway worker: it sent an invalid message: %s", next(leaves(group))
                     )
                 except* Exception:  # the boundary: one worker's trouble is not another's
                     logger.exception("internal error in the manager while it served a gateway worker")

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import trio
 
-from ..errors import AgentManagerError
+from ..errors import AgentManagerError, leaves
 
 
 class Companion:
@@ -38,8 +38,7 @@ class Companion:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Returns when `run` has; asking it to end is the caller's part."""
-        cancelled = isinstance(error, BaseExceptionGroup) and error.split(trio.Cancelled)[0]
-        if cancelled or isinstance(error, trio.Cancelled):
+        if error is not None and any(isinstance(leaf, trio.Cancelled) for leaf in leaves(error)):
             await self._stack.__aexit__(kind, error, trace)
         else:  # the body's own error is no failure of `run`, and leaves without a group around it
             await self._stack.aclose()

@@ -23,10 +23,10 @@ from typing import Any
 import trio
 from attrs import frozen
 
-from ..boundary import Failure, contain, leaves, traceback_of
+from ..boundary import Failure, contain, traceback_of
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, leaves
 from ..models import InstanceRecord, ServiceConfig, ServiceSpec, Usage, utc_now
 from . import procfs
 from .launcher import Launcher, Slot

@@ -21,7 +21,7 @@ from ..core import lifecycle, restart
 from ..core.health import ProbeResult
 from ..core.lifecycle import InstanceEvent
 from ..core.restart import Again, Cause, Ending, Exit, GiveUp, History
-from ..errors import PortNotAvailable, ServiceFailedToStart, WrongState
+from ..errors import PortNotAvailable, ServiceFailedToStart, WrongState, leaves
 from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
 from . import endings
 from .draining import Drain
@@ -89,7 +89,7 @@ class InstanceTask:
             await self.live()
         except* Exception as failures:
             log.exception("internal error: the task of %s/%d failed", self.spec.name, self.view.slot)
-            self._crashed(failures.exceptions[0])
+            self._crashed(next(leaves(failures)))
         finally:
             self._first_try.fail(WrongState(f"service {self.spec.name} was stopped before it was ready"))
             self.over.set()

@@ -10,7 +10,7 @@ from contextlib import suppress
 import trio
 
 from ..codec import from_json
-from ..errors import AgentManagerError
+from ..errors import AgentManagerError, leaves
 from ..logging_setup import configure_logging, logging_to
 from ..process.descriptors import raise_limit
 from ..process.listening import open_listeners
@@ -65,7 +65,7 @@ def main() -> None:
         with logging_to(spec.log, alone=True):
             trio.run(serve, spec)
     except* (AgentManagerError, OSError) as group:
-        sys.exit(f"the worker cannot serve: {group.exceptions[0]}")
+        sys.exit(f"the worker cannot serve: {next(leaves(group))}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import trio
 
 from ..core.affinity import Affinity
 from ..core.shared_seats import Grant, SharedSeats
-from ..errors import ConnectionNotFound, InvalidRequest
+from ..errors import ConnectionNotFound, InvalidRequest, leaves
 from ..models import Connection, ConnectionEnd
 from ..process.control_socket import connect
 from ..process.paths import RuntimePaths
@@ -170,7 +170,7 @@ class Worker:
         except* InvalidRequest as group:
             logger.error(
                 "disconnecting from the manager: it sent an order that this version does not know: %s",
-                group.exceptions[0],
+                next(leaves(group)),
             )
         finally:
             self._link = None

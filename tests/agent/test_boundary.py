@@ -24,12 +24,12 @@ from agentmgr.boundary import (
     causes,
     contain,
     describe,
-    leaves,
     name_of,
     report,
     shown,
     traceback_of,
 )
+from agentmgr.errors import leaves
 from agentmgr.models import Runtime
 from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client, hosted

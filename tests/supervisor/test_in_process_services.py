@@ -6,8 +6,7 @@ from itertools import pairwise
 import pytest
 import trio
 
-from agentmgr.boundary import leaves
-from agentmgr.errors import ServiceFailedToStart
+from agentmgr.errors import ServiceFailedToStart, leaves
 from agentmgr.models import ServiceStatus
 from agentmgr.supervisor import in_process
 from agentmgr.testing.fake_launcher import FakeLauncher

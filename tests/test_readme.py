@@ -109,7 +109,7 @@ def test_every_endpoint_is_there_and_every_one_there_exists():
 @pytest.mark.parametrize(("name", "command"), every_command())
 def test_help_says_what_each_option_means(name, command):
     """`--help` is the reference of the options: a table in the README would be a second one."""
-    text = command.get_help(click.Context(command, info_name=f"agentmgr {name}"))
+    text = command.get_help(click.Context(command, info_name=f"agentmgr {name}", **command.context_settings))
     for option in command.params:
         if isinstance(option, click.Option) and not option.hidden:
             assert option.help, option.name

@@ -1,0 +1,23 @@
+"""The journal: where conversations are kept, so that they outlive the process that has them in memory.
+
+In reading order:
+
+    journal   what a host asks of a journal, and the values that go in and out
+
+A host *holds* a session while it has a copy of it in memory. What happens to the copy is a `Change`: it is
+handed over without waiting, and one writer commits all that is pending, of all sessions, in one transaction.
+Then each copy hears how far it is kept (`Copy.committed`), and what was waiting for that goes to clients.
+
+Invariants:
+
+* An event reaches a client only after it is committed, or while the journal is degraded. So no restart makes
+  a client hold an event that its session does not, nor numbers two events alike.
+* One host holds a session. A claim raises the session's epoch; each write names the epoch of its holder and
+  changes nothing when that is old: an instance that wakes up after its session moved writes nothing more.
+* A holder that lives is not robbed. Its lock file, which the kernel releases with its process, says so.
+* While a journal cannot be written, sessions go on in memory; once it can, each is written anew from its
+  copy. Nothing that waits for a disk grows without bound.
+* Nothing is stored twice: the history of a session is read from its turns.
+
+It knows nothing of clients, sockets, agents or managers.
+"""

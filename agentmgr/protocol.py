@@ -139,13 +139,17 @@ Ends of a connection
     1001  the service is stopped              1011  the agent's own `serve(websocket)` failed
     1002, 1007  the client broke RFC 6455     1012  the agent restarts: connect again
 
+The gateway ends a connection with some of these too, with 1008 when an operator ends it or its token is no
+longer valid, and with 1013 when the client or the agent does not read.
+
 A host that is asked to drain closes each connection with 1001 or 1012 when no turn runs on it and nothing
 came from the client for 0.2 s (2 s, before its first frame). A connection that is made more than 2 s after
 the drain began can take up a session, and gets the error `draining` when it asks for a new one.
 
 A handshake that the host itself refuses gets an HTTP status and `{"code", "reason"}`: 400 `bad_request`, 403
 `origin_not_allowed`, `host_not_allowed` or `user_not_allowed`, 421 `wrong_proof` (the gateway dials again),
-426 `upgrade_required`. The gateway's own refusals are in the README.
+426 `upgrade_required` or `unsupported_version`, 431 `head_too_large`. The gateway's own refusals are
+in the README.
 
 Plain text
 ----------
@@ -250,5 +254,11 @@ class EndReason(StrEnum):
 # Close codes (RFC 6455, section 7.4, and IANA's registry).
 NORMAL = 1000
 GOING_AWAY = 1001
-AGENT_FAILED = 1011
+PROTOCOL_ERROR = 1002
+NO_CODE = 1005  #: never sent: what a close frame without a code is taken to say
+BAD_TEXT = 1007
+POLICY = 1008
+TOO_BIG = 1009
+FAILED = 1011
 COME_BACK = 1012
+TOO_SLOW = 1013

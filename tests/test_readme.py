@@ -13,9 +13,9 @@ from attrs import fields
 
 from agentmgr.api.resources import operations
 from agentmgr.cli.group import COMMANDS
-from agentmgr.core.refusal import RefusalCode
 from agentmgr.settings import Settings, environment_name
 from agentmgr.supervisor.addresses import Ports
+from agentmgr.websocket.refusal import RefusalCode
 from tests.cli.test_usage import every_command
 from tests.processes import end_all_in
 
@@ -81,7 +81,8 @@ def test_every_refusal_of_the_gateway_is_there_and_every_one_there_exists():
     told = re.findall(
         r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.+?) \|", section("Refusals"), re.MULTILINE))
     )
-    files = (Path(__file__).parents[1] / "agentmgr" / "proxy").rglob("*.py")
+    package = Path(__file__).parents[1] / "agentmgr"
+    files = [*(package / "proxy").rglob("*.py"), package / "websocket" / "head.py"]
     source = "".join(path.read_text() for path in files)
     raised = {RefusalCode[name] for name in re.findall(r"\bRefusalCode\.([A-Z_]+)", source)}
     assert set(told) == raised - {RefusalCode.BACKEND_REFUSED}  # the client gets the instance's own answer

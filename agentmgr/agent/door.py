@@ -12,15 +12,14 @@ import os
 import time
 from collections.abc import Iterable
 
-import h11
 import trio
+from attrs import evolve
 
 from ..core.origin import host_is_loopback, origin_allowed, origins
 from ..core.proof import PROOF_HEADER, SenderProofs, from_gateway
-from ..core.refusal import Refusal, RefusalCode
 from ..process.peer import peer_uid
-
-Headers = list[tuple[bytes, bytes]]  #: names as they were sent
+from ..websocket.head import RequestHead
+from ..websocket.refusal import Refusal, RefusalCode
 
 
 class Door:
@@ -40,24 +39,24 @@ class Door:
         """Whether it is another user's for certain: of those only a gateway with the token is let in."""
         return not self._any_machine and peer_uid(sock) not in (os.geteuid(), 0, None)
 
-    def admit(self, request: h11.Request, sock: trio.socket.SocketType, subject: str) -> bool:
+    def admit(self, request: RequestHead, sock: trio.socket.SocketType, subject: str) -> bool:
         """Whether it comes from the gateway, or from another that has the token; else it is a direct client.
 
         `subject`: what a proof must be made over. Raises `Refusal`.
         """
-        if shown := value(request, PROOF_HEADER):
+        if shown := request.by_name.get(PROOF_HEADER.lower()):
             if not self._proofs.accepts(shown, subject, now=time.monotonic()):
                 # As when the instance was restarted while the gateway dialled: it dials again.
                 reason = "this proof is for another instance, or was used before"
                 raise Refusal(421, RefusalCode.WRONG_PROOF, reason)
             return True
-        origin = value(request, "Origin")
+        origin = request.by_name.get("origin", "")
         if not origin_allowed(origin, self._origins):
             reason = f"pages of {origin} are not among the allowed origins"
             raise Refusal(403, RefusalCode.ORIGIN_NOT_ALLOWED, reason)
         if self._any_machine:
             return False
-        if not host_is_loopback(host := value(request, "Host")):
+        if not host_is_loopback(host := request.by_name["host"]):
             reason = f"Host {host!r} is not this machine: use localhost"
             raise Refusal(403, RefusalCode.HOST_NOT_ALLOWED, reason)
         if peer_uid(sock) not in (os.geteuid(), 0):
@@ -66,17 +65,14 @@ class Door:
         return False
 
 
-def believed(request: h11.Request, *, gateway: bool) -> Headers:
-    """The headers for the agent: never the proof, and what only a gateway may say if that said it."""
-    proof = PROOF_HEADER.lower()
-    return [
-        (name, text)
-        for name, text in request.headers.raw_items()
-        if (lower := name.decode("ascii").lower()) != proof and (gateway or not from_gateway(lower))
-    ]
+def believed(request: RequestHead, *, gateway: bool) -> RequestHead:
+    """The head for the agent: never the proof, and what only a gateway may say if that said it."""
 
+    def may_pass(name: str) -> bool:
+        return name.lower() != PROOF_HEADER.lower() and (gateway or not from_gateway(name))
 
-def value(request: h11.Request, name: str) -> str:
-    """Of a header; "" where there is none, and all of its values where it was repeated."""
-    wanted = name.lower().encode()
-    return ", ".join(text.decode("latin-1") for found, text in request.headers if found == wanted)
+    return evolve(
+        request,
+        fields=tuple(item for item in request.fields if may_pass(item[0])),
+        by_name={name: text for name, text in request.by_name.items() if may_pass(name)},
+    )

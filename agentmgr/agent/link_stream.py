@@ -9,9 +9,11 @@ from contextlib import suppress
 import trio
 from trio_websocket import CloseReason
 
+from ..protocol import BAD_TEXT, PROTOCOL_ERROR
+from ..websocket.frames import CLOSING, TEXT_MESSAGE, close_frame, frame_head
+
 FAREWELL_S = 2.0  #: for a client that broke the protocol to hear so
-_CLOSE = b"\x88"
-_PEERS_FAULT = (1002, 1007)
+_PEERS_FAULT = (PROTOCOL_ERROR, BAD_TEXT)
 _MOST_DISCARDED = 16 * 1024 * 1024
 
 
@@ -62,7 +64,7 @@ class LinkStream(trio.abc.Stream):
         trio's loop costs more than such a message. `before_waiting` is called where there is one.
         Raises `trio.BrokenResourceError`, `trio.ClosedResourceError`.
         """
-        data = b"".join(part for text in texts for part in (_header(len(text)), text))
+        data = b"".join(part for text in texts for part in (frame_head(TEXT_MESSAGE, len(text)), text))
         try:
             self._lock.acquire_nowait()
         except trio.WouldBlock:
@@ -96,7 +98,7 @@ class LinkStream(trio.abc.Stream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         async with self._lock:
-            self._said_close = self._said_close or data[:1] == _CLOSE
+            self._said_close = self._said_close or data[:1] == CLOSING
             await self._stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -112,20 +114,9 @@ class LinkStream(trio.abc.Stream):
         await self._stream.aclose()
 
     async def _accuse(self, verdict: CloseReason) -> None:
-        reason = (verdict.reason or "").encode()[:123].decode(errors="ignore").encode()
-        payload = verdict.code.to_bytes(2, "big") + reason
-        await self.send_all(_CLOSE + bytes((len(payload),)) + payload)
+        await self.send_all(close_frame(verdict.code, verdict.reason or "", masked=False))
         await self._stream.send_eof()
         # To close with unread data would be a reset, which may overtake the frame.
         discarded = 0
         while discarded < _MOST_DISCARDED and (data := await self._stream.receive_some()):
             discarded += len(data)
-
-
-def _header(length: int) -> bytes:
-    """Of a whole text frame from a server, which is not masked (RFC 6455, section 5.2)."""
-    if length < 126:
-        return bytes((0x81, length))
-    if length < 2**16:
-        return b"\x81\x7e" + length.to_bytes(2, "big")
-    return b"\x81\x7f" + length.to_bytes(8, "big")

@@ -6,7 +6,6 @@ apart; here leaving is at once, and what went wrong is one exception.
 
 from __future__ import annotations
 
-import json
 import os
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,6 +18,7 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnec
 
 from ..errors import InvalidRequest, leaves
 from ..visible import visible
+from ..websocket.refusal import read_refusal
 
 CONNECT_TIMEOUT_S = 10.0
 UPGRADE_TIMEOUT_S = 13.0
@@ -102,9 +102,13 @@ async def with_connection(
     finally:
         await trio.aclose_forcefully(stream)
     for refusal in rejected:
-        code, reason = _read(refusal)
+        code, reason = read_refusal(refusal.body or b"")
+        if not reason:
+            status = refusal.status_code
+            reason = f"it answers with HTTP status {status}, as no agentmgr gateway and no agent does"
         raise CannotConnect(
-            f"{host}:{port} refused the connection: {reason}",
+            # One line: what a peer says must not pass for a message of ours.
+            f"{host}:{port} refused the connection: {visible(reason)}",
             worth_retrying=refusal.status_code in WORTH_RETRYING,
             code=code,
         )
@@ -112,23 +116,6 @@ async def with_connection(
         raise CannotConnect(f"{host}:{port} did not answer within {UPGRADE_TIMEOUT_S:.0f} s")
     if not opened:
         raise CannotConnect(f"{host}:{port} did not answer as a WebSocket server does")
-
-
-def _read(refusal: ConnectionRejected) -> tuple[str | None, str]:
-    """Code and reason in a refusal's body, which the gateway and the host send as JSON (`core.refusal`)."""
-    try:
-        fields = json.loads(refusal.body or b"")
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        fields = {}
-    reason = fields.get("reason") or fields.get("detail")  # as a host of an older version calls it
-    if reason is None:
-        known = "as no agentmgr gateway and no agent does"
-        return None, f"it answers with HTTP status {refusal.status_code}, {known}"
-    code = fields.get("code")
-    # One line: what a peer says must not pass for a message of ours.
-    return code if isinstance(code, str) else None, visible(str(reason))
 
 
 async def _open_stream(

@@ -6,12 +6,14 @@ order in which a client meets them:
 - `gateway`: the public class; takes tables, drains and disconnects, starts the accept loops
 - `listener`: accepts; at most `ConnectionLimit` connections at once
 - `intake`: the course of one client, from its first byte to its 101 or its refusal
-- `certificate`, `proxy_protocol`, `handshake`, `head`, `forwarded`: what a client sends first; its address
+- `certificate`, `proxy_protocol`, `handshake`, `forwarded`: what a client sends first; its address
 - `access`, `holders`: tokens, tickets, origins, quotas; what is ended when a token is
 - `lobby`: chooses an instance, takes a seat there, or waits for one
 - `upstream`, `proving`: the handshake with the instance; proof that it is the instance and no other program
 - `connections`, `lifetime`: the live connections; relays one, watches its limits, ends it
-- `tunnel`, `frames`, `wire`, `farewell`: the relay loop, frame boundaries, sockets, close frames
+- `tunnel`, `farewell`: the relay loop; close frames at its end
+
+Heads, refusals, frames and sockets as such are `agentmgr.websocket`.
 
 Words:
 
@@ -21,7 +23,7 @@ Words:
 - seat: the right to one connection at an instance, counted against `max_sessions`
 - home: the instance that holds the session which a client names
 - slice: how long the relay serves sockets before other tasks run
-- refusal: the HTTP answer of a client that gets no 101 (`core.refusal`)
+- refusal: the HTTP answer of a client that gets no 101 (`websocket.refusal`)
 - ending: why a connection is over, who ended it, and the close code
 
 Invariants:

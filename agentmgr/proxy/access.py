@@ -13,9 +13,9 @@ from attrs import evolve, frozen
 from ..core.admission import remove_one
 from ..core.origin import origin_allowed
 from ..core.quota import RateLimit
-from ..core.refusal import Refusal, RefusalCode
 from ..models import Token
-from .head import RequestHead
+from ..websocket.head import RequestHead
+from ..websocket.refusal import Refusal, RefusalCode
 from .limits import GatewayLimits
 
 _BEARER = "bearer."  # a subprotocol entry, for browsers: they cannot set the Authorization header

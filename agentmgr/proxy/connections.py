@@ -15,11 +15,12 @@ from ..core.request import ClientRequest
 from ..core.routing import Backend
 from ..errors import ConnectionNotFound
 from ..models import Connection, ConnectionEnd, utc_now
+from ..protocol import GOING_AWAY
 from .tunnel import Ending, Tunnel
 
 logger = logging.getLogger("agentmgr.gateway")
 
-SHUTDOWN = Ending("gateway", 1001, "the gateway is shutting down")
+SHUTDOWN = Ending("gateway", GOING_AWAY, "the gateway is shutting down")
 
 
 class ConnectionObserver(Protocol):

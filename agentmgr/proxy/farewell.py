@@ -6,10 +6,10 @@ from contextlib import suppress
 
 import trio
 
-from .frames import PROTOCOL_ERROR, TOO_BIG, FrameViolation, close_frame
+from ..protocol import GOING_AWAY, PROTOCOL_ERROR, TOO_BIG
+from ..websocket.frames import FrameViolation, close_frame
 from .tunnel import Ending, Flow, Tunnel
 
-_GOING_AWAY = 1001
 _CHUNK_BYTES = 64 * 1024
 _MOST_DISCARDED = 16 * 1024 * 1024
 
@@ -22,7 +22,7 @@ async def say_goodbye(tunnel: Tunnel, ending: Ending, *, timeout_s: float) -> No
     if ending.abrupt or ending.code is None:
         return
     # Both sides get the code of a protocol error; else the instance sees a client that goes away.
-    to_backend = ending.code if ending.code in (PROTOCOL_ERROR, TOO_BIG) else _GOING_AWAY
+    to_backend = ending.code if ending.code in (PROTOCOL_ERROR, TOO_BIG) else GOING_AWAY
     codes = {tunnel.from_backend: ending.code, tunnel.from_client: to_backend}
     if ending.by == "backend":
         del codes[tunnel.from_client]

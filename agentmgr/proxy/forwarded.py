@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from attrs import frozen
 
 from ..core.proof import CONNECTION_HEADER, IDENTITY_HEADER, from_gateway, from_proxy
-from .head import Fields, RequestHead
+from ..websocket.head import Fields, RequestHead
 
 Networks = Sequence[IPv4Network | IPv6Network]
 

@@ -12,15 +12,17 @@ from ..core.admission import Seats
 from ..core.affinity import Affinity
 from ..core.origin import origins
 from ..core.outliers import OutlierPolicy
-from ..core.refusal import Refusal, RefusalCode
 from ..core.request import ClientRequest
 from ..core.routing import Router, RoutingDecision, RoutingTable
 from ..models import Connection
+from ..protocol import COME_BACK, GOING_AWAY, POLICY
+from ..websocket.frames import close_frame
+from ..websocket.refusal import Refusal, RefusalCode
+from ..websocket.sockets import Dial
 from .access import Authenticator, Quotas
 from .certificate import Certificate
 from .connections import ConnectionObserver, Connections
 from .forwarded import networks
-from .frames import close_frame
 from .holders import Holders
 from .intake import Intake
 from .lifetime import Pacer
@@ -29,10 +31,9 @@ from .listener import ConnectionLimit, SocketListener, accept_forever
 from .lobby import Lobby
 from .proving import Proving
 from .tunnel import Ending, Relay
-from .wire import Dial
 
-_RESTARTING = Ending("gateway", 1012, "the service is restarting: please come back")
-_STOPPING = Ending("gateway", 1001, "the service is being stopped")
+_RESTARTING = Ending("gateway", COME_BACK, "the service is restarting: please come back")
+_STOPPING = Ending("gateway", GOING_AWAY, "the service is being stopped")
 
 
 class Gateway:
@@ -128,7 +129,7 @@ class Gateway:
         """Connections of an instance, those about to open included."""
         return self._lobby.live.get(instance_id, 0)
 
-    def disconnect(self, connection_id: str, *, code: int = 1008, reason: str = "") -> None:
+    def disconnect(self, connection_id: str, *, code: int = POLICY, reason: str = "") -> None:
         """Closes a connection. Raises `ConnectionNotFound`; `ValueError` for a code that cannot be sent."""
         close_frame(code, masked=False)
         self._connections.get(connection_id).tunnel.end(Ending("gateway", code, reason))

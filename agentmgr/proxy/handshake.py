@@ -7,10 +7,15 @@ the one line that is missing took a third of what a connection costs.
 
 from __future__ import annotations
 
-from .head import HeadReader, RequestHead, ResponseHead, accept_token
+from ..websocket.head import HeadReader, RequestHead, ResponseHead, accept_token, check_upgrade
+from ..websocket.sockets import Wire
 from .limits import GatewayLimits
 from .proxy_protocol import MOST_BYTES, Origin, ProxyHeaderReader
-from .wire import ClientGone, Wire
+
+
+class ClientGone(Exception):
+    """The client left before it had an answer, so no answer is sent."""
+
 
 _OURS = frozenset({"sec-websocket-accept", "content-length"})  #: not the backend's to say
 
@@ -34,7 +39,7 @@ async def read_origin(wire: Wire) -> Origin:
 
 
 async def read_head(wire: Wire, limits: GatewayLimits) -> RequestHead:
-    """The request's head; what came behind it is in `wire.ahead`. Raises `Refusal` or `ClientGone`."""
+    """The client's upgrade; what came behind its head is in `wire.ahead`. Raises `Refusal`, `ClientGone`."""
     reader = HeadReader(max_bytes=limits.head_bytes, max_fields=limits.head_fields)
     try:
         while True:
@@ -42,6 +47,7 @@ async def read_head(wire: Wire, limits: GatewayLimits) -> RequestHead:
             if not data:
                 raise ClientGone("it left before its request was complete")
             if head := reader.feed(data):
+                check_upgrade(head)
                 wire.ahead = reader.rest
                 return head
     except OSError as error:

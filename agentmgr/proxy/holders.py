@@ -9,11 +9,12 @@ from contextlib import contextmanager
 import trio
 
 from ..models import utc_now
+from ..protocol import POLICY
 from .access import Identity, unauthorized
 from .connections import LiveConnection
 from .tunnel import Ending
 
-_REVOKED = Ending("gateway", 1008, "the token that opened this connection was revoked")
+_REVOKED = Ending("gateway", POLICY, "the token that opened this connection was revoked")
 
 
 class Holder:

@@ -10,14 +10,15 @@ from functools import partial
 import trio
 from attrs import evolve, frozen
 
-from ..core.refusal import Refusal, RefusalCode
 from ..core.request import ClientRequest
+from ..websocket.head import RequestHead, upgrade_request
+from ..websocket.refusal import Refusal, RefusalCode
+from ..websocket.sockets import Dial, Wire
 from .access import Authenticator, Identity, Quotas, authenticate, check_origin
 from .certificate import Certificate
 from .connections import Connections, LiveConnection
 from .forwarded import Networks, Peer, backend_fields, client_address, within
-from .handshake import read_head, read_origin, refuse, switch_protocols
-from .head import RequestHead
+from .handshake import ClientGone, read_head, read_origin, refuse, switch_protocols
 from .holders import Holders
 from .lifetime import Pacer, run_connection
 from .limits import GatewayLimits
@@ -25,8 +26,7 @@ from .lobby import Lobby, Seat, Visit
 from .proving import Proving
 from .proxy_protocol import BadProxyHeader
 from .tunnel import Ending, Relay, Tunnel
-from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend, upgrade_request
-from .wire import ClientGone, Dial, Wire
+from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend
 
 logger = logging.getLogger("agentmgr.gateway")
 

@@ -10,12 +10,13 @@ import trio
 from attrs import evolve
 
 from ..core.routing import Backend
+from ..protocol import GOING_AWAY, POLICY
 from .connections import SHUTDOWN, LiveConnection
 from .farewell import at_boundary, say_goodbye
 from .limits import GatewayLimits
 from .tunnel import Ending, Relay
 
-_EXPIRED = Ending("gateway", 1008, "the token that opened this connection has expired")
+_EXPIRED = Ending("gateway", POLICY, "the token that opened this connection has expired")
 
 
 class Pacer:
@@ -69,7 +70,7 @@ async def _watch(connection: LiveConnection, limits: GatewayLimits) -> Ending:
             deadline, overdue = tunnel.closing_since + limits.close_timeout_s, tunnel.seen()
         else:
             deadline = tunnel.last_data + idle_limit_s if idle_limit_s else math.inf
-            overdue = Ending("gateway", 1001, f"no message for {idle_limit_s:g} s")
+            overdue = Ending("gateway", GOING_AWAY, f"no message for {idle_limit_s:g} s")
             if connection.valid_until < deadline:
                 deadline, overdue = connection.valid_until, _EXPIRED
         if trio.current_time() >= deadline:

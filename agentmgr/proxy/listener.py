@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import trio
 
-from ..core.refusal import Refusal, RefusalCode
-from .wire import Wire, tune
+from ..websocket.refusal import Refusal, RefusalCode
+from ..websocket.sockets import OUR_OWN_SHORTAGE, Wire, tune
 
 logger = logging.getLogger("agentmgr.gateway")
 
@@ -30,8 +30,6 @@ Handler = Callable[[Wire, tuple[str, int]], Awaitable[None]]
 
 _BACKOFF_S = 0.1
 _ACCEPTS = 32  # in a row, before other tasks run
-# Out of descriptors or memory: accepting again at once would spin, because the client is still there.
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _CLOSED = {errno.EBADF, errno.EINVAL, errno.ENOTSOCK}
 _FULL = Refusal(503, RefusalCode.TOO_MANY_CONNECTIONS, "the gateway is full", (("Retry-After", "2"),))
 
@@ -89,7 +87,8 @@ async def accept_forever(
                 except OSError as error:
                     if error.errno in _CLOSED:
                         raise
-                    if error.errno in _EXHAUSTED:
+                    if error.errno in OUR_OWN_SHORTAGE:
+                        # Accepting again at once would spin, because the client is still there.
                         logger.warning(
                             "cannot accept a client: %s; trying again in %g s", error.strerror, _BACKOFF_S
                         )

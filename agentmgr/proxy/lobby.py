@@ -14,14 +14,15 @@ from attrs import define, evolve, field, frozen
 from ..core.admission import Seats
 from ..core.affinity import Affinity, named_instance
 from ..core.outliers import OutlierPolicy, Outliers
-from ..core.refusal import Refusal, RefusalCode
 from ..core.request import ClientRequest
 from ..core.routing import Backend, BackendState, Pool, Router
 from ..core.shared_seats import SharedSeats
 from ..core.strategies import Rotation, choose
 from ..errors import ServiceNotFound
+from ..protocol import COME_BACK, FAILED
+from ..websocket.refusal import Refusal, RefusalCode
+from .handshake import ClientGone
 from .limits import GatewayLimits
-from .wire import ClientGone
 
 _NEWS_S = 0.5  # how long the table may lag behind an instance that has just gone
 
@@ -131,9 +132,9 @@ class Lobby:
             while self._is_routable(backend.instance_id):
                 await self._news.wait()
         if self._is_routable(backend.instance_id):
-            return 1011  # it lives, and dropped the connection
+            return FAILED  # it lives, and dropped the connection
         peers = (b for b in self._router.table.backends if b.service_id == backend.service_id)
-        return 1012 if any(b.state.worth_waiting for b in peers) else 1011
+        return COME_BACK if any(b.state.worth_waiting for b in peers) else FAILED
 
     @asynccontextmanager
     async def seat(self, visit: Visit) -> AsyncIterator[Seat | None]:

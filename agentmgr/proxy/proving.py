@@ -16,8 +16,8 @@ from secrets import token_hex
 from ..core.proof import HEALTH_PATH, proof
 from ..core.routing import Backend, RoutingTable
 from ..process.peer import listener_uid
-from .head import BadResponse, parse_response
-from .wire import Wire
+from ..websocket.head import BadResponse, parse_response
+from ..websocket.sockets import Wire
 
 _STRANGER = "another program than the instance listens there"
 _MOST_BYTES = 4096  # of the answer; a proof takes 300

@@ -22,8 +22,9 @@ from contextlib import contextmanager
 import trio
 from attrs import frozen
 
-from .frames import FrameTracker, FrameViolation
-from .wire import Wire
+from ..protocol import FAILED, NO_CODE, TOO_SLOW
+from ..websocket.frames import FrameTracker, FrameViolation
+from ..websocket.sockets import Wire
 
 logger = logging.getLogger("agentmgr.gateway")
 
@@ -34,7 +35,6 @@ _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 # OpenSSL, where no epoll would report it; what the handshake left there is read without being reported.
 _BUFFER_BYTES = 128 * 1024
 _BATCH = 64  # ready sockets for each look at the epoll
-_NO_CODE = 1005  # RFC 6455, section 7.4.1: what a close frame without a code is taken to say
 _SLICE_S = 0.001  # after which, and the batch that is in hand, other tasks run
 
 
@@ -130,7 +130,7 @@ class Tunnel:
         tracker = self.first_close.tracker
         if not tracker.closed:
             return Ending(self.first_close.name, None, "end of stream", abrupt=True)
-        code = _NO_CODE if tracker.close_code is None else tracker.close_code
+        code = NO_CODE if tracker.close_code is None else tracker.close_code
         return Ending(self.first_close.name, code, tracker.close_reason, abrupt=True)
 
 
@@ -216,7 +216,7 @@ class Relay:
                     self._receive(flow, now)
             except Exception:  # the boundary: a fault in one tunnel must not reach the others
                 logger.exception("internal error in the relay: one connection closed with 1011")
-                self._end(flow.tunnel, Ending("gateway", 1011, "internal error"))
+                self._end(flow.tunnel, Ending("gateway", FAILED, "internal error"))
 
     def _receive(self, flow: Flow, now: float) -> None:
         try:
@@ -375,4 +375,4 @@ class Relay:
                         # its client is not at fault: else one client could have instances ejected.
                         of_service = not flow.tunnel.from_backend.pending
                         reason = f"the {'backend' if of_service else 'client'} does not read"
-                        flow.tunnel.end(Ending("gateway", 1013, reason, services_fault=of_service))
+                        flow.tunnel.end(Ending("gateway", TOO_SLOW, reason, services_fault=of_service))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from contextlib import ExitStack, closing
 from http import HTTPStatus
@@ -12,15 +11,12 @@ import h11
 import trio
 
 from ..core.proof import PROOF_HEADER, sender_proof
-from ..core.refusal import Refusal, RefusalCode, http_response
 from ..core.routing import Backend
-from .head import BadResponse, Fields, RequestHead, ResponseHead, check_switch, parse_response
+from ..websocket.head import BadResponse, RequestHead, ResponseHead, check_switch, parse_response
+from ..websocket.refusal import Refusal, RefusalCode, http_response
+from ..websocket.sockets import OUR_OWN_SHORTAGE, Dial, Wire, connect
 from .limits import GatewayLimits
 from .proving import Proving
-from .wire import Dial, Wire, connect
-
-# The gateway has no descriptor, memory or port left to dial with, which says nothing of the instance.
-_OUR_OWN_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 
 
 class DialFailed(Exception):
@@ -53,14 +49,6 @@ class BackendRefused(Exception):
         super().__init__(f"the instance answered {status}")
         self.status = status
         self.response = response
-
-
-def upgrade_request(path: str, fields: Fields) -> bytes:
-    """The head that a backend gets: the client's, without what was meant for the gateway."""
-    lines = [f"GET {path} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"]
-    lines += [f"{name}: {value}\r\n" for name, value in fields]
-    lines.append("\r\n")
-    return "".join(lines).encode("latin-1")
 
 
 async def open_backend(
@@ -118,7 +106,7 @@ async def _dial(backend: Backend, limits: GatewayLimits, deadline: float, dial: 
     except trio.TooSlowError:
         raise DialFailed(f"{where} did not accept in time", retry=True, timed_out=True) from None
     except OSError as error:
-        blame = error.errno not in _OUR_OWN_SHORTAGE
+        blame = error.errno not in OUR_OWN_SHORTAGE
         raise DialFailed(f"{where}: {error.strerror or error}", retry=True, blame=blame) from None
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import trio
 
 from ..models import ServiceConfig
+from ..protocol import COME_BACK, GOING_AWAY
 from .launcher import Child
 from .recorder import RetryingRecorder
 
-_STOPPED, _RESTARTED = 1001, 1012  #: close codes for the clients of an instance that drains
 _FAREWELL_S = 15.0  #: beyond the drain timeout, for closing the last sessions
 
 
@@ -30,7 +30,7 @@ class Drain:
         self._scope.deadline = trio.current_time() + timeout_s + _FAREWELL_S
         with self._scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ask_host, child, timeout_s, _STOPPED if for_good else _RESTARTED)
+                nursery.start_soon(self._ask_host, child, timeout_s, GOING_AWAY if for_good else COME_BACK)
                 await self._recorder.drain(self._instance_id, timeout_s)
 
     async def _ask_host(self, child: Child, timeout_s: float, code: int) -> None:
@@ -44,7 +44,7 @@ class Drain:
 
     async def promise_another(self, child: Child) -> None:
         """Has it close with the code of a restart, whatever a killed manager asked it to close with."""
-        await child.change_close_code(_RESTARTED)
+        await child.change_close_code(COME_BACK)
 
     def cut_short(self) -> None:
         self._scope.cancel()

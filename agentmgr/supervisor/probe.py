@@ -13,8 +13,6 @@ its `ping` never returns when the peer goes away; a trio socket goes through tri
 
 from __future__ import annotations
 
-import errno
-import ipaddress
 import math
 import os
 import secrets
@@ -43,15 +41,14 @@ from ..codec import parse_json
 from ..core.health import ProbeResult
 from ..core.proof import HEALTH_PATH, PROOF_HEADER, proof, sender_proof
 from ..models import CheckKind, CheckMethod
+from ..protocol import FAILED, NORMAL
 from ..version import __version__
+from ..websocket.sockets import OUR_OWN_SHORTAGE, Wire, connect_socket
 
 USER_AGENT = f"agentmgr-probe/{__version__}"
 
 _MAX_ANSWER_BYTES = 64 * 1024
-# This process has no descriptor or memory left for a probe, which says nothing of the instance.
-_OUR_OWN_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 _CLOSE_TIMEOUT_S = 1.0
-_INTERNAL_ERROR = 1011  # RFC 6455, 7.4.1: the close code with which a server says that it has failed
 _AUTO = CheckMethod(CheckKind.AUTO)
 
 _OTHER_PATH = "where another path answers: --ready websocket:PATH or --ready http:PATH"
@@ -85,19 +82,21 @@ class Probe:
             return ProbeResult(False, reason=str(failure), advice=failure.advice, status=failure.status)
         except BrokenPipeError:
             return ProbeResult(False, reason="broke the connection")
+        except ConnectionRefusedError:
+            return ProbeResult(False, reason=f"connection refused at {self._address}")
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
-            return ProbeResult(False, reason=reason, inconclusive=error.errno in _OUR_OWN_SHORTAGE)
+            return ProbeResult(False, reason=reason, inconclusive=error.errno in OUR_OWN_SHORTAGE)
 
     async def _connect_and_ask(self, timeout_s: float) -> ProbeResult:
         begin = trio.current_time()
-        family = socket.AF_INET6 if ipaddress.ip_address(self.host).version == 6 else socket.AF_INET
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
             peer = _Peer(sock)
             failure: _Failed | None = None
             with trio.move_on_after(timeout_s) as patience:
                 try:
-                    await self._connect(sock)
+                    await connect_socket(sock, (self.host, self.port))
                     peer.seen = "accepted and said nothing"
                     status, remark = await self._ask(peer)
                 except _Failed as refused:
@@ -110,16 +109,6 @@ class Probe:
             if failure is not None:
                 raise failure
             return ProbeResult(True, latency_s, remark, degraded=remark is not None, status=status)
-
-    async def _connect(self, sock: socket.socket) -> None:
-        error = sock.connect_ex((self.host, self.port))
-        if error == errno.EINPROGRESS:
-            await trio.lowlevel.wait_writable(sock)
-            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error == errno.ECONNREFUSED:
-            raise _Failed(f"connection refused at {self._address}")
-        if error:
-            raise OSError(error, os.strerror(error))
 
     async def _ask(self, peer: _Peer) -> tuple[int | None, str | None]:
         """Returns the status, and the agent's own words if it is degraded."""
@@ -195,7 +184,7 @@ class _Peer:
     def __init__(self, sock: socket.socket) -> None:
         self.seen = "accepted no connection"  #: the reason, if no more comes
         self.advice: str | None = None  #: to go with it
-        self._socket = sock
+        self._wire = Wire(sock)
         self._websocket = WSConnection(ConnectionType.CLIENT)
         self._open = False  #: the WebSocket is
         self._received = b""
@@ -207,7 +196,7 @@ class _Peer:
         connection = h11.Connection(h11.CLIENT)
         headers = [("Host", host), ("User-Agent", USER_AGENT), ("Connection", "close")]
         request = h11.Request(method="GET", target=path, headers=headers)
-        await self._send(connection.send(request) or b"")
+        await self._wire.send_all(connection.send(request) or b"")
         while True:
             try:
                 event = connection.next_event()
@@ -221,7 +210,9 @@ class _Peer:
     async def upgrade(self, host: str, target: str, *headers: tuple[bytes, bytes]) -> int:
         """The status of the answer to a WebSocket handshake; 101: it is open."""
         marked = [(b"User-Agent", USER_AGENT.encode()), *headers]
-        await self._send(self._websocket.send(Request(host=host, target=target, extra_headers=marked)))
+        await self._wire.send_all(
+            self._websocket.send(Request(host=host, target=target, extra_headers=marked))
+        )
         answer = await self._next(lambda event: isinstance(event, AcceptConnection | RejectConnection))
         if isinstance(answer, RejectConnection):
             return answer.status_code
@@ -230,9 +221,9 @@ class _Peer:
 
     async def ping(self) -> None:
         """Also good: a server that closes the WebSocket in order instead, as one that requires a token."""
-        await self._send(self._websocket.send(Ping(b"agentmgr")))
+        await self._wire.send_all(self._websocket.send(Ping(b"agentmgr")))
         answer = await self._next(lambda event: isinstance(event, Pong | CloseConnection))
-        if isinstance(answer, CloseConnection) and answer.code == _INTERNAL_ERROR:
+        if isinstance(answer, CloseConnection) and answer.code == FAILED:
             raise _Failed("closed the WebSocket with 1011: it failed inside", status=101)
 
     async def text(self) -> str:
@@ -250,9 +241,9 @@ class _Peer:
         """Closes the connection in order: a server logs an error when its peer is gone in the middle."""
         with trio.move_on_after(_CLOSE_TIMEOUT_S), suppress(OSError, _Failed, ProtocolError):
             if self._open:
-                await self._send(self._websocket.send(CloseConnection(code=1000)))
+                await self._wire.send_all(self._websocket.send(CloseConnection(code=NORMAL)))
                 await self._next(lambda event: isinstance(event, CloseConnection))
-            self._socket.shutdown(socket.SHUT_WR)
+            self._wire.end_sending()
             while True:  # closing a socket with unread data resets the connection
                 await self._receive_some()
 
@@ -263,11 +254,11 @@ class _Peer:
                     if isinstance(event, TextMessage):
                         self._text += event.data
                     if isinstance(event, Ping):
-                        await self._send(self._websocket.send(event.response()))
+                        await self._wire.send_all(self._websocket.send(event.response()))
                     if isinstance(event, CloseConnection) and self._open:
                         self._open = False
                         with suppress(ProtocolError):  # it answers ours
-                            await self._send(self._websocket.send(event.response()))
+                            await self._wire.send_all(self._websocket.send(event.response()))
                     if wanted(event):
                         return event
                 data = await self._receive_some()
@@ -280,27 +271,14 @@ class _Peer:
             return _Failed(f"does not speak WebSocket: {error}", _OTHER_PATH)
         return _Failed(f"does not speak HTTP: {error}", _NO_HTTP)
 
-    async def _send(self, data: bytes) -> None:
-        left = memoryview(data)
-        while left:
-            try:
-                left = left[self._socket.send(left) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._socket)
-
     async def _receive_some(self) -> bytes:
-        while True:
-            await trio.lowlevel.wait_readable(self._socket)  # an answer never comes at once
-            try:
-                data = self._socket.recv(4096)
-            except BlockingIOError:
-                continue  # spurious wakeup
-            self._count += len(data)
-            self._received = (self._received + data)[:5]
-            if not data:
-                raise _Failed("closed the connection without a whole answer")
-            if self._count > _MAX_ANSWER_BYTES:
-                raise _Failed("sent too much")
-            if self.seen == "accepted and said nothing":
-                self.seen = "accepted and sent no whole HTTP answer"
-            return data
+        data = await self._wire.receive(4096)
+        self._count += len(data)
+        self._received = (self._received + data)[:5]
+        if not data:
+            raise _Failed("closed the connection without a whole answer")
+        if self._count > _MAX_ANSWER_BYTES:
+            raise _Failed("sent too much")
+        if self.seen == "accepted and said nothing":
+            self.seen = "accepted and sent no whole HTTP answer"
+        return data

@@ -160,13 +160,14 @@ async def test_a_handshake_that_was_observed_cannot_be_made_again() -> None:
         (("Origin: http://evil.example",), "evil.example", "origin_not_allowed"),
         ((), "evil.example", "host_not_allowed"),
         ((), "localhost.evil.example", "host_not_allowed"),
-        ((), "", "host_not_allowed"),
+        ((), "", "bad_request"),
     ],
 )
 async def test_pages_of_elsewhere_are_refused(lines: tuple[str, ...], host: str, code: str | None) -> None:
     async with hosted(reporting, door=Door("secret")) as url:
         status, body = await answer(url, upgrade(*lines, host=host))
-    assert (status, body.get("code")) == ((403, code) if code else (101, None))
+    statuses = {None: 101, "bad_request": 400}
+    assert (status, body.get("code")) == (statuses.get(code, 403), code)
 
 
 async def test_its_user_may_allow_more() -> None:
@@ -332,3 +333,12 @@ async def test_an_instance_that_was_started_anew_takes_the_client_as_soon_as_the
 
 def test_a_token_is_never_shown() -> None:
     assert "secret" not in repr(Backend.at("127.0.0.1", 1, token="secret"))
+
+
+async def test_headers_that_a_client_repeats_are_joined_for_the_agent() -> None:
+    async def teams(message: str, session: Any) -> str:
+        return json.dumps([session.client.headers["x-team"]])
+
+    async with hosted(teams, door=Door("secret")) as url:
+        async with await switched(url, upgrade("X-Team: blue", "x-team: red")) as stream:
+            assert await believes(stream) == ["blue, red"]

@@ -46,10 +46,14 @@ async def exchange(url, data):
         (UPGRADE.replace(b"HTTP/1.1", b"HTTP/1.0"), b"400"),
         (UPGRADE.replace(b"GET", b"POST"), b"400"),
         (UPGRADE.replace(b"Host: x", b"Host: x\r\nContent-Length: 5"), b"400"),
-        (UPGRADE.replace(b"Connection: Upgrade\r\n", b""), b"400"),
+        (UPGRADE.replace(b"Connection: Upgrade\r\n", b""), b"426"),
         (UPGRADE.replace(b"dGhlIHNhbXBsZSBub25jZQ==", b""), b"400"),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000, b"431"),
         (UPGRADE.replace(b"Host: x\r\n", b"Host: x\r\nHost : y\r\n"), b"400"),
+        (UPGRADE.replace(b"Host: x\r\n", b"Host: x\r\nHost: y\r\n"), b"400"),
+        (UPGRADE.replace(b"Host: x\r\n", b"Host: x\nX: y\r\n"), b"400"),
+        (UPGRADE.replace(b"Host: x\r\n", b"Host: x\r\nX: y\r\n  z\r\n"), b"400"),
+        (UPGRADE.replace(b"Host: x\r\n", b"Host: x\r\n" + b"X: y\r\n" * 100), b"431"),
     ],
 )
 async def test_what_is_no_upgrade_is_refused_and_nobody_else_notices(data, status):

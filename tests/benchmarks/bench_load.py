@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.synchronize import Event
 
-from agentmgr.proxy.head import accept_token
+from agentmgr.websocket.head import accept_token
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 REQUEST = (

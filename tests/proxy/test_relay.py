@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from agentmgr.proxy.tunnel import Relay, Tunnel
-from agentmgr.proxy.wire import Wire
+from agentmgr.websocket.sockets import Wire
 
 MESSAGE = b"\x81\x83\x00\x00\x00\x00abc"
 

@@ -8,6 +8,8 @@ from attrs import Attribute, field, frozen
 
 from ...models import Connection
 from ...models.fields import invalid, rule
+from ...protocol import POLICY
+from ...websocket.frames import SENDABLE
 from ..operations import Answer, Call, Operations
 from ..paging import Page, PageQuery, page
 
@@ -19,13 +21,9 @@ class ConnectionsQuery(PageQuery):
     service: str | None = None  #: name or id
 
 
-# RFC 6455 section 7.4: what an endpoint may send; 1005, 1006 and 1015 never travel.
-_CODES = [1000, 1001, 1002, 1003, *range(1007, 1015)]
-
-
-@rule(anyOf=[{"enum": _CODES}, {"minimum": 3000, "maximum": 4999}])
+@rule(anyOf=[{"enum": sorted(code for code in SENDABLE if code < 3000)}, {"minimum": 3000, "maximum": 4999}])
 def _close_code(_: Any, attribute: Attribute[Any], code: int) -> None:
-    if not (code in _CODES or 3000 <= code <= 4999):
+    if code not in SENDABLE:
         raise invalid(
             attribute.name, "must be a close code that may be sent, such as 1008 or one from 3000 to 4999"
         )
@@ -39,7 +37,7 @@ def _short(_: Any, attribute: Attribute[Any], reason: str) -> None:
 
 @frozen
 class DisconnectQuery:
-    code: int = field(default=1008, validator=_close_code)
+    code: int = field(default=POLICY, validator=_close_code)
     reason: str = field(default="", validator=_short)
 
 

@@ -16,7 +16,6 @@ from ... import protocol
 from ...client.events import AgentEvent, failure_message
 from ...client.session import AgentSession, open_session
 from ...core.consent import AGAIN, yes_or_no
-from ...core.refusal import RefusalCode
 from ...errors import (
     AgentManagerError,
     AgentUnreachable,
@@ -26,6 +25,7 @@ from ...errors import (
     SessionLost,
     TurnFailed,
 )
+from ...websocket.refusal import RefusalCode
 from ..addresses import url
 from ..group import Cli, subcommand
 from ..names import FILE, SERVICE

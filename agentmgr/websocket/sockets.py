@@ -1,7 +1,7 @@
-"""One TCP connection, plain or TLS, as the handshakes use it.
+"""One TCP connection, plain or TLS, as the gateway and the supervisor's probe use it.
 
 A non-blocking socket of the standard library and the few waits it needs. It is not a `trio.SocketStream`
-because after the handshakes the relay serves the bare socket from a plain loop (`tunnel`), and
+because after the handshakes the relay serves the bare socket from a plain loop (`proxy.tunnel`), and
 `ssl.SSLSocket` lets it do so with the same calls for both kinds.
 """
 
@@ -19,11 +19,10 @@ import trio
 Dial = Callable[[str, int], Awaitable[trio.SocketStream]]
 """Connects to a host and a port. Raises `OSError`."""
 
+OUR_OWN_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
+"""This process has no descriptor, memory or port left, which says nothing of its peer."""
+
 _AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
-
-
-class ClientGone(Exception):
-    """The client left before it had an answer, so no answer is sent."""
 
 
 class Wire:
@@ -115,7 +114,7 @@ async def connect(host: str, port: int, dial: Dial | None = None) -> Wire:
             wire = until_connected.enter_context(closing(Wire(sock)))
             try:
                 tune(sock, far=not _is_loopback(address[0]))
-                await _connect(sock, address)
+                await connect_socket(sock, address)
             except OSError as error:
                 last = error
                 continue
@@ -124,7 +123,8 @@ async def connect(host: str, port: int, dial: Dial | None = None) -> Wire:
     raise last or OSError(f"{host} has no address")
 
 
-async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
+async def connect_socket(sock: socket.socket, address: tuple[str, int]) -> None:
+    """Connects a non-blocking socket to a numeric address. Raises `OSError`."""
     error = sock.connect_ex(address)
     if error == errno.EINPROGRESS:
         # On loopback it is done by now, and asking costs a tenth of waiting for it.
@@ -151,7 +151,7 @@ def _is_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 
 
-def tune(sock: socket.socket, *, far: bool = True) -> None:
+def tune(sock: socket.socket | trio.socket.SocketType, *, far: bool = True) -> None:
     """Sets the options for one side of a connection; `far`: over a network, which may fail silently.
 
     On a listener, the accepted sockets inherit it (Linux). A unix socket needs none of it.

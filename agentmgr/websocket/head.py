@@ -1,4 +1,4 @@
-"""The strict judge of an HTTP/1.1 head: what may be asked of us, and what a backend may answer.
+"""The strict judge of an HTTP/1.1 head: what a client may ask, and what a server may answer.
 
 Sans-IO. Where RFC 9112 lets a recipient be lenient, leniency is how requests get smuggled past a proxy:
 a bare LF, a folded line, a space before the colon, a second Host, a body on an upgrade are refused, not
@@ -13,7 +13,7 @@ from hashlib import sha1
 
 from attrs import evolve, frozen
 
-from ..core.refusal import Refusal, RefusalCode
+from .refusal import Refusal, RefusalCode
 
 Fields = tuple[tuple[str, str], ...]  #: in order, names as they were sent, text as latin-1
 
@@ -38,16 +38,28 @@ _HOP_BY_HOP = frozenset(
 
 @frozen
 class RequestHead:
-    """A WebSocket upgrade without fault."""
+    """A request without fault; an upgrade once `check_upgrade` has let it pass."""
 
+    method: str
     target: str
     fields: Fields
     by_name: dict[str, str]  #: names in lower case; repeated fields joined with a comma
-    key: str
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    @property
+    def key(self) -> str:
+        return self.by_name["sec-websocket-key"]
+
+    @property
+    def wants_websocket(self) -> bool:
+        return _asks_to_switch(self.by_name)
 
     @property
     def end_to_end(self) -> Fields:
-        """The fields that are meant for the backend, not for us."""
+        """The fields that are meant for whoever is behind us, not for us."""
         return _end_to_end(self.fields, self.by_name)
 
     def replaced(self, name: str, value: str) -> RequestHead:
@@ -72,7 +84,7 @@ class ResponseHead:
 
 
 class BadResponse(Exception):
-    """A backend answered something that is not what HTTP or RFC 6455 ask for."""
+    """A server answered something that is not what HTTP or RFC 6455 ask for."""
 
 
 def accept_token(key: str) -> str:
@@ -83,7 +95,7 @@ def accept_token(key: str) -> str:
 class HeadReader:
     """Collects bytes until a request's head is complete; refuses as soon as it cannot become a good one."""
 
-    def __init__(self, *, max_bytes: int, max_fields: int) -> None:
+    def __init__(self, *, max_bytes: int = 16 * 1024, max_fields: int = 100) -> None:
         self._max_bytes = max_bytes
         self._max_fields = max_fields
         self._data = bytearray()
@@ -112,26 +124,33 @@ class HeadReader:
 def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
     """Judges a complete head, blank line included. Raises `Refusal`."""
     text = head.decode("latin-1")
-    target, position = _judge_request_line(text)
+    method, target, position = _judge_request_line(text)
     fields, by_name = _parse_fields(text, position, max_fields)
     if "host" not in by_name:
         raise _bad("Host is missing")
     if not _HOST.fullmatch(by_name["host"]):
         raise _bad("Host is not a host")
-    for name in ("content-length", "transfer-encoding"):
-        if name in by_name:
-            raise _bad(f"an upgrade has no body, so no {name}")
-    if "expect" in by_name:
-        raise _bad("an upgrade has no body to wait for, so no Expect")
-    tokens = _tokens(by_name.get("connection", ""))
-    if "upgrade" not in tokens or "websocket" not in _tokens(by_name.get("upgrade", "")):
+    return RequestHead(method, target, fields, by_name)
+
+
+def check_upgrade(request: RequestHead) -> None:
+    """Is it an opening handshake as RFC 6455, section 4.2.1, describes it? Raises `Refusal`."""
+    by_name = request.by_name
+    if not request.wants_websocket:
         raise Refusal(
             426,
             RefusalCode.UPGRADE_REQUIRED,
             "this address speaks WebSocket: connect with a WebSocket client",
             (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")),
         )
-    if pinned := tokens & _PINNED:
+    if request.method != "GET":
+        raise _bad(f"an upgrade is a GET, not {request.method[:20]}")
+    for name in ("content-length", "transfer-encoding"):
+        if name in by_name:
+            raise _bad(f"an upgrade has no body, so no {name}")
+    if "expect" in by_name:
+        raise _bad("an upgrade has no body to wait for, so no Expect")
+    if pinned := _tokens(by_name["connection"]) & _PINNED:
         raise _bad(f"Connection must not name {', '.join(sorted(pinned))}")
     version = by_name.get("sec-websocket-version")
     if version != "13":
@@ -144,14 +163,20 @@ def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
     offered = by_name.get("sec-websocket-protocol")
     if offered is not None and not _TOKEN_LIST.fullmatch(offered):
         raise _bad("Sec-WebSocket-Protocol must be a list of tokens")
-    key = by_name.get("sec-websocket-key", "")
-    if not _KEY.fullmatch(key):
+    if not _KEY.fullmatch(by_name.get("sec-websocket-key", "")):
         raise _bad("Sec-WebSocket-Key must be 16 bytes in base64")
-    return RequestHead(target, fields, by_name, key)
+
+
+def upgrade_request(target: str, fields: Fields) -> bytes:
+    """The head that asks for a WebSocket, with these end-to-end fields."""
+    lines = [f"GET {target} HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"]
+    lines += [f"{name}: {value}\r\n" for name, value in fields]
+    lines.append("\r\n")
+    return "".join(lines).encode("latin-1")
 
 
 def parse_response(head: bytes, *, max_fields: int = 100) -> ResponseHead:
-    """Judges a backend's complete head. Raises `BadResponse`."""
+    """Judges the complete head of an answer. Raises `BadResponse`."""
     text = head.decode("latin-1")
     line = _STATUS_LINE.match(text)
     if line is None or _NEVER_IN_A_HEAD.search(head):
@@ -166,10 +191,8 @@ def parse_response(head: bytes, *, max_fields: int = 100) -> ResponseHead:
 def check_switch(head: ResponseHead, request: RequestHead) -> None:
     """Is this 101 the answer to that request? Raises `BadResponse` (RFC 6455 section 4.1)."""
     by_name = head.by_name
-    if "websocket" not in _tokens(by_name.get("upgrade", "")):
-        raise BadResponse("its 101 does not upgrade to websocket")
-    if "upgrade" not in _tokens(by_name.get("connection", "")):
-        raise BadResponse("its 101 lacks 'Connection: Upgrade'")
+    if not _asks_to_switch(by_name):
+        raise BadResponse("its 101 lacks 'Upgrade: websocket' or 'Connection: Upgrade'")
     if by_name.get("sec-websocket-accept") != accept_token(request.key):
         raise BadResponse("its 101 has a wrong Sec-WebSocket-Accept")
     chosen = by_name.get("sec-websocket-protocol")
@@ -180,18 +203,16 @@ def check_switch(head: ResponseHead, request: RequestHead) -> None:
         raise BadResponse("its 101 chose an extension, and none was offered")
 
 
-def _judge_request_line(text: str) -> tuple[str, int]:
+def _judge_request_line(text: str) -> tuple[str, str, int]:
     line = _REQUEST_LINE.match(text)
     if line is None:
         raise _bad("the request line is not 'GET /path HTTP/1.1'")
     method, target, version = line.groups()
-    if method != "GET":
-        raise _bad(f"an upgrade is a GET, not {method[:20]}")
     if version != "1.1":
         raise _bad("only HTTP/1.1 can be upgraded")
     if not target.startswith("/") or "#" in target:
         raise _bad("the target must be a path, with or without a query")
-    return target, line.end()
+    return method, target, line.end()
 
 
 def _parse_fields(text: str, position: int, max_fields: int) -> tuple[Fields, dict[str, str]]:
@@ -218,6 +239,12 @@ def _parse_fields(text: str, position: int, max_fields: int) -> tuple[Fields, di
         if len(fields) > max_fields:
             raise _too_large(f"there are over {max_fields} headers")
     return tuple(fields), by_name
+
+
+def _asks_to_switch(by_name: dict[str, str]) -> bool:
+    """RFC 6455 asks for the same two fields in the request and in the 101."""
+    upgrade, connection = by_name.get("upgrade", ""), by_name.get("connection", "")
+    return "websocket" in _tokens(upgrade) and "upgrade" in _tokens(connection)
 
 
 def _tokens(value: str) -> frozenset[str]:

@@ -6,6 +6,8 @@ import json
 from enum import StrEnum
 from http import HTTPStatus
 
+JSON = ("Content-Type", "application/json")
+
 
 class RefusalCode(StrEnum):
     """Why a client was refused, for programs. The values are public: README, "Refusals", says what helps."""
@@ -56,22 +58,34 @@ class Refusal(Exception):
         self.headers = headers
 
     @property
-    def fields(self) -> dict[str, str]:
-        """The JSON object that is the body of the answer."""
-        return {"code": self.code, "reason": self.reason}
-
-    @property
     def response(self) -> bytes:
-        body = json.dumps(self.fields).encode() + b"\n"
-        return http_response(self.status, (("Content-Type", "application/json"), *self.headers), body)
+        """The complete answer."""
+        body = json.dumps({"code": self.code, "reason": self.reason})
+        return http_response(self.status, (JSON, *self.headers), body.encode() + b"\n")
 
 
-def http_response(status: int, headers: tuple[tuple[str, str], ...], body: bytes) -> bytes:
-    """A complete answer, after which the connection is closed."""
+def read_refusal(body: bytes) -> tuple[str | None, str]:
+    """Code and reason in the body of an answer; None and "" where it is no refusal of ours."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        return None, ""
+    reason = fields.get("reason") or fields.get("detail")  # as a host of an older version calls it
+    code = fields.get("code")
+    return code if reason and isinstance(code, str) else None, str(reason or "")
+
+
+def http_response(
+    status: int, headers: tuple[tuple[str, str], ...], body: bytes, *, stays: bool = False
+) -> bytes:
+    """A complete answer, after which the connection is closed unless it `stays`."""
     try:
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = ""
-    fields = (*headers, ("Content-Length", str(len(body))), ("Connection", "close"))
+    connection = "keep-alive" if stays else "close"
+    fields = (*headers, ("Content-Length", str(len(body))), ("Connection", connection))
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
     return f"HTTP/1.1 {status} {phrase}\r\n{lines}\r\n".encode("latin-1") + body

@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmgr.core.refusal import Refusal
-from agentmgr.proxy.head import (
+from agentmgr.websocket.head import (
     BadResponse,
     HeadReader,
     accept_token,
     check_switch,
+    check_upgrade,
     parse_request,
     parse_response,
+    upgrade_request,
 )
+from agentmgr.websocket.refusal import Refusal
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 FIELDS = {
@@ -38,7 +40,7 @@ def head(line: str = "GET /chat?x=1 HTTP/1.1", extra: str = "", **changes: str |
 
 def refused(data: bytes) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        parse_request(data)
+        check_upgrade(parse_request(data))
     return caught.value
 
 
@@ -272,3 +274,12 @@ def test_false_101s(data: bytes) -> None:
 def test_answers_that_are_not_http(data: bytes) -> None:
     with pytest.raises(BadResponse):
         parse_response(data)
+
+
+def test_an_upgrade_made_of_a_head_is_judged_good_and_says_the_same() -> None:
+    request = parse_request(head(Connection="Upgrade, X-Hop", extra="X-Hop: 1\r\nX-Team: red\r\n"))
+    again = parse_request(upgrade_request(request.target, request.end_to_end))
+    check_upgrade(again)
+    assert (again.target, again.end_to_end) == (request.target, request.end_to_end)
+    assert again.by_name["x-team"] == "red"
+    assert "x-hop" not in again.by_name

@@ -11,7 +11,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, TextMessage
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
-from agentmgr.proxy.frames import FrameTracker, FrameViolation, close_frame
+from agentmgr.websocket.frames import FrameTracker, FrameViolation, close_frame
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, masked: bool = True) -> bytes:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
-from struct import Struct, pack
+from struct import Struct
+
+from ..protocol import PROTOCOL_ERROR, TOO_BIG
 
 CLOSE = 0x8  # below it are data frames; 0 continues a message
-
-PROTOCOL_ERROR = 1002
-TOO_BIG = 1009
+TEXT_MESSAGE, CLOSING = b"\x81", b"\x88"  #: first bytes: FIN and the opcode
 
 # RFC 6455 section 7.4 and IANA's registry: 1004 to 1006 and 1015 describe what happened and are never sent,
 # those up to 2999 that are not here mean nothing yet.
-_SENDABLE = frozenset({*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)})
+SENDABLE = frozenset({*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)})
 
 _read_head = Struct("!BBH").unpack_from  # two bytes, and the length where it takes the next two
 # The first byte of a frame that is a message by itself: text or binary, FIN, maybe compressed (RFC 7692).
@@ -171,14 +171,23 @@ class FrameTracker:
                 self.close_reason = plain[2:].decode("utf-8", "replace")
 
 
+def frame_head(first: bytes, length: int) -> bytes:
+    """The header of a frame that is not masked, as those of a server; `first` is its first byte."""
+    if length < 126:
+        return first + bytes((length,))
+    if length < 2**16:
+        return first + b"\x7e" + length.to_bytes(2, "big")
+    return first + b"\x7f" + length.to_bytes(8, "big")
+
+
 def close_frame(code: int, reason: str = "", *, masked: bool) -> bytes:
-    """A close frame to inject. Raises `ValueError` for a code that must not be sent."""
-    if code not in _SENDABLE:
+    """A whole close frame. Raises `ValueError` for a code that must not be sent."""
+    if code not in SENDABLE:
         raise ValueError(f"{code} is not a close code that can be sent")
     text = reason.encode()[:123]  # a control frame has 125 bytes at most
-    payload = pack("!H", code) + text.decode("utf-8", "ignore").encode()
+    payload = code.to_bytes(2, "big") + text.decode("utf-8", "ignore").encode()
     if not masked:
-        return pack("!BB", 0x80 | CLOSE, len(payload)) + payload
+        return frame_head(CLOSING, len(payload)) + payload
     key = os.urandom(4)  # RFC 6455 section 5.3: unpredictable, so that no cache can be poisoned
     body = bytes(byte ^ key[i % 4] for i, byte in enumerate(payload))
-    return pack("!BB", 0x80 | CLOSE, 0x80 | len(payload)) + key + body
+    return CLOSING + bytes((0x80 | len(payload),)) + key + body

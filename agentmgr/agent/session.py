@@ -57,8 +57,15 @@ class Session:
     """What an author is handed: `id`, `state`, `history`, `client`, `emit` and `confirm`."""
 
     def __init__(
-        self, session_id: str, agent: Agent, client: Client, limits: SessionLimits, budget: Budget
+        self,
+        session_id: str,
+        agent: Agent,
+        client: Client,
+        limits: SessionLimits,
+        budget: Budget,
+        on_rest: Callable[[], None],
     ) -> None:
+        """`on_rest` is called when a turn is over."""
         self.id = session_id  # whoever knows it may take up an anonymous session
         self.state: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []  #: turns before this one: `role` and `content`
@@ -78,7 +85,7 @@ class Session:
         self._steps: deque[int] = deque(maxlen=REMEMBERED_STEPS)  # hashes: an id may be long
         self._questions: dict[str, _Question] = {}
         self._reader: Reader | None = None
-        self.on_rest: Callable[[], None] = _no_link  #: called when a turn is over
+        self._on_rest = on_rest
         self._news: Callable[[], None] = _no_link
         self._on_taken: Callable[[], None] = _no_link
         self._read = trio.lowlevel.ParkingLot()
@@ -261,7 +268,7 @@ class Session:
             self._used()
             self.account()
             self._news()  # also where the event that ends the turn was sent long before
-            self.on_rest()
+            self._on_rest()
 
     def end(self, reason: EndReason) -> None:
         """Ends the session and the turn that runs; the client gets an `agent.session_end` with the reason."""

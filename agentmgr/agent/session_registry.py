@@ -69,8 +69,7 @@ class SessionRegistry:
             )
         if not self.budget.make_room(SESSION_BYTES) and not self._replace():
             self.budget.require(SESSION_BYTES)
-        session = Session(self._ids.new(), self._agent, client, self._limits, self.budget)
-        session.on_rest = self.rested
+        session = Session(self._ids.new(), self._agent, client, self._limits, self.budget, self.rested)
         self._sessions[session.id] = session
         session.publish(Event(protocol.SESSION_CREATED, {"session_id": session.id}))
         self._nursery.start_soon(self._live, session, name=repr(session))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
 
 from .routing import Backend
@@ -56,6 +56,12 @@ class Seats:
         remove_one(self._taken, instance_id)
         self._judge(instance_id)
         return instance_id not in self._full
+
+    def ask(self, ticket: int, instance_ids: Sequence[str]) -> None:
+        """Asks the others for a seat at one of these, for the client with this ticket: here are no others."""
+
+    def withdraw(self, ticket: int) -> None:
+        """Takes the question back."""
 
     def _judge(self, instance_id: str) -> None:
         limit = self._limits.get(instance_id)

@@ -19,11 +19,14 @@ def named_instance(session_id: str) -> str | None:
 class Affinity:
     """Remembers where each named session was last opened; the oldest are forgotten first.
 
-    What is kept of a session id is a digest, since a client may choose one of many kilobytes.
+    What is kept of a session id is a digest, since a client may choose one of many kilobytes. `on_news` is
+    called with each new digest and its holder.
     """
 
-    def __init__(self, max_sessions: int = 65_536) -> None:
-        self.on_news: Callable[[str, str], None] | None = None  #: called with each new digest and holder
+    def __init__(
+        self, max_sessions: int = 65_536, *, on_news: Callable[[str, str], None] | None = None
+    ) -> None:
+        self._on_news = on_news
         self._max_sessions = max_sessions
         self._holders: OrderedDict[str, str] = OrderedDict()
 
@@ -36,8 +39,8 @@ class Affinity:
         key = _digest(session_id)
         news = self._holders.get(key) != instance_id
         self.learn(key, instance_id)
-        if news and self.on_news is not None:
-            self.on_news(key, instance_id)
+        if news and self._on_news is not None:
+            self._on_news(key, instance_id)
 
     def learn(self, key: str, instance_id: str) -> None:
         """Remembers what another gateway reported: the digest of a session id, and its holder."""

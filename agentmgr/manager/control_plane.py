@@ -8,8 +8,6 @@ from pathlib import Path
 import trio
 from attrs import evolve
 
-from ..core.admission import Seats
-from ..core.affinity import Affinity
 from ..core.totals import counted
 from ..core.view import routing_table, service_view
 from ..errors import ConnectionNotFound
@@ -33,7 +31,6 @@ from ..models import (
 from ..settings import Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor import Supervisor
-from ..worker.spec import gateway
 from .events import EventLog
 from .figures import Figures
 from .gateway_access import GatewayAccess
@@ -67,9 +64,8 @@ class ControlPlane:
         self.supervisor = Supervisor(
             self, log_dir=log_dir, health_check_interval=settings.health_check_interval
         )
-        seats, affinity = Seats(), Affinity()
-        self.gateway = gateway(settings, observer=self, authenticator=access, seats=seats, affinity=affinity)
-        self.worker_manager = WorkerManager(self.gateway, seats, affinity, observer=self, access=access)
+        self.worker_manager = WorkerManager(settings, observer=self, access=access)
+        self.gateway = self.worker_manager.gateway
         self.ending = False  #: services end for good, and the gateway after them
         self._totals = dict(snapshot.totals)
         self._stale = trio.Event()

@@ -23,10 +23,12 @@ from ..core.routing import RoutingTable
 from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
 from ..errors import ConnectionNotFound, InvalidRequest, WrongState, leaves
 from ..models import Connection, ConnectionEnd, utc_now
-from ..proxy import ConnectionObserver, Gateway
+from ..proxy import ConnectionObserver
+from ..settings import Settings
 from ..worker import protocol
 from ..worker.link import Link
 from ..worker.protocol import Order, Report
+from ..worker.spec import gateway
 from .gateway_access import GatewayAccess
 
 logger = logging.getLogger(__name__)
@@ -63,24 +65,25 @@ class WorkerHandle:
 
 
 class WorkerManager:
-    """All the workers of one manager. `gateway` is its own: that lobby and theirs share the seats."""
+    """All the workers of one manager. `gateway` is that of its own process: they share the seats."""
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        seats: Seats,
-        affinity: Affinity,
-        *,
-        observer: ConnectionObserver,
-        access: GatewayAccess,
-    ) -> None:
-        self._gateway = gateway
-        self._seats = seats
-        self._affinity = affinity
+    def __init__(self, settings: Settings, *, observer: ConnectionObserver, access: GatewayAccess) -> None:
+        self._seats = Seats()
+        self._ledger = Ledger(self._seats)
+        self._ledger.pause()  # until `resume`
+        self._affinity = Affinity(
+            on_news=lambda key, holder: self._send_all(protocol.Remembered({key: holder}))
+        )
+        self.gateway = gateway(
+            settings,
+            observer=observer,
+            authenticator=access,
+            seats=self._seats,
+            affinity=self._affinity,
+            seat_freed=lambda name: self._grant(self._ledger.serve(name)),
+        )
         self._observer = observer
         self._access = access
-        self._ledger = Ledger(seats)
-        self._ledger.pause()  # until `resume`
         self.kept: set[str] = set()  #: ids of workers that this manager has started or taken over
         self._workers: dict[str, WorkerHandle] = {}
         self._drains: dict[str, tuple[float, protocol.Drain]] = {}  # by instance: the deadline, and the order
@@ -88,8 +91,6 @@ class WorkerManager:
         self._table = RoutingTable()
         self._table_line: bytes | None = None
         self._news = trio.Event()
-        gateway.lobby.freed = lambda name: self._grant(self._ledger.serve(name))
-        affinity.on_news = lambda key, holder: self._send_all(protocol.Remembered({key: holder}))
 
     # For the manager
 
@@ -279,7 +280,7 @@ class WorkerManager:
             self._observer.connection_closed(_lost(live.connection))
         worker.connections.clear()
         self._grant(self._ledger.forget(worker.hello.worker_id))
-        self._gateway.lobby.serve_waiting()
+        self.gateway.lobby.serve_waiting()
         worker.gone.set()
         self._changed()
 
@@ -289,7 +290,7 @@ class WorkerManager:
             case Took() | Gave() | Ask() | Withdraw():
                 self._grant(self._ledger.report(worker_id, report))
                 if isinstance(report, Gave) and report.instance_id not in self._seats.full:
-                    self._gateway.lobby.offer_seat(report.instance_id)
+                    self.gateway.lobby.offer_seat(report.instance_id)
             case protocol.Opened(connection):
                 claimed.discard(connection.connection_id)
                 new = connection.connection_id not in worker.connections
@@ -318,7 +319,7 @@ class WorkerManager:
                 claimed.clear()
                 worker.declared = True
                 self._grant(self._ledger.declare(worker_id, seats))
-                self._gateway.lobby.serve_waiting()  # it may have less than was known
+                self.gateway.lobby.serve_waiting()  # it may have less than was known
                 self._changed()
             case protocol.Applied(version):
                 worker.applied = version

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import trio
 
@@ -44,8 +44,8 @@ class Gateway:
     who the client is. `allowed_origins` are the web pages that may connect: those of this machine if None,
     all with `*`. `hints` lets clients ask for a service or tag in the query. `dial` connects to an instance,
     given its host and port; over TCP if None. `seats` and `affinity` are for gateways that share them with
-    others (`agentmgr.core.shared_seats`). Raises `ValueError` for a trusted proxy that is not an address or
-    network.
+    others (`agentmgr.core.shared_seats`); `seat_freed` is called with the instance whose seat came free,
+    if no client here waited for it. Raises `ValueError` for a trusted proxy that is no address or network.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Gateway:
         dial: Dial | None = None,
         seats: Seats | None = None,
         affinity: Affinity | None = None,
+        seat_freed: Callable[[str], None] | None = None,
     ) -> None:
         self._limits = limits or GatewayLimits()
         self._hints = hints
@@ -70,7 +71,14 @@ class Gateway:
         self._trusted = networks(trusted_proxies)
         self._allowed_origins = origins(allowed_origins)
         router = Router(table or RoutingTable(), hints=hints)
-        self._lobby = Lobby(router, self._limits, outliers or OutlierPolicy(), seats=seats, affinity=affinity)
+        self._lobby = Lobby(
+            router,
+            self._limits,
+            outliers or OutlierPolicy(),
+            seats=seats,
+            affinity=affinity,
+            seat_freed=seat_freed,
+        )
         self._connections = Connections(observer)
         self._proving = Proving()
         self._holders = Holders()

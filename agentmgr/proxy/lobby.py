@@ -16,7 +16,6 @@ from ..core.affinity import Affinity, named_instance
 from ..core.outliers import OutlierPolicy, Outliers
 from ..core.request import ClientRequest
 from ..core.routing import Backend, BackendState, Pool, Router
-from ..core.shared_seats import SharedSeats
 from ..core.strategies import Rotation, choose
 from ..errors import ServiceNotFound
 from ..protocol import COME_BACK, FAILED
@@ -75,19 +74,17 @@ class Lobby:
         *,
         seats: Seats | None = None,
         affinity: Affinity | None = None,
+        seat_freed: Callable[[str], None] | None = None,
     ) -> None:
         self._router = router
         self._limits = limits
         self._seats = Seats() if seats is None else seats
-        self._shared = seats if isinstance(seats, SharedSeats) else None
         self._outliers = Outliers(outliers)
         self._affinity = Affinity() if affinity is None else affinity
         self._waiting: _Queue = {}
         self._queues: dict[str, _Queue] = {}  # by instance: who waits for a seat there, or at others too
         self._tickets = count(1)
-        self.freed: Callable[[str], None] | None = (
-            None  #: called with the instance whose seat came free, if no waiter here took it
-        )
+        self._seat_freed = seat_freed
         self._news = trio.Event()
         self._set_limits()
 
@@ -182,14 +179,11 @@ class Lobby:
         visit.tried.add(name)
 
     def granted(self, ticket: int, instance_id: str) -> None:
-        """A seat that was asked for; it is given up if its client has left, or may not have it any more."""
-        assert self._shared is not None
-        self._shared.granted(instance_id)
+        """Offers a seat that was asked for to its client, if that still waits."""
         if waiter := self._waiting.get(ticket):
             waiter.visit.preferred = instance_id
             waiter.asked = False
             self._offer(waiter)
-        self._shared.settle(instance_id)
 
     def preview(self, request: ClientRequest) -> tuple[Pool, Backend | None]:
         """The pool for a request and who would be chosen now. Takes no seat; raises `Refusal`."""
@@ -315,8 +309,8 @@ class Lobby:
         finally:
             self._step_out(waiter)
             visit.preferred = None
-            if waiter.asked and self._shared is not None:
-                self._shared.withdraw(waiter.ticket)
+            if waiter.asked:
+                self._seats.withdraw(waiter.ticket)
             if isinstance(waiter.outcome, Seat):  # given to a waiter that is being cancelled
                 self._give_back(waiter.outcome)
         if isinstance(outcome, Exception):
@@ -347,18 +341,16 @@ class Lobby:
             self._offer(waiter)
 
     def _line_up(self, waiter: _Waiter) -> None:
-        """Enters the queues of all suitable instances, or stays there; asks for a shared seat."""
+        """Enters the queues of all suitable instances, or stays there; asks for a seat that is shared."""
         visit, pool = waiter.visit, self._pool(waiter.visit)
         waiter.queues = [self._queues.setdefault(name, {}) for name in pool.by_id]
         for queue in waiter.queues:
             queue[waiter.ticket] = waiter
-        if self._shared is None:
-            return
         names = [b.instance_id for b in self._candidates(pool, visit, frozenset())]
         names.sort(key=lambda name: name != visit.preferred)  # that one first; else in their order
         if names or waiter.asked:
             waiter.asked = True
-            self._shared.ask(waiter.ticket, names)
+            self._seats.ask(waiter.ticket, names)
 
     def _step_out(self, waiter: _Waiter) -> None:
         self._waiting.pop(waiter.ticket, None)
@@ -369,8 +361,8 @@ class Lobby:
         name = seat.backend.instance_id
         if self._seats.give_back(name):
             self.offer_seat(name)
-        if self.freed is not None and name not in self._seats.full:
-            self.freed(name)
+        if self._seat_freed is not None and name not in self._seats.full:
+            self._seat_freed(name)
 
     def offer_seat(self, instance_id: str) -> None:
         """Offers what is free there to those who wait for it, in their order."""

@@ -54,8 +54,7 @@ class Worker:
         self._numbers = count()
         self._access = WorkerAccess(self._redeem)
         self._seats = SharedSeats(self._say)
-        self._affinity = Affinity()
-        self._affinity.on_news = lambda key, holder: self._say(protocol.Remembered({key: holder}))
+        self._affinity = Affinity(on_news=lambda key, holder: self._say(protocol.Remembered({key: holder})))
         self.gateway = gateway(
             spec.settings,
             limits=LIMITS,
@@ -217,7 +216,9 @@ class Worker:
             case protocol.OtherSeats():
                 self._seats.know(order.seats)
             case Grant():
+                self._seats.granted(order.instance_id)
                 self.gateway.lobby.granted(order.ticket, order.instance_id)
+                self._seats.settle(order.instance_id)  # its client may have left, or may not have it any more
             case protocol.Remembered():
                 for key, instance_id in order.holders.items():
                     self._affinity.learn(key, instance_id)

@@ -29,8 +29,8 @@ def test_a_session_id_may_name_its_instance() -> None:
 
 
 def test_a_session_id_takes_the_same_room_whatever_its_length() -> None:
-    affinity, other = Affinity(), Affinity()
-    affinity.on_news = other.learn
+    other = Affinity()
+    affinity = Affinity(on_news=other.learn)
     for name in ("s", "s" * 15_000, "\ud800"):
         affinity.remember(name, "ins_1")
         assert affinity.holder(name) == other.holder(name) == "ins_1"

@@ -73,8 +73,8 @@ def _networks(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None
             _refuse(attribute, f"must be addresses or networks, as in 10.0.0.0/8, not {network!r}")
 
 
-def _workers(_: Any, attribute: Attribute[Any], value: int) -> None:
-    if not 0 <= value <= 256:
+def _workers(_: Any, attribute: Attribute[Any], value: int | None) -> None:
+    if value is not None and not 0 <= value <= 256:
         _refuse(attribute, f"must be from 0 (none of their own) to 256, not {value}")
 
 
@@ -93,8 +93,9 @@ class Settings:
     """Requests a second from one address, over TCP; more are answered 429. 0: no limit."""
     proxy_host: str = field(default="localhost", validator=_text)
     proxy_port: int = field(default=9090, validator=_port)
-    proxy_workers: int = field(default=0, validator=_workers)
-    """Processes that serve the gateway's clients, on one port; 0: the manager itself does."""
+    proxy_workers: int | None = field(default=None, validator=_workers)
+    """Processes that serve the gateway's clients, on one port; 0: the manager itself does. None: 1 for a manager
+    that is a program of its own, 0 for `agentmgr run` and within another program."""
     health_check_interval: float = field(default=10.0, validator=_interval)  #: seconds
     allowed_origins: tuple[str, ...] = field(default=(), validator=_origins)
     """Web pages that may use the gateway, as in `https://app.example`; `*`: all. Empty: this machine's."""
@@ -162,11 +163,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             value = [word.strip() for word in text.split(",")]
         elif isinstance(attribute.default, bool):
             value = _SWITCH.get(text.strip().lower(), text)
-        elif isinstance(attribute.default, int | float):
+        elif attribute.default is None or isinstance(attribute.default, int | float):
+            number = float if isinstance(attribute.default, float) else int
             try:
-                value = type(attribute.default)(text)
+                value = number(text)
             except ValueError:
-                kind = "whole number" if isinstance(attribute.default, int) else "number"
+                kind = "whole number" if number is int else "number"
                 problem = f"must be a {kind}, not {text!r}"
                 raise InvalidRequest(f"{name} {problem}", fields=[FieldProblem(name, problem)]) from None
         found[attribute.name] = value

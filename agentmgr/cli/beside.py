@@ -35,8 +35,8 @@ async def serve_beside(
         keyfile,
         guest=True,
     )
-    if settings.proxy_workers > 1:
-        await _serve_by_several(spec, settings.proxy_workers, stop)
+    if (count := settings.proxy_workers or 1) > 1:
+        await _serve_by_several(spec, count, stop)
     else:
         await _serve_here(cli, spec, certificate, stop)
     if not stop.is_set():

@@ -18,15 +18,15 @@ from .out import say
 
 
 async def check_ports(
-    paths: RuntimePaths, host: str, *, gateway: int | None = None, workers: int = 0, api: int | None = None
+    paths: RuntimePaths, host: str, *, gateway: int | None = None, api: int | None = None
 ) -> None:
     """To be asked before a manager takes anything over: one that fails after that ends what ran well.
 
     Raises `PortNotAvailable`, `InvalidRequest`.
     """
     running = living(paths)
-    # The port of workers is shared, or will be given up.
-    left = workers > 0 or not all(worker.guest for worker in running)
+    # The port of workers that a former manager left is shared, or will be given up.
+    left = not all(worker.guest for worker in running)
     for port, shared in ((gateway, left), (api, False)):
         if port is None:
             continue
@@ -46,8 +46,15 @@ async def check_ports(
 async def open_gateway(
     nursery: trio.Nursery, manager: AgentManager, host: str, port: int, certificate: Certificate | None
 ) -> None:
-    """Raises `PortNotAvailable`."""
-    opened = await nursery.start(partial(manager.serve_proxy, host, port, certificate=certificate))
+    """In a process of its own, unless the settings say otherwise: it then outlives this manager.
+
+    Raises `PortNotAvailable`, and `ManagerError` where that process does not start.
+    """
+    workers = manager.settings.proxy_workers
+    serve = partial(
+        manager.serve_proxy, host, port, certificate=certificate, workers=1 if workers is None else workers
+    )
+    opened = await nursery.start(serve)
     say(address("proxy", host, opened, tls=certificate is not None), flush=True)
 
 

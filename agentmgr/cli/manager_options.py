@@ -85,8 +85,8 @@ def gateway_options(function: F) -> F:
         click.option(
             "--workers",
             type=click.IntRange(0, 256),
-            help="Processes that serve the gateway, on one port; they outlive the manager."
-            "  [default: 0, the manager itself]",
+            help="Processes that serve the gateway, on one port; they outlive the manager. 0: the manager does."
+            "  [default: 1; 0 for `agentmgr run`]",
         ),
         click.option(
             "--allow-origin",

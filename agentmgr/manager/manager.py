@@ -216,8 +216,8 @@ class AgentManager(ServiceCommands):
 
         With a certificate it speaks `wss://` only. With `proxy_protocol` its connections come from trusted
         proxies and begin with that. With `workers`, so many processes serve it instead of this one; they
-        outlive a manager that is killed. None: as the settings say. Raises `PortNotAvailable`,
-        `InvalidRequest`, and `ManagerError` where the workers do not start.
+        outlive a manager that is killed. None: as the settings say, and 0 where they do not. Raises
+        `PortNotAvailable`, `InvalidRequest`, and `ManagerError` where the workers do not start.
         """
         plane = self._supervising()
         settings = evolve(self.settings, db_path=str(self.paths.database))

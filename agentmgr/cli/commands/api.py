@@ -59,7 +59,7 @@ async def _manage(
     cli: Cli, settings: Settings, proxy_port: int | None, tls: Certificate | None, signals: StopSignals
 ) -> None:
     host, port = settings.api_host, settings.api_port
-    await check_ports(cli.paths, host, gateway=proxy_port, workers=settings.proxy_workers, api=port)
+    await check_ports(cli.paths, host, gateway=proxy_port, api=port)
     async with managing(cli, settings, signals) as (manager, listeners):
         await open_api(listeners, manager, host, port, tls)
         if proxy_port is not None:

@@ -58,7 +58,7 @@ async def command(
     settings = cli.settings(health_check_interval=interval, **flags)
     configure_logging(settings.log_level, settings.log_format)
     try:
-        await check_ports(cli.paths, host, gateway=proxy_port, workers=settings.proxy_workers, api=api_port)
+        await check_ports(cli.paths, host, gateway=proxy_port, api=api_port)
         with ExitStack() as turn:
             if ready_fd is None:  # else the command that started this has the turn
                 if not cli.paths.directory.exists():  # nothing is put beside a file that is not ours to use

@@ -51,7 +51,7 @@ async def command(
 
 async def _manage(cli: Cli, settings: Settings, tls: Certificate | None, signals: StopSignals) -> None:
     host, port = settings.proxy_host, settings.proxy_port
-    await check_ports(cli.paths, host, gateway=port, workers=settings.proxy_workers)
+    await check_ports(cli.paths, host, gateway=port)
     async with managing(cli, settings, signals) as (manager, listeners):
         await open_gateway(listeners, manager, host, port, tls)
         await run_until_stopped(manager, signals)

@@ -94,8 +94,8 @@ class Settings:
     proxy_host: str = field(default="localhost", validator=_text)
     proxy_port: int = field(default=9090, validator=_port)
     proxy_workers: int | None = field(default=None, validator=_workers)
-    """Processes that serve the gateway's clients, on one port; 0: the manager itself does. None: 1 for a manager
-    that is a program of its own, 0 for `agentmgr run` and within another program."""
+    """Processes that serve the gateway's clients, on one port; 0: the manager itself does. None: 1 where the
+    manager is a program of its own, 0 in `agentmgr run` and within another program."""
     health_check_interval: float = field(default=10.0, validator=_interval)  #: seconds
     allowed_origins: tuple[str, ...] = field(default=(), validator=_origins)
     """Web pages that may use the gateway, as in `https://app.example`; `*`: all. Empty: this machine's."""

@@ -49,7 +49,8 @@ def test_every_setting_has_an_environment_variable(here):
         settings = load_settings(environ={environment_name(attribute.name): text})
         value = getattr(settings, attribute.name)
         listed = isinstance(attribute.default, tuple)
-        assert value == ((text,) if listed else type(attribute.default)(text))
+        kind = int if attribute.default is None else type(attribute.default)
+        assert value == ((text,) if listed else kind(text))
         assert value != attribute.default
 
 

@@ -85,7 +85,7 @@ def gateway_options(function: F) -> F:
         click.option(
             "--workers",
             type=click.IntRange(0, 256),
-            help="Processes that serve the gateway, on one port; they outlive the manager. 0: the manager does."
+            help="Processes that serve the gateway, on one port; they outlive the manager. 0: it serves it."
             "  [default: 1; 0 for `agentmgr run`]",
         ),
         click.option(

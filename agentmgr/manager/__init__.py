@@ -10,7 +10,7 @@ In reading order:
     registry         services and rules, in memory and in the store, never apart
     events, figures  what happened, for those who follow; what was measured, for `/metrics`
     tokens, tickets, gateway_access   who may use the API and the gateway
-    worker_set       the worker processes that serve the gateway on one port; `worker_process` is one of them
+    worker_set       the worker processes that serve the gateway on one port: start, adoption, restart, end
     worker_manager   the orders that workers get and their reports: seats, tables, connections
     factory_path     where an agent's factory is: a file, a file and a name, or a module and a name
     system_run       `await manager.start()` and `stop()`, for code without a nursery

@@ -12,23 +12,28 @@ import os
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from secrets import token_hex
 
 import trio
 from attrs import evolve
 
+from ..codec import to_json
 from ..core.restart import Again, Cause, Ending, Exit, History, decide
 from ..errors import ManagerError, leaves
 from ..models import RestartMode, ServiceConfig
+from ..process import detached
 from ..process.listening import bind
-from ..process.paths import RuntimePaths
+from ..process.paths import RuntimePaths, reason
+from ..supervisor import logs
+from ..supervisor.process import Leader
 from ..worker.pidfile import PidFile, living
 from ..worker.spec import WorkerSpec
 from .worker_manager import WorkerHandle, WorkerManager
-from .worker_process import DidNotStart, WorkerProcess
 
 logger = logging.getLogger(__name__)
 
+_START_S = 30.0  #: until a new worker serves
 _RETURN_S = 3.0  #: a worker that lives connects to the next manager sooner than that
 _LOOK_S = 0.02
 _END_S = 30.0  #: from SIGTERM to SIGKILL: its connections are closed in batches, and each may take a while
@@ -74,11 +79,11 @@ async def end_left(paths: RuntimePaths) -> int:
 
 async def _end(paths: RuntimePaths, worker: PidFile, grace_s: float) -> None:
     with suppress(OSError):  # it has just died
-        process = WorkerProcess(worker.pid)
+        process = Leader(worker.pid)
         if worker in living(paths):  # so the pid is still that worker's
             await process.end(grace_s)
         else:
-            process.forget()
+            process.release()
 
 
 def _declared(worker: WorkerHandle | None) -> bool:
@@ -166,7 +171,7 @@ class WorkerSet:
         if process is None:
             try:
                 process = await self._start(slot)
-            except DidNotStart as words:
+            except _DidNotStart as words:
                 raise ManagerError(f"a gateway worker did not start: {words}") from None
         task_status.started()
         history = History()
@@ -179,36 +184,36 @@ class WorkerSet:
                 exit = await self._attend(process)
                 if self._worker_manager is None and exit == Exit(code=0):
                     return  # its manager sent `End`
-                reason = str(exit)
+                why = str(exit)
                 served_s = trio.current_time() - begun
-            except DidNotStart as words:
-                reason = f"it did not start: {words}"
+            except _DidNotStart as words:
+                why = f"it did not start: {words}"
             process = None
-            ending = Ending(Cause.EXITED, reason, ready_for_s=served_s)
+            ending = Ending(Cause.EXITED, why, ready_for_s=served_s)
             decision = decide(_STEADY, history, ending, now=trio.current_time(), rand=random.random())
             assert isinstance(decision, Again), "it is always tried again"
             history = decision.history
             logger.warning(
                 "gateway worker %d has ended (%s); starting another in %.1f s",
-                slot, reason, decision.delay_s,
+                slot, why, decision.delay_s,
             )  # fmt: skip
             await trio.sleep(decision.delay_s)
 
-    def _adopt(self, worker: WorkerHandle) -> WorkerProcess | None:
+    def _adopt(self, worker: WorkerHandle) -> Leader | None:
         try:
-            return WorkerProcess(worker.pid)
+            return Leader(worker.pid)
         except OSError:  # it has just died
             return None
 
-    async def _start(self, slot: int) -> WorkerProcess:
-        """A worker that serves. Raises `DidNotStart`."""
+    async def _start(self, slot: int) -> Leader:
+        """A worker that serves. Raises `_DidNotStart`."""
         lifeline = None if self._lifeline is None else self._lifeline[0]
         spec = evolve(self._spec, worker_id=f"wrk_{token_hex(8)}", slot=slot, lifeline=lifeline)
         if self._worker_manager is not None:
             self._worker_manager.kept.add(spec.worker_id)
-        return await WorkerProcess.start(spec, spec.log.with_suffix(".err"))
+        return await _start(spec, spec.log.with_suffix(".err"))
 
-    async def _attend(self, process: WorkerProcess) -> Exit:
+    async def _attend(self, process: Leader) -> Exit:
         """Returns how the process ended. When cancelled, ends it, or leaves it running (`stop`)."""
         exit: Exit | None = None
         try:
@@ -216,7 +221,7 @@ class WorkerSet:
             return exit
         finally:
             if exit is not None or self._leaving:
-                process.forget()
+                process.release()
             else:
                 await process.end(_END_S)
 
@@ -235,3 +240,58 @@ def _by_slot(count: int, adopted: Iterable[WorkerHandle]) -> list[WorkerHandle |
     left = {worker.hello.slot: worker for worker in adopted}
     kept = [left.pop(slot, None) for slot in range(count)]
     return [worker or (left.popitem()[1] if left else None) for worker in kept]
+
+
+class _DidNotStart(Exception):
+    """A worker ended or was not ready in time; the message is the last line of its output."""
+
+
+async def _start(spec: WorkerSpec, output: Path) -> Leader:
+    """Returns when it serves. Raises `_DidNotStart`."""
+    reading, writing = os.pipe()
+    async with trio.lowlevel.FdStream(reading) as ready:
+        try:
+            process = _spawn(evolve(spec, ready=writing), output)
+        except OSError as error:
+            raise _DidNotStart(reason(error)) from None
+        finally:
+            os.close(writing)
+        serving, exit = b"", Exit()
+        try:
+            with trio.move_on_after(_START_S) as patience:
+                serving = bytes(await ready.receive_some())
+        finally:
+            if not serving:
+                exit = await process.end(0)
+    if not serving:
+        said = logs.last_words(output, 0).splitlines()
+        silent = f"it was not ready within {_START_S:g} s" if patience.cancelled_caught else str(exit)
+        raise _DidNotStart(said[-1] if said else silent)
+    return process
+
+
+def _spawn(spec: WorkerSpec, output: Path) -> Leader:
+    """Raises OSError."""
+    with ExitStack() as stack:
+        out = logs.open_for_append(output)
+        stack.callback(os.close, out)
+        os.ftruncate(out, 0)
+        spec_file = stack.enter_context(open(os.memfd_create("spec"), "w+b"))  # needs no room on a disk
+        spec_file.write(to_json(spec).encode())
+        spec_file.seek(0)
+        popen = detached.start(
+            "agentmgr.worker",
+            f"{spec.host}:{spec.port}",  # not read by the worker: it is there for `ps`
+            stdin=spec_file,
+            stdout=out,
+            stderr=out,
+            inherited=[fd for fd in (spec.ready, spec.lifeline) if fd is not None],
+        )
+        try:
+            process = Leader(popen.pid)
+        except OSError:  # no descriptor left for watching it
+            popen.kill()
+            popen.wait()
+            raise
+        detached.disown(popen)  # `Leader` reaps it
+        return process

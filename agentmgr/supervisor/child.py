@@ -140,7 +140,8 @@ class LocalChild:
             await self.wait_serving()
             if self._ready_by.kind is CheckKind.TCP:
                 return
-            left_s = _OF_WHAT_IS_LEFT * (trio.current_effective_deadline() - trio.current_time())
+            # Negative once that has passed, or a stop has cancelled this.
+            left_s = max(0.0, _OF_WHAT_IS_LEFT * (trio.current_effective_deadline() - trio.current_time()))
             found = await self._ask_if_ready(min(self._patience_s, left_s))
             if found.ok:
                 self._note(found)

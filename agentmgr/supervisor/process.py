@@ -1,11 +1,11 @@
-"""One child process and its descendants: notice its exit, signal it, end all of them."""
+"""One process, and an instance's with its descendants: notice its exit, signal it, end all of them."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from select import POLLIN, poll
 
@@ -23,17 +23,14 @@ _KILL_PATIENCE_S = 10.0  #: a process in uninterruptible sleep dies when the dis
 _SWEEP_PATIENCE_S = 30.0
 
 
-class Process:
+class Leader:
     """A session leader: our child, reaped here, or an adopted process, which init reaps."""
 
-    def __init__(
-        self, pid: int, token: str, scan: ProcessScan, group: ControlGroup, lock: InstanceLock
-    ) -> None:
+    def __init__(self, pid: int) -> None:
         """Raises OSError when there is no such process or no descriptor to be had."""
         self.pid = pid
         stat = procfs.stat(pid)
         self.start_ticks = stat.start_ticks if stat is not None else 0
-        self._descendants = Descendants(pid, token, self.start_ticks, scan, group, lock)
         self._ours_to_reap = stat is not None and stat.parent == os.getpid()
         self._grace = trio.CancelScope(shield=True)
         self._pidfd = os.pidfd_open(pid)
@@ -60,6 +57,58 @@ class Process:
             return Exit(code=result.si_status)
         return Exit(signal=result.si_status)
 
+    async def end(self, grace_s: float) -> Exit:
+        """TERM, CONT, wait, KILL, reap, in this order. Shielded from cancellation."""
+        await self._ask(grace_s, self.wait_exit)
+        self._kill_group()
+        exit = await self._killed()
+        self.release()
+        return exit
+
+    async def _ask(self, grace_s: float, wait: Callable[[], Awaitable[object]]) -> None:
+        if not self.exited():
+            self._signal_group(signal.SIGTERM)
+            self._signal_group(signal.SIGCONT)  # a suspended process does not get the TERM
+            self._grace.deadline = trio.current_time() + grace_s
+            with self._grace:
+                await wait()
+
+    def _kill_group(self) -> None:
+        # The id of its process group is valid until the leader is reaped; init reaps an adopted one at once.
+        if self._ours_to_reap or not self.exited():
+            self._signal_group(signal.SIGKILL)
+
+    async def _killed(self) -> Exit:
+        with trio.move_on_after(_KILL_PATIENCE_S, shield=True):
+            await self.wait_exit()
+        return self._exit()
+
+    def kill(self) -> None:
+        """Ends the wait of `end` between TERM and KILL, now or in advance."""
+        self._grace.cancel()
+
+    def release(self) -> None:
+        """Reaps it if it has ended, and closes its descriptor."""
+        trio.lowlevel.notify_closing(self._pidfd)
+        os.close(self._pidfd)
+        if self._ours_to_reap:
+            _reap(self.pid)
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # gone; or it runs as another user by setuid
+            os.killpg(self.pid, number)
+
+
+class Process(Leader):
+    """An instance's: it may have descendants."""
+
+    def __init__(
+        self, pid: int, token: str, scan: ProcessScan, group: ControlGroup, lock: InstanceLock
+    ) -> None:
+        """Raises OSError as above."""
+        super().__init__(pid)
+        self._descendants = Descendants(pid, token, self.start_ticks, scan, group, lock)
+
     def includes(self, pid: int) -> bool:
         """Whether that process is it or one of its descendants."""
         try:
@@ -83,21 +132,11 @@ class Process:
 
     async def end(self, grace_s: float) -> Exit:
         """TERM, CONT, wait, KILL, sweep, reap, in this order; see `Child.end`."""
-        # The id of its process group is valid until the leader is reaped; init reaps an adopted one at once.
         self._descendants.session_is_ours = self._ours_to_reap or not self.exited()
-        if not self.exited():
-            self._signal_group(signal.SIGTERM)
-            self._signal_group(signal.SIGCONT)  # a suspended process does not get the TERM
-            self._grace.deadline = trio.current_time() + grace_s
-            with self._grace:
-                await self.wait_exit()
-                await _ask_and_wait(self._descendants)
-        if self._ours_to_reap or not self.exited():
-            self._signal_group(signal.SIGKILL)
+        await self._ask(grace_s, self._wait_all)
+        self._kill_group()
         self._descendants.kill()
-        with trio.move_on_after(_KILL_PATIENCE_S, shield=True):
-            await self.wait_exit()
-        exit = self._exit()
+        exit = await self._killed()
         with trio.move_on_after(_SWEEP_PATIENCE_S, shield=True):
             await kill_all(self._descendants)
         if self._descendants.live():
@@ -105,20 +144,9 @@ class Process:
         self.release()
         return exit
 
-    def kill(self) -> None:
-        """Ends the wait of `end` between TERM and KILL, now or in advance."""
-        self._grace.cancel()
-
-    def release(self) -> None:
-        """Reaps it if it has ended, and closes its descriptor."""
-        trio.lowlevel.notify_closing(self._pidfd)
-        os.close(self._pidfd)
-        if self._ours_to_reap:
-            _reap(self.pid)
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError, PermissionError):  # gone; or it runs as another user by setuid
-            os.killpg(self.pid, number)
+    async def _wait_all(self) -> None:
+        await self.wait_exit()
+        await _ask_and_wait(self._descendants)
 
 
 async def kill_all(processes: ProcessSet) -> int:

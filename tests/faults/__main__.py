@@ -1,7 +1,8 @@
-"""`python -m tests.faults --rounds N [--seed S] [--minutes M]`: the random faults at length, and counted.
+"""`python -m tests.faults --rounds N [--seed S] [--clients C] [--minutes M]`: random faults at length.
 
-So many rounds of each: kills of instances, commands at once on one service, kills of the manager. `--minutes`
-adds churn: services come and go, and at the end descriptors, threads, tasks and memory are where they were.
+So many rounds of each: kills of instances, commands at once on one service, kills of the manager; a tenth as
+many kills of a manager while C clients converse through its gateway. `--minutes` adds churn: services come
+and go, and at the end descriptors, threads, tasks and memory are where they were.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from agentmgr.errors import ServiceFailedToStart
 from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec
 from agentmgr.supervisor import Supervisor, procfs
 from agentmgr.supervisor.instance_tokens import InstanceTokens
+from tests.faults.conversations import kill_managers_under_clients
 from tests.faults.managers import kill_managers
 from tests.faults.scenarios import commands_at_once, kill_instances
 from tests.supervisor.conftest import CHILD, MemoryRecorder
@@ -37,7 +39,7 @@ def command(*options: str, name: str = "svc", **config: Any) -> ServiceSpec:
     return ServiceSpec(name, ServiceConfig(**config), desired_status=DesiredStatus.RUNNING)
 
 
-async def main(rounds: int, minutes: float, seed: int, directory: Path) -> Counter[str]:
+async def main(rounds: int, clients: int, minutes: float, seed: int, directory: Path) -> Counter[str]:
     total: Counter[str] = Counter()
     draw = random.Random(seed)
     tokens = InstanceTokens.of(directory / "logs")
@@ -57,6 +59,9 @@ async def main(rounds: int, minutes: float, seed: int, directory: Path) -> Count
     await supervised(lambda s, recorder: kill_instances(s, recorder, [command], rounds, draw))
     await supervised(lambda s, recorder: commands_at_once(s, recorder, command, descendants, rounds, draw))
     total.update(await kill_managers(directory / "manager.db", rounds, draw))
+    if clients:
+        place, kills = directory / "clients", -(-rounds // 10)
+        total.update(await kill_managers_under_clients(place, clients=clients, kills=kills, random=draw))
     if minutes:
         await supervised(lambda s, recorder: churn(s, minutes * 60, draw, recorder))
     return total
@@ -123,13 +128,14 @@ def footprint() -> dict[str, int]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m tests.faults", description=__doc__)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     args = parser.parse_args()
     print(f"seed={args.seed}", flush=True)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
-        counts = trio.run(main, args.rounds, args.minutes, args.seed, Path(directory))
+        counts = trio.run(main, args.rounds, args.clients, args.minutes, args.seed, Path(directory))
     for name, number in sorted(counts.items()):
         print(f"{number:8}  {name}")
     print(f"{time.monotonic() - begin:8.0f}  seconds; nothing lost, nobody orphaned, nothing twice")

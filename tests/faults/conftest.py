@@ -19,7 +19,9 @@ from tests.supervisor.conftest import (  # noqa: F401  (fixtures)
 )
 
 # So that what fails in them says how, as it does in a test's own file.
-pytest.register_assert_rewrite("tests.faults.__main__", "tests.faults.managers", "tests.faults.scenarios")
+pytest.register_assert_rewrite(
+    *(f"tests.faults.{name}" for name in ("__main__", "conversations", "managers", "scenarios"))
+)
 
 
 @pytest.fixture

@@ -87,6 +87,17 @@ class Site:
         assert status >= 400
         return status
 
+    async def each_worker_serves(self) -> None:
+        """Returns when each has served a client. One comes at a time, so that none waits for a seat."""
+        seen: set[int] = set()
+        while len(seen) < len(self.workers):
+            before = self.known
+            websocket = await self.client()
+            (new,) = self.known - before
+            seen |= {worker.pid for worker in self.workers if new in worker.connections}
+            await websocket.aclose()
+            await eventually(lambda: not self.known)
+
     async def clients_of_each(self, path: str = "/") -> dict[int, list[WebSocketConnection]]:
         """Clients of every worker, by its pid: the kernel decides who gets whom, so there are several."""
         found: dict[int, list[WebSocketConnection]] = {worker.pid: [] for worker in self.workers}

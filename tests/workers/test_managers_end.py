@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 from agentmgr import AgentManager, Connection, ServiceConfig
 from agentmgr.client import ManagerClient
 from agentmgr.worker.pidfile import living
+from tests.faults.conversations import kill_managers_under_clients
 from tests.workers.conftest import alive
 
 
@@ -114,6 +117,10 @@ def test_a_managers_death_costs_no_session_and_the_next_one_takes_its_workers_ov
                 assert close_code(one) == 1008
                 shut_down(shell, second)
     assert not any(alive(pid) for pid in workers)
+
+
+async def test_kills_of_the_manager_cut_no_connection_and_lose_no_message(tmp_path: Path) -> None:
+    await kill_managers_under_clients(tmp_path, clients=20, kills=2, random=Random())
 
 
 def test_new_clients_are_routed_while_no_manager_runs(shell: Any) -> None:

@@ -73,9 +73,7 @@ async def test_max_sessions_holds_over_all_workers_in_a_storm(site: Any) -> None
                     served += 1
 
         most: dict[str, list[int]] = {}
-        for clients in (await s.clients_of_each()).values():
-            for client in clients:  # else those that came may hold all seats of an instance
-                await client.aclose()
+        await s.each_worker_serves()
         async with trio.open_nursery() as nursery:
             for _ in range(30):
                 nursery.start_soon(come_and_go)

@@ -194,7 +194,14 @@ def _workers_and_ports(settings: Settings, paths: RuntimePaths, ours: set[int]) 
         workers = living(paths)
     except OSError as error:
         refused = [_refused("workers", error)]
-    return [*refused, *_ports(settings, ours, workers)]
+    return [*refused, *_unmanaged(ours, workers), *_ports(settings, ours, workers)]
+
+
+def _unmanaged(ours: set[int], workers: Sequence[PidFile]) -> Iterator[Finding]:
+    left = ", ".join(str(worker.pid) for worker in workers if not worker.guest)
+    if left and not ours:
+        advice = "`agentmgr daemon` adopts it; `agentmgr shutdown` ends it"
+        yield Finding("gateway", "warning", f"served without a manager (pid {left})", advice)
 
 
 async def _listeners(cli: Cli) -> set[int]:

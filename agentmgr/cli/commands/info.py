@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ... import __version__
 from ...models import TokenPolicy
+from ...process.paths import RuntimePaths
+from ...worker.pidfile import living
 from ..addresses import url
 from ..group import Cli, format_option, subcommand
 from ..out import say_json
@@ -36,15 +39,19 @@ async def command(cli: Cli, output: str) -> None:
         return
     print_fields(
         [
-            *_of_the_manager(manager),
+            *(_of_the_manager(manager) if manager else _without_one(paths)),
             *((name.replace("_", " "), value) for name, value in files.items()),
         ]
     )
 
 
-def _of_the_manager(manager: dict[str, Any] | None) -> list[tuple[str, object]]:
-    if manager is None:
-        return [("manager", "not running")]
+def _without_one(paths: RuntimePaths) -> Iterator[tuple[str, object]]:
+    yield "manager", "not running"
+    if left := ", ".join(str(worker.pid) for worker in living(paths) if not worker.guest):
+        yield "gateway", f"left by a manager (pid {left}); `agentmgr daemon` adopts it, `shutdown` ends it"
+
+
+def _of_the_manager(manager: dict[str, Any]) -> list[tuple[str, object]]:
     return [
         ("manager", f"running, pid {manager['pid']}, version {manager['version']}"),
         ("up", duration(manager["uptime_s"])),

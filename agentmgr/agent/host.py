@@ -12,7 +12,7 @@ import trio
 from attrs import Factory, field, frozen
 
 from ..boundary import Failure, attempt, contain, name_of
-from ..core.loopback import is_loopback
+from ..core.loopback import authority, is_loopback
 from ..errors import AgentManagerError, PortNotAvailable
 from ..models.choices import Runtime
 from ..process.listening import log_shortages_rarely
@@ -171,4 +171,4 @@ async def _end_with_the_manager(pipe: int) -> None:
 
 def _url(listener: trio.SocketListener) -> str:
     host, port, *_ = listener.socket.getsockname()
-    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+    return f"ws://{authority(host, port)}"

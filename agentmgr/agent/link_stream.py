@@ -115,8 +115,15 @@ class LinkStream(trio.abc.Stream):
 
     async def _accuse(self, verdict: CloseReason) -> None:
         await self.send_all(close_frame(verdict.code, verdict.reason or "", masked=False))
-        await self._stream.send_eof()
-        # To close with unread data would be a reset, which may overtake the frame.
-        discarded = 0
-        while discarded < _MOST_DISCARDED and (data := await self._stream.receive_some()):
-            discarded += len(data)
+        await part(self._stream)
+
+
+async def part(stream: trio.SocketStream) -> None:
+    """Ends the stream and reads until the peer does.
+
+    To close it with unread data would be a reset, which may overtake what was sent last.
+    """
+    await stream.send_eof()
+    discarded = 0
+    while discarded < _MOST_DISCARDED and (data := await stream.receive_some()):
+        discarded += len(data)

@@ -27,7 +27,7 @@ from .adapt import HostedAgent, RawAgent
 from .client_link import ClientLink
 from .door import Door, believed
 from .drain import Drain
-from .link_stream import LinkStream
+from .link_stream import LinkStream, part
 from .message import Client
 from .session_registry import SessionRegistry
 
@@ -63,7 +63,7 @@ class AgentServer:
         self._drain = Drain(sessions, can_tell=not isinstance(agent, RawAgent))
         self._closers: set[Callable[[], None]] = set()  # each ends one connection in good order
         self._going_away = False
-        self._waiting = 0  # connections whose request has not come yet
+        self._waiting = 0  # connections whose request has not come yet, or is being refused
 
     async def serve(
         self,
@@ -99,24 +99,26 @@ class AgentServer:
     async def _converse(self, stream: trio.SocketStream) -> None:
         if self._waiting >= MANY_WAITING and self._door.keeps_out(stream.socket):
             return
-        try:
-            with trio.fail_after(HANDSHAKE_TIMEOUT_S), self._counted_as_waiting():
-                found = await self._next_upgrade(stream)
-                if found is None:
-                    return
-                request, rest = found
-                is_probe = request.path == HEALTH_PATH
-                subject = request.target if is_probe else request.key
-                try:
-                    gateway, stranger = self._door.admit(request, stream.socket, subject), False
-                except Refusal:
-                    if not is_probe:
-                        raise
-                    gateway, stranger = False, True
-        except Refusal as refusal:
-            with trio.move_on_after(CLOSE_TIMEOUT_S):
-                await stream.send_all(refusal.response)
-            return
+        with self._counted_as_waiting():
+            try:
+                with trio.fail_after(HANDSHAKE_TIMEOUT_S):
+                    found = await self._next_upgrade(stream)
+                    if found is None:
+                        return
+                    request, rest = found
+                    is_probe = request.path == HEALTH_PATH
+                    subject = request.target if is_probe else request.key
+                    try:
+                        gateway, stranger = self._door.admit(request, stream.socket, subject), False
+                    except Refusal:
+                        if not is_probe:
+                            raise
+                        gateway, stranger = False, True
+            except Refusal as refusal:
+                with trio.move_on_after(CLOSE_TIMEOUT_S):
+                    await stream.send_all(refusal.response)
+                    await part(stream)
+                return
         head = believed(request, gateway=gateway)
         async with trio.open_nursery() as nursery:  # trio-websocket's reader lives here
             link_stream, websocket = await self._accept(nursery, stream, head, rest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..core.loopback import authority
+
 
 def url(kind: str, host: str, port: int, *, tls: bool = False, **others: object) -> str:
     """As in `ws://localhost:9090`; of a listener on every address, what reaches it from this machine.
@@ -11,7 +13,7 @@ def url(kind: str, host: str, port: int, *, tls: bool = False, **others: object)
     scheme = {"proxy": "ws", "api": "http"}[kind] + ("s" if tls else "")
     if host in ("", "0.0.0.0", "::"):
         host = "localhost"
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return f"{scheme}://{authority(host, port)}"
 
 
 def address(kind: str, host: str, port: int, *, tls: bool, **others: object) -> str:

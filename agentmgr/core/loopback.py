@@ -1,8 +1,13 @@
-"""Which names and addresses can only mean this machine."""
+"""Hosts and ports: how they are written, and which can only mean this machine."""
 
 from __future__ import annotations
 
 import ipaddress
+
+
+def authority(host: str, port: int) -> str:
+    """As in a URL and in `Host`: an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

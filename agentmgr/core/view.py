@@ -8,6 +8,7 @@ from types import MappingProxyType
 from attrs import evolve
 
 from ..models import HealthStatus, Instance, RoutingRule, Service, ServiceSpec, ServiceStatus
+from .loopback import authority
 from .routing import Backend, BackendState, RoutingTable
 from .secrets import shown
 
@@ -104,8 +105,7 @@ def matching(
 
 
 def _endpoint(instance: Instance) -> str:
-    host = f"[{instance.host}]" if ":" in instance.host else instance.host
-    return f"ws://{host}:{instance.port}"
+    return f"ws://{authority(instance.host, instance.port or 0)}"
 
 
 def routing_table(

@@ -10,6 +10,7 @@ from secrets import token_hex
 import h11
 import trio
 
+from ..core.loopback import authority
 from ..core.proof import PROOF_HEADER, sender_proof
 from ..core.routing import Backend
 from ..websocket.head import BadResponse, RequestHead, ResponseHead, check_switch, parse_response
@@ -99,7 +100,7 @@ async def _proved(
 
 
 async def _dial(backend: Backend, limits: GatewayLimits, deadline: float, dial: Dial | None) -> Wire:
-    where = f"{backend.host}:{backend.port}"
+    where = authority(backend.host, backend.port)
     try:
         with trio.fail_at(min(deadline, trio.current_time() + limits.connect_timeout_s)):
             return await connect(backend.host, backend.port, dial)

@@ -27,13 +27,14 @@ import trio
 from attrs import evolve
 
 from ..core.health import ProbeResult
+from ..core.loopback import authority
 from ..core.restart import Cause, Exit
 from ..models import CheckKind, InstanceRecord, ServiceSpec
 from . import addresses, listeners, logs
 from .cgroup import ControlGroup, move
 from .host_drain import HostDrain
 from .notices import Notices
-from .probe import Probe, address
+from .probe import Probe
 from .process import Process
 
 # The pause between two looks whether a command listens yet. No event reports that, so it costs either time or
@@ -157,7 +158,7 @@ class LocalChild:
         if self._found is not None:
             seen, advice = str(self._found.reason), self._found.advice
         else:
-            seen = f"connection refused at {address(self.record.host, self.record.port)}"
+            seen = f"connection refused at {authority(self.record.host, self.record.port)}"
             advice = await self._where_it_listens()
             if self._ready_by.kind is CheckKind.AUTO:
                 seen, advice = f"{seen}, and no READY=1 came", advice or _SERVES_NOTHING

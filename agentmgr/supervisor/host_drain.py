@@ -17,6 +17,7 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from ..core.loopback import authority
 from ..core.proof import DRAIN_PATH, PROOF_HEADER, proof, sender_proof
 
 _WAIT_S = 5.0  #: the host answers when no session is left, or after so long
@@ -74,8 +75,8 @@ class HostDrain:
         fields = "&".join(f"{name}={value}" for name, value in {**query, "challenge": challenge}.items())
         target = f"{DRAIN_PATH}?{fields}"
         proved = sender_proof(self.token, target, now=time.monotonic(), salt=secrets.token_hex(8))
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        head = f"{method} {target} HTTP/1.1\r\nHost: {host}:{self.port}\r\n{PROOF_HEADER}: {proved}\r\n\r\n"
+        host = authority(self.host, self.port)
+        head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{PROOF_HEADER}: {proved}\r\n\r\n"
         received = b""
         try:
             async with await trio.open_tcp_stream(self.host, self.port) as stream:

@@ -39,6 +39,7 @@ from wsproto.utilities import ProtocolError
 
 from ..codec import parse_json
 from ..core.health import ProbeResult
+from ..core.loopback import authority
 from ..core.proof import HEALTH_PATH, PROOF_HEADER, proof, sender_proof
 from ..models import CheckKind, CheckMethod
 from ..protocol import FAILED, NORMAL
@@ -156,11 +157,7 @@ class Probe:
 
     @property
     def _address(self) -> str:
-        return address(self.host, self.port)
-
-
-def address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return authority(self.host, self.port)
 
 
 def _judge(text: str, expected: str) -> str | None:

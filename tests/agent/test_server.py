@@ -63,6 +63,12 @@ async def test_what_is_no_upgrade_is_refused_and_nobody_else_notices(data, statu
         assert (await other.ask("hi"))["content"] == "hi"
 
 
+async def test_a_refusal_reaches_a_client_that_has_sent_more_than_was_read():
+    async with hosted(echo) as url:
+        answer = await exchange(url, UPGRADE.replace(b"13", b"12") + b"x" * 200_000)
+    assert answer.partition(b"\r\n\r\n")[2].startswith(b'{"code": "unsupported_version"')
+
+
 @pytest.mark.parametrize("end", ["close", "reset"])
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", UPGRADE, UPGRADE + b"\x81\xff\xff"])
 async def test_a_connection_that_ends_anywhere_ends_alone(sent, end):

@@ -8,22 +8,23 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import trio
+from attrs import fields
 
 from ..errors import AgentManagerError
-from ..models.choices import OnDisconnect, Runtime, WhenBusy
+from ..jsontext import NotJson, parse
+from ..models.choices import HostConfig
 from .host import HostOptions, run
-from .limits import SessionLimits
 from .output import print_what_has_room
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 after SIGTERM or SIGINT; 78 when the agent cannot be loaded, however often it is tried."""
-    options = _options(_parser().parse_args(argv))
     print_what_has_room()
     try:
-        trio.run(run, options)
+        trio.run(run, _options(argv))
     except AgentManagerError as error:
         print(f"agentmgr: {error.message}", file=sys.stderr)
         return os.EX_CONFIG  # it would fail the same way each time
@@ -36,33 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace) -> HostOptions:
-    return HostOptions(
-        path=args.path,
-        fd=args.fd,
-        host=args.host,
-        port=args.port,
-        runtime=Runtime(args.runtime),
-        max_conversations=args.max_conversations,
-        max_message_bytes=args.max_message_bytes,
-        limits=SessionLimits(
-            session_timeout=args.session_timeout,
-            turn_timeout=args.turn_timeout,
-            confirm_timeout=args.confirm_timeout,
-            on_disconnect=OnDisconnect(args.on_disconnect),
-            disconnect_grace=args.disconnect_grace,
-            when_busy=WhenBusy(args.when_busy),
-        ),
-        lifeline_fd=args.lifeline_fd,
-        token=os.environ.get("AGENTMGR_INSTANCE_TOKEN", ""),
-        instance_id=os.environ.get("AGENTMGR_INSTANCE_ID", ""),
-    )
-
-
-def _parser() -> argparse.ArgumentParser:
-    defaults, limits = HostOptions(path=""), SessionLimits()
+def _options(argv: Sequence[str] | None) -> HostOptions:
+    """Raises `InvalidRequest` for options that no `HostConfig` has, and for values that it refuses."""
     parser = argparse.ArgumentParser("python -m agentmgr.agent", description="Serves an agent file.")
-    parser.add_argument("path", metavar="FILE", help="agent.py, agent.py:NAME or package.module:NAME")
+    parser.add_argument(
+        "agent_factory_path", metavar="FILE", help="agent.py, agent.py:NAME or package.module:NAME"
+    )
     parser.add_argument("--fd", type=int, help="an inherited socket that listens already")
     parser.add_argument(
         "--lifeline-fd",
@@ -72,21 +52,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--runtime", default=defaults.runtime, choices=list(Runtime))
-    parser.add_argument(
-        "--max-conversations",
-        "--max-sessions",  # as managers before 0.2 say
-        type=int,
-        default=defaults.max_conversations,
+    parser.add_argument("--options", type=parse, default={}, help="a JSON object of those below")
+    names = [field.name for field in fields(HostConfig) if field.name != "agent_factory_path"]
+    for name in (*names, "max_sessions"):  # each is a flag too, as it was before 0.2
+        field = "max_conversations" if name == "max_sessions" else name
+        flag = f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, dest=field, metavar="JSON", type=_number_or_word, default=argparse.SUPPRESS)
+    words = vars(parser.parse_args(argv))
+    given = words.pop("options") | {name: words.pop(name) for name in names if name in words}
+    if given:
+        from ..codec import from_plain  # 10 ms that a host of the defaults does not need
+
+        config = from_plain(given, HostConfig)
+        given = {name: getattr(config, name) for name in given}
+    return HostOptions(
+        **words,
+        **given,
+        token=os.environ.get("AGENTMGR_INSTANCE_TOKEN", ""),
+        instance_id=os.environ.get("AGENTMGR_INSTANCE_ID", ""),
     )
-    parser.add_argument("--max-message-bytes", type=int, default=defaults.max_message_bytes)
-    parser.add_argument("--session-timeout", type=float, default=limits.session_timeout)
-    parser.add_argument("--turn-timeout", type=float, default=limits.turn_timeout)
-    parser.add_argument("--confirm-timeout", type=float, default=limits.confirm_timeout)
-    parser.add_argument("--on-disconnect", default=limits.on_disconnect, choices=list(OnDisconnect))
-    parser.add_argument("--disconnect-grace", type=float, default=limits.disconnect_grace)
-    parser.add_argument("--when-busy", default=limits.when_busy, choices=list(WhenBusy))
-    return parser
+
+
+def _number_or_word(text: str) -> Any:
+    try:
+        return parse(text)
+    except NotJson:
+        return text
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 
 import trio
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 
 from ..boundary import Failure, attempt, contain, name_of
 from ..core.loopback import authority, is_loopback
@@ -32,17 +32,12 @@ logger = logging.getLogger("agentmgr.agent")
 
 
 @frozen
-class HostOptions:
+class HostOptions(SessionLimits):
     """What to serve, and where: `fd`, an inherited socket that listens already, or `host` and `port`."""
 
-    path: str
     fd: int | None = None
     host: str = "localhost"
     port: int = 0  #: 0: any free one
-    runtime: Runtime = Runtime.AUTO
-    max_conversations: int = 0  #: sessions at a time; 0: no limit
-    max_message_bytes: int = 2**20
-    limits: SessionLimits = Factory(SessionLimits)
     token: str = field(default="", repr=False)
     allowed_origins: tuple[str, ...] | None = None  #: pages that may connect; None: those of this machine
     open_beyond_loopback: bool = False  #: where `host` is more than loopback, any machine may connect
@@ -76,7 +71,8 @@ async def run(
     Raises `AgentManagerError`: `AgentFileNotFound`, `AgentLoadError`, `PortNotAvailable`.
     """
     _set_up_logging(options.log_level)
-    file = load(options.path)
+    assert options.agent_factory_path is not None
+    file = load(options.agent_factory_path)
     failure: AgentManagerError | None = None
     with trio.open_signal_receiver(*stop_signals) as signals:
         async with trio.open_nursery() as nursery:
@@ -99,9 +95,7 @@ async def _serve(
     signals: AsyncIterator[int],
     task_status: trio.TaskStatus[str],
 ) -> None:
-    sessions = SessionRegistry(
-        agent, options.limits, max_sessions=options.max_conversations, instance_id=options.instance_id
-    )
+    sessions = SessionRegistry(agent, options, instance_id=options.instance_id)
     address = listener.socket.getsockname()[0]
     any_machine = options.open_beyond_loopback and not is_loopback(address)
     if any_machine:
@@ -110,9 +104,7 @@ async def _serve(
             "for tokens and TLS, register the agent and use the gateway", address,
         )  # fmt: skip
     door = Door(options.token, allowed_origins=options.allowed_origins, any_machine=any_machine)
-    server = AgentServer(
-        agent, sessions, token=options.token, door=door, max_message_bytes=options.max_message_bytes
-    )
+    server = AgentServer(agent, sessions, token=options.token, door=door)
     async with trio.open_nursery() as nursery:
         await nursery.start(sessions.run)
         async with trio.open_nursery() as serving:
@@ -120,7 +112,7 @@ async def _serve(
             if options.lifeline_fd is not None:
                 # Not in `serving`: that ends when the last client is gone, whatever the manager does.
                 nursery.start_soon(_end_with_the_manager, options.lifeline_fd)
-            logger.info("%s is served at %s", options.path, _url(listener))
+            logger.info("%s is served at %s", options.agent_factory_path, _url(listener))
             task_status.started(_url(listener))
             async for _ in signals:
                 break

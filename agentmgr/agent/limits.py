@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from ..models.choices import OnDisconnect, WhenBusy
+from ..models.choices import HostConfig
 
 # Of a host.
 HOST_BYTES = 256 * 2**20
@@ -51,14 +51,8 @@ SHOWN_HISTORY_BYTES = 3 * 2**20
 
 
 @frozen
-class SessionLimits:
-    """What a service allows its sessions. Durations in seconds, 0: no limit."""
+class SessionLimits(HostConfig):
+    """What a service allows its sessions, and how much of a session is kept for clients that come back."""
 
-    session_timeout: float = 1800.0  #: how long it stays without a connection
-    turn_timeout: float = 0.0
-    confirm_timeout: float = 300.0
-    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
-    disconnect_grace: float = 0.0
-    when_busy: WhenBusy = WhenBusy.QUEUE
     buffer_events: int = 4096
     buffer_bytes: int = 2**20

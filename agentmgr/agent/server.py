@@ -51,14 +51,13 @@ class AgentServer:
         *,
         token: str = "",
         door: Door | None = None,
-        max_message_bytes: int = 2**20,
     ) -> None:
         """`door`: who may connect; by default the holder of `token` and this user's own programs."""
         self._agent = agent
         self._sessions = sessions
         self._token = token
         self._door = door or Door(token)
-        self._max_message_bytes = max_message_bytes
+        self._max_message_bytes = sessions.limits.max_message_bytes
         self._accepting = trio.CancelScope()
         self._drain = Drain(sessions, can_tell=not isinstance(agent, RawAgent))
         self._closers: set[Callable[[], None]] = set()  # each ends one connection in good order

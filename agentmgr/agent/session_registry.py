@@ -24,14 +24,12 @@ class SessionRegistry:
         agent: Agent,
         limits: SessionLimits,
         *,
-        max_sessions: int = 0,
         instance_id: str = "",
         host_bytes: int = HOST_BYTES,
     ) -> None:
         self.budget = Budget(host_bytes)
         self._agent = agent
-        self._limits = limits
-        self._max_sessions = max_sessions
+        self.limits = limits
         self._ids = SessionIds(instance_id)
         self._sessions: dict[str, Session] = {}
         self._nursery: trio.Nursery | None = None
@@ -63,13 +61,12 @@ class SessionRegistry:
     def create(self, client: Client) -> Session:
         """Raises `BadInput`: `max_sessions`, `host_full`."""
         assert self._nursery is not None, "run() is not running"
-        if self._max_sessions and len(self._sessions) >= self._max_sessions and not self._replace():
-            raise BadInput(
-                ErrorCode.MAX_SESSIONS, f"this agent serves at most {self._max_sessions} sessions at once"
-            )
+        most = self.limits.max_conversations
+        if most and len(self._sessions) >= most and not self._replace():
+            raise BadInput(ErrorCode.MAX_SESSIONS, f"this agent serves at most {most} sessions at once")
         if not self.budget.make_room(SESSION_BYTES) and not self._replace():
             self.budget.require(SESSION_BYTES)
-        session = Session(self._ids.new(), self._agent, client, self._limits, self.budget, self.rested)
+        session = Session(self._ids.new(), self._agent, client, self.limits, self.budget, self.rested)
         self._sessions[session.id] = session
         session.publish(Event(protocol.SESSION_CREATED, {"session_id": session.id}))
         self._nursery.start_soon(self._live, session, name=repr(session))

@@ -11,6 +11,7 @@ from typing import Any, Generic, Union, get_args, get_origin, get_type_hints
 import attrs
 
 from ..codec import to_plain
+from ..models.fields import Option
 
 _SCALARS: Mapping[Any, dict[str, Any]] = {
     str: {"type": "string"},
@@ -88,6 +89,9 @@ class Schemas:
         bounds = getattr(field.validator, "schema", None)
         if bounds:
             schema = _bounded(schema, bounds)
+        if option := Option.of(field):
+            unset = f"  Default: {option.unset}." if option.unset else ""
+            schema = {**schema, "description": option.help + unset}
         default = field.default
         if default is attrs.NOTHING or isinstance(default, attrs.Factory):  # type: ignore[arg-type]
             return schema

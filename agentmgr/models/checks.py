@@ -58,11 +58,14 @@ class CheckMethod:
         return cls(CheckKind(kind), path or "/")
 
 
+def shown(kinds: Iterable[CheckKind]) -> str:
+    return ", ".join(f"{kind}[:PATH]" if kind in WITH_PATH else str(kind) for kind in kinds)
+
+
 def check_method(kinds: Iterable[CheckKind]) -> Check:
     """A validator of `KIND` or `KIND:PATH` with one of these kinds."""
     kinds = tuple(kinds)
-    shown = [f"{kind}[:PATH]" if kind in WITH_PATH else str(kind) for kind in kinds]
-    choices = f"{', '.join(shown[:-1])} or {shown[-1]}"
+    choices = " or ".join(shown(kinds).rsplit(", ", 1))
     patterns = [f"{kind}(:{_PATH.pattern})?" if kind in WITH_PATH else str(kind) for kind in kinds]
 
     @rule(pattern=f"^({'|'.join(patterns)})$")

@@ -1,4 +1,4 @@
-"""What a field may hold: validators and converters, fresh ids, the time."""
+"""What a field is for and what it may hold: options, validators, converters, fresh ids, the time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from attrs import Attribute, field, fields
+from attrs import Attribute, field, fields, frozen
 
 from ..errors import FieldProblem, InvalidRequest
 
@@ -39,10 +39,43 @@ def rule(**schema: Any) -> Callable[[Check], Check]:
     return attach
 
 
+@frozen
+class Option:
+    """What is said of a field wherever it can be given.
+
+    The command line, the API's schema and the process that hosts an agent are made of this and of the field's
+    type, default and validator: none of them has a list of options.
+    """
+
+    help: str  #: a sentence or two; other fields in backticks, which the command line shows as their flags
+    unset: str = ""  #: what None means
+    metavar: str | None = None  #: `FILE`, `DIR` and `SERVICE` are completed by the shell
+    flag: str = ""  #: where it is not the field's name
+    argument: bool = False  #: the command line has an argument for it, and no flag
+    live: bool = False  #: running instances need no restart for it
+
+    @classmethod
+    def of(cls, attribute: Attribute[Any]) -> Option | None:
+        found: Option | None = attribute.metadata.get("option")
+        return found
+
+
+def about(help: str, **details: Any) -> dict[str, Option]:
+    """The `metadata` of a field that is an `Option`."""
+    return {"option": Option(help, **details)}
+
+
+def option(default: Any, help: str, check: Check | None = None, **details: Any) -> Any:
+    """A field that is an `Option`; with a converter it is `field(…, metadata=about(…))`, as mypy needs it."""
+    return field(default=default, validator=check, metadata=about(help, **details))
+
+
 def as_in(kind: type[Any], name: str) -> Any:
     """A field like that of another class: the same default, the same rules."""
     like = getattr(fields(kind), name)
-    return field(default=like.default, validator=like.validator, converter=like.converter)
+    return field(
+        default=like.default, validator=like.validator, converter=like.converter, metadata=like.metadata
+    )
 
 
 def invalid(name: str, problem: str) -> InvalidRequest:
@@ -88,11 +121,11 @@ def check_variable_names(_: Any, attribute: Attribute[Any], value: Iterable[str]
             raise invalid(attribute.name, f"must have names alone, not {name!r}; values are in `env`")
 
 
-def between(low: float, high: float) -> Check:
+def between(low: float, high: float, unit: str = "") -> Check:
     @rule(minimum=low, maximum=high)
     def check(_: Any, attribute: Attribute[Any], value: float | None) -> None:
         if value is not None and not low <= value <= high:
-            raise invalid(attribute.name, f"must be from {low:.12g} to {high:.12g}, not {value!r}")
+            raise invalid(attribute.name, f"must be from {low:.12g} to {high:.12g}{unit}, not {value!r}")
 
     return check
 
@@ -119,6 +152,7 @@ def to_word_set(value: Iterable[str] | str) -> frozenset[str]:
 
 
 PORT = between(1, 65535)
+DAY_S = 86400.0
 
 
 _NO_NUL = {"type": "string", "pattern": r"^[^\x00]*$"}

@@ -10,10 +10,12 @@ from typing import Any
 from attrs import Factory, evolve, field, frozen
 
 from ..errors import InvalidRequest
-from .checks import HEALTH_KINDS, READY_KINDS, CheckKind, CheckMethod, check_method
-from .choices import OnDisconnect, Runtime, WhenBusy
+from .checks import HEALTH_KINDS, READY_KINDS, CheckKind, CheckMethod, check_method, shown
+from .choices import HostConfig
 from .fields import (
+    DAY_S,
     PORT,
+    about,
     between,
     check_command,
     check_environment,
@@ -24,6 +26,7 @@ from .fields import (
     check_texts,
     check_variable_names,
     new_id,
+    option,
     to_word_set,
     to_words,
     utc_now,
@@ -74,84 +77,126 @@ class OnManagerDeath(StrEnum):
     DIE = "die"
 
 
-_DAY_S = 86400.0
-
-
 @frozen
-class ServiceConfig:
+class ServiceConfig(HostConfig):
     """What to run and how to keep it running. All durations are in seconds.
 
-    Either `agent_factory_path` (`agent.py`, `agent.py:factory` or `package.module:factory`) or `command`
-    (any program; `{host}` and `{port}` in it are filled in) says what to run.
+    Either `agent_factory_path` or `command` says what to run. A new option is a field here, and nothing else:
+    the command line and the API are made of these fields.
     """
 
-    agent_factory_path: str | None = field(default=None, validator=check_text)
-    command: tuple[str, ...] = field(default=(), converter=to_words, validator=check_command)
-    python: str | None = field(default=None, validator=check_text)
-    """Interpreter for an agent file; the manager's own when None."""
-    cwd: str | None = field(default=None, validator=check_text)
-    """Working directory; that of the one who registered when None."""
-    env: Mapping[str, str] = field(factory=dict, validator=check_environment)  #: added to the manager's
-    env_public: frozenset[str] = field(
-        default=frozenset(), converter=to_word_set, validator=check_variable_names
+    command: tuple[str, ...] = field(
+        default=(),
+        converter=to_words,
+        validator=check_command,
+        metadata=about(
+            "The program to run, in place of an agent; {host} and {port} in it are filled in.", argument=True
+        ),
     )
-    """Names in `env` whose values every interface may show; those of the others are hidden."""
-    env_file: str | None = field(default=None, validator=check_text)
-    """A `.env` file, read at each launch; `env` goes before it."""
-    runtime: Runtime = Runtime.AUTO
+    python: str | None = option(
+        None, "The interpreter for an agent file.", check_text, unset="the manager's", metavar="FILE"
+    )
+    cwd: str | None = option(
+        None, "Its working directory.", check_text, unset="the current directory", metavar="DIR"
+    )
+    env: Mapping[str, str] = option(
+        Factory(dict),
+        "A variable of its environment, beside the manager's; its value is hidden everywhere.",
+        check_environment,
+        metavar="KEY=VALUE",
+    )
+    env_public: frozenset[str] = field(
+        default=frozenset(),
+        converter=to_word_set,
+        validator=check_variable_names,
+        metadata=about("A variable of `env` whose value may be shown.", metavar="NAME", live=True),
+    )
+    env_file: str | None = option(
+        None,
+        "A .env file, read at each start by python-dotenv's rules: quotes, comments, escapes, several lines; "
+        "${NAME} is a variable that was set before. `env` takes precedence.",
+        check_text,
+        metavar="FILE",
+    )
 
-    instances: int = field(default=1, validator=between(1, 1000))
-    weight: int = field(default=1, validator=between(1, 1000))
-    max_sessions: int = field(default=0, validator=between(0, 1_000_000))
-    """Connections of one instance at a time through the gateway; 0: unlimited."""
-    max_conversations: int | None = field(default=None, validator=between(0, 1_000_000))
-    """Sessions that a hosted instance keeps, also of clients that are away; None: as `max_sessions`."""
-    idle_timeout: float | None = field(default=None, validator=between(0, 30 * _DAY_S))
-    """The gateway ends a connection after so long without a message; 0: never, None: as `session_timeout`."""
-    session_timeout: float = field(default=1800.0, validator=between(0, 30 * _DAY_S))
-    """A hosted instance keeps a session for so long after its client has disconnected; 0: for ever."""
-    max_message_bytes: int = field(default=2**20, validator=between(0, 2**31))  #: 0: unlimited
-    turn_timeout: float = field(default=0.0, validator=between(0, 30 * _DAY_S))  #: 0: none
-    confirm_timeout: float = field(default=300.0, validator=between(0.1, 30 * _DAY_S))  #: then it means no
-    on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
-    disconnect_grace: float = field(default=0.0, validator=between(0, _DAY_S))
-    when_busy: WhenBusy = WhenBusy.QUEUE
+    instances: int = option(1, "How many to run.", between(1, 1000), live=True)
+    weight: int = option(1, "Its share in weighted routing.", between(1, 1000), live=True)
+    max_sessions: int = option(
+        0, "Connections of one instance at a time; 0: any number.", between(0, 1_000_000)
+    )
+    idle_timeout: float | None = option(
+        None,
+        "Seconds without a message until the gateway ends a connection; 0: never.",
+        between(0, 30 * DAY_S),
+        unset="`session_timeout`",
+        live=True,
+    )
 
-    auto_restart: bool = True  #: False: like `restart=never`, whatever `restart` says
-    restart: RestartMode = RestartMode.ON_FAILURE
-    max_restart_count: int = field(default=3, validator=between(0, 1_000_000))  #: within `restart_window`
-    restart_window: float = field(default=300.0, validator=between(1, 30 * _DAY_S))
-    restart_delay: float = field(default=5.0, validator=between(0, _DAY_S))  #: the first; then doubling
-    restart_delay_max: float = field(default=60.0, validator=between(0, _DAY_S))
-    stable_after: float = field(default=60.0, validator=between(0, _DAY_S))  #: ready so long: all forgiven
-    startup_timeout: float = field(default=30.0, validator=between(0.1, _DAY_S))
-    stop_timeout: float = field(default=10.0, validator=between(0, _DAY_S))  #: from TERM to KILL
-    drain_timeout: float = field(default=30.0, validator=between(0, _DAY_S))
-    drain_idle: float = field(default=10.0, validator=between(0, _DAY_S))
-    """No message for so long ends a session that drains, where the agent cannot be asked: of a command."""
-    on_manager_death: OnManagerDeath = OnManagerDeath.KEEP
+    auto_restart: bool = option(True, "Restart it when it fails; if not, `restart` says nothing.")
+    restart: RestartMode = option(RestartMode.ON_FAILURE, "When to restart it.")
+    max_restart_count: int = option(
+        3, "Restarts within the window before it is given up.", between(0, 1_000_000)
+    )
+    restart_window: float = option(300.0, "Seconds in which restarts are counted.", between(1, 30 * DAY_S))
+    restart_delay: float = option(
+        5.0, "Seconds before the first restart; doubles each time.", between(0, DAY_S)
+    )
+    restart_delay_max: float = option(
+        60.0, "The longest delay before a restart, in seconds.", between(0, DAY_S)
+    )
+    stable_after: float = option(
+        60.0, "Seconds without a failure, after which past ones are forgotten.", between(0, DAY_S)
+    )
+    startup_timeout: float = option(30.0, "Seconds until it must be ready.", between(0.1, DAY_S))
+    stop_timeout: float = option(10.0, "Seconds from SIGTERM to SIGKILL.", between(0, DAY_S))
+    drain_timeout: float = option(
+        30.0, "Seconds for its sessions to end: for a turn that runs.", between(0, DAY_S)
+    )
+    drain_idle: float = option(
+        10.0,
+        "Seconds without a message that end a draining session, where turns cannot be seen: of a command.",
+        between(0, DAY_S),
+    )
+    on_manager_death: OnManagerDeath = option(OnManagerDeath.KEEP, "Whether it outlives a killed manager.")
     after: tuple[str, ...] = field(
-        default=(), converter=to_words, validator=check_texts
-    )  #: names of services that must be ready first
+        default=(),
+        converter=to_words,
+        validator=check_texts,
+        metadata=about("A service that must be ready first.", metavar="SERVICE"),
+    )
 
-    memory_limit_mb: int | None = field(default=None, validator=between(1, 2**30))
-    cpu_limit_percent: int | None = field(default=None, validator=between(1, 100_000))  #: of one core
-    max_open_files: int | None = field(default=None, validator=between(16, 2**30))  #: per process
-    max_processes: int | None = field(default=None, validator=between(1, 2**22))
-    """These four limit an instance with all that it starts; `Instance.unenforced` says which do not."""
+    memory_limit_mb: int | None = option(
+        None, "Of an instance with all that it starts; where the platform enforces it.", between(1, 2**30)
+    )
+    cpu_limit_percent: int | None = option(
+        None, "Of one core; where the platform enforces it.", between(1, 100_000)
+    )
+    max_open_files: int | None = option(None, "Open files of each of its processes.", between(16, 2**30))
+    max_processes: int | None = option(None, "Processes of one instance.", between(1, 2**22))
 
-    log_max_bytes: int = field(default=10 * 2**20, validator=between(2**16, 2**40))
-    log_files: int = field(default=4, validator=between(1, 100))  #: with the one being written
+    log_max_bytes: int = option(10 * 2**20, "The size at which its log is rotated.", between(2**16, 2**40))
+    log_files: int = option(4, "Log files that are kept, with the current one.", between(1, 100))
 
-    ready: str = field(default="auto", validator=check_method(READY_KINDS))
-    """How a command shows that it is ready: `KIND` or `KIND:PATH` of `CheckKind`."""
-    health: str = field(default="auto", validator=check_method(HEALTH_KINDS))
-    health_check_interval: float | None = field(default=None, validator=between(0.05, _DAY_S))
-    """None: the manager's (`daemon --interval`, 10 s)."""
-    health_check_timeout: float = field(default=5.0, validator=between(0.01, 3600))
-    unhealthy_threshold: int = field(default=3, validator=between(1, 1000))  #: failures in a row
-    recovery_threshold: float = field(default=30.0, validator=between(0, _DAY_S))
-    """Unhealthy for longer than this: restarted, if the restart policy allows."""
+    ready: str = option(
+        "auto",
+        f"How a command shows that it is ready: {shown(READY_KINDS)}.",
+        check_method(READY_KINDS),
+        metavar="HOW",
+    )
+    health: str = option(
+        "auto",
+        f"How it shows that it is healthy: {shown(HEALTH_KINDS)}.",
+        check_method(HEALTH_KINDS),
+        metavar="HOW",
+    )
+    health_check_interval: float | None = option(
+        None, "Seconds between checks.", between(0.05, DAY_S), unset="the manager's"
+    )
+    health_check_timeout: float = option(5.0, "Seconds to wait for a check's answer.", between(0.01, 3600))
+    unhealthy_threshold: int = option(3, "Failed checks in a row that make it unhealthy.", between(1, 1000))
+    recovery_threshold: float = option(
+        30.0, "Seconds of being unhealthy before it is restarted.", between(0, DAY_S)
+    )
 
     @property
     def conversation_limit(self) -> int:
@@ -180,12 +225,17 @@ class ServiceConfig:
 class ServiceSpec:
     """A registration: what the user asked for, as it stands in the database."""
 
-    name: str = field(validator=check_name)
+    name: str = field(validator=check_name, metadata=about("Its name.", argument=True, live=True))
     config: ServiceConfig
-    description: str = field(default="", validator=check_printable)
-    tags: frozenset[str] = field(default=frozenset(), converter=to_word_set, validator=check_tags)
-    host: str = field(default="localhost", validator=check_printable)
-    port: int | None = field(default=None, validator=PORT)  #: None: chosen at each start
+    description: str = option("", "What it is for.", check_printable, live=True)
+    tags: frozenset[str] = field(
+        default=frozenset(),
+        converter=to_word_set,
+        validator=check_tags,
+        metadata=about("Its tags, for routing and for lists.", metavar="A,B", live=True),
+    )
+    host: str = option("localhost", "The address it listens on.", check_printable)
+    port: int | None = option(None, "Its port.", PORT, unset="a free one at each start")
     service_id: str = Factory(lambda: new_id("svc"))
     desired_status: DesiredStatus = DesiredStatus.STOPPED
     version: int = 1  #: counts the changes, for `If-Match`

@@ -9,9 +9,10 @@ What a child process gets, and what it has to do (`agentmgr.agent` is one; any c
   log file, opened for appending, as stdout and stderr, so that it can outlive the manager;
 * it gets the manager's environment and the service's, and `HOST`, `PORT`, `AGENTMGR_SERVICE`,
   `AGENTMGR_INSTANCE_ID`, `AGENTMGR_INSTANCE_TOKEN` (secret) and `PYTHONUNBUFFERED=1`;
-* an agent file is run as `PYTHON -P bootstrap.py agentmgr.agent PATH --fd N …` (`agentmgr.bootstrap`): N is a
-  bound and listening socket. With `--lifeline-fd M` it ends as on SIGTERM at the end of the pipe M: the
-  manager is gone. It answers at `HEALTH_PATH` with a proof that it holds the token (`core.proof`);
+* an agent file is run as `PYTHON -P bootstrap.py agentmgr.agent PATH --fd N` (`agentmgr.bootstrap`): N is a
+  bound and listening socket. What differs from the defaults of `HostConfig` follows as `--options JSON`. With
+  `--lifeline-fd M` it ends as on SIGTERM at the end of the pipe M: the manager is gone. It answers at
+  `HEALTH_PATH` with a proof that it holds the token (`core.proof`);
 * a command finds `{host}` and `{port}` filled in, `NOTIFY_SOCKET` for sd_notify(3), and `WATCHDOG_USEC` if
   `health` is `watchdog`. `agentmgr.supervisor.child` says how it is found ready and well;
 * it inherits one more descriptor, which it need not know: the lock that shows that it lives

@@ -10,12 +10,20 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import trio
-from attrs import Factory, frozen
+from attrs import Factory, evolve, fields, frozen
 
 from .. import bootstrap
-from ..core.hosting import host_flags
+from ..codec import to_json
 from ..core.restart import Cause
-from ..models import CheckKind, InstanceRecord, OnManagerDeath, ServiceSpec, utc_now
+from ..models import (
+    CheckKind,
+    HostConfig,
+    InstanceRecord,
+    OnManagerDeath,
+    ServiceConfig,
+    ServiceSpec,
+    utc_now,
+)
 from . import addresses, environment, listeners, procfs
 from .cgroup import ControlGroup, move
 from .child import LocalChild
@@ -278,7 +286,18 @@ class LocalSlot:
         argv += [config.agent_factory_path, "--fd", str(self._listener.fileno())]
         if lifeline_fd is not None:
             argv += ["--lifeline-fd", str(lifeline_fd)]
-        return argv + host_flags(config)
+        return argv + _host_options(config)
+
+
+def _host_options(config: ServiceConfig) -> list[str]:
+    """What differs from the defaults, so that `ps` shows what is special; the host has the same defaults."""
+    config = evolve(config, max_conversations=config.conversation_limit or None)
+    given = {
+        field.name: getattr(config, field.name)
+        for field in fields(HostConfig)
+        if field.name != "agent_factory_path" and getattr(config, field.name) != field.default
+    }
+    return ["--options", to_json(given)] if given else []
 
 
 def _receive_notices(token: str, resources: ExitStack) -> Notices | None:

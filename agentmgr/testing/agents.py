@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
+from attrs import evolve
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from .. import protocol
@@ -49,8 +50,8 @@ async def hosted(
     agent: Any,
     *,
     limits: SessionLimits | None = None,
-    max_sessions: int = 0,
-    max_message_bytes: int = 2**20,
+    max_sessions: int | None = None,
+    max_message_bytes: int | None = None,
     token: str = "",
     runtime: Runtime = Runtime.TRIO,
     listener: MemoryListener | None = None,
@@ -69,12 +70,13 @@ async def hosted(
         made = agent
         if not isinstance(agent, HostedAgent):
             made = adapt(agent, make, runtime=await open_runtime(runtime, nursery))
-        sessions = SessionRegistry(
-            made, limits or SessionLimits(), max_sessions=max_sessions, host_bytes=host_bytes
-        )
-        server = AgentServer(
-            made, sessions, token=token, door=door or BelievingDoor(), max_message_bytes=max_message_bytes
-        )
+        limits = limits or SessionLimits()
+        if max_sessions is not None:
+            limits = evolve(limits, max_conversations=max_sessions)
+        if max_message_bytes is not None:
+            limits = evolve(limits, max_message_bytes=max_message_bytes)
+        sessions = SessionRegistry(made, limits, host_bytes=host_bytes)
+        server = AgentServer(made, sessions, token=token, door=door or BelievingDoor())
         await nursery.start(sessions.run)
         if listener is not None:
             await nursery.start(server.serve, listener)

@@ -293,7 +293,7 @@ async def test_an_unanswered_question_means_no():
         return bool(await session.confirm("rm"))
 
     async with (
-        hosted(agent, limits=SessionLimits(confirm_timeout=0.05)) as url,
+        hosted(agent, limits=SessionLimits(confirm_timeout=0.1)) as url,
         bare_client(url) as client,
     ):
         assert (await client.ask("go"))["content"] is False

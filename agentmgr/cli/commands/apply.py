@@ -19,11 +19,11 @@ from ..declaration import Declaration, DeclaredService, Step, difference, given_
 from ..environment import mention_stale
 from ..group import Cli, subcommand
 from ..names import FILE
+from ..options import LIVE
 from ..out import complain, say
 from ..presence import answers_at_once
 from ..reach import for_reading, for_running, for_writing
 from ..render import counted
-from ..service_options import HARMLESS
 from ..watch import progress
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
 
         async def attempt(step: Step) -> None:
             nonlocal failed
-            restart = step.name in running and not no_restart and bool(step.changes.keys() - HARMLESS)
+            restart = step.name in running and not no_restart and bool(step.changes.keys() - LIVE)
             try:
                 await _carry_out(manager, step, wanted, restart=restart, version=versions.get(step.name))
             except ServiceFailed as error:  # the other steps still run
@@ -96,9 +96,7 @@ def _given_up(
 ) -> list[Service]:
     """The services that should run, were given up, and are not started again by one of the steps."""
     begun = {
-        step.name
-        for step in steps
-        if step.action == "start" or (restarting and step.changes.keys() - HARMLESS)
+        step.name for step in steps if step.action == "start" or (restarting and step.changes.keys() - LIVE)
     }
     return [
         service

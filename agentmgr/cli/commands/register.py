@@ -11,13 +11,12 @@ from ...models import ServiceConfig
 from ..environment import mention_stale
 from ..group import Cli, Command, subcommand
 from ..names import FILE
+from ..options import directory_for, given_fields, service_options
 from ..out import say
 from ..reach import for_running, for_writing
 from ..render import standing
-from ..service_options import config_fields, config_options, directory_for
 from ..waiting import waits
 from ..watch import progress
-from ..words import split_tags
 
 _DASHES = "agentmgr.register.command"
 
@@ -42,20 +41,12 @@ class _WithCommand(Command):
 )
 @click.argument("name")
 @click.argument("file", required=False, metavar="FILE | -- COMMAND...", type=FILE)
-@click.option("--host", default="localhost", show_default=True, help="The address it listens on.")
-@click.option("--port", type=click.IntRange(1, 65535), help="Its port.  [default: a free one at each start]")
-@click.option("--description", default="", help="What it is for.")
-@click.option("--tags", metavar="A,B", default="", help="Tags, for routing and for lists.")
+@service_options({"type": click.IntRange(1, 65535)}, defaults=True)
 @click.option("--auto-start", is_flag=True, help="Start it now.")
-@config_options(defaults=True)
 async def command(
     cli: Cli,
     name: str,
     file: str | None,
-    host: str,
-    port: int | None,
-    description: str,
-    tags: str,
     auto_start: bool,
     **options: Any,
 ) -> None:
@@ -66,22 +57,14 @@ async def command(
         raise click.UsageError("Give an agent file, or `--` and a command, and not both.")
     if not file and not words:
         raise click.UsageError("Give an agent file, or `--` and a command.")
-    fields = config_fields(options)
+    spec, fields = given_fields(options)
     if "cwd" not in fields:
         fields["cwd"] = directory_for(file or words[0])
     config = ServiceConfig(agent_factory_path=file, command=words, **fields)
     reach = for_running if auto_start else for_writing
     async with reach(cli) as manager, progress(cli):
         try:
-            service = await manager.register_service(
-                name,
-                description=description,
-                tags=split_tags(tags),
-                host=host,
-                port=port,
-                config=config,
-                auto_start=auto_start,
-            )
+            service = await manager.register_service(name, config=config, auto_start=auto_start, **spec)
         except ServiceFailedToStart as error:
             if waiting := await waits(cli, name):
                 raise ServiceFailedToStart(f"{name} is registered, and {waiting}") from None

@@ -25,8 +25,8 @@ from ..foreground import managing, run_until_stopped, stop_signals
 from ..group import Cli, subcommand
 from ..manager_options import gateway_options
 from ..names import FILE
+from ..options import directory_for
 from ..out import note, painted, program_line, say
-from ..service_options import directory_for
 
 _STYLES = ("cyan", "magenta", "yellow", "green", "blue")
 

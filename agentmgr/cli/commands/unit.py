@@ -10,8 +10,8 @@ from pwd import getpwuid
 import asyncclick as click
 
 from ..group import Cli, subcommand
+from ..options import directory_for
 from ..out import say
-from ..service_options import directory_for
 
 _UNIT = """\
 [Unit]

@@ -3,6 +3,7 @@
 In reading order:
 
     journal   what a host asks of a journal, and the values that go in and out
+    memory    one that keeps nothing
 
 A host *holds* a session while it has a copy of it in memory. What happens to the copy is a `Change`: it is
 handed over without waiting, and one writer commits all that is pending, of all sessions, in one transaction.

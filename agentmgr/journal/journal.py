@@ -36,7 +36,7 @@ class TurnRecord:
 
 @frozen
 class Frame:
-    """One event of a session."""
+    """One event of a session; as a change: it was said."""
 
     seq: int
     turn: int  #: the number of the turn it belongs to; 0: none
@@ -106,11 +106,6 @@ class Started:
 
 
 @frozen
-class Said:
-    frame: Frame
-
-
-@frozen
 class Asked:
     question: Question
 
@@ -124,7 +119,7 @@ class Answered:
 
 @frozen
 class TurnEnded:
-    """Committed together with the `Kept` and the `Said` that are handed over with it."""
+    """Committed together with the `Kept` and the `Frame` that are handed over with it."""
 
     turn: int
     ended_by: str
@@ -156,14 +151,14 @@ class SessionEnded:
     at: float
 
 
-Change = Accepted | Started | Said | Asked | Answered | TurnEnded | Kept | Used | SessionEnded
+Change = Accepted | Started | Frame | Asked | Answered | TurnEnded | Kept | Used | SessionEnded
 
 
 class Copy(Protocol):
     """A session in a host's memory, as the journal calls it back. None of it may raise or wait."""
 
     def committed(self, seq: int) -> None:
-        """All events up to `seq` may go to clients."""
+        """All events up to `seq` may go to clients. May be called while `write` runs."""
 
     def lost(self) -> None:
         """Another instance holds the session now: this copy ends, and writes nothing more."""
@@ -205,6 +200,10 @@ class HeldElsewhere(Exception):
         self.holder = holder  #: its instance id
 
 
+class Unreachable(Exception):
+    """The journal cannot be read or written just now: whether there is such a session is not known."""
+
+
 class NameTaken(Exception):
     """A session of this owner has the name; `session_id` is to be taken up."""
 
@@ -233,9 +232,10 @@ class SessionJournal(Protocol):
         """A new session, which this host holds, committed with its first changes. Raises `NameTaken`."""
 
     async def take_up(self, session_id: str) -> Held | None:
-        """Claims a session; None for one that there is not, or whose journal cannot be read.
+        """Claims a session; None for one that there is not.
 
-        One that has ended is not claimed: its `loaded.record` says how it ended. Raises `HeldElsewhere`.
+        One that has ended is not claimed: its `loaded.record` says how it ended. Raises `HeldElsewhere`,
+        `Unreachable`.
         """
 
     async def unfinished(self) -> Sequence[str]:

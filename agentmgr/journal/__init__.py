@@ -4,6 +4,12 @@ In reading order:
 
     journal   what a host asks of a journal, and the values that go in and out
     memory    one that keeps nothing
+    sqlite    one in an SQLite file: the task that writes, and what is done when it cannot
+    held      a session that a host holds, between its copy in memory and that task
+    holders   which hosts live
+    schema    the file: its tables, opening it, setting one aside that cannot be used
+    writing   the changes of many sessions in one transaction; claims
+    reading   a session, and its events
 
 A host *holds* a session while it has a copy of it in memory. What happens to the copy is a `Change`: it is
 handed over without waiting, and one writer commits all that is pending, of all sessions, in one transaction.

@@ -1,0 +1,98 @@
+"""What is read of a session. All of it blocks."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+
+from .journal import (
+    FRAME_BYTES_LOADED,
+    FRAMES_LOADED,
+    TURNS_LOADED,
+    Frame,
+    Question,
+    SessionRecord,
+    Snapshot,
+    StoredFrame,
+    TurnRecord,
+    TurnStatus,
+)
+
+TURN_BYTES_LOADED = 4 * 2**20  #: characters, of messages and answers; `agent.limits.HISTORY_BYTES` is less
+
+_RECORD = """
+SELECT session_id, owner, created_at, last_used_at, name,
+    max(last_seq, ifnull((SELECT max(f.last_seq) FROM frames f WHERE f.session = s.id), 0)), last_turn,
+    ifnull(state, '{}'), memory, history, ifnull(history_turn, 0),
+    input_tokens, output_tokens, ended_at, end_reason
+FROM sessions s LEFT JOIN kept ON kept.session = s.id WHERE s.id = ?
+"""
+_TURNS = """
+SELECT number, step_id, message, accepted_at, status, attempts, started_at, ended_at, ended_by, answer
+FROM turns WHERE session = ? ORDER BY number DESC LIMIT ?
+"""
+# One value, not a row after another: between two, a busy thread of the interpreter may take it for long.
+# The order within is that of the rows, which the index gives.
+_PACKED = """
+SELECT CAST(group_concat(turn || ' ' || first_seq || ' ' || last_seq || char(10) || lines, char(10)) AS BLOB)
+FROM (SELECT * FROM ({rows}) WHERE bytes - length(lines) < :bytes OR bytes = length(lines) ORDER BY last_seq)
+"""
+_NEWEST = _PACKED.format(
+    rows="""
+    SELECT turn, first_seq, last_seq, lines, sum(length(lines)) OVER (ORDER BY last_seq DESC) AS bytes
+    FROM frames WHERE session = :session AND last_seq > :after
+    """
+)
+_FROM = _PACKED.format(
+    rows="""
+    SELECT turn, first_seq, last_seq, lines, sum(length(lines)) OVER (ORDER BY last_seq) AS bytes
+    FROM (SELECT * FROM frames WHERE session = :session AND last_seq >= :first AND first_seq <= :last
+        ORDER BY last_seq LIMIT :rows)
+    """
+)
+
+
+def load(db: sqlite3.Connection, row: int) -> Snapshot:
+    """The session as far as `Held.loaded` has it."""
+    record = SessionRecord(*db.execute(_RECORD, (row,)).fetchone())
+    turns: list[TurnRecord] = []
+    size = 0
+    for number, step_id, message, accepted_at, status, *rest in db.execute(_TURNS, (row, TURNS_LOADED)):
+        turn = TurnRecord(number, step_id, message, accepted_at, TurnStatus(status), *rest)
+        size += len(message) + len(turn.answer or "")
+        if size > TURN_BYTES_LOADED and turn.status is TurnStatus.ENDED:
+            break
+        turns.append(turn)
+    values = {"session": row, "after": record.last_seq - FRAMES_LOADED, "bytes": FRAME_BYTES_LOADED}
+    frames = list(_unpacked(db.execute(_NEWEST, values).fetchone()[0]))
+    questions = db.execute("SELECT step_id, content, asked_at FROM questions WHERE session = ?", (row,))
+    return Snapshot(record, turns[::-1], frames, tuple(Question(*found) for found in questions))
+
+
+def frames(db: sqlite3.Connection, row: int, first: int, last: int, max_bytes: int) -> Sequence[StoredFrame]:
+    """See `Held.frames`. It gives whole rows, so that it may go beyond `max_bytes` by one."""
+    values = {"session": row, "first": first, "last": last, "bytes": max_bytes, "rows": FRAMES_LOADED}
+    found = [
+        frame for frame in _unpacked(db.execute(_FROM, values).fetchone()[0]) if first <= frame.seq <= last
+    ]
+    steps = {
+        turn: db.execute("SELECT step_id FROM turns WHERE session = ? AND number = ?", (row, turn)).fetchone()
+        for turn in {frame.turn for frame in found}
+    }
+    return [StoredFrame(f.seq, step[0] if (step := steps[f.turn]) else None, f.line) for f in found]
+
+
+def unfinished(db: sqlite3.Connection) -> list[tuple[str, str | None]]:
+    """The sessions with turns that have not ended, and their holders."""
+    return db.execute(
+        "SELECT session_id, holder FROM sessions WHERE ended_at IS NULL"
+        f" AND id IN (SELECT session FROM turns WHERE status <> '{TurnStatus.ENDED}')"
+    ).fetchall()
+
+
+def _unpacked(packed: bytes | None) -> Iterator[Frame]:
+    lines = iter(packed.split(b"\n") if packed else ())
+    for head in lines:
+        turn, first, last = map(int, head.split())
+        for seq in range(first, last + 1):
+            yield Frame(seq, turn, next(lines))

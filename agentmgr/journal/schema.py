@@ -1,0 +1,206 @@
+"""The file of a journal: its tables, and how it is opened.
+
+Nothing here writes to a file that is damaged, of a newer version or not ours: it is set aside under another
+name, with what SQLite keeps beside it, and a new one begins.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+APPLICATION_ID = 0x61676D6A  #: `agmj`, in the file's header
+VERSION = 1
+LOCK_PIECE_MS = 100  #: a transaction waits for another process's so long; then a cancellation is heeded
+CHECKPOINT_PAGES = 4000  #: 16 MB: pages that change often, as those of an index, are copied once in it
+
+TABLES = """
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY,
+    session_id TEXT NOT NULL UNIQUE,
+    owner TEXT,
+    name TEXT,
+    created_at REAL NOT NULL,
+    last_used_at REAL NOT NULL,
+    holder TEXT, -- NULL: any host may take it up
+    epoch INTEGER NOT NULL, -- raised by each claim
+    last_seq INTEGER NOT NULL, -- at the last change that was no event; the frames may be further
+    last_turn INTEGER NOT NULL,
+    input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    ended_at REAL,
+    end_reason TEXT
+) STRICT;
+CREATE INDEX sessions_by_use ON sessions (last_used_at, id);
+CREATE UNIQUE INDEX sessions_by_name ON sessions (ifnull(owner, ''), name)
+    WHERE name IS NOT NULL AND ended_at IS NULL;
+
+-- Apart from the sessions: these may be large, and change less often.
+CREATE TABLE kept (
+    session INTEGER PRIMARY KEY,
+    state TEXT NOT NULL,
+    memory TEXT,
+    history TEXT,
+    history_turn INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE turns (
+    session INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    step_id TEXT NOT NULL,
+    message TEXT NOT NULL,
+    accepted_at REAL NOT NULL,
+    status TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    started_at REAL,
+    ended_at REAL,
+    ended_by TEXT,
+    answer TEXT,
+    UNIQUE (session, number)
+) STRICT;
+CREATE INDEX turns_unfinished ON turns (session) WHERE status <> 'ended';
+
+-- Rows are added at the end of the table whatever their session, so that a commit fills few pages; the index
+-- on the last of a row's events finds the row of any.
+CREATE TABLE frames (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL,
+    first_seq INTEGER NOT NULL,
+    last_seq INTEGER NOT NULL,
+    turn INTEGER NOT NULL,
+    lines BLOB NOT NULL,
+    UNIQUE (session, last_seq)
+) STRICT;
+
+CREATE TABLE questions (
+    session INTEGER NOT NULL,
+    step_id TEXT NOT NULL,
+    content TEXT NOT NULL,
+    asked_at REAL NOT NULL,
+    PRIMARY KEY (session, step_id)
+) STRICT, WITHOUT ROWID;
+"""
+
+BESIDE = ("-wal", "-shm", "-journal")  #: what SQLite keeps next to the file
+
+
+class Unfit(Exception):
+    """Not a journal that we can use; its message is the word that goes into the name it gets."""
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether SQLite says that the content of the file is at fault."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def is_lock(error: Exception) -> bool:
+    """Whether another process's transaction is in the way; it may end."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Of the file that has the name now. Raises OSError."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """To a file that is there. It may move between threads, one at a time. Raises `sqlite3.Error`."""
+    db = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, check_same_thread=False
+    )
+    db.execute(f"PRAGMA busy_timeout = {LOCK_PIECE_MS}")
+    return db
+
+
+def is_at(path: Path, file: tuple[int, int]) -> bool:
+    """Whether the name is that of the file still. Raises OSError."""
+    try:
+        return identity(path) == file
+    except FileNotFoundError:
+        return False
+
+
+def open_file(path: Path, *, damaged: tuple[int, int] | None = None) -> sqlite3.Connection:
+    """A connection to the journal, made when it is absent, and set aside first when it cannot be used.
+
+    `damaged`: a file in which damage was met. Raises `sqlite3.Error`, OSError.
+    """
+    os.makedirs(path.parent, mode=0o700, exist_ok=True)
+    with _alone_in(path.parent):
+        try:
+            if damaged is not None and is_at(path, damaged):
+                raise Unfit("corrupt")
+            return _open(path)
+        except (Unfit, sqlite3.DatabaseError) as error:
+            if not isinstance(error, Unfit) and not is_damage(error):
+                raise
+            kind = str(error) if isinstance(error, Unfit) else "corrupt"
+            kept = _set_aside(path, kind)
+        if kind == "newer":
+            problem = "was written by a newer agentmgr: upgrade to read it"
+        else:
+            problem = "is damaged, or not a journal: the sessions in it are not read"
+        log.error("the journal %s %s. It is kept as %s, and a new one begins", path, problem, kept)
+        return _open(path)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    # Conversations are for their owner only. SQLite gives the files beside it the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    db = connect(path)
+    try:
+        _prepare(db)
+    except BaseException:  # goes on: it is only closed
+        db.close()
+        raise
+    return db
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    (things,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    (application_id,) = db.execute("PRAGMA application_id").fetchone()
+    if (things or version) and application_id != APPLICATION_ID:
+        raise Unfit("corrupt")
+    if version > VERSION:
+        raise Unfit("newer")
+    db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; later it says nothing
+    db.execute("PRAGMA journal_mode = WAL")
+    # A commit outlives the process. A power cut may take the last of them back, all after one moment.
+    db.execute("PRAGMA synchronous = NORMAL")
+    db.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
+    db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    if version < VERSION:
+        script = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
+        db.executescript(f"BEGIN IMMEDIATE; {TABLES} {script} COMMIT;")
+
+
+def _set_aside(path: Path, kind: str) -> Path:
+    """Gives the file another name. What lies beside it goes first: SQLite would read it into a new file."""
+    kept = path.with_name(f"{path.name}.{kind}-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    for suffix in (*BESIDE, ""):
+        beside = path.with_name(path.name + suffix)
+        if beside.exists():
+            beside.rename(kept.with_name(kept.name + suffix))
+    return kept
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keeps other processes from opening, or setting aside, a journal there meanwhile."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,340 @@
+"""A journal in an SQLite file, which the hosts of a service share.
+
+One task of a host commits what all its sessions have handed over, in one transaction, in a worker thread;
+then what has come together meanwhile. So batches grow with the load, and no timer runs while nothing happens.
+Whole sessions and old events are read through a second connection, so that commits do not wait for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from . import holders, reading, schema, writing
+from .held import HeldSession
+from .journal import (
+    Held,
+    HeldElsewhere,
+    NameTaken,
+    SessionRecord,
+    Snapshot,
+    StoredFrame,
+    Unreachable,
+)
+from .writing import Place
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+LOCK_PATIENCE_S = 5.0  #: for another process to end its transaction
+DISK_PATIENCE_S = 10.0  #: for a disk that does not answer, as one of a network
+RETRY_S = 1.0  #: between tries while the journal cannot be written
+PENDING_BYTES = 64 * 2**20  #: of events that wait for the disk; it is too slow for more
+LEFT_BEHIND = 1000  #: sessions that were given up while degraded, and are written once that ends
+
+
+class SqliteJournal:
+    """See `SessionJournal`; `open_journal` makes one."""
+
+    durable = True
+
+    def __init__(self, path: Path, instance_id: str, lock_patience_s: float, retry_s: float) -> None:
+        self._path = Path(os.path.realpath(path))  # what lies beside it is where SQLite puts it
+        self._instance_id = instance_id
+        self._lock_patience_s, self._retry_s = lock_patience_s, retry_s
+        self._holder = ""
+        self._lock = ExitStack()  # of the holder
+        self._db: sqlite3.Connection | None = None
+        self._file = (0, 0)
+        self._damaged: tuple[int, int] | None = None  # the file that is
+        self._told = False
+        self._writer, self._reader = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
+        self._reads: sqlite3.Connection | None = None
+        self._held: set[HeldSession] = set()
+        self._pending: list[HeldSession] = []  # those that have handed something over
+        self._pending_bytes = 0
+        self._arrived = trio.Event()
+        self._flushes = trio.lowlevel.ParkingLot()
+        self._degraded: str | None = "it is not open yet"
+
+    @property
+    def degraded(self) -> str | None:
+        return self._degraded
+
+    async def create(self, record: SessionRecord) -> Held:
+        place = Place(record)
+        if record.name is not None and self._degraded is None:
+            create = partial(writing.create_named, place=place)
+            taken = await self._try(self._writer, lambda: create(self._open_db(), self._holder))
+            if taken is not None:
+                raise NameTaken(taken)
+        else:
+            await trio.lowlevel.checkpoint()
+        return self._hold(place, Snapshot(record, (), ()))
+
+    async def take_up(self, session_id: str) -> Held | None:
+        claimed = await self._try(self._writer, lambda: self._claim(session_id))
+        if claimed is None:
+            return None
+        if isinstance(claimed, str):
+            raise HeldElsewhere(holders.instance_of(claimed))
+        row, epoch = claimed
+        loaded = await self._try(self._reader, lambda: reading.load(self._for_reading(), row))
+        return self._hold(Place(loaded.record, row, epoch), loaded)
+
+    async def unfinished(self) -> Sequence[str]:
+        def find() -> list[str]:
+            found = reading.unfinished(self._for_reading())
+            return [
+                session_id for session_id, holder in found if holder is None or not self._may_hold(holder)
+            ]
+
+        return await self._try(self._reader, find)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Writes what is handed over until it is cancelled, and then what is left."""
+        await self._recover()
+        task_status.started()
+        try:
+            while True:
+                if self._degraded is not None:
+                    await trio.sleep(self._retry_s)
+                    await self._recover()
+                elif self._pending:
+                    await self._flush()
+                else:
+                    self._arrived = trio.Event()
+                    await self._arrived.wait()
+        finally:
+            with trio.CancelScope(shield=True):
+                while self._pending:
+                    await self._flush()
+                with suppress(*_TROUBLE):
+                    await self._in_thread(self._writer, self._close)
+
+    # What its sessions call.
+
+    def arrived(self, held: HeldSession) -> None:
+        self._pending.append(held)
+        self._arrived.set()
+
+    def more_bytes(self, size: int) -> None:
+        self._pending_bytes += size
+        if self._pending_bytes > PENDING_BYTES:
+            self._degrade(f"the disk is too slow: over {PENDING_BYTES >> 20} MiB wait for it")
+
+    async def next_flush(self) -> None:
+        await self._flushes.park()
+
+    async def read_frames(self, place: Place, first: int, last: int, max_bytes: int) -> Sequence[StoredFrame]:
+        if not place.row:
+            await trio.lowlevel.checkpoint()
+            return ()
+        try:
+            return await self._try(
+                self._reader, lambda: reading.frames(self._for_reading(), place.row, first, last, max_bytes)
+            )
+        except Unreachable:
+            return ()
+
+    def let_go(self, held: HeldSession) -> None:
+        if not held.dirty or sum(other.released for other in self._held) > LEFT_BEHIND:
+            self._held.discard(held)
+
+    def _hold(self, place: Place, loaded: Snapshot) -> HeldSession:
+        held = HeldSession(self, place, loaded, dropping=self._degraded is not None)
+        if loaded.record.ended_at is None:
+            self._held.add(held)
+        return held
+
+    # The writer.
+
+    async def _flush(self) -> None:
+        batch, self._pending, self._pending_bytes = self._pending, [], 0
+        work = [(held.place, held.take()) for held in batch]
+        try:
+            lost = await self._in_thread(self._writer, lambda: self._commit(work))
+        except _TROUBLE as error:
+            self._fail(error)
+            return
+        gone = set(lost)
+        for held in batch:
+            if held.place in gone:
+                self._lose(held)
+            else:
+                held.wrote()
+        self._flushes.unpark_all()
+
+    async def _recover(self) -> None:
+        """Makes the file usable, and writes each session anew of which something was dropped."""
+        try:
+            if await self._in_thread(self._writer, self._make_ready):
+                for held in self._held:
+                    held.dirty = True
+            while waiting := [held for held in self._held if held.dropping]:
+                for held in waiting:
+                    held.dropping = False  # what comes from now on is not in the snapshot
+                    if held.dirty:
+                        await self._write_whole(held)
+        except _TROUBLE as error:
+            self._fail(error)
+        else:
+            if self._told:
+                log.info("the journal %s is written again", self._path)
+            self._degraded, self._told = None, False
+
+    async def _write_whole(self, held: HeldSession) -> None:
+        snapshot = held.snapshot()
+        work = partial(writing.write_whole, held.place, snapshot, self._may_hold)
+        try:
+            kept = await self._in_thread(self._writer, lambda: work(self._open_db(), self._holder))
+        except _UNWRITABLE as error:
+            # Of this session alone. It goes on in memory.
+            log.error("session %.8s… cannot be kept: %s", snapshot.record.session_id, error)
+            held.dropping = True
+            self._held.discard(held)
+            return
+        held.dirty = False
+        if not kept:
+            self._lose(held)
+        elif held.released:
+            held.write_release()
+            self._held.discard(held)
+
+    def _lose(self, held: HeldSession) -> None:
+        self._held.discard(held)
+        held.lose()
+
+    def _fail(self, error: Exception) -> None:
+        if schema.is_damage(error):
+            self._damaged = self._file
+        if schema.is_lock(error):
+            reason = "another program has it locked"
+        elif isinstance(error, trio.TooSlowError):
+            reason = "the disk does not answer"
+        else:
+            reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        self._degrade(reason)
+
+    def _degrade(self, reason: str) -> None:
+        if not self._told:
+            log.error("the journal %s: %s. Sessions go on in memory until it works again", self._path, reason)
+        self._degraded, self._told = reason, True
+        self._pending, self._pending_bytes = [], 0
+        for held in list(self._held):
+            held.drop()
+        self._flushes.unpark_all()
+        self._arrived.set()
+
+    # In threads.
+
+    async def _try(self, limiter: trio.CapacityLimiter, work: Callable[[], T]) -> T:
+        if self._degraded is not None:
+            raise Unreachable(self._degraded)
+        try:
+            return await self._in_thread(limiter, work)
+        except _TROUBLE as error:
+            if schema.is_damage(error):
+                self._fail(error)
+            raise Unreachable(str(error)) from error
+
+    async def _in_thread(self, limiter: trio.CapacityLimiter, work: Callable[[], T]) -> T:
+        give_up_at = trio.current_time() + self._lock_patience_s
+        while True:
+            try:
+                # A thread that waits for a dead disk is left to itself; what it would do is done again.
+                with trio.fail_after(DISK_PATIENCE_S, shield=True):
+                    return await trio.to_thread.run_sync(work, limiter=limiter, abandon_on_cancel=True)
+            except sqlite3.Error as error:
+                if not schema.is_lock(error) or trio.current_time() >= give_up_at:
+                    raise
+
+    def _commit(self, work: writing.Work) -> list[Place]:
+        if schema.identity(self._path) != self._file:
+            raise _Replaced("another file has its name now")
+        return writing.write(self._open_db(), self._holder, work)
+
+    def _make_ready(self) -> bool:
+        """Whether the file is another one than before."""
+        directory = self._path.parent
+        if not self._holder or not holders.lives(directory, self._holder):
+            self._lock.close()
+            self._holder = self._lock.enter_context(holders.living(directory, self._instance_id))
+        before = self._file
+        if self._db is not None and before != self._damaged and schema.is_at(self._path, before):
+            with writing.transaction(self._db):
+                self._db.execute(f"PRAGMA user_version = {schema.VERSION}")  # writes, which is what is tried
+            return False
+        self._close_files()
+        self._db = schema.open_file(self._path, damaged=self._damaged)
+        self._file = schema.identity(self._path)
+        return True
+
+    def _open_db(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise _Replaced("it is not open")
+        return self._db
+
+    def _for_reading(self) -> sqlite3.Connection:
+        if self._reads is None:
+            self._reads = schema.connect(self._path)
+            self._reads.execute("PRAGMA query_only = ON")
+        return self._reads
+
+    def _claim(self, session_id: str) -> tuple[int, int] | str | None:
+        return writing.claim(self._open_db(), self._holder, session_id, self._may_hold)
+
+    def _may_hold(self, holder: str) -> bool:
+        return holders.may_hold(self._path.parent, holder)
+
+    def _close_files(self) -> None:
+        for db in (self._reads, self._db):
+            if db is not None:
+                db.close()
+        self._reads = self._db = None
+
+    def _close(self) -> None:
+        self._close_files()
+        self._lock.close()
+
+
+class _Replaced(OSError):
+    """The file is not the one that was opened."""
+
+
+_TROUBLE = (sqlite3.Error, OSError, RuntimeError, MemoryError, ValueError, OverflowError, trio.TooSlowError)
+_UNWRITABLE = (ValueError, OverflowError, sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError)
+
+
+@asynccontextmanager
+async def open_journal(
+    path: str | os.PathLike[str],
+    instance_id: str,
+    *,
+    lock_patience_s: float = LOCK_PATIENCE_S,
+    retry_s: float = RETRY_S,
+) -> AsyncIterator[SqliteJournal]:
+    """The journal at `path`, made when it is absent. At the end, what was handed over is written.
+
+    It raises nothing for a file that cannot be used: the journal is degraded until it can.
+    """
+    journal = SqliteJournal(Path(path), instance_id, lock_patience_s, retry_s)
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(journal.run)
+        try:
+            yield journal
+        except Exception as error:  # so that it leaves as it is, and not in the nursery's group
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -1,0 +1,170 @@
+"""What a host keeps of a session is there for the next one; one host holds it."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from agentmgr.journal.holders import revoke
+from agentmgr.journal.journal import (
+    Accepted,
+    Answered,
+    Asked,
+    HeldElsewhere,
+    Kept,
+    NameTaken,
+    Question,
+    SessionEnded,
+    Started,
+    TurnEnded,
+    TurnRecord,
+    TurnStatus,
+    Used,
+)
+
+TURN = TurnRecord(1, "turn_1", '{"content":"hello"}', 2.0)
+
+
+@contextmanager
+def held_elsewhere(by):
+    with pytest.raises(HeldElsewhere) as caught:
+        yield
+    assert caught.value.holder == by
+
+
+async def test_what_was_handed_over_is_there_for_the_next_host(hosts):
+    async with hosts.one() as (_, copy):
+        copy.held.write(Accepted(TURN), Started(1, 1, 2.5))
+        copy.say("one", "two", turn=1)
+        copy.held.write(Asked(Question("ask_1", "{}", 3.0)), Asked(Question("ask_2", '{"tool":"x"}', 3.5)))
+        copy.held.write(Answered("ask_1"), Kept(state='{"a":1}'), Used(10, 20), Used(1, 2))
+        await copy.held.settled()
+        copy.say("three", turn=1)
+    async with hosts.open("inst_2") as journal:
+        found = (await journal.take_up("ses_1")).loaded
+    assert [(frame.seq, frame.turn, frame.line) for frame in found.frames] == [
+        (1, 1, b"one"),
+        (2, 1, b"two"),
+        (3, 1, b"three"),
+    ]
+    (turn,) = found.turns
+    assert (turn.status, turn.attempts, turn.started_at) == (TurnStatus.RUNNING, 1, 2.5)
+    assert [question.step_id for question in found.questions] == ["ask_2"]
+    record = found.record
+    assert (record.last_seq, record.last_turn, record.state) == (3, 1, '{"a":1}')
+    assert (record.input_tokens, record.output_tokens) == (11, 22)
+
+
+async def test_the_end_of_a_turn_and_what_the_author_keeps_are_one_transaction(hosts):
+    async with hosts.one() as (_, copy):
+        copy.held.write(Accepted(TURN), Kept(state="{}", memory="[1]", history="[]", history_turn=0))
+        copy.held.write(TurnEnded(1, "agent.final_answer", '{"role":"assistant"}', 4.0), Kept(state='{"a":2}'))
+    async with hosts.open("inst_2") as journal:
+        found = (await journal.take_up("ses_1")).loaded
+    assert (found.turns[0].status, found.turns[0].ended_by) == (TurnStatus.ENDED, "agent.final_answer")
+    assert (found.record.state, found.record.memory, found.record.history) == ('{"a":2}', "[1]", "[]")
+    assert found.record.last_used_at >= 4.0
+
+
+async def test_a_session_without_any_change_leaves_nothing(hosts):
+    async with hosts.one():
+        pass
+    async with hosts.open("inst_2") as journal:
+        assert await journal.take_up("ses_1") is None
+
+
+async def test_an_event_is_called_back_once_it_is_committed(hosts):
+    async with hosts.one() as (journal, copy):
+        copy.say("one")
+        assert copy.visible == 0
+        await copy.held.settled()
+        assert copy.visible == 1
+        (stored,) = await copy.held.frames(1, 9, max_bytes=100)
+        assert (stored.seq, stored.step_id, stored.line) == (1, None, b"one")
+        assert journal.degraded is None
+
+
+async def test_old_events_are_read_in_pieces(hosts):
+    async with hosts.one() as (_, copy):
+        copy.held.write(Accepted(TURN))
+        for number in range(100):
+            copy.say(f"{number}" * 10, turn=1)
+            await copy.held.settled()
+        read = []
+        while len(read) < 90:
+            read += await copy.held.frames(len(read) + 1, 90, max_bytes=100)
+        assert [frame.seq for frame in read] == list(range(1, 91))
+        assert {frame.step_id for frame in read} == {"turn_1"}
+        assert (await copy.held.frames(7, 7, max_bytes=1))[0].line == b"6" * 10
+        assert list(await copy.held.frames(101, 200, max_bytes=100)) == []
+
+
+async def test_a_holder_that_lives_is_not_robbed_and_a_released_session_is_anyones(hosts):
+    async with hosts.one() as (_, copy), hosts.open("inst_2") as other:
+        copy.say("one")
+        await copy.held.settled()
+        with held_elsewhere(by="inst_1"):
+            await other.take_up("ses_1")
+        await copy.held.release()
+        taken = await hosts.take_up(other)
+        taken.say("two")
+        await taken.held.settled()
+        assert taken.visible == 2
+
+
+async def test_who_lost_a_session_writes_nothing_more(hosts):
+    async with hosts.one() as (_, copy), hosts.open("inst_2") as other:
+        copy.say("one")
+        await copy.held.settled()
+        revoke(hosts.path.parent, "inst_1")
+        taken = await hosts.take_up(other)
+        copy.say("stale")
+        copy.held.write(Accepted(TURN))
+        await copy.held.settled()
+        assert (copy.is_lost, copy.visible) == (True, 1)
+        taken.say("two")
+        await taken.held.settled()
+        assert [frame.line for frame in await taken.held.frames(1, 9, max_bytes=100)] == [b"one", b"two"]
+        assert (await other.take_up("ses_1")).loaded.turns == []
+
+
+async def test_an_instance_of_the_same_id_that_starts_after_it_was_revoked_may_hold(hosts):
+    async with hosts.open("inst_1"):
+        revoke(hosts.path.parent, "inst_1")
+        async with hosts.one() as (_, copy), hosts.open("inst_2") as other:
+            copy.say("one")
+            await copy.held.settled()
+            with held_elsewhere(by="inst_1"):
+                await other.take_up("ses_1")
+
+
+async def test_a_name_is_of_one_session_of_its_owner_until_that_ends(hosts):
+    async with hosts.open("inst_1") as journal:
+        first = await hosts.create(journal, "ses_1", owner="ann", name="plans")
+        await hosts.create(journal, "ses_2", owner="bob", name="plans")
+        with pytest.raises(NameTaken) as caught:
+            await hosts.create(journal, "ses_3", owner="ann", name="plans")
+        assert caught.value.session_id == "ses_1"
+        first.held.write(SessionEnded("ended", 5.0))
+        await first.held.settled()
+        await hosts.create(journal, "ses_4", owner="ann", name="plans")
+
+
+async def test_a_session_that_has_ended_is_shown_and_not_claimed(hosts):
+    async with hosts.one() as (journal, copy):
+        copy.held.write(SessionEnded("ended", 5.0))
+        await copy.held.release()
+        found = await hosts.take_up(journal)
+        assert (found.record.ended_at, found.record.end_reason) == (5.0, "ended")
+        found.say("more")
+        await found.held.settled()
+        assert found.is_lost
+
+
+async def test_unfinished_turns_of_holders_that_are_gone_are_found(hosts):
+    async with hosts.one() as (_, copy):
+        copy.held.write(Accepted(TURN))
+        await copy.held.settled()
+        async with hosts.open("inst_2") as other:
+            assert await other.unfinished() == []
+    async with hosts.open("inst_2") as other:
+        assert await other.unfinished() == ["ses_1"]

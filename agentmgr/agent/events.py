@@ -5,8 +5,11 @@ An agent may `yield` what the functions at the end make, or pass it to `session.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
+from hashlib import sha256
 from typing import Any
 
 from attrs import Factory, frozen
@@ -34,11 +37,11 @@ def encode(
     """The JSON text, in UTF-8, of an event. Raises what `jsontext.encode` does."""
     json_of = jsontext.encode
     metadata = json_of(event.metadata) if event.metadata else "{}"
-    timestamp = datetime.now(UTC).isoformat(timespec="milliseconds")[:-6]
+    timestamp = _timestamp(time.time_ns() // 1_000_000)
     # Put together by hand: the encoder has a short cut for strings, which is what nearly all of it is.
     return jsontext.in_utf8(
         f'{{"event":{json_of(event.event)},"session_id":{json_of(session_id)},'
-        f'"step_id":{json_of(event.step_id or step_id)},"timestamp":"{timestamp}Z",'
+        f'"step_id":{json_of(event.step_id or step_id)},"timestamp":"{timestamp}",'
         f'"content":{json_of(event.content)},"metadata":{metadata}}}'
     )
 
@@ -46,6 +49,55 @@ def encode(
 def numbered(text: bytes, seq: int, event_id: str) -> bytes:
     """An encoded event with its place in a session."""
     return b'%b,"seq":%d,"event_id":"%b"}' % (text[:-1], seq, event_id.encode())
+
+
+def compact(event: Event, *, session_id: str, step_id: str | None) -> bytes:
+    """The line that a journal keeps of an event of a session, in the turn `step_id`; raises as `encode` does.
+
+    A piece of an answer is its time and its text, which is a third of it; any other event is all of its JSON.
+    """
+    content = event.content
+    short = event.event == PARTIAL_ANSWER and isinstance(content, str) and not event.metadata
+    if short and (event.step_id is None or event.step_id == step_id):
+        return jsontext.in_utf8(f"{time.time_ns() // 1_000_000} {jsontext.encode(content)}")
+    return encode(event, session_id=session_id, step_id=step_id)
+
+
+def expand(line: bytes, seq: int, *, session_id: str, step_id: str | None) -> bytes:
+    """The event of a line, with its place in the session: the same bytes in whatever process."""
+    head, event_id = _constants(session_id, step_id)
+    if line.startswith(b"{"):
+        return b'%b,"seq":%d,"event_id":"%b-%d"}' % (line[:-1], seq, event_id, seq)
+    at, _, content = line.partition(b" ")
+    return b'%b%b","content":%b,"metadata":{},"seq":%d,"event_id":"%b-%d"}' % (
+        head,
+        _timestamp(int(at)).encode(),
+        content,
+        seq,
+        event_id,
+        seq,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _constants(session_id: str, step_id: str | None) -> tuple[bytes, bytes]:
+    """How each piece of an answer begins, and the ids of all events of the session, but for their numbers."""
+    json_of = jsontext.encode
+    head = jsontext.in_utf8(
+        f'{{"event":{json_of(PARTIAL_ANSWER)},"session_id":{json_of(session_id)},'
+        f'"step_id":{json_of(step_id)},"timestamp":"'
+    )
+    return head, b"evt_%b" % sha256(session_id.encode()).hexdigest()[:8].encode()
+
+
+def _timestamp(ms: int) -> str:
+    seconds, ms = divmod(ms, 1000)
+    return f"{_date(seconds)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _date(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()[:-6]
 
 
 def addressed(text: bytes, connection_id: str) -> bytes:

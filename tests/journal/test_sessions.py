@@ -57,7 +57,8 @@ async def test_what_was_handed_over_is_there_for_the_next_host(hosts):
 async def test_the_end_of_a_turn_and_what_the_author_keeps_are_one_transaction(hosts):
     async with hosts.one() as (_, copy):
         copy.held.write(Accepted(TURN), Kept(state="{}", memory="[1]", history="[]", history_turn=0))
-        copy.held.write(TurnEnded(1, "agent.final_answer", '{"role":"assistant"}', 4.0), Kept(state='{"a":2}'))
+        ended = TurnEnded(1, "agent.final_answer", '{"role":"assistant"}', 4.0)
+        copy.held.write(ended, Kept(state='{"a":2}'))
     async with hosts.open("inst_2") as journal:
         found = (await journal.take_up("ses_1")).loaded
     assert (found.turns[0].status, found.turns[0].ended_by) == (TurnStatus.ENDED, "agent.final_answer")

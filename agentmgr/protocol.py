@@ -166,6 +166,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 SESSION_HEADER = "X-Session-Id"  #: of a handshake: the session that the client will take up
+BEARER = "bearer."  #: begins a subprotocol that is a token: browsers cannot set the Authorization header
 
 # From the client.
 CREATE_SESSION = "user.create_session"

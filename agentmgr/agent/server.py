@@ -18,7 +18,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 
 from ..boundary import Failure, contain, report
 from ..core.proof import CONNECTION_HEADER, DRAIN_PATH, HEALTH_PATH, IDENTITY_HEADER
-from ..protocol import FAILED, NORMAL, EndReason
+from ..protocol import BEARER, FAILED, NORMAL, EndReason
 from ..websocket.head import HeadReader, RequestHead, check_upgrade, upgrade_request
 from ..websocket.refusal import JSON, Refusal, RefusalCode, http_response
 from ..websocket.sockets import tune
@@ -168,8 +168,8 @@ class AgentServer:
             request = await wrap_server_stream(
                 nursery, link_stream, max_message_size=4 * limit if limit else sys.maxsize
             )
-            offered = [name for name in request.proposed_subprotocols if not name.startswith("bearer.")]
-            websocket = await request.accept(subprotocol=offered[0] if offered else None)
+            offered = (name for name in head.subprotocols if not name.startswith(BEARER))
+            websocket = await request.accept(subprotocol=next(offered, None))
             link_stream.accepted(lambda: websocket.closed)
         return link_stream, websocket
 

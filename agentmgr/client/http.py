@@ -18,6 +18,7 @@ import trio
 
 from ..errors import ManagerNotRunning
 from ..process.control_socket import connect
+from ..websocket.sockets import open_stream
 
 T = TypeVar("T")
 
@@ -132,14 +133,8 @@ async def _connect(target: Path | str) -> tuple[trio.abc.Stream, str]:
             url = urlsplit(target)
             host, secure = url.hostname or "localhost", url.scheme == "https"
             port = url.port or (443 if secure else 80)
-            if not secure:
-                return await trio.open_tcp_stream(host, port), url.netloc
-            context = ssl.create_default_context()
-            secured = await trio.open_ssl_over_tcp_stream(
-                host, port, https_compatible=True, ssl_context=context
-            )
-            await secured.do_handshake()
-            return secured, url.netloc
+            tls = ssl.create_default_context() if secure else None
+            return await open_stream(host, port, tls=tls), url.netloc
     except (OSError, trio.BrokenResourceError) as error:
         raise ManagerNotRunning(f"no manager answers at {target}: {error.__cause__ or error}") from error
     except trio.TooSlowError:

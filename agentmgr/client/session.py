@@ -30,8 +30,9 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 from .. import protocol
 from ..errors import AgentManagerError, AgentUnreachable, NotAnAgent, SessionLost, TurnFailed
 from ..protocol import ErrorCode, LossReason, NoticeCode
+from ..websocket.sockets import Dial
 from .events import AgentEvent, decode, encode, failure_message
-from .transport import CannotConnect, Dial, parse_url, with_connection
+from .transport import CannotConnect, parse_url, with_connection
 
 CLOSE_TIMEOUT_S = 2.0
 ESTABLISH_TIMEOUT_S = 15.0

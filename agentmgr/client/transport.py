@@ -19,6 +19,7 @@ from trio_websocket import ConnectionClosed, ConnectionRejected, WebSocketConnec
 from ..errors import InvalidRequest, leaves
 from ..visible import visible
 from ..websocket.refusal import read_refusal
+from ..websocket.sockets import Dial, Stream, open_stream
 
 CONNECT_TIMEOUT_S = 10.0
 UPGRADE_TIMEOUT_S = 13.0
@@ -26,10 +27,6 @@ UPGRADE_TIMEOUT_S = 13.0
 MAX_MESSAGE_BYTES = 64 * 2**20
 WORTH_RETRYING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Refusals that say "not now"; any other would be the same next time."""
-
-Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
-Dial = Callable[[str, int], Awaitable[trio.SocketStream]]
-"""Connects to a host and a port. Raises `OSError`."""
 
 
 class CannotConnect(Exception):
@@ -66,9 +63,10 @@ async def with_connection(
     """
     parts = parse_url(url)
     host, port = str(parts.hostname), parts.port or (443 if parts.scheme == "wss" else 80)
+    tls = (ssl_context or ssl.create_default_context()) if parts.scheme == "wss" else None
     try:
         with trio.fail_after(CONNECT_TIMEOUT_S):
-            stream = await _open_stream(parts.scheme, host, port, dial, ssl_context)
+            stream = await open_stream(host, port, dial=dial, tls=tls)
     except trio.BrokenResourceError as error:
         if not isinstance(error.__cause__, ssl.SSLError):
             raise CannotConnect(f"cannot connect to {host}:{port}: {_why(error)}") from None
@@ -116,22 +114,6 @@ async def with_connection(
         raise CannotConnect(f"{host}:{port} did not answer within {UPGRADE_TIMEOUT_S:.0f} s")
     if not opened:
         raise CannotConnect(f"{host}:{port} did not answer as a WebSocket server does")
-
-
-async def _open_stream(
-    scheme: str, host: str, port: int, dial: Dial, context: ssl.SSLContext | None
-) -> Stream:
-    stream = await dial(host, port)
-    if scheme == "ws":
-        return stream
-    context = context or ssl.create_default_context()
-    secure = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
-    try:
-        await secure.do_handshake()
-    except (OSError, trio.BrokenResourceError, trio.Cancelled):
-        await trio.aclose_forcefully(stream)
-        raise
-    return secure
 
 
 def _of_tls(error: ssl.SSLError) -> str:

@@ -14,11 +14,11 @@ from ..core.admission import remove_one
 from ..core.origin import origin_allowed
 from ..core.quota import RateLimit
 from ..models import Token
+from ..protocol import BEARER
 from ..websocket.head import RequestHead
 from ..websocket.refusal import Refusal, RefusalCode
 from .limits import GatewayLimits
 
-_BEARER = "bearer."  # a subprotocol entry, for browsers: they cannot set the Authorization header
 _TICKET = "ticket="  # in the query
 
 
@@ -93,11 +93,10 @@ def _credential(head: RequestHead) -> _Credential | None:
     scheme, _, token = head.by_name.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and token:
         return _Credential(token.strip(), head.replaced("Authorization", ""))
-    offered = [part.strip() for part in head.by_name.get("sec-websocket-protocol", "").split(",")]
-    for entry in offered:
-        if entry.startswith(_BEARER):
-            others = ", ".join(other for other in offered if not other.startswith(_BEARER))
-            return _Credential(entry.removeprefix(_BEARER), head.replaced("Sec-WebSocket-Protocol", others))
+    for entry in head.subprotocols:
+        if entry.startswith(BEARER):
+            others = ", ".join(other for other in head.subprotocols if not other.startswith(BEARER))
+            return _Credential(entry.removeprefix(BEARER), head.replaced("Sec-WebSocket-Protocol", others))
     path, _, query = head.target.partition("?")
     parts = query.split("&")
     for part in parts:

@@ -23,8 +23,9 @@ from ..agent.limits import HOST_BYTES, SessionLimits
 from ..agent.runtime import open_runtime
 from ..agent.server import AgentServer
 from ..agent.session_registry import SessionRegistry
-from ..client.transport import Dial, with_connection
+from ..client.transport import with_connection
 from ..models import Runtime
+from ..websocket.sockets import Dial
 from .memory_network import MemoryListener
 
 PATIENCE_S = 10.0

@@ -7,7 +7,7 @@ The gateway is both ends of a handshake, an agent's host is the server's, the su
               (`check_upgrade`) and a good 101 (`check_switch`)
     refusal   the answer to a handshake that gets no 101: `Refusal`, its public codes, its bytes
     frames    follows the frames of one direction without their payloads; writes frame headers, close frames
-    sockets   `Wire`, a socket with the few waits that handshakes need; connects it, sets its options
+    sockets   `Wire`, a socket with the few waits that handshakes need; connects, also over TLS; options
 
 `head`, `refusal` and `frames` do no I/O: bytes in, values or bytes out, and an exception for what must not
 pass. wsproto and h11 still parse messages where those are read (in the host by trio-websocket, in the probe);

@@ -54,6 +54,12 @@ class RequestHead:
         return self.by_name["sec-websocket-key"]
 
     @property
+    def subprotocols(self) -> list[str]:
+        """Those that the client offers."""
+        offered = self.by_name.get("sec-websocket-protocol")
+        return [part.strip() for part in offered.split(",")] if offered else []
+
+    @property
     def wants_websocket(self) -> bool:
         return _asks_to_switch(self.by_name)
 
@@ -196,8 +202,7 @@ def check_switch(head: ResponseHead, request: RequestHead) -> None:
     if by_name.get("sec-websocket-accept") != accept_token(request.key):
         raise BadResponse("its 101 has a wrong Sec-WebSocket-Accept")
     chosen = by_name.get("sec-websocket-protocol")
-    offered = request.by_name.get("sec-websocket-protocol", "")
-    if chosen is not None and chosen not in [part.strip() for part in offered.split(",")]:
+    if chosen is not None and chosen not in request.subprotocols:
         raise BadResponse(f"its 101 chose a subprotocol that was not offered: {chosen!r}")
     if "sec-websocket-extensions" in by_name and "sec-websocket-extensions" not in request.by_name:
         raise BadResponse("its 101 chose an extension, and none was offered")

@@ -1,8 +1,8 @@
-"""One TCP connection, plain or TLS, as the gateway and the supervisor's probe use it.
+"""One TCP connection, plain or TLS: `Wire` for the gateway and the supervisor's probe, a stream for clients.
 
-A non-blocking socket of the standard library and the few waits it needs. It is not a `trio.SocketStream`
-because after the handshakes the relay serves the bare socket from a plain loop (`proxy.tunnel`), and
-`ssl.SSLSocket` lets it do so with the same calls for both kinds.
+A wire is a socket of the standard library and the few waits it needs, and no `trio.SocketStream`:
+after the handshakes the relay serves the bare socket from a plain loop (`proxy.tunnel`), and `ssl.SSLSocket`
+lets it do so with the same calls for both kinds.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import trio
 
 Dial = Callable[[str, int], Awaitable[trio.SocketStream]]
 """Connects to a host and a port. Raises `OSError`."""
+
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 OUR_OWN_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL)
 """This process has no descriptor, memory or port left, which says nothing of its peer."""
@@ -121,6 +123,25 @@ async def connect(host: str, port: int, dial: Dial | None = None) -> Wire:
             until_connected.pop_all()
             return wire
     raise last or OSError(f"{host} has no address")
+
+
+async def open_stream(
+    host: str, port: int, *, dial: Dial = trio.open_tcp_stream, tls: ssl.SSLContext | None = None
+) -> Stream:
+    """Connects as a client program, over TLS where `tls` is given.
+
+    Raises `OSError`, or `trio.BrokenResourceError` where TLS fails.
+    """
+    stream = await dial(host, port)
+    if tls is None:
+        return stream
+    secure = trio.SSLStream(stream, tls, server_hostname=host, https_compatible=True)
+    try:
+        await secure.do_handshake()
+    except (OSError, trio.BrokenResourceError, trio.Cancelled):
+        await trio.aclose_forcefully(stream)
+        raise
+    return secure
 
 
 async def connect_socket(sock: socket.socket, address: tuple[str, int]) -> None:

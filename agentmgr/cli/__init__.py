@@ -4,15 +4,17 @@ In reading order:
 
     entry            runs a command; turns however it ends into an exit code and one line on stderr
     group            the commands by name, and what all have in common: `Cli`, its paths and settings
-    reach, presence  which manager a command asks: the one that runs, one that it starts, or `offline`, the
-                     database alone, for looking only
+    managers         which manager a command asks: the one that runs, one that it starts, or `offline`, the
+                     database where none runs. All three are `core.manager_interface`
     commands         the commands, one file each
     foreground       a command that is the manager: `daemon`, `run`, and `api` and `proxy` without another one
-    attach, beside   `api` and `proxy` while another process is the manager
-    background       starts a manager in the background and returns when it is ready
+    listeners        the gateway and the API that `daemon`, `api` and `proxy` open, also beside a manager
     declaration      services and rules in a TOML file, for `apply` and `export`
     out, render      the one writer to the terminal; tables for people, JSON for programs
-    names            parameters that a shell completes
+    watch            what happens while a command waits or watches; `environment`, what services do not get of
+                     this shell
+    names, options, manager_options           parameters that several commands have
+    terminal, screen, plain_chat              the parts of `chat`; `notify`, what `daemon` says to systemd
 
 Exit code 0: done; 1: it could not be done, and one line on stderr says why; 2: wrong usage; 128 + N: ended
 by the signal N.
@@ -20,8 +22,8 @@ by the signal N.
 Invariants:
 
 * A command decides nothing that the manager decides: it calls `ManagerClient`, or reads the database.
-* Only a manager writes to the database (but `restore` replaces the file when none runs). Whoever holds the
-  database's lock is the manager.
+* Only a manager writes to the database (but `restore` replaces the file when none runs). The process that
+  holds the database's lock is the manager. A command asks once which one is there, and passes it on.
 * Results go to stdout and remarks to stderr; with `--format json` stdout is JSON alone.
 * What clients, agents and other servers wrote is printed only through `visible`: no escape sequence gets
   through.
@@ -29,8 +31,7 @@ Invariants:
 * What a short command does not need is not imported: `agentmgr --version` imports nothing.
 
 Words: *foreground*, this process is the manager; *background*, a command started the manager; *beside*, this
-process serves the gateway and another one is the manager; *attached*, the manager serves a listener for as
-long as this command runs; *note*, a line on stderr; *standing*, how a service is, in a few words.
+process serves the gateway and another one is the manager; *note*, a line on stderr; *standing*, how a service is, in a few words.
 
 Other packages must not import it.
 """

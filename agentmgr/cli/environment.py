@@ -8,12 +8,12 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
+from ..core.manager_interface import ReadsServices
 from ..errors import AgentManagerError
 from ..process.ownership import holder
 from ..process.paths import RuntimePaths
 from .group import Cli
 from .out import note
-from .reach import running
 
 # What services are given by their environment. Of the rest each terminal has its own.
 _MATTERS = re.compile(
@@ -40,14 +40,13 @@ def stale(paths: RuntimePaths) -> list[str]:
     )
 
 
-async def mention_stale(cli: Cli, names: Collection[str]) -> None:
+async def mention_stale(cli: Cli, manager: ReadsServices, names: Collection[str]) -> None:
     """Says which variables of this shell do not reach these services, which a command has just started."""
     variables = stale(cli.paths)
     if not variables:
         return
     with suppress(AgentManagerError):  # the command has its answer already
-        async with running(cli) as manager:
-            services = [service for service in await manager.list_services() if service.name in names]
+        services = [service for service in await manager.list_services() if service.name in names]
         # What an env file has is read at each start.
         envs = [service.config.env for service in services if service.config.env_file is None]
         if missed := [name for name in variables if any(name not in env for env in envs)]:

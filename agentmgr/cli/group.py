@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncclick as click
 
 from .. import __version__
+from ..errors import AgentManagerError
 from ..process.paths import RuntimePaths
 from ..process.trust import trust
 from ..settings import Settings, load_settings
+from .out import complain, show_traceback
 
 if TYPE_CHECKING:
     from asyncclick.shell_completion import CompletionItem
@@ -74,6 +76,23 @@ class Cli:
         paths = RuntimePaths.of(self.settings().db_path)
         paths.check()
         return paths
+
+
+async def each(cli: Cli, names: Iterable[str], do: Callable[[str], Awaitable[None]]) -> int:
+    """Awaits `do(name)` for each name once: one that fails does not keep the others from their turn.
+
+    Says on stderr which failed; returns the command's exit code.
+    """
+    failures = 0
+    for name in dict.fromkeys(names):
+        try:
+            await do(name)
+        except AgentManagerError as error:
+            failures += 1
+            if cli.debug:
+                show_traceback(error)
+            complain(error.message)
+    return int(failures > 0)
 
 
 class _WithExample(click.Command):

@@ -1,10 +1,10 @@
-"""What the database says, where no manager runs: for looking only."""
+"""The database, where no manager runs: `OfflineManager` to look at it, `LocalManager` to write to it."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import trio
 
@@ -15,7 +15,6 @@ from ..errors import InvalidRequest
 from ..models import (
     Connection,
     Event,
-    HealthCheck,
     Instance,
     InstanceRecord,
     RoutingRule,
@@ -34,9 +33,15 @@ from ..supervisor import logs
 from ..supervisor.belonging import lives, strangers
 from ..supervisor.tail import show
 
+if TYPE_CHECKING:
+    from ..manager import AgentManager
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class OfflineManager:
-    """Answers from a snapshot, under the names that a manager's client has."""
+    """A `ReadsManager` that answers from a snapshot."""
 
     def __init__(self, store: Store, snapshot: Snapshot, paths: RuntimePaths) -> None:
         self._store = store
@@ -79,10 +84,6 @@ class OfflineManager:
 
     async def get_system_stats(self) -> dict[str, Any]:
         return stats.system_stats(self._services)
-
-    async def get_health_history(self, ref: str, *, limit: int = 100) -> tuple[HealthCheck, ...]:
-        service = await self.get_service(ref)
-        return await self._store.health_history(service.service_id, limit=limit)
 
     async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         return await self._store.events(after=after, limit=limit)
@@ -129,6 +130,36 @@ class OfflineManager:
 
     async def list_connections(self) -> tuple[Connection, ...]:
         return ()
+
+
+class LocalManager:
+    """The `ManagerInterface` of an `AgentManager` in this process."""
+
+    def __init__(self, manager: AgentManager) -> None:
+        self.get_service = _awaited(manager.get_service)
+        self.list_services = _awaited(manager.list_services)
+        self.list_tokens = _awaited(manager.list_tokens)
+        self.get_token_policy = _awaited(manager.get_token_policy)
+        self.register_service = manager.register_service
+        self.update_service = manager.update_service
+        self.unregister_service = manager.unregister_service
+        self.start_service = manager.start_service
+        self.stop_service = manager.stop_service
+        self.restart_service = manager.restart_service
+        self.scale_service = manager.scale_service
+        self.create_routing_rule = manager.create_routing_rule
+        self.update_routing_rule = manager.update_routing_rule
+        self.delete_routing_rule = manager.delete_routing_rule
+        self.create_token = manager.create_token
+        self.delete_token = manager.delete_token
+        self.require_tokens = manager.require_tokens
+
+
+def _awaited(answer: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
+    async def ask(*args: P.args, **kwargs: P.kwargs) -> T:
+        return answer(*args, **kwargs)
+
+    return ask
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
+from ..core.loopback import authority
 from ..models import DesiredStatus, Service, ServiceStatus
 from ..visible import visible
 from .out import note, on_terminal, painted, say
@@ -95,6 +96,23 @@ def size(count: int | None) -> str:
     while value >= 1024 and (larger := next(units, None)) is not None:
         value, unit = value / 1024, larger
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def url(kind: str, host: str, port: int, *, tls: bool = False, **others: object) -> str:
+    """As in `ws://localhost:9090`; of a listener on every address, what reaches it from this machine.
+
+    `others`: what a manager of another version says besides.
+    """
+    scheme = {"proxy": "ws", "api": "http"}[kind] + ("s" if tls else "")
+    if host in ("", "0.0.0.0", "::"):
+        host = "localhost"
+    return f"{scheme}://{authority(host, port)}"
+
+
+def address(kind: str, host: str, port: int, *, tls: bool, **others: object) -> str:
+    """As in `gateway at ws://localhost:9090`."""
+    where = url(kind, host, port, tls=tls)
+    return f"gateway at {where}" if kind == "proxy" else f"API at {where}/docs"
 
 
 _S = ServiceStatus

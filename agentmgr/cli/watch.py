@@ -1,70 +1,69 @@
-"""Showing something again whenever it changes."""
+"""What happens meanwhile: something shown again whenever it changes, and why a command still waits."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
 
 import trio
 
+from ..client.api import ManagerClient
+from ..core.manager_interface import ManagerInterface, ReadsManager, ReadsServices
 from ..errors import AgentManagerError, ManagerNotRunning
+from ..models import Event, ServiceStatus
 from .group import Cli
+from .managers import for_reading
 from .out import clear_screen, flush, note
-from .presence import answers
-from .reach import running
 from .render import counted
-
-if TYPE_CHECKING:
-    from ..client.api import ManagerClient
-    from ..models import Event
 
 _SETTLE_S = 0.2  #: changes often come several at once
 _REFRESH_S = 2.0  #: for what changes without an event, such as a time
+_SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 
 
-async def watch(cli: Cli, show: Callable[[], Awaitable[None]]) -> None:
-    """Calls `show` now and after each change, until Ctrl-C."""
-    while True:
+async def shown(cli: Cli, show: Callable[[ReadsManager], Awaitable[None]], *, watching: bool) -> None:
+    """Calls `show` now; with `watching` also after each change, until Ctrl-C."""
+    if not watching:
+        async with for_reading(cli) as manager:
+            await show(manager)
+    while watching:
         clear_screen()
-        with suppress(ManagerNotRunning):  # it has just ended: the database is shown in a moment
-            await show()
-        flush()
-        with trio.move_on_after(_REFRESH_S):
-            await _change(cli)
-            await trio.sleep(_SETTLE_S)
+        with suppress(ManagerNotRunning):  # it has just ended, which is a change
+            async with for_reading(cli) as manager:
+                await show(manager)
+                flush()
+                with trio.move_on_after(_REFRESH_S):
+                    await _change(manager)
+        await trio.sleep(_SETTLE_S)
 
 
-async def _change(cli: Cli) -> None:
+async def _change(manager: ReadsManager) -> None:
     """Returns when something has happened; never without a manager."""
-    if not await answers(cli.paths):
+    if not isinstance(manager, ManagerClient):
         await trio.sleep_forever()
-    try:
-        async with running(cli) as client, client.events() as events:
-            await anext(events, None)
-    except ManagerNotRunning:  # it has just ended, which is a change
-        return
+    async with manager.events() as events:
+        await anext(events, None)
 
 
 @asynccontextmanager
-async def progress(cli: Cli) -> AsyncIterator[None]:
+async def progress(manager: ManagerInterface) -> AsyncIterator[None]:
     """Says on a terminal what happens to the services while the block waits for it.
 
     Nothing where no manager runs, for then nothing takes long.
     """
-    if not sys.stderr.isatty() or not await answers(cli.paths):
+    if not sys.stderr.isatty() or not isinstance(manager, ManagerClient):
         yield
         return
     async with trio.open_nursery() as nursery:
         with suppress(AgentManagerError):  # it is on its way out: what that means for the block, it will say
-            await nursery.start(_say_what_happens, cli)
+            await nursery.start(_say_what_happens, manager)
         yield
         nursery.cancel_scope.cancel()
 
 
-async def _say_what_happens(cli: Cli, *, task_status: trio.TaskStatus[None]) -> None:
-    async with running(cli) as client, client.events() as events:
+async def _say_what_happens(client: ManagerClient, *, task_status: trio.TaskStatus[None]) -> None:
+    async with client.events() as events:
         names = {service.service_id: service.name for service in await client.list_services()}
         task_status.started()
         with suppress(AgentManagerError):  # the manager has ended
@@ -90,3 +89,17 @@ def _in_words(event: Event, name: str) -> str | None:
 async def _sessions_left(client: ManagerClient, name: str) -> str:
     active = (await client.get_service(name)).active_sessions
     return f" ({counted(active, 'session')} open)" if active else ""
+
+
+async def waits(manager: ReadsServices, name: str) -> str | None:
+    """Which services it starts `--after` do not run, in words that follow its name; None where all do."""
+    service = await manager.get_service(name)
+    others = await manager.list_services()
+    serving = {other.name for other in others if other.status in _SERVING}
+    needed = [other for other in service.config.after if other not in serving]
+    if not needed:
+        return None
+    if unknown := [other for other in needed if all(other != known.name for known in others)]:
+        names = " and ".join(unknown)
+        return f"waits for {names}, which is no registered service; `agentmgr change` corrects --after"
+    return f"waits for {' and '.join(needed)}; `agentmgr start {' '.join(needed)}` lets it begin"

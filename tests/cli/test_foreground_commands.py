@@ -62,6 +62,24 @@ def test_what_a_proxy_opened_ends_with_the_manager(shell: Any) -> None:
             assert proxy.process.wait(timeout=60) == 0
 
 
+def test_a_gateway_that_api_opened_beside_a_manager_outlives_it(shell: Any) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    with shell.background("api", "--port", "0", "--proxy-port", "0") as api:
+        url = api.until("gateway at").split()[-1]
+        with connect(url, open_timeout=60) as client:
+            shell.kill_manager()
+            client.send("hello")
+            assert client.recv(timeout=60) == "echo: hello"
+            shell.ok("start", "echo")
+            api.until("opening again")
+            api.until("API at")
+            client.send("and then?")
+            assert client.recv(timeout=60) == "echo: and then?"
+        shell.ok("shutdown")
+        api.until("the manager has ended")
+        assert api.process.wait(timeout=60) == 0
+
+
 @pytest.mark.parametrize(
     "command",
     [["daemon", "--proxy-port", "0"], ["proxy", "--port", "0"], ["api", "--port", "0", "--proxy-port", "0"]],

@@ -45,22 +45,20 @@ def test_allowed_origins_are_flags_of_whatever_opens_a_gateway(shell: Any) -> No
             assert [status(url, origin) for origin in origins] == [101, 101, 403], command
 
 
-def test_a_gateway_beside_a_manager_has_its_own(shell: Any) -> None:
+@pytest.mark.parametrize("command", [("proxy",), ("api", "--proxy-port", "0")])
+def test_a_gateway_beside_a_manager_has_its_own(shell: Any, command: tuple[str, ...]) -> None:
     shell.ok("register", "echo", "my_agent.py", "--auto-start")
-    with shell.background("proxy", "--port", "0", "--allow-origin", "https://a.example") as proxy:
-        url = proxy.until("gateway at").split()[-1]
+    with shell.background(*command, "--port", "0", "--allow-origin", "https://a.example") as running:
+        url = running.until("gateway at").split()[-1]
         assert status(url, "https://a.example") == 101
         assert status(url, "https://b.example") == 403
 
 
-def test_a_listener_of_a_running_manager_has_the_managers_and_that_is_said(shell: Any) -> None:
+def test_an_api_of_a_running_manager_has_the_managers_and_that_is_said(shell: Any) -> None:
     with shell.background("daemon") as daemon:
         daemon.until("managing")
-        flags = ("--port", "0", "--proxy-port", "0", "--allow-origin", "https://a.example")
-        with shell.background("api", *flags) as api:
+        with shell.background("api", "--port", "0", "--allow-origin", "https://a.example") as api:
             assert "--allow-origin" in api.until("keeps its own")
-            url = api.until("gateway at").split()[-1]
-            assert status(url, "https://a.example") == 403
 
 
 def test_the_proxy_protocol_is_asked_for_by_one_listener(shell: Any) -> None:

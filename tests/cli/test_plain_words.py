@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from agentmgr.cli.background import _last_line
 from agentmgr.cli.commands.list import _row
 from agentmgr.cli.commands.stats import _flat
 from agentmgr.cli.commands.status import _percentiles
+from agentmgr.cli.managers import _last_line
 from agentmgr.cli.render import what_helps
 from agentmgr.core.view import service_view
 from agentmgr.models import (

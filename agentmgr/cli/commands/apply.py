@@ -5,30 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncclick as click
 import trio
 from attrs import evolve
 
+from ...client.api import ManagerClient
 from ...codec import to_plain
 from ...core.dependencies import stop_order
+from ...core.manager_interface import ManagerInterface
 from ...errors import ServiceFailed
 from ...models import Service, ServiceConfig, ServiceStatus
 from ..declaration import Declaration, DeclaredService, Step, difference, given_up, read
 from ..environment import mention_stale
 from ..group import Cli, subcommand
+from ..managers import for_reading, for_running, for_writing
 from ..names import FILE
 from ..options import LIVE
 from ..out import complain, say
-from ..presence import answers_at_once
-from ..reach import for_reading, for_running, for_writing
 from ..render import counted
 from ..watch import progress
-
-if TYPE_CHECKING:
-    from ...client.api import ManagerClient
-    from ...manager import AgentManager
 
 
 @subcommand("apply", example="agentmgr apply services.toml --dry-run")
@@ -51,7 +48,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
             evolve(service, config=evolve(service.config, env=environments.get(service.name, {})))
             for service in await seen.list_services()
         ]
-        managed = await answers_at_once(cli.paths)
+        managed = isinstance(seen, ManagerClient)
     steps = difference(wanted, services, rules, prune=prune, retry=retry, managed=managed)
     for step in steps:
         _print(step)
@@ -71,7 +68,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
     versions = {service.name: service.version for service in services}
     running = {service.name for service in services if service.desired_status == "running"}
     failed = 0
-    async with reach as manager, progress(cli):
+    async with reach as manager, progress(manager):
 
         async def attempt(step: Step) -> None:
             nonlocal failed
@@ -86,7 +83,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
             async with trio.open_nursery() as nursery:
                 for step in wave:
                     nursery.start_soon(attempt, step)
-        await mention_stale(cli, [step.name for step in steps if step.action == "start"])
+        await mention_stale(cli, manager, [step.name for step in steps if step.action == "start"])
     say(f"done: {counted(len(steps) - failed, 'change')}")
     return int(failed > 0 or bool(dead))
 
@@ -134,7 +131,7 @@ def _shown(value: Any) -> str:
 
 
 async def _carry_out(
-    manager: ManagerClient | AgentManager,
+    manager: ManagerInterface,
     step: Step,
     wanted: Declaration,
     *,
@@ -167,7 +164,7 @@ async def _carry_out(
         await manager.stop_service(name)
 
 
-async def _register(manager: ManagerClient | AgentManager, service: DeclaredService) -> None:
+async def _register(manager: ManagerInterface, service: DeclaredService) -> None:
     config: ServiceConfig = service.config
     await manager.register_service(
         service.name,

@@ -9,10 +9,9 @@ import asyncclick as click
 from ...errors import DatabaseUnusable
 from ...process.paths import absolute
 from ..group import Cli, subcommand
+from ..managers import find_manager
 from ..names import FILE
 from ..out import say
-from ..presence import answers
-from ..reach import running
 
 
 @subcommand("backup", example="agentmgr backup agents-monday.db")
@@ -20,9 +19,9 @@ from ..reach import running
 async def command(cli: Cli, file: str) -> None:
     """Copy the database, as it is at one moment, to a new file; services and clients notice nothing."""
     destination = absolute(file)
-    if await answers(cli.paths):
-        async with running(cli) as manager:
-            await manager.backup(str(destination))
+    manager = (await find_manager(cli.paths)).client
+    if manager is not None:
+        await manager.backup(str(destination))
     else:
         from ...storage import open_store
 

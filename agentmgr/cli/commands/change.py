@@ -8,10 +8,10 @@ import asyncclick as click
 
 from ...models import DesiredStatus
 from ..group import Cli, subcommand
+from ..managers import for_writing
 from ..names import SERVICE
 from ..options import LIVE, given_fields, service_options
 from ..out import note, say
-from ..reach import for_reading, for_writing
 
 
 @subcommand(
@@ -38,11 +38,10 @@ async def command(cli: Cli, name: str, new_name: str | None, **options: Any) -> 
         changes["port"] = None
     if not changes:
         raise click.UsageError("Nothing to change was given: `agentmgr change --help` lists the fields.")
-    async with for_reading(cli) as seen:
-        before = await seen.get_service(name)
-    if "env" in changes:  # secrets come hidden, and given back like that stay as they are
-        changes["env"] = {**before.config.env, **changes["env"]}
     async with for_writing(cli) as manager:
+        before = await manager.get_service(name)
+        if "env" in changes:  # secrets come hidden, and given back like that stay as they are
+            changes["env"] = {**before.config.env, **changes["env"]}
         service = await manager.update_service(name, changes, expected_version=before.version)
     if service.version == before.version:
         say(f"{service.name} is unchanged: it has these values already")

@@ -26,13 +26,11 @@ from ...errors import (
     TurnFailed,
 )
 from ...websocket.refusal import RefusalCode
-from ..addresses import url
 from ..group import Cli, subcommand
+from ..managers import find_manager, running
 from ..names import FILE, SERVICE
 from ..out import note, say
-from ..presence import answers_at_once
-from ..reach import running
-from ..render import what_helps
+from ..render import url, what_helps
 from ..screen import Screen, text_of
 from ..terminal import InputLines
 
@@ -86,7 +84,10 @@ async def command(
     sent = dict(_header(text) for text in headers)
     if token:
         sent["Authorization"] = f"Bearer {token}"
-    managed = gateway is None and "://" not in (target or "") and await answers_at_once(cli.paths)
+    found = None
+    if gateway is None and "://" not in (target or ""):
+        found = (await find_manager(cli.paths, patience_s=0)).client
+    managed = found is not None
 
     async def locate() -> str:
         if managed:
@@ -150,9 +151,9 @@ async def _managed_address(cli: Cli, target: str | None) -> str:
     """
     if target is not None:
         address(target)  # refuses what cannot be a name
-    async with running(cli) as manager:
-        service = None if target is None else await manager.get_service(target)
-        listeners = (await manager.get_info())["listeners"]
+    manager = await running(cli)
+    service = None if target is None else await manager.get_service(target)
+    listeners = (await manager.get_info())["listeners"]
     for listener in listeners:
         if listener["kind"] == "proxy":
             return address(target, url(**listener))

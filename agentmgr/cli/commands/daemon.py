@@ -17,12 +17,11 @@ from ...settings import Settings
 from ...storage.sqlite import check
 from ..foreground import managing, run_until_stopped, stop_signals
 from ..group import Cli, subcommand
-from ..listeners import check_ports, open_api, open_gateway
+from ..listeners import Listeners, check_ports, open_here
 from ..manager_options import manager_options
+from ..managers import find_manager
 from ..notify import Notifier
 from ..out import say
-from ..presence import answers
-from ..reach import running
 from .shutdown import end
 
 
@@ -58,14 +57,15 @@ async def command(
     settings = cli.settings(health_check_interval=interval, **flags)
     configure_logging(settings.log_level, settings.log_format)
     try:
-        await check_ports(cli.paths, host, gateway=proxy_port, api=api_port)
+        wanted = Listeners(host, proxy_port, api_port, tls)
+        await check_ports(cli.paths, wanted)
         with ExitStack() as turn:
             if ready_fd is None:  # else the command that started this has the turn
                 if not cli.paths.directory.exists():  # nothing is put beside a file that is not ours to use
                     await check(cli.paths.database)
                 turn.enter_context(await turn_to_start(cli.paths))
                 await _relieve_background_manager(cli)
-            await _run(cli, settings, host, api_port, proxy_port, tls, leave_running, ready_fd, turn)
+            await _run(cli, settings, wanted, leave_running, ready_fd, turn)
     except* AgentManagerError as group:
         _tell(ready_fd, next(leaves(group)).message)
         raise
@@ -74,10 +74,7 @@ async def command(
 async def _run(
     cli: Cli,
     settings: Settings,
-    host: str,
-    api_port: int | None,
-    proxy_port: int | None,
-    tls: Certificate | None,
+    wanted: Listeners,
     leave_running: bool,
     ready_fd: int | None,
     turn: ExitStack,
@@ -90,10 +87,7 @@ async def _run(
         trio.open_nursery() as nursery,
     ):
         say(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
-        if proxy_port is not None:
-            await open_gateway(listeners, manager, host, proxy_port, tls)
-        if api_port is not None:
-            await open_api(listeners, manager, host, api_port, tls)
+        await open_here(listeners, manager, wanted)
         turn.close()
         _tell(ready_fd, "ready")
         notifier.tell("READY=1")
@@ -106,11 +100,10 @@ async def _run(
 
 
 async def _relieve_background_manager(cli: Cli) -> None:
-    if await answers(cli.paths):
-        async with running(cli) as client:
-            if (await client.get_info())["background"]:
-                pid = await end(client, leave_running=True)
-                say(f"took over from the manager in the background, pid {pid}", flush=True)
+    client = (await find_manager(cli.paths)).client
+    if client is not None and (await client.get_info())["background"]:
+        pid = await end(client, leave_running=True)
+        say(f"took over from the manager in the background, pid {pid}", flush=True)
 
 
 def _tell(fd: int | None, line: str) -> None:

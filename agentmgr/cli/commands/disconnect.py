@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncclick as click
 
-from ..group import Cli, subcommand
+from ..group import Cli, each, subcommand
+from ..managers import running
 from ..out import say
-from ..reach import running
-from ..several import each
 
 
 @subcommand("disconnect", example="agentmgr disconnect con_3f0c9a5e7b1d2468 --reason maintenance")
@@ -18,10 +17,10 @@ async def command(cli: Cli, ids: tuple[str, ...], code: int, reason: str) -> int
     """Close connections, on both sides. An id is from `agentmgr connections`, or the `connection_id` that an
     agent's client sees.
     """
-    async with running(cli) as manager:
+    manager = await running(cli)
 
-        async def close(connection_id: str) -> None:
-            await manager.disconnect(connection_id, code=code, reason=reason)
-            say(f"closed {connection_id}")
+    async def close(connection_id: str) -> None:
+        await manager.disconnect(connection_id, code=code, reason=reason)
+        say(f"closed {connection_id}")
 
-        return await each(cli, ids, close)
+    return await each(cli, ids, close)

@@ -24,9 +24,8 @@ from ...settings import Settings
 from ...worker.pidfile import PidFile, living
 from .. import environment
 from ..group import Cli, format_option, subcommand
+from ..managers import find_manager
 from ..out import say_json
-from ..presence import answers
-from ..reach import running
 from ..render import counted, print_table
 
 _LOW_DISK_BYTES = 200 * 2**20  #: what logs and history of a busy day may need
@@ -55,8 +54,11 @@ async def command(cli: Cli, output: str) -> int:
         findings.append(Finding("settings", "error", error.message, "see the message"))
     else:
         findings += _files(cli.paths)
-        findings += await _manager_and_database(cli)
-        findings += _workers_and_ports(settings, cli.paths, await _listeners(cli))
+        client = (await find_manager(cli.paths)).client
+        info = await client.get_info() if client is not None else None
+        findings += await _manager_and_database(cli, info)
+        ours = {int(listener["port"]) for listener in (info or {}).get("listeners", ())}
+        findings += _workers_and_ports(settings, cli.paths, ours)
         findings += _unless_refused("disk", lambda: [_disk(cli.paths)])
     if output == "json":
         say_json(findings)
@@ -106,7 +108,7 @@ def _files(paths: RuntimePaths) -> Iterator[Finding]:
             yield Finding("files", "error", seen, f"chmod {mode:o} {path}")
 
 
-async def _manager_and_database(cli: Cli) -> list[Finding]:
+async def _manager_and_database(cli: Cli, info: dict[str, Any] | None) -> list[Finding]:
     from ..offline import offline
 
     findings = []
@@ -124,9 +126,7 @@ async def _manager_and_database(cli: Cli) -> list[Finding]:
     seen = f"{cli.paths.database}, {counted(len(services), 'service')}" if there else "none yet"
     findings.append(Finding("database", "ok", seen))
     findings.append(_tokens(tokens, policy))
-    if await answers(cli.paths):
-        async with running(cli) as client:
-            info = await client.get_info()
+    if info is not None:
         findings.append(_manager(info))
         if missed := environment.stale(cli.paths):
             seen = f"the manager does not have this shell's {', '.join(missed)}"
@@ -202,13 +202,6 @@ def _unmanaged(ours: set[int], workers: Sequence[PidFile]) -> Iterator[Finding]:
     if left and not ours:
         advice = "`agentmgr daemon` adopts it; `agentmgr shutdown` ends it"
         yield Finding("gateway", "warning", f"served without a manager (pid {left})", advice)
-
-
-async def _listeners(cli: Cli) -> set[int]:
-    if not await answers(cli.paths):
-        return set()
-    async with running(cli) as client:
-        return {int(listener["port"]) for listener in (await client.get_info())["listeners"]}
 
 
 def _ports(settings: Settings, ours: set[int], workers: Sequence[PidFile]) -> Iterator[Finding]:

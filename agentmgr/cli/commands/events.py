@@ -8,8 +8,8 @@ import asyncclick as click
 
 from ...models import Event
 from ..group import Cli, format_option, subcommand
+from ..managers import for_reading, running
 from ..out import note, say, say_json
-from ..reach import for_reading, running
 from ..render import clock
 
 
@@ -33,7 +33,7 @@ async def command(cli: Cli, follow: bool, tail: int, output: str) -> None:
     for event in past:
         _show(event, output, names)
     if follow:
-        async with running(cli) as client, client.events(since=last) as events:
+        async with (await running(cli)).events(since=last) as events:
             async for event in events:
                 _show(event, output, names)
 

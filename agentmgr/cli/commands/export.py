@@ -13,9 +13,9 @@ from ...errors import InvalidRequest
 from ...process.trust import Distrusted, opened
 from ..declaration import written
 from ..group import Cli, subcommand
+from ..managers import for_reading
 from ..names import FILE
 from ..out import note, say
-from ..reach import for_reading
 
 _WITH_SECRETS = "# Contains secrets: the values of all variables of the services.\n\n"
 

@@ -9,12 +9,10 @@ from ... import __version__
 from ...models import TokenPolicy
 from ...process.paths import RuntimePaths
 from ...worker.pidfile import living
-from ..addresses import url
 from ..group import Cli, format_option, subcommand
+from ..managers import find_manager
 from ..out import say_json
-from ..presence import answers
-from ..reach import running
-from ..render import duration, print_fields
+from ..render import duration, print_fields, url
 
 _LISTENERS = {"proxy": "gateway", "api": "API"}
 
@@ -30,10 +28,8 @@ async def command(cli: Cli, output: str) -> None:
         "daemon_log": str(paths.daemon_log),
         "logs": str(paths.logs),
     }
-    manager = None
-    if await answers(paths):
-        async with running(cli) as client:
-            manager = await client.get_info()
+    client = (await find_manager(paths)).client
+    manager = await client.get_info() if client is not None else None
     if output == "json":
         say_json({"version": __version__, "manager": manager, "files": files})
         return

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncclick as click
 
+from ...core.manager_interface import ReadsManager
 from ...models import Service, ServiceStatus
 from ..group import Cli, format_option, subcommand
 from ..out import say_json
-from ..reach import for_reading
 from ..render import ago, print_table, size
-from ..watch import watch
+from ..watch import shown
 from ..words import split_tags
+
+_COLUMNS = ("name", "status", "health", "instances", "sessions", "restarts", "cpu", "memory", "tags", "up")
 
 
 @subcommand("list", example="agentmgr list --status running --tags weather")
@@ -29,26 +31,21 @@ async def command(
     A narrow terminal shows fewer columns; `agentmgr status` has them all.
     """
 
-    async def show() -> None:
-        await _show(cli, status, tags, name, output)
-
-    await (watch(cli, show) if watching else show())
-
-
-async def _show(cli: Cli, status: str | None, tags: str, name: str | None, output: str) -> None:
-    async with for_reading(cli) as manager:
+    async def show(manager: ReadsManager) -> None:
         services = await manager.list_services(
             status=ServiceStatus(status) if status else None, tags=split_tags(tags), name=name
         )
-    if output == "json":
-        say_json(services)
-    else:
-        print_table(
-            ["name", "status", "health", "instances", "sessions", "restarts", "cpu", "memory", "tags", "up"],
-            [_row(service) for service in services],
-            empty="no services" if status or tags or name else "no services are registered",
-            spare=["tags", "memory", "cpu", "restarts", "sessions", "up"],
-        )
+        if output == "json":
+            say_json(services)
+        else:
+            print_table(
+                _COLUMNS,
+                [_row(service) for service in services],
+                empty="no services" if status or tags or name else "no services are registered",
+                spare=["tags", "memory", "cpu", "restarts", "sessions", "up"],
+            )
+
+    await shown(cli, show, watching=watching)
 
 
 def _row(service: Service) -> list[object]:

@@ -6,9 +6,9 @@ import asyncclick as click
 import trio
 
 from ..group import Cli, subcommand
+from ..managers import for_reading
 from ..names import SERVICE
 from ..out import program_output
-from ..reach import for_reading
 
 
 @subcommand("logs", example="agentmgr logs my-echo-agent --tail 50 --follow")

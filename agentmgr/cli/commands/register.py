@@ -10,13 +10,12 @@ from ...errors import ServiceFailedToStart
 from ...models import ServiceConfig
 from ..environment import mention_stale
 from ..group import Cli, Command, subcommand
+from ..managers import for_running, for_writing
 from ..names import FILE
 from ..options import directory_for, given_fields, service_options
 from ..out import say
-from ..reach import for_running, for_writing
 from ..render import standing
-from ..waiting import waits
-from ..watch import progress
+from ..watch import progress, waits
 
 _DASHES = "agentmgr.register.command"
 
@@ -62,16 +61,16 @@ async def command(
         fields["cwd"] = directory_for(file or words[0])
     config = ServiceConfig(agent_factory_path=file, command=words, **fields)
     reach = for_running if auto_start else for_writing
-    async with reach(cli) as manager, progress(cli):
+    async with reach(cli) as manager, progress(manager):
         try:
             service = await manager.register_service(name, config=config, auto_start=auto_start, **spec)
         except ServiceFailedToStart as error:
-            if waiting := await waits(cli, name):
+            if waiting := await waits(manager, name):
                 raise ServiceFailedToStart(f"{name} is registered, and {waiting}") from None
             raise ServiceFailedToStart(
                 f"{error.message}\n{name} is registered: fix it, then `agentmgr start {name}`"
             ) from None
         finally:
             if auto_start:
-                await mention_stale(cli, [name])
+                await mention_stale(cli, manager, [name])
     say(f"registered {service.name}" + (f"; it {standing(service)}" if auto_start else ""))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncclick as click
 
 from ..environment import mention_stale
-from ..group import Cli, subcommand
+from ..group import Cli, each, subcommand
+from ..managers import for_running
 from ..names import SERVICE
 from ..out import say
-from ..reach import for_running
 from ..render import standing
-from ..several import each
 from ..watch import progress
 
 
@@ -22,7 +21,7 @@ from ..watch import progress
 async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: bool, no_wait: bool) -> int:
     """Restart a service: each new instance is ready before an old one goes; its clients are asked to come
     back, and those that the agent keeps in memory begin anew."""
-    async with for_running(cli, names) as manager, progress(cli):
+    async with for_running(cli, names) as manager, progress(manager):
 
         async def restart(name: str) -> None:
             service = await manager.restart_service(
@@ -31,5 +30,5 @@ async def command(cli: Cli, names: tuple[str, ...], no_rolling: bool, force: boo
             say(f"{service.name} ", standing(service, just_requested=no_wait))
 
         code = await each(cli, names, restart)
-        await mention_stale(cli, names)
+        await mention_stale(cli, manager, names)
         return code

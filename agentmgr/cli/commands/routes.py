@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 import asyncclick as click
 
+from ...core.manager_interface import ReadsServices
 from ...errors import InvalidRequest
 from ...models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
-from ..group import COMMANDS, Cli, Command, Group, common_options, format_option, subcommand
+from ..group import COMMANDS, Cli, Command, Group, common_options, each, format_option, subcommand
+from ..managers import for_reading, for_writing
 from ..names import RULE, SERVICE
 from ..out import note, say, say_json
-from ..reach import for_reading, for_writing
 from ..render import print_fields, print_table
-from ..several import each
 from ..words import split_tags
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -161,8 +161,8 @@ async def _add(cli: Cli, name: str, disabled: bool, **options: Any) -> None:
     rule = RoutingRule(name=name, enabled=not disabled, **_fields(**options))
     async with for_writing(cli) as manager:
         await manager.create_routing_rule(rule)
-    say(f"added {name}")
-    await _mention_missing(cli, rule.target_services, rule.target_tags)
+        say(f"added {name}")
+        await _mention_missing(manager, rule.target_services, rule.target_tags)
 
 
 @_routes("change", "Change a rule.", example="agentmgr routes change chinese --priority 5")
@@ -170,15 +170,12 @@ async def _add(cli: Cli, name: str, disabled: bool, **options: Any) -> None:
 @_rule_options
 async def _change(cli: Cli, name: str, **options: Any) -> None:
     """Change what is given of a rule; sessions that are open stay where they are."""
-    fields = _fields(**options)
-    await _update(cli, name, fields, "changed")
-    await _mention_missing(cli, fields.get("target_services", ()), fields.get("target_tags", ()))
+    await _update(cli, name, _fields(**options), "changed")
 
 
-async def _mention_missing(cli: Cli, targets: Collection[str], tags: Collection[str]) -> None:
+async def _mention_missing(manager: ReadsServices, targets: Collection[str], tags: Collection[str]) -> None:
     """Says which targets do not exist: a rule may come before its services, and may be misspelled."""
-    async with for_reading(cli) as manager:
-        services = await manager.list_services()
+    services = await manager.list_services()
     known = {reference for service in services for reference in (service.name, service.service_id)}
     if missing := [target for target in targets if target not in known]:
         note(f"no service is called {' or '.join(map(repr, missing))} yet")
@@ -205,7 +202,8 @@ async def _update(cli: Cli, name: str, changes: dict[str, Any], done: str) -> No
         raise click.UsageError("Give something to change.")
     async with for_writing(cli) as manager:
         await manager.update_routing_rule(name, changes)
-    say(f"{done} {name}")
+        say(f"{done} {name}")
+        await _mention_missing(manager, changes.get("target_services", ()), changes.get("target_tags", ()))
 
 
 @_routes("remove", "Remove a rule.", example="agentmgr routes remove chinese")

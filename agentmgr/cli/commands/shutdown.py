@@ -11,9 +11,8 @@ import trio
 from ...client.api import ManagerClient
 from ...errors import ManagerNotRunning
 from ..group import Cli, subcommand
+from ..managers import find_manager
 from ..out import note, say
-from ..presence import answers_at_once, silent, unreachable
-from ..reach import running
 from ..watch import progress
 
 
@@ -21,9 +20,8 @@ from ..watch import progress
 @click.option("--leave-running", is_flag=True, help="The instances serve on; the next manager adopts them.")
 async def command(cli: Cli, leave_running: bool) -> None:
     """Shut down the manager and its services; returns when its process is gone."""
-    if await silent(cli.paths):
-        raise unreachable(cli.paths)
-    if not await answers_at_once(cli.paths):
+    manager = await find_manager(cli.paths)
+    if manager.client is None and not manager.silent:
         from ..offline import offline  # brings SQLite, which a running manager makes needless
 
         async with offline(cli.paths) as found:
@@ -40,7 +38,8 @@ async def command(cli: Cli, leave_running: bool) -> None:
         else:
             note("no manager is running")
         return
-    async with running(cli) as client, progress(cli):
+    client = manager.required()
+    async with progress(client):
         await end(client, leave_running=leave_running)
     say("the manager has ended" + (", and left its instances running" if leave_running else ""))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncclick as click
 
 from ..group import Cli, format_option, subcommand
+from ..managers import for_reading
 from ..names import SERVICE
 from ..out import say_json
-from ..reach import for_reading
 from ..render import duration, print_fields, size
 
 

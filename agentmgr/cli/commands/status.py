@@ -7,13 +7,13 @@ from typing import Any
 import asyncclick as click
 
 from ...codec import to_plain
+from ...core.manager_interface import ReadsManager
 from ...models import Instance, Service
 from ..group import Cli, format_option, subcommand
 from ..names import SERVICE
 from ..out import say, say_json
-from ..reach import for_reading
 from ..render import ago, counted, duration, print_fields, print_table, size
-from ..watch import watch
+from ..watch import shown
 
 
 @subcommand("status", example="agentmgr status my-echo-agent")
@@ -23,33 +23,30 @@ from ..watch import watch
 async def command(cli: Cli, name: str | None, watching: bool, output: str) -> None:
     """Show one service in detail; without a name, the system in a few words."""
 
-    async def show() -> None:
-        await _show(cli, name, output)
-
-    await (watch(cli, show) if watching else show())
-
-
-async def _show(cli: Cli, name: str | None, output: str) -> None:
-    async with for_reading(cli) as manager:
+    async def show(manager: ReadsManager) -> None:
         if name is None:
-            figures = await manager.get_system_stats()
-            if output == "json":
-                say_json(figures)
-            else:
-                services = figures["services"]
-                say(
-                    f"{counted(services['total'], 'service')}, {services['running']} running; "
-                    f"{counted(figures['connections']['total_connections'], 'session')}"
-                )
-                for trouble in figures["troubles"]:
-                    say(f"degraded: {trouble}")
+            _print_system(await manager.get_system_stats(), output)
             return
-        service = await manager.get_service(name)
-        stats = await manager.get_service_stats(name)
+        service, stats = await manager.get_service(name), await manager.get_service_stats(name)
+        if output == "json":
+            say_json({**to_plain(service), "stats": stats})
+        else:
+            _print(service, stats)
+
+    await shown(cli, show, watching=watching)
+
+
+def _print_system(figures: dict[str, Any], output: str) -> None:
     if output == "json":
-        say_json({**to_plain(service), "stats": stats})
-    else:
-        _print(service, stats)
+        say_json(figures)
+        return
+    services = figures["services"]
+    say(
+        f"{counted(services['total'], 'service')}, {services['running']} running; "
+        f"{counted(figures['connections']['total_connections'], 'session')}"
+    )
+    for trouble in figures["troubles"]:
+        say(f"degraded: {trouble}")
 
 
 def _print(service: Service, stats: dict[str, Any]) -> None:

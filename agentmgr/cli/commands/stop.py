@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncclick as click
 
-from ..group import Cli, subcommand
+from ..group import Cli, each, subcommand
+from ..managers import for_writing
 from ..names import SERVICE
 from ..out import say
-from ..reach import for_writing
 from ..render import standing
-from ..several import each
 from ..watch import progress
 
 
@@ -19,7 +18,7 @@ from ..watch import progress
 @click.option("--no-wait", is_flag=True, help="Do not wait until it has stopped.")
 async def command(cli: Cli, names: tuple[str, ...], force: bool, no_wait: bool) -> int:
     """Stop a service, and keep it stopped."""
-    async with for_writing(cli, adopting=True) as manager, progress(cli):
+    async with for_writing(cli, adopting=True) as manager, progress(manager):
 
         async def stop(name: str) -> None:
             service = await manager.stop_service(name, force=force, wait=not no_wait)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncclick as click
 
-from ...models import Token, TokenPolicy, utc_now
-from ..group import COMMANDS, Cli, Command, Group, common_options, format_option, subcommand
+from ...core.manager_interface import ReadsServices
+from ...models import utc_now
+from ..group import COMMANDS, Cli, Command, Group, common_options, each, format_option, subcommand
+from ..managers import for_writing, running
 from ..names import TOKEN
 from ..out import note, say, say_json
-from ..reach import for_writing, running
 from ..render import clock, print_table
-from ..several import each
 
-if TYPE_CHECKING:
-    from ...client.api import ManagerClient
-    from ...manager import AgentManager
+_SHOWN = ("token_id", "name", "scopes", "created_at", "expires_at")  #: as JSON
 
 
 @click.group(
@@ -55,8 +53,7 @@ async def _create(cli: Cli, name: str, scopes: tuple[str, ...], expires_days: fl
         _, key = await manager.create_token(name, scopes, expires_in_days=expires_days)
         note(f"the key of {name}; it is not shown again:")
         say(key)
-        _, policy = await _state(manager)
-        note(str(policy))
+        note(str(await manager.get_token_policy()))
 
 
 @_tokens("list", "List the tokens.", example="agentmgr tokens list")
@@ -64,28 +61,17 @@ async def _create(cli: Cli, name: str, scopes: tuple[str, ...], expires_days: fl
 async def _list(cli: Cli, output: str) -> None:
     """List the tokens; never their keys."""
     async with for_writing(cli) as manager:
-        tokens, policy = await _state(manager)
-    if output == "json":
-        say_json(
-            [
-                {
-                    "token_id": token.token_id,
-                    "name": token.name,
-                    "scopes": sorted(token.scopes),
-                    "created_at": token.created_at,
-                    "expires_at": token.expires_at,
-                }
-                for token in tokens
-            ]
+        tokens = await manager.list_tokens()
+        if output == "json":
+            say_json([{name: getattr(token, name) for name in _SHOWN} for token in tokens])
+            return
+        print_table(
+            ["name", "scopes", "created", "expires"],
+            [[token.name, token.scopes, token.created_at, token.expires_at or "never"] for token in tokens],
+            empty="no tokens",
         )
-        return
-    print_table(
-        ["name", "scopes", "created", "expires"],
-        [[token.name, token.scopes, token.created_at, token.expires_at or "never"] for token in tokens],
-        empty="no tokens",
-    )
-    note(str(policy))
-    _note_closed(tokens, policy)
+        note(str(await manager.get_token_policy()))
+        await _note_closed(manager)
 
 
 @_tokens("revoke", "Revoke a token.", example="agentmgr tokens revoke dashboard")
@@ -104,7 +90,7 @@ async def _revoke(cli: Cli, names: tuple[str, ...], leave_open: bool) -> int:
             say(f"revoked {name}")
 
         code = await each(cli, names, revoke)
-        _note_closed(*await _state(manager))
+        await _note_closed(manager)
     return code
 
 
@@ -124,20 +110,13 @@ async def _require(cli: Cli, required: str, api: bool, gateway: bool) -> None:
             gateway=required == "on" if gateway or both else None,
         )
         say(str(policy))
-        _note_closed(*await _state(manager))
+        await _note_closed(manager)
 
 
-async def _state(manager: ManagerClient | AgentManager) -> tuple[tuple[Token, ...], TokenPolicy]:
-    tokens, policy = manager.list_tokens(), manager.get_token_policy()
-    return (
-        tokens if isinstance(tokens, tuple) else await tokens,
-        policy if isinstance(policy, TokenPolicy) else await policy,
-    )
-
-
-def _note_closed(tokens: tuple[Token, ...], policy: TokenPolicy) -> None:
+async def _note_closed(manager: ReadsServices) -> None:
     """Says which doors no token opens, and how to make one that does."""
-    for sentence in policy.closed(tokens, utc_now()):
+    policy = await manager.get_token_policy()
+    for sentence in policy.closed(await manager.list_tokens(), utc_now()):
         note(sentence)
 
 
@@ -146,8 +125,7 @@ def _note_closed(tokens: tuple[Token, ...], policy: TokenPolicy) -> None:
 @click.option("--expires", type=float, metavar="SECONDS", help="At most 300.  [default: 30]")
 async def _ticket(cli: Cli, service: str | None, expires: float | None) -> None:
     """Make a ticket: it opens the gateway once, as ?ticket=TICKET, for those who cannot send a token."""
-    async with running(cli) as manager:
-        made = await manager.create_ticket(service, expires_in_s=expires)
+    made = await (await running(cli)).create_ticket(service, expires_in_s=expires)
     note(f"good for one connection, until {clock(made.expires_at)}:")
     say(made.ticket)
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncclick as click
 
-from ..group import Cli, subcommand
+from ..group import Cli, each, subcommand
+from ..managers import for_writing
 from ..names import SERVICE
 from ..out import say
-from ..reach import for_writing
-from ..several import each
 from ..watch import progress
 
 
@@ -17,7 +16,7 @@ from ..watch import progress
 @click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
 async def command(cli: Cli, names: tuple[str, ...], force: bool) -> int:
     """Stop a service, and forget it with its history."""
-    async with for_writing(cli, adopting=True) as manager, progress(cli):
+    async with for_writing(cli, adopting=True) as manager, progress(manager):
 
         async def unregister(name: str) -> None:
             service = await manager.unregister_service(name, force=force)

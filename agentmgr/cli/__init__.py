@@ -31,7 +31,8 @@ Invariants:
 * What a short command does not need is not imported: `agentmgr --version` imports nothing.
 
 Words: *foreground*, this process is the manager; *background*, a command started the manager; *beside*, this
-process serves the gateway and another one is the manager; *note*, a line on stderr; *standing*, how a service is, in a few words.
+process serves the gateway and another one is the manager; *note*, a line on stderr; *standing*, how a service
+is, in a few words.
 
 Other packages must not import it.
 """

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 import trio
 
-from ..client.api import ManagerClient
 from ..core.manager_interface import ManagerInterface, ReadsManager, ReadsServices
 from ..errors import AgentManagerError, ManagerNotRunning
 from ..models import Event, ServiceStatus
@@ -16,6 +16,9 @@ from .group import Cli
 from .managers import for_reading
 from .out import clear_screen, flush, note
 from .render import counted
+
+if TYPE_CHECKING:
+    from ..client.api import ManagerClient
 
 _SETTLE_S = 0.2  #: changes often come several at once
 _REFRESH_S = 2.0  #: for what changes without an event, such as a time
@@ -40,9 +43,9 @@ async def shown(cli: Cli, show: Callable[[ReadsManager], Awaitable[None]], *, wa
 
 async def _change(manager: ReadsManager) -> None:
     """Returns when something has happened; never without a manager."""
-    if not isinstance(manager, ManagerClient):
+    if (client := _client(manager)) is None:
         await trio.sleep_forever()
-    async with manager.events() as events:
+    async with client.events() as events:
         await anext(events, None)
 
 
@@ -52,14 +55,20 @@ async def progress(manager: ManagerInterface) -> AsyncIterator[None]:
 
     Nothing where no manager runs, for then nothing takes long.
     """
-    if not sys.stderr.isatty() or not isinstance(manager, ManagerClient):
+    if not sys.stderr.isatty() or (client := _client(manager)) is None:
         yield
         return
     async with trio.open_nursery() as nursery:
         with suppress(AgentManagerError):  # it is on its way out: what that means for the block, it will say
-            await nursery.start(_say_what_happens, manager)
+            await nursery.start(_say_what_happens, client)
         yield
         nursery.cancel_scope.cancel()
+
+
+def _client(manager: ReadsServices) -> ManagerClient | None:
+    from ..client.api import ManagerClient  # not before it is needed: it brings h11
+
+    return manager if isinstance(manager, ManagerClient) else None
 
 
 async def _say_what_happens(client: ManagerClient, *, task_status: trio.TaskStatus[None]) -> None:

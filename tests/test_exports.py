@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 import agentmgr
-from agentmgr.manager.life import ManagerLife
-from agentmgr.manager.services import ServiceCommands
 from agentmgr.proxy import ConnectionObserver
 from agentmgr.storage.store import Store
 from agentmgr.supervisor import InstanceRecorder, Launcher
@@ -36,15 +34,7 @@ PUBLIC = {
     """,
 }
 #: Whoever implements these need not say again what their methods are for.
-MODELS = (
-    agentmgr.AgentManager,
-    ManagerLife,
-    ServiceCommands,
-    InstanceRecorder,
-    Launcher,
-    Store,
-    ConnectionObserver,
-)
+MODELS = (agentmgr.AgentManager, InstanceRecorder, Launcher, Store, ConnectionObserver)
 NAMES = [
     (module, name) for module, names in PUBLIC.items() for name in names.split() if name != "__version__"
 ]

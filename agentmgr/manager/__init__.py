@@ -2,13 +2,16 @@
 
 In reading order:
 
-    manager          `AgentManager`: all that can be asked of a manager
-    services, life   the two halves below it: what an operator does with services; how a manager takes the
-                     database, starts what should run, and ends in order
-    control_plane    where supervisor, gateway, store and registry meet. It is the supervisor's
-                     `InstanceRecorder` and the gateway's `ConnectionObserver`
+    manager          `AgentManager`: all that can be asked of a manager. It has a `ManagerLife`, and asks the
+                     `ControlPlane` that this keeps
+    life             how a manager takes the database, starts what should run, and ends in order
+    control_plane    the live parts, wired: store, registry, supervisor, gateway, workers and those below
+    services         what an operator does with services, step by step
     registry         services and rules, in memory and in the store, never apart
-    events, figures  what happened, for those who follow; what was measured, for `/metrics`
+    publisher        the routing table: made after each change, given to the gateway and its workers
+    recorder         what supervisor and gateway report: written down, counted, measured for `/metrics`
+    events           what happened, for those who follow
+    listeners        the gateway's address, served by this process or by workers; the names of all listeners
     tokens, tickets, gateway_access   who may use the API and the gateway
     worker_set       the worker processes that serve the gateway on one port: start, adoption, restart, end
     worker_manager   the orders that workers get and their reports: seats, tables, connections

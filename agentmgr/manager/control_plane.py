@@ -1,84 +1,81 @@
-"""Where supervisor, gateway, store and registry meet: what each of them tells the others."""
+"""The live parts of one manager, wired."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 from attrs import evolve
 
-from ..core.totals import counted
-from ..core.view import routing_table, service_view
+from ..core.stats import service_stats
+from ..core.view import service_view
 from ..errors import ConnectionNotFound
-from ..models import (
-    Connection,
-    ConnectionEnd,
-    ConnectionPeak,
-    DesiredStatus,
-    Event,
-    Fact,
-    HealthCheck,
-    HealthStatus,
-    Instance,
-    InstanceRecord,
-    Service,
-    ServiceSpec,
-    ServiceStatus,
-    ServiceTotals,
-    Usage,
-)
+from ..models import Connection, DesiredStatus, Event, Instance, Service, ServiceSpec, Usage, utc_now
+from ..process.ownership import ManagerLock
 from ..settings import Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor import Supervisor
 from .events import EventLog
-from .figures import Figures
 from .gateway_access import GatewayAccess
+from .publisher import Publisher
+from .recorder import Recorder
 from .registry import Registry
+from .tokens import Tokens
 from .worker_manager import WorkerManager
 
 
 class ControlPlane:
-    """The live parts of one manager.
-
-    It is the supervisor's `InstanceRecorder` and the gateway's `ConnectionObserver`; those two know nothing
-    of each other, of the store, or of who listens to events.
-    """
+    """Wires the live parts of one manager, and answers what only several of them know together."""
 
     def __init__(
         self,
         store: Store,
         snapshot: Snapshot,
+        tokens: Tokens,
+        lock: ManagerLock,
         nursery: trio.Nursery,
-        *,
-        log_dir: Path,
         settings: Settings,
-        access: GatewayAccess,
+        log_dir: Path,
+        *,
+        supervises: bool,
     ) -> None:
+        self._lock = lock
         self.nursery = nursery
-        self.access = access
+        self.supervises = supervises
+        self.ending = False  #: services end for good, and the gateway after them
         self.store = store
+        self.tokens = tokens
+        self.access = GatewayAccess(tokens)
         self.registry = Registry(store, snapshot.services, snapshot.rules)
         self.events = EventLog(store)
-        self.figures = Figures()
-        self.supervisor = Supervisor(
-            self, log_dir=log_dir, health_check_interval=settings.health_check_interval
+        self.recorder = Recorder(
+            store,
+            self.events,
+            snapshot.totals,
+            changed=lambda: self.publisher.changed(),  # which is made last, of those that report
+            drain=self._drain,
+            active=lambda service_id: self._active(self.supervisor.instances(service_id)),
         )
-        self.worker_manager = WorkerManager(settings, observer=self, access=access)
+        self.supervisor = Supervisor(
+            self.recorder, log_dir=log_dir, health_check_interval=settings.health_check_interval
+        )
+        self.worker_manager = WorkerManager(settings, observer=self.recorder, access=self.access)
         self.gateway = self.worker_manager.gateway
-        self.ending = False  #: services end for good, and the gateway after them
-        self._totals = dict(snapshot.totals)
-        self._stale = trio.Event()
-        self._published = trio.Event()
-        self._last_seen: dict[str, tuple[ServiceStatus, HealthStatus]] = {}
+        self.publisher = Publisher(self.registry, self.supervisor, self.worker_manager, tokens)
 
-    # The view.
+    # Services
 
     def view(self, spec: ServiceSpec) -> Service:
+        """The service as every interface shows it."""
         instances = [self._with_usage(i) for i in self.supervisor.instances(spec.service_id)]
-        return service_view(
-            spec, instances, sum(self.gateway.active_connections(i.instance_id) for i in instances)
-        )
+        return service_view(spec, instances, self._active(instances))
+
+    def views(self) -> list[Service]:
+        return [self.view(spec) for spec in self.registry.services()]
 
     def _with_usage(self, instance: Instance) -> Instance:
         samples = self.supervisor.usage(instance.instance_id) if instance.pid is not None else ()
@@ -92,14 +89,38 @@ class ControlPlane:
 
     def troubles(self) -> tuple[str, ...]:
         """What does not work just now, and will again by itself; services run on all the same."""
-        storage = () if self.store.degraded is None else (self.store.degraded,)
-        return storage + self.supervisor.troubles()
+        of_the_file, of_storage = self._lock.trouble(), self.store.degraded
+        return (*filter(None, (of_the_file, of_storage)), *self.supervisor.troubles())
 
-    def views(self) -> list[Service]:
-        return [self.view(spec) for spec in self.registry.services()]
+    def stats(self, specs: Iterable[ServiceSpec]) -> dict[str, dict[str, Any]]:
+        """What each of these services did ever, and its live connections, by its name."""
+        live = defaultdict[str, list[Connection]](list)
+        for connection in self.connections():
+            live[connection.service_id].append(connection)
+        return {
+            spec.name: service_stats(
+                self.view(spec),
+                self.recorder.totals(spec.service_id),
+                live=live[spec.service_id],
+                usage=self.usage(spec.service_id),
+                now=utc_now(),
+            )
+            for spec in specs
+        }
+
+    async def announce_published(self, kind: str, **detail: str | bool) -> None:
+        """Announces a change when the gateway and its workers route by it."""
+        self.publisher.changed()
+        await self.publisher.published()
+        self.events.announce(Event(kind, detail=detail))
+
+    # Connections, of the gateway in this process and of workers
+
+    def _active(self, instances: Iterable[Instance]) -> int:
+        """How many these have, those about to open included."""
+        return sum(self.gateway.active_connections(i.instance_id) for i in instances)
 
     def connections(self) -> tuple[Connection, ...]:
-        """The live sessions, through this process and through workers."""
         return (*self.gateway.connections(), *self.worker_manager.connections())
 
     def disconnect(self, connection_id: str, *, code: int, reason: str) -> None:
@@ -109,71 +130,11 @@ class ControlPlane:
         except ConnectionNotFound:
             self.worker_manager.disconnect(connection_id, code=code, reason=reason)
 
-    def totals(self, service_id: str) -> ServiceTotals:
-        return self._totals.get(service_id, ServiceTotals())
-
-    # What the gateway may know. A table is made of everything there is, so changes that come together, as
-    # when a thousand instances stop, share one.
-
-    def changed(self) -> None:
-        """The gateway's table is out of date; it gets another one in a moment."""
-        self._stale.set()
-
-    async def published(self) -> None:
-        """Returns when the gateway and its workers know of all that has changed so far."""
-        if self._stale.is_set():
-            await self._published.wait()
-        await self.worker_manager.applied()
-
-    async def keep_publishing(self) -> None:
-        """Until cancelled."""
-        while True:
-            await self._stale.wait()
-            self._stale = trio.Event()
-            table = routing_table(
-                self.registry.services(),
-                self.registry.rules(),
-                self.supervisor.instances(),
-                self.supervisor.tokens(),
-            )
-            self.gateway.update(table)
-            self.gateway.keep_tokens(self.access.tokens.ids | self.access.tokens.left_open)
-            self.worker_manager.publish(table)
-            self._published.set()
-            self._published = trio.Event()
-
-    def forget(self, service_id: str) -> None:
-        """Drop the figures of a service that was unregistered."""
-        self._totals.pop(service_id, None)
-
-    # The supervisor's recorder
-
-    async def instance_spawned(self, record: InstanceRecord) -> None:
-        await self.store.put_instance(record)
-
-    async def instance_gone(self, instance_id: str) -> None:
-        await self.store.delete_instance(instance_id)
-
-    def instance_changed(self, instance: Instance) -> None:
-        seen, last = (instance.status, instance.health), self._last_seen.get(instance.instance_id)
-        if seen != last:
-            self._last_seen[instance.instance_id] = seen
-            # What runs on is not running anew because it answers its checks in another way.
-            changed = instance.status if last is None or last[0] is not instance.status else "health"
-            self._announce_instance(f"instance.{changed}", instance)
-        if instance.status is ServiceStatus.STOPPED:
-            del self._last_seen[instance.instance_id]
-        self.changed()
-
-    def health_checked(self, check: HealthCheck) -> None:
-        self.store.record(check)
-        self.figures.health_checked(check)
-
-    async def drain(self, instance_id: str, timeout_s: float) -> None:
+    async def _drain(self, instance_id: str, timeout_s: float) -> None:
         for_good = self.ending or self._stays_stopped(instance_id)
         deadline = trio.current_time() + timeout_s
         try:
-            await self.published()  # no new client comes to it from here on
+            await self.publisher.published()  # no new client comes to it from here on
             idle_s = await self.supervisor.drain_idle_s(instance_id)
             left_s = max(0.0, deadline - trio.current_time())
             drain = partial(self.gateway.drain, by_itself=idle_s is None)
@@ -194,45 +155,3 @@ class ControlPlane:
             spec.service_id in mine and spec.desired_status is DesiredStatus.STOPPED
             for spec in self.registry.services()
         )
-
-    def _announce_instance(self, kind: str, instance: Instance) -> None:
-        event = Event(
-            kind,
-            service_id=instance.service_id,
-            instance_id=instance.instance_id,
-            detail={
-                "slot": instance.slot,
-                "pid": instance.pid,
-                "status": instance.status,
-                "health": instance.health,
-                "last_exit": instance.last_exit,
-                "error_message": instance.error_message,
-            },
-        )
-        self._count(self.events.announce(event))
-
-    # The gateway's observer
-
-    def connection_opened(self, connection: Connection) -> None:
-        service_id = connection.service_id
-        active = sum(
-            self.gateway.active_connections(i.instance_id) for i in self.supervisor.instances(service_id)
-        )
-        if active > self.totals(service_id).sessions_peak:
-            peak = ConnectionPeak(service_id, active)
-            self.store.record(peak)
-            self._count(peak)
-        self.figures.connection_opened(connection)
-
-    def client_refused(self, code: str) -> None:
-        self.figures.client_refused(code)
-
-    def connection_closed(self, end: ConnectionEnd) -> None:
-        self.figures.connection_closed(end)
-        self.store.record(end)
-        self._count(end)
-        self.events.announce(end.event)
-
-    def _count(self, fact: Fact) -> None:
-        if fact.service_id is not None:
-            self._totals[fact.service_id] = counted(self.totals(fact.service_id), fact)

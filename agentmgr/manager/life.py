@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import TracebackType
-from typing import Self
 
 import trio
-from attrs import evolve
 
-from ..errors import AgentManagerError, ManagerNotRunning, WrongState
-from ..models import (
-    DesiredStatus,
-    InstanceRecord,
-    ServiceSpec,
-    utc_now,
-)
-from ..process.companion import Companion
+from ..errors import AgentManagerError, WrongState
+from ..models import DesiredStatus, InstanceRecord, ServiceSpec, utc_now
 from ..process.control_socket import control_listener, keep_bound
 from ..process.ownership import ManagerLock
 from ..process.paths import RuntimePaths
 from ..settings import Settings
 from ..storage.sqlite import check, open_store
-from ..storage.store import Snapshot, Store
+from ..storage.store import Store
 from ..supervisor import system
 from .control_plane import ControlPlane
-from .gateway_access import GatewayAccess
-from .system_run import SystemRun
 from .tokens import Tokens
-from .worker_set import WorkerSet, await_returning
+from .worker_set import await_returning
 
 logger = logging.getLogger(__name__)
 
@@ -42,69 +30,55 @@ _LOOK_S = 5.0  #: between looks at whether the database file is still there
 
 
 class ManagerLife:
-    """How `AgentManager` starts, runs and ends."""
+    """Runs the `ControlPlane` of one database, once, and ends it in order."""
 
     def __init__(
-        self,
-        db_path: str | os.PathLike[str] = "agent_manager.db",
-        *,
-        settings: Settings | None = None,
-        supervise: bool = True,
-        in_background: bool = False,
+        self, settings: Settings, paths: RuntimePaths, *, supervises: bool, stop_workers: Callable[..., None]
     ) -> None:
-        self.settings = evolve(settings or Settings(), db_path=os.fspath(db_path))
-        self.paths = RuntimePaths.of(self.settings.db_path)
-        self._in_background = in_background  # shown by `get_info`: a command started it, not a person
-        self._supervise = supervise
-        self._lock = ManagerLock(self.paths)
+        """`stop_workers` is called with `leave`: whether they go on for the next manager."""
+        self.supervises = supervises
+        self.lock = ManagerLock(paths)
+        self.plane: ControlPlane | None = None  #: while it manages
+        self.tokens: Tokens | None = None  #: once the database is open; for as long as anything asks
+        self.started_at = utc_now()
+        self.end_requested = trio.Event()
+        self._settings = settings
+        self._paths = paths
+        self._stop_workers = stop_workers
         self._used = False
-        self._plane: ControlPlane | None = None
-        self._started_at = utc_now()
-        self._listeners: list[dict[str, str | int]] = []
-        self._leaving: set[str] = set()  # ids of services that are being unregistered
-        self._shutdown_requested = trio.Event()
         self._hurried = trio.Event()
         self._killing = trio.Event()
         self._leave_running = False
-        self._worker_sets: set[WorkerSet] = set()
-        self._companion = Companion()
-        self._system_run: SystemRun | None = None
-        self._tokens: Tokens | None = None
 
-    async def run(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
-        """Manage until cancelled or asked to shut down; then stop every instance, in order.
+    async def run(self, started: Callable[[], None]) -> None:
+        """Manages until cancelled or asked to end; then stops every instance, in order.
 
-        It counts as started when the instances that a former manager left are adopted.
+        Calls `started` when the instances that a former manager left are adopted.
         """
         if self._used:
             raise WrongState("this manager has run already; make another one")
         self._used = True
-        if self._supervise:
+        if self.supervises:
             system.check()
-        if not self.paths.directory.exists():  # nothing is put beside a file that is not ours to use
-            await check(self.paths.database)
-        lock = self._lock
+        if not self._paths.directory.exists():  # nothing is put beside a file that is not ours to use
+            await check(self._paths.database)
+        lock = self.lock
         await lock.acquire_within(_PATIENCE_S)
         try:
             # Before SQLite opens it: beside a hard link to what another manager has open it would put a
             # second write-ahead log, and both would be merged into one file.
-            if self.paths.database.is_file():
+            if self._paths.database.is_file():
                 lock.hold_database()
-            async with open_store(self.paths.database) as store:
+            async with open_store(self._paths.database) as store:
                 lock.hold_database()  # it may have been made just now
-                self.paths.check()  # and perhaps by another user, after the first look
-                self._tokens = await Tokens.load(store)
-                await self._run_on(store, await store.load(), GatewayAccess(self._tokens), task_status)
+                self._paths.check()  # and perhaps by another user, after the first look
+                self.tokens = await Tokens.load(store)
+                await self._run_on(store, self.tokens, started)
         finally:
             lock.release()
 
-    async def _run_on(
-        self,
-        store: Store,
-        snapshot: Snapshot,
-        access: GatewayAccess,
-        task_status: trio.TaskStatus[Self],
-    ) -> None:
+    async def _run_on(self, store: Store, tokens: Tokens, started: Callable[[], None]) -> None:
+        snapshot = await store.load()
         # Shielded in a task of its own: when `run` is cancelled, the supervisor must still be there to stop
         # what it started, and the gateway to get its last table. It is cancelled below, when that is done.
         machinery, talking = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
@@ -112,54 +86,50 @@ class ManagerLife:
         async def run_machinery(*, task_status: trio.TaskStatus[None]) -> None:
             with machinery:
                 async with trio.open_nursery() as inner:
-                    inner.start_soon(plane.keep_publishing)
-                    inner.start_soon(plane.figures.watch_loop)
+                    inner.start_soon(plane.publisher.run)
+                    inner.start_soon(plane.recorder.measure_lag)
                     inner.start_soon(self._watch_database)
-                    if self._supervise:
+                    if self.supervises:
                         adopt = _by_service(snapshot.services, snapshot.instances)
                         await inner.start(partial(plane.supervisor.run, adopt=adopt))
                     task_status.started()
 
         async def talk_with_workers(*, task_status: trio.TaskStatus[None]) -> None:
-            with talking, control_listener(self.paths.worker_socket) as listener:
+            with talking, control_listener(self._paths.worker_socket) as listener:
                 async with trio.open_nursery() as inner:
                     inner.start_soon(plane.worker_manager.serve, listener)
                     inner.start_soon(plane.worker_manager.keep_reporting_seats)
-                    again = partial(keep_bound, make_directory=self.paths.create)
-                    inner.start_soon(again, self.paths.worker_socket, plane.worker_manager.serve)
-                    await await_returning(plane.worker_manager, self.paths)
+                    again = partial(keep_bound, make_directory=self._paths.create)
+                    inner.start_soon(again, self._paths.worker_socket, plane.worker_manager.serve)
+                    await await_returning(plane.worker_manager, self._paths)
                     plane.worker_manager.resume()
                     task_status.started()
 
         async with trio.open_nursery() as nursery:
             plane = ControlPlane(
-                store,
-                snapshot,
-                nursery,
-                log_dir=self.paths.logs,
-                settings=self.settings,
-                access=access,
-            )
+                store, snapshot, tokens, self.lock, nursery, self._settings, self._paths.logs,
+                supervises=self.supervises,
+            )  # fmt: skip
             try:
                 await nursery.start(run_machinery)
-                if self._supervise:
+                if self.supervises:
                     await _start_what_should_run(plane)
-                plane.changed()
-                await plane.published()
-                if self._supervise:
+                plane.publisher.changed()
+                await plane.publisher.published()
+                if self.supervises:
                     await nursery.start(talk_with_workers)
-                self._plane = plane
-                self._started_at = utc_now()
-                task_status.started(self)
-                await self._shutdown_requested.wait()
+                self.plane = plane
+                self.started_at = utc_now()
+                started()
+                await self.end_requested.wait()
             finally:
                 try:
                     # As long as the services' own drain and stop timeouts allow; `hurry` cuts it short.
                     with trio.CancelScope(shield=True):
-                        if self._supervise:
+                        if self.supervises:
                             await self._end_services(plane)
                 finally:
-                    self._plane = None
+                    self.plane = None
                     talking.cancel()
                     machinery.cancel()
                     nursery.cancel_scope.cancel()
@@ -176,7 +146,7 @@ class ManagerLife:
             nursery.start_soon(partial(hurry, self._killing, kill=True))
             # First, while workers serve on: they drain their sessions as the gateway of this process does.
             await plane.supervisor.shutdown(leave_running=self._leave_running)
-            self._stop_workers()
+            self._stop_workers(leave=self._leave_running)
             if not self._leave_running:
                 with trio.CancelScope() as farewell:
                     nursery.start_soon(_cancel_at, self._hurried, farewell)
@@ -188,69 +158,23 @@ class ManagerLife:
         known: str | None = None
         while True:
             await trio.sleep(_LOOK_S)
-            trouble = self._lock.trouble()
+            trouble = self.lock.trouble()
             if trouble is not None and trouble != known:
                 logger.error(trouble)
             known = trouble
 
-    def request_shutdown(self, *, leave_running: bool = False) -> None:
-        """Ask `run` to end; with `leave_running` the instances serve on, for the next manager to adopt."""
+    def end(self, *, leave_running: bool = False) -> None:
+        """Has `run` end; with `leave_running` instances and workers go on, for the next manager to adopt."""
         self._leave_running = leave_running
-        self._shutdown_requested.set()
+        self.end_requested.set()
         if leave_running:  # at once: a cancel of `serve_proxy` that follows must not end them
-            self._stop_workers()
-
-    def _stop_workers(self) -> None:
-        for workers in tuple(self._worker_sets):
-            workers.stop(leave=self._leave_running)
+            self._stop_workers(leave=True)
 
     def hurry(self, *, kill: bool = False) -> None:
-        """While it ends: wait for no more sessions; and with `kill`, for no process to end by itself."""
+        """While it ends: waits for no more sessions; and with `kill`, for no process to end by itself."""
         self._hurried.set()
         if kill:
             self._killing.set()
-
-    async def wait_shutdown_requested(self) -> None:
-        """Returns when `request_shutdown` was called."""
-        await self._shutdown_requested.wait()
-
-    async def __aenter__(self) -> Self:
-        await self._companion.begin(self.run)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.request_shutdown(leave_running=self._leave_running)
-        await self._companion.end(kind, error, trace)
-
-    async def start(self) -> None:
-        """Manage in the background of this trio run, without a nursery around it."""
-        if self._system_run is not None:
-            raise WrongState("this manager was started already")
-        system_run = SystemRun()
-        await system_run.start(self.run)
-        self._system_run = system_run
-
-    async def stop(self) -> None:
-        """End what `start` began; returns when every instance has stopped."""
-        system_run, self._system_run = self._system_run, None
-        if system_run is not None:
-            await system_run.stop()
-
-    def _live(self) -> ControlPlane:
-        if self._plane is None:
-            raise ManagerNotRunning(
-                "this manager is ending, or was never started (`async with AgentManager(...)`)"
-            )
-        return self._plane
-
-    def _supervising(self) -> ControlPlane:
-        if not self._supervise:
-            raise ManagerNotRunning("no manager runs on this database; `agentmgr daemon` starts one")
-        if self._shutdown_requested.is_set():  # said before anything is written that the next manager reads
-            raise ManagerNotRunning("this manager is shutting down; try again when it has ended")
-        return self._live()
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -5,46 +5,40 @@ from __future__ import annotations
 import logging
 import os
 import resource
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import trio
 from attrs import evolve
 
-from .. import __version__
-from ..core import stats
+from .. import __version__, models
+from ..core import stats, view
 from ..core.histogram import Histogram
-from ..core.loopback import is_loopback
 from ..core.routing import ClientRequest, RoutingDecision
-from ..errors import AgentManagerError
-from ..models import (
-    Connection,
-    Event,
-    RoutingRule,
-    Service,
-    Ticket,
-    Token,
-    TokenPolicy,
-    Usage,
-    utc_now,
-)
-from ..process.listening import open_listeners
-from ..process.paths import absolute
+from ..core.secrets import restored
+from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, WrongState
+from ..models import RoutingRule, Service, ServiceConfig, ServiceStatus, Ticket, Token, TokenPolicy, utc_now
+from ..process.companion import Companion
+from ..process.paths import RuntimePaths, absolute
 from ..proxy.certificate import Certificate
+from ..settings import Settings
 from ..worker.spec import WorkerSpec
-from .figures import Figures
+from . import services
+from .control_plane import ControlPlane
+from .factory_path import settled
 from .gateway_access import TICKET_LIFE_S
-from .services import ServiceCommands
-from .worker_set import WorkerSet
+from .life import ManagerLife
+from .listeners import Listeners
+from .recorder import Figures
+from .system_run import SystemRun
 
 logger = logging.getLogger(__name__)
 
 
-class AgentManager(ServiceCommands):
+class AgentManager:
     """Registers agent services, keeps them running, and routes clients to them.
 
         async with AgentManager("my_manager.db") as manager:
@@ -59,39 +53,222 @@ class AgentManager(ServiceCommands):
     `StorageError` when the database cannot be used. A service is referred to by its name or its id.
     """
 
+    def __init__(
+        self,
+        db_path: str | os.PathLike[str] = "agent_manager.db",
+        *,
+        settings: Settings | None = None,
+        supervise: bool = True,
+        in_background: bool = False,
+    ) -> None:
+        self.settings = evolve(settings or Settings(), db_path=os.fspath(db_path))
+        self.paths = RuntimePaths.of(self.settings.db_path)
+        self._in_background = in_background  # shown by `get_info`: a command started it, not a person
+        self._listeners = Listeners()
+        self._life = ManagerLife(
+            self.settings, self.paths, supervises=supervise, stop_workers=self._listeners.stop_workers
+        )
+        self._companion = Companion()
+        self._system_run: SystemRun | None = None
+
+    # Its life
+
+    async def run(self, *, task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED) -> None:
+        """Manage until cancelled or asked to shut down; then stop every instance, in order.
+
+        It counts as started when the instances that a former manager left are adopted.
+        """
+        await self._life.run(lambda: task_status.started(self))
+
+    async def __aenter__(self) -> Self:
+        await self._companion.begin(self.run)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._life.end_requested.set()
+        await self._companion.end(kind, error, trace)
+
+    async def start(self) -> None:
+        """Manage in the background of this trio run, without a nursery around it."""
+        if self._system_run is not None:
+            raise WrongState("this manager was started already")
+        system_run = SystemRun()
+        await system_run.start(self.run)
+        self._system_run = system_run
+
+    async def stop(self) -> None:
+        """End what `start` began; returns when every instance has stopped."""
+        system_run, self._system_run = self._system_run, None
+        if system_run is not None:
+            await system_run.stop()
+
+    def request_shutdown(self, *, leave_running: bool = False) -> None:
+        """Ask `run` to end; with `leave_running` the instances serve on, for the next manager to adopt."""
+        self._life.end(leave_running=leave_running)
+
+    def hurry(self, *, kill: bool = False) -> None:
+        """While it ends: wait for no more sessions; and with `kill`, for no process to end by itself."""
+        self._life.hurry(kill=kill)
+
+    async def wait_shutdown_requested(self) -> None:
+        """Returns when `request_shutdown` was called."""
+        await self._life.end_requested.wait()
+
+    def _live(self) -> ControlPlane:
+        if self._life.plane is None:
+            raise ManagerNotRunning(
+                "this manager is ending, or was never started (`async with AgentManager(...)`)"
+            )
+        return self._life.plane
+
+    def _supervising(self) -> ControlPlane:
+        if not self._life.supervises:
+            raise ManagerNotRunning("no manager runs on this database; `agentmgr daemon` starts one")
+        if self._life.end_requested.is_set():  # said before anything is written that the next manager reads
+            raise ManagerNotRunning("this manager is shutting down; try again when it has ended")
+        return self._live()
+
+    # Services
+
+    async def register_service(
+        self,
+        name: str,
+        agent_factory_path: str | None = None,
+        *,
+        command: Sequence[str] = (),
+        description: str = "",
+        tags: Iterable[str] = (),
+        host: str = "localhost",
+        port: int | None = None,
+        config: ServiceConfig | None = None,
+        auto_start: bool = False,
+        wait: bool = True,
+    ) -> Service:
+        """Register an agent file, or any command that serves WebSockets.
+
+        With `auto_start` it is started too; a failure to start raises `ServiceFailedToStart` and leaves it
+        registered, with the status `error`.
+
+        Raises `InvalidRequest`, `AgentFileNotFound`, `NameTaken`, `PortNotAvailable`.
+        """
+        plane = self._supervising() if auto_start else self._live()
+        config = config or ServiceConfig()
+        if agent_factory_path is not None:
+            if config.agent_factory_path not in (None, agent_factory_path):
+                raise InvalidRequest("agent_factory_path and config.agent_factory_path name different agents")
+            config = evolve(config, agent_factory_path=agent_factory_path)
+        if command:
+            config = evolve(config, command=command)
+        restored(config.env, {})  # a hidden value is none
+        spec = models.ServiceSpec(
+            name=name, config=settled(config), description=description, tags=tags, host=host, port=port
+        )
+        service = await services.register(plane, spec)
+        return await self.start_service(spec.service_id, wait=wait) if auto_start else service
+
+    async def update_service(
+        self, ref: str, changes: Mapping[str, Any], *, expected_version: int | None = None
+    ) -> Service:
+        """Change fields by name: the registration's own, or those of its `ServiceConfig`.
+
+        Running instances keep what they were started with until they are restarted; how many there are
+        follows at once.
+
+        Raises `ServiceNotFound`, `InvalidRequest`, `VersionMismatch`, `NameTaken`, `PortNotAvailable`.
+        """
+        return await services.change(self._live(), ref, changes, expected_version=expected_version)
+
+    async def unregister_service(self, ref: str, *, force: bool = False) -> Service:
+        """Stop it and forget it; `force` skips the draining of its sessions. Returns what it was."""
+        return await services.unregister(self._live(), ref, force=force)
+
+    async def start_service(self, ref: str, *, wait: bool = True) -> Service:
+        """Start it; no error when it runs already.
+
+        With `wait` it returns when all instances are ready, and raises `ServiceFailedToStart` when one gave
+        up. Without, it returns at once.
+        """
+        return await services.start(self._supervising(), ref, wait=wait)
+
+    async def stop_service(self, ref: str, *, force: bool = False, wait: bool = True) -> Service:
+        """Drain its sessions, stop it, and keep it stopped; `force` skips the draining."""
+        return await services.stop(self._live(), ref, force=force, wait=wait)
+
+    async def restart_service(
+        self, ref: str, *, rolling: bool = True, force: bool = False, wait: bool = True
+    ) -> Service:
+        """Start anew from the present registration. Rolling: the new instance is ready before the old stops.
+
+        Raises `ServiceFailedToStart` when the new one does not become ready; the old one stays then.
+        """
+        return await services.restart(self._supervising(), ref, rolling=rolling, force=force, wait=wait)
+
+    async def scale_service(self, ref: str, instances: int, *, wait: bool = True) -> Service:
+        """Run it with so many instances from now on."""
+        return await services.scale(self._live(), ref, instances, wait=wait)
+
+    def get_service(self, ref: str) -> Service:
+        """Raises `ServiceNotFound`."""
+        plane = self._live()
+        return plane.view(plane.registry.service(ref))
+
+    def get_environments(self) -> dict[str, dict[str, str]]:
+        """The variables of each service, by its name, with their values: not for every eye."""
+        return {spec.name: dict(spec.config.env) for spec in self._live().registry.services()}
+
+    def list_services(
+        self,
+        *,
+        status: ServiceStatus | str | None = None,
+        tags: Iterable[str] = (),
+        name: str | None = None,
+    ) -> list[Service]:
+        """All, by name; or those with this status, any of these tags, this text in their name."""
+        return view.matching(self._live().views(), status=status, tags=tags, name=name)
+
+    async def check_service_health(self, ref: str) -> models.HealthCheck:
+        """Probe every instance now, and return the worst result.
+
+        Raises `WrongState` when none is running.
+        """
+        plane = self._supervising()
+        spec = plane.registry.service(ref)
+        checks = await plane.supervisor.check(spec.service_id)
+        if not checks:
+            raise WrongState(f"service {spec.name!r} is not running; `agentmgr start {spec.name}` starts it")
+        return min(checks, key=lambda check: check.ok)
+
+    async def get_health_history(self, ref: str, *, limit: int = 100) -> tuple[models.HealthCheck, ...]:
+        """Past probes, the newest first."""
+        plane = self._live()
+        return await plane.store.health_history(plane.registry.service(ref).service_id, limit=limit)
+
+    def log_path(self, ref: str, slot: int = 0) -> Path:
+        """The file that holds what this instance wrote; it may not exist yet."""
+        plane = self._live()
+        return plane.supervisor.log_path(plane.registry.service(ref).name, slot)
+
     # Figures
 
     def get_service_stats(self, ref: str) -> dict[str, Any]:
         """What it did ever, kept across restarts, and its live sessions. Raises `ServiceNotFound`."""
-        service = self.get_service(ref)
-        live = [c for c in self.list_connections() if c.service_id == service.service_id]
-        return self._stats_of(service, live)
+        spec = self._live().registry.service(ref)
+        return self._live().stats([spec])[spec.name]
 
     def get_stats_by_service(self) -> dict[str, dict[str, Any]]:
         """What `get_service_stats` says of each, by name."""
-        live = defaultdict[str, list[Connection]](list)
-        for connection in self.list_connections():
-            live[connection.service_id].append(connection)
-        return {s.name: self._stats_of(s, live[s.service_id]) for s in self.list_services()}
+        return self._live().stats(self._live().registry.services())
 
-    def _stats_of(self, service: Service, live: Collection[Connection]) -> dict[str, Any]:
-        plane = self._live()
-        return stats.service_stats(
-            service,
-            plane.totals(service.service_id),
-            live=live,
-            usage=plane.usage(service.service_id),
-            now=utc_now(),
-        )
-
-    def get_service_usage(self, ref: str) -> dict[str, tuple[Usage, ...]]:
+    def get_service_usage(self, ref: str) -> dict[str, tuple[models.Usage, ...]]:
         """What its instances used of the machine: by instance id, a sample every 10 s, of the last hour."""
-        return self._live().usage(self.get_service(ref).service_id)
+        return self._live().usage(self._live().registry.service(ref).service_id)
 
     def get_system_stats(self) -> dict[str, Any]:
         """`{services, connections, health, instances, troubles}`, each with its counts."""
         plane = self._live()
-        return stats.system_stats(plane.views(), plane.connections(), troubles=self._troubles())
+        return stats.system_stats(plane.views(), plane.connections(), troubles=plane.troubles())
 
     def get_connection_stats(self) -> dict[str, Any]:
         """Live sessions: `{total_connections, by_status, by_service}`."""
@@ -104,7 +281,7 @@ class AgentManager(ServiceCommands):
 
     def get_figures(self) -> Figures:
         """What was timed and counted since this manager started."""
-        return self._live().figures
+        return self._live().recorder.figures
 
     def get_database_timings(self) -> Mapping[str, Histogram]:
         """How long this manager has waited for its database, by `read` and `write`."""
@@ -120,12 +297,12 @@ class AgentManager(ServiceCommands):
             "version": __version__,
             "pid": os.getpid(),
             "database": str(self.paths.database),
-            "started_at": self._started_at,
-            "uptime_s": (utc_now() - self._started_at).total_seconds(),
-            "supervising": self._supervise,
+            "started_at": self._life.started_at,
+            "uptime_s": (utc_now() - self._life.started_at).total_seconds(),
+            "supervising": self._life.supervises,
             "background": self._in_background,
-            "degraded": "; ".join(self._troubles()) or None,
-            "listeners": [*self._listeners, *self._live().worker_manager.listeners()],
+            "degraded": "; ".join(self._live().troubles()) or None,
+            "listeners": [*self._listeners.open, *self._live().worker_manager.listeners()],
             "tokens_required": self.get_token_policy(),
             "limits": {
                 "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -133,10 +310,6 @@ class AgentManager(ServiceCommands):
                 "api_requests_per_second": self.settings.api_rate_limit or None,
             },
         }
-
-    def _troubles(self) -> tuple[str, ...]:
-        of_the_file = self._lock.trouble()
-        return (*(() if of_the_file is None else (of_the_file,)), *self._live().troubles())
 
     # Routing
 
@@ -151,8 +324,7 @@ class AgentManager(ServiceCommands):
     async def create_routing_rule(self, rule: RoutingRule) -> RoutingRule:
         """Raises `NameTaken`. It holds for the next client; sessions that are open stay where they are."""
         plane = self._live()
-        await plane.registry.add_rule(rule)
-        return await self._rule_changed("rule.created", rule)
+        return await _rule_changed(plane, "rule.created", await plane.registry.add_rule(rule))
 
     def add_routing_rule(self, rule: RoutingRule) -> None:
         """`create_routing_rule` for code that cannot await: it is written, and holds, a moment later.
@@ -175,18 +347,12 @@ class AgentManager(ServiceCommands):
         """Raises `RuleNotFound`, `InvalidRequest`, `VersionMismatch`, `NameTaken`."""
         plane = self._live()
         rule = await plane.registry.change_rule(ref, changes, expected_version=expected_version)
-        return await self._rule_changed("rule.changed", rule)
+        return await _rule_changed(plane, "rule.changed", rule)
 
     async def delete_routing_rule(self, ref: str) -> RoutingRule:
         """Raises `RuleNotFound`."""
-        return await self._rule_changed("rule.deleted", await self._live().registry.remove_rule(ref))
-
-    async def _rule_changed(self, kind: str, rule: RoutingRule) -> RoutingRule:
         plane = self._live()
-        plane.changed()
-        await plane.published()
-        plane.events.announce(Event(kind, detail={"rule_id": rule.rule_id, "name": rule.name}))
-        return rule
+        return await _rule_changed(plane, "rule.deleted", await plane.registry.remove_rule(ref))
 
     def test_routing(self, request: ClientRequest) -> RoutingDecision:
         """Which rule such a client would meet, the candidates, and the choice."""
@@ -194,7 +360,7 @@ class AgentManager(ServiceCommands):
 
     # Connections
 
-    def list_connections(self) -> tuple[Connection, ...]:
+    def list_connections(self) -> tuple[models.Connection, ...]:
         """The live sessions through the gateway."""
         return self._live().connections()
 
@@ -219,60 +385,18 @@ class AgentManager(ServiceCommands):
         outlive a manager that is killed. None: as the settings say, and 0 where they do not. Raises
         `PortNotAvailable`, `InvalidRequest`, and `ManagerError` where the workers do not start.
         """
-        plane = self._supervising()
         settings = evolve(self.settings, db_path=str(self.paths.database))
         if proxy_protocol is not None:
             settings = evolve(settings, proxy_protocol=proxy_protocol)
-        settings.check_gateway()
-        if not is_loopback(host) and not plane.access.required:
-            logger.warning(
-                "the gateway at %s:%d is open to all who can reach it; "
-                "`agentmgr tokens create NAME --scope connect` makes it ask for a token",
-                host,
-                port,
-            )
+        spec = WorkerSpec("", settings, host, port, *(certificate.files if certificate else ()))
         count = settings.proxy_workers if workers is None else workers
-        # Who asks for none gets those that a former manager left there: their sessions are worth more.
-        if count := count or sum(left.hello.port == port for left in plane.worker_manager.left_at(host)):
-            certfile, keyfile = certificate.files if certificate else (None, None)
-            spec = WorkerSpec("", settings, host, port, certfile, keyfile)
-            await self._serve_by_workers(
-                WorkerSet(spec, count, worker_manager=plane.worker_manager), task_status
-            )
-            return
-        listeners = await open_listeners(host, port)
-        port = listeners[0].socket.getsockname()[1]
-        with ExitStack() as stack:
-            for listener in listeners:
-                stack.callback(listener.socket.close)
-            stack.enter_context(self.listening("proxy", host, port, tls=certificate is not None))
-            async with trio.open_nursery() as nursery:
-                await nursery.start(
-                    partial(
-                        plane.gateway.serve,
-                        listeners,
-                        certificate=certificate,
-                        proxy_protocol=settings.proxy_protocol,
-                    )
-                )
-                task_status.started(port)
+        await self._listeners.serve_gateway(self._supervising(), spec, certificate, count, task_status)
 
-    async def _serve_by_workers(self, workers: WorkerSet, task_status: trio.TaskStatus[int]) -> None:
-        self._worker_sets.add(workers)
-        try:
-            await workers.run(task_status=task_status)
-        finally:
-            self._worker_sets.remove(workers)
-
-    @contextmanager
-    def listening(self, kind: str, host: str, port: int, *, tls: bool = False) -> Iterator[None]:
+    def listening(
+        self, kind: str, host: str, port: int, *, tls: bool = False
+    ) -> AbstractContextManager[None]:
         """Name a listener in `get_info` for as long as it is open."""
-        entry: dict[str, str | int] = {"kind": kind, "host": host, "port": port, "tls": tls}
-        self._listeners.append(entry)
-        try:
-            yield
-        finally:
-            self._listeners.remove(entry)
+        return self._listeners.named(kind, host, port, tls=tls)
 
     async def backup(self, destination: str | os.PathLike[str]) -> Path:
         """Copies the database as it is now to a new file, while all goes on. Raises `Conflict`."""
@@ -284,18 +408,15 @@ class AgentManager(ServiceCommands):
 
     def list_tokens(self) -> tuple[Token, ...]:
         """Keys to the API and the gateway, without what they open with."""
-        return self._tokens.all() if self._tokens else ()
+        return self._life.tokens.all() if self._life.tokens else ()
 
     async def create_token(
         self, name: str, scopes: Iterable[str], *, expires_in_days: float | None = None
     ) -> tuple[Token, str]:
         """A token and its key, which is kept nowhere. Raises `NameTaken`, `InvalidRequest`."""
         plane = self._live()
-        assert self._tokens is not None
-        token, key = await self._tokens.create(name, scopes, expires_in_days=expires_in_days)
-        plane.changed()  # the gateway's workers get the tokens with the table
-        await plane.published()
-        plane.events.announce(Event("token.created", detail={"name": token.name}))
+        token, key = await plane.tokens.create(name, scopes, expires_in_days=expires_in_days)
+        await plane.announce_published("token.created", name=token.name)
         return token, key
 
     async def delete_token(self, ref: str, *, leave_open: bool = False) -> Token:
@@ -303,18 +424,15 @@ class AgentManager(ServiceCommands):
         logs and its waiting requests end, unless `leave_open`. Raises `TokenNotFound`.
         """
         plane = self._live()
-        assert self._tokens is not None
-        token = await self._tokens.delete(ref, leave_open=leave_open)
-        plane.changed()
-        await plane.published()
-        plane.events.announce(Event("token.revoked", detail={"name": token.name}))
-        for sentence in self._tokens.policy.closed(self._tokens.all(), utc_now()):
+        token = await plane.tokens.delete(ref, leave_open=leave_open)
+        await plane.announce_published("token.revoked", name=token.name)
+        for sentence in plane.tokens.policy.closed(plane.tokens.all(), utc_now()):
             logger.warning(sentence)
         return token
 
     def get_token_policy(self) -> TokenPolicy:
         """Whether the API over TCP and the gateway ask for tokens."""
-        return self._tokens.policy if self._tokens else TokenPolicy()
+        return self._life.tokens.policy if self._life.tokens else TokenPolicy()
 
     async def require_tokens(self, *, api: bool | None = None, gateway: bool | None = None) -> TokenPolicy:
         """Have the API over TCP and the gateway ask for tokens, or no longer; None: as before.
@@ -322,13 +440,8 @@ class AgentManager(ServiceCommands):
         The first token for one of them switches it on; only this switches it off.
         """
         plane = self._live()
-        assert self._tokens is not None
-        policy = await self._tokens.require(api=api, gateway=gateway)
-        plane.changed()  # workers of the gateway get the policy with the table
-        await plane.published()
-        plane.events.announce(
-            Event("token.policy_changed", detail={"api": policy.api, "gateway": policy.gateway})
-        )
+        policy = await plane.tokens.require(api=api, gateway=gateway)
+        await plane.announce_published("token.policy_changed", api=policy.api, gateway=policy.gateway)
         return policy
 
     def create_ticket(self, service: str | None = None, *, expires_in_s: float = TICKET_LIFE_S) -> Ticket:
@@ -345,19 +458,24 @@ class AgentManager(ServiceCommands):
 
     def while_valid(self, token: Token | None) -> AbstractContextManager[trio.CancelScope]:
         """A scope around what this token opened: it is cancelled when the token is revoked, or expires."""
-        assert self._tokens is not None
-        return self._tokens.while_valid(token)
+        assert self._life.tokens is not None, "the token is of a manager that has run"
+        return self._life.tokens.while_valid(token)
 
     def find_token(self, key: str) -> Token | None:
         """The token of this key; None for an unknown key."""
-        return self._tokens.find(key) if self._tokens else None
+        return self._life.tokens.find(key) if self._life.tokens else None
 
     # Events
 
-    def subscribe(self) -> AbstractContextManager[trio.MemoryReceiveChannel[Event]]:
+    def subscribe(self) -> AbstractContextManager[trio.MemoryReceiveChannel[models.Event]]:
         """Live events. The channel ends if its reader lags too far behind; `get_events` has the rest."""
         return self._live().events.subscribe()
 
-    async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+    async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[models.Event, ...]:
         """Past events with a higher id than `after`, the oldest first."""
         return await self._live().store.events(after=after, limit=limit)
+
+
+async def _rule_changed(plane: ControlPlane, kind: str, rule: RoutingRule) -> RoutingRule:
+    await plane.announce_published(kind, rule_id=rule.rule_id, name=rule.name)
+    return rule

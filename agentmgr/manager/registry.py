@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -16,6 +17,7 @@ from ..errors import (
     NameTaken,
     PortNotAvailable,
     VersionMismatch,
+    WrongState,
 )
 from ..models import DesiredStatus, RoutingRule, ServiceConfig, ServiceSpec
 from ..storage.store import Store
@@ -33,6 +35,7 @@ class Registry:
     def __init__(self, store: Store, services: Iterable[ServiceSpec], rules: Iterable[RoutingRule]) -> None:
         self._store = store
         self._services = {spec.service_id: spec for spec in services}
+        self._leaving: set[str] = set()  # ids of services that are being unregistered
         self._rules = {rule.rule_id: rule for rule in rules}
         # A change reads, decides and writes; two of them must not interleave.
         self._changing = trio.Lock()
@@ -85,17 +88,40 @@ class Registry:
             return await self._replace(changed)
 
     async def want(self, ref: str, desired: DesiredStatus) -> ServiceSpec:
-        """Remember what the user wants of the service, for this manager and the next."""
+        """Remember what the user wants of the service, for this manager and the next.
+
+        Raises `ServiceNotFound`, `WrongState` while it is being unregistered.
+        """
         async with self._changing:
             spec = self.service(ref)
-            if spec.desired_status is desired:
-                return spec
-            return await self._replace(spec.changed(desired_status=desired))
+            if spec.service_id in self._leaving:
+                raise WrongState(f"service {spec.name!r} is being unregistered")
+            return await self._want(spec, desired)
 
-    async def remove_service(self, service_id: str) -> None:
-        async with self._changing:
-            await self._store.delete_service(service_id)
-            del self._services[service_id]
+    async def _want(self, spec: ServiceSpec, desired: DesiredStatus) -> ServiceSpec:
+        if spec.desired_status is desired:
+            return spec
+        return await self._replace(spec.changed(desired_status=desired))
+
+    @asynccontextmanager
+    async def leaving(self, ref: str) -> AsyncIterator[ServiceSpec]:
+        """Stops a service for good: it takes no commands within the block, and is gone after it.
+
+        Raises `ServiceNotFound`, `WrongState` where it is being unregistered already.
+        """
+        service_id = self.service(ref).service_id
+        if service_id in self._leaving:
+            raise WrongState(f"service {self.service(ref).name!r} is being unregistered already")
+        self._leaving.add(service_id)
+        try:
+            async with self._changing:
+                spec = await self._want(self.service(service_id), DesiredStatus.STOPPED)
+            yield spec
+            async with self._changing:
+                await self._store.delete_service(service_id)
+                del self._services[service_id]
+        finally:
+            self._leaving.discard(service_id)
 
     async def _replace(self, spec: ServiceSpec) -> ServiceSpec:
         await self._store.update_service(spec)

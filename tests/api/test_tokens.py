@@ -220,8 +220,7 @@ async def opened(http: httpx2.AsyncClient, key: str, path: str, ended: list[str]
 def held(manager: AgentManager, key: str, count: int) -> bool:
     token = manager.find_token(key)
     assert token is not None
-    assert manager._tokens is not None
-    return len(manager._tokens._opened.get(token.token_id, ())) == count
+    return len(manager._live().tokens._opened.get(token.token_id, ())) == count
 
 
 @pytest.mark.parametrize("leave_open", [False, True])

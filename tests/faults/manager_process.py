@@ -15,7 +15,7 @@ import trio
 
 from agentmgr.errors import AgentManagerError
 from agentmgr.manager import AgentManager
-from agentmgr.manager.control_plane import ControlPlane
+from agentmgr.manager.recorder import Recorder
 from agentmgr.models import InstanceRecord, OnManagerDeath, ServiceConfig
 from agentmgr.settings import Settings
 
@@ -91,12 +91,12 @@ async def lines() -> Any:
                 yield line
 
 
-async def die(self: ControlPlane, record: InstanceRecord) -> None:
+async def die(self: Recorder, record: InstanceRecord) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
     if "--die-when-spawned" in sys.argv:
-        ControlPlane.instance_spawned = die  # type: ignore[method-assign]
+        Recorder.instance_spawned = die  # type: ignore[method-assign]
     interval = float(sys.argv[sys.argv.index("--interval") + 1]) if "--interval" in sys.argv else 1.0
     trio.run(main, sys.argv[1], interval)

@@ -176,7 +176,7 @@ def site(tmp_path: Path) -> Any:
             port = await nursery.start(partial(manager.serve_proxy, "localhost", 0, workers=workers))
             instances = manager.get_service("counting").config.instances
             await eventually(lambda: _running(manager) == instances)
-            await manager._live().published()
+            await manager._live().publisher.published()
             async with AsyncExitStack() as clients:
                 yield Site(manager, port, clients)
             nursery.cancel_scope.cancel()

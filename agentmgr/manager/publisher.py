@@ -1,0 +1,57 @@
+"""The routing table of the gateway: made of all that is registered and runs, and given to those who route."""
+
+from __future__ import annotations
+
+import trio
+
+from ..core.view import routing_table
+from ..supervisor import Supervisor
+from .registry import Registry
+from .tokens import Tokens
+from .worker_manager import WorkerManager
+
+
+class Publisher:
+    """Makes a routing table when something has changed, and gives it to the gateway and its workers.
+
+    A table is made of everything there is, so changes that come together, as when a thousand instances stop,
+    share one.
+    """
+
+    def __init__(
+        self, registry: Registry, supervisor: Supervisor, worker_manager: WorkerManager, tokens: Tokens
+    ) -> None:
+        self._registry = registry
+        self._supervisor = supervisor
+        self._worker_manager = worker_manager
+        self._tokens = tokens
+        self._stale = trio.Event()
+        self._published = trio.Event()
+
+    def changed(self) -> None:
+        """The gateway's table is out of date; it gets another one in a moment."""
+        self._stale.set()
+
+    async def published(self) -> None:
+        """Returns when the gateway and its workers know of all that has changed so far."""
+        if self._stale.is_set():
+            await self._published.wait()
+        await self._worker_manager.applied()
+
+    async def run(self) -> None:
+        """Publishes a table after each change, until cancelled."""
+        gateway = self._worker_manager.gateway
+        while True:
+            await self._stale.wait()
+            self._stale = trio.Event()
+            table = routing_table(
+                self._registry.services(),
+                self._registry.rules(),
+                self._supervisor.instances(),
+                self._supervisor.tokens(),
+            )
+            gateway.update(table)
+            gateway.keep_tokens(self._tokens.ids | self._tokens.left_open)
+            self._worker_manager.publish(table)
+            self._published.set()
+            self._published = trio.Event()

@@ -1,0 +1,135 @@
+"""What the supervisor and the gateway report: written to the store, counted, announced."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+
+import trio
+from attrs import field, frozen
+
+from .. import models
+from ..core.histogram import Histogram
+from ..core.totals import counted
+from ..models import ConnectionEnd, Event, HealthCheck, Instance, ServiceStatus, ServiceTotals
+from ..storage.store import Store
+from .events import EventLog
+
+_LAG_SAMPLE_S = 0.5
+
+
+@frozen
+class Figures:
+    """What was measured since the manager started; `GET /metrics` shows it."""
+
+    handshakes: Histogram = field(factory=Histogram)
+    first_bytes: Histogram = field(factory=Histogram)
+    checks: Histogram = field(factory=Histogram)
+    loop_lag: Histogram = field(factory=Histogram)
+    checks_failed: Counter[bool] = field(factory=Counter)  #: by whether they did
+    refusals: Counter[str] = field(factory=Counter)  #: by their code
+
+
+class Recorder:
+    """Writes down, counts and announces what the supervisor and the gateway report.
+
+    It is the `InstanceRecorder` of the one and the `ConnectionObserver` of the other; those two know nothing
+    of each other, of the store, or of who follows events.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        events: EventLog,
+        totals: Mapping[str, ServiceTotals],
+        *,
+        changed: Callable[[], None],
+        drain: Callable[[str, float], Awaitable[None]],
+        active: Callable[[str], int],
+    ) -> None:
+        """`changed` is called when the gateway's table is out of date; `drain` ends the connections of an
+        instance, in time; `active` counts those of a service.
+        """
+        self.figures = Figures()
+        self._store = store
+        self._events = events
+        self._totals = dict(totals)
+        self._changed = changed
+        self._drain = drain
+        self._active = active
+        self._last_seen: dict[str, tuple[ServiceStatus, models.HealthStatus]] = {}
+
+    def totals(self, service_id: str) -> ServiceTotals:
+        return self._totals.get(service_id, ServiceTotals())
+
+    def forget(self, service_id: str) -> None:
+        """Drops the totals of a service that was unregistered."""
+        self._totals.pop(service_id, None)
+
+    def _count(self, fact: models.Fact) -> None:
+        if fact.service_id is not None:
+            self._totals[fact.service_id] = counted(self.totals(fact.service_id), fact)
+
+    async def measure_lag(self) -> None:
+        """Measures how late a task of this process wakes up, until cancelled."""
+        while True:
+            due = trio.current_time() + _LAG_SAMPLE_S
+            await trio.sleep_until(due)
+            self.figures.loop_lag.observe(trio.current_time() - due)
+
+    # Of the supervisor
+
+    async def instance_spawned(self, record: models.InstanceRecord) -> None:
+        await self._store.put_instance(record)
+
+    async def instance_gone(self, instance_id: str) -> None:
+        await self._store.delete_instance(instance_id)
+
+    async def drain(self, instance_id: str, timeout_s: float) -> None:
+        await self._drain(instance_id, timeout_s)
+
+    def health_checked(self, check: HealthCheck) -> None:
+        self._store.record(check)
+        self.figures.checks_failed[not check.ok] += 1
+        if check.latency_s is not None:
+            self.figures.checks.observe(check.latency_s)
+
+    def instance_changed(self, instance: Instance) -> None:
+        seen, last = (instance.status, instance.health), self._last_seen.get(instance.instance_id)
+        if seen != last:
+            self._last_seen[instance.instance_id] = seen
+            # What runs on is not running anew because it answers its checks in another way.
+            changed = instance.status if last is None or last[0] is not instance.status else "health"
+            self._announce(f"instance.{changed}", instance)
+        if instance.status is ServiceStatus.STOPPED:
+            del self._last_seen[instance.instance_id]
+        self._changed()
+
+    def _announce(self, kind: str, instance: Instance) -> None:
+        detail = {
+            name: getattr(instance, name)
+            for name in ("slot", "pid", "status", "health", "last_exit", "error_message")
+        }
+        event = Event(kind, service_id=instance.service_id, instance_id=instance.instance_id, detail=detail)
+        self._count(self._events.announce(event))
+
+    # Of the gateway
+
+    def connection_opened(self, connection: models.Connection) -> None:
+        service_id = connection.service_id
+        if (active := self._active(service_id)) > self.totals(service_id).sessions_peak:
+            peak = models.ConnectionPeak(service_id, active)
+            self._store.record(peak)
+            self._count(peak)
+        if connection.handshake_s is not None:
+            self.figures.handshakes.observe(connection.handshake_s)
+
+    def connection_closed(self, end: ConnectionEnd) -> None:
+        if end.first_byte_s is not None:
+            self.figures.first_bytes.observe(end.first_byte_s)
+        self._store.record(end)
+        self._count(end)
+        self._events.announce(end.event)
+
+    def client_refused(self, code: str) -> None:
+        self.figures.refusals[code] += 1

@@ -6,7 +6,8 @@ In reading order:
                      functions from a `Call` to an `Answer`
     resources        the operations, one file for each kind of thing
     app              makes routes of them; `openapi` and `schemas` make the document, of the same table
-    bodies, queries  what may be in a body and in a query, as attrs classes: unknown names are refused
+    queries          what may be in a query, as attrs classes, as `core.bodies` has it for bodies: unknown
+                     names are refused
     problems         what it answers when it cannot: RFC 9457 documents, with the codes of `agentmgr.errors`
     paging, streams  lists by cursor; answers that go on (events, logs, listeners)
     auth, cross_site, throttle   who may ask; what pages must not make a browser ask; how much at once

@@ -12,7 +12,7 @@ from quart import Response, g, request
 from quart_trio import QuartTrio
 
 from ..codec import from_plain, parse_json, to_json
-from ..errors import VersionMismatch
+from ..errors import InvalidRequest, VersionMismatch
 from ..models import new_id
 from .auth import Access
 from .connection import PEER_UID
@@ -146,7 +146,11 @@ async def _read_body(operation: Operation) -> Any:
             "Send the body as JSON, with the header `Content-Type: application/json`.",
         )
     plain = parse_json(data)
-    return plain if operation.plain_body else from_plain(plain, operation.body or type(None))
+    if not operation.partial_body:
+        return from_plain(plain, operation.body or type(None))
+    if not isinstance(plain, dict):
+        raise InvalidRequest("the body must be an object")
+    return plain
 
 
 def _respond(answer: Answer) -> Response:

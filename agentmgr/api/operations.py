@@ -113,8 +113,7 @@ class Operation:
     query: type[Any] | None = None
     body: type[Any] | None = None
     body_required: bool = True
-    plain_body: bool = False  #: the handler structures it, with what it knows besides
-    partial_body: bool = False  #: no field of it is required
+    partial_body: bool = False  #: an object with some of its fields, which is merged with what is there
     media_type: str = "application/json"
     problems: Sequence[int] = ()
     streams: bool = False  #: the answer may go on for ever

@@ -23,8 +23,8 @@ from typing import Any
 import attrs
 from attrs import Factory, frozen
 
-from ..api.bodies import NewRule, NewService, rule_fields, service_fields
 from ..codec import from_plain, parse_toml, to_plain
+from ..core.bodies import NewRule, NewService, rule_fields, service_fields
 from ..core.secrets import HIDDEN, restored
 from ..errors import AgentManagerError, InvalidRequest
 from ..manager.factory_path import located

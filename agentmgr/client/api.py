@@ -16,14 +16,13 @@ import attrs
 
 from .. import models
 from ..codec import from_plain, to_plain
+from ..core.bodies import rule_fields
 from ..errors import AgentManagerError, InvalidRequest
 from ..models import Service, ServiceConfig, ServiceStatus, Usage
 from .http import Lines, Pieces
 from .rest import RestClient
 
 ListenerKind = Literal["proxy", "api"]
-
-_OURS = frozenset({"rule_id", "version", "created_at"})  # of a rule: given by the manager
 
 
 class ManagerClient(RestClient):
@@ -223,7 +222,7 @@ class ManagerClient(RestClient):
         return await self._one(models.RoutingRule, "GET", f"/routing/rules/{_q(ref)}")
 
     async def create_routing_rule(self, rule: models.RoutingRule) -> models.RoutingRule:
-        body = {name: value for name, value in to_plain(rule).items() if name not in _OURS}
+        body = rule_fields(rule)
         return await self._one(models.RoutingRule, "POST", "/routing/rules", json=body)
 
     async def update_routing_rule(

@@ -7,26 +7,18 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from attrs import evolve, fields
+from attrs import evolve
 
-from .. import codec
+from ..codec import from_plain, to_plain
 from ..core import conditions, dependencies, lookup
+from ..core.bodies import NewRule, NewService, rule_fields, service_fields
 from ..core.secrets import restored
-from ..errors import (
-    InvalidRequest,
-    NameTaken,
-    PortNotAvailable,
-    VersionMismatch,
-    WrongState,
-)
-from ..models import DesiredStatus, RoutingRule, ServiceConfig, ServiceSpec
+from ..errors import InvalidRequest, NameTaken, PortNotAvailable, VersionMismatch, WrongState
+from ..models import DesiredStatus, RoutingRule, ServiceSpec
 from ..storage.store import Store
 from .factory_path import settled
 
-_CONFIG_FIELDS = frozenset(field.name for field in fields(ServiceConfig))
-_SPEC_FIELDS = frozenset({"name", "description", "tags", "host", "port"})  #: the ones a user may change
 _PLACES = frozenset({"agent_factory_path", "cwd"})
-_RULE_FIELDS = frozenset(field.name for field in fields(RoutingRule)) - {"rule_id", "version", "created_at"}
 
 
 class Registry:
@@ -66,22 +58,21 @@ class Registry:
         Raises `InvalidRequest`, `ServiceNotFound`, `AgentFileNotFound`, `VersionMismatch`, `NameTaken`,
         `PortNotAvailable`.
         """
-        unknown = changes.keys() - _SPEC_FIELDS - _CONFIG_FIELDS
-        if unknown:
-            raise InvalidRequest(f"no such field: {', '.join(sorted(unknown))}")
         async with self._changing:
             spec = self.service(ref)
             _check_version(spec.name, spec.version, expected_version)
-            plain = codec.to_plain(spec)
-            for name, value in changes.items():
-                (plain if name in _SPEC_FIELDS else plain["config"])[name] = codec.to_plain(value)
-            asked = codec.from_plain(plain, ServiceSpec)
-            asked = evolve(
-                asked, config=evolve(asked.config, env=restored(asked.config.env, spec.config.env))
+            asked = from_plain(service_fields(spec) | to_plain(dict(changes)), NewService)
+            config = evolve(asked.config, env=restored(asked.env, spec.config.env))
+            if changes.keys() & _PLACES:  # else an agent file that is gone would forbid a new tag
+                config = settled(config)
+            changed = spec.changed(
+                config=config,
+                name=asked.name,
+                description=asked.description,
+                tags=asked.tags,
+                host=asked.host,
+                port=asked.port,
             )
-            # Only what is named anew is looked for: an agent file that is gone must not forbid a new tag.
-            config = settled(asked.config) if changes.keys() & _PLACES else asked.config
-            changed = spec.changed(config=config, **{name: getattr(asked, name) for name in _SPEC_FIELDS})
             if evolve(changed, version=spec.version, updated_at=spec.updated_at) == spec:
                 return spec  # as it was: no new version, and so no restart
             self._check_among_others(changed)
@@ -177,14 +168,13 @@ class Registry:
         self, ref: str, changes: Mapping[str, Any], *, expected_version: int | None = None
     ) -> RoutingRule:
         """Raises `InvalidRequest`, `RuleNotFound`, `VersionMismatch`, `NameTaken`."""
-        unknown = changes.keys() - _RULE_FIELDS
-        if unknown:
-            raise InvalidRequest(f"no such field: {', '.join(sorted(unknown))}")
         async with self._changing:
             rule = self.rule(ref)
             _check_version(rule.name, rule.version, expected_version)
-            asked = codec.from_plain(codec.to_plain(rule) | codec.to_plain(dict(changes)), RoutingRule)
-            changed = evolve(asked, version=rule.version + 1)
+            asked = from_plain(rule_fields(rule) | to_plain(dict(changes)), NewRule).rule
+            changed = evolve(
+                asked, rule_id=rule.rule_id, created_at=rule.created_at, version=rule.version + 1
+            )
             self.check_rule(changed)
             await self._store.update_rule(changed)
             self._rules[rule.rule_id] = changed

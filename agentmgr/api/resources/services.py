@@ -7,11 +7,9 @@ from typing import Any
 import attrs
 from attrs import field, fields, frozen
 
-from ...codec import from_plain
-from ...errors import InvalidRequest
+from ...core.bodies import NewService, Registration
 from ...models import HealthCheck, Instance, Service, ServiceConfig, ServiceStatus, Usage
 from ...models.fields import between
-from ..bodies import NewService, Registration, service_fields
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
 
@@ -116,19 +114,14 @@ async def get_service(call: Call) -> Answer:
     "PATCH",
     "/services/{ref}",
     body=NewService,
-    plain_body=True,
     partial_body=True,
     gives={200: Service},
     problems=(400, 404, 409, 412, 413, 415, 422),
     example={"max_sessions": 20},
 )
-async def change_service(call: Call, body: Any) -> Answer:
+async def change_service(call: Call, body: dict[str, Any]) -> Answer:
     """Changes the fields that are given, and no others."""
-    if not isinstance(body, dict):
-        raise InvalidRequest("the body must be an object")
-    now = call.manager.get_service(call.ref)
-    merged = from_plain({**service_fields(now), **body}, NewService)
-    return await _update(call, {name: getattr(merged, name) for name in body})
+    return await _update(call, body)
 
 
 @api.add(

@@ -54,12 +54,12 @@ class NewRule:
         return RoutingRule(**{field.name: getattr(self, field.name) for field in attrs.fields(NewRule)})
 
 
-def service_fields(service: Service) -> dict[str, Any]:
+def service_fields(service: Service | ServiceSpec) -> dict[str, Any]:
     """What `NewService` would say of this one, as plain data."""
     plain = to_plain(service.config)
     for name in ("name", "description", "tags", "host"):
         plain[name] = to_plain(getattr(service, name))
-    plain["port"] = service.port if service.port_is_fixed else None
+    plain["port"] = service.port if isinstance(service, ServiceSpec) or service.port_is_fixed else None
     return dict(plain)
 
 

@@ -385,12 +385,13 @@ class AgentManager:
         outlive a manager that is killed. None: as the settings say, and 0 where they do not. Raises
         `PortNotAvailable`, `InvalidRequest`, and `ManagerError` where the workers do not start.
         """
+        plane = self._supervising()
         settings = evolve(self.settings, db_path=str(self.paths.database))
         if proxy_protocol is not None:
             settings = evolve(settings, proxy_protocol=proxy_protocol)
         spec = WorkerSpec("", settings, host, port, *(certificate.files if certificate else ()))
-        count = settings.proxy_workers if workers is None else workers
-        await self._listeners.serve_gateway(self._supervising(), spec, certificate, count, task_status)
+        count = settings.proxy_workers or 0 if workers is None else workers
+        await self._listeners.serve_gateway(plane, spec, certificate, count, task_status)
 
     def listening(
         self, kind: str, host: str, port: int, *, tls: bool = False

@@ -13,6 +13,7 @@ from agentmgr.errors import (
     ServiceNotFound,
     StorageError,
     VersionMismatch,
+    WrongState,
 )
 from agentmgr.manager.registry import Registry
 from agentmgr.models import (
@@ -87,6 +88,42 @@ async def test_a_change_that_cannot_be_is_refused_and_changes_nothing(
         await registry.change_service("echo", changes)
     assert registry.service("echo") == before
     assert before in (await store.load()).services
+
+
+async def test_all_that_is_wrong_with_a_change_is_named_as_the_caller_named_it(registry: Registry) -> None:
+    await registry.add_service(spec("echo"))
+    await registry.add_rule(RoutingRule(name="vip"))
+    condition = {"field": "path", "operator": "like"}
+    for change, changes, paths in (
+        (
+            registry.change_service,
+            {"max_sessions": "5", "port": "x", "nonsense": 1},
+            "max_sessions port nonsense",
+        ),
+        (registry.change_rule, {"rule_id": "x", "conditions": [condition]}, "rule_id conditions[0].operator"),
+        (registry.change_rule, {"priority": 10**9}, "priority"),
+    ):
+        with pytest.raises(InvalidRequest) as refusal:
+            await change("echo" if change == registry.change_service else "vip", changes)
+        assert {problem.path for problem in refusal.value.fields} == set(paths.split())
+
+
+async def test_a_service_that_is_being_unregistered_takes_no_command(registry: Registry) -> None:
+    await registry.add_service(spec("echo"))
+    with pytest.raises(StorageError):
+        async with registry.leaving("echo") as leaving:
+            assert leaving.desired_status is DesiredStatus.STOPPED
+            for command in (
+                registry.want("echo", DesiredStatus.RUNNING),
+                registry.leaving("echo").__aenter__(),
+            ):
+                with pytest.raises(WrongState, match="unregistered"):
+                    await command
+            raise StorageError("disk full")
+    await registry.want("echo", DesiredStatus.RUNNING)  # it has stayed
+    async with registry.leaving("echo"):
+        pass
+    assert registry.services() == ()
 
 
 async def test_services_that_would_wait_for_each_other_are_refused(registry: Registry) -> None:

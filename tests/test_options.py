@@ -9,12 +9,12 @@ import asyncclick as click
 import pytest
 from attrs import fields, frozen
 
-from agentmgr.api.bodies import Registration
 from agentmgr.api.schemas import Schemas
 from agentmgr.cli.commands.change import command as change
 from agentmgr.cli.commands.register import command as register
 from agentmgr.cli.commands.serve import command as serve
 from agentmgr.cli.options import given, options_of
+from agentmgr.core.bodies import Registration
 from agentmgr.models import HostConfig, RestartMode, ServiceConfig, ServiceSpec
 from agentmgr.models.fields import Option, between, option
 

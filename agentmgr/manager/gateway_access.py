@@ -19,7 +19,7 @@ _LOCAL = "local"  #: the name of clients whose ticket was made without a token
 
 
 class GatewayAccess:
-    """The gateway's `Authenticator`, over the tokens of one database.
+    """Decides who may use the gateway, by the tokens of one database; it is the gateway's `Authenticator`.
 
     It is open to all who reach it until a token with a `connect` scope is made: on a developer's own machine
     no client should need one. From then on it asks, until the policy is switched off by name.

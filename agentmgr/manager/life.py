@@ -18,6 +18,7 @@ from ..storage.sqlite import check, open_store
 from ..storage.store import Store
 from ..supervisor import system
 from .control_plane import ControlPlane
+from .listeners import Listeners
 from .tokens import Tokens
 from .worker_set import await_returning
 
@@ -33,9 +34,8 @@ class ManagerLife:
     """Runs the `ControlPlane` of one database, once, and ends it in order."""
 
     def __init__(
-        self, settings: Settings, paths: RuntimePaths, *, supervises: bool, stop_workers: Callable[..., None]
+        self, settings: Settings, paths: RuntimePaths, listeners: Listeners, *, supervises: bool
     ) -> None:
-        """`stop_workers` is called with `leave`: whether they go on for the next manager."""
         self.supervises = supervises
         self.lock = ManagerLock(paths)
         self.plane: ControlPlane | None = None  #: while it manages
@@ -44,7 +44,7 @@ class ManagerLife:
         self.end_requested = trio.Event()
         self._settings = settings
         self._paths = paths
-        self._stop_workers = stop_workers
+        self._listeners = listeners
         self._used = False
         self._hurried = trio.Event()
         self._killing = trio.Event()
@@ -146,7 +146,7 @@ class ManagerLife:
             nursery.start_soon(partial(hurry, self._killing, kill=True))
             # First, while workers serve on: they drain their sessions as the gateway of this process does.
             await plane.supervisor.shutdown(leave_running=self._leave_running)
-            self._stop_workers(leave=self._leave_running)
+            self._listeners.stop_workers(leave=self._leave_running)
             if not self._leave_running:
                 with trio.CancelScope() as farewell:
                     nursery.start_soon(_cancel_at, self._hurried, farewell)
@@ -168,7 +168,7 @@ class ManagerLife:
         self._leave_running = leave_running
         self.end_requested.set()
         if leave_running:  # at once: a cancel of `serve_proxy` that follows must not end them
-            self._stop_workers(leave=True)
+            self._listeners.stop_workers(leave=True)
 
     def hurry(self, *, kill: bool = False) -> None:
         """While it ends: waits for no more sessions; and with `kill`, for no process to end by itself."""

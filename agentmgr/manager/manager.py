@@ -65,9 +65,7 @@ class AgentManager:
         self.paths = RuntimePaths.of(self.settings.db_path)
         self._in_background = in_background  # shown by `get_info`: a command started it, not a person
         self._listeners = Listeners()
-        self._life = ManagerLife(
-            self.settings, self.paths, supervises=supervise, stop_workers=self._listeners.stop_workers
-        )
+        self._life = ManagerLife(self.settings, self.paths, self._listeners, supervises=supervise)
         self._companion = Companion()
         self._system_run: SystemRun | None = None
 

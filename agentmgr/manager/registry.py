@@ -22,7 +22,7 @@ _PLACES = frozenset({"agent_factory_path", "cwd"})
 
 
 class Registry:
-    """The one writer of registrations. Each change is durable before it is visible here."""
+    """Makes all changes of services and rules. Each is durable before it is visible here."""
 
     def __init__(self, store: Store, services: Iterable[ServiceSpec], rules: Iterable[RoutingRule]) -> None:
         self._store = store

@@ -24,7 +24,7 @@ class Claim:
 
 
 class Tickets:
-    """The tickets that are outstanding. They live in memory: with their manager's process they end too."""
+    """Keeps the outstanding tickets, in memory: with their manager's process they end too."""
 
     def __init__(self) -> None:
         # By digest: a look-up's timing then says something of digests alone, which a client cannot choose.

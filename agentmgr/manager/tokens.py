@@ -19,7 +19,7 @@ MOST_DAYS = 3650.0
 
 
 class Tokens:
-    """The tokens of one database, in memory and in the store. Keys are shown once, when they are made."""
+    """Keeps the tokens of one database, and ends what they opened. A key is shown once, when it is made."""
 
     def __init__(self, store: Store, tokens: Iterable[Token], policy: TokenPolicy) -> None:
         self._store = store

@@ -1,0 +1,98 @@
+"""What supervisor and gateway report is written down, counted and announced; tables follow changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+from attrs import evolve
+
+from agentmgr.core.routing import RoutingTable
+from agentmgr.manager.control_plane import ControlPlane
+from agentmgr.manager.events import EventLog
+from agentmgr.manager.recorder import Recorder
+from agentmgr.manager.tokens import Tokens
+from agentmgr.models import Connection, HealthStatus, Instance, ServiceStatus, utc_now
+from agentmgr.process.ownership import ManagerLock
+from agentmgr.process.paths import RuntimePaths
+from agentmgr.settings import Settings
+from agentmgr.testing.memory_store import MemoryStore
+
+INSTANCE = Instance("ins_1", "svc_1", 0, ServiceStatus.STARTING)
+
+
+class Recording:
+    """A recorder, and what it has others do."""
+
+    def __init__(self) -> None:
+        self.changes = self.active = 0
+        self.store = MemoryStore()
+        self.recorder = Recorder(
+            self.store,
+            EventLog(self.store),
+            {},
+            changed=self._changed,
+            drain=self._drain,
+            active=lambda service_id: self.active,
+        )
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    async def _drain(self, instance_id: str, timeout_s: float) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def kinds(self) -> list[str]:
+        return [event.kind for event in await self.store.events()]
+
+
+async def test_each_change_outdates_the_table_and_a_new_status_or_health_is_an_event() -> None:
+    it = Recording()
+    running = evolve(INSTANCE, status=ServiceStatus.RUNNING)
+    for seen in (INSTANCE, evolve(INSTANCE, pid=1), running, evolve(running, health=HealthStatus.HEALTHY)):
+        it.recorder.instance_changed(seen)
+    it.recorder.instance_changed(evolve(INSTANCE, status=ServiceStatus.BACKOFF))
+    it.recorder.instance_changed(evolve(INSTANCE, status=ServiceStatus.STOPPED))
+    assert it.changes == 6
+    assert await it.kinds() == [
+        "instance.starting", "instance.running", "instance.health", "instance.backoff", "instance.stopped",
+    ]  # fmt: skip
+    assert it.recorder.totals("svc_1").restarts == 1
+    it.recorder.forget("svc_1")
+    assert it.recorder.totals("svc_1").restarts == 0
+
+
+async def test_only_a_higher_peak_counts() -> None:
+    it, peaks = Recording(), []
+    for it.active in (1, 2, 1, 2, 3):
+        it.recorder.connection_opened(
+            Connection(
+                "con_1", "192.0.2.1", 1, "svc_1", "echo", "ins_1", None, "/", utc_now(), 0.0, 0, 0, 0, 0
+            )
+        )
+        peaks.append(it.recorder.totals("svc_1").sessions_peak)
+    assert peaks == [1, 2, 2, 2, 3]
+
+
+async def test_changes_that_come_together_share_one_table_and_are_announced_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, paths = MemoryStore(), RuntimePaths.of(tmp_path / "agents.db")
+    async with trio.open_nursery() as nursery:
+        plane = ControlPlane(
+            store, await store.load(), await Tokens.load(store), ManagerLock(paths), nursery, Settings(),
+            paths.logs, supervises=False,
+        )  # fmt: skip
+        tables: list[RoutingTable] = []
+        monkeypatch.setattr(plane.gateway, "update", tables.append)
+        nursery.start_soon(plane.publisher.run)
+        with plane.events.subscribe() as events:
+            for _ in range(1000):
+                plane.publisher.changed()
+            await plane.announce_published("rule.created", name="vip")
+            assert len(tables) == 1
+            assert events.receive_nowait().detail == {"name": "vip"}
+        await plane.publisher.published()  # nothing has changed since
+        assert len(tables) == 1
+        nursery.cancel_scope.cancel()

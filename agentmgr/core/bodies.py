@@ -11,6 +11,9 @@ from ..codec import to_plain
 from ..models import RoutingCondition, RoutingRule, RoutingStrategy, Service, ServiceConfig, ServiceSpec
 from ..models.fields import as_in
 
+#: What a service has besides its configuration.
+OWN_FIELDS = ("name", "description", "tags", "host", "port")
+
 
 @frozen(kw_only=True)
 class NewService(ServiceConfig):
@@ -56,11 +59,10 @@ class NewRule:
 
 def service_fields(service: Service | ServiceSpec) -> dict[str, Any]:
     """What `NewService` would say of this one, as plain data."""
-    plain = to_plain(service.config)
-    for name in ("name", "description", "tags", "host"):
-        plain[name] = to_plain(getattr(service, name))
-    plain["port"] = service.port if isinstance(service, ServiceSpec) or service.port_is_fixed else None
-    return dict(plain)
+    fields = to_plain(service.config) | {name: to_plain(getattr(service, name)) for name in OWN_FIELDS}
+    if isinstance(service, Service) and not service.port_is_fixed:
+        fields["port"] = None
+    return dict(fields)
 
 
 def rule_fields(rule: RoutingRule) -> dict[str, Any]:

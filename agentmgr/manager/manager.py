@@ -217,11 +217,7 @@ class AgentManager:
         return {spec.name: dict(spec.config.env) for spec in self._live().registry.services()}
 
     def list_services(
-        self,
-        *,
-        status: ServiceStatus | str | None = None,
-        tags: Iterable[str] = (),
-        name: str | None = None,
+        self, *, status: ServiceStatus | str | None = None, tags: Iterable[str] = (), name: str | None = None
     ) -> list[Service]:
         """All, by name; or those with this status, any of these tags, this text in their name."""
         return view.matching(self._live().views(), status=status, tags=tags, name=name)

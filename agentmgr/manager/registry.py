@@ -11,7 +11,7 @@ from attrs import evolve
 
 from ..codec import from_plain, to_plain
 from ..core import conditions, dependencies, lookup
-from ..core.bodies import NewRule, NewService, rule_fields, service_fields
+from ..core.bodies import OWN_FIELDS, NewRule, NewService, rule_fields, service_fields
 from ..core.secrets import restored
 from ..errors import InvalidRequest, NameTaken, PortNotAvailable, VersionMismatch, WrongState
 from ..models import DesiredStatus, RoutingRule, ServiceSpec
@@ -65,14 +65,7 @@ class Registry:
             config = evolve(asked.config, env=restored(asked.env, spec.config.env))
             if changes.keys() & _PLACES:  # else an agent file that is gone would forbid a new tag
                 config = settled(config)
-            changed = spec.changed(
-                config=config,
-                name=asked.name,
-                description=asked.description,
-                tags=asked.tags,
-                host=asked.host,
-                port=asked.port,
-            )
+            changed = spec.changed(config=config, **{name: getattr(asked, name) for name in OWN_FIELDS})
             if evolve(changed, version=spec.version, updated_at=spec.updated_at) == spec:
                 return spec  # as it was: no new version, and so no restart
             self._check_among_others(changed)

@@ -18,7 +18,7 @@ from ..storage.sqlite import check, open_store
 from ..storage.store import Store
 from ..supervisor import system
 from .control_plane import ControlPlane
-from .listeners import Listeners
+from .listeners import ManagerListeners
 from .tokens import Tokens
 from .worker_set import await_returning
 
@@ -34,7 +34,7 @@ class ManagerLife:
     """Runs the `ControlPlane` of one database, once, and ends it in order."""
 
     def __init__(
-        self, settings: Settings, paths: RuntimePaths, listeners: Listeners, *, supervises: bool
+        self, settings: Settings, paths: RuntimePaths, listeners: ManagerListeners, *, supervises: bool
     ) -> None:
         self.supervises = supervises
         self.lock = ManagerLock(paths)

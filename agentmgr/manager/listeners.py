@@ -19,7 +19,7 @@ from .worker_set import WorkerSet
 logger = logging.getLogger(__name__)
 
 
-class Listeners:
+class ManagerListeners:
     """Opens the gateway's listeners, and names all those that this process has open."""
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ from .control_plane import ControlPlane
 from .factory_path import settled
 from .gateway_access import TICKET_LIFE_S
 from .life import ManagerLife
-from .listeners import Listeners
+from .listeners import ManagerListeners
 from .recorder import Figures
 from .system_run import SystemRun
 
@@ -64,7 +64,7 @@ class AgentManager:
         self.settings = evolve(settings or Settings(), db_path=os.fspath(db_path))
         self.paths = RuntimePaths.of(self.settings.db_path)
         self._in_background = in_background  # shown by `get_info`: a command started it, not a person
-        self._listeners = Listeners()
+        self._listeners = ManagerListeners()
         self._life = ManagerLife(self.settings, self.paths, self._listeners, supervises=supervise)
         self._companion = Companion()
         self._system_run: SystemRun | None = None

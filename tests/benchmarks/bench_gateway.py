@@ -1,18 +1,25 @@
 """Figures P1 to P6 and P12 of the gateway, against what a user would install instead.
 
-    python tests/benchmarks/bench_gateway.py [--seconds 2] [--tunnels 5000] [--only agentmgr,HAProxy]
+    chrt -r 1 python tests/benchmarks/bench_gateway.py [--seconds 0.3] [--rounds 5] [--only agentmgr,HAProxy]
 
-All proxies are measured in one run, one after the other, with the same backend (a byte echo in a plain
-epoll loop) and the same load, each in a process of its own on loopback. The figure is CPU time of the
-proxy's processes for each unit of work, from /proc: wall times drift by a factor of two on a busy machine.
-A proxy that is not installed is named and left out. configurable-http-proxy is found on PATH or, installed
-by npm into some folder, through AGENTMGR_BENCH_CHP=PATH/TO/configurable-http-proxy.
+`agentmgr` is an `agentmgr daemon` as it is by default, with the gateway in a process of its own; `inside`
+is one with `--workers 0`. All proxies run at once, with the same echo server (a plain epoll loop) and the
+same load on loopback, and are measured in turn, in several rounds: on a busy machine only what is
+measured within seconds of each other can be compared. `chrt -r 1` keeps its other work away. A figure is
+the median over the rounds of the CPU time, from /proc, that all processes of a proxy (the manager too)
+take for each unit of work.
+
+A proxy that is not installed is named and left out. configurable-http-proxy is found on PATH or,
+installed by npm into some folder, through AGENTMGR_BENCH_CHP=PATH/TO/configurable-http-proxy. With
+`--starts N` it measures, N times in both modes, how long a daemon takes until its gateway accepts, and
+its memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import platform
 import random
@@ -27,19 +34,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import bench_load
 import trio
-from attrs import evolve
 
+from agentmgr import AgentManager, ServiceConfig
 from agentmgr.core.request import ClientRequest
 from agentmgr.core.routing import Backend, Router, RoutingTable
 from agentmgr.core.strategies import choose
 from agentmgr.models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
-from agentmgr.proxy import Gateway
-from agentmgr.worker.worker import LIMITS
 
 HERTZ = os.sysconf("SC_CLK_TCK")
 
@@ -47,17 +51,22 @@ HERTZ = os.sysconf("SC_CLK_TCK")
 class Proxy:
     """A running proxy: its port, and what its processes have cost so far."""
 
-    def __init__(self, name: str, port: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(
+        self, name: str, port: int, process: subprocess.Popen[bytes], accepted_after_s: float
+    ) -> None:
         self.name = name
         self.port = port
+        self.accepted_after_s = accepted_after_s
         self._process = process
 
     def _family(self) -> list[int]:
         pids, found = [self._process.pid], []
         while pids:
             pid = pids.pop()
-            found.append(pid)
             with contextlib.suppress(OSError):
+                if bench_load.__file__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    continue  # our instance is the same server as the others' backend
+                found.append(pid)
                 for task in Path(f"/proc/{pid}/task").iterdir():
                     pids += map(int, (task / "children").read_text().split())
         return found
@@ -74,6 +83,11 @@ class Proxy:
         pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._family()]
         return sum(pages) * resource.getpagesize()
 
+    def pss_bytes(self) -> int:
+        """Memory, of which pages that processes share count once."""
+        found = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self._family()]
+        return sum(int(text.partition("\nPss:")[2].split()[0]) for text in found) * 1024
+
 
 def free_port() -> int:
     with socket.socket() as sock:
@@ -84,8 +98,22 @@ def free_port() -> int:
 # How each is started: (folder for its files, its port, the backend's port) -> command.
 
 
-def start_agentmgr(folder: Path, port: int, backend: int) -> list[str] | None:
-    return [sys.executable, __file__, "--gateway", str(port), str(backend)]
+def start_agentmgr(folder: Path, port: int, _backend: int, *options: str) -> list[str] | None:
+    async def register() -> None:
+        command = (sys.executable, bench_load.__file__, "{port}")
+        config = ServiceConfig(ready="tcp", health="none")
+        async with AgentManager(folder / "agent_manager.db") as manager:
+            await manager.register_service(
+                "echo", command=command, config=config, auto_start=True, wait=False
+            )
+
+    trio.run(register)
+    words = ("daemon", "--host", "127.0.0.1", "--proxy-port", str(port), *options)
+    return [sys.executable, "-m", "agentmgr", *words]
+
+
+def start_inside(folder: Path, port: int, backend: int) -> list[str] | None:
+    return start_agentmgr(folder, port, backend, "--workers", "0")
 
 
 def start_haproxy(folder: Path, port: int, backend: int) -> list[str] | None:
@@ -132,6 +160,7 @@ def start_chp(folder: Path, port: int, backend: int) -> list[str] | None:
 
 PROXIES: dict[str, Callable[[Path, int, int], list[str] | None]] = {
     "agentmgr": start_agentmgr,
+    "inside": start_inside,
     "HAProxy": start_haproxy,
     "nginx": start_nginx,
     "Caddy": start_caddy,
@@ -140,37 +169,26 @@ PROXIES: dict[str, Callable[[Path, int, int], list[str] | None]] = {
 
 
 @contextlib.contextmanager
-def running(name: str, backend: int) -> Iterator[Proxy | None]:
+def running(name: str, folder: Path, backend: int) -> Iterator[Proxy | None]:
     """The proxy of that name, answering; None where it is not installed."""
-    with tempfile.TemporaryDirectory() as folder:
-        port = free_port()
-        command = PROXIES[name](Path(folder), port, backend)
-        if command is None:
-            yield None
-            return
-        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    port = free_port()
+    command = PROXIES[name](folder, port, backend)
+    if command is None:
+        yield None
+        return
+    began = time.monotonic()
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        accepted_after_s = bench_load.wait_for_accept(port) - began
+        bench_load.wait_for(port)
+        yield Proxy(name, port, process, accepted_after_s)
+    finally:
+        process.send_signal(signal.SIGTERM)
         try:
-            bench_load.wait_for(port)
-            yield Proxy(name, port, process)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-async def serve_gateway(port: int, backend: int) -> None:
-    """The gateway as a worker runs it."""
-    instance = Backend("ins_1", "svc_1", "echo", "127.0.0.1", backend)
-    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1", backlog=4096)
-    gateway = Gateway(RoutingTable((instance,)), limits=evolve(LIMITS, close_pause_s=0.001))
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(gateway.serve, listeners))
-            async for _ in signals:
-                nursery.cancel_scope.cancel()
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 # What is measured: microseconds of CPU for each unit, or KiB.
@@ -237,43 +255,71 @@ def routing_us(candidates: int, strategy: RoutingStrategy, rules: int = 20) -> f
     return statistics.median(samples)
 
 
+def starts(name: str, count: int) -> None:
+    """Times of a daemon from its exec to its gateway's first accept, and its memory when it rests."""
+    times, sizes = [], []
+    for _ in range(count):
+        with tempfile.TemporaryDirectory() as folder, running(name, Path(folder), 0) as proxy:
+            assert proxy is not None
+            times.append(proxy.accepted_after_s * 1e3)
+            time.sleep(1)
+            sizes.append(proxy.pss_bytes() / 2**20)
+    accepts, size = statistics.median(times), statistics.median(sizes)
+    print(f"{name:12} accepts after {accepts:.0f} ms; takes {size:.1f} MiB (PSS)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each measurement")
+    parser.add_argument("--seconds", type=float, default=0.3, help="for each measurement")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tunnels", type=int, default=5000, help="idle ones, for P4")
     parser.add_argument("--only", help="names of proxies, with commas")
-    parser.add_argument("--gateway", nargs=2, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--starts", type=int, help="how often to start a daemon")
     options = parser.parse_args()
-    if options.gateway:
-        with contextlib.suppress(KeyboardInterrupt):
-            trio.run(serve_gateway, *options.gateway)
-        return
-
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    names = options.only.split(",") if options.only else list(PROXIES)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine}")
-    columns = ["P1 100 x 128 B", "P2 1 x 128 B", "p50", "P3 20 x 64 KiB", "P4 KiB/tunnel", "P5 connection"]
-    columns += ["P12 50", "100", "200", "400 x 128 B"]
-    print(f"{'CPU us each':12}" + "".join(f"{column:>15}" for column in columns))
-    with bench_load.echo_server() as backend:
-        with bench_load.clients(backend, 1) as socks:
-            _, direct = bench_load.ping_pong(socks, 128, options.seconds)
+    if options.starts:
+        starts("agentmgr", options.starts)
+        starts("inside", options.starts)
+        return
+    names = options.only.split(",") if options.only else list(PROXIES)
+    seconds = options.seconds
+    columns: dict[str, Callable[[Proxy], float]] = {
+        "P1 64 x 128 B": lambda proxy: echoes(proxy, 64, 128, seconds)[0],
+        "P2 1 x 128 B": lambda proxy: echoes(proxy, 1, 128, seconds)[0],
+        "p50": lambda proxy: echoes(proxy, 1, 128, seconds)[1],
+        "P3 20 x 64 KiB": lambda proxy: echoes(proxy, 20, 64 * 1024, seconds)[0],
+        "P5 connection": lambda proxy: handshakes(proxy, seconds),
+        "P12 100 x 128 B": lambda proxy: echoes(proxy, 100, 128, seconds)[0],
+        "400 x 128 B": lambda proxy: echoes(proxy, 400, 128, seconds)[0],
+    }
+    with contextlib.ExitStack() as stack:
+        backend = stack.enter_context(bench_load.echo_server())
+        proxies = []
         for name in names:
-            with running(name, backend) as proxy:
-                if proxy is None:
-                    print(f"{name:12} is not installed")
-                    continue
-                row = [echoes(proxy, 100, 128, options.seconds)[0]]
-                alone, median = echoes(proxy, 1, 128, options.seconds)
-                row += [alone, median - direct * 1e6, echoes(proxy, 20, 64 * 1024, options.seconds)[0]]
-                row += [idle_tunnels(proxy, options.tunnels), handshakes(proxy, options.seconds)]
-                row += [echoes(proxy, n, 128, options.seconds / 2)[0] for n in (50, 100, 200, 400)]
-                print(f"{name:12}" + "".join(f"{value:15.1f}" for value in row), flush=True)
-    print(f"p50 is what a proxy adds to the {direct * 1e6:.0f} us of an echo without one.")
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            proxy = stack.enter_context(running(name, Path(folder), backend))
+            if proxy is None:
+                print(f"{name} is not installed")
+            else:
+                proxies.append(proxy)
+        rows = {proxy.name: [idle_tunnels(proxy, options.tunnels)] for proxy in proxies}
+        for measure in columns.values():
+            found: dict[str, list[float]] = {proxy.name: [] for proxy in proxies}
+            for _, proxy in itertools.product(range(options.rounds), proxies):
+                found[proxy.name].append(measure(proxy))
+            for name, figures in found.items():
+                rows[name].append(statistics.median(figures))
+        with bench_load.clients(backend, 1) as socks:
+            _, direct = bench_load.ping_pong(socks, 128, seconds)
+    print(f"{'CPU us each':12}" + "".join(f"{column:>16}" for column in ("P4 KiB/tunnel", *columns)))
+    for name, row in rows.items():
+        print(f"{name:12}" + "".join(f"{value:16.1f}" for value in row))
+    print(f"p50 is the time of an echo; without a proxy it is {direct * 1e6:.0f} us.")
     print("P6, us for a decision:")
     for strategy in (
         RoutingStrategy.ROUND_ROBIN,

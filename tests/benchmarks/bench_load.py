@@ -1,4 +1,7 @@
-"""The load for `bench_gateway`: an echo server and its clients, each a plain epoll loop."""
+"""The load for `bench_gateway`: an echo server and its clients, each a plain epoll loop.
+
+`python bench_load.py PORT` is the echo server alone.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import re
 import select
 import socket
 import statistics
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from multiprocessing.synchronize import Event
+from collections.abc import Callable, Iterator, Sequence
 
 from agentmgr.websocket.head import accept_token
 
@@ -31,6 +34,16 @@ def frame(size: int) -> bytes:
     return b"\x82" + length + bytes(4) + bytes(size)
 
 
+def answer_to(data: bytes) -> tuple[bytes, int]:
+    """The beginning of a masked frame, without the mask, and how many bytes are missing."""
+    size, start = data[1] & 0x7F, 2
+    if size > 125:
+        start = 4 if size == 126 else 10
+        size = int.from_bytes(data[2:start], "big")
+    answer = data[:1] + bytes([data[1] & 0x7F]) + data[2:start] + data[start + 4 :]
+    return answer, size + start - len(answer)
+
+
 @contextlib.contextmanager
 def echo_server() -> Iterator[int]:
     """A server in a process of its own; its port."""
@@ -38,7 +51,7 @@ def echo_server() -> Iterator[int]:
         port = listener.getsockname()[1]
         context = multiprocessing.get_context("fork")
         ready = context.Event()
-        process = context.Process(target=_serve, args=(listener, ready), daemon=True)
+        process = context.Process(target=_serve, args=(listener, ready.set), daemon=True)
         process.start()
         ready.wait()
         try:
@@ -48,13 +61,13 @@ def echo_server() -> Iterator[int]:
             process.join()
 
 
-def _serve(listener: socket.socket, ready: Event) -> None:
+def _serve(listener: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
     listener.setblocking(False)
     epoll = select.epoll()
     epoll.register(listener, select.EPOLLIN)
     socks: dict[int, socket.socket] = {}
-    fresh: set[int] = set()
-    ready.set()
+    missing: dict[int, int] = {}  # bytes of a message that is not complete; -1: no request yet
+    ready()
     while True:
         for fd, _ in epoll.poll():
             if fd == listener.fileno():
@@ -63,20 +76,24 @@ def _serve(listener: socket.socket, ready: Event) -> None:
                         sock, _ = listener.accept()
                         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                         socks[sock.fileno()] = sock
-                        fresh.add(sock.fileno())
+                        missing[sock.fileno()] = -1
                         epoll.register(sock, select.EPOLLIN)
                 continue
             sock = socks[fd]
             try:
                 data = sock.recv(256 * 1024)
-                if data and fd in fresh:
-                    fresh.discard(fd)
+                if data and missing[fd] < 0:
+                    missing[fd] = 0
                     key = re.search(rb"(?i)sec-websocket-key: *(\S+)", data)
                     assert key is not None
                     data = (
                         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                         f"Sec-WebSocket-Accept: {accept_token(key[1].decode())}\r\n\r\n"
                     ).encode()
+                elif data and missing[fd]:
+                    missing[fd] -= len(data)
+                elif data:
+                    data, missing[fd] = answer_to(data)
                 if data:
                     sock.setblocking(True)
                     sock.sendall(data)
@@ -86,7 +103,7 @@ def _serve(listener: socket.socket, ready: Event) -> None:
             epoll.unregister(sock)
             sock.close()
             del socks[fd]
-            fresh.discard(fd)
+            del missing[fd]
 
 
 def connect(port: int) -> socket.socket:
@@ -103,6 +120,16 @@ def connect(port: int) -> socket.socket:
     if not answer.startswith(b"HTTP/1.1 101 "):
         raise ConnectionError(f"no upgrade: {answer!r}")
     return sock
+
+
+def wait_for_accept(port: int) -> float:
+    """When the port first accepted a connection, by the monotonic clock."""
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return time.monotonic()
+        except OSError:
+            time.sleep(0.002)
 
 
 def wait_for(port: int) -> None:
@@ -125,13 +152,14 @@ def clients(port: int, count: int) -> Iterator[Sequence[socket.socket]]:
 def ping_pong(socks: Sequence[socket.socket], size: int, seconds: float) -> tuple[int, float]:
     """Each sends a frame, and the next when it is back: the echoes, and the median time of one."""
     message = frame(size)
+    answer_bytes = len(message) - 4  # no mask
     epoll = select.epoll()
     by_fd, missing, sent_at = {}, {}, {}
     times: list[float] = []
     for sock in socks:
         sock.settimeout(10)
         by_fd[sock.fileno()] = sock
-        missing[sock.fileno()] = len(message)
+        missing[sock.fileno()] = answer_bytes
         epoll.register(sock, select.EPOLLIN)
     count, end = 0, time.monotonic() + seconds
     with epoll:
@@ -151,7 +179,7 @@ def ping_pong(socks: Sequence[socket.socket], size: int, seconds: float) -> tupl
                 if now >= end:
                     waiting -= 1
                     continue
-                missing[fd] = len(message)
+                missing[fd] = answer_bytes
                 sent_at[fd] = now
                 sock.sendall(message)
     return count, statistics.median(times)
@@ -169,3 +197,8 @@ def open_and_close(port: int, seconds: float) -> int:
             sock.recv(4096)
         count += 1
     return count
+
+
+if __name__ == "__main__":
+    with socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=4096) as only:
+        _serve(only)

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from enum import StrEnum
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
-from attrs import Attribute, field, fields, frozen
+from attrs import Attribute, fields, frozen
 
 from .codec import from_plain, parse_toml
 from .core.origin import is_origin
 from .errors import FieldProblem, InvalidRequest
+from .models.fields import DAY_S, between, check_text, invalid, option, rule, type_of
 from .process.trust import Distrusted, read_text
 
 
@@ -39,30 +40,17 @@ _SWITCH = {
 }
 
 
-def _text(_: Any, attribute: Attribute[Any], value: str) -> None:
-    if "\0" in value:
-        _refuse(attribute, "must have no NUL characters")
-
-
+@rule(minimum=0, maximum=65535)
 def _port(_: Any, attribute: Attribute[Any], value: int) -> None:
     if not 0 <= value <= 65535:
-        _refuse(attribute, f"must be a port from 0 (any free one) to 65535, not {value}")
-
-
-def _interval(_: Any, attribute: Attribute[Any], value: float) -> None:
-    if not 0.05 <= value <= 86400:
-        _refuse(attribute, f"must be from 0.05 to 86400 seconds, not {value:g}")
-
-
-def _rate(_: Any, attribute: Attribute[Any], value: float) -> None:
-    if not 0 <= value <= 1e6:
-        _refuse(attribute, f"must be from 0 (no limit) to 1000000 requests a second, not {value:g}")
+        raise invalid(attribute.name, f"must be a port from 0 (any free one) to 65535, not {value}")
 
 
 def _origins(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
     for origin in value:
         if not is_origin(origin):
-            _refuse(attribute, f"must be origins, as in https://app.example, or *, not {origin!r}")
+            problem = f"must be origins, as in https://app.example, or *, not {origin!r}"
+            raise invalid(attribute.name, problem)
 
 
 def _networks(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
@@ -70,40 +58,62 @@ def _networks(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None
         try:
             ip_network(network, strict=False)
         except ValueError:
-            _refuse(attribute, f"must be addresses or networks, as in 10.0.0.0/8, not {network!r}")
-
-
-def _workers(_: Any, attribute: Attribute[Any], value: int | None) -> None:
-    if value is not None and not 0 <= value <= 256:
-        _refuse(attribute, f"must be from 0 (none of their own) to 256, not {value}")
-
-
-def _refuse(attribute: Attribute[Any], problem: str) -> None:
-    raise InvalidRequest(f"{attribute.name} {problem}", fields=[FieldProblem(attribute.name, problem)])
+            problem = f"must be addresses or networks, as in 10.0.0.0/8, not {network!r}"
+            raise invalid(attribute.name, problem) from None
 
 
 @frozen
 class Settings:
-    """What holds for a whole manager. Each is also an environment variable, as in `AGENTMGR_API_PORT`."""
+    """What holds for a whole manager. A new setting is a field here, and nothing else.
 
-    db_path: str = field(default="agent_manager.db", validator=_text)  #: in the environment: `AGENTMGR_DB`
-    api_host: str = field(default="localhost", validator=_text)
-    api_port: int = field(default=8080, validator=_port)
-    api_rate_limit: float = field(default=200.0, validator=_rate)
-    """Requests a second from one address, over TCP; more are answered 429. 0: no limit."""
-    proxy_host: str = field(default="localhost", validator=_text)
-    proxy_port: int = field(default=9090, validator=_port)
-    proxy_workers: int | None = field(default=None, validator=_workers)
-    """Processes that serve the gateway's clients, on one port; 0: the manager itself does. None: 1 where the
-    manager is a program of its own, 0 in `agentmgr run` and within another program."""
-    health_check_interval: float = field(default=10.0, validator=_interval)  #: seconds
-    allowed_origins: tuple[str, ...] = field(default=(), validator=_origins)
-    """Web pages that may use the gateway, as in `https://app.example`; `*`: all. Empty: this machine's."""
-    trusted_proxies: tuple[str, ...] = field(default=(), validator=_networks)
-    """Addresses or networks that are believed who the client is."""
-    proxy_protocol: bool = False  #: the gateway's connections begin with it; it takes a trusted proxy
-    log_level: LogLevel = LogLevel.INFO
-    log_format: LogFormat = LogFormat.AUTO
+    Its name is its key in `agentmgr.toml`, and makes its environment variable (`environment_name`). With a
+    `flag` it is an option of each command that can be the manager; a command may have flags for others.
+    """
+
+    db_path: str = option("agent_manager.db", "The database.", check_text)
+    api_host: str = option("localhost", "The address that the API listens on.", check_text)
+    api_port: int = option(8080, "The API's port; 0: a free one.", _port)
+    api_rate_limit: float = option(
+        200.0,
+        "Requests a second from one address, over TCP; more are answered 429. 0: no limit.",
+        between(0, 1e6, " requests a second"),
+    )
+    proxy_host: str = option("localhost", "The address that the gateway listens on.", check_text)
+    proxy_port: int = option(9090, "The gateway's port; 0: a free one.", _port)
+    proxy_workers: int | None = option(
+        None,
+        "Processes that serve the gateway, on one port; they outlive the manager. 0: it serves it.",
+        between(0, 256),
+        unset="1; 0 for `agentmgr run`",
+        flag="--workers",
+    )
+    health_check_interval: float = option(
+        10.0, "Between health checks.", between(0.05, DAY_S, " seconds"), metavar="SECONDS"
+    )
+    allowed_origins: tuple[str, ...] = option(
+        (),
+        "A web page that may use the gateway, as in https://app.example; *: all.",
+        _origins,
+        unset="this machine's",
+        metavar="ORIGIN",
+        flag="--allow-origin",
+    )
+    trusted_proxies: tuple[str, ...] = option(
+        (),
+        "A proxy before the gateway, trusted to tell the client's address.",
+        _networks,
+        metavar="NETWORK",
+        flag="--trusted-proxy",
+    )
+    proxy_protocol: bool = option(
+        False, "Expect the PROXY protocol, v1 or v2, from the trusted proxies.", flag="--proxy-protocol"
+    )
+    log_level: LogLevel = option(LogLevel.INFO, "What is logged, with all that is worse.", flag="--log-level")
+    log_format: LogFormat = option(
+        LogFormat.AUTO,
+        "On stderr; auto: pretty on a terminal, else JSON. The manager's log file is always JSON.",
+        flag="--log-format",
+    )
 
     def check_gateway(self) -> None:
         """Raises `InvalidRequest` when a gateway cannot be opened with these settings."""
@@ -158,18 +168,19 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         text = environ.get(name)
         if not text:  # an empty variable is the shell's way to take one away
             continue
-        value: Any = text.lower() if isinstance(attribute.default, StrEnum) else text
-        if isinstance(attribute.default, tuple):
+        kind = type_of(Settings, attribute.name)
+        value: Any = text
+        if get_origin(kind) is tuple:
             value = [word.strip() for word in text.split(",")]
-        elif isinstance(attribute.default, bool):
+        elif issubclass(kind, StrEnum):
+            value = text.lower()
+        elif kind is bool:
             value = _SWITCH.get(text.strip().lower(), text)
-        elif attribute.default is None or isinstance(attribute.default, int | float):
-            number = float if isinstance(attribute.default, float) else int
+        elif kind in (int, float):
             try:
-                value = number(text)
+                value = kind(text)
             except ValueError:
-                kind = "whole number" if number is int else "number"
-                problem = f"must be a {kind}, not {text!r}"
+                problem = f"must be a {'whole ' if kind is int else ''}number, not {text!r}"
                 raise InvalidRequest(f"{name} {problem}", fields=[FieldProblem(name, problem)]) from None
         found[attribute.name] = value
         try:

@@ -10,13 +10,18 @@ import pytest
 from attrs import fields, frozen
 
 from agentmgr.api.schemas import Schemas
+from agentmgr.cli.commands.api import command as api
 from agentmgr.cli.commands.change import command as change
+from agentmgr.cli.commands.daemon import command as daemon
+from agentmgr.cli.commands.proxy import command as proxy
 from agentmgr.cli.commands.register import command as register
 from agentmgr.cli.commands.serve import command as serve
 from agentmgr.cli.options import given, options_of
 from agentmgr.core.bodies import Registration
+from agentmgr.errors import InvalidRequest
 from agentmgr.models import HostConfig, RestartMode, ServiceConfig, ServiceSpec
 from agentmgr.models.fields import Option, between, option
+from agentmgr.settings import Settings, environment_name, load_settings
 
 
 def properties(kind: type[Any]) -> dict[str, Any]:
@@ -83,3 +88,16 @@ async def test_a_new_option_is_one_field():
         "most_turns": 3, "again": RestartMode.ALWAYS, "loud": True, "words": ("a", "b"),
     }  # fmt: skip
     assert isinstance(context.params["again"], RestartMode)
+
+
+@pytest.mark.parametrize("field", fields(Settings), ids=lambda field: field.name)
+def test_a_setting_is_one_field_that_is_explained_and_has_a_variable(field, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    setting = Option.of(field)
+    assert setting is not None
+    for command in (api, proxy, daemon) if setting.flag else ():
+        (found,) = (p for p in command.params if isinstance(p, click.Option) and p.name == field.name)
+        assert setting.flag in found.opts
+        assert found.help.startswith(setting.help)
+    with pytest.raises(InvalidRequest, match=environment_name(field.name)):
+        load_settings(environ={environment_name(field.name): "\0"})

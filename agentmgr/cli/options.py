@@ -6,15 +6,14 @@ import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin
 
 import asyncclick as click
 from attrs import Attribute, Factory, fields
 
 from ..errors import InvalidRequest
 from ..models import ServiceConfig, ServiceSpec
-from ..models.fields import Option
+from ..models.fields import Option, type_of
 from ..process.paths import absolute, current_directory
 from .names import DIRECTORY, FILE, SERVICE
 from .out import note
@@ -68,9 +67,7 @@ def option_of(
     field: Attribute[Any] = getattr(fields(kind), name)
     option = Option.of(field)
     assert option is not None
-    hint = get_type_hints(kind)[name]
-    if NoneType in get_args(hint):
-        (hint,) = set(get_args(hint)) - {NoneType}
+    hint = type_of(kind, name)
     flag = flag or option.flag or _flag(name)
     if hint is bool:
         flag = f"{flag}/--no-{flag[2:]}"

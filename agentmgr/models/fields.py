@@ -6,7 +6,9 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from functools import cache
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from attrs import Attribute, field, fields, frozen
 
@@ -68,6 +70,16 @@ def about(help: str, **details: Any) -> dict[str, Option]:
 def option(default: Any, help: str, check: Check | None = None, **details: Any) -> Any:
     """A field that is an `Option`; with a converter it is `field(…, metadata=about(…))`, as mypy needs it."""
     return field(default=default, validator=check, metadata=about(help, **details))
+
+
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+
+
+def type_of(kind: type[Any], name: str) -> Any:
+    """The type of a field's values, apart from None."""
+    hint = _hints(kind)[name]
+    members = [member for member in get_args(hint) if member is not NoneType]
+    return members[0] if len(members) < len(get_args(hint)) else hint
 
 
 def as_in(kind: type[Any], name: str) -> Any:

@@ -26,7 +26,6 @@ from .shutdown import end
 
 
 @subcommand("daemon", example="agentmgr daemon --interval 10 --api-port 8080 --proxy-port 9090")
-@click.option("--interval", type=float, metavar="SECONDS", help="Between health checks.  [default: 10]")
 @click.option("--host", default="localhost", show_default=True, help="Where API and gateway listen.")
 @click.option(
     "--api-port", type=click.IntRange(0, 65535), help="Also open the REST API here; 0: a free port."
@@ -34,12 +33,11 @@ from .shutdown import end
 @click.option(
     "--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here; 0: a free port."
 )
-@manager_options
+@manager_options(health_check_interval="--interval")
 @click.option("--leave-running", is_flag=True, help="At the end, leave the instances for the next manager.")
 @click.option("--ready-fd", type=int, hidden=True, help="Gets a line when the manager is ready.")
 async def command(
     cli: Cli,
-    interval: float | None,
     host: str,
     api_port: int | None,
     proxy_port: int | None,
@@ -54,7 +52,7 @@ async def command(
     drains the sessions, then stops the services; a second Ctrl-C or SIGTERM cuts sessions short, a third
     kills the services that still run.
     """
-    settings = cli.settings(health_check_interval=interval, **flags)
+    settings = cli.settings(**flags)
     configure_logging(settings.log_level, settings.log_format)
     try:
         wanted = Listeners(host, proxy_port, api_port, tls)

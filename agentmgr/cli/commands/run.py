@@ -23,7 +23,7 @@ from ...supervisor.tail import follow, tail
 from ...visible import ProgramOutput
 from ..foreground import managing, run_until_stopped, stop_signals
 from ..group import Cli, subcommand
-from ..manager_options import gateway_options
+from ..manager_options import settings_options
 from ..names import FILE
 from ..options import directory_for
 from ..out import note, painted, program_line, say
@@ -34,28 +34,21 @@ _STYLES = ("cyan", "magenta", "yellow", "green", "blue")
 @subcommand("run", example="agentmgr run examples/echo_agent.py")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
 @click.option("--host", default="localhost", show_default=True, help="Where gateway and API listen.")
-@click.option("--proxy-port", type=click.IntRange(0, 65535), help="The gateway's port.  [default: 9090]")
-@click.option("--api-port", type=click.IntRange(0, 65535), help="The API's port.  [default: 8080]")
-@gateway_options
-async def command(
-    cli: Cli,
-    files: tuple[str, ...],
-    host: str,
-    proxy_port: int | None,
-    api_port: int | None,
-    gateway: dict[str, Any],
-) -> None:
+@settings_options(without=("log_level", "log_format"), proxy_port="--proxy-port", api_port="--api-port")
+async def command(cli: Cli, files: tuple[str, ...], host: str, flags: dict[str, Any]) -> None:
     """Run agent files now, each as a service named after its file, with gateway and API; Ctrl-C stops it all.
 
     What was registered stays registered, and is found again by the next run.
     """
-    settings = cli.settings(proxy_port=proxy_port, api_port=api_port, **gateway)
+    settings = cli.settings(**flags)
     configure_logging(LogLevel.WARNING, settings.log_format)
     async with stop_signals() as signals, managing(cli, settings, signals) as (manager, listeners):
         services = [await _registered(manager, file) for file in dict.fromkeys(files)]
         async with trio.open_nursery() as nursery:
-            proxy = await _open(listeners, manager.serve_proxy, host, settings.proxy_port, proxy_port)
-            api = await _open(listeners, _api(manager), host, settings.api_port, api_port)
+            proxy = await _open(
+                listeners, manager.serve_proxy, host, settings.proxy_port, flags["proxy_port"]
+            )
+            api = await _open(listeners, _api(manager), host, settings.api_port, flags["api_port"])
             say(_welcome(services, host, proxy, api, cli.paths.database), lines=True, flush=True)
             for number, service in enumerate(services):
                 nursery.start_soon(_show_log, manager, service, number)

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 APPLICATION_ID = 0x61676D6A  #: `agmj`, in the file's header
 VERSION = 1
 LOCK_PIECE_MS = 100  #: a transaction waits for another process's so long; then a cancellation is heeded
+SMALLEST_PAGE_BYTES = 512
 CHECKPOINT_PAGES = 4000  #: 16 MB: pages that change often, as those of an index, are copied once in it
 
 TABLES = """
@@ -157,6 +158,8 @@ def open_file(path: Path, *, damaged: tuple[int, int] | None = None) -> sqlite3.
 def _open(path: Path) -> sqlite3.Connection:
     # Conversations are for their owner only. SQLite gives the files beside it the same mode.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    if 0 < os.stat(path).st_size < SMALLEST_PAGE_BYTES:  # which SQLite would take for an empty database
+        raise Unfit("corrupt")
     db = connect(path)
     try:
         _prepare(db)

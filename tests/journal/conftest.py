@@ -71,6 +71,11 @@ class Hosts:
             yield journal, await self.create(journal)
 
 
+@pytest.fixture(scope="session")
+def hosts_at():
+    return Hosts
+
+
 @pytest.fixture
 def hosts(tmp_path):
     return Hosts(tmp_path / "sessions" / "svc_1.db")

@@ -1,0 +1,58 @@
+"""A host with one session, as a process to be stopped and killed.
+
+Says `held` once it has claimed or made the session, or `elsewhere`; then the number of each event that is
+committed; `lost` when another one holds the session.
+"""
+
+import os
+import sys
+
+import trio
+from attrs import evolve
+
+from agentmgr.journal.journal import Frame, HeldElsewhere, SessionRecord, Snapshot
+from agentmgr.journal.sqlite import open_journal
+
+
+def tell(word):
+    os.write(1, f"{word}\n".encode())
+
+
+class Copy:
+    def __init__(self, held):
+        self.held, self.said, self.is_lost = held, held.loaded.record.last_seq, trio.Event()
+        held.keep(self)
+
+    def committed(self, seq):
+        tell(seq)
+
+    def lost(self):
+        tell("lost")
+        self.is_lost.set()
+
+    def snapshot(self):
+        return Snapshot(evolve(self.held.loaded.record, last_seq=self.said), (), ())
+
+    def say(self, text):
+        self.said += 1
+        self.held.write(Frame(self.said, 0, b"%d of %s" % (self.said, text.encode())))
+
+
+async def main(path, instance_id, session_id):
+    async with open_journal(path, instance_id) as journal:
+        sys.stdin.readline()  # all begin at once
+        try:
+            held = await journal.take_up(session_id)
+        except HeldElsewhere:
+            tell("elsewhere")
+            return
+        copy = Copy(held or await journal.create(SessionRecord(session_id, None, 1.0, 1.0)))
+        tell("held")
+        while not copy.is_lost.is_set():
+            for _ in range(copy.said % 5 + 1):
+                copy.say(instance_id)
+            await trio.sleep(0.0005)
+
+
+if __name__ == "__main__":
+    trio.run(main, *sys.argv[1:])

@@ -1,0 +1,111 @@
+"""Hosts that are killed, stopped, or want the same session at once. Real processes, one file."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from agentmgr.journal import archive
+from agentmgr.journal.holders import revoke
+
+SCRIPT = Path(__file__).parent / "host_process.py"
+KILLS = int(os.environ.get("JOURNAL_KILLS", "6"))
+
+
+class Process:
+    def __init__(self, path, instance_id, session_id="ses_1"):
+        command = [sys.executable, str(SCRIPT), str(path), instance_id, session_id]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        self.popen = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.popen.kill()
+        self.popen.communicate()
+
+    def go(self):
+        self.popen.stdin.write("go\n")
+        self.popen.stdin.flush()
+
+    def hears(self, wanted):
+        """Reads on to the word, or to a number as large."""
+        for line in self.popen.stdout:
+            word = line.strip()
+            if word == wanted or (word.isdigit() and isinstance(wanted, int) and int(word) >= wanted):
+                return
+        raise AssertionError(f"it ended before it said {wanted}")
+
+    def kill(self):
+        """Returns the last number that it said, or 0."""
+        self.popen.kill()
+        heard = self.popen.stdout.read()
+        return max((int(word) for word in heard.split() if word.isdigit()), default=0)
+
+
+def events(path):
+    """The numbers of all events, and who said each."""
+    found = []
+    while more := archive.events(path, "ses_1", len(found)):
+        found += more
+    return [frame.seq for frame in found], [frame.line.decode().split() for frame in found]
+
+
+def test_what_was_called_back_as_committed_is_there_after_a_kill(hosts):
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for number in range(KILLS):
+        with Process(hosts.path, f"inst_{number}") as process:
+            process.go()
+            process.hears("held")
+            time.sleep(chance.random() * 0.2)
+            committed = process.kill()
+        numbers, said = events(hosts.path)
+        assert len(numbers) >= committed
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert [int(words[0]) for words in said] == numbers
+    assert len(numbers) > 0
+
+
+def test_of_several_that_want_a_session_at_once_one_has_it(hosts):
+    with Process(hosts.path, "inst_0") as first:
+        first.go()
+        first.hears(5)
+    for attempt in range(3):
+        with ExitStack() as stack:
+            several = [stack.enter_context(Process(hosts.path, f"inst_{attempt}_{n}")) for n in range(3)]
+            for process in several:
+                process.go()
+            answers = [process.popen.stdout.readline().strip() for process in several]
+            assert sorted(answers) == ["elsewhere", "elsewhere", "held"]
+
+
+def test_a_holder_that_was_stopped_while_its_session_moved_writes_nothing_more(hosts):
+    with Process(hosts.path, "inst_1") as stopped:
+        stopped.go()
+        stopped.hears(20)
+        stopped.popen.send_signal(signal.SIGSTOP)
+        os.waitpid(stopped.popen.pid, os.WUNTRACED)
+        with Process(hosts.path, "inst_2") as refused:
+            refused.go()
+            refused.hears("elsewhere")
+        revoke(hosts.path.parent, "inst_1")
+        with Process(hosts.path, "inst_2") as holder:
+            holder.go()
+            holder.hears("held")
+            stopped.popen.send_signal(signal.SIGCONT)
+            stopped.hears("lost")
+            stopped.popen.wait()
+    numbers, said = events(hosts.path)
+    assert numbers == list(range(1, len(numbers) + 1))
+    writers = [words[-1] for words in said]
+    assert writers == sorted(writers)
+    assert set(writers) == {"inst_1", "inst_2"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import aclosing
+from importlib import import_module
 from typing import Any
 
 from ..events import partial_answer, thinking, tool_call, tool_result
@@ -18,6 +20,7 @@ def fits(subject: Any) -> bool:
 class Adapter:
     def __init__(self, agent: Any) -> None:
         self._agent = agent
+        self._forgets = type(agent.db).__name__ == "InMemoryDb"
 
     async def on_message(self, session: Session, message: Message) -> Any:
         options = {"stream": True, "stream_events": True, "yield_run_output": True, "session_id": session.id}
@@ -37,6 +40,20 @@ class Adapter:
                 await _decide(session, requirement)
             run = self._agent.acontinue_run(run_response=output, **options)
         return output.content if isinstance(output.content, str) else plain(output.content)
+
+    async def on_session_end(self, session: Session) -> None:
+        if self._forgets:
+            self._agent.db.delete_session(session.id)
+
+    async def export_memory(self, session: Session) -> str | None:
+        if not self._forgets:
+            return None  # its database keeps it, or without one the session's history
+        kept = self._agent.db.get_session(session.id, deserialize=False)
+        return json.dumps(plain(kept)) if kept else None
+
+    async def import_memory(self, session: Session, text: str) -> None:
+        kept = import_module("agno.session.agent").AgentSession.from_dict(json.loads(text))
+        self._agent.db.upsert_session(kept)
 
     def _input(self, session: Session, message: Message) -> Any:
         if self._agent.db is not None:

@@ -27,26 +27,40 @@ class Adapter:
         self._streaming = config.RunConfig(streaming_mode=config.StreamingMode.SSE)
         is_runner = isinstance(agent, runners.Runner)
         self._runner = agent if is_runner else runners.InMemoryRunner(agent, app_name=agent.name)
+        self._forgets = type(self._runner.session_service).__name__ == "InMemorySessionService"
 
     async def on_message(self, session: Session, message: Message) -> Any:
-        user = session.client.identity or _USER
-        await self._open(user, session.id)
+        key = self._key(session)
+        if await self._runner.session_service.get_session(**key) is None:
+            await self._runner.session_service.create_session(**key)
         parts = [self._types.Part(text=str(message))]
         while True:
-            answer, asked = await self._run(session, user, parts)
+            answer, asked = await self._run(session, key["user_id"], parts)
             if not asked:
                 return answer
             parts = [await self._decide(session, call) for call in asked]
 
     async def on_session_end(self, session: Session) -> None:
-        user = session.client.identity or _USER
-        sessions, name = self._runner.session_service, self._runner.app_name
-        await sessions.delete_session(app_name=name, user_id=user, session_id=session.id)
+        if self._forgets:
+            await self._runner.session_service.delete_session(**self._key(session))
 
-    async def _open(self, user: str, session_id: str) -> None:
-        sessions, name = self._runner.session_service, self._runner.app_name
-        if await sessions.get_session(app_name=name, user_id=user, session_id=session_id) is None:
-            await sessions.create_session(app_name=name, user_id=user, session_id=session_id)
+    async def export_memory(self, session: Session) -> str | None:
+        if not self._forgets:
+            return None  # its session service keeps it
+        kept = await self._runner.session_service.get_session(**self._key(session))
+        return str(kept.model_dump_json()) if kept else None
+
+    async def import_memory(self, session: Session, text: str) -> None:
+        sessions, key = self._runner.session_service, self._key(session)
+        if await sessions.get_session(**key) is None:
+            kept = import_module("google.adk.sessions").Session.model_validate_json(text)
+            again = await sessions.create_session(**key, state=kept.state)
+            for event in kept.events:
+                await sessions.append_event(again, event)
+
+    def _key(self, session: Session) -> dict[str, str]:
+        user = session.client.identity or _USER
+        return {"app_name": self._runner.app_name, "user_id": user, "session_id": session.id}
 
     async def _run(self, session: Session, user: str, parts: list[Any]) -> tuple[str | None, list[Any]]:
         """The final text, and what the person is asked before the run can go on."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -21,11 +23,13 @@ def fits(subject: Any) -> bool:
 class Adapter:
     def __init__(self, runnable: Any) -> None:
         self._runnable = runnable
-        self._keeps_state = bool(getattr(runnable, "checkpointer", None))
+        saver = getattr(runnable, "checkpointer", None)
+        self._keeps_state = bool(saver)
+        self._forgets = any(kind.__name__ == "InMemorySaver" for kind in type(saver).__mro__)
         self._messages: dict[str, list[Any]] = {}  # of each session, where the graph keeps none
 
     async def on_message(self, session: Session, message: Message) -> Any:
-        config = {"configurable": {"thread_id": session.id}}
+        config = _thread(session)
         said = self._input(session, str(message))
         stopped: dict[str, str] = {}
         while True:
@@ -42,6 +46,34 @@ class Adapter:
 
     async def on_session_end(self, session: Session) -> None:
         self._messages.pop(session.id, None)
+        if self._forgets:
+            await self._runnable.checkpointer.adelete_thread(session.id)
+
+    async def export_memory(self, session: Session) -> str | None:
+        """The messages; of a graph that keeps its state in memory, its last checkpoint."""
+        if not self._keeps_state:
+            if not (messages := self._messages.get(session.id)):
+                return None
+            return json.dumps(sys.modules["langchain_core.messages"].messages_to_dict(messages))
+        if not self._forgets:
+            return None  # its checkpointer keeps it
+        saver = self._runnable.checkpointer
+        saved = await saver.aget_tuple(_thread(session))
+        if saved is None:
+            return None
+        kind, data = saver.serde.dumps_typed((saved.checkpoint, saved.metadata))
+        return json.dumps([kind, b64encode(data).decode()])
+
+    async def import_memory(self, session: Session, text: str) -> None:
+        if not self._keeps_state:
+            messages = sys.modules["langchain_core.messages"].messages_from_dict(json.loads(text))
+            self._messages[session.id] = messages
+            return
+        saver, config = self._runnable.checkpointer, _thread(session)
+        if await saver.aget_tuple(config) is None:
+            kind, data = json.loads(text)
+            checkpoint, metadata = saver.serde.loads_typed((kind, b64decode(data)))
+            await saver.aput(config, checkpoint, metadata, checkpoint["channel_versions"])
 
     def _input(self, session: Session, text: str) -> Any:
         fields = self._runnable.get_input_jsonschema().get("properties") or {}
@@ -70,6 +102,10 @@ class Adapter:
             return None
         answers = {waits.id: await _answer(session, waits.value) for waits in waiting}
         return sys.modules["langgraph.types"].Command(resume=answers)
+
+
+def _thread(session: Session) -> dict[str, Any]:
+    return {"configurable": {"thread_id": session.id, "checkpoint_ns": ""}}
 
 
 async def _show(session: Session, event: Any, stopped: dict[str, str]) -> None:

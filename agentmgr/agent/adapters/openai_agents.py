@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any
 
@@ -42,6 +43,13 @@ class Adapter:
 
     async def on_session_end(self, session: Session) -> None:
         self._items.pop(session.id, None)
+
+    async def export_memory(self, session: Session) -> str | None:
+        items = self._items.get(session.id)
+        return json.dumps(plain(items)) if items else None
+
+    async def import_memory(self, session: Session, text: str) -> None:
+        self._items[session.id] = json.loads(text)
 
 
 async def _show(session: Session, event: Any) -> None:

@@ -43,6 +43,17 @@ class Adapter:
     async def on_session_end(self, session: Session) -> None:
         self._messages.pop(session.id, None)
 
+    async def export_memory(self, session: Session) -> str | None:
+        messages = self._messages.get(session.id)
+        return _of_messages().dump_json(messages).decode() if messages else None
+
+    async def import_memory(self, session: Session, text: str) -> None:
+        self._messages[session.id] = _of_messages().validate_json(text)
+
+
+def _of_messages() -> Any:
+    return sys.modules["pydantic_ai.messages"].ModelMessagesTypeAdapter
+
 
 async def _show(session: Session, event: Any) -> None:
     kind = getattr(event, "event_kind", "")

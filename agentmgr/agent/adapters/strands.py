@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
@@ -32,6 +33,15 @@ class Adapter:
             said = [await _answer(session, interrupt) for interrupt in result.interrupts]
         structured = getattr(result, "structured_output", None)
         return str(result).strip() if structured is None else plain(structured)
+
+    async def export_memory(self, session: Session) -> str | None:
+        return json.dumps({"messages": plain(self._agent.messages), "state": plain(self._agent.state.get())})
+
+    async def import_memory(self, session: Session, text: str) -> None:
+        kept = json.loads(text)
+        self._agent.messages[:] = kept["messages"]
+        for name, value in kept["state"].items():
+            self._agent.state.set(name, value)
 
     async def _run(self, session: Session, said: Any) -> Any:
         result: Any = None

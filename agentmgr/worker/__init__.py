@@ -1,8 +1,8 @@
 """A gateway worker: a process that serves the gateway, beside a manager that may come and go.
 
-Several workers share one port (SO_REUSEPORT). A manager starts them (`manager.worker_set`), keeps what they
-report (`manager.worker_manager`), and may be killed and replaced: the workers serve on, and the next manager
-takes them over. Parts, in reading order:
+One by default; several share a port (SO_REUSEPORT). A manager starts them (`manager.worker_set`), keeps what
+they report (`manager.worker_manager`), and may be killed and replaced: the workers serve on, and the next
+manager takes them over. Parts, in reading order:
 
 - `spec`: the configuration that a worker reads from stdin
 - `__main__`: the process: lock file, signals, lifeline, listeners

@@ -68,8 +68,14 @@ class Site:
 
     @property
     def known(self) -> set[str]:
-        """The connections that the workers have reported."""
-        return {connection_id for worker in self.workers for connection_id in worker.connections}
+        """The connections that the workers have reported, those too that are not linked just now."""
+        return set(self._whose)
+
+    @property
+    def _whose(self) -> dict[str, int]:
+        """The pid of the worker of each connection."""
+        workers = self.manager._live().worker_manager
+        return {connection_id: worker.pid for worker in workers for connection_id in worker.connections}
 
     async def client(self, path: str = "/") -> WebSocketConnection:
         """A client whose connection is reported."""
@@ -94,7 +100,7 @@ class Site:
             before = self.known
             websocket = await self.client()
             (new,) = self.known - before
-            seen |= {worker.pid for worker in self.workers if new in worker.connections}
+            seen.add(self._whose[new])
             await websocket.aclose()
             await eventually(lambda: not self.known)
 
@@ -105,8 +111,7 @@ class Site:
             before = self.known
             websocket = await self.client(path)
             (new,) = self.known - before
-            (pid,) = (worker.pid for worker in self.workers if new in worker.connections)
-            found[pid].append(websocket)
+            found.setdefault(self._whose[new], []).append(websocket)
         return found
 
 

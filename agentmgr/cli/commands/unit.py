@@ -28,7 +28,7 @@ Environment="PATH={path}"
 Restart=on-failure
 RestartSec=1
 WatchdogSec=30
-# The manager stops its services itself. Should it be killed, they serve on, and its next start adopts them.
+# It stops its services and gateway itself. Should it be killed, they serve on, and the next one adopts them.
 KillMode=process
 TimeoutStopSec=180
 # Each instance has a control group of its own, for its limits, and to be ended as a whole.

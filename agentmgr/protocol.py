@@ -31,7 +31,11 @@ Only the events of a session have `seq` and `event_id`. What answers a connectio
 From the client
 ---------------
 
-    user.create_session        makes a session: `agent.session_created`
+    user.create_session        makes a session: `agent.session_created`. `content.name` (256 characters) is
+                               unique among the sessions of its owner: creating it again takes it up, as
+                               `user.reconnect` does. `content.history`, entries as `agent.state_exported`
+                               shows them, is what a new one begins with
+    user.end_session           `session_id`: ends the session, and the turn that runs: `agent.session_end`
     user.message               a turn. `content` is a text, or an object whose `text`, `message`, `content`
                                or `question` is the text. Without any session one is made. A `step_id` that
                                is one of the session's last 256 is refused as `duplicate`, so that it is safe
@@ -44,7 +48,9 @@ From the client
                                if it is that turn. If none runs: notice `nothing_running`
     user.ack                   `seq`: everything up to it was received and need not be kept
     user.reconnect             `session_id`, `last_seq`: takes the session up after event `last_seq` (default
-                               0)
+                               0). Other connections go on reading it, unless `exclusive` is true: then they
+                               lose it, with the notice `taken_over`
+    user.watch                 the same; a message that names no session goes where it went before
     user.reconnect_with_state  the same, and first `agent.state_restored`
     user.request_state         `agent.state_exported`; requests within 0.1 s get one answer
     ping                       `pong` with the same `content`
@@ -76,13 +82,17 @@ From the agent
     agent.tool_result      {tool, result, success}, with the `step_id` of its call
     agent.partial_answer   text; joined in order, these are the answer. None is dropped or merged
     agent.user_confirm     {tool, args, message, timeout_s}: a question; its `step_id` is for the response.
-                           No answer within `timeout_s` means no. It stays open over a reconnect
+                           No answer within `timeout_s` means no. It stays open over a reconnect, and is
+                           closed when its instance ends
+    agent.usage            {input_tokens, output_tokens, model}: what a turn has used, to be added up
 
     agent.final_answer     any JSON: the whole answer, also when it was streamed; of a stream of over 8 MiB
                            its beginning, with `metadata.truncated`
-    agent.error            {error_id, type, message}: the agent's code failed; its log has the error_id
+    agent.error            {error_id, type, message}: the agent's code failed; its log has the error_id. Or
+                           {code, message}, see `TurnCode`
     agent.timeout          {timeout_s}: the turn took longer than `turn_timeout`
-    agent.interrupted      {reason}: cancelled, interrupted by a newer message, or its client went away
+    agent.interrupted      {reason}: cancelled, interrupted by a newer message, or its client went away; with
+                           `code` where the service was stopped, see `TurnCode`
 
 An agent may send events of other names too, which arrive as it made them.
 
@@ -93,26 +103,39 @@ Order
   `TURN_ENDS`, which has the `step_id` of the message (`turn_…` where that had none). Nothing of the turn
   comes after it. The session goes on, whatever the end was.
 * Several sessions of one connection run at the same time; their events mix.
-* A session outlives its connection, for `session_timeout`. One that another connection takes up is lost to
-  the first, which gets the notice `taken_over`. A `user.message` that names such a session takes it up too,
-  from its newest event on.
+* A session outlives its connection, and if it is durable its process; see "Sessions". Any number of
+  connections may read it, each at its own place, and all may speak. A `user.message` that names a session
+  which its connection does not read takes it up too, from its newest event on.
 * After `user.reconnect` come, in this order: `agent.state_restored` if it was asked for; the notice
   `resumed` {replay_from, last_seq, busy}; the events after `last_seq`; and then what is new.
-* Of each session the host keeps the last 4096 events or the last MiB, whichever is less, and less after an
-  ack. When events are gone that a client has not received, the notice `gap` {missing_from, missing_to}
-  stands in their place; after a `user.reconnect` it is the notice `resumed` with these two fields and the
-  code `gap`.
-* An agent waits for a connected client that is so far behind that it would miss events: 5 s for its acks,
-  then 30 s for it to read. After that there is a gap. A client that takes in no byte for 30 s is
-  disconnected.
+* Of a durable session all events are kept. Of each other one the host keeps the last 4096 events or the
+  last MiB, whichever is less, and less after an ack. When events are gone that a client has not received,
+  the notice `gap` {missing_from, missing_to} stands in their place; after a `user.reconnect` it is the notice
+  `resumed` with these two fields and the code `gap`.
+* An agent waits while all connected clients are so far behind that they would miss events: 5 s for their
+  acks, then 30 s for one to read. After that there is a gap, or of a durable session none. A client that
+  takes in no byte for 30 s is disconnected.
+* A turn that ran when its instance died ends with `agent.error`, code `instance_lost`; or, where the service
+  says `on_crash=retry`, the notice `turn_restarted` (of the session: it has a `seq`) says that it runs again
+  from its message: what was streamed before does not count. Messages that waited are answered in their order.
 
 Sessions
 --------
 
 A session belongs to the identity that made it; for every other one it does not exist. An anonymous session
-belongs to whoever knows its id, which has 128 random bits: `ses_…`, and behind a dot the id of the instance
-that holds it. A client that reconnects names the session in its handshake too, so that a gateway can find
-that instance: `X-Session-Id`, `session_id` in the query, or a cookie of this name.
+belongs to whoever knows its id, which has 128 random bits, or the name it was given: `ses_…`, and behind a
+dot the id of the instance that made it. A client that reconnects names the session in its handshake too, so
+that a gateway can find that instance: `X-Session-Id`, `session_id` in the query, or a cookie of this name.
+
+The sessions of a service are durable, or in memory only (`sessions`). A durable one is in the service's
+journal, with each message and event, before a client is sent any of it. So it outlives its instance: a client
+that comes back gets every event once, whichever instance holds the session by then. Without a connection and
+a turn it leaves memory after `session_idle`; no event says so, and its next message brings it back. It ends
+by `user.end_session` alone. One that is in memory only ends with its instance, and when it was without a
+connection for `session_timeout`.
+
+One instance holds a session at a time. Another one answers `session_elsewhere` {instance}; if the handshake
+named the session, it refuses that with 421 and the same code and field, and a gateway dials the holder.
 
 Limits
 ------
@@ -137,7 +160,8 @@ Ends of a connection
 
     1000  the client closed                   1009  a frame was too large by far
     1001  the service is stopped              1011  the agent's own `serve(websocket)` failed
-    1002, 1007  the client broke RFC 6455     1012  the agent restarts: connect again
+    1002, 1007  the client broke RFC 6455     1012  the agent restarts, or another instance has taken over
+                                                    a session of this connection: connect again
 
 The gateway ends a connection with some of these too, with 1008 when an operator ends it or its token is no
 longer valid, and with 1013 when the client or the agent does not read.
@@ -147,9 +171,9 @@ came from the client for 0.2 s (2 s, before its first frame). A connection that 
 the drain began can take up a session, and gets the error `draining` when it asks for a new one.
 
 A handshake that the host itself refuses gets an HTTP status and `{"code", "reason"}`: 400 `bad_request`, 403
-`origin_not_allowed`, `host_not_allowed` or `user_not_allowed`, 421 `wrong_proof` (the gateway dials again),
-426 `upgrade_required` or `unsupported_version`, 431 `head_too_large`. The gateway's own refusals are
-in the README.
+`origin_not_allowed`, `host_not_allowed` or `user_not_allowed`, 421 `wrong_proof` (the gateway dials again) or
+`session_elsewhere`, 426 `upgrade_required` or `unsupported_version`, 431 `head_too_large`. The gateway's own
+refusals are in the README.
 
 Plain text
 ----------
@@ -170,12 +194,14 @@ BEARER = "bearer."  #: begins a subprotocol that is a token: browsers cannot set
 
 # From the client.
 CREATE_SESSION = "user.create_session"
+END_SESSION = "user.end_session"
 MESSAGE = "user.message"
 RESPONSE = "user.response"
 CANCEL = "user.cancel"
 ACK = "user.ack"
 RECONNECT = "user.reconnect"
 RECONNECT_WITH_STATE = "user.reconnect_with_state"
+WATCH = "user.watch"
 REQUEST_STATE = "user.request_state"
 PING = "ping"
 
@@ -196,6 +222,7 @@ TOOL_CALL = "agent.tool_call"
 TOOL_RESULT = "agent.tool_result"
 PARTIAL_ANSWER = "agent.partial_answer"
 USER_CONFIRM = "agent.user_confirm"
+USAGE = "agent.usage"
 FINAL_ANSWER = "agent.final_answer"
 AGENT_ERROR = "agent.error"
 TIMEOUT = "agent.timeout"
@@ -216,6 +243,8 @@ class ErrorCode(StrEnum):
     INVALID_FIELD = "invalid_field"  #: a field is missing, or of the wrong type or length
     UNKNOWN_EVENT = "unknown_event"
     SESSION_NOT_FOUND = "session_not_found"  #: `content.reason` is a `LossReason`
+    SESSION_ELSEWHERE = "session_elsewhere"  #: the instance `content.instance` holds it
+    SESSION_UNREACHABLE = "session_unreachable"  #: it cannot be read just now: connect or send it again later
     MAX_SESSIONS = "max_sessions"
     HOST_FULL = "host_full"  #: the host has no bytes left for this; send it again later
     DRAINING = "draining"  #: the host ends soon and begins no session: connect again
@@ -232,6 +261,7 @@ class NoticeCode(StrEnum):
     GAP = "gap"
     TAKEN_OVER = "taken_over"
     NOTHING_RUNNING = "nothing_running"
+    TURN_RESTARTED = "turn_restarted"
 
 
 class LossReason(StrEnum):
@@ -239,7 +269,7 @@ class LossReason(StrEnum):
 
     ENDED = "ended"
     EXPIRED = "expired"  #: it was without a connection for longer than `session_timeout`
-    INSTANCE_LOST = "instance_lost"  #: its instance has ended or was restarted
+    INSTANCE_LOST = "instance_lost"  #: it was in memory only, and its instance has ended or was restarted
     UNKNOWN = "unknown"  #: there is none of that id, or it belongs to another identity
 
 
@@ -247,9 +277,18 @@ class EndReason(StrEnum):
     """`content.reason` of an `agent.session_end`."""
 
     TIMEOUT = "timeout"  #: without a connection for longer than `session_timeout`
-    RESTART = "restart"  #: the host ends
+    ENDED = "ended"  #: by `user.end_session`
+    RESTART = "restart"  #: the host ends, and the session was in memory only
     REPLACED = "replaced"  #: the oldest without a connection and a turn made room for a new session
     FAILED = "failed"  #: the agent's `on_session_start` raised, and an `agent.error` said so
+
+
+class TurnCode(StrEnum):
+    """`content.code` of an `agent.error` or `agent.interrupted` that the agent's code did not cause."""
+
+    INSTANCE_LOST = "instance_lost"  #: the instance died in the turn; what was streamed may not be all
+    STATE_TOO_LARGE = "state_too_large"  #: over `state_max_bytes`: the state is as before the turn
+    SERVICE_STOPPED = "service_stopped"  #: a planned stop or restart did not wait longer for the turn
 
 
 # Close codes (RFC 6455, section 7.4, and IANA's registry).

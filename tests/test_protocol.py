@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from agentmgr import jsontext, protocol
-from agentmgr.agent import client_link, drain, limits, session
+from agentmgr.agent import client_link, drain, limits, readers
 
 PACKAGE = Path(protocol.__file__).parent
 EVENTS = [value for value in vars(protocol).values() if isinstance(value, str) and re.fullmatch(
     r"(user|agent|system)\.\w+|ping|pong", value
 )]  # fmt: skip
-ENUMS = (protocol.ErrorCode, protocol.NoticeCode, protocol.LossReason, protocol.EndReason)
+ENUMS = (protocol.ErrorCode, protocol.NoticeCode, protocol.LossReason, protocol.EndReason, protocol.TurnCode)
 
 
 @pytest.mark.parametrize("name", EVENTS)
@@ -51,7 +51,7 @@ def test_the_limits_are_those_of_the_host() -> None:
         f"requests within {limits.STATE_PAUSE_S:g} s get one answer",
         f"{limits.HOST_BYTES >> 20} MiB. Over that it forgets",
         f"over {limits.STATE_BYTES >> 20} MiB, or JSON cannot say it",
-        f"{session.ACK_PATIENCE_S:.0f} s for its acks, then {session.STALL_S:.0f} s for it to read",
+        f"{readers.ACK_PATIENCE_S:.0f} s for their acks, then {readers.STALL_S:.0f} s for one to read",
         f"takes in no byte for {client_link.WRITE_STALL_S:.0f} s",
         f"every {client_link.HEARTBEAT_S:.0f} s after",
         f"silent for {client_link.QUIET_S / 60:.0f} min",

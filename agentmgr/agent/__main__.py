@@ -50,6 +50,7 @@ def _options(argv: Sequence[str] | None) -> HostOptions:
         type=int,
         help="a pipe; at its end of file the manager is gone, and this process ends",
     )
+    parser.add_argument("--journal", metavar="FILE", help="keeps the sessions; without it they end with this")
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--options", type=parse, default={}, help="a JSON object of those below")

@@ -53,6 +53,24 @@ class HostedAgent:
     async def on_session_end(self, session: Session) -> None:
         await self._hook("on_session_end", session)
 
+    async def export_memory(self, session: Session) -> str | None:
+        """What a framework remembers of the session, in its own words; None where it says nothing."""
+        hook = getattr(await self._subject_of(session), "export_memory", None)
+        memory = None if hook is None else await self._call(hook, session)
+        if not isinstance(memory, str | None):
+            raise TypeError(f"export_memory returned a {type(memory).__name__}: it returns a string or None")
+        return memory
+
+    async def import_memory(self, session: Session, text: str) -> None:
+        """Gives it back, before the first turn of a session that is taken up."""
+        hook = getattr(await self._subject_of(session), "import_memory", None)
+        if hook is not None:
+            await self._call(hook, session, text)
+
+    async def _subject_of(self, session: Session) -> Any:
+        """The author's object that answers in the session."""
+        return self._subject
+
     async def on_message(self, session: Session, message: Message) -> Any:
         """Runs one turn; what it streams goes to the session, what it returns is the final answer."""
         raise NotImplementedError

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import trio
@@ -17,18 +16,18 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from .. import protocol
 from ..core.consent import AGAIN, yes_or_no
-from ..protocol import EndReason, ErrorCode, LossReason, NoticeCode
+from ..journal.journal import NameTaken
+from ..protocol import EndReason, ErrorCode, NoticeCode
 from .answers import Answers, StateRequests
 from .drain import FIRST_FRAME_S, LINGER_S, Drain
 from .events import Event, addressed, encode
-from .incoming import BadInput, ClientEvent, looks_like_an_event, parse, sequence_number, text_of
-from .limits import MAX_SESSIONS
+from .incoming import BadInput, ClientEvent, creation, looks_like_an_event, parse, sequence_number, text_of
+from .link_sessions import LinkSessions
 from .link_stream import LinkStream
 from .message import Client, Message
 from .plain import as_plain_text
-from .replay import Gap, Reader
+from .replay import Gap
 from .session import Session
-from .session_ids import no_session
 from .session_registry import SessionRegistry
 from .weight import weigh
 
@@ -58,15 +57,12 @@ class ClientLink:
         self.id = link_id
         self._stream = stream
         self._websocket = websocket
-        self._client = client
-        self._sessions = sessions
+        self._budget = sessions.budget
+        self._sessions = LinkSessions(self, client, sessions, is_late=drain.begins_no_session)
         self._drain = drain
-        self._is_late = drain.begins_no_session
         self._max_message_bytes = max_message_bytes
         self._plain: bool | None = None  # None: no frame has come yet
         self._greeted = False
-        self._attached: dict[Session, Reader] = {}
-        self._current: Session | None = None  # where a message goes that names no session
         self._answers = Answers(sessions.budget)
         self._states = StateRequests(self._tell_state, self._answers)
         self._news = trio.Event()
@@ -74,6 +70,7 @@ class ClientLink:
         self._heard = trio.current_time()  # when the last frame came
         self._closing = False
         self._is_at_rest = False  # and ends because the host drains
+        self.must_reconnect = False  #: another instance holds a session of it
         self._close_by = math.inf
         self._scope = trio.CancelScope()
 
@@ -90,12 +87,10 @@ class ClientLink:
                     nursery.cancel_scope.cancel()
         finally:
             self._answers.close()
-            for session, reader in self._attached.items():
-                session.detach(reader)
-                if (
-                    self._is_at_rest
-                ):  # who comes back for it hears at once that it is over, and begins elsewhere
-                    session.end(EndReason.RESTART)
+            for session in self._sessions.detach_all():
+                if self._is_at_rest and not session.connected:
+                    # Who comes back for it finds it elsewhere, or hears at once that it is over.
+                    session.leave()
 
     def close(self) -> None:
         """`run` returns when its sessions have ended and their last events are sent, at the latest in 2 s."""
@@ -111,36 +106,36 @@ class ClientLink:
                 frame = await self._websocket.get_message()
             except ConnectionClosed:
                 return
-            if self._closing or self._is_at_rest:
+            if self._closing or self._is_at_rest or self.must_reconnect:
                 continue  # what is not begun any more may be sent again elsewhere; what is begun may not
             self._spoke.set()
             self._heard = trio.current_time()
             try:
-                self._take(text_of(frame, self._max_message_bytes))
+                await self._take(text_of(frame, self._max_message_bytes))
             except BadInput as bad:
                 self._refuse(bad, _whose(frame) if bad.code is ErrorCode.TOO_LARGE else None)
             del frame  # it may be large, and the next one may be long in coming
             await self._answers.have_room()
 
-    def _take(self, text: str) -> None:
+    async def _take(self, text: str) -> None:
         if self._plain is None:
             self._plain = not looks_like_an_event(text)
         if self._plain:
-            self._take_plain(text)
+            await self._take_plain(text)
             return
         self._say_hello()
         event = parse(text)
         handler = _HANDLERS.get(event.event)
         try:
             if handler is not None:
-                handler(self, event)
+                await handler(self, event)
             elif event.event.startswith("user."):
                 raise BadInput(ErrorCode.UNKNOWN_EVENT, f"there is no event {event.event[:100]}")
         except BadInput as bad:
             self._refuse(bad, event)
 
-    def _take_plain(self, text: str) -> None:
-        session = self._session_for(None)
+    async def _take_plain(self, text: str) -> None:
+        session = await self._sessions.for_message(None)
         if (step_id := session.asking) is not None:
             if (approved := yes_or_no(text)) is None:
                 self._send(AGAIN)
@@ -154,124 +149,107 @@ class ClientLink:
         refusal = Event(protocol.ERROR, content, step_id=event.step_id if event else None)
         self._tell(refusal, session_id=event.session_id if event else None)
 
-    def _create_session(self, event: ClientEvent) -> None:
-        self._attach_new()
+    async def _create_session(self, event: ClientEvent) -> None:
+        name, history = creation(event)
+        try:
+            await self._sessions.create(name=name, history=history)
+        except NameTaken as taken:
+            await self._resume(event, taken.session_id)
 
-    def _message(self, event: ClientEvent) -> None:
-        session = self._session_for(event.session_id)
+    async def _end_session(self, event: ClientEvent) -> None:
+        session = await self._sessions.known(event)
+        session.cancel("the session was ended by its client")
+        session.end(EndReason.ENDED)
+
+    async def _message(self, event: ClientEvent) -> None:
+        session = await self._sessions.for_message(event.session_id)
         session.accept(Message(event.content, event.metadata), event.step_id, event.size)
 
-    def _response(self, event: ClientEvent) -> None:
-        session = self._known_session(event)
+    async def _response(self, event: ClientEvent) -> None:
+        session = await self._sessions.known(event)
         step_id = event.find("step_id")
         if not isinstance(step_id, str):
             raise BadInput(ErrorCode.INVALID_FIELD, "user.response needs the step_id of the question")
         session.answer(step_id, event.content)
 
-    def _cancel(self, event: ClientEvent) -> None:
-        if not self._known_session(event).cancel(step_id=event.step_id):
+    async def _cancel(self, event: ClientEvent) -> None:
+        if not (await self._sessions.known(event)).cancel(step_id=event.step_id):
             self._tell(
                 Event(protocol.NOTICE, {"code": NoticeCode.NOTHING_RUNNING, "message": "no turn is running"})
             )
 
-    def _ack(self, event: ClientEvent) -> None:
-        for session, reader in self._attached.items():  # also one that has just ended
-            if session.id == event.session_id or (event.session_id is None and session is self._current):
-                reader.ack(sequence_number(event, "seq"))
-                session.progressed()
-                return
-        self._known_session(event)
+    async def _ack(self, event: ClientEvent) -> None:
+        if not self._sessions.ack(event):
+            await self._sessions.known(event)
 
-    def _reconnect(self, event: ClientEvent) -> None:
+    async def _reconnect(self, event: ClientEvent) -> None:
         session_id = event.find("session_id")
         if not isinstance(session_id, str):
             raise BadInput(ErrorCode.INVALID_FIELD, f"{event.event} needs a session_id")
-        session = self._sessions.find(session_id, self._client)
+        await self._resume(event, session_id)
+
+    async def _resume(self, event: ClientEvent, session_id: str) -> None:
         last_seq = sequence_number(event, "last_seq")
-        old = self._attached.pop(session, None)
-        if old is not None:
-            session.detach(old)
-        reader = self._attach(session, after=last_seq)
+        session, reader = await self._sessions.resume(
+            session_id,
+            last_seq,
+            exclusive=event.find("exclusive") is True,
+            only_watch=event.event == protocol.WATCH,
+        )
         if event.event == protocol.RECONNECT_WITH_STATE:
             self._tell_state(session, event, protocol.STATE_RESTORED)
+        buffer = session.buffer
+        first = reader.sent + 1 if buffer.journaled else max(reader.sent + 1, buffer.first_seq)
         notice = {
             "code": NoticeCode.RESUMED,
             "message": "the session goes on",
-            "replay_from": max(reader.sent + 1, session.buffer.first_seq),
-            "last_seq": session.buffer.last_seq,
+            "replay_from": first,
+            "last_seq": buffer.visible,
             "busy": session.busy,
         }
         if (missed := reader.gap()) is not None:
             notice |= _describe(missed)
         self._tell(Event(protocol.NOTICE, notice), session_id=session.id)
 
-    def _request_state(self, event: ClientEvent) -> None:
-        session = self._known_session(event)
+    async def _request_state(self, event: ClientEvent) -> None:
+        session = await self._sessions.known(event)
         self._states.add(session, event, self._nursery)
 
     def _tell_state(self, session: Session, event: ClientEvent, name: str = protocol.STATE_EXPORTED) -> None:
         text = addressed(encode(Event(name, session.snapshot()), session_id=session.id), self.id)
         try:
-            self._sessions.budget.require(len(text))
+            self._budget.require(len(text))
         except BadInput as full:
             self._refuse(full, event)
         else:
             self._send(text)
 
-    def _ping(self, event: ClientEvent) -> None:
+    async def _ping(self, event: ClientEvent) -> None:
         self._tell(Event(protocol.PONG, event.content or ""))
 
-    def _session_for(self, session_id: str | None) -> Session:
-        """The session a message is for: the one it names, the connection's, or a new one."""
-        if session_id is None:
-            if self._current is None or self._current.ended:
-                return self._attach_new()
-            return self._current
-        session = self._sessions.find(session_id, self._client)
-        if session not in self._attached:
-            self._attach(session, after=session.buffer.last_seq)
-        self._current = session
-        return session
+    # From sessions.
 
-    def _known_session(self, event: ClientEvent) -> Session:
-        session_id = event.find("session_id")
-        if session_id is None and self._current is not None and not self._current.ended:
-            return self._current
-        if not isinstance(session_id, str):
-            raise no_session(LossReason.UNKNOWN, "there is no session yet; user.create_session makes one")
-        return self._sessions.find(session_id, self._client)
+    def wake(self) -> None:
+        """There may be something to write, or a reason to end."""
+        self._news.set()
 
-    def _attach_new(self) -> Session:
-        if self._is_late:
-            raise BadInput(ErrorCode.DRAINING, "this agent ends soon and begins no session; connect again")
-        self._check_room()
-        session = self._sessions.create(self._client)
-        self._attach(session, after=0)
-        return session
-
-    def _attach(self, session: Session, *, after: int) -> Reader:
-        self._check_room()
-        reader = session.attach(self._client, after, news=self.wake, on_taken=partial(self._lose, session))
-        self._attached[session] = reader
-        self._current = session
-        self.wake()
-        return reader
-
-    def _check_room(self) -> None:
-        if len(self._attached) >= MAX_SESSIONS:
-            raise BadInput(ErrorCode.MAX_SESSIONS, f"one connection serves at most {MAX_SESSIONS} sessions")
-
-    def _lose(self, session: Session) -> None:
-        del self._attached[session]
-        if self._current is session:
-            self._current = None
+    def lose(self, session: Session) -> None:
+        """Another connection reads the session, and wants it alone."""
+        self._sessions.drop(session)
         notice = {"code": NoticeCode.TAKEN_OVER, "message": "the session goes on in another connection"}
         self._tell(Event(protocol.NOTICE, notice), session_id=session.id)
+
+    def must_come_back(self) -> None:
+        """Another instance holds a session of it: what this one says of it counts no more."""
+        self.must_reconnect = True
+        self.wake()
 
     # To the client.
 
     async def _write(self) -> None:
         while True:
+            if self.must_reconnect:
+                break
             batch, size = [], 0
             while size < BATCH_BYTES and (frame := self._next_frame()) is not None:
                 batch.append(frame)
@@ -287,7 +265,9 @@ class ClientLink:
                 self._answers.now_written(0)
                 if self._scope.deadline != self._close_by:
                     self._scope.deadline = self._close_by
-            elif self._closing and not self._attached:
+            elif (behind := self._sessions.behind) is not None:
+                await self._read_older(behind)
+            elif self._closing and not self._sessions.attached:
                 break
             elif self._drain.on:
                 self._is_at_rest = await self._has_come_to_rest()
@@ -308,7 +288,7 @@ class ClientLink:
         return not self._news.is_set() and trio.current_time() >= self._rests_at()
 
     def _rests_at(self) -> float:
-        if any(session.busy for session in self._attached):
+        if not all(session.at_rest for session in self._sessions.attached):
             return math.inf
         return self._heard + (LINGER_S if self._spoke.is_set() else FIRST_FRAME_S)
 
@@ -322,27 +302,25 @@ class ClientLink:
     def _next_frame(self) -> bytes | None:
         if (frame := self._answers.pop()) is not None:
             return frame
-        while (found := self._next_item()) is not None:
+        while (found := self._sessions.next()) is not None:
             session, item = found
             if isinstance(item, Gap):
-                notice = Event(protocol.NOTICE, _describe(item))
-                return addressed(encode(notice, session_id=session.id), self.id)
+                return self._gap(session, item)
             if not self._plain:
                 return addressed(item, self.id)
             if (text := as_plain_text(json.loads(item))) is not None:
                 return text.encode(errors="replace")
         return None
 
-    def _next_item(self) -> tuple[Session, bytes | Gap] | None:
-        for session, reader in list(self._attached.items()):
-            if (item := reader.next()) is not None:
-                # To the end of the line: no session keeps the others of this connection waiting.
-                self._attached[session] = self._attached.pop(session)
-                session.progressed()
-                return session, item
-            if session.ended:
-                session.detach(self._attached.pop(session))
-        return None
+    async def _read_older(self, session: Session) -> None:
+        """Reads from the journal what is not in memory any more."""
+        reader = self._sessions.attached[session]
+        if (gap := await session.fill(reader)) is not None:
+            self._send(self._gap(session, gap))
+
+    def _gap(self, session: Session, gap: Gap) -> bytes:
+        notice = Event(protocol.NOTICE, _describe(gap))
+        return addressed(encode(notice, session_id=session.id), self.id)
 
     def _tell(self, event: Event, *, session_id: str | None = None) -> None:
         """Sends an event that is in no session's sequence."""
@@ -371,12 +349,8 @@ class ClientLink:
         while not self._plain:
             await trio.sleep(HEARTBEAT_S)
             # An idle limit on the way counts these too; they must not keep a dead client alive.
-            if trio.current_time() < self._heard + QUIET_S or any(s.busy for s in self._attached):
+            if trio.current_time() < self._heard + QUIET_S or any(s.busy for s in self._sessions.attached):
                 self._tell(Event(protocol.HEARTBEAT))
-
-    def wake(self) -> None:
-        """There may be something to write, or a reason to end."""
-        self._news.set()
 
 
 def _whose(frame: str | bytes) -> ClientEvent | None:
@@ -396,14 +370,16 @@ def _describe(gap: Gap) -> Mapping[str, Any]:
     }
 
 
-_HANDLERS: Mapping[str, Callable[[ClientLink, ClientEvent], None]] = {
+_HANDLERS: Mapping[str, Callable[[ClientLink, ClientEvent], Awaitable[None]]] = {
     protocol.CREATE_SESSION: ClientLink._create_session,
+    protocol.END_SESSION: ClientLink._end_session,
     protocol.MESSAGE: ClientLink._message,
     protocol.RESPONSE: ClientLink._response,
     protocol.CANCEL: ClientLink._cancel,
     protocol.ACK: ClientLink._ack,
     protocol.RECONNECT: ClientLink._reconnect,
     protocol.RECONNECT_WITH_STATE: ClientLink._reconnect,
+    protocol.WATCH: ClientLink._reconnect,
     protocol.REQUEST_STATE: ClientLink._request_state,
     protocol.PING: ClientLink._ping,
 }

@@ -15,7 +15,7 @@ from typing import Any
 from attrs import Factory, frozen
 
 from .. import jsontext
-from ..protocol import FINAL_ANSWER, PARTIAL_ANSWER, THINKING, TOOL_CALL, TOOL_RESULT
+from ..protocol import FINAL_ANSWER, PARTIAL_ANSWER, THINKING, TOOL_CALL, TOOL_RESULT, USAGE
 
 
 @frozen
@@ -46,11 +46,6 @@ def encode(
     )
 
 
-def numbered(text: bytes, seq: int, event_id: str) -> bytes:
-    """An encoded event with its place in a session."""
-    return b'%b,"seq":%d,"event_id":"%b"}' % (text[:-1], seq, event_id.encode())
-
-
 def compact(event: Event, *, session_id: str, step_id: str | None) -> bytes:
     """The line that a journal keeps of an event of a session, in the turn `step_id`; raises as `encode` does.
 
@@ -77,6 +72,11 @@ def expand(line: bytes, seq: int, *, session_id: str, step_id: str | None) -> by
         event_id,
         seq,
     )
+
+
+def without_number(text: bytes, seq: int) -> bytes:
+    """The line of an event of which the bytes for clients are known."""
+    return text[: text.rindex(b',"seq":%d,"event_id":"' % seq)] + b"}"
 
 
 @lru_cache(maxsize=4096)
@@ -137,3 +137,9 @@ def tool_call(tool: str, args: Any, *, step_id: str | None = None) -> Event:
 def tool_result(tool: str, result: Any, *, success: bool = True, step_id: str | None = None) -> Event:
     """A tool has run."""
     return Event(TOOL_RESULT, {"tool": tool, "result": result, "success": success}, step_id=step_id)
+
+
+def usage(input_tokens: int, output_tokens: int, model: str = "") -> Event:
+    """What a call of a model has used; its session adds it up."""
+    content = {"input_tokens": input_tokens, "output_tokens": output_tokens, "model": model}
+    return Event(USAGE, content)

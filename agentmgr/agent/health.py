@@ -30,12 +30,13 @@ async def report(
         health = Health("unhealthy", f"check_health raised {describe(health.error)}")
     if stranger:
         return json.dumps({"proof": shown, "status": health.status})
-    return json.dumps(
-        {
-            "proof": shown,
-            "status": health.status,
-            "detail": health.detail,
-            "sessions": len(sessions),
-            "turns": sessions.turns,
-        }
-    )
+    said: dict[str, object] = {
+        "proof": shown,
+        "status": health.status,
+        "detail": health.detail,
+        "sessions": len(sessions),
+        "turns": sessions.turns,
+    }
+    if (journal := sessions.journal_report()) is not None:
+        said["journal"] = journal
+    return json.dumps(said)

@@ -14,20 +14,31 @@ from .. import jsontext, protocol
 from ..boundary import Failure, attempt
 from .events import Event
 from .limits import ENTRY_BYTES, HISTORY_BYTES, MAX_HISTORY, SHOWN_HISTORY_BYTES, STATE_BYTES
+from .message import Message
 from .turn import Turn
 from .weight import weigh
+
+Entry = dict[str, Any]
 
 MAX_DEPTH = jsontext.MAX_DEPTH_SAID - 8  # of a value inside an event
 
 
-def remember(history: list[dict[str, Any]], turn: Turn, end: Event) -> tuple[int, int]:
-    """Adds a turn. Returns how many older entries made room for it, and the bytes of all that are left."""
-    history.append(_entry("user", turn.message.content))
+def entries(turn: Turn, end: Event) -> list[Entry]:
+    """What a turn adds: its message, and its answer if it has one."""
+    added = [question(turn.message)]
     if end.event == protocol.FINAL_ANSWER:
-        history.append(_entry("assistant", end.content, truncated=bool(end.metadata.get("truncated"))))
+        added.append(_entry("assistant", end.content, truncated=bool(end.metadata.get("truncated"))))
     elif streamed := turn.streamed:
-        entry = _entry("assistant", streamed, truncated=turn.truncated)
-        history.append(entry | {"incomplete": True})
+        added.append(_entry("assistant", streamed, truncated=turn.truncated) | {"incomplete": True})
+    return added
+
+
+def question(message: Message) -> Entry:
+    return _entry("user", message.content)
+
+
+def trim(history: list[Entry]) -> tuple[int, int]:
+    """Makes room for the newest entries. Returns how many older ones went, and the bytes of all others."""
     forgotten = max(0, len(history) - MAX_HISTORY)
     del history[:forgotten]
     size = 0
@@ -42,7 +53,7 @@ def remember(history: list[dict[str, Any]], turn: Turn, end: Event) -> tuple[int
     return forgotten, size
 
 
-def _entry(role: str, content: Any, *, truncated: bool = False) -> dict[str, Any]:
+def _entry(role: str, content: Any, *, truncated: bool = False) -> Entry:
     if isinstance(content, str):
         content = str.__str__(content)  # of a `Message`, the text alone
         size = sys.getsizeof(content)

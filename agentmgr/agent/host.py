@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import trio
 from attrs import field, frozen
@@ -17,7 +19,7 @@ from ..errors import AgentManagerError, PortNotAvailable
 from ..models.choices import Runtime
 from ..process.listening import log_shortages_rarely
 from ..visible import visible
-from .adapt import HostedAgent, adapt, needs, produce
+from .adapt import HostedAgent, RawAgent, adapt, needs, produce
 from .door import Door
 from .limits import SessionLimits
 from .load import LoadedFile, failed, guarded, load
@@ -27,6 +29,9 @@ from .session_registry import SessionRegistry
 
 SHUTDOWN_TIMEOUT_S = 5.0
 """For close frames and `on_session_end`. A supervisor waits 10 s by default before it kills."""
+
+LEAVE_TIMEOUT_S = 2.0
+"""After that, for what durable sessions have still to write."""
 
 logger = logging.getLogger("agentmgr.agent")
 
@@ -43,6 +48,7 @@ class HostOptions(SessionLimits):
     open_beyond_loopback: bool = False  #: where `host` is more than loopback, any machine may connect
     instance_id: str = ""  #: under which a manager knows this process
     lifeline_fd: int | None = None  #: a pipe; at its end of file the manager is gone, and this process ends
+    journal: str | None = None  #: the file that keeps the sessions; None: they are in memory only
     log_level: str = "INFO"
 
 
@@ -95,7 +101,25 @@ async def _serve(
     signals: AsyncIterator[int],
     task_status: trio.TaskStatus[str],
 ) -> None:
-    sessions = SessionRegistry(agent, options, instance_id=options.instance_id)
+    async with AsyncExitStack() as stack:
+        journal = None
+        if options.journal is not None and not isinstance(agent, RawAgent):  # that one has no sessions
+            from ..journal.sqlite import open_journal  # not before it is needed: sqlite3 takes 5 ms to import
+
+            opening = open_journal(Path(options.journal), options.instance_id)
+            journal = await stack.enter_async_context(opening)
+        sessions = SessionRegistry(agent, options, instance_id=options.instance_id, journal=journal)
+        await _serve_sessions(agent, sessions, listener, options, signals, task_status)
+
+
+async def _serve_sessions(
+    agent: HostedAgent,
+    sessions: SessionRegistry,
+    listener: trio.SocketListener,
+    options: HostOptions,
+    signals: AsyncIterator[int],
+    task_status: trio.TaskStatus[str],
+) -> None:
     address = listener.socket.getsockname()[0]
     any_machine = options.open_beyond_loopback and not is_loopback(address)
     if any_machine:
@@ -118,6 +142,8 @@ async def _serve(
                 break
             server.go_away()
             serving.cancel_scope.deadline = trio.current_time() + SHUTDOWN_TIMEOUT_S
+        with trio.move_on_after(LEAVE_TIMEOUT_S):
+            await sessions.all_left()
         nursery.cancel_scope.cancel()
 
 

@@ -121,3 +121,19 @@ def sequence_number(event: ClientEvent, name: str) -> int:
     if type(value) is not int or value < 0:
         raise BadInput(ErrorCode.INVALID_FIELD, f"{name} must be a whole number, 0 or more")
     return value
+
+
+def creation(event: ClientEvent) -> tuple[str | None, list[dict[str, Any]]]:
+    """The name and the history of a `user.create_session`. Raises `BadInput`: `invalid_field`."""
+    name, history = event.find("name"), event.find("history")
+    if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_ID_CHARS):
+        raise BadInput(ErrorCode.INVALID_FIELD, f"name must be a string of 1 to {MAX_ID_CHARS} characters")
+    entries = [] if history is None else history
+    if not isinstance(entries, list) or not all(map(_is_entry, entries)):
+        said = 'history must be a list of {"role": "user" or "assistant", "content": …}'
+        raise BadInput(ErrorCode.INVALID_FIELD, said)
+    return name, entries
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.get("role") in ("user", "assistant") and "content" in entry

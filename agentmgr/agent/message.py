@@ -23,11 +23,13 @@ class Message(str):
 
     content: Any
     metadata: Mapping[str, Any]
+    attempt: int  #: 2 and more: the instance died in the one before, and the service says `on_crash=retry`
 
     def __new__(cls, content: Any, metadata: Mapping[str, Any] | None = None) -> Message:
         message = super().__new__(cls, _text_in(content))
         message.content = content
         message.metadata = metadata or {}
+        message.attempt = 1
         return message
 
 

@@ -1,16 +1,19 @@
 """The last events of a session, numbered, for clients that come back: pure bookkeeping, no I/O.
 
 1 2 3 4 5 6 7 8 9          seq, without holes
-    └── held ───┘          what a client can still be given
-      ▲       ▲
-      acked   sent         how far one `Reader` is
+    └── held ───┘          in memory; of a durable session, what is older is in the journal
+      ▲     ▲ ▲
+      acked │ visible      what clients may be given: all, or what the journal has committed
+            sent           how far one `Reader` is
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Sequence
+from enum import Enum
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 _FRAME_BYTES = 48  # of a bytes object, and its place in the deque
 
@@ -21,12 +24,15 @@ class ReplayBuffer:
     The newest is always held, whatever its size.
     """
 
-    def __init__(self, *, max_events: int, max_bytes: int) -> None:
+    def __init__(self, *, max_events: int, max_bytes: int, journaled: bool = False) -> None:
+        """`journaled`: `visible` is raised by a journal, which also has what is dropped here."""
+        self.journaled = journaled
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._frames: deque[bytes] = deque()
         self._bytes = 0
         self.last_seq = 0  #: of the newest event there ever was
+        self.visible = 0  #: of the newest event that clients may be given
 
     @property
     def first_seq(self) -> int:
@@ -47,11 +53,27 @@ class ReplayBuffer:
         self._frames.append(frame)
         self._bytes += len(frame)
         self.last_seq += 1
+        if not self.journaled:
+            self.visible = self.last_seq
         while len(self._frames) > 1 and (
             len(self._frames) > self._max_events or self._bytes > self._max_bytes
         ):
             self._drop_oldest()
         return self.last_seq
+
+    def restore(self, frames: Iterable[bytes], last_seq: int) -> None:
+        """As it was: these are the newest events up to `last_seq`, and all of them were visible."""
+        self.last_seq = last_seq
+        self._frames = deque(frames)
+        self._bytes = sum(map(len, self._frames))
+        self.visible = last_seq
+
+    def jump(self, seq: int) -> None:
+        """The next event comes after `seq`; none between is there."""
+        self.restore((), seq)
+
+    def held(self) -> Iterable[tuple[int, bytes]]:
+        return enumerate(self._frames, start=self.first_seq)
 
     def get(self, seq: int) -> bytes:
         """Raises `IndexError` for an event that is not held."""
@@ -69,6 +91,10 @@ class ReplayBuffer:
         most = self.bytes_held - size
         while len(self._frames) > 1 and self.bytes_held > most:
             self._drop_oldest()
+
+    def has_room(self, size: int) -> bool:
+        """Whether one more event of `size` bytes pushes out none."""
+        return len(self._frames) < self._max_events and self._bytes + size <= self._max_bytes
 
     def would_lose(self, needed_from: int, size: int = 0) -> bool:
         """Whether one more event of `size` bytes would push out one from `needed_from` on."""
@@ -93,6 +119,15 @@ class Gap:
     last: int
 
 
+class Behind(Enum):
+    """The next event is not in memory any more: it is to be read from the journal, see `Reader.fill`."""
+
+    BEHIND = "behind"
+
+
+BEHIND = Behind.BEHIND
+
+
 @define(eq=False)
 class Reader:
     """How far one connection is in one session's events."""
@@ -101,29 +136,60 @@ class Reader:
     sent: int  #: the last event handed to the connection
     acked: int = 0
     acks: bool = False  #: it acknowledges, so what it has not acknowledged may be lost on the way
+    _older: deque[tuple[int, bytes]] = field(factory=deque, init=False)  # from there
 
-    def next(self) -> bytes | Gap | None:
+    def next(self) -> bytes | Gap | Behind | None:
         """The next event to send, or the gap before it, or None when there is nothing new."""
-        if self.sent >= self.buffer.last_seq:
+        if self.sent >= self.buffer.visible:
             return None
-        if (missed := self.gap()) is not None:
-            return missed
-        self.sent += 1
-        return self.buffer.get(self.sent)
+        if self.sent + 1 >= self.buffer.first_seq:
+            self.sent += 1
+            return self.buffer.get(self.sent)
+        return self._next_older() if self.buffer.journaled else self.gap()
+
+    def _next_older(self) -> bytes | Gap | Behind:
+        if not self._older:
+            return BEHIND
+        seq, frame = self._older[0]
+        if seq > self.sent + 1:
+            return self._skip(seq - 1)
+        self._older.popleft()
+        self.sent = seq
+        return frame
+
+    def fill(self, frames: Sequence[tuple[int, bytes]], asked_to: int) -> Gap | None:
+        """What the journal has of the events after `sent`, up to `asked_to`; the gap where it has none."""
+        self._older = deque(frames)
+        return None if frames else self._skip(asked_to)
 
     def gap(self) -> Gap | None:
         """The events that it has not been sent and that are gone; reported once."""
-        if self.sent + 1 >= self.buffer.first_seq:
+        if self.buffer.journaled or self.sent + 1 >= self.buffer.first_seq:
             return None
-        missed = Gap(self.sent + 1, self.buffer.first_seq - 1)
-        self.sent = missed.last
+        return self._skip(self.buffer.first_seq - 1)
+
+    def _skip(self, to: int) -> Gap:
+        missed = Gap(self.sent + 1, to)
+        self.sent = to
         return missed
 
-    def ack(self, seq: int) -> None:
-        """The client has all up to `seq`. More than was sent to it cannot be."""
+    def ack(self, seq: int, others: Iterable[Reader] = ()) -> None:
+        """The client has all up to `seq`. More than was sent to it cannot be.
+
+        The buffer forgets what the `others`, who read the same session, do not need either.
+        """
         self.acks = True
         self.acked = max(self.acked, min(seq, self.sent))
-        self.buffer.forget(self.acked)
+        self.buffer.forget(min((self.acked, *(other.needed_from - 1 for other in others))))
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has been sent all that there is, also what is not visible yet."""
+        return self.sent >= self.buffer.last_seq
+
+    @property
+    def bytes_held(self) -> int:
+        return sum(len(frame) + _FRAME_BYTES for _, frame in self._older)
 
     @property
     def needed_from(self) -> int:

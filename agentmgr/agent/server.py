@@ -18,7 +18,8 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 
 from ..boundary import Failure, contain, report
 from ..core.proof import CONNECTION_HEADER, DRAIN_PATH, HEALTH_PATH, IDENTITY_HEADER
-from ..protocol import BEARER, FAILED, NORMAL, EndReason
+from ..core.request import ClientRequest
+from ..protocol import BEARER, COME_BACK, FAILED, NORMAL
 from ..websocket.head import HeadReader, RequestHead, check_upgrade, upgrade_request
 from ..websocket.refusal import JSON, Refusal, RefusalCode, http_response
 from ..websocket.sockets import tune
@@ -78,10 +79,10 @@ class AgentServer:
                 )
 
     def go_away(self) -> None:
-        """Takes no more connections and ends the sessions; the close code asks clients to come back."""
+        """Takes no more connections and gives the sessions up; the close code asks clients to come back."""
         self._going_away = True
         self._accepting.cancel()
-        self._sessions.end_all(EndReason.RESTART)
+        self._sessions.leave_all()
         for close in list(self._closers):
             close()
 
@@ -113,22 +114,26 @@ class AgentServer:
                         if not is_probe:
                             raise
                         gateway, stranger = False, True
+                    head = believed(request, gateway=gateway)
+                    client = _client_of(head, stream, gateway=gateway)
+                    if not is_probe:
+                        await self._check_session(request, client)
             except Refusal as refusal:
                 with trio.move_on_after(CLOSE_TIMEOUT_S):
                     await stream.send_all(refusal.response)
                     await part(stream)
                 return
-        head = believed(request, gateway=gateway)
+        farewell: tuple[int, str | None] = NORMAL, None
         async with trio.open_nursery() as nursery:  # trio-websocket's reader lives here
             link_stream, websocket = await self._accept(nursery, stream, head, rest)
             if is_probe:
                 await self._serve_probe(websocket, await self._report(request, stranger=stranger))
             else:
-                client = _client_of(head, stream, gateway=gateway)
-                await self._serve_client(link_stream, websocket, client, _link_id(client))
+                farewell = await self._serve_client(link_stream, websocket, client, _link_id(client))
             with trio.move_on_after(CLOSE_TIMEOUT_S):
-                leaving = self._going_away or self._drain.on
-                await websocket.aclose(*(self._drain.farewell if leaving else (NORMAL, None)))
+                if self._going_away or self._drain.on:
+                    farewell = self._drain.farewell
+                await websocket.aclose(*farewell)
             nursery.cancel_scope.cancel()
 
     async def _next_upgrade(self, stream: trio.SocketStream) -> tuple[RequestHead, bytes] | None:
@@ -175,10 +180,11 @@ class AgentServer:
 
     async def _serve_client(
         self, link_stream: LinkStream, websocket: WebSocketConnection, client: Client, link_id: str
-    ) -> None:
+    ) -> tuple[int, str | None]:
+        """Returns code and reason of the close frame."""
         if isinstance(self._agent, RawAgent):
             await self._serve_raw(self._agent, websocket)
-            return
+            return NORMAL, None
         link = ClientLink(
             link_stream,
             websocket,
@@ -190,6 +196,16 @@ class AgentServer:
         )
         with self._closed_by(link.close), self._drain.counting(link):
             await link.run()
+        if link.must_reconnect:
+            return COME_BACK, "another instance goes on with the session; come back"
+        return NORMAL, None
+
+    async def _check_session(self, request: RequestHead, client: Client) -> None:
+        """Takes up the session that a handshake names. Raises `Refusal`: another instance holds it."""
+        named = ClientRequest(path=request.target, headers=client.headers).session_id
+        problem = None if named is None else await self._sessions.is_elsewhere(named, client)
+        if problem is not None:
+            raise Refusal(421, RefusalCode.SESSION_ELSEWHERE, str(problem), details=problem.details)
 
     async def _serve_raw(self, agent: RawAgent, websocket: WebSocketConnection) -> None:
         with trio.CancelScope() as scope, self._closed_by(scope.cancel):

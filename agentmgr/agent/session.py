@@ -1,7 +1,8 @@
 """A session: one conversation with one client, which outlives that client's connections.
 
 It runs the client's messages as turns, one after another. What the agent says is numbered and kept in a
-`ReplayBuffer`; the connection that serves the session, if there is one just now, reads from there.
+`ReplayBuffer`; the connections that read the session, if there are any just now, read from there. One that is
+durable hands all that happens to its `Keeping`, and clients are given an event when that has committed it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -18,22 +20,23 @@ from attrs import Factory, define, evolve
 
 from .. import protocol
 from ..boundary import Failure, attempt, contain, name_of, report
-from ..models.choices import OnDisconnect, WhenBusy
-from ..protocol import EndReason, ErrorCode
-from . import history
+from ..journal.journal import Held, SessionJournal
+from ..models.choices import OnCrash, OnDisconnect, WhenBusy
+from ..protocol import EndReason, ErrorCode, NoticeCode, TurnCode
+from . import history, restoring
 from .budget import Budget, Offer
-from .events import Event, as_event, encode, numbered
+from .events import Event, as_event, compact, expand
 from .incoming import BadInput
-from .limits import MAX_QUEUED, QUEUE_BYTES, REMEMBERED_STEPS, SESSION_BYTES, SessionLimits
+from .keeping import Keeping, NotDurable, tokens
+from .limits import MAX_JUMP, MAX_QUEUED, QUEUE_BYTES, REMEMBERED_STEPS, SESSION_BYTES, SessionLimits
 from .message import Client, Decision, Message
-from .replay import Reader, ReplayBuffer
+from .readers import Link, Readers
+from .replay import Gap, Reader, ReplayBuffer
 from .turn import Turn
 from .weight import weigh
 
-ACK_PATIENCE_S = 5.0
-STALL_S = 30.0
-"""How long a turn waits for a connected client that does not read; then it goes on, and there is a gap."""
 HOOK_TIMEOUT_S = 5.0
+ENVELOPE_BYTES = 512  #: what an event has beside its content, at most
 EMITS_PER_TURN = 16
 """Events an agent may say in a row before other tasks have their turn."""
 
@@ -44,6 +47,8 @@ class Agent(Protocol):
     async def on_session_start(self, session: Session) -> None: ...
     async def on_message(self, session: Session, message: Message) -> Any: ...
     async def on_session_end(self, session: Session) -> None: ...
+    async def export_memory(self, session: Session) -> str | None: ...
+    async def import_memory(self, session: Session, text: str) -> None: ...
     def explain(self, error: BaseException) -> str | None: ...
 
 
@@ -63,35 +68,82 @@ class Session:
         client: Client,
         limits: SessionLimits,
         budget: Budget,
+        *,
+        name: str | None = None,
         on_rest: Callable[[], None],
     ) -> None:
         """`on_rest` is called when a turn is over."""
         self.id = session_id  # whoever knows it may take up an anonymous session
+        self.name = name
         self.state: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []  #: turns before this one: `role` and `content`
         self.forgotten = 0  #: entries of the history that made room for newer ones
+        self.restored = False  #: it was in memory before, here or in another process, and came back
         self.client = client
         self.owner = client.identity
         self.limits = limits
         self.buffer = ReplayBuffer(max_events=limits.buffer_events, max_bytes=limits.buffer_bytes)
+        self.input_tokens = self.output_tokens = 0
         self.last_used = trio.current_time()
-        self.ended = False
-        self.end_reason = EndReason.TIMEOUT
+        self.last_turn = 0
+        self.ended = False  #: no event comes any more
+        self.end_reason: EndReason | None = EndReason.TIMEOUT  #: None: it goes on, later or elsewhere
+        self.broken: str | None = None  #: why its author's code could not take it up
+        self.gone = trio.Event()
         self._agent = agent
-        self._event_prefix = f"evt_{secrets.token_hex(4)}"
         self._life = trio.CancelScope()
         self._turns: deque[Turn] = deque()  # the first of them runs
         self._arrival = trio.Event()
         self._steps: deque[int] = deque(maxlen=REMEMBERED_STEPS)  # hashes: an id may be long
         self._questions: dict[str, _Question] = {}
-        self._reader: Reader | None = None
+        self._keeping: Keeping | None = None
+        self._lost = False  # another instance holds it
+        self._readers = Readers(self.buffer)
         self._on_rest = on_rest
-        self._news: Callable[[], None] = _no_link
-        self._on_taken: Callable[[], None] = _no_link
-        self._read = trio.lowlevel.ParkingLot()
         self._budget, self._share = budget, budget.share(self._give_up)
         self._history_bytes = 0
         self._client_bytes = weigh(dict(client.headers))
+        self.account()
+
+    def seed(self, entries: list[history.Entry]) -> None:
+        """The history that it begins with."""
+        self.history = entries
+        self.forgotten, self._history_bytes = history.trim(self.history)
+        self.account()
+
+    def keep(self, held: Held, journal: SessionJournal, notes: NotDurable) -> None:
+        """From now on it is durable."""
+        self.buffer.journaled = True
+        self.end_reason = None
+        self._keeping = Keeping(self, held, journal, notes)
+        self._keeping.knows(self.history)
+
+    async def restore(self, held: Held, journal: SessionJournal, notes: NotDurable) -> None:
+        """Makes it what the journal has of it, before it runs."""
+        record, found = held.loaded.record, restoring.read(held.loaded, self.limits)
+        self.restored = True
+        self.state, self.history, self.forgotten = found.state, found.history, found.forgotten
+        self._history_bytes = found.history_bytes
+        self.last_turn = record.last_turn
+        self.input_tokens, self.output_tokens = record.input_tokens, record.output_tokens
+        self.buffer.restore(found.frames, record.last_seq)
+        self._steps.extend(hash(step_id) for step_id in found.steps)
+        self.keep(held, journal, notes)
+        assert self._keeping is not None
+        for question in held.loaded.questions:
+            self._keeping.answered(question.step_id)
+        for turn in found.turns:
+            if turn.lost:
+                restoring.streamed_before(turn, await self._keeping.said_in(turn, found.frames))
+            self._turns.append(turn)
+        self._arrival.set()
+        if self._turns and self._turns[0].attempts and not self._turns[0].lost:
+            said = "the instance died in this turn, which runs again: what was streamed before does not count"
+            self.publish(Event(protocol.NOTICE, {"code": NoticeCode.TURN_RESTARTED, "message": said}))
+        if self.limits.on_disconnect is OnDisconnect.CANCEL:
+            for turn in self._turns:
+                turn.scope.deadline = trio.current_time() + self.limits.disconnect_grace
+        self._used()
         self.account()
 
     def __repr__(self) -> str:
@@ -130,49 +182,69 @@ class Session:
         question = self._questions[step_id] = _Question()
         content = {"tool": tool, "args": args, "message": message, "timeout_s": timeout_s}
         try:
+            if self._keeping is not None:
+                self._keeping.asked(step_id, content)
             await self.emit(protocol.USER_CONFIRM, content, step_id=step_id)
             with trio.move_on_after(timeout_s):
                 await question.answered.wait()
         finally:
             self._questions.pop(step_id, None)
+            if self._keeping is not None:
+                self._keeping.answered(step_id)
         return question.decision
 
     # For the connection.
 
     @property
     def connected(self) -> bool:
-        return self._reader is not None
+        return bool(self._readers)
 
     @property
     def busy(self) -> bool:
         return bool(self._turns)
 
     @property
+    def at_rest(self) -> bool:
+        """Whether nothing goes on in it, and all that it said may be read."""
+        return not self._turns and self.buffer.visible == self.buffer.last_seq
+
+    @property
+    def durable(self) -> bool:
+        return self._keeping is not None
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is about to leave memory."""
+        return self._life.cancel_called
+
+    @property
     def asking(self) -> str | None:
         """The `step_id` of the oldest question that waits for its answer."""
         return next(iter(self._questions), None)
 
-    def attach(
-        self, client: Client, after: int, *, news: Callable[[], None], on_taken: Callable[[], None]
-    ) -> Reader:
-        """Gives the session to a connection, from the event after `after` on; another one loses it."""
-        if self._reader is not None:
-            self._on_taken()
+    @property
+    def unfinished(self) -> list[Turn]:
+        return [turn for turn in self._turns if turn.ended_by is None]
+
+    def attach(self, link: Link, client: Client, after: int, *, exclusive: bool = False) -> Reader:
+        """Has a connection read it, from the event after `after` on; if `exclusive`, no other one."""
+        others = self._readers.links if exclusive else []
         self.client, self._client_bytes = client, weigh(dict(client.headers))
-        self._reader = Reader(self.buffer, sent=min(after, self.buffer.last_seq))
-        self._news, self._on_taken = news, on_taken
+        if self.durable and 0 < after - self.buffer.last_seq <= MAX_JUMP:
+            # The host before could not write, and sent more than the journal has: no number is used again.
+            self.buffer.jump(after)
+        reader = self._readers.add(link, after)
+        for other in others:
+            other.lose(self)
         for turn in self._turns:
             turn.scope.deadline = math.inf
         self._used()
-        return self._reader
+        return reader
 
     def detach(self, reader: Reader) -> None:
-        """The connection is gone. What becomes of a running turn is the service's choice."""
-        if self._reader is not reader:
+        """A connection is gone. What becomes of a running turn without one is the service's choice."""
+        if not self._readers.remove(reader) or self._readers:
             return
-        self._reader = None
-        self._news = self._on_taken = _no_link
-        self._read.unpark_all()
         if self.limits.on_disconnect is OnDisconnect.CANCEL:
             for turn in self._turns:
                 turn.scope.deadline = trio.current_time() + self.limits.disconnect_grace
@@ -180,16 +252,30 @@ class Session:
         self.account()
 
     def progressed(self) -> None:
-        """The connection has read or acknowledged something: a waiting turn may go on."""
-        self._read.unpark_all()
+        """A connection has read something: a waiting turn may go on."""
+        self._readers.moved()
         if not self._turns:
             self._offer()  # the replay of what it has read
+
+    def ack(self, reader: Reader, seq: int) -> None:
+        """A client has all up to `seq`."""
+        self._readers.ack(reader, seq)
+        self.progressed()
+
+    async def fill(self, reader: Reader) -> Gap | None:
+        """Gives a reader what is not in memory any more; the gap where the journal has nothing either."""
+        assert self._keeping is not None
+        gap = await self._keeping.fill(reader)
+        self.account()
+        return gap
 
     def accept(self, message: Message, step_id: str | None, size: int) -> None:
         """Takes a message, whose content takes `size` bytes, as the next turn.
 
-        Raises `BadInput`: `busy`, `queue_full`, `host_full`, `duplicate`.
+        Raises `BadInput`: `busy`, `queue_full`, `host_full`, `duplicate`, `session_unreachable`.
         """
+        if self.durable and self.leaving:
+            raise BadInput(ErrorCode.SESSION_UNREACHABLE, "the session leaves this instance; connect again")
         size += sys.getsizeof(message)
         if step_id is not None and hash(step_id) in self._steps:
             raise BadInput(ErrorCode.DUPLICATE, "a message with this step_id was taken before")
@@ -203,7 +289,12 @@ class Session:
         if self._turns and self.limits.when_busy is WhenBusy.INTERRUPT:
             self.cancel("a newer message")
         self._steps.append(hash(step_id or ""))
-        self._turns.append(Turn(message, step_id or f"turn_{secrets.token_hex(8)}", size))
+        self.last_turn += 1
+        turn = Turn(message, step_id or f"turn_{secrets.token_hex(8)}", size, self.last_turn)
+        self._turns.append(turn)
+        if self._keeping is not None:
+            turn.accepted_at = time.time()
+            self._keeping.accepted(turn)
         self._arrival.set()
         self._used()
         self.account()
@@ -214,7 +305,7 @@ class Session:
         False when it does not run.
         """
         turn = self._turns[0] if self._turns else None
-        if turn is None or turn.ended_by is not None or step_id not in (None, turn.step_id):
+        if turn is None or turn.is_over or step_id not in (None, turn.step_id):
             return False
         self.publish(Event(protocol.INTERRUPTED, {"reason": reason}))
         turn.scope.cancel()
@@ -235,29 +326,49 @@ class Session:
     def snapshot(self) -> dict[str, Any]:
         """What `user.request_state` shows."""
         shown = history.show(self.state, self.history, self.forgotten)
-        return {**shown, "last_seq": self.buffer.last_seq, "busy": self.busy}
+        return {**shown, "last_seq": self.buffer.visible, "busy": self.busy}
 
     # Its life.
 
     async def run(self) -> None:
-        """Turn after turn, until it was without a connection for `session_timeout`, or `end` is called."""
+        """Turn after turn, until `end` or `leave` is called, or it is not used for so long as limits say."""
         with self._life:
             failed = await contain(self._run_turns)
             if isinstance(failed, Failure):
-                self.publish(self._error(failed))
-                self.end_reason = EndReason.FAILED
+                error = self._error(failed)
+                if self.restored:  # it can go on when the agent's fault is mended
+                    self.broken = error.content["message"]
+                    self._send_clients_back()
+                else:
+                    self.publish(error)
+                    self.end_reason = EndReason.FAILED
+        self._life.cancel()
         self._turns.clear()
-        self.ended = True
-        self._offer()
-        self.publish(Event(protocol.SESSION_END, {"reason": self.end_reason}))
+        if self.end_reason is not None:
+            self.ended = True
+            self._offer()
+            self.publish(Event(protocol.SESSION_END, {"reason": self.end_reason}))
         with trio.move_on_after(HOOK_TIMEOUT_S, shield=True):
             ended = await contain(lambda: self._agent.on_session_end(self))
             if isinstance(ended, Failure):
                 report("on_session_end failed", ended.error)
+        if self._keeping is not None:
+            with trio.move_on_after(HOOK_TIMEOUT_S, shield=True):
+                if self.end_reason is None:
+                    self._keeping.look(self.state, None)
+                await self._keeping.release()
+        self.ended = True
+        self._readers.wake()
+        self.account()
+        self.gone.set()
 
     async def _run_turns(self) -> None:
         """Until cancelled. Raises what `on_session_start` does."""
         await self._agent.on_session_start(self)
+        if self._keeping is not None and (memory := self._keeping.memory) is not None:
+            read = await contain(lambda: self._agent.import_memory(self, memory))
+            if isinstance(read, Failure):
+                report("import_memory failed: the agent does not remember the turns before", read.error)
         while True:
             while not self._turns:
                 self._arrival = trio.Event()
@@ -267,13 +378,47 @@ class Session:
             self._turns.popleft()
             self._used()
             self.account()
-            self._news()  # also where the event that ends the turn was sent long before
+            self._readers.wake()  # also where the event that ends the turn was sent long before
             self._on_rest()
 
     def end(self, reason: EndReason) -> None:
         """Ends the session and the turn that runs; the client gets an `agent.session_end` with the reason."""
         self.end_reason = reason
         self._life.cancel()
+
+    def leave(self) -> None:
+        """Ends this copy, because its process ends or needs the room; one that is in memory only ends.
+
+        A turn that runs does not go on. Messages that wait are answered where the session is taken up.
+        """
+        if not self.durable:
+            self.end(EndReason.RESTART)
+            return
+        turn = self._turns[0] if self._turns else None
+        if turn is not None and turn.attempts and not turn.is_over and not self.leaving:
+            if self.limits.on_crash is OnCrash.RETRY:
+                turn.left = True
+            else:
+                reason = "the service was stopped or restarted, and did not wait longer for this turn"
+                content = {"reason": reason, "code": TurnCode.SERVICE_STOPPED}
+                self.publish(Event(protocol.INTERRUPTED, content))
+        self._life.cancel()
+
+    def lose(self) -> None:
+        """Another instance holds it now: nothing that is said here counts."""
+        self._lost = True
+        self._send_clients_back()
+        self._life.cancel()
+
+    def _send_clients_back(self) -> None:
+        for link in self._readers.links:
+            link.must_come_back()
+
+    def show(self, seq: int) -> None:
+        """All events up to `seq` are committed."""
+        self.buffer.visible = max(self.buffer.visible, seq)
+        self._readers.wake()
+        self._readers.moved()
 
     async def _take(self, turn: Turn) -> None:
         """One turn; it ends with exactly one event, whatever the author's code does."""
@@ -282,18 +427,45 @@ class Session:
         end = await contain(lambda: self._work_on(turn))
         if isinstance(end, Failure):
             end = self._error(end)
+        if self._keeping is not None:
+            end = await self._keep_of(turn, end, self._keeping)
         said = await contain(lambda: self._say(end))
         if isinstance(said, Failure):  # an answer that JSON cannot say
             await self._say(self._error(said))
+        if self._keeping is not None:
+            self._keeping.flush()
+
+    async def _keep_of(self, turn: Turn, end: Event, keeping: Keeping) -> Event:
+        """Has what the author and a framework keep committed with the turn's end, which it returns."""
+        memory: str | None = None
+        with trio.move_on_after(HOOK_TIMEOUT_S):
+            exported = await contain(lambda: self._agent.export_memory(self))
+            if isinstance(exported, Failure):
+                report("export_memory failed", exported.error)
+            else:
+                memory = exported
+        too_large = keeping.look(self.state, memory)
+        if too_large is None:
+            return end
+        attempt(lambda: keeping.put_back(self.state))
+        return Event(protocol.AGENT_ERROR, {"code": TurnCode.STATE_TOO_LARGE, "message": too_large})
 
     async def _work_on(self, turn: Turn) -> Event:
         """The event that ends the turn."""
         if turn.given_up:
             reason = "the host needed its room while the client was away"
             return Event(protocol.INTERRUPTED, {"reason": reason})
+        if turn.lost:
+            said = "the instance died in this turn; what it had done by then may not be all that was streamed"
+            return Event(protocol.AGENT_ERROR, {"code": TurnCode.INSTANCE_LOST, "message": said})
         with turn.scope:
             if turn.scope.cancel_called:  # it waited for longer than its client may be away
                 return Event(protocol.INTERRUPTED, {"reason": "the client went away"})
+            turn.attempts += 1
+            turn.message.attempt = turn.attempts
+            if self._keeping is not None:
+                turn.started_at = time.time()
+                self._keeping.started(turn)
             limit = self.limits.turn_timeout or math.inf
             with trio.move_on_after(limit) as clock:
                 answer = await contain(lambda: self._agent.on_message(self, turn.message))
@@ -308,49 +480,73 @@ class Session:
                 return Event(protocol.TIMEOUT, {"timeout_s": limit})
         return Event(protocol.INTERRUPTED, {"reason": "the client went away"})
 
-    def _remember(self, turn: Turn, end: Event) -> None:
-        if not turn.given_up:
-            forgotten, self._history_bytes = history.remember(self.history, turn, end)
-            self.forgotten += forgotten
-
     async def _say(self, event: Event) -> None:
-        text = self._encode(event)
-        if self._reader is not None and self.buffer.would_lose(self._reader.needed_from, len(text)):
-            await self._wait_for_client(len(text))
-        self._append(event, text)
+        line = self._line(event)
+        size = len(line) + ENVELOPE_BYTES
+        if self._readers.must_wait(size):
+            await self._readers.wait_for_room(size)
+        self._append(event, line)
 
     def publish(self, event: Event) -> None:
         """Says something at once, though a client that is far behind may miss what came before it."""
-        self._append(event, self._encode(event))
+        self._append(event, self._line(event))
 
-    def _encode(self, event: Event) -> bytes:
+    def _line(self, event: Event) -> bytes:
         turn = self._turns[0] if self._turns else None
         if turn is not None and event.event in protocol.TURN_ENDS:
             event = evolve(event, step_id=turn.step_id)  # how a client knows which of its messages it ends
-        return encode(event, session_id=self.id, step_id=turn.step_id if turn else None)
+        return compact(event, session_id=self.id, step_id=turn.step_id if turn else None)
 
-    def _append(self, event: Event, text: bytes) -> None:
-        """Numbers an event, keeps it, and wakes the connection. A turn that has ended says no more."""
+    def _append(self, event: Event, line: bytes) -> None:
+        """Numbers an event, keeps it, and wakes the connections. A turn that has ended says no more."""
         turn = self._turns[0] if self._turns else None
-        if turn is not None and turn.ended_by is not None:
+        if self._lost or (turn is not None and turn.is_over):
             return
         seq = self.buffer.last_seq + 1
-        self.buffer.append(numbered(text, seq, f"{self._event_prefix}-{seq}"))
-        if turn is not None:
-            if event.event == protocol.PARTIAL_ANSWER and isinstance(event.content, str):
+        step_id = turn.step_id if turn is not None else None
+        self.buffer.append(expand(line, seq, session_id=self.id, step_id=step_id))
+        name = event.event
+        if name == protocol.USAGE:
+            more = tokens(event.content)
+            self.input_tokens, self.output_tokens = self.input_tokens + more[0], self.output_tokens + more[1]
+        if turn is not None and name in protocol.TURN_ENDS:
+            turn.ended_by = name
+            answer = self._remember(turn, event)
+            if self._keeping is not None:
+                self._keeping.ended_turn(seq, turn, line, answer)
+        else:
+            if turn is not None and name == protocol.PARTIAL_ANSWER and isinstance(event.content, str):
                 turn.stream(event.content)
-            elif event.event in protocol.TURN_ENDS:
-                turn.ended_by = event.event
-                # `history` is the author's to change, and so need not be a list any more.
-                remembered = attempt(lambda: self._remember(turn, event))
-                if isinstance(remembered, Failure):
-                    report("session.history cannot be added to", remembered.error)
+            if self._keeping is not None:
+                self._keeping.said(seq, turn, event, line, last=self.ended)
         self.account()
         if not self._budget.make_room():
             # What an agent says cannot be refused: what it said before makes room.
             self.buffer.give_up(self._budget.used - self._budget.limit)
             self.account()
-        self._news()
+        self._readers.wake()
+
+    def _remember(self, turn: Turn, end: Event) -> history.Entry | None:
+        """Adds a turn to the history. Returns the entry of its answer, if there is one."""
+        if turn.given_up:
+            return None
+        added = history.entries(turn, end)
+        # `history` is the author's to change, and so need not be a list any more.
+        remembered = attempt(lambda: self._add(added, turn))
+        if isinstance(remembered, Failure):
+            report("session.history cannot be added to", remembered.error)
+        return added[1] if len(added) > 1 else None
+
+    def _add(self, added: list[history.Entry], turn: Turn) -> None:
+        changed = self._keeping is not None and self._keeping.is_changed(self.history)
+        self.history += added
+        forgotten, self._history_bytes = history.trim(self.history)
+        self.forgotten += forgotten
+        if self._keeping is not None:
+            if changed:
+                self._keeping.keep_history(self.history, turn.number)
+            else:
+                self._keeping.added(added, forgotten)
 
     def _error(self, failure: Failure) -> Event:
         error_id, name = f"err_{secrets.token_hex(6)}", name_of(failure.error)
@@ -361,25 +557,12 @@ class Session:
         text = f"the agent failed with {name}; {why}"
         return Event(protocol.AGENT_ERROR, {"error_id": error_id, "type": name, "message": text})
 
-    async def _wait_for_client(self, size: int) -> None:
-        # First for its acknowledgements, if it gives any: what is on the way could still get lost. One that
-        # is late with them is then taken to have received what it was sent, which is likely and not certain.
-        with trio.move_on_after(ACK_PATIENCE_S) as patience:
-            await self._wait_for_room(size)
-        if patience.cancelled_caught and self._reader is not None:
-            self._reader.acks = False
-            with trio.move_on_after(STALL_S):
-                await self._wait_for_room(size)
-
-    async def _wait_for_room(self, size: int) -> None:
-        while self._reader is not None and self.buffer.would_lose(self._reader.needed_from, size):
-            await self._read.park()
-
     def _used(self) -> None:
         """Resets the clock that runs while no client is connected and no turn runs."""
         self.last_used = trio.current_time()
-        idle = self._reader is None and not self._turns and self.limits.session_timeout
-        self._life.deadline = self.last_used + self.limits.session_timeout if idle else math.inf
+        patience = self.limits.session_idle if self.durable else self.limits.session_timeout
+        idle = not self._readers and not self._turns and patience
+        self._life.deadline = self.last_used + patience if idle else math.inf
         self._offer()
 
     # What it holds.
@@ -387,8 +570,10 @@ class Session:
     def account(self) -> None:
         """Says what it holds now; nothing once it has ended and its last event is read."""
         held = 0
-        if not self.ended or self._reader is not None:
+        if not self.ended or self._readers:
             held = SESSION_BYTES + self._client_bytes + self._history_bytes + self.buffer.bytes_held
+            if self.buffer.journaled:
+                held += self._readers.bytes_held
             held += sum(turn.bytes_held for turn in self._turns)
         self._share.hold(held)
 
@@ -396,18 +581,22 @@ class Session:
         if self.ended:
             offer = None
         elif self._turns:
-            offer = Offer.WAITING if self._reader is None and len(self._turns) > 1 else None
+            offer = Offer.WAITING if not self._readers and len(self._turns) > 1 else None
         else:
-            offer = Offer.ABSENT if self._reader is None else Offer.DELIVERED
+            offer = Offer.DELIVERED if self._readers else Offer.ABSENT
         self._share.offer(offer)
 
     def _give_up(self) -> None:
         """What it offers, as far as there is any."""
-        if self._reader is not None:
-            self.buffer.forget(self._reader.needed_from - 1)
+        if self._readers:
+            self.buffer.forget(min(reader.needed_from for reader in self._readers) - 1)
         elif self._turns:
             for turn in list(self._turns)[1:]:
                 turn.give_up()
+        elif self.durable:
+            self.leave()  # it is in the journal
+            self._history_bytes = 0
+            self.buffer.forget(self.buffer.last_seq)
         else:
             self.buffer.forget(self.buffer.last_seq)
             attempt(self._forget_history)
@@ -417,7 +606,3 @@ class Session:
         self.forgotten += len(self.history)
         self._history_bytes = 0
         self.history.clear()
-
-
-def _no_link() -> None:
-    """Stands in for the callbacks of a link."""

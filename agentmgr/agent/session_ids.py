@@ -27,15 +27,15 @@ def no_session(reason: LossReason, message: str = "") -> BadInput:
 
 
 def how_it_ended(session: Session) -> LossReason:
-    return _REASON_OF_END.get(session.end_reason, LossReason.ENDED)
+    return _REASON_OF_END.get(session.end_reason or EndReason.RESTART, LossReason.ENDED)
 
 
 class SessionIds:
     """Makes ids, and remembers the latest of those whose sessions have ended.
 
     An id names the instance that holds the session: a gateway finds the way back without having to remember.
-    It also has a mark of the process that made it. An instance keeps its id over its restarts, and its
-    sessions do not live on.
+    It also has a mark of the process that made it: an instance keeps its id over its restarts, and sessions
+    that are in memory only do not live on.
     """
 
     def __init__(self, instance_id: str) -> None:
@@ -50,9 +50,18 @@ class SessionIds:
         if len(self._ends) > MAX_REMEMBERED_ENDS:
             self._ends.popitem(last=False)
 
-    def missing(self, session_id: str, owner: str | None) -> BadInput:
-        """What to tell the client `owner` that names it; of another owner's session, nothing but this."""
+    @staticmethod
+    def may_be(session_id: str) -> bool:
+        """Whether one of our instances can have made it."""
+        return _OURS.fullmatch(session_id) is not None
+
+    def missing(self, session_id: str, owner: str | None, *, durable: bool) -> BadInput:
+        """What to tell the client `owner` that names it; of another owner's session, nothing but this.
+
+        `durable`: a journal was asked too.
+        """
         if session_id.endswith(self._end):
             its_owner, reason = self._ends.get(session_id, (owner, LossReason.UNKNOWN))
             return no_session(reason if owner == its_owner else LossReason.UNKNOWN)
-        return no_session(LossReason.INSTANCE_LOST if _OURS.fullmatch(session_id) else LossReason.UNKNOWN)
+        lost = self.may_be(session_id) and not durable
+        return no_session(LossReason.INSTANCE_LOST if lost else LossReason.UNKNOWN)

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 LOCK, REVOKED = ".lock", ".revoked"
 
@@ -48,11 +48,6 @@ def lives(directory: Path, holder: str) -> bool:
 def may_hold(directory: Path, holder: str) -> bool:
     """Whether its process lives, and no manager has decided against it. Raises OSError."""
     return lives(directory, holder) and not _file(directory, holder, REVOKED).exists()
-
-
-def all_living(directory: Path) -> list[str]:
-    """Those whose processes live. Raises OSError."""
-    return [unquote(path.stem) for path in directory.glob(f"*{LOCK}") if _is_locked(path)]
 
 
 def revoke(directory: Path, instance_id: str) -> None:

@@ -25,7 +25,7 @@ CHECKPOINT_PAGES = 4000  #: 16 MB: pages that change often, as those of an index
 
 TABLES = """
 CREATE TABLE sessions (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never that of one which was erased
+    id INTEGER PRIMARY KEY,
     session_id TEXT NOT NULL UNIQUE,
     owner TEXT,
     name TEXT,
@@ -169,8 +169,7 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
-def version_of(db: sqlite3.Connection) -> int:
-    """0: it is empty. Raises `Unfit`."""
+def _prepare(db: sqlite3.Connection) -> None:
     (things,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
@@ -178,11 +177,6 @@ def version_of(db: sqlite3.Connection) -> int:
         raise Unfit("corrupt")
     if version > VERSION:
         raise Unfit("newer")
-    return int(version)
-
-
-def _prepare(db: sqlite3.Connection) -> None:
-    version = version_of(db)
     db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; later it says nothing
     db.execute("PRAGMA journal_mode = WAL")
     # A commit outlives the process. A power cut may take the last of them back, all after one moment.

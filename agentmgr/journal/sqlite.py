@@ -179,7 +179,7 @@ class SqliteJournal:
         try:
             if await self._in_thread(self._writer, self._make_ready):
                 for held in self._held:
-                    held.place.row, held.dirty = 0, True
+                    held.dirty = True
             while waiting := [held for held in self._held if held.dropping]:
                 for held in waiting:
                     held.dropping = False  # what comes from now on is not in the snapshot

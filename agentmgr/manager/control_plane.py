@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -16,6 +15,7 @@ from ..core.view import service_view
 from ..errors import ConnectionNotFound
 from ..models import Connection, DesiredStatus, Event, Instance, Service, ServiceSpec, Usage, utc_now
 from ..process.ownership import ManagerLock
+from ..process.paths import RuntimePaths
 from ..settings import Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor import Supervisor
@@ -39,7 +39,7 @@ class ControlPlane:
         lock: ManagerLock,
         nursery: trio.Nursery,
         settings: Settings,
-        log_dir: Path,
+        paths: RuntimePaths,
         *,
         supervises: bool,
     ) -> None:
@@ -61,7 +61,10 @@ class ControlPlane:
             active=lambda service_id: self._active(self.supervisor.instances(service_id)),
         )
         self.supervisor = Supervisor(
-            self.recorder, log_dir=log_dir, health_check_interval=settings.health_check_interval
+            self.recorder,
+            log_dir=paths.logs,
+            sessions_dir=paths.sessions,
+            health_check_interval=settings.health_check_interval,
         )
         self.worker_manager = WorkerManager(settings, observer=self.recorder, access=self.access)
         self.gateway = self.worker_manager.gateway

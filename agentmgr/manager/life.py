@@ -107,7 +107,7 @@ class ManagerLife:
 
         async with trio.open_nursery() as nursery:
             plane = ControlPlane(
-                store, snapshot, tokens, self.lock, nursery, self._settings, self._paths.logs,
+                store, snapshot, tokens, self.lock, nursery, self._settings, self._paths,
                 supervises=self.supervises,
             )  # fmt: skip
             try:

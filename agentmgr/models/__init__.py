@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from .checks import CheckKind as CheckKind
     from .checks import CheckMethod as CheckMethod
     from .choices import HostConfig as HostConfig
+    from .choices import OnCrash as OnCrash
     from .choices import OnDisconnect as OnDisconnect
     from .choices import Runtime as Runtime
+    from .choices import Sessions as Sessions
     from .choices import WhenBusy as WhenBusy
     from .fields import Check as Check
     from .fields import new_id as new_id
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
 # Most commands show services, and nothing else: these take 15 ms. A host takes `choices` alone.
 _NAMES = {
     "checks": "CheckKind CheckMethod",
-    "choices": "HostConfig OnDisconnect Runtime WhenBusy",
+    "choices": "HostConfig OnCrash OnDisconnect Runtime Sessions WhenBusy",
     "fields": "Check new_id utc_now",
     "latency": "Latency",
     "records": """Connection ConnectionEnd ConnectionPeak Event Fact HealthCheck InstanceRecord

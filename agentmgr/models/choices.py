@@ -35,6 +35,20 @@ class WhenBusy(StrEnum):
     INTERRUPT = "interrupt"  #: the running turn ends, the new one begins
 
 
+class Sessions(StrEnum):
+    """Where a hosted service's conversations are kept."""
+
+    DURABLE = "durable"  #: in a journal on disk: they outlive the process
+    MEMORY = "memory"
+
+
+class OnCrash(StrEnum):
+    """What becomes of a turn that ran when its instance died."""
+
+    REPORT = "report"  #: it ends with `agent.error`
+    RETRY = "retry"  #: it runs again from its message, `max_turn_attempts` times at most in all
+
+
 @frozen
 class HostConfig:
     """Which agent is hosted, and how: what a service has in common with `agentmgr serve`.
@@ -57,9 +71,22 @@ class HostConfig:
     )
     session_timeout: float = option(
         1800.0,
-        "Seconds that a hosted instance keeps a session without a connection; 0: for ever.",
+        "Seconds that a session in memory only is kept without a connection; 0: for ever.",
         between(0, 30 * DAY_S),
     )
+    session_idle: float = option(
+        60.0,
+        "Seconds without a connection and a turn until a durable session leaves memory; 0: never.",
+        between(0, 30 * DAY_S),
+    )
+    state_max_bytes: int = option(
+        2**20, "The largest `session.state` of a durable session, as JSON.", between(0, 2**30)
+    )
+    on_crash: OnCrash = option(
+        OnCrash.REPORT,
+        "What becomes of a turn whose instance died: report says so to the client, retry runs it again.",
+    )
+    max_turn_attempts: int = option(2, "How often such a turn is begun at most.", between(1, 100))
     max_message_bytes: int = option(2**20, "The largest message; 0: any size.", between(0, 2**31))
     turn_timeout: float = option(0.0, "Seconds for one answer; 0: any time.", between(0, 30 * DAY_S))
     confirm_timeout: float = option(

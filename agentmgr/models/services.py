@@ -11,7 +11,7 @@ from attrs import Factory, evolve, field, frozen
 
 from ..errors import InvalidRequest
 from .checks import HEALTH_KINDS, READY_KINDS, CheckKind, CheckMethod, check_method, shown
-from .choices import HostConfig
+from .choices import HostConfig, Sessions
 from .fields import (
     DAY_S,
     PORT,
@@ -119,6 +119,10 @@ class ServiceConfig(HostConfig):
         metavar="FILE",
     )
 
+    sessions: Sessions = option(
+        Sessions.DURABLE,
+        "Whether an agent's sessions are kept on disk, and so outlive its instances; a command's do not.",
+    )
     instances: int = option(1, "How many to run.", between(1, 1000), live=True)
     weight: int = option(1, "Its share in weighted routing.", between(1, 1000), live=True)
     max_sessions: int = option(

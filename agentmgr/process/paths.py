@@ -86,6 +86,11 @@ class RuntimePaths:
     def logs(self) -> Path:
         return self.directory / "logs"
 
+    @property
+    def sessions(self) -> Path:
+        """The journals of the services' sessions, `SERVICE_ID.db` each."""
+        return self.directory / "sessions"
+
     def check(self) -> None:
         """Raises `DatabaseUnusable` where it, or what stands beside it, can be another user's work."""
         problem = distrust(self.named, of=self.database) or distrust_database(self.database)

@@ -25,12 +25,14 @@ from .upkeep import Upkeep
 class LocalLauncher:
     """Starts processes, adopts those of an earlier manager, and ends what that manager left."""
 
-    def __init__(self, log_dir: Path) -> None:
+    def __init__(self, log_dir: Path, sessions_dir: Path | None = None) -> None:
         self._log_dir = log_dir
         self._locks = log_dir / DIRECTORY
         if InstanceTokens.found(log_dir) is None:
             drop_copied(log_dir)
-        self._shared = Shared(InstanceTokens.of(log_dir), Ports(), ProcessScan(), Upkeep(log_dir), Guard())
+        self._shared = Shared(
+            InstanceTokens.of(log_dir), Ports(), ProcessScan(), Upkeep(log_dir), Guard(), sessions_dir
+        )
 
     async def run(self) -> None:
         with closing(self._shared.guard):

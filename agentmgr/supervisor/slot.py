@@ -22,6 +22,7 @@ from ..models import (
     OnManagerDeath,
     ServiceConfig,
     ServiceSpec,
+    Sessions,
     utc_now,
 )
 from . import addresses, environment, listeners, procfs
@@ -50,6 +51,7 @@ class Shared:
     scan: ProcessScan
     upkeep: Upkeep
     guard: Guard
+    sessions_dir: Path | None = None  #: of the journals
     open: set[str] = Factory(set)  #: the ids of the instances that have a slot
     serving: dict[str, str] = Factory(dict)  #: their services' ids, of those that were seen to listen
 
@@ -286,6 +288,8 @@ class LocalSlot:
         argv += [config.agent_factory_path, "--fd", str(self._listener.fileno())]
         if lifeline_fd is not None:
             argv += ["--lifeline-fd", str(lifeline_fd)]
+        if config.sessions is Sessions.DURABLE and self._shared.sessions_dir is not None:
+            argv += ["--journal", str(self._shared.sessions_dir / f"{self._spec.service_id}.db")]
         return argv + _host_options(config)
 
 

@@ -52,7 +52,8 @@ class Supervisor:
 
     `recorder` receives all events; `NullRecorder` is a base class for one. `log_dir` is where processes write
     their output; it is required for services that are processes. It also marks them as this supervisor's: the
-    next one with the same `log_dir` ends processes that a killed program has left running.
+    next one with the same `log_dir` ends processes that a killed program has left running. `sessions_dir` is
+    where the journals of durable sessions are; without it sessions are in memory only.
     """
 
     def __init__(
@@ -60,12 +61,16 @@ class Supervisor:
         recorder: InstanceRecorder | None = None,
         *,
         log_dir: str | os.PathLike[str] | None = None,
+        sessions_dir: str | os.PathLike[str] | None = None,
         health_check_interval: float = 10.0,
         launcher: Launcher | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
         self._log_dir = None if log_dir is None else Path(log_dir)
-        self._launcher = launcher or (NoProcesses() if log_dir is None else LocalLauncher(Path(log_dir)))
+        sessions = None if sessions_dir is None else Path(sessions_dir)
+        if launcher is None:
+            launcher = NoProcesses() if log_dir is None else LocalLauncher(Path(log_dir), sessions)
+        self._launcher = launcher
         self._services: dict[str, Service] = {}  # in the order of their starts
         self._context = SupervisorContext(
             recorder=RetryingRecorder(recorder or NullRecorder()),

@@ -24,6 +24,7 @@ from ..agent.runtime import open_runtime
 from ..agent.server import AgentServer
 from ..agent.session_registry import SessionRegistry
 from ..client.transport import with_connection
+from ..journal.journal import SessionJournal
 from ..models import Runtime
 from ..websocket.sockets import Dial
 from .memory_network import MemoryListener
@@ -59,12 +60,15 @@ async def hosted(
     door: Door | None = None,
     make: Callable[[], Any] | None = None,
     host_bytes: int = HOST_BYTES,
+    journal: SessionJournal | None = None,
+    instance_id: str = "",
 ) -> AsyncIterator[Hosted]:
     """Serves what a factory returned, on a free port of loopback or on `listener`; yields its URL.
 
     `token` is the secret that its health checks prove to know. `runtime` has no `auto` here: say which.
     `make` makes another one, for agents of which each session has its own, as `create_agent` does.
     `host_bytes` is what it keeps for all its clients at most.
+    `journal` keeps its sessions; without one they end with it.
     `door` says who may connect; by default everyone, and as if through a gateway.
     """
     async with trio.open_nursery() as nursery:
@@ -76,7 +80,9 @@ async def hosted(
             limits = evolve(limits, max_conversations=max_sessions)
         if max_message_bytes is not None:
             limits = evolve(limits, max_message_bytes=max_message_bytes)
-        sessions = SessionRegistry(made, limits, host_bytes=host_bytes)
+        sessions = SessionRegistry(
+            made, limits, host_bytes=host_bytes, journal=journal, instance_id=instance_id
+        )
         server = AgentServer(made, sessions, token=token, door=door or BelievingDoor())
         await nursery.start(sessions.run)
         if listener is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from http import HTTPStatus
 
@@ -49,18 +50,25 @@ class Refusal(Exception):
     """
 
     def __init__(
-        self, status: int, code: RefusalCode, reason: str, headers: tuple[tuple[str, str], ...] = ()
+        self,
+        status: int,
+        code: RefusalCode,
+        reason: str,
+        headers: tuple[tuple[str, str], ...] = (),
+        details: Mapping[str, str] | None = None,
     ) -> None:
+        """`details` are more fields of the answer, for programs."""
         super().__init__(reason)
         self.status = status
         self.code = code
         self.reason = reason
         self.headers = headers
+        self.details = details or {}
 
     @property
     def response(self) -> bytes:
         """The complete answer."""
-        body = json.dumps({"code": self.code, "reason": self.reason})
+        body = json.dumps({"code": self.code, "reason": self.reason, **self.details})
         return http_response(self.status, (JSON, *self.headers), body.encode() + b"\n")
 
 

@@ -7,7 +7,7 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmgr.agent.events import Event, compact, encode, expand, numbered
+from agentmgr.agent.events import Event, compact, encode, expand, without_number
 from agentmgr.protocol import FINAL_ANSWER, PARTIAL_ANSWER
 
 texts = st.text(st.characters(codec=None))  # also halves of characters: an author may cut one
@@ -30,10 +30,10 @@ def test_what_is_made_of_a_line_are_the_bytes_of_the_event(event, session_id, st
     with patch("time.time_ns", return_value=at * 1_000_000):
         line = compact(event, session_id=session_id, step_id=step_id)
         text = encode(event, session_id=session_id, step_id=step_id)
-    prefix = sha256(session_id.encode()).hexdigest()[:8]
-    assert expand(line, seq, session_id=session_id, step_id=step_id) == numbered(
-        text, seq, f"evt_{prefix}-{seq}"
-    )
+    prefix = sha256(session_id.encode()).hexdigest()[:8].encode()
+    numbered = expand(line, seq, session_id=session_id, step_id=step_id)
+    assert numbered == b'%b,"seq":%d,"event_id":"evt_%b-%d"}' % (text[:-1], seq, prefix, seq)
+    assert without_number(numbered, seq) == text
     assert b"\n" not in line
     assert json.loads(text)["event"] == event.event
 

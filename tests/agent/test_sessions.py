@@ -132,10 +132,10 @@ async def test_a_question_asked_before_a_cut_is_answered_after_it_once():
     assert asked == [True]
 
 
-async def test_a_second_connection_takes_a_session_over():
+async def test_a_second_connection_takes_a_session_over_if_it_says_so():
     async with hosted(echo) as url, bare_client(url) as first, bare_client(url) as second:
         await first.open()
-        await second.say("user.reconnect", session_id=first.session_id, last_seq=1)
+        await second.say("user.reconnect", session_id=first.session_id, last_seq=1, exclusive=True)
         assert (await first.until("system.notice"))["content"]["code"] == "taken_over"
         assert (await second.ask("hi"))["content"] == "hi"
         assert (await first.ask("mine"))["session_id"] != second.events[-1]["session_id"]
@@ -373,7 +373,7 @@ async def test_a_client_learns_why_its_session_is_gone_and_nobody_else_does():
                 await trio.sleep(0.01)
         async with bare_client(url, alice) as client:
             ended = await client.open()
-            url.sessions.find(ended, Client(None, "alice", {})).end("the agent has said all")
+            (await url.sessions.find(ended, Client(None, "alice", {}))).end("the agent has said all")
             await client.until("agent.session_end")
         assert await lost_because(url, expired, **alice) == "expired"
         assert await lost_because(url, ended, **alice) == "ended"

@@ -82,7 +82,7 @@ async def test_changes_that_come_together_share_one_table_and_are_announced_afte
     async with trio.open_nursery() as nursery:
         plane = ControlPlane(
             store, await store.load(), await Tokens.load(store), ManagerLock(paths), nursery, Settings(),
-            paths.logs, supervises=False,
+            paths, supervises=False,
         )  # fmt: skip
         tables: list[RoutingTable] = []
         monkeypatch.setattr(plane.gateway, "update", tables.append)

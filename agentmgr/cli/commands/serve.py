@@ -41,6 +41,11 @@ from ..out import note, say
     help="A web page's origin that may connect, as https://app.example; repeatable. Default: those of this "
     "machine. *: all.",
 )
+@click.option(
+    "--journal",
+    type=click.Path(dir_okay=False),
+    help="Keep the sessions in this file, so that they outlive the process. A lock file is put beside it.",
+)
 @options_of(HostConfig)
 @click.option("--max-sessions", type=int, hidden=True)  # as it was called before
 async def command(
@@ -49,6 +54,7 @@ async def command(
     host: str,
     port: int,
     allowed_origins: tuple[str, ...],
+    journal: str | None,
     max_sessions: int | None,
     **options: Any,
 ) -> None:
@@ -70,6 +76,7 @@ async def command(
         port=port,
         allowed_origins=allowed_origins or None,
         open_beyond_loopback=True,
+        journal=journal,
         **given(options),
     )
 

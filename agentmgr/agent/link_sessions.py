@@ -1,0 +1,114 @@
+"""The sessions that one connection reads, and which of them a message is for that names none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..protocol import ErrorCode, LossReason
+from .history import Entry
+from .incoming import BadInput, ClientEvent, sequence_number
+from .limits import MAX_SESSIONS
+from .message import Client
+from .readers import Link
+from .replay import BEHIND, Gap, Reader
+from .session import Session
+from .session_ids import no_session
+from .session_registry import SessionRegistry
+
+
+class LinkSessions:
+    def __init__(self, link: Link, client: Client, registry: SessionRegistry, *, is_late: bool) -> None:
+        """`is_late`: the host drains, and a connection that is made now only takes up what is in memory."""
+        self.attached: dict[Session, Reader] = {}
+        self.behind: Session | None = None  #: the next of its events is in the journal only
+        self._current: Session | None = None  # where a message goes that names no session
+        self._link, self._client, self._registry, self._is_late = link, client, registry, is_late
+
+    async def create(self, *, name: str | None = None, history: Sequence[Entry] = ()) -> Session:
+        """Raises `BadInput`: `draining`, `max_sessions`, `host_full`; `NameTaken`."""
+        if self._is_late:
+            raise BadInput(ErrorCode.DRAINING, "this agent ends soon and begins no session; connect again")
+        self._check_room()
+        session = await self._registry.create(self._client, name=name, history=history)
+        self._current = session
+        self._attach(session, after=0)
+        return session
+
+    async def resume(
+        self, session_id: str, last_seq: int, *, exclusive: bool, only_watch: bool
+    ) -> tuple[Session, Reader]:
+        """Raises what `SessionRegistry.find` does."""
+        session = await self._find(session_id)
+        if (old := self.attached.pop(session, None)) is not None:
+            session.detach(old)
+        reader = self._attach(session, after=last_seq, exclusive=exclusive)
+        if not only_watch or self._current is None:
+            self._current = session
+        return session, reader
+
+    async def for_message(self, session_id: str | None) -> Session:
+        """The session a message is for: the one it names, the connection's, or a new one."""
+        if session_id is None:
+            if self._current is None or self._current.ended:
+                return await self.create()
+            return self._current
+        session = await self._find(session_id)
+        if session not in self.attached:
+            self._attach(session, after=session.buffer.visible)
+        self._current = session
+        return session
+
+    async def known(self, event: ClientEvent) -> Session:
+        session_id = event.find("session_id")
+        if session_id is None and self._current is not None and not self._current.ended:
+            return self._current
+        if not isinstance(session_id, str):
+            raise no_session(LossReason.UNKNOWN, "there is no session yet; user.create_session makes one")
+        return await self._find(session_id)
+
+    def ack(self, event: ClientEvent) -> bool:
+        """False where it is of no session that this connection reads."""
+        for session, reader in self.attached.items():  # also one that has just ended
+            if session.id == event.session_id or (event.session_id is None and session is self._current):
+                session.ack(reader, sequence_number(event, "seq"))
+                return True
+        return False
+
+    def drop(self, session: Session) -> None:
+        session.detach(self.attached.pop(session))
+        if self._current is session:
+            self._current = None
+
+    def detach_all(self) -> list[Session]:
+        for session, reader in self.attached.items():
+            session.detach(reader)
+        return list(self.attached)
+
+    def next(self) -> tuple[Session, bytes | Gap] | None:
+        """The next event of any of them; None where there is none, or `behind` says where to read on."""
+        self.behind = None
+        for session, reader in list(self.attached.items()):
+            item = reader.next()
+            if item is BEHIND:
+                self.behind = session
+            elif item is not None:
+                # To the end of the line: no session keeps the others of this connection waiting.
+                self.attached[session] = self.attached.pop(session)
+                session.progressed()
+                return session, item
+            elif session.ended and reader.finished:
+                session.detach(self.attached.pop(session))
+        return None
+
+    async def _find(self, session_id: str) -> Session:
+        return await self._registry.find(session_id, self._client, only_here=self._is_late)
+
+    def _attach(self, session: Session, *, after: int, exclusive: bool = False) -> Reader:
+        self._check_room()
+        reader = self.attached[session] = session.attach(self._link, self._client, after, exclusive=exclusive)
+        self._link.wake()
+        return reader
+
+    def _check_room(self) -> None:
+        if len(self.attached) >= MAX_SESSIONS:
+            raise BadInput(ErrorCode.MAX_SESSIONS, f"one connection serves at most {MAX_SESSIONS} sessions")

@@ -1,0 +1,569 @@
+"""Durable sessions: what the journal has, a client gets from whichever host holds the session by then.
+
+The journal is the real one, in a temporary directory; a host that ends here stands for a process that does.
+"""
+
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from agentmgr.agent.events import usage
+from agentmgr.agent.limits import SessionLimits
+from agentmgr.journal.sqlite import open_journal
+from agentmgr.models.choices import OnCrash
+from agentmgr.protocol import TURN_ENDS
+from agentmgr.testing.agents import bare_client, hosted
+
+
+async def echo(message):
+    return str(message)
+
+
+async def remembering(message, session):
+    session.state["count"] = session.state.get("count", 0) + 1
+    return [session.state["count"], len(session.history), session.restored, message.attempt]
+
+
+@asynccontextmanager
+async def durable(agent, path, instance="ins_0000000000000001", **options):
+    async with open_journal(path, instance) as journal:
+        async with hosted(agent, journal=journal, instance_id=instance, **options) as url:
+            yield url
+            url.sessions.leave_all()  # as a process that ends in good order
+            await url.sessions.all_left()
+
+
+@asynccontextmanager
+async def killed(agent, path, instance="ins_0000000000000001", **options):
+    """A host that dies in the middle of things: nothing of it is written after that."""
+    async with (
+        open_journal(path, instance) as journal,
+        hosted(agent, journal=journal, instance_id=instance, **options) as url,
+    ):
+        yield url
+        for session in url.sessions._sessions.values():
+            session._keeping._closed = True
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "sessions" / "svc.db"
+
+
+def seqs(*clients):
+    return [event["seq"] for client in clients for event in client.events if "seq" in event]
+
+
+async def resume(client, session_id, last_seq=0, **fields):
+    await client.say("user.reconnect", session_id=session_id, last_seq=last_seq, **fields)
+    return (await client.until("system.notice", "system.error"))["content"]
+
+
+async def test_a_session_goes_on_in_the_next_process_with_its_state_and_history(path):
+    async with durable(remembering, path) as url, bare_client(url) as client:
+        for count in (1, 2):
+            assert (await client.ask("x"))["content"] == [count, 2 * count - 2, False, 1]
+        last = client.events[-1]["seq"]
+    async with durable(remembering, path) as url, bare_client(url) as again:
+        notice = await resume(again, client.session_id, last)
+        assert notice == {"code": "resumed", "message": "the session goes on", "busy": False,
+                          "replay_from": last + 1, "last_seq": last}  # fmt: skip
+        assert (await again.ask("x"))["content"] == [3, 4, True, 1]
+        await again.say("user.request_state")
+        state = (await again.until("agent.state_exported"))["content"]
+        assert [entry["role"] for entry in state["history"]] == ["user", "assistant"] * 3
+    assert seqs(client, again) == list(range(1, 5))
+
+
+async def test_what_a_client_missed_is_read_from_the_journal_byte_for_byte(path):
+    async def agent(message):
+        for number in range(int(message)):
+            yield f"{number} "
+
+    limits = SessionLimits(buffer_events=10)
+    async with durable(agent, path, limits=limits) as url, bare_client(url) as client:
+        await client.ask("500")
+        async with bare_client(url) as other:
+            notice = await resume(other, client.session_id)
+            assert (notice["code"], notice["replay_from"]) == ("resumed", 1)
+            await other.until(*TURN_ENDS)
+    async with durable(agent, path, limits=limits) as url, bare_client(url) as again:
+        await resume(again, client.session_id)
+        await again.until(*TURN_ENDS)
+
+    def said(client):
+        return [{**event, "connection_id": None} for event in client.events if "seq" in event]
+
+    assert said(client) == said(other) == said(again)
+    assert len(said(client)) == 502
+
+
+async def test_an_event_is_sent_only_after_it_is_committed(path, monkeypatch):
+    import agentmgr.journal.writing as writing
+
+    real, may_write = writing.write, trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def slow(*args):
+        trio.from_thread.run(may_write.wait, trio_token=token)
+        return real(*args)
+
+    monkeypatch.setattr(writing, "write", slow)
+    async with durable(echo, path) as url, bare_client(url) as client:
+        await client.say("user.message", content="hi")
+        assert (await client.receive())["event"] == "system.connected"
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        [session] = url.sessions._sessions.values()
+        assert (session.buffer.last_seq, session.buffer.visible, session.busy) == (2, 0, False)
+        may_write.set()
+        assert (await client.until(*TURN_ENDS))["content"] == "hi"
+
+
+async def test_a_turn_whose_instance_died_is_reported_and_those_that_waited_are_answered(path):
+    started = trio.Event()
+
+    async def agent(message, session):
+        if message == "long" and not session.restored:
+            await session.emit("agent.partial_answer", "half ")
+            started.set()
+            await trio.sleep_forever()
+        return [message, len(session.history), session.history[-1].get("incomplete")]
+
+    async with killed(agent, path) as url, bare_client(url) as client:
+        await client.say("user.message", content="long", step_id="one")
+        await client.say("user.message", content="next", step_id="two")
+        await started.wait()
+        await client.until("agent.partial_answer")
+        last = client.events[-1]["seq"]
+    async with durable(agent, path) as url:
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert len(url.sessions) == 1  # taken up before any client came
+        async with bare_client(url) as again:
+            await resume(again, client.session_id, last)
+            end = await again.until(*TURN_ENDS)
+            assert (end["event"], end["step_id"], end["content"]["code"]) == (
+                "agent.error",
+                "one",
+                "instance_lost",
+            )
+            end = await again.until(*TURN_ENDS)
+            assert (end["event"], end["step_id"]) == ("agent.final_answer", "two")
+            assert end["content"] == ["next", 2, True]
+            await again.say("user.message", content="next", step_id="two")
+            assert (await again.until("system.error"))["content"]["code"] == "duplicate"
+    assert seqs(client, again) == list(range(1, len(seqs(client, again)) + 1))
+
+
+async def test_a_turn_may_be_tried_again_so_often_and_no_more(path):
+    limits = SessionLimits(on_crash=OnCrash.RETRY, max_turn_attempts=2)
+    attempts, started = [], trio.Event()
+
+    async def agent(message, session):
+        attempts.append(message.attempt)
+        await session.emit("agent.partial_answer", f"attempt {message.attempt} ")
+        started.set()
+        await trio.sleep_forever()
+
+    last, clients = 0, []
+    for attempt in (1, 2):
+        started = trio.Event()
+        async with killed(agent, path, limits=limits) as url, bare_client(url) as client:
+            clients.append(client)
+            if attempt == 1:
+                await client.say("user.message", content="go")
+            else:
+                await resume(client, clients[0].session_id, last)
+                notice = await client.until("system.notice")
+                assert (notice["content"]["code"], notice["seq"]) == ("turn_restarted", last + 1)
+            await started.wait()
+            last = (await client.until("agent.partial_answer"))["seq"]
+    async with durable(agent, path, limits=limits) as url, bare_client(url) as client:
+        clients.append(client)
+        await resume(client, clients[0].session_id, last)
+        assert (await client.until(*TURN_ENDS))["content"]["code"] == "instance_lost"
+        await client.say("user.request_state")
+        history = (await client.until("agent.state_exported"))["content"]["history"]
+        assert history[1] == {"role": "assistant", "content": "attempt 2 ", "incomplete": True}
+    assert attempts == [1, 2]
+    assert seqs(*clients) == list(range(1, 6))
+
+
+async def test_a_planned_stop_interrupts_a_turn_and_says_why(path):
+    started = trio.Event()
+
+    async def agent(message, session):
+        if not session.restored:
+            started.set()
+            await trio.sleep_forever()
+        return "done"
+
+    async with durable(agent, path) as url, bare_client(url) as client:
+        await client.say("user.message", content="go")
+        await started.wait()
+        url.server.go_away()
+        end = await client.until(*TURN_ENDS)
+        assert (end["event"], end["content"]["code"]) == ("agent.interrupted", "service_stopped")
+        with pytest.raises(trio.EndOfChannel):
+            await client.receive()  # no `agent.session_end`
+        assert client.websocket.closed.code == 1012
+    async with durable(agent, path) as url, bare_client(url) as again:
+        await resume(again, client.session_id, end["seq"])
+        assert (await again.ask("go"))["content"] == "done"
+
+
+async def test_a_planned_stop_leaves_a_turn_to_be_tried_again(path):
+    limits, started = SessionLimits(on_crash=OnCrash.RETRY), trio.Event()
+
+    async def agent(message, session):
+        if message.attempt == 1:
+            started.set()
+            await trio.sleep_forever()
+        return "done"
+
+    async with durable(agent, path, limits=limits) as url, bare_client(url) as client:
+        await client.say("user.message", content="go")
+        await client.until("agent.session_created")
+        await started.wait()
+    async with durable(agent, path, limits=limits) as url, bare_client(url) as again:
+        await resume(again, client.session_id)
+        assert (await again.until(*TURN_ENDS))["content"] == "done"
+
+
+async def test_a_session_that_is_not_used_leaves_memory_and_comes_back(path):
+    ends = []
+
+    class Agent:
+        async def on_message(self, session, message):
+            return [session.restored, len(session.history)]
+
+        async def on_session_end(self, session):
+            ends.append(session.id)
+
+    async with durable(Agent(), path, limits=SessionLimits(session_idle=0.02)) as url:
+        async with bare_client(url) as client:
+            assert (await client.ask("hi"))["content"] == [False, 0]
+        with trio.fail_after(10):
+            while len(url.sessions):  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert ends == [client.session_id]
+        async with bare_client(url) as again:
+            assert (await again.ask("hi", session_id=client.session_id))["content"] == [True, 2]
+
+
+async def test_one_instance_holds_a_session_and_the_other_names_it(path):
+    one, two = "ins_0000000000000001", "ins_0000000000000002"
+    async with durable(echo, path, one) as first, durable(echo, path, two) as second:
+        async with bare_client(first) as client, bare_client(second) as elsewhere:
+            await client.ask("hi")
+            error = await resume(elsewhere, client.session_id)
+            assert (error["code"], error["instance"]) == ("session_elsewhere", one)
+            await first.sessions._sessions[client.session_id].gone.wait() if False else None
+            for session in first.sessions._sessions.values():
+                session.leave()
+            await first.sessions.all_left()
+            assert (await resume(elsewhere, client.session_id, 2))["code"] == "resumed"
+            assert (await elsewhere.ask("again"))["content"] == "again"
+
+
+async def test_a_handshake_that_names_a_session_of_another_instance_is_refused(path):
+    one, two = "ins_0000000000000001", "ins_0000000000000002"
+    async with durable(echo, path, one) as first, durable(echo, path, two) as second:
+        async with bare_client(first) as client:
+            await client.open()
+            host, port = second.removeprefix("ws://").split(":")
+            stream = await trio.open_tcp_stream(host, int(port))
+            await stream.send_all(
+                f"GET /?session_id={client.session_id} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n"
+                "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n".encode()
+            )
+            answer = b""
+            async with stream:
+                while data := await stream.receive_some():
+                    answer += data
+            assert answer.startswith(b"HTTP/1.1 421 ")
+            body = json.loads(answer.partition(b"\r\n\r\n")[2])
+            assert (body["code"], body["instance"]) == ("session_elsewhere", one)
+
+
+async def test_two_requests_for_one_session_take_it_up_once(path, monkeypatch):
+    async with durable(echo, path) as url, bare_client(url) as client:
+        await client.open()
+    async with durable(echo, path) as url:
+        taken = []
+        real = url.sessions.journal.take_up
+
+        async def take_up(session_id):
+            taken.append(session_id)
+            return await real(session_id)
+
+        monkeypatch.setattr(url.sessions.journal, "take_up", take_up)
+        async with bare_client(url) as one, bare_client(url) as two, trio.open_nursery() as nursery:
+            for each in (one, two):
+                nursery.start_soon(resume, each, client.session_id)
+    assert taken == [client.session_id]
+    assert [e["content"]["code"] for c in (one, two) for e in c.events if e["event"] == "system.notice"] == [
+        "resumed", "resumed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("thief", [None, "eve"])
+async def test_the_session_of_another_identity_does_not_exist(path, thief):
+    alice = {"X-Agentmgr-Identity": "alice"}
+    async with durable(echo, path) as url, bare_client(url, alice) as client:
+        await client.open()
+    async with durable(echo, path) as url:
+        async with bare_client(url, {"X-Agentmgr-Identity": thief} if thief else {}) as eve:
+            assert (await resume(eve, client.session_id))["reason"] == "unknown"
+        async with bare_client(url, alice) as again:
+            assert (await resume(again, client.session_id))["code"] == "resumed"
+
+
+async def test_a_client_may_end_its_session_and_then_it_is_not_taken_up(path):
+    async with durable(echo, path) as url, bare_client(url) as client:
+        await client.ask("hi")
+        await client.say("user.end_session")
+        assert (await client.until("agent.session_end"))["content"] == {"reason": "ended"}
+    async with durable(echo, path) as url, bare_client(url) as again:
+        error = await resume(again, client.session_id)
+        assert (error["code"], error["reason"]) == ("session_not_found", "ended")
+
+
+async def test_ending_a_session_ends_its_turn_first():
+    async def agent(message):
+        await trio.sleep_forever()
+
+    async with hosted(agent) as url, bare_client(url) as client:
+        await client.say("user.message", content="go")
+        await client.until("agent.session_created")
+        await trio.testing.wait_all_tasks_blocked()
+        await client.say("user.end_session")
+        assert (await client.until(*TURN_ENDS))["event"] == "agent.interrupted"
+        await client.until("agent.session_end")
+
+
+async def test_a_history_that_its_author_changed_comes_back_as_it_was_left(path):
+    async def agent(message, session):
+        if message == "forget":
+            del session.history[:-1]
+            session.history[0]["content"] = "in short"
+        return [entry["content"] for entry in session.history]
+
+    async with durable(agent, path) as url, bare_client(url) as client:
+        for text in ("one", "two", "forget", "three"):
+            end = await client.ask(text)
+        expected = end["content"]
+        assert expected[0] == "in short"
+    async with durable(agent, path) as url, bare_client(url) as again:
+        seen = (await again.ask("four", session_id=client.session_id))["content"]
+        assert seen == [*expected, "three", expected]
+
+
+async def test_state_that_json_cannot_say_is_left_out_and_named(path, caplog):
+    async def agent(message, session):
+        session.state.setdefault("count", 0)
+        session.state["count"] += 1
+        session.state["db"] = {"pool": [object()]}
+        session.state[3] = "three"
+        session.state["pair"] = (1, 2)
+        return sorted(map(str, session.state))
+
+    async with durable(agent, path) as url, bare_client(url) as client:
+        for _ in range(2):
+            await client.ask("hi")
+        assert url.sessions.journal_report() == {
+            "degraded": None,
+            "not_durable": [
+                "session.state['db']['pool'][0] is a object", "session.state[3] has no string for its name",
+            ],
+        }  # fmt: skip
+    assert caplog.text.count("not durable") == 2
+
+    async def shown(message, session):
+        return session.state
+
+    async with durable(shown, path) as url, bare_client(url) as again:
+        assert (await again.ask("?", session_id=client.session_id))["content"] == {"count": 2, "pair": [1, 2]}
+
+
+async def test_a_state_that_is_too_large_is_an_error_and_the_one_before_is_kept(path):
+    async def agent(message, session):
+        session.state["text"] = "x" * int(message)
+        return "ok"
+
+    async def shown(message, session):
+        return len(session.state["text"])
+
+    limits = SessionLimits(state_max_bytes=1000)
+    async with durable(agent, path, limits=limits) as url, bare_client(url) as client:
+        assert (await client.ask("10"))["content"] == "ok"
+        end = await client.ask("2000")
+        assert (end["event"], end["content"]["code"]) == ("agent.error", "state_too_large")
+        [session] = url.sessions._sessions.values()
+        assert len(session.state["text"]) == 10
+    async with durable(shown, path) as url, bare_client(url) as again:
+        assert (await again.ask("?", session_id=client.session_id))["content"] == 10
+
+
+async def test_what_a_framework_remembers_goes_with_the_session(path):
+    class Framework:
+        def __init__(self):
+            self.memory = {}
+
+        async def on_message(self, session, message):
+            said = self.memory.setdefault(session.id, [])
+            said.append(str(message))
+            return said
+
+        async def export_memory(self, session):
+            return json.dumps(self.memory[session.id])
+
+        def import_memory(self, session, text):
+            self.memory[session.id] = json.loads(text)
+
+    async with durable(Framework(), path) as url, bare_client(url) as client:
+        await client.ask("one")
+    async with durable(Framework(), path) as url, bare_client(url) as again:
+        assert (await again.ask("two", session_id=client.session_id))["content"] == ["one", "two"]
+
+
+async def test_a_name_is_a_session_of_its_owner(path):
+    def as_user(name):
+        return {"X-Agentmgr-Identity": name}
+
+    async with durable(echo, path) as url:
+        async with bare_client(url, as_user("alice")) as client:
+            await client.say("user.create_session", content={"name": "diary"})
+            await client.until("agent.session_created")
+            await client.ask("dear diary")
+    async with durable(echo, path) as url:
+        async with bare_client(url, as_user("bob")) as bob, bare_client(url, as_user("alice")) as again:
+            for each in (bob, again):
+                await each.say("user.create_session", name="diary")
+                await each.until("agent.session_created")
+            assert again.session_id == client.session_id != bob.session_id
+            assert (await again.until(*TURN_ENDS))["content"] == "dear diary"
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_a_session_may_begin_with_a_history(path, kept):
+    async def agent(message, session):
+        return [entry["content"] for entry in session.history]
+
+    seed = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    async with durable(agent, path) if kept else hosted(agent) as url, bare_client(url) as client:
+        await client.say("user.create_session", content={"history": seed, "name": "x"})
+        await client.until("agent.session_created")
+        assert (await client.ask("?"))["content"] == ["a", "b"]
+        for wrong in ({"history": [{"role": "judge", "content": ""}]}, {"name": ""}, {"name": 3}):
+            await client.say("user.create_session", content=wrong)
+            assert (await client.until("system.error"))["content"]["code"] == "invalid_field"
+    if kept:
+        async with durable(agent, path) as url, bare_client(url) as again:
+            seen = (await again.ask("?", session_id=client.session_id))["content"]
+            assert seen == ["a", "b", "?", ["a", "b"]]
+
+
+async def test_many_read_one_session_and_all_may_speak():
+    async with hosted(echo) as url, bare_client(url) as one, bare_client(url) as two:
+        await one.open()
+        await two.open()
+        own = two.session_id
+        await two.say("user.watch", session_id=one.session_id)
+        assert (await two.until("system.notice"))["content"]["code"] == "resumed"
+        await one.ask("from one")
+        assert (await two.until(*TURN_ENDS))["content"] == "from one"
+        assert (await two.ask("mine"))["session_id"] == own
+        await two.say("user.message", session_id=one.session_id, content="from two")
+        assert (await one.until(*TURN_ENDS))["content"] == "from two"
+
+
+async def test_a_stuck_watcher_keeps_no_other_client_waiting(path):
+    async def agent(message):
+        for number in range(3000):
+            yield f"{number:05d}" * 200  # 3 MB in all
+
+    limits = SessionLimits(buffer_events=50)
+    async with durable(agent, path, limits=limits) as url:
+        async with bare_client(url) as client, bare_client(url) as stuck:
+            await client.open()
+            await stuck.say("user.watch", session_id=client.session_id)
+            assert (await client.ask("go"))["event"] == "agent.final_answer"
+            await stuck.until(*TURN_ENDS)
+    assert seqs(client) == seqs(stuck) == list(range(1, 3003))
+
+
+async def test_usage_is_added_up(path):
+    async def agent(message, session):
+        await session.emit(usage(10, 3, "model"))
+        return [session.input_tokens, session.output_tokens]
+
+    async with durable(agent, path) as url, bare_client(url) as client:
+        assert (await client.ask("hi"))["content"] == [10, 3]
+    async with durable(agent, path) as url, bare_client(url) as again:
+        assert (await again.ask("hi", session_id=client.session_id))["content"] == [20, 6]
+
+
+async def test_a_client_that_has_more_than_the_journal_goes_on_after_it(path):
+    """As when the host before could not write, sent on from memory, and died."""
+    async with durable(echo, path) as url, bare_client(url) as client:
+        await client.ask("hi")
+    async with durable(echo, path) as url, bare_client(url) as again:
+        await resume(again, client.session_id, 100)
+        assert (await again.ask("hi"))["seq"] == 101
+        async with bare_client(url) as third:
+            await resume(third, client.session_id)
+            await third.until(*TURN_ENDS)
+            gap = (await third.until("system.notice"))["content"]
+            assert (gap["code"], gap["missing_from"], gap["missing_to"]) == ("gap", 3, 100)
+            assert (await third.until(*TURN_ENDS))["seq"] == 101
+
+
+async def test_a_question_is_closed_when_its_instance_dies(path):
+    async def agent(message, session):
+        return bool(await session.confirm("rm"))
+
+    async with killed(agent, path) as url, bare_client(url) as client:
+        await client.say("user.message", content="go")
+        question = await client.until("agent.user_confirm")
+    async with durable(agent, path) as url, bare_client(url) as again:
+        await resume(again, client.session_id)
+        assert (await again.until(*TURN_ENDS))["content"]["code"] == "instance_lost"
+        await again.say("user.response", step_id=question["step_id"], content=True)
+        assert (await again.until("system.error"))["content"]["code"] == "unknown_step"
+
+
+async def test_an_agent_that_cannot_start_ends_no_session_that_it_had(path):
+    class Broken:
+        async def on_session_start(self, session):
+            raise RuntimeError("a bad release")
+
+        async def on_message(self, session, message):
+            return "never"
+
+    async with durable(echo, path) as url, bare_client(url) as client:
+        await client.ask("hi")
+    async with durable(Broken(), path) as url, bare_client(url) as again:
+        error = await resume(again, client.session_id)
+        assert error["code"] == "session_unreachable"
+        assert error["message"].startswith("the agent failed with RuntimeError")
+    async with durable(echo, path) as url, bare_client(url) as mended:
+        assert (await mended.ask("hi", session_id=client.session_id))["content"] == "hi"
+
+
+async def test_room_is_made_by_sessions_that_leave_memory(path):
+    async with durable(echo, path, max_sessions=1) as url:
+        async with bare_client(url) as client:
+            await client.ask("hi")
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        async with bare_client(url) as other:
+            await other.ask("hi")
+            refused = await resume(other, client.session_id)
+            assert refused["code"] == "max_sessions"
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        async with bare_client(url) as again:
+            assert (await resume(again, client.session_id))["code"] == "resumed"

@@ -17,7 +17,6 @@ from ..models.fields import Option, type_of
 from ..process.paths import absolute, current_directory
 from .names import DIRECTORY, FILE, SERVICE
 from .out import note
-from .words import split_tags, variables
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -125,13 +124,29 @@ def given_fields(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     """The fields to set of a registration, and of its configuration. Raises `InvalidRequest`."""
     found = given(options)
     if "env" in found:
-        found["env"] = variables(found["env"])
+        found["env"] = _variables(found["env"])
     if "tags" in found:
         found["tags"] = split_tags(found["tags"])
     if "cwd" in found:
         found["cwd"] = str(absolute(found["cwd"]))
     config = {field.name: found.pop(field.name) for field in fields(ServiceConfig) if field.name in found}
     return found, config
+
+
+def split_tags(text: str) -> frozenset[str]:
+    """`a,b` is two tags; blanks around them do not count."""
+    return frozenset(word.strip() for word in text.split(",") if word.strip())
+
+
+def _variables(pairs: tuple[str, ...]) -> dict[str, str]:
+    """Environment variables from `KEY=VALUE` words."""
+    found: dict[str, str] = {}
+    for word in pairs:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise InvalidRequest(f"--env: {key!r} is not KEY=VALUE")
+        found[key] = value
+    return found
 
 
 def directory_for(program: str) -> str:

@@ -7,10 +7,10 @@ import asyncclick as click
 from ...core.manager_interface import ReadsManager
 from ...models import Service, ServiceStatus
 from ..group import Cli, format_option, subcommand
+from ..options import split_tags
 from ..out import say_json
 from ..render import ago, print_table, size
 from ..watch import shown
-from ..words import split_tags
 
 _COLUMNS = ("name", "status", "health", "instances", "sessions", "restarts", "cpu", "memory", "tags", "up")
 

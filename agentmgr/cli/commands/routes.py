@@ -13,9 +13,9 @@ from ...models import ConditionOperator, RoutingCondition, RoutingRule, RoutingS
 from ..group import COMMANDS, Cli, Command, Group, common_options, each, format_option, subcommand
 from ..managers import for_reading, for_writing
 from ..names import RULE, SERVICE
+from ..options import split_tags
 from ..out import note, say, say_json
 from ..render import print_fields, print_table
-from ..words import split_tags
 
 F = TypeVar("F", bound=Callable[..., Any])
 

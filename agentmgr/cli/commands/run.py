@@ -84,23 +84,26 @@ async def _start(manager: AgentManager, service: Service) -> None:
     try:
         await manager.start_service(service.name)
     except ServiceFailed as error:
-        # Its own words are in its log, which is shown here anyway.
-        note(f"{service.name} did not start: {error.message.splitlines()[0]}")
+        note(f"{service.name} did not start: {_reason(error.message)}")
     else:
         note(f"{service.name} is running")
     await _tell_failures(manager, service)
 
 
 async def _tell_failures(manager: AgentManager, service: Service) -> None:
-    """Why an instance has ended, and what becomes of it; its own words are in its log."""
+    """Why an instance has ended, and what becomes of it."""
     follows = {"instance.backoff": "it will be started again", "instance.error": "it is given up"}
     while True:
         with manager.subscribe() as events:
             async for event in events:
                 if event.service_id == service.service_id and event.kind in follows:
-                    message = str(event.detail["error_message"])
-                    reason = message.partition(LAST_OUTPUT)[0].splitlines()[0]
+                    reason = _reason(str(event.detail["error_message"]))
                     note(f"{service.name} {reason}; {follows[event.kind]}")
+
+
+def _reason(message: str) -> str:
+    """Without the service's own words: they are in its log, which is shown here anyway."""
+    return message.partition(LAST_OUTPUT)[0].splitlines()[0]
 
 
 def _api(manager: AgentManager) -> Callable[..., Awaitable[Any]]:

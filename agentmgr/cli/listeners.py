@@ -234,6 +234,6 @@ async def _naming_port_owner(client: ManagerClient, kind: ListenerKind, port: in
             if (listener["kind"], listener["port"]) == (kind, port):
                 raise PortNotAvailable(
                     f"this manager has its {address(**listener)} already, which serves all clients; "
-                    "for a second one, choose another --port"
+                    "for a second one, choose another port"
                 ) from None
         raise

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
 
-# Ends four seconds after it is told to.
+# Ends only when it is killed.
 STUBBORN = """
 import signal, time
 signal.signal(signal.SIGTERM, lambda *_: None)
@@ -18,15 +20,16 @@ async def agent(message):
 
 def test_nothing_is_started_by_a_manager_that_is_shutting_down(shell: Any, write: Any) -> None:
     write("stubborn.py", STUBBORN)
-    shell.ok("register", "slow", "stubborn.py", "--stop-timeout", "4", "--auto-start")
+    shell.ok("register", "slow", "stubborn.py", "--stop-timeout", "60", "--auto-start")
     shell.ok("register", "echo", "my_agent.py")
     with shell.background("shutdown") as ending:
-        while json.loads(shell.ok("status", "slow", "--format", "json"))["status"] == "running":
+        while (slow := json.loads(shell.ok("status", "slow", "--format", "json")))["status"] == "running":
             pass
         for words in (
             ("start", "echo"), ("restart", "echo"), ("register", "new", "my_agent.py", "--auto-start")
         ):  # fmt: skip
             assert "this manager is shutting down; try again when it has ended" in shell.fails(*words)
+        os.kill(slow["instances"][0]["pid"], signal.SIGKILL)
         ending.until("the manager has ended")
     after = {s["name"]: s["desired_status"] for s in json.loads(shell.ok("list", "--format", "json"))}
     assert after == {"slow": "running", "echo": "stopped"}, "what was refused is not done later either"

@@ -16,7 +16,6 @@ In reading order:
     worker_set       the worker processes that serve the gateway on one port: start, adoption, restart, end
     worker_manager   the orders that workers get and their reports: seats, tables, connections
     factory_path     where an agent's factory is: a file, a file and a name, or a module and a name
-    system_run       `await manager.start()` and `stop()`, for code without a nursery
 
 Invariants:
 

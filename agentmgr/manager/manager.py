@@ -21,7 +21,7 @@ from ..core.routing import ClientRequest, RoutingDecision
 from ..core.secrets import restored
 from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, WrongState
 from ..models import RoutingRule, Service, ServiceConfig, ServiceStatus, Ticket, Token, TokenPolicy, utc_now
-from ..process.companion import Companion
+from ..process.companion import Companion, SystemRun
 from ..process.paths import RuntimePaths, absolute
 from ..proxy.certificate import Certificate
 from ..settings import Settings
@@ -33,7 +33,6 @@ from .gateway_access import TICKET_LIFE_S
 from .life import ManagerLife
 from .listeners import ManagerListeners
 from .recorder import Figures
-from .system_run import SystemRun
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import trio
 from attrs import evolve
 
-from .. import __version__, models
+from .. import models
 from ..core import stats, view
 from ..core.histogram import Histogram
 from ..core.routing import ClientRequest, RoutingDecision
@@ -25,6 +25,7 @@ from ..process.companion import Companion, SystemRun
 from ..process.paths import RuntimePaths, absolute
 from ..proxy.certificate import Certificate
 from ..settings import Settings
+from ..version import __version__
 from ..worker.spec import WorkerSpec
 from . import services
 from .control_plane import ControlPlane

@@ -10,6 +10,7 @@ In reading order:
     schema    the file: its tables, opening it, setting one aside that cannot be used
     writing   the changes of many sessions in one transaction; claims
     reading   a session, and its events
+    archive   the sessions as a manager sees them: lists, erasing, pruning
 
 A host *holds* a session while it has a copy of it in memory. What happens to the copy is a `Change`: it is
 handed over without waiting, and one writer commits all that is pending, of all sessions, in one transaction.

@@ -14,9 +14,21 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 LOCK, REVOKED = ".lock", ".revoked"
+
+
+_locks = set[int]()
+
+
+def _close_locks() -> None:
+    for fd in _locks:
+        os.close(fd)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_close_locks)  # it is not the holder, and may live longer
 
 
 def instance_of(holder: str) -> str:
@@ -31,9 +43,11 @@ def living(directory: Path, instance_id: str) -> Iterator[str]:
     holder = f"{instance_id}:{secrets.token_hex(8)}"
     path = _file(directory, holder, LOCK)
     fd = _locked(path)
+    _locks.add(fd)
     try:
         yield holder
     finally:
+        _locks.discard(fd)
         for suffix in (LOCK, REVOKED):
             with suppress(OSError):
                 os.unlink(_file(directory, holder, suffix))
@@ -48,6 +62,11 @@ def lives(directory: Path, holder: str) -> bool:
 def may_hold(directory: Path, holder: str) -> bool:
     """Whether its process lives, and no manager has decided against it. Raises OSError."""
     return lives(directory, holder) and not _file(directory, holder, REVOKED).exists()
+
+
+def all_living(directory: Path) -> list[str]:
+    """Those whose processes live. Raises OSError."""
+    return [unquote(path.stem) for path in directory.glob(f"*{LOCK}") if _is_locked(path)]
 
 
 def revoke(directory: Path, instance_id: str) -> None:

@@ -52,9 +52,16 @@ _FROM = _PACKED.format(
 )
 
 
-def load(db: sqlite3.Connection, row: int) -> Snapshot:
-    """The session as far as `Held.loaded` has it."""
-    record = SessionRecord(*db.execute(_RECORD, (row,)).fetchone())
+class Erased(OSError):
+    """Between two looks at it."""
+
+
+def load(db: sqlite3.Connection, row: int, *, with_frames: bool = True) -> Snapshot:
+    """The session as far as `Held.loaded` has it. Raises `Erased`."""
+    found = db.execute(_RECORD, (row,)).fetchone()
+    if found is None:
+        raise Erased(row)
+    record = SessionRecord(*found)
     turns: list[TurnRecord] = []
     size = 0
     for number, step_id, message, accepted_at, status, *rest in db.execute(_TURNS, (row, TURNS_LOADED)):
@@ -64,7 +71,7 @@ def load(db: sqlite3.Connection, row: int) -> Snapshot:
             break
         turns.append(turn)
     values = {"session": row, "after": record.last_seq - FRAMES_LOADED, "bytes": FRAME_BYTES_LOADED}
-    frames = list(_unpacked(db.execute(_NEWEST, values).fetchone()[0]))
+    frames = list(_unpacked(db.execute(_NEWEST, values).fetchone()[0])) if with_frames else []
     questions = db.execute("SELECT step_id, content, asked_at FROM questions WHERE session = ?", (row,))
     return Snapshot(record, turns[::-1], frames, tuple(Question(*found) for found in questions))
 

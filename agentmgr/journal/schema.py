@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,13 +19,15 @@ log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x61676D6A  #: `agmj`, in the file's header
 VERSION = 1
-LOCK_PIECE_MS = 100  #: a transaction waits for another process's so long; then a cancellation is heeded
+LOCK_PIECE_MS = 100  #: a transaction waits for another process's so long at once
 SMALLEST_PAGE_BYTES = 512
-CHECKPOINT_PAGES = 4000  #: 16 MB: pages that change often, as those of an index, are copied once in it
+LOG_PAGES = 8000
+"""32 MiB: where the log is longer, a commit copies it into the file, and waits for the disk. A host has most
+of it copied beside its commits before."""
 
 TABLES = """
 CREATE TABLE sessions (
-    id INTEGER PRIMARY KEY,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never that of one which was erased
     session_id TEXT NOT NULL UNIQUE,
     owner TEXT,
     name TEXT,
@@ -41,6 +43,7 @@ CREATE TABLE sessions (
     end_reason TEXT
 ) STRICT;
 CREATE INDEX sessions_by_use ON sessions (last_used_at, id);
+CREATE INDEX sessions_by_owner ON sessions (owner, last_used_at, id) WHERE owner IS NOT NULL;
 CREATE UNIQUE INDEX sessions_by_name ON sessions (ifnull(owner, ''), name)
     WHERE name IS NOT NULL AND ended_at IS NULL;
 
@@ -155,6 +158,12 @@ def open_file(path: Path, *, damaged: tuple[int, int] | None = None) -> sqlite3.
         return _open(path)
 
 
+def copy_log(path: Path) -> None:
+    """Copies what was committed from SQLite's log into the file. Commits go on meanwhile."""
+    with closing(connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+
 def _open(path: Path) -> sqlite3.Connection:
     # Conversations are for their owner only. SQLite gives the files beside it the same mode.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -169,7 +178,8 @@ def _open(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _prepare(db: sqlite3.Connection) -> None:
+def version_of(db: sqlite3.Connection) -> int:
+    """0: it is empty. Raises `Unfit`."""
     (things,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
@@ -177,12 +187,17 @@ def _prepare(db: sqlite3.Connection) -> None:
         raise Unfit("corrupt")
     if version > VERSION:
         raise Unfit("newer")
+    return int(version)
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    version = version_of(db)
     db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; later it says nothing
     db.execute("PRAGMA journal_mode = WAL")
     # A commit outlives the process. A power cut may take the last of them back, all after one moment.
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
-    db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+    db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
     if version < VERSION:
         script = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
         db.executescript(f"BEGIN IMMEDIATE; {TABLES} {script} COMMIT;")

@@ -39,6 +39,8 @@ LOCK_PATIENCE_S = 5.0  #: for another process to end its transaction
 DISK_PATIENCE_S = 10.0  #: for a disk that does not answer, as one of a network
 RETRY_S = 1.0  #: between tries while the journal cannot be written
 PENDING_BYTES = 64 * 2**20  #: of events that wait for the disk; it is too slow for more
+PAGE_BYTES = 4096  #: a commit writes a page of an index, or more, for each session
+LOG_BYTES = 8 * 2**20
 LEFT_BEHIND = 1000  #: sessions that were given up while degraded, and are written once that ends
 
 
@@ -57,7 +59,9 @@ class SqliteJournal:
         self._file = (0, 0)
         self._damaged: tuple[int, int] | None = None  # the file that is
         self._told = False
-        self._writer, self._reader = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
+        self._writer, self._reader, self._copier = (trio.CapacityLimiter(1) for _ in range(3))
+        self._log_bytes = 0  # about; since it was last copied into the file
+        self._log_is_long = trio.Event()
         self._reads: sqlite3.Connection | None = None
         self._held: set[HeldSession] = set()
         self._pending: list[HeldSession] = []  # those that have handed something over
@@ -116,10 +120,23 @@ class SqliteJournal:
                     await self._arrived.wait()
         finally:
             with trio.CancelScope(shield=True):
+                if self._degraded is not None:
+                    await self._recover()  # a last time
                 while self._pending:
                     await self._flush()
                 with suppress(*_TROUBLE):
                     await self._in_thread(self._writer, self._close)
+
+    async def copy_log(self) -> None:
+        """Copies SQLite's log of commits into the file while more are made, whenever there is much of it.
+
+        That waits for the disk; a commit that had to do it would hold up all sessions. Until it is cancelled.
+        """
+        while True:
+            await self._log_is_long.wait()
+            self._log_is_long, self._log_bytes = trio.Event(), 0
+            with suppress(*_TROUBLE):  # the next commit meets it too
+                await self._in_thread(self._copier, lambda: schema.copy_log(self._path))
 
     # What its sessions call.
 
@@ -159,8 +176,9 @@ class SqliteJournal:
     # The writer.
 
     async def _flush(self) -> None:
+        self._log_bytes += self._pending_bytes + len(self._pending) * PAGE_BYTES
         batch, self._pending, self._pending_bytes = self._pending, [], 0
-        work = [(held.place, held.take()) for held in batch]
+        work = [(held.place, changes) for held in batch if (changes := held.take())]
         try:
             lost = await self._in_thread(self._writer, lambda: self._commit(work))
         except _TROUBLE as error:
@@ -173,13 +191,15 @@ class SqliteJournal:
             else:
                 held.wrote()
         self._flushes.unpark_all()
+        if self._log_bytes > LOG_BYTES:
+            self._log_is_long.set()
 
     async def _recover(self) -> None:
         """Makes the file usable, and writes each session anew of which something was dropped."""
         try:
             if await self._in_thread(self._writer, self._make_ready):
                 for held in self._held:
-                    held.dirty = True
+                    held.place.row, held.dirty = 0, True
             while waiting := [held for held in self._held if held.dropping]:
                 for held in waiting:
                     held.dropping = False  # what comes from now on is not in the snapshot
@@ -200,8 +220,8 @@ class SqliteJournal:
         except _UNWRITABLE as error:
             # Of this session alone. It goes on in memory.
             log.error("session %.8s… cannot be kept: %s", snapshot.record.session_id, error)
-            held.dropping = True
             self._held.discard(held)
+            held.drop()
             return
         held.dirty = False
         if not kept:
@@ -331,6 +351,7 @@ async def open_journal(
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         await nursery.start(journal.run)
+        nursery.start_soon(journal.copy_log)
         try:
             yield journal
         except Exception as error:  # so that it leaves as it is, and not in the nursery's group

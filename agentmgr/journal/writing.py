@@ -126,7 +126,8 @@ def write(db: sqlite3.Connection, holder: str, work: Work) -> list[Place]:
 def write_whole(
     place: Place, snapshot: Snapshot, may_hold: Callable[[str], bool], db: sqlite3.Connection, holder: str
 ) -> bool:
-    """Writes a session as its copy has it, whatever the file has. False where another holder has it.
+    """Writes a session as its copy has it, whatever the file has. False where another holder has it, or where
+    it was erased: in a file that was made anew, a place has no row.
 
     Events that the file has are not written again: what has a number never changes.
     """
@@ -137,6 +138,8 @@ def write_whole(
             "SELECT id, holder, epoch FROM sessions WHERE session_id = ?", (record.session_id,)
         ).fetchone()
         if found is None:
+            if place.row:
+                return False
             whole.epoch = place.epoch + 1
             whole.row = _insert_session(db, record, holder, whole.epoch)
         else:

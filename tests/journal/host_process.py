@@ -1,10 +1,13 @@
 """A host with one session, as a process to be stopped and killed.
 
 Says `held` once it has claimed or made the session, or `elsewhere`; then the number of each event that is
-committed; `lost` when another one holds the session.
+committed; `lost` when another one holds the session. With a number as STOP_AT in its environment it stops, as
+SIGSTOP does, once it has committed so many: not within a transaction, which would keep all others waiting.
 """
 
+import math
 import os
+import signal
 import sys
 
 import trio
@@ -21,10 +24,14 @@ def tell(word):
 class Copy:
     def __init__(self, held):
         self.held, self.said, self.is_lost = held, held.loaded.record.last_seq, trio.Event()
+        self.stop_at = float(os.environ.get("STOP_AT", "inf"))
         held.keep(self)
 
     def committed(self, seq):
         tell(seq)
+        if seq >= self.stop_at:
+            self.stop_at = math.inf
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def lost(self):
         tell("lost")

@@ -22,6 +22,7 @@ STEPS = st.one_of(
     st.tuples(st.just("release"), HOSTS, SESSIONS),
     st.tuples(st.just("kill"), HOSTS, SESSIONS),
     st.tuples(st.just("revoke"), HOSTS, SESSIONS),
+    st.tuples(st.just("rob"), HOSTS, SESSIONS),
 )
 
 
@@ -92,6 +93,7 @@ class World:
         if copy is None:
             return
         await copy.held.settled()
+        assert self.journals[host].degraded is None
         if self.holder.get(session) == host:
             assert copy.visible == copy.last_seq
             self.committed[session] = len(self.said[session])
@@ -119,6 +121,13 @@ class World:
     async def revoke(self, host, _):
         revoke(self.hosts.path.parent, host)
         self.revoked.add(host)
+
+    async def rob(self, host, session):
+        """It goes on as if nothing had happened."""
+        await self.revoke(host, session)
+        await self.open("inst_b" if host == "inst_a" else "inst_a", session)
+        self.say(host, session)
+        await self.settle(host, session)
 
 
 async def live_through(hosts, steps):

@@ -6,20 +6,20 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
-from agentmgr.journal import archive
-from agentmgr.journal.holders import revoke
+from agentmgr.journal import archive, holders
 
 SCRIPT = Path(__file__).parent / "host_process.py"
 KILLS = int(os.environ.get("JOURNAL_KILLS", "6"))
 
 
 class Process:
-    def __init__(self, path, instance_id, session_id="ses_1"):
+    def __init__(self, path, instance_id, session_id="ses_1", **environment):
         command = [sys.executable, str(SCRIPT), str(path), instance_id, session_id]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        environment |= os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         self.popen = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -88,16 +88,33 @@ def test_of_several_that_want_a_session_at_once_one_has_it(hosts):
             assert sorted(answers) == ["elsewhere", "elsewhere", "held"]
 
 
+def test_a_child_that_a_host_forks_does_not_keep_its_lock(tmp_path):
+    with ExitStack() as stack:
+        stack.enter_context(holders.living(tmp_path, "inst_1"))
+        (lock,) = tmp_path.glob("*.lock")
+        ours, childs = os.pipe(), os.pipe()
+        with warnings.catch_warnings(action="ignore"):  # of the threads that this process may have
+            child = os.fork()
+        if not child:
+            os.write(childs[1], b"!")
+            os.read(ours[0], 1)
+            os._exit(0)
+        os.read(childs[0], 1)
+        kept = tmp_path / "kept"
+        os.link(lock, kept)
+    assert not holders._is_locked(kept)
+    os.write(ours[1], b"!")
+    os.waitpid(child, 0)
+
+
 def test_a_holder_that_was_stopped_while_its_session_moved_writes_nothing_more(hosts):
-    with Process(hosts.path, "inst_1") as stopped:
+    with Process(hosts.path, "inst_1", STOP_AT="20") as stopped:
         stopped.go()
-        stopped.hears(20)
-        stopped.popen.send_signal(signal.SIGSTOP)
         os.waitpid(stopped.popen.pid, os.WUNTRACED)
         with Process(hosts.path, "inst_2") as refused:
             refused.go()
             refused.hears("elsewhere")
-        revoke(hosts.path.parent, "inst_1")
+        holders.revoke(hosts.path.parent, "inst_1")
         with Process(hosts.path, "inst_2") as holder:
             holder.go()
             holder.hears("held")

@@ -1,0 +1,297 @@
+"""A service's sessions as others see them than its hosts: a manager, its API and the command line.
+
+All of it works whether hosts run or not, and holds them up for no longer than a transaction of their own. It
+blocks. An absent journal has no sessions. What cannot be read raises `StorageError`.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from ..errors import InvalidRequest, StorageError
+from . import holders, reading, schema
+from .journal import Question, Snapshot, StoredFrame
+from .writing import transaction
+
+LOCK_PATIENCE_S = 5.0
+AT_ONCE = 50  #: sessions erased in a transaction: hosts wait for it
+VACUUM_PAGES = 2000  #: given back to the file system at once
+
+
+class SessionState(StrEnum):
+    RUNNING = "running"  #: a turn
+    ASKING = "asking"  #: and waits for a person's answer
+    IDLE = "idle"  #: in a host's memory
+    HIBERNATED = "hibernated"
+    ENDED = "ended"
+
+
+@frozen
+class SessionSummary:
+    session_id: str
+    owner: str | None
+    name: str | None
+    state: SessionState
+    instance_id: str | None  #: that holds it
+    turns: int
+    input_tokens: int
+    output_tokens: int
+    created_at: float
+    last_used_at: float
+    ended_at: float | None
+    end_reason: str | None
+
+
+@frozen
+class SessionPage:
+    items: Sequence[SessionSummary]  #: the last used first
+    next_cursor: str | None
+
+
+@frozen
+class OpenQuestion:
+    session_id: str
+    owner: str | None
+    name: str | None
+    question: Question
+
+
+@frozen
+class Figures:
+    sessions: int = 0
+    bytes: int = 0  #: of the file, without the pages that are free
+
+
+@frozen
+class Pruned:
+    """What a pruning has erased, and why."""
+
+    unused: tuple[str, ...] = ()  #: for longer than they are kept
+    for_room: tuple[str, ...] = ()
+
+
+_SUMMARY = """
+SELECT id, session_id, owner, name,
+    CASE WHEN ended_at IS NOT NULL THEN 'ended'
+        WHEN EXISTS (SELECT 1 FROM questions q WHERE q.session = s.id) THEN 'asking'
+        WHEN EXISTS (SELECT 1 FROM turns t WHERE t.session = s.id AND t.status <> 'ended') THEN 'running'
+        WHEN holder IN (SELECT value FROM json_each(:living)) THEN 'idle'
+        ELSE 'hibernated' END AS state,
+    iif(holder IN (SELECT value FROM json_each(:living)), holder, NULL),
+    last_turn, input_tokens, output_tokens, created_at, last_used_at, ended_at, end_reason
+FROM sessions s
+"""
+_NARROWED = {  # what an index finds, where few are in that state
+    SessionState.RUNNING: "AND id IN (SELECT session FROM turns WHERE status <> 'ended')",
+    SessionState.ASKING: "AND id IN (SELECT session FROM questions)",
+}
+_TABLES = ("frames", "turns", "questions", "kept")
+
+
+def sessions(
+    path: Path,
+    *,
+    state: SessionState | None = None,
+    owner: str | None = None,
+    text: str | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> SessionPage:
+    """A page of those that fit. `text`: in the name or the id. Raises `InvalidRequest`."""
+    before = _place(cursor) if cursor is not None else (float("inf"), 0)
+    values = {
+        "living": _living(path),
+        "at": before[0],
+        "row": before[1],
+        "state": state,
+        "owner": owner,
+        "text": text,
+        "limit": limit + 1,
+    }
+    query = (
+        f"SELECT * FROM ({_SUMMARY} WHERE (last_used_at, id) < (:at, :row)"
+        f" {'AND owner = :owner' if owner is not None else ''} {_NARROWED.get(state, '') if state else ''}"
+        " AND (:text IS NULL OR instr(lower(ifnull(name, '')), lower(:text)) OR instr(session_id, :text)))"
+        " WHERE :state IS NULL OR state = :state ORDER BY last_used_at DESC, id DESC LIMIT :limit"
+    )
+    with _open(path) as db:
+        rows = db.execute(query, values).fetchall() if db is not None else []
+    items = [_summary(row) for row in rows[:limit]]
+    more = len(rows) > limit
+    return SessionPage(items, f"{items[-1].last_used_at!r}:{rows[limit - 1][0]}" if more else None)
+
+
+def session(path: Path, session_id: str) -> tuple[SessionSummary, Snapshot] | None:
+    """One, with its last turns, and without events."""
+    with _open(path) as db:
+        if db is None:
+            return None
+        values = {"living": _living(path), "id": session_id}
+        row = db.execute(f"{_SUMMARY} WHERE session_id = :id", values).fetchone()
+        return None if row is None else (_summary(row), reading.load(db, row[0], with_frames=False))
+
+
+def events(path: Path, session_id: str, since: int = 0, *, max_bytes: int = 2**18) -> Sequence[StoredFrame]:
+    """Those after the number `since`, the oldest first, as many as fit."""
+    with _open(path) as db:
+        row = None if db is None else _row(db, session_id)
+        if db is None or row is None:
+            return ()
+        return reading.frames(db, row, since + 1, 2**63 - 1, max_bytes)
+
+
+def questions(path: Path) -> Sequence[OpenQuestion]:
+    """The oldest first."""
+    with _open(path) as db:
+        if db is None:
+            return ()
+        found = db.execute(
+            "SELECT session_id, owner, name, step_id, content, asked_at"
+            " FROM questions q JOIN sessions s ON s.id = q.session ORDER BY asked_at"
+        )
+        return [
+            OpenQuestion(session_id, owner, name, Question(*question))
+            for session_id, owner, name, *question in found
+        ]
+
+
+def figures(path: Path) -> Figures:
+    with _open(path) as db:
+        if db is None:
+            return Figures()
+        return Figures(db.execute("SELECT count(*) FROM sessions").fetchone()[0], _used_bytes(db))
+
+
+def erase(path: Path, session_id: str) -> bool:
+    """Erases a session and all that was said in it, also where it was written before. Whether there was one.
+
+    A host that holds it loses it at its next write.
+    """
+    with _open(path) as db:
+        row = None if db is None else _row(db, session_id)
+        if db is None or row is None:
+            return False
+        _erase(db, [row])
+        _overwrite(db, path)
+    return True
+
+
+def prune(path: Path, *, retention_s: float = 0, max_bytes: int = 0, now: float | None = None) -> Pruned:
+    """Erases what was not used for `retention_s`, then the longest unused beyond `max_bytes`; 0: no limit.
+
+    Sessions that a host holds go last, and only for room.
+    """
+    now = time.time() if now is None else now
+    unused: list[str] = []
+    for_room: list[str] = []
+    with _open(path) as db:
+        if db is None:
+            return Pruned()
+        living = _living(path)
+        old = (
+            "SELECT id, session_id FROM sessions WHERE last_used_at < :horizon"
+            " AND (holder IS NULL OR holder NOT IN (SELECT value FROM json_each(:living)))"
+            " ORDER BY last_used_at LIMIT :some"
+        )
+        values = {"horizon": now - retention_s, "living": living, "some": AT_ONCE}
+        while retention_s and (found := db.execute(old, values).fetchall()):
+            _erase(db, [row for row, _ in found])
+            unused += [session_id for _, session_id in found]
+        longest_unused = (
+            "SELECT id, session_id FROM sessions ORDER BY holder IS NOT NULL"
+            " AND holder IN (SELECT value FROM json_each(?)), last_used_at LIMIT ?"
+        )
+        while max_bytes and (used := _used_bytes(db)) > max_bytes:
+            found = db.execute(longest_unused, (living, AT_ONCE)).fetchall()
+            # About as many as it takes, by the average: each look at the size is after a transaction.
+            (count,) = db.execute("SELECT count(*) FROM sessions").fetchone()
+            found = found[: max(1, (used - max_bytes) * count // used // 2)]
+            if not found:
+                break
+            _erase(db, [row for row, _ in found])
+            for_room += [session_id for _, session_id in found]
+        if unused or for_room:
+            while db.execute("PRAGMA freelist_count").fetchone()[0]:
+                db.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+            _overwrite(db, path)
+    return Pruned(tuple(unused), tuple(for_room))
+
+
+def _erase(db: sqlite3.Connection, rows: Sequence[int]) -> None:
+    with transaction(db):
+        for table in _TABLES:
+            db.executemany(f"DELETE FROM {table} WHERE session = ?", [(row,) for row in rows])
+        db.executemany("DELETE FROM sessions WHERE id = ?", [(row,) for row in rows])
+
+
+def _overwrite(db: sqlite3.Connection, path: Path) -> None:
+    """What was deleted is overwritten in its pages; the log of earlier pages is emptied here."""
+    give_up_at = time.monotonic() + LOCK_PATIENCE_S
+    while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        if time.monotonic() > give_up_at:
+            raise StorageError(
+                f"the journal {path} is in use: what was erased is in its log for a while; try again"
+            )
+
+
+def _used_bytes(db: sqlite3.Connection) -> int:
+    pages, free, size = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
+def _row(db: sqlite3.Connection, session_id: str) -> int | None:
+    found = db.execute("SELECT id FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
+    return None if found is None else int(found[0])
+
+
+def _summary(row: tuple[Any, ...]) -> SessionSummary:
+    _, session_id, owner, name, state, holder, *rest = row
+    instance_id = None if holder is None else holders.instance_of(holder)
+    return SessionSummary(session_id, owner, name, SessionState(state), instance_id, *rest)
+
+
+def _living(path: Path) -> str:
+    return json.dumps(holders.all_living(path.parent))
+
+
+def _place(cursor: str) -> tuple[float, int]:
+    at, _, row = cursor.partition(":")
+    try:
+        return float(at), int(row)
+    except ValueError:
+        raise InvalidRequest(f"the cursor {cursor!r} is not one that was given out") from None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection | None]:
+    """None for a journal that there is not, yet."""
+    try:
+        if not path.exists() or not path.stat().st_size:
+            yield None
+            return
+        db = schema.connect(path)
+        try:
+            db.execute(f"PRAGMA busy_timeout = {int(LOCK_PATIENCE_S * 1000)}")
+            db.execute("PRAGMA secure_delete = ON")
+            yield db if schema.version_of(db) else None
+        finally:
+            db.close()
+    except schema.Unfit as unfit:
+        what = "was written by a newer agentmgr" if str(unfit) == "newer" else "is not a journal"
+        raise StorageError(f"{path} {what}: upgrade agentmgr, or move the file away") from unfit
+    except (sqlite3.Error, OSError) as error:
+        if schema.is_damage(error):
+            problem = f"the journal {path} is damaged: start the service, which sets it aside"
+            raise StorageError(problem) from error
+        raise StorageError(f"the journal {path} cannot be used now: {error}") from error

@@ -1,0 +1,178 @@
+"""What the journal of sessions costs, beside one that keeps nothing.
+
+    python tests/benchmarks/bench_journal.py [--directory DIR] [--seconds S] [--stored N]
+
+Prints a table; asserts nothing. `--directory` says on which disk. The load: 200 sessions, of which each says
+50 pieces of an answer a second, of 60 characters.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+from attrs import evolve
+
+from agentmgr.journal import archive
+from agentmgr.journal.journal import Accepted, Frame, SessionRecord, Snapshot, TurnRecord
+from agentmgr.journal.memory import MemoryJournal
+from agentmgr.journal.sqlite import open_journal
+
+SESSIONS, RATE = 200, 50
+TEXT = b'1795982576007 "' + b"x" * 60 + b'"'
+
+
+def print_row(what: str, value: str) -> None:
+    print(f"| {what:<52} | {value:>34} |", flush=True)
+
+
+def spread(seconds: list[float]) -> str:
+    ordered = sorted(seconds)
+    p50, p99 = (ordered[int(len(ordered) * share)] * 1e3 for share in (0.5, 0.99))
+    return f"{p50:.2f} ms (p99 {p99:.2f})"
+
+
+class Copy:
+    def __init__(self, held, delays: list[float]) -> None:
+        self.held, self.delays = held, delays
+        self.said = self.visible = 0
+        self.handed_over: dict[int, float] = {}
+        held.keep(self)
+
+    def committed(self, seq: int) -> None:
+        now = time.perf_counter()
+        for number in range(self.visible + 1, seq + 1):
+            self.delays.append(now - self.handed_over.pop(number))
+        self.visible = seq
+
+    def lost(self) -> None:
+        raise AssertionError("nobody else holds it")
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(evolve(self.held.loaded.record, last_seq=self.said), (), ())
+
+    def say(self) -> None:
+        self.said += 1
+        self.handed_over[self.said] = time.perf_counter()
+        self.held.write(Frame(self.said, 1, TEXT))
+
+    async def stream(self, offset_s: float) -> None:
+        at = trio.current_time() + offset_s
+        while True:
+            await trio.sleep_until(at)
+            self.say()
+            at += 1 / RATE
+
+
+@asynccontextmanager
+async def in_memory():
+    yield MemoryJournal()
+
+
+async def load(what: str, opened, seconds: float) -> tuple[float, int]:
+    """CPU seconds of an event, and their number."""
+    delays: list[float] = []
+    async with opened as journal:
+        copies = []
+        for number in range(SESSIONS):
+            copies.append(Copy(await journal.create(record(number)), delays))
+            copies[-1].held.write(Accepted(TurnRecord(1, f"turn_{number}", "{}", 1.0)))
+        await copies[-1].held.settled()
+        began, cpu = time.perf_counter(), time.process_time()
+        with trio.move_on_after(seconds):
+            async with trio.open_nursery() as nursery:
+                for number, copy in enumerate(copies):
+                    nursery.start_soon(copy.stream, number / SESSIONS / RATE)
+        cpu, took = time.process_time() - cpu, time.perf_counter() - began
+    events = sum(copy.said for copy in copies)
+    print_row(f"{what}: events a second", f"{events / took:.0f}")
+    print_row(f"{what}: CPU of an event", f"{cpu / events * 1e6:.1f} µs")
+    print_row(f"{what}: until it is committed", spread(delays))
+    return cpu / events, events
+
+
+def record(number: int) -> SessionRecord:
+    at = 1_000_000.0 + number
+    return SessionRecord(f"ses_{number:032x}", f"user_{number % 1000}", at, at, f"chat {number}")
+
+
+async def take_up(path: Path) -> None:
+    """A session of 10,000 events, in rows of some 5, as they come together under load."""
+    async with open_journal(path, "inst_1") as journal:
+        held = await journal.create(record(0))
+        copy = Copy(held, [])
+        for turn in range(20):
+            held.write(Accepted(TurnRecord(turn + 1, f"turn_{turn}", '{"content":"hello"}', 1.0)))
+            for _ in range(100):
+                for _ in range(5):
+                    copy.said += 1
+                    copy.handed_over[copy.said] = 0.0
+                    held.write(Frame(copy.said, turn + 1, TEXT))
+                await held.settled()
+        await held.release()
+    found = []
+    for _ in range(20):
+        async with open_journal(path, "inst_2") as journal:
+            began = time.perf_counter()
+            held = await journal.take_up(record(0).session_id)
+            found.append(time.perf_counter() - began)
+            assert held is not None
+            await held.release()
+    print_row("take up a session of 10,000 events", spread(found))
+
+
+async def stored(path: Path, number: int) -> None:
+    async with open_journal(path, "inst_1") as journal:
+        for start in range(0, number, 1000):
+            several = [await journal.create(evolve(record(n), name=None)) for n in range(start, start + 1000)]
+            for held in several:
+                held.write(Accepted(TurnRecord(1, "turn_1", '{"content":"hello"}', 1.0)), Frame(1, 1, TEXT))
+            await several[-1].settled()
+            for held in several:
+                journal.let_go(held)
+        created = []
+        for n in range(number, number + 200):
+            began = time.perf_counter()
+            held = await journal.create(record(n))
+            held.write(Frame(1, 0, TEXT))
+            await held.settled()
+            created.append(time.perf_counter() - began)
+        print_row(f"create one beside {number:,} sessions, named", spread(created))
+        cursor = archive.sessions(path, limit=100).next_cursor
+        looks: dict[str, Callable[[], object]] = {
+            "list the first page of 100": lambda: archive.sessions(path, limit=100),
+            "list the next page": lambda: archive.sessions(path, limit=100, cursor=cursor),
+            "list an owner's": lambda: archive.sessions(path, owner="user_7", limit=100),
+            "find a name": lambda: archive.sessions(path, text=f"chat {number + 5}", limit=100),
+            "count them": lambda: archive.figures(path),
+        }
+        for what, look in looks.items():
+            found = []
+            for _ in range(10):
+                began = time.perf_counter()
+                await trio.to_thread.run_sync(look)
+                found.append(time.perf_counter() - began)
+            print_row(what, spread(found))
+
+
+async def main(directory: Path, seconds: float, number: int) -> None:
+    memory, _ = await load("in memory", in_memory(), seconds)
+    path = directory / "load.db"
+    durable, events = await load("in SQLite", open_journal(path, "inst_1"), seconds)
+    print_row("what SQLite adds to an event", f"{(durable - memory) * 1e6:.1f} µs")
+    print_row("bytes in the file for an event of 60", f"{path.stat().st_size / events:.0f}")
+    await take_up(directory / "one.db")
+    await stored(directory / "many.db", number)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--directory", type=Path, help="where to put the files (a temporary directory)")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--stored", type=int, default=100_000)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as temporary:
+        trio.run(main, Path(temporary), arguments.seconds, arguments.stored)

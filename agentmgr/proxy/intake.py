@@ -128,11 +128,15 @@ class Intake:
                             failure = fault
                             known = {"connection_id": connection_id, "instance_id": seat.backend.instance_id}
                             logger.info("instance did not accept the client: %s", fault.reason, extra=known)
-                            if fault.outdated:
+                            if fault.holder is not None:
+                                lobby.moved(visit, seat, fault.holder)
+                            elif fault.outdated:
                                 await lobby.outdated(visit, seat)
                             else:
                                 lobby.failed(visit, seat, blame=fault.blame)
-                            home = seat.pool.home  # tried for as long as a client waits for anything
+                            home = (
+                                seat.pool.home and fault.holder is None
+                            )  # tried for as long as a client waits for anything
                             tries += not home
                             if not fault.retry or (home and trio.current_time() >= home_deadline):
                                 break

@@ -153,8 +153,16 @@ class Lobby:
         """The instance took the client."""
         name, session_id = seat.backend.instance_id, visit.request.session_id
         self._outliers.succeeded(name, trio.current_time())
-        if session_id is not None and named_instance(session_id) != name:
+        if session_id is not None and self._affinity.holder(session_id) != name:
             self._affinity.remember(session_id, name)
+
+    def moved(self, visit: Visit, seat: Seat, holder: str) -> None:
+        """The instance does not hold the client's session, and says which one of its service does."""
+        known, session_id = self._router.by_id.get(holder), visit.request.session_id
+        if known is not None and known.service_id == seat.backend.service_id and session_id is not None:
+            self._affinity.remember(session_id, holder)
+        else:
+            self.failed(visit, seat, blame=False)
 
     def failed(self, visit: Visit, seat: Seat, *, blame: bool = True) -> None:
         """The instance did not take the client, and is not asked again for it unless it holds its session.
@@ -251,7 +259,11 @@ class Lobby:
             return None
         session_id, deliberate = named
         certain = self._router.by_id.get(named_instance(session_id) or "")
-        home = certain or self._router.by_id.get(self._affinity.holder(session_id) or "")
+        home = self._router.by_id.get(self._affinity.holder(session_id) or "")  # it may have moved
+        if certain is not None and (
+            home is None or home.service_id != certain.service_id or not home.state.keeps_sessions
+        ):
+            home = certain
         if home is None or not home.state.keeps_sessions:
             return None
         if visit.services is not None and home.service_name not in visit.services:

@@ -14,7 +14,7 @@ from ..core.loopback import authority
 from ..core.proof import PROOF_HEADER, sender_proof
 from ..core.routing import Backend
 from ..websocket.head import BadResponse, RequestHead, ResponseHead, check_switch, parse_response
-from ..websocket.refusal import Refusal, RefusalCode, http_response
+from ..websocket.refusal import Refusal, RefusalCode, elsewhere, http_response
 from ..websocket.sockets import OUR_OWN_SHORTAGE, Dial, Wire, connect
 from .limits import GatewayLimits
 from .proving import Proving
@@ -31,14 +31,18 @@ class DialFailed(Exception):
         timed_out: bool = False,
         outdated: bool = False,
         blame: bool = True,
+        holder: str | None = None,
     ) -> None:
-        """`outdated`: the table knows another process than the one that answers. `blame`: the instance."""
+        """`outdated`: the table knows another process than the one that answers. `blame`: the instance.
+        `holder`: the instance that holds the client's session, as this one says.
+        """
         super().__init__(reason)
         self.reason = reason
         self.retry = retry
         self.timed_out = timed_out
         self.outdated = outdated
         self.blame = blame
+        self.holder = holder
 
 
 class BackendRefused(Exception):
@@ -133,9 +137,12 @@ async def _ask(
                 check_switch(answer, request)
                 wire.ahead = bytes(received[end + 4 :])
                 return answer
+            refusal = await _refusal(wire, bytes(received), limits)
             if answer.status == HTTPStatus.MISDIRECTED_REQUEST and proved:
+                if (holder := elsewhere(refusal)) is not None:
+                    raise DialFailed(f"{holder} holds the session", retry=True, blame=False, holder=holder)
                 raise DialFailed("it was restarted", retry=True, outdated=True)
-            raise BackendRefused(answer.status, await _refusal(wire, bytes(received), limits))
+            raise BackendRefused(answer.status, refusal)
     except trio.TooSlowError:
         raise DialFailed("it did not answer the upgrade in time", retry=False, timed_out=True) from None
     except (BadResponse, OSError) as fault:

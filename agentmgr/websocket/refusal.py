@@ -85,6 +85,13 @@ def read_refusal(body: bytes) -> tuple[str | None, str]:
     return code if reason and isinstance(code, str) else None, str(reason or "")
 
 
+def elsewhere(answer: bytes) -> str | None:
+    """The instance that holds the session, by an answer of an instance that does not."""
+    code, _ = read_refusal(body := answer.partition(b"\r\n\r\n")[2])
+    instance = json.loads(body).get("instance") if code == RefusalCode.SESSION_ELSEWHERE else None
+    return instance if isinstance(instance, str) else None
+
+
 def http_response(
     status: int, headers: tuple[tuple[str, str], ...], body: bytes, *, stays: bool = False
 ) -> bytes:

@@ -12,6 +12,7 @@ from agentmgr.core.routing import BackendState, RoutingTable
 from agentmgr.models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
 from agentmgr.proxy import GatewayLimits
 from agentmgr.proxy.access import Identity
+from agentmgr.websocket.refusal import Refusal, RefusalCode
 
 TO_OTHER = RoutingRule(
     "all-to-other",
@@ -186,3 +187,42 @@ async def test_route_shows_where_a_session_leads(lab) -> None:
         decision = stage.gateway.route(ClientRequest(f"/?session_id={SESSION}"))
         assert (decision.chosen, decision.rule) == ("ins_home", None)
         assert "names a session" in decision.reason
+
+
+def elsewhere(holder: str) -> bytes:
+    refusal = Refusal(421, RefusalCode.SESSION_ELSEWHERE, "it moved", details={"instance": holder})
+    return refusal.response
+
+
+@pytest.mark.parametrize("names", [SESSION, "42"])
+async def test_an_instance_that_does_not_hold_the_session_says_which_one_does(lab, names) -> None:
+    """As after a take-over: its own instance came back, and another one has it now."""
+    asked = 0
+
+    async def refuse(stream: trio.SocketStream) -> None:
+        nonlocal asked
+        asked += 1
+        await stream.receive_some()
+        await stream.send_all(elsewhere("ins_new"))
+
+    home = await lab.raw(refuse, "home", instance_id="ins_home", token="t")
+    new = evolve(await lab.instance("home", instance_id="ins_new"), service_id=home.service_id)
+    manual = {"default_strategy": RoutingStrategy.MANUAL}
+    async with lab.gateway(home, new, table=manual) as stage:
+        await stage.open(f"/?session_id={names}")
+        await stage.open(f"/?session_id={names}")
+        assert [connection.instance_id for connection in stage.witness.opened] == ["ins_new"] * 2
+        assert asked == 1  # it is remembered
+
+
+async def test_an_instance_cannot_send_clients_to_another_service(lab) -> None:
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(elsewhere("ins_other"))
+
+    home = await lab.raw(refuse, "home", instance_id="ins_home", token="t")
+    other = await lab.instance("other", instance_id="ins_other")
+    async with lab.gateway(home, other, limits=GatewayLimits(queue_timeout_s=0.5)) as stage:
+        refused = await stage.refusal(lab.upgrade(f"/services/home?session_id={SESSION}"))
+        assert refused[:2] == (502, "bad_gateway")
+        assert not stage.witness.opened

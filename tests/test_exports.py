@@ -85,3 +85,10 @@ def test_importing_the_package_imports_no_other() -> None:
     code = "import sys, agentmgr; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"trio", "attrs", "quart", "asyncio"} & set(done.stdout.split())
+
+
+def test_a_host_of_the_defaults_loads_no_more_of_the_models_than_it_needs() -> None:
+    """10 ms of each start are theirs, and as much are the codec's."""
+    code = "import sys; from agentmgr.agent.__main__ import _options; _options(['a.py']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"agentmgr.models.services", "agentmgr.codec", "cattrs"} & set(done.stdout.split())

@@ -35,7 +35,7 @@ in a session's events; *to attach*, to give a session to a link; *gap*, events t
 session as code of another runtime can call it.
 
 It knows nothing of managers, databases, rules or services, and imports only what a fresh child process can
-afford: no models, no HTTP framework, and asyncio only when the agent needs it.
+afford: of the models `choices` alone, no HTTP framework, and asyncio only when the agent needs it.
 """
 
 from .events import Event, final_answer, partial_answer, thinking, tool_call, tool_result

@@ -52,22 +52,22 @@ def settings_options(*, without: Collection[str] = (), **flags: str) -> Callable
     Adds the parameter `flags`: each of these settings by its name, None where its flag was not given.
     """
     options = {
-        field: flags.get(field.name) or option.flag
+        field: flag
         for field in fields(Settings)
         if (option := Option.of(field)) and field.name not in without
+        if (flag := flags.get(field.name) or option.flag)
     }
 
     def add(function: F) -> F:
         @wraps(function)
         async def with_flags(*args: Any, **others: Any) -> Any:
-            words = {field.name: others.pop(field.name) for field, flag in options.items() if flag}
+            words = {field.name: others.pop(field.name) for field in options}
             given = {name: None if word == () else word for name, word in words.items()}
             return await function(*args, flags=given, **others)
 
         wrapped: Any = with_flags
         for field, flag in reversed(options.items()):
-            if flag:
-                wrapped = option_of(Settings, field.name, flag=flag, **_range(field))(wrapped)
+            wrapped = option_of(Settings, field.name, flag=flag, **_range(field))(wrapped)
         return wrapped  # type: ignore[no-any-return]  # as above
 
     return add

@@ -4,7 +4,7 @@ from enum import StrEnum
 from typing import Any, get_type_hints
 
 import pytest
-from attrs import asdict, evolve, fields
+from attrs import asdict, fields
 
 from agentmgr.agent.__main__ import _options
 from agentmgr.agent.host import HostOptions
@@ -79,4 +79,4 @@ def test_what_no_host_has_is_named(text):
 
 
 def test_a_limit_of_0_conversations_is_none():
-    assert not evolve(of_host(ServiceConfig("a.py", max_sessions=3, max_conversations=0))).max_conversations
+    assert not of_host(ServiceConfig("a.py", max_sessions=3, max_conversations=0)).max_conversations

@@ -11,8 +11,7 @@ In reading order:
     runtime, aio     where the author's code runs: in trio, or on an asyncio loop in a thread
     server, door     take a connection, judge its handshake, decide who may connect and what is believed
     client_link      one client's socket: frames become calls on sessions, events become frames. Under it:
-                     `link_stream` (writes), `incoming` (judges frames), `answers` (what waits), `plain`
-                     (text)
+                     `link_stream` (writes), `incoming` (judges frames), `answers` (what waits)
     session_registry all sessions of the host; `session_ids` makes their ids and remembers how they ended
     session, turn    one conversation: its turns, its questions, what the author is handed
     replay, history  the last events for clients that come back; the turns before

@@ -15,7 +15,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from .. import protocol
-from ..core.consent import AGAIN, yes_or_no
+from ..core.plain_text import AGAIN, as_plain_text, yes_or_no
 from ..journal.journal import NameTaken
 from ..protocol import EndReason, ErrorCode, NoticeCode
 from .answers import Answers, StateRequests
@@ -25,7 +25,6 @@ from .incoming import BadInput, ClientEvent, creation, looks_like_an_event, pars
 from .link_sessions import LinkSessions
 from .link_stream import LinkStream
 from .message import Client, Message
-from .plain import as_plain_text
 from .replay import Gap
 from .session import Session
 from .session_registry import SessionRegistry

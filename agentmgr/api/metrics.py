@@ -23,7 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from ..core.histogram import Histogram
+from ..core.stats import Histogram
 
 if TYPE_CHECKING:
     from ..manager import AgentManager

@@ -9,7 +9,7 @@ from typing import Any
 import trio
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendEvent, Scope
 
-from ..core.quota import RateLimit
+from ..core.admission import RateLimit
 from .connection import PEER_UID
 from .problems import HttpProblem
 

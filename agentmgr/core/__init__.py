@@ -1,1 +1,33 @@
-"""Decides: pure functions and values. No trio, sockets, files, clock or randomness of its own."""
+"""Decides: pure functions and values, for gateway, supervisor, manager, hosts and commands.
+
+An instance:
+
+    lifecycle          the table of its states
+    restart            why it ended, and what follows: a pause and another start, or giving up
+    health             what its checks show, over time
+    dependencies       in which order services end
+    hosting            its configuration as options of the process that hosts an agent
+
+A client:
+
+    request            what a client asks for, as the rules see it
+    conditions         whether a rule's conditions hold for it
+    routing            which service and which instance it gets, or why none
+    strategies         which of several instances
+    affinity           a session's clients go to the instance that holds it
+    outliers           instances that fail their clients are left out for a while
+    admission          seats under `max_sessions`, and the rate of one address; `shared_seats`: of workers
+    origin, loopback   which pages may connect; which names can only mean this machine
+    proof              how gateway and host show each other that they are genuine
+    plain_text         a conversation as lines of text
+
+What is shown:
+
+    view               a service and its instances, as users see them
+    stats              figures
+    lookup             what a user names, by name or id
+    secrets            values that are hidden, and keys that are not kept
+
+Invariants: no trio, sockets, files, clock or randomness of its own: they are passed in. A function that
+decides changes nothing but the value it is a method of. Nothing here logs.
+"""

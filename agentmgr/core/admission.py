@@ -1,7 +1,11 @@
-"""Seats: counts of connections per instance against `max_sessions`, taken and given back in one step each."""
+"""Whether one more client may come in: `Seats` of instances, and the rate at which one address may ask.
+
+Seats are counts of connections per instance against `max_sessions`, taken and given back in one step each.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence, Set
 from types import MappingProxyType
 
@@ -80,3 +84,29 @@ def remove_one(counts: dict[str, int], name: str) -> None:
         counts[name] = left
     else:
         del counts[name]
+
+
+class RateLimit:
+    """A token bucket for each address: `rate` a second, and a second's worth (one at least) at once.
+
+    The time is passed in. Addresses that were not heard of for longest are forgotten when there are many:
+    their buckets are full again by then, unless a flood comes from more addresses than that.
+    """
+
+    def __init__(self, rate: float, max_addresses: int = 65_536) -> None:
+        self._rate = rate
+        self._burst = max(1.0, rate)
+        self._max_addresses = max_addresses
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, at that time
+
+    def allows(self, address: str, now: float) -> bool:
+        """Takes a token, if there is one. A rate of 0 allows everything."""
+        if not self._rate:
+            return True
+        tokens, then = self._buckets.pop(address, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - then) * self._rate)
+        allowed = tokens >= 1
+        self._buckets[address] = (tokens - 1 if allowed else tokens, now)
+        if len(self._buckets) > self._max_addresses:
+            self._buckets.popitem(last=False)
+        return allowed

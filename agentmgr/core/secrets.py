@@ -1,10 +1,13 @@
-"""Values that no interface may show."""
+"""Values that no interface may show; and whose key it is: by its digest, as keys themselves are not kept."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import hmac
+from collections.abc import Collection, Iterable, Mapping
+from hashlib import sha256
 
 from ..errors import FieldProblem, InvalidRequest
+from ..models import Token
 
 HIDDEN = "***"
 """Stands where a value is. Given back in a change, it means: as it was."""
@@ -27,3 +30,17 @@ def restored(env: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]
         problem = f'hides {", ".join(lost)} ("{HIDDEN}"), and there is no value to keep: give it'
         raise InvalidRequest(f"env {problem}", fields=[FieldProblem("env", problem)])
     return {name: known[name] if value == HIDDEN else value for name, value in env.items()}
+
+
+def key_digest(key: str) -> str:
+    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def token_of(tokens: Iterable[Token], key: str) -> Token | None:
+    """Whose key this is. Takes the same time whatever is compared."""
+    wanted = key_digest(key)
+    found = None
+    for token in tokens:
+        if hmac.compare_digest(token.digest, wanted):
+            found = token
+    return found

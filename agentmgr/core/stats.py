@@ -1,14 +1,34 @@
-"""The figures that `stats` shows, computed from what is there. Each returns plain, JSON-ready data."""
+"""Figures: what is counted while services run, and what `stats` shows of it.
+
+`…_stats` and `health_summary` return plain, JSON-ready data. `counted` adds a fact to its service's totals.
+`Histogram` is what Prometheus reads.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from ..models import Connection, HealthStatus, Latency, Service, ServiceStatus, ServiceTotals, Usage
+from attrs import evolve
+
+from ..models import (
+    Connection,
+    ConnectionEnd,
+    ConnectionPeak,
+    Event,
+    Fact,
+    HealthCheck,
+    HealthStatus,
+    Latency,
+    Service,
+    ServiceStatus,
+    ServiceTotals,
+    Usage,
+)
 
 
 def system_stats(
@@ -131,3 +151,57 @@ def _percentiles(latency: Latency) -> dict[str, float | None]:
 def _count(kinds: Any, found: Any) -> dict[str, int]:
     counted = Counter(found)
     return {str(kind): counted[kind] for kind in kinds}
+
+
+BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""From what a hop on this machine takes to the gateway's own deadlines."""
+
+
+class Histogram:
+    """Counts values by upper bound. As cheap as a search among a dozen numbers."""
+
+    def __init__(self, bounds_s: Sequence[float] = BOUNDS_S) -> None:
+        self._bounds_s = bounds_s
+        self._counts = [0] * (len(bounds_s) + 1)
+        self.sum_s = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(self._bounds_s, seconds)] += 1
+        self.sum_s += seconds
+
+    def cumulative(self) -> Iterator[tuple[float, int]]:
+        """Each bound, and how many values did not exceed it; the last bound is infinite."""
+        count = 0
+        for bound, here in zip((*self._bounds_s, float("inf")), self._counts, strict=True):
+            count += here
+            yield bound, count
+
+
+def counted(totals: ServiceTotals, fact: Fact) -> ServiceTotals:
+    """The totals of the fact's service once `fact` is counted in."""
+    match fact:
+        case ConnectionEnd():
+            return evolve(
+                totals,
+                sessions_total=totals.sessions_total + 1,
+                sessions_failed=totals.sessions_failed + fact.failed,
+                # The wall clock may have been set back in between; time is never taken off the total.
+                session_seconds=totals.session_seconds
+                + max(0.0, (fact.ended_at - fact.started_at).total_seconds()),
+                bytes_from_client=totals.bytes_from_client + fact.bytes_from_client,
+                bytes_to_client=totals.bytes_to_client + fact.bytes_to_client,
+                handshake=_with(totals.handshake, fact.handshake_s),
+                first_byte=_with(totals.first_byte, fact.first_byte_s),
+            )
+        case ConnectionPeak():
+            return evolve(totals, sessions_peak=max(totals.sessions_peak, fact.sessions))
+        case Event(kind="instance.backoff"):  # the way to every unplanned restart
+            return evolve(totals, restarts=totals.restarts + 1)
+        case Event(kind="instance.error"):
+            return evolve(totals, errors=totals.errors + 1)
+        case Event() | HealthCheck():
+            return totals
+
+
+def _with(latency: Latency, seconds: float | None) -> Latency:
+    return latency if seconds is None else latency.with_value(seconds)

@@ -16,9 +16,9 @@ from attrs import evolve
 
 from .. import models
 from ..core import stats, view
-from ..core.histogram import Histogram
 from ..core.routing import ClientRequest, RoutingDecision
 from ..core.secrets import restored
+from ..core.stats import Histogram
 from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, WrongState
 from ..models import RoutingRule, Service, ServiceConfig, ServiceStatus, Ticket, Token, TokenPolicy, utc_now
 from ..process.companion import Companion, SystemRun

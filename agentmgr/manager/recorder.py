@@ -9,8 +9,7 @@ import trio
 from attrs import field, frozen
 
 from .. import models
-from ..core.histogram import Histogram
-from ..core.totals import counted
+from ..core.stats import Histogram, counted
 from ..models import ConnectionEnd, Event, HealthCheck, Instance, ServiceStatus, ServiceTotals
 from ..storage.store import Store
 from .events import EventLog

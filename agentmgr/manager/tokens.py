@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 
 import trio
 
-from ..core.keys import digest, find
+from ..core.secrets import key_digest, token_of
 from ..errors import InvalidRequest, NameTaken, TokenNotFound
 from ..models import Token, TokenPolicy, utc_now
 from ..storage.store import Store
@@ -64,7 +64,7 @@ class Tokens:
     ) -> tuple[Token, str]:
         """The token, and its key. Raises `NameTaken`, `InvalidRequest`."""
         key = _PREFIX + secrets.token_urlsafe(32)
-        token = Token(name, scopes, digest(key), expires_at=_expiry(expires_in_days))
+        token = Token(name, scopes, key_digest(key), expires_at=_expiry(expires_in_days))
         async with self._writing:
             if any(other.name == name for other in self._tokens.values()):
                 raise NameTaken(
@@ -115,7 +115,7 @@ class Tokens:
 
     def find(self, key: str) -> Token | None:
         """Whose key this is. Takes the same time whatever is compared."""
-        return find(self._tokens.values(), key)
+        return token_of(self._tokens.values(), key)
 
 
 def _expiry(days: float | None) -> datetime | None:

@@ -10,9 +10,8 @@ from urllib.parse import unquote
 
 from attrs import evolve, frozen
 
-from ..core.admission import remove_one
+from ..core.admission import RateLimit, remove_one
 from ..core.origin import origin_allowed
-from ..core.quota import RateLimit
 from ..models import Token
 from ..protocol import BEARER
 from ..websocket.head import RequestHead

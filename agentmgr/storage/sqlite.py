@@ -22,7 +22,7 @@ from typing import TypeVar, cast
 import trio
 from attrs import evolve
 
-from ..core.histogram import Histogram
+from ..core.stats import Histogram
 from ..errors import DatabaseUnusable, InvalidRequest, StorageError
 from ..models import (
     Event,

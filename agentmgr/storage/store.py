@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from attrs import Factory, frozen
 
-from ..core.histogram import Histogram
+from ..core.stats import Histogram
 from ..models import (
     Event,
     Fact,

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from attrs import fields
 
 from ..codec import from_json, from_plain, parse_json, to_json
-from ..core.totals import counted
+from ..core.stats import counted
 from ..errors import InvalidRequest
 from ..models import (
     ConnectionEnd,

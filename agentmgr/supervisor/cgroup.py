@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import trio
 
-from .threads import in_thread
+from .system import in_thread
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from attrs import define
 from . import procfs
 from .cgroup import ControlGroup
 from .instance_lock import InstanceLock
-from .threads import in_thread
+from .system import in_thread
 
 log = logging.getLogger("agentmgr.supervisor")
 

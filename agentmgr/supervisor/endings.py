@@ -1,11 +1,14 @@
 """Why an instance has ended, or has to be ended: the cause that the restart policy goes by, and a reason that
-the user reads.
+the user reads. And `Outcome`, what callers that wait for a start or a stop get to know.
 """
 
 from __future__ import annotations
 
+import trio
+
 from ..core import restart
 from ..core.restart import EX_CONFIG, Cause, Ending, Exit
+from ..errors import AgentManagerError
 from .launcher import Child
 
 LAST_OUTPUT = "; its last output:\n"
@@ -39,3 +42,30 @@ async def exited(child: Child, exit: Exit, ready_for_s: float | None) -> Ending:
 def _with_last_words(reason: str, child: Child) -> str:
     words = child.last_words()
     return f"{reason}{LAST_OUTPUT}{words}" if words else reason
+
+
+class Outcome:
+    """Success, or the first failure; a later success replaces the failure."""
+
+    def __init__(self) -> None:
+        self._known = trio.Event()
+        self._error: AgentManagerError | None = None
+
+    def succeed(self) -> None:
+        self._error = None
+        self._known.set()
+
+    def fail(self, error: AgentManagerError) -> None:
+        if not self._known.is_set():
+            self._error = error
+            self._known.set()
+
+    @property
+    def known(self) -> bool:
+        return self._known.is_set()
+
+    async def wait(self) -> None:
+        await self._known.wait()
+        if self._error is not None:
+            # A new one for each caller: a traceback belongs to one raise.
+            raise type(self._error)(self._error.message)

@@ -25,9 +25,9 @@ from ..errors import PortNotAvailable, ServiceFailedToStart, WrongState, leaves
 from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
 from . import endings
 from .draining import Drain
+from .endings import Outcome
 from .health_watch import HealthWatch
 from .launcher import CannotLaunch, Child, Slot
-from .outcome import Outcome
 from .recorder import RetryingRecorder
 
 log = logging.getLogger("agentmgr.supervisor")

@@ -1,4 +1,4 @@
-"""How a child process is started."""
+"""How a child process is started, with signal dispositions that do not hide how it ends."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from attrs import frozen
@@ -126,3 +127,39 @@ def _open_log(file: Path) -> int:
             raise
         log.warning("cannot open the log %s: %s; output is lost", file, error.strerror)
         return os.open(os.devnull, os.O_WRONLY)
+
+
+def _nothing(_number: int, _frame: object) -> None:
+    pass
+
+
+@contextmanager
+def children_get_defaults() -> Iterator[None]:
+    """Within it, a child starts with default dispositions and no signal blocked, whatever holds for us.
+
+    `nohup`, a shell's `&` and some container runtimes start this process with signals ignored. An ignored
+    signal stays ignored over exec, so INT, HUP or CHLD would never reach a child that needs it. A handler
+    that does nothing has the same effect here, and exec turns it into the default. SIGCHLD gets its default
+    back: while it is ignored, the kernel reaps our children and their exit codes are lost.
+
+    Only the main thread can change dispositions: in another thread this changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ignored = [
+        number
+        for number in signal.valid_signals()
+        - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}
+        if signal.getsignal(number) is signal.SIG_IGN  # Popen itself restores PIPE and XFSZ
+    ]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else _nothing)
+    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number in ignored:
+            if signal.getsignal(number) in (_nothing, signal.SIG_DFL):  # else other code has set one since
+                signal.signal(number, signal.SIG_IGN)

@@ -26,14 +26,14 @@ from ..models import (
 from ..process.companion import Companion
 from . import logs, system
 from .adoption import Recorded, take_over
+from .endings import Outcome
 from .in_process import InProcessService, NoProcesses
 from .instance import InstanceTask, SupervisorContext
 from .launcher import Child, Launcher, Slot
 from .local import LocalLauncher
-from .outcome import Outcome
 from .recorder import InstanceRecorder, NullRecorder, RetryingRecorder
 from .service import Service, missing, refuse_cycles, stop_waves
-from .signals import children_get_defaults
+from .spawn import children_get_defaults
 
 log = logging.getLogger("agentmgr.supervisor")
 

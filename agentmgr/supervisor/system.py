@@ -1,4 +1,4 @@
-"""What supervising processes needs of the system, tried before anything is started."""
+"""What supervising processes needs of the system: tried before anything is started; and a thread, or none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar, TypeVarTuple
+
+import trio
 
 from ..errors import ManagerError
 from . import procfs
@@ -50,3 +54,18 @@ def _missing() -> str | None:
         if error.errno in _REFUSED:  # and not a shortage of descriptors, which passes
             return f"the system refuses {call} ({error.strerror})"
     return None
+
+
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
+
+
+async def in_thread(work: Callable[[*Args], T], *args: *Args, limiter: trio.CapacityLimiter) -> T:
+    """Runs it in a thread; without one to be had, here, which blocks the loop for as long as the work takes.
+
+    To end an instance must not fail for want of a thread: it may be that instance that has taken them all.
+    """
+    try:
+        return await trio.to_thread.run_sync(work, *args, limiter=limiter)
+    except RuntimeError:  # "can't start new thread"
+        return work(*args)

@@ -10,8 +10,7 @@ from typing import TypeVar, cast
 import trio
 from attrs import evolve
 
-from ..core.histogram import Histogram
-from ..core.totals import counted
+from ..core.stats import Histogram, counted
 from ..errors import Conflict, StorageError
 from ..models import (
     Event,

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from ..core.keys import find
+from ..core.secrets import token_of
 from ..models import Token, TokenPolicy, utc_now
 from ..proxy import Identity
 
@@ -30,7 +30,7 @@ class WorkerAccess:
 
     async def bearer(self, token: str) -> Identity | None:
         await trio.lowlevel.checkpoint()
-        return Identity.of(find(self.tokens, token), utc_now())
+        return Identity.of(token_of(self.tokens, token), utc_now())
 
     async def ticket(self, ticket: str) -> Identity | None:
         return await self._redeem(ticket)

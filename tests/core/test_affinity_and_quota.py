@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agentmgr.core.admission import RateLimit
 from agentmgr.core.affinity import Affinity
-from agentmgr.core.quota import RateLimit
 
 
 def test_a_session_is_held_where_it_was_last_opened() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmgr.core.histogram import BOUNDS_S, Histogram
+from agentmgr.core.stats import BOUNDS_S, Histogram
 
 
 @given(st.lists(st.floats(0, 100) | st.sampled_from(BOUNDS_S)))

@@ -7,7 +7,7 @@ from attrs import fields
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmgr.core.totals import counted
+from agentmgr.core.stats import counted
 from agentmgr.models import (
     ConnectionEnd,
     ConnectionPeak,

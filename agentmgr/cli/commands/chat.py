@@ -15,7 +15,7 @@ import trio
 from ... import protocol
 from ...client.events import AgentEvent, failure_message
 from ...client.session import AgentSession, open_session
-from ...core.consent import AGAIN, yes_or_no
+from ...core.plain_text import AGAIN, yes_or_no
 from ...errors import (
     AgentManagerError,
     AgentUnreachable,

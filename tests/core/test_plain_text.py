@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentmgr.core.consent import yes_or_no
+from agentmgr.core.plain_text import yes_or_no
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from .answers import Answers, StateRequests
 from .drain import FIRST_FRAME_S, LINGER_S, Drain
 from .events import Event, addressed, encode
 from .incoming import BadInput, ClientEvent, creation, looks_like_an_event, parse, sequence_number, text_of
+from .limits import weigh
 from .link_sessions import LinkSessions
 from .link_stream import LinkStream
 from .message import Client, Message
 from .replay import Gap
 from .session import Session
 from .session_registry import SessionRegistry
-from .weight import weigh
 
 GREETING_DELAY_S = 1.0
 """`system.connected` waits so long for a first frame, which shows whether the client speaks events at all."""

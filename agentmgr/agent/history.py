@@ -13,10 +13,9 @@ from typing import Any
 from .. import jsontext, protocol
 from ..boundary import Failure, attempt
 from .events import Event
-from .limits import ENTRY_BYTES, HISTORY_BYTES, MAX_HISTORY, SHOWN_HISTORY_BYTES, STATE_BYTES
+from .limits import ENTRY_BYTES, HISTORY_BYTES, MAX_HISTORY, SHOWN_HISTORY_BYTES, STATE_BYTES, weigh
 from .message import Message
 from .turn import Turn
-from .weight import weigh
 
 Entry = dict[str, Any]
 

@@ -10,8 +10,7 @@ from attrs import frozen
 
 from .. import jsontext
 from ..protocol import MESSAGE, PING, ErrorCode
-from .limits import MAX_ID_CHARS
-from .weight import weigh
+from .limits import MAX_ID_CHARS, weigh
 
 _WEIGHED = 2**20
 _MARKS = {",": 96, ":": 128, "[": 64, "{": 192}

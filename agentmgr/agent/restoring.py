@@ -15,10 +15,9 @@ from ..protocol import NOTICE, PARTIAL_ANSWER, NoticeCode
 from . import history
 from .events import expand
 from .history import Entry
-from .limits import REMEMBERED_STEPS, SessionLimits
+from .limits import REMEMBERED_STEPS, SessionLimits, weigh
 from .message import Message
 from .turn import Turn
-from .weight import weigh
 
 
 @frozen

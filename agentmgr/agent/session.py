@@ -28,12 +28,11 @@ from .budget import Budget, Offer
 from .events import Event, as_event, compact, expand
 from .incoming import BadInput
 from .keeping import Keeping, NotDurable, tokens
-from .limits import MAX_JUMP, MAX_QUEUED, QUEUE_BYTES, REMEMBERED_STEPS, SESSION_BYTES, SessionLimits
+from .limits import MAX_JUMP, MAX_QUEUED, QUEUE_BYTES, REMEMBERED_STEPS, SESSION_BYTES, SessionLimits, weigh
 from .message import Client, Decision, Message
 from .readers import Link, Readers
 from .replay import Gap, Reader, ReplayBuffer
 from .turn import Turn
-from .weight import weigh
 
 HOOK_TIMEOUT_S = 5.0
 ENVELOPE_BYTES = 512  #: what an event has beside its content, at most

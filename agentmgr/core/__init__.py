@@ -6,7 +6,6 @@ An instance:
     restart            why it ended, and what follows: a pause and another start, or giving up
     health             what its checks show, over time
     dependencies       in which order services end
-    hosting            its configuration as options of the process that hosts an agent
 
 A client:
 

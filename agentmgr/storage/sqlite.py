@@ -36,10 +36,9 @@ from ..models import (
     utc_now,
 )
 from . import copies, schema, tables
-from .kinds import RULES, SERVICES, TOKENS
 from .pruning import Pruner
 from .schema import UnreadableRow
-from .store import F, HistoryLimits, Snapshot, event_id
+from .store import RULES, SERVICES, TOKENS, F, HistoryLimits, Snapshot, event_id
 
 T = TypeVar("T")
 

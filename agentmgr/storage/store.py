@@ -1,4 +1,4 @@
-"""What the rest may ask of the storage.
+"""What the rest may ask of the storage, and the kinds of named, versioned things in it.
 
 `SqliteStore` keeps it in a file; `agentmgr.testing.MemoryStore` in memory, for tests. Both pass
 `tests/storage/test_store_contract.py`.
@@ -13,6 +13,15 @@ from typing import Protocol, TypeVar
 from attrs import Factory, frozen
 
 from ..core.stats import Histogram
+from ..errors import (
+    Conflict,
+    NameTaken,
+    NotFound,
+    RuleNotFound,
+    ServiceNotFound,
+    TokenNotFound,
+    VersionMismatch,
+)
 from ..models import (
     Event,
     Fact,
@@ -139,3 +148,30 @@ def event_id(event: Event, last: int) -> int:
     again the ids that a client may have seen.
     """
     return max(last + 1, int(event.at.timestamp() * 1000))
+
+
+@frozen
+class Kind:
+    table: str
+    noun: str
+    missing: type[NotFound]
+
+    def not_found(self, key: str) -> NotFound:
+        return self.missing(f"no {self.noun} has the id {key}")
+
+    def id_taken(self, key: str) -> Conflict:
+        return Conflict(f"a {self.noun} with the id {key} is there already")
+
+    def name_taken(self, name: str) -> NameTaken:
+        return NameTaken(f"a {self.noun} named {name} is there already: choose another name")
+
+    def stale(self, thing: ServiceSpec | RoutingRule | Token, stored_version: int) -> VersionMismatch:
+        return VersionMismatch(
+            f"the {self.noun} {thing.name} was changed in between (it is at version {stored_version} now): "
+            "read it again and repeat the change"
+        )
+
+
+SERVICES = Kind("services", "service", ServiceNotFound)
+RULES = Kind("rules", "routing rule", RuleNotFound)
+TOKENS = Kind("tokens", "token", TokenNotFound)

@@ -26,9 +26,8 @@ from ..models import (
     Token,
     TokenPolicy,
 )
-from .kinds import SERVICES, Kind
 from .schema import UnreadableRow
-from .store import Snapshot
+from .store import SERVICES, Kind, Snapshot
 
 T = TypeVar("T")
 

@@ -22,8 +22,7 @@ from ..models import (
     Token,
     TokenPolicy,
 )
-from ..storage.kinds import RULES, SERVICES, TOKENS, Kind
-from ..storage.store import F, HistoryLimits, Snapshot, event_id
+from ..storage.store import RULES, SERVICES, TOKENS, F, HistoryLimits, Kind, Snapshot, event_id
 
 Thing = TypeVar("Thing", ServiceSpec, RoutingRule, Token)
 

@@ -20,9 +20,9 @@ from agentmgr.agent.limits import (
     SESSION_BYTES,
     STREAM_BYTES,
     SessionLimits,
+    weigh,
 )
 from agentmgr.agent.turn import Turn
-from agentmgr.agent.weight import weigh
 from agentmgr.models import OnDisconnect
 from agentmgr.testing.agents import bare_client, hosted
 

@@ -24,7 +24,7 @@ from attrs import evolve
 from agentmgr.errors import InvalidRequest, StorageError
 from agentmgr.models import Event, Token, TokenPolicy, utc_now
 from agentmgr.storage import HistoryLimits, SqliteStore, open_store, schema, sqlite, tables
-from agentmgr.storage.kinds import TOKENS
+from agentmgr.storage.store import TOKENS
 
 WRITER = """
 import os, sys, trio

@@ -6,12 +6,14 @@ events. All of these frameworks are at home in asyncio.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from ... import jsontext
 from ..imports import hosts_first
 
 _MODULES = {
@@ -48,3 +50,23 @@ def are_used_by(file: ModuleType) -> bool:
     # Others may have a package called `agents` too.
     packages = [p for p in _MODULES if p != "agents" or hasattr(sys.modules.get(p), "Runner")]
     return any(is_of(value, package) for value in vars(file).values() for package in packages)
+
+
+def plain(value: Any) -> Any:
+    """The value itself where JSON can say it; else with `str` for what it cannot, as `"NaN"`."""
+    return json.loads(json.dumps(value, default=_shown), parse_constant=str)
+
+
+def _shown(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)  # pydantic, which they all use
+    return dump(mode="json") if callable(dump) else str(value)
+
+
+def arguments(value: Any) -> Any:
+    """A tool's arguments, which a model gives as JSON text."""
+    if isinstance(value, str):
+        try:
+            return jsontext.parse(value)
+        except (ValueError, RecursionError):  # not JSON, or nested too deep
+            return value
+    return plain(value)

@@ -10,7 +10,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from .values import plain
+from . import plain
 
 
 def fits(subject: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from .values import plain
+from . import plain
 
 _CONFIRMATION = "adk_request_confirmation"  # a call of this "tool" asks the person
 _USER = "user"  # of a client whose identity is not known

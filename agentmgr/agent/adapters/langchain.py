@@ -13,7 +13,7 @@ from ...boundary import shown
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from .values import plain
+from . import plain
 
 
 def fits(subject: Any) -> bool:

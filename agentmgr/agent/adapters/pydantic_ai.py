@@ -9,7 +9,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from .values import arguments, plain
+from . import arguments, plain
 
 
 def fits(subject: Any) -> bool:

@@ -131,9 +131,28 @@ def test_a_second_call_replaces_the_first():
     assert len(two.getvalue().splitlines()) == 1
 
 
-def test_structlog_is_imported_only_when_it_is_set_up():
-    script = "import sys, agentmgr.logging_setup; sys.exit('structlog' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+def test_structlog_is_imported_only_for_a_terminal():
+    """It takes a tenth of a second, which a manager in the background and its workers start without."""
+    script = """
+import logging, sys
+from agentmgr.logging_setup import configure_logging
+configure_logging()
+logging.getLogger("agentmgr").warning("a record")
+sys.exit("structlog" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (done.returncode, json.loads(done.stderr)["event"]) == (0, "a record")
+
+
+def test_whatever_a_record_carries_is_a_line_of_json():
+    stream = io.StringIO()
+    configure_logging(stream=stream)
+    log.info("%s", "\ud800\n天", extra={"thing": object, "message_bytes": 7}, stack_info=True)
+    log.info("no exception", exc_info=True)
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert (first["event"], first["thing"], first["message_bytes"]) == ("\ud800\n天", repr(object), 7)
+    assert first["stack_info"].startswith("Stack")
+    assert set(second) == {"event", "logger", "level", "timestamp", "exception"}
 
 
 @pytest.mark.parametrize("act", ["removed", "renamed", "replaced", "with its directory"])

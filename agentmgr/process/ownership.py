@@ -18,6 +18,19 @@ from .paths import RuntimePaths
 RETRY_S = 0.02
 
 
+def try_lock(fd: int, *, shared: bool = False) -> bool:
+    """Locks an open file until it is closed, here and where it was inherited; False if another holds it.
+
+    It does not wait: a blocking flock(2) in a thread could not be given up. Raises `OSError` where the file
+    system has no locks.
+    """
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def holder(paths: RuntimePaths) -> int | None:
     """The pid of the process that manages the database; None where none does, or it cannot be seen."""
     return _holder(paths.lock)
@@ -37,13 +50,8 @@ async def turn_to_start(paths: RuntimePaths) -> ExitStack:
     with ExitStack() as stack:
         fd = os.open(paths.starting_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, fd)
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                # A blocking flock in a thread could not be given up when this command is.
-                await trio.sleep(RETRY_S)
+        while not try_lock(fd):  # noqa: ASYNC110 - the kernel reports no release
+            await trio.sleep(RETRY_S)
         os.ftruncate(fd, 0)
         os.pwrite(fd, str(os.getpid()).encode(), 0)
         return stack.pop_all()
@@ -56,15 +64,14 @@ def _holder(lock: Path) -> int | None:
         return None
     try:
         # Shared, so that two who look do not take each other for a manager.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if try_lock(fd, shared=True):
+            return None
         pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         return int(pid) if pid.isdigit() else None
     except OSError:
         return None
     finally:
         os.close(fd)
-    return None
 
 
 class ManagerLock:
@@ -91,15 +98,14 @@ class ManagerLock:
         except OSError as error:
             raise DatabaseUnusable(f"{path} cannot be opened: {error.strerror}") from error
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
-            os.close(fd)
-            owner = f"the process {pid}" if pid else "another process"
-            raise self._owned_by(owner) from None
+            free = try_lock(fd)
         except OSError as error:  # a file system without locks
             os.close(fd)
             raise DatabaseUnusable(f"{path} cannot be locked: {error.strerror}") from error
+        if not free:
+            pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise self._owned_by(f"the process {pid}" if pid else "another process")
         try:
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)
@@ -125,9 +131,8 @@ class ManagerLock:
                 # Not opened: closing it again would drop the locks that SQLite holds for this process.
                 raise self._owned_by(f"the process {os.getpid()}")
             self._database_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            fcntl.flock(self._database_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise self._owned_by("another process") from None
+            if not try_lock(self._database_fd):
+                raise self._owned_by("another process")
         except OSError as error:
             raise DatabaseUnusable(f"{path} cannot be locked: {error.strerror}") from error
         self._database = database

@@ -8,11 +8,11 @@ environment. Only a process that closes all its descriptors, as a proper daemon 
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
 
+from ..process.ownership import try_lock
 from . import procfs
 
 DIRECTORY = ".lifelines"
@@ -35,11 +35,12 @@ class InstanceLock:
             return None
         try:
             # Shared: a process left from the previous launch must not keep the next launch from taking it.
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if try_lock(descriptor, shared=True):
+                return descriptor
         except OSError:
-            os.close(descriptor)
-            return None
-        return descriptor
+            pass
+        os.close(descriptor)
+        return None
 
     def held(self) -> bool:
         """Whether a process lives that has inherited it."""
@@ -48,14 +49,11 @@ class InstanceLock:
         except OSError:
             return False
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            return not try_lock(descriptor)
         except OSError:
             return False
         finally:
             os.close(descriptor)
-        return False
 
     def holds(self, pid: int) -> bool:
         """Whether the process has it open, by its path: a copy or another link does not count."""

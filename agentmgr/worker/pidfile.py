@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from attrs import frozen
 
 from ..codec import from_json, to_json
 from ..errors import InvalidRequest
+from ..process.ownership import try_lock
 from ..process.paths import RuntimePaths
 
 
@@ -32,7 +32,7 @@ def locked(paths: RuntimePaths, content: PidFile) -> Iterator[None]:
     draft = path.with_suffix(".new")
     fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        try_lock(fd)
         os.write(fd, to_json(content).encode())
         draft.rename(path)  # only now: an unlocked one is taken for that of a dead worker
         yield
@@ -50,9 +50,9 @@ def _read(path: Path) -> PidFile | None:
     with suppress(FileNotFoundError, InvalidRequest):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            path.unlink()
-        except BlockingIOError:
+            if try_lock(fd, shared=True):
+                path.unlink()
+                return None
             worker = from_json(os.pread(fd, 4096, 0), PidFile)
             return worker if _has_open(worker.pid, path) else None
         finally:

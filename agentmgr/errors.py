@@ -10,6 +10,7 @@ refusals, and it does not change.
     │   ├── ServiceNotFound
     │   ├── RuleNotFound
     │   ├── ConnectionNotFound
+    │   ├── SessionNotFound
     │   └── TokenNotFound
     ├── Conflict                  right in itself, but not now
     │   ├── NameTaken
@@ -105,6 +106,12 @@ class ConnectionNotFound(NotFound):
     """No live connection has that id."""
 
     code = "connection_not_found"
+
+
+class SessionNotFound(NotFound):
+    """No session that the caller may see has that id."""
+
+    code = "session_not_found"
 
 
 class TokenNotFound(NotFound):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from werkzeug.datastructures import Headers
 
+from ..errors import SessionNotFound
 from ..models import Token, utc_now
 from .cross_site import CrossSiteGuard
 from .problems import HttpProblem
@@ -62,8 +63,12 @@ class Access:
             raise HttpProblem(
                 401, "unauthorized", "This token is not known, or has expired.", headers=_CHALLENGE
             )
+        if scope == "sessions" and not token.allows(scope, now):
+            # Of somebody else's session it learns nothing, not even whether there is one.
+            raise SessionNotFound("no session has this id, or this token does not have the scope 'sessions'")
         if scope is not None and not _allows(token, scope, now):
-            raise HttpProblem(403, "forbidden", f"This token does not have the scope {scope!r}.")
+            wanted = " or ".join(map(repr, scope.split()))
+            raise HttpProblem(403, "forbidden", f"This token does not have the scope {wanted}.")
         return token
 
 
@@ -92,4 +97,4 @@ def _unauthorized(reason: str) -> HttpProblem:
 def _allows(token: Token, scope: str, now: datetime) -> bool:
     if scope == "connect":  # to one service is enough: the operation sees to it that it is that one
         return token.connects_to(now) != frozenset()
-    return token.allows(scope, now)
+    return any(token.allows(one, now) for one in scope.split())

@@ -15,7 +15,7 @@ from quart import Response
 from werkzeug.datastructures import Headers
 
 from ..errors import VersionMismatch
-from ..models import Token
+from ..models import Token, utc_now
 from .problems import HttpProblem
 
 if TYPE_CHECKING:
@@ -65,6 +65,10 @@ class Call:
         if not (text.isascii() and text.isdigit() and len(text) < 20):
             raise HttpProblem(412, VersionMismatch.code, f"If-Match {value} is no version of this resource.")
         return int(text)
+
+    @property
+    def sees_conversations(self) -> bool:
+        return self.token is None or self.token.allows("sessions", utc_now())
 
     def check_version(self, now: int) -> None:
         """Raises `VersionMismatch` where `If-Match` names another version than `now`."""
@@ -118,7 +122,7 @@ class Operation:
     problems: Sequence[int] = ()
     streams: bool = False  #: the answer may go on for ever
     control_only: bool = False  #: on the control socket only
-    scope: str | None = "admin"  #: what a token needs for it; None: it is public
+    scope: str | None = "admin"  #: what a token needs for it, one of these words; None: it is public
     example: Any = None  #: of the body
 
     @property

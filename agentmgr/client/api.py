@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
 import attrs
 
 from .. import models
 from ..codec import from_plain, to_plain
 from ..core.bodies import rule_fields
-from ..errors import AgentManagerError, InvalidRequest
+from ..errors import AgentManagerError
 from ..models import Service, ServiceConfig, ServiceStatus, Usage
 from .http import Lines, Pieces
-from .rest import RestClient
+from .rest import RestClient, flag, quoted
+from .sessions import SessionsClient
 
 ListenerKind = Literal["proxy", "api"]
 
@@ -36,6 +36,11 @@ class ManagerClient(RestClient):
     each answer, except for those that wait for work to be done. Every method raises `ManagerNotRunning` where
     no manager answers, and the error that the manager had where it answers with one.
     """
+
+    @property
+    def sessions(self) -> SessionsClient:
+        """The conversations of hosted agents."""
+        return SessionsClient(self)
 
     # Services
 
@@ -73,11 +78,11 @@ class ManagerClient(RestClient):
     ) -> Service:
         body = {name: to_plain(value) for name, value in changes.items()}
         headers = _if_match(expected_version)
-        return await self._one(Service, "PATCH", f"/services/{_q(ref)}", json=body, headers=headers)
+        return await self._one(Service, "PATCH", f"/services/{quoted(ref)}", json=body, headers=headers)
 
     async def unregister_service(self, ref: str, *, force: bool = False) -> Service:
-        params = {"force": _flag(force)}
-        return await self._one(Service, "DELETE", f"/services/{_q(ref)}", params=params, waits=True)
+        params = {"force": flag(force)}
+        return await self._one(Service, "DELETE", f"/services/{quoted(ref)}", params=params, waits=True)
 
     async def start_service(self, ref: str, *, wait: bool = True) -> Service:
         return await self._work(ref, "start", wait)
@@ -91,12 +96,12 @@ class ManagerClient(RestClient):
         return await self._work(ref, "restart", wait, rolling=rolling, force=force)
 
     async def scale_service(self, ref: str, instances: int, *, wait: bool = True) -> Service:
-        path = f"/services/{_q(ref)}/scale"
+        path = f"/services/{quoted(ref)}/scale"
         body = {"instances": instances}
         return await self._one(Service, "POST", path, json=body, params=_wait(wait), waits=wait)
 
     async def get_service(self, ref: str) -> Service:
-        return await self._one(Service, "GET", f"/services/{_q(ref)}")
+        return await self._one(Service, "GET", f"/services/{quoted(ref)}")
 
     async def list_services(
         self, *, status: ServiceStatus | None = None, tags: Iterable[str] = (), name: str | None = None
@@ -109,31 +114,33 @@ class ManagerClient(RestClient):
         return await self._all(Service, "/services", params)
 
     async def check_service_health(self, ref: str) -> models.HealthCheck:
-        data = await self._json("GET", f"/services/{_q(ref)}/health", waits=True)
+        data = await self._json("GET", f"/services/{quoted(ref)}/health", waits=True)
         data.pop("history", None)
         return from_plain(data, models.HealthCheck)
 
     async def get_health_history(self, ref: str, *, limit: int = 100) -> tuple[models.HealthCheck, ...]:
-        path, params = f"/services/{_q(ref)}/health", {"history": str(limit)}
+        path, params = f"/services/{quoted(ref)}/health", {"history": str(limit)}
         data = await self._json("GET", path, params=params, waits=True)
         return from_plain(data["history"], tuple[models.HealthCheck, ...])
 
     async def get_service_stats(self, ref: str) -> dict[str, Any]:
-        return await self._json("GET", f"/services/{_q(ref)}/stats")
+        return await self._json("GET", f"/services/{quoted(ref)}/stats")
 
     async def get_service_usage(self, ref: str) -> dict[str, tuple[Usage, ...]]:
         """What its instances used of the machine: by instance id, a sample every 10 s, of the last hour."""
-        return from_plain(await self._json("GET", f"/services/{_q(ref)}/usage"), dict[str, tuple[Usage, ...]])
+        return from_plain(
+            await self._json("GET", f"/services/{quoted(ref)}/usage"), dict[str, tuple[Usage, ...]]
+        )
 
     @asynccontextmanager
     async def read_logs(
         self, ref: str, *, tail: int = 100, follow: bool = False, instance: int | None = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """The service's output, in pieces as it comes; without `follow` it ends."""
-        params = {"tail": str(tail), "follow": _flag(follow)}
+        params = {"tail": str(tail), "follow": flag(follow)}
         if instance is not None:
             params["instance"] = str(instance)
-        async with self._stream("GET", f"/services/{_q(ref)}/logs", params=params) as response:
+        async with self._stream("GET", f"/services/{quoted(ref)}/logs", params=params) as response:
             yield Pieces(response)
 
     # The whole
@@ -188,8 +195,8 @@ class ManagerClient(RestClient):
 
     async def delete_token(self, ref: str, *, leave_open: bool = False) -> None:
         """What it opened ends with it, unless `leave_open`."""
-        params = {"leave_open": _flag(leave_open)}
-        await self._answer("DELETE", f"/tokens/{_q(ref)}", params=params)
+        params = {"leave_open": flag(leave_open)}
+        await self._answer("DELETE", f"/tokens/{quoted(ref)}", params=params)
 
     async def get_token_policy(self) -> models.TokenPolicy:
         """Whether the API over TCP and the gateway ask for tokens."""
@@ -207,7 +214,7 @@ class ManagerClient(RestClient):
         self, *, since: int | None = None, follow: bool = True
     ) -> AsyncIterator[AsyncIterator[models.Event]]:
         """What happens from now on, or from after the event `since`; without `follow`, what has happened."""
-        params = {"follow": _flag(follow)}
+        params = {"follow": flag(follow)}
         if since is not None:
             params["since"] = str(since)
         async with self._stream("GET", "/events", params=params) as response:
@@ -219,7 +226,7 @@ class ManagerClient(RestClient):
         return await self._all(models.RoutingRule, "/routing/rules", {})
 
     async def get_routing_rule(self, ref: str) -> models.RoutingRule:
-        return await self._one(models.RoutingRule, "GET", f"/routing/rules/{_q(ref)}")
+        return await self._one(models.RoutingRule, "GET", f"/routing/rules/{quoted(ref)}")
 
     async def create_routing_rule(self, rule: models.RoutingRule) -> models.RoutingRule:
         body = rule_fields(rule)
@@ -229,11 +236,11 @@ class ManagerClient(RestClient):
         self, ref: str, changes: Mapping[str, Any], *, expected_version: int | None = None
     ) -> models.RoutingRule:
         body = {name: to_plain(value) for name, value in changes.items()}
-        path, headers = f"/routing/rules/{_q(ref)}", _if_match(expected_version)
+        path, headers = f"/routing/rules/{quoted(ref)}", _if_match(expected_version)
         return await self._one(models.RoutingRule, "PATCH", path, json=body, headers=headers)
 
     async def delete_routing_rule(self, ref: str) -> None:
-        await self._answer("DELETE", f"/routing/rules/{_q(ref)}")
+        await self._answer("DELETE", f"/routing/rules/{quoted(ref)}")
 
     async def test_routing(
         self,
@@ -259,7 +266,7 @@ class ManagerClient(RestClient):
 
     async def disconnect(self, connection_id: str, *, code: int = 1008, reason: str = "") -> None:
         params = {"code": str(code), "reason": reason}
-        await self._answer("DELETE", f"/connections/{_q(connection_id)}", params=params)
+        await self._answer("DELETE", f"/connections/{quoted(connection_id)}", params=params)
 
     # On the control socket only
 
@@ -269,7 +276,7 @@ class ManagerClient(RestClient):
 
     async def request_shutdown(self, *, leave_running: bool = False) -> int:
         """Ends the manager; returns the pid of its process, which goes on for a moment."""
-        data = await self._json("POST", "/shutdown", params={"leave_running": _flag(leave_running)})
+        data = await self._json("POST", "/shutdown", params={"leave_running": flag(leave_running)})
         return int(data["pid"])
 
     @asynccontextmanager
@@ -303,8 +310,8 @@ class ManagerClient(RestClient):
             yield first["port"], lines
 
     async def _work(self, ref: str, verb: str, wait: bool, **flags: bool) -> Service:
-        params = {**_wait(wait), **{name: _flag(value) for name, value in flags.items()}}
-        return await self._one(Service, "POST", f"/services/{_q(ref)}/{verb}", params=params, waits=wait)
+        params = {**_wait(wait), **{name: flag(value) for name, value in flags.items()}}
+        return await self._one(Service, "POST", f"/services/{quoted(ref)}/{verb}", params=params, waits=wait)
 
 
 def _config(config: ServiceConfig | None) -> dict[str, Any]:
@@ -315,18 +322,8 @@ def _config(config: ServiceConfig | None) -> dict[str, Any]:
     return {f.name: plain[f.name] for f in attrs.fields(ServiceConfig) if plain[f.name] != default[f.name]}
 
 
-def _q(ref: str) -> str:
-    if not ref or "/" in ref or ref in (".", ".."):
-        raise InvalidRequest(f"{ref!r} is no name and no id")
-    return quote(ref, safe="")
-
-
-def _flag(value: bool) -> str:
-    return "true" if value else "false"
-
-
 def _wait(wait: bool) -> dict[str, str]:
-    return {"wait": _flag(wait)}
+    return {"wait": flag(wait)}
 
 
 def _if_match(version: int | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ from json import dumps
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import trio
 
@@ -93,6 +93,17 @@ class RestClient:
             if response.is_error:
                 raise _error(response.status, await response.read())
             yield response
+
+
+def quoted(ref: str) -> str:
+    """As a part of a path. Raises `InvalidRequest`."""
+    if not ref or "/" in ref or ref in (".", ".."):
+        raise InvalidRequest(f"{ref!r} is no name and no id")
+    return quote(ref, safe="")
+
+
+def flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _error(status: int, body: bytes) -> AgentManagerError:

@@ -11,6 +11,7 @@ In reading order:
     writing   the changes of many sessions in one transaction; claims
     reading   a session, and its events
     archive   the sessions as a manager sees them: lists, erasing, pruning
+    copies    of whole journals, for `agentmgr backup` and `restore`
 
 A host *holds* a session while it has a copy of it in memory. What happens to the copy is a `Change`: it is
 handed over without waiting, and one writer commits all that is pending, of all sessions, in one transaction.

@@ -11,28 +11,20 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
 from ..errors import InvalidRequest, StorageError
+from ..models.sessions import SessionState
 from . import holders, reading, schema
-from .journal import Question, Snapshot, StoredFrame
+from .journal import Frame, Question, Snapshot, StoredFrame
 from .writing import transaction
 
 LOCK_PATIENCE_S = 5.0
 AT_ONCE = 50  #: sessions erased in a transaction: hosts wait for it
 VACUUM_PAGES = 2000  #: given back to the file system at once
-
-
-class SessionState(StrEnum):
-    RUNNING = "running"  #: a turn
-    ASKING = "asking"  #: and waits for a person's answer
-    IDLE = "idle"  #: in a host's memory
-    HIBERNATED = "hibernated"
-    ENDED = "ended"
 
 
 @frozen
@@ -140,13 +132,25 @@ def session(path: Path, session_id: str) -> tuple[SessionSummary, Snapshot] | No
         return None if row is None else (_summary(row), reading.load(db, row[0], with_frames=False))
 
 
-def events(path: Path, session_id: str, since: int = 0, *, max_bytes: int = 2**18) -> Sequence[StoredFrame]:
-    """Those after the number `since`, the oldest first, as many as fit."""
+def events(
+    path: Path, session_id: str, since: int = 0, *, max_bytes: int = 2**18
+) -> Sequence[StoredFrame] | None:
+    """Those after the number `since`, the oldest first, as many as fit; None where there is no session."""
+    with _open(path) as db:
+        row = None if db is None else _row(db, session_id)
+        if db is None or row is None:
+            return None
+        return reading.frames(db, row, since + 1, 2**63 - 1, max_bytes)
+
+
+def events_with(path: Path, session_id: str, text: str, most: int = 1000) -> Sequence[Frame]:
+    """The first of its events that have `text` in their line."""
+    wanted = text.encode()
     with _open(path) as db:
         row = None if db is None else _row(db, session_id)
         if db is None or row is None:
             return ()
-        return reading.frames(db, row, since + 1, 2**63 - 1, max_bytes)
+        return [frame for frame in reading.rows_with(db, row, wanted, most) if wanted in frame.line][:most]
 
 
 def questions(path: Path) -> Sequence[OpenQuestion]:

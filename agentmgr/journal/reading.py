@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 
 from .journal import (
     FRAME_BYTES_LOADED,
@@ -87,6 +88,17 @@ def frames(db: sqlite3.Connection, row: int, first: int, last: int, max_bytes: i
         for turn in {frame.turn for frame in found}
     }
     return [StoredFrame(f.seq, step[0] if (step := steps[f.turn]) else None, f.line) for f in found]
+
+
+def rows_with(db: sqlite3.Connection, row: int, text: bytes, most: int) -> Iterator[Frame]:
+    """All events of the first rows that have `text` in them."""
+    found = db.execute(
+        "SELECT turn, first_seq, last_seq, lines FROM frames WHERE session = ? AND instr(lines, ?)"
+        " ORDER BY last_seq LIMIT ?",
+        (row, text, most),
+    )
+    for turn, first, last, lines in found:
+        yield from map(Frame, range(first, last + 1), repeat(turn), lines.split(b"\n"))
 
 
 def unfinished(db: sqlite3.Connection) -> list[tuple[str, str | None]]:

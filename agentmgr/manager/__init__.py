@@ -7,6 +7,8 @@ In reading order:
     life             how a manager takes the database, starts what should run, and ends in order
     control_plane    the live parts, wired: store, registry, supervisor, gateway, workers and those below
     services         what an operator does with services, step by step
+    stored_sessions  conversations: read off their journals, erased, pruned, copied
+    sessions         the same, and spoken in, as a client of the instance that has them
     registry         services and rules, in memory and in the store, never apart
     publisher        the routing table: made after each change, given to the gateway and its workers
     recorder         what supervisor and gateway report: written down, counted, measured for `/metrics`

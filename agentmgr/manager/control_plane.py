@@ -24,6 +24,7 @@ from .gateway_access import GatewayAccess
 from .publisher import Publisher
 from .recorder import Recorder
 from .registry import Registry
+from .sessions import Sessions
 from .tokens import Tokens
 from .worker_manager import WorkerManager
 
@@ -68,6 +69,7 @@ class ControlPlane:
         )
         self.worker_manager = WorkerManager(settings, observer=self.recorder, access=self.access)
         self.gateway = self.worker_manager.gateway
+        self.sessions = Sessions(paths.sessions, self.registry, self.supervisor, nursery)
         self.publisher = Publisher(self.registry, self.supervisor, self.worker_manager, tokens)
 
     # Services

@@ -90,6 +90,7 @@ class ManagerLife:
                     inner.start_soon(plane.recorder.measure_lag)
                     inner.start_soon(self._watch_database)
                     if self.supervises:
+                        inner.start_soon(plane.sessions.keep_pruned, plane.events.announce)
                         adopt = _by_service(snapshot.services, snapshot.instances)
                         await inner.start(partial(plane.supervisor.run, adopt=adopt))
                     task_status.started()

@@ -34,6 +34,7 @@ from .gateway_access import TICKET_LIFE_S
 from .life import ManagerLife
 from .listeners import ManagerListeners
 from .recorder import Figures
+from .sessions import Sessions
 
 logger = logging.getLogger(__name__)
 
@@ -243,6 +244,11 @@ class AgentManager:
         """The file that holds what this instance wrote; it may not exist yet."""
         plane = self._live()
         return plane.supervisor.log_path(plane.registry.service(ref).name, slot)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The conversations of hosted agents: to see, to speak in, to end."""
+        return self._live().sessions
 
     # Figures
 

@@ -9,6 +9,7 @@ has to check it again. Parts, in reading order:
 - `routing`: rules by which the gateway chooses among services
 - `tokens`: keys to the API and the gateway, tickets, and whether a token is needed
 - `records`: what happened: `Event`, `HealthCheck`, `ConnectionEnd`; and `Connection`, `ServiceTotals`
+- `sessions`: conversations as their journals have them, and open questions
 - `latency`: percentiles that can be added up
 - `choices`: what the host of an agent is configured with (`HostConfig`, a part of `ServiceConfig`)
 - `fields`, `checks`: options and validators. An option of a service is one field with its help and bounds
@@ -68,6 +69,12 @@ if TYPE_CHECKING:
     from .services import ServiceSpec as ServiceSpec
     from .services import ServiceStatus as ServiceStatus
     from .services import Usage as Usage
+    from .sessions import SessionDetail as SessionDetail
+    from .sessions import SessionInfo as SessionInfo
+    from .sessions import SessionPage as SessionPage
+    from .sessions import SessionQuestion as SessionQuestion
+    from .sessions import SessionState as SessionState
+    from .sessions import SessionTurn as SessionTurn
     from .tokens import Ticket as Ticket
     from .tokens import Token as Token
     from .tokens import TokenPolicy as TokenPolicy
@@ -83,6 +90,7 @@ _NAMES = {
     "routing": "ConditionOperator RoutingCondition RoutingRule RoutingStrategy",
     "services": """DesiredStatus HealthStatus Instance OnManagerDeath RestartMode Service ServiceConfig
         ServiceSpec ServiceStatus Usage""",
+    "sessions": "SessionDetail SessionInfo SessionPage SessionQuestion SessionState SessionTurn",
     "tokens": "Ticket Token TokenPolicy",
 }
 

@@ -181,6 +181,19 @@ class ServiceConfig(HostConfig):
     log_max_bytes: int = option(10 * 2**20, "The size at which its log is rotated.", between(2**16, 2**40))
     log_files: int = option(4, "Log files that are kept, with the current one.", between(1, 100))
 
+    session_retention: float = option(
+        30 * DAY_S,
+        "Seconds after its last use until a durable session is erased; 0: never.",
+        between(0, 36500 * DAY_S),
+        live=True,
+    )
+    sessions_max_bytes: int = option(
+        2**30,
+        "What durable sessions may take on disk; the longest unused are erased first. 0: any size.",
+        between(0, 2**50),
+        live=True,
+    )
+
     ready: str = option(
         "auto",
         f"How a command shows that it is ready: {shown(READY_KINDS)}.",

@@ -10,19 +10,26 @@ from attrs import Attribute, Factory, field, frozen
 
 from .fields import NAME, check_name, invalid, new_id, rule, to_word_set, utc_now
 
+_WHOLE = ("admin", "read", "sessions", "connect")  #: all services
 _ONE_SERVICE = "connect:"
 
 
-@rule(minItems=1, items={"type": "string", "pattern": f"^(admin|read|connect|{_ONE_SERVICE}{NAME.pattern})$"})
+@rule(
+    minItems=1,
+    items={"type": "string", "pattern": f"^(admin|read|sessions|connect|{_ONE_SERVICE}{NAME.pattern})$"},
+)
 def _scopes(_: Any, attribute: Attribute[Any], value: frozenset[str]) -> None:
     for scope in value:
         kind, _colon, name = scope.partition(":")
-        if scope not in ("admin", "read", "connect") and not (kind == "connect" and NAME.fullmatch(name)):
+        if scope not in _WHOLE and not (kind == "connect" and NAME.fullmatch(name)):
             raise invalid(
-                attribute.name, f"must be of admin, read, connect and connect:SERVICE, not {scope!r}"
+                attribute.name,
+                f"must be of admin, read, sessions, connect and connect:SERVICE, not {scope!r}",
             )
     if not value:
-        raise invalid(attribute.name, "must name at least one of admin, read, connect, connect:SERVICE")
+        raise invalid(
+            attribute.name, "must name at least one of admin, read, sessions, connect, connect:SERVICE"
+        )
 
 
 @frozen

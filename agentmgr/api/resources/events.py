@@ -35,11 +35,11 @@ class EventsQuery:
 )
 async def get_events(call: Call, query: EventsQuery) -> Response:
     """Server-sent events, each with an id to resume from (`since`, or the header `Last-Event-ID`)."""
-    since = _since(call, query)
+    known = since(call, query)
 
     async def produce(send: Send) -> None:
         await send(b": agentmgr events\n\n")
-        last = since
+        last = known
         while True:
             # Subscribed before the past is read, so that nothing falls in between.
             with call.manager.subscribe() as channel:
@@ -61,7 +61,7 @@ async def get_events(call: Call, query: EventsQuery) -> Response:
     return stream(StreamBody(produce, call, keepalive=b": still here\n\n"), "text/event-stream")
 
 
-def _since(call: Call, query: EventsQuery) -> int | None:
+def since(call: Call, query: EventsQuery) -> int | None:
     if query.since is not None:
         return query.since
     text = call.headers.get("Last-Event-ID")

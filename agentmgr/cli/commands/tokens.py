@@ -28,7 +28,8 @@ _SHOWN = ("token_id", "name", "scopes", "created_at", "expires_at")  #: as JSON
 def command() -> None:
     """Keys to the API over TCP and to the gateway. Until there is one, they ask for none.
 
-    Scopes: admin (everything), read, connect (to any service through the gateway), connect:SERVICE.
+    Scopes: admin (everything), read (all but what is said in conversations), sessions (that, and to speak in
+    them), connect (to any service through the gateway), connect:SERVICE.
     """
 
 
@@ -44,7 +45,7 @@ def _tokens(name: str, help: str, *, example: str) -> Callable[[Callable[..., An
     multiple=True,
     required=True,
     metavar="SCOPE",
-    help="admin, read, connect or connect:SERVICE. May be repeated.",
+    help="admin, read, sessions, connect or connect:SERVICE. May be repeated.",
 )
 @click.option("--expires-days", type=float, metavar="DAYS", help="[default: never]")
 async def _create(cli: Cli, name: str, scopes: tuple[str, ...], expires_days: float | None) -> None:

@@ -1,0 +1,91 @@
+"""Copies of journals: made while hosts write, put back while no manager runs. All of it blocks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ..errors import Conflict, StorageError
+from . import schema
+
+
+def back_up(journals: Iterable[Path], directory: Path) -> None:
+    """Copies each, as it is at one moment, to `directory`, which only its owner may read and which is made.
+
+    Leaves nothing there when it fails. Raises `Conflict` where it is there, `StorageError`.
+    """
+    journals = list(journals)
+    if not journals:
+        return
+    try:
+        directory.parent.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(mode=0o700)
+    except FileExistsError:
+        raise Conflict(f"{directory} is there already: name another file for the copy") from None
+    except OSError as error:
+        raise StorageError(f"{directory} cannot be made: {error.strerror}") from error
+    done = False
+    try:
+        for path in journals:
+            _copy(path, directory / path.name)
+        done = True
+    finally:
+        if not done:
+            shutil.rmtree(directory, ignore_errors=True)
+            with suppress(OSError):
+                directory.parent.rmdir()
+
+
+def restore(source: Path, directory: Path) -> Path | None:
+    """Puts the journals of a copy in the place of those in `directory`, if the copy has any.
+
+    Each is checked first. Returns the directory where those are kept that were there. Raises `StorageError`.
+    """
+    journals = sorted(source.glob("*.db")) if source.is_dir() else []
+    if not journals:
+        return None
+    now = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+    draft = directory.with_name(f"{directory.name}.{now}.partial")
+    back_up(journals, draft)  # a copy again, so that what is put back is whole, and in one step
+    kept = directory.with_name(f"{directory.name}.before-restore-{now}") if directory.exists() else None
+    try:
+        if kept is not None:
+            directory.rename(kept)
+        draft.rename(directory)
+    except OSError as error:
+        raise StorageError(f"{directory} cannot be replaced: {error.strerror}") from error
+    if kept is not None:
+        for lock in kept.glob("*.lock"):  # of hosts that live: they hold what they held
+            with suppress(OSError):
+                lock.rename(directory / lock.name)
+    return kept
+
+
+def remove(path: Path) -> None:
+    """Removes a journal, and what SQLite keeps beside it. Raises `StorageError`."""
+    for suffix in (*schema.BESIDE, ""):
+        try:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
+
+
+def _copy(path: Path, destination: Path) -> None:
+    try:
+        os.close(os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with closing(schema.connect(path)) as db:
+            db.execute("PRAGMA busy_timeout = 5000")
+            schema.version_of(db)
+            # Without the free pages, so that nothing that was erased is in the copy.
+            db.execute("VACUUM INTO ?", (str(destination),))
+        with destination.open("rb") as file:
+            os.fsync(file.fileno())
+    except schema.Unfit as unfit:
+        raise StorageError(f"{path} is not a journal of this version of agentmgr: move it away") from unfit
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(f"the journal {path} cannot be copied: {error}") from error

@@ -1,0 +1,321 @@
+"""The sessions of a database's services, as their journals have them, whether anything runs or not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+from attrs import asdict, evolve
+
+from ..agent.events import expand
+from ..codec import to_plain
+from ..core import lookup
+from ..errors import SessionNotFound, StorageError
+from ..journal import archive, copies
+from ..journal.archive import OpenQuestion, SessionSummary
+from ..journal.journal import Question, Snapshot, TurnRecord
+from ..models import Event, ServiceSpec
+from ..models.sessions import (
+    SHOWN_OF_AN_ID,
+    SessionDetail,
+    SessionInfo,
+    SessionPage,
+    SessionQuestion,
+    SessionState,
+    SessionTurn,
+)
+from ..protocol import SESSION_END, TOOL_CALL
+from ..visible import json_text
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOOK_S = 0.1  #: between looks at a journal for what is new, while a session is watched
+PRUNE_EVERY_S = 60.0
+
+Send = Callable[[int, bytes], Awaitable[None]]
+"""Takes an event: its number, and the JSON text that a client of the session gets."""
+
+
+class StoredSessions:
+    """Reads the journals `DIRECTORY/SERVICE_ID.db`, and erases what is in them."""
+
+    def __init__(self, directory: Path, services: Callable[[], Iterable[ServiceSpec]]) -> None:
+        self._directory = directory
+        self._services = services
+        self._limiter = trio.CapacityLimiter(4)
+
+    # To read
+
+    async def list(
+        self,
+        service: str,
+        *,
+        state: SessionState | None = None,
+        owner: str | None = None,
+        text: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> SessionPage:
+        """Those of one service, the last used first; `text`: in their name or id.
+
+        Raises `ServiceNotFound`, `InvalidRequest`.
+        """
+        spec = lookup.service(self._services(), service)
+        found = await self._in_thread(
+            partial(archive.sessions, state=state, owner=owner, text=text, limit=limit, cursor=cursor),
+            self.journal(spec),
+        )
+        items = tuple(_info(spec, summary) for summary in found.items)
+        return SessionPage(items, limit, found.next_cursor)
+
+    async def get(self, session_id: str) -> SessionDetail:
+        """One, with its last turns. Raises `SessionNotFound`."""
+        spec, summary, snapshot = await self.find(session_id)
+        calls = await self._in_thread(
+            archive.events_with, self.journal(spec), session_id, json.dumps(TOOL_CALL)
+        )
+        tools: dict[int, list[str]] = {}
+        for frame in calls:
+            event = json.loads(frame.line) if frame.line.startswith(b"{") else {}
+            if event.get("event") == TOOL_CALL and isinstance(event["content"], dict):
+                tools.setdefault(frame.turn, []).append(str(event["content"].get("tool")))
+        info = _info(spec, summary)
+        return SessionDetail(
+            **asdict(info, recurse=False),
+            history=tuple(_turn(turn, tools.get(turn.number, ())) for turn in snapshot.turns),
+            questions=tuple(_question(spec, summary, question) for question in snapshot.questions),
+            session_state=json.loads(snapshot.record.state),
+        )
+
+    async def questions(self) -> tuple[SessionQuestion, ...]:
+        """All that wait for a person, of every service, the oldest first."""
+        found: list[SessionQuestion] = []
+        for spec in self._services():
+            try:
+                open_ones = await self._in_thread(archive.questions, self.journal(spec))
+            except StorageError as error:  # those of the other services wait all the same
+                logger.warning("the questions of %s cannot be read: %s", spec.name, error)
+                continue
+            found += [_question(spec, one, one.question) for one in open_ones]
+        return tuple(sorted(found, key=lambda question: question.asked_at))
+
+    async def pass_on_events(
+        self, session_id: str, send: Send, *, since: int = 0, following: bool = True
+    ) -> None:
+        """Sends all events after the number `since`; `following`: then each new one, to the session's end.
+
+        Raises `SessionNotFound`.
+        """
+        spec, summary, _ = await self.find(session_id)
+        path, ended = self.journal(spec), summary.state is SessionState.ENDED
+        while True:
+            found = await self._in_thread(archive.events, path, session_id, since)
+            for frame in found or ():
+                await send(
+                    frame.seq, expand(frame.line, frame.seq, session_id=session_id, step_id=frame.step_id)
+                )
+                since = frame.seq
+            if found is None or (not found and (ended or not following)):
+                return
+            if found:
+                ended = _ends(found[-1].line)
+            else:
+                await trio.sleep(LOOK_S)
+
+    @asynccontextmanager
+    async def events(
+        self, session_id: str, *, since: int = 0, follow: bool = True
+    ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """The same as an iterator of events. Raises `SessionNotFound`."""
+        await self.find(session_id)
+        sender, receiver = trio.open_memory_channel[dict[str, Any]](0)
+
+        async def produce() -> None:
+            async def send(_: int, text: bytes) -> None:
+                await sender.send(json.loads(text))
+
+            async with sender:
+                await self.pass_on_events(session_id, send, since=since, following=follow)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(produce)
+            yield receiver
+            nursery.cancel_scope.cancel()
+
+    async def pass_on_export(self, session_id: str, send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Sends all that is kept of a session as lines of JSON, each with its `kind`: the session, its turns,
+        its events. Raises `SessionNotFound`.
+        """
+        detail = await self.get(session_id)
+        await send(_line("session", evolve(detail, history=())))
+        for turn in detail.history:
+            await send(_line("turn", turn))
+
+        async def pass_on(_: int, text: bytes) -> None:
+            await send(b'{"kind":"event",' + text[1:] + b"\n")
+
+        await self.pass_on_events(session_id, pass_on, following=False)
+
+    async def find(self, session_id: str) -> tuple[ServiceSpec, SessionSummary, Snapshot]:
+        """Raises `SessionNotFound`; `StorageError` where it may be in a journal that cannot be read."""
+        unreadable: StorageError | None = None
+        for spec in self._services():
+            try:
+                found = await self._in_thread(archive.session, self.journal(spec), session_id)
+            except StorageError as error:
+                unreadable = error
+                continue
+            if found is not None:
+                return spec, *found
+        raise unreadable or not_found(session_id)
+
+    async def count(self, spec: ServiceSpec) -> int:
+        return (await self._in_thread(archive.figures, self.journal(spec))).sessions
+
+    # To erase
+
+    async def erase(self, session_id: str) -> None:
+        """Erases it with all that was said in it. An instance that has it loses it at its next event.
+
+        Raises `SessionNotFound`.
+        """
+        spec, _, _ = await self.find(session_id)
+        if not await self._in_thread(archive.erase, self.journal(spec), session_id):
+            raise not_found(session_id)
+
+    async def remove(self, spec: ServiceSpec) -> None:
+        """Removes the journal of a service that has no instances any more."""
+        await self._in_thread(copies.remove, self.journal(spec))
+
+    async def prune(self, announce: Callable[[Event], object]) -> None:
+        """Erases what each service no longer keeps, and announces how many sessions that were."""
+        for spec in self._services():
+            config = spec.config
+            prune = partial(
+                archive.prune,
+                retention_s=config.session_retention,
+                max_bytes=config.sessions_max_bytes,
+            )
+            try:
+                pruned = await self._in_thread(prune, self.journal(spec))
+            except StorageError as error:  # a host says it too, and sets aside what is damaged
+                logger.warning("sessions of %s are not pruned now: %s", spec.name, error)
+                continue
+            unused, for_room = len(pruned.unused), len(pruned.for_room)
+            if unused or for_room:
+                detail = {"unused": unused, "for_room": for_room}
+                logger.info("%s: erased %d sessions unused, %d for room", spec.name, unused, for_room)
+                announce(Event("sessions.pruned", service_id=spec.service_id, detail=detail))
+
+    async def keep_pruned(self, announce: Callable[[Event], object]) -> None:
+        """Until cancelled."""
+        while True:
+            await self.prune(announce)
+            await trio.sleep(PRUNE_EVERY_S)
+
+    async def back_up(self, directory: Path) -> None:
+        """Copies each journal, as it is at one moment, to a directory that is new. Raises `StorageError`."""
+        journals = [path for spec in self._services() if (path := self.journal(spec)).exists()]
+        await self._in_thread(copies.back_up, journals, directory)
+
+    def journal(self, spec: ServiceSpec) -> Path:
+        return self._directory / f"{spec.service_id}.db"
+
+    async def _in_thread(self, do: Callable[..., T], *args: Any) -> T:
+        return await trio.to_thread.run_sync(do, *args, limiter=self._limiter)
+
+
+def not_found(session_id: str) -> SessionNotFound:
+    return SessionNotFound(
+        f"no session has the id {session_id!r}: `agentmgr sessions NAME` lists those of a service"
+    )
+
+
+def shortened(info: SessionInfo) -> SessionInfo:
+    """As who may not speak in it sees it: of what gives access to a session, neither id nor name."""
+    return evolve(info, session_id=_short(info.session_id), name=info.name if info.owner else None)
+
+
+def without_content(question: SessionQuestion) -> SessionQuestion:
+    """The same for a question."""
+    name = question.name if question.owner else None
+    return evolve(question, session_id=_short(question.session_id), name=name, step_id="", content=None)
+
+
+def _short(session_id: str) -> str:
+    return session_id[:SHOWN_OF_AN_ID] + "…"
+
+
+def _info(spec: ServiceSpec, summary: SessionSummary) -> SessionInfo:
+    return SessionInfo(
+        session_id=summary.session_id,
+        service=spec.name,
+        name=summary.name,
+        owner=summary.owner,
+        state=summary.state,
+        instance_id=summary.instance_id,
+        turns=summary.turns,
+        input_tokens=summary.input_tokens,
+        output_tokens=summary.output_tokens,
+        created_at=_moment(summary.created_at),
+        last_used_at=_moment(summary.last_used_at),
+        ended_at=_perhaps(summary.ended_at),
+        end_reason=summary.end_reason,
+    )
+
+
+def _turn(turn: TurnRecord, tools: Iterable[str]) -> SessionTurn:
+    message, answer = json.loads(turn.message), json.loads(turn.answer or "{}")
+    return SessionTurn(
+        number=turn.number,
+        step_id=turn.step_id,
+        message=message.get("content"),
+        metadata=message.get("metadata") or {},
+        status=turn.status,
+        attempts=turn.attempts,
+        accepted_at=_moment(turn.accepted_at),
+        started_at=_perhaps(turn.started_at),
+        ended_at=_perhaps(turn.ended_at),
+        ended_by=turn.ended_by,
+        answer=answer.get("content"),
+        incomplete=bool(answer.get("incomplete")),
+        tools=tuple(tools),
+    )
+
+
+def _question(spec: ServiceSpec, whose: SessionSummary | OpenQuestion, question: Question) -> SessionQuestion:
+    return SessionQuestion(
+        session_id=whose.session_id,
+        service=spec.name,
+        name=whose.name,
+        owner=whose.owner,
+        step_id=question.step_id,
+        content=json.loads(question.content),
+        asked_at=_moment(question.asked_at),
+    )
+
+
+def _ends(line: bytes) -> bool:
+    """Whether this is the last event of its session."""
+    return line.startswith(b"{") and json.loads(line).get("event") == SESSION_END
+
+
+def _line(kind: str, value: SessionDetail | SessionTurn) -> bytes:
+    return (json_text({"kind": kind, **to_plain(value)}) + "\n").encode()
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _perhaps(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _moment(seconds)

@@ -20,7 +20,7 @@ import random
 import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from inspect import isawaitable
 from typing import Any
 
@@ -56,13 +56,14 @@ async def open_session(
     last_seq: int = 0,
     reconnect_for_s: float = 60.0,
     on_disconnect: Callable[[], None] | None = None,
+    locate: Callable[[], Awaitable[str]] | None = None,
     dial: Dial = trio.open_tcp_stream,
     ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[AgentSession]:
     """Begins a session, or takes up the one named by `session_id` after event `last_seq`.
-    `on_disconnect` is called when the connection breaks, before it is made again. `dial` makes the
-    connections, given host and port. `ssl_context` is for `wss://` where the system does not trust whom
-    you trust.
+    `on_disconnect` is called when the connection breaks, before it is made again; `locate` then says where
+    the agent is by now, for one that may come back at another address. `dial` makes the connections, given
+    host and port. `ssl_context` is for `wss://` where the system does not trust whom you trust.
 
     Raises `AgentUnreachable` when the first connection cannot be made, `NotAnAgent` when another WebSocket
     server answers, `SessionLost` when the session to take up is not there, `InvalidRequest` for something
@@ -70,7 +71,7 @@ async def open_session(
     """
     parse_url(url)
     session = AgentSession(
-        url, headers or {}, session_id, last_seq, reconnect_for_s, on_disconnect, dial, ssl_context
+        url, headers or {}, session_id, last_seq, reconnect_for_s, on_disconnect, locate, dial, ssl_context
     )
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -97,6 +98,7 @@ class AgentSession:
         last_seq: int,
         reconnect_for_s: float,
         on_disconnect: Callable[[], None] | None,
+        locate: Callable[[], Awaitable[str]] | None,
         dial: Dial,
         ssl_context: ssl.SSLContext | None,
     ) -> None:
@@ -106,6 +108,7 @@ class AgentSession:
         self._headers = list(headers.items())
         self._reconnect_for_s = reconnect_for_s
         self._on_disconnect = on_disconnect
+        self._locate = locate
         self._dial = dial
         self._ssl_context = ssl_context
         self._arrived, self._incoming = trio.open_memory_channel[AgentEvent](math.inf)
@@ -217,6 +220,9 @@ class AgentSession:
             with trio.move_on_after(min(RETRY_FIRST_S * 2**attempt, RETRY_MAX_S) * random.uniform(0.5, 1)):
                 await self._closing.wait()
             attempt += 1
+            if self._locate is not None and not self._closing.is_set():
+                with suppress(AgentManagerError):  # it is on its way up, or the manager is
+                    self._url = await self._locate()
 
     def _named(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """A gateway before several instances has to know, before it connects us, who holds the session."""

@@ -25,8 +25,9 @@ def test_chat_asks_the_manager_where_to_go(shell: Any, write: Any) -> None:
 
 
 @pytest.mark.parametrize("gateway", [True, False])
-def test_a_chat_goes_on_after_a_restart(shell: Any, gateway: bool) -> None:
-    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+@pytest.mark.parametrize("mode", ["durable", "memory"])
+def test_a_chat_goes_on_after_a_restart(shell: Any, gateway: bool, mode: str) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--sessions", mode, "--auto-start")
     with ExitStack() as stack:
         if gateway:
             stack.enter_context(shell.background("proxy", "--port", "0")).until("gateway at")
@@ -48,9 +49,11 @@ def test_a_chat_goes_on_after_a_restart(shell: Any, gateway: bool) -> None:
         chat.stdin.flush()
         assert chat.stdout.readline() == "echo: one\n"
         shell.ok("restart", "echo")
-        assert "new session" in chat.stderr.readline()
+        if mode == "memory":
+            assert "new session" in chat.stderr.readline()
         chat.stdin.write("two\n")
         chat.stdin.flush()
         assert "echo: two\n" in iter(chat.stdout.readline, "")
         chat.stdin.close()
         assert chat.wait(60) == 0
+        assert "new session" not in chat.stderr.read()

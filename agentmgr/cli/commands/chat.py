@@ -217,8 +217,8 @@ class Talk:
     ) -> None:
         """Message after message, until the input ends or Ctrl-C comes at the prompt.
 
-        When the agent is restarted a new session begins. What the old one may not have taken is sent again,
-        once: it could be what brought the agent down.
+        Where a session does not outlive its agent, a new one begins. What the old one may not have taken is
+        sent again, once: it could be what brought the agent down.
         """
         text: str | None = None
         again = False
@@ -231,6 +231,7 @@ class Talk:
                     session_id=session_id,
                     reconnect_for_s=RECONNECT_FOR_S,
                     on_disconnect=self._cut_off,
+                    locate=locate,
                 ) as session:
                     established = True
                     if self._lines.interactive:

@@ -39,6 +39,8 @@ COMMANDS = {
     "events": "Show what happened.",
     "connections": "List the connections that are open through the gateway.",
     "disconnect": "Close a session.",
+    "sessions": "Conversations: list, watch, speak in and end them.",
+    "questions": "List and answer what agents ask a person.",
     "routes": "List, add, change, remove and try routing rules.",
     "tokens": "Make, list and revoke keys to the API and the gateway.",
     "daemon": "Run the manager in the foreground.",
@@ -211,6 +213,32 @@ class Group(_WithExample, click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+
+class DefaultGroup(Group):
+    """The word after its name is one of its commands, or the first argument of the command `default`."""
+
+    def __init__(self, *args: Any, default: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._default = default
+        self.no_args_is_help = False
+
+    async def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        asks_for_help = not {*ctx.help_option_names}.isdisjoint(args)
+        if self._first_word(args) not in self.commands and not asks_for_help:
+            args = [self._default, *args]
+        return await super().parse_args(ctx, args)
+
+    def _first_word(self, args: list[str]) -> str | None:
+        """That is no option, and no option's value."""
+        with_value = {flag for p in self.params if not getattr(p, "is_flag", False) for flag in p.opts}
+        words = iter(args)
+        for word in words:
+            if word in with_value:
+                next(words, None)
+            elif not word.startswith("-"):
+                return word
+        return None
 
 
 def subcommand(name: str, *, example: str, **details: Any) -> Callable[[Callable[..., Any]], Command]:

@@ -18,9 +18,33 @@ from ..models import (
     Service,
     ServiceConfig,
     ServiceStatus,
+    SessionDetail,
+    SessionPage,
+    SessionQuestion,
+    SessionState,
     Token,
     TokenPolicy,
 )
+
+
+class ReadsSessions(Protocol):
+    async def list(
+        self,
+        service: str,
+        *,
+        state: SessionState | None = None,
+        owner: str | None = None,
+        text: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> SessionPage: ...
+    async def get(self, session_id: str) -> SessionDetail: ...
+    async def questions(self) -> tuple[SessionQuestion, ...]: ...
+    def events(
+        self, session_id: str, *, since: int = 0, follow: bool = True
+    ) -> AbstractAsyncContextManager[AsyncIterator[dict[str, Any]]]: ...
+    def export(self, session_id: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]: ...
+    async def erase(self, session_id: str) -> None: ...
 
 
 class ReadsServices(Protocol):
@@ -33,6 +57,8 @@ class ReadsServices(Protocol):
 
 
 class ReadsManager(ReadsServices, Protocol):
+    @property
+    def sessions(self) -> ReadsSessions: ...
     async def get_environments(self) -> dict[str, dict[str, str]]: ...
     async def get_service_stats(self, ref: str) -> dict[str, Any]: ...
     async def get_system_stats(self) -> dict[str, Any]: ...

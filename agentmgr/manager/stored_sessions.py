@@ -137,19 +137,26 @@ class StoredSessions:
     ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """The same as an iterator of events. Raises `SessionNotFound`."""
         await self.find(session_id)
-        sender, receiver = trio.open_memory_channel[dict[str, Any]](0)
 
-        async def produce() -> None:
+        async def produce(sender: trio.MemorySendChannel[dict[str, Any]]) -> None:
             async def send(_: int, text: bytes) -> None:
                 await sender.send(json.loads(text))
 
-            async with sender:
-                await self.pass_on_events(session_id, send, since=since, following=follow)
+            await self.pass_on_events(session_id, send, since=since, following=follow)
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(produce)
-            yield receiver
-            nursery.cancel_scope.cancel()
+        async with _iterated(produce) as events:
+            yield events
+
+    @asynccontextmanager
+    async def export(self, session_id: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """What `pass_on_export` sends, as an iterator. Raises `SessionNotFound`."""
+        await self.find(session_id)
+
+        async def produce(sender: trio.MemorySendChannel[bytes]) -> None:
+            await self.pass_on_export(session_id, sender.send)
+
+        async with _iterated(produce) as lines:
+            yield lines
 
     async def pass_on_export(self, session_id: str, send: Callable[[bytes], Awaitable[None]]) -> None:
         """Sends all that is kept of a session as lines of JSON, each with its `kind`: the session, its turns,
@@ -232,6 +239,23 @@ class StoredSessions:
 
     async def _in_thread(self, do: Callable[..., T], *args: Any) -> T:
         return await trio.to_thread.run_sync(do, *args, limiter=self._limiter)
+
+
+@asynccontextmanager
+async def _iterated(
+    produce: Callable[[trio.MemorySendChannel[T]], Awaitable[None]],
+) -> AsyncIterator[AsyncIterator[T]]:
+    """What `produce` sends."""
+    sender, receiver = trio.open_memory_channel[T](0)
+
+    async def run() -> None:
+        async with sender:
+            await produce(sender)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        yield receiver
+        nursery.cancel_scope.cancel()
 
 
 def not_found(session_id: str) -> SessionNotFound:

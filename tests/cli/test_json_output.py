@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import trio
 from websockets.sync.client import connect
 
+from tests.cli.test_conversations import stock
 from tests.cli.test_usage import every_command
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -29,7 +31,8 @@ def keys_of(printed: str, shape: str) -> set[str]:
 def check_each(shell: Any, commands: Iterable[str]) -> None:
     for name in commands:
         shape, keys = DOCUMENTED[name]
-        printed = shell(*name.replace("NAME", "one").split(), "--format", "json").stdout
+        words = name.replace("NAME", "one").replace("ID", "ses_aa1").split()
+        printed = shell(*words, "--format", "json").stdout
         assert keys_of(printed, shape) == keys, name
 
 
@@ -43,10 +46,12 @@ def test_what_is_printed_has_the_keys_that_are_documented(shell: Any) -> None:
             client.send("hi")
             client.recv(timeout=20)
             shell.ok("tokens", "create", "dash", "--scope", "read")
+            (service,) = json.loads(shell.ok("list", "--format", "json"))
+            trio.run(stock, shell.paths.sessions / f"{service['service_id']}.db")
             check_each(shell, DOCUMENTED)
     check_each(shell, DOCUMENTED.keys() - {"connections"})  # with no manager, off the database
 
 
 def test_each_command_that_prints_json_is_documented() -> None:
     able = {name for name, command in every_command() if "output" in {p.name for p in command.params}}
-    assert {name.removesuffix(" NAME") for name in DOCUMENTED} == able
+    assert {name.removesuffix(" NAME").removesuffix(" ID") for name in DOCUMENTED} == able

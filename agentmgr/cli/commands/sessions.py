@@ -1,0 +1,233 @@
+"""`agentmgr sessions …`"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import asyncclick as click
+
+from ...client.events import decode
+from ...core.manager_interface import ReadsManager
+from ...errors import InvalidRequest, SessionNotFound, StorageError
+from ...models.sessions import SHOWN_OF_AN_ID, SessionDetail, SessionInfo, SessionState, SessionTurn
+from ..group import COMMANDS, Cli, Command, DefaultGroup, common_options, each, format_option, subcommand
+from ..managers import for_reading, running
+from ..names import SERVICE
+from ..out import note, program_output, say, say_json
+from ..render import ago, clock, counted, print_fields, print_table
+from ..screen import Screen, text_of
+
+_PAGE = 1000
+
+
+@click.group(
+    "sessions",
+    cls=DefaultGroup,
+    default="list",
+    short_help=COMMANDS["sessions"],
+    example="agentmgr sessions my-echo-agent\nagentmgr sessions watch ses_3f0c9a5e",
+)
+@common_options
+def command() -> None:
+    """Conversations with hosted agents: `agentmgr sessions NAME` lists those of a service.
+
+    Of an id, its beginning is enough where only one session has it.
+    """
+
+
+def _sessions(name: str, help: str, *, example: str) -> Callable[[Callable[..., Any]], Command]:
+    return subcommand(name, short_help=help, example=f"agentmgr sessions {example}")
+
+
+async def whole_id(manager: ReadsManager, given: str) -> str:
+    """The id of the one session whose id begins so. Raises `SessionNotFound`, `InvalidRequest`."""
+    found: list[str] = []
+    for service in await manager.list_services():
+        cursor: str | None = None
+        try:
+            while True:
+                page = await manager.sessions.list(service.name, text=given, limit=_PAGE, cursor=cursor)
+                found += [one.session_id for one in page.items if one.session_id.startswith(given)]
+                if (cursor := page.next_cursor) is None:
+                    break
+        except StorageError as error:
+            note(error.message)
+    if given in found or len(found) == 1:
+        return given if given in found else found[0]
+    if found:
+        raise InvalidRequest(f"the ids of {len(found)} sessions begin with {given!r}: give more of it")
+    raise SessionNotFound(
+        f"the id of no session begins with {given!r}: `agentmgr sessions NAME` lists those of a service"
+    )
+
+
+@_sessions("list", "List the sessions of a service.", example="list my-echo-agent --state asking")
+@click.argument("name", type=SERVICE)
+@click.option("--state", type=click.Choice([str(s) for s in SessionState]), help="Only those in this state.")
+@click.option("--owner", metavar="NAME", help="Only those of this owner: the name of a token.")
+@click.option("--text", metavar="TEXT", help="Only those with this text in their name or id.")
+@click.option(
+    "--limit", default=100, show_default=True, type=click.IntRange(1, _PAGE), help="At most so many."
+)
+@format_option
+async def _list(
+    cli: Cli, name: str, state: str | None, owner: str | None, text: str | None, limit: int, output: str
+) -> None:
+    """List the sessions of a service, the last used first."""
+    async with for_reading(cli) as manager:
+        page = await manager.sessions.list(
+            name, state=SessionState(state) if state else None, owner=owner, text=text, limit=limit
+        )
+        service = await manager.get_service(name)
+    if output == "json":
+        say_json(page.items)
+        return
+    narrowed = state or owner or text
+    print_table(
+        ["id", "name", "owner", "state", "turns", "last used", "tokens"],
+        [_row(one) for one in page.items],
+        empty="no such sessions" if narrowed else f"{service.name} has no sessions that are kept",
+        spare=["tokens", "turns", "name"],
+    )
+    if page.next_cursor is not None:
+        note(f"these are the last {limit}; --limit, --state, --owner and --text choose others")
+
+
+def _row(one: SessionInfo) -> list[object]:
+    tokens = one.input_tokens + one.output_tokens
+    return [
+        one.session_id[:SHOWN_OF_AN_ID],
+        one.name,
+        one.owner,
+        one.state,
+        one.turns,
+        f"{ago(one.last_used_at)} ago",
+        tokens or None,
+    ]
+
+
+@_sessions("show", "Show one session: its turns.", example="show ses_3f0c9a5e")
+@click.argument("id")
+@format_option
+async def _show(cli: Cli, id: str, output: str) -> None:
+    """Show one session: who it belongs to, its last turns with their times and tools, open questions."""
+    async with for_reading(cli) as manager:
+        detail = await manager.sessions.get(await whole_id(manager, id))
+    if output == "json":
+        say_json(detail)
+        return
+    _print(detail)
+
+
+def _print(detail: SessionDetail) -> None:
+    used = f"{detail.input_tokens} in, {detail.output_tokens} out"
+    print_fields(
+        [
+            ("id", detail.session_id),
+            ("service", detail.service),
+            ("name", detail.name),
+            ("owner", detail.owner),
+            ("state", detail.state),
+            ("instance", detail.instance_id),
+            ("created", detail.created_at),
+            ("last used", detail.last_used_at),
+            ("ended", detail.ended_at and f"{clock(detail.ended_at)}: {detail.end_reason}"),
+            ("turns", detail.turns),
+            ("tokens", used if detail.input_tokens or detail.output_tokens else None),
+            ("keeps", text_of(detail.session_state) if detail.session_state else None),
+        ]
+    )
+    for turn in detail.history:
+        _print_turn(turn)
+    for question in detail.questions:
+        say(f"\nwaits for an answer since {ago(question.asked_at)}: ", text_of(question.content))
+        say(f"  agentmgr questions answer {detail.session_id[:SHOWN_OF_AN_ID]} yes")
+
+
+def _print_turn(turn: SessionTurn) -> None:
+    took = ""
+    if turn.started_at and turn.ended_at:
+        took = f", {(turn.ended_at - turn.started_at).total_seconds():.1f} s"
+    again = f", begun {counted(turn.attempts, 'time')}" if turn.attempts > 1 else ""
+    say(f"\n{turn.number}  {clock(turn.accepted_at)}  {turn.ended_by or turn.status}{took}{again}")
+    say("  you> ", text_of(turn.message), lines=True)
+    for tool in turn.tools:
+        say("  → ", tool)
+    if turn.answer is not None:
+        say("  ", text_of(turn.answer), " (broken off)" if turn.incomplete else "", lines=True)
+
+
+@_sessions("watch", "Show all that a session says, and what comes.", example="watch ses_3f0c9a5e")
+@click.argument("id")
+@click.option(
+    "--since", default=0, type=click.IntRange(min=0), help="Only events after the one of this number."
+)
+@click.option(
+    "--follow/--no-follow", default=True, show_default=True, help="Then show new events as they come."
+)
+@click.option("--raw", is_flag=True, help="Show each event as JSON.")
+async def _watch(cli: Cli, id: str, since: int, follow: bool, raw: bool) -> None:
+    """Show what was said in a session, then what comes, until it ends."""
+    screen = Screen(raw=raw, quiet=False)
+    async with for_reading(cli) as manager:
+        session_id = await whole_id(manager, id)
+        async with manager.sessions.events(session_id, since=since, follow=follow) as events:
+            async for event in events:
+                screen.show(decode(json.dumps(event)))
+
+
+@_sessions("say", "Say something in a session.", example="say ses_3f0c9a5e 'and tomorrow?'")
+@click.argument("id")
+@click.argument("text")
+async def _say(cli: Cli, id: str, text: str) -> None:
+    """Say something in a session, in its owner's name; its clients see the answer, and so does `watch`."""
+    manager = await running(cli)
+    session_id = await whole_id(manager, id)
+    step_id = await manager.sessions.say(session_id, text)
+    say(f"said; the turn is {step_id}")
+    note(f"`agentmgr sessions watch {session_id[:SHOWN_OF_AN_ID]}` shows the answer")
+
+
+@_sessions("cancel", "Stop the turn that runs in a session.", example="cancel ses_3f0c9a5e")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+async def _cancel(cli: Cli, ids: tuple[str, ...]) -> int:
+    """Stop the turn that runs in a session; the session goes on."""
+    manager = await running(cli)
+
+    async def cancel(given: str) -> None:
+        session_id = await whole_id(manager, given)
+        await manager.sessions.cancel(session_id)
+        say(f"stopped the turn of {session_id[:SHOWN_OF_AN_ID]}")
+
+    return await each(cli, ids, cancel)
+
+
+@_sessions("end", "End a session, and erase it.", example="end ses_3f0c9a5e")
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+async def _end(cli: Cli, ids: tuple[str, ...]) -> int:
+    """End a session, and erase all that was said in it: `agentmgr sessions export` saves it before."""
+    async with for_reading(cli) as manager:
+
+        async def end(given: str) -> None:
+            session_id = await whole_id(manager, given)
+            await manager.sessions.erase(session_id)
+            say(f"erased {session_id}")
+
+        return await each(cli, ids, end)
+
+
+@_sessions("export", "Print all that is kept of a session.", example="export ses_3f0c9a5e > session.jsonl")
+@click.argument("id")
+async def _export(cli: Cli, id: str) -> None:
+    """Print all that is kept of a session, as lines of JSON: the session, its turns, its events."""
+    async with for_reading(cli) as manager:
+        async with manager.sessions.export(await whole_id(manager, id)) as pieces:
+            with program_output() as write:
+                async for piece in pieces:
+                    write(piece)
+
+
+for _command in (_list, _show, _watch, _say, _cancel, _end, _export):
+    command.add_command(_command)

@@ -56,7 +56,7 @@ async def kill_managers_under_clients(
             return {connection.connection_id for connection in await manager.list_connections()}
 
     async with trio.open_nursery() as nursery:
-        daemon, url = await _start(directory, 0)
+        daemon, url = await start_daemon(directory, 0)
         try:
             for client in range(clients):
                 nursery.start_soon(converse, client, url)
@@ -68,7 +68,7 @@ async def kill_managers_under_clients(
                 daemon.kill()
                 await daemon.wait()
                 await each_goes_on()
-                daemon, again = await _start(directory, int(url.rpartition(":")[2]))
+                daemon, again = await start_daemon(directory, int(url.rpartition(":")[2]))
                 await each_goes_on()
                 assert (again, living(paths), await known()) == (url, gateway, connections)
             over.set()
@@ -81,7 +81,7 @@ async def kill_managers_under_clients(
     return Counter({"kills of managers under clients": kills, "messages answered": sum(answered)})
 
 
-async def _start(directory: Path, port: int) -> tuple[trio.Process, str]:
+async def start_daemon(directory: Path, port: int) -> tuple[trio.Process, str]:
     """A daemon, and the address of its gateway."""
     words = (sys.executable, "-m", "agentmgr", "daemon", "--proxy-port", str(port))
     daemon = await trio.lowlevel.open_process(words, cwd=directory, stdout=subprocess.PIPE)

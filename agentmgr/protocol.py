@@ -135,7 +135,8 @@ by `user.end_session` alone. One that is in memory only ends with its instance, 
 connection for `session_timeout`.
 
 One instance holds a session at a time. Another one answers `session_elsewhere` {instance}; if the handshake
-named the session, it refuses that with 421 and the same code and field, and a gateway dials the holder.
+named the session, it refuses that with 421 and the same code and field, and a gateway dials the holder. One
+that drains does so with an empty `instance` for a session that it has given up: any other may take it up.
 
 Limits
 ------

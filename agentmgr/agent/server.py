@@ -203,7 +203,9 @@ class AgentServer:
     async def _check_session(self, request: RequestHead, client: Client) -> None:
         """Takes up the session that a handshake names. Raises `Refusal`: another instance holds it."""
         named = ClientRequest(path=request.target, headers=client.headers).session_id
-        problem = None if named is None else await self._sessions.is_elsewhere(named, client)
+        if named is None:
+            return
+        problem = await self._sessions.is_elsewhere(named, client, only_here=self._drain.on)
         if problem is not None:
             raise Refusal(421, RefusalCode.SESSION_ELSEWHERE, str(problem), details=problem.details)
 

@@ -140,14 +140,19 @@ class SessionRegistry:
             raise no_session(how_it_ended(session))
         return session
 
-    async def is_elsewhere(self, session_id: str, client: Client) -> BadInput | None:
-        """Takes a session up for a client that has named it in its handshake. Where that cannot be: why."""
+    async def is_elsewhere(self, session_id: str, client: Client, *, only_here: bool) -> BadInput | None:
+        """Takes a session up for a client that has named it in its handshake. Where that cannot be: why.
+
+        `only_here`: this host drains, and any other instance may have what is not in memory.
+        """
         if self.journal is not None:
             try:
-                await self.find(session_id, client)
+                await self.find(session_id, client, only_here=only_here)
             except BadInput as problem:
                 if problem.code is ErrorCode.SESSION_ELSEWHERE:
                     return problem
+                if problem.code is ErrorCode.DRAINING:
+                    return BadInput(ErrorCode.SESSION_ELSEWHERE, str(problem), instance="")
         return None
 
     def end_all(self, reason: EndReason) -> None:

@@ -43,6 +43,7 @@ class Visit:
     tried: set[str] = field(factory=set)  #: ids of the instances that failed it
     blamed: set[str] = field(factory=set)  #: those of them whose failure was counted
     home: str | None = None  #: the one that holds the client's session, once it has failed it
+    given_up: set[str] = field(factory=set)  #: those that do not hold its session any more, and end soon
     left: Callable[[], Awaitable[None]] = trio.sleep_forever  #: returns when the client has gone
     preferred: str | None = None  #: the instance whose seat has to be asked for, or was granted
 
@@ -157,7 +158,11 @@ class Lobby:
             self._affinity.remember(session_id, name)
 
     def moved(self, visit: Visit, seat: Seat, holder: str) -> None:
-        """The instance does not hold the client's session, and says which one of its service does."""
+        """The instance does not hold the client's session, and says which one of its service does; or "": any
+        other one may take it up.
+        """
+        if not holder:
+            visit.given_up.add(seat.backend.instance_id)
         known, session_id = self._router.by_id.get(holder), visit.request.session_id
         if known is not None and known.service_id == seat.backend.service_id and session_id is not None:
             self._affinity.remember(session_id, holder)
@@ -264,7 +269,7 @@ class Lobby:
             home is None or home.service_id != certain.service_id or not home.state.keeps_sessions
         ):
             home = certain
-        if home is None or not home.state.keeps_sessions:
+        if home is None or not home.state.keeps_sessions or home.instance_id in visit.given_up:
             return None
         if visit.services is not None and home.service_name not in visit.services:
             if certain is None:

@@ -12,6 +12,7 @@ import trio.testing
 
 from agentmgr.agent.events import usage
 from agentmgr.agent.limits import SessionLimits
+from agentmgr.client.transport import CannotConnect, with_connection
 from agentmgr.journal.sqlite import open_journal
 from agentmgr.models.choices import OnCrash
 from agentmgr.protocol import TURN_ENDS
@@ -288,6 +289,16 @@ async def test_a_handshake_that_names_a_session_of_another_instance_is_refused(p
             assert answer.startswith(b"HTTP/1.1 421 ")
             body = json.loads(answer.partition(b"\r\n\r\n")[2])
             assert (body["code"], body["instance"]) == ("session_elsewhere", one)
+
+
+async def test_a_host_that_drains_leaves_what_it_has_not_in_memory_to_others(path):
+    async with durable(echo, path) as url, bare_client(url) as client:
+        await client.open()
+    async with durable(echo, path) as url:
+        url.server._drain.begin(1012)
+        with pytest.raises(CannotConnect) as refused:
+            await with_connection(f"{url}/?session_id={client.session_id}", [], trio.sleep)
+        assert (refused.value.code, len(url.sessions)) == ("session_elsewhere", 0)
 
 
 async def test_two_requests_for_one_session_take_it_up_once(path, monkeypatch):

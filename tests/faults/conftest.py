@@ -20,7 +20,7 @@ from tests.supervisor.conftest import (  # noqa: F401  (fixtures)
 
 # So that what fails in them says how, as it does in a test's own file.
 pytest.register_assert_rewrite(
-    *(f"tests.faults.{name}" for name in ("__main__", "conversations", "managers", "scenarios"))
+    *(f"tests.faults.{name}" for name in ("__main__", "conversations", "managers", "scenarios", "sessions"))
 )
 
 

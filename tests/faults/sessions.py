@@ -1,4 +1,4 @@
-"""`python -m tests.faults.sessions [--seconds S] [--seed N] [--clients C]`: durable sessions under random faults.
+"""`python -m tests.faults.sessions [--seconds S] [--seed N]`: durable sessions under random faults.
 
 A real manager, its gateway and hosts; clients that never give up, see `talkers.py`; and meanwhile, at random
 times: kill -9 of hosts, of the gateway, of the manager, of everything; a host that is suspended until its
@@ -50,8 +50,8 @@ class Faults:
         await self._start()
         config = ServiceConfig(
             instances=2, restart_delay=0, max_restart_count=10**6, on_crash=on_crash, max_turn_attempts=100,
-            health_check_interval=0.5, health_check_timeout=0.5, unhealthy_threshold=2, recovery_threshold=0.5,
-            stop_timeout=5, session_idle=1,
+            health_check_interval=0.5, health_check_timeout=0.5, unhealthy_threshold=2,
+            recovery_threshold=0.5, stop_timeout=5, session_idle=1,
         )  # fmt: skip
         async with ManagerClient(self._paths.control_socket) as manager:
             await manager.register_service(SERVICE, str(self.directory / "agent.py"), config=config)
@@ -177,9 +177,10 @@ async def converse_under_faults(
                     await trio.sleep(draw.uniform(0, 2))
             for talker in talkers:
                 talker.finish()
-        for talker in talkers:
-            if not talker.faults:
-                await talker.check_again()
+        async with trio.open_nursery() as nursery:
+            for talker in talkers:
+                if not talker.faults:
+                    nursery.start_soon(talker.check_again)
     finally:
         with trio.CancelScope(shield=True):
             await faults.end()

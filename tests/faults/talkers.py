@@ -114,6 +114,8 @@ class Talker:
                     seen.append(event)
                 elif event["event"] == "agent.state_exported":
                     exported.append(event["content"])
+                elif event["event"] == "system.error" and self._refused(event, event["content"]):
+                    return
 
         try:
             with trio.move_on_after(SILENCE_S):

@@ -215,6 +215,19 @@ async def test_an_instance_that_does_not_hold_the_session_says_which_one_does(la
         assert asked == 1  # it is remembered
 
 
+async def test_a_draining_instance_that_has_given_the_session_up_leaves_it_to_any_other(lab) -> None:
+    async def refuse(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(elsewhere(""))
+
+    home = await lab.raw(refuse, "home", instance_id="ins_home", token="t")
+    home = evolve(home, state=BackendState.DRAINING)
+    new = evolve(await lab.instance("home", instance_id="ins_new"), service_id=home.service_id)
+    async with lab.gateway(home, new) as stage:
+        await stage.open(f"/?session_id={SESSION}")
+        assert [connection.instance_id for connection in stage.witness.opened] == ["ins_new"]
+
+
 async def test_an_instance_cannot_send_clients_to_another_service(lab) -> None:
     async def refuse(stream: trio.SocketStream) -> None:
         await stream.receive_some()

@@ -88,6 +88,7 @@ class Session:
         self.ended = False  #: no event comes any more
         self.end_reason: EndReason | None = EndReason.TIMEOUT  #: None: it goes on, later or elsewhere
         self.broken: str | None = None  #: why its author's code could not take it up
+        self.started = trio.Event()  #: its author's code has taken it up, or could not
         self.gone = trio.Event()
         self._agent = agent
         self._life = trio.CancelScope()
@@ -341,6 +342,7 @@ class Session:
                 else:
                     self.publish(error)
                     self.end_reason = EndReason.FAILED
+        self.started.set()
         self._life.cancel()
         self._turns.clear()
         if self.end_reason is not None:
@@ -368,6 +370,7 @@ class Session:
             read = await contain(lambda: self._agent.import_memory(self, memory))
             if isinstance(read, Failure):
                 report("import_memory failed: the agent does not remember the turns before", read.error)
+        self.started.set()
         while True:
             while not self._turns:
                 self._arrival = trio.Event()

@@ -25,6 +25,8 @@ from .session_ids import SessionIds, how_it_ended, no_session
 
 logger = logging.getLogger("agentmgr.agent")
 
+START_PATIENCE_S = 5.0
+"""For the author's code to take a session up, or fail, before its client is answered; then it goes on."""
 COMING_AT_ONCE = 16
 """Sessions with unfinished turns that are taken up at once when a host starts."""
 
@@ -194,8 +196,10 @@ class SessionRegistry:
             outcome = await contain(lambda: self._claim(session_id, journal))
             if isinstance(outcome, Failure):
                 arrival.problem = _problem(session_id, outcome.error)
-            else:
+            elif outcome is not None:
                 arrival.session = outcome
+                with trio.move_on_after(START_PATIENCE_S):
+                    await outcome.started.wait()
         finally:
             self._reserved -= 1
             del self._arrivals[session_id]
@@ -217,6 +221,7 @@ class SessionRegistry:
         session = self._session(record.session_id, Client(None, record.owner, {}), record.name)
         if record.ended_at is not None:
             session.ended, session.end_reason = True, EndReason.ENDED
+            session.started.set()
             return session
         await session.restore(held, journal, self.not_durable)
         self._begin(session)

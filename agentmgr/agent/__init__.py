@@ -11,11 +11,17 @@ In reading order:
     runtime, aio     where the author's code runs: in trio, or on an asyncio loop in a thread
     server, door     take a connection, judge its handshake, decide who may connect and what is believed
     client_link      one client's socket: frames become calls on sessions, events become frames. Under it:
-                     `link_stream` (writes), `incoming` (judges frames), `answers` (what waits)
-    session_registry all sessions of the host; `session_ids` makes their ids and remembers how they ended
-    session, turn    one conversation: its turns, its questions, what the author is handed
-    replay, history  the last events for clients that come back; the turns before
-    budget, limits   what all clients together may make the host keep, and each limit with its reason
+                     `link_sessions` (which sessions it reads), `link_stream` (writes), `incoming` (judges
+                     frames), `answers` (what waits)
+    session_registry all sessions of the host, and how one comes from the journal; `session_ids` makes their
+                     ids and remembers how they ended
+    session          one conversation: what the author is handed, and its life. Under it: `turn` (messages
+                     that are not answered yet), `work` (what happens in a turn), `questions`
+    transcript       what is said in it: `replay` (the last events), `readers` (the connections that read
+                     them), `history` (the turns before)
+    keeping          what of it goes to the journal; `restoring` is the way back
+    budget, limits   what all clients together may make the host keep, and each limit with its reason;
+                     `holdings`, what a session has of it
     events, message  the values that an author makes and gets
     drain, health    what a manager asks the host
 
@@ -23,7 +29,7 @@ Invariants:
 
 * A turn ends with exactly one of `protocol.TURN_ENDS`, whatever the author's code does.
 * The events of a session are numbered without holes. A client gets each once and in order, or is sent the
-  gap.
+  gap; and of a durable session none before the journal has committed it.
 * A failure of one client, session or turn ends that one alone: each has a boundary (`boundary.contain`).
 * Nothing grows without bound: replay, history, queues and answers are limited in bytes, each and together.
 * What a client says of itself is believed only with the gateway's proof (`door`).

@@ -135,7 +135,7 @@ class ClientLink:
 
     async def _take_plain(self, text: str) -> None:
         session = await self._sessions.for_message(None)
-        if (step_id := session.asking) is not None:
+        if (step_id := session.questions.oldest) is not None:
             if (approved := yes_or_no(text)) is None:
                 self._send(AGAIN)
             else:

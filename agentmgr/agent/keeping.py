@@ -40,10 +40,11 @@ from .events import Event, expand, without_number
 from .history import Entry
 from .limits import HISTORY_BYTES, JOURNAL_CHUNK_BYTES, STREAM_BYTES
 from .replay import Gap, Reader
-from .turn import Turn
+from .turn import Turn, Turns
 
 if TYPE_CHECKING:
     from .session import Session
+    from .transcript import Transcript
 
 logger = logging.getLogger("agentmgr.agent")
 
@@ -65,7 +66,16 @@ class NotDurable:
 class Keeping:
     """The copy of a session that the journal knows, see `journal.Copy`."""
 
-    def __init__(self, session: Session, held: Held, journal: SessionJournal, notes: NotDurable) -> None:
+    def __init__(
+        self,
+        session: Session,
+        transcript: Transcript,
+        turns: Turns,
+        held: Held,
+        journal: SessionJournal,
+        notes: NotDurable,
+    ) -> None:
+        self._transcript, self._turns = transcript, turns
         self._session, self._held, self._journal, self._notes = session, held, journal, notes
         self._record = held.loaded.record
         self._state, self._memory = self._record.state, self._record.memory
@@ -86,7 +96,7 @@ class Keeping:
     def committed(self, seq: int) -> None:
         while self._ended and self._ended[0][0] <= seq and self._journal.degraded is None:
             self._ended_bytes -= _size(self._ended.popleft()[1])
-        self._session.show(seq)
+        self._transcript.show(seq)
 
     def lost(self) -> None:
         self._closed = True
@@ -95,7 +105,7 @@ class Keeping:
     def snapshot(self) -> Snapshot:
         session = self._session
         turns = [turn for _, turn in self._ended]
-        turns += [self._record_of(turn) for turn in session.unfinished]
+        turns += [self._record_of(turn) for turn in self._turns.unfinished]
         text = attempt(lambda: _text(list(session.history)))
         state = attempt(lambda: what_json_says(session.state))
         record = evolve(
@@ -103,13 +113,13 @@ class Keeping:
             last_used_at=time.time(),
             name=session.name,
             last_seq=session.buffer.last_seq,
-            last_turn=session.last_turn,
+            last_turn=self._turns.last_number,
             state=self._state if isinstance(state, Failure) else state[0],
             memory=self._memory,
             history="[]" if isinstance(text, Failure) else text,
-            history_turn=session.last_turn - len(session.unfinished),
-            input_tokens=session.input_tokens,
-            output_tokens=session.output_tokens,
+            history_turn=self._turns.last_number - len(self._turns.unfinished),
+            input_tokens=self._transcript.input_tokens,
+            output_tokens=self._transcript.output_tokens,
         )
         frames = [Frame(seq, 0, without_number(text, seq)) for seq, text in session.buffer.held()]
         return Snapshot(record, turns, frames, list(self._open.values()))

@@ -70,6 +70,11 @@ class Readers:
         for link in self._links.values():
             link.wake()
 
+    def send_back(self) -> None:
+        """Has their clients connect again."""
+        for link in self.links:
+            link.must_come_back()
+
     def moved(self) -> None:
         """Something was read, acknowledged or committed: what waits for that looks again."""
         self._moved.unpark_all()

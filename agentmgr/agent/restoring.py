@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,19 @@ from ..journal.journal import Snapshot, TurnRecord, TurnStatus
 from ..models.choices import OnCrash
 from ..protocol import NOTICE, PARTIAL_ANSWER, NoticeCode
 from . import history
-from .events import expand
+from .events import Event, expand
 from .history import Entry
 from .limits import REMEMBERED_STEPS, SessionLimits, weigh
 from .message import Message
-from .turn import Turn
+from .turn import Turn, size_of
+
+RESTARTED = Event(
+    NOTICE,
+    {
+        "code": NoticeCode.TURN_RESTARTED,
+        "message": "the instance died in this turn: it runs again, and what it streamed does not count",
+    },
+)
 
 
 @frozen
@@ -83,7 +90,7 @@ def _turn_of(record: TurnRecord, limits: SessionLimits) -> Turn:
     turn = Turn(
         message,
         record.step_id,
-        weigh(message.content) + weigh(dict(message.metadata)) + sys.getsizeof(message),
+        size_of(message, weigh(message.content) + weigh(dict(message.metadata))),
         record.number,
     )
     turn.attempts, turn.accepted_at = record.attempts, record.accepted_at

@@ -20,8 +20,9 @@ from .incoming import BadInput
 from .keeping import NotDurable, history_text
 from .limits import HOST_BYTES, SESSION_BYTES, SessionLimits
 from .message import Client
-from .session import Agent, Session
+from .session import Session
 from .session_ids import SessionIds, how_it_ended, no_session
+from .work import Agent
 
 logger = logging.getLogger("agentmgr.agent")
 

@@ -1,13 +1,21 @@
-"""A turn: one message, and what becomes of it."""
+"""A turn: one message, and what becomes of it; and the turns of a session that have not ended."""
 
 from __future__ import annotations
 
+import secrets
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from io import StringIO
 
 import trio
 from attrs import Factory, define, field
 
-from .limits import STREAM_BYTES
+from ..models.choices import WhenBusy
+from ..protocol import ErrorCode
+from .incoming import BadInput
+from .limits import MAX_QUEUED, QUEUE_BYTES, REMEMBERED_STEPS, STREAM_BYTES
 from .message import Message
 
 
@@ -64,3 +72,78 @@ class Turn:
         """It is not begun any more."""
         self.given_up = True
         self.message, self.size = Message(""), 0
+
+
+class Turns:
+    """In the order of their messages; the first is worked on."""
+
+    def __init__(self) -> None:
+        self.last_number = 0
+        self._turns: deque[Turn] = deque()
+        self._steps: deque[int] = deque(maxlen=REMEMBERED_STEPS)  # hashes: an id may be long
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def __iter__(self) -> Iterator[Turn]:
+        return iter(self._turns)
+
+    def __getitem__(self, place: int) -> Turn:
+        return self._turns[place]
+
+    @property
+    def current(self) -> Turn | None:
+        return self._turns[0] if self._turns else None
+
+    @property
+    def unfinished(self) -> list[Turn]:
+        return [turn for turn in self._turns if turn.ended_by is None]
+
+    @property
+    def bytes_held(self) -> int:
+        return sum(turn.bytes_held for turn in self._turns)
+
+    def check(self, step_id: str | None, size: int, when_busy: WhenBusy) -> None:
+        """Raises `BadInput` for a message that is not taken: `busy`, `queue_full`, `duplicate`."""
+        if step_id is not None and hash(step_id) in self._steps:
+            raise BadInput(ErrorCode.DUPLICATE, "a message with this step_id was taken before")
+        if self._turns and when_busy is WhenBusy.REJECT:
+            raise BadInput(ErrorCode.BUSY, "a turn is running; send the message again when it has ended")
+        if len(self._turns) > MAX_QUEUED:
+            raise BadInput(ErrorCode.QUEUE_FULL, f"{MAX_QUEUED} messages wait already")
+        if self._turns and size + sum(turn.size for turn in self._turns) > QUEUE_BYTES:
+            raise BadInput(ErrorCode.QUEUE_FULL, f"the waiting messages would be over {QUEUE_BYTES} bytes")
+
+    def add(self, message: Message, step_id: str | None, size: int) -> Turn:
+        self._steps.append(hash(step_id or ""))
+        self.last_number += 1
+        turn = Turn(message, step_id or f"turn_{secrets.token_hex(8)}", size, self.last_number)
+        turn.accepted_at = time.time()
+        self._turns.append(turn)
+        return turn
+
+    def restore(self, turns: Iterable[Turn], steps: Iterable[str], last_number: int) -> None:
+        self._turns.extend(turns)
+        self._steps.extend(hash(step_id) for step_id in steps)
+        self.last_number = last_number
+
+    def set_deadline(self, deadline: float) -> None:
+        """When they are cancelled, in trio's time."""
+        for turn in self._turns:
+            turn.scope.deadline = deadline
+
+    def give_up_waiting(self) -> None:
+        for turn in list(self._turns)[1:]:
+            turn.give_up()
+
+    def next(self) -> None:
+        """The first has ended."""
+        self._turns.popleft()
+
+    def clear(self) -> None:
+        self._turns.clear()
+
+
+def size_of(message: Message, size: int) -> int:
+    """What it takes in memory, with a content of `size` bytes."""
+    return size + sys.getsizeof(message)

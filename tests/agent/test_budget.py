@@ -156,10 +156,10 @@ def exact(url):
     budget = url.sessions.budget
     sessions = url.sessions._sessions.values()
     for session in sessions:
-        before = session._share.size
-        session.account()
-        assert session._share.size == before
-    assert budget.used >= sum(session._share.size for session in sessions) >= len(sessions) * SESSION_BYTES
+        before = session._holdings.size
+        session._holdings.count()
+        assert session._holdings.size == before
+    assert budget.used >= sum(session._holdings.size for session in sessions) >= len(sessions) * SESSION_BYTES
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -562,4 +562,4 @@ async def test_an_enormous_answer_is_sent_and_kept_in_part(answer):
         assert (await client.ask("x" * 2 * MIB))["content"] == answer
         [session] = url.sessions._sessions.values()
         assert [entry["truncated"] for entry in session.history] == [True, True]
-        assert session._history_bytes <= 2 * MIB + 2000
+        assert session._holdings.history_bytes <= 2 * MIB + 2000

@@ -511,7 +511,7 @@ async def test_a_stuck_watcher_keeps_no_other_client_waiting(path):
 async def test_usage_is_added_up(path):
     async def agent(message, session):
         await session.emit(usage(10, 3, "model"))
-        return [session.input_tokens, session.output_tokens]
+        return list(session.usage)
 
     async with durable(agent, path) as url, bare_client(url) as client:
         assert (await client.ask("hi"))["content"] == [10, 3]

@@ -1,0 +1,48 @@
+"""The questions of a session that wait for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import trio
+from attrs import Factory, define
+
+from ..protocol import ErrorCode
+from .incoming import BadInput
+from .message import Decision
+
+
+@define(eq=False)
+class OpenQuestion:
+    answered: trio.Event = Factory(trio.Event)
+    decision: Decision = Factory(lambda: Decision(False))
+
+
+class Questions:
+    def __init__(self) -> None:
+        self._open: dict[str, OpenQuestion] = {}
+
+    @property
+    def oldest(self) -> str | None:
+        """Its `step_id`."""
+        return next(iter(self._open), None)
+
+    def open(self, step_id: str) -> OpenQuestion:
+        question = self._open[step_id] = OpenQuestion()
+        return question
+
+    def close(self, step_id: str) -> None:
+        self._open.pop(step_id, None)
+
+    def answer(self, step_id: str, content: Any) -> None:
+        """The first answer counts. Raises `BadInput`: `unknown_step`, `invalid_field`."""
+        fields = content if isinstance(content, Mapping) else {"confirmed": content}
+        approved = fields.get("confirmed", fields.get("approved"))
+        if not isinstance(approved, bool):
+            raise BadInput(ErrorCode.INVALID_FIELD, "content.confirmed must be true or false")
+        question = self._open.pop(step_id, None)
+        if question is None:
+            raise BadInput(ErrorCode.UNKNOWN_STEP, "no question with this step_id is open; it counts once")
+        question.decision = Decision(approved, fields)
+        question.answered.set()

@@ -103,10 +103,12 @@ class Readers:
 
     def _is_ahead(self, size: int) -> bool:
         """Of the journal: what would go is not committed."""
-        return self._buffer.would_lose(self._buffer.visible + 1, size)
+        visible = self._buffer.visible
+        return visible < self._buffer.last_seq and self._buffer.would_lose(visible + 1, size)
 
     def _would_miss(self, size: int) -> bool:
         """Whether the client that has got most would miss something; the others do not count."""
-        return bool(self._links) and self._buffer.would_lose(
-            max(reader.needed_from for reader in self._links), size
-        )
+        if not self._links:
+            return False
+        needed = [reader.needed_from for reader in self._links]
+        return self._buffer.would_lose(max(needed), size)

@@ -381,7 +381,8 @@ class Session:
 
     async def _say(self, event: Event) -> None:
         line = self._transcript.line(event)
-        await self._transcript.have_room(line)
+        if not self._transcript.has_room(line):
+            await self._transcript.have_room(line)
         self._append(event, line)
 
     def publish(self, event: Event) -> None:

@@ -41,11 +41,12 @@ class Transcript:
             event = evolve(event, step_id=turn.step_id)  # how a client knows which of its messages it ends
         return compact(event, session_id=self._session_id, step_id=turn.step_id if turn else None)
 
+    def has_room(self, line: bytes) -> bool:
+        """Whether no connected client, and no journal, is so far behind that an event would be lost."""
+        return not self.readers.must_wait(len(line) + ENVELOPE_BYTES)
+
     async def have_room(self, line: bytes) -> None:
-        """Waits while connected clients, or the journal, are so far behind that an event would be lost."""
-        size = len(line) + ENVELOPE_BYTES
-        if self.readers.must_wait(size):
-            await self.readers.wait_for_room(size)
+        await self.readers.wait_for_room(len(line) + ENVELOPE_BYTES)
 
     def append(self, event: Event, line: bytes, *, last: bool) -> bool:
         """Numbers an event and keeps it; False where it is not said: a turn that has ended says no more.

@@ -79,6 +79,7 @@ class Turns:
 
     def __init__(self) -> None:
         self.last_number = 0
+        self.current: Turn | None = None  #: the first
         self._turns: deque[Turn] = deque()
         self._steps: deque[int] = deque(maxlen=REMEMBERED_STEPS)  # hashes: an id may be long
 
@@ -92,16 +93,15 @@ class Turns:
         return self._turns[place]
 
     @property
-    def current(self) -> Turn | None:
-        return self._turns[0] if self._turns else None
-
-    @property
     def unfinished(self) -> list[Turn]:
         return [turn for turn in self._turns if turn.ended_by is None]
 
     @property
     def bytes_held(self) -> int:
-        return sum(turn.bytes_held for turn in self._turns)
+        held = 0
+        for turn in self._turns:
+            held += turn.bytes_held
+        return held
 
     def check(self, step_id: str | None, size: int, when_busy: WhenBusy) -> None:
         """Raises `BadInput` for a message that is not taken: `busy`, `queue_full`, `duplicate`."""
@@ -120,10 +120,12 @@ class Turns:
         turn = Turn(message, step_id or f"turn_{secrets.token_hex(8)}", size, self.last_number)
         turn.accepted_at = time.time()
         self._turns.append(turn)
+        self.current = self._turns[0]
         return turn
 
     def restore(self, turns: Iterable[Turn], steps: Iterable[str], last_number: int) -> None:
         self._turns.extend(turns)
+        self.current = self._turns[0] if self._turns else None
         self._steps.extend(hash(step_id) for step_id in steps)
         self.last_number = last_number
 
@@ -139,9 +141,11 @@ class Turns:
     def next(self) -> None:
         """The first has ended."""
         self._turns.popleft()
+        self.current = self._turns[0] if self._turns else None
 
     def clear(self) -> None:
         self._turns.clear()
+        self.current = None
 
 
 def size_of(message: Message, size: int) -> int:

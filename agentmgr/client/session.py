@@ -44,6 +44,9 @@ ACK_EVERY, ACK_DELAY_S = 32, 0.2
 BUFFERED_EVENTS = 1024
 """Events that wait for the program to take them; beyond that, the agent waits too."""
 
+_TRY_AGAIN = (ErrorCode.SESSION_ELSEWHERE, ErrorCode.SESSION_UNREACHABLE, ErrorCode.DRAINING)
+"""Another connection may find the session, or the same agent later."""
+
 Confirm = Callable[[AgentEvent], bool | Awaitable[bool]]
 
 
@@ -317,6 +320,9 @@ class AgentSession:
     def _takes_in_error(self, event: AgentEvent) -> bool:
         if event.code == ErrorCode.SESSION_NOT_FOUND:
             self._failure = _lost(event)
+            return False
+        if not self._resumed and event.code in _TRY_AGAIN:
+            self._connection.cancel()
             return False
         sent_again = self._unconfirmed.pop(event.step_id or "", None) is not None
         # A message is sent again after a cut; an event of its turn may have arrived, and settled it, while

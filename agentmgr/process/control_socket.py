@@ -14,7 +14,7 @@ import trio
 
 from ..errors import DatabaseUnusable, StorageError
 
-log = logging.getLogger("agentmgr.api")
+logger = logging.getLogger(__name__)
 
 _BACKLOG = 256
 _LONGEST_BYTES = 107  #: of the path in the address of a unix socket (unix(7))
@@ -25,7 +25,7 @@ LOOK_S = 2.0  #: between looks at whether the file is still there
 def control_listener(path: Path) -> Iterator[trio.SocketListener]:
     """A listener at `path` that only this user may open; the file is gone in the end.
 
-    A socket file that is there already is a dead manager's: whoever calls this holds the database's lock.
+    A socket file that is there already is a dead manager's: the caller holds the database's lock.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         try:
@@ -90,8 +90,8 @@ async def keep_bound(
     *,
     make_directory: Callable[[], None],
 ) -> None:
-    """Serves on another socket whenever the file at `path` was deleted, as by whoever tidies up; until
-    cancelled. The one that was bound before goes on with whoever is connected to it.
+    """Serves on another socket whenever the file at `path` was deleted, as a cleaner of old files does; until
+    cancelled. The socket bound before goes on with the clients that are connected to it.
     """
     bound = _inode(path)
     async with trio.open_nursery() as nursery:
@@ -110,10 +110,10 @@ async def keep_bound(
                 await nursery.start(serve_again)
             except (OSError, StorageError) as error:
                 if bound is not None:
-                    log.error("the control socket %s is gone, and cannot be made again yet: %s", path, error)
+                    logger.error("the socket %s was deleted; cannot make it again yet: %s", path, error)
                 bound = None
             else:
-                log.warning("the control socket %s was gone, and is there again", path)
+                logger.warning("the socket %s was deleted; made again", path)
                 bound = _inode(path)
 
 

@@ -40,8 +40,8 @@ async def test_a_socket_file_that_is_deleted_is_made_again_and_nobody_is_cut_off
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take_away: Callable[[RuntimePaths], None]
 ) -> None:
     monkeypatch.setattr(control_socket, "LOOK_S", 0.01)
-    said = Said("is there again")
-    logging.getLogger("agentmgr.api").addHandler(said)
+    said = Said("made again")
+    logging.getLogger("agentmgr.process.control_socket").addHandler(said)
     with trio.fail_after(60):
         async with AgentManager(tmp_path / "a.db") as manager, trio.open_nursery() as nursery:
             path = manager.paths.control_socket
@@ -57,7 +57,7 @@ async def test_a_socket_file_that_is_deleted_is_made_again_and_nobody_is_cut_off
                         break
             assert path.stat().st_mode & 0o777 == 0o600
             nursery.cancel_scope.cancel()
-    logging.getLogger("agentmgr.api").removeHandler(said)
+    logging.getLogger("agentmgr.process.control_socket").removeHandler(said)
     assert not path.exists()
 
 

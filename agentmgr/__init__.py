@@ -44,8 +44,8 @@ The words, which mean the same in code, commands, API and logs:
 
     session     one conversation between a client and an agent; it outlives connections; `ses_…`
     turn        one message and the work on its answer
-    event       in a session: one JSON object of the wire protocol. Of a manager: one line of its journal of
-                what happened (`agentmgr events`)
+    event       in a session: one JSON object of the wire protocol. Of a manager: one entry of its event log
+                (`agentmgr events`)
 
     token       what a client of the gateway or of the API shows: scopes `connect`, `read`, `admin`
     ticket      a key to the gateway for one connection, for browsers

@@ -5,7 +5,7 @@ In reading order:
     entry            runs a command; turns however it ends into an exit code and one line on stderr
     group            the commands by name, and what all have in common: `Cli`, its paths and settings
     managers         which manager a command asks: the one that runs, one that it starts, or `offline`, the
-                     database where none runs. All three are `core.manager_interface`
+                     database where none runs; `manager_interface`: what all three can be asked
     commands         the commands, one file each
     foreground       a command that is the manager: `daemon`, `run`, and `api` and `proxy` without another one
     listeners        the gateway and the API that `daemon`, `api` and `proxy` open, also beside a manager

@@ -8,11 +8,11 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from ..core.manager_interface import ReadsServices
 from ..errors import AgentManagerError
-from ..process.ownership import holder
+from ..process.ownership import manager_pid
 from ..process.paths import RuntimePaths
 from .group import Cli
+from .manager_interface import ReadsServices
 from .out import note
 
 # What services are given by their environment. Of the rest each terminal has its own.
@@ -27,7 +27,7 @@ def stale(paths: RuntimePaths) -> list[str]:
 
     Only names leave this function. Empty where the manager is not this user's to look at.
     """
-    pid = holder(paths)
+    pid = manager_pid(paths)
     try:
         words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ..core.manager_interface import ManagerInterface, ReadsManager, ReadsServices
 from ..errors import AgentManagerError, ManagerNotRunning
 from ..models import Event, ServiceStatus
 from .group import Cli
+from .manager_interface import ManagerInterface, ReadsManager, ReadsServices
 from .managers import for_reading
 from .out import clear_screen, flush, note
 from .render import counted

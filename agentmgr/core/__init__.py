@@ -27,6 +27,10 @@ What is shown:
     lookup             what a user names, by name or id
     secrets            values that are hidden, and keys that are not kept
 
+What is accepted:
+
+    bodies             what users may set of services and rules, over HTTP and in a declaration file
+
 Invariants: no trio, sockets, files, clock or randomness of its own: they are passed in. A function that
 decides changes nothing but the value it is a method of. Nothing here logs.
 """

@@ -42,6 +42,9 @@ def reason(error: OSError) -> str:
     return said if error.filename is None else f"{os.fsdecode(error.filename)}: {said}"
 
 
+_BESIDE = ".d"
+
+
 @frozen
 class RuntimePaths:
     """The files that belong to a database, in the directory `PATH.d` beside it."""
@@ -54,7 +57,7 @@ class RuntimePaths:
     def of(cls, db_path: str | os.PathLike[str]) -> RuntimePaths:
         named = absolute(db_path)
         database = Path(os.path.realpath(named))
-        return cls(database, database.with_name(database.name + ".d"), named)
+        return cls(database, database.with_name(database.name + _BESIDE), named)
 
     @property
     def control_socket(self) -> Path:
@@ -113,3 +116,12 @@ class RuntimePaths:
                 f"{directory} cannot be made ({why}): name another file with --db-path"
             ) from error
         self.check()
+
+
+def database_of(path: Path) -> Path | None:
+    """The database whose manager's lock or directory of logs is at `path`; None where it is neither."""
+    directory = path.parent
+    if not directory.name.endswith(_BESIDE):
+        return None
+    paths = RuntimePaths.of(directory.with_name(directory.name.removesuffix(_BESIDE)))
+    return paths.database if path in (paths.lock, paths.logs) else None

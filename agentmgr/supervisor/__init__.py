@@ -11,10 +11,13 @@ Parts, in reading order:
 * `launcher`: the interface to what runs instances. `local` implements it with processes of this machine,
   `in_process` with async functions of this program, `agentmgr.testing.FakeLauncher` with neither.
 * A local instance: `slot` launches it with `spawn`, `environment`, `addresses` and `limits`; `child` judges
-  whether it is ready and well, with `probe`, `notices` and `listeners`; `process` signals and ends it, with
-  all its `descendants`; `host_drain` asks an agent's host to drain.
-* All local instances: `upkeep` bounds their `logs` and samples their usage; `guard` ends commands whose
-  manager died; `belonging` says whose a recorded process is.
+  whether it is ready and well, with `probe`, `notices` and `listening_sockets`; `process` signals and ends
+  it, with all its `descendants`; `host_drain` asks an agent's host to drain.
+* The marks of its processes: `instance_tokens`, `instance_lock` and its control group (`cgroup`). `procfs`
+  reads them; `belonging` says by them whose a recorded process is.
+* All local instances: `upkeep` bounds their `logs` (`writes`: which are written to; `tail`: reading them) and
+  samples their usage; `guard` starts `guard_main`, the process that ends commands whose manager died.
+* `system`: what all this needs of the kernel.
 * `recorder`: what the outside learns of the instances.
 
 Invariants:
@@ -34,7 +37,8 @@ Glossary:
   number in its service's list, from 0. The field `slot` of `Instance` and `InstanceRecord`, the JSON key and
   the column of the database hold the position; users see them, so they keep that name.
 * child: one launched process or function, until it has ended. Descendants: the child with all that it
-  started. Orphans: processes of instances that are no more.
+  started. Orphans: processes of instances that are no more. Sweep: at its start the supervisor ends the
+  orphans that a killed manager of the same log directory left.
 * instance token: the secret of one launch, in its environment. Instance lock: a lock that descendants
   inherit; while it is held, one of them lives. Lifeline: the pipe whose end tells an agent's host that its
   manager is gone.

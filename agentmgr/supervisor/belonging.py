@@ -15,11 +15,10 @@ from pathlib import Path
 from attrs import frozen
 
 from ..models import InstanceRecord
+from ..process.paths import RuntimePaths, database_of
 from . import procfs
 from .instance_lock import DIRECTORY, InstanceLock
 from .instance_tokens import InstanceTokens
-
-_MANAGERS_LOCK = ".d/lock"  # beside a database, see `settings.RuntimePaths`
 
 
 @frozen
@@ -32,7 +31,8 @@ class Stranger:
     @property
     def owner_is_there(self) -> bool:
         """Whether the next manager there would adopt it."""
-        return self.owner is not None and (self.owner.is_dir() or Path(f"{self.owner}.d").is_dir())
+        owner = self.owner
+        return owner is not None and (owner.is_dir() or RuntimePaths.of(owner).directory.is_dir())
 
     def __str__(self) -> str:
         whose = "another database" if self.owner is None else str(self.owner)
@@ -66,13 +66,11 @@ def owner(pid: int) -> Path | None:
     For a supervisor without a database, its directory of logs. None if it is not known.
     """
     for target in procfs.open_targets(pid):
-        if target.endswith(_MANAGERS_LOCK):
-            return Path(target.removesuffix(_MANAGERS_LOCK))
+        if database := database_of(Path(target)):
+            return database
         logs, found, _ = target.partition(f"/{DIRECTORY}/")
         if found:
-            directory = os.path.dirname(logs)
-            of_a_manager = os.path.basename(logs) == "logs" and directory.endswith(".d")
-            return Path(directory.removesuffix(".d") if of_a_manager else logs)
+            return database_of(Path(logs)) or Path(logs)
     return None
 
 
@@ -85,7 +83,7 @@ def claim(stranger: Stranger, log_dir: Path) -> None:
 
 
 def drop_copied(log_dir: Path) -> None:
-    """Removes the lock files that came with a copied directory: a sweep would take them for ours."""
+    """Removes the lock files that came with a copied directory: the next sweep would take them for ours."""
     directory = log_dir / DIRECTORY
     files = list(directory.iterdir()) if directory.is_dir() else []
     held = {target for pid in procfs.pids() for target in procfs.open_targets(pid)} if files else ()

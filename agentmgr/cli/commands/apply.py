@@ -14,12 +14,12 @@ from attrs import evolve
 from ...client.api import ManagerClient
 from ...codec import to_plain
 from ...core.dependencies import stop_order
-from ...core.manager_interface import ManagerInterface
 from ...errors import ServiceFailed
 from ...models import Service, ServiceConfig, ServiceStatus
 from ..declaration import Declaration, DeclaredService, Step, difference, given_up, read
 from ..environment import mention_stale
 from ..group import Cli, subcommand
+from ..manager_interface import ManagerInterface
 from ..managers import for_reading, for_running, for_writing
 from ..names import FILE
 from ..options import LIVE

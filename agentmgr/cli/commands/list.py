@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncclick as click
 
-from ...core.manager_interface import ReadsManager
 from ...models import Service, ServiceStatus
 from ..group import Cli, format_option, subcommand
+from ..manager_interface import ReadsManager
 from ..options import split_tags
 from ..out import say_json
 from ..render import ago, print_table, size

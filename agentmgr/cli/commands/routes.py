@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import asyncclick as click
 
-from ...core.manager_interface import ReadsServices
 from ...errors import InvalidRequest
 from ...models import ConditionOperator, RoutingCondition, RoutingRule, RoutingStrategy
 from ..group import COMMANDS, Cli, Command, Group, common_options, each, format_option, subcommand
+from ..manager_interface import ReadsServices
 from ..managers import for_reading, for_writing
 from ..names import RULE, SERVICE
 from ..options import split_tags

@@ -7,9 +7,9 @@ from typing import Any
 import asyncclick as click
 
 from ...codec import to_plain
-from ...core.manager_interface import ReadsManager
 from ...models import Instance, Service
 from ..group import Cli, format_option, subcommand
+from ..manager_interface import ReadsManager
 from ..names import SERVICE
 from ..out import say, say_json
 from ..render import ago, counted, duration, print_fields, print_table, size

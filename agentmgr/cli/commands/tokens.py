@@ -7,9 +7,9 @@ from typing import Any
 
 import asyncclick as click
 
-from ...core.manager_interface import ReadsServices
 from ...models import utc_now
 from ..group import COMMANDS, Cli, Command, Group, common_options, each, format_option, subcommand
+from ..manager_interface import ReadsServices
 from ..managers import for_writing, running
 from ..names import TOKEN
 from ..out import note, say, say_json

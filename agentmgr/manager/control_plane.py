@@ -13,7 +13,7 @@ from attrs import evolve
 from ..core.stats import service_stats
 from ..core.view import service_view
 from ..errors import ConnectionNotFound
-from ..models import Connection, DesiredStatus, Event, Instance, Service, ServiceSpec, Usage, utc_now
+from ..models import Connection, Event, Instance, Service, ServiceSpec, Usage, utc_now
 from ..process.ownership import ManagerLock
 from ..process.paths import RuntimePaths
 from ..settings import Settings
@@ -47,7 +47,6 @@ class ControlPlane:
         self._lock = lock
         self.nursery = nursery
         self.supervises = supervises
-        self.ending = False  #: services end for good, and the gateway after them
         self.store = store
         self.tokens = tokens
         self.access = GatewayAccess(tokens)
@@ -135,8 +134,7 @@ class ControlPlane:
         except ConnectionNotFound:
             self.worker_manager.disconnect(connection_id, code=code, reason=reason)
 
-    async def _drain(self, instance_id: str, timeout_s: float) -> None:
-        for_good = self.ending or self._stays_stopped(instance_id)
+    async def _drain(self, instance_id: str, timeout_s: float, for_good: bool) -> None:
         deadline = trio.current_time() + timeout_s
         try:
             await self.publisher.published()  # no new client comes to it from here on
@@ -152,11 +150,3 @@ class ControlPlane:
             self.gateway.cut(instance_id, for_good=for_good)
             self.worker_manager.cut(instance_id, for_good=for_good)
             raise
-
-    def _stays_stopped(self, instance_id: str) -> bool:
-        """Whether its service is to stop, and not only to restart or to have fewer instances."""
-        mine = {i.service_id for i in self.supervisor.instances() if i.instance_id == instance_id}
-        return any(
-            spec.service_id in mine and spec.desired_status is DesiredStatus.STOPPED
-            for spec in self.registry.services()
-        )

@@ -136,7 +136,6 @@ class ManagerLife:
                     nursery.cancel_scope.cancel()
 
     async def _end_services(self, plane: ControlPlane) -> None:
-        plane.ending = not self._leave_running
         async with trio.open_nursery() as nursery:
 
             async def hurry(requested: trio.Event, *, kill: bool) -> None:

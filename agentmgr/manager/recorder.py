@@ -43,7 +43,7 @@ class Recorder:
         totals: Mapping[str, ServiceTotals],
         *,
         changed: Callable[[], None],
-        drain: Callable[[str, float], Awaitable[None]],
+        drain: Callable[[str, float, bool], Awaitable[None]],
         active: Callable[[str], int],
     ) -> None:
         """`changed` is called when the gateway's table is out of date; `drain` ends the connections of an
@@ -84,8 +84,8 @@ class Recorder:
     async def instance_gone(self, instance_id: str) -> None:
         await self._store.delete_instance(instance_id)
 
-    async def drain(self, instance_id: str, timeout_s: float) -> None:
-        await self._drain(instance_id, timeout_s)
+    async def drain(self, instance_id: str, timeout_s: float, *, for_good: bool) -> None:
+        await self._drain(instance_id, timeout_s, for_good)
 
     def health_checked(self, check: HealthCheck) -> None:
         self._store.record(check)

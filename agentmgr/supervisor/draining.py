@@ -12,7 +12,7 @@ from .recorder import RetryingRecorder
 _FAREWELL_S = 15.0  #: beyond the drain timeout, for closing the last sessions
 
 
-class Drain:
+class InstanceDrain:
     """The drain of one instance. It may be cut short before it begins."""
 
     def __init__(self, instance_id: str, config: ServiceConfig, recorder: RetryingRecorder) -> None:
@@ -31,7 +31,7 @@ class Drain:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._ask_host, child, timeout_s, GOING_AWAY if for_good else COME_BACK)
-                await self._recorder.drain(self._instance_id, timeout_s)
+                await self._recorder.drain(self._instance_id, timeout_s, for_good=for_good)
 
     async def _ask_host(self, child: Child, timeout_s: float, code: int) -> None:
         def answered(knows_idle: bool) -> None:

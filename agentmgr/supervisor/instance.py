@@ -1,6 +1,6 @@
 """One instance's life, from its first launch until it is stopped or given up.
 
-`InstanceTask.live` is the story: launch, wait until ready, watch, end, back off, again. A restart is one turn
+`InstanceTask.live` is the story: launch, wait until ready, watch, end, back off, again. A restart is a round
 of its loop. Commands reach it through three cancel scopes: `stop` cancels `_until_stopped`, `start_now`
 cancels `_backoff`, and `stop(force=True)` cuts `drain` short. However a try ends, by return, exception or
 cancellation, its process is ended on the way out, with its descendants; only `leave` lets it live on.
@@ -24,7 +24,7 @@ from ..core.restart import Again, Cause, Ending, Exit, GiveUp, History
 from ..errors import PortNotAvailable, ServiceFailedToStart, WrongState, leaves
 from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
 from . import endings
-from .draining import Drain
+from .draining import InstanceDrain
 from .endings import Outcome
 from .health_watch import HealthWatch
 from .launcher import CannotLaunch, Child, Slot
@@ -37,7 +37,7 @@ _SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 _LAST_LOOK_S = 1.0
 """After the startup deadline it is asked once more, for so long: the deadline passes without a question while
 the manager itself is suspended."""
-_TURN_S = 5.0  #: a start that takes longer no longer delays the next one
+_PERMIT_S = 5.0  #: a start that takes longer no longer delays the next one
 
 
 @frozen
@@ -79,7 +79,7 @@ class InstanceTask:
         self._first_try = Outcome()
         self._until_stopped = trio.CancelScope()
         self._backoff = trio.CancelScope()
-        self.drain = Drain(view.instance_id, self._config, context.recorder)
+        self.drain = InstanceDrain(view.instance_id, self._config, context.recorder)
         self._for_good = False  # no other instance takes its place, and its clients learn that
         self._leave = False
 
@@ -115,13 +115,13 @@ class InstanceTask:
         """One launch, to its end. Returns the backoff before the next launch, or None if there is none."""
         self._become(InstanceEvent.LAUNCH, next_restart_at=None)
         try:
-            async with self._turn_to_start() as turn, self._launched() as child:
+            async with self._start_permit() as permit, self._launched() as child:
                 # Decide and report at once; leaving the block then ends the rest of its processes.
-                return self._decide(await self._watch(child, turn))
+                return self._decide(await self._watch(child, permit))
         except CannotLaunch as problem:
             return self._decide(Ending(problem.cause, problem.reason))
 
-    async def _watch(self, child: Child, turn: ExitStack) -> Ending:
+    async def _watch(self, child: Child, permit: ExitStack) -> Ending:
         """Waits until it is ready, then checks it regularly, until it exits or must be ended."""
         exit: Exit | None = None
         hopeless: Ending | None = None
@@ -133,8 +133,8 @@ class InstanceTask:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(notice_exit)
-            nursery.start_soon(self._give_turn_back, turn)
-            with turn:  # held until it is ready, or has failed to be
+            nursery.start_soon(self._release_permit, permit)
+            with permit:  # held until it is ready, or has failed to be
                 hopeless = await self._become_ready(child)
             if hopeless is None:
                 nursery.start_soon(self._notice_serving, child)
@@ -190,19 +190,19 @@ class InstanceTask:
                     return ending
 
     @asynccontextmanager
-    async def _turn_to_start(self) -> AsyncIterator[ExitStack]:
-        """Waits for its dependencies, then for its turn. Closing the yielded stack ends the turn."""
-        with ExitStack() as turn:
+    async def _start_permit(self) -> AsyncIterator[ExitStack]:
+        """Waits for its dependencies, then for a start permit. Closing the yielded stack releases it."""
+        with ExitStack() as permit:
             if self._adopted is None:
                 await self._dependencies_ready()
                 await self._context.starts.acquire()
-                turn.callback(self._context.starts.release)
-            yield turn
+                permit.callback(self._context.starts.release)
+            yield permit
 
-    async def _give_turn_back(self, turn: ExitStack) -> None:
-        """Ends the turn of an instance that hangs at its start, so that others can start."""
-        await trio.sleep(_TURN_S)
-        turn.close()
+    async def _release_permit(self, permit: ExitStack) -> None:
+        """Releases the permit of an instance that hangs at its start, so that others can start."""
+        await trio.sleep(_PERMIT_S)
+        permit.close()
 
     async def _dependencies_ready(self) -> None:
         """Waits without limit; but `started` fails when a dependency is not even starting."""

@@ -37,8 +37,8 @@ class InstanceRecorder(Protocol):
     def health_checked(self, check: HealthCheck) -> None:
         """Each probe's result; synchronous and quick."""
 
-    async def drain(self, instance_id: str, timeout_s: float) -> None:
-        """Returns when the instance has no sessions left."""
+    async def drain(self, instance_id: str, timeout_s: float, *, for_good: bool) -> None:
+        """Returns when the instance has no connections left. `for_good`: no other takes its place."""
 
 
 class NullRecorder:
@@ -56,7 +56,7 @@ class NullRecorder:
     def health_checked(self, check: HealthCheck) -> None:
         pass
 
-    async def drain(self, instance_id: str, timeout_s: float) -> None:
+    async def drain(self, instance_id: str, timeout_s: float, *, for_good: bool) -> None:
         await trio.lowlevel.checkpoint()
 
 
@@ -80,9 +80,9 @@ class RetryingRecorder:
         except Exception:  # the recorder may be an embedder's code
             log.exception("the recorder failed on a health check of instance %s", check.instance_id)
 
-    async def drain(self, instance_id: str, timeout_s: float) -> None:
+    async def drain(self, instance_id: str, timeout_s: float, *, for_good: bool) -> None:
         try:
-            await self._recorder.drain(instance_id, timeout_s)
+            await self._recorder.drain(instance_id, timeout_s, for_good=for_good)
         except Exception:  # the recorder may be an embedder's code
             log.exception("the recorder failed to drain instance %s; stopping it without", instance_id)
 

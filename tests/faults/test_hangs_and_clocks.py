@@ -102,7 +102,7 @@ class Recorder:
     async def instance_gone(self, instance_id): pass
     def instance_changed(self, instance): print(instance.slot, instance.status, instance.pid, flush=True)
     def health_checked(self, check): pass
-    async def drain(self, instance_id, timeout_s): pass
+    async def drain(self, instance_id, timeout_s, *, for_good): pass
 
 async def main(child, logs):
     supervisor = Supervisor(Recorder(), log_dir=pathlib.Path(logs), health_check_interval=0.2)

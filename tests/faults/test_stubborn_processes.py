@@ -195,7 +195,7 @@ def test_as_process_1_of_a_container_orphans_are_reaped(tmp_path):
             async def instance_gone(self, instance_id): pass
             def instance_changed(self, instance): pass
             def health_checked(self, check): pass
-            async def drain(self, instance_id, timeout_s): pass
+            async def drain(self, instance_id, timeout_s, *, for_good): pass
 
         async def main():
             assert os.getpid() == 1

@@ -40,7 +40,7 @@ class Recording:
     def _changed(self) -> None:
         self.changes += 1
 
-    async def _drain(self, instance_id: str, timeout_s: float) -> None:
+    async def _drain(self, instance_id: str, timeout_s: float, for_good: bool) -> None:
         await trio.lowlevel.checkpoint()
 
     async def kinds(self) -> list[str]:

@@ -39,7 +39,7 @@ class MemoryRecorder:
         self.records: dict[str, InstanceRecord] = {}
         self.history: list[Instance] = []
         self.checks: list[HealthCheck] = []
-        self.drained: list[str] = []
+        self.drained: list[tuple[str, bool]] = []  #: the instance, and whether for good
         self.draining: Callable[[str], Any] | None = None
         self._news = trio.Condition()
         self._changed = trio.Event()
@@ -60,8 +60,8 @@ class MemoryRecorder:
         self.checks.append(check)
         self._wake()
 
-    async def drain(self, instance_id: str, timeout_s: float) -> None:
-        self.drained.append(instance_id)
+    async def drain(self, instance_id: str, timeout_s: float, *, for_good: bool) -> None:
+        self.drained.append((instance_id, for_good))
         if self.draining is not None:
             await self.draining(instance_id)
 

@@ -21,7 +21,7 @@ MANAGER = textwrap.dedent(
         async def instance_gone(self, instance_id): pass
         def instance_changed(self, instance): pass
         def health_checked(self, check): pass
-        async def drain(self, instance_id, timeout_s): pass
+        async def drain(self, instance_id, timeout_s, *, for_good): pass
 
     async def main(child, report, logs, ignored):
         supervisor = Supervisor(Recorder(), log_dir=pathlib.Path(logs))

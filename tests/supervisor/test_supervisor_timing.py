@@ -530,7 +530,9 @@ async def test_a_drain_lasts_as_long_as_the_conversation_and_not_longer_than_it_
             assert trio.current_time() - begin == expected_s
 
 
-async def test_clients_are_told_whether_something_takes_the_place_of_what_drains(supervisor, autojump_clock):
+async def test_host_and_gateway_both_hear_whether_something_takes_the_place_of_what_drains(
+    supervisor, recorder, autojump_clock
+):
     launcher = FakeLauncher(Behaviour(conversation_takes_s=1))
 
     def codes():
@@ -546,6 +548,7 @@ async def test_clients_are_told_whether_something_takes_the_place_of_what_drains
         assert codes() == [1012, 1012, None, 1012]
         await s.stop(service.service_id)
         assert codes() == [1012, 1012, 1001, 1012]
+        assert [for_good for _, for_good in recorder.drained] == [False, False, False, True]
 
 
 async def test_force_asks_for_no_conversation_to_be_finished(supervisor, autojump_clock):

@@ -21,14 +21,14 @@ from attrs import frozen
 from ..errors import ManagerAlreadyRunning, ManagerError, ManagerNotRunning
 from ..process import detached
 from ..process.control_socket import connect
-from ..process.ownership import coming_up, holder, turn_to_start
+from ..process.ownership import is_starting, manager_pid, start_permit
 from ..process.paths import RuntimePaths
 from .group import Cli
 from .out import note
 
 if TYPE_CHECKING:
     from ..client.api import ManagerClient
-    from ..core.manager_interface import ManagerInterface, ReadsManager
+    from .manager_interface import ManagerInterface, ReadsManager
 
 RETRY_S = 0.03
 _MOMENT_S = 3.0  #: a manager on its way up, or whose socket was deleted, answers in less
@@ -49,7 +49,7 @@ class Found:
         if self.client is not None:
             return self.client
         if self.silent:
-            pid = holder(self.paths)
+            pid = manager_pid(self.paths)
             raise ManagerError(
                 f"the process {pid} manages {self.paths.database}, and does not answer on "
                 f"{self.paths.control_socket}: it is a program that embeds a manager without "
@@ -65,8 +65,8 @@ async def find_manager(paths: RuntimePaths, *, patience_s: float = _MOMENT_S) ->
     """Waits so long for a manager that is coming up, also before it holds the database, or going down."""
     give_up_at = trio.current_time() + patience_s
     while not await _answers(paths):
-        held = holder(paths) is not None
-        if not held and not coming_up(paths):
+        held = manager_pid(paths) is not None
+        if not held and not is_starting(paths):
             return Found(paths)
         if trio.current_time() >= give_up_at:
             return Found(paths, silent=held)
@@ -188,36 +188,38 @@ async def _started(cli: Cli) -> AsyncIterator[ManagerClient]:
     Prints its pid on stderr. Inside the block no `agentmgr daemon` of a terminal takes the place of the one
     that was started. Raises `ManagerError` with the daemon's own message if it does not start.
     """
-    with await turn_to_start(cli.paths) as turn:
+    with await start_permit(cli.paths) as permit:
         client = (await find_manager(cli.paths)).client
         if client is None:
             client = await _start(cli)
         else:  # another command was quicker
-            turn.close()
+            permit.close()
         yield client
 
 
 async def _start(cli: Cli) -> ManagerClient:
+    from ..client.api import ManagerClient
+
     paths = cli.paths
-    said_before = paths.daemon_log.stat().st_size if paths.daemon_log.exists() else 0
+    log_start = paths.daemon_log.stat().st_size if paths.daemon_log.exists() else 0
     reading, writing = os.pipe()
-    async with trio.lowlevel.FdStream(reading) as words_of_it:
+    async with trio.lowlevel.FdStream(reading) as answer:
         try:
             process = _spawn(cli, writing)
         finally:
             os.close(writing)
-        words = b"".join([chunk async for chunk in words_of_it])  # until its last writer closes it
-    if words == _READY:
+        said = b"".join([chunk async for chunk in answer])  # until its last writer closes it
+    if said == _READY:
         detached.disown(process)
         note(f"started a manager in the background, pid {process.pid}; its log is {paths.daemon_log}")
-        return await running(cli)
+        return ManagerClient(paths.control_socket)
     code = await trio.to_thread.run_sync(process.wait)
     if (client := (await find_manager(paths)).client) is not None:  # a program that embeds one was quicker
         return client
-    said = words.decode(errors="replace").strip() or _last_line(paths.daemon_log, said_before)
+    problem = said.decode(errors="replace").strip() or _last_line(paths.daemon_log, log_start)
     if code < 0:
-        said = f"it was killed by {signal.Signals(-code).name} before it was ready"
-    raise ManagerError(f"the manager did not start: {said}; its log is {paths.daemon_log}")
+        problem = f"it was killed by {signal.Signals(-code).name} before it was ready"
+    raise ManagerError(f"the manager did not start: {problem}; its log is {paths.daemon_log}")
 
 
 def _spawn(cli: Cli, ready_fd: int) -> subprocess.Popen[bytes]:

@@ -18,7 +18,7 @@ from ..models import DesiredStatus, RoutingRule, ServiceSpec
 from ..storage.store import Store
 from .factory_path import settled
 
-_PLACES = frozenset({"agent_factory_path", "cwd"})
+_PATH_FIELDS = frozenset({"agent_factory_path", "cwd"})
 
 
 class Registry:
@@ -63,7 +63,7 @@ class Registry:
             _check_version(spec.name, spec.version, expected_version)
             asked = from_plain(service_fields(spec) | to_plain(dict(changes)), NewService)
             config = evolve(asked.config, env=restored(asked.env, spec.config.env))
-            if changes.keys() & _PLACES:  # else an agent file that is gone would forbid a new tag
+            if changes.keys() & _PATH_FIELDS:  # else an agent file that is gone would forbid a new tag
                 config = settled(config)
             changed = spec.changed(config=config, **{name: getattr(asked, name) for name in OWN_FIELDS})
             if evolve(changed, version=spec.version, updated_at=spec.updated_at) == spec:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,10 +21,11 @@ from ..core.routing import RoutingTable
 from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
 from ..errors import ConnectionNotFound, InvalidRequest, WrongState, leaves
 from ..models import Connection, ConnectionEnd, utc_now
+from ..process.peer import peer_pid
 from ..proxy import ConnectionObserver
 from ..settings import Settings
 from ..worker import protocol
-from ..worker.link import Link
+from ..worker.link import ManagerLink
 from ..worker.protocol import Order, Report
 from ..worker.spec import gateway
 from .gateway_access import GatewayAccess
@@ -38,7 +37,6 @@ _APPLIED_S = 2.0  #: a worker that has not taken a table by then is not waited f
 _DRAIN_MARGIN_S = 15.0  #: beyond the drain's own deadline: its close frames wait for answers
 _HELLO_S = 5.0  #: from connecting to the first message
 _END_S = 30.0  #: from `End` to the end of a worker's process
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 
 
 @define
@@ -54,7 +52,7 @@ class WorkerHandle:
     hello: protocol.Hello
     pid: int
     connections: dict[str, RemoteConnection] = field(factory=dict)
-    link: Link[Report] | None = None  #: while it answers
+    link: ManagerLink[Report] | None = None  #: while it answers
     declared: bool = False  #: on this link
     sent: int = 0  #: the version of the table last sent to it
     applied: int = 0  #: the version by which it routes
@@ -103,14 +101,16 @@ class WorkerManager:
     def left_at(self, host: str) -> list[WorkerHandle]:
         """Workers of a former manager at this host that this one has not adopted yet."""
         return [
-            r
-            for r in self
-            if not r.hello.guest and r.hello.host == host and r.hello.worker_id not in self.kept
+            worker
+            for worker in self
+            if not worker.hello.guest
+            and worker.hello.host == host
+            and worker.hello.worker_id not in self.kept
         ]
 
     def listeners(self) -> list[dict[str, str | int]]:
         """Where workers serve, and how many, for `get_info`."""
-        counts = Counter((r.hello.host, r.hello.port, r.hello.tls) for r in self)
+        counts = Counter((worker.hello.host, worker.hello.port, worker.hello.tls) for worker in self)
         return [
             {"kind": "proxy", "host": host, "port": port, "tls": tls, "workers": count}
             for (host, port, tls), count in counts.items()
@@ -136,7 +136,9 @@ class WorkerManager:
         """Returns when all linked workers route by the latest table, at most `_APPLIED_S` later."""
         version = self._version
         with trio.move_on_after(_APPLIED_S) as patience:
-            await self.until(lambda: all(r.applied >= version for r in self if r.link is not None))
+            await self.until(
+                lambda: all(worker.applied >= version for worker in self if worker.link is not None)
+            )
         if patience.cancelled_caught:
             logger.warning(
                 "a gateway worker did not apply the new routing table within %g s; not waiting for it",
@@ -169,7 +171,7 @@ class WorkerManager:
 
         def left() -> Iterable[WorkerHandle]:
             for worker in self:
-                if any(s.connection.instance_id == instance_id for s in worker.connections.values()):
+                if any(each.connection.instance_id == instance_id for each in worker.connections.values()):
                     yield worker
 
         order = protocol.Drain(instance_id, timeout_s, for_good, idle_s)
@@ -220,9 +222,8 @@ class WorkerManager:
             await trio.serve_listeners(guarded, [listener], handler_nursery=nursery)
 
     async def _serve(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
-        credentials = stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        pid = _CREDENTIALS.unpack(bytes(credentials))[0]
-        link = Link(stream, protocol.decode_report)
+        pid = peer_pid(stream.socket)
+        link = ManagerLink(stream, protocol.decode_report)
         with trio.fail_after(_HELLO_S):
             hello = await link.receive()
         if not isinstance(hello, protocol.Hello):

@@ -131,7 +131,7 @@ class WorkerSet:
             self._spec = evolve(self._spec, port=port)
             if self._worker_manager is None:
                 stack.enter_context(self._lifeline_open())
-            fit = [r for r in adopted if r.hello.options == self._spec.options][: self._count]
+            fit = [worker for worker in adopted if worker.hello.options == self._spec.options][: self._count]
             for worker in adopted:
                 if worker not in fit and self._worker_manager is not None:
                     self._worker_manager.end(worker)
@@ -146,8 +146,9 @@ class WorkerSet:
         if self._worker_manager is None:
             return []
         here = self._worker_manager.left_at(self._spec.host)
-        wanted = self._spec.port or min((r.hello.port for r in here), default=0)
-        mine = sorted((r for r in here if r.hello.port == wanted), key=lambda r: r.hello.slot)
+        wanted = self._spec.port or min((worker.hello.port for worker in here), default=0)
+        mine = [worker for worker in here if worker.hello.port == wanted]
+        mine.sort(key=lambda worker: worker.hello.slot)
         self._worker_manager.kept.update(worker.hello.worker_id for worker in mine)
         return mine
 
@@ -184,19 +185,16 @@ class WorkerSet:
                 exit = await self._attend(process)
                 if self._worker_manager is None and exit == Exit(code=0):
                     return  # its manager sent `End`
-                why = str(exit)
+                what = f"(pid {process.pid}) ended ({exit})"
                 served_s = trio.current_time() - begun
             except _DidNotStart as words:
-                why = f"it did not start: {words}"
+                what = f"did not start ({words})"
             process = None
-            ending = Ending(Cause.EXITED, why, ready_for_s=served_s)
+            ending = Ending(Cause.EXITED, what, ready_for_s=served_s)
             decision = decide(_STEADY, history, ending, now=trio.current_time(), rand=random.random())
             assert isinstance(decision, Again), "it is always tried again"
             history = decision.history
-            logger.warning(
-                "gateway worker %d has ended (%s); starting another in %.1f s",
-                slot, why, decision.delay_s,
-            )  # fmt: skip
+            logger.warning("gateway worker %d %s; starting another in %.1f s", slot, what, decision.delay_s)
             await trio.sleep(decision.delay_s)
 
     def _adopt(self, worker: WorkerHandle) -> Leader | None:

@@ -31,17 +31,17 @@ def try_lock(fd: int, *, shared: bool = False) -> bool:
     return True
 
 
-def holder(paths: RuntimePaths) -> int | None:
+def manager_pid(paths: RuntimePaths) -> int | None:
     """The pid of the process that manages the database; None where none does, or it cannot be seen."""
     return _holder(paths.lock)
 
 
-def coming_up(paths: RuntimePaths) -> bool:
+def is_starting(paths: RuntimePaths) -> bool:
     """Whether another process is about to manage the database, or waits for a manager that it has started."""
     return _holder(paths.starting_lock) not in (None, os.getpid(), os.getppid())
 
 
-async def turn_to_start(paths: RuntimePaths) -> ExitStack:
+async def start_permit(paths: RuntimePaths) -> ExitStack:
     """Waits until no other process brings a manager up, and keeps others waiting until it is closed.
 
     The lock dies with its holder. Raises `DatabaseUnusable`.

@@ -14,11 +14,14 @@ import socket
 import struct
 from typing import Protocol
 
-_NETLINK_SOCK_DIAG = 4  # linux/netlink.h; Python has no name for it
-_SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
-_NLM_F_REQUEST = 1  # linux/netlink.h
-_NLMSG_ERROR = 2
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+UCRED = struct.Struct("3i")  #: struct ucred (unix(7)): pid, uid, gid
+
+# For a question to sock_diag(7), from linux/netlink.h and linux/sock_diag.h; Python has no names for them.
+NETLINK_SOCK_DIAG = 4
+SOCK_DIAG_BY_FAMILY = 20
+NLMSG_ERROR = 2
+NLMSGHDR = struct.Struct("=IHHII")  #: struct nlmsghdr: length, type, flags, sequence, pid
+_NLM_F_REQUEST = 1
 _ANY_COOKIE = b"\xff" * 8  # INET_DIAG_NOCOOKIE, twice
 _ANSWER = struct.Struct("=BBBB 4s 44s 12s II")  # struct inet_diag_msg: state at 1; uid and inode last
 _CLOSED_STATES = {6, 7}  # TIME_WAIT, CLOSE (linux/tcp_states.h)
@@ -61,6 +64,11 @@ def peer_uid(sock: AnySocket) -> int | None:
         return _by_proc(client, server)
 
 
+def peer_pid(sock: AnySocket) -> int:
+    """The process that connected the other end of a unix socket. Raises OSError."""
+    return _peer_credentials(sock)[0]
+
+
 def listener_uid(host: str, port: int) -> int | None:
     """The user id that owns the socket which takes connections at this address of the machine.
 
@@ -74,12 +82,15 @@ def listener_uid(host: str, port: int) -> int | None:
 
 
 def _unix_peer_uid(sock: AnySocket) -> int | None:
-    credentials = struct.Struct("3i")  # struct ucred: pid, uid, gid
     try:
-        found = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+        return _peer_credentials(sock)[1]
     except OSError:
         return None
-    return int(credentials.unpack(found)[1])
+
+
+def _peer_credentials(sock: AnySocket) -> tuple[int, int, int]:
+    pid, uid, gid = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+    return pid, uid, gid
 
 
 def _address(name: object) -> Address:
@@ -98,18 +109,18 @@ def _by_sock_diag(client: Address, server: Address) -> int | None:
     every_state = 0xFFFF_FFFF
     body = struct.pack("=BBBxI", family, socket.IPPROTO_TCP, 0, every_state) + which
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK  # the kernel answers within sendto
-    with socket.socket(socket.AF_NETLINK, kind, _NETLINK_SOCK_DIAG) as netlink:
+    with socket.socket(socket.AF_NETLINK, kind, NETLINK_SOCK_DIAG) as netlink:
         netlink.sendto(
-            _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + body, (0, 0)
+            NLMSGHDR.pack(NLMSGHDR.size + len(body), SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0) + body, (0, 0)
         )
         answer = netlink.recv(4096)
-    _, message_kind, *_ = _HEADER.unpack_from(answer)
-    if message_kind == _NLMSG_ERROR:
-        code = -struct.unpack_from("=i", answer, _HEADER.size)[0]
+    _, message_kind, *_ = NLMSGHDR.unpack_from(answer)
+    if message_kind == NLMSG_ERROR:
+        code = -struct.unpack_from("=i", answer, NLMSGHDR.size)[0]
         if code == errno.ENOENT and _by_proc(client, server) is None:
             return None  # no such socket; without the module that knows TCP sockets the answer is the same
         raise OSError(code, "sock_diag refused")
-    _, state, _, _, _, _, _, uid, inode = _ANSWER.unpack_from(answer, _HEADER.size)
+    _, state, _, _, _, _, _, uid, inode = _ANSWER.unpack_from(answer, NLMSGHDR.size)
     return None if inode == 0 or state in _CLOSED_STATES else int(uid)
 
 

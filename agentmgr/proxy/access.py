@@ -115,11 +115,11 @@ class Quotas:
 
     def __init__(self, limits: GatewayLimits) -> None:
         self._rate = RateLimit(limits.handshakes_per_address_s)
-        self._per_address = limits.sessions_per_address
+        self._per_address = limits.connections_per_address
         self._open: dict[str, int] = {}
 
     @contextmanager
-    def place(self, address: str, now: float) -> Iterator[None]:
+    def admit(self, address: str, now: float) -> Iterator[None]:
         """Counts one connection of that address while the block runs. Raises `Refusal`."""
         retry = (("Retry-After", "1"),)
         if not self._rate.allows(address, now):

@@ -23,13 +23,13 @@ from .access import Authenticator, Quotas
 from .certificate import Certificate
 from .connections import ConnectionObserver, Connections
 from .forwarded import networks
-from .holders import Holders
 from .intake import Intake
 from .lifetime import Pacer
 from .limits import GatewayLimits
 from .listener import ConnectionLimit, SocketListener, accept_forever
 from .lobby import Lobby
 from .proving import Proving
+from .token_scopes import TokenScopes
 from .tunnel import Ending, Relay
 
 _RESTARTING = Ending("gateway", COME_BACK, "the service is restarting: please come back")
@@ -81,7 +81,7 @@ class Gateway:
         )
         self._connections = Connections(observer)
         self._proving = Proving()
-        self._holders = Holders()
+        self._token_scopes = TokenScopes()
         self._quotas = Quotas(self._limits)
         self._pacer = Pacer(self._limits)
         self._connection_limit = ConnectionLimit(
@@ -191,7 +191,7 @@ class Gateway:
         """Ends what other tokens than these (`Identity.token_id`) opened: connections with 1008, those that
         wait with 401. A connection that was opened without a token goes on.
         """
-        self._holders.keep(token_ids)
+        self._token_scopes.keep(token_ids)
 
     # The data side.
 
@@ -213,7 +213,7 @@ class Gateway:
             self._limits,
             self._lobby,
             self._connections,
-            self._holders,
+            self._token_scopes,
             self._quotas,
             self._pacer,
             relay,

@@ -19,12 +19,12 @@ from .certificate import Certificate
 from .connections import Connections, LiveConnection
 from .forwarded import Networks, Peer, backend_fields, client_address, within
 from .handshake import ClientGone, read_head, read_origin, refuse, switch_protocols
-from .holders import Holders
 from .lifetime import Pacer, run_connection
 from .limits import GatewayLimits
 from .lobby import Lobby, Seat, Visit
 from .proving import Proving
 from .proxy_protocol import BadProxyHeader
+from .token_scopes import TokenScopes
 from .tunnel import Ending, Relay, Tunnel
 from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend
 
@@ -38,7 +38,7 @@ class Intake:
     limits: GatewayLimits
     lobby: Lobby
     connections: Connections
-    holders: Holders
+    token_scopes: TokenScopes
     quotas: Quotas
     pacer: Pacer
     relay: Relay
@@ -94,12 +94,12 @@ class Intake:
         """Finds an instance that takes the client, and stays with the two until their connection ends."""
         limits, lobby, began = self.limits, self.lobby, trio.current_time()
         client_ip = client_address(peer.address, head, self._trusted_with(peer))
-        with self.quotas.place(client_ip, trio.current_time()):
+        with self.quotas.admit(client_ip, trio.current_time()):
             check_origin(head, self.allowed_origins)
             identity = None
             if self.authenticator is not None:
                 identity, head = await authenticate(head, self.authenticator)
-            with self.holders.holding(identity) as holder:
+            with self.token_scopes.open(identity) as token_scope:
                 visit = Visit(
                     ClientRequest(head.target, client_ip, peer.port, head.by_name),
                     identity.services if identity else None,
@@ -145,8 +145,8 @@ class Intake:
                             lobby.opened(visit, seat)
                             handshake_s = trio.current_time() - began
                             connection = _connection(connection_id, visit, seat, wire, backend, handshake_s)
-                            if holder is not None:
-                                holder.opened(connection)
+                            if token_scope is not None:
+                                token_scope.opened(connection)
                             with self.connections.open(connection):
                                 try:
                                     # Shielded: a client that has its 101 also gets a close frame.

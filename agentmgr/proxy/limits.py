@@ -27,7 +27,7 @@ class GatewayLimits:
     max_connections: int = (
         0  #: at once, handshakes included; 0: what open files allow, and never more than that
     )
-    sessions_per_address: int = 0  #: at once, from one client address; 0: no limit
+    connections_per_address: int = 0  #: at once, from one client address; 0: no limit
     handshakes_per_address_s: float = 0.0  #: a second, from one client address; 0: no limit
 
     stall_timeout_s: float = 60.0  #: a receiver that takes nothing for so long is cut

@@ -17,7 +17,7 @@ from contextlib import suppress
 import trio
 
 from ..core.restart import Cause
-from . import listeners, procfs
+from . import listening_sockets, procfs
 from .belonging import owner
 from .launcher import CannotLaunch
 
@@ -81,8 +81,8 @@ def listen(host: str, port: int | None, *, fixed: bool) -> socket.socket:
 
 def taken(host: str, port: int, *, fixed: bool) -> str:
     """Which process holds the port and, if the user chose it (`fixed`), what to do."""
-    inode = listeners.on_port(port)
-    pid = listeners.holder(inode) if inode is not None else None
+    inode = listening_sockets.on_port(port)
+    pid = listening_sockets.holder(inode) if inode is not None else None
     by = procfs.name(pid) if pid is not None else "another process"
     if pid is not None and (database := owner(pid)) is not None:
         by += f", which belongs to {database}"

@@ -30,7 +30,7 @@ from ..core.health import ProbeResult
 from ..core.loopback import authority
 from ..core.restart import Cause, Exit
 from ..models import CheckKind, InstanceRecord, ServiceSpec
-from . import addresses, listeners, logs
+from . import addresses, listening_sockets, logs
 from .cgroup import ControlGroup, move
 from .host_drain import HostDrain
 from .notices import Notices
@@ -222,7 +222,7 @@ class LocalChild:
         """A hosted agent proves it when it is probed. A command serves if one of its processes listens."""
         if self._is_command:
             with suppress(OSError):  # no descriptor left to look with: keep the last answer
-                inode = listeners.on_port(self.record.port)
+                inode = listening_sockets.on_port(self.record.port)
                 self.serves = inode is not None and await self._process.holds(inode)
             if self.serves:
                 self._on_serving()
@@ -286,7 +286,7 @@ class LocalChild:
     async def misfortune(self) -> tuple[Cause, str] | None:
         port = self.record.port
         try:
-            inode = listeners.on_port(port) if self._is_command else None
+            inode = listening_sockets.on_port(port) if self._is_command else None
             if inode is None or await self._process.holds(inode):
                 return None
         except OSError:  # no descriptor left to look with

@@ -41,7 +41,7 @@ class ProcessScan:
     """The living processes. Concurrent callers share one scan, taken after all of them have asked."""
 
     def __init__(self) -> None:
-        self._turn = trio.Lock()
+        self._lock = trio.Lock()
         self._next: _Scan | None = None
 
     async def find(self, wanted: Callable[[procfs.Living], bool], *, since_ticks: int = 0) -> set[int]:
@@ -50,7 +50,7 @@ class ProcessScan:
         """
         scan = self._next = self._next or _Scan()
         scan.since_ticks = min(scan.since_ticks, since_ticks)
-        async with self._turn:
+        async with self._lock:
             while scan.living is None:
                 self._next = None  # a caller that comes from now on needs a later scan
                 try:

@@ -8,7 +8,7 @@ which takes no space.
 
 A file whose name is removed, or given to another file, is still written to: see `Astray`.
 
-A reader that follows a log must not lose its place when the content moves up. So a place counts bytes from
+A reader that follows a log must not lose its place when the content moves up. So an offset counts bytes from
 the beginning of the file as this process first saw it, and `_cut` has how many of them were cut off since.
 """
 
@@ -93,14 +93,14 @@ def last_words(file: Path, since: int) -> str:
 class Still:
     """A live file that is not cut while this is in use."""
 
-    begin: int  #: the places of its first byte, and after its last one
+    begin: int  #: the offsets of its first byte, and after its last one
     end: int
     copy: Path  #: its newest copy, which ends where it begins
     _descriptor: int
     _cut: int
 
-    def read(self, place: int, size: int) -> bytes:
-        return os.pread(self._descriptor, size, place - self._cut)
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, offset - self._cut)
 
 
 @contextmanager

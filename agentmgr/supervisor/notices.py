@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Callable
 from hashlib import sha256
 
 import trio
 
-_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+from ..process.peer import UCRED
+
 _MESSAGE_BYTES = 4096
 _SAID_LENGTH = 200
 
@@ -48,12 +48,10 @@ class Notices:
         """
         while True:
             # No room for descriptors that a sender attaches: the kernel drops them.
-            message, ancillary, *_ = await self._socket.recvmsg(
-                _MESSAGE_BYTES, socket.CMSG_SPACE(_CREDENTIALS.size)
-            )
+            message, ancillary, *_ = await self._socket.recvmsg(_MESSAGE_BYTES, socket.CMSG_SPACE(UCRED.size))
             for level, kind, data in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
-                    pid, uid, _ = _CREDENTIALS.unpack(data)
+                    pid, uid, _ = UCRED.unpack(data)
                     # A helper such as systemd-notify is often gone before it can be looked at.
                     if uid == os.geteuid() or is_ours(pid):
                         self._take(message)

@@ -12,7 +12,7 @@ from select import POLLIN, poll
 import trio
 
 from ..core.restart import Exit
-from . import listeners, procfs
+from . import listening_sockets, procfs
 from .cgroup import ControlGroup
 from .descendants import SHORTAGE_PAUSE_S, Descendants, ProcessScan, ProcessSet
 from .instance_lock import InstanceLock
@@ -124,7 +124,7 @@ class Process(Leader):
 
     async def listens_on(self) -> list[int]:
         """The ports that the leader or a descendant listens on. Raises OSError."""
-        ports = listeners.ports()
+        ports = listening_sockets.ports()
         pids = {self.pid, *await self._descendants.find()}
         return sorted(
             {port for inode, port in ports.items() if any(procfs.holds(pid, inode) for pid in pids)}

@@ -15,19 +15,19 @@ from .launcher import Launcher
 
 
 @define(eq=False)
-class Service:
-    """One registered service. Commands on it take turns; a stop interrupts the one in progress."""
+class ServiceInstances:
+    """Commands on them run one after the other; a stop interrupts the one in progress."""
 
     spec: ServiceSpec
     launcher: Launcher
     raises: bool = False  #: if it is given up, the supervisor ends
     tasks: list[InstanceTask] = field(factory=list)  #: in a rolling restart a position has two
-    turn: trio.Lock = field(factory=trio.Lock)
+    lock: trio.Lock = field(factory=trio.Lock)
     stops: int = 0  #: how many so far; a command given before the last one does nothing
     command: trio.CancelScope = field(factory=trio.CancelScope)
 
     def fill(
-        self, spec: ServiceSpec, begin: Callable[[Service, ServiceSpec, int], InstanceTask]
+        self, spec: ServiceSpec, begin: Callable[[ServiceInstances, ServiceSpec, int], InstanceTask]
     ) -> list[InstanceTask]:
         """Starts missing instances, cuts backoffs short, stops surplus ones; returns those that remain."""
         tasks = {task.view.slot: task for task in self.tasks if not task.finished}
@@ -64,7 +64,7 @@ class Service:
         await trio.lowlevel.checkpoint_if_cancelled()
 
 
-Services = Mapping[str, Service]  #: by id
+Services = Mapping[str, ServiceInstances]  #: by id
 
 
 def missing(services: Services, spec: ServiceSpec) -> tuple[str, bool] | None:
@@ -84,7 +84,7 @@ def refuse_cycles(services: Services, spec: ServiceSpec) -> None:
         raise InvalidRequest(f"these services wait for each other: {' → '.join(found)}")
 
 
-def stop_waves(services: Services) -> list[list[Service]]:
+def stop_waves(services: Services) -> list[list[ServiceInstances]]:
     """Services in groups that may end together, the last started first, dependencies after dependents."""
     ids = {service.spec.name: service_id for service_id, service in services.items()}
     needs = {

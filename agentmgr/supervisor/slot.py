@@ -25,7 +25,7 @@ from ..models import (
     Sessions,
     utc_now,
 )
-from . import addresses, environment, listeners, procfs
+from . import addresses, environment, listening_sockets, procfs
 from .cgroup import ControlGroup, move
 from .child import LocalChild
 from .descendants import ProcessScan
@@ -269,7 +269,7 @@ class LocalSlot:
     def _lend_port(self, host: str) -> int:
         # It stays the same over restarts, unless another process has taken it meanwhile.
         if self._lent is not None:
-            inode = listeners.on_port(self._lent)
+            inode = listening_sockets.on_port(self._lent)
             if inode is None:
                 return self._lent
             if self._spec.port is not None:

@@ -32,7 +32,7 @@ from .instance import InstanceTask, SupervisorContext
 from .launcher import Child, Launcher, Slot
 from .local import LocalLauncher
 from .recorder import InstanceRecorder, NullRecorder, RetryingRecorder
-from .service import Service, missing, refuse_cycles, stop_waves
+from .service import ServiceInstances, missing, refuse_cycles, stop_waves
 from .spawn import children_get_defaults
 
 log = logging.getLogger("agentmgr.supervisor")
@@ -71,7 +71,7 @@ class Supervisor:
         if launcher is None:
             launcher = NoProcesses() if log_dir is None else LocalLauncher(Path(log_dir), sessions)
         self._launcher = launcher
-        self._services: dict[str, Service] = {}  # in the order of their starts
+        self._services: dict[str, ServiceInstances] = {}  # in the order of their starts
         self._context = SupervisorContext(
             recorder=RetryingRecorder(recorder or NullRecorder()),
             missing=lambda spec: missing(self._services, spec),
@@ -309,23 +309,23 @@ class Supervisor:
     # How they are carried out
 
     @asynccontextmanager
-    async def _command(self, spec: ServiceSpec, stops: int | None = None) -> AsyncIterator[Service]:
-        """Waits for the service's turn; raises `WrongState` when the service was stopped since.
+    async def _command(self, spec: ServiceSpec, stops: int | None = None) -> AsyncIterator[ServiceInstances]:
+        """Waits for the service's lock; raises `WrongState` when the service was stopped since.
 
         `stops`: `service.stops` when the command was given; None: it is given now.
         """
         self._open_nursery()
         service = self._known(spec)
         stops = service.stops if stops is None else stops
-        async with service.turn:
+        async with service.lock:
             if stops == service.stops:
                 with trio.CancelScope() as service.command:
                     yield service
         if stops != service.stops:
             raise WrongState(f"service {spec.name} was stopped meanwhile")
 
-    def _known(self, spec: ServiceSpec) -> Service:
-        return self._services.setdefault(spec.service_id, Service(spec, self._launcher))
+    def _known(self, spec: ServiceSpec) -> ServiceInstances:
+        return self._services.setdefault(spec.service_id, ServiceInstances(spec, self._launcher))
 
     def _open_nursery(self) -> trio.Nursery:
         if self._closing or self._nursery is None:
@@ -334,14 +334,14 @@ class Supervisor:
             )
         return self._nursery
 
-    def _new_instance(self, service: Service, spec: ServiceSpec, position: int) -> InstanceTask:
+    def _new_instance(self, service: ServiceInstances, spec: ServiceSpec, position: int) -> InstanceTask:
         instance_id = new_id("ins")
         return self._start_task(
             service, spec, instance_id, position, service.launcher.slot(spec, instance_id, position)
         )
 
     def _start_task(
-        self, service: Service, spec: ServiceSpec, instance_id: str, position: int, slot: Slot,
+        self, service: ServiceInstances, spec: ServiceSpec, instance_id: str, position: int, slot: Slot,
         adopted: Child | None = None,
     ) -> InstanceTask:  # fmt: skip
         view = Instance(
@@ -354,7 +354,7 @@ class Supervisor:
         self._open_nursery().start_soon(self._keep_entry, task)
         return task
 
-    async def _run(self, service: Service, task: InstanceTask) -> None:
+    async def _run(self, service: ServiceInstances, task: InstanceTask) -> None:
         try:
             await task.run()
         finally:
@@ -402,7 +402,9 @@ class Supervisor:
         for instance_id in found.gone:
             await self._context.recorder.instance_gone(instance_id)
 
-    async def _finish_replacement(self, service: Service, old: InstanceTask, new: InstanceTask) -> None:
+    async def _finish_replacement(
+        self, service: ServiceInstances, old: InstanceTask, new: InstanceTask
+    ) -> None:
         try:
             await service.replace(old, new, force=False)
         except AgentManagerError as error:

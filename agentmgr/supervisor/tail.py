@@ -49,7 +49,7 @@ def _marking(mark: bytes, write: Write) -> Write:
 
 
 async def tail(path: Path, lines: int) -> tuple[bytes, int]:
-    """The last whole lines of the file, and the place where they end; nothing of an absent file."""
+    """The last whole lines of the file, and the offset where they end; nothing of an absent file."""
     return await trio.to_thread.run_sync(_tail, path, lines, limiter=_threads)
 
 
@@ -69,17 +69,17 @@ def _tail(path: Path, lines: int) -> tuple[bytes, int]:
 
 
 async def follow(path: Path, write: Write, *, start: int) -> None:
-    """Writes what is appended after the place `start`, across rotations, until cancelled.
+    """Writes what is appended after the offset `start`, across rotations, until cancelled.
 
     `write` gets whole lines, except for a last one that stays unfinished for a while.
     """
-    place: int | None = start
+    offset: int | None = start
     inode, rest = _inode(path), b""
     while True:
         now = _inode(path)
         if now is not None and now != inode:  # rotated by another program: another file has the name
-            place, inode, rest = None, now, b""
-        data, place = await trio.to_thread.run_sync(_read, path, place, limiter=_threads)
+            offset, inode, rest = None, now, b""
+        data, offset = await trio.to_thread.run_sync(_read, path, offset, limiter=_threads)
         if data:
             whole, newline, rest = (rest + data).rpartition(b"\n")
             if newline:
@@ -101,28 +101,28 @@ def _inode(path: Path) -> int | None:
         return None
 
 
-def _read(path: Path, place: int | None) -> tuple[bytes, int | None]:
-    """The bytes from `place` on, and the place after them."""
+def _read(path: Path, offset: int | None) -> tuple[bytes, int | None]:
+    """The bytes from `offset` on, and the offset after them."""
     try:
         with logs.still(path) as file:
-            if place is None or place > file.end:  # it is another file, or was truncated
-                place = file.begin
-            if place < file.begin:
-                place, data = _from_copy(file, place)
+            if offset is None or offset > file.end:  # it is another file, or was truncated
+                offset = file.begin
+            if offset < file.begin:
+                offset, data = _from_copy(file, offset)
             else:
-                data = file.read(place, _CHUNK_BYTES)
+                data = file.read(offset, _CHUNK_BYTES)
     except OSError:
-        return b"", place
-    return data, place + len(data)
+        return b"", offset
+    return data, offset + len(data)
 
 
-def _from_copy(file: logs.Still, place: int) -> tuple[int, bytes]:
+def _from_copy(file: logs.Still, offset: int) -> tuple[int, bytes]:
     """The bytes that were cut off the live file since the last read, as far as the newest copy has them."""
     try:
         with file.copy.open("rb") as copy:
             length = copy.seek(0, os.SEEK_END)
-            place = max(place, file.begin - length)
-            copy.seek(length - (file.begin - place))
-            return place, copy.read(_CHUNK_BYTES)
+            offset = max(offset, file.begin - length)
+            copy.seek(length - (file.begin - offset))
+            return offset, copy.read(_CHUNK_BYTES)
     except FileNotFoundError:  # no copies are kept
         return file.begin, b""

@@ -15,6 +15,7 @@ manager takes them over. Parts, in reading order:
 Words:
 
 - report, order: a message of a worker, of a manager
+- slot: a worker's number among those of its port, from 0
 - guest: a worker of an `agentmgr proxy` in a terminal; it ends with that command, and no manager restarts it
 - lifeline: a pipe whose end of file says that the process at its other end is gone
 - seat: as in `proxy`; `core.shared_seats` has the rules by which workers share them

@@ -16,7 +16,7 @@ STALL_S = 10.0  #: a peer that reads nothing for so long is stalled
 _CHUNK_BYTES = 2**18
 
 
-class Link(Generic[Message]):
+class ManagerLink(Generic[Message]):
     """Sends while `run` runs, queued messages in one write. It does not close the stream."""
 
     def __init__(

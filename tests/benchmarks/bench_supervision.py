@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 import trio  # noqa: E402
 
 from agentmgr.models import DesiredStatus, Instance, ServiceConfig, ServiceSpec, ServiceStatus  # noqa: E402
-from agentmgr.supervisor import Supervisor, listeners, procfs  # noqa: E402
+from agentmgr.supervisor import Supervisor, listening_sockets, procfs  # noqa: E402
 from tests.supervisor.conftest import MemoryRecorder  # noqa: E402
 
 CHILD = ROOT / "tests" / "supervisor" / "child.py"
@@ -74,9 +74,9 @@ def seconds_until_answer(port: int, timeout_s: float = 30) -> float:
 
 
 def pid_on(port: int) -> int:
-    inode = listeners.on_port(port)
+    inode = listening_sockets.on_port(port)
     assert inode is not None
-    pid = listeners.holder(inode)
+    pid = listening_sockets.holder(inode)
     assert pid is not None
     return pid
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentmgr.process.ownership import coming_up
+from agentmgr.process.ownership import is_starting
 
 
 def pid(shell: Any) -> int:
@@ -52,7 +52,7 @@ def test_a_command_and_a_daemon_that_begin_at_once_both_do_their_work(
     shell.ok("register", "echo", "my_agent.py")
     words = (*words, "--auto-start") if words[0] == "register" else words
     with shell.background("daemon") as daemon:
-        while first == "daemon" and not coming_up(shell.paths):
+        while first == "daemon" and not is_starting(shell.paths):
             time.sleep(0.001)
         assert "is running at" in shell.ok(*words)
         daemon.until("managing")
@@ -63,7 +63,7 @@ def test_a_look_at_what_is_there_waits_for_a_manager_that_is_coming_up(shell: An
     shell.ok("register", "echo", "my_agent.py", "--auto-start")
     shell.ok("shutdown")
     with shell.background("daemon") as daemon:
-        while not coming_up(shell.paths):
+        while not is_starting(shell.paths):
             time.sleep(0.001)
         assert "the manager has ended" in shell.ok("shutdown")
         daemon.until("managing")

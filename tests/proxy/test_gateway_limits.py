@@ -158,7 +158,7 @@ async def test_a_slow_reader_is_not_cut(lab) -> None:
 
 
 async def test_sessions_of_one_address_are_limited(lab) -> None:
-    async with lab.gateway(await lab.instance(), limits=GatewayLimits(sessions_per_address=2)) as stage:
+    async with lab.gateway(await lab.instance(), limits=GatewayLimits(connections_per_address=2)) as stage:
         first, _ = await stage.open(), await stage.open()
         status, code, headers = await stage.refusal(lab.upgrade())
         assert (status, code, headers["retry-after"]) == (429, "too_many_sessions", "1")

@@ -105,7 +105,7 @@ async def test_who_is_not_named_can_name_nobody_else(
 
 
 async def test_limits_are_for_the_client_not_for_the_proxy(lab, instance) -> None:
-    limits = GatewayLimits(close_timeout_s=0.5, sessions_per_address=1)
+    limits = GatewayLimits(close_timeout_s=0.5, connections_per_address=1)
     async with lab.gateway(instance, limits=limits, **TRUSTING) as stage:
         async with neighbour(lab, stage):
             assert (await stage.refusal(V2 + lab.upgrade()))[:2] == (429, "too_many_sessions")

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from agentmgr.core.restart import Cause
-from agentmgr.supervisor import addresses, listeners
+from agentmgr.supervisor import addresses, listening_sockets
 from agentmgr.supervisor.launcher import CannotLaunch
 
 
@@ -39,11 +39,11 @@ def test_who_listens_is_found_both_ways(family, host):
         pytest.skip(f"no {host} on this machine: {error}")
     with server:
         port, inode = server.getsockname()[1], os.fstat(server.fileno()).st_ino
-        assert listeners.on_port(port) == inode
-        assert (port, inode) in listeners._look()  # as where there is no netlink
-        assert listeners.holder(inode) == os.getpid()
-    assert listeners.on_port(port) is None
-    assert port not in dict(listeners._look())
+        assert listening_sockets.on_port(port) == inode
+        assert (port, inode) in listening_sockets._look()  # as where there is no netlink
+        assert listening_sockets.holder(inode) == os.getpid()
+    assert listening_sockets.on_port(port) is None
+    assert port not in dict(listening_sockets._look())
 
 
 async def test_hosts_become_numbers():

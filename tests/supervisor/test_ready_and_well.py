@@ -16,7 +16,7 @@ import trio
 
 from agentmgr.errors import ServiceFailedToStart
 from agentmgr.models import DesiredStatus, HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
-from agentmgr.supervisor import listeners
+from agentmgr.supervisor import listening_sockets
 
 PROGRAM = str(Path(__file__).with_name("program.py"))
 QUICK = {"health_check_interval": 0.05, "health_check_timeout": 1.0, "restart_delay": 0.05}
@@ -306,6 +306,6 @@ async def test_without_a_descriptor_to_look_with_a_worker_stays_as_it_was(superv
     async with supervisor() as s:
         await s.start(program("--listen", "env", "--notify", "READY=1"))
         await recorder.until(lambda: s.instances()[0].serves is True)
-        monkeypatch.setattr(listeners, "on_port", none_left)
+        monkeypatch.setattr(listening_sockets, "on_port", none_left)
         await stays_well(s, recorder)
         assert s.instances()[0].serves is True

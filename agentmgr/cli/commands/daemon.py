@@ -11,7 +11,7 @@ import trio
 
 from ...errors import AgentManagerError, leaves
 from ...logging_setup import configure_logging
-from ...process.ownership import turn_to_start
+from ...process.ownership import start_permit
 from ...proxy.certificate import Certificate
 from ...settings import Settings
 from ...storage.sqlite import check
@@ -57,13 +57,13 @@ async def command(
     try:
         wanted = Listeners(host, proxy_port, api_port, tls)
         await check_ports(cli.paths, wanted)
-        with ExitStack() as turn:
-            if ready_fd is None:  # else the command that started this has the turn
+        with ExitStack() as permit:
+            if ready_fd is None:  # else the command that started this holds the permit
                 if not cli.paths.directory.exists():  # nothing is put beside a file that is not ours to use
                     await check(cli.paths.database)
-                turn.enter_context(await turn_to_start(cli.paths))
+                permit.enter_context(await start_permit(cli.paths))
                 await _relieve_background_manager(cli)
-            await _run(cli, settings, wanted, leave_running, ready_fd, turn)
+            await _run(cli, settings, wanted, leave_running, ready_fd, permit)
     except* AgentManagerError as group:
         _tell(ready_fd, next(leaves(group)).message)
         raise
@@ -75,7 +75,7 @@ async def _run(
     wanted: Listeners,
     leave_running: bool,
     ready_fd: int | None,
-    turn: ExitStack,
+    permit: ExitStack,
 ) -> None:
     notifier = Notifier()
     background = ready_fd is not None
@@ -86,7 +86,7 @@ async def _run(
     ):
         say(f"managing {cli.paths.database}, pid {os.getpid()}", flush=True)
         await open_here(listeners, manager, wanted)
-        turn.close()
+        permit.close()
         _tell(ready_fd, "ready")
         notifier.tell("READY=1")
         nursery.start_soon(notifier.keep_alive)

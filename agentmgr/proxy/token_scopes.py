@@ -17,7 +17,7 @@ from .tunnel import Ending
 _REVOKED = Ending("gateway", POLICY, "the token that opened this connection was revoked")
 
 
-class Holder:
+class TokenScope:
     """One client, from when it showed its token, or a ticket of it, to the end of its connection."""
 
     __slots__ = ("_connection", "_scope", "_valid_until")
@@ -49,22 +49,22 @@ class Holder:
             raise _ended()
 
 
-class Holders:
+class TokenScopes:
     """All clients of one gateway that a token let in."""
 
     def __init__(self) -> None:
-        self._by_token: dict[str, set[Holder]] = {}
+        self._by_token: dict[str, set[TokenScope]] = {}
         self._valid: Collection[str] | None = None  # None: it has not been said
 
     def keep(self, valid: Collection[str]) -> None:
         """Ends what other tokens opened than those with these ids, now and later."""
         self._valid = valid
         for token_id in self._by_token.keys() - set(valid):
-            for holder in tuple(self._by_token[token_id]):
-                holder.revoke()
+            for scope in tuple(self._by_token[token_id]):
+                scope.revoke()
 
     @contextmanager
-    def holding(self, identity: Identity | None) -> Iterator[Holder | None]:
+    def open(self, identity: Identity | None) -> Iterator[TokenScope | None]:
         """Knows the client inside the block, where it came in by a token; None where it did not.
 
         Raises `Refusal` when its token ends before it has a connection.
@@ -75,16 +75,16 @@ class Holders:
         lifetime_s = math.inf
         if identity.expires_at is not None:
             lifetime_s = (identity.expires_at - utc_now()).total_seconds()
-        holder = Holder(trio.current_time() + lifetime_s)
+        scope = TokenScope(trio.current_time() + lifetime_s)
         peers = self._by_token.setdefault(identity.token_id, set())
-        peers.add(holder)
+        peers.add(scope)
         if self._valid is not None and identity.token_id not in self._valid:
-            holder.revoke()  # since it was looked up
+            scope.revoke()  # since it was looked up
         try:
-            with holder.waiting():
-                yield holder
+            with scope.waiting():
+                yield scope
         finally:
-            peers.remove(holder)
+            peers.remove(scope)
             if not peers:
                 del self._by_token[identity.token_id]
 

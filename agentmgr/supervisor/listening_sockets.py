@@ -11,15 +11,13 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from ..process.peer import NETLINK_SOCK_DIAG, NLMSG_ERROR, NLMSGHDR, SOCK_DIAG_BY_FAMILY
 from . import procfs
 
-# linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, net/tcp_states.h
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
+# linux/netlink.h, linux/inet_diag.h, net/tcp_states.h
 _NLM_F_REQUEST_DUMP = 0x301
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLMSG_DONE = 3
 _TCP_LISTEN = 10
-_HEADER = struct.Struct("=LHHLL")  # struct nlmsghdr: length, type, flags, sequence, pid
 _REQUEST = struct.Struct("=BBBBL48x")  # struct inet_diag_req_v2: family, protocol, ext, pad, states, id
 _PORT = struct.Struct("!H")
 _PORT_AT, _INODE_AT = 4, 68  # in struct inet_diag_msg
@@ -55,21 +53,21 @@ def holder(inode: int) -> int | None:
 def _ask(family: int) -> list[tuple[int, int]]:
     """Port and inode of each listening socket."""
     request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << _TCP_LISTEN)
-    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0)
+    header = NLMSGHDR.pack(NLMSGHDR.size + len(request), SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0)
     found: list[tuple[int, int]] = []
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as netlink:
         netlink.send(header + request)
         while True:
             data = netlink.recv(2**16)
             while data:
-                length, kind, *_ = _HEADER.unpack_from(data)
+                length, kind, *_ = NLMSGHDR.unpack_from(data)
                 if kind == _NLMSG_DONE:
                     return found
-                if kind == _NLMSG_ERROR:
-                    (number,) = struct.unpack_from("=l", data, _HEADER.size)
+                if kind == NLMSG_ERROR:
+                    (number,) = struct.unpack_from("=l", data, NLMSGHDR.size)
                     raise OSError(-number, os.strerror(-number))
-                (port,) = _PORT.unpack_from(data, _HEADER.size + _PORT_AT)
-                (inode,) = _INODE.unpack_from(data, _HEADER.size + _INODE_AT)
+                (port,) = _PORT.unpack_from(data, NLMSGHDR.size + _PORT_AT)
+                (inode,) = _INODE.unpack_from(data, NLMSGHDR.size + _INODE_AT)
                 found.append((port, inode))
                 data = data[(length + 3) & ~3 :]
 

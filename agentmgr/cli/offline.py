@@ -10,7 +10,6 @@ import trio
 
 from ..codec import to_plain
 from ..core import lookup, stats, view
-from ..core.manager_interface import ReadsSessions
 from ..core.request import ClientRequest
 from ..errors import InvalidRequest
 from ..models import (
@@ -33,6 +32,7 @@ from ..storage.store import Snapshot, Store
 from ..supervisor import logs
 from ..supervisor.belonging import lives, strangers
 from ..supervisor.tail import show
+from .manager_interface import ReadsSessions
 
 if TYPE_CHECKING:
     from ..manager import AgentManager

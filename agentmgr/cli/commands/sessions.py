@@ -9,10 +9,10 @@ from typing import Any
 import asyncclick as click
 
 from ...client.events import decode
-from ...core.manager_interface import ReadsManager
 from ...errors import InvalidRequest, SessionNotFound, StorageError
 from ...models.sessions import SHOWN_OF_AN_ID, SessionDetail, SessionInfo, SessionState, SessionTurn
 from ..group import COMMANDS, Cli, Command, DefaultGroup, common_options, each, format_option, subcommand
+from ..manager_interface import ReadsManager
 from ..managers import for_reading, running
 from ..names import SERVICE
 from ..out import note, program_output, say, say_json

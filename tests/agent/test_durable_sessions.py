@@ -13,6 +13,7 @@ import trio.testing
 from agentmgr.agent.events import usage
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.client.transport import CannotConnect, with_connection
+from agentmgr.journal.holders import revoke
 from agentmgr.journal.sqlite import open_journal
 from agentmgr.models.choices import OnCrash
 from agentmgr.protocol import TURN_ENDS
@@ -578,3 +579,44 @@ async def test_room_is_made_by_sessions_that_leave_memory(path):
         await trio.testing.wait_all_tasks_blocked(0.05)
         async with bare_client(url) as again:
             assert (await resume(again, client.session_id))["code"] == "resumed"
+
+
+async def test_a_journal_that_was_deleted_has_the_session_again_when_it_works_again(path):
+    async with durable(remembering, path) as url, bare_client(url) as client:
+        await client.ask("one", step_id="1")
+        for suffix in ("", "-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        for number in (2, 3):
+            assert (await client.ask("more", step_id=f"{number}"))["content"][0] == number
+        with trio.fail_after(20):
+            while not path.exists() or url.sessions.journal.degraded:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        assert (await client.ask("four", step_id="4"))["content"][0] == 4
+    async with durable(remembering, path) as url, bare_client(url) as again:
+        notice = await resume(again, client.session_id)
+        assert notice["last_seq"] == 5
+        assert (await again.until(*TURN_ENDS))["content"][0] == 1
+        for _ in range(3):
+            await again.until(*TURN_ENDS)
+        assert (await again.ask("five"))["content"] == [5, 8, True, 1]
+        await again.say("user.message", step_id="4", content="four")
+        assert (await again.until("system.error"))["content"]["code"] == "duplicate"
+    assert seqs(client) == [1, 2, 3, 4, 5]
+    assert seqs(again) == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_host_whose_session_was_taken_over_says_nothing_more_and_sends_its_client_back(path):
+    """As one that was suspended, and wakes up."""
+    one, two = "ins_0000000000000001", "ins_0000000000000002"
+    async with durable(echo, path, one) as first, durable(echo, path, two) as second:
+        async with bare_client(first) as client, bare_client(second) as elsewhere:
+            await client.ask("hi")
+            revoke(path.parent, one)  # as a manager does that has decided to end it
+            assert (await resume(elsewhere, client.session_id, 2))["code"] == "resumed"
+            assert (await elsewhere.ask("from the new one"))["seq"] == 3
+            await client.say("user.message", content="to the old one")
+            with pytest.raises(trio.EndOfChannel):
+                await client.until(*TURN_ENDS)
+            assert client.websocket.closed.code == 1012
+            assert (await elsewhere.ask("still here"))["seq"] == 4
+        assert seqs(client) == [1, 2]

@@ -5,6 +5,7 @@ import pytest
 import trio
 from agno.agent import Agent
 from agno.db.in_memory import InMemoryDb
+from agno.metrics import MessageMetrics
 from agno.models.base import Model
 from agno.models.response import ModelResponse
 from agno.tools import tool
@@ -36,6 +37,8 @@ class ScriptedModel(Model):
         try:
             for word in reply.split():
                 yield ModelResponse(role="assistant", content=word + " ")
+            counted = MessageMetrics(input_tokens=7, output_tokens=2, total_tokens=9)
+            yield ModelResponse(role="assistant", response_usage=counted)
             if self.hang is not None:
                 await asyncio.sleep(1000)
         finally:
@@ -87,6 +90,21 @@ async def test_the_conversation_is_remembered_by_session(db):
             await first.ask("b")
             await second.ask("c")
     assert [[text.strip() for text in heard] for heard in model.heard] == [["a"], ["a", "one", "b"], ["c"]]
+
+
+@pytest.mark.parametrize("db", [False, True])
+async def test_the_conversation_goes_on_in_the_next_host(in_two_hosts, db):
+    model = ScriptedModel("one", "two", "three")
+
+    def create_agent():
+        options = {"db": InMemoryDb(), "add_history_to_context": True} if db else {}
+        return Agent(model=model, telemetry=False, **options)
+
+    _, used = await in_two_hosts(create_agent, ["a"], ["b", "c"])
+    assert [[text.strip() for text in heard] for heard in model.heard] == [
+        ["a"], ["a", "one", "b"], ["a", "one", "b", "two", "c"],
+    ]  # fmt: skip
+    assert used == [{"input_tokens": 7, "output_tokens": 2, "model": "scripted"}] * 3
 
 
 @pytest.mark.parametrize("db", [False, True])

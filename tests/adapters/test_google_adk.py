@@ -35,7 +35,8 @@ class ScriptedModel(BaseLlm):
             yield self._said(word + " ", partial=True)
         if self.hang:
             await asyncio.sleep(1000)
-        yield self._said(reply)
+        counted = types.GenerateContentResponseUsageMetadata(prompt_token_count=7, candidates_token_count=2)
+        yield self._said(reply, usage_metadata=counted, model_version="scripted")
 
     def _said(self, text, **options):
         return LlmResponse(content=types.Content(role="model", parts=[types.Part(text=text)]), **options)
@@ -73,6 +74,13 @@ async def test_the_conversation_is_remembered_by_session():
             await first.ask("b")
             await second.ask("c")
     assert model.heard == [["a"], ["a", "one", "b"], ["c"]]
+
+
+async def test_the_conversation_goes_on_in_the_next_host(in_two_hosts):
+    model = scripted("one", "two", "three")
+    _, used = await in_two_hosts(lambda: Agent(name="a", model=model), ["a"], ["b", "c"])
+    assert model.heard == [["a"], ["a", "one", "b"], ["a", "one", "b", "two", "c"]]
+    assert used == [{"input_tokens": 7, "output_tokens": 2, "model": "scripted"}] * 3
 
 
 @pytest.mark.filterwarnings("ignore")  # the framework calls its own tool confirmation an experiment

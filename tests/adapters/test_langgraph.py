@@ -3,6 +3,7 @@ import json
 import threading
 from typing import Any
 
+import aiosqlite
 import pytest
 import trio
 from langchain_core.language_models import BaseChatModel
@@ -14,6 +15,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode, tools_condition
 from langgraph.types import interrupt
@@ -94,6 +96,60 @@ async def test_the_conversation_is_remembered_by_session_with_and_without_a_chec
             assert (await one.ask("a"))["content"] == "1 messages"
             assert (await one.ask("b"))["content"] == "3 messages"
             assert (await two.ask("c"))["content"] == "1 messages"
+
+
+@pytest.mark.parametrize("saver", [None, InMemorySaver])
+async def test_the_conversation_goes_on_in_the_next_host(in_two_hosts, saver):
+    heard = []
+
+    def create_agent():
+        async def answer(state: MessagesState):
+            heard.append([message.type for message in state["messages"]])
+            if heard[-1] == ["human"]:
+                call = {"name": "add", "args": {"x": 1, "y": 2}, "id": "call_1"}
+                return {"messages": [AIMessage("", tool_calls=[call])]}
+            return {"messages": [AIMessage(f"{len(state['messages'])} messages")]}
+
+        graph = StateGraph(MessagesState)
+        graph.add_node("model", answer)
+        graph.add_node("tools", ToolNode([add]))
+        graph.add_edge(START, "model")
+        graph.add_conditional_edges("model", tools_condition)
+        graph.add_edge("tools", "model")
+        return graph.compile(checkpointer=saver and saver())
+
+    answers, _ = await in_two_hosts(create_agent, ["1 + 2?"], ["and now?", "and now?"])
+    assert answers == ["3 messages", "5 messages", "7 messages"]
+    assert heard[2] == ["human", "ai", "tool", "ai", "human"]
+
+
+async def test_the_conversation_goes_on_with_a_checkpointer_that_keeps_it(in_two_hosts, tmp_path):
+    async def count(state: MessagesState):
+        return {"messages": [AIMessage(f"{len(state['messages'])} messages")]}
+
+    async def create_agent():
+        graph = StateGraph(MessagesState)
+        graph.add_node(count)
+        graph.add_edge(START, "count")
+        connection = await aiosqlite.connect(tmp_path / "saver.db")
+        return graph.compile(checkpointer=AsyncSqliteSaver(connection))
+
+    answers, _ = await in_two_hosts(create_agent, ["a"], ["b"])
+    assert answers == ["1 messages", "3 messages"]
+
+
+async def test_what_a_model_used_is_said(in_two_hosts):
+    class Counting(ScriptedModel):
+        async def _astream(self, *args, **kwargs):
+            async for chunk in super()._astream(*args, **kwargs):
+                yield chunk
+            counted = {"input_tokens": 7, "output_tokens": 2, "total_tokens": 9}
+            last = AIMessageChunk("", usage_metadata=counted, response_metadata={"model_name": "scripted"})
+            yield ChatGenerationChunk(message=last)
+
+    model = Counting(replies=["one", "two"])
+    _, used = await in_two_hosts(lambda: graph_of(model), ["a"], ["b"])
+    assert used == [{"input_tokens": 7, "output_tokens": 2, "model": "scripted"}] * 2
 
 
 @pytest.mark.parametrize(("approved", "answer"), [(True, "booked"), (False, "not booked")])

@@ -17,6 +17,7 @@ from openai.types.responses import (
 from openai.types.responses.response_reasoning_summary_text_delta_event import (
     ResponseReasoningSummaryTextDeltaEvent,
 )
+from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails, ResponseUsage
 
 from agentmgr.agent.adapt import needs
 from agentmgr.models import Runtime
@@ -33,6 +34,7 @@ class ScriptedModel(Model):
 
     def __init__(self, *replies, hang=None):
         self.replies, self.heard, self.hang = list(replies), [], hang
+        self.model = "scripted"
 
     async def get_response(self, *args, **kwargs):
         return ModelResponse(output=self._output(), usage=Usage(), response_id=None)
@@ -74,6 +76,11 @@ class ScriptedModel(Model):
         response = Response(
             id="r", created_at=0, model="scripted", object="response", output=output,
             parallel_tool_calls=False, tool_choice="auto", tools=[],
+            usage=ResponseUsage(
+                input_tokens=7, output_tokens=2, total_tokens=9,
+                input_tokens_details=InputTokensDetails(cached_tokens=0, cache_write_tokens=0),
+                output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+            ),
         )  # fmt: skip
         yield ResponseCompletedEvent(response=response, sequence_number=0, type="response.completed")
 
@@ -109,6 +116,24 @@ async def test_the_conversation_is_remembered_by_session():
             await first.ask("b")
             await second.ask("c")
     assert [len(heard) for heard in model.heard] == [1, 3, 1]
+
+
+async def test_the_conversation_goes_on_in_the_next_host(in_two_hosts):
+    model = ScriptedModel({"name": "add", "args": {"x": 1, "y": 2}}, "three", "four")
+    made = []
+
+    def create_agent():
+        made.append(Agent(name="a", model=model, tools=[add]))
+        return made[-1]
+
+    answers, used = await in_two_hosts(create_agent, ["1 + 2?"], ["and now?"])
+    assert (answers, len(made)) == (["three", "four"], 2)
+    kinds = [item.get("type") or item["role"] for item in model.heard[-1]]
+    assert kinds == ["user", "function_call", "function_call_output", "message", "user"]
+    assert used == [
+        {"input_tokens": 14, "output_tokens": 4, "model": "scripted"},
+        {"input_tokens": 7, "output_tokens": 2, "model": "scripted"},
+    ]
 
 
 @pytest.mark.parametrize(("approved", "ran"), [(True, ["a"]), (False, [])])

@@ -6,7 +6,7 @@ import trio
 from pydantic import BaseModel
 from pydantic_ai import Agent, DeferredToolRequests
 from pydantic_ai.messages import ModelMessage
-from pydantic_ai.models.function import AgentInfo, DeltaThinkingPart, FunctionModel
+from pydantic_ai.models.function import AgentInfo, DeltaThinkingPart, DeltaToolCall, FunctionModel
 from pydantic_ai.models.test import TestModel
 
 from agentmgr.agent.adapt import needs
@@ -59,6 +59,32 @@ async def test_the_conversation_is_remembered_by_session():
             assert (await one.ask("a"))["content"] == "1 messages"
             assert (await one.ask("b"))["content"] == "3 messages"
             assert (await two.ask("c"))["content"] == "1 messages"
+
+
+async def test_the_conversation_goes_on_in_the_next_host(in_two_hosts):
+    heard = []
+
+    def create_agent():
+        async def answer(messages: list[ModelMessage], info: AgentInfo):
+            heard.append([part.part_kind for message in messages for part in message.parts])
+            if len(messages) == 1:
+                yield {0: DeltaToolCall("add", '{"x": 1, "y": 2}', tool_call_id="call_1")}
+            else:
+                yield f"{len(messages)} messages"
+
+        agent = Agent(FunctionModel(stream_function=answer, model_name="scripted"))
+
+        @agent.tool_plain
+        def add(x: int, y: int) -> int:
+            return x + y
+
+        return agent
+
+    answers, used = await in_two_hosts(create_agent, ["1 + 2?"], ["and now?"])
+    assert answers == ["3 messages", "5 messages"]
+    assert heard[2] == ["user-prompt", "tool-call", "tool-return", "text", "user-prompt"]
+    assert [counted["model"] for counted in used] == ["scripted"] * 2
+    assert all(counted["input_tokens"] and counted["output_tokens"] for counted in used)
 
 
 async def test_structured_output_is_an_object():

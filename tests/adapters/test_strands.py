@@ -22,7 +22,7 @@ class ScriptedModel(Model):
         pass
 
     def get_config(self):
-        return {}
+        return {"model_id": "scripted"}
 
     async def structured_output(self, *args, **kwargs):
         yield {}
@@ -47,6 +47,8 @@ class ScriptedModel(Model):
             await asyncio.sleep(1000)
         yield {"contentBlockStop": {}}
         yield {"messageStop": {"stopReason": "tool_use" if isinstance(reply, dict) else "end_turn"}}
+        counted = {"inputTokens": 7, "outputTokens": 2, "totalTokens": 9}
+        yield {"metadata": {"usage": counted, "metrics": {"latencyMs": 0}}}
 
 
 def said(client, name):
@@ -84,6 +86,17 @@ async def test_each_session_has_a_conversation_of_its_own():
             await first.ask("b")
             await second.ask("c")
     assert [[text.strip() for text in heard] for heard in model.heard] == [["a"], ["a", "one", "b"], ["c"]]
+
+
+async def test_the_conversation_goes_on_in_the_next_host(in_two_hosts):
+    model = ScriptedModel("one", "two")
+
+    def create_agent():
+        return Agent(model=model, callback_handler=None)
+
+    _, used = await in_two_hosts(create_agent, ["a"], ["b"])
+    assert [[text.strip() for text in heard] for heard in model.heard] == [["a"], ["a", "one", "b"]]
+    assert used == [{"input_tokens": 7, "output_tokens": 2, "model": "scripted"}] * 2
 
 
 def test_one_agent_for_all_sessions_is_refused():

@@ -178,6 +178,9 @@ class Talker:
                 elif name == "system.notice" and "seq" not in event:
                     if content["code"] == "gap":
                         raise Fault(f"a hole: {content}, after {self.last_seq}")
+                    if content["code"] == "taken_over":  # by its own wish, which a suspended host read late
+                        self._count["taken over by an older connection"] += 1
+                        return
                     if content["code"] == "resumed":
                         self._elsewhere, resumed = False, True
                         for fields in self._sent.values():

@@ -11,10 +11,14 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ... import jsontext
+from ..events import usage
 from ..imports import hosts_first
+
+if TYPE_CHECKING:
+    from ..session import Session
 
 _MODULES = {
     "langchain_core": "langchain",  # LangGraph's graphs are its Runnables too
@@ -55,6 +59,13 @@ def are_used_by(file: ModuleType) -> bool:
 def plain(value: Any) -> Any:
     """The value itself where JSON can say it; else with `str` for what it cannot, as `"NaN"`."""
     return json.loads(json.dumps(value, default=_shown), parse_constant=str)
+
+
+async def say_usage(session: Session, input_tokens: Any, output_tokens: Any, model: Any) -> None:
+    """What a framework has counted, where it has."""
+    read, written = (n if isinstance(n, int) else 0 for n in (input_tokens, output_tokens))
+    if read or written:
+        await session.emit(usage(read, written, model if isinstance(model, str) else ""))
 
 
 def _shown(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from . import plain
+from . import plain, say_usage
 
 
 def fits(subject: Any) -> bool:
@@ -39,6 +39,8 @@ class Adapter:
             for requirement in waiting:
                 await _decide(session, requirement)
             run = self._agent.acontinue_run(run_response=output, **options)
+        if (counted := output.metrics) is not None:
+            await say_usage(session, counted.input_tokens, counted.output_tokens, output.model)
         return output.content if isinstance(output.content, str) else plain(output.content)
 
     async def on_session_end(self, session: Session) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from . import plain
+from . import plain, say_usage
 
 _CONFIRMATION = "adk_request_confirmation"  # a call of this "tool" asks the person
 _USER = "user"  # of a client whose identity is not known
@@ -75,6 +75,9 @@ class Adapter:
                 if event.error_code:
                     raise RuntimeError(f"{event.error_code}: {event.error_message}")
                 await _show(session, event)
+                if (counted := event.usage_metadata) is not None and not event.partial:
+                    said_tokens = (counted.candidates_token_count or 0) + (counted.thoughts_token_count or 0)
+                    await say_usage(session, counted.prompt_token_count, said_tokens, event.model_version)
                 asked += [call for call in event.get_function_calls() if call.name == _CONFIRMATION]
                 if event.is_final_response() and not event.partial:
                     answer = "".join(_text(event)) or answer

@@ -13,7 +13,7 @@ from ...boundary import shown
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from . import plain
+from . import plain, say_usage
 
 
 def fits(subject: Any) -> bool:
@@ -113,6 +113,13 @@ async def _show(session: Session, event: Any, stopped: dict[str, str]) -> None:
     if kind == "on_chat_model_stream":
         for what, piece in _pieces(data.get("chunk")):
             await session.emit(partial_answer(piece) if what == "text" else thinking(piece))
+    elif kind == "on_chat_model_end":
+        output = data.get("output")
+        counted = getattr(output, "usage_metadata", None) or {}
+        model = getattr(output, "response_metadata", {}).get("model_name") or event["metadata"].get(
+            "ls_model_name"
+        )
+        await say_usage(session, counted.get("input_tokens"), counted.get("output_tokens"), model)
     elif kind in ("on_tool_start", "on_tool_end", "on_tool_error"):
         await _show_tool(session, event, stopped)
 

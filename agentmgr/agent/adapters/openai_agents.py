@@ -9,7 +9,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from . import arguments, plain
+from . import arguments, plain, say_usage
 
 
 def fits(subject: Any) -> bool:
@@ -34,6 +34,9 @@ class Adapter:
             waiting = list(getattr(result, "interruptions", None) or ())
             if not waiting:
                 self._items[session.id] = result.to_input_list()
+                counted = result.context_wrapper.usage  # of the whole run, from before a person was asked too
+                model = getattr(self._agent.model, "model", self._agent.model)
+                await say_usage(session, counted.input_tokens, counted.output_tokens, model)
                 output = result.final_output
                 return output if isinstance(output, str) else plain(output)
             said = result.to_state()

@@ -9,7 +9,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from . import arguments, plain
+from . import arguments, plain, say_usage
 
 
 def fits(subject: Any) -> bool:
@@ -31,6 +31,10 @@ class Adapter:
         while True:
             result = await self._agent.run(prompt, event_stream_handler=show, **said)
             self._messages[session.id] = result.all_messages()
+            usage = result.usage  # of older versions a method
+            counted = usage if hasattr(usage, "input_tokens") else usage()
+            model = getattr(getattr(result, "response", None), "model_name", "")
+            await say_usage(session, counted.input_tokens, counted.output_tokens, model)
             approvals = getattr(result.output, "approvals", None)
             if not approvals:
                 return result.output if isinstance(result.output, str) else plain(result.output)

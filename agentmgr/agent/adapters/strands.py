@@ -10,7 +10,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from . import plain
+from . import plain, say_usage
 
 
 def fits(subject: Any) -> bool:
@@ -54,6 +54,9 @@ class Adapter:
                     await session.emit(partial_answer(text))
                 elif isinstance(text := event.get("reasoningText"), str):
                     await session.emit(thinking(text))
+                elif counted := event.get("event", {}).get("metadata", {}).get("usage"):
+                    model = self._agent.model.get_config().get("model_id")
+                    await say_usage(session, counted.get("inputTokens"), counted.get("outputTokens"), model)
                 elif isinstance(said_by_one := event.get("message"), Mapping):
                     for block in said_by_one["content"]:
                         await self._show(session, block)

@@ -11,11 +11,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from agentmgr.cli.entry import run
+from agentmgr.process import detached
 from agentmgr.process.paths import RuntimePaths
+from tests.forks import forking
 from tests.processes import end_all_in, reap
 
 ECHO = """
@@ -32,9 +36,12 @@ TIMEOUT_S = 120
 class Shell:
     """A directory to run `agentmgr` in.
 
-    Commands run in this process, which is twenty times as fast; the managers and services that they start,
-    and what `background` and `process` run, are processes as ever.
+    Commands run in this process, which is twenty times as fast; `background` and the managers that commands
+    start are forks, except in tests that ask for `anew`; services, and what `process` runs, are processes as
+    ever.
     """
+
+    popen: type[subprocess.Popen[Any]] = subprocess.Popen
 
     def __init__(
         self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -60,6 +67,7 @@ class Shell:
                 patch.setenv(name, value)
             with open(os.devnull) as nothing:
                 patch.setattr(sys, "stdin", nothing)
+                patch.setattr(detached, "subprocess", SimpleNamespace(Popen=self.popen))
                 patch.setattr(logging.getLogger(), "handlers", [])  # as its stderr, for this call
                 try:
                     code = run(words)
@@ -97,7 +105,7 @@ class Shell:
     @contextmanager
     def background(self, *words: str) -> Iterator[Foreground]:
         """The command in a terminal of its own, ended by the block's end if it has not ended before."""
-        process = subprocess.Popen(
+        process = self.popen(
             [sys.executable, "-m", "agentmgr", *words],
             cwd=self.directory,
             env=self.environment,
@@ -176,12 +184,25 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return Shell(tmp_path, monkeypatch, capsys)
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[type[subprocess.Popen[Any]]]:
+    with forking() as popen:
+        yield popen
+
+
 @pytest.fixture
-def shell(here: Shell) -> Iterator[Shell]:
+def shell(here: Shell, forks: type[subprocess.Popen[Any]]) -> Iterator[Shell]:
     """With managers, which end with the test."""
+    here.popen = forks
     yield here
     end_all_in(here.directory)
     reap()
+
+
+@pytest.fixture
+def anew(shell: Shell) -> None:
+    """Managers, and what `background` runs, start as users' do: for tests of how they start."""
+    shell.popen = subprocess.Popen
 
 
 @pytest.fixture

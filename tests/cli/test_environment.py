@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("anew")  # /proc shows the environment that a process was started with
+
 AGENT = """
 import os
 async def agent(message):

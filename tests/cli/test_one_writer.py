@@ -61,7 +61,7 @@ ACTS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\
 def on_terminal(shell: Any, *words: str, typed: str = "") -> str:
     """What a command shows on a terminal of its own, however it ends."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
+    process = shell.popen(
         [sys.executable, "-m", "agentmgr", *words],
         cwd=shell.directory,
         env={**shell.environment, "TERM": "xterm", "COLUMNS": "2000"},

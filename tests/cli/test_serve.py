@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.usefixtures("anew")  # where modules are found is a part of it
+
 AGENT = """
 import os
 from .words import GREETING

@@ -139,6 +139,7 @@ def test_the_database_may_be_named_before_or_after_or_by_the_environment(here: A
     assert here.ok("list") == ""
 
 
+@pytest.mark.usefixtures("anew")
 def test_a_daemon_started_in_the_background_is_nobodys_child(shell: Any) -> None:
     shell.ok("register", "x", "my_agent.py", "--auto-start")
     pid = shell.manager_pid()

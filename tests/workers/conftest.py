@@ -21,7 +21,7 @@ from agentmgr import AgentManager, ServiceConfig
 from agentmgr.manager.worker_manager import WorkerHandle
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.worker.pidfile import living
-from tests.cli.conftest import here, shell  # noqa: F401  (fixtures)
+from tests.cli.conftest import forks, here, shell  # noqa: F401  (fixtures)
 from tests.proxy.conftest import connected, upgrade
 
 # Says who it is, and how many sessions it has had at once at most.

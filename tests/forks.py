@@ -1,0 +1,126 @@
+"""Starts `agentmgr` as forks of one process that has imported it: a new one takes 0.4 s of CPU time for that.
+
+For tests of what a command does once it runs. How one starts (what it imports from where, its environment,
+its descriptors) is tested with processes of their own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+
+
+@contextmanager
+def forking() -> Iterator[type[subprocess.Popen[Any]]]:
+    """The `Popen` that forks, for `[PYTHON, …, "agentmgr", …]`. The forks are children of this process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    libc, one_at_a_time = ctypes.CDLL(None), threading.Lock()
+
+    class Fork(subprocess.Popen[Any]):
+        def _execute_child(
+            self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any,
+            env: Any, startupinfo: Any, creationflags: Any, shell: Any, p2cread: int, p2cwrite: int,
+            c2pread: int, c2pwrite: int, errread: int, errwrite: int, restore_signals: Any, gid: Any,
+            gids: Any, uid: Any, umask: Any, start_new_session: bool, process_group: Any,
+        ) -> None:  # fmt: skip
+            words = list(args)[list(args).index("agentmgr") :]
+            streams = {n: n if fd == -1 else fd for n, fd in enumerate((p2cread, c2pwrite, errwrite))}
+            handed = {**streams, **{fd: fd for fd in pass_fds}}
+            wanted = (words, dict(os.environ if env is None else env), start_new_session, list(handed))
+            directory = os.open(cwd or ".", os.O_PATH)  # it may have been removed
+            try:
+                with one_at_a_time:
+                    libc.prctl(_SUBREAPER, 1, 0, 0, 0)
+                    socket.send_fds(ours, [pickle.dumps(wanted)], [directory, *handed.values()])
+                    self.pid = int(ours.recv(64))
+                    libc.prctl(_SUBREAPER, 0, 0, 0, 0)
+            finally:
+                os.close(directory)
+                self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+            self._child_created = True
+
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-P", "-c", "from tests.forks import serve; serve()"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with ours, subprocess.Popen(command, stdin=theirs, cwd=root, env=environment):
+        theirs.close()
+        yield Fork
+        ours.close()  # which ends it
+
+
+def serve() -> None:
+    import gc
+
+    import agentmgr.api.app
+    import agentmgr.api.server
+    import agentmgr.cli.commands.daemon
+    import agentmgr.cli.listeners  # noqa: F401
+
+    gc.freeze()
+    with socket.socket(fileno=0) as asked:
+        while True:
+            data, descriptors, _, _ = socket.recv_fds(asked, 2**20, 16)
+            if not data:
+                return
+            words, environment, new_session, targets = pickle.loads(data)
+            reading, writing = os.pipe()
+            if not (middle := os.fork()):
+                if pid := os.fork():
+                    os.write(writing, str(pid).encode())
+                    os._exit(0)  # its child becomes one of the process that asked
+                if new_session:
+                    os.setsid()
+                os.fchdir(descriptors.pop(0))
+                _become(words, environment, dict(zip(targets, descriptors, strict=True)))
+            for descriptor in descriptors:
+                os.close(descriptor)
+            os.waitpid(middle, 0)
+            asked.send(os.read(reading, 64))
+            os.close(reading)
+            os.close(writing)
+
+
+def _become(words: list[str], environment: Mapping[str, str], handed: Mapping[int, int]) -> NoReturn:
+    """The command, with these descriptors under their numbers and no others."""
+    high = max(*handed, *handed.values()) + 1
+    spare = {
+        target: os.dup2(fd, high + n, inheritable=False) for n, (target, fd) in enumerate(handed.items())
+    }
+    for target, fd in spare.items():
+        os.dup2(fd, target)
+    keep = sorted(handed)
+    for low, up in zip(keep, [*keep[1:], 2**16], strict=True):
+        os.closerange(low + 1, up)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = words
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(fd, mode, buffering, closefd=False, errors=errors)  # noqa: SIM115  # for good
+        for fd, mode, buffering, errors in (
+            (0, "r", -1, None), (1, "w", -1, None), (2, "w", 1, "backslashreplace"),
+        )
+    )  # fmt: skip
+    from agentmgr.cli import main
+
+    code: Any = 70
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    finally:  # not back into the loop of `serve`
+        if code == 70:
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -41,28 +41,30 @@ def back_up(journals: Iterable[Path], directory: Path) -> None:
                 directory.parent.rmdir()
 
 
-def restore(source: Path, directory: Path) -> Path | None:
-    """Puts the journals of a copy in the place of those in `directory`, if the copy has any.
-
-    Each is checked first. Returns the directory where those are kept that were there. Raises `StorageError`.
+def draft(source: Path, directory: Path) -> Path | None:
+    """The journals of a copy, checked and copied once more, in a directory beside `directory`; None where the
+    copy has none. Raises `StorageError`.
     """
     journals = sorted(source.glob("*.db")) if source.is_dir() else []
     if not journals:
         return None
-    now = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-    draft = directory.with_name(f"{directory.name}.{now}.partial")
-    back_up(journals, draft)  # a copy again, so that what is put back is whole, and in one step
-    kept = directory.with_name(f"{directory.name}.before-restore-{now}") if directory.exists() else None
-    try:
-        if kept is not None:
-            directory.rename(kept)
-        draft.rename(directory)
-    except OSError as error:
-        raise StorageError(f"{directory} cannot be replaced: {error.strerror}") from error
-    if kept is not None:
-        for lock in kept.glob("*.lock"):  # of hosts that live: they hold what they held
-            with suppress(OSError):
-                lock.rename(directory / lock.name)
+    drafted = directory.with_name(f"{directory.name}.{_now()}.partial")
+    back_up(journals, drafted)
+    return drafted
+
+
+def put_back(drafted: Path, directory: Path) -> Path | None:
+    """Puts a draft in the place of `directory`. Returns where the journals are kept that were there.
+
+    Hosts that run see that their file was replaced, and write what they hold to the new one. Raises OSError.
+    """
+    kept = None
+    if directory.exists():
+        kept = directory.rename(directory.with_name(f"{directory.name}.before-restore-{_now()}"))
+    drafted.rename(directory)
+    for lock in kept.glob("*.lock") if kept is not None else ():  # they are locked by hosts that live
+        with suppress(OSError):
+            lock.rename(directory / lock.name)
     return kept
 
 
@@ -89,3 +91,7 @@ def _copy(path: Path, destination: Path) -> None:
         raise StorageError(f"{path} is not a journal of this version of agentmgr: move it away") from unfit
     except (sqlite3.Error, OSError) as error:
         raise StorageError(f"the journal {path} cannot be copied: {error}") from error
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"

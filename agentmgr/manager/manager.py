@@ -180,7 +180,11 @@ class AgentManager:
         return await services.change(self._live(), ref, changes, expected_version=expected_version)
 
     async def unregister_service(self, ref: str, *, force: bool = False) -> Service:
-        """Stop it and forget it; `force` skips the draining of its sessions. Returns what it was."""
+        """Stop it and forget it, with its sessions. Returns what it was.
+
+        Raises `Conflict` where it has sessions that are kept, unless `force` says that they are to be erased;
+        `force` also skips the draining of its connections.
+        """
         return await services.unregister(self._live(), ref, force=force)
 
     async def start_service(self, ref: str, *, wait: bool = True) -> Service:
@@ -400,9 +404,11 @@ class AgentManager:
         return self._listeners.named(kind, host, port, tls=tls)
 
     async def backup(self, destination: str | os.PathLike[str]) -> Path:
-        """Copies the database as it is now to a new file, while all goes on. Raises `Conflict`."""
+        """Copies the database as it is now to a new file, and the journals of sessions to `FILE.d/sessions`,
+        while all goes on. Raises `Conflict`.
+        """
         path = absolute(destination)
-        await self._live().store.backup(path)
+        await self._live().sessions.back_up(self._live().store, path)
         return path
 
     # Tokens

@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from ..errors import StorageError
+from ..errors import Conflict, StorageError
 from ..models import DesiredStatus, Event, Service, ServiceSpec
 from .control_plane import ControlPlane
 
@@ -46,11 +46,19 @@ async def _fill(plane: ControlPlane, spec: ServiceSpec, *, wait: bool) -> None:
 
 
 async def unregister(plane: ControlPlane, ref: str, *, force: bool) -> Service:
-    last = plane.view(plane.registry.service(ref))
+    registered = plane.registry.service(ref)
+    last = plane.view(registered)
+    if not force and (stored := await plane.sessions.count(registered)):
+        raise Conflict(
+            f"{'1 session' if stored == 1 else f'{stored} sessions'} of {last.name!r} would be erased: "
+            f"`agentmgr unregister --force {last.name}` does it (over REST, force=true); "
+            "`agentmgr backup` and `agentmgr sessions export` save them before"
+        )
     # Shielded: a client that goes away stops waiting for the work, it does not leave it half done.
     with trio.CancelScope(shield=True):
         async with plane.registry.leaving(ref) as spec:
             await plane.supervisor.stop(spec.service_id, force=force)
+            await plane.sessions.remove(spec)
     plane.supervisor.forget(spec.service_id)
     plane.recorder.forget(spec.service_id)
     _announce(plane, "service.unregistered", spec, name=spec.name)

@@ -31,7 +31,9 @@ from ..models.sessions import (
     SessionState,
     SessionTurn,
 )
+from ..process.paths import RuntimePaths
 from ..protocol import SESSION_END, TOOL_CALL
+from ..storage.store import Store
 from ..visible import json_text
 
 logger = logging.getLogger(__name__)
@@ -229,10 +231,19 @@ class StoredSessions:
             await self.prune(announce)
             await trio.sleep(PRUNE_EVERY_S)
 
-    async def back_up(self, directory: Path) -> None:
-        """Copies each journal, as it is at one moment, to a directory that is new. Raises `StorageError`."""
-        journals = [path for spec in self._services() if (path := self.journal(spec)).exists()]
-        await self._in_thread(copies.back_up, journals, directory)
+    async def back_up(self, store: Store, destination: Path) -> None:
+        """Copies the database to `destination`, and each journal, as it is at one moment, to where those of a
+        database of that name are. Leaves nothing there when it fails. Raises `Conflict`, `StorageError`.
+        """
+        await store.backup(destination)
+        done = False
+        try:
+            journals = [path for spec in self._services() if (path := self.journal(spec)).exists()]
+            await self._in_thread(copies.back_up, journals, RuntimePaths.of(destination).sessions)
+            done = True
+        finally:
+            if not done:
+                destination.unlink(missing_ok=True)  # noqa: ASYNC240  # at once, also when cancelled
 
     def journal(self, spec: ServiceSpec) -> Path:
         return self._directory / f"{spec.service_id}.db"

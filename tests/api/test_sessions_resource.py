@@ -224,6 +224,35 @@ async def test_what_is_erased_is_gone(http: httpx2.AsyncClient, manager: AgentMa
         assert SECRET.encode() not in file.read_bytes(), file
 
 
+async def test_unregistering_says_how_many_sessions_it_would_erase(
+    http: httpx2.AsyncClient, manager: AgentManager, endpoint: str
+) -> None:
+    for _ in range(2):
+        async with conversation(endpoint, SECRET):
+            pass
+    refused = await http.delete("/services/talk")
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    assert "2 sessions" in refused.json()["detail"]
+    assert (await http.delete("/services/talk?force=true")).status_code == 200
+    assert not list(manager.paths.sessions.glob("*.db*"))
+
+
+async def test_a_damaged_journal_hides_no_other_services_questions(
+    http: httpx2.AsyncClient, manager: AgentManager, endpoint: str, agent_file: str
+) -> None:
+    other = await manager.register_service("other", agent_file)
+    (manager.paths.sessions / f"{other.service_id}.db").write_bytes(b"no journal" * 1000)
+    async with conversation(endpoint) as session:
+        await session.send("ask")
+        while (await session.receive()).event != "agent.user_confirm":
+            pass
+        assert len((await http.get("/questions")).json()["items"]) == 1
+        assert (await http.get(f"/sessions/{session.session_id}")).status_code == 200
+        for path in ("/services/other/sessions", "/sessions/ses_nosuch"):
+            failed = await http.get(path)
+            assert (failed.status_code, failed.json()["code"]) == (503, "storage_error")
+
+
 async def test_an_export_has_all_that_is_kept(http: httpx2.AsyncClient, endpoint: str) -> None:
     async with conversation(endpoint, "one", "two") as session:
         response = await http.get(f"/sessions/{session.session_id}/export")

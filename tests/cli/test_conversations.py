@@ -103,6 +103,56 @@ def test_the_same_is_read_and_erased_where_no_manager_runs(shell: Any, talk: str
     assert "no sessions that are kept" in shell("sessions", "talk").stderr
 
 
+def test_a_service_with_sessions_is_not_forgotten_by_accident(shell: Any, talk: str) -> None:
+    with connect(talk) as client:
+        ask(client, None, "hello", "agent.final_answer")
+    refused = shell.fails("unregister", "talk")
+    assert "1 session of 'talk' would be erased" in refused
+    assert "--force" in refused
+    assert "talk" in shell.ok("list"), "it was not touched"
+    assert len(list(shell.paths.sessions.glob("*.db"))) == 1
+    shell.ok("unregister", "talk", "--force")
+    assert not list(shell.paths.sessions.glob("*.db*"))
+
+
+def test_a_copy_has_the_sessions_and_puts_them_back(shell: Any, talk: str) -> None:
+    with connect(talk) as client:
+        session_id = ask(client, None, "before", "agent.final_answer")["session_id"]
+        shell.ok("backup", "copy.db")
+        ask(client, session_id, "after the copy", "agent.final_answer")
+    assert "is there already" in shell.fails("backup", "copy.db")
+    assert "before" in shell.ok("sessions", "show", session_id[:12], "--db-path", "copy.db")
+    shell.ok("shutdown")
+    said = shell.ok("restore", "copy.db")
+    (kept,) = shell.paths.directory.glob("sessions.before-restore-*")
+    assert str(kept) in said
+    shown = shell.ok("sessions", "show", session_id[:12])
+    assert "before" in shown
+    assert "after the copy" not in shown
+    shell.ok("start", "talk")
+    endpoint = json.loads(shell.ok("status", "talk", "--format", "json"))["endpoint"]
+    with connect(endpoint) as client:
+        assert ask(client, session_id, "again", "agent.final_answer")["content"] == "echo: again"
+    shell.ok("shutdown")
+    shell.ok("backup", "offline.db")
+    assert "again" in shell.ok("sessions", "show", session_id[:12], "--db-path", "offline.db")
+    for file in shell.directory.glob("*.db.d/sessions"):
+        assert file.stat().st_mode & 0o077 == 0
+        assert all(copy.stat().st_mode & 0o077 == 0 for copy in file.iterdir())
+
+
+def test_a_copy_without_sessions_leaves_those_that_are_there(shell: Any, talk: str) -> None:
+    shell.ok("backup", "copy.db")
+    assert not (shell.directory / "copy.db.d").exists() or list(shell.directory.glob("copy.db.d/sessions/*"))
+    with connect(talk) as client:
+        session_id = ask(client, None, "hello", "agent.final_answer")["session_id"]
+    shell.ok("shutdown")
+    for file in shell.directory.glob("copy.db.d/sessions/*"):
+        file.unlink()
+    shell.ok("restore", "copy.db")
+    assert "hello" in shell.ok("sessions", "show", session_id[:12])
+
+
 async def stock(path: Any) -> None:
     async with open_journal(path, "inst_gone") as journal:
         for session_id in ("ses_aa1" + "0" * 29, "ses_aa2" + "0" * 29):

@@ -68,7 +68,7 @@ def test_the_guides_first_steps(terminal: Terminal) -> None:
     assert api.interrupt() == 0
     assert terminal.json("status", "my-echo-agent")["status"] == "running"
 
-    terminal.run("unregister", "my-echo-agent")
+    terminal.run("unregister", "my-echo-agent", "--force")  # it has sessions, which are erased
     assert terminal.json("list") == []
 
     daemon = terminal.start("daemon", "--interval", "10")

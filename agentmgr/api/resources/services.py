@@ -45,7 +45,7 @@ class Scale:
 
 @frozen
 class Unregister:
-    force: bool = False  #: also while it runs: it is stopped first
+    force: bool = False  #: also where sessions are kept, which are erased; connections are not drained
 
 
 @frozen

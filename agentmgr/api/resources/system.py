@@ -61,7 +61,7 @@ class Backup:
 
 @api.add("POST", "/backup", body=NewBackup, gives={201: Backup}, problems=(400, 409, 413, 415, 503))
 async def backup(call: Call, body: NewBackup) -> Answer:
-    """A consistent copy of the database, while all goes on."""
+    """A consistent copy of the database, and of all sessions beside it, while all goes on."""
     path = await call.carry_out(lambda: call.manager.backup(body.path))
     return Answer(Backup(str(path), path.stat().st_size), 201)
 

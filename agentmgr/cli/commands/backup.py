@@ -17,16 +17,21 @@ from ..out import say
 @subcommand("backup", example="agentmgr backup agents-monday.db")
 @click.argument("file", type=FILE)
 async def command(cli: Cli, file: str) -> None:
-    """Copy the database, as it is at one moment, to a new file; services and clients notice nothing."""
+    """Copy the database, as it is at one moment, to a new file; services and clients notice nothing.
+
+    The sessions of services go to FILE.d/sessions beside it, where `restore` finds them.
+    """
     destination = absolute(file)
     manager = (await find_manager(cli.paths)).client
     if manager is not None:
         await manager.backup(str(destination))
     else:
+        from ...manager.stored_sessions import StoredSessions
         from ...storage import open_store
 
         if not os.path.exists(cli.paths.database):  # noqa: ASYNC240  # one look, before any work begins
             raise DatabaseUnusable(f"there is no database at {cli.paths.database} to copy")
         async with open_store(cli.paths.database, read_only=True) as store:
-            await store.backup(destination)
+            services = (await store.load()).services
+            await StoredSessions(cli.paths.sessions, lambda: services).back_up(store, destination)
     say(f"copied {cli.paths.database} to {destination}")

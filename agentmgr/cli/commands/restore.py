@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import asyncclick as click
+import trio
 
 from ...errors import Conflict
+from ...journal.copies import draft, put_back
 from ...process.ownership import ManagerLock
+from ...process.paths import RuntimePaths
 from ...storage import open_store, restore
 from ...supervisor.belonging import Stranger, claim, strangers
 from ..group import Cli, subcommand
@@ -23,8 +27,9 @@ from ..out import note, on_terminal, say
 async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
     """Put a copy that `backup` made in the database's place; with no manager running.
 
-    The copy is checked before anything is replaced, and the database that was there is kept. What asked for
-    tokens still does. A copy of another database may record instances that run: say whose they are now.
+    The copy is checked before anything is replaced. What was there is kept: the database, and its sessions
+    where the copy has some. What asked for tokens still does. A copy of another database may record instances
+    that run: say whose they are now.
     """
     if as_new and take_over:
         raise click.UsageError("--as-new and --take-over exclude each other.")
@@ -38,7 +43,16 @@ async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
         if others and not as_new:
             _check_owners(file, others, take_over)
         forget = frozenset(other.record.instance_id for other in others if not take_over)
-        kept = await restore(Path(file), cli.paths.database, forget=forget)
+        copied = RuntimePaths.of(file)
+        if copied.sessions.is_dir():
+            copied.check()
+        journals = await trio.to_thread.run_sync(draft, copied.sessions, cli.paths.sessions)
+        try:
+            kept = await restore(Path(file), cli.paths.database, forget=forget)
+            kept_journals = None if journals is None else put_back(journals, cli.paths.sessions)
+        finally:
+            if journals is not None:
+                shutil.rmtree(journals, ignore_errors=True)
         for other in others if take_over else ():
             claim(other, cli.paths.logs)
         async with open_store(cli.paths.database, read_only=True) as store:
@@ -46,6 +60,8 @@ async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
     say(f"restored {cli.paths.database} from {file}")
     if kept is not None:
         say(f"what was there before is now {kept}")
+    if kept_journals is not None:
+        say(f"the sessions that were there before are now in {kept_journals}")
     say(str(policy))
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_origin
 from attrs import Attribute, fields, frozen
 
 from .codec import from_plain, parse_toml
-from .core.origin import is_origin
+from .core.hosts import is_origin
 from .errors import FieldProblem, InvalidRequest
 from .models.fields import DAY_S, between, check_text, invalid, option, rule, type_of
 from .process.trust import Distrusted, read_text

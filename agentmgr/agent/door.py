@@ -15,8 +15,9 @@ from collections.abc import Iterable
 import trio
 from attrs import evolve
 
-from ..core.origin import host_is_loopback, origin_allowed, origins
-from ..core.proof import PROOF_HEADER, SenderProofs, from_gateway
+from ..core.gateway_headers import from_gateway
+from ..core.hosts import host_is_loopback, origin_allowed, origins
+from ..core.proof import PROOF_HEADER, SenderProofs
 from ..process.peer import peer_uid
 from ..websocket.head import RequestHead
 from ..websocket.refusal import Refusal, RefusalCode

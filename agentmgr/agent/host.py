@@ -14,7 +14,7 @@ import trio
 from attrs import field, frozen
 
 from ..boundary import Failure, attempt, contain, name_of
-from ..core.loopback import authority, is_loopback
+from ..core.hosts import authority, is_loopback
 from ..errors import AgentManagerError, PortNotAvailable
 from ..models.choices import Runtime
 from ..process.listening import log_shortages_rarely

@@ -17,7 +17,8 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from ..boundary import Failure, contain, report
-from ..core.proof import CONNECTION_HEADER, DRAIN_PATH, HEALTH_PATH, IDENTITY_HEADER
+from ..core.gateway_headers import CONNECTION_HEADER, IDENTITY_HEADER
+from ..core.proof import DRAIN_PATH, HEALTH_PATH
 from ..core.request import ClientRequest
 from ..protocol import BEARER, COME_BACK, FAILED, NORMAL
 from ..websocket.head import HeadReader, RequestHead, check_upgrade, upgrade_request

@@ -75,7 +75,7 @@ async def serve_api(
     Raises `PortNotAvailable`, and `InvalidRequest` for a host that others can reach while it asks for no
     tokens.
     """
-    from ..core.loopback import is_loopback
+    from ..core.hosts import is_loopback
     from ..errors import InvalidRequest
     from ..process.listening import open_listeners
     from .app import make_app

@@ -104,8 +104,8 @@ async def check_ports(paths: RuntimePaths, wanted: Listeners) -> None:
             if not guests or port != wanted.gateway:
                 raise
             raise PortNotAvailable(
-                f"{error.message}; the `agentmgr proxy` of a terminal ({', '.join(guests)}) serves this "
-                "database already, and goes on by itself with another manager"
+                f"{error.message}; an `agentmgr proxy` in a terminal ({', '.join(guests)}) serves this "
+                "database already, and goes on with the next manager: end it, or leave out --proxy-port"
             ) from None
 
 
@@ -131,8 +131,9 @@ async def open_here(nursery: trio.Nursery, manager: AgentManager, wanted: Listen
 
 
 async def _serve_api(cli: Cli, client: ManagerClient, wanted: Listeners, stop: trio.Event) -> None:
-    """Has the manager serve its API, until `stop` is set or it ends: then the one that takes its place, which
-    a gateway of this process waits for however long that takes.
+    """Has the manager serve its API over TCP until `stop` is set; when it ends, has the next one serve it.
+
+    With a gateway in this process it waits for the next one without limit.
 
     Raises `ManagerNotRunning` when the manager is killed.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from ..core.loopback import authority
+from ..core.hosts import authority
 from ..models import DesiredStatus, Service, ServiceStatus
 from ..visible import visible
 from .out import note, on_terminal, painted, say

@@ -16,8 +16,9 @@ A client:
     affinity           a session's clients go to the instance that holds it
     outliers           instances that fail their clients are left out for a while
     admission          seats under `max_sessions`, and the rate of one address; `shared_seats`: of workers
-    origin, loopback   which pages may connect; which names can only mean this machine
+    hosts              which pages may connect; which names can only mean this machine
     proof              how gateway and host show each other that they are genuine
+    gateway_headers    which headers only a gateway may send, and which it passes on for a trusted proxy
     plain_text         a conversation as lines of text
 
 What is shown:

@@ -35,7 +35,7 @@ class Seats:
         return self._full
 
     def set_limit(self, instance_id: str, max_sessions: int) -> None:
-        """0 means no limit. Sessions above a lowered limit stay; new ones wait until they are below it."""
+        """0 means no limit. Connections above a lowered limit stay; new ones wait until they are below it."""
         if max_sessions:
             self._limits[instance_id] = max_sessions
         else:
@@ -62,7 +62,7 @@ class Seats:
         return instance_id not in self._full
 
     def ask(self, ticket: int, instance_ids: Sequence[str]) -> None:
-        """Asks the others for a seat at one of these, for the client with this ticket: here are no others."""
+        """Asks other workers for a seat at one of these, for the client with this ticket. Here are none."""
 
     def withdraw(self, ticket: int) -> None:
         """Takes the question back."""
@@ -89,7 +89,7 @@ def remove_one(counts: dict[str, int], name: str) -> None:
 class RateLimit:
     """A token bucket for each address: `rate` a second, and a second's worth (one at least) at once.
 
-    The time is passed in. Addresses that were not heard of for longest are forgotten when there are many:
+    The time is passed in. When there are many addresses, the least recent ones are forgotten:
     their buckets are full again by then, unless a flood comes from more addresses than that.
     """
 

@@ -38,7 +38,7 @@ class Outliers:
         self._records: dict[str, _Record] = {}
 
     def failed(self, instance_id: str, now: float) -> None:
-        """A try to open a session there failed."""
+        """A try to open a connection there failed."""
         record = self._records.setdefault(instance_id, _Record())
         record.failures += 1
         if record.failures >= self._policy.failures and record.until <= now:
@@ -48,7 +48,7 @@ class Outliers:
             record.ejections = min(record.ejections + 1, 32)
 
     def succeeded(self, instance_id: str, now: float) -> None:
-        """A session was opened there: all is forgiven, and what is left of its warming goes on."""
+        """A connection was opened there: its failures are forgotten, and its warming goes on."""
         record = self._records.get(instance_id)
         if record is None:
             return

@@ -23,20 +23,10 @@ DRAIN_PATH = "/.well-known/agentmgr/drain"
 """Where a manager asks a hosted agent to end its conversations, with `code`, and how many are left."""
 
 PROOF_HEADER = "X-Agentmgr-Proof"
-IDENTITY_HEADER = "X-Agentmgr-Identity"
-"""The name of the client's token; from the gateway, and only with its proof."""
-
-CONNECTION_HEADER = "X-Agentmgr-Connection"
-"""The gateway's id of the client's connection. (`X-Request-Id` may be what a trusted proxy sent.)"""
 
 PROOF_AGE_S = 60.0
 """For so long a proof is good, once. A gateway waits for the answer to its handshake 10 s by default."""
 
-_FORWARDED = frozenset(
-    {"forwarded", "x-forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host",
-     "x-forwarded-port", "x-real-ip", "x-request-id"}
-)  # fmt: skip
-_NO_LETTER = re.compile(r"[^a-z0-9]")
 _CHALLENGE = re.compile(r"[0-9a-fA-F]{1,128}")
 
 
@@ -47,23 +37,6 @@ def proof(token: str, challenge: str) -> str:
 
 def is_challenge(text: str) -> bool:
     return _CHALLENGE.fullmatch(text) is not None
-
-
-def from_gateway(name: str) -> bool:
-    """Whether only a gateway may send a header of that name, in whatever spelling an agent may read it."""
-    plain = _plain(name)
-    return plain in _FORWARDED or plain.startswith(("x-agentmgr-", "x-forwarded-"))
-
-
-def from_proxy(name: str) -> bool:
-    """Whether a gateway passes on what a trusted proxy says in a header of that name, as X-Forwarded-User."""
-    plain = _plain(name)
-    return plain.startswith("x-forwarded-") and plain not in _FORWARDED
-
-
-def _plain(name: str) -> str:
-    # CGI and WSGI make a variable's name of it, and some servers write each of -, _ and . as the same there.
-    return _NO_LETTER.sub("-", name.lower())
 
 
 def sender_proof(token: str, subject: str, *, now: float, salt: str) -> str:

@@ -1,7 +1,7 @@
 """Who may take a client: from a request and a table of rules and instances to the candidates.
 
 The table is a value. The gateway is handed a new one whenever a service, a rule or an instance's state
-changes; sessions that live are not touched by that.
+changes; connections that are open are not touched by that.
 """
 
 from __future__ import annotations
@@ -15,23 +15,10 @@ from attrs import Factory, field, frozen
 
 from ..errors import InvalidRequest, ServiceNotFound
 from ..models import RoutingCondition, RoutingRule, RoutingStrategy
-from .conditions import Predicate, check_rule, compile_conditions
+from .conditions import Predicate, compile_conditions
 from .lookup import in_order
 from .request import ClientRequest
-from .strategies import Rotation, choose
-
-__all__ = [
-    "Backend",
-    "BackendState",
-    "ClientRequest",
-    "Pool",
-    "Rotation",
-    "Router",
-    "RoutingDecision",
-    "RoutingTable",
-    "check_rule",
-    "choose",
-]
+from .strategies import Rotation
 
 
 class BackendState(StrEnum):
@@ -214,7 +201,7 @@ class Router:
         return self._made(f"rule:{rule.rule_id}", members, rule.target_strategy, "the rule matched", rule)
 
     def _fallback(self, rule: RoutingRule, strategy: RoutingStrategy) -> Pool:
-        why = "the rule matched and its targets have nobody: its fallback applies"
+        why = "the rule matched, and none of its targets can take a client: its fallback applies"
         return self._made(f"fallback:{rule.rule_id}", self.table.backends, strategy, why, rule)
 
     def _made(

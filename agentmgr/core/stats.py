@@ -48,7 +48,7 @@ def system_stats(
 
 
 def connection_stats(services: Sequence[Service], connections: Collection[Connection]) -> dict[str, Any]:
-    """Live sessions: `{total_connections, by_status, by_service}`; a service without any shows 0."""
+    """Open connections: `{total_connections, by_status, by_service}`; a service without any shows 0."""
     by_service = {service.name: 0 for service in services}
     for connection in connections:
         by_service[connection.service_name] = by_service.get(connection.service_name, 0) + 1
@@ -79,7 +79,7 @@ def service_stats(
     live: Collection[Connection] = (),
     usage: Mapping[str, Sequence[Usage]] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """One service: what it did ever (kept across restarts of the manager), and its `live` sessions."""
+    """One service: what it did ever (kept across restarts of the manager), and its `live` connections."""
     finished, active = totals.sessions_total, service.active_sessions
     return {
         "service_id": service.service_id,

@@ -1,7 +1,7 @@
 """How one of several suitable instances is chosen.
 
 Every strategy is a function of what it is given: the instances that can take the client now (never none),
-the live sessions of each, a source of randomness, whose turn it was. It looks nothing up by itself.
+the open connections of each, a source of randomness, whose turn it was. It looks nothing up by itself.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def choose(
 ) -> C:
     """One of the candidates, of which there must be one at least.
 
-    `live` counts sessions by instance id. `key` is what `hash_based` goes by; without one it takes turns.
+    `live` counts connections by instance id. `key` is what `hash_based` goes by; without one it takes turns.
     `weights` overrides those of the instances that are being warmed in; `hash_based` does not look at it,
     because a client would be sent away from its instance for that while only.
     """
@@ -94,7 +94,7 @@ def _least_loaded(
     least, equals = math.inf, list(candidates[:1])
     for candidate in candidates:
         name = candidate.instance_id
-        # The session to come is counted too: else all idle instances are equal, whatever their weight.
+        # The connection to come is counted too: else all idle instances are equal, whatever their weight.
         load = (live.get(name, 0) + 1) / weights.get(name, candidate.weight)
         if load < least:
             least, equals = load, [candidate]

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from attrs import evolve
 
 from ..models import HealthStatus, Instance, RoutingRule, Service, ServiceSpec, ServiceStatus
-from .loopback import authority
+from .hosts import authority
 from .routing import Backend, BackendState, RoutingTable
 from .secrets import shown
 
@@ -114,7 +114,7 @@ def routing_table(
     instances: Iterable[Instance],
     tokens: Mapping[str, str] = MappingProxyType({}),
 ) -> RoutingTable:
-    """What the gateway may know. An instance whose service was unregistered is in it no more.
+    """The table that the gateway routes by. It has no instances of services that were unregistered.
 
     `tokens`: those of hosted agents, by instance id.
     """

@@ -92,7 +92,7 @@ class ControlPlane:
         }
 
     def troubles(self) -> tuple[str, ...]:
-        """What does not work just now, and will again by itself; services run on all the same."""
+        """Faults that last now and end by themselves; services keep running."""
         of_the_file, of_storage = self._lock.trouble(), self.store.degraded
         return (*filter(None, (of_the_file, of_storage)), *self.supervisor.troubles())
 

@@ -144,7 +144,7 @@ class ManagerLife:
 
             nursery.start_soon(partial(hurry, self._hurried, kill=False))
             nursery.start_soon(partial(hurry, self._killing, kill=True))
-            # First, while workers serve on: they drain their sessions as the gateway of this process does.
+            # First, while workers serve on: they drain their connections as the gateway of this process does.
             await plane.supervisor.shutdown(leave_running=self._leave_running)
             self._listeners.stop_workers(leave=self._leave_running)
             if not self._leave_running:
@@ -171,7 +171,7 @@ class ManagerLife:
             self._listeners.stop_workers(leave=True)
 
     def hurry(self, *, kill: bool = False) -> None:
-        """While it ends: waits for no more sessions; and with `kill`, for no process to end by itself."""
+        """While it ends: waits for no connection any more; with `kill`, for no process either."""
         self._hurried.set()
         if kill:
             self._killing.set()

@@ -9,7 +9,7 @@ from functools import partial
 
 import trio
 
-from ..core.loopback import is_loopback
+from ..core.hosts import is_loopback
 from ..process.listening import open_listeners
 from ..proxy.certificate import Certificate
 from ..worker.spec import WorkerSpec
@@ -55,7 +55,7 @@ class ManagerListeners:
                 spec.host,
                 spec.port,
             )
-        # Who asks for none gets those that a former manager left there: their sessions are worth more.
+        # Without a number given, those that a former manager left there are kept: their connections go on.
         left = plane.worker_manager.left_at(spec.host)
         if count := workers or sum(worker.hello.port == spec.port for worker in left):
             worker_set = WorkerSet(spec, count, worker_manager=plane.worker_manager)

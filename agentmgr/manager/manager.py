@@ -16,7 +16,8 @@ from attrs import evolve
 
 from .. import models
 from ..core import stats, view
-from ..core.routing import ClientRequest, RoutingDecision
+from ..core.request import ClientRequest
+from ..core.routing import RoutingDecision
 from ..core.secrets import restored
 from ..core.stats import Histogram
 from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, WrongState
@@ -108,7 +109,7 @@ class AgentManager:
         self._life.end(leave_running=leave_running)
 
     def hurry(self, *, kill: bool = False) -> None:
-        """While it ends: wait for no more sessions; and with `kill`, for no process to end by itself."""
+        """While it ends: wait for no connection any more; with `kill`, for no process either."""
         self._life.hurry(kill=kill)
 
     async def wait_shutdown_requested(self) -> None:
@@ -218,7 +219,7 @@ class AgentManager:
         return plane.view(plane.registry.service(ref))
 
     def get_environments(self) -> dict[str, dict[str, str]]:
-        """The variables of each service, by its name, with their values: not for every eye."""
+        """The variables of each service, by its name, with their values, which may be secrets."""
         return {spec.name: dict(spec.config.env) for spec in self._live().registry.services()}
 
     def list_services(
@@ -257,7 +258,7 @@ class AgentManager:
     # Figures
 
     def get_service_stats(self, ref: str) -> dict[str, Any]:
-        """What it did ever, kept across restarts, and its live sessions. Raises `ServiceNotFound`."""
+        """What it did ever, kept across restarts, and its open connections. Raises `ServiceNotFound`."""
         spec = self._live().registry.service(ref)
         return self._live().stats([spec])[spec.name]
 
@@ -275,7 +276,7 @@ class AgentManager:
         return stats.system_stats(plane.views(), plane.connections(), troubles=plane.troubles())
 
     def get_connection_stats(self) -> dict[str, Any]:
-        """Live sessions: `{total_connections, by_status, by_service}`."""
+        """Open connections: `{total_connections, by_status, by_service}`."""
         plane = self._live()
         return stats.connection_stats(plane.views(), plane.connections())
 
@@ -292,7 +293,7 @@ class AgentManager:
         return self._live().store.timings
 
     def get_dropped_facts(self) -> int:
-        """How many events, checks and ends of sessions this manager could not write, and gave up."""
+        """How many events, checks and ends of connections this manager could not write, and gave up."""
         return self._live().store.dropped
 
     def get_info(self) -> dict[str, Any]:
@@ -326,7 +327,7 @@ class AgentManager:
         return self._live().registry.rule(ref)
 
     async def create_routing_rule(self, rule: RoutingRule) -> RoutingRule:
-        """Raises `NameTaken`. It holds for the next client; sessions that are open stay where they are."""
+        """Raises `NameTaken`. It holds for the next client; open connections stay where they are."""
         plane = self._live()
         return await _rule_changed(plane, "rule.created", await plane.registry.add_rule(rule))
 
@@ -365,11 +366,11 @@ class AgentManager:
     # Connections
 
     def list_connections(self) -> tuple[models.Connection, ...]:
-        """The live sessions through the gateway."""
+        """The open connections through the gateway."""
         return self._live().connections()
 
     def disconnect(self, connection_id: str, *, code: int = 1008, reason: str = "") -> None:
-        """Close one session, on both sides. Raises `ConnectionNotFound`."""
+        """Close one connection, on both sides. Raises `ConnectionNotFound`."""
         self._live().disconnect(connection_id, code=code, reason=reason)
 
     async def serve_proxy(
@@ -427,8 +428,8 @@ class AgentManager:
         return token, key
 
     async def delete_token(self, ref: str, *, leave_open: bool = False) -> Token:
-        """Revokes a token: its sessions through the gateway are closed with 1008, and its followed events and
-        logs and its waiting requests end, unless `leave_open`. Raises `TokenNotFound`.
+        """Revokes a token: its connections through the gateway are closed with 1008, and its followed events
+        and logs and its waiting requests end, unless `leave_open`. Raises `TokenNotFound`.
         """
         plane = self._live()
         token = await plane.tokens.delete(ref, leave_open=leave_open)

@@ -97,7 +97,7 @@ class Recorder:
         seen, last = (instance.status, instance.health), self._last_seen.get(instance.instance_id)
         if seen != last:
             self._last_seen[instance.instance_id] = seen
-            # What runs on is not running anew because it answers its checks in another way.
+            # A change of health alone is `instance.health`: `instance.running` would mean a new start.
             changed = instance.status if last is None or last[0] is not instance.status else "health"
             self._announce(f"instance.{changed}", instance)
         if instance.status is ServiceStatus.STOPPED:

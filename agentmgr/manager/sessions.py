@@ -22,8 +22,8 @@ from wsproto.utilities import ProtocolError
 
 from .. import protocol
 from ..codec import parse_json
-from ..core.loopback import authority
-from ..core.proof import IDENTITY_HEADER
+from ..core.gateway_headers import IDENTITY_HEADER
+from ..core.hosts import authority
 from ..core.routing import Backend, BackendState
 from ..core.view import routing_table
 from ..errors import AgentManagerError, InvalidRequest, NoServiceAvailable, WrongState

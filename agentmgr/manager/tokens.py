@@ -1,4 +1,4 @@
-"""Who may ask over TCP."""
+"""The tokens of one database: which are valid, and whether the API and the gateway ask for one."""
 
 from __future__ import annotations
 

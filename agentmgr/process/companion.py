@@ -12,7 +12,7 @@ from ..errors import AgentManagerError, leaves
 
 
 class Companion:
-    """What `__aenter__` and `__aexit__` of a class with a `run` method have in common.
+    """Runs a class's `run` method in a task while an `async with` block of it is open.
 
     An error of ours while it starts, and the body's own error, leave as they are. An error of `run` after its
     start cancels the body and leaves in an exception group, as from any nursery.

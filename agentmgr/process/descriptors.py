@@ -1,7 +1,7 @@
 """How many files may be open at once: as many as this process can get, and the usual number in its children.
 
 The usual soft limit of 1024 is for programs that use select(), which breaks above it; a gateway has two
-sockets for each session. See systemd.exec(5) on LimitNOFILE.
+sockets for each connection. See systemd.exec(5) on LimitNOFILE.
 """
 
 from __future__ import annotations

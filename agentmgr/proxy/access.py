@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from attrs import evolve, frozen
 
 from ..core.admission import RateLimit, remove_one
-from ..core.origin import origin_allowed
+from ..core.hosts import origin_allowed
 from ..models import Token
 from ..protocol import BEARER
 from ..websocket.head import RequestHead

@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from attrs import frozen
 
-from ..core.proof import CONNECTION_HEADER, IDENTITY_HEADER, from_gateway, from_proxy
+from ..core.gateway_headers import CONNECTION_HEADER, IDENTITY_HEADER, from_gateway, from_proxy
 from ..websocket.head import Fields, RequestHead
 
 Networks = Sequence[IPv4Network | IPv6Network]

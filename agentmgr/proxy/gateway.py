@@ -10,7 +10,7 @@ import trio
 
 from ..core.admission import Seats
 from ..core.affinity import Affinity
-from ..core.origin import origins
+from ..core.hosts import origins
 from ..core.outliers import OutlierPolicy
 from ..core.request import ClientRequest
 from ..core.routing import Router, RoutingDecision, RoutingTable

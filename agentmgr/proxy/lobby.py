@@ -141,7 +141,7 @@ class Lobby:
         Raises `Refusal`: no instance, none that is starting, or none free in time. Raises `ClientGone`.
         """
         seat = self._pick(visit) or await self._wait(visit)
-        del visit  # it has the client's whole request, and this frame stays as long as the session
+        del visit  # it has the client's whole request, and this frame stays as long as the connection
         if seat is None:
             yield None
             return

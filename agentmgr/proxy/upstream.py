@@ -10,7 +10,7 @@ from secrets import token_hex
 import h11
 import trio
 
-from ..core.loopback import authority
+from ..core.hosts import authority
 from ..core.proof import PROOF_HEADER, sender_proof
 from ..core.routing import Backend
 from ..websocket.head import BadResponse, RequestHead, ResponseHead, check_switch, parse_response

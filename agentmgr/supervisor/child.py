@@ -27,7 +27,7 @@ import trio
 from attrs import evolve
 
 from ..core.health import ProbeResult
-from ..core.loopback import authority
+from ..core.hosts import authority
 from ..core.restart import Cause, Exit
 from ..models import CheckKind, InstanceRecord, ServiceSpec
 from . import addresses, listening_sockets, logs

@@ -17,7 +17,7 @@ from typing import Any
 import trio
 from attrs import frozen
 
-from ..core.loopback import authority
+from ..core.hosts import authority
 from ..core.proof import DRAIN_PATH, PROOF_HEADER, proof, sender_proof
 
 _WAIT_S = 5.0  #: the host answers when no session is left, or after so long

@@ -39,7 +39,7 @@ from wsproto.utilities import ProtocolError
 
 from ..codec import parse_json
 from ..core.health import ProbeResult
-from ..core.loopback import authority
+from ..core.hosts import authority
 from ..core.proof import HEALTH_PATH, PROOF_HEADER, proof, sender_proof
 from ..models import CheckKind, CheckMethod
 from ..protocol import FAILED, NORMAL

@@ -115,7 +115,7 @@ async def connect(host: str, port: int, dial: Dial | None = None) -> Wire:
         with ExitStack() as until_connected:
             wire = until_connected.enter_context(closing(Wire(sock)))
             try:
-                tune(sock, far=not _is_loopback(address[0]))
+                tune(sock, far=not _numeric_loopback(address[0]))
                 await connect_socket(sock, address)
             except OSError as error:
                 last = error
@@ -168,7 +168,7 @@ async def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, t
     return [(family, (str(address[0]), int(address[1]))) for family, _, _, _, address in found]
 
 
-def _is_loopback(address: str) -> bool:
+def _numeric_loopback(address: str) -> bool:
     return address.startswith("127.") or address == "::1"
 
 

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 
 from agentmgr.api import serve_api
-from agentmgr.core.loopback import is_loopback
+from agentmgr.core.hosts import is_loopback
 from agentmgr.errors import InvalidRequest
 from agentmgr.manager import AgentManager
 

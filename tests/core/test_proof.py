@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from agentmgr.core.gateway_headers import from_gateway
 from agentmgr.core.proof import (
     PROOF_AGE_S,
     SenderProofs,
-    from_gateway,
     is_challenge,
     proof,
     sender_proof,

@@ -189,7 +189,7 @@ OPTIONS = {
 
 async def test_both_legs_notice_a_pulled_cable(lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within 90 s: the kernel is asked to, and nothing on loopback can show more."""
-    monkeypatch.setattr("agentmgr.websocket.sockets._is_loopback", lambda address: False)
+    monkeypatch.setattr("agentmgr.websocket.sockets._numeric_loopback", lambda address: False)
     async with lab.gateway(await lab.instance()) as stage:
         await stage.open()
         (session,) = stage.gateway.live_connections

@@ -8,7 +8,7 @@ from typing import Any
 import asyncclick as click
 import trio
 
-from ...core.origin import is_origin
+from ...core.hosts import is_origin
 from ...errors import InvalidRequest
 from ...models import HostConfig
 from ..group import Cli, subcommand

@@ -1,14 +1,32 @@
-"""Which web pages may connect. A browser sends an `Origin` with each WebSocket handshake; programs do not."""
+"""Hosts and ports: how they are written, which can only mean this machine, and which web pages may connect.
+
+A browser sends an `Origin` with each WebSocket handshake; programs do not.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
-from .loopback import is_loopback
-
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+/?", re.IGNORECASE)
+
+
+def authority(host: str, port: int) -> str:
+    """As in a URL and in `Host`: an IPv6 address stands in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """`host` is a name or an address; IPv6 may stand in brackets. For names see RFC 6761, section 6.3."""
+    name = host.strip("[]").lower().rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def is_origin(text: str) -> bool:

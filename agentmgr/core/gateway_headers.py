@@ -1,0 +1,37 @@
+"""The headers by which a gateway says to a hosted agent who its client is.
+
+An agent believes them only with the gateway's proof (`core.proof`); from a client they are removed.
+"""
+
+from __future__ import annotations
+
+import re
+
+IDENTITY_HEADER = "X-Agentmgr-Identity"
+"""The name of the client's token; from the gateway, and only with its proof."""
+
+CONNECTION_HEADER = "X-Agentmgr-Connection"
+"""The gateway's id of the client's connection. (`X-Request-Id` may be what a trusted proxy sent.)"""
+
+_FORWARDED = frozenset(
+    {"forwarded", "x-forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host",
+     "x-forwarded-port", "x-real-ip", "x-request-id"}
+)  # fmt: skip
+_NO_LETTER = re.compile(r"[^a-z0-9]")
+
+
+def from_gateway(name: str) -> bool:
+    """Whether only a gateway may send a header of that name, in whatever spelling an agent may read it."""
+    plain = _plain(name)
+    return plain in _FORWARDED or plain.startswith(("x-agentmgr-", "x-forwarded-"))
+
+
+def from_proxy(name: str) -> bool:
+    """Whether a gateway passes on what a trusted proxy says in a header of that name, as X-Forwarded-User."""
+    plain = _plain(name)
+    return plain.startswith("x-forwarded-") and plain not in _FORWARDED
+
+
+def _plain(name: str) -> str:
+    # CGI and WSGI make a variable's name of it, and some servers write each of -, _ and . as the same there.
+    return _NO_LETTER.sub("-", name.lower())

@@ -1,4 +1,4 @@
-"""Where an author's failure stops: it is caught whole, and ends neither the process nor another session.
+"""Contains what an agent's code raises: it ends one turn or session, not the process or another session.
 
 An author's code may raise anything: `sys.exit()`, the `CancelledError` of an asyncio loop of its own, a
 `BaseException` of a library's, a group of all of them. Two exceptions are the host's own, and go on:
@@ -7,8 +7,8 @@ An author's code may raise anything: `sys.exit()`, the `CancelledError` of an as
   from another scope, arrives while none is.
 * `KeyboardInterrupt`, if a signal's handler raised it.
 
-What is said of an author's exception is made here too, because its `__str__` may raise, may give megabytes,
-or half of a character.
+The text that describes an author's exception is made here too: its `__str__` may raise, or may return
+megabytes, or half of a character.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .errors import leaves, members_of
 
 T = TypeVar("T")
 
-logger = logging.getLogger("agentmgr.agent")
+logger = logging.getLogger(__name__)
 
 MAX_NAME = 100
 MAX_MESSAGE = 1000

@@ -14,6 +14,7 @@ from quart_trio import QuartTrio
 from ..codec import from_plain, parse_json, to_json
 from ..errors import InvalidRequest, VersionMismatch
 from ..models import new_id
+from ..websocket.refusal import RefusalCode
 from .auth import Access
 from .connection import PEER_UID
 from .operations import BASE, Answer, Call, Operation, Server
@@ -120,7 +121,9 @@ def _view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respo
                 raise
             raise HttpProblem(412, error.code, error.message) from None
         if valid.cancelled_caught:
-            raise HttpProblem(401, "unauthorized", "This token was revoked, or has expired, meanwhile.")
+            raise HttpProblem(
+                401, RefusalCode.UNAUTHORIZED, "This token was revoked, or has expired, meanwhile."
+            )
         return _respond(answer) if isinstance(answer, Answer) else answer
 
     return view

@@ -14,6 +14,7 @@ from werkzeug.datastructures import Headers
 
 from ..errors import SessionNotFound
 from ..models import Token, utc_now
+from ..websocket.refusal import RefusalCode
 from .cross_site import CrossSiteGuard
 from .problems import HttpProblem
 
@@ -61,14 +62,14 @@ class Access:
         now = utc_now()
         if token is None or token.expired(now):
             raise HttpProblem(
-                401, "unauthorized", "This token is not known, or has expired.", headers=_CHALLENGE
+                401, RefusalCode.UNAUTHORIZED, "This token is not known, or has expired.", headers=_CHALLENGE
             )
         if scope == "sessions" and not token.allows(scope, now):
             # Of somebody else's session it learns nothing, not even whether there is one.
             raise SessionNotFound("no session has this id, or this token does not have the scope 'sessions'")
         if scope is not None and not _allows(token, scope, now):
             wanted = " or ".join(map(repr, scope.split()))
-            raise HttpProblem(403, "forbidden", f"This token does not have the scope {wanted}.")
+            raise HttpProblem(403, RefusalCode.FORBIDDEN, f"This token does not have the scope {wanted}.")
         return token
 
 
@@ -91,7 +92,7 @@ def _unauthorized(reason: str) -> HttpProblem:
         f"{reason}: send `Authorization: Bearer KEY`; "
         "the manager's user makes a key with `agentmgr tokens create NAME --scope read` (or admin)."
     )
-    return HttpProblem(401, "unauthorized", detail, headers=_CHALLENGE)
+    return HttpProblem(401, RefusalCode.UNAUTHORIZED, detail, headers=_CHALLENGE)
 
 
 def _allows(token: Token, scope: str, now: datetime) -> bool:

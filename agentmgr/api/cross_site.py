@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from attrs import frozen
 from werkzeug.datastructures import Headers
 
+from ..websocket.refusal import RefusalCode
 from .problems import HttpProblem
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -32,15 +33,19 @@ class CrossSiteGuard:
         if not self._known(host):
             raise HttpProblem(
                 403,
-                "host_not_allowed",
+                RefusalCode.HOST_NOT_ALLOWED,
                 f"Host {host!r} is not this machine; ask http://localhost, or use tokens for other names.",
             )
         origin = headers.get("Origin")
         if origin is not None:
             if origin not in self.origins and origin.partition("://")[2].lower() != host.lower():
-                raise HttpProblem(403, "origin_not_allowed", f"Pages of {origin} may not use this API.")
+                raise HttpProblem(
+                    403, RefusalCode.ORIGIN_NOT_ALLOWED, f"Pages of {origin} may not use this API."
+                )
         elif headers.get("Sec-Fetch-Site") in ("cross-site", "same-site") and not navigates:
-            raise HttpProblem(403, "origin_not_allowed", "Pages of other sites may not use this API.")
+            raise HttpProblem(
+                403, RefusalCode.ORIGIN_NOT_ALLOWED, "Pages of other sites may not use this API."
+            )
 
     def _known(self, host: str) -> bool:
         try:

@@ -14,7 +14,8 @@ In reading order:
     recorder         what supervisor and gateway report: written down, counted, measured for `/metrics`
     events           what happened, for those who follow
     listeners        the gateway's address, served by this process or by workers; the names of all listeners
-    tokens, tickets, gateway_access   who may use the API and the gateway
+    tokens           which tokens are valid, and whether API and gateway ask for one
+    gateway_access   who may use the gateway: tokens, and tickets for one connection
     worker_set       the worker processes that serve the gateway on one port: start, adoption, restart, end
     worker_manager   the orders that workers get and their reports: seats, tables, connections
     factory_path     where an agent's factory is: a file, a file and a name, or a module and a name

@@ -17,6 +17,7 @@ from ..settings import Settings
 from ..storage.sqlite import check, open_store
 from ..storage.store import Store
 from ..supervisor import system
+from ..supervisor.adoption import Recorded
 from .control_plane import ControlPlane
 from .listeners import ManagerListeners
 from .tokens import Tokens
@@ -83,42 +84,20 @@ class ManagerLife:
         # what it started, and the gateway to get its last table. It is cancelled below, when that is done.
         machinery, talking = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
 
-        async def run_machinery(*, task_status: trio.TaskStatus[None]) -> None:
-            with machinery:
-                async with trio.open_nursery() as inner:
-                    inner.start_soon(plane.publisher.run)
-                    inner.start_soon(plane.recorder.measure_lag)
-                    inner.start_soon(self._watch_database)
-                    if self.supervises:
-                        inner.start_soon(plane.sessions.keep_pruned, plane.events.announce)
-                        adopt = _by_service(snapshot.services, snapshot.instances)
-                        await inner.start(partial(plane.supervisor.run, adopt=adopt))
-                    task_status.started()
-
-        async def talk_with_workers(*, task_status: trio.TaskStatus[None]) -> None:
-            with talking, control_listener(self._paths.worker_socket) as listener:
-                async with trio.open_nursery() as inner:
-                    inner.start_soon(plane.worker_manager.serve, listener)
-                    inner.start_soon(plane.worker_manager.keep_reporting_seats)
-                    again = partial(keep_bound, make_directory=self._paths.create)
-                    inner.start_soon(again, self._paths.worker_socket, plane.worker_manager.serve)
-                    await await_returning(plane.worker_manager, self._paths)
-                    plane.worker_manager.resume()
-                    task_status.started()
-
         async with trio.open_nursery() as nursery:
             plane = ControlPlane(
                 store, snapshot, tokens, self.lock, nursery, self._settings, self._paths,
                 supervises=self.supervises,
             )  # fmt: skip
             try:
-                await nursery.start(run_machinery)
+                adopt = _by_service(snapshot.services, snapshot.instances)
+                await nursery.start(self._run_machinery, plane, adopt, machinery)
                 if self.supervises:
                     await _start_what_should_run(plane)
                 plane.publisher.changed()
                 await plane.publisher.published()
                 if self.supervises:
-                    await nursery.start(talk_with_workers)
+                    await nursery.start(self._talk_with_workers, plane, talking)
                 self.plane = plane
                 self.started_at = utc_now()
                 started()
@@ -134,6 +113,40 @@ class ManagerLife:
                     talking.cancel()
                     machinery.cancel()
                     nursery.cancel_scope.cancel()
+
+    async def _run_machinery(
+        self,
+        plane: ControlPlane,
+        adopt: Recorded,
+        scope: trio.CancelScope,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        with scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(plane.publisher.run)
+                nursery.start_soon(plane.recorder.measure_lag)
+                nursery.start_soon(self._watch_database)
+                if self.supervises:
+                    nursery.start_soon(plane.sessions.keep_pruned, plane.events.announce)
+                    await nursery.start(partial(plane.supervisor.run, adopt=adopt))
+                task_status.started()
+
+    async def _talk_with_workers(
+        self, plane: ControlPlane, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]
+    ) -> None:
+        """Counts as started when every worker of a former manager has declared its seats."""
+        workers, path = plane.worker_manager, self._paths.worker_socket
+        with scope, control_listener(path) as listener:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(workers.serve, listener)
+                nursery.start_soon(workers.keep_reporting_seats)
+                nursery.start_soon(
+                    partial(keep_bound, make_directory=self._paths.create), path, workers.serve
+                )
+                await await_returning(workers, self._paths)
+                workers.resume()
+                task_status.started()
 
     async def _end_services(self, plane: ControlPlane) -> None:
         async with trio.open_nursery() as nursery:

@@ -54,6 +54,7 @@ _AUTO = CheckMethod(CheckKind.AUTO)
 
 _OTHER_PATH = "where another path answers: --ready websocket:PATH or --ready http:PATH"
 _NO_HTTP = "where it speaks another protocol: --ready tcp"
+_SILENT = "accepted and said nothing"
 
 
 class _Failed(Exception):
@@ -98,7 +99,7 @@ class Probe:
             with trio.move_on_after(timeout_s) as patience:
                 try:
                     await connect_socket(sock, (self.host, self.port))
-                    peer.seen = "accepted and said nothing"
+                    peer.seen = _SILENT
                     status, remark = await self._ask(peer)
                 except _Failed as refused:
                     failure = refused
@@ -276,6 +277,6 @@ class _Peer:
             raise _Failed("closed the connection without a whole answer")
         if self._count > _MAX_ANSWER_BYTES:
             raise _Failed("sent too much")
-        if self.seen == "accepted and said nothing":
+        if self.seen is _SILENT:
             self.seen = "accepted and sent no whole HTTP answer"
         return data

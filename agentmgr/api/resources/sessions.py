@@ -14,6 +14,7 @@ from quart import Response
 
 from ...manager.stored_sessions import shortened, without_content
 from ...models.sessions import SessionDetail, SessionPage, SessionQuestion, SessionState
+from ...websocket.refusal import RefusalCode
 from ..operations import Answer, Call, Operations
 from ..paging import Page, PageQuery, page
 from ..problems import HttpProblem
@@ -60,7 +61,7 @@ class NewAnswer:
 async def list_sessions(call: Call, query: SessionsQuery) -> Answer:
     """The conversations of a service, the last used first; with the scope `read`, ids are shortened."""
     if query.q is not None and not call.sees_conversations:  # it would find out an id, letter by letter
-        raise HttpProblem(403, "forbidden", "To search, this token needs the scope 'sessions'.")
+        raise HttpProblem(403, RefusalCode.FORBIDDEN, "To search, this token needs the scope 'sessions'.")
     found = await call.manager.sessions.list(
         call.ref,
         state=query.state,

@@ -11,6 +11,7 @@ from ...manager.gateway_access import LONGEST_LIFE_S, TICKET_LIFE_S
 from ...manager.tokens import MOST_DAYS
 from ...models import Ticket, Token, TokenPolicy, utc_now
 from ...models.fields import as_in, up_to
+from ...websocket.refusal import RefusalCode
 from ..operations import BASE, Answer, Call, Operations
 from ..paging import Page, PageQuery, page
 from ..problems import HttpProblem
@@ -72,7 +73,9 @@ async def create_ticket(call: Call, body: NewTicket | None) -> Answer:
     body = body or NewTicket()
     opens = call.token.connects_to(utc_now()) if call.token else None
     if opens is not None and body.service is not None and body.service not in opens:
-        raise HttpProblem(403, "forbidden", f"This token does not allow connecting to {body.service!r}.")
+        raise HttpProblem(
+            403, RefusalCode.FORBIDDEN, f"This token does not allow connecting to {body.service!r}."
+        )
     ticket = call.manager.issue_ticket(call.token, body.service, expires_in_s=body.expires_in_s)
     return Answer(ticket, 201)
 

@@ -32,10 +32,14 @@ COMING_AT_ONCE = 16
 """Sessions with unfinished turns that are taken up at once when a host starts."""
 
 
+_ANY_OWNER = Client()  #: in a `_Arrival`: the host itself asks
+
+
 @define
 class _Arrival:
     """A session on its way into memory; those who ask for it meanwhile wait together."""
 
+    client: Client  #: who asked first; only its owner's session is taken up
     done: trio.Event = Factory(trio.Event)
     session: Session | None = None
     problem: BadInput | None = None
@@ -177,24 +181,24 @@ class SessionRegistry:
             raise self._ids.missing(session_id, client.identity, durable=self.journal is not None)
         if only_here or self._going_away:
             raise BadInput(ErrorCode.DRAINING, "this agent ends soon and takes no session up; connect again")
-        arrival = self._arrivals.get(session_id)
-        if arrival is None:
-            assert self._nursery is not None, "run() is not running"
-            arrival = self._arrivals[session_id] = _Arrival()
-            # A task of its own: who asks may go away, and what is claimed must be held or given up.
-            self._nursery.start_soon(self._arrive, session_id, arrival, self.journal)
-        await arrival.done.wait()
-        if arrival.problem is not None:
-            raise arrival.problem
-        if arrival.session is None:
-            raise self._ids.missing(session_id, client.identity, durable=True)
-        return arrival.session
+        while True:
+            arrival = self._arrivals.get(session_id)
+            if arrival is None:
+                assert self._nursery is not None, "run() is not running"
+                arrival = self._arrivals[session_id] = _Arrival(client)
+                # A task of its own: who asks may go away, and what is claimed must be held or given up.
+                self._nursery.start_soon(self._arrive, session_id, arrival, self.journal)
+            await arrival.done.wait()
+            if arrival.session is not None:
+                return arrival.session
+            if arrival.client.identity == client.identity:  # else another one asked, who may not have it
+                raise arrival.problem or self._ids.missing(session_id, client.identity, durable=True)
 
     async def _arrive(self, session_id: str, arrival: _Arrival, journal: SessionJournal) -> None:
         self._reserved += 1
         try:
             # A boundary: what a journal has may be damaged, and would end all sessions of this host.
-            outcome = await contain(lambda: self._claim(session_id, journal))
+            outcome = await contain(lambda: self._claim(session_id, arrival.client, journal))
             if isinstance(outcome, Failure):
                 arrival.problem = _problem(session_id, outcome.error)
             elif outcome is not None:
@@ -206,9 +210,11 @@ class SessionRegistry:
             del self._arrivals[session_id]
             arrival.done.set()
 
-    async def _claim(self, session_id: str, journal: SessionJournal) -> Session | None:
+    async def _claim(self, session_id: str, client: Client, journal: SessionJournal) -> Session | None:
         self._make_room()
-        held = await journal.take_up(session_id)
+        held = await journal.take_up(
+            session_id, None if client is _ANY_OWNER else lambda owner: owner == client.identity
+        )
         if held is None:
             return None
         try:
@@ -236,7 +242,7 @@ class SessionRegistry:
             async with limiter:
                 if session_id not in self._sessions:
                     try:
-                        await self._take_up(session_id, Client(), False)
+                        await self._take_up(session_id, _ANY_OWNER, False)
                     except BadInput as problem:  # it may be held elsewhere by now
                         logger.info("unfinished turns of %s… are left: %s", session_id[:8], problem)
 

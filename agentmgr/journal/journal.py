@@ -5,7 +5,7 @@ All times are Unix times in seconds. What is JSON is kept as its text: the journ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Protocol
 
@@ -217,6 +217,9 @@ FRAMES_LOADED = 4096
 FRAME_BYTES_LOADED = 2**20
 
 
+MayOwn = Callable[[str | None], bool]
+
+
 class SessionJournal(Protocol):
     """Where the sessions of a service are kept. A host has one, and calls it from its trio thread."""
 
@@ -231,8 +234,8 @@ class SessionJournal(Protocol):
     async def create(self, record: SessionRecord) -> Held:
         """A new session, which this host holds, committed with its first changes. Raises `NameTaken`."""
 
-    async def take_up(self, session_id: str) -> Held | None:
-        """Claims a session; None for one that there is not.
+    async def take_up(self, session_id: str, may_own: MayOwn | None = None) -> Held | None:
+        """Claims a session; None where there is none, or `may_own` is false of its owner.
 
         One that has ended is not claimed: its `loaded.record` says how it ended. Raises `HeldElsewhere`,
         `Unreachable`.

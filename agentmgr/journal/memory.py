@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from .journal import Change, Copy, Frame, Held, SessionRecord, Snapshot, StoredFrame
+from .journal import Change, Copy, Frame, Held, MayOwn, SessionRecord, Snapshot, StoredFrame
 
 
 class MemoryJournal:
@@ -19,7 +19,7 @@ class MemoryJournal:
         await trio.lowlevel.checkpoint()
         return _InMemory(record)
 
-    async def take_up(self, session_id: str) -> Held | None:
+    async def take_up(self, session_id: str, may_own: MayOwn | None = None) -> Held | None:
         await trio.lowlevel.checkpoint()
         return None
 

@@ -23,6 +23,7 @@ from .held import HeldSession
 from .journal import (
     Held,
     HeldElsewhere,
+    MayOwn,
     NameTaken,
     SessionRecord,
     Snapshot,
@@ -85,8 +86,8 @@ class SqliteJournal:
             await trio.lowlevel.checkpoint()
         return self._hold(place, Snapshot(record, (), ()))
 
-    async def take_up(self, session_id: str) -> Held | None:
-        claimed = await self._try(self._writer, lambda: self._claim(session_id))
+    async def take_up(self, session_id: str, may_own: MayOwn | None = None) -> Held | None:
+        claimed = await self._try(self._writer, lambda: self._claim(session_id, may_own))
         if claimed is None:
             return None
         if isinstance(claimed, str):
@@ -310,8 +311,8 @@ class SqliteJournal:
             self._reads.execute("PRAGMA query_only = ON")
         return self._reads
 
-    def _claim(self, session_id: str) -> tuple[int, int] | str | None:
-        return writing.claim(self._open_db(), self._holder, session_id, self._may_hold)
+    def _claim(self, session_id: str, may_own: MayOwn | None) -> tuple[int, int] | str | None:
+        return writing.claim(self._open_db(), self._holder, session_id, self._may_hold, may_own)
 
     def _may_hold(self, holder: str) -> bool:
         return holders.may_hold(self._path.parent, holder)

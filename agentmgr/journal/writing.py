@@ -21,6 +21,7 @@ from .journal import (
     Change,
     Frame,
     Kept,
+    MayOwn,
     SessionEnded,
     SessionRecord,
     Snapshot,
@@ -164,18 +165,24 @@ def write_whole(
 
 
 def claim(
-    db: sqlite3.Connection, holder: str, session_id: str, may_hold: Callable[[str], bool]
+    db: sqlite3.Connection,
+    holder: str,
+    session_id: str,
+    may_hold: Callable[[str], bool],
+    may_own: MayOwn | None = None,
 ) -> tuple[int, int] | str | None:
     """The row and the epoch of a session that is `holder`'s now, with epoch 0 for one that has ended; or who
-    holds it, and may; or None where there is none.
+    holds it, and may; or None where there is none, or its owner may not have it.
     """
     with transaction(db):
         found = db.execute(
-            "SELECT id, holder, epoch, ended_at FROM sessions WHERE session_id = ?", (session_id,)
+            "SELECT id, owner, holder, epoch, ended_at FROM sessions WHERE session_id = ?", (session_id,)
         ).fetchone()
         if found is None:
             return None
-        row, other, epoch, ended_at = found
+        row, owner, other, epoch, ended_at = found
+        if may_own is not None and not may_own(owner):
+            return None
         if ended_at is not None:
             return row, 0
         if other not in (None, holder) and may_hold(other):

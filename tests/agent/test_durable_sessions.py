@@ -309,9 +309,9 @@ async def test_two_requests_for_one_session_take_it_up_once(path, monkeypatch):
         taken = []
         real = url.sessions.journal.take_up
 
-        async def take_up(session_id):
+        async def take_up(session_id, may_own=None):
             taken.append(session_id)
-            return await real(session_id)
+            return await real(session_id, may_own)
 
         monkeypatch.setattr(url.sessions.journal, "take_up", take_up)
         async with bare_client(url) as one, bare_client(url) as two, trio.open_nursery() as nursery:
@@ -329,10 +329,14 @@ async def test_the_session_of_another_identity_does_not_exist(path, thief):
     async with durable(echo, path) as url, bare_client(url, alice) as client:
         await client.open()
     async with durable(echo, path) as url:
-        async with bare_client(url, {"X-Agentmgr-Identity": thief} if thief else {}) as eve:
+        eve_is = {"X-Agentmgr-Identity": thief} if thief else {}
+        async with bare_client(url, eve_is) as eve:
             assert (await resume(eve, client.session_id))["reason"] == "unknown"
-        async with bare_client(url, alice) as again:
-            assert (await resume(again, client.session_id))["code"] == "resumed"
+            assert len(url.sessions) == 0  # nor does it move to where another one asks for it
+            async with bare_client(url, alice) as again:
+                assert (await resume(again, client.session_id))["code"] == "resumed"
+            async with durable(echo, path) as elsewhere, bare_client(elsewhere, eve_is) as there:
+                assert (await resume(there, client.session_id))["code"] == "session_not_found"
 
 
 async def test_a_client_may_end_its_session_and_then_it_is_not_taken_up(path):

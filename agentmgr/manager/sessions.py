@@ -248,7 +248,7 @@ class _Host:
                 self._unacked = 0
                 await self.send(protocol.ACK, session_id=session_id, seq=said["seq"])
 
-    async def events(self) -> AsyncGenerator[Any, None]:
+    async def events(self) -> AsyncGenerator[dict[str, Any], None]:
         """Until the host closes the connection."""
         text = ""
         while True:
@@ -258,7 +258,8 @@ class _Host:
                         text += str(data)
                         if finished:
                             said, text = parse_json(text), ""
-                            yield said
+                            if isinstance(said, dict):
+                                yield said
                     case Ping():
                         await self._wire.send_all(self._websocket.send(event.response()))
                     case CloseConnection():

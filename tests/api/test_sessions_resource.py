@@ -306,6 +306,44 @@ async def test_who_may_only_read_sees_no_content_and_no_way_in(
         assert (await http.delete("/services/talk", headers=seer)).status_code == 403
 
 
+async def test_a_manager_speaks_in_the_owners_name(
+    http: httpx2.AsyncClient, manager: AgentManager, endpoint: str, nursery: trio.Nursery
+) -> None:
+    port = await nursery.start(manager.serve_proxy, "localhost", 0)
+    _, key = await manager.create_token("app", ["connect"])
+    headers = {"Authorization": f"Bearer {key}"}
+    admin = await bearer(manager, "admin")
+    async with open_session(f"ws://localhost:{port}/services/talk", headers=headers) as session:
+        await session.ask("hello")
+        listed = await http.get("/services/talk/sessions", params={"owner": "app"}, headers=admin)
+        assert [one["session_id"] for one in listed.json()["items"]] == [session.session_id]
+        path = f"/sessions/{session.session_id}"
+        said = await http.post(f"{path}/messages", json={"content": "for app"}, headers=admin)
+        assert said.status_code == 202
+        while (event := await session.receive()).event != "agent.final_answer":
+            pass
+        assert (event.content, event.step_id) == ("echo: for app", said.json()["step_id"])
+        assert (await http.delete(path, headers=admin)).status_code == 204
+        while (event := await session.receive()).event != "agent.session_end":
+            pass
+
+
+async def test_of_several_instances_the_one_that_has_the_session_is_spoken_with(
+    http: httpx2.AsyncClient, manager: AgentManager, endpoint: str
+) -> None:
+    service = await manager.scale_service("talk", 2)
+    for instance in service.instances:
+        async with open_session(f"ws://localhost:{instance.port}") as session:
+            await session.ask("hello")
+            shown = (await http.get(f"/sessions/{session.session_id}")).json()
+            assert shown["instance_id"] == instance.instance_id
+            path = f"/sessions/{session.session_id}/messages"
+            assert (await http.post(path, json={"content": "again"})).status_code == 202
+            while (event := await session.receive()).event != "agent.final_answer":
+                pass
+            assert event.content == "echo: again"
+
+
 async def test_of_a_token_with_sessions_alone_lists_are_not_hidden(
     http: httpx2.AsyncClient, manager: AgentManager, endpoint: str
 ) -> None:

@@ -37,7 +37,7 @@ from ..terminal import InputLines
 Interrupts = AsyncIterator[int]
 
 DEFAULT_GATEWAY = "ws://localhost:9090"
-RECONNECT_FOR_S = 10.0  #: then a new session is begun, where the agent is by then
+RECONNECT_FOR_S = 60.0  #: then a new session is begun; an agent with a large framework takes long to start
 
 
 @subcommand(

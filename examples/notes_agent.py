@@ -20,7 +20,7 @@ class NotesAgent:
         self.sessions = 0
 
     async def on_session_start(self, session):
-        session.state["notes"] = []  # lives as long as the session, over the client's reconnects
+        session.state["notes"] = []  # of one that comes back, what was kept counts; see `session.restored`
         self.sessions += 1
 
     async def on_session_end(self, session):

@@ -73,6 +73,7 @@ class Drain:
         self._code = code
         if not self.on:
             self.on, self._began_at = True, trio.current_time()
+            self._sessions.is_draining = True
             for connection in self._connections:
                 connection.wake()
 

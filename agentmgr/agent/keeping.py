@@ -200,6 +200,13 @@ class Keeping:
         state.clear()
         state.update(json.loads(self._state), **rest)
 
+    def prevail(self, session: Session) -> None:
+        """What was kept counts, and not what `on_session_start` has set anew, as it does for each session."""
+        attempt(lambda: session.state.update(json.loads(self._state)))
+        changed = attempt(lambda: self.is_changed(session.history))
+        if changed is not False:
+            session.history = [dict(entry) for entry in self._history]
+
     def flush(self) -> None:
         """What has changed after the turn's end."""
         if changes := self._changes():

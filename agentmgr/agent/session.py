@@ -50,7 +50,7 @@ class Session:
         budget: Budget,
         *,
         name: str | None = None,
-        on_rest: Callable[[], None],
+        on_rest: Callable[[Session], None],
     ) -> None:
         """`on_rest` is called when a turn is over."""
         self.id = session_id  # whoever knows it may take up an anonymous session
@@ -332,7 +332,7 @@ class Session:
             self._used()
             self._holdings.count()
             self._readers.wake()  # also where the event that ends the turn was sent long before
-            self._on_rest()
+            self._on_rest(self)
 
     def end(self, reason: EndReason) -> None:
         """Ends the session and the turn that runs; the client gets an `agent.session_end` with the reason."""

@@ -69,6 +69,7 @@ class SessionRegistry:
         self._arrivals: dict[str, _Arrival] = {}
         self._reserved = 0  # places of sessions that are on their way
         self._going_away = False
+        self.is_draining = False  #: no turn begins behind another one
         self._nursery: trio.Nursery | None = None
         self.at_rest = trio.lowlevel.ParkingLot()  #: unparked when a turn is over, or a session has ended
 
@@ -256,7 +257,7 @@ class SessionRegistry:
 
     def _session(self, session_id: str, client: Client, name: str | None) -> Session:
         return Session(
-            session_id, self._agent, client, self.limits, self.budget, name=name, on_rest=self.rested
+            session_id, self._agent, client, self.limits, self.budget, name=name, on_rest=self._turn_is_over
         )
 
     def _begin(self, session: Session) -> None:
@@ -312,6 +313,11 @@ class SessionRegistry:
             del self._names[session.owner, session.name or ""]
         if session.end_reason is not None:
             self._ids.ended(session)
+        self.rested()
+
+    def _turn_is_over(self, session: Session) -> None:
+        if self.is_draining and session.durable and session.busy:
+            session.leave()  # the messages that wait are answered where it is taken up
         self.rested()
 
     def rested(self) -> None:

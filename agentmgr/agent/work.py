@@ -39,6 +39,8 @@ class Agent(Protocol):
 async def begin(session: Session, agent: Agent, keeping: Keeping | None) -> None:
     """Has the author's code take the session up. Raises what `on_session_start` does."""
     await agent.on_session_start(session)
+    if keeping is not None and session.restored:
+        keeping.prevail(session)
     if keeping is not None and (memory := keeping.memory) is not None:
         read = await contain(lambda: agent.import_memory(session, memory))
         if isinstance(read, Failure):

@@ -624,3 +624,49 @@ async def test_a_host_whose_session_was_taken_over_says_nothing_more_and_sends_i
             assert client.websocket.closed.code == 1012
             assert (await elsewhere.ask("still here"))["seq"] == 4
         assert seqs(client) == [1, 2]
+
+
+class Setting:
+    """Sets in its hook what each session begins with, as most agents do."""
+
+    async def on_session_start(self, session):
+        session.seen = dict(session.state)
+        session.state = {"notes": [], "opened": object()}
+        session.history = [{"role": "system", "content": "be kind"}]
+
+    async def on_message(self, session, message):
+        session.state["notes"].append(str(message))
+        return [session.seen.get("notes"), session.state["notes"], len(session.history)]
+
+
+async def test_what_was_kept_counts_more_than_what_on_session_start_sets_anew(path):
+    async with killed(Setting(), path) as url, bare_client(url) as client:
+        assert (await client.ask("one"))["content"] == [None, ["one"], 1]
+    async with durable(Setting(), path) as url, bare_client(url) as again:
+        await again.say("user.reconnect", session_id=client.session_id, last_seq=2)
+        assert (await again.ask("two"))["content"] == [["one"], ["one", "two"], 3]
+
+
+async def test_a_host_that_drains_begins_no_turn_behind_the_one_that_runs(path):
+    """Else a client that always has one more message under way would keep it."""
+    go_on = trio.Event()
+
+    async def slow(message):
+        await go_on.wait()
+        return str(message)
+
+    async with durable(slow, path) as url, bare_client(url) as client:
+        await client.open()
+        for name in ("one", "two"):
+            await client.say("user.message", content=name, step_id=name)
+        await client.say("user.request_state")
+        await client.until("agent.state_exported")
+        url.server._drain.begin(1012)
+        go_on.set()
+        assert (await client.until(*TURN_ENDS))["content"] == "one"
+        with pytest.raises(trio.EndOfChannel):
+            await client.receive()
+    async with durable(slow, path) as url, bare_client(url) as again:
+        await again.say("user.reconnect", session_id=client.session_id, last_seq=2)
+        end = await again.until(*TURN_ENDS)
+        assert (end["content"], end["step_id"], end["seq"]) == ("two", "two", 3)

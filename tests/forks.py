@@ -53,10 +53,12 @@ def forking() -> Iterator[type[subprocess.Popen[Any]]]:
     root = Path(__file__).parents[1]
     command = [sys.executable, "-P", "-c", "from tests.forks import serve; serve()"]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    with ours, subprocess.Popen(command, stdin=theirs, cwd=root, env=environment):
+    with (
+        subprocess.Popen(command, stdin=theirs, cwd=root, env=environment),
+        ours,
+    ):  # it ends when that is closed
         theirs.close()
         yield Fork
-        ours.close()  # which ends it
 
 
 def serve() -> None:

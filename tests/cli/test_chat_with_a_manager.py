@@ -32,7 +32,7 @@ def test_a_chat_goes_on_after_a_restart(shell: Any, gateway: bool, mode: str) ->
         if gateway:
             stack.enter_context(shell.background("proxy", "--port", "0")).until("gateway at")
         chat = stack.enter_context(
-            subprocess.Popen(
+            shell.popen(
                 [sys.executable, "-m", "agentmgr", "chat", "echo"],
                 cwd=shell.directory,
                 env=shell.environment,

@@ -27,7 +27,8 @@ def create_agent():
 @pytest.fixture
 def talk(shell: Any, write: Any) -> str:
     """The endpoint of a service that runs."""
-    shell.ok("register", "talk", write("talking.py", AGENT), "--auto-start")
+    # That long its end waits for the answer to a question.
+    shell.ok("register", "talk", write("talking.py", AGENT), "--drain-timeout", "1", "--auto-start")
     return str(json.loads(shell.ok("status", "talk", "--format", "json"))["endpoint"])
 
 

@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 def on_terminal(shell: Any, *words: str, **environment: str) -> str:
     """What the command shows on a terminal of its own; it must succeed."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
+    process = shell.popen(
         [sys.executable, "-m", "agentmgr", *words],
         cwd=shell.directory,
         env={**shell.environment, "TERM": "xterm", "COLUMNS": "200", **environment},
@@ -36,15 +36,15 @@ def on_terminal(shell: Any, *words: str, **environment: str) -> str:
 
 
 @pytest.mark.parametrize("words", [["list"], ["status", "one"]])
-def test_colours_are_for_terminals_whose_user_does_not_object(here: Any, words: list[str]) -> None:
-    here.ok("register", "one", "my_agent.py")
-    here.ok("register", "two", "my_agent.py")
-    with here.background("daemon") as daemon:
+def test_colours_are_for_terminals_whose_user_does_not_object(shell: Any, words: list[str]) -> None:
+    shell.ok("register", "one", "my_agent.py")
+    shell.ok("register", "two", "my_agent.py")
+    with shell.background("daemon") as daemon:
         daemon.until("managing")
-        here.ok("start", "one")
-        assert "\x1b[32mrunning" in on_terminal(here, *words)
-        assert "\x1b[3" not in on_terminal(here, *words, NO_COLOR="1")
-        assert "\x1b" not in here.ok(*words)
+        shell.ok("start", "one")
+        assert "\x1b[32mrunning" in on_terminal(shell, *words)
+        assert "\x1b[3" not in on_terminal(shell, *words, NO_COLOR="1")
+        assert "\x1b" not in shell.ok(*words)
 
 
 def test_what_is_waited_for_is_said_on_a_terminal(shell: Any) -> None:
@@ -66,10 +66,10 @@ def test_what_is_waited_for_is_said_on_a_terminal(shell: Any) -> None:
         assert "instance 0: stopping" in on_terminal(shell, "shutdown")
 
 
-def test_a_table_has_fewer_columns_on_a_narrow_terminal_and_no_broken_words(here: Any) -> None:
-    here.ok("register", "my-echo-agent", "my_agent.py", "--tags", "echo,demo")
+def test_a_table_has_fewer_columns_on_a_narrow_terminal_and_no_broken_words(shell: Any) -> None:
+    shell.ok("register", "my-echo-agent", "my_agent.py", "--tags", "echo,demo")
     for columns in ("200", "80", "40"):
-        shown = on_terminal(here, "list", COLUMNS=columns)
+        shown = on_terminal(shell, "list", COLUMNS=columns)
         assert {"stopped", "unknown", "0/1"} <= set(shown.split()), shown
         assert ("demo, echo" in shown) == (columns == "200")
         assert ("my-echo-agent" in shown) == (columns != "40"), "it is folded when no more columns can go"

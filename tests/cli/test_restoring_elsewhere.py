@@ -103,8 +103,11 @@ def test_a_database_that_is_moved_within_its_disk_is_the_same(shell: Any) -> Non
     shell.ok("shutdown", *there)
 
 
-def test_another_name_of_the_database_is_no_way_around_its_owner(shell: Any) -> None:
+def test_another_name_of_the_database_is_no_way_around_its_owner(
+    shell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A symbolic link is the same database; a hard link has no directory, and so no instances."""
+    monkeypatch.setattr("agentmgr.cli.managers._PATIENCE_S", 1)  # with a manager that does not answer there
     shell.ok("register", "x", "my_agent.py", "--auto-start")
     pid = pid_of(shell)
     (shell.directory / "link.db").symlink_to("agent_manager.db")

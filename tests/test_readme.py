@@ -11,7 +11,6 @@ import asyncclick as click
 import pytest
 from attrs import fields
 
-from agentmgr.api.resources import operations
 from agentmgr.cli.group import COMMANDS
 from agentmgr.settings import Settings, environment_name
 from agentmgr.supervisor.addresses import Ports
@@ -96,15 +95,6 @@ def section(heading):
 def rows(heading):
     """The first two cells of each row of the table below that heading."""
     return dict(re.findall(r"^\| `([^`]+)` \| (.+?) \|", section(heading), re.MULTILINE))
-
-
-def test_every_endpoint_is_there_and_every_one_there_exists():
-    methods = {}
-    for operation in operations(control=False):
-        if operation.path not in ("/", "/docs/{ref}"):  # they lead to the documentation, and are parts of it
-            methods.setdefault(operation.path, set()).add(operation.method)
-    documented = {path: set(cell.split(", ")) for path, cell in rows("Paths of the REST API").items()}
-    assert documented == methods
 
 
 @pytest.mark.parametrize(("name", "command"), every_command())

@@ -23,7 +23,7 @@ In reading order:
     budget, limits   what all clients together may make the host keep, and each limit with its reason;
                      `holdings`, what a session has of it
     events, message  the values that an author makes and gets
-    drain, health    what a manager asks the host
+    drain, health    what a manager asks the host; `output`, what a full disk does to a `print`
 
 Invariants:
 
@@ -40,7 +40,7 @@ in a session's events; *to attach*, to give a session to a link; *gap*, events t
 session as code of another runtime can call it.
 
 It knows nothing of managers, databases, rules or services, and imports only what a fresh child process can
-afford: of the models `choices` alone, no HTTP framework, and asyncio only when the agent needs it.
+afford: of the models `host_config` alone, no HTTP framework, and asyncio only when the agent needs it.
 """
 
 from .events import Event, final_answer, partial_answer, thinking, tool_call, tool_result

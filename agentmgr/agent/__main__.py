@@ -15,7 +15,7 @@ from attrs import fields
 
 from ..errors import AgentManagerError
 from ..jsontext import NotJson, parse
-from ..models.choices import HostConfig
+from ..models.host_config import HostConfig
 from .host import HostOptions, run
 from .output import print_what_has_room
 

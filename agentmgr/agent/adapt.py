@@ -14,7 +14,7 @@ from attrs import frozen
 
 from ..boundary import shown
 from ..errors import AgentLoadError
-from ..models.choices import Runtime
+from ..models.host_config import Runtime
 from . import adapters, events
 from .events import as_event
 from .message import Message

@@ -20,7 +20,7 @@ import outcome
 import trio
 
 from ..boundary import Failure, contain, report
-from ..models.choices import Runtime
+from ..models.host_config import Runtime
 from .session import Session
 
 logger = logging.getLogger("agentmgr.agent")

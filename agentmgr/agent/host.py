@@ -16,7 +16,7 @@ from attrs import field, frozen
 from ..boundary import Failure, attempt, contain, name_of
 from ..core.hosts import authority, is_loopback
 from ..errors import AgentManagerError, PortNotAvailable
-from ..models.choices import Runtime
+from ..models.host_config import Runtime
 from ..process.listening import log_shortages_rarely
 from ..visible import visible
 from .adapt import HostedAgent, RawAgent, adapt, needs, produce

@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import frozen
 
-from ..models.choices import HostConfig
+from ..models.host_config import HostConfig
 
 # Of a host.
 HOST_BYTES = 256 * 2**20

@@ -17,7 +17,7 @@ from attrs import frozen
 
 from ..boundary import Failure, attempt, traceback_of
 from ..errors import AgentFileNotFound, AgentLoadError
-from ..models.choices import Runtime
+from ..models.host_config import Runtime
 from . import adapters
 from .imports import advice, authors_first, clashes
 

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from ..journal.journal import Snapshot, TurnRecord, TurnStatus
-from ..models.choices import OnCrash
+from ..models.host_config import OnCrash
 from ..protocol import NOTICE, PARTIAL_ANSWER, NoticeCode
 from . import history
 from .events import Event, expand

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import trio
 
 from ..boundary import causes, message_of
-from ..models.choices import Runtime
+from ..models.host_config import Runtime
 from .imports import hosts_first
 from .session import Session
 

@@ -17,7 +17,7 @@ import trio
 from .. import protocol
 from ..boundary import Failure, contain, report
 from ..journal.journal import Held, SessionJournal
-from ..models.choices import OnCrash, OnDisconnect, WhenBusy
+from ..models.host_config import OnCrash, OnDisconnect, WhenBusy
 from ..protocol import EndReason, ErrorCode, TurnCode
 from . import history, restoring
 from .budget import Budget

@@ -12,7 +12,7 @@ from io import StringIO
 import trio
 from attrs import Factory, define, field
 
-from ..models.choices import WhenBusy
+from ..models.host_config import WhenBusy
 from ..protocol import ErrorCode
 from .incoming import BadInput
 from .limits import MAX_QUEUED, QUEUE_BYTES, REMEMBERED_STEPS, STREAM_BYTES

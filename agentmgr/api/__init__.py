@@ -9,8 +9,8 @@ In reading order:
     queries          what may be in a query, as attrs classes, as `core.bodies` has it for bodies: unknown
                      names are refused
     problems         what it answers when it cannot: RFC 9457 documents, with the codes of `agentmgr.errors`
-    paging, streams  lists by cursor; answers that go on (events, logs, listeners)
-    auth, cross_site, throttle   who may ask; what pages must not make a browser ask; how much at once
+    streams          answers that go on (events, logs, listeners)
+    auth, throttle   who may ask, and what pages must not make a browser ask; how much at once
     server           accepts, with a boundary for each connection; `connection` is HTTP/1.1 on one, `faults`
                      its log
     metrics          `GET /metrics`
@@ -79,8 +79,7 @@ async def serve_api(
     from ..errors import InvalidRequest
     from ..process.listening import open_listeners
     from .app import make_app
-    from .auth import Access
-    from .cross_site import CrossSiteGuard
+    from .auth import Access, CrossSiteGuard
     from .metrics import Metrics
     from .operations import Server
     from .server import serve

@@ -1,21 +1,27 @@
 """Who may do what over TCP: who shows a token, and without one the user who runs the manager.
 
 Every user of the machine reaches its loopback ports, so without a token the kernel has to say which user it
-is that asks.
+is that asks. A web page anywhere can make that user's browser send requests to `localhost`; two checks keep
+them out (`CrossSiteGuard`):
+
+* `Host` must name this machine. A page whose own domain points at 127.0.0.1 (DNS rebinding) cannot fake it.
+* `Origin` must be ours where a browser sends one, and `Sec-Fetch-Site` must not say that another site asks.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from datetime import datetime
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from attrs import frozen
 from werkzeug.datastructures import Headers
 
 from ..errors import SessionNotFound
 from ..models import Token, utc_now
 from ..websocket.refusal import RefusalCode
-from .cross_site import CrossSiteGuard
 from .problems import HttpProblem
 
 if TYPE_CHECKING:
@@ -23,8 +29,45 @@ if TYPE_CHECKING:
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="agentmgr"'}
 _ROOT = 0
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 #: What proxies add. The kernel then says who runs the proxy, and not who asks.
 _FORWARDED = ("Forwarded", "X-Forwarded-For", "X-Real-IP", "Via")
+
+
+@frozen
+class CrossSiteGuard:
+    """Refuses requests that did not come from this machine's own user."""
+
+    hosts: Collection[str] = _LOOPBACK_NAMES  #: what may stand in `Host`, without the port
+    origins: Collection[str] = ()  #: pages of other origins that may ask, as in `https://console.example`
+
+    def check(self, headers: Headers, *, navigates: bool) -> None:
+        """Raises `HttpProblem`. `navigates`: it only shows a page, which a link from anywhere may do."""
+        host = headers.get("Host", "")
+        if not self._known(host):
+            raise HttpProblem(
+                403,
+                RefusalCode.HOST_NOT_ALLOWED,
+                f"Host {host!r} is not this machine; ask http://localhost, or use tokens for other names.",
+            )
+        origin = headers.get("Origin")
+        if origin is not None:
+            if origin not in self.origins and origin.partition("://")[2].lower() != host.lower():
+                raise HttpProblem(
+                    403, RefusalCode.ORIGIN_NOT_ALLOWED, f"Pages of {origin} may not use this API."
+                )
+        elif headers.get("Sec-Fetch-Site") in ("cross-site", "same-site") and not navigates:
+            raise HttpProblem(
+                403, RefusalCode.ORIGIN_NOT_ALLOWED, "Pages of other sites may not use this API."
+            )
+
+    def _known(self, host: str) -> bool:
+        try:
+            parts = urlsplit(f"//{host}")
+            parts.port  # noqa: B018  # raises where it is no number
+        except ValueError:
+            return False
+        return parts.hostname is not None and "@" not in host and parts.hostname in self.hosts
 
 
 class Access:
@@ -65,7 +108,7 @@ class Access:
                 401, RefusalCode.UNAUTHORIZED, "This token is not known, or has expired.", headers=_CHALLENGE
             )
         if scope == "sessions" and not token.allows(scope, now):
-            # Of somebody else's session it learns nothing, not even whether there is one.
+            # It learns nothing of sessions, not even whether there is one.
             raise SessionNotFound("no session has this id, or this token does not have the scope 'sessions'")
         if scope is not None and not _allows(token, scope, now):
             wanted = " or ".join(map(repr, scope.split()))

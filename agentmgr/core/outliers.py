@@ -26,7 +26,7 @@ class _Record:
     warm_since: float | None = None
 
 
-_NOBODY: Set[str] = frozenset()
+_NONE: Set[str] = frozenset()
 _NO_WEIGHTS: Mapping[str, float] = {}
 
 
@@ -64,7 +64,7 @@ class Outliers:
 
     def ejected(self, now: float) -> Set[str]:
         if not self._records:
-            return _NOBODY
+            return _NONE
         return {name for name, record in self._records.items() if record.until > now}
 
     def share(self, instance_id: str, now: float) -> float:

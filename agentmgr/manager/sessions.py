@@ -136,7 +136,7 @@ class Sessions(StoredSessions):
                 return backend
         if not backends:
             raise WrongState(
-                f"service {spec.name!r} is stopped, so nobody can answer: `agentmgr start {spec.name}` "
+                f"service {spec.name!r} is stopped, so it cannot answer: `agentmgr start {spec.name}` "
                 "starts it, and the session goes on"
             )
         who = f"the instance {holder} of" if holder is not None else "no instance of"

@@ -8,11 +8,11 @@ has to check it again. Parts, in reading order:
   are shown (`Service`)
 - `routing`: rules by which the gateway chooses among services
 - `tokens`: keys to the API and the gateway, tickets, and whether a token is needed
-- `records`: what happened: `Event`, `HealthCheck`, `ConnectionEnd`; and `Connection`, `ServiceTotals`
+- `records`: what happened: `Event`, `HealthCheck`, `ConnectionEnd`; `Connection`, `ServiceTotals`, `Latency`
 - `sessions`: conversations as their journals have them, and open questions
-- `latency`: percentiles that can be added up
-- `choices`: what the host of an agent is configured with (`HostConfig`, a part of `ServiceConfig`)
-- `fields`, `checks`: options and validators. An option of a service is one field with its help and bounds
+- `host_config`: what the host of an agent is configured with (`HostConfig`, a part of `ServiceConfig`)
+- `checks`: how a service's readiness and health are checked (`CheckMethod`)
+- `fields`: options and validators. An option of a service is one field with its help and bounds
   (`fields.option`): the command line, the API's schema and the host are made of the fields
 
 Words:
@@ -37,16 +37,15 @@ from ..lazy import later
 if TYPE_CHECKING:
     from .checks import CheckKind as CheckKind
     from .checks import CheckMethod as CheckMethod
-    from .choices import HostConfig as HostConfig
-    from .choices import OnCrash as OnCrash
-    from .choices import OnDisconnect as OnDisconnect
-    from .choices import Runtime as Runtime
-    from .choices import Sessions as Sessions
-    from .choices import WhenBusy as WhenBusy
     from .fields import Check as Check
     from .fields import new_id as new_id
     from .fields import utc_now as utc_now
-    from .latency import Latency as Latency
+    from .host_config import HostConfig as HostConfig
+    from .host_config import OnCrash as OnCrash
+    from .host_config import OnDisconnect as OnDisconnect
+    from .host_config import Runtime as Runtime
+    from .host_config import Sessions as Sessions
+    from .host_config import WhenBusy as WhenBusy
     from .records import Connection as Connection
     from .records import ConnectionEnd as ConnectionEnd
     from .records import ConnectionPeak as ConnectionPeak
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from .records import Fact as Fact
     from .records import HealthCheck as HealthCheck
     from .records import InstanceRecord as InstanceRecord
+    from .records import Latency as Latency
     from .records import ServiceTotals as ServiceTotals
     from .routing import ConditionOperator as ConditionOperator
     from .routing import RoutingCondition as RoutingCondition
@@ -79,14 +79,13 @@ if TYPE_CHECKING:
     from .tokens import Token as Token
     from .tokens import TokenPolicy as TokenPolicy
 
-# Most commands show services, and nothing else: these take 15 ms. A host takes `choices` alone.
+# Most commands show services, and nothing else: these take 15 ms. A host takes `host_config` alone.
 _NAMES = {
     "checks": "CheckKind CheckMethod",
-    "choices": "HostConfig OnCrash OnDisconnect Runtime Sessions WhenBusy",
+    "host_config": "HostConfig OnCrash OnDisconnect Runtime Sessions WhenBusy",
     "fields": "Check new_id utc_now",
-    "latency": "Latency",
     "records": """Connection ConnectionEnd ConnectionPeak Event Fact HealthCheck InstanceRecord
-        ServiceTotals""",
+        Latency ServiceTotals""",
     "routing": "ConditionOperator RoutingCondition RoutingRule RoutingStrategy",
     "services": """DesiredStatus HealthStatus Instance OnManagerDeath RestartMode Service ServiceConfig
         ServiceSpec ServiceStatus Usage""",

@@ -11,7 +11,6 @@ from attrs import Factory, evolve, field, frozen
 
 from ..errors import InvalidRequest
 from .checks import HEALTH_KINDS, READY_KINDS, CheckKind, CheckMethod, check_method, shown
-from .choices import HostConfig, Sessions
 from .fields import (
     DAY_S,
     PORT,
@@ -31,6 +30,7 @@ from .fields import (
     to_words,
     utc_now,
 )
+from .host_config import HostConfig, Sessions
 
 
 class ServiceStatus(StrEnum):

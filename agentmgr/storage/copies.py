@@ -22,7 +22,7 @@ PAGES_AT_ONCE = 1024  #: 4 MB; between them a cancellation is heeded
 
 
 def back_up(path: Path, destination: Path) -> None:
-    """Copies the database at `path`, as it is at one moment, to one file that nobody else may read.
+    """Copies the database at `path`, as it is at one moment, to one file that only this user may read.
 
     To be called in a worker thread. Raises `Conflict` when `destination` exists; leaves nothing there when it
     fails.

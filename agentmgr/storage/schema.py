@@ -20,7 +20,7 @@ from ..process.trust import distrust_database
 T = TypeVar("T")
 
 APPLICATION_ID = 0x61676D72
-"""`agmr`, in the file's header: how a database of ours is told from another program's."""
+"""`agmr`, in the file's header: it tells our databases from those of other programs."""
 
 SMALLEST_PAGE_BYTES = 512
 
@@ -81,8 +81,8 @@ def connect(path: Path, options: str) -> sqlite3.Connection:
 def read_only(path: Path, job: Callable[[sqlite3.Connection], T]) -> T:
     """What `job` reads in one transaction, without making or changing any file where that is possible.
 
-    A plain read-only connection to a WAL database leaves two files beside it. So, where nobody has it open,
-    it is read as if it could not change, and read again the plain way if it did.
+    A plain read-only connection to a WAL database leaves two files beside it. So a database that
+    no process has open is read as if it could not change, and read again the plain way if it did.
     """
     before = _stamp_at_rest(path)
     if before is not None:
@@ -142,7 +142,7 @@ def _defined(db: sqlite3.Connection) -> set[tuple[str, ...]]:
 
 
 def _stamp_at_rest(path: Path) -> tuple[int, ...] | None:
-    """Tells one state of a file that nobody has open for writing from another; None: somebody may have."""
+    """Tells one state of the file from another; None where a process may have it open for writing."""
     if beside(path, "-wal").exists() or beside(path, "-journal").exists():
         return None
     status = path.stat()

@@ -262,7 +262,7 @@ class SqliteStore:
 
 
 class _Locked(StorageError):
-    """Somebody else's transaction is in the way; it may end."""
+    """Another connection's transaction is in the way; it may end."""
 
 
 @asynccontextmanager
@@ -307,7 +307,7 @@ async def open_store(
 
 def names(path: str | os.PathLike[str], table: str) -> list[str]:
     """The names in one of the tables that have them, in order; of an absent file none. Blocks; may raise
-    anything that SQLite does: for completion, where nobody hears of it.
+    anything that SQLite does: for completion, which drops it.
     """
     path = _real(path)
     if not path.exists():

@@ -1,4 +1,4 @@
-"""A network within the test: no port, no interface, and it breaks when told to.
+"""A network within the test: no port, no interface, and it breaks on demand.
 
 async with memory_network() as network:
     agent, front = network.listen("agent", 8001), network.listen("gateway", 9090)
@@ -48,16 +48,16 @@ class MemoryNetwork:
         self._listeners: dict[tuple[str, int], MemoryListener] = {}
 
     def listen(self, host: str, port: int) -> MemoryListener:
-        """Raises `OSError` (EADDRINUSE) when somebody listens there."""
+        """Raises `OSError` (EADDRINUSE) when there is a listener already."""
         if (host, port) in self._listeners:
             raise _os_error(errno.EADDRINUSE)
         listener = self._listeners[host, port] = MemoryListener(host, port, self._nursery)
         return listener
 
     async def dial(self, host: str, port: int) -> trio.SocketStream:
-        """Connects to who listens there: for `Gateway(dial=...)` and `open_session(dial=...)`.
+        """Connects to the listener there: for `Gateway(dial=...)` and `open_session(dial=...)`.
 
-        Raises `ConnectionRefusedError` when nobody does, or when it was told to refuse.
+        Raises `ConnectionRefusedError` where there is none, or when it is set to refuse.
         """
         listener = self._listeners.get((host, port))
         if listener is None:
@@ -65,7 +65,7 @@ class MemoryNetwork:
         return await listener.connect()
 
     def close(self) -> None:
-        """Nobody listens on it any more."""
+        """Ends all listeners."""
         for listener in self._listeners.values():
             listener.socket.close()
 
@@ -139,7 +139,7 @@ class MemoryListener(trio.abc.Listener[trio.SocketStream]):
         self._left_bytes = count_bytes
 
     def hang(self) -> None:
-        """From now on nothing arrives, in neither direction; nothing is lost, and nobody is told."""
+        """From now on nothing arrives, in neither direction; nothing is lost, and neither end notices."""
         if self._passing.is_set():
             self._passing = trio.Event()
 

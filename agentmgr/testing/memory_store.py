@@ -46,7 +46,7 @@ class MemoryStore:
         self._events = deque[Event](maxlen=self._limits.events)
         self._last_event_id = 0
         self._dropped = 0
-        self.timings: Mapping[str, Histogram] = {}  #: nobody waits for a disk here
+        self.timings: Mapping[str, Histogram] = {}  #: no caller waits for a disk here
 
     @property
     def degraded(self) -> str | None:

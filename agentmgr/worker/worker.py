@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from itertools import count
@@ -17,14 +17,14 @@ from itertools import count
 import trio
 
 from ..core.affinity import Affinity
+from ..core.secrets import token_of
 from ..core.shared_seats import Grant, SharedSeats
 from ..errors import ConnectionNotFound, InvalidRequest, leaves
-from ..models import Connection, ConnectionEnd
+from ..models import Connection, ConnectionEnd, Token, TokenPolicy, utc_now
 from ..process.control_socket import connect
 from ..process.paths import RuntimePaths
 from ..proxy import Certificate, GatewayLimits, Identity
 from . import protocol
-from .access import WorkerAccess
 from .link import ManagerLink
 from .protocol import Order, Report
 from .spec import WorkerSpec, gateway
@@ -269,3 +269,28 @@ class Worker:
             finally:
                 del self._redeeming[number]
         return None
+
+
+class WorkerAccess:
+    """A worker's `Authenticator`: the tokens that the manager sent last hold until it sends others.
+
+    A ticket is good for one connection, so the manager redeems it; while none answers, no ticket is
+    accepted.
+    """
+
+    def __init__(self, redeem: Callable[[str], Awaitable[Identity | None]]) -> None:
+        self.tokens: tuple[Token, ...] = ()
+        self.policy = TokenPolicy()
+        self.left_open = frozenset[str]()
+        self._redeem = redeem
+
+    @property
+    def required(self) -> bool:
+        return self.policy.gateway
+
+    async def bearer(self, token: str) -> Identity | None:
+        await trio.lowlevel.checkpoint()
+        return Identity.of(token_of(self.tokens, token), utc_now())
+
+    async def ticket(self, ticket: str) -> Identity | None:
+        return await self._redeem(ticket)

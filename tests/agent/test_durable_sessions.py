@@ -15,7 +15,7 @@ from agentmgr.agent.limits import SessionLimits
 from agentmgr.client.transport import CannotConnect, with_connection
 from agentmgr.journal.holders import revoke
 from agentmgr.journal.sqlite import open_journal
-from agentmgr.models.choices import OnCrash
+from agentmgr.models.host_config import OnCrash
 from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client, hosted
 

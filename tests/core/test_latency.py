@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from agentmgr.codec import from_json, to_json
 from agentmgr.models import Latency
-from agentmgr.models.latency import WINDOW
+from agentmgr.models.records import WINDOW
 
 seconds = st.floats(1e-4, 100.0)
 shares = st.sampled_from([0.0, 0.5, 0.95, 0.99, 1.0])

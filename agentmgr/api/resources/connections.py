@@ -11,7 +11,7 @@ from ...models.fields import invalid, rule
 from ...protocol import POLICY
 from ...websocket.frames import SENDABLE
 from ..operations import Answer, Call, Operations
-from ..paging import Page, PageQuery, page
+from ..queries import Page, PageQuery, page
 
 api = Operations("connections")
 

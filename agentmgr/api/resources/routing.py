@@ -12,7 +12,7 @@ from ...core.routing import RoutingDecision
 from ...models import RoutingRule
 from ...models.fields import between, invalid, rule
 from ..operations import BASE, Answer, Call, Operations
-from ..paging import Page, PageQuery, page
+from ..queries import Page, PageQuery, page
 
 api = Operations("routing")
 

@@ -11,7 +11,7 @@ from ...core.bodies import NewService, Registration
 from ...models import HealthCheck, Instance, Service, ServiceConfig, ServiceStatus, Usage
 from ...models.fields import between
 from ..operations import BASE, Answer, Call, Operations
-from ..paging import Page, PageQuery, page
+from ..queries import Page, PageQuery, page
 
 api = Operations("services")
 

@@ -16,8 +16,8 @@ from ...manager.stored_sessions import shortened, without_content
 from ...models.sessions import SessionDetail, SessionPage, SessionQuestion, SessionState
 from ...websocket.refusal import RefusalCode
 from ..operations import Answer, Call, Operations
-from ..paging import Page, PageQuery, page
 from ..problems import HttpProblem
+from ..queries import Page, PageQuery, page
 from ..streams import Send, StreamBody, stream
 from .events import EventsQuery, since
 

@@ -13,8 +13,8 @@ from ...models import Ticket, Token, TokenPolicy, utc_now
 from ...models.fields import as_in, up_to
 from ...websocket.refusal import RefusalCode
 from ..operations import BASE, Answer, Call, Operations
-from ..paging import Page, PageQuery, page
 from ..problems import HttpProblem
+from ..queries import Page, PageQuery, page
 
 api = Operations("tokens", scope="admin")
 

@@ -75,6 +75,9 @@ def test_a_conversation_is_seen_and_steered(shell: Any, talk: str) -> None:
         assert heard(client, "agent.final_answer")["content"] == "paid"
         assert "no turn runs" in shell.fails("sessions", "cancel", short)
         ask(client, session_id, "ask", "agent.user_confirm")
+        assert "answered no" in shell.ok("sessions", "answer", short, "no")
+        assert heard(client, "agent.final_answer")["content"] == "not paid"
+        ask(client, session_id, "ask", "agent.user_confirm")
         shell.ok("sessions", "cancel", short)
         heard(client, "agent.interrupted")
 

@@ -53,7 +53,7 @@ async def test_logs_go_with_the_service_and_not_with_the_name(
             await tell(manager, "new", "four")
             assert said(manager, "new") == ["one", "two", "three", "four"]
 
-            await manager.unregister_service("old")
+            await manager.unregister_service("old", force=True)
             await manager.update_service("new", {"name": "old"})
             assert said(manager, "old") == ["one", "two", "three", "four"], (
                 "and not those of the one that is gone"

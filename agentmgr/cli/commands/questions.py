@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import asyncclick as click
 
 from ...core.plain_text import yes_or_no
@@ -53,12 +56,27 @@ async def _list(cli: Cli, output: str) -> None:
     )
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def answer_arguments(function: F) -> F:
+    for decorate in (
+        click.option("--step", metavar="STEP", help="Which, where several are open in the session."),
+        click.argument("answer", metavar="yes|no"),
+        click.argument("id"),
+    ):
+        function = decorate(function)
+    return function
+
+
 @subcommand("answer", short_help="Answer a question.", example="agentmgr questions answer ses_3f0c9a5e yes")
-@click.argument("id")
-@click.argument("answer", metavar="yes|no")
-@click.option("--step", metavar="STEP", help="Which, where several are open in the session.")
+@answer_arguments
 async def _answer(cli: Cli, id: str, answer: str, step: str | None) -> None:
     """Answer the question that is open in a session; the beginning of the session's id is enough."""
+    await give_answer(cli, id, answer, step)
+
+
+async def give_answer(cli: Cli, id: str, answer: str, step: str | None) -> None:
     if (confirmed := yes_or_no(answer)) is None:
         raise click.UsageError(f"The answer is yes or no, not {answer!r}.")
     manager = await running(cli)

@@ -18,6 +18,7 @@ from ..names import SERVICE
 from ..out import note, program_output, say, say_json
 from ..render import ago, clock, counted, print_fields, print_table
 from ..screen import Screen, text_of
+from .questions import answer_arguments, give_answer
 
 _PAGE = 1000
 
@@ -204,6 +205,13 @@ async def _cancel(cli: Cli, ids: tuple[str, ...]) -> int:
     return await each(cli, ids, cancel)
 
 
+@_sessions("answer", "Answer a session's open question.", example="answer ses_3f0c9a5e yes")
+@answer_arguments
+async def _answer(cli: Cli, id: str, answer: str, step: str | None) -> None:
+    """Answer the question that is open in a session, as `agentmgr questions answer` does."""
+    await give_answer(cli, id, answer, step)
+
+
 @_sessions("end", "End a session, and erase it.", example="end ses_3f0c9a5e")
 @click.argument("ids", metavar="ID...", nargs=-1, required=True)
 async def _end(cli: Cli, ids: tuple[str, ...]) -> int:
@@ -229,5 +237,5 @@ async def _export(cli: Cli, id: str) -> None:
                     write(piece)
 
 
-for _command in (_list, _show, _watch, _say, _cancel, _end, _export):
+for _command in (_list, _show, _watch, _say, _cancel, _answer, _end, _export):
     command.add_command(_command)

@@ -16,7 +16,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from .. import protocol
 from ..core.plain_text import AGAIN, as_plain_text, yes_or_no
-from ..journal.journal import NameTaken
+from ..journal.journal import SessionNameTaken
 from ..protocol import EndReason, ErrorCode, NoticeCode
 from .answers import Answers, StateRequests
 from .drain import FIRST_FRAME_S, LINGER_S, Drain
@@ -152,7 +152,7 @@ class ClientLink:
         name, history = creation(event)
         try:
             await self._sessions.create(name=name, history=history)
-        except NameTaken as taken:
+        except SessionNameTaken as taken:
             await self._resume(event, taken.session_id)
 
     async def _end_session(self, event: ClientEvent) -> None:

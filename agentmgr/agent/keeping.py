@@ -29,7 +29,7 @@ from ..journal.journal import (
     Question,
     SessionEnded,
     SessionJournal,
-    Snapshot,
+    SessionSnapshot,
     Started,
     TurnEnded,
     TurnRecord,
@@ -102,7 +102,7 @@ class Keeping:
         self._closed = True
         self._session.lose()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> SessionSnapshot:
         session = self._session
         turns = [turn for _, turn in self._ended]
         turns += [self._record_of(turn) for turn in self._turns.unfinished]
@@ -122,7 +122,7 @@ class Keeping:
             output_tokens=self._transcript.output_tokens,
         )
         frames = [Frame(seq, 0, without_number(text, seq)) for seq, text in session.buffer.held()]
-        return Snapshot(record, turns, frames, list(self._open.values()))
+        return SessionSnapshot(record, turns, frames, list(self._open.values()))
 
     # What happens.
 

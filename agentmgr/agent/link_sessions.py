@@ -25,7 +25,7 @@ class LinkSessions:
         self._link, self._client, self._registry, self._is_late = link, client, registry, is_late
 
     async def create(self, *, name: str | None = None, history: Sequence[Entry] = ()) -> Session:
-        """Raises `BadInput`: `draining`, `max_sessions`, `host_full`; `NameTaken`."""
+        """Raises `BadInput`: `draining`, `max_sessions`, `host_full`; `SessionNameTaken`."""
         if self._is_late:
             raise BadInput(ErrorCode.DRAINING, "this agent ends soon and begins no session; connect again")
         self._check_room()

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
-from ..journal.journal import Snapshot, TurnRecord, TurnStatus
+from ..journal.journal import SessionSnapshot, TurnRecord, TurnStatus
 from ..models.host_config import OnCrash
 from ..protocol import NOTICE, PARTIAL_ANSWER, NoticeCode
 from . import history
@@ -38,7 +38,7 @@ class Restored:
     steps: list[str]  #: the ids of the last messages
 
 
-def read(snapshot: Snapshot, limits: SessionLimits) -> Restored:
+def read(snapshot: SessionSnapshot, limits: SessionLimits) -> Restored:
     record = snapshot.record
     steps = {turn.number: turn.step_id for turn in snapshot.turns}
     entries = json.loads(record.history or "[]")

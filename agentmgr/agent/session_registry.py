@@ -11,7 +11,14 @@ from attrs import Factory, define
 
 from .. import protocol
 from ..boundary import Failure, contain, report
-from ..journal.journal import Held, HeldElsewhere, NameTaken, SessionJournal, SessionRecord, Unreachable
+from ..journal.journal import (
+    Held,
+    HeldElsewhere,
+    SessionJournal,
+    SessionNameTaken,
+    SessionRecord,
+    Unreachable,
+)
 from ..protocol import EndReason, ErrorCode, LossReason
 from .budget import Budget
 from .events import Event
@@ -107,7 +114,7 @@ class SessionRegistry:
     async def create(
         self, client: Client, *, name: str | None = None, history: Sequence[Entry] = ()
     ) -> Session:
-        """Raises `BadInput`: `max_sessions`, `host_full`; `NameTaken`."""
+        """Raises `BadInput`: `max_sessions`, `host_full`; `SessionNameTaken`."""
         self._make_room()  # counts with what is on its way
         session = self._session(self._ids.new(), client, name)
         session.seed(list(history))
@@ -269,7 +276,7 @@ class SessionRegistry:
         if session.name is not None:
             taken = self._names.setdefault((session.owner, session.name), session.id)
             if taken != session.id:
-                raise NameTaken(taken)
+                raise SessionNameTaken(taken)
 
     def _make_room(self) -> None:
         """For one more session. Raises `BadInput`: `max_sessions`, `host_full`."""

@@ -19,7 +19,7 @@ from attrs import frozen
 from ..errors import InvalidRequest, StorageError
 from ..models.sessions import SessionState
 from . import holders, reading, schema
-from .journal import Frame, Question, Snapshot, StoredFrame
+from .journal import Frame, Question, SessionSnapshot, StoredFrame
 from .writing import transaction
 
 LOCK_PATIENCE_S = 5.0
@@ -58,7 +58,7 @@ class OpenQuestion:
 
 
 @frozen
-class Figures:
+class ArchiveFigures:
     sessions: int = 0
     bytes: int = 0  #: of the file, without the pages that are free
 
@@ -122,7 +122,7 @@ def sessions(
     return SessionPage(items, f"{items[-1].last_used_at!r}:{rows[limit - 1][0]}" if more else None)
 
 
-def session(path: Path, session_id: str) -> tuple[SessionSummary, Snapshot] | None:
+def session(path: Path, session_id: str) -> tuple[SessionSummary, SessionSnapshot] | None:
     """One, with its last turns, and without events."""
     with _open(path) as db:
         if db is None:
@@ -168,11 +168,11 @@ def questions(path: Path) -> Sequence[OpenQuestion]:
         ]
 
 
-def figures(path: Path) -> Figures:
+def figures(path: Path) -> ArchiveFigures:
     with _open(path) as db:
         if db is None:
-            return Figures()
-        return Figures(db.execute("SELECT count(*) FROM sessions").fetchone()[0], _used_bytes(db))
+            return ArchiveFigures()
+        return ArchiveFigures(db.execute("SELECT count(*) FROM sessions").fetchone()[0], _used_bytes(db))
 
 
 def erase(path: Path, session_id: str) -> bool:

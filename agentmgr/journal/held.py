@@ -8,7 +8,7 @@ from typing import Protocol
 
 import trio
 
-from .journal import Change, Copy, Frame, Snapshot, StoredFrame
+from .journal import Change, Copy, Frame, SessionSnapshot, StoredFrame
 from .writing import Place, Released
 
 
@@ -27,7 +27,7 @@ class Keeper(Protocol):
 class HeldSession:
     """See `Held`."""
 
-    def __init__(self, journal: Keeper, place: Place, loaded: Snapshot, *, dropping: bool) -> None:
+    def __init__(self, journal: Keeper, place: Place, loaded: SessionSnapshot, *, dropping: bool) -> None:
         self.loaded = loaded
         self.place = place
         self.dropping = dropping  #: what is handed over is not written; it counts as committed
@@ -94,7 +94,7 @@ class HeldSession:
             self._lost = self.dropping = True
             self._copy.lost()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> SessionSnapshot:
         return self.loaded if self._copy is None else self._copy.snapshot()
 
     def _tell(self, changes: Sequence[Change | Released]) -> None:

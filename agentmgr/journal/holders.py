@@ -8,13 +8,14 @@ A holder is an instance and one run of it: `INSTANCE_ID:RANDOM`.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
+
+from ..process.locks import lock, try_lock
 
 LOCK, REVOKED = ".lock", ".revoked"
 
@@ -82,7 +83,7 @@ def _file(directory: Path, holder: str, suffix: str) -> Path:
 def _locked(path: Path) -> int:
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)  # another process has it only for the moment of a look
+        lock(fd)  # another process has it only for the moment of a look
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), os.stat(path)):
                 return fd
@@ -95,13 +96,9 @@ def _is_locked(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        # Shared, so that two who look do not take each other for the holder.
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(fd, shared=True)  # so that two who look do not take each other for the holder
     finally:
         os.close(fd)
-    return False
 
 
 def _clear(directory: Path) -> None:

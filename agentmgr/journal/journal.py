@@ -81,7 +81,7 @@ class SessionRecord:
 
 
 @frozen
-class Snapshot:
+class SessionSnapshot:
     """A whole session, as its copy in memory has it."""
 
     record: SessionRecord
@@ -163,7 +163,7 @@ class Copy(Protocol):
     def lost(self) -> None:
         """Another instance holds the session now: this copy ends, and writes nothing more."""
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> SessionSnapshot:
         """All of it, for a journal that has lost what it had or could not be written for a while."""
 
 
@@ -171,7 +171,7 @@ class Held(Protocol):
     """A session that this host holds."""
 
     @property
-    def loaded(self) -> Snapshot:
+    def loaded(self) -> SessionSnapshot:
         """As it was when it was taken up: its last turns, at most `TURNS_LOADED`, those that have not ended
         among them, and its last events, within `FRAMES_LOADED` and `FRAME_BYTES_LOADED`."""
 
@@ -204,7 +204,7 @@ class Unreachable(Exception):
     """The journal cannot be read or written just now: whether there is such a session is not known."""
 
 
-class NameTaken(Exception):
+class SessionNameTaken(Exception):
     """A session of this owner has the name; `session_id` is to be taken up."""
 
     def __init__(self, session_id: str) -> None:
@@ -232,7 +232,7 @@ class SessionJournal(Protocol):
         """Why nothing is kept just now; None when all is well. It is tried again all the time."""
 
     async def create(self, record: SessionRecord) -> Held:
-        """A new session, which this host holds, committed with its first changes. Raises `NameTaken`."""
+        """A new session of this host, committed with its first changes. Raises `SessionNameTaken`."""
 
     async def take_up(self, session_id: str, may_own: MayOwn | None = None) -> Held | None:
         """Claims a session; None where there is none, or `may_own` is false of its owner.

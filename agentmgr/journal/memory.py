@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
-from .journal import Change, Copy, Frame, Held, MayOwn, SessionRecord, Snapshot, StoredFrame
+from .journal import Change, Copy, Frame, Held, MayOwn, SessionRecord, SessionSnapshot, StoredFrame
 
 
 class MemoryJournal:
@@ -30,7 +30,7 @@ class MemoryJournal:
 
 class _InMemory:
     def __init__(self, record: SessionRecord) -> None:
-        self.loaded = Snapshot(record, (), ())
+        self.loaded = SessionSnapshot(record, (), ())
         self._copy: Copy | None = None
 
     def keep(self, copy: Copy) -> None:

@@ -13,7 +13,7 @@ from .journal import (
     Frame,
     Question,
     SessionRecord,
-    Snapshot,
+    SessionSnapshot,
     StoredFrame,
     TurnRecord,
     TurnStatus,
@@ -57,7 +57,7 @@ class Erased(OSError):
     """Between two looks at it."""
 
 
-def load(db: sqlite3.Connection, row: int, *, with_frames: bool = True) -> Snapshot:
+def load(db: sqlite3.Connection, row: int, *, with_frames: bool = True) -> SessionSnapshot:
     """The session as far as `Held.loaded` has it. Raises `Erased`."""
     found = db.execute(_RECORD, (row,)).fetchone()
     if found is None:
@@ -74,7 +74,7 @@ def load(db: sqlite3.Connection, row: int, *, with_frames: bool = True) -> Snaps
     values = {"session": row, "after": record.last_seq - FRAMES_LOADED, "bytes": FRAME_BYTES_LOADED}
     frames = list(_unpacked(db.execute(_NEWEST, values).fetchone()[0])) if with_frames else []
     questions = db.execute("SELECT step_id, content, asked_at FROM questions WHERE session = ?", (row,))
-    return Snapshot(record, turns[::-1], frames, tuple(Question(*found) for found in questions))
+    return SessionSnapshot(record, turns[::-1], frames, tuple(Question(*found) for found in questions))
 
 
 def frames(db: sqlite3.Connection, row: int, first: int, last: int, max_bytes: int) -> Sequence[StoredFrame]:

@@ -6,7 +6,6 @@ name, with what SQLite keeps beside it, and a new one begins.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sqlite3
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+
+from ..process.locks import lock
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +219,7 @@ def _alone_in(directory: Path) -> Iterator[None]:
     """Keeps other processes from opening, or setting aside, a journal there meanwhile."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        lock(fd)
         yield
     finally:
         os.close(fd)

@@ -24,9 +24,9 @@ from .journal import (
     Held,
     HeldElsewhere,
     MayOwn,
-    NameTaken,
+    SessionNameTaken,
     SessionRecord,
-    Snapshot,
+    SessionSnapshot,
     StoredFrame,
     Unreachable,
 )
@@ -81,10 +81,10 @@ class SqliteJournal:
             create = partial(writing.create_named, place=place)
             taken = await self._try(self._writer, lambda: create(self._open_db(), self._holder))
             if taken is not None:
-                raise NameTaken(taken)
+                raise SessionNameTaken(taken)
         else:
             await trio.lowlevel.checkpoint()
-        return self._hold(place, Snapshot(record, (), ()))
+        return self._hold(place, SessionSnapshot(record, (), ()))
 
     async def take_up(self, session_id: str, may_own: MayOwn | None = None) -> Held | None:
         claimed = await self._try(self._writer, lambda: self._claim(session_id, may_own))
@@ -168,7 +168,7 @@ class SqliteJournal:
         if not held.dirty or sum(other.released for other in self._held) > LEFT_BEHIND:
             self._held.discard(held)
 
-    def _hold(self, place: Place, loaded: Snapshot) -> HeldSession:
+    def _hold(self, place: Place, loaded: SessionSnapshot) -> HeldSession:
         held = HeldSession(self, place, loaded, dropping=self._degraded is not None)
         if loaded.record.ended_at is None:
             self._held.add(held)

@@ -24,7 +24,7 @@ from .journal import (
     MayOwn,
     SessionEnded,
     SessionRecord,
-    Snapshot,
+    SessionSnapshot,
     Started,
     TurnEnded,
     TurnRecord,
@@ -125,7 +125,11 @@ def write(db: sqlite3.Connection, holder: str, work: Work) -> list[Place]:
 
 
 def write_whole(
-    place: Place, snapshot: Snapshot, may_hold: Callable[[str], bool], db: sqlite3.Connection, holder: str
+    place: Place,
+    snapshot: SessionSnapshot,
+    may_hold: Callable[[str], bool],
+    db: sqlite3.Connection,
+    holder: str,
 ) -> bool:
     """Writes a session as its copy has it, whatever the file has. False where another holder has it, or where
     it was erased: in a file that was made anew, a place has no row.

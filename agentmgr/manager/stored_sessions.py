@@ -20,7 +20,7 @@ from ..core import lookup
 from ..errors import SessionNotFound, StorageError
 from ..journal import archive, copies
 from ..journal.archive import OpenQuestion, SessionSummary
-from ..journal.journal import Question, Snapshot, TurnRecord
+from ..journal.journal import Question, SessionSnapshot, TurnRecord
 from ..models import Event, ServiceSpec
 from ..models.sessions import (
     SHOWN_OF_AN_ID,
@@ -174,7 +174,7 @@ class StoredSessions:
 
         await self.pass_on_events(session_id, pass_on, following=False)
 
-    async def find(self, session_id: str) -> tuple[ServiceSpec, SessionSummary, Snapshot]:
+    async def find(self, session_id: str) -> tuple[ServiceSpec, SessionSummary, SessionSnapshot]:
         """Raises `SessionNotFound`; `StorageError` where it may be in a journal that cannot be read."""
         unreadable: StorageError | None = None
         for spec in self._services():

@@ -4,6 +4,7 @@ In reading order:
 
     paths            paths as users name them; `RuntimePaths`, the files that belong to a database
     trust            which files are believed: those that no other user can write
+    locks            flock(2) on open files
     ownership        one manager per database: a lock that ends with its process
     listening        binding an address, with errors that a user understands
     control_socket   the manager's unix sockets, which only its own user can open

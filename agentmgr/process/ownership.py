@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
 from contextlib import ExitStack
@@ -13,22 +12,10 @@ from typing import ClassVar
 import trio
 
 from ..errors import DatabaseUnusable, ManagerAlreadyRunning
+from .locks import try_lock
 from .paths import RuntimePaths
 
 RETRY_S = 0.02
-
-
-def try_lock(fd: int, *, shared: bool = False) -> bool:
-    """Locks an open file until it is closed, here and where it was inherited; False if another holds it.
-
-    It does not wait: a blocking flock(2) in a thread could not be given up. Raises `OSError` where the file
-    system has no locks.
-    """
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def manager_pid(paths: RuntimePaths) -> int | None:

@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from ..process.ownership import try_lock
+from ..process.locks import try_lock
 from . import procfs
 
 DIRECTORY = ".lifelines"

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from ..codec import from_json, to_json
 from ..errors import InvalidRequest
-from ..process.ownership import try_lock
+from ..process.locks import try_lock
 from ..process.paths import RuntimePaths
 
 

@@ -17,7 +17,7 @@ import trio
 from attrs import evolve
 
 from agentmgr.journal import archive
-from agentmgr.journal.journal import Accepted, Frame, SessionRecord, Snapshot, TurnRecord
+from agentmgr.journal.journal import Accepted, Frame, SessionRecord, SessionSnapshot, TurnRecord
 from agentmgr.journal.memory import MemoryJournal
 from agentmgr.journal.sqlite import open_journal
 
@@ -51,8 +51,8 @@ class Copy:
     def lost(self) -> None:
         raise AssertionError("nobody else holds it")
 
-    def snapshot(self) -> Snapshot:
-        return Snapshot(evolve(self.held.loaded.record, last_seq=self.said), (), ())
+    def snapshot(self) -> SessionSnapshot:
+        return SessionSnapshot(evolve(self.held.loaded.record, last_seq=self.said), (), ())
 
     def say(self) -> None:
         self.said += 1

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from attrs import evolve
 
-from agentmgr.journal.journal import Frame, SessionRecord, Snapshot
+from agentmgr.journal.journal import Frame, SessionRecord, SessionSnapshot
 from agentmgr.journal.sqlite import open_journal
 
 
@@ -34,7 +34,9 @@ class Copy:
 
     def snapshot(self):
         record = evolve(self.record, last_seq=self.last_seq)
-        return Snapshot(record, tuple(self.turns.values()), self.frames, tuple(self.questions.values()))
+        return SessionSnapshot(
+            record, tuple(self.turns.values()), self.frames, tuple(self.questions.values())
+        )
 
     @property
     def last_seq(self):

@@ -13,7 +13,7 @@ import sys
 import trio
 from attrs import evolve
 
-from agentmgr.journal.journal import Frame, HeldElsewhere, SessionRecord, Snapshot
+from agentmgr.journal.journal import Frame, HeldElsewhere, SessionRecord, SessionSnapshot
 from agentmgr.journal.sqlite import open_journal
 
 
@@ -38,7 +38,7 @@ class Copy:
         self.is_lost.set()
 
     def snapshot(self):
-        return Snapshot(evolve(self.held.loaded.record, last_seq=self.said), (), ())
+        return SessionSnapshot(evolve(self.held.loaded.record, last_seq=self.said), (), ())
 
     def say(self, text):
         self.said += 1

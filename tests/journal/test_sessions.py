@@ -11,9 +11,9 @@ from agentmgr.journal.journal import (
     Asked,
     HeldElsewhere,
     Kept,
-    NameTaken,
     Question,
     SessionEnded,
+    SessionNameTaken,
     Started,
     TurnEnded,
     TurnRecord,
@@ -142,7 +142,7 @@ async def test_a_name_is_of_one_session_of_its_owner_until_that_ends(hosts):
     async with hosts.open("inst_1") as journal:
         first = await hosts.create(journal, "ses_1", owner="ann", name="plans")
         await hosts.create(journal, "ses_2", owner="bob", name="plans")
-        with pytest.raises(NameTaken) as caught:
+        with pytest.raises(SessionNameTaken) as caught:
             await hosts.create(journal, "ses_3", owner="ann", name="plans")
         assert caught.value.session_id == "ses_1"
         first.held.write(SessionEnded("ended", 5.0))

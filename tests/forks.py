@@ -1,7 +1,8 @@
-"""Starts `agentmgr` as forks of one process that has imported it: a new one takes 0.4 s of CPU time for that.
+"""Starts commands and workers as forks of one process that has imported what they need: that takes a manager
+0.4 s of CPU time, a worker 0.2.
 
-For tests of what a command does once it runs. How one starts (what it imports from where, its environment,
-its descriptors) is tested with processes of their own.
+For tests of what they do once they run. How one starts (what it imports from where, its environment, its
+descriptors) is tested with processes of their own.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from agentmgr import bootstrap
+
+_MODULES = ("agentmgr", "agentmgr.worker")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
 @contextmanager
 def forking() -> Iterator[type[subprocess.Popen[Any]]]:
-    """The `Popen` that forks, for `[PYTHON, …, "agentmgr", …]`. The forks are children of this process."""
+    """The `Popen` that forks, for `[PYTHON, …, MODULE, …]`. The forks are children of this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     libc, one_at_a_time = ctypes.CDLL(None), threading.Lock()
 
@@ -34,7 +38,8 @@ def forking() -> Iterator[type[subprocess.Popen[Any]]]:
             c2pread: int, c2pwrite: int, errread: int, errwrite: int, restore_signals: Any, gid: Any,
             gids: Any, uid: Any, umask: Any, start_new_session: bool, process_group: Any,
         ) -> None:  # fmt: skip
-            words = list(args)[list(args).index("agentmgr") :]
+            words = list(args)
+            words = words[next(n for n, word in enumerate(words) if word in _MODULES) :]
             streams = {n: n if fd == -1 else fd for n, fd in enumerate((p2cread, c2pwrite, errwrite))}
             handed = {**streams, **{fd: fd for fd in pass_fds}}
             wanted = (words, dict(os.environ if env is None else env), start_new_session, list(handed))
@@ -67,7 +72,8 @@ def serve() -> None:
     import agentmgr.api.app
     import agentmgr.api.server
     import agentmgr.cli.commands.daemon
-    import agentmgr.cli.listeners  # noqa: F401
+    import agentmgr.cli.listeners
+    import agentmgr.worker.__main__  # noqa: F401
 
     gc.freeze()
     with socket.socket(fileno=0) as asked:
@@ -106,23 +112,24 @@ def _become(words: list[str], environment: Mapping[str, str], handed: Mapping[in
         os.closerange(low + 1, up)
     os.environ.clear()
     os.environ.update(environment)
-    sys.argv = words
+    sys.argv = ["agentmgr", *words[1:]]
     sys.stdin, sys.stdout, sys.stderr = (
         open(fd, mode, buffering, closefd=False, errors=errors)  # noqa: SIM115  # for good
         for fd, mode, buffering, errors in (
             (0, "r", -1, None), (1, "w", -1, None), (2, "w", 1, "backslashreplace"),
         )
     )  # fmt: skip
-    from agentmgr.cli import main
-
-    code: Any = 70
+    code: Any = 1
     try:
-        main()
+        bootstrap._run(words[0])
     except SystemExit as end:
-        code = end.code
+        code = end.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    except Exception:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:  # not back into the loop of `serve`
-        if code == 70:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from trio_websocket import WebSocketConnection
 
 from agentmgr import AgentManager, ServiceConfig
 from agentmgr.manager.worker_manager import WorkerHandle
+from agentmgr.process import detached
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.worker.pidfile import living
 from tests.cli.conftest import forks, here, shell  # noqa: F401  (fixtures)
@@ -167,8 +169,9 @@ def _running(manager: AgentManager) -> int:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Any:
-    """Opens one: `async with site(max_sessions=3) as s`."""
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Any) -> Any:  # noqa: F811
+    """Opens one: `async with site(max_sessions=3) as s`; its workers are forks."""
+    monkeypatch.setattr(detached, "subprocess", SimpleNamespace(Popen=forks))
     (tmp_path / "counting.py").write_text(COUNTING)
 
     @asynccontextmanager

@@ -19,6 +19,7 @@ from tests.workers.test_managers_end import (
     die,
     pids,
     register,
+    serves,
     shut_down,
     talk,
     wait_for,
@@ -80,6 +81,7 @@ def test_a_manager_on_another_port_ends_the_gateway_that_was_left_when_it_ends(s
     trio.run(register, shell)
     with shell.background("daemon", "--proxy-port", "0") as first:
         url = first.until("gateway at ws").split()[-1]
+        serves(url)
         left = pids(shell)
         die(first)
     with socket.create_server(("localhost", 0)) as free:

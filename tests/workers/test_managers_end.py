@@ -64,6 +64,12 @@ def talk(client: ClientConnection, text: str) -> None:
     assert client.recv(timeout=10) == f"echo: {text}"
 
 
+def serves(url: str) -> None:
+    """Returns when an instance runs and the gateway knows it."""
+    with connect(url, open_timeout=30) as client:
+        talk(client, "first")
+
+
 def refused(url: str) -> bool:
     try:
         with connect(url, open_timeout=0.5):
@@ -127,6 +133,7 @@ def test_new_clients_are_routed_while_no_manager_runs(shell: Any) -> None:
     trio.run(register, shell)
     with daemon(shell, "0") as manager:
         url = manager.until("gateway at ws").split()[-1]
+        serves(url)
         die(manager)
         with clients(url, 6) as found:
             for client in found:
@@ -142,6 +149,7 @@ def test_a_stranger_on_the_port_of_a_dead_instance_gets_nothing_of_a_client(shel
     trio.run(register, shell)
     with daemon(shell, "0") as manager:
         url = manager.until("gateway at ws").split()[-1]
+        serves(url)
         (instance,) = ask(shell, "get_service", "echo").instances
         die(manager)
         os.kill(instance.pid, signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from agentmgr.core.restart import Again, Cause, Ending, Exit, History, decide
 from agentmgr.errors import ManagerError, PortNotAvailable
 from agentmgr.manager.worker_set import _STEADY
 from agentmgr.models import RoutingRule, RoutingStrategy
+from agentmgr.process import detached
 from agentmgr.proxy import Certificate
 from tests.workers.conftest import alive, connected, cut_link, eventually, said
 
@@ -236,7 +238,10 @@ async def test_a_second_gateway_leaves_the_workers_of_the_first_alone(site: Any)
         assert before <= {worker.pid for worker in s.workers}
 
 
-async def test_a_list_of_processes_shows_where_workers_serve_and_no_settings(site: Any) -> None:
+async def test_a_list_of_processes_shows_where_workers_serve_and_no_settings(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detached, "subprocess", subprocess)  # started as users' are
     async with site() as s:
         for worker in s.workers:
             words = Path(f"/proc/{worker.pid}/cmdline").read_text().split("\0")
@@ -246,6 +251,7 @@ async def test_a_list_of_processes_shows_where_workers_serve_and_no_settings(sit
 async def test_workers_that_cannot_start_say_why(
     site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(detached, "subprocess", subprocess)  # started as users' are
     async with site() as s:
         certificate = Certificate.__new__(Certificate)  # its file has gone since it was read
         certificate._certfile, certificate._keyfile = tmp_path / "gone.pem", None

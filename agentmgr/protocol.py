@@ -167,6 +167,10 @@ Ends of a connection
 The gateway ends a connection with some of these too, with 1008 when an operator ends it or its token is no
 longer valid, and with 1013 when the client or the agent does not read.
 
+Through the gateway, a connection to an agent with durable sessions goes on when its instance ends or restarts
+(`seamless`): no close frame comes, and no byte is missing. A turn that was running ends or runs again, as
+above. Where no instance can go on with it within `resume_within`, the connection ends with 1012.
+
 A host that is asked to drain closes each connection with 1001 or 1012 when no turn runs on it and nothing
 came from the client for 0.2 s (2 s, before its first frame). A connection that is made more than 2 s after
 the drain began can take up a session, and gets the error `draining` when it asks for a new one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -23,10 +23,12 @@ from .drain import FIRST_FRAME_S, LINGER_S, Drain
 from .events import Event, addressed, encode
 from .incoming import BadInput, ClientEvent, creation, looks_like_an_event, parse, sequence_number, text_of
 from .limits import weigh
+from .link_log import CannotResume, Events, Pong
+from .link_resume import KeptLink, Resumption
 from .link_sessions import LinkSessions
 from .link_stream import LinkStream
 from .message import Client, Message
-from .replay import Gap
+from .replay import BEHIND, Gap
 from .session import Session
 from .session_registry import SessionRegistry
 
@@ -52,7 +54,9 @@ class ClientLink:
         *,
         link_id: str,
         max_message_bytes: int,
+        resumption: Resumption | None = None,
     ) -> None:
+        """With a `resumption`, also one from the very beginning, another host can go on with it later."""
         self.id = link_id
         self._stream = stream
         self._websocket = websocket
@@ -60,8 +64,17 @@ class ClientLink:
         self._sessions = LinkSessions(self, client, sessions, is_late=drain.begins_no_session)
         self._drain = drain
         self._max_message_bytes = max_message_bytes
-        self._plain: bool | None = None  # None: no frame has come yet
-        self._greeted = False
+        self._begin = resumption or Resumption()
+        self._plain = self._begin.plain  # None: no frame has come yet
+        self._greeted = self._begin.greeted
+        self._kept: KeptLink | None = None
+        if resumption is not None and sessions.journal is not None:
+            self._kept = KeptLink(link_id, self, sessions.journal, resumption)
+            stream.send_pong = self._pong
+            self._sessions.on_end = self._kept.ended
+        self._last_record: str | None = None
+        self._gone = trio.Event()
+        self._leaving: list[Session] = []
         self._answers = Answers(sessions.budget)
         self._states = StateRequests(self._tell_state, self._answers)
         self._news = trio.Event()
@@ -70,8 +83,10 @@ class ClientLink:
         self._closing = False
         self._is_at_rest = False  # and ends because the host drains
         self.must_reconnect = False  #: another instance holds a session of it
+        self._gave_up = False  # it cannot be resumed, as it has turned out
         self._close_by = math.inf
         self._scope = trio.CancelScope()
+        self._sessions.restore(self._begin.readers, self._begin.current)
 
     async def run(self) -> None:
         """Until the client is gone, or is cut off, or `close` was called and all is said."""
@@ -85,11 +100,43 @@ class ClientLink:
                     await self._read()
                     nursery.cancel_scope.cancel()
         finally:
+            self._last_record = self.record()
             self._answers.close()
             for session in self._sessions.detach_all():
                 if self._is_at_rest and not session.connected:
                     # Who comes back for it finds it elsewhere, or hears at once that it is over.
                     session.leave()
+                    self._leaving.append(session)
+            self._gone.set()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether another host can go on with it, if no close frame is sent."""
+        return self._kept is not None and not self._gave_up and self._websocket.closed is None
+
+    async def left(self) -> None:
+        """Waits until the sessions that have left with it may be taken up elsewhere."""
+        for session in self._leaving:
+            await session.gone.wait()
+
+    def over(self, *, for_good: bool) -> None:
+        """It is, here; unless it is `for_good`, it may be resumed."""
+        if self._kept is not None:
+            self._kept.end(for_good=for_good)
+
+    async def abandon(self) -> str:
+        """Ends it at once, because it is resumed; returns what is to be known of it."""
+        self._scope.cancel()
+        await self._gone.wait()
+        return self.record()
+
+    def record(self) -> str:
+        """All that another host has to know to go on with it."""
+        if self._last_record is not None:
+            return self._last_record
+        kept = {} if self._kept is None else self._kept.dump()
+        kept |= {"plain": self._plain, "greeted": self._greeted}
+        return json.dumps(kept | {"current": self._sessions.current, "readers": self._sessions.places})
 
     def close(self) -> None:
         """`run` returns when its sessions have ended and their last events are sent, at the latest in 2 s."""
@@ -113,6 +160,8 @@ class ClientLink:
                 await self._take(text_of(frame, self._max_message_bytes))
             except BadInput as bad:
                 self._refuse(bad, _whose(frame) if bad.code is ErrorCode.TOO_LARGE else None)
+            if self._kept is not None:
+                self._kept.took_message(plain=bool(self._plain))
             del frame  # it may be large, and the next one may be long in coming
             await self._answers.have_room()
 
@@ -246,6 +295,12 @@ class ClientLink:
     # To the client.
 
     async def _write(self) -> None:
+        try:
+            await self._replay(self._begin.script)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # the reading side ends the connection
+        except CannotResume:
+            self._gave_up = self.must_reconnect = True
         while True:
             if self.must_reconnect:
                 break
@@ -255,6 +310,8 @@ class ClientLink:
                 size += len(frame)
             if batch:
                 self._answers.now_written(size)
+                if self._kept is not None and not self._kept.is_settled:
+                    await self._kept.settled()
                 try:
                     await self._stream.send_texts(
                         batch, while_open=self._is_open, before_waiting=self._limit_waiting
@@ -304,12 +361,52 @@ class ClientLink:
         while (found := self._sessions.next()) is not None:
             session, item = found
             if isinstance(item, Gap):
-                return self._gap(session, item)
-            if not self._plain:
-                return addressed(item, self.id)
-            if (text := as_plain_text(json.loads(item))) is not None:
-                return text.encode(errors="replace")
+                gap = self._gap(session, item)
+                if self._kept is not None:
+                    self._kept.raw(gap)
+                return gap
+            frame = self._frame(item)
+            if self._kept is not None:
+                seq = self._sessions.attached[session].sent
+                self._kept.event(session.id, seq, has_frame=frame is not None)
+            if frame is not None:
+                return frame
         return None
+
+    def _frame(self, event: bytes) -> bytes | None:
+        """What the client gets for an event of a session; None: nothing."""
+        if not self._plain:
+            return addressed(event, self.id)
+        text = as_plain_text(json.loads(event))
+        return None if text is None else text.encode(errors="replace")
+
+    async def _replay(self, script: Sequence[bytes | Events]) -> None:
+        """Sends what was decided before the connection was resumed. Raises `CannotResume`."""
+        readers = {session.id: session for session in self._sessions.attached}
+        if self._kept is not None:
+            await self._kept.settled()
+        for item in script:
+            if isinstance(item, bytes):
+                await self._stream.send_texts([item], while_open=self._is_open)
+                continue
+            skip, session = item.skip, readers[item.session_id]
+            for _ in range(skip + (item.count or 0)):
+                frame = await self._again(session)
+                if skip:
+                    skip -= 1
+                else:
+                    await self._stream.send_texts([frame], while_open=self._is_open)
+
+    async def _again(self, session: Session) -> bytes:
+        """The next frame for an event that was given out before."""
+        reader = self._sessions.attached[session]
+        while (item := reader.next()) is not None and not isinstance(item, Gap):
+            if item is BEHIND:
+                if await session.fill(reader) is not None:
+                    break
+            elif isinstance(item, bytes) and (frame := self._frame(item)) is not None:
+                return frame
+        raise CannotResume("an event is not there any more")
 
     async def _read_older(self, session: Session) -> None:
         """Reads from the journal what is not in memory any more."""
@@ -329,8 +426,15 @@ class ClientLink:
             self._send(text)
 
     def _send(self, frame: str | bytes) -> None:
-        self._answers.append(frame.encode(errors="replace") if isinstance(frame, str) else frame)
+        data = frame.encode(errors="replace") if isinstance(frame, str) else frame
+        if self._kept is not None:
+            self._kept.raw(data)
+        self._answers.append(data)
         self.wake()
+
+    async def _pong(self, pong: Pong) -> None:
+        await self._answers.have_room()
+        self._send(pong)
 
     def _say_hello(self) -> None:
         if not self._greeted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..protocol import ErrorCode, LossReason
 from .history import Entry
@@ -23,6 +23,8 @@ class LinkSessions:
         self.behind: Session | None = None  #: the next of its events is in the journal only
         self._current: Session | None = None  # where a message goes that names no session
         self._link, self._client, self._registry, self._is_late = link, client, registry, is_late
+        self._left: dict[str, int] = {}
+        self.on_end: Callable[[str], None] | None = None  #: called with the id of each session that has ended
 
     async def create(self, *, name: str | None = None, history: Sequence[Entry] = ()) -> Session:
         """Raises `BadInput`: `draining`, `max_sessions`, `host_full`; `SessionNameTaken`."""
@@ -33,6 +35,23 @@ class LinkSessions:
         self._current = session
         self._attach(session, after=0)
         return session
+
+    def restore(self, readers: Mapping[Session, int], current: str | None) -> None:
+        """Reads these, each from the event behind the given one."""
+        for session, after in readers.items():
+            self._attach(session, after=after)
+            if session.id == current:
+                self._current = session
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Up to which event each has been given out, by id; those included that have left this instance."""
+        return self._left | {session.id: reader.sent for session, reader in self.attached.items()}
+
+    @property
+    def current(self) -> str | None:
+        """The id of the session of a message that names none."""
+        return None if self._current is None else self._current.id
 
     async def resume(
         self, session_id: str, last_seq: int, *, exclusive: bool, only_watch: bool
@@ -98,6 +117,10 @@ class LinkSessions:
                 return session, item
             elif session.ended and reader.finished:
                 session.detach(self.attached.pop(session))
+                if session.end_reason is None:
+                    self._left[session.id] = reader.sent
+                elif self.on_end is not None:
+                    self.on_end(session.id)
         return None
 
     async def _find(self, session_id: str) -> Session:

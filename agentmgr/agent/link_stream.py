@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 import trio
 from trio_websocket import CloseReason
 
 from ..protocol import BAD_TEXT, PROTOCOL_ERROR
-from ..websocket.frames import CLOSING, TEXT_MESSAGE, close_frame, frame_head
+from ..websocket.frames import CLOSING, PONG, TEXT_MESSAGE, close_frame, frame_head
+from .link_log import Pong
 
 FAREWELL_S = 2.0  #: for a client that broke the protocol to hear so
 _PEERS_FAULT = (PROTOCOL_ERROR, BAD_TEXT)
@@ -45,6 +46,8 @@ class LinkStream(trio.abc.Stream):
         self._on_close = on_close
         self._verdict: Callable[[], CloseReason | None] = lambda: None
         self._said_close = False
+        self.send_pong: Callable[[Pong], Awaitable[None]] | None = None
+        """Where pongs go that trio-websocket would send; None: to the peer at once."""
 
     def accepted(self, verdict: Callable[[], CloseReason | None]) -> None:
         """The handshake is done. `verdict`: how the WebSocket has ended; None while it has not."""
@@ -58,13 +61,17 @@ class LinkStream(trio.abc.Stream):
         while_open: Callable[[], bool],
         before_waiting: Callable[[], None] = _nothing,
     ) -> None:
-        """Sends each as one text frame; nothing if the WebSocket is closing by the time it is our turn.
+        """Sends each as one text frame, or as a pong; nothing if the WebSocket is closing by our turn.
 
         What the kernel takes at once, which is nearly always all, goes without a checkpoint: a trip through
         trio's loop costs more than such a message. `before_waiting` is called where there is one.
         Raises `trio.BrokenResourceError`, `trio.ClosedResourceError`.
         """
-        data = b"".join(part for text in texts for part in (frame_head(TEXT_MESSAGE, len(text)), text))
+        data = b"".join(
+            part
+            for text in texts
+            for part in (frame_head(PONG if type(text) is Pong else TEXT_MESSAGE, len(text)), text)
+        )
         try:
             self._lock.acquire_nowait()
         except trio.WouldBlock:
@@ -97,6 +104,9 @@ class LinkStream(trio.abc.Stream):
         return await self._stream.receive_some(max_bytes)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.send_pong is not None and data[:1] == PONG:
+            await self.send_pong(Pong(data[2:]))
+            return
         async with self._lock:
             self._said_close = self._said_close or data[:1] == CLOSING
             await self._stream.send_all(data)

@@ -17,7 +17,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from ..boundary import Failure, contain, report
-from ..core.gateway_headers import CONNECTION_HEADER, IDENTITY_HEADER
+from ..core.gateway_headers import CONNECTION_HEADER, IDENTITY_HEADER, RESUMED_HEADER
 from ..core.proof import DRAIN_PATH, HEALTH_PATH
 from ..core.request import ClientRequest
 from ..protocol import BEARER, COME_BACK, FAILED, NORMAL
@@ -29,6 +29,7 @@ from .adapt import HostedAgent, RawAgent
 from .client_link import ClientLink
 from .door import Door, believed
 from .drain import Drain
+from .link_resume import Resumption, asked_for, kept_of, resume
 from .link_stream import LinkStream, part
 from .message import Client
 from .session_registry import SessionRegistry
@@ -40,6 +41,7 @@ CLOSE_TIMEOUT_S = 2.0
 MANY_WAITING = 64
 """Beyond so many whose requests have not come, other users of the machine are turned away as they connect:
 else they could use up the usual limit of 1024 open files, and no gateway came through."""
+LOST = 1006  #: how trio-websocket says that no close frame came
 _CONNECTION_ID = re.compile(r"con_[0-9a-f]{1,64}")
 
 
@@ -63,6 +65,7 @@ class AgentServer:
         self._accepting = trio.CancelScope()
         self._drain = Drain(sessions, can_tell=not isinstance(agent, RawAgent))
         self._closers: set[Callable[[], None]] = set()  # each ends one connection in good order
+        self._links: dict[str, ClientLink] = {}  # those that can be resumed
         self._going_away = False
         self._waiting = 0  # connections whose request has not come yet, or is being refused
 
@@ -117,24 +120,37 @@ class AgentServer:
                         gateway, stranger = False, True
                     head = believed(request, gateway=gateway)
                     client = _client_of(head, stream, gateway=gateway)
+                    resumption = None
                     if not is_probe:
-                        await self._check_session(request, client)
+                        resumption = await self._resume(client) if gateway else None
+                        if resumption is None or not resumption.readers:
+                            await self._check_session(request, client)
             except Refusal as refusal:
                 with trio.move_on_after(CLOSE_TIMEOUT_S):
                     await stream.send_all(refusal.response)
                     await part(stream)
                 return
         farewell: tuple[int, str | None] = NORMAL, None
+        link = None
         async with trio.open_nursery() as nursery:  # trio-websocket's reader lives here
-            link_stream, websocket = await self._accept(nursery, stream, head, rest)
-            if is_probe:
-                await self._serve_probe(websocket, await self._report(request, stranger=stranger))
-            else:
-                farewell = await self._serve_client(link_stream, websocket, client, _link_id(client))
-            with trio.move_on_after(CLOSE_TIMEOUT_S):
-                if self._going_away or self._drain.on:
-                    farewell = self._drain.farewell
-                await websocket.aclose(*farewell)
+            link_stream, websocket = await self._accept(nursery, stream, head, rest, resumption)
+            try:
+                if is_probe:
+                    await self._serve_probe(websocket, await self._report(request, stranger=stranger))
+                elif isinstance(self._agent, RawAgent):
+                    await self._serve_raw(self._agent, websocket)
+                else:
+                    link = self._link(link_stream, websocket, client, resumption)
+                    farewell = await self._serve_client(link)
+                with trio.move_on_after(CLOSE_TIMEOUT_S):
+                    if self._going_away or self._drain.on:
+                        farewell = self._drain.farewell
+                    if link is None or not link.resumable or farewell[0] != COME_BACK:
+                        await websocket.aclose(*farewell)
+            finally:
+                if link is not None:
+                    # Without a close frame its gateway may have another host go on with it, or this one.
+                    link.over(for_good=websocket.closed is not None and websocket.closed.code != LOST)
             nursery.cancel_scope.cancel()
 
     async def _next_upgrade(self, stream: trio.SocketStream) -> tuple[RequestHead, bytes] | None:
@@ -163,8 +179,25 @@ class AgentServer:
                 break
         return None
 
+    async def _resume(self, client: Client) -> Resumption | None:
+        """Where a connection that can be resumed begins; None: this one cannot be. Raises `Refusal`."""
+        asked, journal = asked_for(client), self._sessions.journal
+        if asked is None or journal is None or asked[0] != _link_id(client):
+            return None
+        link_id, delivered = asked
+        if delivered is None:
+            return Resumption() if journal.degraded is None else None
+        before = self._links.get(link_id)
+        state = await kept_of(link_id, self._sessions) if before is None else await before.abandon()
+        return await resume(state, delivered, client, self._sessions, only_here=self._drain.on)
+
     async def _accept(
-        self, nursery: trio.Nursery, stream: trio.SocketStream, head: RequestHead, rest: bytes
+        self,
+        nursery: trio.Nursery,
+        stream: trio.SocketStream,
+        head: RequestHead,
+        rest: bytes,
+        resumption: Resumption | None,
     ) -> tuple[LinkStream, WebSocketConnection]:
         with trio.fail_after(HANDSHAKE_TIMEOUT_S) as patience:
             # wsproto answers a bad handshake by itself and closes, and raises nothing.
@@ -175,28 +208,40 @@ class AgentServer:
                 nursery, link_stream, max_message_size=4 * limit if limit else sys.maxsize
             )
             offered = (name for name in head.subprotocols if not name.startswith(BEARER))
-            websocket = await request.accept(subprotocol=next(offered, None))
+            fields = [(RESUMED_HEADER.encode(), resumption.answer.encode())] if resumption else []
+            websocket = await request.accept(subprotocol=next(offered, None), extra_headers=fields)
             link_stream.accepted(lambda: websocket.closed)
         return link_stream, websocket
 
-    async def _serve_client(
-        self, link_stream: LinkStream, websocket: WebSocketConnection, client: Client, link_id: str
-    ) -> tuple[int, str | None]:
-        """Returns code and reason of the close frame."""
-        if isinstance(self._agent, RawAgent):
-            await self._serve_raw(self._agent, websocket)
-            return NORMAL, None
-        link = ClientLink(
+    def _link(
+        self,
+        link_stream: LinkStream,
+        websocket: WebSocketConnection,
+        client: Client,
+        resumption: Resumption | None,
+    ) -> ClientLink:
+        return ClientLink(
             link_stream,
             websocket,
             client,
             self._sessions,
             self._drain,
-            link_id=link_id,
+            link_id=_link_id(client),
             max_message_bytes=self._max_message_bytes,
+            resumption=resumption,
         )
-        with self._closed_by(link.close), self._drain.counting(link):
-            await link.run()
+
+    async def _serve_client(self, link: ClientLink) -> tuple[int, str | None]:
+        """Returns code and reason of the close frame."""
+        self._links[link.id] = link
+        try:
+            with self._closed_by(link.close), self._drain.counting(link):
+                await link.run()
+            with trio.move_on_after(CLOSE_TIMEOUT_S):
+                await link.left()
+        finally:
+            if self._links.get(link.id) is link:
+                del self._links[link.id]
         if link.must_reconnect:
             return COME_BACK, "another instance goes on with the session; come back"
         return NORMAL, None

@@ -13,6 +13,14 @@ IDENTITY_HEADER = "X-Agentmgr-Identity"
 CONNECTION_HEADER = "X-Agentmgr-Connection"
 """The gateway's id of the client's connection. (`X-Request-Id` may be what a trusted proxy sent.)"""
 
+RESUME_HEADER = "X-Agentmgr-Resume"
+"""From the gateway: `CONNECTION_ID` asks that the connection can be resumed if the instance ends under it.
+`CONNECTION_ID; delivered=N; offset=K` resumes it: the client has N whole frames, and K bytes of the next."""
+
+RESUMED_HEADER = "X-Agentmgr-Resumed"
+"""The host's answer, `taken=M; pings=P`: so many of the client's messages were taken in, so many of its pings
+answered. What follows is frame N + 1, whole. Without this header the connection cannot be resumed."""
+
 _FORWARDED = frozenset(
     {"forwarded", "x-forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host",
      "x-forwarded-port", "x-real-ip", "x-request-id"}

@@ -54,6 +54,8 @@ class Backend:
     idle_timeout: float = 1800.0  #: seconds without a data frame; 0: never
     max_message_bytes: int = 0  #: 0: unlimited
     state: BackendState = BackendState.ROUTABLE
+    resume_within: float = 0.0
+    """Seconds in which another instance may go on with a connection that it loses; 0: none does."""
     token: str = field(default="", repr=False)
     """Of a hosted agent: by it gateway and agent know each other (`core.proof`). Never shown."""
 

@@ -143,6 +143,7 @@ def _backend(spec: ServiceSpec, instance: Instance, token: str) -> Backend:
         idle_timeout=spec.config.idle_limit,
         max_message_bytes=spec.config.max_message_bytes,
         state=_backend_state(instance),
+        resume_within=spec.config.resumes_within,
         token=token,
     )
 

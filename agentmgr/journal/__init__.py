@@ -8,6 +8,7 @@ In reading order:
     held      a session that a host holds, between its copy in memory and that task
     holders   which hosts live
     schema    the file: its tables, opening it, setting one aside that cannot be used
+    links     what is kept of clients' connections, so that they outlive their host
     writing   the changes of many sessions in one transaction; claims
     reading   a session, and its events
     archive   the sessions as a manager sees them: lists, erasing, pruning

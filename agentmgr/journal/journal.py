@@ -11,6 +11,8 @@ from typing import Protocol
 
 from attrs import frozen
 
+from .links import HeldLink, LinkCopy
+
 
 class TurnStatus(StrEnum):
     WAITING = "waiting"  #: behind a turn that runs
@@ -239,6 +241,15 @@ class SessionJournal(Protocol):
 
         One that has ended is not claimed: its `loaded.record` says how it ended. Raises `HeldElsewhere`,
         `Unreachable`.
+        """
+
+    def keep_link(self, link_id: str, copy: LinkCopy) -> HeldLink:
+        """A connection that this host serves, or goes on with."""
+
+    async def take_link(self, link_id: str) -> str | None:
+        """What is kept of a connection, which this host alone may go on with now; None where nothing is.
+
+        Raises `Unreachable`.
         """
 
     async def unfinished(self) -> Sequence[str]:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..process.locks import lock
+from . import links
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +203,8 @@ def _prepare(db: sqlite3.Connection) -> None:
     if version < VERSION:
         script = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
         db.executescript(f"BEGIN IMMEDIATE; {TABLES} {script} COMMIT;")
+    db.execute(links.TABLE)  # which a journal of this version may lack
+    links.forget_old(db)
 
 
 def _set_aside(path: Path, kind: str) -> Path:

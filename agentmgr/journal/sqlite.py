@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import trio
 
-from . import holders, reading, schema, writing
+from . import holders, links, reading, schema, writing
 from .held import HeldSession
 from .journal import (
     Held,
@@ -30,6 +30,7 @@ from .journal import (
     StoredFrame,
     Unreachable,
 )
+from .links import HeldLink, LinkCopy
 from .writing import Place
 
 T = TypeVar("T")
@@ -68,6 +69,8 @@ class SqliteJournal:
         self._pending: list[HeldSession] = []  # those that have handed something over
         self._pending_bytes = 0
         self._arrived = trio.Event()
+        self._links: set[HeldLink] = set()
+        self._changed_links: list[HeldLink] = []
         self._flushes = trio.lowlevel.ParkingLot()
         self._degraded: str | None = "it is not open yet"
 
@@ -96,6 +99,14 @@ class SqliteJournal:
         loaded = await self._try(self._reader, lambda: reading.load(self._for_reading(), row))
         return self._hold(Place(loaded.record, row, epoch), loaded)
 
+    def keep_link(self, link_id: str, copy: LinkCopy) -> HeldLink:
+        link = HeldLink(link_id, copy, self)
+        self._links.add(link)
+        return link
+
+    async def take_link(self, link_id: str) -> str | None:
+        return await self._try(self._writer, lambda: links.take_over(self._open_db(), self._holder, link_id))
+
     async def unfinished(self) -> Sequence[str]:
         def find() -> list[str]:
             found = reading.unfinished(self._for_reading())
@@ -114,7 +125,7 @@ class SqliteJournal:
                 if self._degraded is not None:
                     await trio.sleep(self._retry_s)
                     await self._recover()
-                elif self._pending:
+                elif self._pending or self._changed_links:
                     await self._flush()
                 else:
                     self._arrived = trio.Event()
@@ -123,7 +134,7 @@ class SqliteJournal:
             with trio.CancelScope(shield=True):
                 if self._degraded is not None:
                     await self._recover()  # a last time
-                while self._pending:
+                while self._pending or self._changed_links:
                     await self._flush()
                 with suppress(*_TROUBLE):
                     await self._in_thread(self._writer, self._close)
@@ -149,6 +160,16 @@ class SqliteJournal:
         self._pending_bytes += size
         if self._pending_bytes > PENDING_BYTES:
             self._degrade(f"the disk is too slow: over {PENDING_BYTES >> 20} MiB wait for it")
+
+    def link_changed(self, link: HeldLink) -> None:
+        if self._degraded is None:
+            self._changed_links.append(link)
+            self._arrived.set()
+        else:
+            link.drop()
+
+    def let_link_go(self, link: HeldLink) -> None:
+        self._links.discard(link)
 
     async def next_flush(self) -> None:
         await self._flushes.park()
@@ -180,8 +201,10 @@ class SqliteJournal:
         self._log_bytes += self._pending_bytes + len(self._pending) * PAGE_BYTES
         batch, self._pending, self._pending_bytes = self._pending, [], 0
         work = [(held.place, changes) for held in batch if (changes := held.take())]
+        changed, self._changed_links = self._changed_links, []
+        links_work = [(link, link.take()) for link in changed]
         try:
-            lost = await self._in_thread(self._writer, lambda: self._commit(work))
+            lost, lost_links = await self._in_thread(self._writer, lambda: self._commit(work, links_work))
         except _TROUBLE as error:
             self._fail(error)
             return
@@ -191,6 +214,10 @@ class SqliteJournal:
                 self._lose(held)
             else:
                 held.wrote()
+        for link in changed:
+            link.wrote()
+        for link in lost_links:
+            link.copy.must_come_back()
         self._flushes.unpark_all()
         if self._log_bytes > LOG_BYTES:
             self._log_is_long.set()
@@ -212,6 +239,8 @@ class SqliteJournal:
             if self._told:
                 log.info("the journal %s is written again", self._path)
             self._degraded, self._told = None, False
+            for link in self._links:
+                link.changed()
 
     async def _write_whole(self, held: HeldSession) -> None:
         snapshot = held.snapshot()
@@ -253,6 +282,9 @@ class SqliteJournal:
         self._pending, self._pending_bytes = [], 0
         for held in list(self._held):
             held.drop()
+        self._changed_links = []
+        for link in self._links:
+            link.drop()
         self._flushes.unpark_all()
         self._arrived.set()
 
@@ -279,10 +311,12 @@ class SqliteJournal:
                 if not schema.is_lock(error) or trio.current_time() >= give_up_at:
                     raise
 
-    def _commit(self, work: writing.Work) -> list[Place]:
+    def _commit(
+        self, work: writing.Work, links: Sequence[tuple[HeldLink, str | None]]
+    ) -> tuple[list[Place], list[HeldLink]]:
         if schema.identity(self._path) != self._file:
             raise _Replaced("another file has its name now")
-        return writing.write(self._open_db(), self._holder, work)
+        return writing.write(self._open_db(), self._holder, work, links)
 
     def _make_ready(self) -> bool:
         """Whether the file is another one than before."""

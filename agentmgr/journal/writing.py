@@ -31,6 +31,8 @@ from .journal import (
     TurnStatus,
     Used,
 )
+from .links import HeldLink
+from .links import write as write_links
 
 ROW_BYTES = 64 * 1024  #: of events in a row; a longer one has a row of its own
 ROWS_AT_ONCE = 64  #: in a statement
@@ -99,12 +101,15 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
             db.execute("ROLLBACK")
 
 
-def write(db: sqlite3.Connection, holder: str, work: Work) -> list[Place]:
-    """Commits all changes in one transaction. Returns the places that are another holder's by now."""
+def write(
+    db: sqlite3.Connection, holder: str, work: Work, links: Sequence[tuple[HeldLink, str | None]] = ()
+) -> tuple[list[Place], list[HeldLink]]:
+    """Commits all changes in one transaction. Returns the places and links that others have by now."""
     new = [place for place, _ in work if not place.row]
     others = [(place, changes) for place, changes in work if any(type(c) is not Frame for c in changes)]
     lost: list[Place] = []
-    if not new and not others and len(work) <= ROWS_AT_ONCE:
+    lost_links: list[HeldLink] = []
+    if not new and not others and not links and len(work) <= ROWS_AT_ONCE:
         # The usual one. With a single statement, which is a transaction of its own, the thread gives up the
         # interpreter once, and has to get it back once.
         complete = _write_frames(db, _all_rows(work))
@@ -117,11 +122,12 @@ def write(db: sqlite3.Connection, holder: str, work: Work) -> list[Place]:
                 complete = _write_frames(
                     db, [row for place, changes in work for row in _rows(place, changes)]
                 )
+                lost_links = write_links(db, holder, links)
         except BaseException:  # goes on: what was undone has no row
             for place in new:
                 place.row = 0
             raise
-    return lost if complete else [place for place, _ in work if not _is_held(db, place)]
+    return lost if complete else [place for place, _ in work if not _is_held(db, place)], lost_links
 
 
 def write_whole(

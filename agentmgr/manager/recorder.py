@@ -123,6 +123,15 @@ class Recorder:
         if connection.handshake_s is not None:
             self.figures.handshakes.observe(connection.handshake_s)
 
+    def connection_resumed(self, connection: models.Connection) -> None:
+        event = Event(
+            "session.resumed",
+            service_id=connection.service_id,
+            instance_id=connection.instance_id,
+            detail={"connection_id": connection.connection_id, "resumed": connection.resumed},
+        )
+        self._events.announce(event)
+
     def connection_closed(self, end: ConnectionEnd) -> None:
         if end.first_byte_s is not None:
             self.figures.first_bytes.observe(end.first_byte_s)

@@ -294,11 +294,13 @@ class WorkerManager:
                     self.gateway.lobby.offer_seat(report.instance_id)
             case protocol.Opened(connection):
                 claimed.discard(connection.connection_id)
-                new = connection.connection_id not in worker.connections
+                before = worker.connections.get(connection.connection_id)
                 known = RemoteConnection(connection, trio.current_time())
                 worker.connections[connection.connection_id] = known
-                if new:
+                if before is None:
                     self._observer.connection_opened(connection)
+                elif connection.resumed > before.connection.resumed:
+                    self._observer.connection_resumed(connection)
             case protocol.Closed(end):
                 claimed.discard(end.connection_id)
                 worker.connections.pop(end.connection_id, None)

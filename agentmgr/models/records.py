@@ -84,6 +84,7 @@ class Connection:
     messages_to_client: int
     handshake_s: float | None = None
     """From the client's complete request to the instance's 101: routing, waiting, dialling, its handshake."""
+    resumed: int = 0  #: how often another instance went on with it
 
 
 # Codes of an instance's close frame (RFC 6455, section 7.4): an end that was meant; or its verdict on what
@@ -111,6 +112,7 @@ class ConnectionEnd:
     first_byte_s: float | None = None
     """From the client's first message to the first that the instance sent after it; None: there was none."""
 
+    resumed: int = 0  #: as in `Connection`
     services_fault: bool = False  #: the gateway ended it for what the instance did or did not do
 
     @property
@@ -133,6 +135,7 @@ class ConnectionEnd:
             "duration_s": round((self.ended_at - self.started_at).total_seconds(), 3),
             "messages_from_client": self.messages_from_client,
             "messages_to_client": self.messages_to_client,
+            "resumed": self.resumed,
         }
         return Event(
             "session.closed", service_id=self.service_id, instance_id=self.instance_id, detail=detail

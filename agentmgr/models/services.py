@@ -136,6 +136,19 @@ class ServiceConfig(HostConfig):
         live=True,
     )
 
+    seamless: bool = option(
+        True,
+        "Whether the gateway keeps a client's connection while another instance takes over its sessions: of "
+        "an agent whose sessions are durable.",
+        live=True,
+    )
+    resume_within: float = option(
+        30.0,
+        "Seconds that it waits for that until it is asked to come back.",
+        between(0, DAY_S),
+        live=True,
+    )
+
     auto_restart: bool = option(True, "Restart it when it fails; if not, `restart` says nothing.")
     restart: RestartMode = option(RestartMode.ON_FAILURE, "When to restart it.")
     max_restart_count: int = option(
@@ -219,6 +232,12 @@ class ServiceConfig(HostConfig):
     def conversation_limit(self) -> int:
         """0: unlimited."""
         return self.max_sessions if self.max_conversations is None else self.max_conversations
+
+    @property
+    def resumes_within(self) -> float:
+        """0: its clients' connections end with their instance."""
+        durable = self.agent_factory_path is not None and self.sessions is Sessions.DURABLE
+        return self.resume_within if self.seamless and durable else 0.0
 
     @property
     def idle_limit(self) -> float:

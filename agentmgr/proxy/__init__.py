@@ -12,6 +12,7 @@ order in which a client meets them:
 - `upstream`, `proving`: the handshake with the instance; proof that it is the instance and no other program
 - `connections`, `lifetime`: the live connections; relays one, watches its limits, ends it
 - `tunnel`, `farewell`: the relay loop; close frames at its end
+- `resuming`, `tail`: another instance goes on with a connection that has lost its own
 
 Heads, refusals, frames and sockets as such are `agentmgr.websocket`.
 
@@ -21,6 +22,7 @@ Words:
   sessions (conversations) inside, except the id by which a client asks to come back to its instance.
 - tunnel: the two flows of bytes of one connection
 - seat: the right to one connection at an instance, counted against `max_sessions`
+- to resume: to have another instance go on with a connection, whose client notices nothing
 - home: the instance that holds the session which a client names
 - slice: how long the relay serves sockets before other tasks run
 - refusal: the HTTP answer of a client that gets no 101 (`websocket.refusal`)
@@ -31,6 +33,8 @@ Invariants:
 - A seat is taken in the same step in which it is chosen, so `max_sessions` is never exceeded.
 - Each connection that was opened is closed once, and `ConnectionObserver` is called once for each.
 - Bytes are passed on unchanged and in order. The gateway adds a close frame only between two frames.
+- A connection that is resumed has no seat while it waits for one. Its client gets the bytes that it would
+  have got, and an instance is sent each of its messages until one has taken it in.
 - A client that the gateway cuts off gets a close frame, if its socket takes one within a time limit.
 - An error in one connection ends that connection only.
 

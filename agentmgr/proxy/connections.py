@@ -32,6 +32,9 @@ class ConnectionObserver(Protocol):
     def connection_closed(self, end: ConnectionEnd) -> None:
         """Once for each connection that was opened."""
 
+    def connection_resumed(self, connection: Connection) -> None:
+        """Its instance ended, and another one goes on with it; it had `connection.resumed` such changes."""
+
     def client_refused(self, code: str) -> None:
         """A client was refused; `code` is a `RefusalCode`."""
 
@@ -40,8 +43,18 @@ class LiveConnection:
     """One client, connected to one instance."""
 
     __slots__ = (
-        "backend", "client_ip", "client_port", "connection_id", "ending", "handshake_s", "path", "rule",
-        "started_at", "tunnel", "valid_until",
+        "backend",
+        "client_ip",
+        "client_port",
+        "connection_id",
+        "ending",
+        "handshake_s",
+        "path",
+        "resumed",
+        "rule",
+        "started_at",
+        "tunnel",
+        "valid_until",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +75,7 @@ class LiveConnection:
         self.rule = rule
         self.tunnel = tunnel
         self.handshake_s = handshake_s
+        self.resumed = 0  #: how often another instance went on with it
         self.started_at: datetime = utc_now()
         self.ending = SHUTDOWN  # unless something else ends it first
         self.valid_until = math.inf  # when the token that opened it expires
@@ -88,6 +102,7 @@ class LiveConnection:
             messages_from_client=inbound.tracker.messages,
             messages_to_client=outbound.tracker.messages,
             handshake_s=self.handshake_s,
+            resumed=self.resumed,
         )
 
     def end(self) -> ConnectionEnd:
@@ -108,6 +123,7 @@ class LiveConnection:
             messages_to_client=outbound.tracker.messages,
             handshake_s=self.handshake_s,
             first_byte_s=self.tunnel.first_byte_s,
+            resumed=self.resumed,
         )
 
 
@@ -122,21 +138,15 @@ class Connections:
 
     @contextmanager
     def open(self, connection: LiveConnection) -> Iterator[None]:
-        instance_id = connection.backend.instance_id
         self._by_id[connection.connection_id] = connection
-        self._by_instance.setdefault(instance_id, set()).add(connection)
+        self._join(connection)
         try:
             if self._observer is not None:
                 self._observer.connection_opened(connection.describe(trio.current_time()))
             yield
         finally:
             del self._by_id[connection.connection_id]
-            peers = self._by_instance[instance_id]
-            peers.remove(connection)
-            if not peers:
-                del self._by_instance[instance_id]
-            self._ended.set()
-            self._ended = trio.Event()
+            self.adrift(connection)
             end = connection.end()
             # repr: the reason may be text of a peer, and must not begin a new line of the log.
             logger.info(
@@ -146,6 +156,31 @@ class Connections:
             )  # fmt: skip
             if self._observer is not None:
                 self._observer.connection_closed(end)
+
+    def _join(self, connection: LiveConnection) -> None:
+        self._by_instance.setdefault(connection.backend.instance_id, set()).add(connection)
+
+    def adrift(self, connection: LiveConnection) -> None:
+        """It has no instance any more; another one may go on with it."""
+        instance_id = connection.backend.instance_id
+        peers = self._by_instance.get(instance_id, set())
+        peers.discard(connection)
+        if not peers:
+            self._by_instance.pop(instance_id, None)
+        self._ended.set()
+        self._ended = trio.Event()
+
+    def rejoined(self, connection: LiveConnection) -> None:
+        """Its `backend` goes on with it."""
+        self._join(connection)
+        logger.info(
+            "connection to %s resumed", connection.backend.service_name,
+            extra={
+                "connection_id": connection.connection_id, "instance_id": connection.backend.instance_id
+            },
+        )  # fmt: skip
+        if self._observer is not None:
+            self._observer.connection_resumed(connection.describe(trio.current_time()))
 
     def refused(self, code: str) -> None:
         """Reports a refused client."""

@@ -32,7 +32,7 @@ from .proving import Proving
 from .token_scopes import TokenScopes
 from .tunnel import Ending, Relay
 
-_RESTARTING = Ending("gateway", COME_BACK, "the service is restarting: please come back")
+_RESTARTING = Ending("gateway", COME_BACK, "the service is restarting: please come back", resumes=True)
 _STOPPING = Ending("gateway", GOING_AWAY, "the service is being stopped")
 
 

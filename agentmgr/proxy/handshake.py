@@ -7,6 +7,7 @@ the one line that is missing took a third of what a connection costs.
 
 from __future__ import annotations
 
+from ..core.gateway_headers import RESUMED_HEADER
 from ..websocket.head import HeadReader, RequestHead, ResponseHead, accept_token, check_upgrade
 from ..websocket.sockets import Wire
 from .limits import GatewayLimits
@@ -17,7 +18,8 @@ class ClientGone(Exception):
     """The client left before it had an answer, so no answer is sent."""
 
 
-_OURS = frozenset({"sec-websocket-accept", "content-length"})  #: not the backend's to say
+_OURS = frozenset({"sec-websocket-accept", "content-length", RESUMED_HEADER.lower()})
+"""Not the instance's to say, or said to the gateway."""
 
 
 async def read_origin(wire: Wire) -> Origin:

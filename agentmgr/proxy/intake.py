@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import secrets
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from functools import partial
 
 import trio
 from attrs import evolve, frozen
 
 from ..core.request import ClientRequest
-from ..websocket.head import RequestHead, upgrade_request
+from ..websocket.head import RequestHead, ResponseHead, upgrade_request
 from ..websocket.refusal import Refusal, RefusalCode
 from ..websocket.sockets import Dial, Wire
 from .access import Authenticator, Identity, Quotas, authenticate, check_origin
@@ -24,6 +24,7 @@ from .limits import GatewayLimits
 from .lobby import Lobby, Seat, Visit
 from .proving import Proving
 from .proxy_protocol import BadProxyHeader
+from .resuming import Resuming, asks_to, taken_in
 from .token_scopes import TokenScopes
 from .tunnel import Ending, Relay, Tunnel
 from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend
@@ -92,7 +93,7 @@ class Intake:
 
     async def _admit(self, wire: Wire, peer: Peer, head: RequestHead, connection_id: str) -> None:
         """Finds an instance that takes the client, and stays with the two until their connection ends."""
-        limits, lobby, began = self.limits, self.lobby, trio.current_time()
+        limits, began = self.limits, trio.current_time()
         client_ip = client_address(peer.address, head, self._trusted_with(peer))
         with self.quotas.admit(client_ip, trio.current_time()):
             check_origin(head, self.allowed_origins)
@@ -106,61 +107,94 @@ class Intake:
                     left=partial(wire.wait_gone, limits.early_bytes),
                 )
                 asked = self._asked(visit, head, wire, peer, connection_id, identity)
-                failure = DialFailed("no instance was tried", retry=True)
-                deadline = trio.current_time() + limits.queue_timeout_s + limits.dial_timeout_s
-                home_deadline = trio.current_time() + limits.queue_timeout_s
-                tries = 0
-                while tries < limits.max_tries:
-                    async with lobby.seat(visit) as seat:
-                        if seat is None:
-                            break
+                async with AsyncExitStack() as place:
+                    seat, backend, answer = await self._find(visit, asked, head, connection_id, place)
+                    handshake_s = trio.current_time() - began
+                    connection = _connection(connection_id, visit, seat, wire, backend, handshake_s)
+                    if token_scope is not None:
+                        token_scope.opened(connection)
+                    resume = None
+                    if seat.backend.resume_within and taken_in(answer) is not None:
+                        resume = self._resuming(connection, wire, asked, place).resume
+                    with self.connections.open(connection):
                         try:
-                            backend, answer = await open_backend(
-                                seat.backend,
-                                asked,
-                                head,
-                                limits,
-                                deadline=deadline,
-                                proving=self.proving,
-                                dial=self.dial,
-                            )
-                        except DialFailed as fault:
-                            failure = fault
-                            known = {"connection_id": connection_id, "instance_id": seat.backend.instance_id}
-                            logger.info("instance did not accept the client: %s", fault.reason, extra=known)
-                            if fault.holder is not None:
-                                lobby.moved(visit, seat, fault.holder)
-                            elif fault.outdated:
-                                await lobby.outdated(visit, seat)
-                            else:
-                                lobby.failed(visit, seat, blame=fault.blame)
-                            home = (
-                                seat.pool.home and fault.holder is None
-                            )  # tried for as long as a client waits for anything
-                            tries += not home
-                            if not fault.retry or (home and trio.current_time() >= home_deadline):
-                                break
-                            continue
-                        with closing(backend):
-                            lobby.opened(visit, seat)
-                            handshake_s = trio.current_time() - began
-                            connection = _connection(connection_id, visit, seat, wire, backend, handshake_s)
-                            if token_scope is not None:
-                                token_scope.opened(connection)
-                            with self.connections.open(connection):
-                                try:
-                                    # Shielded: a client that has its 101 also gets a close frame.
-                                    with trio.fail_after(limits.close_timeout_s, shield=True):
-                                        await switch_protocols(wire, head, answer)
-                                except (ClientGone, trio.TooSlowError) as gone:
-                                    connection.ending = Ending("client", None, str(gone), abrupt=True)
-                                    return None
-                                # Connections last, and so does this frame; the heads are half of its memory.
-                                del visit, head, asked, answer
-                                return await run_connection(
-                                    connection, self.relay, self.pacer, limits, loss_code=lobby.loss_code
-                                )
+                            # Shielded: a client that has its 101 also gets a close frame.
+                            with trio.fail_after(limits.close_timeout_s, shield=True):
+                                await switch_protocols(wire, head, answer)
+                        except (ClientGone, trio.TooSlowError) as gone:
+                            connection.ending = Ending("client", None, str(gone), abrupt=True)
+                            return
+                        # Connections last, and so does this frame; the heads are half of its memory.
+                        del visit, head, asked, answer, seat, backend
+                        await run_connection(
+                            connection,
+                            self.relay,
+                            self.pacer,
+                            limits,
+                            loss_code=self.lobby.loss_code,
+                            resume=resume,
+                        )
+
+    async def _find(
+        self, visit: Visit, asked: bytes, head: RequestHead, connection_id: str, place: AsyncExitStack
+    ) -> tuple[Seat, Wire, ResponseHead]:
+        """An instance that takes the client: its seat and its wire are `place`'s. Raises `Refusal`."""
+        limits, lobby = self.limits, self.lobby
+        failure = DialFailed("no instance was tried", retry=True)
+        deadline = trio.current_time() + limits.queue_timeout_s + limits.dial_timeout_s
+        home_deadline = trio.current_time() + limits.queue_timeout_s
+        tries = 0
+        while tries < limits.max_tries:
+            async with AsyncExitStack() as tried:
+                seat = await tried.enter_async_context(lobby.seat(visit))
+                if seat is None:
+                    break
+                try:
+                    backend, answer = await open_backend(
+                        seat.backend,
+                        asks_to(asked, connection_id) if seat.backend.resume_within else asked,
+                        head,
+                        limits,
+                        deadline=deadline,
+                        proving=self.proving,
+                        dial=self.dial,
+                    )
+                except DialFailed as fault:
+                    failure = fault
+                    known = {"connection_id": connection_id, "instance_id": seat.backend.instance_id}
+                    logger.info("instance did not accept the client: %s", fault.reason, extra=known)
+                    if fault.holder is not None:
+                        lobby.moved(visit, seat, fault.holder)
+                    elif fault.outdated:
+                        await lobby.outdated(visit, seat)
+                    else:
+                        lobby.failed(visit, seat, blame=fault.blame)
+                    # Its home is tried for as long as a client waits for anything.
+                    home = seat.pool.home and fault.holder is None
+                    tries += not home
+                    if not fault.retry or (home and trio.current_time() >= home_deadline):
+                        break
+                    continue
+                tried.enter_context(closing(backend))
+                lobby.opened(visit, seat)
+                place.push_async_exit(tried.pop_all())
+                return seat, backend, answer
         raise gateway_fault(failure)
+
+    def _resuming(
+        self, connection: LiveConnection, wire: Wire, asked: bytes, place: AsyncExitStack
+    ) -> Resuming:
+        return Resuming(
+            connection,
+            wire,
+            asked,
+            place,
+            self.lobby,
+            self.connections,
+            self.limits,
+            self.proving,
+            self.dial,
+        )
 
     def _asked(
         self,

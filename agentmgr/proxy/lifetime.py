@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import trio
 from attrs import evolve
@@ -17,6 +18,11 @@ from .limits import GatewayLimits
 from .tunnel import Ending, Relay
 
 _EXPIRED = Ending("gateway", POLICY, "the token that opened this connection has expired")
+
+
+class LossCode(Protocol):
+    async def __call__(self, backend: Backend, *, resuming_failed: bool) -> int:
+        """The close code for the client of an instance that is gone."""
 
 
 class Pacer:
@@ -39,27 +45,39 @@ async def run_connection(
     pacer: Pacer,
     limits: GatewayLimits,
     *,
-    loss_code: Callable[[Backend], Awaitable[int]],
+    loss_code: LossCode,
+    resume: Callable[[Ending], Awaitable[bool]] | None = None,
 ) -> None:
     """Relays until the connection ends, then sends a close frame to each side that is still there.
 
     When it is cancelled it does the same, with 1001. The wires stay open: their owner closes them.
-    `loss_code` gives the close code for a client whose instance is gone.
+    `resume` has another instance go on
+    with a connection that ended so, and says whether one does.
     """
-    tunnel = connection.tunnel
-    with relay.carrying(tunnel):
-        try:
-            ending = await _watch(connection, limits)
-            relay.release(tunnel)
-            if ending.by == "backend" and not ending.abrupt and at_boundary(tunnel.from_backend):
-                ending = evolve(ending, code=await loss_code(connection.backend))
-            connection.ending = ending
-        finally:
-            with trio.CancelScope(shield=True):
-                if connection.ending is SHUTDOWN:
-                    await pacer.wait()
+    tunnel, goes_on = connection.tunnel, True
+    while goes_on:
+        with relay.carrying(tunnel):
+            goes_on = False
+            try:
+                ending = await _watch(connection, limits)
                 relay.release(tunnel)
-                await say_goodbye(tunnel, connection.ending, timeout_s=limits.close_timeout_s)
+                tried = False
+                if resume is not None and ending.resumes and tunnel.first_close is None:
+                    tried, goes_on = True, await resume(ending)
+                    ending = tunnel.ending or ending
+                if goes_on:
+                    continue
+                if ending.by == "backend" and not ending.abrupt and at_boundary(tunnel.from_backend):
+                    code = await loss_code(connection.backend, resuming_failed=tried)
+                    ending = evolve(ending, code=code)
+                connection.ending = ending
+            finally:
+                if not goes_on:
+                    with trio.CancelScope(shield=True):
+                        if connection.ending is SHUTDOWN:
+                            await pacer.wait()
+                        relay.release(tunnel)
+                        await say_goodbye(tunnel, connection.ending, timeout_s=limits.close_timeout_s)
 
 
 async def _watch(connection: LiveConnection, limits: GatewayLimits) -> Ending:

@@ -45,6 +45,8 @@ class Visit:
     home: str | None = None  #: the one that holds the client's session, once it has failed it
     given_up: set[str] = field(factory=set)  #: those that do not hold its session any more, and end soon
     left: Callable[[], Awaitable[None]] = trio.sleep_forever  #: returns when the client has gone
+    sought: str | None = None  #: the instance that holds what a resumed connection goes on with
+    patience_s: float | None = None  #: how long it waits for a seat; None: as long as the gateway says
     preferred: str | None = None  #: the instance whose seat has to be asked for, or was granted
 
 
@@ -121,16 +123,17 @@ class Lobby:
         """Seats taken, by instance id."""
         return self._seats.taken
 
-    async def loss_code(self, backend: Backend) -> int:
+    async def loss_code(self, backend: Backend, *, resuming_failed: bool) -> int:
         """The close code for the clients of an instance that was lost: 1012 when coming back helps.
 
         The table learns of the loss at about the same time, so this waits for it a moment.
         """
-        with trio.move_on_after(_NEWS_S):
-            while self._is_routable(backend.instance_id):
-                await self._news.wait()
-        if self._is_routable(backend.instance_id):
-            return FAILED  # it lives, and dropped the connection
+        if not resuming_failed:  # else it was waited for already
+            with trio.move_on_after(_NEWS_S):
+                while self._is_routable(backend.instance_id):
+                    await self._news.wait()
+            if self._is_routable(backend.instance_id):
+                return FAILED  # it lives, and dropped the connection
         peers = (b for b in self._router.table.backends if b.service_id == backend.service_id)
         return COME_BACK if any(b.state.worth_waiting for b in peers) else FAILED
 
@@ -164,7 +167,9 @@ class Lobby:
         if not holder:
             visit.given_up.add(seat.backend.instance_id)
         known, session_id = self._router.by_id.get(holder), visit.request.session_id
-        if known is not None and known.service_id == seat.backend.service_id and session_id is not None:
+        if known is not None and known.service_id == seat.backend.service_id and visit.patience_s is not None:
+            visit.sought = holder
+        elif known is not None and known.service_id == seat.backend.service_id and session_id is not None:
             self._affinity.remember(session_id, holder)
         else:
             self.failed(visit, seat, blame=False)
@@ -181,6 +186,15 @@ class Lobby:
         if blame and name not in visit.blamed:  # a client that tries again and again is no new evidence
             visit.blamed.add(name)
             self._outliers.failed(name, trio.current_time())
+
+    async def noticed(self, backend: Backend) -> None:
+        """Waits a moment for the table to learn that an instance has ended."""
+        with trio.move_on_after(_NEWS_S):
+            while (
+                self._is_routable(backend.instance_id)
+                and self._router.by_id[backend.instance_id].token == backend.token
+            ):
+                await self._news.wait()
 
     async def outdated(self, visit: Visit, seat: Seat) -> None:
         """Another process answered than the table knows: waits a moment for the table that knows it."""
@@ -260,6 +274,9 @@ class Lobby:
         id that an application has made, or that came in a cookie, is no such contradiction: another service
         may have one that is equal.
         """
+        if visit.sought is not None:
+            sought = self._router.by_id.get(visit.sought)
+            return sought if sought is not None and sought.state.keeps_sessions else None
         if (named := visit.request.named_session) is None:
             return None
         session_id, deliberate = named
@@ -319,7 +336,8 @@ class Lobby:
                     if waiter.outcome is None and not self._worth_waiting(visit):
                         nursery.cancel_scope.cancel()
                         return None
-                with trio.move_on_after(self._limits.queue_timeout_s):
+                limit = self._limits.queue_timeout_s if visit.patience_s is None else visit.patience_s
+                with trio.move_on_after(limit):
                     await waiter.woken.wait()
                 nursery.cancel_scope.cancel()
             outcome, waiter.outcome = waiter.outcome, None

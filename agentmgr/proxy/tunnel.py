@@ -25,6 +25,7 @@ from attrs import frozen
 from ..protocol import FAILED, NO_CODE, TOO_SLOW
 from ..websocket.frames import FrameTracker, FrameViolation
 from ..websocket.sockets import Wire
+from .tail import Tail
 
 logger = logging.getLogger("agentmgr.gateway")
 
@@ -47,6 +48,7 @@ class Ending:
     reason: str
     abrupt: bool = False  #: nothing more can or needs to be said to either side
     services_fault: bool = False  #: of the gateway's own endings, those that the instance has caused
+    resumes: bool = False  #: another instance may go on with the connection
 
 
 class Flow:
@@ -54,7 +56,7 @@ class Flow:
 
     __slots__ = (
         "awaited", "back", "bytes", "ended", "interest", "last_data", "name", "pending", "receive_into",
-        "send", "source", "stalled_since", "target", "tracker", "tunnel",
+        "send", "source", "stalled_since", "tail", "target", "tracker", "tunnel",
     )  # fmt: skip
 
     back: Flow  #: the one in the other direction
@@ -74,6 +76,7 @@ class Flow:
         self.last_data = now  #: when a data frame last went by
         self.stalled_since: float | None = None  #: when the target last took anything, if it makes us wait
         self.awaited = name == "client"  #: its next message is the first, or the answer to that
+        self.tail: Tail | None = None  #: of what a client sent, where its connection can be resumed
 
 
 class Tunnel:
@@ -104,6 +107,14 @@ class Tunnel:
     @property
     def last_data(self) -> float:
         return max(self.from_client.last_data, self.from_backend.last_data)
+
+    def rejoin(self, backend: Wire) -> None:
+        """Another instance goes on where the one before ended; it was sent what that had not taken in."""
+        self.from_backend.source, self.from_backend.receive_into = backend, backend.sock.recv_into
+        self.from_client.target, self.from_client.send = backend, backend.sock.send
+        self.from_client.pending = b""
+        self.from_client.ended = self.from_backend.ended = False
+        self.from_client.stalled_since = self.from_backend.stalled_since = None
 
     def end(self, ending: Ending) -> None:
         """The first ending counts."""
@@ -231,6 +242,8 @@ class Relay:
             flow.last_data = now
             if flow.awaited:
                 flow.tunnel.arrived(flow, now)
+            if flow.tail is not None:
+                flow.tail.append(self._buffer[:size])
             self._send(flow, self._buffer[:size], size, now)
         elif size:
             self._pass_on(flow, self._buffer[:size], now)
@@ -248,6 +261,8 @@ class Relay:
             self._end(flow.tunnel, Ending("gateway", fault.code, fault.reason, services_fault=of_service))
         size = len(data)
         flow.bytes += size
+        if flow.tail is not None:
+            flow.tail.append(data)
         if tracker.data_frames != data_frames:
             flow.last_data = now
             if flow.awaited:
@@ -299,7 +314,7 @@ class Relay:
         tunnel = flow.tunnel
         flow.ended = True
         if flow is tunnel.from_backend and tunnel.first_close is None:
-            self._end(tunnel, Ending("backend", None, "the instance ended the connection"))
+            self._end(tunnel, Ending("backend", None, "the instance ended the connection", resumes=True))
             return
         self._closing(flow, now)
         self._set_interest(flow)
@@ -332,7 +347,8 @@ class Relay:
             self._end(tunnel, tunnel.seen())
             return
         reason = f"connection lost: {error.strerror or error}"
-        self._end(tunnel, Ending(flow.name, None, reason, abrupt=flow is tunnel.from_client))
+        by_client = flow is tunnel.from_client
+        self._end(tunnel, Ending(flow.name, None, reason, abrupt=by_client, resumes=not by_client))
 
     def _closing(self, flow: Flow, now: float) -> None:
         flow.tunnel.closing(flow, now)

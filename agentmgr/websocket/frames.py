@@ -14,7 +14,8 @@ from struct import Struct
 from ..protocol import PROTOCOL_ERROR, TOO_BIG
 
 CLOSE = 0x8  # below it are data frames; 0 continues a message
-TEXT_MESSAGE, CLOSING = b"\x81", b"\x88"  #: first bytes: FIN and the opcode
+PING = 0x9
+TEXT_MESSAGE, CLOSING, PONG = b"\x81", b"\x88", b"\x8a"  #: first bytes: FIN and the opcode
 
 # RFC 6455 section 7.4 and IANA's registry: 1004 to 1006 and 1015 describe what happened and are never sent,
 # those up to 2999 that are not here mean nothing yet.
@@ -46,14 +47,16 @@ class FrameTracker:
 
     __slots__ = (
         "_close_payload", "_header", "_left", "_masked", "_medium", "_medium_head", "_message_bytes", "_most",
-        "_opcode", "_small", "close_code", "close_reason", "closed", "data_frames", "max_message_bytes",
-        "messages", "partial",
+        "_opcode", "_small", "close_code", "close_reason", "closed", "controls", "data_frames",
+        "max_message_bytes", "messages", "partial", "pings",
     )  # fmt: skip
 
     def __init__(self, *, masked: bool, max_message_bytes: int = 0) -> None:
         self.max_message_bytes = max_message_bytes  #: 0: no limit
         self.messages = 0  #: complete ones
         self.data_frames = 0  #: begun
+        self.controls = 0  #: complete frames that are no part of a message
+        self.pings = 0  #: among them
         self.partial = 0  #: bytes of the unfinished frame that were fed so far; 0 between two frames
         self.closed = False  #: a whole close frame went by
         self.close_code: int | None = None
@@ -68,6 +71,10 @@ class FrameTracker:
         self._left = 0  # payload bytes of the present frame still to come
         self._opcode = 0  # of the present frame, with the FIN bit
         self._close_payload = b""
+
+    @property
+    def between_messages(self) -> bool:
+        return not (self.partial or self._message_bytes)
 
     def is_message(self, buffer: bytearray, size: int) -> bool:
         """Are the first `size` bytes one whole message? Then they are counted, else they are for `feed`.
@@ -162,6 +169,10 @@ class FrameTracker:
             if self._opcode & 0x80:
                 self.messages += 1
                 self._message_bytes = 0
+            return
+        self.controls += 1
+        if opcode == PING:
+            self.pings += 1
         elif opcode == CLOSE and not self.closed:
             self.closed = True
             mask, payload = self._close_payload[:4], self._close_payload[4:]

@@ -83,8 +83,13 @@ class Wire:
         """Raises `OSError`."""
         view = memoryview(data)
         while view:
+            view = view[await self.send_some(view) :]
+
+    async def send_some(self, data: bytes | memoryview) -> int:
+        """Sends at least one byte, and says how many. Raises `OSError`."""
+        while True:
             try:
-                view = view[self.sock.send(view) :]
+                return self.sock.send(data)
             except (BlockingIOError, InterruptedError, ssl.SSLWantWriteError):
                 await trio.lowlevel.wait_writable(self.sock)
             except ssl.SSLWantReadError:

@@ -124,6 +124,9 @@ class Worker:
     def connection_opened(self, connection: Connection) -> None:
         self._say(protocol.Opened(connection))
 
+    def connection_resumed(self, connection: Connection) -> None:
+        self._say(protocol.Opened(connection))
+
     def connection_closed(self, end: ConnectionEnd) -> None:
         self._reported.pop(end.connection_id, None)
         if self._link is None:

@@ -42,12 +42,16 @@ class Witness:
     """A session observer that remembers."""
 
     opened: list[Connection] = field(factory=list)
+    resumed: list[Connection] = field(factory=list)
     closed: list[ConnectionEnd] = field(factory=list)
     refused: list[str] = field(factory=list)
     _news: trio.Event = field(factory=trio.Event)
 
     def connection_opened(self, connection: Connection) -> None:
         self.opened.append(connection)
+
+    def connection_resumed(self, connection: Connection) -> None:
+        self.resumed.append(connection)
 
     def connection_closed(self, end: ConnectionEnd) -> None:
         self.closed.append(end)

@@ -87,6 +87,8 @@ class ClientLink:
         self._close_by = math.inf
         self._scope = trio.CancelScope()
         self._sessions.restore(self._begin.readers, self._begin.current)
+        if self._begin.taken:
+            self._spoke.set()
 
     async def run(self) -> None:
         """Until the client is gone, or is cut off, or `close` was called and all is said."""

@@ -18,7 +18,7 @@ from attrs import frozen
 
 from ..errors import InvalidRequest, StorageError
 from ..models.sessions import SessionState
-from . import holders, reading, schema
+from . import holders, links, reading, schema
 from .journal import Frame, Question, SessionSnapshot, StoredFrame
 from .writing import transaction
 
@@ -234,7 +234,12 @@ def _erase(db: sqlite3.Connection, rows: Sequence[int]) -> None:
     with transaction(db):
         for table in _TABLES:
             db.executemany(f"DELETE FROM {table} WHERE session = ?", [(row,) for row in rows])
-        db.executemany("DELETE FROM sessions WHERE id = ?", [(row,) for row in rows])
+        erased = [
+            session_id
+            for row in rows
+            for (session_id,) in db.execute("DELETE FROM sessions WHERE id = ? RETURNING session_id", (row,))
+        ]
+        links.forget_with(db, erased)
 
 
 def _overwrite(db: sqlite3.Connection, path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from attrs import define, field
@@ -24,9 +24,11 @@ CREATE TABLE IF NOT EXISTS links (
 ) STRICT;
 """
 
+# A row that was deleted with a session that was erased does not come back.
+_CHANGE = "UPDATE links SET written_at = :at, state = :state WHERE id = :id AND holder = :holder"
 _PUT = """
-INSERT INTO links VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE
-SET state = excluded.state, written_at = excluded.written_at WHERE holder = excluded.holder
+INSERT INTO links (id, holder, written_at, state) VALUES (:id, :holder, :at, :state) ON CONFLICT (id)
+DO UPDATE SET state = excluded.state, written_at = excluded.written_at WHERE holder = excluded.holder
 """
 
 
@@ -59,6 +61,7 @@ class HeldLink:
     _taken: int = field(default=0, init=False)  # of the changes, by the writer
     _written: int = field(default=0, init=False)
     over: bool = field(default=False, init=False)  #: and its row is to be deleted
+    has_row: bool = field(default=False, init=False)
 
     def changed(self) -> None:
         """What it is now is committed together with what sessions have handed over since the last commit."""
@@ -91,10 +94,12 @@ class HeldLink:
         return None if self.over else self.copy.record()
 
     def wrote(self) -> None:
-        self._written = self._taken
+        self._written, self.has_row = self._taken, True
 
     def drop(self) -> None:
+        """The journal cannot be written; once it can, `changed` is called."""
         self._written = self._taken = self._changes
+        self.has_row = False
 
 
 def write(
@@ -105,7 +110,9 @@ def write(
     for link, state in links:
         if state is None:
             db.execute("DELETE FROM links WHERE id = ? AND holder = ?", (link.id, holder))
-        elif not db.execute(_PUT, (link.id, holder, now, state)).rowcount:
+            continue
+        values = {"id": link.id, "holder": holder, "at": now, "state": state}
+        if not db.execute(_CHANGE if link.has_row else _PUT, values).rowcount:
             lost.append(link)
     return lost
 
@@ -116,6 +123,12 @@ def take_over(db: sqlite3.Connection, holder: str, link_id: str) -> str | None:
         "UPDATE links SET holder = ? WHERE id = ? RETURNING state", (holder, link_id)
     ).fetchone()
     return None if found is None else str(found[0])
+
+
+def forget_with(db: sqlite3.Connection, session_ids: Iterable[str]) -> None:
+    """What is kept of connections that read one of these sessions."""
+    if db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'links'").fetchone():
+        db.executemany("DELETE FROM links WHERE instr(state, ?)", [(it,) for it in session_ids])
 
 
 def forget_old(db: sqlite3.Connection) -> None:

@@ -1,0 +1,104 @@
+"""What is kept of a connection, so that another host can go on with it."""
+
+import sqlite3
+from contextlib import closing
+
+import trio
+
+from agentmgr.journal import archive
+from tests.proxy.conftest import eventually
+
+
+class Link:
+    def __init__(self):
+        self.text, self.is_lost = "", False
+
+    def record(self):
+        return self.text
+
+    def must_come_back(self):
+        self.is_lost = True
+
+
+async def write(held, copy, text):
+    copy.text = text
+    held.changed()
+    with trio.fail_after(10):
+        await held.settled()
+
+
+async def test_it_is_committed_with_what_sessions_hand_over(hosts):
+    async with hosts.one() as (journal, session):
+        copy = Link()
+        held = journal.keep_link("con_1", copy)
+        assert held.is_settled
+        session.say("one")
+        held.changed()
+        copy.text = "as it is when it is written"
+        assert not held.is_settled
+        await held.settled()
+        assert session.visible == 1
+        assert await journal.take_link("con_1") == "as it is when it is written"
+        assert await journal.take_link("con_2") is None
+
+
+async def test_one_host_goes_on_with_it(hosts):
+    async with hosts.open("one") as first, hosts.open("two") as second:
+        old, new = Link(), Link()
+        before = first.keep_link("con_1", old)
+        await write(before, old, "first")
+        assert await second.take_link("con_1") == "first"
+        await write(second.keep_link("con_1", new), new, "second")
+        await write(before, old, "too late")
+        assert (old.is_lost, new.is_lost) == (True, False)
+        before.end(for_good=True)
+        await before.settled()
+        assert await second.take_link("con_1") == "second"
+
+
+async def test_it_is_deleted_when_the_connection_is_over(hosts):
+    async with hosts.open("one") as journal:
+        copy = Link()
+        held = journal.keep_link("con_1", copy)
+        await write(held, copy, "here")
+        held.end(for_good=True)
+        await held.settled()
+        assert await journal.take_link("con_1") is None
+
+
+async def test_it_is_erased_with_a_session_that_it_reads_and_does_not_come_back(hosts):
+    async with hosts.one() as (journal, session):
+        session.say("one")
+        copy = Link()
+        held = journal.keep_link("con_1", copy)
+        await write(held, copy, '{"ses_1": 1, "answer": "a secret"}')
+        assert await trio.to_thread.run_sync(archive.erase, hosts.path, "ses_1")
+        await write(held, copy, '{"ses_1": 2, "answer": "a secret"}')
+        assert copy.is_lost
+        assert await journal.take_link("con_1") is None
+        session.is_lost = True
+
+
+async def test_it_is_written_anew_where_the_journal_could_not_be_written(hosts):
+    async with hosts.one() as (journal, session):
+        copy = Link()
+        held = journal.keep_link("con_1", copy)
+        await write(held, copy, "before")
+        hosts.path.unlink()
+        session.say("one")
+        await write(held, copy, "meanwhile")
+        await eventually(lambda: journal.degraded is None and held.is_settled)
+        assert await journal.take_link("con_1") == "meanwhile"
+        assert not copy.is_lost
+
+
+async def test_a_journal_without_links_gets_them(hosts):
+    async with hosts.one():
+        pass
+    with closing(sqlite3.connect(hosts.path)) as db:
+        db.execute("DROP TABLE links")
+        db.commit()
+    async with hosts.open("one") as journal:
+        copy = Link()
+        await write(journal.keep_link("con_1", copy), copy, "here")
+        assert await journal.take_link("con_1") == "here"

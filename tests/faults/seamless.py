@@ -20,13 +20,13 @@ from pathlib import Path
 from random import Random
 
 import trio
-from agentmgr.models.choices import OnCrash
 from trio_websocket import WebSocketConnection
 
 from agentmgr import AgentManager
 from agentmgr.agent.events import expand
 from agentmgr.journal import archive
 from agentmgr.models import ServiceConfig
+from agentmgr.models.host_config import OnCrash
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.protocol import TURN_ENDS
 from tests.proxy.conftest import connected, eventually

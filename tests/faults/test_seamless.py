@@ -7,11 +7,11 @@ from random import Random
 
 import pytest
 import trio
-from agentmgr.models.choices import Sessions
 from trio_websocket import ConnectionClosed
 
 from agentmgr import AgentManager
 from agentmgr.models import ServiceConfig
+from agentmgr.models.host_config import Sessions
 from tests.faults.seamless import kill_under_clients
 from tests.proxy.conftest import connected
 

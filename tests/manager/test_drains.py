@@ -79,7 +79,9 @@ async def test_an_answer_that_is_thought_about_arrives_before_the_close(
     db: Path, agent_file: Callable[..., str], tmp_path: Path, act: str, workers: int
 ) -> None:
     do, code = ACTS[act]
-    config = ServiceConfig(agent_factory_path=agent_file(THINKING), instances=2, drain_timeout=60)
+    config = ServiceConfig(
+        agent_factory_path=agent_file(THINKING), instances=2, drain_timeout=60, seamless=False
+    )
     if act == "unregister":  # of a service with sessions that are kept it takes force, which does not drain
         config = evolve(config, sessions=Sessions.MEMORY)
     async with site(db, config, workers) as (manager, url), trio.open_nursery() as nursery:

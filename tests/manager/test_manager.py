@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from attrs import evolve
 from trio_websocket import ConnectionClosed
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
@@ -342,7 +343,9 @@ async def test_a_client_hears_whether_its_service_comes_back(
     db: Path, agent_file: AgentFile, end: Callable[..., Awaitable[object]], code: int
 ) -> None:
     async with AgentManager(db) as manager, trio.open_nursery() as nursery:
-        await manager.register_service("echo", agent_file(), config=QUICK, auto_start=True)
+        await manager.register_service(
+            "echo", agent_file(), config=evolve(QUICK, seamless=False), auto_start=True
+        )
         port = await nursery.start(manager.serve_proxy, "localhost", 0)
         async with connected(f"ws://localhost:{port}/services/echo") as client:
             await said(client)

@@ -60,6 +60,8 @@ def _entry(role: str, content: Any, *, truncated: bool = False) -> Entry:
             content, truncated = content[: len(content) * ENTRY_BYTES // size], True
     elif weigh(content, ENTRY_BYTES) > ENTRY_BYTES:
         content, truncated = "", True
+    else:  # as it was said: an answer may be a list that its author goes on to change, or the history itself
+        content = json.loads(jsontext.encode(content))
     return {"role": role, "content": content} | ({"truncated": True} if truncated else {})
 
 

@@ -83,7 +83,7 @@ class Keeping:
         self._changed: Kept | None = None  # to be committed with the turn's end
         self._ended: deque[tuple[int, TurnRecord]] = deque(maxlen=TURNS_LOADED)  # not surely committed
         self._ended_bytes = 0
-        self._open: dict[str, Question] = {}
+        self._open = {question.step_id: question for question in held.loaded.questions}
         self._closed = False
         held.keep(self)
 

@@ -25,6 +25,7 @@ from .writing import transaction
 LOCK_PATIENCE_S = 5.0
 AT_ONCE = 50  #: sessions erased in a transaction: hosts wait for it
 VACUUM_PAGES = 2000  #: given back to the file system at once
+LAST_NUMBER = 2**63 - 1  #: that SQLite has
 
 
 @frozen
@@ -140,7 +141,7 @@ def events(
         row = None if db is None else _row(db, session_id)
         if db is None or row is None:
             return None
-        return reading.frames(db, row, since + 1, 2**63 - 1, max_bytes)
+        return reading.frames(db, row, min(since + 1, LAST_NUMBER), LAST_NUMBER, max_bytes)
 
 
 def events_with(path: Path, session_id: str, text: str, most: int = 1000) -> Sequence[Frame]:
@@ -277,9 +278,12 @@ def _living(path: Path) -> str:
 def _place(cursor: str) -> tuple[float, int]:
     at, _, row = cursor.partition(":")
     try:
-        return float(at), int(row)
+        place = float(at), int(row)
     except ValueError:
-        raise InvalidRequest(f"the cursor {cursor!r} is not one that was given out") from None
+        place = None
+    if place is None or not 0 <= place[1] <= LAST_NUMBER:
+        raise InvalidRequest(f"the cursor {cursor!r} is not one that was given out")
+    return place
 
 
 @contextmanager

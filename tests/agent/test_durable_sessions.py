@@ -13,6 +13,7 @@ import trio.testing
 from agentmgr.agent.events import usage
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.client.transport import CannotConnect, with_connection
+from agentmgr.journal import archive
 from agentmgr.journal.holders import revoke
 from agentmgr.journal.sqlite import open_journal
 from agentmgr.models.host_config import OnCrash
@@ -379,6 +380,25 @@ async def test_a_history_that_its_author_changed_comes_back_as_it_was_left(path)
         assert seen == [*expected, "three", expected]
 
 
+async def test_an_answer_that_is_what_the_author_keeps_is_in_the_history_as_it_was_said(path):
+    async def agent(message, session):
+        notes = session.state.setdefault("notes", [])
+        notes.append(str(message))
+        return session.history if message == "history" else notes
+
+    async with durable(agent, path) as url, bare_client(url) as client:
+        assert (await client.ask("one"))["content"] == ["one"]
+        first = [{"role": "user", "content": "one"}, {"role": "assistant", "content": ["one"]}]
+        for message in ("two", "history"):
+            answer = await client.ask(message)
+        assert answer["content"][:2] == first
+        await client.ask("three")
+    async with durable(agent, path) as url, bare_client(url) as again:
+        seen = (await again.ask("history", session_id=client.session_id))["content"]
+        assert seen[:2] == first
+        assert len(seen) == 8
+
+
 async def test_state_that_json_cannot_say_is_left_out_and_named(path, caplog):
     async def agent(message, session):
         session.state.setdefault("count", 0)
@@ -551,6 +571,7 @@ async def test_a_question_is_closed_when_its_instance_dies(path):
         assert (await again.until(*TURN_ENDS))["content"]["code"] == "instance_lost"
         await again.say("user.response", step_id=question["step_id"], content=True)
         assert (await again.until("system.error"))["content"]["code"] == "unknown_step"
+        assert archive.questions(path) == []
 
 
 async def test_an_agent_that_cannot_start_ends_no_session_that_it_had(path):

@@ -65,8 +65,9 @@ async def test_sessions_are_found_by_state_owner_and_text(hosts):
             ({"text": "plan", "state": SessionState.ENDED}, []),
         ):
             assert [one.session_id for one in archive.sessions(hosts.path, **wanted).items] == found
-    with pytest.raises(InvalidRequest):
-        archive.sessions(hosts.path, cursor="nonsense")
+    for cursor in ("nonsense", "1.0:9223372036854775808", "1.0:-1"):
+        with pytest.raises(InvalidRequest):
+            archive.sessions(hosts.path, cursor=cursor)
 
 
 async def test_one_session_its_events_and_all_open_questions(hosts):
@@ -80,6 +81,7 @@ async def test_one_session_its_events_and_all_open_questions(hosts):
     (question,) = archive.questions(hosts.path)
     assert (question.session_id, question.question.step_id) == ("ses_3", "ask_1")
     assert archive.session(hosts.path, "ses_9") is None
+    assert archive.events(hosts.path, "ses_2", 2**63 - 1) == []
     assert archive.events(hosts.path, "ses_9") is None
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 
 from agentmgr.client.session import AgentSession, open_session
 from agentmgr.errors import AgentUnreachable, SessionLost
 from agentmgr.manager import AgentManager
 from agentmgr.models import ConditionOperator, RoutingCondition, RoutingRule, ServiceConfig, ServiceStatus
+from agentmgr.models.host_config import Sessions
 from tests.workers.conftest import eventually
 
 COUNTING = """
@@ -39,11 +41,15 @@ ALL = RoutingCondition("path", ConditionOperator.STARTS_WITH, "/")
 
 
 @asynccontextmanager
-async def site(db: Path, file: str, workers: int = 0) -> AsyncIterator[tuple[AgentManager, str]]:
+async def site(
+    db: Path, file: str, workers: int = 0, sessions: Sessions = Sessions.DURABLE
+) -> AsyncIterator[tuple[AgentManager, str]]:
     """Two services of two instances each behind a gateway."""
     async with AgentManager(db) as manager, trio.open_nursery() as nursery:
         for name in ("one", "two"):
-            await manager.register_service(name, file, config=PATIENT, auto_start=True)
+            await manager.register_service(
+                name, file, config=evolve(PATIENT, sessions=sessions), auto_start=True
+            )
 
         async def serve(task_status: Any) -> None:
             await manager.serve_proxy("localhost", 0, workers=workers or None, task_status=task_status)
@@ -91,10 +97,19 @@ async def test_whatever_changes_a_session_goes_on_where_it_is(
             await still_there()
 
 
-async def test_a_client_of_an_instance_that_was_killed_hears_that_its_session_is_lost_with_it(
+async def test_a_session_outlives_its_instance(db: Path, agent_file: Callable[..., str]) -> None:
+    async with site(db, agent_file(COUNTING)) as (_, url), open_session(f"{url}/services/one") as session:
+        for turn in range(1, 4):
+            count, pid = await asked(session)
+            assert count == turn
+            os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_session_in_memory_is_lost_with_its_instance_and_its_client_hears_that(
     db: Path, agent_file: Callable[..., str]
 ) -> None:
-    async with site(db, agent_file(COUNTING)) as (_, url), open_session(f"{url}/services/one") as session:
+    memory = site(db, agent_file(COUNTING), sessions=Sessions.MEMORY)
+    async with memory as (_, url), open_session(f"{url}/services/one") as session:
         _, pid = await asked(session)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(SessionLost, match="lost with its instance") as lost, trio.fail_after(30):

@@ -17,9 +17,9 @@ import trio
 from attrs import evolve
 
 from agentmgr.journal import archive
-from agentmgr.journal.journal import Accepted, Frame, SessionRecord, SessionSnapshot, TurnRecord
+from agentmgr.journal.journal import Accepted, Frame, SessionRecord, SessionSnapshot, TurnEnded, TurnRecord
 from agentmgr.journal.memory import MemoryJournal
-from agentmgr.journal.sqlite import open_journal
+from agentmgr.journal.sqlite import SqliteJournal, open_journal
 
 SESSIONS, RATE = 200, 50
 TEXT = b'1795982576007 "' + b"x" * 60 + b'"'
@@ -124,15 +124,20 @@ async def take_up(path: Path) -> None:
     print_row("take up a session of 10,000 events", spread(found))
 
 
+async def fill(journal: SqliteJournal, number: int) -> None:
+    for start in range(0, number, 1000):
+        several = [await journal.create(evolve(record(n), name=None)) for n in range(start, start + 1000)]
+        for held in several:
+            held.write(Accepted(TurnRecord(1, "turn_1", '{"content":"hello"}', 1.0)), Frame(1, 1, TEXT))
+            held.write(TurnEnded(1, "agent.final_answer", None, 2.0))
+        await several[-1].settled()
+        for held in several:
+            journal.let_go(held)
+
+
 async def stored(path: Path, number: int) -> None:
     async with open_journal(path, "inst_1") as journal:
-        for start in range(0, number, 1000):
-            several = [await journal.create(evolve(record(n), name=None)) for n in range(start, start + 1000)]
-            for held in several:
-                held.write(Accepted(TurnRecord(1, "turn_1", '{"content":"hello"}', 1.0)), Frame(1, 1, TEXT))
-            await several[-1].settled()
-            for held in several:
-                journal.let_go(held)
+        await fill(journal, number)
         created = []
         for n in range(number, number + 200):
             began = time.perf_counter()

@@ -38,7 +38,7 @@ async def agent(message):
         await trio.sleep_until(begin + number / rate)
         yield f"T{time.monotonic_ns()}."
 """
-STAMP = re.compile(rb'"content":"T(\d+)\."')
+STAMP = re.compile(rb'"content":"T(\d+)\.')
 
 
 async def serve_gateway(port: int, backend: int) -> None:
@@ -57,7 +57,7 @@ def free_port() -> int:
 
 
 def started(*words: str, port: int) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while True:
         try:
             socket.create_connection(("127.0.0.1", port)).close()
@@ -72,17 +72,19 @@ def cpu_s(process: subprocess.Popen[bytes]) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def connect(port: int, message: str) -> socket.socket:
-    """A WebSocket that has sent one message, masked with zeros; from then on it only reads."""
+def connect(port: int, message: str, *, say: bool = True) -> socket.socket:
+    """A WebSocket that has sent one message, masked with zeros, and does not block; or none, and blocks."""
     sock = socket.create_connection(("127.0.0.1", port))
     key = base64.b64encode(os.urandom(16)).decode()
     sock.sendall(
-        f"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
     )
     head = b""
     while b"\r\n\r\n" not in head:
         head += sock.recv(4096)
+    if not say:
+        return sock
     text = f'{{"event":"user.message","content":"{message}"}}'.encode()
     sock.sendall(bytes([0x81, 0x80 | len(text), 0, 0, 0, 0]) + text)
     sock.setblocking(False)

@@ -68,9 +68,9 @@ class LinkSessions:
     async def for_message(self, session_id: str | None) -> Session:
         """The session a message is for: the one it names, the connection's, or a new one."""
         if session_id is None:
-            if self._current is None or self._current.ended:
+            if self._current is None or (self._current.ended and self._current.end_reason is not None):
                 return await self.create()
-            return self._current
+            return self._current  # also one that has left this instance, and refuses the message
         session = await self._find(session_id)
         if session not in self.attached:
             self._attach(session, after=session.buffer.visible)

@@ -303,6 +303,17 @@ async def test_a_host_that_drains_leaves_what_it_has_not_in_memory_to_others(pat
         assert (refused.value.code, len(url.sessions)) == ("session_elsewhere", 0)
 
 
+async def test_a_message_that_meets_a_session_on_its_way_out_begins_no_other_one(path):
+    async with durable(echo, path) as url, bare_client(url) as client:
+        await client.ask("hi")
+        [session] = url.sessions._sessions.values()
+        session.leave()
+        await url.sessions.all_left()
+        await client.say("user.message", content="and then?")
+        assert (await client.until("system.error"))["content"]["code"] == "session_unreachable"
+        assert not len(url.sessions)
+
+
 async def test_two_requests_for_one_session_take_it_up_once(path, monkeypatch):
     async with durable(echo, path) as url, bare_client(url) as client:
         await client.open()

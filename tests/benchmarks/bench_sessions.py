@@ -96,7 +96,8 @@ def ask(sock: socket.socket, event: str, until: bytes) -> bytes:
     sock.sendall(bytes([0x81, 0x80 | 126]) + len(text).to_bytes(2, "big") + bytes(4) + text)
     data = b""
     while until not in data:
-        data += sock.recv(2**16)
+        data += (more := sock.recv(2**16))
+        assert more, data
     return data
 
 

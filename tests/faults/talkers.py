@@ -68,6 +68,7 @@ class Talker:
         self._ended: dict[str, str] = {}
         self._turns = 0
         self._acks = random.random() < 0.5
+        self._names = random.random() < 0.5  # its session in each message
         self._style = random.choice(("header", "query", "in band"))
         self._elsewhere = False
         self._streamed: dict[str, str] = {}
@@ -163,7 +164,8 @@ class Talker:
         else:
             self._count["resumed"] += 1
             fields: dict[str, Any] = {"session_id": self.session_id, "last_seq": self.last_seq}
-            if self._random.random() < 0.2:
+            if self._names and self._random.random() < 0.2:
+                # One that names it not would begin another session, if it spoke just as it lost this one.
                 fields["exclusive"] = True
             await self._send(websocket, "user.reconnect", **fields)
         with trio.move_on_after(self._random.expovariate(0.3)) as cut:
@@ -208,7 +210,8 @@ class Talker:
         self._turns += 1
         step_id = f"step-{self.number}-{self._turns}"
         text = f"m{self._turns} {self._random.randint(0, 40)} {self._random.choice((0, 0.002, 0.02))}"
-        self._sent[step_id] = {"content": text, "step_id": step_id}
+        named = {"session_id": self.session_id} if self._names else {}
+        self._sent[step_id] = {"content": text, "step_id": step_id, **named}
         self._due[step_id] = text, -1 if self._kills.under_way else self._kills.so_far
         await self._send(websocket, "user.message", **self._sent[step_id])
 

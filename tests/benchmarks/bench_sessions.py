@@ -109,7 +109,7 @@ def reconnect(file: Path, directory: Path, sessions: int = 10) -> None:
             sock = connect(port, "100000 0.1")
             sock.setblocking(True)
             data = b""
-            while b"agent.final_answer" not in data[-(2**16) :]:
+            while b'"event":"agent.final_answer"' not in data:
                 data += sock.recv(2**20)
             names.append(data.partition(b'"session_id":"')[2].partition(b'"')[0].decode())
     found: dict[int, list[float]] = {0: [], 9_990: []}
@@ -134,7 +134,7 @@ def rss_mib(pid: int) -> float:
 async def beside_many(file: Path, directory: Path, number: int) -> None:
     """A manager and a host of a service with few stored sessions, then with `number`."""
     paths = RuntimePaths.of(directory / "agent_manager.db")
-    words = [sys.executable, "-m", "agentmgr", "daemon", "--no-proxy"]
+    words = [sys.executable, "-m", "agentmgr", "daemon"]
     memory: list[tuple[float, float]] = []
     lists: list[float] = []
     created: list[float] = []

@@ -11,8 +11,9 @@ In reading order:
     runtime, aio     where the author's code runs: in trio, or on an asyncio loop in a thread
     server, door     take a connection, judge its handshake, decide who may connect and what is believed
     client_link      one client's socket: frames become calls on sessions, events become frames. Under it:
-                     `link_sessions` (which sessions it reads), `link_stream` (writes), `incoming` (judges
-                     frames), `answers` (what waits), `link_log` and `link_resume` (another host goes on)
+                     `client_events` (what each event does), `link_sessions` (which sessions it reads),
+                     `link_stream` (writes), `incoming` (judges frames), `answers` (what waits), `link_log`
+                     and `link_resume` (another host goes on)
     session_registry all sessions of the host, and how one comes from the journal; `session_ids` makes their
                      ids and remembers how they ended
     session          one conversation: what the author is handed, and its life. Under it: `turn` (messages

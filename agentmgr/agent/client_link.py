@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from .. import protocol
 from ..core.plain_text import AGAIN, as_plain_text, yes_or_no
-from ..journal.journal import SessionNameTaken
-from ..protocol import EndReason, ErrorCode, NoticeCode
-from .answers import Answers, StateRequests
+from ..protocol import ErrorCode, NoticeCode
+from .answers import Answers
+from .client_events import ClientEvents, describe
 from .drain import FIRST_FRAME_S, LINGER_S, Drain
 from .events import Event, addressed, encode
-from .incoming import BadInput, ClientEvent, creation, looks_like_an_event, parse, sequence_number, text_of
+from .incoming import BadInput, ClientEvent, looks_like_an_event, parse, text_of
 from .limits import weigh
-from .link_log import CannotResume, Events, Pong
-from .link_resume import KeptLink, Resumption
+from .link_log import CannotResume, Pong
+from .link_resume import KeptLink, Resumption, replay
 from .link_sessions import LinkSessions
 from .link_stream import LinkStream
 from .message import Client, Message
-from .replay import BEHIND, Gap
+from .replay import Gap
 from .session import Session
 from .session_registry import SessionRegistry
 
@@ -41,6 +39,10 @@ WRITE_STALL_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
 BATCH_BYTES = 16 * 1024
 """Of frames in one write; what is more waits where it can still be replayed."""
+
+
+_LEAVES = (ErrorCode.SESSION_UNREACHABLE, ErrorCode.DRAINING)
+"""Of a host that drains: they would not be said of another one."""
 
 
 class ClientLink:
@@ -76,7 +78,7 @@ class ClientLink:
         self._gone = trio.Event()
         self._leaving: list[Session] = []
         self._answers = Answers(sessions.budget)
-        self._states = StateRequests(self._tell_state, self._answers)
+        self._events = ClientEvents(self, self._sessions, sessions.budget, self._answers)
         self._news = trio.Event()
         self._spoke = trio.Event()  # the client's first frame
         self._heard = trio.current_time()  # when the last frame came
@@ -95,7 +97,7 @@ class ClientLink:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
+                    self._events.nursery = nursery
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._greet)
                     nursery.start_soon(self._beat)
@@ -159,123 +161,48 @@ class ClientLink:
             self._spoke.set()
             self._heard = trio.current_time()
             try:
-                await self._take(text_of(frame, self._max_message_bytes))
+                taken = await self._take(text_of(frame, self._max_message_bytes))
             except BadInput as bad:
-                self._refuse(bad, _whose(frame) if bad.code is ErrorCode.TOO_LARGE else None)
-            if self._kept is not None:
+                taken = self.refuse(bad, _whose(frame) if bad.code is ErrorCode.TOO_LARGE else None)
+            if taken and self._kept is not None:
                 self._kept.took_message(plain=bool(self._plain))
             del frame  # it may be large, and the next one may be long in coming
             await self._answers.have_room()
 
-    async def _take(self, text: str) -> None:
+    async def _take(self, text: str) -> bool:
+        """False: it is to be sent again, elsewhere. Raises `BadInput`."""
         if self._plain is None:
             self._plain = not looks_like_an_event(text)
         if self._plain:
             await self._take_plain(text)
-            return
+            return True
         self._say_hello()
         event = parse(text)
-        handler = _HANDLERS.get(event.event)
         try:
-            if handler is not None:
-                await handler(self, event)
-            elif event.event.startswith("user."):
-                raise BadInput(ErrorCode.UNKNOWN_EVENT, f"there is no event {event.event[:100]}")
+            await self._events.take(event)
         except BadInput as bad:
-            self._refuse(bad, event)
+            return self.refuse(bad, event)
+        return True
 
     async def _take_plain(self, text: str) -> None:
         session = await self._sessions.for_message(None)
         if (step_id := session.questions.oldest) is not None:
             if (approved := yes_or_no(text)) is None:
-                self._send(AGAIN)
+                self.send(AGAIN)
             else:
                 session.answer(step_id, approved)
         else:
             session.accept(Message(text), None, weigh(text))
 
-    def _refuse(self, bad: BadInput, event: ClientEvent | None = None) -> None:
+    def refuse(self, bad: BadInput, event: ClientEvent | None = None) -> bool:
+        """Says so; False where another host can take it, and so it is not said."""
+        if self._kept is not None and self._drain.on and bad.code in _LEAVES:
+            self.must_come_back()
+            return False
         content = {"code": bad.code, **bad.details, "message": str(bad)}
         refusal = Event(protocol.ERROR, content, step_id=event.step_id if event else None)
-        self._tell(refusal, session_id=event.session_id if event else None)
-
-    async def _create_session(self, event: ClientEvent) -> None:
-        name, history = creation(event)
-        try:
-            await self._sessions.create(name=name, history=history)
-        except SessionNameTaken as taken:
-            await self._resume(event, taken.session_id)
-
-    async def _end_session(self, event: ClientEvent) -> None:
-        session = await self._sessions.known(event)
-        session.cancel("the session was ended by its client")
-        session.end(EndReason.ENDED)
-
-    async def _message(self, event: ClientEvent) -> None:
-        session = await self._sessions.for_message(event.session_id)
-        session.accept(Message(event.content, event.metadata), event.step_id, event.size)
-
-    async def _response(self, event: ClientEvent) -> None:
-        session = await self._sessions.known(event)
-        step_id = event.find("step_id")
-        if not isinstance(step_id, str):
-            raise BadInput(ErrorCode.INVALID_FIELD, "user.response needs the step_id of the question")
-        session.answer(step_id, event.content)
-
-    async def _cancel(self, event: ClientEvent) -> None:
-        if not (await self._sessions.known(event)).cancel(step_id=event.step_id):
-            self._tell(
-                Event(protocol.NOTICE, {"code": NoticeCode.NOTHING_RUNNING, "message": "no turn is running"})
-            )
-
-    async def _ack(self, event: ClientEvent) -> None:
-        if not self._sessions.ack(event):
-            await self._sessions.known(event)
-
-    async def _reconnect(self, event: ClientEvent) -> None:
-        session_id = event.find("session_id")
-        if not isinstance(session_id, str):
-            raise BadInput(ErrorCode.INVALID_FIELD, f"{event.event} needs a session_id")
-        await self._resume(event, session_id)
-
-    async def _resume(self, event: ClientEvent, session_id: str) -> None:
-        last_seq = sequence_number(event, "last_seq")
-        session, reader = await self._sessions.resume(
-            session_id,
-            last_seq,
-            exclusive=event.find("exclusive") is True,
-            only_watch=event.event == protocol.WATCH,
-        )
-        if event.event == protocol.RECONNECT_WITH_STATE:
-            self._tell_state(session, event, protocol.STATE_RESTORED)
-        buffer = session.buffer
-        first = reader.sent + 1 if buffer.journaled else max(reader.sent + 1, buffer.first_seq)
-        notice = {
-            "code": NoticeCode.RESUMED,
-            "message": "the session goes on",
-            "replay_from": first,
-            "last_seq": buffer.visible,
-            "busy": session.busy,
-        }
-        if (missed := reader.gap()) is not None:
-            notice |= _describe(missed)
-        self._tell(Event(protocol.NOTICE, notice), session_id=session.id)
-
-    async def _request_state(self, event: ClientEvent) -> None:
-        session = await self._sessions.known(event)
-        self._states.add(session, event, self._nursery)
-
-    def _tell_state(self, session: Session, event: ClientEvent, name: str = protocol.STATE_EXPORTED) -> None:
-        text = addressed(encode(Event(name, session.snapshot()), session_id=session.id), self.id)
-        try:
-            self._budget.require(len(text))
-        except BadInput as full:
-            self._refuse(full, event)
-        else:
-            self._send(text)
-
-    async def _ping(self, event: ClientEvent) -> None:
-        self._tell(Event(protocol.PONG, event.content or ""))
+        self.tell(refusal, session_id=event.session_id if event else None)
+        return True
 
     # From sessions.
 
@@ -287,7 +214,7 @@ class ClientLink:
         """Another connection reads the session, and wants it alone."""
         self._sessions.drop(session)
         notice = {"code": NoticeCode.TAKEN_OVER, "message": "the session goes on in another connection"}
-        self._tell(Event(protocol.NOTICE, notice), session_id=session.id)
+        self.tell(Event(protocol.NOTICE, notice), session_id=session.id)
 
     def must_come_back(self) -> None:
         """Another instance holds a session of it: what this one says of it counts no more."""
@@ -298,7 +225,9 @@ class ClientLink:
 
     async def _write(self) -> None:
         try:
-            await self._replay(self._begin.script)
+            if self._kept is not None:
+                await self._kept.settled()
+            await replay(self._begin.script, self._sessions, self._frame, self._send_at_once)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # the reading side ends the connection
         except CannotResume:
@@ -354,6 +283,9 @@ class ClientLink:
         # The deadline is the whole connection's: a scope for each write would cost as much as it.
         self._scope.deadline = min(self._close_by, trio.current_time() + WRITE_STALL_S)
 
+    async def _send_at_once(self, frame: bytes) -> None:
+        await self._stream.send_texts([frame], while_open=self._is_open)
+
     def _is_open(self) -> bool:
         return self._websocket.closed is None
 
@@ -382,52 +314,24 @@ class ClientLink:
         text = as_plain_text(json.loads(event))
         return None if text is None else text.encode(errors="replace")
 
-    async def _replay(self, script: Sequence[bytes | Events]) -> None:
-        """Sends what was decided before the connection was resumed. Raises `CannotResume`."""
-        readers = {session.id: session for session in self._sessions.attached}
-        if self._kept is not None:
-            await self._kept.settled()
-        for item in script:
-            if isinstance(item, bytes):
-                await self._stream.send_texts([item], while_open=self._is_open)
-                continue
-            skip, session = item.skip, readers[item.session_id]
-            for _ in range(skip + (item.count or 0)):
-                frame = await self._again(session)
-                if skip:
-                    skip -= 1
-                else:
-                    await self._stream.send_texts([frame], while_open=self._is_open)
-
-    async def _again(self, session: Session) -> bytes:
-        """The next frame for an event that was given out before."""
-        reader = self._sessions.attached[session]
-        while (item := reader.next()) is not None and not isinstance(item, Gap):
-            if item is BEHIND:
-                if await session.fill(reader) is not None:
-                    break
-            elif isinstance(item, bytes) and (frame := self._frame(item)) is not None:
-                return frame
-        raise CannotResume("an event is not there any more")
-
     async def _read_older(self, session: Session) -> None:
         """Reads from the journal what is not in memory any more."""
         reader = self._sessions.attached[session]
         if (gap := await session.fill(reader)) is not None:
-            self._send(self._gap(session, gap))
+            self.send(self._gap(session, gap))
 
     def _gap(self, session: Session, gap: Gap) -> bytes:
-        notice = Event(protocol.NOTICE, _describe(gap))
+        notice = Event(protocol.NOTICE, describe(gap))
         return addressed(encode(notice, session_id=session.id), self.id)
 
-    def _tell(self, event: Event, *, session_id: str | None = None) -> None:
+    def tell(self, event: Event, *, session_id: str | None = None) -> None:
         """Sends an event that is in no session's sequence."""
         if not self._plain:
-            self._send(addressed(encode(event, session_id=session_id), self.id))
+            self.send(addressed(encode(event, session_id=session_id), self.id))
         elif (text := as_plain_text({"event": event.event, "content": event.content})) is not None:
-            self._send(text)
+            self.send(text)
 
-    def _send(self, frame: str | bytes) -> None:
+    def send(self, frame: str | bytes) -> None:
         data = frame.encode(errors="replace") if isinstance(frame, str) else frame
         if self._kept is not None:
             self._kept.raw(data)
@@ -436,12 +340,12 @@ class ClientLink:
 
     async def _pong(self, pong: Pong) -> None:
         await self._answers.have_room()
-        self._send(pong)
+        self.send(pong)
 
     def _say_hello(self) -> None:
         if not self._greeted:
             self._greeted = True
-            self._tell(Event(protocol.CONNECTED, {"connection_id": self.id}))
+            self.tell(Event(protocol.CONNECTED, {"connection_id": self.id}))
 
     async def _greet(self) -> None:
         with trio.move_on_after(GREETING_DELAY_S):
@@ -455,7 +359,7 @@ class ClientLink:
             await trio.sleep(HEARTBEAT_S)
             # An idle limit on the way counts these too; they must not keep a dead client alive.
             if trio.current_time() < self._heard + QUIET_S or any(s.busy for s in self._sessions.attached):
-                self._tell(Event(protocol.HEARTBEAT))
+                self.tell(Event(protocol.HEARTBEAT))
 
 
 def _whose(frame: str | bytes) -> ClientEvent | None:
@@ -464,27 +368,3 @@ def _whose(frame: str | bytes) -> ClientEvent | None:
         return parse(text_of(frame, 0))
     except BadInput:
         return None
-
-
-def _describe(gap: Gap) -> Mapping[str, Any]:
-    return {
-        "code": NoticeCode.GAP,
-        "message": f"events {gap.first} to {gap.last} are no longer held",
-        "missing_from": gap.first,
-        "missing_to": gap.last,
-    }
-
-
-_HANDLERS: Mapping[str, Callable[[ClientLink, ClientEvent], Awaitable[None]]] = {
-    protocol.CREATE_SESSION: ClientLink._create_session,
-    protocol.END_SESSION: ClientLink._end_session,
-    protocol.MESSAGE: ClientLink._message,
-    protocol.RESPONSE: ClientLink._response,
-    protocol.CANCEL: ClientLink._cancel,
-    protocol.ACK: ClientLink._ack,
-    protocol.RECONNECT: ClientLink._reconnect,
-    protocol.RECONNECT_WITH_STATE: ClientLink._reconnect,
-    protocol.WATCH: ClientLink._reconnect,
-    protocol.REQUEST_STATE: ClientLink._request_state,
-    protocol.PING: ClientLink._ping,
-}

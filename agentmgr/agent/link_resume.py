@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import field, frozen
@@ -16,7 +16,9 @@ from ..protocol import ErrorCode
 from ..websocket.refusal import Refusal, RefusalCode
 from .incoming import BadInput
 from .link_log import CannotResume, Events, LinkLog, Pong
+from .link_sessions import LinkSessions
 from .message import Client
+from .replay import BEHIND, Gap
 from .session import Session
 from .session_registry import SessionRegistry
 
@@ -150,3 +152,35 @@ class KeptLink:
 
     def dump(self) -> dict[str, Any]:
         return {"taken": self._taken, "pings": self._pings, "log": self._log.dump()}
+
+
+async def replay(
+    script: Sequence[bytes | Events],
+    sessions: LinkSessions,
+    frame_of: Callable[[bytes], bytes | None],
+    send: Callable[[bytes], Awaitable[None]],
+) -> None:
+    """Sends the frames that were decided before the connection was resumed. Raises `CannotResume`."""
+    by_id = {session.id: session for session in sessions.attached}
+    for item in script:
+        if isinstance(item, bytes):
+            await send(item)
+            continue
+        for place in range(item.skip + (item.count or 0)):
+            frame = await _again(by_id[item.session_id], sessions, frame_of)
+            if place >= item.skip:
+                await send(frame)
+
+
+async def _again(
+    session: Session, sessions: LinkSessions, frame_of: Callable[[bytes], bytes | None]
+) -> bytes:
+    """The next frame for an event that was given out before."""
+    reader = sessions.attached[session]
+    while (item := reader.next()) is not None and not isinstance(item, Gap):
+        if item is BEHIND:
+            if await session.fill(reader) is not None:
+                break
+        elif isinstance(item, bytes) and (frame := frame_of(item)) is not None:
+            return frame
+    raise CannotResume("an event is not there any more")

@@ -36,6 +36,8 @@ from .work import HOOK_TIMEOUT_S, Agent, begin, error_event, look_at_what_is_kep
 
 EMITS_PER_TURN = 16
 """Events an agent may say in a row before other tasks have their turn."""
+COMING_BACK_S = 5.0
+"""So long at least a turn of `on_disconnect=cancel` waits for a client that a restart has cut off."""
 
 
 class Session:
@@ -117,7 +119,7 @@ class Session:
                 restoring.streamed_before(turn, await keeping.said_in(turn, found.frames))
             elif turn.attempts:
                 self.publish(restoring.RESTARTED)
-        self._is_alone()
+        self._is_alone(at_least_s=COMING_BACK_S)
 
     def __repr__(self) -> str:
         return f"<Session {self.id[:8]}…>"  # the whole id is a secret
@@ -219,9 +221,10 @@ class Session:
         if self._readers.remove(reader) and not self._readers:
             self._is_alone()
 
-    def _is_alone(self) -> None:
+    def _is_alone(self, *, at_least_s: float = 0.0) -> None:
         if self.limits.on_disconnect is OnDisconnect.CANCEL:
-            self._turns.set_deadline(trio.current_time() + self.limits.disconnect_grace)
+            grace_s = max(self.limits.disconnect_grace, at_least_s)
+            self._turns.set_deadline(trio.current_time() + grace_s)
         self._used()
         self._holdings.count()
 

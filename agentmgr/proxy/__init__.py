@@ -8,7 +8,7 @@ order in which a client meets them:
 - `intake`: the course of one client, from its first byte to its 101 or its refusal
 - `certificate`, `proxy_protocol`, `handshake`, `forwarded`: what a client sends first; its address
 - `access`, `token_scopes`: tokens, tickets, origins, quotas; what is ended when a token is
-- `lobby`: chooses an instance, takes a seat there, or waits for one
+- `visit`, `lobby`: chooses an instance, takes a seat there, or waits for one
 - `upstream`, `proving`: the handshake with the instance; proof that it is the instance and no other program
 - `connections`, `lifetime`: the live connections; relays one, watches its limits, ends it
 - `tunnel`, `farewell`: the relay loop; close frames at its end

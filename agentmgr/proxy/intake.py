@@ -21,13 +21,14 @@ from .forwarded import Networks, Peer, backend_fields, client_address, within
 from .handshake import ClientGone, read_head, read_origin, refuse, switch_protocols
 from .lifetime import Pacer, run_connection
 from .limits import GatewayLimits
-from .lobby import Lobby, Seat, Visit
+from .lobby import Lobby
 from .proving import Proving
 from .proxy_protocol import BadProxyHeader
 from .resuming import Resuming, asks_to, taken_in
 from .token_scopes import TokenScopes
 from .tunnel import Ending, Relay, Tunnel
 from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend
+from .visit import Seat, Visit
 
 logger = logging.getLogger("agentmgr.gateway")
 

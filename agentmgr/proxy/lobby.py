@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from itertools import count
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from ..core.admission import Seats
 from ..core.affinity import Affinity, named_instance
@@ -22,32 +22,9 @@ from ..protocol import COME_BACK, FAILED
 from ..websocket.refusal import Refusal, RefusalCode
 from .handshake import ClientGone
 from .limits import GatewayLimits
+from .visit import Seat, Visit
 
 _NEWS_S = 0.5  # how long the table may lag behind an instance that has just gone
-
-
-@frozen
-class Seat:
-    """A seat at an instance, taken before the gateway connects to it."""
-
-    backend: Backend
-    pool: Pool
-
-
-@define(eq=False)
-class Visit:
-    """A client on its way to a seat."""
-
-    request: ClientRequest
-    services: frozenset[str] | None = None  #: the names it may connect to; None: all
-    tried: set[str] = field(factory=set)  #: ids of the instances that failed it
-    blamed: set[str] = field(factory=set)  #: those of them whose failure was counted
-    home: str | None = None  #: the one that holds the client's session, once it has failed it
-    given_up: set[str] = field(factory=set)  #: those that do not hold its session any more, and end soon
-    left: Callable[[], Awaitable[None]] = trio.sleep_forever  #: returns when the client has gone
-    sought: str | None = None  #: the instance that holds what a resumed connection goes on with
-    patience_s: float | None = None  #: how long it waits for a seat; None: as long as the gateway says
-    preferred: str | None = None  #: the instance whose seat has to be asked for, or was granted
 
 
 @define(eq=False)

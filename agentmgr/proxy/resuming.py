@@ -26,11 +26,12 @@ from ..websocket.refusal import Refusal
 from ..websocket.sockets import Dial, Wire
 from .connections import Connections, LiveConnection
 from .limits import GatewayLimits
-from .lobby import Lobby, Seat, Visit
+from .lobby import Lobby
 from .proving import Proving
 from .tail import Tail, whole_frames
 from .tunnel import Ending
 from .upstream import BackendRefused, DialFailed, open_backend
+from .visit import Seat, Visit
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5  # between tries at instances that cannot go on yet
 _CHUNK_BYTES = 64 * 1024

@@ -28,7 +28,7 @@ from agentmgr.journal import archive
 from agentmgr.models import ServiceConfig
 from agentmgr.models.host_config import OnCrash
 from agentmgr.process.paths import RuntimePaths
-from agentmgr.protocol import TURN_ENDS
+from agentmgr.protocol import PARTIAL_ANSWER, TURN_ENDS
 from tests.proxy.conftest import connected, eventually
 
 _AGENT = """
@@ -43,7 +43,6 @@ def create_agent():
     return answer
 """
 PATIENCE_S = 60.0
-_SAID_TWICE = {"system.notice"}
 
 
 class Chat:
@@ -56,24 +55,32 @@ class Chat:
         self.session_id = ""
 
     async def talk(self, websocket: WebSocketConnection, over: trio.Event, draw: Random) -> None:
-        while not over.is_set():
-            step = f"{self.name} {self.turns}"
-            await websocket.send_message(
-                json.dumps({"event": "user.message", "content": step, "step_id": step})
-            )
+        ahead = False
+        while ahead or not over.is_set():
+            if not ahead:
+                await self._ask(websocket, self.turns)
             if draw.random() < 0.3:
-                await websocket.send_message(json.dumps({"event": "ping", "content": step}))
-            await self._until_answered(websocket, step)
+                await websocket.send_message(json.dumps({"event": "ping", "content": f"{self.turns}"}))
+            ahead = draw.random() < 0.3 and not over.is_set()
+            await self._until_answered(websocket, f"{self.name} {self.turns}", ahead=ahead)
             self.turns += 1
             await trio.sleep(draw.uniform(0, 0.05))
 
-    async def _until_answered(self, websocket: WebSocketConnection, step: str) -> None:
+    async def _ask(self, websocket: WebSocketConnection, number: int) -> None:
+        step = f"{self.name} {number}"
+        await websocket.send_message(json.dumps({"event": "user.message", "content": step, "step_id": step}))
+
+    async def _until_answered(self, websocket: WebSocketConnection, step: str, *, ahead: bool) -> None:
+        """`ahead`: sends the next message as soon as this one is being answered."""
         with trio.fail_after(PATIENCE_S):
             while True:
                 text = await websocket.get_message()
                 event = json.loads(text)
                 self.events.append(text.encode())
                 self.session_id = self.session_id or event["session_id"] or ""
+                if ahead and event["event"] == PARTIAL_ANSWER:
+                    ahead = False
+                    await self._ask(websocket, self.turns + 1)
                 if event["event"] in TURN_ENDS:
                     assert event["step_id"] == step, (event, step)
                     assert event["content"] == f"answer to {step}", event

@@ -8,36 +8,40 @@ from ..websocket.frames import CLOSE, PING, FrameTracker
 
 TAIL_BYTES = 64 * 1024
 """Of one connection. An instance takes messages in at once; what it has not yet is little."""
+_PART_BYTES = TAIL_BYTES // 4
 
 
 class Tail:
-    """`tracker` follows the same bytes, and is fed first."""
+    """`tracker` follows the same bytes, and is fed first.
 
-    __slots__ = ("_data", "_lost", "_messages", "_pings", "_tracker")
+    In two parts, of which the older one is dropped whole: nothing is looked at until it is asked for.
+    """
+
+    __slots__ = ("_before", "_before_new", "_lost", "_new", "_old", "_tracker")
 
     def __init__(self, tracker: FrameTracker) -> None:
         self._tracker = tracker
-        self._data = bytearray()
-        self._messages = self._pings = 0  # that came before what is kept
-        self._lost = False  # of the present message, too much has come
+        self._old, self._new = bytearray(), bytearray()  # each begins with a message
+        self._before = self._before_new = (0, 0)  # messages and pings that came before each
+        self._lost = False  # too much has come of the present message
 
     def append(self, data: memoryview) -> None:
         if self._lost:
             self._begin_anew()
             return
-        self._data += data
-        if len(self._data) > TAIL_BYTES:
-            self._trim()
+        self._new += data
+        if len(self._new) > _PART_BYTES:
+            self._turn()
 
     def __len__(self) -> int:
-        return len(self._data)
+        return len(self._old) + len(self._new)
 
     def after(self, messages: int, pings: int) -> bytes | None:
         """What came after so many messages, without so many pings; None where that is not known any more."""
-        if self._lost or not self._messages <= messages <= self._tracker.messages:
+        seen, pings_seen = self._before
+        if self._lost or not seen <= messages <= self._tracker.messages:
             return None
-        data, rest = self._data, bytearray()
-        seen, pings_seen, end = self._messages, self._pings, 0
+        data, rest, end = self._old + self._new, bytearray(), 0
         for first, start, end in whole_frames(data):
             opcode = first & 0x0F
             if opcode == PING:
@@ -50,32 +54,21 @@ class Tail:
                 rest += data[start:end]
         return bytes(rest + data[end:])
 
-    def _trim(self) -> None:
-        """Forgets whole messages, and half of all, so that it is seldom done."""
-        cut, cut_messages, cut_pings = 0, self._messages, self._pings
-        messages, pings = cut_messages, cut_pings
-        inside = False  # a message of several frames
-        for first, _, end in whole_frames(self._data):
-            opcode = first & 0x0F
-            pings += opcode == PING
-            if opcode < CLOSE:
-                inside = first < 0x80
-                messages += not inside
-            if not inside:
-                cut, cut_messages, cut_pings = end, messages, pings
-                if len(self._data) - end <= TAIL_BYTES // 2:
-                    break
-        del self._data[:cut]
-        self._messages, self._pings = cut_messages, cut_pings
-        if len(self._data) > TAIL_BYTES:
-            self._data.clear()
-            self._lost = True
+    def _turn(self) -> None:
+        tracker = self._tracker
+        if len(self._new) > TAIL_BYTES:
             self._begin_anew()
+        elif tracker.between_messages:
+            self._old, self._new = self._new, bytearray()
+            self._before, self._before_new = self._before_new, (tracker.messages, tracker.pings)
+        if len(self) > TAIL_BYTES - _PART_BYTES:
+            self._old, self._before = bytearray(), self._before_new
 
     def _begin_anew(self) -> None:
         tracker = self._tracker
-        if tracker.between_messages:
-            self._messages, self._pings, self._lost = tracker.messages, tracker.pings, False
+        self._old, self._new = bytearray(), bytearray()
+        self._before = self._before_new = (tracker.messages, tracker.pings)
+        self._lost = not tracker.between_messages
 
 
 def whole_frames(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:

@@ -28,6 +28,9 @@ async def report(
     health = await contain(agent.check_health)
     if isinstance(health, Failure):
         health = Health("unhealthy", f"check_health raised {describe(health.error)}")
+    journal = sessions.journal_report()
+    if journal is not None and journal["degraded"] is not None and health.status == "healthy":
+        health = Health("degraded", f"its sessions are in memory only: {journal['degraded']}")
     if stranger:
         return json.dumps({"proof": shown, "status": health.status})
     said: dict[str, object] = {
@@ -37,6 +40,6 @@ async def report(
         "sessions": len(sessions),
         "turns": sessions.turns,
     }
-    if (journal := sessions.journal_report()) is not None:
+    if journal is not None:
         said["journal"] = journal
     return json.dumps(said)

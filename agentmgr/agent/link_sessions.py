@@ -79,8 +79,12 @@ class LinkSessions:
 
     async def known(self, event: ClientEvent) -> Session:
         session_id = event.find("session_id")
-        if session_id is None and self._current is not None and not self._current.ended:
-            return self._current
+        if session_id is None and self._current is not None:
+            if not self._current.ended:
+                return self._current
+            if self._current.end_reason is None:
+                left = "the session has left this instance; connect again"
+                raise BadInput(ErrorCode.SESSION_UNREACHABLE, left)
         if not isinstance(session_id, str):
             raise no_session(LossReason.UNKNOWN, "there is no session yet; user.create_session makes one")
         return await self._find(session_id)

@@ -4,13 +4,15 @@ The journal is the real one, in a temporary directory; a host that ends here sta
 """
 
 import json
-from contextlib import asynccontextmanager
+import sqlite3
+from contextlib import asynccontextmanager, closing
 
 import pytest
 import trio
 import trio.testing
 
 from agentmgr.agent.events import usage
+from agentmgr.agent.health import report
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.client.transport import CannotConnect, with_connection
 from agentmgr.journal import archive
@@ -32,7 +34,7 @@ async def remembering(message, session):
 
 @asynccontextmanager
 async def durable(agent, path, instance="ins_0000000000000001", **options):
-    async with open_journal(path, instance) as journal:
+    async with open_journal(path, instance, lock_patience_s=0.3, retry_s=0.02) as journal:
         async with hosted(agent, journal=journal, instance_id=instance, **options) as url:
             yield url
             url.sessions.leave_all()  # as a process that ends in good order
@@ -311,7 +313,39 @@ async def test_a_message_that_meets_a_session_on_its_way_out_begins_no_other_one
         await url.sessions.all_left()
         await client.say("user.message", content="and then?")
         assert (await client.until("system.error"))["content"]["code"] == "session_unreachable"
+        await client.say("user.ack", seq=client.events[-2]["seq"])
+        assert (await client.until("system.error"))["content"]["code"] == "session_unreachable"
         assert not len(url.sessions)
+
+
+async def test_clients_converse_on_while_the_journal_cannot_be_written_and_its_host_says_so(path):
+    """And once it can be, all of it is kept: nothing is sent twice."""
+    async with durable(remembering, path) as url, bare_client(url) as client, bare_client(url) as other:
+        await client.ask("before")
+        with closing(sqlite3.connect(path, isolation_level=None)) as locked:
+            locked.execute("BEGIN IMMEDIATE")
+            assert (await client.ask("meanwhile"))["content"] == [2, 2, False, 1]
+            assert (await other.ask("a new one"))["content"] == [1, 0, False, 1]
+            health = await health_of(url)
+            assert (health["status"], "in memory only" in health["detail"]) == ("degraded", True)
+        journal = url.sessions.journal
+        with trio.fail_after(30):
+            while journal.degraded is not None:  # noqa: ASYNC110 - a journal does not announce it
+                await trio.sleep(0.01)
+        assert (await health_of(url))["status"] == "healthy"
+        assert (await client.ask("after"))["content"] == [3, 4, False, 1]
+    async with durable(remembering, path) as url:
+        for before, turns in ((client, 3), (other, 1)):
+            async with bare_client(url) as again:
+                await resume(again, before.session_id)
+                for _ in range(turns):
+                    await again.until(*TURN_ENDS)
+                assert seqs(again) == seqs(before) == list(range(1, turns + 2))
+                assert (await again.ask("more"))["content"] == [turns + 1, 2 * turns, True, 1]
+
+
+async def health_of(url):
+    return json.loads(await report(url.server._agent, url.sessions, token="", target="/", stranger=False))
 
 
 async def test_two_requests_for_one_session_take_it_up_once(path, monkeypatch):

@@ -12,12 +12,13 @@ import json
 import os
 import platform
 import socket
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import trio
@@ -73,9 +74,10 @@ def load(file: Path, directory: Path, sessions: int, rate: float, seconds: float
                 found = delays_s(port, sessions, rate, seconds)
                 cpu[durable].append((cpu_s(process) - before) / len(found))
                 delays[durable].append(found)
-                if journal is not None:
-                    files = (journal, journal.with_name(f"{journal.name}-wal"))
-                    sizes.append(sum(path.stat().st_size for path in files if path.exists()) / len(found))
+            if journal is not None:
+                with closing(sqlite3.connect(journal)) as db:
+                    db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()  # the log has a fixed size
+                sizes.append(journal.stat().st_size / len(found))
 
     def middle(durable: bool, share: float) -> float:
         return statistics.median(found[int(len(found) * share)] for found in delays[durable])
@@ -87,7 +89,11 @@ def load(file: Path, directory: Path, sessions: int, rate: float, seconds: float
         there, kept = middle(False, share), middle(True, share)
         what = f"agent to client, {name}: memory, durable, what the journal adds"
         row(what, goal, f"{ms(there)}, {ms(kept)}, {ms(kept - there)}")
-    row("bytes on disk for an event of 60 characters", "≤ 200", f"{statistics.median(sizes):.0f}")
+    row(
+        "bytes on disk for an event of 60 characters, with its part of the answer",
+        "≤ 200",
+        f"{statistics.median(sizes):.0f}",
+    )
 
 
 def ask(sock: socket.socket, event: str, until: bytes) -> bytes:

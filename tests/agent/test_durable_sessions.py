@@ -5,7 +5,7 @@ The journal is the real one, in a temporary directory; a host that ends here sta
 
 import json
 import sqlite3
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 
 import pytest
 import trio
@@ -576,6 +576,33 @@ async def test_a_stuck_watcher_keeps_no_other_client_waiting(path):
             assert (await client.ask("go"))["event"] == "agent.final_answer"
             await stuck.until(*TURN_ENDS)
     assert seqs(client) == seqs(stuck) == list(range(1, 3003))
+
+
+async def test_of_fifty_watchers_one_that_is_stuck_costs_little_and_holds_up_no_other(path):
+    """Nor does a client that acknowledges nothing."""
+
+    async def agent(message):
+        for number in range(300):
+            yield f"{number:05d}" * 1000  # 1.5 MB in all
+
+    limits = SessionLimits(buffer_events=20)
+    async with (
+        durable(agent, path, limits=limits) as url,
+        bare_client(url) as client,
+        AsyncExitStack() as stack,
+    ):
+        await client.open()
+        watchers = [await stack.enter_async_context(bare_client(url)) for _ in range(50)]
+        for watcher in watchers:
+            await watcher.say("user.watch", session_id=client.session_id)
+        async with trio.open_nursery() as nursery:
+            for watcher in watchers[1:]:
+                nursery.start_soon(watcher.until, *TURN_ENDS)
+            await client.ask("go")
+        assert url.sessions.budget.used < 16 * 2**20
+        await watchers[0].until(*TURN_ENDS)
+    for each in (client, *watchers):
+        assert seqs(each) == list(range(1, 303))
 
 
 async def test_usage_is_added_up(path):

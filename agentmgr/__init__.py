@@ -47,7 +47,7 @@ The words, which mean the same in code, commands, API and logs:
     event       in a session: one JSON object of the wire protocol. Of a manager: one entry of its event log
                 (`agentmgr events`)
 
-    token       what a client of the gateway or of the API shows: scopes `connect`, `read`, `admin`
+    token       what a client of the gateway or the API shows: scopes `connect`, `read`, `sessions`, `admin`
     ticket      a key to the gateway for one connection, for browsers
     proof       how a gateway and a host show each other that they know the instance's own token
 """

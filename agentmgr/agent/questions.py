@@ -43,6 +43,9 @@ class Questions:
             raise BadInput(ErrorCode.INVALID_FIELD, "content.confirmed must be true or false")
         question = self._open.pop(step_id, None)
         if question is None:
-            raise BadInput(ErrorCode.UNKNOWN_STEP, "no question with this step_id is open; it counts once")
+            raise BadInput(
+                ErrorCode.UNKNOWN_STEP,
+                "no question with this step_id is open: it has been answered, or its turn has ended",
+            )
         question.decision = Decision(approved, fields)
         question.answered.set()

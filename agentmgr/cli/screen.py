@@ -72,5 +72,12 @@ class Screen:
         self._streamed = False
 
 
+def question_text(content: Any) -> str:
+    """What `agent.user_confirm` asks: its sentence, else the tool and its arguments."""
+    if not isinstance(content, Mapping):
+        return text_of(content)
+    return str(content.get("message") or f"{content.get('tool')} {text_of(content.get('args', ''))}")
+
+
 def text_of(content: Any) -> str:
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

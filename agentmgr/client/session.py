@@ -341,7 +341,7 @@ class AgentSession:
 
 def _lost(event: AgentEvent) -> SessionLost:
     why = event.content.get("message") or "it was restarted, or the session has ended"
-    lost = SessionLost(f"the agent knows this session no more: {why}")
+    lost = SessionLost(f"the agent no longer has this session: {why}")
     lost.reason = str(event.content.get("reason") or LossReason.UNKNOWN)
     return lost
 

@@ -61,6 +61,9 @@ def test_a_conversation_is_seen_and_steered(shell: Any, talk: str) -> None:
         ):
             assert "echo: hello" in text
             assert "\x1b" not in text
+        assert "\n  you> hello " in shell.ok("sessions", "show", short), (
+            "each part has its own line, indented"
+        )
 
         shell.ok("sessions", "say", short, "from the terminal")
         assert heard(client, "agent.final_answer")["content"] == "echo: from the terminal"
@@ -73,6 +76,7 @@ def test_a_conversation_is_seen_and_steered(shell: Any, talk: str) -> None:
         assert "no such question" in shell.fails("questions", "answer", "ses_x", "yes")
         assert "answered yes" in shell.ok("questions", "answer", short, "yes")
         assert heard(client, "agent.final_answer")["content"] == "paid"
+        assert "? really?" in shell.ok("sessions", "watch", short, "--no-follow")
         assert "no turn runs" in shell.fails("sessions", "cancel", short)
         ask(client, session_id, "ask", "agent.user_confirm")
         assert "answered no" in shell.ok("sessions", "answer", short, "no")
@@ -84,6 +88,7 @@ def test_a_conversation_is_seen_and_steered(shell: Any, talk: str) -> None:
         lines = [json.loads(line) for line in shell.ok("sessions", "export", short).splitlines()]
         assert [line["kind"] for line in lines[:2]] == ["session", "turn"]
         assert lines[-1]["event"] == "agent.interrupted"
+        assert shell.ok("chat", "talk", "--session", short, "--once", "me again") == "echo: me again\n"
         assert session_id in shell.ok("sessions", "end", short)
         assert heard(client, "agent.session_end")["content"]["reason"] == "ended"
     assert "no session begins with" in shell.fails("sessions", "show", short)

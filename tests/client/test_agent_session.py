@@ -218,7 +218,7 @@ async def test_a_restarted_agent_has_lost_the_session():
         url.sessions.end_all("restart")
         assert (await session.receive()).event == "agent.session_end"
         session.cut()
-        with pytest.raises(SessionLost, match="knows this session no more"):
+        with pytest.raises(SessionLost, match="no longer has this session"):
             await session.receive()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import signal
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 
 import asyncclick as click
@@ -23,6 +23,7 @@ from ...errors import (
     NoServiceAvailable,
     NotAnAgent,
     SessionLost,
+    SessionNotFound,
     TurnFailed,
 )
 from ...websocket.refusal import RefusalCode
@@ -31,8 +32,9 @@ from ..managers import find_manager, running
 from ..names import FILE, SERVICE
 from ..out import note, say
 from ..render import url, what_helps
-from ..screen import Screen, text_of
+from ..screen import Screen, question_text
 from ..terminal import InputLines
+from .sessions import whole_id
 
 Interrupts = AsyncIterator[int]
 
@@ -57,7 +59,11 @@ RECONNECT_FOR_S = 60.0  #: then a new session is begun; an agent with a large fr
     "--cafile", type=FILE, metavar="FILE", help="An authority to trust besides the system's, in PEM."
 )
 @click.option("--insecure", is_flag=True, help="Trust any certificate: for experiments on this machine.")
-@click.option("--session", "session_id", help="Take up this session instead of beginning one.")
+@click.option(
+    "--session",
+    "session_id",
+    help="Take up this session; the manager that runs here completes the beginning of an id.",
+)
 @click.option("--once", metavar="TEXT", help="Send one message, print the final answer, and exit.")
 @click.option("--yes", is_flag=True, help="Answer every question of the agent with yes.")
 @click.option("--raw", is_flag=True, help="Show the events as they come, one JSON object a line.")
@@ -88,6 +94,9 @@ async def command(
     if gateway is None and "://" not in (target or ""):
         found = (await find_manager(cli.paths, patience_s=0)).client
     managed = found is not None
+    if found is not None and session_id is not None:
+        with suppress(SessionNotFound):  # one that its agent has in memory only
+            session_id = await whole_id(found, session_id)
 
     async def locate() -> str:
         if managed:
@@ -109,7 +118,8 @@ async def command(
             trust = _trusting(cafile, insecure=insecure)
             await plain_chat.talk(await locate(), sent, trust, once, interrupts)
         except SessionLost as error:
-            raise SessionLost(f"{error.message}; run the command again to begin a new one") from None
+            how = "without --session" if session_id else "run the command again, and"
+            raise SessionLost(f"{error.message}; {how} a new one begins") from None
         except AgentUnreachable as error:
             if error.refusal == RefusalCode.UNAUTHORIZED and "authorization" not in map(str.lower, sent):
                 hint = "give one with --token or AGENTMGR_TOKEN; `agentmgr tokens create` makes it"
@@ -297,9 +307,7 @@ class Talk:
     async def _decide(self, question: AgentEvent) -> bool:
         if self._yes:
             return True
-        content = question.content if isinstance(question.content, Mapping) else {}
-        what = content.get("message") or f"{content.get('tool')} {text_of(content.get('args', ''))}"
-        prompt = f"{what} [y/N] "
+        prompt = f"{question_text(question.content)} [y/N] "
         while (answer := await self._lines.read(prompt)) is not None and answer.strip():
             if (approved := yes_or_no(answer)) is not None:
                 return approved

@@ -9,12 +9,12 @@ import asyncclick as click
 
 from ...core.plain_text import yes_or_no
 from ...errors import InvalidRequest, SessionNotFound
-from ...models.sessions import SHOWN_OF_AN_ID, SessionQuestion
+from ...models.sessions import SHOWN_OF_AN_ID
 from ..group import COMMANDS, Cli, DefaultGroup, common_options, format_option, subcommand
 from ..managers import for_reading, running
 from ..out import say, say_json
 from ..render import ago, print_table
-from ..screen import text_of
+from ..screen import question_text
 
 
 @click.group(
@@ -47,7 +47,7 @@ async def _list(cli: Cli, output: str) -> None:
                 one.owner,
                 f"{ago(one.asked_at)} ago",
                 one.step_id,
-                _asked(one),
+                question_text(one.content),
             ]
             for one in found
         ],
@@ -90,12 +90,7 @@ async def give_answer(cli: Cli, id: str, answer: str, step: str | None) -> None:
     if len(fit) > 1:
         raise InvalidRequest(f"{len(fit)} questions fit {id!r}: give more of the id, or --step")
     await manager.sessions.answer(fit[0].session_id, fit[0].step_id, confirmed=confirmed)
-    say("answered ", "yes" if confirmed else "no", " to: ", _asked(fit[0]))
-
-
-def _asked(one: SessionQuestion) -> str:
-    content = one.content if isinstance(one.content, dict) else {"message": one.content}
-    return str(content.get("message") or f"{content.get('tool')} {text_of(content.get('args', ''))}")
+    say("answered ", "yes" if confirmed else "no", " to: ", question_text(fit[0].content))
 
 
 for _command in (_list, _answer):

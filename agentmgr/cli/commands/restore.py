@@ -62,7 +62,7 @@ async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
         say(f"what was there before is now {kept}")
     if kept_journals is not None:
         say(f"the sessions that were there before are now in {kept_journals}")
-    say(str(policy))
+    say(f"tokens: {policy}")
 
 
 def _check_owners(file: str, others: Sequence[Stranger], take_over: bool) -> None:

@@ -34,9 +34,9 @@ _LISTS = frozenset({ConditionOperator.IN_LIST, ConditionOperator.NOT_IN_LIST, Co
 def command() -> None:
     """Routing rules decide which services a client of the gateway may reach.
 
-    The rule with the lowest priority number whose conditions all hold is taken. They see the path decoded
-    once and normalised (`//`, `/./`, `/../`), the host in any case, with and without its port, and query
-    values decoded once; the agent gets the request as it was sent.
+    The rule with the lowest priority number whose conditions all hold is taken. Conditions see the path
+    decoded once and normalised (`//`, `/./`, `/../`), the host in any case, with and without its port, and
+    query values decoded once; the agent gets the request as it was sent.
     """
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from textwrap import indent
 from typing import Any
 
 import asyncclick as click
 
+from ... import protocol
 from ...client.events import decode
 from ...errors import InvalidRequest, SessionNotFound, StorageError
 from ...models.sessions import SHOWN_OF_AN_ID, SessionDetail, SessionInfo, SessionState, SessionTurn
@@ -17,7 +19,7 @@ from ..managers import for_reading, running
 from ..names import SERVICE
 from ..out import note, program_output, say, say_json
 from ..render import ago, clock, counted, print_fields, print_table
-from ..screen import Screen, text_of
+from ..screen import Screen, question_text, text_of
 from .questions import answer_arguments, give_answer
 
 _PAGE = 1000
@@ -137,13 +139,14 @@ def _print(detail: SessionDetail) -> None:
             ("ended", detail.ended_at and f"{clock(detail.ended_at)}: {detail.end_reason}"),
             ("turns", detail.turns),
             ("tokens", used if detail.input_tokens or detail.output_tokens else None),
-            ("keeps", text_of(detail.session_state) if detail.session_state else None),
+            ("session.state", text_of(detail.session_state) if detail.session_state else None),
         ]
     )
     for turn in detail.history:
         _print_turn(turn)
     for question in detail.questions:
-        say(f"\nwaits for an answer since {ago(question.asked_at)}: ", text_of(question.content))
+        say()
+        say(f"has waited for an answer for {ago(question.asked_at)}: ", question_text(question.content))
         say(f"  agentmgr questions answer {detail.session_id[:SHOWN_OF_AN_ID]} yes")
 
 
@@ -152,15 +155,20 @@ def _print_turn(turn: SessionTurn) -> None:
     if turn.started_at and turn.ended_at:
         took = f", {(turn.ended_at - turn.started_at).total_seconds():.1f} s"
     again = f", begun {counted(turn.attempts, 'time')}" if turn.attempts > 1 else ""
-    say(f"\n{turn.number}  {clock(turn.accepted_at)}  {turn.ended_by or turn.status}{took}{again}")
-    say("  you> ", text_of(turn.message), lines=True)
+    say()
+    say(f"{turn.number}  {clock(turn.accepted_at)}  {turn.ended_by or turn.status}{took}{again}")
+    say(_indented(f"you> {text_of(turn.message)}"), lines=True)
     for tool in turn.tools:
         say("  → ", tool)
     if turn.answer is not None:
-        say("  ", text_of(turn.answer), " (broken off)" if turn.incomplete else "", lines=True)
+        say(_indented(text_of(turn.answer)), " (broken off)" if turn.incomplete else "", lines=True)
 
 
-@_sessions("watch", "Show all that a session says, and what comes.", example="watch ses_3f0c9a5e")
+def _indented(text: str) -> str:
+    return indent(text.rstrip("\n"), "  ")
+
+
+@_sessions("watch", "Show what the agent says in a session.", example="watch ses_3f0c9a5e")
 @click.argument("id")
 @click.option(
     "--since", default=0, type=click.IntRange(min=0), help="Only events after the one of this number."
@@ -170,13 +178,19 @@ def _print_turn(turn: SessionTurn) -> None:
 )
 @click.option("--raw", is_flag=True, help="Show each event as JSON.")
 async def _watch(cli: Cli, id: str, since: int, follow: bool, raw: bool) -> None:
-    """Show what was said in a session, then what comes, until it ends."""
+    """Show what the agent said in a session, then what it says, until the session ends.
+
+    `agentmgr sessions show` has what the agent was told.
+    """
     screen = Screen(raw=raw, quiet=False)
     async with for_reading(cli) as manager:
         session_id = await whole_id(manager, id)
         async with manager.sessions.events(session_id, since=since, follow=follow) as events:
             async for event in events:
-                screen.show(decode(json.dumps(event)))
+                shown = decode(json.dumps(event))
+                screen.show(shown)
+                if shown.event == protocol.USER_CONFIRM and not raw:
+                    screen.aside(f"? {question_text(shown.content)}")
 
 
 @_sessions("say", "Say something in a session.", example="say ses_3f0c9a5e 'and tomorrow?'")

@@ -112,7 +112,7 @@ def _default(field: Attribute[Any], option: Option) -> str:
         value = "yes" if value else "no"
     if value in (None, "", (), frozenset()) or isinstance(value, Factory):  # type: ignore[arg-type]
         return ""
-    return f"  [default: {value:g}]" if isinstance(value, float) else f"  [default: {value}]"
+    return f"  [default: {value:.15g}]" if isinstance(value, float) else f"  [default: {value}]"
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class ServiceConfig(HostConfig):
         live=True,
     )
 
-    auto_restart: bool = option(True, "Restart it when it fails; if not, `restart` says nothing.")
+    auto_restart: bool = option(True, "Restart it when it fails; if not, `restart` has no effect.")
     restart: RestartMode = option(RestartMode.ON_FAILURE, "When to restart it.")
     max_restart_count: int = option(
         3, "Restarts within the window before it is given up.", between(0, 1_000_000)

@@ -12,6 +12,7 @@ import asyncclick as click
 from ... import protocol
 from ...client.events import decode
 from ...errors import InvalidRequest, SessionNotFound, StorageError
+from ...models import Service, Sessions
 from ...models.sessions import SHOWN_OF_AN_ID, SessionDetail, SessionInfo, SessionState, SessionTurn
 from ..group import COMMANDS, Cli, Command, DefaultGroup, common_options, each, format_option, subcommand
 from ..manager_interface import ReadsManager
@@ -91,11 +92,18 @@ async def _list(
     print_table(
         ["id", "name", "owner", "state", "turns", "last used", "tokens"],
         [_row(one) for one in page.items],
-        empty="no such sessions" if narrowed else f"{service.name} has no sessions that are kept",
+        empty="no such sessions" if narrowed else _none_kept(service),
         spare=["tokens", "turns", "name"],
     )
     if page.next_cursor is not None:
         note(f"these are the last {limit}; --limit, --state, --owner and --text choose others")
+
+
+def _none_kept(service: Service) -> str:
+    config = service.config
+    if config.agent_factory_path is None or config.sessions is Sessions.MEMORY:
+        return f"{service.name} has no sessions that are kept: what is in memory only is not listed"
+    return f"{service.name} has no sessions that are kept"
 
 
 def _row(one: SessionInfo) -> list[object]:

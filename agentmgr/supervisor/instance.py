@@ -405,7 +405,7 @@ class InstanceTask:
         health, now = self._health.vitals.status, trio.current_time()
         facts = {
             "health": health,
-            "error_message": None if result.ok else result.reason,
+            "error_message": result.reason,  # or how it is degraded, in its own words
             "restarts_left": self._history.left(self._config, now=now, ready_for_s=self._ready_for_s()),
         }
         unhealthy = health is HealthStatus.UNHEALTHY

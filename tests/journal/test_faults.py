@@ -92,6 +92,16 @@ async def test_removed(hosts):
             assert (await other.unfinished(), copy.is_lost) == ([], False)
 
 
+async def test_a_pipe_in_the_place_of_a_lock_holds_up_no_one(hosts):
+    hosts.path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(hosts.path.with_name("inst_9%3A0.lock"))
+    with trio.fail_after(5):
+        async with hosts.one() as (journal, copy):
+            copy.say("one")
+            await copy.held.settled()
+            assert journal.degraded is None
+
+
 async def test_replaced_by_an_older_copy(hosts):
     async with hosts.one() as (journal, copy):
         copy.say("one", "two")

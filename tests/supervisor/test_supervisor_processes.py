@@ -317,6 +317,7 @@ async def test_a_hosted_agent_that_calls_itself_degraded_stays_routable(supervis
         await s.start(hosted("--status", "degraded"))
         await recorder.until(lambda: s.instances()[0].health is HealthStatus.DEGRADED)
         assert s.instances()[0].status is ServiceStatus.RUNNING
+        assert s.instances()[0].error_message  # says why
 
 
 async def test_the_next_supervisor_adopts_what_was_left_running(supervisor, recorder, command, hosted, alive):

@@ -109,6 +109,6 @@ def _prepare(sock: trio.socket.SocketType, shared: bool) -> None:
 def _not_ours(host: str, port: int, failure: OSError) -> PortNotAvailable | InvalidRequest:
     if failure.errno == errno.EADDRINUSE:
         return PortNotAvailable(
-            f"port {port} on {host} is not available; stop what holds it, or choose another port"
+            f"port {port} on {host} is not available; stop what holds it, or choose another with --port"
         )
     return InvalidRequest(f"cannot listen on {host}:{port}: {failure.strerror}")

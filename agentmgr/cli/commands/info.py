@@ -27,6 +27,7 @@ async def command(cli: Cli, output: str) -> None:
         "control_socket": str(paths.control_socket),
         "daemon_log": str(paths.daemon_log),
         "logs": str(paths.logs),
+        "sessions": str(paths.sessions),
     }
     client = (await find_manager(paths)).client
     manager = await client.get_info() if client is not None else None

@@ -254,6 +254,8 @@ class Keeping:
         while first > 1 and (not texts or json.loads(texts[0])["step_id"] == turn.step_id):
             start = max(1, first - 4096)
             older = await self._events(start, first - 1, STREAM_BYTES)
+            if not older:  # numbers that were left out: a client had more than the journal
+                break
             texts, first = [*(text for _, text in older), *texts], start
         return texts
 

@@ -646,6 +646,22 @@ async def test_a_question_is_closed_when_its_instance_dies(path):
         assert archive.questions(path) == []
 
 
+async def test_numbers_that_a_client_made_a_session_leave_out_are_not_looked_for(path):
+    async def agent(message):
+        yield "half"
+        await trio.sleep_forever()
+
+    async with killed(agent, path) as url, bare_client(url) as client:
+        await client.open()
+        await resume(client, client.session_id, 10**9)
+        await client.say("user.message", content="go")
+        assert (await client.until("agent.partial_answer"))["seq"] == 10**9 + 1
+    with trio.fail_after(20):
+        async with durable(echo, path) as url, bare_client(url) as again:
+            await resume(again, client.session_id, 10**9)
+            assert (await again.until(*TURN_ENDS))["content"]["code"] == "instance_lost"
+
+
 async def test_an_agent_that_cannot_start_ends_no_session_that_it_had(path):
     class Broken:
         async def on_session_start(self, session):

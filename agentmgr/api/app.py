@@ -65,6 +65,7 @@ def make_app(server: Server, *, access: Access | None = None) -> QuartTrio:
 
 # What a proxy before us may have given it; anything else is not worth a place in the log.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SESSION_ID = re.compile(r"(ses_\w{8})[\w.]+")  #: whoever knows the whole of it may speak in the session
 
 
 def _name_and_measure(app: QuartTrio, server: Server) -> None:
@@ -88,11 +89,12 @@ def _name_and_measure(app: QuartTrio, server: Server) -> None:
         server.metrics.answered(request.endpoint or "none", response.status_code, seconds)
         response.headers["X-Request-Id"] = g.request_id
         changes = request.method not in ("GET", "HEAD") and response.status_code < 400
+        path = request.scope["raw_path"].decode("latin-1")  # as it came: without the query, nothing decoded
         log.log(
             logging.INFO if changes else logging.DEBUG,
             "%s %s: %d",
             request.method,
-            request.scope["raw_path"].decode("latin-1"),  # as it came: without the query, nothing decoded
+            _SESSION_ID.sub(r"\1…", path),
             response.status_code,
             extra={"request_id": g.request_id, "seconds": round(seconds, 6), "client": request.remote_addr},
         )

@@ -54,3 +54,11 @@ async def test_no_query_and_no_line_break_reaches_the_log(
     await http.get("/services/a%0D%0AFORGED?key=hidden&x=hidden")
     assert "hidden" not in caplog.text
     assert ids(caplog, "GET /api/v1/services/a%0D%0AFORGED: 400")
+
+
+async def test_the_whole_id_of_a_session_does_not_reach_the_log(
+    http: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "agentmgr.api")
+    await http.get(f"/sessions/ses_{'0123456789' * 4}.ins_0123456789abcdef/events")
+    assert ids(caplog, "GET /api/v1/sessions/ses_01234567…/events: 404")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import types
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
@@ -57,6 +58,15 @@ def from_plain(data: Any, kind: type[T]) -> T:
         problems = tuple(_problems(error, ""))
         summary = "; ".join(f"{p.path} {p.message}".strip() for p in problems)
         raise InvalidRequest(summary, fields=problems) from error
+
+
+def from_answer(data: Any, kind: type[T]) -> T:
+    """The same for what a manager answers: one of a newer version may say more than is known here."""
+    token = _passes_over_unknown.set(True)
+    try:
+        return from_plain(data, kind)
+    finally:
+        _passes_over_unknown.reset(token)
 
 
 def from_json(text: str | bytes, kind: type[T]) -> T:
@@ -209,6 +219,9 @@ def _timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
+_passes_over_unknown = ContextVar("_passes_over_unknown", default=False)
+
+
 def _reader(converter: BaseConverter, kind: type[Any]) -> Callable[[Any, Any], Any]:
     """Makes a `kind` of an object, or tells all that is wrong with its fields."""
     hints = get_type_hints(kind)
@@ -222,7 +235,8 @@ def _reader(converter: BaseConverter, kind: type[Any]) -> Callable[[Any, Any], A
         problems = [FieldProblem(name, "is required") for name in required if name not in data]
         for name, item in data.items():
             if name not in hooks:
-                problems.append(FieldProblem(name, "unknown field"))
+                if not _passes_over_unknown.get():
+                    problems.append(FieldProblem(name, "unknown field"))
                 continue
             hook, hint = hooks[name]
             try:

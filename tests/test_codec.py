@@ -16,7 +16,7 @@ from attrs import fields
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmgr.codec import from_json, from_plain, parse_json, to_json, to_plain
+from agentmgr.codec import from_answer, from_json, from_plain, parse_json, to_json, to_plain
 from agentmgr.errors import InvalidRequest
 from agentmgr.models import (
     ConditionOperator,
@@ -327,3 +327,10 @@ def test_times_are_utc_whatever_zone_they_came_in():
 def test_sets_have_one_form():
     spec = from_plain({**SPEC, "tags": ["b", "a", "b"]}, ServiceSpec)
     assert to_plain(spec)["tags"] == ["a", "b"]
+
+
+def test_an_answer_of_a_newer_manager_may_say_more() -> None:
+    newer = to_plain(ServiceConfig(instances=2)) | {"of_tomorrow": 1}
+    assert from_answer(newer, ServiceConfig) == ServiceConfig(instances=2)
+    with pytest.raises(InvalidRequest, match="of_tomorrow unknown field"):
+        from_plain(newer, ServiceConfig)

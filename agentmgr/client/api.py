@@ -14,7 +14,7 @@ from typing import Any, Literal
 import attrs
 
 from .. import models
-from ..codec import from_plain, to_plain
+from ..codec import from_answer, to_plain
 from ..core.bodies import rule_fields
 from ..errors import AgentManagerError
 from ..models import Service, ServiceConfig, ServiceStatus, Usage
@@ -116,19 +116,19 @@ class ManagerClient(RestClient):
     async def check_service_health(self, ref: str) -> models.HealthCheck:
         data = await self._json("GET", f"/services/{quoted(ref)}/health", waits=True)
         data.pop("history", None)
-        return from_plain(data, models.HealthCheck)
+        return from_answer(data, models.HealthCheck)
 
     async def get_health_history(self, ref: str, *, limit: int = 100) -> tuple[models.HealthCheck, ...]:
         path, params = f"/services/{quoted(ref)}/health", {"history": str(limit)}
         data = await self._json("GET", path, params=params, waits=True)
-        return from_plain(data["history"], tuple[models.HealthCheck, ...])
+        return from_answer(data["history"], tuple[models.HealthCheck, ...])
 
     async def get_service_stats(self, ref: str) -> dict[str, Any]:
         return await self._json("GET", f"/services/{quoted(ref)}/stats")
 
     async def get_service_usage(self, ref: str) -> dict[str, tuple[Usage, ...]]:
         """What its instances used of the machine: by instance id, a sample every 10 s, of the last hour."""
-        return from_plain(
+        return from_answer(
             await self._json("GET", f"/services/{quoted(ref)}/usage"), dict[str, tuple[Usage, ...]]
         )
 
@@ -191,7 +191,7 @@ class ManagerClient(RestClient):
         """A key to the gateway for one connection, as `?ticket=`, to what this client's token opens."""
         asked = {"service": service, "expires_in_s": expires_in_s}
         body = {name: value for name, value in asked.items() if value is not None}
-        return from_plain(await self._json("POST", "/tickets", json=body), models.Ticket)
+        return from_answer(await self._json("POST", "/tickets", json=body), models.Ticket)
 
     async def delete_token(self, ref: str, *, leave_open: bool = False) -> None:
         """What it opened ends with it, unless `leave_open`."""
@@ -331,9 +331,9 @@ def _if_match(version: int | None) -> dict[str, str]:
 
 
 def _token(data: dict[str, Any]) -> models.Token:
-    return from_plain({**data, "digest": ""}, models.Token)
+    return from_answer({**data, "digest": ""}, models.Token)
 
 
 def _event(line: bytes) -> models.Event | None:
     # One `data:` line per event is all that our server sends of the format.
-    return from_plain(json.loads(line[6:]), models.Event) if line.startswith(b"data: ") else None
+    return from_answer(json.loads(line[6:]), models.Event) if line.startswith(b"data: ") else None

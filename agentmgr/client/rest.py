@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode
 
 import trio
 
-from ..codec import from_plain, parse_json
+from ..codec import from_answer, parse_json
 from ..errors import AgentManagerError, FieldProblem, InvalidRequest, ManagerError, ManagerNotRunning
 from .http import Response, request
 
@@ -42,7 +42,7 @@ class RestClient:
         """Nothing is held between two calls."""
 
     async def _one(self, kind: type[T], method: str, path: str, **options: Any) -> T:
-        return from_plain(await self._json(method, path, **options), kind)
+        return from_answer(await self._json(method, path, **options), kind)
 
     async def _all(self, kind: type[T] | Callable[[Any], T], path: str, params: Mapping[str, str]) -> list[T]:
         found: list[T] = []
@@ -50,7 +50,7 @@ class RestClient:
         while True:
             data = await self._json("GET", path, params=query)
             found += [
-                from_plain(item, kind) if isinstance(kind, type) else kind(item) for item in data["items"]
+                from_answer(item, kind) if isinstance(kind, type) else kind(item) for item in data["items"]
             ]
             if data["next_cursor"] is None:
                 return found

@@ -405,6 +405,7 @@ class InstanceTask:
         health, now = self._health.vitals.status, trio.current_time()
         facts = {
             "health": health,
+            "said": result.said if result.ok else self.view.said,
             "error_message": result.reason,  # or how it is degraded, in its own words
             "restarts_left": self._history.left(self._config, now=now, ready_for_s=self._ready_for_s()),
         }

@@ -20,10 +20,11 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import h11
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -54,6 +55,7 @@ _AUTO = CheckMethod(CheckKind.AUTO)
 
 _OTHER_PATH = "where another path answers: --ready websocket:PATH or --ready http:PATH"
 _NO_HTTP = "where it speaks another protocol: --ready tcp"
+_SAID_CHARS = 200
 _SILENT = "accepted and said nothing"
 
 
@@ -100,7 +102,7 @@ class Probe:
                 try:
                     await connect_socket(sock, (self.host, self.port))
                     peer.seen = _SILENT
-                    status, remark = await self._ask(peer)
+                    result = await self._ask(peer)
                 except _Failed as refused:
                     failure = refused
             if patience.cancelled_caught:
@@ -110,21 +112,20 @@ class Probe:
             await peer.part()
             if failure is not None:
                 raise failure
-            return ProbeResult(True, latency_s, remark, degraded=remark is not None, status=status)
+            return evolve(result, latency_s=latency_s)
 
-    async def _ask(self, peer: _Peer) -> tuple[int | None, str | None]:
-        """Returns the status, and the agent's own words if it is degraded."""
+    async def _ask(self, peer: _Peer) -> ProbeResult:
         if self.token is not None:
             return await self._ask_for_proof(peer, self.token)
         match self.method.kind:
             case CheckKind.TCP:
-                return None, None
+                return ProbeResult(True)
             case CheckKind.HTTP:
-                return await self._get(peer), None
+                return ProbeResult(True, status=await self._get(peer))
             case _:
-                return await self._shake_hands(peer), None
+                return ProbeResult(True, status=await self._shake_hands(peer))
 
-    async def _ask_for_proof(self, peer: _Peer, token: str) -> tuple[int, str | None]:
+    async def _ask_for_proof(self, peer: _Peer, token: str) -> ProbeResult:
         challenge = secrets.token_hex(16)
         target = f"{HEALTH_PATH}?challenge={challenge}"
         # With the proof the answer has more than the status, also where the kernel does not tell our user id.
@@ -134,7 +135,7 @@ class Probe:
             raise _Failed(f"answered {status} to the health check", status=status)
         peer.seen = "accepted the health check and gave no answer"
         # An answer from the agent's own loop shows more than a pong.
-        return status, _judge(await peer.text(), proof(token, challenge))
+        return evolve(_judge(await peer.text(), proof(token, challenge)), status=status)
 
     async def _shake_hands(self, peer: _Peer) -> int:
         peer.advice = _NO_HTTP
@@ -161,7 +162,7 @@ class Probe:
         return authority(self.host, self.port)
 
 
-def _judge(text: str, expected: str) -> str | None:
+def _judge(text: str, expected: str) -> ProbeResult:
     try:
         answer = parse_json(text)
     except ValueError:
@@ -172,8 +173,17 @@ def _judge(text: str, expected: str) -> str | None:
     if status == "unhealthy":
         raise _Failed(detail or "the agent says that it is unhealthy")
     if status == "degraded":
-        return detail or "the agent says that it is degraded"
-    return None
+        return ProbeResult(True, reason=detail or "the agent says that it is degraded", degraded=True)
+    return ProbeResult(True, said=_not_durable(answer.get("journal")))
+
+
+def _not_durable(journal: Any) -> str | None:
+    """What of its sessions a host cannot keep."""
+    notes = journal.get("not_durable") if isinstance(journal, dict) else None
+    if not isinstance(notes, list) or not notes:
+        return None
+    more = f" and {len(notes) - 1} more; its log has them" if len(notes) > 1 else ""
+    return f"not durable: {str(notes[0])[:_SAID_CHARS]}{more}"
 
 
 class _Peer:

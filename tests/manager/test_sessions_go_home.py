@@ -34,6 +34,14 @@ class Agent:
 def create_agent():
     return Agent()
 """
+UNSAYABLE = """
+async def agent(message, session):
+    session.state["db"] = object()
+    return "done"
+
+def create_agent():
+    return agent
+"""
 PATIENT = ServiceConfig(
     instances=2, health_check_interval=0.1, unhealthy_threshold=1, recovery_threshold=600, restart_delay=0
 )
@@ -126,3 +134,18 @@ async def test_an_address_of_another_service_is_refused_with_the_right_one(
         with pytest.raises(AgentUnreachable, match="/services/one"):
             async with open_session(f"{url}/services/two", session_id=session.session_id):
                 pass
+
+
+async def test_what_a_session_cannot_keep_is_said_where_its_service_is_shown(
+    db: Path, agent_file: Callable[..., str]
+) -> None:
+    file = agent_file(UNSAYABLE)
+    async with site(db, file) as (manager, url), open_session(f"{url}/services/one") as session:
+        await session.ask("?")
+
+        def said() -> bool:
+            instances = manager.get_service("one").instances
+            return any((i.said or "").startswith("not durable: session.state['db']") for i in instances)
+
+        await eventually(said)
+        assert manager.get_service("one").error_message is None

@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def working_in(directory: Path) -> list[int]:
-    """The living processes, other than this one, that have it for their working directory."""
+    """The living processes, other than this one, whose working directory it is, or one below it."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with suppress(OSError):  # gone, a zombie, or somebody else's
-                if os.readlink(entry / "cwd") == str(directory):
+                if Path(os.readlink(entry / "cwd")).is_relative_to(directory):
                     found.append(int(entry.name))
     return found
 

@@ -60,8 +60,8 @@ class Registry:
         """
         async with self._changing:
             spec = self.service(ref)
-            _check_version(spec.name, spec.version, expected_version)
             asked = from_plain(service_fields(spec) | to_plain(dict(changes)), NewService)
+            _check_version(spec.name, spec.version, expected_version)  # a request that is wrong is so first
             config = evolve(asked.config, env=restored(asked.env, spec.config.env))
             if changes.keys() & _PATH_FIELDS:  # else an agent file that is gone would forbid a new tag
                 config = settled(config)
@@ -163,8 +163,8 @@ class Registry:
         """Raises `InvalidRequest`, `RuleNotFound`, `VersionMismatch`, `NameTaken`."""
         async with self._changing:
             rule = self.rule(ref)
-            _check_version(rule.name, rule.version, expected_version)
             asked = from_plain(rule_fields(rule) | to_plain(dict(changes)), NewRule).rule
+            _check_version(rule.name, rule.version, expected_version)
             changed = evolve(
                 asked, rule_id=rule.rule_id, created_at=rule.created_at, version=rule.version + 1
             )

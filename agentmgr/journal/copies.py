@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
 
 from ..errors import Conflict, StorageError
@@ -69,10 +70,11 @@ def put_back(drafted: Path, directory: Path) -> Path | None:
 
 
 def remove(path: Path) -> None:
-    """Removes a journal, and what SQLite keeps beside it. Raises `StorageError`."""
-    for suffix in (*schema.BESIDE, ""):
+    """Removes a journal, what SQLite keeps beside it, and what was set aside of it. Raises `StorageError`."""
+    set_aside = sorted(path.parent.glob(f"{escape(path.name)}.*"))
+    for file in (*(path.with_name(path.name + suffix) for suffix in schema.BESIDE), *set_aside, path):
         try:
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
 

@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 
 from agentmgr.errors import InvalidRequest, StorageError
-from agentmgr.journal import archive, schema
+from agentmgr.journal import archive, copies, schema
 from agentmgr.journal.archive import Pruned, SessionState
 from agentmgr.journal.journal import Accepted, Asked, Kept, Question, SessionEnded, TurnEnded, TurnRecord
 
@@ -161,3 +161,14 @@ async def test_a_journal_that_cannot_be_read_says_what_to_do(hosts):
     hosts.path.write_bytes(b"no database at all" * 1000)
     with pytest.raises(StorageError, match="damaged"):
         archive.sessions(hosts.path)
+
+
+async def test_a_journal_that_is_removed_leaves_nothing_that_was_set_aside_of_it(hosts):
+    path = hosts.path
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"x" * 4096)
+    async with hosts.open("inst_1"):
+        pass
+    assert [it for it in path.parent.iterdir() if ".corrupt" in it.name]
+    copies.remove(path)
+    assert not [it for it in path.parent.iterdir() if it.name.startswith(path.name)]

@@ -40,7 +40,7 @@ async def test_a_socket_file_that_is_deleted_is_made_again_and_nobody_is_cut_off
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, take_away: Callable[[RuntimePaths], None]
 ) -> None:
     monkeypatch.setattr(control_socket, "LOOK_S", 0.01)
-    said = Said("made again")
+    said = Said("control.sock was deleted; made again")
     logging.getLogger("agentmgr.process.control_socket").addHandler(said)
     with trio.fail_after(60):
         async with AgentManager(tmp_path / "a.db") as manager, trio.open_nursery() as nursery:

@@ -16,7 +16,6 @@ from werkzeug.datastructures import Headers
 
 from ..errors import VersionMismatch
 from ..models import Token, utc_now
-from .problems import HttpProblem
 
 if TYPE_CHECKING:
     from ..manager import AgentManager
@@ -57,14 +56,15 @@ class Call:
 
     @property
     def expected_version(self) -> int | None:
-        """The version in `If-Match`; None where anything goes (RFC 9110 section 13.1.1)."""
+        """The version in `If-Match`; None where anything goes (RFC 9110 section 13.1.1).
+
+        0, which nothing has, for what is no version: the answer is a 412, unless the request is wrong anyhow.
+        """
         value = self.headers.get("If-Match")
         if value is None or value.strip() == "*":
             return None
         text = value.strip().strip('"')
-        if not (text.isascii() and text.isdigit() and len(text) < 20):
-            raise HttpProblem(412, VersionMismatch.code, f"If-Match {value} is no version of this resource.")
-        return int(text)
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
     @property
     def sees_conversations(self) -> bool:

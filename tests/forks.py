@@ -127,7 +127,7 @@ def _become(words: list[str], environment: Mapping[str, str], handed: Mapping[in
         if isinstance(code, str):
             print(code, file=sys.stderr)
             code = 1
-    except Exception:
+    except Exception:  # as the interpreter itself does with what a program raises
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:  # not back into the loop of `serve`
         sys.stdout.flush()

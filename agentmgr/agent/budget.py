@@ -82,7 +82,7 @@ class Share:
             self.budget._offers[self._offered].pop(self, None)
         self._offered = offered
         if offered is not None:
-            self.budget._offers[offered][self] = None  # where it is there, it keeps its place
+            self.budget._offers[offered][self] = None  # a share that is in this order already keeps its place
 
 
 def _nothing() -> None:

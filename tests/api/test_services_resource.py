@@ -156,6 +156,16 @@ async def test_if_match_lets_nobody_overwrite_what_he_has_not_seen(
     assert response.status_code == 200
 
 
+@pytest.mark.parametrize("version", ["", '"7"', '"nonsense"'])
+async def test_a_change_that_is_wrong_is_said_to_be_so_before_its_version_is_judged(
+    http: httpx2.AsyncClient, agent_file: str, version: str
+) -> None:
+    await register(http, "x", agent_file)
+    for body, status in (({"port": 70_000}, 400), ({"port": 7000}, 412)):
+        response = await http.patch("/services/x", headers={"If-Match": version}, json=body)
+        assert response.status_code == status, response.text
+
+
 async def test_if_match_star_means_any_version(http: httpx2.AsyncClient, agent_file: str) -> None:
     await register(http, "x", agent_file)
     response = await http.patch("/services/x", json={"description": "d"}, headers={"If-Match": "*"})

@@ -188,7 +188,7 @@ def _indented(text: str) -> str:
 async def _watch(cli: Cli, id: str, since: int, follow: bool, raw: bool) -> None:
     """Show what the agent said in a session, then what it says, until the session ends.
 
-    `agentmgr sessions show` has what the agent was told.
+    `agentmgr sessions show` has the messages of the person too.
     """
     screen = Screen(raw=raw, quiet=False)
     async with for_reading(cli) as manager:

@@ -97,7 +97,11 @@ class SessionRegistry:
         """What a manager shows of it; None where sessions are in memory only."""
         if self.journal is None:
             return None
-        return {"degraded": self.journal.degraded, "not_durable": list(self.not_durable.notes)}
+        return {
+            "degraded": self.journal.degraded,
+            "not_durable": list(self.not_durable.notes),
+            "set_aside": list(self.journal.set_aside),
+        }
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; then every session ends, its author's `on_session_end` included.

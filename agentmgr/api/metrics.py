@@ -111,6 +111,7 @@ class _Figures(Collector):
 
         active = gauge("sessions_active", "Open sessions through the gateway.")
         running = gauge("instances_running", "Instances that serve.")
+        in_memory = gauge("journal_degraded", "Instances that cannot keep their sessions just now.")
         ended = counter("sessions", "Sessions that have ended.")
         failed = counter("sessions_failed", "Sessions that the service's side broke off.")
         seconds = counter("session_seconds", "Durations of ended sessions, together.")
@@ -128,6 +129,7 @@ class _Figures(Collector):
             count = sessions["completed"] + sessions["failed"]
             active.add_metric(name, sessions["active"])
             running.add_metric(name, sum(i["status"] == "running" for i in stats["instances"]))
+            in_memory.add_metric(name, sum(i["journal_degraded"] for i in stats["instances"]))
             ended.add_metric(name, count)
             failed.add_metric(name, sessions["failed"])
             seconds.add_metric(name, (sessions["average_duration_s"] or 0) * count)
@@ -141,7 +143,7 @@ class _Figures(Collector):
                 processes.add_metric(name, used["processes"])
                 threads.add_metric(name, used["threads"])
                 files.add_metric(name, used["open_files"])
-        yield from (active, running, ended, failed, seconds, received, sent, restarts, errors)
+        yield from (active, running, in_memory, ended, failed, seconds, received, sent, restarts, errors)
         yield from (cpu, memory, processes, threads, files)
 
 

@@ -25,6 +25,7 @@ class ProbeResult:
     reason: str | None = None  #: why it failed, or the agent's own words on its state
     inconclusive: bool = False  #: it was never asked; no verdict follows
     degraded: bool = False  #: the agent answered, and says it is not at its best
+    journal_degraded: bool = False  #: its host cannot keep its sessions just now
     said: str | None = None  #: a remark of the agent's host, which is well all the same
     status: int | None = None  #: of its HTTP answer; 101: it speaks WebSocket
     advice: str | None = None  #: what its owner may set, where the probe may have asked the wrong thing

@@ -115,6 +115,7 @@ def service_stats(
                 "slot": i.slot,
                 "status": i.status,
                 "pid": i.pid,
+                "journal_degraded": i.journal_degraded,
                 "usage": _used(usage.get(i.instance_id, ())),
             }
             for i in service.instances

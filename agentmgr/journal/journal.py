@@ -233,6 +233,10 @@ class SessionJournal(Protocol):
     def degraded(self) -> str | None:
         """Why nothing is kept just now; None when all is well. It is tried again all the time."""
 
+    @property
+    def set_aside(self) -> Sequence[str]:
+        """The files of sessions that could not be read and were given another name, the newest first."""
+
     async def create(self, record: SessionRecord) -> Held:
         """A new session of this host, committed with its first changes. Raises `SessionNameTaken`."""
 

@@ -14,6 +14,7 @@ class MemoryJournal:
 
     durable = False
     degraded = None
+    set_aside = ()
 
     async def create(self, record: SessionRecord) -> Held:
         await trio.lowlevel.checkpoint()

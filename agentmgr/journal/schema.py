@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
 
 from ..process.locks import lock
@@ -205,6 +206,12 @@ def _prepare(db: sqlite3.Connection) -> None:
         db.executescript(f"BEGIN IMMEDIATE; {TABLES} {script} COMMIT;")
     db.execute(links.TABLE)  # which a journal of this version may lack
     links.forget_old(db)
+
+
+def set_aside_of(path: Path) -> list[Path]:
+    """The files that were this journal and could not be used, the newest first."""
+    kept = path.parent.glob(f"{escape(path.name)}.*Z")
+    return sorted(kept, key=lambda each: each.name.rpartition("-")[2], reverse=True)
 
 
 def _set_aside(path: Path, kind: str) -> Path:

@@ -64,6 +64,7 @@ class SqliteJournal:
         self._file = (0, 0)
         self._damaged: tuple[int, int] | None = None  # the file that is
         self._told = False
+        self.set_aside: Sequence[str] = ()
         self._writer, self._reader, self._copier = (trio.CapacityLimiter(1) for _ in range(3))
         self._log_bytes = 0  # about; since it was last copied into the file
         self._log_is_long = trio.Event()
@@ -338,6 +339,7 @@ class SqliteJournal:
         self._close_files()
         self._db = schema.open_file(self._path, damaged=self._damaged)
         self._file = schema.identity(self._path)
+        self.set_aside = [kept.name for kept in schema.set_aside_of(self._path)]
         return True
 
     def _open_db(self) -> sqlite3.Connection:

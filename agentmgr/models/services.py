@@ -340,6 +340,7 @@ class Instance:
     serves: bool | None = True
     """Whether clients can be sent to it: something of it listens. None: not seen yet, and worth a wait."""
     said: str | None = None  #: by itself, as a command does with sd_notify's `STATUS=`
+    journal_degraded: bool = False  #: its sessions are in memory only, as their journal cannot be written
     usage: Usage | None = None  #: the latest sample; None before there is one
 
 

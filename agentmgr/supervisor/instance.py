@@ -236,6 +236,7 @@ class InstanceTask:
                 ready_at=None,
                 adopted=adopted,
                 serves=None,
+                journal_degraded=False,
                 unenforced=child.unenforced,
                 restarts_left=self._history.left(self._config, now=trio.current_time()),
             )
@@ -406,6 +407,7 @@ class InstanceTask:
         facts = {
             "health": health,
             "said": result.said if result.ok else self.view.said,
+            "journal_degraded": result.journal_degraded if result.ok else self.view.journal_degraded,
             "error_message": result.reason,  # or how it is degraded, in its own words
             "restarts_left": self._history.left(self._config, now=now, ready_for_s=self._ready_for_s()),
         }

@@ -172,18 +172,26 @@ def _judge(text: str, expected: str) -> ProbeResult:
     status, detail = answer.get("status"), str(answer.get("detail") or "")
     if status == "unhealthy":
         raise _Failed(detail or "the agent says that it is unhealthy")
+    journal = answer.get("journal")
+    if not isinstance(journal, dict):
+        journal = {}
+    result = ProbeResult(
+        True, said=_said_of(journal) or None, journal_degraded=journal.get("degraded") is not None
+    )
     if status == "degraded":
-        return ProbeResult(True, reason=detail or "the agent says that it is degraded", degraded=True)
-    return ProbeResult(True, said=_not_durable(answer.get("journal")))
+        return evolve(result, reason=detail or "the agent says that it is degraded", degraded=True)
+    return result
 
 
-def _not_durable(journal: Any) -> str | None:
-    """What of its sessions a host cannot keep."""
-    notes = journal.get("not_durable") if isinstance(journal, dict) else None
-    if not isinstance(notes, list) or not notes:
-        return None
-    more = f" and {len(notes) - 1} more; its log has them" if len(notes) > 1 else ""
-    return f"not durable: {str(notes[0])[:_SAID_CHARS]}{more}"
+def _said_of(journal: dict[str, Any]) -> str:
+    """What of its sessions a host cannot keep, and which it could not read."""
+    remarks = []
+    for name, what in (("not_durable", "not durable"), ("set_aside", "sessions that cannot be read")):
+        notes = journal.get(name)
+        if isinstance(notes, list) and notes:
+            more = f" and {len(notes) - 1} more; its log has them" if len(notes) > 1 else ""
+            remarks.append(f"{what}: {str(notes[0])[:_SAID_CHARS]}{more}")
+    return "\n".join(remarks)
 
 
 class _Peer:

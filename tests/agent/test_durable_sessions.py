@@ -461,6 +461,7 @@ async def test_state_that_json_cannot_say_is_left_out_and_named(path, caplog):
             "not_durable": [
                 "session.state['db']['pool'][0] is a object", "session.state[3] has no string for its name",
             ],
+            "set_aside": [],
         }  # fmt: skip
     assert caplog.text.count("not durable") == 2
 

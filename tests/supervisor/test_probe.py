@@ -231,6 +231,34 @@ async def test_how_it_takes_the_farewell_is_no_part_of_its_health():
         assert trio.current_time() - begin - result.latency_s > 0.9  # for a second it is waited for
 
 
+@pytest.mark.parametrize(
+    ("journal", "degraded", "said"),
+    [
+        (None, False, None),
+        ({"degraded": None, "not_durable": [], "set_aside": []}, False, None),
+        ({"degraded": "the disk is full"}, True, None),
+        (
+            {"not_durable": ["state['a']", "state['b']"], "set_aside": ["svc.db.corrupt-1Z"]},
+            False,
+            "not durable: state['a'] and 1 more; its log has them\n"
+            "sessions that cannot be read: svc.db.corrupt-1Z",
+        ),
+        ("of another kind", False, None),
+    ],
+)
+async def test_what_a_host_says_of_the_journal_of_its_sessions(nursery, journal, degraded, said):
+    async def handler(request):
+        ws = await request.accept()
+        challenge = request.path.partition("challenge=")[2]
+        answer = {"proof": proof("token", challenge), "status": "healthy", "journal": journal}
+        await ws.send_message(json.dumps(answer))
+        await trio.sleep_forever()
+
+    listeners = await nursery.start(serve_websocket, handler, "127.0.0.1", 0, None)
+    result = await Probe("127.0.0.1", listeners.port, "token")(5)
+    assert (result.journal_degraded, result.said) == (degraded, said)
+
+
 @pytest.mark.parametrize("status", ["healthy", "degraded", "unhealthy", "of a kind unknown"])
 async def test_what_a_hosted_agent_says_of_itself(nursery, status):
     async def handler(request):

@@ -41,7 +41,8 @@ def make_app(server: Server, *, access: Access | None = None) -> QuartTrio:
     table = operations(control=server.control)
     for operation in table:
         app.add_url_rule(
-            operation.path.replace("{", "<").replace("}", ">"),
+            # What is left of a path may have slashes.
+            operation.path.replace("{path}", "<path:path>").replace("{", "<").replace("}", ">"),
             endpoint=operation.name,
             view_func=_view(operation, server),
             methods=[operation.method],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
-from ..core.hosts import authority
+from ..core.hosts import authority, is_wildcard
 from ..models import DesiredStatus, Service, ServiceStatus
 from ..visible import visible
 from .out import note, on_terminal, painted, say
@@ -104,7 +104,7 @@ def url(kind: str, host: str, port: int, *, tls: bool = False, **others: object)
     `others`: what a manager of another version says besides.
     """
     scheme = {"proxy": "ws", "api": "http"}[kind] + ("s" if tls else "")
-    if host in ("", "0.0.0.0", "::"):
+    if is_wildcard(host):
         host = "localhost"
     return f"{scheme}://{authority(host, port)}"
 

@@ -29,6 +29,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether a listener at `host` listens on every address."""
+    return host in ("", "0.0.0.0", "::")
+
+
 def is_origin(text: str) -> bool:
     """Whether it may stand in an allow-list: a scheme and a host, or `*`, or `null`."""
     return text in ("*", "null") or _ORIGIN.fullmatch(text) is not None

@@ -40,7 +40,7 @@ async def test_each_route_is_described_and_each_description_is_a_route(
 
     app = make_app(Server(manager, nursery, trio.Event(), Metrics(manager), control=control))
     routes = {
-        (method, re.sub(r"<(\w+)>", r"{\1}", rule.rule))
+        (method, re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
         for method in (rule.methods or ()) - {"HEAD", "OPTIONS"}
     }

@@ -60,12 +60,6 @@ async def openapi(call: Call) -> Answer:
     return Answer(document(operations(control=call.server.control)))
 
 
-@api.add("GET", "/", gives={302: None})
-async def root(call: Call) -> Answer:
-    """Leads to the documentation."""
-    return Answer(None, 302, {"Location": "/docs"})
-
-
 @api.add("GET", "/docs", gives={200: str}, media_type="text/html")
 async def docs(call: Call) -> Response:
     """A page to read and try this API."""

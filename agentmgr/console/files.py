@@ -1,0 +1,86 @@
+"""The console's files as they are sent, all in memory."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from attrs import frozen
+
+from .bundle import BundleError, compose
+
+STATIC = Path(__file__).parent / "static"
+ASSETS = "/console/assets"
+
+_INDEX = "index.html"
+_PLACEHOLDER = "{{assets}}"  #: in the page: where its files are
+
+_TYPES = {
+    "": "text/plain; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".md": "text/plain; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".ts": "text/plain; charset=utf-8",
+    ".txt": "text/plain; charset=utf-8",
+}
+
+
+@frozen
+class Asset:
+    content_type: str
+    raw: bytes
+    compressed: bytes | None  #: by gzip; None where that is not shorter
+    digest: str  #: of `raw`
+
+    @classmethod
+    def of(cls, name: str, raw: bytes) -> Asset:
+        """Raises `BundleError` for a kind of file that is not known."""
+        content_type = _TYPES.get(Path(name).suffix)
+        if content_type is None:
+            raise BundleError(f"{name}:1: this kind of file is not served; known are {', '.join(_TYPES)}")
+        compressed = gzip.compress(raw, mtime=0)
+        return cls(content_type, raw, compressed if len(compressed) < len(raw) else None, _digest(raw))
+
+
+@frozen
+class Assets:
+    page: Asset
+    files: Mapping[str, Asset]  #: by their path under `prefix`
+    prefix: str  #: `/console/assets/HASH`, which changes when any of them does
+
+
+def load(folder: Path = STATIC) -> Assets:
+    """What the files in `folder` are served as. Raises `BundleError` for a mistake in them."""
+    bundle = compose(folder)
+    raw = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    page = raw.pop(_INDEX, b"").decode()
+    if _PLACEHOLDER not in page:
+        raise BundleError(f"{_INDEX}:1: the page does not name its files by {_PLACEHOLDER}")
+    files = {name: content for name, content in raw.items() if name not in bundle.modules}
+    files["console.js"] = bundle.text.encode()
+    assets = {name: Asset.of(name, content) for name, content in sorted(files.items())}
+    everything = "\n".join([page, *(f"{name} {asset.digest}" for name, asset in assets.items())])
+    prefix = f"{ASSETS}/{_digest(everything.encode())}"
+    return Assets(Asset.of(_INDEX, page.replace(_PLACEHOLDER, prefix).encode()), assets, prefix)
+
+
+@cache
+def console() -> Assets:
+    """The console of this package, which is made once."""
+    return load()
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()[:20]

@@ -1,0 +1,19 @@
+/** The views, in the order of the sidebar. Each is a component, which gets the `route`. */
+import { Overview } from "./views/overview.js";
+import { Services } from "./views/services.js";
+
+/**
+ * @typedef {{
+ *   name: string,
+ *   label?: string,
+ *   icon?: string,
+ *   scope?: "read" | "sessions" | "connect" | "admin",
+ *   View: (props: {route: import("./router.js").Route}) => any,
+ * }} ViewEntry `name`: the first part of its address; without a label it is not in the sidebar; `scope`: what it takes
+ */
+
+/** @type {ViewEntry[]} */
+export const VIEWS = [
+  { name: "overview", label: "Overview", icon: "◎", View: Overview },
+  { name: "services", label: "Services", icon: "▤", View: Services },
+];

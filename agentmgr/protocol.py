@@ -83,7 +83,8 @@ From the agent
     agent.partial_answer   text; joined in order, these are the answer. None is dropped or merged
     agent.user_confirm     {tool, args, message, timeout_s}: a question; its `step_id` is for the response.
                            No answer within `timeout_s` means no. It stays open over a reconnect, and is
-                           closed when its instance ends
+                           closed when its instance ends. The notice `answered` {confirmed, message} with its
+                           `step_id`, an event of the session, says that it was answered or timed out
     agent.usage            {input_tokens, output_tokens, model}: what a turn has used, to be added up
 
     agent.final_answer     any JSON: the whole answer, also when it was streamed; of a stream of over 8 MiB
@@ -267,6 +268,7 @@ class NoticeCode(StrEnum):
     TAKEN_OVER = "taken_over"
     NOTHING_RUNNING = "nothing_running"
     TURN_RESTARTED = "turn_restarted"
+    ANSWERED = "answered"  #: a question was: `content.confirmed`
 
 
 class LossReason(StrEnum):

@@ -8,7 +8,8 @@ from typing import Any
 import trio
 from attrs import Factory, define
 
-from ..protocol import ErrorCode
+from ..protocol import NOTICE, ErrorCode, NoticeCode
+from .events import Event
 from .incoming import BadInput
 from .message import Decision
 
@@ -35,8 +36,11 @@ class Questions:
     def close(self, step_id: str) -> None:
         self._open.pop(step_id, None)
 
-    def answer(self, step_id: str, content: Any) -> None:
-        """The first answer counts. Raises `BadInput`: `unknown_step`, `invalid_field`."""
+    def answer(self, step_id: str, content: Any) -> Event:
+        """The first answer counts; returns the event that says so.
+
+        Raises `BadInput`: `unknown_step`, `invalid_field`.
+        """
         fields = content if isinstance(content, Mapping) else {"confirmed": content}
         approved = fields.get("confirmed", fields.get("approved"))
         if not isinstance(approved, bool):
@@ -49,3 +53,10 @@ class Questions:
             )
         question.decision = Decision(approved, fields)
         question.answered.set()
+        return settled(step_id, approved, f"the answer was {'yes' if approved else 'no'}")
+
+
+def settled(step_id: str, confirmed: bool, how: str) -> Event:
+    """Says to all who read the session that a question is open no more: each of them may be showing it."""
+    content = {"code": NoticeCode.ANSWERED, "message": how, "confirmed": confirmed}
+    return Event(NOTICE, content, step_id=step_id)

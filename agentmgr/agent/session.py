@@ -27,7 +27,7 @@ from .incoming import BadInput
 from .keeping import Keeping, NotDurable
 from .limits import MAX_JUMP, SessionLimits
 from .message import Client, Decision, Message
-from .questions import Questions
+from .questions import Questions, settled
 from .readers import Link
 from .replay import Gap, Reader
 from .transcript import Transcript
@@ -160,8 +160,10 @@ class Session:
             if self._keeping is not None:
                 self._keeping.asked(step_id, content)
             await self.emit(protocol.USER_CONFIRM, content, step_id=step_id)
-            with trio.move_on_after(timeout_s):
+            with trio.move_on_after(timeout_s) as patience:
                 await question.answered.wait()
+            if patience.cancelled_caught and not question.answered.is_set():
+                self.publish(settled(step_id, False, "no answer came in time, which means no"))
         finally:
             self.questions.close(step_id)
             if self._keeping is not None:
@@ -278,7 +280,7 @@ class Session:
 
     def answer(self, step_id: str, content: Any) -> None:
         """A person's answer to a question. Raises `BadInput`: `unknown_step`, `invalid_field`."""
-        self.questions.answer(step_id, content)
+        self.publish(self.questions.answer(step_id, content))
 
     def snapshot(self) -> dict[str, Any]:
         """What `user.request_state` shows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import termios
 
 import trio
 
@@ -26,7 +27,10 @@ class InputLines:
         self.interactive = sys.stdin.isatty()
 
     async def read(self, prompt: str) -> str | None:
-        """The next line, without its end; None at the end of the input. A prompt is for terminals only."""
+        """The next line, without its end; None at the end of the input. A prompt is for terminals only.
+
+        One that is given up loses nothing that was read, and ends the line of its prompt.
+        """
         if self.interactive:
             say(prompt, end="", flush=True)
         while b"\n" not in self._rest and not self._ended:
@@ -34,6 +38,10 @@ class InputLines:
                 await trio.lowlevel.wait_readable(self._fd)
             except PermissionError:  # a file, or /dev/null: epoll does not take what is always ready
                 await trio.lowlevel.checkpoint()
+            except trio.Cancelled:
+                if self.interactive:
+                    say(flush=True)
+                raise
             piece = os.read(self._fd, _CHUNK_BYTES)
             self._ended = not piece
             self._rest += piece
@@ -42,3 +50,8 @@ class InputLines:
             return None
         line, _, self._rest = self._rest.partition(b"\n")
         return line.decode(errors="replace").removesuffix("\r")
+
+    def forget_unfinished(self) -> None:
+        """Of the line that was being typed: it was for a prompt that is gone."""
+        if self.interactive:
+            termios.tcflush(self._fd, termios.TCIFLUSH)

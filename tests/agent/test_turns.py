@@ -288,6 +288,24 @@ async def test_a_question_is_answered_by_its_step_id(answer):
         assert (await client.until("system.error"))["content"]["code"] == "unknown_step"
 
 
+async def test_all_who_read_a_session_hear_that_its_question_is_open_no_more():
+    async def agent(message, session):
+        return bool(await session.confirm("rm"))
+
+    async with hosted(agent) as url, bare_client(url) as client, bare_client(url) as other:
+        await client.say("user.message", content="go")
+        question = await client.until("agent.user_confirm")
+        await other.say("user.watch", session_id=question["session_id"], last_seq=question["seq"])
+        assert (await other.until("system.notice"))["content"]["code"] == "resumed"
+        await other.say("user.response", step_id=question["step_id"], content={"confirmed": False})
+        for one in (client, other):
+            notice = await one.until("system.notice")
+            settled = {"code": "answered", "message": "the answer was no", "confirmed": False}
+            assert notice["content"] == settled
+            assert (notice["step_id"], notice["seq"]) == (question["step_id"], question["seq"] + 1)
+            assert (await one.until(*TURN_ENDS))["content"] is False
+
+
 async def test_an_unanswered_question_means_no():
     async def agent(message, session):
         return bool(await session.confirm("rm"))
@@ -296,7 +314,11 @@ async def test_an_unanswered_question_means_no():
         hosted(agent, limits=SessionLimits(confirm_timeout=0.1)) as url,
         bare_client(url) as client,
     ):
-        assert (await client.ask("go"))["content"] is False
+        await client.say("user.message", content="go")
+        notice = await client.until("system.notice")
+        assert notice["content"]["code"] == "answered"
+        assert "in time" in notice["content"]["message"]
+        assert (await client.until(*TURN_ENDS))["content"] is False
 
 
 async def test_an_answer_that_is_no_answer_is_refused_and_the_question_stays():

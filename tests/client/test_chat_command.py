@@ -13,8 +13,10 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, serve_websocket
 
-from agentmgr.cli.commands.chat import Talk, address
+from agentmgr.agent.limits import SessionLimits
+from agentmgr.cli.commands.chat import address
 from agentmgr.cli.screen import Screen
+from agentmgr.cli.talk import Talk
 from agentmgr.client import open_session
 from agentmgr.errors import InvalidRequest, NotAnAgent
 from agentmgr.testing.agents import hosted
@@ -177,6 +179,85 @@ async def test_ctrl_c_at_a_question_ends_the_turn_and_swallows_no_line():
         await terminal.see("you said hi")
 
 
+async def answer_elsewhere(session_id, url, *, confirmed):
+    async with open_session(url, session_id=session_id) as other:
+        while (event := await other.receive()).event != "agent.user_confirm":
+            pass
+        await other.respond(event, confirmed)
+        while (event := await other.receive()).event != "agent.final_answer":
+            pass
+
+
+async def test_a_prompt_does_not_outlive_its_question_that_is_answered_elsewhere():
+    async with hosted(agent) as url, at_a_terminal(url) as (terminal, _):
+        await terminal.see("session ses_")
+        await terminal.see("you> ")
+        await terminal.type("rm\n")
+        await terminal.see("Really? [y/N] ")
+        [session_id] = url.sessions._sessions
+        await terminal.type("ye")  # no line yet: it was for this question, and is no message
+        await answer_elsewhere(session_id, url, confirmed=True)
+        await terminal.see("\n")
+        assert "yes" in await terminal.see("\r\ngone")
+        await terminal.see("you> ")
+        await terminal.type("hi\n")
+        await terminal.see("you said hi\r\n")
+
+
+async def test_a_question_that_is_answered_elsewhere_takes_no_line_of_a_pipe():
+    asked, whose = trio.Event(), []
+
+    async def asking(message, session):
+        whose.append(session.id)
+        asked.set()
+        async for piece in agent(message, session):
+            yield piece
+
+    async with hosted(asking) as url:
+        process = await trio.lowlevel.open_process(
+            words("chat", url), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            with trio.fail_after(60):
+                await process.stdin.send_all(b"rm\n")
+                await asked.wait()
+                await answer_elsewhere(whose[0], url, confirmed=False)
+                await process.stdin.send_all(b"yes\n")
+                await process.stdin.aclose()
+                assert b"".join([piece async for piece in process.stdout]) == b"kept\nyou said yes\n"
+                noted = b"".join([piece async for piece in process.stderr])
+                assert noted == b"this question is closed: the answer was no\n"
+                assert await process.wait() == 0
+        finally:
+            process.kill()
+            await process.wait()
+
+
+async def test_a_prompt_ends_with_the_time_for_its_answer():
+    limits = SessionLimits(confirm_timeout=0.3)
+    async with hosted(agent, limits=limits) as url, at_a_terminal(url) as (terminal, _):
+        await terminal.see("you> ")
+        await terminal.type("rm\n")
+        await terminal.see("Really? [y/N] ")
+        await terminal.see("no answer came in time")
+        await terminal.see("kept")
+
+
+async def test_a_person_at_a_terminal_is_shown_how_to_take_the_session_up_again():
+    async with hosted(agent) as url:
+        async with at_a_terminal(url) as (terminal, process):
+            await terminal.see("you> ")
+            await terminal.type("hi\n")
+            await terminal.see("you said hi")
+            await terminal.see("you> ")
+            await terminal.type("\x04")
+            await terminal.see(f"`agentmgr chat {url} --session ")
+            session_id = await terminal.see("`")
+            with trio.fail_after(60):
+                assert await process.wait() == 0
+        assert [session_id] == list(url.sessions._sessions)
+
+
 async def test_an_agent_that_does_not_come_back_is_said_to_be_unreachable(monkeypatch):
     asked, noted, said = trio.Event(), trio.Event(), []
 
@@ -195,8 +276,8 @@ async def test_an_agent_that_does_not_come_back_is_said_to_be_unreachable(monkey
         screen = Screen(raw=False, quiet=False)
         await Talk(open_session, screen, yes=False).through(locate, None, never())
 
-    monkeypatch.setattr("agentmgr.cli.commands.chat.note", note)
-    monkeypatch.setattr("agentmgr.cli.commands.chat.RECONNECT_FOR_S", 0.1)
+    monkeypatch.setattr("agentmgr.cli.talk.note", note)
+    monkeypatch.setattr("agentmgr.cli.talk.RECONNECT_FOR_S", 0.1)
     reading, writing = os.pipe()
     with trio.fail_after(60), open(reading) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)

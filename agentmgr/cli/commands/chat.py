@@ -5,17 +5,13 @@ from __future__ import annotations
 import re
 import signal
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 
 import asyncclick as click
 import trio
 
-from ... import protocol
-from ...client.events import AgentEvent, failure_message
-from ...client.session import AgentSession, open_session
-from ...core.plain_text import AGAIN, yes_or_no
+from ...client.session import open_session
 from ...errors import (
     AgentManagerError,
     AgentUnreachable,
@@ -24,22 +20,18 @@ from ...errors import (
     NotAnAgent,
     SessionLost,
     SessionNotFound,
-    TurnFailed,
 )
 from ...websocket.refusal import RefusalCode
 from ..group import Cli, subcommand
 from ..managers import find_manager, running
 from ..names import FILE, SERVICE
-from ..out import note, say
+from ..out import note
 from ..render import url, what_helps
-from ..screen import Screen, question_text
-from ..terminal import InputLines
+from ..screen import Screen
+from ..talk import Talk
 from .sessions import whole_id
 
-Interrupts = AsyncIterator[int]
-
 DEFAULT_GATEWAY = "ws://localhost:9090"
-RECONNECT_FOR_S = 60.0  #: then a new session is begun; an agent with a large framework takes long to start
 
 
 @subcommand(
@@ -109,6 +101,10 @@ async def command(
         try:
             if once is None:
                 await talk.through(locate, session_id, interrupts)
+                if talk.session_id is not None:
+                    where = f" {target}" if target else ""
+                    where += f" --gateway {gateway}" if gateway else ""
+                    note(f"`agentmgr chat{where} --session {talk.session_id}` takes this session up again")
             else:
                 async with begin(await locate(), session_id=session_id) as session:
                     await talk.once(session, once, interrupts)
@@ -197,175 +193,3 @@ def _header(text: str) -> tuple[str, str]:
     if not colon or not name.strip():
         raise InvalidRequest(f"a header is written as NAME: VALUE, not {text!r}")
     return name.strip(), value.strip()
-
-
-class Talk:
-    """One person's conversation with an agent, over one session or, after losses, several."""
-
-    def __init__(
-        self, begin: Callable[..., AbstractAsyncContextManager[AgentSession]], screen: Screen, *, yes: bool
-    ) -> None:
-        self._begin = begin
-        self._screen = screen
-        self._yes = yes
-        self._lines = InputLines()
-        self._question = trio.CancelScope()
-        self._pending: str | None = None  #: sent, and not heard of yet
-
-    async def once(self, session: AgentSession, text: str, interrupts: Interrupts) -> None:
-        """Prints the final answer to one message. Raises `TurnFailed`."""
-        last = await self._turn(session, text, interrupts)
-        if last.event != protocol.FINAL_ANSWER:
-            raise TurnFailed(failure_message(last))
-        self._screen.answer(last.content)
-
-    async def through(
-        self,
-        locate: Callable[[], Awaitable[str]],
-        session_id: str | None,
-        interrupts: Interrupts,
-    ) -> None:
-        """Message after message, until the input ends or Ctrl-C comes at the prompt.
-
-        Where a session does not outlive its agent, a new one begins. What the old one may not have taken is
-        sent again, once: it could be what brought the agent down.
-        """
-        text: str | None = None
-        again = False
-        while True:
-            established = False
-            where = await locate()  # each time: without a gateway, a restarted agent answers elsewhere
-            try:
-                async with self._begin(
-                    where,
-                    session_id=session_id,
-                    reconnect_for_s=RECONNECT_FOR_S,
-                    on_disconnect=self._cut_off,
-                    locate=locate,
-                ) as session:
-                    established = True
-                    if self._lines.interactive:
-                        note(f"connected to {where}")
-                    if text is None:
-                        text = await self._message(session, interrupts)
-                    while text is not None:
-                        await self._turn(session, text, interrupts)
-                        again = False
-                        text = await self._message(session, interrupts)
-                return
-            except (SessionLost, AgentUnreachable) as error:
-                if not established:
-                    raise
-                happened = error.message
-            session_id = None
-            text, self._pending = self._pending, None
-            if text is not None and not again:
-                note(f"{happened}; your line goes to a new session")
-                again = True
-                continue
-            # Not before there is something to say: the agent may have ended it because no line came.
-            note(f"{happened}; your next line begins a new session")
-            again = False
-            if (text := await self._message(None, interrupts)) is None:
-                return
-
-    def _cut_off(self) -> None:
-        if self._lines.interactive:
-            say("\nthe connection is lost; trying to make it again", lines=True, error=True)
-
-    async def _message(self, session: AgentSession | None, interrupts: Interrupts) -> str | None:
-        """What the person says next; None when that is nothing more."""
-        while (text := await self._read("you> ", session, interrupts)) is not None:
-            while text.endswith("\\"):
-                more = await self._read("...> ", session, interrupts)
-                text = f"{text[:-1]}\n{more or ''}"
-            if text.strip():
-                break
-        return text
-
-    async def _turn(self, session: AgentSession, text: str, interrupts: Interrupts) -> AgentEvent:
-        self._pending = text
-        turn = await session.send(text)
-        last = AgentEvent("")
-
-        async def stop() -> None:
-            self._question.cancel()
-            await turn.cancel()
-
-        async with _on_interrupt(interrupts, stop):
-            async for last in turn:
-                if last.event != protocol.NOTICE:
-                    self._pending = None
-                self._screen.show(last)
-                if last.event == protocol.USER_CONFIRM:
-                    with trio.CancelScope() as self._question:
-                        await session.respond(last, await self._decide(last))
-                    if self._question.cancelled_caught:
-                        say(flush=True)  # the question's line ends here
-        return last
-
-    async def _decide(self, question: AgentEvent) -> bool:
-        if self._yes:
-            return True
-        prompt = f"{question_text(question.content)} [y/N] "
-        while (answer := await self._lines.read(prompt)) is not None and answer.strip():
-            if (approved := yes_or_no(answer)) is not None:
-                return approved
-            prompt = f"{AGAIN} [y/N] "
-        return False  # an empty line, or the end of the input
-
-    async def _read(self, prompt: str, session: AgentSession | None, interrupts: Interrupts) -> str | None:
-        """One line; None at the end of the input and at Ctrl-C.
-
-        What the agent says meanwhile is shown at once. Raises what `AgentSession.receive` raises.
-        """
-
-        async def listen() -> None:
-            while session is not None:
-                self._screen.show(await session.receive())
-
-        line: str | None = None
-        with trio.CancelScope() as scope:
-            async with _on_interrupt(interrupts, partial(_cancel, scope)), _meanwhile(listen):
-                line = await self._lines.read(prompt)
-        return line
-
-
-@asynccontextmanager
-async def _on_interrupt(interrupts: Interrupts, do: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Inside the block, Ctrl-C does this."""
-
-    async def listen() -> None:
-        async for _ in interrupts:
-            await do()
-
-    async with _meanwhile(listen):
-        yield
-
-
-@asynccontextmanager
-async def _meanwhile(task: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Runs a task for as long as the block; our errors, of either, leave as they are and not as a group."""
-    failure: AgentManagerError | None = None
-    async with trio.open_nursery() as nursery:
-
-        async def run() -> None:
-            nonlocal failure
-            try:
-                await task()
-            except AgentManagerError as error:
-                failure = error
-                nursery.cancel_scope.cancel()
-
-        nursery.start_soon(run)
-        try:
-            yield
-        except AgentManagerError as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-
-
-async def _cancel(scope: trio.CancelScope) -> None:
-    scope.cancel()

@@ -1,0 +1,231 @@
+"""One person's conversation with an agent: what they type goes to it, what it says is shown."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+
+import trio
+
+from .. import protocol
+from ..client.events import AgentEvent, failure_message
+from ..client.session import AgentSession, Turn
+from ..core.plain_text import AGAIN, yes_or_no
+from ..errors import AgentManagerError, AgentUnreachable, SessionLost, TurnFailed
+from ..models.sessions import SHOWN_OF_AN_ID
+from ..protocol import NoticeCode
+from .out import note, say
+from .screen import Screen, question_text
+from .terminal import InputLines
+
+Interrupts = AsyncIterator[int]
+
+RECONNECT_FOR_S = 60.0  #: then a new session is begun; an agent with a large framework takes long to start
+
+
+class Talk:
+    """One person's conversation with an agent, over one session or, after losses, several."""
+
+    def __init__(
+        self, begin: Callable[..., AbstractAsyncContextManager[AgentSession]], screen: Screen, *, yes: bool
+    ) -> None:
+        self._begin = begin
+        self._screen = screen
+        self._yes = yes
+        self._lines = InputLines()
+        self._open: dict[str, AgentEvent] = {}  #: questions that wait for an answer, by their step_id
+        self._question = trio.CancelScope()
+        self._pending: str | None = None  #: sent, and not heard of yet
+        self.session_id: str | None = None  #: in which a person at a terminal has said something last
+
+    async def once(self, session: AgentSession, text: str, interrupts: Interrupts) -> None:
+        """Prints the final answer to one message. Raises `TurnFailed`."""
+        last = await self._turn(session, text, interrupts)
+        if last.event != protocol.FINAL_ANSWER:
+            raise TurnFailed(failure_message(last))
+        self._screen.answer(last.content)
+
+    async def through(
+        self,
+        locate: Callable[[], Awaitable[str]],
+        session_id: str | None,
+        interrupts: Interrupts,
+    ) -> None:
+        """Message after message, until the input ends or Ctrl-C comes at the prompt.
+
+        Where a session does not outlive its agent, a new one begins. What the old one may not have taken is
+        sent again, once: it could be what brought the agent down.
+        """
+        text: str | None = None
+        again = False
+        while True:
+            established = False
+            where = await locate()  # each time: without a gateway, a restarted agent answers elsewhere
+            try:
+                async with self._begin(
+                    where,
+                    session_id=session_id,
+                    reconnect_for_s=RECONNECT_FOR_S,
+                    on_disconnect=self._cut_off,
+                    locate=locate,
+                ) as session:
+                    established = True
+                    if self._lines.interactive:
+                        note(f"connected to {where}, session {(session.session_id or '')[:SHOWN_OF_AN_ID]}")
+                    if text is None:
+                        text = await self._message(session, interrupts)
+                    while text is not None:
+                        self.session_id = session.session_id if self._lines.interactive else None
+                        await self._turn(session, text, interrupts)
+                        again = False
+                        text = await self._message(session, interrupts)
+                return
+            except (SessionLost, AgentUnreachable) as error:
+                if not established:
+                    raise
+                happened = error.message
+            session_id = None
+            text, self._pending = self._pending, None
+            if text is not None and not again:
+                note(f"{happened}; your line goes to a new session")
+                again = True
+                continue
+            # Not before there is something to say: the agent may have ended it because no line came.
+            note(f"{happened}; your next line begins a new session")
+            again = False
+            if (text := await self._message(None, interrupts)) is None:
+                return
+
+    def _cut_off(self) -> None:
+        if self._lines.interactive:
+            say("\nthe connection is lost; trying to make it again", lines=True, error=True)
+
+    async def _message(self, session: AgentSession | None, interrupts: Interrupts) -> str | None:
+        """What the person says next; None when that is nothing more."""
+        while (text := await self._read("you> ", session, interrupts)) is not None:
+            while text.endswith("\\"):
+                more = await self._read("...> ", session, interrupts)
+                text = f"{text[:-1]}\n{more or ''}"
+            if text.strip():
+                break
+        return text
+
+    async def _turn(self, session: AgentSession, text: str, interrupts: Interrupts) -> AgentEvent:
+        self._pending = text
+        turn = await session.send(text)
+        last = AgentEvent("")
+
+        async def stop() -> None:
+            self._open.clear()
+            self._question.cancel()
+            await turn.cancel()
+
+        async with _on_interrupt(interrupts, stop):
+            async for last in turn:
+                self._take_in(last)
+                while self._open:
+                    last = await self._ask(session, turn) or last
+        return last
+
+    def _take_in(self, event: AgentEvent) -> None:
+        if event.event != protocol.NOTICE:
+            self._pending = None
+        self._screen.show(event)
+        if event.event == protocol.USER_CONFIRM:
+            self._open[event.step_id or ""] = event
+        elif event.event in protocol.TURN_ENDS:
+            self._open.clear()
+        elif event.code == NoticeCode.ANSWERED:
+            self._open.pop(event.step_id or "", None)
+
+    async def _ask(self, session: AgentSession, turn: Turn) -> AgentEvent | None:
+        """Puts the oldest open question to the person, until it is answered, here or by another client.
+
+        What the agent says meanwhile is shown at once; returns the last of it.
+        """
+        step_id, question = next(iter(self._open.items()))
+        last: AgentEvent | None = None
+
+        async def listen() -> None:
+            nonlocal last
+            async for last in turn:
+                self._take_in(last)
+                if step_id not in self._open:
+                    self._question.cancel()
+
+        with trio.CancelScope() as self._question:
+            async with _meanwhile(listen):
+                approved = await self._decide(question)
+                self._open.pop(step_id, None)
+                await session.respond(question, approved)
+        if last is not None and last.code == NoticeCode.ANSWERED and last.step_id == step_id:
+            self._lines.forget_unfinished()
+            note(f"this question is closed: {last.content.get('message')}")
+        return last
+
+    async def _decide(self, question: AgentEvent) -> bool:
+        if self._yes:
+            return True
+        prompt = f"{question_text(question.content)} [y/N] "
+        while (answer := await self._lines.read(prompt)) is not None and answer.strip():
+            if (approved := yes_or_no(answer)) is not None:
+                return approved
+            prompt = f"{AGAIN} [y/N] "
+        return False  # an empty line, or the end of the input
+
+    async def _read(self, prompt: str, session: AgentSession | None, interrupts: Interrupts) -> str | None:
+        """One line; None at the end of the input and at Ctrl-C.
+
+        What the agent says meanwhile is shown at once. Raises what `AgentSession.receive` raises.
+        """
+
+        async def listen() -> None:
+            while session is not None:
+                self._screen.show(await session.receive())
+
+        line: str | None = None
+        with trio.CancelScope() as scope:
+            async with _on_interrupt(interrupts, partial(_cancel, scope)), _meanwhile(listen):
+                line = await self._lines.read(prompt)
+        return line
+
+
+@asynccontextmanager
+async def _on_interrupt(interrupts: Interrupts, do: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Inside the block, Ctrl-C does this."""
+
+    async def listen() -> None:
+        async for _ in interrupts:
+            await do()
+
+    async with _meanwhile(listen):
+        yield
+
+
+@asynccontextmanager
+async def _meanwhile(task: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Runs a task for as long as the block; our errors, of either, leave as they are and not as a group."""
+    failure: AgentManagerError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            nonlocal failure
+            try:
+                await task()
+            except AgentManagerError as error:
+                failure = error
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(run)
+        try:
+            yield
+        except AgentManagerError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _cancel(scope: trio.CancelScope) -> None:
+    scope.cancel()

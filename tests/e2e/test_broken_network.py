@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 import trio
 
-from tests.e2e.conftest import Terminal
+from tests.terminal import Terminal
 
 PIECES = 400
 AGENT = f"""

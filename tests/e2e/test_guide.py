@@ -8,7 +8,7 @@ from typing import Any
 
 from websockets.sync.client import connect
 
-from tests.e2e.conftest import Terminal
+from tests.terminal import Terminal
 
 
 def ask(url: str, text: str) -> str | bytes:

@@ -6,14 +6,14 @@ const BASE = "/api/v1";
 export class Problem extends Error {
   /**
    * @param {number} status
-   * @param {{code?: string, detail?: string, title?: string, errors?: {field: string, problem: string}[]}} body
+   * @param {{code?: string, detail?: string, title?: string, errors?: {path: string, message: string}[]}} body
    */
   constructor(status, body) {
     super(body.detail ?? body.title ?? `HTTP ${status}`);
     this.status = status;
     this.code = body.code ?? "";
     /** @type {Map<string, string>} the problem of each field that is wrong */
-    this.fields = new Map((body.errors ?? []).map((one) => [one.field, one.problem]));
+    this.fields = new Map((body.errors ?? []).map((one) => [one.path, one.message]));
   }
 }
 

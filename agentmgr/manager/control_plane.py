@@ -56,7 +56,7 @@ class ControlPlane:
             store,
             self.events,
             snapshot.totals,
-            changed=lambda: self.publisher.changed(),  # which is made last, of those that report
+            changed=lambda: self.publisher.changed(),  # which is made after those that report
             drain=self._drain,
             active=lambda service_id: self._active(self.supervisor.instances(service_id)),
         )
@@ -68,8 +68,8 @@ class ControlPlane:
         )
         self.worker_manager = WorkerManager(settings, observer=self.recorder, access=self.access)
         self.gateway = self.worker_manager.gateway
-        self.sessions = Sessions(paths.sessions, self.registry, self.supervisor, nursery)
         self.publisher = Publisher(self.registry, self.supervisor, self.worker_manager, tokens)
+        self.sessions = Sessions(paths.sessions, self.registry, self.supervisor, self.publisher, nursery)
 
     # Services
 

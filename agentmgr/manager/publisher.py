@@ -32,6 +32,11 @@ class Publisher:
         """The gateway's table is out of date; it gets another one in a moment."""
         self._stale.set()
 
+    @property
+    def next_table(self) -> trio.Event:
+        """Set when the next one is published: something may be up that was not."""
+        return self._published
+
     async def published(self) -> None:
         """Returns when the gateway and its workers know of all that has changed so far."""
         if self._stale.is_set():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -26,9 +26,11 @@ from ..core.gateway_headers import IDENTITY_HEADER
 from ..core.hosts import authority
 from ..core.routing import Backend, BackendState
 from ..core.view import routing_table
-from ..errors import AgentManagerError, InvalidRequest, NoServiceAvailable, WrongState
+from ..errors import AgentManagerError, InvalidRequest, NoServiceAvailable, SessionNotFound, WrongState
+from ..journal.archive import SessionSummary
 from ..jsontext import encode
-from ..models import ServiceSpec
+from ..models import ServiceSpec, ServiceStatus
+from ..models import Sessions as KeptWhere
 from ..models.sessions import SessionState
 from ..protocol import ErrorCode, NoticeCode
 from ..proxy.limits import GatewayLimits
@@ -37,11 +39,14 @@ from ..proxy.upstream import BackendRefused, DialFailed, open_backend
 from ..supervisor import Supervisor
 from ..websocket.head import parse_request, upgrade_request
 from ..websocket.sockets import Wire
+from .publisher import Publisher
 from .registry import Registry
 from .stored_sessions import StoredSessions, not_found
 
 PATIENCE_S = 10.0
 """For an instance to say whether it took something. It answers at once, unless its agent blocks it."""
+COMING_BACK_S = 30.0
+"""For an instance that was killed, or is being restarted, to be replaced by the next one."""
 
 ACK_EVERY = 64
 _CHUNK_BYTES = 64 * 1024
@@ -56,10 +61,16 @@ class Sessions(StoredSessions):
     """The sessions of the services of a manager that runs."""
 
     def __init__(
-        self, directory: Path, registry: Registry, supervisor: Supervisor, nursery: trio.Nursery
+        self,
+        directory: Path,
+        registry: Registry,
+        supervisor: Supervisor,
+        publisher: Publisher,
+        nursery: trio.Nursery,
     ) -> None:
         super().__init__(directory, registry.services)
         self._supervisor = supervisor
+        self._publisher = publisher
         self._nursery = nursery
 
     async def say(
@@ -72,8 +83,8 @@ class Sessions(StoredSessions):
     ) -> str:
         """Begins a turn with a message, and returns the turn's `step_id`; its events have the answer.
 
-        Raises `SessionNotFound`, `InvalidRequest`, `WrongState` and `NoServiceAvailable`, as do `cancel` and
-        `answer`.
+        Where its instance was killed it waits for the next one. Raises `SessionNotFound`, `InvalidRequest`,
+        `WrongState` and `NoServiceAvailable`, as do `cancel` and `answer`.
         """
         step_id = step_id or f"msg_{secrets.token_hex(8)}"
         message = {"step_id": step_id, "content": content, "metadata": dict(metadata or {})}
@@ -104,17 +115,36 @@ class Sessions(StoredSessions):
     async def _converse(
         self, session_id: str, event: str, fields: Mapping[str, Any], *, stays_for: str | None = None
     ) -> None:
-        spec, summary, snapshot = await self.find(session_id)
-        if summary.state is SessionState.ENDED:
-            raise WrongState(f"this session has ended; another one of {spec.name!r} can be begun")
-        talk = partial(
-            _talk,
-            session_id=session_id,
-            last_seq=snapshot.record.last_seq,
-            event=event,
-            fields=fields,
-            stays_for=stays_for,
-        )
+        give_up_at = trio.current_time() + COMING_BACK_S
+        again = False
+        while True:
+            changed = self._publisher.next_table
+            spec, summary, snapshot = await self.find(session_id)
+            if summary.state is SessionState.ENDED:
+                raise WrongState(f"this session has ended; another one of {spec.name!r} can be begun")
+            talk = partial(
+                _talk,
+                session_id=session_id,
+                last_seq=snapshot.record.last_seq,
+                event=event,
+                fields=fields,
+                stays_for=stays_for,
+                again=again,
+            )
+            try:
+                await self._ask(spec, summary, talk)
+                return
+            except _Gone as gone:
+                again = True
+                with trio.move_on_at(give_up_at) as patience:
+                    await changed.wait()
+                if patience.cancelled_caught:
+                    raise NoServiceAvailable(f"{gone}; try again in a moment") from gone
+
+    async def _ask(
+        self, spec: ServiceSpec, summary: SessionSummary, talk: Callable[..., Awaitable[None]]
+    ) -> None:
+        """Raises `_Gone`."""
         holder = summary.instance_id
         for _ in range(2):  # it may have moved meanwhile
             backend = self._backend(spec, holder)
@@ -124,10 +154,14 @@ class Sessions(StoredSessions):
                 return
             except _Elsewhere as elsewhere:
                 holder = elsewhere.instance_id
+            except SessionNotFound:
+                if spec.config.sessions is KeptWhere.DURABLE:
+                    raise
+                raise WrongState(_only_in_memory(spec.name)) from None
         raise NoServiceAvailable(f"the session moves among the instances of {spec.name!r}: try again")
 
     def _backend(self, spec: ServiceSpec, holder: str | None) -> Backend:
-        """Raises `WrongState` where none runs, `NoServiceAvailable` where none can be asked now."""
+        """Raises `WrongState` where none runs or comes, `_Gone` where none can be asked now."""
         instances = self._supervisor.instances(spec.service_id)
         backends = routing_table([spec], (), instances, self._supervisor.tokens()).backends
         known = [backend for backend in backends if backend.token and backend.state.keeps_sessions]
@@ -139,8 +173,26 @@ class Sessions(StoredSessions):
                 f"service {spec.name!r} is stopped, so it cannot answer: `agentmgr start {spec.name}` "
                 "starts it, and the session goes on"
             )
+        if all(instance.status is ServiceStatus.ERROR for instance in instances):
+            raise WrongState(
+                f"service {spec.name!r} has failed and was given up: `agentmgr status {spec.name}` says why, "
+                f"and when `agentmgr start {spec.name}` succeeds, the session goes on"
+            )
+        if spec.config.command:
+            raise WrongState(f"service {spec.name!r} is a command by now: no agent takes the session up")
         who = f"the instance {holder} of" if holder is not None else "no instance of"
-        raise NoServiceAvailable(f"{who} {spec.name!r} can be asked now: try again in a moment")
+        raise _Gone(f"{who} {spec.name!r} can be asked now")
+
+
+def _only_in_memory(name: str) -> str:
+    return (
+        f"service {name!r} has its sessions in memory only now, and takes up none that it kept before: "
+        f"`agentmgr change {name} --sessions durable`, then `agentmgr restart {name}`, bring this one back"
+    )
+
+
+class _Gone(Exception):
+    """No instance has taken it; one that comes may."""
 
 
 class _Elsewhere(Exception):
@@ -160,9 +212,13 @@ async def _talk(
     event: str,
     fields: Mapping[str, Any],
     stays_for: str | None,
+    again: bool,
     task_status: trio.TaskStatus[None],
 ) -> None:
-    """Sends one event; started when the instance has taken it. Then it reads until that turn has ended."""
+    """Sends one event; started when the instance has taken it. Then it reads until that turn has ended.
+
+    `again`: another instance may have taken it, and did not say so.
+    """
     ends = event == protocol.END_SESSION
     pong = secrets.token_hex(8)
     taken = False
@@ -178,7 +234,9 @@ async def _talk(
                 async with aclosing(host.events()) as events:
                     async for said in events:
                         name = said.get("event")
-                        if name == protocol.ERROR and not taken:
+                        if again and _code(said) == ErrorCode.DUPLICATE:
+                            stays_for = None
+                        elif name == protocol.ERROR and not taken:
                             _raise(said.get("content"), session_id)
                         elif name == protocol.NOTICE and _code(said) == NoticeCode.NOTHING_RUNNING:
                             raise WrongState("no turn runs in this session")
@@ -196,16 +254,19 @@ async def _talk(
     except AgentManagerError:
         if not taken:
             raise
-    except (OSError, ProtocolError, trio.TooSlowError) as error:
+    except trio.TooSlowError as error:
         if not taken:
-            problem = "did not answer in time" if isinstance(error, trio.TooSlowError) else f"failed: {error}"
-            raise NoServiceAvailable(f"the instance {backend.instance_id} {problem}; try again") from error
+            problem = f"the instance {backend.instance_id} did not answer in time; try again"
+            raise NoServiceAvailable(problem) from error
+    except (OSError, ProtocolError) as error:
+        if not taken:
+            raise _Gone(f"the instance {backend.instance_id} failed: {error}") from error
     if not taken:
-        raise NoServiceAvailable(f"the instance {backend.instance_id} closed the connection; try again")
+        raise _Gone(f"the instance {backend.instance_id} closed the connection")
 
 
 async def _connected(backend: Backend, owner: str | None) -> Wire:
-    """A WebSocket connection in the name of `owner`. Raises `NoServiceAvailable`."""
+    """A WebSocket connection in the name of `owner`. Raises `_Gone`, `NoServiceAvailable`."""
     identity = () if owner is None else ((IDENTITY_HEADER, owner),)
     asked = upgrade_request(
         "/",
@@ -222,9 +283,10 @@ async def _connected(backend: Backend, owner: str | None) -> Wire:
     try:
         wire, _ = await open_backend(backend, asked, request, limits, deadline=deadline, proving=Proving())
     except (DialFailed, BackendRefused) as failure:
-        raise NoServiceAvailable(
-            f"the instance {backend.instance_id} cannot be asked now: {failure}"
-        ) from failure
+        problem = f"the instance {backend.instance_id} cannot be asked now: {failure}"
+        if isinstance(failure, BackendRefused) or failure.timed_out:
+            raise NoServiceAvailable(problem) from failure
+        raise _Gone(problem) from failure
     return wire
 
 

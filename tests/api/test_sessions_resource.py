@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +16,7 @@ import trio
 from agentmgr.client import ManagerClient, open_session
 from agentmgr.client.session import AgentSession
 from agentmgr.manager import AgentManager
-from agentmgr.models import ServiceConfig
+from agentmgr.models import ServiceConfig, ServiceStatus
 
 AGENT = """
 import trio
@@ -244,13 +246,14 @@ async def test_a_damaged_journal_hides_no_other_services_questions(
     (manager.paths.sessions / f"{other.service_id}.db").write_bytes(b"no journal" * 1000)
     async with conversation(endpoint) as session:
         await session.send("ask")
-        while (await session.receive()).event != "agent.user_confirm":
+        while (question := await session.receive()).event != "agent.user_confirm":
             pass
         assert len((await http.get("/questions")).json()["items"]) == 1
         assert (await http.get(f"/sessions/{session.session_id}")).status_code == 200
         for path in ("/services/other/sessions", "/sessions/ses_nosuch"):
             failed = await http.get(path)
             assert (failed.status_code, failed.json()["code"]) == (503, "storage_error")
+        await session.respond(question, False)  # the instance's end would wait for it
 
 
 async def test_an_export_has_all_that_is_kept(http: httpx2.AsyncClient, endpoint: str) -> None:
@@ -364,3 +367,51 @@ async def test_a_service_that_keeps_nothing_has_no_list(
     async with conversation(str(service.endpoint), "hello") as session:
         assert (await http.get("/services/talk/sessions")).json()["items"] == []
         assert (await http.get(f"/sessions/{session.session_id}")).status_code == 404
+
+
+async def test_what_is_said_right_after_a_kill_is_for_the_next_instance(
+    http: httpx2.AsyncClient, client: ManagerClient, manager: AgentManager, endpoint: str
+) -> None:
+    async with conversation(endpoint, "hello") as session:
+        pass
+    await manager.update_service("talk", {"restart_delay": 0.1})
+    (instance,) = (await manager.restart_service("talk")).instances
+    assert instance.pid is not None
+    os.kill(instance.pid, signal.SIGKILL)
+    said = await http.post(f"/sessions/{session.session_id}/messages", json={"content": "still there?"})
+    assert (said.status_code, said.json()) == (202, said.json())
+    found = await events(client, session.session_id, "agent.final_answer", since=session.last_seq)
+    assert found[-1]["content"] == "echo: still there?"
+
+
+async def test_a_kept_session_of_a_service_that_keeps_none_any_more_says_how_it_comes_back(
+    http: httpx2.AsyncClient, manager: AgentManager, endpoint: str
+) -> None:
+    async with conversation(endpoint, "hello") as session:
+        pass
+    await manager.update_service("talk", {"sessions": "memory"})
+    await manager.restart_service("talk")
+    assert (await only(http))["state"] == "hibernated"
+    path = f"/sessions/{session.session_id}/messages"
+    refused = await http.post(path, json={"content": "x"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "wrong_state")
+    assert "agentmgr change talk --sessions durable" in refused.json()["detail"]
+    await manager.update_service("talk", {"sessions": "durable"})
+    await manager.restart_service("talk")
+    assert (await http.post(path, json={"content": "x"})).status_code == 202
+
+
+async def test_a_service_that_was_given_up_is_not_waited_for(
+    http: httpx2.AsyncClient, manager: AgentManager, endpoint: str
+) -> None:
+    async with conversation(endpoint, "hello") as session:
+        pass
+    await manager.update_service("talk", {"restart": "never"})
+    service = await manager.restart_service("talk")
+    with manager.subscribe() as announced:
+        os.kill(service.instances[0].pid or 0, signal.SIGKILL)
+        while manager.get_service("talk").status is not ServiceStatus.ERROR:
+            await announced.receive()
+    refused = await http.post(f"/sessions/{session.session_id}/messages", json={"content": "x"})
+    assert refused.status_code == 409
+    assert "agentmgr status talk" in refused.json()["detail"]

@@ -100,7 +100,7 @@ class ClientEvents:
             "code": NoticeCode.RESUMED,
             "message": "the session goes on",
             "replay_from": first,
-            "last_seq": buffer.visible,
+            "last_seq": max(buffer.visible, reader.sent),
             "busy": session.busy,
         }
         if (missed := reader.gap()) is not None:

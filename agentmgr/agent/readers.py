@@ -52,7 +52,7 @@ class Readers:
         return sum(reader.bytes_held for reader in self._links)
 
     def add(self, link: Link, after: int) -> Reader:
-        reader = Reader(self._buffer, sent=min(after, self._buffer.visible))
+        reader = Reader(self._buffer, sent=min(after, self._buffer.last_seq))
         self._links[reader] = link
         return reader
 

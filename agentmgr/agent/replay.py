@@ -1,6 +1,6 @@
 """The last events of a session, numbered, for clients that come back: pure bookkeeping, no I/O.
 
-1 2 3 4 5 6 7 8 9          seq, without holes
+1 2 3 4 5 6 7 8 9          seq, without holes but where it jumps
     └── held ───┘          in memory; of a durable session, what is older is in the journal
       ▲     ▲ ▲
       acked │ visible      what clients may be given: all, or what the journal has committed
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import Enum
+from itertools import chain
 
 from attrs import define, field, frozen
 
@@ -29,7 +30,9 @@ class ReplayBuffer:
         self.journaled = journaled
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._frames: deque[bytes] = deque()
+        self._frames: deque[bytes] = deque()  # up to `last_seq`
+        self._before: deque[tuple[int, bytes]] = deque()  # a jump
+        self._jump = 0, 0  # the last one: from, and to
         self._bytes = 0
         self.last_seq = 0  #: of the newest event there ever was
         self.visible = 0  #: of the newest event that clients may be given
@@ -37,7 +40,15 @@ class ReplayBuffer:
     @property
     def first_seq(self) -> int:
         """Of the oldest event held; one past `last_seq` when none is."""
+        return self._before[0][0] if self._before else self._first_since
+
+    @property
+    def _first_since(self) -> int:
         return self.last_seq - len(self._frames) + 1
+
+    @property
+    def _count(self) -> int:
+        return len(self._before) + len(self._frames)
 
     @property
     def size_bytes(self) -> int:
@@ -46,7 +57,7 @@ class ReplayBuffer:
     @property
     def bytes_held(self) -> int:
         """With what Python adds to each event."""
-        return self._bytes + _FRAME_BYTES * len(self._frames)
+        return self._bytes + _FRAME_BYTES * self._count
 
     def append(self, frame: bytes) -> int:
         """Adds the next event and returns its number; the oldest make room for it."""
@@ -55,9 +66,7 @@ class ReplayBuffer:
         self.last_seq += 1
         if not self.journaled:
             self.visible = self.last_seq
-        while len(self._frames) > 1 and (
-            len(self._frames) > self._max_events or self._bytes > self._max_bytes
-        ):
+        while (count := self._count) > 1 and (count > self._max_events or self._bytes > self._max_bytes):
             self._drop_oldest()
         return self.last_seq
 
@@ -69,37 +78,53 @@ class ReplayBuffer:
         self.visible = last_seq
 
     def jump(self, seq: int) -> None:
-        """The next event comes after `seq`; none between is there."""
-        self.restore((), seq)
+        """The next event comes after `seq`; none between is there. What was said before is held on."""
+        self._before.extend(enumerate(self._frames, start=self._first_since))
+        self._frames.clear()
+        self._jump = self.last_seq, seq
+        self.last_seq = seq
+        self.show(self.visible)
+
+    def show(self, seq: int) -> None:
+        """All events up to `seq` are visible, and the numbers that a jump left out behind them."""
+        self.visible = max(self.visible, seq)
+        if self.visible == self._jump[0]:
+            self.visible = self._jump[1]
 
     def held(self) -> Iterable[tuple[int, bytes]]:
-        return enumerate(self._frames, start=self.first_seq)
+        return chain(self._before, enumerate(self._frames, start=self._first_since))
 
-    def get(self, seq: int) -> bytes:
-        """Raises `IndexError` for an event that is not held."""
+    def get(self, seq: int) -> bytes | None:
+        """None for one that a jump has left out. Raises `IndexError` for an event that is not held."""
         if not self.first_seq <= seq <= self.last_seq:
             raise IndexError(seq)
-        return self._frames[seq - self.first_seq]
+        if seq >= (first := self._first_since):
+            return self._frames[seq - first]
+        return dict(self._before).get(seq)
+
+    def next_held(self, seq: int) -> int:
+        """The number of the first event held from `seq` on; one past `last_seq` when none is."""
+        return next((each for each, _ in self.held() if each >= seq), self.last_seq + 1)
 
     def forget(self, up_to: int) -> None:
         """The client has these: they will not be asked for again."""
-        while self._frames and self.first_seq <= up_to:
+        while self._count and self.first_seq <= up_to:
             self._drop_oldest()
 
     def give_up(self, size: int) -> None:
         """Frees `size` bytes, or all but the newest event."""
         most = self.bytes_held - size
-        while len(self._frames) > 1 and self.bytes_held > most:
+        while self._count > 1 and self.bytes_held > most:
             self._drop_oldest()
 
     def has_room(self, size: int) -> bool:
         """Whether one more event of `size` bytes pushes out none."""
-        return len(self._frames) < self._max_events and self._bytes + size <= self._max_bytes
+        return self._count < self._max_events and self._bytes + size <= self._max_bytes
 
     def would_lose(self, needed_from: int, size: int = 0) -> bool:
         """Whether one more event of `size` bytes would push out one from `needed_from` on."""
-        count, total = len(self._frames) + 1, self._bytes + size
-        for seq, held in enumerate(self._frames, start=self.first_seq):
+        count, total = self._count + 1, self._bytes + size
+        for seq, held in self.held():
             if count <= self._max_events and total <= self._max_bytes:
                 return False
             if seq >= needed_from:
@@ -108,7 +133,7 @@ class ReplayBuffer:
         return False
 
     def _drop_oldest(self) -> None:
-        self._bytes -= len(self._frames.popleft())
+        self._bytes -= len(self._before.popleft()[1] if self._before else self._frames.popleft())
 
 
 @frozen
@@ -143,8 +168,10 @@ class Reader:
         if self.sent >= self.buffer.visible:
             return None
         if self.sent + 1 >= self.buffer.first_seq:
+            if (frame := self.buffer.get(self.sent + 1)) is None:
+                return self._skip(self.buffer.next_held(self.sent + 1) - 1)
             self.sent += 1
-            return self.buffer.get(self.sent)
+            return frame
         return self._next_older() if self.buffer.journaled else self.gap()
 
     def _next_older(self) -> bytes | Gap | Behind:

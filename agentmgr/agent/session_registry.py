@@ -243,6 +243,8 @@ class SessionRegistry:
             session.started.set()
             return session
         await session.restore(held, journal, self.not_durable)
+        if not record.last_seq:  # its host died before it said so; one with a name is written before that
+            session.publish(Event(protocol.SESSION_CREATED, {"session_id": session.id}))
         self._begin(session)
         return session
 

@@ -78,7 +78,7 @@ class Transcript:
 
     def show(self, seq: int) -> None:
         """All events up to `seq` are committed."""
-        self.buffer.visible = max(self.buffer.visible, seq)
+        self.buffer.show(seq)
         self.readers.wake()
         self.readers.moved()
 

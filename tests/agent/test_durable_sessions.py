@@ -14,9 +14,11 @@ import trio.testing
 from agentmgr.agent.events import usage
 from agentmgr.agent.health import report
 from agentmgr.agent.limits import SessionLimits
+from agentmgr.agent.session_ids import SessionIds
 from agentmgr.client.transport import CannotConnect, with_connection
 from agentmgr.journal import archive
 from agentmgr.journal.holders import revoke
+from agentmgr.journal.journal import SessionRecord
 from agentmgr.journal.sqlite import open_journal
 from agentmgr.models.host_config import OnCrash
 from agentmgr.protocol import TURN_ENDS
@@ -630,6 +632,40 @@ async def test_a_client_that_has_more_than_the_journal_goes_on_after_it(path):
             gap = (await third.until("system.notice"))["content"]
             assert (gap["code"], gap["missing_from"], gap["missing_to"]) == ("gap", 3, 100)
             assert (await third.until(*TURN_ENDS))["seq"] == 101
+
+
+async def test_a_client_that_has_more_makes_no_hole_for_others_in_what_is_not_committed_yet(path):
+    async with durable(echo, path) as url, bare_client(url) as client, bare_client(url) as ahead:
+        await client.ask("hi")
+        [session] = url.sessions._sessions.values()
+        with closing(sqlite3.connect(path, isolation_level=None)) as locked:
+            locked.execute("BEGIN IMMEDIATE")
+            await client.say("user.message", content="more")
+            while session.buffer.last_seq < 3:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            notice = await resume(ahead, client.session_id, 50)
+            assert (notice["replay_from"], notice["last_seq"], session.buffer.visible) == (51, 50, 2)
+        assert (await client.until(*TURN_ENDS))["seq"] == 3
+        assert (await ahead.ask("and on"))["seq"] == 51
+        gap = (await client.until("system.notice"))["content"]
+        assert (gap["missing_from"], gap["missing_to"]) == (4, 50)
+        assert (await client.until(*TURN_ENDS))["seq"] == 51
+    assert (seqs(client), seqs(ahead)) == ([1, 2, 3, 51], [51])
+    async with durable(echo, path) as url, bare_client(url) as again:
+        await resume(again, client.session_id)
+        while seqs(again) != [1, 2, 3, 51]:
+            await again.receive()
+
+
+async def test_a_named_session_whose_host_died_as_it_was_made_is_begun_where_it_is_asked_for(path):
+    """Its row is there, and nothing that says so."""
+    session_id = SessionIds("ins_0000000000000001").new()
+    async with open_journal(path, "ins_0000000000000001") as journal:
+        await journal.create(SessionRecord(session_id, None, 1.0, 1.0, "diary"))
+    async with durable(echo, path) as url, bare_client(url) as client:
+        await client.say("user.create_session", name="diary")
+        await client.until("agent.session_created")
+        assert (client.session_id, (await client.ask("hi"))["seq"]) == (session_id, 2)
 
 
 async def test_a_question_is_closed_when_its_instance_dies(path):

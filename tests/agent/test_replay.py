@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmgr.agent.replay import Gap, Reader, ReplayBuffer
+from agentmgr.agent.replay import BEHIND, Gap, Reader, ReplayBuffer
 
 STEPS = st.lists(
     st.one_of(
@@ -45,6 +45,46 @@ def test_a_reader_gets_every_event_once_in_order_or_is_told_of_the_gap(steps, ma
         assert buffer.size_bytes == sum(map(len, held))
         assert len(held) <= max_events
         assert buffer.size_bytes <= max_bytes or len(held) == 1
+
+
+JUMPING = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["append", "jump", "read"]), st.integers(1, 9)),
+        st.tuples(st.sampled_from(["show", "ack"]), st.integers(1, 60)),
+    ),
+    max_size=60,
+)
+
+
+@given(JUMPING, st.integers(2, 60))
+def test_a_jump_costs_no_reader_an_event_and_shows_none_that_is_not_committed(steps, max_events):
+    buffer = ReplayBuffer(max_events=max_events, max_bytes=1000, journaled=True)
+    reader = Reader(buffer, sent=0)
+    said, got, jumps, committed = {}, [], [], 0
+    for what, value in steps:
+        if what == "append":
+            if len(dict(buffer.held())) < max_events:  # else it waits for the journal
+                said[buffer.append(b"%d" % len(said))] = b"%d" % len(said)
+        elif what == "jump":
+            buffer.jump(buffer.last_seq + value)
+            jumps.append(buffer.last_seq)
+        elif what == "show":
+            committed = max(committed, *(seq for seq in (0, *said) if seq <= value))
+            buffer.show(committed)
+        elif what == "ack":
+            reader.ack(value)
+        elif (item := reader.next()) is None:
+            assert got == [text for seq, text in said.items() if seq <= committed]
+        elif item is BEHIND:
+            last = min(buffer.first_seq - 1, buffer.visible)
+            reader.fill([(seq, said[seq]) for seq in range(reader.sent + 1, last + 1) if seq in said], last)
+            assert last <= max(committed, *(to for to in (0, *jumps)))
+        elif isinstance(item, Gap):
+            assert not said.keys() & range(item.first, item.last + 1)
+        else:
+            got.append(item)
+            assert got == [text for seq, text in said.items() if seq <= committed][: len(got)]
+    assert buffer.size_bytes == sum(len(text) for _, text in buffer.held())
 
 
 def test_the_newest_event_is_held_whatever_its_size():

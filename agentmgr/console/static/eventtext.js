@@ -1,11 +1,88 @@
-/** An event of the manager's log as a sentence. */
-import { visibleText } from "./format.js";
+/** An event of the manager's log as a sentence, for a person who was just woken up. */
+import { durationText, visibleText } from "./format.js";
+import { t } from "./i18n.js";
+
+/** What stands between a reason and the end of the log, in `error_message`. */
+const LAST_OUTPUT = "; its last output:\n";
+const MOST_QUOTED = 160; // characters of what a program said last
+
+/** Whom it is about. @param {any} event @param {Map<string, any>} services @returns {string} */
+export function eventName(event, services) {
+  const { service_id: id, detail = {} } = event;
+  return visibleText(String(services.get(id)?.name ?? detail.name ?? id ?? ""));
+}
+
+/** Its mark and colour: a word that `Status` knows. @param {any} event @returns {string} */
+export function eventStatus({ kind, detail = {} }) {
+  if (kind === "instance.health") return String(detail.health);
+  if (kind.startsWith("instance.")) return kind.slice("instance.".length);
+  if (kind === "session.closed" && detail.ended_by === "backend" && detail.code !== 1000) return "degraded";
+  return "stopped";
+}
 
 /** @param {any} event @param {Map<string, any>} services @returns {string} */
 export function eventText(event, services) {
-  const { kind, service_id: id, detail = {} } = event;
-  const name = services.get(id)?.name ?? detail.name ?? detail.service_name ?? id ?? "";
-  const slot = detail.slot > 0 ? ` [${detail.slot}]` : "";
-  const said = detail.error_message ?? detail.reason ?? detail.last_exit ?? "";
-  return visibleText([`${kind}`, `${name}${slot}`, said].filter(Boolean).join(" · "));
+  const { kind, detail = {} } = event;
+  const name = eventName(event, services);
+  const several = detail.slot > 0 || services.get(event.service_id)?.instances > 1;
+  const who = several && detail.slot !== undefined ? `${name} [${detail.slot}]` : name;
+  const say = SENTENCES[kind];
+  return say ? say(who, detail, event) : [kind, name].filter(Boolean).join(" · ");
+}
+
+/** @type {Record<string, (who: string, detail: any, event: any) => string>} */
+const SENTENCES = {
+  "service.registered": (who) => t("{who} was registered", { who }),
+  "service.changed": (who, { fields }) =>
+    t("{who} was changed: {fields}", { who, fields: visibleText(String(fields ?? "")).replaceAll(",", ", ") }),
+  "service.unregistered": (who) => t("{who} was unregistered", { who }),
+  "instance.starting": (who) => t("{who} is starting", { who }),
+  "instance.running": (who, { pid }) => (pid ? t("{who} is ready, as process {pid}", { who, pid }) : t("{who} is ready", { who })),
+  "instance.unhealthy": (who, detail) => withWhy(t("{who} fails its health checks", { who }), detail),
+  "instance.draining": (who) => t("{who} is draining: no new clients; those it has may finish", { who }),
+  "instance.stopping": (who) => t("{who} is stopping", { who }),
+  "instance.stopped": (who, detail) => withWhy(t("{who} has stopped", { who }), detail),
+  "instance.backoff": (who, detail, { at }) => {
+    const crashed = withWhy(t("{who} crashed", { who }), detail);
+    const wait = (Date.parse(detail.next_restart_at) - Date.parse(at)) / 1000;
+    const next = wait >= 0 ? t("restart in {time}", { time: durationText(wait) }) : t("it will be restarted");
+    return `${crashed}; ${next}`;
+  },
+  "instance.error": (who, detail) => withWhy(t("{who} has failed, and is not started again", { who }), detail),
+  "instance.health": (who, detail) => {
+    if (detail.health === "healthy") return t("{who} is healthy again", { who });
+    return withWhy(detail.health === "degraded" ? t("{who} is degraded", { who }) : t("{who}: its health is not known", { who }), detail);
+  },
+  "session.closed": (who, { ended_by: by, code, reason, duration_s: seconds }) => {
+    const time = durationText(seconds);
+    const text = by === "client" ? t("a client left {who} after {time}", { who, time })
+      : by === "backend" ? t("{who} ended a client's connection after {time}", { who, time })
+        : t("the gateway ended a connection to {who} after {time}", { who, time });
+    const how = [code === 1000 ? "" : code ?? t("without a close code"), visibleText(String(reason ?? ""))];
+    return [text, how.filter(Boolean).join(" ")].filter(Boolean).join(": ");
+  },
+  "session.resumed": (who) => t("a client's connection goes on at another instance of {who}", { who }),
+  "sessions.pruned": (who, { unused = 0, for_room: room = 0 }) =>
+    t("stored sessions of {who} were erased: {unused} unused, {room} for room", { who, unused, room }),
+  "rule.created": (who) => t("the routing rule {who} was added", { who }),
+  "rule.changed": (who) => t("the routing rule {who} was changed", { who }),
+  "rule.deleted": (who) => t("the routing rule {who} was deleted", { who }),
+  "token.created": (who) => t("the token {who} was made", { who }),
+  "token.revoked": (who) => t("the token {who} was revoked", { who }),
+  "token.policy_changed": (_, { api, gateway }) => t("tokens are required now: API {api}, gateway {gateway}", {
+    api: api ? t("yes") : t("no"), gateway: gateway ? t("yes") : t("no") }),
+};
+
+/**
+ * The sentence with its reason, and with what the program said last: that is what the reader looks for.
+ * @param {string} sentence
+ * @param {any} detail
+ */
+function withWhy(sentence, { error_message: message, last_exit: exit, status }) {
+  const [reason, output = ""] = String(message ?? "").split(LAST_OUTPUT);
+  const ended = /^ended (unasked|before it was ready)/.test(reason) && exit;
+  const why = ended ? exit : reason || (status === "stopped" && exit !== "exit code 0" ? exit : "");
+  if (!why) return sentence;
+  const said = output.trimEnd().split("\n").at(-1)?.trim().slice(0, MOST_QUOTED);
+  return `${sentence}: ${visibleText(String(why)).split("\n")[0]}${said ? ` “${visibleText(said)}”` : ""}`;
 }

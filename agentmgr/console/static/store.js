@@ -18,6 +18,7 @@ import { pause, Problem, read, readEvents, watchStatus } from "./api.js";
  *   figures: Map<string, any>,
  *   traces: Map<string, {at: number, cpu: number, memory_bytes: number, connections: number}[]>,
  *   events: any[],
+ *   earlier: boolean,
  *   lostAt: number,
  * }} State
  */
@@ -32,10 +33,11 @@ const state = {
   figures: new Map(), // the newest of each service that is on screen, by id
   traces: new Map(), // the last minutes of these, for what moves
   events: [], // the newest last
+  earlier: false, // those from before the page was open are among them
   lostAt: 0,
 };
 
-const EVENTS_KEPT = 1000;
+const EVENTS_KEPT = 20_000; // the manager keeps 10,000
 const TRACE_KEPT = 300; // samples: five minutes
 
 /** @type {Set<() => void>} */
@@ -245,5 +247,6 @@ function remember(id, event) {
 export function rememberEarlier(earlier) {
   const first = state.events[0]?.event_id ?? Infinity;
   state.events = [...earlier.filter((one) => one.event_id < first), ...state.events].slice(-EVENTS_KEPT);
+  state.earlier = true;
   changed();
 }

@@ -1,4 +1,5 @@
 /** The views, in the order of the sidebar. Each is a component, which gets the `route`. */
+import { Events } from "./views/events.js";
 import { Overview } from "./views/overview.js";
 import { Services } from "./views/services.js";
 
@@ -16,4 +17,5 @@ import { Services } from "./views/services.js";
 export const VIEWS = [
   { name: "overview", label: "Overview", icon: "◎", View: Overview },
   { name: "services", label: "Services", icon: "▤", View: Services },
+  { name: "events", label: "Events", icon: "≡", View: Events },
 ];

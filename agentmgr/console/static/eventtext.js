@@ -43,10 +43,9 @@ const SENTENCES = {
   "instance.stopping": (who) => t("{who} is stopping", { who }),
   "instance.stopped": (who, detail) => withWhy(t("{who} has stopped", { who }), detail),
   "instance.backoff": (who, detail, { at }) => {
-    const crashed = withWhy(t("{who} crashed", { who }), detail);
     const wait = (Date.parse(detail.next_restart_at) - Date.parse(at)) / 1000;
     const next = wait >= 0 ? t("restart in {time}", { time: durationText(wait) }) : t("it will be restarted");
-    return `${crashed}; ${next}`;
+    return withWhy(t("{who} crashed", { who }), detail, next);
   },
   "instance.error": (who, detail) => withWhy(t("{who} has failed, and is not started again", { who }), detail),
   "instance.health": (who, detail) => {
@@ -74,15 +73,16 @@ const SENTENCES = {
 };
 
 /**
- * The sentence with its reason, and with what the program said last: that is what the reader looks for.
+ * The sentence with its reason, what comes next, and what the program said last: that is what the reader looks for.
  * @param {string} sentence
  * @param {any} detail
+ * @param {string} [next]
  */
-function withWhy(sentence, { error_message: message, last_exit: exit, status }) {
+function withWhy(sentence, { error_message: message, last_exit: exit, status }, next = "") {
   const [reason, output = ""] = String(message ?? "").split(LAST_OUTPUT);
   const ended = /^ended (unasked|before it was ready)/.test(reason) && exit;
   const why = ended ? exit : reason || (status === "stopped" && exit !== "exit code 0" ? exit : "");
-  if (!why) return sentence;
   const said = output.trimEnd().split("\n").at(-1)?.trim().slice(0, MOST_QUOTED);
-  return `${sentence}: ${visibleText(String(why)).split("\n")[0]}${said ? ` “${visibleText(said)}”` : ""}`;
+  return [sentence, why && `: ${visibleText(String(why).split("\n")[0])}`, next && `; ${next}`, said && ` — “${visibleText(said)}”`]
+    .filter(Boolean).join("");
 }

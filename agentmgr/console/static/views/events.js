@@ -59,9 +59,9 @@ export function Events({ route }) {
         ${kinds.map((kind) => html`<option value=${kind}>${kind}</option>`)}</select>
       <span class="hint" role="status">${t("{shown} of {count} events", { shown: countText(shown.length), count: countText(rows.length) })}</span></div>
     ${open && html`<${EventDetail} row=${open} />`}
-    <${Table} label=${t("Events")} columns=${eventColumns()} rows=${shown} sort="-when" keyOf=${(/** @type {any} */ row) => String(row.id)}
-      empty=${earlier || problem ? t("No event is like that.") : t("Loading …")} />
-    <${CommandLine} text="agentmgr events --follow" />`;
+    <div><${Table} label=${t("Events")} columns=${eventColumns()} rows=${shown} sort="-when" keyOf=${(/** @type {any} */ row) => String(row.id)}
+      empty=${earlier || problem ? t("No event is like that.") : t("Loading …")} /></div>
+    <p class="hint">${t("The same in a terminal:")}</p><${CommandLine} text="agentmgr events --follow" />`;
 }
 
 /** @param {{missed: number, until: number, newest: number | undefined}} props */

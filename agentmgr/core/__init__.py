@@ -24,7 +24,7 @@ A client:
 What is shown:
 
     view               a service and its instances, as users see them
-    stats              figures
+    stats              figures; `recent`: those of the last minutes, and of the last hour
     lookup             what a user names, by name or id
     secrets            values that are hidden, and keys that are not kept
 

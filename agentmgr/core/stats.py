@@ -98,8 +98,8 @@ def service_stats(
             "average_duration_s": totals.session_seconds / finished if finished else None,
         },
         "response_time": {
-            "handshake": _percentiles(totals.handshake),
-            "first_byte": _percentiles(totals.first_byte),
+            "handshake": percentiles(totals.handshake),
+            "first_byte": percentiles(totals.first_byte),
         },
         "bytes": {
             "from_client": totals.bytes_from_client + sum(c.bytes_from_client for c in live),
@@ -145,7 +145,8 @@ def _together(used: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     return {name: sum(figures[name] for figures in known) for name in known[0]} if known else None
 
 
-def _percentiles(latency: Latency) -> dict[str, float | None]:
+def percentiles(latency: Latency) -> dict[str, float | None]:
+    """`p50_s`, `p95_s` and `p99_s`; None where there are no values."""
     return {f"p{percent}_s": latency.quantile(percent / 100) for percent in (50, 95, 99)}
 
 

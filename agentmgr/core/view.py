@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from types import MappingProxyType
 
 from attrs import evolve
@@ -52,6 +53,11 @@ def overall_health(instances: Iterable[Instance]) -> HealthStatus:
     return min(found, key=_WORST_FIRST.index, default=HealthStatus.UNKNOWN)
 
 
+def started_at(instances: Iterable[Instance]) -> datetime | None:
+    """Since when it runs: when the oldest instance that is up was launched."""
+    return min((i.started_at for i in instances if i.started_at and i.status not in _DOWN), default=None)
+
+
 def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessions: int) -> Service:
     """One service as every interface shows it. `instances` are its own, in the order of their slots."""
     config = spec.config
@@ -73,9 +79,7 @@ def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessio
         version=spec.version,
         created_at=spec.created_at,
         updated_at=spec.updated_at,
-        started_at=min(
-            (i.started_at for i in instances if i.started_at and i.status not in _DOWN), default=None
-        ),
+        started_at=started_at(instances),
         restart_count=sum(i.restart_count for i in instances),
         next_restart_at=min((i.next_restart_at for i in instances if i.next_restart_at), default=None),
         active_sessions=active_sessions,

@@ -61,6 +61,7 @@ class OpenQuestion:
 @frozen
 class ArchiveFigures:
     sessions: int = 0
+    questions: int = 0  #: that wait for a person
     bytes: int = 0  #: of the file, without the pages that are free
 
 
@@ -173,7 +174,10 @@ def figures(path: Path) -> ArchiveFigures:
     with _open(path) as db:
         if db is None:
             return ArchiveFigures()
-        return ArchiveFigures(db.execute("SELECT count(*) FROM sessions").fetchone()[0], _used_bytes(db))
+        sessions, questions = (
+            db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("sessions", "questions")
+        )
+        return ArchiveFigures(sessions, questions, _used_bytes(db))
 
 
 def erase(path: Path, session_id: str) -> bool:

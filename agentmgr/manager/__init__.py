@@ -13,6 +13,8 @@ In reading order:
     publisher        the routing table: made after each change, given to the gateway and its workers
     recorder         what supervisor and gateway report: written down, counted, measured for `/metrics`
     events           what happened, for those who follow
+    summaries        one short row for each service, made anew when it changes
+    sampling         figures of each second, while there are viewers
     listeners        the gateway's address, served by this process or by workers; the names of all listeners
     tokens           which tokens are valid, and whether API and gateway ask for one
     gateway_access   who may use the gateway: tokens, and tickets for one connection

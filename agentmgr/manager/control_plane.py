@@ -24,7 +24,9 @@ from .gateway_access import GatewayAccess
 from .publisher import Publisher
 from .recorder import Recorder
 from .registry import Registry
+from .sampling import Sampler
 from .sessions import Sessions
+from .summaries import Summaries
 from .tokens import Tokens
 from .worker_manager import WorkerManager
 
@@ -70,6 +72,10 @@ class ControlPlane:
         self.gateway = self.worker_manager.gateway
         self.publisher = Publisher(self.registry, self.supervisor, self.worker_manager, tokens)
         self.sessions = Sessions(paths.sessions, self.registry, self.supervisor, self.publisher, nursery)
+        self.summaries = Summaries(
+            self.registry, self.supervisor, lambda: self.gateway.lobby.live, self.recorder.touched
+        )
+        self.sampler = Sampler(self)
 
     # Services
 
@@ -82,8 +88,12 @@ class ControlPlane:
         return [self.view(spec) for spec in self.registry.services()]
 
     def _with_usage(self, instance: Instance) -> Instance:
+        usage = self.latest_usage(instance)
+        return instance if usage is None else evolve(instance, usage=usage)
+
+    def latest_usage(self, instance: Instance) -> Usage | None:
         samples = self.supervisor.usage(instance.instance_id) if instance.pid is not None else ()
-        return evolve(instance, usage=samples[-1]) if samples else instance
+        return samples[-1] if samples else None
 
     def usage(self, service_id: str) -> dict[str, tuple[Usage, ...]]:
         """The samples of each of its instances, oldest first."""

@@ -35,6 +35,7 @@ from .gateway_access import TICKET_LIFE_S
 from .life import ManagerLife
 from .listeners import ManagerListeners
 from .recorder import Figures
+from .sampling import Viewer
 from .sessions import Sessions
 
 logger = logging.getLogger(__name__)
@@ -478,6 +479,13 @@ class AgentManager:
     def subscribe(self) -> AbstractContextManager[trio.MemoryReceiveChannel[models.Event]]:
         """Live events. The channel ends if its reader lags too far behind; `get_events` has the rest."""
         return self._live().events.subscribe()
+
+    def samples(self, wants: Iterable[str]) -> AbstractContextManager[Viewer]:
+        """Figures of each second, for one who looks on: of `overview`, `services`, and services by their ids.
+
+        `GET /events?sample=` documents what they are.
+        """
+        return self._live().sampler.subscribe(wants)
 
     async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[models.Event, ...]:
         """Past events with a higher id than `after`, the oldest first."""

@@ -9,6 +9,7 @@ import trio
 from attrs import field, frozen
 
 from .. import models
+from ..core.recent import HourlyCount, RecentLatency, minute_of
 from ..core.stats import Histogram, counted
 from ..models import ConnectionEnd, Event, HealthCheck, Instance, ServiceStatus, ServiceTotals
 from ..storage.store import Store
@@ -57,6 +58,9 @@ class Recorder:
         self._drain = drain
         self._active = active
         self._last_seen: dict[str, tuple[ServiceStatus, models.HealthStatus]] = {}
+        self._touched: set[str] = set()
+        self.first_bytes = RecentLatency()  #: by service id
+        self.rule_hits = HourlyCount()  #: connections, by the name of the rule that chose
 
     def totals(self, service_id: str) -> ServiceTotals:
         return self._totals.get(service_id, ServiceTotals())
@@ -64,6 +68,15 @@ class Recorder:
     def forget(self, service_id: str) -> None:
         """Drops the totals of a service that was unregistered."""
         self._totals.pop(service_id, None)
+
+    def touched(self) -> set[str]:
+        """The ids of the services whose instances have changed since this was last called."""
+        touched, self._touched = self._touched, set()
+        return touched
+
+    def restarts(self) -> int:
+        """Unplanned ones of all services, ever."""
+        return sum(totals.restarts for totals in self._totals.values())
 
     def _count(self, fact: models.Fact) -> None:
         if fact.service_id is not None:
@@ -102,6 +115,7 @@ class Recorder:
             self._announce(f"instance.{changed}", instance)
         if instance.status is ServiceStatus.STOPPED:
             del self._last_seen[instance.instance_id]
+        self._touched.add(instance.service_id)
         self._changed()
 
     def _announce(self, kind: str, instance: Instance) -> None:
@@ -124,6 +138,8 @@ class Recorder:
             self._count(peak)
         if connection.handshake_s is not None:
             self.figures.handshakes.observe(connection.handshake_s)
+        if connection.rule is not None:  # it may have been opened before this manager began
+            self.rule_hits.add(connection.rule, minute_of(connection.started_at), minute_of(models.utc_now()))
 
     def connection_resumed(self, connection: models.Connection) -> None:
         event = Event(
@@ -137,6 +153,7 @@ class Recorder:
     def connection_closed(self, end: ConnectionEnd) -> None:
         if end.first_byte_s is not None:
             self.figures.first_bytes.observe(end.first_byte_s)
+            self.first_bytes.observe(end.service_id, end.first_byte_s, minute_of(end.ended_at))
         self._store.record(end)
         self._count(end)
         self._events.announce(end.event)

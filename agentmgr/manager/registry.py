@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import trio
@@ -37,6 +38,10 @@ class Registry:
     def services(self) -> tuple[ServiceSpec, ...]:
         """All, by name."""
         return tuple(sorted(self._services.values(), key=lambda spec: spec.name))
+
+    @property
+    def by_id(self) -> Mapping[str, ServiceSpec]:
+        return MappingProxyType(self._services)
 
     def service(self, ref: str) -> ServiceSpec:
         """The one with this id or name; raises `ServiceNotFound`."""

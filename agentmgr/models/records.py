@@ -172,6 +172,13 @@ class Latency:
         counts[bucket] = counts.get(bucket, 0) + 1
         return Latency(counts)
 
+    def plus(self, other: Latency) -> Latency:
+        """Of the values of both."""
+        counts = dict(self.counts)
+        for bucket, count in other.counts.items():
+            counts[bucket] = counts.get(bucket, 0) + count
+        return Latency(counts)
+
     def quantile(self, share: float) -> float | None:
         """Seconds that `share` (0 to 1) of the values do not exceed; None where there are no values.
 

@@ -66,6 +66,7 @@ class InstanceTask:
         self.view = view  #: as others may see it; replaced at each change
         self.finished = False  #: it will not be launched again
         self.over = trio.Event()  #: its task has ended, and nothing is left of its process
+        self.sessions: int | None = None  #: conversations in its memory, as it last said
         self.entry = context.recorder.entry(view.instance_id)
         self._config = spec.config
         self._slot = slot
@@ -242,7 +243,7 @@ class InstanceTask:
             )
             yield child
         finally:
-            self._child = None
+            self._child = self.sessions = None
             if self._leave:
                 child.release()
             else:
@@ -386,6 +387,7 @@ class InstanceTask:
         async with self._context.probes:
             result = await child.probe(self._config.health_check_timeout)
         if self._child is child and self.view.status in _SERVING:
+            self.sessions = result.sessions
             self._judge(result)
             if child.serves or self.view.serves is not None:
                 self._report(serves=child.serves)

@@ -176,11 +176,18 @@ def _judge(text: str, expected: str) -> ProbeResult:
     if not isinstance(journal, dict):
         journal = {}
     result = ProbeResult(
-        True, said=_said_of(journal) or None, journal_degraded=journal.get("degraded") is not None
+        True,
+        said=_said_of(journal) or None,
+        journal_degraded=journal.get("degraded") is not None,
+        sessions=_count(answer.get("sessions")),
     )
     if status == "degraded":
         return evolve(result, reason=detail or "the agent says that it is degraded", degraded=True)
     return result
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and 0 <= value < 2**53 else None
 
 
 def _said_of(journal: dict[str, Any]) -> str:

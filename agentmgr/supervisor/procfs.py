@@ -6,7 +6,8 @@ So code that acts on a process opens a pidfd first and then asks again, see `pro
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -102,6 +103,19 @@ def scan(since_ticks: int = 0) -> list[Living]:
         facts = stat(pid) if pid != me and not _of_kernel(pid) else None
         if facts is not None and facts.start_ticks >= since_ticks and facts.state not in "ZX":
             found.append(Living(pid, facts.session, token(pid)))
+    return found
+
+
+def members(leaders: Collection[int]) -> dict[int, list[Stat]]:
+    """The living processes of the sessions with these leaders, by leader.
+
+    A look at the session id of each process of the machine (1 µs), and a read for each that is found (15 µs).
+    """
+    found: dict[int, list[Stat]] = {leader: [] for leader in leaders}
+    for pid in pids() if found else ():
+        with suppress(OSError):  # it is gone, or hidden
+            if os.getsid(pid) in found and (facts := stat(pid)) is not None and facts.state not in "ZX":
+                found.setdefault(facts.session, []).append(facts)
     return found
 
 

@@ -292,6 +292,13 @@ class Supervisor:
         """Its resource use over the last hour: a sample every 10 s, oldest first."""
         return self._launcher.usage(instance_id)
 
+    def sessions(self, service_id: str | None = None) -> dict[str, int]:
+        """How many conversations are in the memory of each hosted agent, by instance id, as its last check
+        has shown.
+        """
+        tasks = self._tasks(service_id)
+        return {task.view.instance_id: task.sessions for task in tasks if task.sessions is not None}
+
     def log_path(self, name: str, slot: int = 0) -> Path:
         """The file that this instance of the service writes its output to."""
         if self._log_dir is None:

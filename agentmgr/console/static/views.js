@@ -2,6 +2,7 @@
 import { Events } from "./views/events.js";
 import { Overview } from "./views/overview.js";
 import { Services } from "./views/services.js";
+import { Sessions } from "./views/sessions.js";
 
 /**
  * @typedef {{
@@ -18,4 +19,5 @@ export const VIEWS = [
   { name: "overview", label: "Overview", icon: "◎", View: Overview },
   { name: "services", label: "Services", icon: "▤", View: Services },
   { name: "events", label: "Events", icon: "≡", View: Events },
+  { name: "sessions", label: "Sessions", icon: "❝", View: Sessions },
 ];

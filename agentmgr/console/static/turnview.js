@@ -8,6 +8,7 @@ import { Foreign, Status } from "./ui.js";
 /** @typedef {(step_id: string, confirmed: boolean) => Promise<unknown>} AnswerQuestion */
 
 const PARTS_SHOWN = 100; // the last of a turn
+const TEXT_SHOWN = 5000; // characters of one text, before a click
 
 const END_TEXT = /** @type {Record<string, [string, string]>} */ ({
   "agent.error": ["failed", "The turn failed"],
@@ -24,7 +25,7 @@ export function TurnView({ turn, answer }) {
   // The same turn object is the same picture: of a long session only the turn that moves is drawn again.
   return useMemo(() => html`<article class="turn" aria-label=${t("Turn {number}", { number: turn.number })}>
     <div class="said person">${turn.known
-      ? html`<${Foreign} text=${valueText(turn.message) || "–"} />`
+      ? html`<${Foreign} text=${valueText(turn.message) || "–"} most=${TEXT_SHOWN} />`
       : html`<span class="none">${t("The message of this turn is not here.")}</span>`}</div>
     <${Parts} parts=${turn.parts} answer=${answer} />
     <${TurnEnd} turn=${turn} /></article>`, [turn, answer]);
@@ -43,10 +44,10 @@ function Parts({ parts, answer }) {
 function PartView({ part, answer }) {
   switch (part.kind) {
     case "text":
-      return html`<div class="said agent"><${Foreign} text=${part.text} /></div>`;
+      return html`<div class="said agent"><${Foreign} text=${part.text} most=${TEXT_SHOWN} /></div>`;
     case "thinking":
       return html`<details class="step"><summary><span class="icon" aria-hidden="true">…</span> ${t("Thinking")}</summary>
-        <${Foreign} text=${part.text} /></details>`;
+        <${Foreign} text=${part.text} most=${TEXT_SHOWN} /></details>`;
     case "tool":
       return html`<${ToolView} part=${part} />`;
     case "question":
@@ -135,7 +136,7 @@ function TurnEnd({ turn }) {
   const text = endText(turn);
   return html`${text && html`<div class="said ${mark ? "trouble" : "agent"}">
       ${words && html`<p><${Status} value=${mark} text=${t(words)} /> <code>${turn.end?.content?.code ?? turn.end?.content?.type}</code></p>`}
-      <${Foreign} text=${text} /></div>`}
+      <${Foreign} text=${text} most=${TEXT_SHOWN} /></div>`}
     ${!text && words && html`<div class="said trouble"><${Status} value=${mark} text=${t(words)} /></div>`}
     <p class="foot">${turn.status !== "ended" && html`<${Status} value=${turn.status === "running" ? "starting" : "waiting"}
         text=${turn.status === "running" ? t("running") : t("waits for its turn")} />`}

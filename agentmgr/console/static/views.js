@@ -18,6 +18,6 @@ import { Sessions } from "./views/sessions.js";
 export const VIEWS = [
   { name: "overview", label: "Overview", icon: "◎", View: Overview },
   { name: "services", label: "Services", icon: "▤", View: Services },
-  { name: "events", label: "Events", icon: "≡", View: Events },
   { name: "sessions", label: "Sessions", icon: "❝", View: Sessions },
+  { name: "events", label: "Events", icon: "≡", View: Events },
 ];

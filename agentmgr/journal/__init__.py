@@ -7,7 +7,8 @@ In reading order:
     sqlite    one in an SQLite file: the task that writes, and what is done when it cannot
     held      a session that a host holds, between its copy in memory and that task
     holders   which hosts live
-    schema    the file: its tables, opening it, setting one aside that cannot be used
+    file      the file as a host has it open
+    schema    its tables, opening it, setting one aside that cannot be used
     links     what is kept of clients' connections, so that they outlive their host
     writing   the changes of many sessions in one transaction; claims
     reading   a session, and its events

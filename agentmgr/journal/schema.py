@@ -25,8 +25,8 @@ VERSION = 1
 LOCK_PIECE_MS = 100  #: a transaction waits for another process's so long at once
 SMALLEST_PAGE_BYTES = 512
 LOG_PAGES = 8000
-"""32 MiB: where the log is longer, a commit copies it into the file, and waits for the disk. A host has most
-of it copied beside its commits before."""
+"""32 MiB: where the log is longer, commits wait until it is copied into the file. A host has most of it
+copied beside its commits before."""
 
 TABLES = """
 CREATE TABLE sessions (
@@ -161,10 +161,13 @@ def open_file(path: Path, *, damaged: tuple[int, int] | None = None) -> sqlite3.
         return _open(path)
 
 
-def copy_log(path: Path) -> None:
-    """Copies what was committed from SQLite's log into the file. Commits go on meanwhile."""
+def copy_log(path: Path) -> int:
+    """Copies what was committed from SQLite's log into the file. Commits go on meanwhile.
+
+    Returns the pages that the log had. Where it was copied whole, it begins anew with the next commit.
+    """
     with closing(connect(path)) as db:
-        db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        return int(db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1])
 
 
 def _open(path: Path) -> sqlite3.Connection:
@@ -200,7 +203,7 @@ def _prepare(db: sqlite3.Connection) -> None:
     # A commit outlives the process. A power cut may take the last of them back, all after one moment.
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute("PRAGMA secure_delete = ON")  # what is erased is overwritten
-    db.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
+    db.execute("PRAGMA wal_autocheckpoint = 0")  # a commit does not wait for the disk: see `copy_log`
     if version < VERSION:
         script = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {VERSION};"
         db.executescript(f"BEGIN IMMEDIATE; {TABLES} {script} COMMIT;")

@@ -1,8 +1,9 @@
 """A journal in an SQLite file, which the hosts of a service share.
 
-One task of a host commits what all its sessions have handed over, in one transaction, in a worker thread;
-then what has come together meanwhile. So batches grow with the load, and no timer runs while nothing happens.
-Whole sessions and old events are read through a second connection, so that commits do not wait for them.
+One task of a host commits what all its sessions have handed over, in one transaction; then what has come
+together meanwhile. So batches grow with the load, and no timer runs while nothing happens. A few events are
+committed at once, see `_commit_here`, all else in a worker thread. Whole sessions and old events are read
+through a second connection, so that commits do not wait for them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import logging
 import math
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +22,7 @@ from typing import TypeVar
 import trio
 
 from . import holders, links, reading, schema, writing
+from .file import JournalFile
 from .held import HeldSession
 from .journal import (
     Held,
@@ -40,8 +43,10 @@ log = logging.getLogger(__name__)
 
 LOCK_PATIENCE_S = 5.0  #: for another process to end its transaction
 DISK_PATIENCE_S = 10.0  #: for a disk that does not answer, as one of a network
-PACE_S = 0.001
-"""From the beginning of a commit to that of the next. One costs 0.2 ms of CPU, however little is in it."""
+LOCK_PAUSE_S = 0.002  #: between tries
+HERE_BYTES = 256 * 1024  #: of events that are committed at once: it takes 2 ms at most
+SLOW_S = 0.01  #: for such a commit; the disk has other work, or is full of it
+AWAY_S = 1.0  #: so long all commits then go to the thread
 RETRY_S = 1.0  #: between tries while the journal cannot be written
 PENDING_BYTES = 64 * 2**20  #: of events that wait for the disk; it is too slow for more
 PAGE_BYTES = 4096  #: a commit writes a page of an index, or more, for each session
@@ -55,20 +60,12 @@ class SqliteJournal:
     durable = True
 
     def __init__(self, path: Path, instance_id: str, lock_patience_s: float, retry_s: float) -> None:
-        self._path = Path(os.path.realpath(path))  # what lies beside it is where SQLite puts it
-        self._instance_id = instance_id
+        self._file = JournalFile(path, instance_id)
         self._lock_patience_s, self._retry_s = lock_patience_s, retry_s
-        self._holder = ""
-        self._lock = ExitStack()  # of the holder
-        self._db: sqlite3.Connection | None = None
-        self._file = (0, 0)
-        self._damaged: tuple[int, int] | None = None  # the file that is
         self._told = False
-        self.set_aside: Sequence[str] = ()
         self._writer, self._reader, self._copier = (trio.CapacityLimiter(1) for _ in range(3))
         self._log_bytes = 0  # about; since it was last copied into the file
         self._log_is_long = trio.Event()
-        self._reads: sqlite3.Connection | None = None
         self._held: set[HeldSession] = set()
         self._pending: list[HeldSession] = []  # those that have handed something over
         self._pending_bytes = 0
@@ -76,18 +73,22 @@ class SqliteJournal:
         self._links: set[HeldLink] = set()
         self._changed_links: list[HeldLink] = []
         self._flushes = trio.lowlevel.ParkingLot()
-        self._next_at = -math.inf  # when the next commit may begin
+        self._slow_until = -math.inf  # as `time.monotonic` has it
         self._degraded: str | None = "it is not open yet"
 
     @property
     def degraded(self) -> str | None:
         return self._degraded
 
+    @property
+    def set_aside(self) -> Sequence[str]:
+        return self._file.set_aside
+
     async def create(self, record: SessionRecord) -> Held:
         place = Place(record)
         if record.name is not None and self._degraded is None:
             create = partial(writing.create_named, place=place)
-            taken = await self._try(self._writer, lambda: create(self._open_db(), self._holder))
+            taken = await self._try(self._writer, lambda: create(self._file.writes, self._file.holder))
             if taken is not None:
                 raise SessionNameTaken(taken)
         else:
@@ -101,7 +102,7 @@ class SqliteJournal:
         if isinstance(claimed, str):
             raise HeldElsewhere(holders.instance_of(claimed))
         row, epoch = claimed
-        loaded = await self._try(self._reader, lambda: reading.load(self._for_reading(), row))
+        loaded = await self._try(self._reader, lambda: reading.load(self._file.reads, row))
         return self._hold(Place(loaded.record, row, epoch), loaded)
 
     def keep_link(self, link_id: str, copy: LinkCopy) -> HeldLink:
@@ -110,13 +111,17 @@ class SqliteJournal:
         return link
 
     async def take_link(self, link_id: str) -> str | None:
-        return await self._try(self._writer, lambda: links.take_over(self._open_db(), self._holder, link_id))
+        return await self._try(
+            self._writer, lambda: links.take_over(self._file.writes, self._file.holder, link_id)
+        )
 
     async def unfinished(self) -> Sequence[str]:
         def find() -> list[str]:
-            found = reading.unfinished(self._for_reading())
+            found = reading.unfinished(self._file.reads)
             return [
-                session_id for session_id, holder in found if holder is None or not self._may_hold(holder)
+                session_id
+                for session_id, holder in found
+                if holder is None or not self._file.may_hold(holder)
             ]
 
         return await self._try(self._reader, find)
@@ -131,8 +136,6 @@ class SqliteJournal:
                     await trio.sleep(self._retry_s)
                     await self._recover()
                 elif self._pending or self._changed_links:
-                    await trio.sleep_until(self._next_at)
-                    self._next_at = trio.current_time() + PACE_S
                     await self._flush()
                 else:
                     self._arrived = trio.Event()
@@ -144,7 +147,7 @@ class SqliteJournal:
                 while self._pending or self._changed_links:
                     await self._flush()
                 with suppress(*_TROUBLE):
-                    await self._in_thread(self._writer, self._close)
+                    await self._in_thread(self._writer, self._file.close)
 
     async def copy_log(self) -> None:
         """Copies SQLite's log of commits into the file while more are made, whenever there is much of it.
@@ -154,8 +157,11 @@ class SqliteJournal:
         while True:
             await self._log_is_long.wait()
             self._log_is_long, self._log_bytes = trio.Event(), 0
+            copy = partial(schema.copy_log, self._file.path)
             with suppress(*_TROUBLE):  # the next commit meets it too
-                await self._in_thread(self._copier, lambda: schema.copy_log(self._path))
+                if await self._in_thread(self._copier, copy) > schema.LOG_PAGES:
+                    # It begins anew only when all is copied. So commits wait.
+                    await self._in_thread(self._writer, copy)
 
     # What its sessions call.
 
@@ -187,7 +193,7 @@ class SqliteJournal:
             return ()
         try:
             return await self._try(
-                self._reader, lambda: reading.frames(self._for_reading(), place.row, first, last, max_bytes)
+                self._reader, lambda: reading.frames(self._file.reads, place.row, first, last, max_bytes)
             )
         except Unreachable:
             return ()
@@ -205,17 +211,20 @@ class SqliteJournal:
     # The writer.
 
     async def _flush(self) -> None:
-        self._log_bytes += self._pending_bytes + len(self._pending) * PAGE_BYTES
-        batch, self._pending, self._pending_bytes = self._pending, [], 0
+        size, self._pending_bytes = self._pending_bytes, 0
+        self._log_bytes += size + len(self._pending) * PAGE_BYTES
+        batch, self._pending = self._pending, []
         work = [(held.place, changes) for held in batch if (changes := held.take())]
         changed, self._changed_links = self._changed_links, []
         links_work = [(link, link.take()) for link in changed]
         try:
-            lost, lost_links = await self._in_thread(self._writer, lambda: self._commit(work, links_work))
+            done = None if size > HERE_BYTES or links_work else self._commit_here(work)
+            if done is None:
+                done = await self._in_thread(self._writer, lambda: self._commit(work, links_work))
         except _TROUBLE as error:
             self._fail(error)
             return
-        gone = set(lost)
+        gone, lost_links = set(done[0]), done[1]
         for held in batch:
             if held.place in gone:
                 self._lose(held)
@@ -229,10 +238,32 @@ class SqliteJournal:
         if self._log_bytes > LOG_BYTES:
             self._log_is_long.set()
 
+    def _commit_here(self, work: writing.Work) -> tuple[list[Place], list[HeldLink]] | None:
+        """Commits a few events in the thread that calls; None: it is left to the worker thread.
+
+        A commit of ten events takes 50 µs: SQLite hands its pages to the kernel, and waits for no disk. By
+        way of the worker thread it took 200 µs more, and a millisecond until both threads were awake. Where
+        the kernel is slow all the same, as while much else is written to the disk, the next commits are the
+        thread's. So are those that meet another process's transaction: nothing here waits for one.
+        """
+        began = time.monotonic()
+        if began < self._slow_until or self._writer.borrowed_tokens or not writing.is_of_events(work):
+            return None
+        try:
+            self._file.check()
+            return writing.write_events(self._file.writes, work), []
+        except sqlite3.Error as error:
+            if schema.is_lock(error):
+                return None
+            raise
+        finally:
+            if (ended := time.monotonic()) > began + SLOW_S:
+                self._slow_until = ended + AWAY_S
+
     async def _recover(self) -> None:
         """Makes the file usable, and writes each session anew of which something was dropped."""
         try:
-            if await self._in_thread(self._writer, self._make_ready):
+            if await self._in_thread(self._writer, self._file.make_ready):
                 for held in self._held:
                     held.place.row, held.dirty = 0, True
             while waiting := [held for held in self._held if held.dropping]:
@@ -244,16 +275,16 @@ class SqliteJournal:
             self._fail(error)
         else:
             if self._told:
-                log.info("the journal %s is written again", self._path)
+                log.info("the journal %s is written again", self._file.path)
             self._degraded, self._told = None, False
             for link in self._links:
                 link.changed()
 
     async def _write_whole(self, held: HeldSession) -> None:
         snapshot = held.snapshot()
-        work = partial(writing.write_whole, held.place, snapshot, self._may_hold)
+        work = partial(writing.write_whole, held.place, snapshot, self._file.may_hold)
         try:
-            kept = await self._in_thread(self._writer, lambda: work(self._open_db(), self._holder))
+            kept = await self._in_thread(self._writer, lambda: work(self._file.writes, self._file.holder))
         except _UNWRITABLE as error:
             # Of this session alone. It goes on in memory.
             log.error("session %.8s… cannot be kept: %s", snapshot.record.session_id, error)
@@ -273,7 +304,7 @@ class SqliteJournal:
 
     def _fail(self, error: Exception) -> None:
         if schema.is_damage(error):
-            self._damaged = self._file
+            self._file.is_damaged()
         if schema.is_lock(error):
             reason = "another program has it locked"
         elif isinstance(error, trio.TooSlowError):
@@ -284,7 +315,9 @@ class SqliteJournal:
 
     def _degrade(self, reason: str) -> None:
         if not self._told:
-            log.error("the journal %s: %s. Sessions go on in memory until it works again", self._path, reason)
+            log.error(
+                "the journal %s: %s. Sessions go on in memory until it works again", self._file.path, reason
+            )
         self._degraded, self._told = reason, True
         self._pending, self._pending_bytes = [], 0
         for held in list(self._held):
@@ -317,61 +350,18 @@ class SqliteJournal:
             except sqlite3.Error as error:
                 if not schema.is_lock(error) or trio.current_time() >= give_up_at:
                     raise
+            with trio.CancelScope(shield=True):
+                await trio.sleep(LOCK_PAUSE_S)
 
     def _commit(
         self, work: writing.Work, links: Sequence[tuple[HeldLink, str | None]]
     ) -> tuple[list[Place], list[HeldLink]]:
-        if schema.identity(self._path) != self._file:
-            raise _Replaced("another file has its name now")
-        return writing.write(self._open_db(), self._holder, work, links)
-
-    def _make_ready(self) -> bool:
-        """Whether the file is another one than before."""
-        directory = self._path.parent
-        if not self._holder or not holders.lives(directory, self._holder):
-            self._lock.close()
-            self._holder = self._lock.enter_context(holders.living(directory, self._instance_id))
-        before = self._file
-        if self._db is not None and before != self._damaged and schema.is_at(self._path, before):
-            with writing.transaction(self._db):
-                self._db.execute(f"PRAGMA user_version = {schema.VERSION}")  # writes, which is what is tried
-            return False
-        self._close_files()
-        self._db = schema.open_file(self._path, damaged=self._damaged)
-        self._file = schema.identity(self._path)
-        self.set_aside = [kept.name for kept in schema.set_aside_of(self._path)]
-        return True
-
-    def _open_db(self) -> sqlite3.Connection:
-        if self._db is None:
-            raise _Replaced("it is not open")
-        return self._db
-
-    def _for_reading(self) -> sqlite3.Connection:
-        if self._reads is None:
-            self._reads = schema.connect(self._path)
-            self._reads.execute("PRAGMA query_only = ON")
-        return self._reads
+        self._file.check()
+        return writing.write(self._file.writes, self._file.holder, work, links)
 
     def _claim(self, session_id: str, may_own: MayOwn | None) -> tuple[int, int] | str | None:
-        return writing.claim(self._open_db(), self._holder, session_id, self._may_hold, may_own)
-
-    def _may_hold(self, holder: str) -> bool:
-        return holders.may_hold(self._path.parent, holder)
-
-    def _close_files(self) -> None:
-        for db in (self._reads, self._db):
-            if db is not None:
-                db.close()
-        self._reads = self._db = None
-
-    def _close(self) -> None:
-        self._close_files()
-        self._lock.close()
-
-
-class _Replaced(OSError):
-    """The file is not the one that was opened."""
+        file = self._file
+        return writing.claim(file.writes, file.holder, session_id, file.may_hold, may_own)
 
 
 _TROUBLE = (sqlite3.Error, OSError, RuntimeError, MemoryError, ValueError, OverflowError, trio.TooSlowError)

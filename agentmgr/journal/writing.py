@@ -107,27 +107,34 @@ def write(
     """Commits all changes in one transaction. Returns the places and links that others have by now."""
     new = [place for place, _ in work if not place.row]
     others = [(place, changes) for place, changes in work if any(type(c) is not Frame for c in changes)]
-    lost: list[Place] = []
-    lost_links: list[HeldLink] = []
-    if not new and not others and not links and len(work) <= ROWS_AT_ONCE:
-        # The usual one. With a single statement, which is a transaction of its own, the thread gives up the
-        # interpreter once, and has to get it back once.
-        complete = _write_frames(db, _all_rows(work))
-    else:
-        try:
-            with transaction(db):
-                for place in new:
-                    place.row = _insert_session(db, place.record, holder, place.epoch)
-                lost = [place for place, changes in others if not _write_changes(db, place, changes)]
-                complete = _write_frames(
-                    db, [row for place, changes in work for row in _rows(place, changes)]
-                )
-                lost_links = write_links(db, holder, links)
-        except BaseException:  # goes on: what was undone has no row
+    try:
+        with transaction(db):
             for place in new:
-                place.row = 0
-            raise
-    return lost if complete else [place for place, _ in work if not _is_held(db, place)], lost_links
+                place.row = _insert_session(db, place.record, holder, place.epoch)
+            lost = [place for place, changes in others if not _write_changes(db, place, changes)]
+            complete = _write_frames(db, _all_rows(work))
+            lost_links = write_links(db, holder, links)
+    except BaseException:  # goes on: what was undone has no row
+        for place in new:
+            place.row = 0
+        raise
+    return lost if complete else _lost(db, work), lost_links
+
+
+def is_of_events(work: Work) -> bool:
+    """Whether nothing else is in it, and each of its sessions is in the file."""
+    return all(place.row and all(type(change) is Frame for change in changes) for place, changes in work)
+
+
+def write_events(db: sqlite3.Connection, work: Work) -> list[Place]:
+    """Commits changes that are events and nothing else. Returns the places that others have by now."""
+    rows = _all_rows(work)
+    if len(rows) <= ROWS_AT_ONCE:
+        complete = _write_frames(db, rows)  # one statement: a transaction of its own
+    else:
+        with transaction(db):
+            complete = _write_frames(db, rows)
+    return [] if complete else _lost(db, work)
 
 
 def write_whole(
@@ -321,6 +328,10 @@ def _of_name(db: sqlite3.Connection, record: SessionRecord) -> str | None:
         (record.owner, record.name),
     ).fetchone()
     return None if found is None else str(found[0])
+
+
+def _lost(db: sqlite3.Connection, work: Work) -> list[Place]:
+    return [place for place, _ in work if not _is_held(db, place)]
 
 
 def _is_held(db: sqlite3.Connection, place: Place) -> bool:

@@ -13,6 +13,7 @@ A client:
     conditions         whether a rule's conditions hold for it
     routing            which service and which instance it gets, or why none
     strategies         which of several instances
+    verdicts           what each rule makes of a request, for people
     affinity           a session's clients go to the instance that holds it
     outliers           instances that fail their clients are left out for a while
     admission          seats under `max_sessions`, and the rate of one address; `shared_seats`: of workers

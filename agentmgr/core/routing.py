@@ -19,6 +19,7 @@ from .conditions import Predicate, compile_conditions
 from .lookup import in_order
 from .request import ClientRequest
 from .strategies import Rotation
+from .verdicts import RuleVerdict
 
 
 class BackendState(StrEnum):
@@ -86,6 +87,7 @@ class RoutingDecision:
     service: str | None  #: the name of the chosen one's service
     code: str | None  #: of the refusal, when no backend was chosen
     reason: str
+    rules: tuple[RuleVerdict, ...] = ()  #: what each rule makes of the request, in their order
 
 
 @frozen(slots=False)  # for cached_property

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import trio
+from attrs import evolve
 
 from ..core.admission import Seats
 from ..core.affinity import Affinity
@@ -14,6 +15,7 @@ from ..core.hosts import origins
 from ..core.outliers import OutlierPolicy
 from ..core.request import ClientRequest
 from ..core.routing import Router, RoutingDecision, RoutingTable
+from ..core.verdicts import verdicts
 from ..models import Connection
 from ..protocol import COME_BACK, GOING_AWAY, POLICY
 from ..websocket.frames import close_frame
@@ -101,6 +103,11 @@ class Gateway:
 
     def route(self, request: ClientRequest) -> RoutingDecision:
         """The instance that this client would get now, and why. Changes nothing."""
+        decision = self._decision(request)
+        rules = self._lobby.router.table.rules
+        return evolve(decision, rules=verdicts(rules, request, decided=decision.rule))
+
+    def _decision(self, request: ClientRequest) -> RoutingDecision:
         try:
             pool, chosen = self._lobby.preview(request)
         except Refusal as refusal:

@@ -250,7 +250,22 @@ async def _test(cli: Cli, path: str, client_ip: str, headers: tuple[str, ...], o
     }
     decision["candidates"] = tuple(named.get(one, one) for one in decision["candidates"])
     decision["chosen"] = named.get(decision["chosen"], decision["chosen"])
+    verdicts = decision.pop("rules", ())  # an older manager has none
     print_fields(decision.items())
+    if verdicts:
+        rows = [[one["name"], one["verdict"], _because(one)] for one in verdicts]
+        print_table(["rule", "verdict", "because"], rows, empty="")
+
+
+def _because(verdict: dict[str, Any]) -> str:
+    """The first condition that does not hold, and what the request has there."""
+    for condition in verdict["conditions"]:
+        if not condition["holds"]:
+            value = condition["value"]
+            wanted = value if isinstance(value, str) else ",".join(value)
+            seen = " and ".join(condition["seen"]) or "nothing"
+            return f"{condition['field']} {condition['operator']} {wanted}: the request has {seen}"
+    return ""
 
 
 def _header(word: str) -> tuple[str, str]:

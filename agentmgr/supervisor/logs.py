@@ -21,7 +21,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 from attrs import frozen
@@ -101,6 +101,15 @@ class Still:
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self._descriptor, size, offset - self._cut)
+
+
+def copies(file: Path) -> Iterator[Path]:
+    """The rotated logs, the newest first."""
+    for number in count(1):
+        copy = _copy_of(file, number)
+        if not copy.exists():
+            return
+        yield copy
 
 
 @contextmanager

@@ -25,8 +25,12 @@ POLL_S = 0.2
 Write = Callable[[bytes], Awaitable[None]]
 
 
-async def show(files: Mapping[int, Path], write: Write, *, lines: int, following: bool) -> None:
+async def show(
+    files: Mapping[int, Path], write: Write, *, lines: int, following: bool, since: int | None = None
+) -> None:
     """Writes the last lines of the instances' logs and, if `following`, new ones until cancelled.
+
+    `since`: the position (`log_window`) to begin at, in place of some lines before the end.
 
     With several instances, each line begins with the instance's number. Their last lines are not merged: no
     log records when a line was written.
@@ -34,7 +38,7 @@ async def show(files: Mapping[int, Path], write: Write, *, lines: int, following
     async with trio.open_nursery() as nursery:
         for number, path in files.items():
             marked = _marking(f"[{number}] ".encode() if len(files) > 1 else b"", write)
-            last, end = await tail(path, lines)
+            last, end = await tail(path, lines) if since is None else (b"", since)
             if last:
                 await marked(last)
             if following:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from attrs import field, frozen
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+from attrs import Attribute, field, frozen
 from quart import Response
 
 from ...errors import FieldProblem, InvalidRequest
-from ...models.fields import between
+from ...models.fields import between, invalid, rule
+from ...supervisor import log_window
+from ...supervisor.log_window import LogMatches, LogWindow
 from ...supervisor.tail import MAX_LINES, show
-from ..operations import Call, Operations
+from ..operations import Answer, Call, Operations
 from ..streams import Send, StreamBody, stream
 
 api = Operations("services")
+
+T = TypeVar("T")
+
+_POSITION = between(-(2**62), 2**62)
+# Of their own: a search takes a while, and must not hold up what others read.
+_reading, _searching = trio.CapacityLimiter(4), trio.CapacityLimiter(1)
 
 
 @frozen
@@ -21,6 +35,36 @@ class LogsQuery:
     )  #: so many of the last lines, of each instance
     follow: bool = False  #: and what is written from now on
     instance: int | None = field(default=None, validator=between(0, 999))  #: its slot; None: all
+    since: int | None = field(default=None, validator=_POSITION)
+    """With `follow`, of one instance: the position to begin at, in place of `tail`."""
+
+
+@frozen
+class OneLog:
+    instance: int = field(default=0, validator=between(0, 999))  #: its slot
+
+
+@frozen
+class WindowQuery(OneLog):
+    """Of the positions one is given at most; without any, the last lines come."""
+
+    limit: int = field(default=200, validator=between(1, 5000))
+    at: int | None = field(default=None, validator=_POSITION)  #: the line that it lies in, and those after it
+    after: int | None = field(default=None, validator=_POSITION)
+    before: int | None = field(default=None, validator=_POSITION)
+
+
+@rule(minLength=1, maxLength=1000)
+def _wanted(_: Any, attribute: Attribute[Any], text: str) -> None:
+    if not 1 <= len(text) <= 1000 or "\n" in text:
+        raise invalid(attribute.name, "must be 1 to 1000 characters on one line")
+
+
+@frozen
+class SearchQuery(OneLog):
+    q: str = field(kw_only=True, validator=_wanted)  #: plain text, in any case
+    limit: int = field(default=200, validator=between(1, 1000))
+    before: int | None = field(default=None, validator=_POSITION)
 
 
 @api.add(
@@ -34,15 +78,76 @@ class LogsQuery:
 )
 async def read_logs(call: Call, query: LogsQuery) -> Response:
     """The output of a service; each line begins with the instance's number where there are several."""
-    service = call.manager.get_service(call.ref)
-    count = service.config.instances
-    if query.instance is not None and not 0 <= query.instance < count:
-        problem = f"must be from 0 to {count - 1}"
-        raise InvalidRequest(f"instance {problem}", fields=[FieldProblem("instance", problem)])
+    count = call.manager.get_service(call.ref).config.instances
+    if query.since is not None and (not query.follow or (query.instance is None and count > 1)):
+        raise invalid("since", "is a position in the log of one instance: give `instance`, and follow=true")
     slots = range(count) if query.instance is None else [query.instance]
-    files = {slot: call.manager.log_path(call.ref, slot) for slot in slots}
+    files = {slot: _log(call, slot) for slot in slots}
 
     async def produce(send: Send) -> None:
-        await show(files, send, lines=query.tail, following=query.follow)
+        await show(files, send, lines=query.tail, following=query.follow, since=query.since)
 
     return stream(StreamBody(produce, call), "text/plain; charset=utf-8")
+
+
+@api.add("GET", "/services/{ref}/logs/lines", query=WindowQuery, gives={200: LogWindow}, problems=(400, 404))
+async def read_log_window(call: Call, query: WindowQuery) -> Answer:
+    """Lines of one instance's log around a position, which is an offset in bytes over all kept files.
+
+    What it writes to stdout and to stderr is one log.
+    """
+    given = {name: getattr(query, name) for name in ("at", "after", "before")}
+    if sum(position is not None for position in given.values()) > 1:
+        raise invalid("at", "is given with another position: give one of `at`, `after` and `before`")
+    read = partial(log_window.window, _log(call, query.instance), query.limit, **given)
+    return Answer(await _in_thread(read, _reading))
+
+
+@api.add(
+    "GET", "/services/{ref}/logs/matches", query=SearchQuery, gives={200: LogMatches}, problems=(400, 404)
+)
+async def search_log(call: Call, query: SearchQuery) -> Answer:
+    """The lines of one instance's log that have a text in them, the newest first."""
+    path = _log(call, query.instance)
+    search = partial(log_window.search, path, query.q, query.limit, before=query.before)
+    return Answer(await _in_thread(search, _searching))
+
+
+@api.add(
+    "GET",
+    "/services/{ref}/logs/file",
+    query=OneLog,
+    gives={200: str},
+    media_type="text/plain",
+    problems=(400, 404),
+    streams=True,
+)
+async def download_log(call: Call, query: OneLog) -> Response:
+    """All that is kept of one instance's log, with the rotated files."""
+    path = _log(call, query.instance)
+
+    async def produce(send: Send) -> None:
+        position, end = await _in_thread(partial(log_window.extent, path), _reading)
+        while position < end:
+            read = partial(log_window.read, path, position, min(end, position + 2**18))
+            if not (data := await _in_thread(read, _reading)):  # it was rotated away meanwhile
+                return
+            await send(data)
+            position += len(data)
+
+    response = stream(StreamBody(produce, call), "text/plain; charset=utf-8")
+    name = f"{call.manager.get_service(call.ref).name}-{query.instance}.log"
+    response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response
+
+
+def _log(call: Call, slot: int) -> Path:
+    count = call.manager.get_service(call.ref).config.instances
+    if slot >= count:
+        problem = f"must be from 0 to {count - 1}"
+        raise InvalidRequest(f"instance {problem}", fields=[FieldProblem("instance", problem)])
+    return call.manager.log_path(call.ref, slot)
+
+
+async def _in_thread(work: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
+    return await trio.to_thread.run_sync(work, limiter=limiter)

@@ -10,7 +10,8 @@ In reading order:
                      names are refused
     problems         what it answers when it cannot: RFC 9457 documents, with the codes of `agentmgr.errors`
     streams          answers that go on (events, logs, listeners)
-    auth, throttle   who may ask, and what pages must not make a browser ask; how much at once
+    auth, throttle   who may ask, by a token or by a login to the console, and what pages must not make a
+                     browser ask; how much at once
     server           accepts, with a boundary for each connection; `connection` is HTTP/1.1 on one, `faults`
                      its log
     metrics          `GET /metrics`
@@ -99,7 +100,7 @@ async def serve_api(
     throttle = Throttle(manager.settings.api_rate_limit)
 
     def app(nursery: trio.Nursery, stopping: trio.Event) -> ASGIFramework:
-        api = throttle.around(make_app(Server(manager, nursery, stopping, metrics), access=access))
+        api = throttle.around(make_app(Server(manager, nursery, stopping, metrics, access=access)))
         return api if middleware is None else middleware(api)
 
     listeners = await open_listeners(host, port)

@@ -15,7 +15,6 @@ from ..codec import from_plain, parse_json, to_json
 from ..errors import InvalidRequest, VersionMismatch
 from ..models import new_id
 from ..websocket.refusal import RefusalCode
-from .auth import Access
 from .connection import PEER_UID
 from .operations import BASE, Answer, Call, Operation, Server
 from .problems import HttpProblem, answer_error
@@ -29,8 +28,8 @@ MAX_BODY_BYTES = 2**20
 BODY_TIMEOUT_S = 30.0
 
 
-def make_app(server: Server, *, access: Access | None = None) -> QuartTrio:
-    """The application. Without `access`, whoever can open the socket may ask."""
+def make_app(server: Server) -> QuartTrio:
+    """The application."""
     app = QuartTrio("agentmgr.api", static_folder=None, template_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["BODY_TIMEOUT"] = BODY_TIMEOUT_S
@@ -49,7 +48,7 @@ def make_app(server: Server, *, access: Access | None = None) -> QuartTrio:
             provide_automatic_options=False,
         )
 
-    if access is not None:
+    if (access := server.access) is not None:
         scopes = {operation.name: operation.scope for operation in table}
 
         @app.before_request
@@ -57,11 +56,17 @@ def make_app(server: Server, *, access: Access | None = None) -> QuartTrio:
             # A path that does not exist needs what reading needs: its 404 says what is not there.
             scope = scopes.get(request.endpoint or "", "read")
             shows = request.method == "GET" and not request.path.startswith(BASE)
-            uid = request.scope.get("state", {}).get(PEER_UID)
-            g.token = access.check(request.headers, scope, peer_uid=uid, navigates=shows)
+            g.token = access.check(
+                request.headers, scope, method=request.method, peer_uid=_peer_uid(), navigates=shows
+            )
 
     app.register_error_handler(Exception, answer_error)
     return app
+
+
+def _peer_uid() -> int | None:
+    uid: int | None = request.scope.get("state", {}).get(PEER_UID)
+    return uid
 
 
 # What a proxy before us may have given it; anything else is not worth a place in the log.
@@ -115,7 +120,7 @@ def _view(operation: Operation, server: Server) -> Callable[..., Awaitable[Respo
             return Response(
                 b"", content_type=operation.media_type
             )  # without a body Quart asks asyncio for one
-        call = Call(server, params, request.headers, g.get("token"))
+        call = Call(server, params, request.headers, g.get("token"), _peer_uid())
         try:
             with server.manager.while_valid(call.token) as valid:
                 answer = await operation.handler(call, *parsed)

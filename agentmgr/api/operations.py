@@ -19,6 +19,7 @@ from ..models import Token, utc_now
 
 if TYPE_CHECKING:
     from ..manager import AgentManager
+    from .auth import Access
     from .metrics import Metrics
 
 BASE = "/api/v1"
@@ -35,6 +36,7 @@ class Server:
     stopping: trio.Event  #: set when the server should end; long answers end with it
     metrics: Metrics
     control: bool = False  #: it serves the control socket
+    access: Access | None = None  #: who may ask; None: whoever can open the socket
 
 
 @frozen
@@ -45,6 +47,7 @@ class Call:
     params: Mapping[str, str]
     headers: Headers
     token: Token | None  #: that it came with
+    peer_uid: int | None = None  #: the user at the other end, as far as the kernel says
 
     @property
     def manager(self) -> AgentManager:

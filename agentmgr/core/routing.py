@@ -74,6 +74,7 @@ class RoutingTable:
     rules: tuple[RoutingRule, ...] = ()
     service_names: frozenset[str] = frozenset()
     default_strategy: RoutingStrategy = RoutingStrategy.ROUND_ROBIN
+    own_pages: frozenset[str] = frozenset()  #: origins that are let in besides those that are allowed
 
 
 @frozen

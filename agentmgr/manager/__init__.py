@@ -17,7 +17,9 @@ In reading order:
     sampling         figures of each second, while there are viewers
     listeners        the gateway's address, served by this process or by workers; the names of all listeners
     tokens           which tokens are valid, and whether API and gateway ask for one
+    tickets          keys that open something once, soon
     gateway_access   who may use the gateway: tokens, and tickets for one connection
+    console          who may log in to the API's page, and where that page is
     worker_set       the worker processes that serve the gateway on one port: start, adoption, restart, end
     worker_manager   the orders that workers get and their reports: seats, tables, connections
     factory_path     where an agent's factory is: a file, a file and a name, or a module and a name

@@ -19,6 +19,7 @@ from ..process.paths import RuntimePaths
 from ..settings import Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor import Supervisor
+from .console import Console
 from .events import EventLog
 from .gateway_access import GatewayAccess
 from .publisher import Publisher
@@ -70,7 +71,14 @@ class ControlPlane:
         )
         self.worker_manager = WorkerManager(settings, observer=self.recorder, access=self.access)
         self.gateway = self.worker_manager.gateway
-        self.publisher = Publisher(self.registry, self.supervisor, self.worker_manager, tokens)
+        self.publisher = Publisher(
+            self.registry,
+            self.supervisor,
+            self.worker_manager,
+            tokens,
+            own_pages=lambda: self.console.origins,
+        )
+        self.console = Console(tokens, self.publisher, self.events)
         self.sessions = Sessions(paths.sessions, self.registry, self.supervisor, self.publisher, nursery)
         self.summaries = Summaries(
             self.registry, self.supervisor, lambda: self.gateway.lobby.live, self.recorder.touched

@@ -5,24 +5,20 @@ A ticket is a key for one connection, for browsers: they cannot send headers, an
 
 from __future__ import annotations
 
-import secrets
-from collections import Counter
 from datetime import timedelta
-from hashlib import sha256
 
 import trio
 from attrs import evolve, frozen
 
-from ..errors import InvalidRequest, TooManyTickets
+from ..errors import InvalidRequest
 from ..models import Ticket, Token, utc_now
 from ..proxy import Identity
+from .tickets import Tickets
 from .tokens import Tokens
 
 TICKET_LIFE_S = 30.0  #: from a page's request for one to its connection takes a moment
 LONGEST_LIFE_S = 300.0
 _LOCAL = "local"  #: the name of clients whose ticket was made without a token
-_PREFIX = "agt_"  #: so that scanners for leaked secrets can know one
-_MOST = 1000  #: outstanding at once, for each token: one that is used carelessly leaves the others room
 
 
 class GatewayAccess:
@@ -34,7 +30,7 @@ class GatewayAccess:
 
     def __init__(self, tokens: Tokens) -> None:
         self.tokens = tokens
-        self._tickets = Tickets()
+        self._tickets = Tickets[Claim]()
 
     @property
     def required(self) -> bool:
@@ -78,42 +74,3 @@ class Claim:
     token_id: str | None  #: None: it was made without a token, by the user who runs the manager
     service: str | None  #: the only service that it opens; None: whatever its token opens
     expires_at: float  #: on the clock of trio
-
-
-class Tickets:
-    """Keeps the outstanding tickets, in memory: with their manager's process they end too."""
-
-    def __init__(self) -> None:
-        # By digest: a look-up's timing then says something of digests alone, which a client cannot choose.
-        self._claims: dict[bytes, Claim] = {}
-        self._outstanding: Counter[str | None] = Counter()
-
-    def issue(self, claim: Claim, now: float) -> str:
-        """A ticket, which is kept nowhere. Raises `TooManyTickets`."""
-        if self._outstanding[claim.token_id] >= _MOST:
-            self._sweep(now)
-            if self._outstanding[claim.token_id] >= _MOST:
-                raise TooManyTickets(f"{_MOST} tickets of this token wait to be used; use them, or wait")
-        ticket = _PREFIX + secrets.token_urlsafe(32)
-        self._claims[_digest(ticket)] = claim
-        self._outstanding[claim.token_id] += 1
-        return ticket
-
-    def redeem(self, ticket: str, now: float) -> Claim | None:
-        """What it stands for, this once; None when it is not known, was used, or came too late."""
-        claim = self._drop(_digest(ticket))
-        return claim if claim is not None and now < claim.expires_at else None
-
-    def _sweep(self, now: float) -> None:
-        for digest in [digest for digest, claim in self._claims.items() if now >= claim.expires_at]:
-            self._drop(digest)
-
-    def _drop(self, digest: bytes) -> Claim | None:
-        claim = self._claims.pop(digest, None)
-        if claim is not None:
-            self._outstanding[claim.token_id] -= 1
-        return claim
-
-
-def _digest(ticket: str) -> bytes:
-    return sha256(ticket.encode("utf-8", "surrogatepass")).digest()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import resource
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,6 +29,7 @@ from ..settings import Settings
 from ..version import __version__
 from ..worker.spec import WorkerSpec
 from . import services
+from .console import Console
 from .control_plane import ControlPlane
 from .factory_path import settled
 from .gateway_access import TICKET_LIFE_S
@@ -256,6 +257,11 @@ class AgentManager:
         """The conversations of hosted agents: to see, to speak in, to end."""
         return self._live().sessions
 
+    @property
+    def console(self) -> Console:
+        """Who may log in to the page that the API serves."""
+        return self._live().console
+
     # Figures
 
     def get_service_stats(self, ref: str) -> dict[str, Any]:
@@ -399,11 +405,14 @@ class AgentManager:
         count = settings.proxy_workers or 0 if workers is None else workers
         await self._listeners.serve_gateway(plane, spec, certificate, count, task_status)
 
-    def listening(
-        self, kind: str, host: str, port: int, *, tls: bool = False
-    ) -> AbstractContextManager[None]:
-        """Name a listener in `get_info` for as long as it is open."""
-        return self._listeners.named(kind, host, port, tls=tls)
+    @contextmanager
+    def listening(self, kind: str, host: str, port: int, *, tls: bool = False) -> Iterator[None]:
+        """Name a listener in `get_info` for as long as it is open. The gateway lets the page of an API in."""
+        with ExitStack() as stack:
+            stack.enter_context(self._listeners.named(kind, host, port, tls=tls))
+            if kind == "api":
+                stack.enter_context(self.console.served_at(host, port, tls=tls))
+            yield
 
     async def backup(self, destination: str | os.PathLike[str]) -> Path:
         """Copies the database as it is now to a new file, and the journals of sessions to `FILE.d/sessions`,

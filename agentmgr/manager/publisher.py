@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
+from attrs import evolve
 
 from ..core.view import routing_table
 from ..supervisor import Supervisor
@@ -19,12 +22,19 @@ class Publisher:
     """
 
     def __init__(
-        self, registry: Registry, supervisor: Supervisor, worker_manager: WorkerManager, tokens: Tokens
+        self,
+        registry: Registry,
+        supervisor: Supervisor,
+        worker_manager: WorkerManager,
+        tokens: Tokens,
+        *,
+        own_pages: Callable[[], frozenset[str]],
     ) -> None:
         self._registry = registry
         self._supervisor = supervisor
         self._worker_manager = worker_manager
         self._tokens = tokens
+        self._own_pages = own_pages
         self._stale = trio.Event()
         self._published = trio.Event()
 
@@ -55,6 +65,7 @@ class Publisher:
                 self._supervisor.instances(),
                 self._supervisor.tokens(),
             )
+            table = evolve(table, own_pages=self._own_pages())
             gateway.update(table)
             gateway.keep_tokens(self._tokens.ids | self._tokens.left_open)
             self._worker_manager.publish(table)

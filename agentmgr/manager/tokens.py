@@ -63,8 +63,7 @@ class Tokens:
         self, name: str, scopes: Iterable[str], *, expires_in_days: float | None = None
     ) -> tuple[Token, str]:
         """The token, and its key. Raises `NameTaken`, `InvalidRequest`."""
-        key = _PREFIX + secrets.token_urlsafe(32)
-        token = Token(name, scopes, key_digest(key), expires_at=_expiry(expires_in_days))
+        token, key = _made(name, scopes, _expiry(expires_in_days))
         async with self._writing:
             if any(other.name == name for other in self._tokens.values()):
                 raise NameTaken(
@@ -74,6 +73,21 @@ class Tokens:
             await self._store.add_token(token, policy)
             self._tokens[token.token_id] = token
             self._policy = policy
+        return token, key
+
+    async def create_login(self, scopes: Iterable[str], life_s: float) -> tuple[Token, str]:
+        """A token for a browser that logs in to the console, and its key. It switches no policy on, and
+        those of logins that have expired go.
+        """
+        now = utc_now()
+        token, key = _made(f"console-{secrets.token_hex(6)}", scopes, now + timedelta(seconds=life_s))
+        async with self._writing:
+            for other in self.all():
+                if other.is_login and other.expired(now):
+                    await self._store.delete_token(other.token_id)
+                    del self._tokens[other.token_id]
+            await self._store.add_token(token)
+            self._tokens[token.token_id] = token
         return token, key
 
     async def delete(self, ref: str, *, leave_open: bool = False) -> Token:
@@ -116,6 +130,11 @@ class Tokens:
     def find(self, key: str) -> Token | None:
         """Whose key this is. Takes the same time whatever is compared."""
         return token_of(self._tokens.values(), key)
+
+
+def _made(name: str, scopes: Iterable[str], expires_at: datetime | None) -> tuple[Token, str]:
+    key = _PREFIX + secrets.token_urlsafe(32)
+    return Token(name, scopes, key_digest(key), expires_at=expires_at), key
 
 
 def _expiry(days: float | None) -> datetime | None:

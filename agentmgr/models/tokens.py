@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from datetime import datetime
 from typing import Any
@@ -12,6 +13,7 @@ from .fields import NAME, check_name, invalid, new_id, rule, to_word_set, utc_no
 
 _WHOLE = ("admin", "read", "sessions", "connect")  #: all services
 _ONE_SERVICE = "connect:"
+_LOGIN = re.compile(r"console-[0-9a-f]{12}")
 
 
 @rule(
@@ -56,6 +58,11 @@ class Token:
         """Whether it is, or was, a key made for the gateway."""
         return any(scope.startswith("connect") for scope in self.scopes)
 
+    @property
+    def is_login(self) -> bool:
+        """Whether it was made for a login to the console: a browser keeps its key in a cookie."""
+        return _LOGIN.fullmatch(self.name) is not None
+
     def connects_to(self, now: datetime) -> frozenset[str] | None:
         """The services that it opens through the gateway, by name; None: all of them."""
         if self.allows("connect", now):
@@ -75,7 +82,8 @@ class TokenPolicy:
     gateway: bool = False
 
     def with_token(self, new: Token, others: Collection[Token]) -> TokenPolicy:
-        """The policy once `new` is there beside `others`."""
+        """The policy once `new` is there beside `others`, of which logins to the console do not count."""
+        others = [other for other in others if not other.is_login]
         return TokenPolicy(
             api=self.api or not others,
             gateway=self.gateway or (new.connects and not any(other.connects for other in others)),

@@ -55,10 +55,10 @@ class Authenticator(Protocol):
         """The identity of a valid ticket, which is used up by this call; None for any other text."""
 
 
-def check_origin(head: RequestHead, allowed: frozenset[str] | None) -> None:
-    """Raises `Refusal` for a browser's page that is not on the list. Programs send no Origin."""
+def check_origin(head: RequestHead, allowed: frozenset[str] | None, own: frozenset[str]) -> None:
+    """Raises `Refusal` for a browser's page that is not among these. Programs send no Origin."""
     origin = head.by_name.get("origin", "")
-    if not origin_allowed(origin, allowed):
+    if origin not in own and not origin_allowed(origin, allowed):
         reason = f"pages of {origin.lower()} are not among the allowed origins"
         raise Refusal(403, RefusalCode.ORIGIN_NOT_ALLOWED, reason)
 

@@ -97,7 +97,7 @@ class Intake:
         limits, began = self.limits, trio.current_time()
         client_ip = client_address(peer.address, head, self._trusted_with(peer))
         with self.quotas.admit(client_ip, trio.current_time()):
-            check_origin(head, self.allowed_origins)
+            check_origin(head, self.allowed_origins, self.lobby.router.table.own_pages)
             identity = None
             if self.authenticator is not None:
                 identity, head = await authenticate(head, self.authenticator)

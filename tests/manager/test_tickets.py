@@ -13,7 +13,8 @@ from websockets.sync.client import connect
 
 from agentmgr.errors import InvalidRequest, ServiceNotFound, TooManyTickets
 from agentmgr.manager import AgentManager
-from agentmgr.manager.gateway_access import Claim, Tickets
+from agentmgr.manager.gateway_access import Claim
+from agentmgr.manager.tickets import Tickets
 
 SOON, LATER = Claim("tok_1", None, expires_at=30.0), Claim("tok_1", "echo", expires_at=60.0)
 

@@ -1,24 +1,34 @@
-"""The console: its page and the files of the page."""
+"""The console: its page, the files of the page, and who has logged in."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from urllib.parse import urlsplit
 
 import trio
+from attrs import field, frozen
 from quart import Response
 from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header, parse_etags
 
 from ...console.files import Asset, Assets, console
 from ...core.hosts import authority, is_loopback, is_wildcard
+from ...errors import TokenNotFound
 from ...manager import AgentManager
+from ...manager.console import LOGIN_LIFE_S
+from ...models.fields import check_text
+from ...websocket.refusal import RefusalCode
+from ..auth import check_own_page, login_cookie
 from ..operations import Answer, Call, Operations
 from ..problems import HttpProblem
 
 api = Operations("console", base="", scope=None)
+_rest = Operations("console", scope=None)
+
+_ALL_SCOPES = ("admin", "connect", "read", "sessions")
 
 _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -120,3 +130,78 @@ def _hostname(host: str) -> str:
     except ValueError:
         return ""
     return name if _NAME.fullmatch(name) else ""
+
+
+@frozen
+class ConsoleState:
+    """What the page has to know before it asks anything else."""
+
+    login_required: bool  #: nothing is shown without a login
+    authenticated: bool  #: by a login or token, or as this machine's own user where none is required
+    scopes: tuple[str, ...] = ()
+    version: str | None = None  #: this and what follows only for those who are authenticated
+    database: str | None = None
+    gateway: tuple[str, ...] = ()  #: where this browser reaches it, as in `ws://localhost:9090`
+    gateway_tokens: bool = False  #: it asks for a token or ticket
+
+
+@frozen
+class NewLogin:
+    ticket: str = field(validator=check_text)
+
+
+@_rest.add("GET", "/console", gives={200: ConsoleState})
+async def get_console(call: Call) -> Answer:
+    """Whether the console needs a login, and what whoever asks may do."""
+    access = call.server.access
+    required = access is not None and not access.lets_in(call.headers, call.peer_uid)
+    if required and call.token is None:
+        return Answer(ConsoleState(login_required=True, authenticated=False))
+    info = call.manager.get_info()
+    return Answer(
+        ConsoleState(
+            login_required=required,
+            authenticated=True,
+            scopes=_ALL_SCOPES if call.token is None else tuple(sorted(call.token.scopes)),
+            version=info["version"],
+            database=info["database"],
+            gateway=tuple(gateways(call)),
+            gateway_tokens=info["tokens_required"].gateway,
+        )
+    )
+
+
+@_rest.add("POST", "/console/login", body=NewLogin, gives={204: None}, problems=(400, 413, 415), scope=None)
+async def log_in(call: Call, body: NewLogin) -> Answer:
+    """Logs a browser in with a ticket of `agentmgr console`: its cookie is the key of a token of its own."""
+    check_own_page(call.headers)
+    made = await call.carry_out(lambda: call.manager.console.log_in(body.ticket, call.peer_uid))
+    if made is None:
+        raise HttpProblem(
+            401,
+            RefusalCode.UNAUTHORIZED,
+            "This link was used already, or is too old; `agentmgr console` makes another one.",
+        )
+    await _end_login(call)
+    return Answer(None, 204, {"Set-Cookie": login_cookie(call.headers, made[1], LOGIN_LIFE_S)})
+
+
+@_rest.add("POST", "/console/logout", gives={204: None}, scope=None)
+async def log_out(call: Call) -> Answer:
+    """Logs the browser out; what its login has opened ends."""
+    check_own_page(call.headers)
+    await _end_login(call)
+    return Answer(None, 204, {"Set-Cookie": login_cookie(call.headers, "", 0)})
+
+
+async def _end_login(call: Call) -> None:
+    """Revokes the login that the request came with, if any."""
+    if (token := call.token) is not None and token.is_login:
+        with (
+            trio.CancelScope(shield=True),
+            suppress(TokenNotFound),
+        ):  # this very request is one that it opened
+            await call.carry_out(lambda: call.manager.delete_token(token.token_id))
+
+
+api.table += _rest.table

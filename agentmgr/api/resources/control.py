@@ -12,7 +12,8 @@ from quart import Response
 
 from ...codec import to_plain
 from ...errors import AgentManagerError, InvalidRequest, leaves
-from ...models.fields import between, check_text
+from ...models import Ticket, Token
+from ...models.fields import as_in, between, check_text
 from ...proxy.certificate import Certificate
 from ..operations import Answer, Call, Operations
 from ..streams import Send, StreamBody, stream
@@ -29,6 +30,25 @@ class ShutdownQuery:
 async def get_environments(call: Call) -> Answer:
     """The variables of each service with their values, for a complete export."""
     return Answer(call.manager.get_environments())
+
+
+@frozen(kw_only=True)
+class NewConsoleTicket:
+    scopes: frozenset[str] = as_in(Token, "scopes")
+    own_user: bool = False  #: good only for programs of the manager's own user, as far as the kernel says
+
+
+@api.add(
+    "POST",
+    "/console/tickets",
+    body=NewConsoleTicket,
+    gives={201: Ticket},
+    problems=(400, 413, 415, 429),
+    example={"scopes": ["admin"]},
+)
+async def create_console_ticket(call: Call, body: NewConsoleTicket) -> Answer:
+    """Makes a ticket: it logs one browser in to the console, with these scopes."""
+    return Answer(call.manager.console.issue(body.scopes, own_user=body.own_user), 201)
 
 
 class ListenerKind(StrEnum):

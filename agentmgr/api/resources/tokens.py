@@ -76,6 +76,9 @@ async def create_ticket(call: Call, body: NewTicket | None) -> Answer:
         raise HttpProblem(
             403, RefusalCode.FORBIDDEN, f"This token does not allow connecting to {body.service!r}."
         )
+    if "Origin" in call.headers and (call.token is None or call.token.is_login):
+        # It is our own page's: another one's request would not have come here.
+        await call.manager.console.visited_at(call.headers["Origin"].lower())
     ticket = call.manager.issue_ticket(call.token, body.service, expires_in_s=body.expires_in_s)
     return Answer(ticket, 201)
 

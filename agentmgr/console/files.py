@@ -18,6 +18,7 @@ ASSETS = "/console/assets"
 _INDEX = "index.html"
 _PLACEHOLDER = "{{assets}}"  #: in the page: where its files are
 
+_FOR_CHECKERS = (".d.mts", ".d.ts", "tsconfig.json")  #: ends of names of files that no browser reads
 _TYPES = {
     "": "text/plain; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -28,7 +29,6 @@ _TYPES = {
     ".mjs": "text/javascript; charset=utf-8",
     ".png": "image/png",
     ".svg": "image/svg+xml",
-    ".ts": "text/plain; charset=utf-8",
     ".txt": "text/plain; charset=utf-8",
 }
 
@@ -63,7 +63,7 @@ def load(folder: Path = STATIC) -> Assets:
     raw = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and not path.name.endswith(_FOR_CHECKERS)
     }
     page = raw.pop(_INDEX, b"").decode()
     if _PLACEHOLDER not in page:

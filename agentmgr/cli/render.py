@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from unicodedata import combining, east_asian_width
 
 from ..core.hosts import authority, is_wildcard
 from ..models import DesiredStatus, Service, ServiceStatus
@@ -28,6 +29,7 @@ _COLORS = {
 
 
 _WHOLE = 10  #: a column that is at most so wide is not folded
+_NAME = 32  #: what is shown of a client's name for something
 
 
 def print_table(
@@ -55,6 +57,15 @@ def print_fields(fields: Iterable[tuple[str, object]]) -> None:
         say(f"{name:<{width}}  ", _coloured(first))
         for line in rest:
             say(f"{'':<{width}}  {line}")
+
+
+def shortened(text: str) -> str:
+    """At most so much of what a client named that a row of a table stays a row."""
+    if _width(text) <= _NAME:
+        return text
+    while _width(text) >= _NAME:
+        text = text[: min(len(text) - 1, _NAME)]
+    return f"{text}…"
 
 
 def counted(number: int, what: str) -> str:
@@ -165,9 +176,17 @@ def _text(value: object) -> str:
 
 
 def _print_plain(lines: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    widths = [max(_width(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
-        say("  ".join(f"{text:<{width}}" for text, width in zip(line, widths, strict=True)).rstrip())
+        cells = (text + " " * (width - _width(text)) for text, width in zip(line, widths, strict=True))
+        say("  ".join(cells).rstrip())
+
+
+def _width(text: str) -> int:
+    """How many columns of a terminal it takes: some letters take two, and accents none."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _print_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str]) -> None:

@@ -40,9 +40,9 @@ class SessionsClient(RestClient):
 
     @asynccontextmanager
     async def events(
-        self, session_id: str, *, since: int = 0, follow: bool = True
+        self, session_id: str, *, since: int = 0, follow: bool = True, messages: bool = False
     ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        params = {"since": str(since), "follow": flag(follow)}
+        params = {"since": str(since), "follow": flag(follow), "messages": flag(messages)}
         async with self._stream("GET", f"{_path(session_id)}/events", params=params) as response:
             yield Lines(response, _event)
 

@@ -51,10 +51,18 @@ class SessionPage:
 
 
 @frozen
+class SaidMessage:
+    step_id: str
+    message: str  #: JSON, as `TurnRecord.message`
+    accepted_at: float
+
+
+@frozen
 class OpenQuestion:
     session_id: str
     owner: str | None
     name: str | None
+    instance_id: str | None  #: that waits for the answer; None: it has died
     question: Question
 
 
@@ -145,6 +153,48 @@ def events(
         return reading.frames(db, row, min(since + 1, LAST_NUMBER), LAST_NUMBER, max_bytes)
 
 
+def message(path: Path, session_id: str, turn: int) -> SaidMessage | None:
+    """What began a turn."""
+    with _open(path) as db:
+        found = (
+            db
+            and db.execute(
+                "SELECT step_id, message, accepted_at FROM turns"
+                " WHERE session = (SELECT id FROM sessions WHERE session_id = ?) AND number = ?",
+                (session_id, turn),
+            ).fetchone()
+        )
+        return SaidMessage(*found) if found else None
+
+
+def turn_that_runs(path: Path, session_id: str) -> int:
+    """Its number; 0 where none does."""
+    with _open(path) as db:
+        found = (
+            db
+            and db.execute(
+                "SELECT number FROM turns WHERE status = 'running'"
+                " AND session = (SELECT id FROM sessions WHERE session_id = ?)",
+                (session_id,),
+            ).fetchone()
+        )
+        return int(found[0]) if found else 0
+
+
+def turn_of(path: Path, session_id: str, seq: int) -> int:
+    """The number of the turn of an event; 0 where it is of none."""
+    with _open(path) as db:
+        found = (
+            db
+            and db.execute(
+                "SELECT turn FROM frames WHERE session = (SELECT id FROM sessions WHERE session_id = ?)"
+                " AND last_seq >= ? ORDER BY last_seq LIMIT 1",
+                (session_id, seq),
+            ).fetchone()
+        )
+        return int(found[0]) if found else 0
+
+
 def events_with(path: Path, session_id: str, text: str, most: int = 1000) -> Sequence[Frame]:
     """The first of its events that have `text` in their line."""
     wanted = text.encode()
@@ -161,12 +211,14 @@ def questions(path: Path) -> Sequence[OpenQuestion]:
         if db is None:
             return ()
         found = db.execute(
-            "SELECT session_id, owner, name, step_id, content, asked_at"
-            " FROM questions q JOIN sessions s ON s.id = q.session ORDER BY asked_at"
+            "SELECT session_id, owner, name, iif(holder IN (SELECT value FROM json_each(?)), holder, NULL),"
+            " step_id, content, asked_at"
+            " FROM questions q JOIN sessions s ON s.id = q.session ORDER BY asked_at",
+            (_living(path),),
         )
         return [
-            OpenQuestion(session_id, owner, name, Question(*question))
-            for session_id, owner, name, *question in found
+            OpenQuestion(session_id, owner, name, _instance(holder), Question(*question))
+            for session_id, owner, name, holder, *question in found
         ]
 
 
@@ -271,8 +323,11 @@ def _row(db: sqlite3.Connection, session_id: str) -> int | None:
 
 def _summary(row: tuple[Any, ...]) -> SessionSummary:
     _, session_id, owner, name, state, holder, *rest = row
-    instance_id = None if holder is None else holders.instance_of(holder)
-    return SessionSummary(session_id, owner, name, SessionState(state), instance_id, *rest)
+    return SessionSummary(session_id, owner, name, SessionState(state), _instance(holder), *rest)
+
+
+def _instance(holder: str | None) -> str | None:
+    return None if holder is None else holders.instance_of(holder)
 
 
 def _living(path: Path) -> str:
@@ -309,6 +364,6 @@ def _open(path: Path) -> Iterator[sqlite3.Connection | None]:
         raise StorageError(f"{path} {what}: upgrade agentmgr, or move the file away") from unfit
     except (sqlite3.Error, OSError) as error:
         if schema.is_damage(error):
-            problem = f"the journal {path} is damaged: start the service, which sets it aside"
+            problem = f"the journal {path} is damaged: its service sets it aside at its start or next use"
             raise StorageError(problem) from error
         raise StorageError(f"the journal {path} cannot be used now: {error}") from error

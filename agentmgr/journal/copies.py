@@ -55,13 +55,17 @@ def draft(source: Path, directory: Path) -> Path | None:
 
 
 def put_back(drafted: Path, directory: Path) -> Path | None:
-    """Puts a draft in the place of `directory`. Returns where the journals are kept that were there.
+    """Puts a draft in the place of `directory`. Returns where the journals are kept that were there, and
+    removes those that were kept the last time: of erased sessions no copies are to pile up.
 
     Hosts that run see that their file was replaced, and write what they hold to the new one. Raises OSError.
     """
     kept = None
     if directory.exists():
+        older = list(directory.parent.glob(f"{escape(directory.name)}.before-restore-*"))
         kept = directory.rename(directory.with_name(f"{directory.name}.before-restore-{_now()}"))
+        for former in older:
+            shutil.rmtree(former, ignore_errors=True)
     drafted.rename(directory)
     for lock in kept.glob("*.lock") if kept is not None else ():  # they are locked by hosts that live
         with suppress(OSError):

@@ -50,6 +50,7 @@ class StoredFrame:
     seq: int
     step_id: str | None  #: of its turn
     line: bytes
+    turn: int = 0  #: 0: of none
 
 
 @frozen

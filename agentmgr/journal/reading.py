@@ -87,7 +87,7 @@ def frames(db: sqlite3.Connection, row: int, first: int, last: int, max_bytes: i
         turn: db.execute("SELECT step_id FROM turns WHERE session = ? AND number = ?", (row, turn)).fetchone()
         for turn in {frame.turn for frame in found}
     }
-    return [StoredFrame(f.seq, step[0] if (step := steps[f.turn]) else None, f.line) for f in found]
+    return [StoredFrame(f.seq, step[0] if (step := steps[f.turn]) else None, f.line, f.turn) for f in found]
 
 
 def rows_with(db: sqlite3.Connection, row: int, text: bytes, most: int) -> Iterator[Frame]:

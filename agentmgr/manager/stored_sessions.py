@@ -19,7 +19,7 @@ from ..codec import to_plain
 from ..core import lookup
 from ..errors import SessionNotFound, StorageError
 from ..journal import archive, copies
-from ..journal.archive import OpenQuestion, SessionSummary
+from ..journal.archive import OpenQuestion, SaidMessage, SessionSummary
 from ..journal.journal import Question, SessionSnapshot, TurnRecord
 from ..models import Event, ServiceSpec
 from ..models.sessions import (
@@ -32,7 +32,7 @@ from ..models.sessions import (
     SessionTurn,
 )
 from ..process.paths import RuntimePaths
-from ..protocol import SESSION_END, TOOL_CALL
+from ..protocol import MESSAGE, SESSION_END, TOOL_CALL
 from ..storage.store import Store
 from ..visible import json_text
 
@@ -43,8 +43,8 @@ T = TypeVar("T")
 LOOK_S = 0.1  #: between looks at a journal for what is new, while a session is watched
 PRUNE_EVERY_S = 60.0
 
-Send = Callable[[int, bytes], Awaitable[None]]
-"""Takes an event: its number, and the JSON text that a client of the session gets."""
+Send = Callable[[int | None, bytes], Awaitable[None]]
+"""Takes an event: its number (None: a person's message), and the JSON text that the session's clients get."""
 
 
 class StoredSessions:
@@ -111,17 +111,34 @@ class StoredSessions:
         return tuple(sorted(found, key=lambda question: question.asked_at))
 
     async def pass_on_events(
-        self, session_id: str, send: Send, *, since: int = 0, following: bool = True
+        self, session_id: str, send: Send, *, since: int = 0, following: bool = True, messages: bool = False
     ) -> None:
         """Sends all events after the number `since`; `following`: then each new one, to the session's end.
 
-        Raises `SessionNotFound`.
+        With `messages`, also the `user.message` that began each turn, before its first event. Raises
+        `SessionNotFound`.
         """
         spec, summary, _ = await self.find(session_id)
         path, ended = self.journal(spec), summary.state is SessionState.ENDED
+        shown = running = 0  # numbers of turns
+        if messages and since:
+            shown = await self._in_thread(archive.turn_of, path, session_id, since)
+
+        async def send_message(turn: int) -> None:
+            nonlocal shown
+            if messages and turn > shown:
+                shown = turn
+                if (said := await self._in_thread(archive.message, path, session_id, turn)) is not None:
+                    await send(None, _message(session_id, said))
+
         while True:
+            if messages:  # before its events are looked for: none of an earlier turn is to come after it
+                running = await self._in_thread(archive.turn_that_runs, path, session_id)
             found = await self._in_thread(archive.events, path, session_id, since)
+            if not found:
+                await send_message(running)
             for frame in found or ():
+                await send_message(frame.turn)
                 await send(
                     frame.seq, expand(frame.line, frame.seq, session_id=session_id, step_id=frame.step_id)
                 )
@@ -135,16 +152,16 @@ class StoredSessions:
 
     @asynccontextmanager
     async def events(
-        self, session_id: str, *, since: int = 0, follow: bool = True
+        self, session_id: str, *, since: int = 0, follow: bool = True, messages: bool = False
     ) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
         """The same as an iterator of events. Raises `SessionNotFound`."""
         await self.find(session_id)
 
         async def produce(sender: trio.MemorySendChannel[dict[str, Any]]) -> None:
-            async def send(_: int, text: bytes) -> None:
+            async def send(_: int | None, text: bytes) -> None:
                 await sender.send(json.loads(text))
 
-            await self.pass_on_events(session_id, send, since=since, following=follow)
+            await self.pass_on_events(session_id, send, since=since, following=follow, messages=messages)
 
         async with _iterated(produce) as events:
             yield events
@@ -169,7 +186,7 @@ class StoredSessions:
         for turn in detail.history:
             await send(_line("turn", turn))
 
-        async def pass_on(_: int, text: bytes) -> None:
+        async def pass_on(_: int | None, text: bytes) -> None:
             await send(b'{"kind":"event",' + text[1:] + b"\n")
 
         await self.pass_on_events(session_id, pass_on, following=False)
@@ -333,10 +350,17 @@ def _question(spec: ServiceSpec, whose: SessionSummary | OpenQuestion, question:
         service=spec.name,
         name=whose.name,
         owner=whose.owner,
+        instance_id=whose.instance_id,
         step_id=question.step_id,
         content=json.loads(question.content),
         asked_at=_moment(question.asked_at),
     )
+
+
+def _message(session_id: str, said: SaidMessage) -> bytes:
+    head = {"event": MESSAGE, "session_id": session_id, "step_id": said.step_id}
+    at = _moment(said.accepted_at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return json_text({**head, "timestamp": at, **json.loads(said.message)}, indent=None).encode()
 
 
 def _ends(line: bytes) -> bool:

@@ -78,6 +78,8 @@ class SessionQuestion:
     service: str  #: its name
     name: str | None
     owner: str | None
+    instance_id: str | None
+    """That waits for the answer. None: it has died, and the next one closes the question or asks it again."""
     step_id: str  #: to be named in the answer
     content: Any  #: what its `agent.user_confirm` says; None for who may not see it
     asked_at: datetime

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -72,12 +73,20 @@ async def only(http: httpx2.AsyncClient, **params: str) -> dict[str, Any]:
 
 
 async def events(
-    client: ManagerClient, session_id: str | None, until: str = "", *, since: int = 0, follow: bool = True
+    client: ManagerClient,
+    session_id: str | None,
+    until: str = "",
+    *,
+    since: int = 0,
+    follow: bool = True,
+    messages: bool = False,
 ) -> list[Any]:
     """To the first of that name."""
     found = []
     with trio.fail_after(20):
-        async with client.sessions.events(str(session_id), since=since, follow=follow) as said:
+        async with client.sessions.events(
+            str(session_id), since=since, follow=follow, messages=messages
+        ) as said:
             async for event in said:
                 found.append(event)
                 if event["event"] == until:
@@ -141,6 +150,29 @@ async def test_events_come_all_and_then_live(
         assert live[-1]["content"] == "echo: two"
         over = await events(client, session.session_id, follow=False)
         assert len(over) == len(past) + len(live)
+
+
+async def test_events_come_with_what_the_person_said_before_what_it_led_to(
+    http: httpx2.AsyncClient, client: ManagerClient, endpoint: str
+) -> None:
+    async with conversation(endpoint, "one", "two") as session:
+        everything = partial(events, client, session.session_id, messages=True)
+        found = await everything(follow=False)
+        names = ["user.message", "agent.tool_call", "agent.partial_answer", "agent.final_answer"]
+        assert [event["event"] for event in found] == ["agent.session_created", *names, *names]
+        assert (found[1]["content"], found[5]["content"]) == ("one", "two")
+        assert found[5]["step_id"] == found[6]["step_id"]
+        assert "seq" not in found[5]
+        assert await everything(follow=False, since=found[4]["seq"]) == found[5:]
+        rest = await everything(follow=False, since=found[6]["seq"])
+        assert rest == found[7:], "the turn had begun before"
+        await session.send("ask")
+        live = await everything("agent.user_confirm", since=found[-1]["seq"])
+        assert [event["event"] for event in live] == ["user.message", "agent.user_confirm"]
+        await session.send("waits until the other turn is over")
+        await http.post(f"/sessions/{session.session_id}/cancel")
+        live = await everything("agent.final_answer", since=live[-1]["seq"])
+        assert [event["event"] for event in live] == ["agent.interrupted", *names]
 
 
 async def test_a_person_speaks_answers_and_cancels(http: httpx2.AsyncClient, endpoint: str) -> None:
@@ -253,6 +285,7 @@ async def test_a_damaged_journal_hides_no_other_services_questions(
         for path in ("/services/other/sessions", "/sessions/ses_nosuch"):
             failed = await http.get(path)
             assert (failed.status_code, failed.json()["code"]) == (503, "storage_error")
+            assert "sets it aside at its start or next use" in failed.json()["detail"]
         await session.respond(question, False)  # the instance's end would wait for it
 
 

@@ -64,6 +64,9 @@ def test_a_conversation_is_seen_and_steered(shell: Any, talk: str) -> None:
         assert "\n  you> hello " in shell.ok("sessions", "show", short), (
             "each part has its own line, indented"
         )
+        said = shell.ok("sessions", "watch", short, "--no-follow").splitlines()
+        assert said[0].startswith("you> hello ")
+        assert said[1].startswith("echo: hello ")
 
         shell.ok("sessions", "say", short, "from the terminal")
         assert heard(client, "agent.final_answer")["content"] == "echo: from the terminal"
@@ -71,12 +74,14 @@ def test_a_conversation_is_seen_and_steered(shell: Any, talk: str) -> None:
         ask(client, session_id, "ask", "agent.user_confirm")
         asked = shell.ok("questions")
         assert "really?" in asked
+        assert "gone" not in asked
         assert "\x1b" not in asked
         assert "asking" in shell.ok("sessions", "talk", "--state", "asking")
         assert "no such question" in shell.fails("questions", "answer", "ses_x", "yes")
         assert "answered yes" in shell.ok("questions", "answer", short, "yes")
         assert heard(client, "agent.final_answer")["content"] == "paid"
-        assert "? really?" in shell.ok("sessions", "watch", short, "--no-follow")
+        watched = shell.ok("sessions", "watch", short, "--no-follow")
+        assert watched.index("you> ask") < watched.index("? really?") < watched.index("! the answer was yes")
         assert "no turn runs" in shell.fails("sessions", "cancel", short)
         ask(client, session_id, "ask", "agent.user_confirm")
         assert "answered no" in shell.ok("sessions", "answer", short, "no")
@@ -134,7 +139,10 @@ def test_a_copy_has_the_sessions_and_puts_them_back(shell: Any, talk: str) -> No
     shell.ok("shutdown")
     said = shell.ok("restore", "copy.db")
     (kept,) = shell.paths.directory.glob("sessions.before-restore-*")
-    assert str(kept) in said
+    assert f"{kept}, until you remove it" in said.splitlines()[-1]
+    shell.ok("restore", "copy.db")
+    (kept_now,) = shell.paths.directory.glob("sessions.before-restore-*")
+    assert kept_now != kept
     shown = shell.ok("sessions", "show", session_id[:12])
     assert "before" in shown
     assert "after the copy" not in shown
@@ -162,10 +170,12 @@ def test_a_copy_without_sessions_leaves_those_that_are_there(shell: Any, talk: s
     assert "hello" in shell.ok("sessions", "show", session_id[:12])
 
 
-async def stock(path: Any) -> None:
+async def stock(path: Any, name: str | None = None) -> None:
     async with open_journal(path, "inst_gone") as journal:
         for session_id in ("ses_aa1" + "0" * 29, "ses_aa2" + "0" * 29):
-            held = await journal.create(SessionRecord(session_id, "ann", 1.0, 1.0))
+            held = await journal.create(
+                SessionRecord(session_id, "ann", 1.0, 1.0, name and name + session_id)
+            )
             turn = TurnRecord(1, "turn_1", json.dumps({"content": HOSTILE, "metadata": {}}), 2.0)
             question = Question("ask_1", json.dumps({"tool": HOSTILE, "args": {}}), 3.0)
             line = json.dumps({"event": "agent.tool_call", "content": {"tool": HOSTILE, "args": {}}})
@@ -174,9 +184,7 @@ async def stock(path: Any) -> None:
 
 
 def test_what_clients_and_agents_wrote_does_not_act_and_ids_are_told_apart(here: Any) -> None:
-    here.ok("register", "one", "my_agent.py")
-    service = json.loads(here.ok("list", "--format", "json"))[0]
-    trio.run(stock, here.paths.sessions / f"{service['service_id']}.db")
+    stocked(here)
     for words in (
         ["sessions", "one"],
         ["sessions", "show", "ses_aa1"],
@@ -193,3 +201,27 @@ def test_what_clients_and_agents_wrote_does_not_act_and_ids_are_told_apart(here:
     assert here.ok("sessions", "list", "one") == here.ok("sessions", "one")
     assert here("sessions").returncode == 2
     assert "no such sessions" in here("sessions", "one", "--owner", "bob").stderr
+
+
+def stocked(here: Any, name: str | None = None) -> None:
+    here.ok("register", "one", "my_agent.py")
+    service = json.loads(here.ok("list", "--format", "json"))[0]
+    trio.run(stock, here.paths.sessions / f"{service['service_id']}.db", name)
+
+
+def test_of_a_wide_name_a_table_shows_the_beginning(here: Any) -> None:
+    stocked(here, "名前" * 100)
+    head, *rows = here.ok("sessions", "one").splitlines()
+    assert [row.index("…") - row.index("名") for row in rows] == [15, 15], "letters of two columns each"
+    assert {row.index("ann") + 15 for row in rows} == {head.index("OWNER")}
+    assert "名前" * 100 in here.ok("sessions", "list", "one", "--format", "json")
+
+
+def test_a_question_whose_instance_is_gone_is_shown_as_such(here: Any) -> None:
+    stocked(here)
+    listed = here("questions")
+    assert listed.stdout.count("(its instance is gone)") == 2
+    assert "asked again where --on-crash is retry" in listed.stderr
+    assert "asked again where --on-crash is retry" in here.ok("sessions", "show", "ses_aa1")
+    found = json.loads(here.ok("questions", "list", "--format", "json"))
+    assert [one["instance_id"] for one in found] == [None, None]

@@ -32,6 +32,11 @@ class SessionsQuery(PageQuery):
 
 
 @frozen
+class SessionEventsQuery(EventsQuery):
+    messages: bool = False  #: also the `user.message` of each turn, without an id, before the turn's events
+
+
+@frozen
 class NewMessage:
     content: Any  #: a text, or an object as `user.message` takes it
     metadata: Mapping[str, Any] = Factory(dict)
@@ -95,23 +100,25 @@ async def get_session(call: Call) -> Answer:
 @api.add(
     "GET",
     "/sessions/{ref}/events",
-    query=EventsQuery,
+    query=SessionEventsQuery,
     gives={200: str},
     media_type="text/event-stream",
     problems=(400, 404),
     streams=True,
 )
-async def get_session_events(call: Call, query: EventsQuery) -> Response:
+async def get_session_events(call: Call, query: SessionEventsQuery) -> Response:
     """Server-sent events: all of a conversation, then new ones as they come; an id is the event's `seq`."""
     sessions, last = call.manager.sessions, since(call, query) or 0
     await sessions.find(call.ref)
 
     async def produce(send: Send) -> None:
-        async def pass_on(seq: int, text: bytes) -> None:
-            await send(b"id: %d\ndata: %b\n\n" % (seq, text))
+        async def pass_on(seq: int | None, text: bytes) -> None:
+            await send((b"" if seq is None else b"id: %d\n" % seq) + b"data: %b\n\n" % text)
 
         await send(b": the events of a session\n\n")
-        await sessions.pass_on_events(call.ref, pass_on, since=last, following=query.follow)
+        await sessions.pass_on_events(
+            call.ref, pass_on, since=last, following=query.follow, messages=query.messages
+        )
 
     return stream(StreamBody(produce, call, keepalive=b": still here\n\n"), "text/event-stream")
 

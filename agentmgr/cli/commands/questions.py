@@ -12,9 +12,14 @@ from ...errors import InvalidRequest, SessionNotFound
 from ...models.sessions import SHOWN_OF_AN_ID
 from ..group import COMMANDS, Cli, DefaultGroup, common_options, format_option, subcommand
 from ..managers import for_reading, running
-from ..out import say, say_json
+from ..out import note, say, say_json
 from ..render import ago, print_table
 from ..screen import question_text
+
+GONE = (
+    "an instance that asked is gone: when its service runs, that question is closed, "
+    "or asked again where --on-crash is retry"
+)
 
 
 @click.group(
@@ -47,13 +52,15 @@ async def _list(cli: Cli, output: str) -> None:
                 one.owner,
                 f"{ago(one.asked_at)} ago",
                 one.step_id,
-                question_text(one.content),
+                f"{question_text(one.content)}{' (its instance is gone)' if one.instance_id is None else ''}",
             ]
             for one in found
         ],
         empty="no question is open",
         spare=["step", "owner"],
     )
+    if any(one.instance_id is None for one in found):
+        note(GONE)
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -60,9 +60,9 @@ async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
     say(f"restored {cli.paths.database} from {file}")
     if kept is not None:
         say(f"what was there before is now {kept}")
-    if kept_journals is not None:
-        say(f"the sessions that were there before are now in {kept_journals}")
     say(f"tokens: {policy}")
+    if kept_journals is not None:
+        say(f"the sessions of before are kept in {kept_journals}, until you remove it or restore again")
 
 
 def _check_owners(file: str, others: Sequence[Stranger], take_over: bool) -> None:

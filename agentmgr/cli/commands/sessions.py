@@ -14,14 +14,15 @@ from ...client.events import decode
 from ...errors import InvalidRequest, SessionNotFound, StorageError
 from ...models import Service, Sessions
 from ...models.sessions import SHOWN_OF_AN_ID, SessionDetail, SessionInfo, SessionState, SessionTurn
+from ...protocol import NoticeCode
 from ..group import COMMANDS, Cli, Command, DefaultGroup, common_options, each, format_option, subcommand
 from ..manager_interface import ReadsManager
 from ..managers import for_reading, running
 from ..names import SERVICE
 from ..out import note, program_output, say, say_json
-from ..render import ago, clock, counted, print_fields, print_table
+from ..render import ago, clock, counted, print_fields, print_table, shortened
 from ..screen import Screen, question_text, text_of
-from .questions import answer_arguments, give_answer
+from .questions import GONE, answer_arguments, give_answer
 
 _PAGE = 1000
 
@@ -110,7 +111,7 @@ def _row(one: SessionInfo) -> list[object]:
     tokens = one.input_tokens + one.output_tokens
     return [
         one.session_id[:SHOWN_OF_AN_ID],
-        one.name,
+        one.name and shortened(one.name),
         one.owner,
         one.state,
         one.turns,
@@ -155,7 +156,10 @@ def _print(detail: SessionDetail) -> None:
     for question in detail.questions:
         say()
         say(f"has waited for an answer for {ago(question.asked_at)}: ", question_text(question.content))
-        say(f"  agentmgr questions answer {detail.session_id[:SHOWN_OF_AN_ID]} yes")
+        if question.instance_id is None:
+            say(f"  {GONE}")
+        else:
+            say(f"  agentmgr questions answer {detail.session_id[:SHOWN_OF_AN_ID]} yes")
 
 
 def _print_turn(turn: SessionTurn) -> None:
@@ -176,7 +180,7 @@ def _indented(text: str) -> str:
     return indent(text.rstrip("\n"), "  ")
 
 
-@_sessions("watch", "Show what the agent says in a session.", example="watch ses_3f0c9a5e")
+@_sessions("watch", "Show what is said in a session.", example="watch ses_3f0c9a5e")
 @click.argument("id")
 @click.option(
     "--since", default=0, type=click.IntRange(min=0), help="Only events after the one of this number."
@@ -186,19 +190,21 @@ def _indented(text: str) -> str:
 )
 @click.option("--raw", is_flag=True, help="Show each event as JSON.")
 async def _watch(cli: Cli, id: str, since: int, follow: bool, raw: bool) -> None:
-    """Show what the agent said in a session, then what it says, until the session ends.
-
-    `agentmgr sessions show` has the messages of the person too.
-    """
+    """Show what was said in a session, then what is said, until it ends."""
     screen = Screen(raw=raw, quiet=False)
     async with for_reading(cli) as manager:
         session_id = await whole_id(manager, id)
-        async with manager.sessions.events(session_id, since=since, follow=follow) as events:
+        person = (await manager.sessions.get(session_id)).owner or "you"
+        async with manager.sessions.events(session_id, since=since, follow=follow, messages=True) as events:
             async for event in events:
                 shown = decode(json.dumps(event))
                 screen.show(shown)
-                if shown.event == protocol.USER_CONFIRM and not raw:
+                if shown.event == protocol.MESSAGE:
+                    screen.answer(f"{person}> {text_of(shown.content)}")
+                elif shown.event == protocol.USER_CONFIRM and not raw:
                     screen.aside(f"? {question_text(shown.content)}")
+                elif shown.code == NoticeCode.ANSWERED and not raw:
+                    screen.aside(f"! {shown.content.get('message')}")
 
 
 @_sessions("say", "Say something in a session.", example="say ses_3f0c9a5e 'and tomorrow?'")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 
+from . import schema
 from .journal import (
     FRAME_BYTES_LOADED,
     FRAMES_LOADED,
@@ -32,6 +34,7 @@ _TURNS = """
 SELECT number, step_id, message, accepted_at, status, attempts, started_at, ended_at, ended_by, answer
 FROM turns WHERE session = ? ORDER BY number DESC LIMIT ?
 """
+_ANSWER = "SELECT answer FROM turns WHERE session = ? AND number = ?"
 # One value, not a row after another: between two, a busy thread of the interpreter may take it for long.
 # The order within is that of the rows, which the index gives.
 _PACKED = """
@@ -72,17 +75,17 @@ def load(db: sqlite3.Connection, row: int, *, with_frames: bool = True) -> Sessi
             break
         turns.append(turn)
     values = {"session": row, "after": record.last_seq - FRAMES_LOADED, "bytes": FRAME_BYTES_LOADED}
-    frames = list(_unpacked(db.execute(_NEWEST, values).fetchone()[0])) if with_frames else []
+    newest = list(_unpacked(db.execute(_NEWEST, values).fetchone()[0])) if with_frames else []
+    frames = list(_whole(db, row, reversed(newest), FRAME_BYTES_LOADED))[::-1]
     questions = db.execute("SELECT step_id, content, asked_at FROM questions WHERE session = ?", (row,))
     return SessionSnapshot(record, turns[::-1], frames, tuple(Question(*found) for found in questions))
 
 
 def frames(db: sqlite3.Connection, row: int, first: int, last: int, max_bytes: int) -> Sequence[StoredFrame]:
-    """See `Held.frames`. It gives whole rows, so that it may go beyond `max_bytes` by one."""
+    """See `Held.frames`."""
     values = {"session": row, "first": first, "last": last, "bytes": max_bytes, "rows": FRAMES_LOADED}
-    found = [
-        frame for frame in _unpacked(db.execute(_FROM, values).fetchone()[0]) if first <= frame.seq <= last
-    ]
+    asked = (it for it in _unpacked(db.execute(_FROM, values).fetchone()[0]) if first <= it.seq <= last)
+    found = list(_whole(db, row, asked, max_bytes))
     steps = {
         turn: db.execute("SELECT step_id FROM turns WHERE session = ? AND number = ?", (row, turn)).fetchone()
         for turn in {frame.turn for frame in found}
@@ -97,8 +100,9 @@ def rows_with(db: sqlite3.Connection, row: int, text: bytes, most: int) -> Itera
         " ORDER BY last_seq LIMIT ?",
         (row, text, most),
     )
-    for turn, first, last, lines in found:
-        yield from map(Frame, range(first, last + 1), repeat(turn), lines.split(b"\n"))
+    for turn, first, last, lines in found.fetchall():
+        row_of = map(Frame, range(first, last + 1), repeat(turn), lines.split(b"\n"))
+        yield from _whole(db, row, row_of, sys.maxsize)
 
 
 def unfinished(db: sqlite3.Connection) -> list[tuple[str, str | None]]:
@@ -107,6 +111,20 @@ def unfinished(db: sqlite3.Connection) -> list[tuple[str, str | None]]:
         "SELECT session_id, holder FROM sessions WHERE ended_at IS NULL"
         f" AND id IN (SELECT session FROM turns WHERE status <> '{TurnStatus.ENDED}')"
     ).fetchall()
+
+
+def _whole(db: sqlite3.Connection, row: int, frames: Iterable[Frame], most: int) -> Iterator[Frame]:
+    """With the answers that they refer to, as many as fit, at least one."""
+    size = 0
+    for frame in frames:
+        line = frame.line
+        if schema.ANSWER in line:
+            answer = db.execute(_ANSWER, (row, frame.turn)).fetchone()
+            line = line.replace(schema.ANSWER, schema.content_of(answer and answer[0]))
+        if size and size + len(line) > most:
+            return
+        size += len(line)
+        yield frame if line is frame.line else Frame(frame.seq, frame.turn, line)
 
 
 def _unpacked(packed: bytes | None) -> Iterator[Frame]:

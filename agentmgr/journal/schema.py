@@ -76,7 +76,8 @@ CREATE TABLE turns (
 CREATE INDEX turns_unfinished ON turns (session) WHERE status <> 'ended';
 
 -- Rows are added at the end of the table whatever their session, so that a commit fills few pages; the index
--- on the last of a row's events finds the row of any.
+-- on the last of a row's events finds the row of any. In a line, the byte 1A stands for the content of the
+-- answer of its turn: JSON text has no such byte.
 CREATE TABLE frames (
     id INTEGER PRIMARY KEY,
     session INTEGER NOT NULL,
@@ -95,6 +96,14 @@ CREATE TABLE questions (
     PRIMARY KEY (session, step_id)
 ) STRICT, WITHOUT ROWID;
 """
+
+ANSWER = b"\x1a"  #: in the line of an event, for the content of its turn's answer
+
+
+def content_of(answer: str | None) -> bytes:
+    """The JSON text of what `TurnRecord.answer` says; of nothing where there is none."""
+    return (answer or "").partition('"content":')[2][:-1].encode() or b'""'
+
 
 BESIDE = ("-wal", "-shm", "-journal")  #: what SQLite keeps next to the file
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from attrs import define, fields, frozen
 
+from . import schema
 from .journal import (
     Accepted,
     Answered,
@@ -36,6 +37,7 @@ from .links import write as write_links
 
 ROW_BYTES = 64 * 1024  #: of events in a row; a longer one has a row of its own
 ROWS_AT_ONCE = 64  #: in a statement
+CONTENT = b'"content":'
 
 
 @define(eq=False)
@@ -77,7 +79,10 @@ INSERT INTO kept (session, state, memory, history, history_turn) VALUES (?1, ifn
 ON CONFLICT (session) DO UPDATE SET state = ifnull(?2, state), memory = ifnull(?3, memory),
     history = ifnull(?4, history), history_turn = iif(?4 IS NULL, history_turn, ?5)
 """
-_PUT_TURN = f"INSERT OR REPLACE INTO turns VALUES ({', '.join('?' * 11)})"
+_PUT_TURN = f"""
+INSERT OR REPLACE INTO turns
+VALUES ({", ".join("?" * 10)}, ifnull(?, (SELECT answer FROM turns WHERE session = ?1 AND number = ?2)))
+"""  # an answer stays: an event may refer to it
 
 
 @cache
@@ -234,19 +239,23 @@ def _all_rows(work: Work) -> list[tuple[Any, ...]]:
 
 def _rows(place: Place, changes: Sequence[Change | Released]) -> Iterator[tuple[Any, ...]]:
     """The events among the changes; consecutive ones of a turn share a row."""
+    answers = {it.turn: schema.content_of(it.answer) for it in changes if type(it) is TurnEnded and it.answer}
     lines: list[bytes] = []
     first = last = turn = size = 0
     for change in changes:
         if type(change) is not Frame:
             continue
-        if lines and (change.seq != last + 1 or change.turn != turn or size + len(change.line) > ROW_BYTES):
+        line = change.line
+        if change.turn in answers:
+            line = line.replace(CONTENT + answers[change.turn], CONTENT + schema.ANSWER)
+        if lines and (change.seq != last + 1 or change.turn != turn or size + len(line) > ROW_BYTES):
             yield place.row, place.epoch, first, last, turn, b"\n".join(lines)
             lines, size = [], 0
         if not lines:
             first, turn = change.seq, change.turn
         last = change.seq
-        size += len(change.line)
-        lines.append(change.line)
+        size += len(line)
+        lines.append(line)
     if lines:
         yield place.row, place.epoch, first, last, turn, b"\n".join(lines)
 

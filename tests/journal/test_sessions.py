@@ -1,9 +1,12 @@
 """What a host keeps of a session is there for the next one; one host holds it."""
 
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import pytest
+import trio
+from attrs import evolve
 
+from agentmgr.journal import archive, schema
 from agentmgr.journal.holders import revoke
 from agentmgr.journal.journal import (
     Accepted,
@@ -169,3 +172,63 @@ async def test_unfinished_turns_of_holders_that_are_gone_are_found(hosts):
             assert await other.unfinished() == []
     async with hosts.open("inst_2") as other:
         assert await other.unfinished() == ["ses_1"]
+
+
+ANSWER = '{"role":"assistant","content":"all that was said, and \\"more\\" of it: \u00fc"}'
+END = f'{{"event":"agent.final_answer","content":{ANSWER[30:-1]},"metadata":{{}}}}'
+
+
+async def answered(hosts, journal, *, at_once=True):
+    """A session with a turn and its answer."""
+    copy = await hosts.create(journal)
+    copy.held.write(Accepted(TURN), Started(1, 1, 2.5))
+    copy.say("one", turn=1)
+    await copy.held.settled()
+    copy.say(END, turn=1)
+    if not at_once:  # as journals were written before
+        await copy.held.settled()
+    copy.held.write(TurnEnded(1, "agent.final_answer", ANSWER, 4.0))
+    await copy.held.settled()
+    return copy
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_an_answer_is_stored_once_and_is_in_its_event_as_it_was_said(hosts, at_once):
+    async with hosts.open("inst_1") as journal:
+        copy = await answered(hosts, journal, at_once=at_once)
+        with closing(schema.connect(hosts.path)) as db:
+            lines = db.execute("SELECT lines FROM frames ORDER BY id").fetchall()
+        assert (b"all that was said" in lines[-1][0]) != at_once
+        assert [frame.line.decode() for frame in await copy.held.frames(2, 2, max_bytes=1)] == [END]
+        assert [frame.line.decode() for frame in archive.events(hosts.path, "ses_1")] == ["one", END]
+        assert [frame.line.decode() for frame in archive.events_with(hosts.path, "ses_1", "final")] == [END]
+    async with hosts.open("inst_2") as journal:
+        found = (await journal.take_up("ses_1")).loaded
+    assert [frame.line.decode() for frame in found.frames] == ["one", END]
+    assert found.turns[0].answer == ANSWER
+
+
+async def test_an_answer_stays_when_its_host_writes_the_turn_anew_without_it(hosts):
+    async with hosts.open("inst_1") as journal:
+        copy = await answered(hosts, journal)
+        copy.turns[1] = evolve(TURN, status=TurnStatus.ENDED, ended_by="agent.final_answer")
+        journal._degrade("as if it could not be written")
+        copy.say("two")
+        while journal.degraded is not None:  # noqa: ASYNC110 - a journal does not announce it
+            await trio.sleep(0.01)
+        assert archive.session(hosts.path, "ses_1")[1].turns[0].ended_at is None  # it was written anew
+        lines = [frame.line.decode() for frame in await copy.held.frames(1, 9, max_bytes=1000)]
+        assert lines == ["one", END, "two"]
+
+
+async def test_answers_count_in_what_is_read_at_once(hosts):
+    async with hosts.open("inst_1") as journal:
+        copy = await answered(hosts, journal)
+        for number in range(2, 12):
+            copy.held.write(Accepted(evolve(TURN, number=number, step_id=f"turn_{number}")))
+            copy.say(END, turn=number)
+            copy.held.write(TurnEnded(number, "agent.final_answer", ANSWER, 4.0))
+        await copy.held.settled()
+        read = await copy.held.frames(1, 99, max_bytes=3 * len(END))
+        assert [frame.seq for frame in read] == [1, 2, 3]
+        assert [frame.seq for frame in await copy.held.frames(4, 99, max_bytes=1)] == [4]

@@ -26,16 +26,17 @@ export function watchStatus(listener) {
 }
 
 /**
- * @typedef {{body?: unknown, query?: Record<string, unknown>, version?: number, signal?: AbortSignal}} RequestOptions
+ * @typedef {{body?: unknown, query?: Record<string, unknown>, version?: number, signal?: AbortSignal, base?: string}}
+ *   RequestOptions
  */
 
 /**
  * @param {string} method
- * @param {string} path below `/api/v1`
+ * @param {string} path below `base`, which is `/api/v1`
  * @param {RequestOptions} options
  * @returns {Promise<Response>}
  */
-async function fetched(method, path, { body, query = {}, version, signal }) {
+async function fetched(method, path, { body, query = {}, version, signal, base = BASE }) {
   /** @type {Record<string, string>} */
   const headers = { "X-Agentmgr-Console": "1" };
   if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -44,7 +45,7 @@ async function fetched(method, path, { body, query = {}, version, signal }) {
   const search = new URLSearchParams(given.map(([name, value]) => [name, String(value)])).toString();
   let response;
   try {
-    response = await fetch(BASE + path + (search && "?" + search), {
+    response = await fetch(base + path + (search && "?" + search), {
       method,
       headers,
       signal,

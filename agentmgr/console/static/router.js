@@ -10,8 +10,8 @@ import { useEffect, useState } from "./vendor/preact.mjs";
 
 /** @returns {Route} */
 export function currentRoute() {
-  const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
-  return { path: path.split("/").filter(Boolean).map(decoded), query: new URLSearchParams(query ?? "") };
+  const [, path, query] = /** @type {RegExpExecArray} */ (/^#?\/?([^?]*)\??(.*)$/s.exec(location.hash));
+  return { path: path.split("/").filter(Boolean).map(decoded), query: new URLSearchParams(query) };
 }
 
 /** @param {string} text */

@@ -4,7 +4,7 @@ import { readEvents } from "../api.js";
 import { eventName, eventStatus, eventText } from "../eventtext.js";
 import { clockText, countText } from "../format.js";
 import { t } from "../i18n.js";
-import { address, goQuery } from "../router.js";
+import { address, currentRoute, goQuery } from "../router.js";
 import { rememberEarlier, snapshot, useStore } from "../store.js";
 import { Table } from "../table.js";
 import { Ago, CommandLine, Copy, Failed, Foreign, Head, Panel, Status, useLoaded } from "../ui.js";
@@ -85,8 +85,8 @@ const eventColumns = () => [
 
 /** The address of an event's details, with the filters that are set. @param {number | null} id */
 function withEvent(id) {
-  const [, query] = location.hash.split("?");
-  return address(["events"], { ...Object.fromEntries(new URLSearchParams(query)), event: id });
+  const { query } = currentRoute();
+  return address(["events"], { ...Object.fromEntries(query), event: id });
 }
 
 /** @param {{row: EventRow}} props */

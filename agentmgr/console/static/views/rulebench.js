@@ -67,11 +67,11 @@ export function Bench({ route, rules }) {
 
 /** @param {{decision: any}} props */
 const Decision = ({ decision }) => html`${decision.chosen
-    ? html`<p class="outcome"><${Status} value="completed" text=${t("This client gets")} /> <a href=${address(["services", decision.service])}>${decision.service}</a>
+    ? html`<p class="outcome"><${Status} value="completed" text=${t("This client gets")} /> <a href=${address(["services", decision.service])}>${decision.service}</a>${" "}
         <code>${decision.chosen}</code></p>`
     : html`<${Refused} code=${decision.code} reason=${decision.reason} service=${decision.service} />`}
-  ${decision.chosen && html`<p class="hint"><${Foreign} text=${decision.reason} most=${500} />. ${decision.strategy && `${strategyText(decision.strategy)}; `}${
-    t("{count} instances may take it", { count: countText(decision.candidates.length) })}</p>`}
+  ${decision.chosen && html`<p class="hint"><${Foreign} text=${decision.reason} most=${500} /></p>
+    <p class="hint">${t("Chosen among {count} instances: {strategy}", { count: countText(decision.candidates.length), strategy: strategyText(decision.strategy) })}</p>`}
   ${decision.rules?.length > 0 && html`<ol class="verdicts">${decision.rules.map((/** @type {any} */ rule) => html`<${RuleVerdict} key=${rule.rule_id} rule=${rule} />`)}</ol>`}`;
 
 /** @param {{rule: any}} props */
@@ -79,6 +79,6 @@ function RuleVerdict({ rule }) {
   const [mark, words] = VERDICTS[rule.verdict] ?? ["stopped", rule.verdict];
   return html`<li class=${rule.verdict === "decides" ? "decides" : ""}><p><strong>${rule.name}</strong> <${Status} value=${mark} text=${words} /></p>
     <ul>${rule.conditions.map((/** @type {any} */ one) => html`<li>
-      <${Status} value=${one.holds ? "completed" : "failed"} text=${html`<${ConditionText} condition=${one} />`} />
+      <${Status} value=${one.holds ? "completed" : "failed"} text=${html`<${ConditionText} condition=${one} />`} /> —${" "}
       <small>${one.seen.length ? t("the request has") : t("the request has none")} ${one.seen.map((/** @type {string} */ seen) => html`<code><${Foreign} text=${seen} most=${200} /></code> `)}</small></li>`)}</ul></li>`;
 }

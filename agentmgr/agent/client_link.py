@@ -116,7 +116,8 @@ class ClientLink:
     @property
     def resumable(self) -> bool:
         """Whether another host can go on with it, if no close frame is sent."""
-        return self._kept is not None and not self._gave_up and self._websocket.closed is None
+        kept = self._kept is not None and not self._kept.is_outdated
+        return kept and not self._gave_up and self._websocket.closed is None
 
     async def left(self) -> None:
         """Waits until the sessions that have left with it may be taken up elsewhere."""

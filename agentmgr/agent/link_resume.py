@@ -11,7 +11,7 @@ from attrs import field, frozen
 
 from ..core.gateway_headers import RESUME_HEADER
 from ..journal.journal import SessionJournal, Unreachable
-from ..journal.links import LinkCopy
+from ..journal.links import OUTDATED, LinkCopy
 from ..protocol import ErrorCode
 from ..websocket.refusal import Refusal, RefusalCode
 from .incoming import BadInput
@@ -61,6 +61,8 @@ async def resume(
         if delivered:
             raise _refused("nothing is kept of it")
         return Resumption()  # its host died before it had taken in or sent anything
+    if state == OUTDATED:
+        raise _refused("it went on while the journal could not be written")
     kept = json.loads(state)
     plain, log = kept["plain"], LinkLog.load(kept["log"])
     try:
@@ -139,6 +141,11 @@ class KeptLink:
     def ended(self, session_id: str) -> None:
         self._log.ended(session_id)
         self._held.changed()
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether it went on without the journal: no other host can go on with it."""
+        return self._held.is_outdated
 
     @property
     def is_settled(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from attrs import define, field
 
+OUTDATED = "null"  #: the state of one that may have gone on while the journal could not be written
 KEPT_S = 7 * 86400.0  #: a row that was not written for so long is of a connection that is gone
 
 TABLE = """
@@ -62,6 +63,7 @@ class HeldLink:
     _written: int = field(default=0, init=False)
     over: bool = field(default=False, init=False)  #: and its row is to be deleted
     has_row: bool = field(default=False, init=False)
+    is_outdated: bool = field(default=False, init=False)  #: the row, or that there is none
 
     def changed(self) -> None:
         """What it is now is committed together with what sessions have handed over since the last commit."""
@@ -94,12 +96,19 @@ class HeldLink:
         return None if self.over else self.copy.record()
 
     def wrote(self) -> None:
-        self._written, self.has_row = self._taken, True
+        self._written, self.has_row, self.is_outdated = self._taken, True, False
 
     def drop(self) -> None:
         """The journal cannot be written; once it can, `changed` is called."""
         self._written = self._taken = self._changes
-        self.has_row = False
+        self.has_row, self.is_outdated = False, True
+
+
+def outdate(db: sqlite3.Connection, holder: str, link_ids: Iterable[str]) -> None:
+    """No host goes on from what is kept of a holder's connections; some may have ended meanwhile."""
+    now = time.time()
+    db.executemany(_PUT, [{"id": it, "holder": holder, "at": now, "state": OUTDATED} for it in link_ids])
+    db.execute("UPDATE links SET state = ? WHERE holder = ?", (OUTDATED, holder))
 
 
 def write(

@@ -266,6 +266,9 @@ class SqliteJournal:
             if await self._in_thread(self._writer, self._file.make_ready):
                 for held in self._held:
                     held.place.row, held.dirty = 0, True
+            if self._told:  # what is kept of connections tells of less than their sessions will
+                outdate = partial(links.outdate, link_ids=[link.id for link in self._links])
+                await self._in_thread(self._writer, lambda: outdate(self._file.writes, self._file.holder))
             while waiting := [held for held in self._held if held.dropping]:
                 for held in waiting:
                     held.dropping = False  # what comes from now on is not in the snapshot

@@ -16,6 +16,7 @@ from agentmgr.agent.health import report
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.agent.session_ids import SessionIds
 from agentmgr.client.transport import CannotConnect, with_connection
+from agentmgr.core.gateway_headers import CONNECTION_HEADER, RESUME_HEADER
 from agentmgr.journal import archive
 from agentmgr.journal.holders import revoke
 from agentmgr.journal.journal import SessionRecord
@@ -344,6 +345,23 @@ async def test_clients_converse_on_while_the_journal_cannot_be_written_and_its_h
                     await again.until(*TURN_ENDS)
                 assert seqs(again) == seqs(before) == list(range(1, turns + 2))
                 assert (await again.ask("more"))["content"] == [turns + 1, 2 * turns, True, 1]
+
+
+@pytest.mark.parametrize("degraded", [False, True])
+async def test_a_connection_that_goes_on_without_the_journal_is_closed_where_its_host_drains(path, degraded):
+    """Without a Close frame its gateway would have another host go on with it, from what was kept before."""
+    headers = {CONNECTION_HEADER: "con_1", RESUME_HEADER: "con_1"}
+    async with durable(echo, path) as url, bare_client(url, headers) as client:
+        await client.ask("kept")
+        with closing(sqlite3.connect(path, isolation_level=None)) as locked:
+            if degraded:
+                locked.execute("BEGIN IMMEDIATE")
+            await client.ask("and more")
+            assert (url.sessions.journal.degraded is not None) == degraded
+            url.server._drain.begin(1012)
+            with pytest.raises(trio.EndOfChannel):
+                await client.receive()
+        assert client.websocket.closed.code == (1012 if degraded else 1006)
 
 
 async def health_of(url):

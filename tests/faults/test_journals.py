@@ -23,6 +23,7 @@ from agentmgr.client import ManagerClient
 from agentmgr.journal import schema
 from agentmgr.models import ServiceConfig
 from agentmgr.process.paths import RuntimePaths
+from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client
 from tests.processes import end_all_in
 
@@ -224,6 +225,24 @@ async def test_conversations_go_on_in_memory_and_are_durable_again_by_themselves
         for each, answers in ((client, 4), (other, 2)):
             assert (await each.ask("after the kill"))["content"] == [answers, 0]
             await read_anew(site, each)
+
+
+async def test_clients_of_a_host_that_is_killed_while_in_memory_come_back_to_what_was_kept(site):
+    """They have more than the journal: no number is used again, and the connection goes on from nowhere."""
+    async with bare_client(site.gateway) as client:
+        await client.ask("kept")
+        with locked(site):
+            await client.ask("in memory")
+            await site.until_degraded(True)
+            os.kill((await site.instance()).pid, signal.SIGKILL)
+        with pytest.raises(trio.EndOfChannel):
+            await client.until(*TURN_ENDS)
+        assert client.websocket.closed.code == 1012
+    async with bare_client(site.gateway) as again:
+        await again.say("user.reconnect", session_id=client.session_id, last_seq=3)
+        assert (await again.until("system.notice"))["content"]["replay_from"] == 4
+        end = await again.ask("and on")
+        assert (end["seq"], end["content"]) == (4, [2, 0])
 
 
 async def test_on_a_read_only_disk_new_sessions_are_in_memory_and_those_before_come_back(site):

@@ -1,4 +1,8 @@
-"""The fault matrix, row by row: the tests that fail when what a row promises is broken."""
+"""The fault matrix, row by row: the tests that fail when what a row promises is broken.
+
+`MATRIX`: what happens to instances and their manager; `SESSIONS`: to durable sessions. Of the starred rows,
+`python -m tests.faults` and `python -m tests.faults.sessions` run the random ones at length.
+"""
 
 from pathlib import Path
 
@@ -121,9 +125,61 @@ MATRIX = {
 }
 
 
+SESSIONS = {
+    "kill -9 of the host while 20 clients stream *": """
+        faults/test_sessions.py::test_each_event_arrives_once_and_each_message_is_answered_whatever_dies
+        faults/test_seamless.py::test_kills_and_restarts_under_clients_are_not_noticed
+        agent/test_killed_hosts.py::test_kills_while_a_client_streams_lose_nothing_and_repeat_nothing
+        journal/test_processes.py::test_what_was_called_back_as_committed_is_there_after_a_kill
+    """,
+    "kill -9 of everything (manager, workers, hosts), start again *": """
+        faults/test_sessions.py::test_each_event_arrives_once_and_each_message_is_answered_whatever_dies
+    """,
+    "rolling restart, scale down, stop + start in the middle of turns *": """
+        faults/test_sessions.py::test_each_event_arrives_once_and_each_message_is_answered_whatever_dies
+        manager/test_sessions_go_home.py::test_whatever_changes_a_session_goes_on_where_it_is
+        manager/test_drains.py::test_an_answer_that_is_thought_about_arrives_before_the_close
+        agent/test_durable_sessions.py::test_a_planned_stop_leaves_a_turn_to_be_tried_again
+    """,
+    "holder SIGSTOPped past its take-over, then continued *": """
+        faults/test_sessions.py::test_each_event_arrives_once_and_each_message_is_answered_whatever_dies
+        journal/test_processes.py::test_a_holder_that_was_stopped_while_its_session_moved_writes_nothing_more
+        agent/test_durable_sessions.py::test_a_host_whose_session_was_taken_over_says_nothing_more_and_sends_its_client_back
+    """,
+    "two instances asked for one session at once *": """
+        journal/test_processes.py::test_of_several_that_want_a_session_at_once_one_has_it
+        journal/test_model.py::test_a_session_has_one_holder_and_all_that_was_committed
+        agent/test_durable_sessions.py::test_one_instance_holds_a_session_and_the_other_names_it
+    """,
+    "disk full, journal locked for 30 s, read-only, deleted under it": """
+        faults/test_journals.py::test_conversations_go_on_in_memory_and_are_durable_again_by_themselves
+        faults/test_journals.py::test_on_a_read_only_disk_new_sessions_are_in_memory_and_those_before_come_back
+        journal/test_faults.py::test_locked_for_less_than_is_waited
+        journal/test_links.py::test_after_the_journal_could_not_be_written_no_connection_goes_on_from_before
+    """,
+    "journal corrupt or of a newer schema": """
+        faults/test_journals.py::test_what_cannot_be_read_is_set_aside_under_a_name_that_is_shown_and_the_service_runs
+        faults/test_journals.py::test_conversations_go_on_in_memory_and_are_durable_again_by_themselves
+    """,
+    "state that JSON cannot say; 10 MB of state": """
+        agent/test_durable_sessions.py::test_state_that_json_cannot_say_is_left_out_and_named
+        manager/test_sessions_go_home.py::test_what_a_session_cannot_keep_is_said_where_its_service_is_shown
+        faults/test_journals.py::test_ten_megabytes_of_state_are_an_error_and_the_state_before_is_kept
+    """,
+    "a client that never acknowledges; 50 watchers, one of them stuck": """
+        faults/test_journals.py::test_a_client_that_never_acknowledges_and_50_watchers_that_are_stuck_cost_little_memory
+        agent/test_durable_sessions.py::test_of_fifty_watchers_one_that_is_stuck_costs_little_and_holds_up_no_other
+    """,
+    "somebody else's session id": """
+        agent/test_durable_sessions.py::test_the_session_of_another_identity_does_not_exist
+        api/test_sessions_resource.py::test_who_may_only_read_sees_no_content_and_no_way_in
+    """,
+}
+
+
 def test_each_row_names_tests_that_are_there():
-    assert len(MATRIX) == 26
-    for row, nodes in MATRIX.items():
+    assert (len(MATRIX), len(SESSIONS)) == (26, 10)
+    for row, nodes in (MATRIX | SESSIONS).items():
         assert nodes.split()
         for node in nodes.split():
             file, _, name = node.partition("::")

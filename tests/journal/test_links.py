@@ -5,7 +5,8 @@ from contextlib import closing
 
 import trio
 
-from agentmgr.journal import archive
+from agentmgr.journal import archive, writing
+from agentmgr.journal.links import OUTDATED
 from tests.proxy.conftest import eventually
 
 
@@ -90,6 +91,36 @@ async def test_it_is_written_anew_where_the_journal_could_not_be_written(hosts):
         await eventually(lambda: journal.degraded is None and held.is_settled)
         assert await journal.take_link("con_1") == "meanwhile"
         assert not copy.is_lost
+
+
+async def test_after_the_journal_could_not_be_written_no_connection_goes_on_from_before(hosts, monkeypatch):
+    """Nor where its sessions are written again, and it is not yet: its host may die just then."""
+    then = []
+    write_whole = writing.write_whole
+
+    def look_and_write(*args):
+        *_, db, _ = args
+        then.extend(db.execute("SELECT id, state FROM links ORDER BY id"))
+        return write_whole(*args)
+
+    monkeypatch.setattr(writing, "write_whole", look_and_write)
+    async with hosts.one() as (journal, session):
+        copies = [Link() for _ in range(3)]
+        goes_on, ends, new = (journal.keep_link(f"con_{n}", copy) for n, copy in enumerate(copies))
+        for held, copy in ((goes_on, copies[0]), (ends, copies[1])):
+            await write(held, copy, "before")
+        with closing(sqlite3.connect(hosts.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            session.say("one")
+            await write(goes_on, copies[0], "meanwhile")
+            await write(new, copies[2], "new")
+            ends.end(for_good=True)
+            assert goes_on.is_outdated
+        await eventually(lambda: journal.degraded is None and goes_on.is_settled and new.is_settled)
+        assert then == [(f"con_{n}", OUTDATED) for n in range(3)]
+        assert not goes_on.is_outdated
+        found = [await journal.take_link(f"con_{n}") for n in range(3)]
+        assert found == ["meanwhile", OUTDATED, "new"]
 
 
 async def test_a_journal_without_links_gets_them(hosts):

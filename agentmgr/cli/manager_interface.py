@@ -30,7 +30,7 @@ from ..models import (
 class ReadsSessions(Protocol):
     async def list(
         self,
-        service: str,
+        service: str | None = None,
         *,
         state: SessionState | None = None,
         owner: str | None = None,

@@ -20,7 +20,7 @@ class SessionsClient(RestClient):
 
     async def list(
         self,
-        service: str,
+        service: str | None = None,
         *,
         state: SessionState | None = None,
         owner: str | None = None,
@@ -28,9 +28,16 @@ class SessionsClient(RestClient):
         limit: int = 100,
         cursor: str | None = None,
     ) -> SessionPage:
-        asked = {"state": state, "owner": owner, "q": text, "limit": limit, "cursor": cursor}
+        asked = {
+            "service": service,
+            "state": state,
+            "owner": owner,
+            "q": text,
+            "limit": limit,
+            "cursor": cursor,
+        }
         params = {name: str(value) for name, value in asked.items() if value is not None}
-        return await self._one(SessionPage, "GET", f"/services/{quoted(service)}/sessions", params=params)
+        return await self._one(SessionPage, "GET", "/sessions", params=params)
 
     async def get(self, session_id: str) -> SessionDetail:
         return await self._one(SessionDetail, "GET", _path(session_id))

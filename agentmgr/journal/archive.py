@@ -35,6 +35,7 @@ class SessionSummary:
     name: str | None
     state: SessionState
     instance_id: str | None  #: that holds it
+    place: str  #: the cursor of the page after it
     turns: int
     input_tokens: int
     output_tokens: int
@@ -129,7 +130,21 @@ def sessions(
         rows = db.execute(query, values).fetchall() if db is not None else []
     items = [_summary(row) for row in rows[:limit]]
     more = len(rows) > limit
-    return SessionPage(items, f"{items[-1].last_used_at!r}:{rows[limit - 1][0]}" if more else None)
+    return SessionPage(items, items[-1].place if more else None)
+
+
+def place_in(service_id: str, cursor: str | None) -> str | None:
+    """Where the page of one service begins, of a page of all services whose cursor names one of them.
+
+    Those of one moment are in the order of their services' ids. Raises `InvalidRequest`.
+    """
+    if cursor is None:
+        return None
+    place, _, last_service = cursor.rpartition(":")
+    at, row = _place(place)
+    if service_id != last_service:
+        row = LAST_NUMBER if service_id > last_service else 0
+    return f"{at!r}:{row}"
 
 
 def session(path: Path, session_id: str) -> tuple[SessionSummary, SessionSnapshot] | None:
@@ -322,8 +337,9 @@ def _row(db: sqlite3.Connection, session_id: str) -> int | None:
 
 
 def _summary(row: tuple[Any, ...]) -> SessionSummary:
-    _, session_id, owner, name, state, holder, *rest = row
-    return SessionSummary(session_id, owner, name, SessionState(state), _instance(holder), *rest)
+    number, session_id, owner, name, state, holder, *rest = row
+    place = f"{rest[-3]!r}:{number}"
+    return SessionSummary(session_id, owner, name, SessionState(state), _instance(holder), place, *rest)
 
 
 def _instance(holder: str | None) -> str | None:

@@ -59,7 +59,7 @@ class StoredSessions:
 
     async def list(
         self,
-        service: str,
+        service: str | None = None,
         *,
         state: SessionState | None = None,
         owner: str | None = None,
@@ -67,17 +67,41 @@ class StoredSessions:
         limit: int = 100,
         cursor: str | None = None,
     ) -> SessionPage:
-        """Those of one service, the last used first; `text`: in their name or id.
+        """Those of one service or of all, the last used first; `text`: in their name or id.
 
         Raises `ServiceNotFound`, `InvalidRequest`.
         """
+        read = partial(archive.sessions, state=state, owner=owner, text=text, limit=limit)
+        if service is None:
+            return await self._in_thread(self._of_all, read, limit, cursor)
         spec = lookup.service(self._services(), service)
-        found = await self._in_thread(
-            partial(archive.sessions, state=state, owner=owner, text=text, limit=limit, cursor=cursor),
-            self.journal(spec),
-        )
+        found = await self._in_thread(partial(read, cursor=cursor), self.journal(spec))
         items = tuple(_info(spec, summary) for summary in found.items)
         return SessionPage(items, limit, found.next_cursor)
+
+    def _of_all(
+        self, read: Callable[..., archive.SessionPage], limit: int, cursor: str | None
+    ) -> SessionPage:
+        """A page of all services. Those that were used at one moment are ordered by their services' ids."""
+        found: list[tuple[ServiceSpec, SessionSummary]] = []
+        unreadable: list[str] = []
+        more = False
+        for spec in sorted(self._services(), key=lambda spec: spec.service_id):
+            try:
+                page = read(self.journal(spec), cursor=archive.place_in(spec.service_id, cursor))
+            except StorageError as error:  # those of the other services are shown all the same
+                logger.warning("the sessions of %s cannot be read: %s", spec.name, error)
+                unreadable.append(spec.name)
+                continue
+            found += [(spec, summary) for summary in page.items]
+            more = more or page.next_cursor is not None
+        found.sort(key=lambda one: -one[1].last_used_at)
+        items = tuple(_info(*one) for one in found[:limit])
+        next_cursor = None
+        if found and (more or len(found) > limit):
+            spec, last = found[:limit][-1]
+            next_cursor = f"{last.place}:{spec.service_id}"
+        return SessionPage(items, limit, next_cursor, tuple(unreadable))
 
     async def get(self, session_id: str) -> SessionDetail:
         """One, with its last turns. Raises `SessionNotFound`."""
@@ -287,9 +311,7 @@ async def _iterated(
 
 
 def not_found(session_id: str) -> SessionNotFound:
-    return SessionNotFound(
-        f"no session has the id {session_id!r}: `agentmgr sessions NAME` lists those of a service"
-    )
+    return SessionNotFound(f"no session has the id {session_id!r}: `agentmgr sessions` lists them")
 
 
 def shortened(info: SessionInfo) -> SessionInfo:

@@ -44,11 +44,12 @@ class SessionInfo:
 
 @frozen
 class SessionPage:
-    """Some of a service's sessions, the last used first."""
+    """Some sessions of a service or of all, the last used first."""
 
     items: tuple[SessionInfo, ...]
     limit: int
     next_cursor: str | None  #: None on the last page
+    unreadable: tuple[str, ...] = ()  #: of all services: those whose sessions cannot be read now
 
 
 @frozen(kw_only=True)

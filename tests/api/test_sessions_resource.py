@@ -131,6 +131,42 @@ async def test_lists_page(http: httpx2.AsyncClient, endpoint: str) -> None:
     assert (await http.get("/services/talk/sessions", params={"cursor": "x"})).status_code == 400
 
 
+async def test_the_sessions_of_all_services_page_in_one_list(
+    http: httpx2.AsyncClient, manager: AgentManager, endpoint: str, tmp_path: Any
+) -> None:
+    other = await manager.register_service("other", str(tmp_path / "talking_agent.py"), auto_start=True)
+    for where in (endpoint, other.endpoint, endpoint):
+        async with conversation(str(where), "hello"):
+            pass
+    paged: list[dict[str, Any]] = []
+    cursor = ""
+    while cursor is not None:
+        params = {"limit": "1", **({"cursor": cursor} if cursor else {})}
+        found = (await http.get("/sessions", params=params)).json()
+        paged += found["items"]
+        cursor = found["next_cursor"]
+    assert [one["service"] for one in paged] == ["talk", "other", "talk"]
+    assert (await http.get("/sessions")).json()["items"] == paged
+    assert (await http.get("/sessions", params={"service": "other"})).json()["items"] == [paged[1]]
+    assert (await http.get("/sessions", params={"service": "nosuch"})).status_code == 404
+    assert (await http.get("/sessions", params={"cursor": "x"})).status_code == 400
+    reader = await bearer(manager, "read")
+    shown = (await http.get("/sessions", headers=reader)).json()["items"]
+    assert [len(one["session_id"]) for one in shown] == [13, 13, 13]
+    assert (await http.get("/sessions", headers=reader, params={"q": "ses_"})).status_code == 403
+
+
+async def test_a_journal_that_cannot_be_read_is_named_beside_the_sessions_of_the_others(
+    http: httpx2.AsyncClient, manager: AgentManager, endpoint: str, tmp_path: Any
+) -> None:
+    async with conversation(endpoint, "hello"):
+        pass
+    broken = await manager.register_service("broken", str(tmp_path / "talking_agent.py"))
+    manager.sessions.journal(broken).write_bytes(b"not a database" * 1000)
+    found = (await http.get("/sessions")).json()
+    assert ([one["service"] for one in found["items"]], found["unreadable"]) == (["talk"], ["broken"])
+
+
 async def test_events_come_all_and_then_live(
     http: httpx2.AsyncClient, client: ManagerClient, endpoint: str
 ) -> None:

@@ -55,6 +55,24 @@ class NewAnswer:
     confirmed: bool
 
 
+@frozen(kw_only=True)
+class AllSessionsQuery(SessionsQuery):
+    service: str | None = None
+
+
+@api.add(
+    "GET",
+    "/sessions",
+    query=AllSessionsQuery,
+    gives={200: SessionPage},
+    problems=(400, 404),
+    scope="read sessions",
+)
+async def list_all_sessions(call: Call, query: AllSessionsQuery) -> Answer:
+    """The conversations of all services, the last used first; with the scope `read`, ids are shortened."""
+    return await _listed(call, query.service, query)
+
+
 @api.add(
     "GET",
     "/services/{ref}/sessions",
@@ -65,10 +83,14 @@ class NewAnswer:
 )
 async def list_sessions(call: Call, query: SessionsQuery) -> Answer:
     """The conversations of a service, the last used first; with the scope `read`, ids are shortened."""
+    return await _listed(call, call.ref, query)
+
+
+async def _listed(call: Call, service: str | None, query: SessionsQuery) -> Answer:
     if query.q is not None and not call.sees_conversations:  # it would find out an id, letter by letter
         raise HttpProblem(403, RefusalCode.FORBIDDEN, "To search, this token needs the scope 'sessions'.")
     found = await call.manager.sessions.list(
-        call.ref,
+        service,
         state=query.state,
         owner=query.owner,
         text=query.q,

@@ -11,9 +11,16 @@ import asyncclick as click
 
 from ... import protocol
 from ...client.events import decode
-from ...errors import InvalidRequest, SessionNotFound, StorageError
+from ...errors import InvalidRequest, SessionNotFound
 from ...models import Service, Sessions
-from ...models.sessions import SHOWN_OF_AN_ID, SessionDetail, SessionInfo, SessionState, SessionTurn
+from ...models.sessions import (
+    SHOWN_OF_AN_ID,
+    SessionDetail,
+    SessionInfo,
+    SessionPage,
+    SessionState,
+    SessionTurn,
+)
 from ...protocol import NoticeCode
 from ..group import COMMANDS, Cli, Command, DefaultGroup, common_options, each, format_option, subcommand
 from ..manager_interface import ReadsManager
@@ -36,7 +43,7 @@ _PAGE = 1000
 )
 @common_options
 def command() -> None:
-    """Conversations with hosted agents: `agentmgr sessions NAME` lists those of a service.
+    """Conversations with hosted agents: `agentmgr sessions [NAME]` lists them.
 
     Of an id, its beginning is enough where only one session has it.
     """
@@ -49,27 +56,27 @@ def _sessions(name: str, help: str, *, example: str) -> Callable[[Callable[..., 
 async def whole_id(manager: ReadsManager, given: str) -> str:
     """The id of the one session whose id begins so. Raises `SessionNotFound`, `InvalidRequest`."""
     found: list[str] = []
-    for service in await manager.list_services():
-        cursor: str | None = None
-        try:
-            while True:
-                page = await manager.sessions.list(service.name, text=given, limit=_PAGE, cursor=cursor)
-                found += [one.session_id for one in page.items if one.session_id.startswith(given)]
-                if (cursor := page.next_cursor) is None:
-                    break
-        except StorageError as error:
-            note(error.message)
+    cursor: str | None = None
+    while True:
+        page = await manager.sessions.list(text=given, limit=_PAGE, cursor=cursor)
+        found += [one.session_id for one in page.items if one.session_id.startswith(given)]
+        if (cursor := page.next_cursor) is None:
+            break
+    _note_unreadable(page)
     if given in found or len(found) == 1:
         return given if given in found else found[0]
     if found:
         raise InvalidRequest(f"the ids of {len(found)} sessions begin with {given!r}: give more of it")
-    raise SessionNotFound(
-        f"the id of no session begins with {given!r}: `agentmgr sessions NAME` lists those of a service"
-    )
+    raise SessionNotFound(f"the id of no session begins with {given!r}: `agentmgr sessions` lists them")
 
 
-@_sessions("list", "List the sessions of a service.", example="list my-echo-agent --state asking")
-@click.argument("name", type=SERVICE)
+def _note_unreadable(page: SessionPage) -> None:
+    for name in page.unreadable:
+        note(f"the sessions of {name} cannot be read now: `agentmgr sessions {name}` says why")
+
+
+@_sessions("list", "List sessions.", example="list my-echo-agent --state asking")
+@click.argument("name", type=SERVICE, required=False)
 @click.option("--state", type=click.Choice([str(s) for s in SessionState]), help="Only those in this state.")
 @click.option("--owner", metavar="NAME", help="Only those of this owner: the name of a token.")
 @click.option("--text", metavar="TEXT", help="Only those with this text in their name or id.")
@@ -78,29 +85,38 @@ async def whole_id(manager: ReadsManager, given: str) -> str:
 )
 @format_option
 async def _list(
-    cli: Cli, name: str, state: str | None, owner: str | None, text: str | None, limit: int, output: str
+    cli: Cli,
+    name: str | None,
+    state: str | None,
+    owner: str | None,
+    text: str | None,
+    limit: int,
+    output: str,
 ) -> None:
-    """List the sessions of a service, the last used first."""
+    """List the sessions of a service, or of all, the last used first."""
     async with for_reading(cli) as manager:
         page = await manager.sessions.list(
             name, state=SessionState(state) if state else None, owner=owner, text=text, limit=limit
         )
-        service = await manager.get_service(name)
+        service = await manager.get_service(name) if name is not None else None
     if output == "json":
         say_json(page.items)
         return
     narrowed = state or owner or text
     print_table(
-        ["id", "name", "owner", "state", "turns", "last used", "tokens"],
+        ["id", "service", "name", "owner", "state", "turns", "last used", "tokens"],
         [_row(one) for one in page.items],
         empty="no such sessions" if narrowed else _none_kept(service),
-        spare=["tokens", "turns", "name"],
+        spare=["tokens", "turns", "name"] if name is None else ["service", "tokens", "turns", "name"],
     )
+    _note_unreadable(page)
     if page.next_cursor is not None:
         note(f"these are the last {limit}; --limit, --state, --owner and --text choose others")
 
 
-def _none_kept(service: Service) -> str:
+def _none_kept(service: Service | None) -> str:
+    if service is None:
+        return "no sessions are kept"
     config = service.config
     if config.agent_factory_path is None or config.sessions is Sessions.MEMORY:
         return f"{service.name} has no sessions that are kept: what is in memory only is not listed"
@@ -111,6 +127,7 @@ def _row(one: SessionInfo) -> list[object]:
     tokens = one.input_tokens + one.output_tokens
     return [
         one.session_id[:SHOWN_OF_AN_ID],
+        one.service,
         one.name and shortened(one.name),
         one.owner,
         one.state,

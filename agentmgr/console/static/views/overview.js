@@ -67,14 +67,16 @@ function Attention() {
     ${rows.length > 20 && html`<p><a href="#/services?status=failed">${t("All of them")}</a></p>`}</${Panel}>`;
 }
 
+const RESULTS = /** @type {Record<string, string>} */ ({ ok: "healthy", warning: "degraded", error: "failed" });
+
 function Doctor() {
-  const [found] = useLoaded((signal) => read("/doctor", {}, signal), []);
-  const findings = found?.findings ?? [];
-  if (!findings.length) return null;
+  const [report] = useLoaded((signal) => read("/doctor", {}, signal), []);
+  const found = (report?.findings ?? []).filter((/** @type {any} */ one) => one.result !== "ok");
+  if (!found.length) return null;
   return html`<${Panel} title=${t("What the doctor says")}>
-    <ul class="findings">${findings.map((/** @type {any} */ one) => html`<li key=${one.what}>
-      <${Status} value=${one.ok ? "healthy" : "degraded"} text=${one.what} />
-      ${one.advice && html`<p class="hint">${one.advice}</p>`}</li>`)}</ul></${Panel}>`;
+    <ul class="findings">${found.map((/** @type {any} */ one) => html`<li key=${one.what}>
+      <${Status} value=${RESULTS[one.result]} text=${one.what} /> <${Foreign} text=${one.found} />
+      ${one.advice && html`<p class="hint"><${Foreign} text=${one.advice} /></p>`}</li>`)}</ul></${Panel}>`;
 }
 
 function LastEvents() {

@@ -6,6 +6,7 @@ import gzip
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
+from html import escape
 from pathlib import Path
 
 from attrs import frozen
@@ -16,7 +17,9 @@ STATIC = Path(__file__).parent / "static"
 ASSETS = "/console/assets"
 
 _INDEX = "index.html"
+_STYLE = "style.css"  #: has every other stylesheet in it
 _PLACEHOLDER = "{{assets}}"  #: in the page: where its files are
+_STATE = b"{{console}}"  #: in the page: what it has to know at first
 
 _FOR_CHECKERS = (".d.mts", ".d.ts", "tsconfig.json")  #: ends of names of files that no browser reads
 _TYPES = {
@@ -52,9 +55,13 @@ class Asset:
 
 @frozen
 class Assets:
-    page: Asset
+    page: Asset  #: not filled in yet, see `page_with`
     files: Mapping[str, Asset]  #: by their path under `prefix`
     prefix: str  #: `/console/assets/HASH`, which changes when any of them does
+
+    def page_with(self, state: str) -> Asset:
+        """The page, with a text in it that saves its first request."""
+        return Asset.of(_INDEX, self.page.raw.replace(_STATE, escape(state).encode()))
 
 
 def load(folder: Path = STATIC) -> Assets:
@@ -68,6 +75,8 @@ def load(folder: Path = STATIC) -> Assets:
     page = raw.pop(_INDEX, b"").decode()
     if _PLACEHOLDER not in page:
         raise BundleError(f"{_INDEX}:1: the page does not name its files by {_PLACEHOLDER}")
+    if sheets := [name for name in raw if name.endswith(".css")]:
+        raw[_STYLE] = b"\n".join(raw.pop(name) for name in sheets)
     files = {name: content for name, content in raw.items() if name not in bundle.modules}
     files["console.js"] = bundle.text.encode()
     assets = {name: Asset.of(name, content) for name, content in sorted(files.items())}

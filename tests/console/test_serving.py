@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import html
+import json
 import re
 from functools import partial
 
@@ -86,8 +88,21 @@ async def test_files_are_compressed_for_those_who_take_that(
 ) -> None:
     page = await http.get("/console/", headers={"Accept-Encoding": accepted})
     assert page.headers.get("Content-Encoding") == encoding
-    assert page.headers["Vary"] == "Accept-Encoding"
-    assert page.content == load().page.raw  # the client has unpacked it
+    assert page.headers["Vary"] == "Accept-Encoding, Cookie, Host"
+    assert page.content.endswith(load().page.raw[-200:])  # the client has unpacked it
+
+
+async def test_the_page_brings_what_its_first_request_would_ask_for(http: httpx2.AsyncClient) -> None:
+    page = (await http.get("/console/")).text
+    (state,) = re.findall(r'<meta name="agentmgr-console" content="([^"]*)">', page)
+    assert json.loads(html.unescape(state)) == (await http.get("/api/v1/console")).json()
+    assert "{{" not in page
+
+
+async def test_there_is_one_stylesheet(http: httpx2.AsyncClient) -> None:
+    files = load().files
+    assert [name for name in files if name.endswith(".css")] == ["style.css"]
+    assert b".uplot" in files["style.css"].raw
 
 
 def test_compressed_files_are_shorter_and_the_same_each_time() -> None:

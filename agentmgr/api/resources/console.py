@@ -14,6 +14,7 @@ from quart import Response
 from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header, parse_etags
 
+from ...codec import to_json
 from ...console.files import Asset, Assets, console
 from ...core.hosts import authority, is_loopback, is_wildcard
 from ...errors import TokenNotFound
@@ -53,12 +54,12 @@ async def console_without_slash(call: Call) -> Answer:
 @api.add("GET", "/console/", gives={200: str, 304: None}, media_type="text/html")
 async def console_page(call: Call) -> Response:
     """The console: a page to see and steer this manager."""
-    page = (await _assets()).page
+    page = (await _assets()).page_with(to_json(_state(call)))
     policy = _policy(call)
     # What the browser may reach is kept with the page.
     etag = f"{page.digest}-{sha256(policy.encode()).hexdigest()[:8]}"
     headers = {"Cache-Control": "no-cache", "Content-Security-Policy": policy}
-    return _sent(call, page, etag, headers)
+    return _sent(call, page, etag, headers, vary="Accept-Encoding, Cookie, Host")
 
 
 @api.add(
@@ -77,9 +78,11 @@ async def _assets() -> Assets:
     return await trio.to_thread.run_sync(console)  # the first time it compresses for some 20 ms
 
 
-def _sent(call: Call, asset: Asset, etag: str, headers: dict[str, str]) -> Response:
+def _sent(
+    call: Call, asset: Asset, etag: str, headers: dict[str, str], *, vary: str = "Accept-Encoding"
+) -> Response:
     # Weak: it stands for the compressed file and for the plain one.
-    headers = {**_HEADERS, **headers, "ETag": f'W/"{etag}"', "Vary": "Accept-Encoding"}
+    headers = {**_HEADERS, **headers, "ETag": f'W/"{etag}"', "Vary": vary}
     if parse_etags(call.headers.get("If-None-Match")).contains_weak(etag):
         response = Response(b"", status=304, headers=headers)
         del response.headers["Content-Type"]
@@ -153,21 +156,23 @@ class NewLogin:
 @_rest.add("GET", "/console", gives={200: ConsoleState})
 async def get_console(call: Call) -> Answer:
     """Whether the console needs a login, and what whoever asks may do."""
+    return Answer(_state(call))
+
+
+def _state(call: Call) -> ConsoleState:
     access = call.server.access
     required = access is not None and not access.lets_in(call.headers, call.peer_uid)
     if required and call.token is None:
-        return Answer(ConsoleState(login_required=True, authenticated=False))
+        return ConsoleState(login_required=True, authenticated=False)
     info = call.manager.get_info()
-    return Answer(
-        ConsoleState(
-            login_required=required,
-            authenticated=True,
-            scopes=_ALL_SCOPES if call.token is None else tuple(sorted(call.token.scopes)),
-            version=info["version"],
-            database=info["database"],
-            gateway=tuple(gateways(call)),
-            gateway_tokens=info["tokens_required"].gateway,
-        )
+    return ConsoleState(
+        login_required=required,
+        authenticated=True,
+        scopes=_ALL_SCOPES if call.token is None else tuple(sorted(call.token.scopes)),
+        version=info["version"],
+        database=info["database"],
+        gateway=tuple(gateways(call)),
+        gateway_tokens=info["tokens_required"].gateway,
     )
 
 

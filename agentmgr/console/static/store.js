@@ -157,7 +157,8 @@ export async function live() {
     if (document.hidden) await woken();
     stream = new AbortController();
     try {
-      if (state.link === "lost" || state.link === "login") await whoAmI();
+      // A link from elsewhere brought no cookie along; a request of this page does.
+      if (state.link === "lost" || state.link === "login" || !state.me.authenticated) await whoAmI();
       if (state.me.login_required && !state.me.authenticated) {
         setLink("login");
         await woken();

@@ -25,6 +25,7 @@ from agentmgr.agent.limits import (
 from agentmgr.agent.turn import Turn
 from agentmgr.models import OnDisconnect
 from agentmgr.testing.agents import bare_client, hosted
+from tests.conditions import until
 
 MIB = 2**20
 ENDS = ("agent.final_answer", "agent.error", "agent.timeout", "agent.interrupted")
@@ -51,15 +52,11 @@ async def settle():
 
 
 async def until_used(budget, most):
-    with trio.fail_after(60):
-        while budget.used > most:  # noqa: ASYNC110
-            await trio.sleep(0.01)
+    await until(lambda: budget.used <= most)
 
 
 async def away(url, session_id):
-    with trio.fail_after(60):
-        while url.sessions._sessions[session_id].connected:
-            await settle()
+    await until(lambda: not url.sessions._sessions[session_id].connected)
 
 
 # The sums.
@@ -194,9 +191,7 @@ def test_all_is_counted_whatever_comes_and_nothing_is_left_of_it(steps):
                         exact(url)
                     await settle()
                     exact(url)
-                with trio.fail_after(60):
-                    while any(session.connected for session in url.sessions._sessions.values()):
-                        await settle()
+                await until(lambda: not any(it.connected for it in url.sessions._sessions.values()))
                 exact(url)
             url.sessions.end_all("test")
             await until_used(url.sessions.budget, 0)
@@ -454,7 +449,9 @@ async def test_requests_for_state_in_a_row_get_few_answers_and_the_last_is_of_no
             await client.say("user.request_state")
         await client.ask("second")
         await client.say("user.request_state")
-        await trio.sleep(0.5)
+        state = {}
+        while state.get("last") != "second":
+            state = (await client.until("agent.state_exported"))["content"]["state"]
         await client.say("ping")
         await client.until("pong")
         answers = [

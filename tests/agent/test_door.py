@@ -21,6 +21,8 @@ from agentmgr.core.proof import HEALTH_PATH, PROOF_HEADER, proof, sender_proof
 from agentmgr.core.routing import Backend, RoutingTable
 from agentmgr.proxy import Gateway, Identity
 from agentmgr.testing.agents import bare_client, hosted
+from agentmgr.websocket.head import RequestHead
+from agentmgr.websocket.refusal import Refusal
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 STRANGER = 54321
@@ -325,12 +327,22 @@ async def test_a_gateway_proves_itself_with_the_token_of_its_table() -> None:
 async def test_an_instance_that_was_started_anew_takes_the_client_as_soon_as_the_table_knows(
     nursery: trio.Nursery,
 ) -> None:
-    async with hosted(reporting, door=Door("the new one's")) as url:
+    refused = trio.Event()
+
+    class Refusing(Door):
+        def admit(self, request: RequestHead, sock: trio.socket.SocketType, subject: str) -> bool:
+            try:
+                return super().admit(request, sock, subject)
+            except Refusal:
+                refused.set()
+                raise
+
+    async with hosted(reporting, door=Refusing("the new one's")) as url:
         port = int(url.rpartition(":")[2])
         gateway = Gateway(RoutingTable((Backend.at("127.0.0.1", port, token="the old one's"),)))
 
         async def news() -> None:
-            await trio.sleep(0.1)
+            await refused.wait()
             gateway.update(RoutingTable((Backend.at("127.0.0.1", port, token="the new one's"),)))
 
         async with served(gateway) as front:

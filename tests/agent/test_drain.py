@@ -189,16 +189,17 @@ async def test_what_arrives_in_the_step_that_closes_the_connection_is_not_begun(
 
 
 async def test_what_arrives_while_the_host_ends_is_not_begun() -> None:
-    begun, may_end = [], trio.Event()
+    begun, started, may_end = [], trio.Event(), trio.Event()
 
     async def stubborn(message: str) -> None:
         begun.append(message)
+        started.set()
         with trio.CancelScope(shield=True):
             await may_end.wait()
 
     async with hosted(stubborn) as url, bare_client(url) as client:
         await client.say("user.message", content="one")
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await started.wait()
         url.server.go_away()
         await client.say("user.create_session")
         await client.say("user.message", content="two")

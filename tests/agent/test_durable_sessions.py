@@ -24,6 +24,7 @@ from agentmgr.journal.sqlite import open_journal
 from agentmgr.models.host_config import OnCrash
 from agentmgr.protocol import TURN_ENDS
 from agentmgr.testing.agents import bare_client, hosted
+from tests.conditions import until
 
 
 async def echo(message):
@@ -124,9 +125,10 @@ async def test_an_event_is_sent_only_after_it_is_committed(path, monkeypatch):
     async with durable(echo, path) as url, bare_client(url) as client:
         await client.say("user.message", content="hi")
         assert (await client.receive())["event"] == "system.connected"
-        await trio.testing.wait_all_tasks_blocked(0.2)
+        await until(lambda: len(url.sessions) == 1)
         [session] = url.sessions._sessions.values()
-        assert (session.buffer.last_seq, session.buffer.visible, session.busy) == (2, 0, False)
+        await until(lambda: session.buffer.last_seq == 2 and not session.busy)
+        assert session.buffer.visible == 0
         may_write.set()
         assert (await client.until(*TURN_ENDS))["content"] == "hi"
 
@@ -148,8 +150,7 @@ async def test_a_turn_whose_instance_died_is_reported_and_those_that_waited_are_
         await client.until("agent.partial_answer")
         last = client.events[-1]["seq"]
     async with durable(agent, path) as url:
-        await trio.testing.wait_all_tasks_blocked(0.05)
-        assert len(url.sessions) == 1  # taken up before any client came
+        await until(lambda: len(url.sessions) == 1)  # taken up before any client came
         async with bare_client(url) as again:
             await resume(again, client.session_id, last)
             end = await again.until(*TURN_ENDS)
@@ -254,9 +255,7 @@ async def test_a_session_that_is_not_used_leaves_memory_and_comes_back(path):
     async with durable(Agent(), path, limits=SessionLimits(session_idle=0.02)) as url:
         async with bare_client(url) as client:
             assert (await client.ask("hi"))["content"] == [False, 0]
-        with trio.fail_after(10):
-            while len(url.sessions):  # noqa: ASYNC110
-                await trio.sleep(0.01)
+        await until(lambda: not len(url.sessions))
         assert ends == [client.session_id]
         async with bare_client(url) as again:
             assert (await again.ask("hi", session_id=client.session_id))["content"] == [True, 2]
@@ -332,9 +331,7 @@ async def test_clients_converse_on_while_the_journal_cannot_be_written_and_its_h
             health = await health_of(url)
             assert (health["status"], "in memory only" in health["detail"]) == ("degraded", True)
         journal = url.sessions.journal
-        with trio.fail_after(30):
-            while journal.degraded is not None:  # noqa: ASYNC110 - a journal does not announce it
-                await trio.sleep(0.01)
+        await until(lambda: journal.degraded is None)  # a journal does not announce it
         assert (await health_of(url))["status"] == "healthy"
         assert (await client.ask("after"))["content"] == [3, 4, False, 1]
     async with durable(remembering, path) as url:
@@ -416,13 +413,15 @@ async def test_a_client_may_end_its_session_and_then_it_is_not_taken_up(path):
 
 
 async def test_ending_a_session_ends_its_turn_first():
+    begun = trio.Event()
+
     async def agent(message):
+        begun.set()
         await trio.sleep_forever()
 
     async with hosted(agent) as url, bare_client(url) as client:
         await client.say("user.message", content="go")
-        await client.until("agent.session_created")
-        await trio.testing.wait_all_tasks_blocked()
+        await begun.wait()
         await client.say("user.end_session")
         assert (await client.until(*TURN_ENDS))["event"] == "agent.interrupted"
         await client.until("agent.session_end")
@@ -659,8 +658,7 @@ async def test_a_client_that_has_more_makes_no_hole_for_others_in_what_is_not_co
         with closing(sqlite3.connect(path, isolation_level=None)) as locked:
             locked.execute("BEGIN IMMEDIATE")
             await client.say("user.message", content="more")
-            while session.buffer.last_seq < 3:
-                await trio.testing.wait_all_tasks_blocked(0.001)
+            await until(lambda: session.buffer.last_seq == 3)
             notice = await resume(ahead, client.session_id, 50)
             assert (notice["replay_from"], notice["last_seq"], session.buffer.visible) == (51, 50, 2)
         assert (await client.until(*TURN_ENDS))["seq"] == 3
@@ -735,16 +733,20 @@ async def test_an_agent_that_cannot_start_ends_no_session_that_it_had(path):
         assert (await mended.ask("hi", session_id=client.session_id))["content"] == "hi"
 
 
+def left_alone(url):
+    return not any(session.connected for session in url.sessions._sessions.values())
+
+
 async def test_room_is_made_by_sessions_that_leave_memory(path):
     async with durable(echo, path, max_sessions=1) as url:
         async with bare_client(url) as client:
             await client.ask("hi")
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until(lambda: left_alone(url))
         async with bare_client(url) as other:
             await other.ask("hi")
             refused = await resume(other, client.session_id)
             assert refused["code"] == "max_sessions"
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await until(lambda: left_alone(url))
         async with bare_client(url) as again:
             assert (await resume(again, client.session_id))["code"] == "resumed"
 
@@ -756,9 +758,7 @@ async def test_a_journal_that_was_deleted_has_the_session_again_when_it_works_ag
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         for number in (2, 3):
             assert (await client.ask("more", step_id=f"{number}"))["content"][0] == number
-        with trio.fail_after(20):
-            while not path.exists() or url.sessions.journal.degraded:  # noqa: ASYNC110
-                await trio.sleep(0.05)
+        await until(lambda: path.exists() and not url.sessions.journal.degraded)
         assert (await client.ask("four", step_id="4"))["content"][0] == 4
     async with durable(remembering, path) as url, bare_client(url) as again:
         notice = await resume(again, client.session_id)

@@ -23,6 +23,7 @@ from ..models import (
     Fact,
     HealthCheck,
     HealthStatus,
+    InstanceEnd,
     Latency,
     Service,
     ServiceStatus,
@@ -201,7 +202,7 @@ def counted(totals: ServiceTotals, fact: Fact) -> ServiceTotals:
             return evolve(totals, restarts=totals.restarts + 1)
         case Event(kind="instance.error"):
             return evolve(totals, errors=totals.errors + 1)
-        case Event() | HealthCheck():
+        case Event() | HealthCheck() | InstanceEnd():
             return totals
 
 

@@ -22,6 +22,7 @@ from ..supervisor import Supervisor
 from .console import Console
 from .events import EventLog
 from .gateway_access import GatewayAccess
+from .minutes import MinuteLog
 from .publisher import Publisher
 from .recorder import Recorder
 from .registry import Registry
@@ -84,6 +85,7 @@ class ControlPlane:
             self.registry, self.supervisor, lambda: self.gateway.lobby.live, self.recorder.touched
         )
         self.sampler = Sampler(self)
+        self.minute_log = MinuteLog(self)
 
     # Services
 

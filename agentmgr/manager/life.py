@@ -127,6 +127,7 @@ class ManagerLife:
                 nursery.start_soon(plane.publisher.run)
                 nursery.start_soon(plane.recorder.measure_lag)
                 nursery.start_soon(plane.sampler.run)
+                nursery.start_soon(plane.minute_log.run)
                 nursery.start_soon(self._watch_database)
                 if self.supervises:
                     nursery.start_soon(plane.sessions.keep_pruned, plane.events.announce)

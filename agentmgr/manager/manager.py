@@ -247,6 +247,17 @@ class AgentManager:
         plane = self._live()
         return await plane.store.health_history(plane.registry.service(ref).service_id, limit=limit)
 
+    async def get_ends(self, ref: str, *, limit: int = 50) -> tuple[models.InstanceEnd, ...]:
+        """How its last instances ended, the newest first, each with the last lines of its output."""
+        plane = self._live()
+        return await plane.store.ends(plane.registry.service(ref).service_id, limit=limit)
+
+    async def get_minutes(
+        self, service_ids: Iterable[str], first: int, last: int
+    ) -> Mapping[str, Mapping[int, models.MinuteFigures]]:
+        """What services did in each minute (since 1970), of the last day; absent: nothing was measured."""
+        return await self._live().store.minutes(frozenset(service_ids), first, last)
+
     def log_path(self, ref: str, slot: int = 0) -> Path:
         """The file that holds what this instance wrote; it may not exist yet."""
         plane = self._live()

@@ -118,6 +118,9 @@ class Recorder:
         self._touched.add(instance.service_id)
         self._changed()
 
+    def instance_ended(self, end: models.InstanceEnd) -> None:
+        self._store.record(end)
+
     def _announce(self, kind: str, instance: Instance) -> None:
         detail = {
             name: getattr(instance, name)

@@ -8,7 +8,8 @@ has to check it again. Parts, in reading order:
   are shown (`Service`)
 - `routing`: rules by which the gateway chooses among services
 - `tokens`: keys to the API and the gateway, tickets, and whether a token is needed
-- `records`: what happened: `Event`, `HealthCheck`, `ConnectionEnd`; `Connection`, `ServiceTotals`, `Latency`
+- `records`: what happened: `Event`, `HealthCheck`, `ConnectionEnd`, `InstanceEnd`; `Connection`,
+  `ServiceTotals`, `Latency`, `MinuteFigures`
 - `sessions`: conversations as their journals have them, and open questions
 - `host_config`: what the host of an agent is configured with (`HostConfig`, a part of `ServiceConfig`)
 - `checks`: how a service's readiness and health are checked (`CheckMethod`)
@@ -52,8 +53,10 @@ if TYPE_CHECKING:
     from .records import Event as Event
     from .records import Fact as Fact
     from .records import HealthCheck as HealthCheck
+    from .records import InstanceEnd as InstanceEnd
     from .records import InstanceRecord as InstanceRecord
     from .records import Latency as Latency
+    from .records import MinuteFigures as MinuteFigures
     from .records import ServiceTotals as ServiceTotals
     from .routing import ConditionOperator as ConditionOperator
     from .routing import RoutingCondition as RoutingCondition
@@ -84,8 +87,8 @@ _NAMES = {
     "checks": "CheckKind CheckMethod",
     "host_config": "HostConfig OnCrash OnDisconnect Runtime Sessions WhenBusy",
     "fields": "Check new_id utc_now",
-    "records": """Connection ConnectionEnd ConnectionPeak Event Fact HealthCheck InstanceRecord
-        Latency ServiceTotals""",
+    "records": """Connection ConnectionEnd ConnectionPeak Event Fact HealthCheck InstanceEnd InstanceRecord
+        Latency MinuteFigures ServiceTotals""",
     "routing": "ConditionOperator RoutingCondition RoutingRule RoutingStrategy",
     "services": """DesiredStatus HealthStatus Instance OnManagerDeath RestartMode Service ServiceConfig
         ServiceSpec ServiceStatus Usage""",

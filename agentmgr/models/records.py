@@ -150,7 +150,36 @@ class ConnectionPeak:
     sessions: int
 
 
-Fact = HealthCheck | Event | ConnectionEnd | ConnectionPeak
+@frozen
+class InstanceEnd:
+    """How one run of an instance ended, or why it could not begin."""
+
+    service_id: str
+    instance_id: str
+    slot: int
+    at: datetime
+    planned: bool  #: the manager ended it: it was stopped, or replaced
+    reason: str  #: for the user
+    exit: str | None = None  #: as in "exit code 1", "SIGKILL"; None: there was no process, or it is not known
+    pid: int | None = None
+    ran_s: float | None = None  #: since its launch
+    output: str = ""  #: the last lines before it, as they were written; what is not UTF-8 is replaced
+
+
+@frozen(kw_only=True)
+class MinuteFigures:
+    """What a service did in one minute. None: it was not measured."""
+
+    connections: int = 0  #: at its end
+    sessions: int | None = None  #: in the memory of its hosts
+    cpu: float | None = None  #: as a fraction of one core
+    memory_bytes: int | None = None
+    first_byte_p50_s: float | None = None  #: of the connections that ended in it
+    first_byte_p95_s: float | None = None
+    restarts: int = 0  #: in it, unplanned ones
+
+
+Fact = HealthCheck | Event | ConnectionEnd | ConnectionPeak | InstanceEnd
 """What is recorded in batches: it may be lost when the power fails within a second."""
 
 

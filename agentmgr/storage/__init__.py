@@ -5,7 +5,8 @@ Parts, in reading order:
 * `store`: what the manager may ask of a storage (`Store`); `agentmgr.testing.MemoryStore` is another one.
 * `sqlite`: the store in a file (`open_store`): one thread, the queue of facts, waiting for locks.
 * `tables`: what each operation reads and writes, inside a transaction that the caller began.
-* `pruning`: keeps events and health checks within `HistoryLimits`, a little with each batch.
+* `minutes`: what each service did in each minute of the last day.
+* `pruning`: keeps events, health checks and ends within `HistoryLimits`, a little with each batch.
 * `schema`: opens a file: is it ours, is it sound, is it as new as this version? Runs `migrations/NNNN_*.sql`.
 * `copies`: `agentmgr backup`, while all goes on, and `restore`.
 

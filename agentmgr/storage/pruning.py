@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from ..models import Event, Fact, HealthCheck
+from ..models import Event, Fact, HealthCheck, InstanceEnd
 from .store import HistoryLimits
 from .tables import microseconds
 
@@ -26,7 +26,7 @@ class Pruner:
 
     def by_count(self, db: sqlite3.Connection, facts: Sequence[Fact]) -> None:
         """Deletes what exceeds the limits now that `facts` have been written."""
-        shelved = (fact for fact in facts if isinstance(fact, Event | HealthCheck))
+        shelved = (fact for fact in facts if isinstance(fact, Event | HealthCheck | InstanceEnd))
         for (table, limit, service_id), number in Counter(map(self._shelf, shelved)).items():
             # What an earlier run left is not known: the first time always prunes.
             added = self._added.get((table, service_id), limit) + number
@@ -49,12 +49,14 @@ class Pruner:
     def forget(self, service_id: str) -> None:
         self._added = {key: added for key, added in self._added.items() if key[1] != service_id}
 
-    def _shelf(self, fact: Event | HealthCheck) -> tuple[str, int, str | None]:
+    def _shelf(self, fact: Event | HealthCheck | InstanceEnd) -> tuple[str, int, str | None]:
         match fact:
             case Event():
                 return "events", self._limits.events, None
             case HealthCheck():
                 return "health_checks", self._limits.health_checks, fact.service_id
+            case InstanceEnd():
+                return "ends", self._limits.ends, fact.service_id
 
 
 def _delete_beyond(db: sqlite3.Connection, table: str, service_id: str | None, limit: int) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
@@ -28,14 +28,16 @@ from ..models import (
     Event,
     Fact,
     HealthCheck,
+    InstanceEnd,
     InstanceRecord,
+    MinuteFigures,
     RoutingRule,
     ServiceSpec,
     Token,
     TokenPolicy,
     utc_now,
 )
-from . import copies, schema, tables
+from . import copies, minutes, schema, tables
 from .pruning import Pruner
 from .schema import UnreadableRow
 from .store import RULES, SERVICES, TOKENS, F, HistoryLimits, Snapshot, event_id
@@ -154,6 +156,18 @@ class SqliteStore:
     async def health_history(self, service_id: str, *, limit: int = 100) -> tuple[HealthCheck, ...]:
         await self._flush_if_possible()
         return await self._read(lambda db: tables.health_history(db, service_id, limit), ())
+
+    async def ends(self, service_id: str, *, limit: int = 50) -> tuple[InstanceEnd, ...]:
+        await self._flush_if_possible()
+        return await self._read(lambda db: tables.ends(db, service_id, limit), ())
+
+    async def add_minute(self, minute: int, figures: Mapping[str, MinuteFigures]) -> None:
+        await self._write(lambda db: minutes.add(db, minute, figures))
+
+    async def minutes(
+        self, service_ids: Collection[str], first: int, last: int
+    ) -> Mapping[str, Mapping[int, MinuteFigures]]:
+        return await self._read(lambda db: minutes.read(db, service_ids, first, last), {})
 
     async def events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         await self._flush_if_possible()

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -26,7 +26,9 @@ from ..models import (
     Event,
     Fact,
     HealthCheck,
+    InstanceEnd,
     InstanceRecord,
+    MinuteFigures,
     RoutingRule,
     ServiceSpec,
     ServiceTotals,
@@ -56,6 +58,7 @@ class HistoryLimits:
 
     health_checks: int = 1000  #: per service
     events: int = 10_000
+    ends: int = 50  #: of instances, per service
     max_age_s: float = 30 * 86400.0
 
 
@@ -89,7 +92,7 @@ class Store(Protocol):
         """
 
     async def delete_service(self, service_id: str) -> None:
-        """Also deletes its instances, totals and health. Raises `ServiceNotFound`."""
+        """Also deletes its instances, totals, health and ends. Raises `ServiceNotFound`."""
 
     async def add_rule(self, rule: RoutingRule) -> None:
         """Raises `NameTaken`."""
@@ -133,6 +136,17 @@ class Store(Protocol):
 
     async def health_history(self, service_id: str, *, limit: int = 100) -> tuple[HealthCheck, ...]:
         """The newest first, including what was recorded just now."""
+
+    async def ends(self, service_id: str, *, limit: int = 50) -> tuple[InstanceEnd, ...]:
+        """Of its instances, the newest first, including what was recorded just now."""
+
+    async def add_minute(self, minute: int, figures: Mapping[str, MinuteFigures]) -> None:
+        """What each service did in a minute (since 1970), by service id. The last 24 hours are kept."""
+
+    async def minutes(
+        self, service_ids: Collection[str], first: int, last: int
+    ) -> Mapping[str, Mapping[int, MinuteFigures]]:
+        """By service id and minute, of the minutes from `first` to `last`; absent: not measured."""
 
     async def events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         """Those with an id above `after`, oldest first."""

@@ -19,6 +19,7 @@ from ..models import (
     Event,
     Fact,
     HealthCheck,
+    InstanceEnd,
     InstanceRecord,
     RoutingRule,
     ServiceSpec,
@@ -135,6 +136,11 @@ def health_history(db: sqlite3.Connection, service_id: str, limit: int) -> tuple
     return _documents(db, HealthCheck, "health_checks", rest, service_id, limit)
 
 
+def ends(db: sqlite3.Connection, service_id: str, limit: int) -> tuple[InstanceEnd, ...]:
+    rest = "WHERE service_id = ? ORDER BY id DESC LIMIT ?"
+    return _documents(db, InstanceEnd, "ends", rest, service_id, limit)
+
+
 def events(db: sqlite3.Connection, after: int, limit: int) -> tuple[Event, ...]:
     return _documents(db, Event, "events", "WHERE id > ? ORDER BY id LIMIT ?", after, limit)
 
@@ -187,14 +193,21 @@ def _insert(db: sqlite3.Connection, fact: Fact) -> None:
                 "INSERT INTO events (id, at, document) VALUES (?, ?, ?)",
                 (fact.event_id, microseconds(fact.at), to_json(fact)),
             )
-        case HealthCheck():  # its service may have been deleted since
-            db.execute(
-                "INSERT INTO health_checks (service_id, at, document)"
-                " SELECT id, ?, ? FROM services WHERE id = ?",
-                (microseconds(fact.checked_at), to_json(fact), fact.service_id),
-            )
+        case HealthCheck(checked_at=at):
+            _insert_of_service(db, "health_checks", fact, at)
+        case InstanceEnd(at=at):
+            _insert_of_service(db, "ends", fact, at)
         case ConnectionEnd() | ConnectionPeak():
             pass  # only the totals have them
+
+
+def _insert_of_service(
+    db: sqlite3.Connection, table: str, fact: HealthCheck | InstanceEnd, at: datetime
+) -> None:
+    db.execute(  # its service may have been deleted since
+        f"INSERT INTO {table} (service_id, at, document) SELECT id, ?, ? FROM services WHERE id = ?",
+        (microseconds(at), to_json(fact), fact.service_id),
+    )
 
 
 def _totals_of(db: sqlite3.Connection, service_id: str) -> ServiceTotals:

@@ -26,7 +26,7 @@ class Adopted:
 @define
 class Adoption:
     adopted: list[Adopted] = Factory(list)  #: of each service, the one that was started first comes first
-    gone: list[str] = Factory(list)  #: ids of instances whose process has ended
+    gone: list[tuple[ServiceSpec, InstanceRecord]] = Factory(list)  #: whose process has ended
 
     @property
     def tokens(self) -> frozenset[str]:
@@ -46,7 +46,7 @@ def take_over(recorded: Recorded, launcher: Launcher) -> Adoption:
             child = slot.adopt(record)
             if child is None:
                 slot.close()
-                found.gone.append(record.instance_id)
+                found.gone.append((spec, record))
             else:
                 found.adopted.append(Adopted(spec, record, slot, child))
     return found

@@ -47,6 +47,8 @@ _MOMENT_S = 1.0  #: a process that has lived so long has started (supervisord's 
 _OF_WHAT_IS_LEFT = 0.9  #: of the startup timeout: the last probe ends before it, with a result
 
 _ASKED = (CheckKind.WEBSOCKET, CheckKind.HTTP, CheckKind.TCP)
+_reads = trio.CapacityLimiter(4)  #: of logs, when many end at once
+
 _SERVES_NOTHING = "where it serves no connections: --ready started"
 
 
@@ -282,6 +284,12 @@ class LocalChild:
 
     def last_words(self) -> str:
         return logs.last_words(self._log, self._log_start)
+
+    async def last_output(self) -> str:
+        try:
+            return await trio.to_thread.run_sync(logs.last_output, self._log, self._log_start, limiter=_reads)
+        except (RuntimeError, MemoryError):  # no new thread just now: its end counts all the same
+            return ""
 
     async def misfortune(self) -> tuple[Cause, str] | None:
         port = self.record.port

@@ -9,6 +9,7 @@ import trio
 from ..core import restart
 from ..core.restart import EX_CONFIG, Cause, Ending, Exit
 from ..errors import AgentManagerError
+from ..models import Instance, InstanceEnd, utc_now
 from .launcher import Child
 
 LAST_OUTPUT = "; its last output:\n"
@@ -37,6 +38,23 @@ async def exited(child: Child, exit: Exit, ready_for_s: float | None) -> Ending:
         cause = Cause.ENDED_FROM_OUTSIDE
         reason += "; a hosted agent ends so when another program sends it SIGTERM"
     return Ending(cause, _with_last_words(reason, child), exit, ready_for_s)
+
+
+async def report(view: Instance, child: Child, exit: Exit, ending: Ending | None, reason: str) -> InstanceEnd:
+    """How a run of this instance ended. `ending`: None where the manager ended it, for this `reason`."""
+    now = utc_now()
+    return InstanceEnd(
+        view.service_id,
+        view.instance_id,
+        view.slot,
+        now,
+        planned=ending is None,
+        reason=reason if ending is None else ending.reason.partition(LAST_OUTPUT)[0],
+        exit=str(exit),
+        pid=child.record.pid,
+        ran_s=max(0.0, (now - child.record.started_at).total_seconds()),
+        output=await child.last_output(),
+    )
 
 
 def _with_last_words(reason: str, child: Child) -> str:

@@ -179,6 +179,10 @@ class _Task:
     def last_words(self) -> str:
         return self._last_words
 
+    async def last_output(self) -> str:
+        await trio.lowlevel.checkpoint()
+        return self._last_words
+
     async def misfortune(self) -> tuple[Cause, str] | None:
         return None
 

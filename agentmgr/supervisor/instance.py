@@ -22,7 +22,16 @@ from ..core.health import ProbeResult
 from ..core.lifecycle import InstanceEvent
 from ..core.restart import Again, Cause, Ending, Exit, GiveUp, History
 from ..errors import PortNotAvailable, ServiceFailedToStart, WrongState, leaves
-from ..models import HealthCheck, HealthStatus, Instance, OnManagerDeath, ServiceSpec, ServiceStatus, utc_now
+from ..models import (
+    HealthCheck,
+    HealthStatus,
+    Instance,
+    InstanceEnd,
+    OnManagerDeath,
+    ServiceSpec,
+    ServiceStatus,
+    utc_now,
+)
 from . import endings
 from .draining import InstanceDrain
 from .endings import Outcome
@@ -77,6 +86,7 @@ class InstanceTask:
         self._ready_at: float | None = None
         self._health = HealthWatch(self._config, context.health_check_interval, context.random)
         self._history = History()
+        self._ending: Ending | None = None  #: of this run, once it has ended unasked
         self._first_try = Outcome()
         self._until_stopped = trio.CancelScope()
         self._backoff = trio.CancelScope()
@@ -114,12 +124,23 @@ class InstanceTask:
 
     async def _try_once(self) -> trio.CancelScope | None:
         """One launch, to its end. Returns the backoff before the next launch, or None if there is none."""
+        self._ending = None
         self._become(InstanceEvent.LAUNCH, next_restart_at=None)
         try:
             async with self._start_permit() as permit, self._launched() as child:
                 # Decide and report at once; leaving the block then ends the rest of its processes.
                 return self._decide(await self._watch(child, permit))
         except CannotLaunch as problem:
+            self._context.recorder.instance_ended(
+                InstanceEnd(
+                    self.spec.service_id,
+                    self.view.instance_id,
+                    self.view.slot,
+                    utc_now(),
+                    False,
+                    problem.reason,
+                )
+            )
             return self._decide(Ending(problem.cause, problem.reason))
 
     async def _watch(self, child: Child, permit: ExitStack) -> Ending:
@@ -259,6 +280,11 @@ class InstanceTask:
         if InstanceEvent.STOP in lifecycle.TRANSITIONS[self.view.status]:
             self._become(InstanceEvent.STOP)
         exit = await child.end(self._config.stop_timeout)
+        reason = (
+            "stopped" if self._for_good else "stopped: another instance takes its place, or fewer are to run"
+        )
+        end = await endings.report(self.view, child, exit, self._ending, reason)
+        self._context.recorder.instance_ended(end)
         self._report(pid=None, last_exit=str(exit))
         self.entry.set(None)
 
@@ -267,6 +293,7 @@ class InstanceTask:
         return restart.decide(self._config, self._history, ending, now=now, rand=rand)
 
     def _decide(self, ending: Ending) -> trio.CancelScope | None:
+        self._ending = ending
         decision, now = self._decision(ending), trio.current_time()
         facts: dict[str, Any] = {"health": HealthStatus.UNKNOWN, "error_message": ending.reason}
         if ending.exit is not None:

@@ -105,6 +105,9 @@ class Child(Protocol):
     def last_words(self) -> str:
         """The last lines of its output since its launch; empty if there are none."""
 
+    async def last_output(self) -> str:
+        """The last lines of its output since its launch, as it wrote them, to be kept with its end."""
+
     async def misfortune(self) -> tuple[Cause, str] | None:
         """Why it cannot become ready, if that is not its fault, such as a taken port; for the user."""
 

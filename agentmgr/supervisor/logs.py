@@ -27,9 +27,11 @@ from pathlib import Path
 from attrs import frozen
 
 LAST_WORDS_LINES = 15
+LAST_OUTPUT_LINES = 20  #: before an end, that are kept with it
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _ROOM_BYTES = 256 * 1024  #: kept free for what instances write until the next look
 _LAST_WORDS_BYTES = 4096
+_LAST_OUTPUT_BYTES = 16 * 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE_RANGE = 0x01, 0x02, 0x08  # linux/falloc.h
@@ -87,6 +89,25 @@ def last_words(file: Path, since: int) -> str:
         return ""
     lines = ["".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in text.splitlines()]
     return "\n".join(line for line in lines[-LAST_WORDS_LINES:] if line)
+
+
+def last_output(file: Path, since: int) -> str:
+    """The last lines that were written after the first `since` bytes, as they are; at most 16 KiB of them.
+    Blocks on the disk.
+    """
+    try:
+        with file.open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            begin = since if since <= end else 0  # if it is shorter than it was, it was rotated since
+            start = max(begin, end - _LAST_OUTPUT_BYTES)
+            log.seek(start)
+            data = log.read(end - start)
+    except OSError:
+        return ""
+    lines = data.splitlines(keepends=True)
+    if start > begin and len(lines) > 1:
+        del lines[0]  # its beginning was not read
+    return b"".join(lines[-LAST_OUTPUT_LINES:]).decode(errors="replace")
 
 
 @frozen

@@ -8,7 +8,7 @@ from typing import Protocol
 import trio
 
 from ..errors import AgentManagerError
-from ..models import HealthCheck, Instance, InstanceRecord
+from ..models import HealthCheck, Instance, InstanceEnd, InstanceRecord
 
 log = logging.getLogger("agentmgr.supervisor")
 
@@ -34,6 +34,9 @@ class InstanceRecorder(Protocol):
     def instance_changed(self, instance: Instance) -> None:
         """Each change of status, health, pid and so on; synchronous and quick."""
 
+    def instance_ended(self, end: InstanceEnd) -> None:
+        """How each run of an instance ended, with its last output; synchronous and quick."""
+
     def health_checked(self, check: HealthCheck) -> None:
         """Each probe's result; synchronous and quick."""
 
@@ -51,6 +54,9 @@ class NullRecorder:
         await trio.lowlevel.checkpoint()
 
     def instance_changed(self, instance: Instance) -> None:
+        pass
+
+    def instance_ended(self, end: InstanceEnd) -> None:
         pass
 
     def health_checked(self, check: HealthCheck) -> None:
@@ -73,6 +79,12 @@ class RetryingRecorder:
         except Exception:  # the recorder may be an embedder's code
             log.exception("the recorder failed on a change of instance %s", instance.instance_id)
         self.news.unpark_all()
+
+    def instance_ended(self, end: InstanceEnd) -> None:
+        try:
+            self._recorder.instance_ended(end)
+        except Exception:  # the recorder may be an embedder's code
+            log.exception("the recorder failed on the end of instance %s", end.instance_id)
 
     def health_checked(self, check: HealthCheck) -> None:
         try:

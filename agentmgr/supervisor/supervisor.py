@@ -18,10 +18,12 @@ from ..models import (
     DesiredStatus,
     HealthCheck,
     Instance,
+    InstanceEnd,
     ServiceSpec,
     ServiceStatus,
     Usage,
     new_id,
+    utc_now,
 )
 from ..process.companion import Companion
 from . import logs, system
@@ -406,8 +408,21 @@ class Supervisor:
             for old in older:  # that manager was killed in the middle of a rolling restart
                 self._open_nursery().start_soon(self._finish_replacement, service, old, task)
         await self._launcher.sweep(found.tokens)
-        for instance_id in found.gone:
-            await self._context.recorder.instance_gone(instance_id)
+        for spec, record in found.gone:
+            log_dir = self._log_dir
+            self._context.recorder.instance_ended(
+                InstanceEnd(
+                    service_id=spec.service_id,
+                    instance_id=record.instance_id,
+                    slot=record.slot,
+                    at=utc_now(),
+                    planned=False,
+                    reason="found gone: its process ended while no manager ran",
+                    pid=record.pid,
+                    output=logs.last_output(logs.path(log_dir, spec.name, record.slot), 0) if log_dir else "",
+                )
+            )
+            await self._context.recorder.instance_gone(record.instance_id)
 
     async def _finish_replacement(
         self, service: ServiceInstances, old: InstanceTask, new: InstanceTask

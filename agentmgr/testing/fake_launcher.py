@@ -127,6 +127,10 @@ class FakeChild:
     def last_words(self) -> str:
         return self.behaviour.last_words
 
+    async def last_output(self) -> str:
+        await trio.lowlevel.checkpoint()
+        return self.behaviour.last_words
+
     async def misfortune(self) -> tuple[Cause, str] | None:
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -15,13 +15,16 @@ from ..errors import Conflict, StorageError
 from ..models import (
     Event,
     HealthCheck,
+    InstanceEnd,
     InstanceRecord,
+    MinuteFigures,
     RoutingRule,
     ServiceSpec,
     ServiceTotals,
     Token,
     TokenPolicy,
 )
+from ..storage.minutes import KEPT_MINUTES
 from ..storage.store import RULES, SERVICES, TOKENS, F, HistoryLimits, Kind, Snapshot, event_id
 
 Thing = TypeVar("Thing", ServiceSpec, RoutingRule, Token)
@@ -43,6 +46,8 @@ class MemoryStore:
         self._instances: dict[str, InstanceRecord] = {}
         self._totals: dict[str, ServiceTotals] = {}
         self._health: dict[str, deque[HealthCheck]] = {}
+        self._ends: dict[str, deque[InstanceEnd]] = {}
+        self._minutes: dict[int, dict[str, MinuteFigures]] = {}
         self._events = deque[Event](maxlen=self._limits.events)
         self._last_event_id = 0
         self._dropped = 0
@@ -78,6 +83,9 @@ class MemoryStore:
         _delete(SERVICES, self._services, service_id)
         self._totals.pop(service_id, None)
         self._health.pop(service_id, None)
+        self._ends.pop(service_id, None)
+        for figures in self._minutes.values():
+            figures.pop(service_id, None)
         self._instances = {i: r for i, r in self._instances.items() if r.service_id != service_id}
 
     async def add_rule(self, rule: RoutingRule) -> None:
@@ -136,6 +144,8 @@ class MemoryStore:
             return fact
         if isinstance(fact, HealthCheck):
             self._health.setdefault(service_id, deque(maxlen=self._limits.health_checks)).append(fact)
+        if isinstance(fact, InstanceEnd):
+            self._ends.setdefault(service_id, deque(maxlen=self._limits.ends)).append(fact)
         totals = counted(self._totals.get(service_id, ServiceTotals()), fact)
         if totals != ServiceTotals():
             self._totals[service_id] = totals
@@ -147,6 +157,30 @@ class MemoryStore:
     async def health_history(self, service_id: str, *, limit: int = 100) -> tuple[HealthCheck, ...]:
         await trio.lowlevel.checkpoint()
         return tuple(reversed(self._health.get(service_id, ())))[:limit]
+
+    async def ends(self, service_id: str, *, limit: int = 50) -> tuple[InstanceEnd, ...]:
+        await trio.lowlevel.checkpoint()
+        return tuple(reversed(self._ends.get(service_id, ())))[:limit]
+
+    async def add_minute(self, minute: int, figures: Mapping[str, MinuteFigures]) -> None:
+        await self._writable()
+        known = {service_id: one for service_id, one in figures.items() if service_id in self._services}
+        self._minutes[minute] = self._minutes.get(minute, {}) | known
+        for old in [one for one in self._minutes if one <= minute - KEPT_MINUTES]:
+            del self._minutes[old]
+
+    async def minutes(
+        self, service_ids: Collection[str], first: int, last: int
+    ) -> Mapping[str, Mapping[int, MinuteFigures]]:
+        await trio.lowlevel.checkpoint()
+        return {
+            service_id: {
+                minute: figures[service_id]
+                for minute, figures in sorted(self._minutes.items())
+                if first <= minute <= last and service_id in figures
+            }
+            for service_id in service_ids
+        }
 
     async def events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         await trio.lowlevel.checkpoint()

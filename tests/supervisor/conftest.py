@@ -20,6 +20,7 @@ from agentmgr.models import (
     DesiredStatus,
     HealthCheck,
     Instance,
+    InstanceEnd,
     InstanceRecord,
     ServiceConfig,
     ServiceSpec,
@@ -39,6 +40,7 @@ class MemoryRecorder:
         self.records: dict[str, InstanceRecord] = {}
         self.history: list[Instance] = []
         self.checks: list[HealthCheck] = []
+        self.ends: list[InstanceEnd] = []
         self.drained: list[tuple[str, bool]] = []  #: the instance, and whether for good
         self.draining: Callable[[str], Any] | None = None
         self._news = trio.Condition()
@@ -54,6 +56,10 @@ class MemoryRecorder:
 
     def instance_changed(self, instance: Instance) -> None:
         self.history.append(instance)
+        self._wake()
+
+    def instance_ended(self, end: InstanceEnd) -> None:
+        self.ends.append(end)
         self._wake()
 
     def health_checked(self, check: HealthCheck) -> None:

@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 from ..operations import Operation
-from . import connections, console, control, docs, events, logs, routing, services, sessions, system, tokens
+from . import (
+    connections,
+    console,
+    control,
+    docs,
+    events,
+    history,
+    logs,
+    routing,
+    services,
+    sessions,
+    system,
+    tokens,
+)
 
-_ALL = (system, services, logs, sessions, connections, routing, events, tokens, console, docs, control)
+_ALL = (
+    system,
+    services,
+    history,
+    logs,
+    sessions,
+    connections,
+    routing,
+    events,
+    tokens,
+    console,
+    docs,
+    control,
+)
 
 
 def operations(*, control: bool) -> tuple[Operation, ...]:

@@ -1,0 +1,92 @@
+"""Each end of an instance is reported once: planned or not, why, and the last lines before it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from agentmgr.errors import AgentManagerError
+from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec
+from agentmgr.supervisor.logs import last_output
+
+
+def program(text: str, **config: object) -> ServiceSpec:
+    words = (sys.executable, "-S", "-c", text)
+    options = {"command": words, "ready": "started", "restart": "never", "startup_timeout": 2.0, **config}
+    return ServiceSpec("svc", ServiceConfig(**options), desired_status=DesiredStatus.RUNNING)
+
+
+async def test_a_crash_has_its_reason_and_the_last_twenty_lines_as_they_were(supervisor, recorder) -> None:
+    text = (
+        "import sys, time\n"
+        "for n in range(30): print('line', n)\n"
+        "sys.stdout.flush(); sys.stdout.buffer.write(b'\\x1b[31m\\xff end'); sys.stdout.flush()\n"
+        "time.sleep(1.5); sys.exit(3)"
+    )
+    async with supervisor() as s:
+        await s.start(program(text))
+        await recorder.until(lambda: len(recorder.ends) == 1)
+    (end,) = recorder.ends
+    assert (end.planned, end.exit, end.slot) == (False, "exit code 3", 0)
+    assert end.reason.startswith("ended unasked after")
+    assert "line" not in end.reason
+    assert end.output.splitlines() == [*(f"line {n}" for n in range(11, 30)), "\x1b[31m\ufffd end"]
+    assert end.ran_s is not None
+    assert end.ran_s > 1
+    assert end.pid
+
+
+async def test_a_stop_and_a_replacement_are_planned(supervisor, recorder, command) -> None:
+    async with supervisor() as s:
+        spec = command("--say", "hello")
+        await s.start(spec)
+        await s.restart(evolve(spec, version=2))
+        assert [(end.planned, end.reason.partition(":")[0]) for end in recorder.ends] == [(True, "stopped")]
+        assert "another instance" in recorder.ends[0].reason
+        await s.stop(spec.service_id)
+    assert [end.planned for end in recorder.ends] == [True, True]
+    assert recorder.ends[1].reason == "stopped"
+    assert "hello" in recorder.ends[1].output
+
+
+async def test_a_crash_loop_has_an_end_for_each_run(supervisor, recorder) -> None:
+    spec = program(
+        "print('no'); raise SystemExit(1)", restart="always", max_restart_count=2, restart_delay=0.05
+    )
+    async with supervisor() as s:
+        with pytest.raises(AgentManagerError):
+            await s.start(spec)
+        await recorder.until(lambda: len(recorder.ends) == 3)
+    assert {(end.reason.partition(":")[0], end.exit, end.output) for end in recorder.ends} == {
+        ("ended before it was ready", "exit code 1", "no\n")
+    }
+
+
+async def test_what_cannot_be_started_is_an_end_too(supervisor, recorder) -> None:
+    spec = evolve(program(""), config=ServiceConfig(command=("/no/such/program",), restart="never"))
+    async with supervisor() as s:
+        with pytest.raises(AgentManagerError):
+            await s.start(spec)
+    (end,) = recorder.ends
+    assert (end.planned, end.exit, end.pid) == (False, None, None)
+    assert "/no/such/program" in end.reason
+
+
+@pytest.mark.parametrize(
+    ("written", "since", "seen"),
+    [
+        (b"", 0, ""),
+        (b"one\ntwo\n", 4, "two\n"),
+        (b"one\n", 100, "one\n"),  # it was rotated since
+        (b"x" * 20_000 + b"\nlast\n", 0, "last\n"),
+        (b"x" * 20_000, 0, "x" * 16_384),
+    ],
+)
+def test_the_last_output_is_bounded(tmp_path: Path, written: bytes, since: int, seen: str) -> None:
+    log = tmp_path / "0.log"
+    log.write_bytes(written)
+    assert last_output(log, since) == seen
+    assert last_output(tmp_path / "none", 0) == ""

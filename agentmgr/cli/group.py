@@ -45,7 +45,8 @@ COMMANDS = {
     "tokens": "Make, list and revoke keys to the API and the gateway.",
     "daemon": "Run the manager in the foreground.",
     "proxy": "Open the gateway that clients connect to.",
-    "api": "Open the REST API.",
+    "api": "Open the REST API, and its console.",
+    "console": "Open the console in a browser.",
     "shutdown": "Shut down the manager and its services.",
     "chat": "Talk to an agent.",
     "serve": "Serve an agent file by hand, without a manager.",
@@ -118,6 +119,7 @@ _ELSEWHERE = {
     **dict.fromkeys(("add", "create", "new"), "register"),
     **dict.fromkeys(("startup", "enable", "install"), "unit"),
     **dict.fromkeys(("describe", "show", "inspect"), "status"),
+    **dict.fromkeys(("ui", "web", "dashboard"), "console"),
     "tail": "logs",
 }
 

@@ -7,7 +7,7 @@ replaced; the API is the manager's own, which it serves for as long as this comm
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from secrets import token_hex
@@ -32,7 +32,7 @@ from .foreground import managing, run_until_stopped, stop_signals
 from .group import Cli
 from .managers import find_manager, manages_unless_another_does
 from .out import note, say
-from .render import address
+from .render import address, console
 
 _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
 _LOOK_S = 0.1  #: between looks for it
@@ -46,14 +46,20 @@ class Listeners:
     gateway: int | None
     api: int | None
     certificate: Certificate | None
+    api_opened: Callable[[int], Awaitable[None]] | None = None  #: what else is done then, with its port
 
     @property
     def files(self) -> tuple[str | None, str | None]:
         """Of the certificate and its key."""
         return self.certificate.files if self.certificate else (None, None)
 
-    def say(self, kind: ListenerKind, port: int) -> None:
-        say(address(kind, self.host, port, tls=self.certificate is not None), flush=True)
+    async def opened(self, kind: ListenerKind, port: int) -> None:
+        tls = self.certificate is not None
+        say(address(kind, self.host, port, tls=tls), flush=True)
+        if kind == "api":
+            say(f"console at {console(self.host, port, tls=tls)}", flush=True)
+            if self.api_opened is not None:
+                await self.api_opened(port)
 
 
 async def serve(cli: Cli, settings: Settings, wanted: Listeners, *, kept: Sequence[str]) -> None:
@@ -124,10 +130,10 @@ async def open_here(nursery: trio.Nursery, manager: AgentManager, wanted: Listen
             certificate=certificate,
             workers=1 if workers is None else workers,
         )
-        wanted.say("proxy", await nursery.start(gateway))
+        await wanted.opened("proxy", await nursery.start(gateway))
     if wanted.api is not None:
         api = partial(serve_api, manager, host=host, port=wanted.api, certificate=certificate)
-        wanted.say("api", await nursery.start(api))
+        await wanted.opened("api", await nursery.start(api))
 
 
 async def _serve_api(cli: Cli, client: ManagerClient, wanted: Listeners, stop: trio.Event) -> None:
@@ -158,7 +164,7 @@ async def _serve_api_of_one(client: ManagerClient, wanted: Listeners, stop: trio
     assert wanted.api is not None
     opened = client.open_listener("api", wanted.host, wanted.api, certfile=certfile, keyfile=keyfile)
     async with _naming_port_owner(client, "api", wanted.api), opened as (port, lines):
-        wanted.say("api", port)
+        await wanted.opened("api", port)
         async with trio.open_nursery() as nursery:
 
             async def listen() -> None:
@@ -200,7 +206,7 @@ async def _serve_by_this_process(
 
             async def announce() -> None:
                 await worker.serving.wait()
-                wanted.say("proxy", port)
+                await wanted.opened("proxy", port)
 
             async def end() -> None:
                 await stop.wait()
@@ -220,7 +226,7 @@ async def _serve_by_several(spec: WorkerSpec, count: int, wanted: Listeners, sto
             await workers.run(task_status=task_status)
             nursery.cancel_scope.cancel()
 
-        wanted.say("proxy", await nursery.start(run))
+        await wanted.opened("proxy", await nursery.start(run))
         await stop.wait()
         workers.stop()
 

@@ -120,6 +120,11 @@ def url(kind: str, host: str, port: int, *, tls: bool = False, **others: object)
     return f"{scheme}://{authority(host, port)}"
 
 
+def console(host: str, port: int, *, tls: bool = False, **others: object) -> str:
+    """Where the API at that address has its console."""
+    return f"{url('api', host, port, tls=tls)}/console/"
+
+
 def address(kind: str, host: str, port: int, *, tls: bool, **others: object) -> str:
     """As in `gateway at ws://localhost:9090`."""
     where = url(kind, host, port, tls=tls)

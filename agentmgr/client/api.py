@@ -279,6 +279,11 @@ class ManagerClient(RestClient):
         data = await self._json("POST", "/shutdown", params={"leave_running": flag(leave_running)})
         return int(data["pid"])
 
+    async def create_console_ticket(self, scopes: Iterable[str], *, own_user: bool = False) -> models.Ticket:
+        """Logs one browser in to the console; with `own_user`, one of the user who runs the manager."""
+        body = {"scopes": sorted(scopes), "own_user": own_user}
+        return from_answer(await self._json("POST", "/console/tickets", json=body), models.Ticket)
+
     @asynccontextmanager
     async def open_listener(
         self,

@@ -83,9 +83,10 @@ def test_the_api_is_open_to_others_with_a_token_and_over_tls(
         first = daemon.until("API at https://").split()[-1].removesuffix("/docs")
         assert json.loads(shell.ok("tokens", "list", "--format", "json"))[0]["name"] == "dash"
         with shell.background("api", "--port", "0", "--proxy-port", "0", "--certfile", pem) as api:
-            lines = sorted(api.until(" at ").split()[-1] for _ in range(2))
-            assert lines[1].startswith("wss://")
-            second = lines[0].removesuffix("/docs")
+            console, documentation, gateway = sorted(api.until(" at ").split()[-1] for _ in range(3))
+            assert gateway.startswith("wss://")
+            second = documentation.removesuffix("/docs")
+            assert console == f"{second}/console/"
             for url in (first, second):
                 with httpx2.Client(verify=context, base_url=url, timeout=60) as http:
                     assert http.get("/api/v1/info").status_code == 401

@@ -21,7 +21,7 @@ async def command(
     flags: dict[str, Any],
     tls: Certificate | None,
 ) -> None:
-    """Open the REST API, until Ctrl-C; its documentation is at /docs.
+    """Open the REST API, until Ctrl-C; its documentation is at /docs, and the console at /console/.
 
     With a manager running it is that manager's API, and the gateway is as that of `agentmgr proxy`; without
     one, this process is the manager meanwhile.

@@ -12,7 +12,7 @@ from ...worker.pidfile import living
 from ..group import Cli, format_option, subcommand
 from ..managers import find_manager
 from ..out import say_json
-from ..render import duration, print_fields, url
+from ..render import console, duration, print_fields, url
 
 _LISTENERS = {"proxy": "gateway", "api": "API"}
 
@@ -52,7 +52,7 @@ def _of_the_manager(manager: dict[str, Any]) -> list[tuple[str, object]]:
     return [
         ("manager", f"running, pid {manager['pid']}, version {manager['version']}"),
         ("up", duration(manager["uptime_s"])),
-        *((_LISTENERS[listener["kind"]], _where(listener)) for listener in manager["listeners"]),
+        *(line for listener in manager["listeners"] for line in _lines(listener)),
         ("tokens", _tokens(manager.get("tokens_required"))),
         ("connections", f"at most {manager['limits']['connections']} through the gateway"),
         ("degraded", manager.get("degraded")),
@@ -63,6 +63,9 @@ def _tokens(required: dict[str, bool] | None) -> str | None:
     return None if required is None else str(TokenPolicy(**required))  # None: of an older version
 
 
-def _where(listener: dict[str, Any]) -> str:
+def _lines(listener: dict[str, Any]) -> Iterator[tuple[str, str]]:
     workers = listener.get("workers")
-    return url(**listener) + (f" ({workers} worker{'s' * (workers != 1)})" if workers else "")
+    by = f" ({workers} worker{'s' * (workers != 1)})" if workers else ""
+    yield _LISTENERS[listener["kind"]], url(**listener) + by
+    if listener["kind"] == "api":
+        yield "console", console(**listener)

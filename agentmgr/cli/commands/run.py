@@ -27,6 +27,7 @@ from ..manager_options import settings_options
 from ..names import FILE
 from ..options import directory_for
 from ..out import note, painted, program_line, say
+from ..render import console, url
 
 _STYLES = ("cyan", "magenta", "yellow", "green", "blue")
 
@@ -138,7 +139,8 @@ def _welcome(services: list[Service], host: str, proxy: int, api: int, database:
         f"running {names}\n"
         f"  clients connect to  ws://{host}:{proxy}\n"
         f"{of_each}"
-        f"  API                 http://{host}:{api}/docs\n"
+        f"  console             {console(host, api)}\n"
+        f"  API                 {url('api', host, api)}/docs\n"
         f"  remembered in       {database}\n"
         f"  try                 {chat}          in another terminal; Ctrl-C here stops everything"
     )

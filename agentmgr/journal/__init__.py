@@ -27,7 +27,8 @@ Invariants:
   changes nothing when that is old: an instance that wakes up after its session moved writes nothing more.
 * A holder that lives is not robbed. Its lock file, which the kernel releases with its process, says so.
 * While a journal cannot be written, sessions go on in memory; once it can, each is written anew from its
-  copy. Nothing that waits for a disk grows without bound.
+  copy, and no host goes on with a connection from what was kept of it before. Nothing that waits for a disk
+  grows without bound.
 * Nothing is stored twice: the history of a session is read from its turns.
 
 It knows nothing of clients, sockets, agents or managers.

@@ -37,7 +37,7 @@ async def test_the_page_comes_with_all_that_guards_it(http: httpx2.AsyncClient) 
         "content-type": "text/html; charset=utf-8",
         "content-length": page.headers["content-length"],
         "content-encoding": "gzip",
-        "vary": "Accept-Encoding",
+        "vary": "Accept-Encoding, Cookie, Host",
         "cache-control": "no-cache",
         "content-security-policy": POLICY.format(""),
         "x-content-type-options": "nosniff",

@@ -37,6 +37,7 @@ const state = {
   lostAt: 0,
 };
 
+const HOUR_MS = 3_600_000; // an event's id begins as the milliseconds of its time
 const EVENTS_KEPT = 20_000; // the manager keeps 10,000
 const TRACE_KEPT = 300; // samples: five minutes
 
@@ -164,7 +165,7 @@ export async function live() {
         await woken();
         continue;
       }
-      const query = { sample: "overview,services", since: last };
+      const query = { sample: "overview,services", since: last ?? Date.now() - HOUR_MS };
       for await (const { id, event, data } of readEvents("/events", query, stream.signal)) {
         failures = 0;
         if (event === "sample") take(data);

@@ -7,7 +7,7 @@ import { t } from "../i18n.js";
 import { address } from "../router.js";
 import { can, useStore } from "../store.js";
 import { Ago, Empty, Foreign, Head, Panel, Status, useLoaded } from "../ui.js";
-import { ServiceActions } from "./services.js";
+import { ServiceActions, stateOf } from "./services.js";
 
 export function Overview() {
   const loaded = useStore((all) => all.loaded);
@@ -47,10 +47,10 @@ function Tiles() {
   </div>`;
 }
 
-const TROUBLE = new Set(["failed", "backoff", "unhealthy", "error", "crashed"]);
+const TROUBLE = new Set(["backoff", "unhealthy", "degraded", "error"]);
 
 /** Does it need a person? @param {any} row */
-const troubled = (row) => TROUBLE.has(row.status) || row.health === "unhealthy" || row.health === "degraded";
+const troubled = (row) => TROUBLE.has(stateOf(row));
 
 function Attention() {
   const rows = [...useStore((all) => all.services).values()].filter(troubled);
@@ -58,13 +58,12 @@ function Attention() {
     <${Status} value="healthy" text=${t("Nothing. All is as it should be.")} /></${Empty}></${Panel}>`;
   return html`<${Panel} title="${t("Needs attention")} (${rows.length})">
     <ul class="attention">${rows.slice(0, 20).map((row) => html`<li key=${row.service_id}>
-      <div><a href=${address(["services", row.name])}>${row.name}</a> <${Status}
-        value=${row.status === "running" ? row.health : row.status} />
+      <div><a href=${address(["services", row.name])}>${row.name}</a> <${Status} value=${stateOf(row)} />
         <p class="reason"><${Foreign} text=${row.error_message} most=${300} /></p>
         ${row.next_restart_at && html`<p class="hint">${t("next try")} <${Ago} at=${row.next_restart_at} /></p>`}</div>
       <div class="actions"><a class="button" href=${address(["services", row.name], { tab: "logs" })}>${t("Logs")}</a>
         <${ServiceActions} row=${row} /></div></li>`)}</ul>
-    ${rows.length > 20 && html`<p><a href="#/services?status=failed">${t("All of them")}</a></p>`}</${Panel}>`;
+    ${rows.length > 20 && html`<p><a href="#/services?sort=status">${t("All of them")}</a></p>`}</${Panel}>`;
 }
 
 const RESULTS = /** @type {Record<string, string>} */ ({ ok: "healthy", warning: "degraded", error: "failed" });
@@ -88,5 +87,5 @@ function LastEvents() {
     newest.length
       ? html`<ol class="events">${newest.map((event) => html`<li key=${event.event_id}>
           <${Ago} at=${event.at} /> <span>${eventText(event, services)}</span></li>`)}</ol>`
-      : html`<${Empty}>${t("Nothing has happened since this page is open.")}</${Empty}>`}</${Panel}>`;
+      : html`<${Empty}>${t("Nothing has happened in the last hour.")}</${Empty}>`}</${Panel}>`;
 }

@@ -26,16 +26,17 @@ export function ServiceActions({ row }) {
         <${Action} label=${t("Stop")} command=${commandText("stop", name)} run=${stop} />`}`;
 }
 
+/** A service that runs is as its health says. @param {any} row @returns {string} */
+export const stateOf = (row) => (row.status === "running" && row.health !== "unknown" && row.health !== "healthy" ? row.health : row.status);
+
 /** @type {(figures: Map<string, any>, history: any) => import("../table.js").Column[]} */
 const columns = (figures, history) => [
   { name: "name", label: t("Name"), kind: "fill", by: (row) => row.name,
     cell: (row) => html`<a href=${address(["services", row.name])}>${row.name}</a>` },
-  { name: "status", label: t("Status"), by: (row) => row.status, cell: (row) => html`<${Status} value=${row.status} />` },
-  { name: "health", label: t("Health"), kind: "wide", by: (row) => row.health,
-    cell: (row) => row.status === "running" && html`<${Status} value=${row.health} />` },
+  { name: "status", label: t("Status"), by: (row) => stateOf(row), cell: (row) => html`<${Status} value=${stateOf(row)} />` },
   { name: "instances", label: t("Instances"), kind: "number wide", by: (row) => row.instances,
     cell: (row) => `${row.ready} / ${row.instances}` },
-  { name: "connections", label: t("Connections"), kind: "number", by: (row) => row.connections,
+  { name: "connections", label: t("Connections"), kind: "number wide", by: (row) => row.connections,
     cell: (row) => countText(figures.get(row.service_id)?.connections ?? row.connections) },
   { name: "trace", label: t("Last hour"), kind: "wide",
     cell: (row) => html`<${Spark} values=${history?.services?.[row.service_id]?.connections} />` },
@@ -46,8 +47,8 @@ const columns = (figures, history) => [
     cell: (row) => bytesText(figures.get(row.service_id)?.memory_bytes) },
   { name: "restarts", label: t("Restarts"), kind: "number wide", by: (row) => row.restart_count,
     cell: (row) => countText(row.restart_count) },
-  { name: "since", label: t("Since"), kind: "wide", by: (row) => row.started_at, cell: (row) => html`<${Ago} at=${row.started_at} />` },
-  { name: "why", label: t("Reason"), kind: "wide reason", cell: (row) => html`<${Foreign} text=${row.error_message} most=${120} />` },
+  { name: "since", label: t("Since"), kind: "wide", by: (row) => row.started_at && -Date.parse(row.started_at), cell: (row) => html`<${Ago} at=${row.started_at} />` },
+  { name: "why", label: t("Reason"), kind: "wide reason", cell: (row) => html`<${Foreign} text=${row.error_message} most=${300} />` },
 ];
 
 /** @param {{route: import("../router.js").Route}} props */
@@ -62,10 +63,10 @@ export function Services({ route }) {
   const status = route.query.get("status") ?? "";
   const rows = useMemo(() => {
     const text = wanted.toLowerCase();
-    return [...services.values()].filter((row) => (!status || row.status === status)
+    return [...services.values()].filter((row) => (!status || stateOf(row) === status)
       && (!text || row.name.toLowerCase().includes(text) || row.tags.some((/** @type {string} */ tag) => tag.toLowerCase().includes(text))));
   }, [services, wanted, status]);
-  const statuses = useMemo(() => [...new Set([...services.values()].map((row) => row.status))].sort(), [services]);
+  const statuses = useMemo(() => [...new Set([...services.values()].map(stateOf))].sort(), [services]);
   return html`<${Head} title=${t("Services")}>
       ${can("admin") && html`<a class="button primary" href="#/register">${t("Register a service")}</a>`}</${Head}>
     <div class="filters">

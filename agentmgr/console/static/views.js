@@ -1,6 +1,7 @@
 /** The views, in the order of the sidebar. Each is a component, which gets the `route`. */
 import { Events } from "./views/events.js";
 import { Overview } from "./views/overview.js";
+import { Playground } from "./views/playground.js";
 import { Routing } from "./views/routing.js";
 import { Services } from "./views/services.js";
 import { Sessions } from "./views/sessions.js";
@@ -20,6 +21,7 @@ export const VIEWS = [
   { name: "overview", label: "Overview", icon: "◎", View: Overview },
   { name: "services", label: "Services", icon: "▤", View: Services },
   { name: "sessions", label: "Sessions", icon: "❝", View: Sessions },
+  { name: "playground", label: "Playground", icon: "▷", scope: "connect", View: Playground },
   { name: "routing", label: "Routing", icon: "⇄", View: Routing },
   { name: "events", label: "Events", icon: "≡", View: Events },
 ];

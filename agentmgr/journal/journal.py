@@ -216,7 +216,7 @@ class SessionNameTaken(Exception):
 
 
 TURNS_LOADED = 500  #: with a message and an answer each: `agent.limits.MAX_HISTORY`
-FRAMES_LOADED = 4096
+FRAMES_LOADED = 256  #: what a client asks for that comes back soon; 4096 took 12 ms
 FRAME_BYTES_LOADED = 2**20
 
 

@@ -21,6 +21,8 @@ from .journal import (
     TurnStatus,
 )
 
+ROWS_READ = 4096  #: at once
+SMALL_ROW_BYTES = 64  #: most have more: not many more rows are looked at than fit
 TURN_BYTES_LOADED = 4 * 2**20  #: characters, of messages and answers; `agent.limits.HISTORY_BYTES` is less
 
 _RECORD = """
@@ -76,14 +78,15 @@ def load(db: sqlite3.Connection, row: int, *, with_frames: bool = True) -> Sessi
         turns.append(turn)
     values = {"session": row, "after": record.last_seq - FRAMES_LOADED, "bytes": FRAME_BYTES_LOADED}
     newest = list(_unpacked(db.execute(_NEWEST, values).fetchone()[0])) if with_frames else []
-    frames = list(_whole(db, row, reversed(newest), FRAME_BYTES_LOADED))[::-1]
+    frames = list(_whole(db, row, reversed(newest[-FRAMES_LOADED:]), FRAME_BYTES_LOADED))[::-1]
     questions = db.execute("SELECT step_id, content, asked_at FROM questions WHERE session = ?", (row,))
     return SessionSnapshot(record, turns[::-1], frames, tuple(Question(*found) for found in questions))
 
 
 def frames(db: sqlite3.Connection, row: int, first: int, last: int, max_bytes: int) -> Sequence[StoredFrame]:
     """See `Held.frames`."""
-    values = {"session": row, "first": first, "last": last, "bytes": max_bytes, "rows": FRAMES_LOADED}
+    rows = min(ROWS_READ, max_bytes // SMALL_ROW_BYTES + 1)
+    values = {"session": row, "first": first, "last": last, "bytes": max_bytes, "rows": rows}
     asked = (it for it in _unpacked(db.execute(_FROM, values).fetchone()[0]) if first <= it.seq <= last)
     found = list(_whole(db, row, asked, max_bytes))
     steps = {

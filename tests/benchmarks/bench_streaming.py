@@ -92,13 +92,15 @@ def connect(port: int, message: str, *, say: bool = True) -> socket.socket:
 
 
 def delays_s(port: int, sessions: int, rate: float, seconds: float) -> list[float]:
-    """Of each partial answer, from the agent's `yield` to the client's `recv`."""
+    """Of each partial answer, from the agent's `yield` to the client's `recv`; no client reads, and no time
+    counts, until all are connected."""
     poll, socks, tails = select.epoll(), {}, {}
     for _ in range(sessions):
         sock = connect(port, f"{rate} {seconds}")
         socks[sock.fileno()], tails[sock.fileno()] = sock, b""
         poll.register(sock, select.EPOLLIN)
     found: list[float] = []
+    ready = time.monotonic_ns()
     expected, deadline = int(rate * seconds) * sessions, time.monotonic() + seconds * 3 + 10
     while len(found) < expected and time.monotonic() < deadline:
         for fd, _ in poll.poll(1):
@@ -106,7 +108,7 @@ def delays_s(port: int, sessions: int, rate: float, seconds: float) -> list[floa
             now = time.monotonic_ns()
             end = 0
             for stamp in STAMP.finditer(data):
-                found.append((now - int(stamp[1])) / 1e9)
+                found.append((now - max(int(stamp[1]), ready)) / 1e9)
                 end = stamp.end()
             tails[fd] = data[end:][-200:]
     for sock in socks.values():

@@ -9,6 +9,7 @@ from attrs import evolve
 from agentmgr.journal import archive, schema
 from agentmgr.journal.holders import revoke
 from agentmgr.journal.journal import (
+    FRAMES_LOADED,
     Accepted,
     Answered,
     Asked,
@@ -100,6 +101,18 @@ async def test_old_events_are_read_in_pieces(hosts):
         assert {frame.step_id for frame in read} == {"turn_1"}
         assert (await copy.held.frames(7, 7, max_bytes=1))[0].line == b"6" * 10
         assert list(await copy.held.frames(101, 200, max_bytes=100)) == []
+
+
+async def test_of_a_long_session_the_last_events_are_loaded_and_all_can_be_read(hosts):
+    number = FRAMES_LOADED + 1000
+    async with hosts.one() as (_, copy):
+        copy.say(*(f"{n}" for n in range(1, number + 1)))
+    async with hosts.open("inst_2") as journal:
+        held = await journal.take_up("ses_1")
+        loaded = [frame.seq for frame in held.loaded.frames]
+        assert loaded == list(range(number - FRAMES_LOADED + 1, number + 1))
+        read = await held.frames(1, number, max_bytes=2**20)
+        assert [int(frame.line) for frame in read] == list(range(1, number + 1))
 
 
 async def test_a_holder_that_lives_is_not_robbed_and_a_released_session_is_anyones(hosts):

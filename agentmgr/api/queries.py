@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
@@ -93,13 +94,52 @@ def page(values: Sequence[T], query: PageQuery, key: Callable[[T], str]) -> Page
     if query.cursor is not None:
         after = _place(query.cursor)
         rest = [value for value in ordered if key(value) > after]
+    return _first(rest, query, len(ordered), key)
+
+
+def page_by(
+    values: Sequence[T],
+    query: PageQuery,
+    key: Callable[[T], str],
+    by: Callable[[T], Any],
+    *,
+    descending: bool,
+) -> Page[T]:
+    """The same, ordered by what `by` gives first, which may be None: that is the least. `key` decides among
+    equals. A value that changes between two requests may be skipped, or come again.
+    """
+
+    def rank(value: T) -> tuple[bool, Any]:
+        found = by(value)
+        return found is not None, found
+
+    def place(value: T) -> str:
+        return json.dumps([by(value), key(value)])
+
+    ordered = sorted(sorted(values, key=key), key=rank, reverse=descending)
+    rest = ordered
+    if query.cursor is not None:
+        try:
+            then, after = json.loads(_place(query.cursor))
+            before = [(rank(value), key(value)) for value in ordered]
+            last = (then is not None, then)
+            passed = sum(
+                (r > last if descending else r < last) or (r == last and k <= after) for r, k in before
+            )
+        except (ValueError, TypeError):
+            raise _no_cursor() from None
+        rest = ordered[passed:]
+    return _first(rest, query, len(ordered), place)
+
+
+def _first(rest: Sequence[T], query: PageQuery, total: int, place: Callable[[T], str]) -> Page[T]:
     items = tuple(rest[: query.limit])
     more = len(rest) > len(items)
     return Page(
         items=items,
-        total=len(ordered),
+        total=total,
         limit=query.limit,
-        next_cursor=_cursor(key(items[-1])) if more else None,
+        next_cursor=_cursor(place(items[-1])) if more else None,
     )
 
 
@@ -111,5 +151,9 @@ def _place(cursor: str) -> str:
     try:
         return base64.b64decode(cursor.encode("ascii"), altchars=b"-_", validate=True).decode()
     except (UnicodeError, binascii.Error):
-        problem = "is not one that this API gave out"
-        raise InvalidRequest(f"cursor {problem}", fields=[FieldProblem("cursor", problem)]) from None
+        raise _no_cursor() from None
+
+
+def _no_cursor() -> InvalidRequest:
+    problem = "is not one that this API gave out"
+    return InvalidRequest(f"cursor {problem}", fields=[FieldProblem("cursor", problem)])

@@ -6,7 +6,7 @@ Its methods have the names and the arguments of `AgentManager`'s, and raise the 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -112,6 +112,33 @@ class ManagerClient(RestClient):
         if name is not None:
             params["name"] = name
         return await self._all(Service, "/services", params)
+
+    async def service_rows(self) -> dict[str, dict[str, Any]]:
+        """A short row for each service, by its id."""
+        rows = await self._all(dict[str, Any], "/services", {"fields": "rows"})
+        return {row["service_id"]: row for row in rows}
+
+    async def get_ends(self, ref: str, *, limit: int = 50) -> tuple[models.InstanceEnd, ...]:
+        """How its last instances ended, the newest first, each with the last lines of its output."""
+        data = await self._json("GET", f"/services/{quoted(ref)}/ends", params={"limit": str(limit)})
+        return from_answer(data["items"], tuple[models.InstanceEnd, ...])
+
+    async def get_minutes(
+        self, service_ids: Iterable[str], first: int, last: int
+    ) -> dict[str, dict[int, models.MinuteFigures]]:
+        """What services did in each minute (since 1970), of the last day; absent: nothing was measured."""
+        params = {"since": str(first * 60), "until": str(last * 60)}
+        found: dict[str, dict[int, models.MinuteFigures]] = {}
+        for service_id in service_ids:
+            data = await self._json("GET", f"/services/{quoted(service_id)}/history", params=params)
+            columns = data["services"][service_id]
+            rows = zip(data["minutes"], *columns.values(), strict=True)
+            found[service_id] = {
+                at // 60: from_answer(dict(zip(columns, row, strict=True)), models.MinuteFigures)
+                for at, *row in rows
+                if row[0] is not None
+            }
+        return found
 
     async def check_service_health(self, ref: str) -> models.HealthCheck:
         data = await self._json("GET", f"/services/{quoted(ref)}/health", waits=True)
@@ -220,6 +247,12 @@ class ManagerClient(RestClient):
         async with self._stream("GET", "/events", params=params) as response:
             yield Lines(response, _event)
 
+    @asynccontextmanager
+    async def samples(self, wants: Iterable[str]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """Figures at once and each second: of `overview`, `services`, and services by their ids."""
+        async with self._stream("GET", "/events", params={"sample": ",".join(wants)}) as response:
+            yield Lines(response, _samples())
+
     # Routing
 
     async def list_routing_rules(self) -> list[models.RoutingRule]:
@@ -241,6 +274,10 @@ class ManagerClient(RestClient):
 
     async def delete_routing_rule(self, ref: str) -> None:
         await self._answer("DELETE", f"/routing/rules/{quoted(ref)}")
+
+    async def get_routing_hits(self) -> dict[str, Any]:
+        """How many connections each rule has chosen an instance for, in the last hour."""
+        return await self._json("GET", "/routing/hits")
 
     async def test_routing(
         self,
@@ -342,3 +379,17 @@ def _token(data: dict[str, Any]) -> models.Token:
 def _event(line: bytes) -> models.Event | None:
     # One `data:` line per event is all that our server sends of the format.
     return from_answer(json.loads(line[6:]), models.Event) if line.startswith(b"data: ") else None
+
+
+def _samples() -> Callable[[bytes], dict[str, Any] | None]:
+    kind = b""
+
+    def parse(line: bytes) -> dict[str, Any] | None:
+        nonlocal kind
+        name, _, value = line.partition(b": ")
+        if name == b"event":
+            kind = value
+        # The kinds of events have a dot, as in `service.changed`.
+        return json.loads(value) if name == b"data" and kind == b"sample" else None
+
+    return parse

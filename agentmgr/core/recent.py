@@ -46,15 +46,15 @@ class RecentLatency:
 class HourlyCount:
     """How often something happened in the last hour, by a name."""
 
-    _minutes: dict[int, Counter[str]] = field(factory=dict)
+    _minutes: dict[int, Counter[str | None]] = field(factory=dict)
 
-    def add(self, name: str, happened: int, minute: int) -> None:
+    def add(self, name: str | None, happened: int, minute: int) -> None:
         """`happened`: in which minute; what is older than an hour is not counted."""
         for old in [known for known in self._minutes if known <= minute - 60]:
             del self._minutes[old]
         if happened > minute - 60:
             self._minutes.setdefault(happened, Counter())[name] += 1
 
-    def totals(self, minute: int) -> Counter[str]:
+    def totals(self, minute: int) -> Counter[str | None]:
         recent = (counts for at, counts in self._minutes.items() if at > minute - 60)
-        return sum(recent, Counter())
+        return sum(recent, Counter[str | None]())

@@ -16,6 +16,7 @@ from attrs import evolve
 
 from .. import models
 from ..core import stats, view
+from ..core.recent import minute_of
 from ..core.request import ClientRequest
 from ..core.routing import RoutingDecision
 from ..core.secrets import restored
@@ -38,6 +39,7 @@ from .listeners import ManagerListeners
 from .recorder import Figures
 from .sampling import Viewer
 from .sessions import Sessions
+from .summaries import Row
 
 logger = logging.getLogger(__name__)
 
@@ -230,6 +232,10 @@ class AgentManager:
         """All, by name; or those with this status, any of these tags, this text in their name."""
         return view.matching(self._live().views(), status=status, tags=tags, name=name)
 
+    async def service_rows(self) -> Mapping[str, Row]:
+        """A short row for each service, as plain data, by its id; cheap for thousands."""
+        return await self._live().summaries.refresh()
+
     async def check_service_health(self, ref: str) -> models.HealthCheck:
         """Probe every instance now, and return the worst result.
 
@@ -380,6 +386,16 @@ class AgentManager:
     def test_routing(self, request: ClientRequest) -> RoutingDecision:
         """Which rule such a client would meet, the candidates, and the choice."""
         return self._live().gateway.route(request)
+
+    def get_routing_hits(self) -> dict[str, Any]:
+        """How many connections were opened in the last hour: `{minutes, rules, default}`.
+
+        `rules`: by the name of the rule that chose; `default`: those that no rule chose. What is refused is
+        not counted.
+        """
+        hits = self._live().recorder.rule_hits.totals(minute_of(utc_now()))
+        rules = {rule.name: hits[rule.name] for rule in self._live().registry.rules()}
+        return {"minutes": 60, "rules": rules, "default": hits[None]}
 
     # Connections
 

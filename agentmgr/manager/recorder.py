@@ -60,7 +60,7 @@ class Recorder:
         self._last_seen: dict[str, tuple[ServiceStatus, models.HealthStatus]] = {}
         self._touched: set[str] = set()
         self.first_bytes = RecentLatency()  #: by service id
-        self.rule_hits = HourlyCount()  #: connections, by the name of the rule that chose
+        self.rule_hits = HourlyCount()  #: connections, by the name of the rule that chose, if one did
 
     def totals(self, service_id: str) -> ServiceTotals:
         return self._totals.get(service_id, ServiceTotals())
@@ -141,8 +141,8 @@ class Recorder:
             self._count(peak)
         if connection.handshake_s is not None:
             self.figures.handshakes.observe(connection.handshake_s)
-        if connection.rule is not None:  # it may have been opened before this manager began
-            self.rule_hits.add(connection.rule, minute_of(connection.started_at), minute_of(models.utc_now()))
+        # It may have been opened before this manager began.
+        self.rule_hits.add(connection.rule, minute_of(connection.started_at), minute_of(models.utc_now()))
 
     def connection_resumed(self, connection: models.Connection) -> None:
         event = Event(

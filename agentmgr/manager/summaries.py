@@ -20,7 +20,7 @@ from .registry import Registry
 
 Row = dict[str, Any]
 
-ERROR_CHARS = 200
+ERROR_CHARS = 300
 COMMAND_CHARS = 100
 _AT_ONCE = 500  #: rows between two checkpoints: some 5 ms
 
@@ -107,7 +107,7 @@ class Summaries:
             "status": str(overall_status(instances)),
             "desired_status": str(spec.desired_status),
             "health": str(overall_health(instances)),
-            "error_message": None if error is None else error[:ERROR_CHARS],
+            "error_message": None if error is None else _in_one_line(error),
             "instances": config.instances,
             "ready": sum(i.status is ServiceStatus.RUNNING for i in instances),
             "connections": connections,
@@ -120,3 +120,11 @@ class Summaries:
             "port": spec.port or next((i.port for i in instances if i.port), None),
             "version": spec.version,
         }
+
+
+def _in_one_line(error: str) -> str:
+    """The first line of a message, and the last one, which of a traceback says most."""
+    first, *_, last = lines if len(lines := error.split("\n")) > 1 else (error, "")
+    if not last or len(first) + len(last) + 3 > ERROR_CHARS:
+        first, last = first[: ERROR_CHARS // 2] if last else first[:ERROR_CHARS], last[: ERROR_CHARS // 2 - 3]
+    return f"{first} … {last}" if last else first

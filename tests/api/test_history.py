@@ -11,6 +11,7 @@ import httpx2
 import pytest
 import trio
 
+from agentmgr.client import ManagerClient
 from agentmgr.manager import AgentManager
 from agentmgr.manager import minutes as minutes_module
 
@@ -115,3 +116,22 @@ async def test_what_ended_while_no_manager_ran_is_found_gone(tmp_path: Path, age
         (end,) = await manager.get_ends("x")
         assert (end.planned, end.pid, end.output) == (False, pid, "last words\n")
         assert "while no manager ran" in end.reason
+
+
+async def test_a_client_gets_what_the_manager_has(
+    client: ManagerClient, manager: AgentManager, agent_file: str
+) -> None:
+    service = await manager.register_service("x", agent_file, auto_start=True)
+    await manager.stop_service("x")
+    minute = int(time.time()) // 60 - 1
+    await manager.start_service("x")
+    await manager._live().minute_log.write(minute)
+    ids = [service.service_id]
+    assert await client.get_ends("x") == await manager.get_ends("x")
+    assert await client.get_minutes(ids, minute, minute) == await manager.get_minutes(ids, minute, minute)
+    assert await client.service_rows() == await manager.service_rows()
+    assert await client.get_routing_hits() == manager.get_routing_hits()
+    async with client.samples(["overview", *ids]) as samples:
+        sample = await anext(samples)
+    assert sample["overview"]["services"]["total"] == 1
+    assert sample["figures"][service.service_id]["status"] == "running"

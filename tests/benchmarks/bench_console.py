@@ -115,7 +115,7 @@ def beside_registered(registered: int, seconds: float) -> None:
     with managed(registered, 0) as (pid, url):
         with httpx2.Client(timeout=60) as http:
             for query in (
-                "", "q=s09", "sort=-name", "sort=-restart_count", "status=stopped", "sort=status&fields=table"
+                "", "q=s09", "sort=-name", "sort=-restart_count", "status=stopped", "sort=status&fields=rows"
             ):  # fmt: skip
                 taken = []
                 for _ in range(20):

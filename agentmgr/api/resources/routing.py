@@ -53,6 +53,12 @@ async def create_routing_rule(call: Call, body: NewRule) -> Answer:
     return _answer(rule, 201, Location=f"{BASE}/routing/rules/{rule.rule_id}")
 
 
+@api.add("GET", "/routing/hits", gives={200: dict[str, Any]})
+async def get_routing_hits(call: Call) -> Answer:
+    """How many connections each rule has chosen an instance for, in the last hour."""
+    return Answer(call.manager.get_routing_hits())
+
+
 @api.add("GET", "/routing/rules/{ref}", gives={200: RoutingRule}, problems=(404,))
 async def get_routing_rule(call: Call) -> Answer:
     """One rule, by name or id."""

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import operator
+from enum import StrEnum
 from typing import Any
 
 import attrs
-from attrs import field, fields, frozen
+from attrs import asdict, field, fields, frozen
 
 from ...core.bodies import NewService, Registration
+from ...manager.summaries import Row
 from ...models import HealthCheck, Instance, Service, ServiceConfig, ServiceStatus, Usage
-from ...models.fields import between
+from ...models.fields import between, invalid, rule
 from ..operations import BASE, Answer, Call, Operations
-from ..queries import Page, PageQuery, page
+from ..queries import Page, PageQuery, page, page_by
 
 api = Operations("services")
+
+
+_SORTS = (
+    "name", "status", "desired_status", "health", "instances", "ready", "connections", "restart_count",
+    "started_at", "next_restart_at", "port", "version",
+)  # fmt: skip
+
+
+@rule(pattern=rf"^-?({'|'.join(_SORTS)})$")
+def _sort_key(_: Any, attribute: attrs.Attribute[Any], key: str) -> None:
+    if key.removeprefix("-") not in _SORTS:
+        raise invalid(attribute.name, f"must be one of {', '.join(_SORTS)}, or that after a '-'")
+
+
+class Fields(StrEnum):
+    ALL = "all"
+    ROWS = "rows"  #: a few of them, as plain data: what a table of thousands shows
 
 
 @frozen(kw_only=True)
@@ -21,6 +41,19 @@ class ServicesQuery(PageQuery):
     status: ServiceStatus | None = None
     tags: frozenset[str] = frozenset()  #: any of them
     name: str | None = None
+    q: str | None = None  #: in the name, description, a tag, the agent's path or the command; in any case
+    sort: str = field(default="name", validator=_sort_key)  #: a field of a row; with `-`: the greatest first
+    fields: Fields = Fields.ALL
+
+
+@frozen
+class ServiceRows:
+    """A page of rows, as the samples of `GET /events` have them."""
+
+    items: tuple[dict[str, Any], ...]
+    total: int
+    limit: int
+    next_cursor: str | None
 
 
 @frozen
@@ -62,11 +95,29 @@ def _answer(service: Service, status: int = 200, **headers: str) -> Answer:
     return Answer(service, status, {"ETag": f'"{service.version}"', **headers})
 
 
-@api.add("GET", "/services", query=ServicesQuery, gives={200: Page[Service]}, problems=(400,))
+@api.add("GET", "/services", query=ServicesQuery, gives={200: Page[Service] | ServiceRows}, problems=(400,))
 async def list_services(call: Call, query: ServicesQuery) -> Answer:
-    """The registered services."""
-    found = call.manager.list_services(status=query.status, tags=query.tags, name=query.name)
-    return Answer(page(found, query, key=lambda service: service.name))
+    """The registered services, or a row for each."""
+    rows = [row for row in (await call.manager.service_rows()).values() if _matches(row, query)]
+    name, key = query.sort.removeprefix("-"), operator.itemgetter("name")
+    found = page_by(rows, query, key, operator.itemgetter(name), descending=query.sort.startswith("-"))
+    if query.fields is Fields.ROWS:
+        return Answer(ServiceRows(**asdict(found, recurse=False)))
+    services = tuple(call.manager.get_service(row["service_id"]) for row in found.items)
+    return Answer(Page(services, found.total, found.limit, found.next_cursor))
+
+
+def _matches(row: Row, query: ServicesQuery) -> bool:
+    if query.q is not None:
+        texts = (row["name"], row["description"], *row["tags"], row["agent_factory_path"], row["command"])
+        wanted = query.q.casefold()
+        if not any(wanted in text.casefold() for text in texts if text):
+            return False
+    return (
+        (query.status is None or row["status"] == query.status)
+        and (not query.tags or not query.tags.isdisjoint(row["tags"]))
+        and (query.name is None or query.name in row["name"])
+    )
 
 
 @api.add(

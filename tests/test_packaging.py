@@ -41,6 +41,9 @@ def test_the_wheel_has_the_package_and_nothing_else(built):
     inside = {name for name in names if not name.startswith("agentmgr_trio-")}
     assert inside == files_of("agentmgr")
     assert {"agentmgr/py.typed", "agentmgr/storage/migrations/0001_initial.sql"} <= inside
+    assert {
+        f"agentmgr/console/static/{name}" for name in ("index.html", "main.js", "vendor/preact.mjs")
+    } <= inside
     assert {name.partition("/")[2] for name in names - inside} == {
         "METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE",
     }  # fmt: skip

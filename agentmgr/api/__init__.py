@@ -71,7 +71,7 @@ async def serve_api(
 
     With a certificate it speaks HTTPS only. `middleware` gets the API as an ASGI application and returns the
     one to serve, so that the API can be a part of yours: its paths begin with `/api/v1/`, besides `/health`,
-    `/docs` and others of the kind. Events of ASGI's lifespan are not sent to it.
+    `/docs`, `/console/` and others of the kind. Events of ASGI's lifespan are not sent to it.
 
     Raises `PortNotAvailable`, and `InvalidRequest` for a host that others can reach while it asks for no
     tokens.

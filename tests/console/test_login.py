@@ -155,6 +155,8 @@ async def test_a_login_opens_what_its_scopes_say(
             "register": (await page.send_as_page("POST", "/services", json=body)).status_code,
             "ticket": (await page.send_as_page("POST", "/tickets", json={})).status_code,
         } == statuses
+        everything = ["admin", "connect", "read", "sessions"]
+        assert (await page.state())["scopes"] == (everything if scopes == ["admin"] else scopes)
 
 
 async def test_a_ticket_works_once_and_soon(

@@ -6,6 +6,8 @@ import gzip
 import html
 import json
 import re
+import subprocess
+import sys
 from functools import partial
 
 import httpx2
@@ -201,3 +203,9 @@ async def test_with_tokens_any_name_may_lead_here_and_none_gets_into_the_policy_
                 assert page.headers["Content-Security-Policy"] == POLICY.format(origins)
             else:
                 assert (host, page.status_code) == ("x;script-src", 400)
+
+
+def test_what_serves_no_page_does_not_read_it() -> None:
+    modules = "import agentmgr.api, agentmgr.manager, agentmgr.cli.commands.console, sys"
+    done = subprocess.run([sys.executable, "-c", f"{modules}; assert 'agentmgr.console' not in sys.modules"])
+    assert done.returncode == 0

@@ -141,7 +141,7 @@ class ConsoleState:
 
     login_required: bool  #: nothing is shown without a login
     authenticated: bool  #: by a login or token, or as this machine's own user where none is required
-    scopes: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()  #: all that it may do: `admin` has the others with it
     version: str | None = None  #: this and what follows only for those who are authenticated
     database: str | None = None
     gateway: tuple[str, ...] = ()  #: where this browser reaches it, as in `ws://localhost:9090`
@@ -164,11 +164,12 @@ def _state(call: Call) -> ConsoleState:
     required = access is not None and not access.lets_in(call.headers, call.peer_uid)
     if required and call.token is None:
         return ConsoleState(login_required=True, authenticated=False)
+    scopes = None if call.token is None else call.token.scopes
     info = call.manager.get_info()
     return ConsoleState(
         login_required=required,
         authenticated=True,
-        scopes=_ALL_SCOPES if call.token is None else tuple(sorted(call.token.scopes)),
+        scopes=_ALL_SCOPES if scopes is None or "admin" in scopes else tuple(sorted(scopes)),
         version=info["version"],
         database=info["database"],
         gateway=tuple(gateways(call)),
@@ -202,10 +203,7 @@ async def log_out(call: Call) -> Answer:
 async def _end_login(call: Call) -> None:
     """Revokes the login that the request came with, if any."""
     if (token := call.token) is not None and token.is_login:
-        with (
-            trio.CancelScope(shield=True),
-            suppress(TokenNotFound),
-        ):  # this very request is one that it opened
+        with trio.CancelScope(shield=True), suppress(TokenNotFound):  # it has opened this very request
             await call.carry_out(lambda: call.manager.delete_token(token.token_id))
 
 

@@ -146,6 +146,7 @@ class Talk:
         """
         step_id, question = next(iter(self._open.items()))
         last: AgentEvent | None = None
+        answered = False
 
         async def listen() -> None:
             nonlocal last
@@ -156,10 +157,10 @@ class Talk:
 
         with trio.CancelScope() as self._question:
             async with _meanwhile(listen):
-                approved = await self._decide(question)
+                await session.respond(question, await self._decide(question))
+                answered = True
                 self._open.pop(step_id, None)
-                await session.respond(question, approved)
-        if last is not None and last.code == NoticeCode.ANSWERED and last.step_id == step_id:
+        if not answered and last is not None and last.code == NoticeCode.ANSWERED:
             self._lines.forget_unfinished()
             note(f"this question is closed: {last.content.get('message')}")
         return last

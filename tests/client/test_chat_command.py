@@ -222,9 +222,10 @@ async def test_a_question_that_is_answered_elsewhere_takes_no_line_of_a_pipe():
                 await process.stdin.send_all(b"rm\n")
                 await asked.wait()
                 await answer_elsewhere(whose[0], url, confirmed=False)
+                assert await process.stdout.receive_some() == b"kept\n"
                 await process.stdin.send_all(b"yes\n")
                 await process.stdin.aclose()
-                assert b"".join([piece async for piece in process.stdout]) == b"kept\nyou said yes\n"
+                assert b"".join([piece async for piece in process.stdout]) == b"you said yes\n"
                 noted = b"".join([piece async for piece in process.stderr])
                 assert noted == b"this question is closed: the answer was no\n"
                 assert await process.wait() == 0

@@ -1,9 +1,9 @@
 /** How turns look: the person's message, thinking, tools, questions, answers. All of it is a stranger's text. */
-import { html, useEffect, useMemo, useState } from "./vendor/preact.mjs";
+import { html, useMemo, useState } from "./vendor/preact.mjs";
 import { clockText, countText, durationText, valueText } from "./format.js";
 import { t } from "./i18n.js";
 import { endText } from "./turns.js";
-import { Foreign, Status } from "./ui.js";
+import { Foreign, Status, useEvery } from "./ui.js";
 
 /** @typedef {(step_id: string, confirmed: boolean) => Promise<unknown>} AnswerQuestion */
 
@@ -114,11 +114,7 @@ export function QuestionView({ question, answer }) {
 
 /** How long a question still waits, ticking. @param {{at: string, timeout_s: number | null | undefined}} props */
 export function TimeLeft({ at, timeout_s }) {
-  const [, tick] = useState(0);
-  useEffect(() => {
-    const timer = setInterval(() => document.hidden || tick((count) => count + 1), 1000);
-    return () => clearInterval(timer);
-  }, []);
+  useEvery(1);
   if (!timeout_s) return null;
   const left = Date.parse(at) / 1000 + timeout_s - Date.now() / 1000;
   if (left <= 0) return html`<small class="left late">${t("its time is over")}</small>`;

@@ -40,13 +40,19 @@ export function Link({ href, children }) {
   return html`<a href=${href} target="_blank" rel="noopener noreferrer">${children}</a>`;
 }
 
-/** A time, as how long ago; the clock's on pointing. @param {{at: string | null | undefined}} props */
-export function Ago({ at }) {
-  const [, tick] = useState(0);
+/** Draws again every so many seconds, while the tab is seen; a count that goes up. @param {number} seconds */
+export function useEvery(seconds) {
+  const [count, tick] = useState(0);
   useEffect(() => {
-    const timer = setInterval(() => document.hidden || tick((count) => count + 1), 5000);
+    const timer = setInterval(() => document.hidden || tick((now) => now + 1), 1000 * seconds);
     return () => clearInterval(timer);
   }, []);
+  return count;
+}
+
+/** A time, as how long ago; the clock's on pointing. @param {{at: string | null | undefined}} props */
+export function Ago({ at }) {
+  useEvery(5);
   if (!at) return html`<span class="none">–</span>`;
   return html`<time datetime=${at} title=${clockText(at)}>${agoText(at)}</time>`;
 }

@@ -4,6 +4,8 @@ import { Overview } from "./views/overview.js";
 import { Playground } from "./views/playground.js";
 import { Routing } from "./views/routing.js";
 import { Services } from "./views/services.js";
+import { Access } from "./views/access.js";
+import { Questions } from "./views/questions.js";
 import { Sessions } from "./views/sessions.js";
 
 /**
@@ -22,6 +24,8 @@ export const VIEWS = [
   { name: "services", label: "Services", icon: "▤", View: Services },
   { name: "sessions", label: "Sessions", icon: "❝", View: Sessions },
   { name: "playground", label: "Playground", icon: "▷", scope: "connect", View: Playground },
+  { name: "questions", label: "Questions", icon: "?", View: Questions },
   { name: "routing", label: "Routing", icon: "⇄", View: Routing },
   { name: "events", label: "Events", icon: "≡", View: Events },
+  { name: "access", label: "Access", icon: "⚿", scope: "admin", View: Access },
 ];

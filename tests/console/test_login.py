@@ -76,6 +76,7 @@ async def test_without_tokens_this_machines_user_needs_no_login(page: Page, mana
         "login_required": False,
         "authenticated": True,
         "scopes": ["admin", "connect", "read", "sessions"],
+        "token": None,
         "version": manager.get_info()["version"],
         "database": str(manager.paths.database),
         "gateway": [],
@@ -90,6 +91,7 @@ async def test_with_tokens_nothing_is_said_before_the_login(page: Page, manager:
         "login_required": True,
         "authenticated": False,
         "scopes": [],
+        "token": None,
         "version": None,
         "database": None,
         "gateway": [],
@@ -118,6 +120,7 @@ async def test_a_ticket_is_traded_for_a_cookie(
     }
     state = await page.state()
     shown = {name: state[name] for name in ("login_required", "authenticated", "scopes", "gateway")}
+    assert [state["token"]] == login_names(manager)
     assert shown == {
         "login_required": True,
         "authenticated": True,

@@ -142,6 +142,7 @@ class ConsoleState:
     login_required: bool  #: nothing is shown without a login
     authenticated: bool  #: by a login or token, or as this machine's own user where none is required
     scopes: tuple[str, ...] = ()  #: all that it may do: `admin` has the others with it
+    token: str | None = None  #: the name of the login or token that asks
     version: str | None = None  #: this and what follows only for those who are authenticated
     database: str | None = None
     gateway: tuple[str, ...] = ()  #: where this browser reaches it, as in `ws://localhost:9090`
@@ -170,6 +171,7 @@ def _state(call: Call) -> ConsoleState:
         login_required=required,
         authenticated=True,
         scopes=_ALL_SCOPES if scopes is None or "admin" in scopes else tuple(sorted(scopes)),
+        token=None if call.token is None else call.token.name,
         version=info["version"],
         database=info["database"],
         gateway=tuple(gateways(call)),

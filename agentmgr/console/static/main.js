@@ -9,6 +9,7 @@ import { address, useRoute } from "./router.js";
 import { can, live, useStore } from "./store.js";
 import { Head } from "./ui.js";
 import { VIEWS } from "./views.js";
+import { LogOut, ShownKey } from "./views/access.js";
 
 /** What the sidebar shows, in this order. */
 function Sidebar() {
@@ -40,7 +41,7 @@ function Choices() {
     <select aria-label=${t("Language")} value=${language()}
       onChange=${(/** @type {any} */ e) => chooseLanguage(e.target.value)}>
       <option value="en">English</option><option value="zh">中文</option></select>
-    <small>${version && `agentmgr ${version}`}</small></div>`;
+    <${LogOut} /><small>${version && `agentmgr ${version}`}</small></div>`;
 }
 
 /** Says it when what is shown is not what is. */
@@ -59,10 +60,14 @@ function View() {
   const place = route.path.join("/");
   useEffect(() => {
     const heading = main.current?.querySelector("h1");
-    document.title = `${heading?.textContent ?? "agentmgr"} · agentmgr`;
     heading?.focus({ preventScroll: true }); // so that a screen reader says where it is
     scrollTo(0, 0);
   }, [place]);
+  const waiting = useStore((all) => all.overview?.questions ?? 0); // as it was when the tab was last seen
+  useEffect(() => {
+    const heading = main.current?.querySelector("h1")?.textContent ?? "";
+    document.title = `${waiting ? `(${waiting}) ` : ""}${heading} · agentmgr`;
+  }, [place, waiting]);
   return html`<main id="main" ref=${main} key=${place}>${
     view && can(view.scope ?? "read")
       ? html`<${view.View} route=${route} />`
@@ -83,14 +88,14 @@ function Console() {
     addEventListener("keydown", find);
     return () => removeEventListener("keydown", find);
   }, []);
-  if (link === "login") return html`<${Login} />`;
+  if (link === "login") return html`<${Login} /><${ShownKey} />`;
   return html`<a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => {
       event.preventDefault();
       document.querySelector("main h1") instanceof HTMLElement
         && /** @type {HTMLElement} */ (document.querySelector("main h1")).focus();
     }}>${t("Skip to the content")}</a>
     <${Sidebar} /><div class="page"><${LinkState} /><${View} /></div>
-    <${Palette} /><${Dialogs} /><${Notices} />`;
+    <${Palette} /><${Dialogs} /><${ShownKey} /><${Notices} />`;
 }
 
 async function start() {

@@ -27,5 +27,5 @@ export const VIEWS = [
   { name: "questions", label: "Questions", icon: "?", View: Questions },
   { name: "routing", label: "Routing", icon: "⇄", View: Routing },
   { name: "events", label: "Events", icon: "≡", View: Events },
-  { name: "access", label: "Access", icon: "⚿", scope: "admin", View: Access },
+  { name: "access", label: "Access", icon: "◆", scope: "admin", View: Access },
 ];

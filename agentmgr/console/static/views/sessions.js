@@ -21,7 +21,7 @@ export function Sessions({ route }) {
 /** @type {import("../table.js").Column[]} */
 const SESSION_COLUMNS = [
   { name: "session", label: "Session", kind: "fill", cell: (row) => html`<${SessionName} row=${row} />` },
-  { name: "service", label: "Service", cell: (row) => html`<a href=${address(["services", row.service])}>${row.service}</a>` },
+  { name: "service", label: "Service", kind: "wide", cell: (row) => html`<a href=${address(["services", row.service])}>${row.service}</a>` },
   { name: "state", label: "State", cell: (row) => html`<${SessionStatus} value=${row.state} />` },
   { name: "owner", label: "Owner", kind: "wide", cell: (row) => row.owner ?? html`<span class="none">–</span>` },
   { name: "turns", label: "Turns", kind: "number wide", cell: (row) => countText(row.turns) },

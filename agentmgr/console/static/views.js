@@ -1,11 +1,11 @@
 /** The views, in the order of the sidebar. Each is a component, which gets the `route`. */
+import { Access } from "./views/access.js";
 import { Events } from "./views/events.js";
 import { Overview } from "./views/overview.js";
 import { Playground } from "./views/playground.js";
+import { Questions } from "./views/questions.js";
 import { Routing } from "./views/routing.js";
 import { Services } from "./views/services.js";
-import { Access } from "./views/access.js";
-import { Questions } from "./views/questions.js";
 import { Sessions } from "./views/sessions.js";
 
 /**
@@ -23,9 +23,9 @@ export const VIEWS = [
   { name: "overview", label: "Overview", icon: "◎", View: Overview },
   { name: "services", label: "Services", icon: "▤", View: Services },
   { name: "sessions", label: "Sessions", icon: "❝", View: Sessions },
-  { name: "playground", label: "Playground", icon: "▷", scope: "connect", View: Playground },
   { name: "questions", label: "Questions", icon: "?", View: Questions },
   { name: "routing", label: "Routing", icon: "⇄", View: Routing },
+  { name: "playground", label: "Playground", icon: "▷", scope: "connect", View: Playground },
   { name: "events", label: "Events", icon: "≡", View: Events },
   { name: "access", label: "Access", icon: "◆", scope: "admin", View: Access },
 ];

@@ -81,7 +81,7 @@ export function useStore(part) {
 }
 
 /** May the user do what needs this scope? @param {"read" | "sessions" | "connect" | "admin"} scope */
-export const can = (scope) => Boolean(state.me?.scopes?.some((/** @type {string} */ one) => one === scope || one === "admin"));
+export const can = (scope) => Boolean(state.me?.scopes?.includes(scope));
 
 /** What is known now, without following it. */
 export const snapshot = () => state;

@@ -165,5 +165,5 @@ function Composer({ busy, over, say, stop }) {
       onInput=${(/** @type {any} */ event) => setText(event.target.value)}
       onKeyDown=${(/** @type {KeyboardEvent} */ event) => event.key === "Enter" && !event.shiftKey && !event.isComposing && (event.preventDefault(), send())}></textarea>
     <div class="actions"><button class="primary" disabled=${over || !text.trim()}>${t("Send")}</button>
-      <button type="button" class="danger" disabled=${!busy} title=${commandText("sessions", "cancel", "SESSION")} onClick=${stop}>${t("Stop")}</button></div></form>`;
+      <button type="button" class="danger" disabled=${!busy} title=${commandText("sessions", "cancel", "SESSION")} onClick=${stop}>${t("Stop the turn")}</button></div></form>`;
 }

@@ -67,18 +67,25 @@ const FRAMES_DRAWN = 200;
 
 /** The frames as they went over the wire. @param {{frames: import("../conversation.js").Frame[]}} props */
 export function Frames({ frames }) {
+  const [open, setOpen] = useState(false);
+  const summary = html`<summary><h2>${t("Raw frames")}</h2> <span class="hint">${countText(frames.length)}</span></summary>`;
+  return html`<details class="panel frames" open=${open} onToggle=${(/** @type {any} */ event) => setOpen(event.currentTarget.open)}>
+    ${summary}${open && html`<${FrameList} frames=${frames} />`}</details>`;
+}
+
+/** @param {{frames: import("../conversation.js").Frame[]}} props */
+function FrameList({ frames }) {
   const [text, setText] = useState("");
   const wanted = text.toLowerCase();
   const found = wanted ? frames.filter((one) => one.text.toLowerCase().includes(wanted)) : frames;
   const lines = () => found.map((one) => `${one.sent ? ">" : "<"} ${one.text}`).join("\n");
-  return html`<details class="panel frames"><summary><h2>${t("Raw frames")}</h2> <span class="hint">${countText(frames.length)}</span></summary>
-    <div class="filters"><input type="search" aria-label=${t("Text in a frame")} placeholder=${t("Text in a frame")} value=${text} onInput=${(/** @type {any} */ event) => setText(event.target.value)} />
+  return html`<div class="filters"><input type="search" aria-label=${t("Text in a frame")} placeholder=${t("Text in a frame")} value=${text} onInput=${(/** @type {any} */ event) => setText(event.target.value)} />
       <${Copy} text=${lines()} label=${t("Copy {count} frames", { count: found.length })} /></div>
     ${found.length === 0 && html`<${Empty}>${t("None.")}</${Empty}>`}
     ${found.length > FRAMES_DRAWN && html`<p class="hint">${t("The last {count}.", { count: FRAMES_DRAWN })}</p>`}
     <ol>${found.slice(-FRAMES_DRAWN).reverse().map((one) => html`<li key=${one.number}><details><summary><span class="hint">${clockText(one.at)}</span>
       <strong class=${one.sent ? "sent" : ""} title=${one.sent ? t("sent") : t("received")}>${one.sent ? "→" : "←"}</strong> <code><${Foreign} text=${one.event} most=${100} /></code></summary>
-      <pre class="code"><${Foreign} text=${one.text} most=${4000} /></pre></details></li>`)}</ol></details>`;
+      <pre class="code"><${Foreign} text=${one.text} most=${4000} /></pre></details></li>`)}</ol>`;
 }
 
 /** @param {{which: string, of: import("../samples.js").SampleOf}} props */

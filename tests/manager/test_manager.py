@@ -6,6 +6,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -131,6 +132,7 @@ async def test_a_hosted_agent_that_another_program_ends_in_good_order_comes_back
             async for event in events:
                 if event.kind == "instance.backoff":
                     assert "another program" in str(event.detail["error_message"])
+                    assert datetime.fromisoformat(str(event.detail["next_restart_at"])) >= event.at
                 if event.kind in ("instance.running", "instance.stopped"):
                     break
         assert event.kind == "instance.running"

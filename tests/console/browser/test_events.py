@@ -54,7 +54,8 @@ def test_ten_thousand_events_stay_fast(site, page):
     frames = "".join(
         f"id: {i}\nevent: service.changed\n"
         f'data: {{"kind":"service.changed","at":"2026-01-01T00:00:00Z",'
-        f'"service_id":"svc_{i % 50:016x}","instance_id":null,"detail":{{"fields":"weight"}},"event_id":{i}}}\n\n'
+        f'"service_id":"svc_{i % 50:016x}","instance_id":null,"detail":{{"fields":"weight"}},'
+        f'"event_id":{i}}}\n\n'
         for i in range(1, 10_001)
     )
     page.route(

@@ -38,7 +38,7 @@ def test_each_module_stands_after_those_that_it_imports(tmp_path: Path) -> None:
     assert bundle.text == (
         'import {html, render} from "./vendor/preact.mjs";\n'
         "\n// i18n.js\nconst t = () => html;\n"
-        "\n// views/list.js\n/** A list. */\nfunction list() { html(t, render); }\n"
+        "\n// views/list.js\nfunction list() { html(t, render); }\n"
         "\n// main.js\nlist(t);\n"
     )
 
@@ -62,10 +62,21 @@ def test_words_that_only_look_like_statements_stay(tmp_path: Path) -> None:
     text = (
         'const later = () => import("./vendor/plot.mjs");\n'
         "  export const indented = `\n  import {x} from y`;\n"
-        '/** @typedef {import("./x.js").X} X */\n'
         "import.meta.url;\nexported();\nimporting();\nconst address = new URL('a', import.meta.url);"
     )
     assert composed(tmp_path, main=text).text == f"// main.js\n{text}\n"
+
+
+def test_comments_for_the_type_checker_are_left_out(tmp_path: Path) -> None:
+    text = (
+        '/** The module. */\n/** @typedef {import("./x.js").X} X */\n'
+        "/**\n * @param {X} x\n */\nexport function f(/** @type {X} */ x) {\n"
+        "  /** @type {X} */\n  const y = x;\n  return /** @type {X} */ (y); // why\n}\n"
+        "/** @type {X} */ let z;\n/** Not this one. */\n"
+    )
+    left = "function f(/** @type {X} */ x) {\n  const y = x;\n  return /** @type {X} */ (y); // why\n}\n"
+    left += "/** @type {X} */ let z;\n"
+    assert composed(tmp_path, main=text).text == f"// main.js\n{left}"
 
 
 def test_what_is_imported_while_the_page_runs_stays_a_file(tmp_path: Path) -> None:

@@ -70,8 +70,11 @@ async def test_a_new_option_is_one_field():
         "anyOf": [{"type": "integer", "minimum": 1, "maximum": 9}, {"type": "null"}],
         "description": "Attempts of one turn; see `restart`.  Default: any number.",
         "default": None,
+        "title": "Most turns",  # the rest is for forms
+        "x-placeholder": "any number",
     }
     assert schema["pace"]["maximum"] == 60
+    assert schema["pace"]["x-unit"] == "s"
     assert schema["again"]["default"] == "never"
 
     command = click.command("x")(options_of(_Tomorrow)(lambda **options: None))

@@ -91,11 +91,32 @@ class Schemas:
             schema = _bounded(schema, bounds)
         if option := Option.of(field):
             unset = f"  Default: {option.unset}." if option.unset else ""
-            schema = {**schema, "description": option.help + unset}
+            schema = {**schema, **_form(field.name, option, hint), "description": option.help + unset}
         default = field.default
-        if default is attrs.NOTHING or isinstance(default, attrs.Factory):  # type: ignore[arg-type]
-            return schema
-        return {**schema, "default": to_plain(default)}
+        if isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+            # Others give another value each time.
+            default = _EMPTY.get(default.factory, attrs.NOTHING)  # type: ignore[union-attr]
+        return schema if default is attrs.NOTHING else {**schema, "default": to_plain(default)}
+
+
+_EMPTY: Mapping[Any, Any] = {dict: {}, frozenset: [], tuple: []}
+_UNITS = {"_bytes": "bytes", "_mb": "MB", "_percent": "%"}
+
+
+def _form(name: str, option: Option, hint: Any) -> dict[str, Any]:
+    """For a form: the label, in what a number is counted, whether running instances need no restart for it,
+    and what stands in an empty field.
+    """
+    suffix = next((suffix for suffix in _UNITS if name.endswith(suffix)), "")
+    unit = _UNITS.get(suffix) or ("s" if float in (hint, *get_args(hint)) else "")
+    label = name.removesuffix(suffix).replace("_", " ")
+    hints = {
+        "title": (label[0].upper() + label[1:]).replace("Cpu", "CPU"),
+        "x-unit": unit,
+        "x-live": option.live,
+        "x-placeholder": option.unset or option.metavar,
+    }
+    return {key: value for key, value in hints.items() if value}
 
 
 def _bounded(schema: dict[str, Any], bounds: Mapping[str, Any]) -> dict[str, Any]:

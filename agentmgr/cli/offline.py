@@ -47,6 +47,7 @@ class OfflineManager:
     def __init__(self, store: Store, snapshot: Snapshot, paths: RuntimePaths) -> None:
         self._store = store
         self._snapshot = snapshot
+        self.instances = snapshot.instances  #: as they are recorded
         self._paths = paths
         self.strangers = strangers(snapshot.instances, paths.logs)
         others = {stranger.record.instance_id for stranger in self.strangers}

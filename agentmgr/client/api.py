@@ -57,6 +57,7 @@ class ManagerClient(RestClient):
         config: ServiceConfig | None = None,
         auto_start: bool = False,
         wait: bool = True,
+        check: bool = False,
     ) -> Service:
         body = _config(config)
         if agent_factory_path is not None:
@@ -71,7 +72,8 @@ class ManagerClient(RestClient):
             "port": port,
             "auto_start": auto_start,
         }
-        return await self._one(Service, "POST", "/services", json=body, params=_wait(wait), waits=wait)
+        params = _wait(wait) | ({"check": flag(True)} if check else {})  # an older manager knows no `check`
+        return await self._one(Service, "POST", "/services", json=body, params=params, waits=wait)
 
     async def update_service(
         self, ref: str, changes: Mapping[str, Any], *, expected_version: int | None = None
@@ -174,6 +176,10 @@ class ManagerClient(RestClient):
 
     async def get_info(self) -> dict[str, Any]:
         return await self._json("GET", "/info")
+
+    async def diagnose(self) -> list[dict[str, Any]]:
+        """What is wrong on the manager's machine, and what to do: `what`, `result`, `found`, `advice`."""
+        return list((await self._json("GET", "/doctor"))["findings"])
 
     async def get_system_stats(self) -> dict[str, Any]:
         return await self._json("GET", "/stats")

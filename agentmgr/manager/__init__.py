@@ -15,6 +15,7 @@ In reading order:
     events           what happened, for those who follow
     summaries        one short row for each service, made anew when it changes
     sampling         figures of each second, while there are viewers
+    doctor           what is wrong with files, ports and services, and what to do
     minutes          what each service did, written down once a minute
     listeners        the gateway's address, served by this process or by workers; the names of all listeners
     tokens           which tokens are valid, and whether API and gateway ask for one

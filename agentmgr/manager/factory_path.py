@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attrs import evolve
 
-from ..errors import AgentFileNotFound
+from ..errors import AgentFileNotFound, FieldProblem
 from ..models import ServiceConfig
 from ..process.paths import absolute
 
@@ -20,7 +20,12 @@ def settled(config: ServiceConfig) -> ServiceConfig:
     """
     directory = absolute(config.cwd or ".")
     path = config.agent_factory_path
-    return evolve(config, cwd=str(directory), agent_factory_path=located(path, directory) if path else None)
+    try:
+        path = located(path, directory) if path else None
+    except AgentFileNotFound as error:
+        problem = FieldProblem("agent_factory_path", error.message)
+        raise AgentFileNotFound(error.message, fields=[problem]) from None
+    return evolve(config, cwd=str(directory), agent_factory_path=path)
 
 
 def located(factory_path: str, directory: Path) -> str:

@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +30,7 @@ from ..proxy.certificate import Certificate
 from ..settings import Settings
 from ..version import __version__
 from ..worker.spec import WorkerSpec
-from . import services
+from . import doctor, services
 from .console import Console
 from .control_plane import ControlPlane
 from .factory_path import settled
@@ -74,6 +75,7 @@ class AgentManager:
         self._life = ManagerLife(self.settings, self.paths, self._listeners, supervises=supervise)
         self._companion = Companion()
         self._system_run: SystemRun | None = None
+        self._diagnosing = trio.CapacityLimiter(1)
 
     # Its life
 
@@ -149,11 +151,13 @@ class AgentManager:
         config: ServiceConfig | None = None,
         auto_start: bool = False,
         wait: bool = True,
+        check: bool = False,
     ) -> Service:
         """Register an agent file, or any command that serves WebSockets.
 
         With `auto_start` it is started too; a failure to start raises `ServiceFailedToStart` and leaves it
-        registered, with the status `error`.
+        registered, with the status `error`. With `check` nothing is registered or started: it returns what
+        would be registered, or raises why it cannot be.
 
         Raises `InvalidRequest`, `AgentFileNotFound`, `NameTaken`, `PortNotAvailable`.
         """
@@ -169,6 +173,9 @@ class AgentManager:
         spec = models.ServiceSpec(
             name=name, config=settled(config), description=description, tags=tags, host=host, port=port
         )
+        if check:
+            plane.registry.check_service(spec)
+            return view.service_view(spec, (), 0)
         service = await services.register(plane, spec)
         return await self.start_service(spec.service_id, wait=wait) if auto_start else service
 
@@ -339,6 +346,14 @@ class AgentManager:
                 "api_requests_per_second": self.settings.api_rate_limit or None,
             },
         }
+
+    async def diagnose(self) -> list[doctor.Finding]:
+        """What is wrong with the database, its files, the ports and the services' files, and what to do."""
+        plane = self._live()
+        snapshot = await plane.store.load()
+        known = doctor.Known(plane.views(), snapshot.instances, self.list_tokens(), self.get_token_policy())
+        work = partial(doctor.examine, self.paths, self.settings, known, self.get_info())
+        return await trio.to_thread.run_sync(work, limiter=self._diagnosing)
 
     # Routing
 

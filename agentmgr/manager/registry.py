@@ -14,7 +14,7 @@ from ..codec import from_plain, to_plain
 from ..core import conditions, dependencies, lookup
 from ..core.bodies import OWN_FIELDS, NewRule, NewService, rule_fields, service_fields
 from ..core.secrets import restored
-from ..errors import InvalidRequest, NameTaken, PortNotAvailable, VersionMismatch, WrongState
+from ..errors import FieldProblem, InvalidRequest, NameTaken, PortNotAvailable, VersionMismatch, WrongState
 from ..models import DesiredStatus, RoutingRule, ServiceSpec
 from ..storage.store import Store
 from .factory_path import settled
@@ -50,7 +50,7 @@ class Registry:
     async def add_service(self, spec: ServiceSpec) -> ServiceSpec:
         """Raises `NameTaken`, `PortNotAvailable`."""
         async with self._changing:
-            self._check_among_others(spec)
+            self.check_service(spec)
             await self._store.add_service(spec)
             self._services[spec.service_id] = spec
         return spec
@@ -73,7 +73,7 @@ class Registry:
             changed = spec.changed(config=config, **{name: getattr(asked, name) for name in OWN_FIELDS})
             if evolve(changed, version=spec.version, updated_at=spec.updated_at) == spec:
                 return spec  # as it was: no new version, and so no restart
-            self._check_among_others(changed)
+            self.check_service(changed)
             return await self._replace(changed)
 
     async def want(self, ref: str, desired: DesiredStatus) -> ServiceSpec:
@@ -117,26 +117,33 @@ class Registry:
         self._services[spec.service_id] = spec
         return spec
 
-    def _check_among_others(self, spec: ServiceSpec) -> None:
+    def check_service(self, spec: ServiceSpec) -> None:
+        """Whether it can be registered beside the others. Raises `NameTaken`, `PortNotAvailable`,
+        `InvalidRequest`.
+        """
         for other in self._services.values():
             if other.service_id == spec.service_id:
                 continue
             if other.name == spec.name:
                 raise NameTaken(
                     f"a service called {spec.name!r} is registered already; "
-                    f"choose another name or `agentmgr unregister {spec.name}` first"
+                    f"choose another name or `agentmgr unregister {spec.name}` first",
+                    fields=[FieldProblem("name", "is taken by another service")],
                 )
             if spec.port is not None and other.port == spec.port:
                 raise PortNotAvailable(
                     f"port {spec.port} is registered to service {other.name!r}; "
-                    "choose another, or leave --port out to have one chosen"
+                    "choose another, or leave --port out to have one chosen",
+                    fields=[FieldProblem("port", f"is registered to service {other.name!r}")],
                 )
 
         if not spec.config.after:  # a service that waits for none closes no circle
             return
         needs = {other.name: other.config.after for other in self._services.values()}
         if found := dependencies.cycle(needs | {spec.name: spec.config.after}):
-            raise InvalidRequest(f"services would wait for each other: {' after '.join(found)}")
+            circle = " after ".join(found)
+            problem = FieldProblem("after", f"closes a circle: {circle}")
+            raise InvalidRequest(f"services would wait for each other: {circle}", fields=[problem])
 
     # Routing rules
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import Factory, evolve, field, frozen
 
-from ..errors import InvalidRequest
+from ..errors import FieldProblem, InvalidRequest
 from .checks import HEALTH_KINDS, READY_KINDS, CheckKind, CheckMethod, check_method, shown
 from .fields import (
     DAY_S,
@@ -281,7 +281,13 @@ class ServiceSpec:
     def __attrs_post_init__(self) -> None:
         config = self.config
         if bool(config.agent_factory_path) == bool(config.command):
-            raise InvalidRequest(f"service {self.name}: give either an agent file or a command to run")
+            raise InvalidRequest(
+                f"service {self.name}: give either an agent file or a command to run",
+                fields=[
+                    FieldProblem(name, "is needed, or the other of the two, and not both")
+                    for name in ("agent_factory_path", "command")
+                ],
+            )
         for name, value, allowed in (
             ("ready", config.ready, (CheckKind.AUTO, CheckKind.WEBSOCKET)),
             ("health", config.health, (CheckKind.AUTO, CheckKind.WEBSOCKET, CheckKind.NONE)),
@@ -289,11 +295,13 @@ class ServiceSpec:
             if config.agent_factory_path and value not in allowed:
                 raise InvalidRequest(
                     f"service {self.name}: {name} is for commands; an agent file is always asked by its own "
-                    f"protocol: {name} may be {' or '.join(allowed)} here, not {value!r}"
+                    f"protocol: {name} may be {' or '.join(allowed)} here, not {value!r}",
+                    fields=[FieldProblem(name, f"may be {' or '.join(allowed)} for an agent file")],
                 )
         if self.port is not None and config.instances > 1:
             raise InvalidRequest(
-                f"service {self.name}: a fixed port allows one instance; leave the port out to run more"
+                f"service {self.name}: a fixed port allows one instance; leave the port out to run more",
+                fields=[FieldProblem("port", "allows one instance only: leave it out to run more")],
             )
 
     def changed(self, **changes: Any) -> ServiceSpec:

@@ -62,6 +62,11 @@ class Wait:
 
 
 @frozen
+class Register(Wait):
+    check: bool = False  #: only say whether it can be registered
+
+
+@frozen
 class Stop(Wait):
     force: bool = False  #: sessions are cut instead of drained
 
@@ -123,9 +128,9 @@ def _matches(row: Row, query: ServicesQuery) -> bool:
 @api.add(
     "POST",
     "/services",
-    query=Wait,
+    query=Register,
     body=Registration,
-    gives={201: Service},
+    gives={200: Service, 201: Service},
     problems=(400, 409, 413, 415, 422),
     example={
         "name": "my-service",
@@ -136,8 +141,11 @@ def _matches(row: Row, query: ServicesQuery) -> bool:
         "max_sessions": 10,
     },
 )
-async def register_service(call: Call, query: Wait, body: Registration) -> Answer:
-    """Registers a service, and starts it where `auto_start` says so."""
+async def register_service(call: Call, query: Register, body: Registration) -> Answer:
+    """Registers a service, and starts it where `auto_start` says so.
+
+    With `check` it does neither: 200 says that it could be registered, and how it would look.
+    """
     service = await call.carry_out(
         lambda: call.manager.register_service(
             body.name,
@@ -150,8 +158,11 @@ async def register_service(call: Call, query: Wait, body: Registration) -> Answe
             config=body.config,
             auto_start=body.auto_start,
             wait=query.wait,
+            check=query.check,
         )
     )
+    if query.check:
+        return Answer(service)
     return _answer(service, 201, Location=f"{BASE}/services/{service.service_id}")
 
 

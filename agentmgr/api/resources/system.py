@@ -8,6 +8,7 @@ from typing import Any
 from attrs import Attribute, field, frozen
 from quart import Response
 
+from ...manager.doctor import Finding
 from ...models.fields import check_text, invalid, rule
 from ..metrics import CONTENT_TYPE
 from ..operations import Answer, Call, Operations
@@ -39,6 +40,17 @@ async def get_info(call: Call) -> Answer:
 async def get_system_stats(call: Call) -> Answer:
     """Figures of the whole system."""
     return Answer(call.manager.get_system_stats())
+
+
+@frozen
+class Diagnosis:
+    findings: tuple[Finding, ...]
+
+
+@api.add("GET", "/doctor", gives={200: Diagnosis})
+async def diagnose(call: Call) -> Answer:
+    """What is wrong with the database, its files, the ports and the services' files, and what to do."""
+    return Answer(Diagnosis(tuple(await call.manager.diagnose())))
 
 
 @rule(pattern=r"^/[^\x00]*$")

@@ -19,6 +19,7 @@ from attrs import Factory, define, frozen
 
 from ..core.recent import minute_of
 from ..core.stats import percentiles
+from ..core.view import overall_health, overall_status
 from ..errors import StorageError
 from ..journal import archive
 from ..models import Instance, ServiceSpec, utc_now
@@ -261,20 +262,19 @@ class Sampler:
         return self._totals
 
     def _figures(self, spec: ServiceSpec, instances: Collection[Instance]) -> dict[str, Any]:
-        view = self._plane.view(spec)
         sessions = self._plane.supervisor.sessions(spec.service_id)
         shown = [self._instance(instance, sessions) for instance in instances]
         first_byte = self._plane.recorder.first_bytes.last(spec.service_id, minute_of(utc_now()))
         return {
-            "status": str(view.status),
+            "status": str(overall_status(instances)),
             "desired_status": str(spec.desired_status),
-            "health": str(view.health),
+            "health": str(overall_health(instances)),
             "version": spec.version,
-            "connections": view.active_sessions,
+            "connections": sum(one["connections"] for one in shown),
             "sessions": sum(sessions.values()) if sessions else None,
             "cpu": _sum(one["cpu"] for one in shown),
             "memory_bytes": _sum(one["memory_bytes"] for one in shown),
-            "restart_count": view.restart_count,
+            "restart_count": sum(instance.restart_count for instance in instances),
             "restarts": self._plane.recorder.totals(spec.service_id).restarts,
             "first_byte": percentiles(first_byte),
             "instances": shown,
@@ -282,9 +282,8 @@ class Sampler:
 
     def _instance(self, instance: Instance, sessions: Mapping[str, int]) -> dict[str, Any]:
         used = None if instance.pid is None else self._processes.get(instance.pid)
-        last = self._plane.latest_usage(instance)
-        cpu = used.cpu if used is not None else None
-        if cpu is None and last is not None:
+        cpu = None if used is None else used.cpu
+        if cpu is None and (last := self._plane.latest_usage(instance)) is not None:
             cpu = last.cpu_percent / 100
         return {
             "slot": instance.slot,

@@ -281,13 +281,9 @@ class ServiceSpec:
     def __attrs_post_init__(self) -> None:
         config = self.config
         if bool(config.agent_factory_path) == bool(config.command):
-            raise InvalidRequest(
-                f"service {self.name}: give either an agent file or a command to run",
-                fields=[
-                    FieldProblem(name, "is needed, or the other of the two, and not both")
-                    for name in ("agent_factory_path", "command")
-                ],
-            )
+            problem = "give either an agent file or a command to run"
+            fields = [FieldProblem("agent_factory_path", f"is one of two: {problem}")]
+            raise InvalidRequest(f"service {self.name}: {problem}", fields=fields)
         for name, value, allowed in (
             ("ready", config.ready, (CheckKind.AUTO, CheckKind.WEBSOCKET)),
             ("health", config.health, (CheckKind.AUTO, CheckKind.WEBSOCKET, CheckKind.NONE)),

@@ -44,7 +44,7 @@ const SENTENCES = {
   "instance.stopped": (who, detail) => withWhy(t("{who} has stopped", { who }), detail),
   "instance.backoff": (who, detail, { at }) => {
     const wait = (Date.parse(detail.next_restart_at) - Date.parse(at)) / 1000;
-    const next = wait >= 0 ? t("restart in {time}", { time: durationText(wait) }) : t("it will be restarted");
+    const next = Number.isFinite(wait) ? t("restart in {time}", { time: durationText(Math.max(wait, 0)) }) : t("it will be restarted");
     return withWhy(t("{who} crashed", { who }), detail, next);
   },
   "instance.error": (who, detail) => withWhy(t("{who} has failed, and is not started again", { who }), detail),

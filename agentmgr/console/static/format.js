@@ -44,12 +44,16 @@ export function agoText(time, now = Date.now()) {
   return seconds < 0 ? t("in {time}", { time: length }) : t("{time} ago", { time: length });
 }
 
+// Made once: to make one takes longer than a hundred times to use it.
+const clockFormat = new Intl.DateTimeFormat(language(), { timeStyle: "medium", hourCycle: "h23" });
+const dateFormat = new Intl.DateTimeFormat(language());
+
 /** A time of day, with the date where that is not today. @param {string | number | null | undefined} time */
 export function clockText(time) {
   if (!time) return NONE;
   const at = new Date(time);
-  const clock = at.toLocaleTimeString(language(), { hour12: false });
-  return at.toDateString() === new Date().toDateString() ? clock : `${at.toLocaleDateString(language())} ${clock}`;
+  const clock = clockFormat.format(at);
+  return at.toDateString() === new Date().toDateString() ? clock : `${dateFormat.format(at)} ${clock}`;
 }
 
 /** Marks that change how text is shown: direction, escapes, what is not seen. They are shown as their number. */

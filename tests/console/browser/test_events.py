@@ -71,6 +71,7 @@ def test_ten_thousand_events_stay_fast(site, page):
     page.get_by_text(re.compile("10,000 of 10,0")).or_(
         page.get_by_text(re.compile("of 10,0"))
     ).first.wait_for()
+    page.wait_for_timeout(500)  # an observer hears of the loading later
     page.evaluate("longTasks.length = 0")
     page.get_by_role("searchbox", name="Text").press_sequentially("weight")
     page.get_by_role("region", name="Events").hover()

@@ -16,7 +16,7 @@ import { pause, Problem, read, readEvents, watchStatus } from "./api.js";
  *   loaded: boolean,
  *   overview: any,
  *   figures: Map<string, any>,
- *   traces: Map<string, {at: number, cpu: number, memory_bytes: number, connections: number}[]>,
+ *   traces: Map<string, Record<string, number>[]>,
  *   events: any[],
  *   earlier: boolean,
  *   lostAt: number,
@@ -229,9 +229,10 @@ function take(sample) {
     const traces = new Map();
     for (const [id, one] of state.figures) {
       if (!one) continue; // it was unregistered
-      const { cpu, memory_bytes, connections } = one;
+      const { cpu, memory_bytes, connections, sessions, restarts, first_byte } = one;
       const trace = (state.traces.get(id) ?? []).slice(1 - TRACE_KEPT);
-      traces.set(id, [...trace, { at, cpu, memory_bytes, connections }]);
+      traces.set(id, [...trace, { at, cpu, memory_bytes, connections, sessions, restarts,
+        first_byte_p50_s: first_byte.p50_s, first_byte_p95_s: first_byte.p95_s }]);
     }
     state.traces = traces;
   }

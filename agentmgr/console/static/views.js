@@ -5,6 +5,7 @@ import { Overview } from "./views/overview.js";
 import { Playground } from "./views/playground.js";
 import { Questions } from "./views/questions.js";
 import { Routing } from "./views/routing.js";
+import { Service } from "./views/service.js";
 import { Services } from "./views/services.js";
 import { Sessions } from "./views/sessions.js";
 
@@ -21,7 +22,8 @@ import { Sessions } from "./views/sessions.js";
 /** @type {ViewEntry[]} */
 export const VIEWS = [
   { name: "overview", label: "Overview", icon: "◎", View: Overview },
-  { name: "services", label: "Services", icon: "▤", View: Services },
+  { name: "services", label: "Services", icon: "▤",
+    View: (props) => (props.route.path[1] ? Service(props) : Services(props)) }, // each place is drawn afresh
   { name: "sessions", label: "Sessions", icon: "❝", View: Sessions },
   { name: "questions", label: "Questions", icon: "?", View: Questions },
   { name: "routing", label: "Routing", icon: "⇄", View: Routing },

@@ -1,0 +1,199 @@
+/**
+ * The output of a service, as it is written.
+ *
+ * Only the rows that are seen are drawn, at most twenty times a second, however much comes. The last lines are
+ * followed until the user scrolls up; then the window stays where it is, and a button says how many are new.
+ */
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/preact.mjs";
+import { coloured, loadColours, plainLine } from "./ansi.js";
+import { pause, Problem, readText } from "./api.js";
+import { Modal } from "./dialog.js";
+import { commandText, countText } from "./format.js";
+import { t } from "./i18n.js";
+import { LogLines } from "./loglines.js";
+import { goQuery } from "./router.js";
+import { Copy, Foreign } from "./ui.js";
+
+const LOG_ROW_PX = 20; // as in style.css
+const SPARE_LINES = 12; // drawn above and below what is seen
+const REPAINT_MS = 50;
+const SHOWN_CHARS = 2000; // of a line; all of it on a click
+const FIRST_LINES = 10_000;
+const BUSY_MS = 25; // then the page gets its turn
+
+/**
+ * The lines of a log, kept up to date while the tab is seen. It calls `changed` after each piece.
+ * @param {string} path
+ * @param {{instance: string}} query
+ * @param {() => void} changed
+ */
+function useLog(path, { instance }, changed) {
+  const log = useRef({ lines: new LogLines(), problem: /** @type {Problem | null} */ (null), loaded: false });
+  useEffect(() => {
+    let leaving = new AbortController();
+    const follow = async (/** @type {AbortSignal} */ signal) => {
+      for (let failures = 0; !signal.aborted; ) {
+        const lines = new LogLines();
+        try {
+          await loadColours();
+          let began = performance.now();
+          const query = { tail: FIRST_LINES, follow: true, instance };
+          const shown = setTimeout(() => show(lines), 300); // it may be empty, and then nothing comes
+          for await (const piece of readText(path, query, signal)) {
+            clearTimeout(shown);
+            lines.append(piece);
+            show(lines);
+            failures = 0;
+            if (performance.now() - began < BUSY_MS) continue;
+            await pause(0, signal); // a flood must not keep the page from drawing
+            began = performance.now();
+          }
+          await pause(500, signal);
+        } catch (error) {
+          if (signal.aborted) return;
+          if (!(error instanceof Problem)) throw error;
+          failures += 1;
+          if (error.status) log.current.problem = error;
+          changed();
+          await pause(Math.min(500 * 2 ** failures, 5000), signal);
+        }
+      }
+    };
+    const show = (/** @type {LogLines} */ lines) => {
+      log.current.lines = lines;
+      log.current.problem = null;
+      log.current.loaded = true;
+      changed();
+    };
+    const seen = () => {
+      leaving.abort();
+      leaving = new AbortController();
+      if (!document.hidden) void follow(leaving.signal);
+    };
+    log.current = { lines: new LogLines(), problem: null, loaded: false };
+    seen();
+    addEventListener("visibilitychange", seen);
+    return () => {
+      leaving.abort();
+      removeEventListener("visibilitychange", seen);
+    };
+  }, [path, instance]);
+  return log.current;
+}
+
+/** Draws again, soon: never more often than is worth it. @returns {() => void} */
+function useRepaint() {
+  const [, redraw] = useState(0);
+  const state = useRef({ timer: 0, last: 0 });
+  useEffect(() => () => clearTimeout(state.current.timer), []);
+  const { current: now } = state;
+  return () => {
+    if (now.timer) return;
+    now.timer = setTimeout(() => {
+      now.timer = 0;
+      now.last = performance.now();
+      redraw((count) => count + 1);
+    }, Math.max(0, now.last + REPAINT_MS - performance.now()));
+  };
+}
+
+/** @param {{service: any, route: import("./router.js").Route}} props */
+export function LogWindow({ service, route }) {
+  const instance = route.query.get("instance") ?? (service.config.instances > 1 ? "" : "0");
+  const path = `/services/${service.service_id}/logs`;
+  const repaint = useRepaint();
+  const { lines, problem, loaded } = useLog(path, { instance }, repaint);
+  const [whole, setWhole] = useState(/** @type {string | null} */ (null));
+  const follow = useFollow(lines, repaint);
+  const { box, first, last, scrolled, fresh, toEnd } = follow;
+  const rows = [];
+  for (let number = first; number < last; number += 1) {
+    rows.push(html`<${LogRow} key=${number} line=${lines.line(number)} open=${setWhole} />`);
+  }
+  const place = instance === "" ? [] : ["--instance", instance];
+  return html`<section class="logs" aria-label=${t("Log of {name}", { name: service.name })}>
+    <div class="filters">
+      ${service.config.instances > 1 && html`<select aria-label=${t("Instance")} value=${instance}
+          onChange=${(/** @type {any} */ event) => goQuery({ instance: event.target.value })}>
+        <option value="">${t("All instances")}</option>
+        ${[...Array(service.config.instances).keys()].map((slot) => html`<option value=${slot}>${t("instance {slot}", { slot })}</option>`)}</select>`}
+      <span class="state" aria-live="off">${t("{count} lines", { count: countText(lines.count) })}</span>
+      <label class="inline"><input type="checkbox" checked=${follow.following} onChange=${follow.toggle} /> ${t("Follow")}</label>
+      <a class="button" href="/api/v1${path}?tail=100000${instance && `&instance=${instance}`}" download="${service.name}.log">${t("Download")}</a></div>
+    ${problem && html`<p class="failed" role="alert">${problem.message}</p>`}
+    <div class="logbox">
+      <div class="loglines" ref=${box} onScroll=${scrolled} tabindex="0" role="region" aria-label=${t("Lines")}>
+        ${(lines.dropped > 0 || lines.count >= FIRST_LINES) && html`<p class="hint cut">${t("Earlier lines are left out here; the file has them: Download.")}</p>`}
+        ${loaded && lines.count === 0 && html`<p class="empty">${t("It has written nothing yet.")}</p>`}
+        ${!loaded && !problem && html`<p class="empty">${t("Loading …")}</p>`}
+        <div class="all" style=${{ height: `${lines.count * LOG_ROW_PX}px` }}>
+          <div class="seen" style=${{ transform: `translateY(${(first - lines.first) * LOG_ROW_PX}px)` }}>${rows}</div></div></div>
+      ${fresh > 0 && html`<button type="button" class="primary fresh" onClick=${toEnd}>↓ ${t("{count} new lines", { count: countText(fresh) })}</button>`}</div>
+    <p class="same hint">${t("The same in a terminal:")} <code>${commandText("logs", service.name, "--follow", ...place)}</code></p>
+    ${whole !== null && html`<${Modal} title=${t("The whole line")} kind="wholeline" close=${() => setWhole(null)}>
+      <p><${Foreign} text=${plainLine(whole)} most=${50_000} /></p>
+      <div class="buttons"><${Copy} text=${whole} /><button type="button" onClick=${() => setWhole(null)}>${t("Close")}</button></div></${Modal}>`}
+  </section>`;
+}
+
+/** @param {{line: string, open: (line: string) => void}} props */
+function LogRow({ line, open }) {
+  const left = line.length - SHOWN_CHARS;
+  return html`<div class="line">${coloured(left > 0 ? line.slice(0, SHOWN_CHARS) : line)}${
+    left > 0 && html`<button type="button" class="link" onClick=${() => open(line)}>${t("… {count} more characters", { count: left })}</button>`}</div>`;
+}
+
+/**
+ * Which lines are on screen, and whether the window goes with the last of them.
+ * @param {LogLines} lines
+ * @param {() => void} repaint
+ */
+function useFollow(lines, repaint) {
+  const box = useRef(/** @type {HTMLElement | null} */ (null));
+  const state = useRef({ following: true, top: 0, seen: 0, first: 0, lines });
+  const { current: now } = state;
+  if (now.lines !== lines) {
+    Object.assign(now, { lines, seen: lines.first + lines.count, first: lines.first });
+  }
+  const height = box.current?.clientHeight ?? 600;
+  const count = lines.count;
+  const bottom = Math.max(0, count * LOG_ROW_PX - height);
+  // Lines that were dropped above must not move those that are read.
+  const top = now.following ? bottom : Math.max(0, Math.min(now.top - (lines.first - now.first) * LOG_ROW_PX, bottom));
+  useLayoutEffect(() => {
+    if (now.following) now.seen = lines.first + lines.count;
+    now.first = lines.first;
+    if (!box.current || (Math.abs(box.current.scrollTop - top) < 1)) return;
+    if (now.following || top !== now.top) {
+      box.current.scrollTop = top;
+      now.top = box.current.scrollTop;
+    }
+  });
+  const scrolled = () => {
+    if (!box.current) return;
+    const { scrollTop } = box.current;
+    const atEnd = scrollTop >= box.current.scrollHeight - box.current.clientHeight - LOG_ROW_PX;
+    // While lines come, the end moves on: only a way up is the user's.
+    if (scrollTop < now.top - 1) now.following = false;
+    else if (atEnd) now.following = true;
+    now.top = scrollTop;
+    repaint();
+  };
+  const toEnd = () => {
+    now.following = true;
+    box.current?.focus();
+    repaint();
+  };
+  const toggle = () => {
+    now.following = !now.following;
+    repaint();
+  };
+  const begin = lines.first + Math.max(0, Math.floor(top / LOG_ROW_PX) - SPARE_LINES);
+  return {
+    box, scrolled, toEnd, toggle,
+    following: now.following,
+    first: Math.min(begin, lines.first + count),
+    last: Math.min(lines.first + count, begin + Math.ceil(height / LOG_ROW_PX) + 2 * SPARE_LINES),
+    fresh: now.following ? 0 : Math.max(0, lines.first + count - now.seen),
+  };
+}

@@ -1,0 +1,110 @@
+/** What can be done with a service, and in words what each costs those who use it. */
+import { html, useState } from "../vendor/preact.mjs";
+import { call, Problem } from "../api.js";
+import { ask, Modal } from "../dialog.js";
+import { commandText } from "../format.js";
+import { t } from "../i18n.js";
+import { go } from "../router.js";
+import { can } from "../store.js";
+import { Action, attempt, CommandLine, Field } from "../ui.js";
+
+/** @param {any} service @returns {string} below `/api/v1` */
+const servicePath = (service) => `/services/${service.service_id}`;
+
+/** @param {{service: any, figures: any}} props */
+export function ServiceSteering({ service, figures }) {
+  const [scaling, setScaling] = useState(false);
+  if (!can("admin")) return null;
+  const { name } = service;
+  const connections = figures?.connections ?? service.connections ?? service.active_sessions;
+  const down = service.desired_status === "stopped";
+  const stop = async () => {
+    const command = commandText("stop", name);
+    const title = t("Stop {name}?", { name });
+    if (connections > 0 && !(await ask({ title, text: whatStopCosts(service, connections), command, confirm: t("Stop"), danger: true }))) return;
+    await attempt(() => call("POST", `${servicePath(service)}/stop`), { command, done: t("{name} stops.", { name }) });
+  };
+  const restart = () => call("POST", `${servicePath(service)}/restart`);
+  const start = () => call("POST", `${servicePath(service)}/start`);
+  return html`${down
+    ? html`<${Action} label=${t("Start")} primary command=${commandText("start", name)} run=${start}
+        done=${t("{name} starts.", { name })} />`
+    : html`${service.status === "error" && html`<${Action} label=${t("Start")} primary
+          command=${commandText("start", name)} run=${start} done=${t("{name} starts.", { name })} />`}
+        <${Action} label=${t("Restart")} command=${commandText("restart", name)} run=${restart}
+          done=${t("{name} restarts: each new instance is ready before an old one goes.", { name })} />
+        <button type="button" title=${commandText("stop", name)} onClick=${stop}>${t("Stop")}</button>`}
+    <button type="button" title=${commandText("scale", name, "N")} onClick=${() => setScaling(true)}>${t("Scale")}</button>
+    <button type="button" class="danger" title=${commandText("unregister", name)}
+      onClick=${() => unregister(service, connections)}>${t("Unregister")}</button>
+    ${scaling && html`<${ScaleDialog} service=${service} connections=${connections} close=${() => setScaling(false)} />`}`;
+}
+
+/** @param {any} service @param {number} connections */
+function whatStopCosts({ config }, connections) {
+  const kept = config.agent_factory_path && config.sessions === "durable";
+  const seconds = config.drain_timeout;
+  return [
+    t("{count} connections are open. A turn that runs may end within {seconds} s; then they are closed.", { count: connections, seconds }),
+    kept
+      ? t("Their sessions are kept on disk: clients take them up again when it runs.")
+      : t("What the sessions remember is in memory only, and is lost."),
+  ].join(" ");
+}
+
+/** @param {any} service @param {number} connections */
+async function unregister(service, connections) {
+  const { name } = service;
+  const text = [
+    connections > 0 ? t("{count} connections are open; they are closed.", { count: connections }) : "",
+    t("It is stopped, and forgotten with its configuration, its history and its rules' memory of it. Its log stays on disk."),
+  ].join(" ");
+  const command = commandText("unregister", name);
+  if (!(await ask({ title: t("Unregister {name}?", { name }), text, command, confirm: t("Unregister"), danger: true }))) return;
+  const remove = (/** @type {boolean} */ force) => () => call("DELETE", servicePath(service), { query: { force: force || undefined } });
+  const done = t("{name} is unregistered.", { name });
+  try {
+    await remove(false)();
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    if (error.status !== 409) return void attempt(() => Promise.reject(error));
+    // It keeps sessions: the API says how many, and wants to hear that they are to be erased.
+    const forced = commandText("unregister", name, "--force");
+    const title = t("Erase its sessions too?");
+    if (!(await ask({ title, text: error.message, command: forced, confirm: t("Erase and unregister"), danger: true }))) return;
+    if (await attempt(remove(true), { command: forced, done })) go("#/services");
+    return;
+  }
+  await attempt(() => Promise.resolve(), { command, done });
+  go("#/services");
+}
+
+/** @param {{service: any, connections: number, close: () => void}} props */
+function ScaleDialog({ service, connections, close }) {
+  const now = service.config.instances;
+  const [typed, setTyped] = useState(String(now));
+  const [problem, setProblem] = useState("");
+  const command = commandText("scale", service.name, typed);
+  const wanted = Number(typed);
+  const scale = async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    try {
+      await call("POST", `${servicePath(service)}/scale`, { body: { instances: typed.trim() === "" || Number.isNaN(wanted) ? typed : wanted } });
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      return setProblem(error.fields.get("instances") ?? error.message);
+    }
+    close();
+    await attempt(() => Promise.resolve(), { command, done: t("{name} is scaled to {count} instances.", { name: service.name, count: wanted }) });
+  };
+  const fewer = wanted < now && connections > 0;
+  return html`<${Modal} title=${t("Scale {name}", { name: service.name })} close=${close}><form onSubmit=${scale}>
+    <${Field} label=${t("Instances")} name="instances" problem=${problem} hint=${fewer
+      ? t("Those that go take no new connections, and end when their turns have ended.")
+      : t("Now {count}. No running instance is touched by more of them.", { count: now })}>
+      <input id="instances" type="text" inputmode="numeric" value=${typed} aria-invalid=${problem ? true : undefined}
+        onInput=${(/** @type {any} */ event) => setTyped(event.target.value)} /></${Field}>
+    <p class="same">${t("The same in a terminal:")}</p><${CommandLine} text=${command} />
+    <div class="buttons"><button type="button" onClick=${close}>${t("Cancel")}</button>
+      <button type="submit" class="primary">${t("Scale")}</button></div></form></${Modal}>`;
+}

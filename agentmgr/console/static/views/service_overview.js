@@ -1,0 +1,109 @@
+/** How a service is: in words, by instance, and over time. */
+import { html } from "../vendor/preact.mjs";
+import { bytesText, commandText, countText, cpuText, shellWord } from "../format.js";
+import { t } from "../i18n.js";
+import { address } from "../router.js";
+import { useStore } from "../store.js";
+import { Table } from "../table.js";
+import { Ago, CommandLine, Copy, Foreign, Panel, Status } from "../ui.js";
+import { ServiceCharts } from "./service_charts.js";
+import { EndEntry, useEnds } from "./service_ends.js";
+
+/** What its status means for the one who looks. @param {any} service @returns {string} */
+function standing({ status, desired_status: wanted, health, ready, instances, service_id: id }) {
+  const all = typeof instances === "number" ? instances : instances.length;
+  switch (status) {
+    case "running":
+      if (wanted === "stopped") return t("It is about to stop.");
+      if (ready < all) return t("It runs, but {ready} of {all} instances are ready.", { ready, all });
+      if (health === "degraded") return t("It runs, and failed a check lately.");
+      if (health === "unhealthy") return t("It runs, and does not answer its checks.");
+      return all > 1 ? t("It runs: all {all} instances are ready.", { all }) : t("It runs, and takes connections.");
+    case "starting": return t("It starts, and is not ready yet.");
+    case "unhealthy": return t("It runs, and does not answer its checks. If that lasts, it is restarted.");
+    case "draining": return t("It stops: it takes no new connections, and finishes the turns that run.");
+    case "stopping": return t("It stops.");
+    case "backoff": return t("It has ended by itself, and is started again.");
+    case "error": return t("It has ended by itself too often, or cannot start, and is given up. It stays down until it is started.");
+    default: return wanted === "running" && id ? t("It is down, and to be started.") : t("It is stopped, as it was asked to be.");
+  }
+}
+
+/** @param {{service: any, figures: any, route: import("../router.js").Route}} props */
+export function ServiceOverview({ service, figures, route }) {
+  return html`<div class="columns"><${Standing} service=${service} figures=${figures} /><${About} service=${service} /></div>
+    <${Instances} service=${service} figures=${figures} />
+    <${ServiceCharts} service=${service} figures=${figures} route=${route} />`;
+}
+
+const DOWN = new Set(["stopped", "backoff", "error"]);
+
+/** @param {{service: any, figures: any}} props */
+function Standing({ service, figures }) {
+  const [ends] = useEnds(service, 1);
+  const last = ends?.[0];
+  const down = DOWN.has(service.status);
+  const { error_message: reason } = service;
+  const said = [...new Set((figures?.instances ?? []).map((/** @type {any} */ one) => one.said).filter(Boolean))];
+  return html`<${Panel} title=${t("How it is")}>
+    <p class="standing"><${Status} value=${service.status === "running" && service.health !== "unknown" ? service.health : service.status}
+      text=${standing(service)} /></p>
+    ${service.next_restart_at && html`<p>${t("Next try")} <${Ago} at=${service.next_restart_at} />.</p>`}
+    ${!down && service.started_at && html`<p>${t("Since")} <${Ago} at=${service.started_at} />.</p>`}
+    ${said.map((one) => html`<p>${t("It says:")} <${Foreign} text=${one} most=${300} /></p>`)}
+    ${reason && html`<h3>${t("The reason")}</h3><div class="words"><${Foreign} text=${reason} most=${4000} /></div>`}
+    ${last && html`<h3>${t("Its last end")}</h3><${EndEntry} end=${last} open=${down && !reason} />
+      <p><a href=${address(["services", service.name], { tab: "history" })}>${t("All its ends")}</a></p>`}
+    ${down && !last && !reason && ends && html`<p>${t("It has never run.")}</p>`}
+    ${service.status === "error" && html`<p class="hint">${t("Mend the cause, then start it. What it wrote last is in its log.")}
+      <a href=${address(["services", service.name], { tab: "logs" })}>${t("Its log")}</a></p>`}</${Panel}>`;
+}
+
+/** @param {{service: any}} props */
+function About({ service }) {
+  const gateway = useStore((all) => all.me?.gateway?.[0]);
+  const url = gateway && `${gateway}/services/${encodeURIComponent(service.name)}`;
+  const { agent_factory_path: file, tags, config } = service;
+  return html`<${Panel} title=${t("What it is")}><dl class="facts">
+    <dt>${file ? t("Agent file") : t("Command")}</dt>
+    <dd><code><${Foreign} text=${file ?? config.command.map(shellWord).join(" ")} most=${400} /></code></dd>
+    ${url && html`<dt>${t("Clients connect to")}</dt><dd><code>${url}</code> <${Copy} text=${url} /></dd>`}
+    ${tags.length > 0 && html`<dt>${t("Tags")}</dt><dd>${tags.map((/** @type {string} */ tag) => html`<a class="tag" href=${address(["services"], { q: tag })}>${tag}</a> `)}</dd>`}
+    <dt>${t("Sessions")}</dt><dd>${file && config.sessions === "durable" ? t("kept on disk") : t("in memory only")}</dd>
+    <dt>${t("Restarts by itself")}</dt><dd>${!config.auto_restart || config.restart === "never" ? t("never")
+      : t("{mode}, {count} times in {seconds} s at most", { mode: t(config.restart), count: config.max_restart_count, seconds: config.restart_window })}</dd>
+    <dt>${t("Registered")}</dt><dd><${Ago} at=${service.created_at} /></dd></dl>
+    <details class="terminal"><summary>${t("The same in a terminal:")}</summary>
+      <${CommandLine} text=${commandText("status", service.name)} />
+      <${CommandLine} text=${commandText("chat", url ?? service.name)} /></details></${Panel}>`;
+}
+
+/** @type {(name: string) => import("../table.js").Column[]} */
+const instanceColumns = (name) => [
+  { name: "slot", label: t("Instance"), kind: "fill", by: (row) => row.slot,
+    cell: (row) => html`<a href=${address(["services", name], { tab: "logs", instance: row.slot })}>${t("Log of {slot}", { slot: row.slot })}</a>` },
+  { name: "status", label: t("Status"), by: (row) => row.status,
+    cell: (row) => html`<${Status} value=${row.status === "running" && row.health !== "unknown" ? row.health : row.status} />` },
+  { name: "pid", label: "pid", kind: "number", by: (row) => row.pid, cell: (row) => row.pid ?? "–" },
+  { name: "port", label: t("Port"), kind: "number wide", by: (row) => row.port, cell: (row) => (row.pid ? row.port : null) ?? "–" },
+  { name: "cpu", label: t("Processor"), kind: "number", by: (row) => row.cpu ?? -1, cell: (row) => cpuText(row.cpu) },
+  { name: "memory", label: t("Memory"), kind: "number wide", by: (row) => row.memory_bytes ?? -1, cell: (row) => bytesText(row.memory_bytes) },
+  { name: "connections", label: t("Connections"), kind: "number wide", by: (row) => row.connections, cell: (row) => countText(row.connections) },
+  { name: "sessions", label: t("Sessions"), kind: "number wide", by: (row) => row.sessions ?? -1, cell: (row) => countText(row.sessions) },
+  { name: "restarts", label: t("Restarts"), kind: "number wide", by: (row) => row.restart_count, cell: (row) => countText(row.restart_count) },
+  { name: "since", label: t("Since"), kind: "wide", by: (row) => row.started_at, cell: (row) => (row.pid ? html`<${Ago} at=${row.started_at} />` : "–") },
+  { name: "why", label: t("Last error"), kind: "wide reason", cell: (row) => html`<${Foreign} text=${lastError(row)} most=${160} />` },
+];
+
+/** @param {any} row */
+const lastError = (row) => row.error_message?.split("\n").at(-1) || row.last_exit;
+
+/** @param {{service: any, figures: any}} props */
+function Instances({ service, figures }) {
+  const rows = (figures?.instances ?? []).filter((/** @type {any} */ one) => one.status !== "stopped");
+  const older = rows.filter((/** @type {any} */ one) => one.pid && one.spec_version < service.version).length;
+  return html`<${Panel} title=${t("Instances")}>
+    <${Table} label=${t("Instances")} rows=${rows} columns=${instanceColumns(service.name)} sort="slot"
+      keyOf=${(/** @type {any} */ row) => row.instance_id} empty=${t("None: it does not run.")} />
+    ${older > 0 && html`<p class="hint">${t("{count} of them run an older version of the configuration, until they are restarted.", { count: older })}</p>`}</${Panel}>`;
+}

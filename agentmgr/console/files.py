@@ -21,7 +21,8 @@ _STYLE = "style.css"  #: has every other stylesheet in it
 _PLACEHOLDER = "{{assets}}"  #: in the page: where its files are
 _STATE = b"{{console}}"  #: in the page: what it has to know at first
 
-_FOR_CHECKERS = (".d.mts", ".d.ts", "tsconfig.json")  #: ends of names of files that no browser reads
+#: Ends of names of files that no browser reads: of checkers; licences, which come with the package.
+_NOT_SERVED = (".d.mts", ".d.ts", "tsconfig.json", ".LICENSE.txt")
 _TYPES = {
     "": "text/plain; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -70,7 +71,7 @@ def load(folder: Path = STATIC) -> Assets:
     raw = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not path.name.endswith(_FOR_CHECKERS)
+        if path.is_file() and not path.name.endswith(_NOT_SERVED)
     }
     page = raw.pop(_INDEX, b"").decode()
     if _PLACEHOLDER not in page:

@@ -16,6 +16,7 @@ from ..models import (
     Connection,
     Event,
     Instance,
+    InstanceEnd,
     InstanceRecord,
     RoutingRule,
     Service,
@@ -89,6 +90,9 @@ class OfflineManager:
         service = await self.get_service(ref)
         totals = self._snapshot.totals.get(service.service_id, ServiceTotals())
         return stats.service_stats(service, totals, now=utc_now())
+
+    async def get_ends(self, ref: str, *, limit: int = 50) -> tuple[InstanceEnd, ...]:
+        return await self._store.ends((await self.get_service(ref)).service_id, limit=limit)
 
     async def get_system_stats(self) -> dict[str, Any]:
         return stats.system_stats(self._services)

@@ -208,7 +208,7 @@ class Sampler:
                 try:
                     figures = archive.figures(path)
                 except StorageError:  # whoever opens its sessions hears why
-                    continue
+                    figures = archive.ArchiveFigures()
                 self._journals[service_id] = _Journal(stamp, figures.sessions, figures.questions)
 
     # In the loop
@@ -221,7 +221,7 @@ class Sampler:
         unread = [service_id for service_id in ids if service_id not in self._journals]
         begin = self._next_journal if self._next_journal < len(ids) else 0
         self._next_journal = begin + _LOOKS
-        chosen = [*ids[begin : begin + _LOOKS], *unread]
+        chosen = [*unread, *ids[begin : begin + _LOOKS]]
         return [(service_id, self._plane.sessions.journal(specs[service_id])) for service_id in chosen]
 
     def _overview(self) -> dict[str, Any]:

@@ -56,8 +56,6 @@ class Summaries:
         stale = self._changed() | connections.keys() | self._connected
         self._connected = set(connections)
         specs = self._registry.by_id
-        for gone in self._rows.keys() - specs.keys():
-            del self._rows[gone], self._specs[gone]
         made = 0
         for service_id, spec in tuple(specs.items()):
             if spec is not self._specs.get(service_id) or service_id in stale:
@@ -68,6 +66,8 @@ class Summaries:
                 made += 1
                 if made % _AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
+        for gone in self._rows.keys() - specs.keys():
+            del self._rows[gone], self._specs[gone]
         return self._rows
 
     def counts(self) -> tuple[dict[str, int], dict[str, int]]:

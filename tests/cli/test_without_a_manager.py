@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -177,3 +178,16 @@ def test_instances_are_shown_in_order_whichever_was_started_last(shell: Any) -> 
     shell.ok("shutdown", "--leave-running")
     left = json.loads(shell.ok("status", "x", "--format", "json"))["instances"]
     assert [instance["slot"] for instance in left] == [0, 1]
+
+
+def test_how_a_service_last_ended_is_shown_with_and_without_a_manager(here: Any) -> None:
+    here.ok("register", "x", "my_agent.py", "--restart", "never")
+    here.ok("start", "x")
+    (instance,) = json.loads(here.ok("status", "x", "--format", "json"))["instances"]
+    assert "last end" not in here.ok("status", "x")
+    os.kill(instance["pid"], signal.SIGKILL)
+    while "last end" not in (shown := here.ok("status", "x")):
+        pass
+    assert re.search(r"last end +\d+s ago: ended unasked after .*SIGKILL", shown)
+    here.ok("shutdown")
+    assert "SIGKILL" in here.ok("status", "x").partition("last end")[2]

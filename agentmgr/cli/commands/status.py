@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import asyncclick as click
 
 from ...codec import to_plain
-from ...models import Instance, Service
+from ...errors import AgentManagerError
+from ...models import Instance, InstanceEnd, Service
 from ..group import Cli, format_option, subcommand
 from ..manager_interface import ReadsManager
 from ..names import SERVICE
@@ -31,7 +34,10 @@ async def command(cli: Cli, name: str | None, watching: bool, output: str) -> No
         if output == "json":
             say_json({**to_plain(service), "stats": stats})
         else:
-            _print(service, stats)
+            ends: tuple[InstanceEnd, ...] = ()
+            with suppress(AgentManagerError):  # an older manager keeps none
+                ends = await manager.get_ends(name, limit=1)
+            _print(service, stats, ends)
 
     await shown(cli, show, watching=watching)
 
@@ -49,7 +55,7 @@ def _print_system(figures: dict[str, Any], output: str) -> None:
         say(f"degraded: {trouble}")
 
 
-def _print(service: Service, stats: dict[str, Any]) -> None:
+def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd]) -> None:
     sessions = stats["sessions"]
     config = service.config
     wanted = str(service.desired_status)
@@ -73,6 +79,7 @@ def _print(service: Service, stats: dict[str, Any]) -> None:
             ("up", ago(service.started_at)),
             ("restarts", _restarts(service)),
             ("next restart", service.next_restart_at),
+            ("last end", _ended(ends)),
             (
                 "sessions",
                 f"{service.active_sessions} active, {sessions['completed']} completed, "
@@ -127,6 +134,11 @@ def _up(instance: Instance) -> str:
 def _unenforced(service: Service) -> str:
     """The limits that this machine does not keep them to, each on a line."""
     return "\n".join(dict.fromkeys(limit for i in service.instances for limit in i.unenforced))
+
+
+def _ended(ends: Sequence[InstanceEnd]) -> str | None:
+    """As in `3m 5s ago: ended unasked after 12.0 s: exit code 1`."""
+    return f"{ago(ends[0].at)} ago: {ends[0].reason.splitlines()[0]}" if ends and ends[0].reason else None
 
 
 def _restarts(service: Service) -> str:

@@ -96,12 +96,9 @@ class StoredSessions:
             found += [(spec, summary) for summary in page.items]
             more = more or page.next_cursor is not None
         found.sort(key=lambda one: -one[1].last_used_at)
-        items = tuple(_info(*one) for one in found[:limit])
-        next_cursor = None
-        if found and (more or len(found) > limit):
-            spec, last = found[:limit][-1]
-            next_cursor = f"{last.place}:{spec.service_id}"
-        return SessionPage(items, limit, next_cursor, tuple(unreadable))
+        shown, more = found[:limit], more or len(found) > limit
+        next_cursor = f"{shown[-1][1].place}:{shown[-1][0].service_id}" if shown and more else None
+        return SessionPage(tuple(_info(*one) for one in shown), limit, next_cursor, tuple(unreadable))
 
     async def get(self, session_id: str) -> SessionDetail:
         """One, with its last turns. Raises `SessionNotFound`."""

@@ -29,12 +29,11 @@ export const answerQuestion = (id, step_id, confirmed) =>
 /**
  * The session's events as they come, joined to turns once a frame; a hidden tab reads none.
  * @param {string} id
- * @returns {[import("../turns.js").Timeline, Problem | null, (messages: any[]) => void]}
+ * @returns {[import("../turns.js").Timeline, Problem | null]}
  */
 function useTimeline(id) {
   const [timeline, setTimeline] = useState(NO_TURNS);
   const [problem, setProblem] = useState(/** @type {Problem | null} */ (null));
-  const add = useRef((/** @type {any[]} */ _events) => {});
   useEffect(() => {
     const leaving = new AbortController();
     let now = NO_TURNS;
@@ -47,8 +46,8 @@ function useTimeline(id) {
       pending = [];
       setTimeline(now);
     };
-    add.current = (events) => {
-      pending.push(...events);
+    const take = (/** @type {any} */ event) => {
+      pending.push(event);
       frame ||= requestAnimationFrame(draw);
     };
     const follow = async () => {
@@ -59,8 +58,9 @@ function useTimeline(id) {
         document.addEventListener("visibilitychange", stop);
         leaving.signal.addEventListener("abort", stop);
         try {
-          const since = pending.at(-1)?.seq ?? now.seq;
-          for await (const { data } of readEvents(`${sessionPath(id)}/events`, { since }, stream.signal)) add.current([data]);
+          const since = Math.max(now.seq, ...pending.map((event) => event.seq ?? 0));
+          const events = readEvents(`${sessionPath(id)}/events`, { since, messages: true }, stream.signal);
+          for await (const { data } of events) take(data);
           setProblem(null);
           await pause(1000, leaving.signal); // it ended in order: the session has, or the manager stops
         } catch (error) {
@@ -80,7 +80,7 @@ function useTimeline(id) {
       cancelAnimationFrame(frame);
     };
   }, [id]);
-  return [timeline, problem, (messages) => add.current(messages)];
+  return [timeline, problem];
 }
 
 /** Waits until the tab is seen. @param {AbortSignal} signal @returns {Promise<void>} */
@@ -101,15 +101,9 @@ export function Session({ id }) {
 
 /** @param {{id: string, back: any}} props */
 function OpenSession({ id, back }) {
-  const [timeline, cut, addMessages] = useTimeline(id);
-  const last = timeline.turns[timeline.turns.length - 1];
-  // What a person said is no event: it is read again when a turn came, and when one ended, for the figures.
-  const inputs = [id, timeline.at, last?.known === false && last.number, timeline.ended];
-  const [detail, problem, again] = useLoaded((signal) => read(sessionPath(id), {}, signal), inputs);
-  useEffect(() => {
-    if (detail) addMessages(detail.history.map((/** @type {any} */ turn) => ({
-      event: "user.message", step_id: turn.step_id, content: turn.message, number: turn.number })));
-  }, [detail]);
+  const [timeline, cut] = useTimeline(id);
+  // The figures are read again when a turn has ended.
+  const [detail, problem, again] = useLoaded((signal) => read(sessionPath(id), {}, signal), [id, timeline.at, timeline.ended]);
   if (problem && !detail) return html`<${Head} title=${t("Session")} back=${back} /><${Failed} problem=${problem} again=${again} />`;
   if (!detail) return html`<${Head} title=${t("Session")} back=${back} /><${Empty}>${t("Loading …")}</${Empty}>`;
   const running = timeline.turns[timeline.at]?.status === "running";

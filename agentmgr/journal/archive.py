@@ -168,18 +168,17 @@ def events(
         return reading.frames(db, row, min(since + 1, LAST_NUMBER), LAST_NUMBER, max_bytes)
 
 
-def message(path: Path, session_id: str, turn: int) -> SaidMessage | None:
-    """What began a turn."""
+def messages(path: Path, session_id: str, after: int, to: int) -> dict[int, SaidMessage]:
+    """What began the turns after the number `after`, up to `to`."""
     with _open(path) as db:
-        found = (
-            db
-            and db.execute(
-                "SELECT step_id, message, accepted_at FROM turns"
-                " WHERE session = (SELECT id FROM sessions WHERE session_id = ?) AND number = ?",
-                (session_id, turn),
-            ).fetchone()
+        if db is None:
+            return {}
+        found = db.execute(
+            "SELECT number, step_id, message, accepted_at FROM turns"
+            " WHERE session = (SELECT id FROM sessions WHERE session_id = ?) AND number > ? AND number <= ?",
+            (session_id, after, to),
         )
-        return SaidMessage(*found) if found else None
+        return {number: SaidMessage(*said) for number, *said in found}
 
 
 def turn_that_runs(path: Path, session_id: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -43,8 +43,8 @@ T = TypeVar("T")
 LOOK_S = 0.1  #: between looks at a journal for what is new, while a session is watched
 PRUNE_EVERY_S = 60.0
 
-Send = Callable[[int | None, bytes], Awaitable[None]]
-"""Takes an event: its number (None: a person's message), and the JSON text that the session's clients get."""
+Send = Callable[[Sequence[tuple[int | None, bytes]]], Awaitable[None]]
+"""Takes events: a number (None: a person's message), and the JSON text that the session's clients get."""
 
 
 class StoredSessions:
@@ -141,29 +141,29 @@ class StoredSessions:
         """
         spec, summary, _ = await self.find(session_id)
         path, ended = self.journal(spec), summary.state is SessionState.ENDED
-        shown = running = 0  # numbers of turns
+        read = running = 0  # numbers of turns
+        said: dict[int, SaidMessage] = {}  # those that were read, until the first event of their turn
         if messages and since:
-            shown = await self._in_thread(archive.turn_of, path, session_id, since)
-
-        async def send_message(turn: int) -> None:
-            nonlocal shown
-            if messages and turn > shown:
-                shown = turn
-                if (said := await self._in_thread(archive.message, path, session_id, turn)) is not None:
-                    await send(None, _message(session_id, said))
-
+            read = await self._in_thread(archive.turn_of, path, session_id, since)
         while True:
             if messages:  # before its events are looked for: none of an earlier turn is to come after it
                 running = await self._in_thread(archive.turn_that_runs, path, session_id)
             found = await self._in_thread(archive.events, path, session_id, since)
-            if not found:
-                await send_message(running)
+            newest = max((frame.turn for frame in found), default=0) if found else running
+            if messages and newest > read:
+                said.update(await self._in_thread(archive.messages, path, session_id, read, newest))
+                read = newest
+            batch: list[tuple[int | None, bytes]] = []
             for frame in found or ():
-                await send_message(frame.turn)
-                await send(
-                    frame.seq, expand(frame.line, frame.seq, session_id=session_id, step_id=frame.step_id)
-                )
+                if (message := said.pop(frame.turn, None)) is not None:
+                    batch.append((None, _message(session_id, message)))
+                text = expand(frame.line, frame.seq, session_id=session_id, step_id=frame.step_id)
+                batch.append((frame.seq, text))
                 since = frame.seq
+            if not found and (message := said.pop(running, None)) is not None:
+                batch.append((None, _message(session_id, message)))
+            if batch:
+                await send(batch)
             if found is None or (not found and (ended or not following)):
                 return
             if found:
@@ -179,8 +179,9 @@ class StoredSessions:
         await self.find(session_id)
 
         async def produce(sender: trio.MemorySendChannel[dict[str, Any]]) -> None:
-            async def send(_: int | None, text: bytes) -> None:
-                await sender.send(json.loads(text))
+            async def send(events: Sequence[tuple[int | None, bytes]]) -> None:
+                for _, text in events:
+                    await sender.send(json.loads(text))
 
             await self.pass_on_events(session_id, send, since=since, following=follow, messages=messages)
 
@@ -207,8 +208,8 @@ class StoredSessions:
         for turn in detail.history:
             await send(_line("turn", turn))
 
-        async def pass_on(_: int | None, text: bytes) -> None:
-            await send(b'{"kind":"event",' + text[1:] + b"\n")
+        async def pass_on(events: Sequence[tuple[int | None, bytes]]) -> None:
+            await send(b"".join(b'{"kind":"event",' + text[1:] + b"\n" for _, text in events))
 
         await self.pass_on_events(session_id, pass_on, following=False)
 

@@ -6,7 +6,7 @@ let it speak there; the scope `sessions` sees and speaks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import Factory, evolve, frozen
@@ -134,8 +134,13 @@ async def get_session_events(call: Call, query: SessionEventsQuery) -> Response:
     await sessions.find(call.ref)
 
     async def produce(send: Send) -> None:
-        async def pass_on(seq: int | None, text: bytes) -> None:
-            await send((b"" if seq is None else b"id: %d\n" % seq) + b"data: %b\n\n" % text)
+        async def pass_on(events: Sequence[tuple[int | None, bytes]]) -> None:
+            heads = (b"" if seq is None else b"id: %d\n" % seq for seq, _ in events)
+            await send(
+                b"".join(
+                    b"%bdata: %b\n\n" % (head, text) for head, (_, text) in zip(heads, events, strict=True)
+                )
+            )
 
         await send(b": the events of a session\n\n")
         await sessions.pass_on_events(

@@ -55,11 +55,12 @@ class Listeners:
 
     async def opened(self, kind: ListenerKind, port: int) -> None:
         tls = self.certificate is not None
-        say(address(kind, self.host, port, tls=tls), flush=True)
-        if kind == "api":
-            say(f"console at {console(self.host, port, tls=tls)}", flush=True)
-            if self.api_opened is not None:
-                await self.api_opened(port)
+        where = address(kind, self.host, port, tls=tls)
+        if kind == "api":  # in one piece: a script may read the first line alone, and close
+            where += f"\nconsole at {console(self.host, port, tls=tls)}"
+        say(where, lines=True, flush=True)
+        if kind == "api" and self.api_opened is not None:
+            await self.api_opened(port)
 
 
 async def serve(cli: Cli, settings: Settings, wanted: Listeners, *, kept: Sequence[str]) -> None:

@@ -133,7 +133,7 @@ def _welcome(services: list[Service], host: str, proxy: int, api: int, database:
     called = f"{sys.executable} -m agentmgr" if sys.argv[0].endswith("__main__.py") else sys.argv[0]
     chat = f"{called} chat" if proxy == 9090 else f"{called} chat ws://{host}:{proxy}"
     of_each = "".join(
-        f"    only {service.name:<15}ws://{host}:{proxy}/services/{service.name}\n" for service in services
+        f"    only {service.name:<14} ws://{host}:{proxy}/services/{service.name}\n" for service in services
     )
     return (
         f"running {names}\n"

@@ -41,15 +41,26 @@ class Site:
 
     def run(self, *files: Path | str) -> None:
         """`agentmgr run FILE…`; when it was stopped, at the ports that it had."""
+        self._begin("run", *map(str, files))
+
+    def manage(self) -> None:
+        """`agentmgr daemon`, with what is registered."""
+        self._begin("daemon")
+
+    def _begin(self, *words: str) -> None:
         proxy_port, api_port = self._ports
-        words = ("--proxy-port", proxy_port, "--api-port", api_port)
-        self._running = self.terminal.start("run", *map(str, files), *words)
-        self._running.wait_for(r"remembered in")
+        self._running = self.terminal.start(*words, "--proxy-port", proxy_port, "--api-port", api_port)
+        self._running.wait_for(r"http://localhost:\d+/console/")
         proxy = re.search(r"ws://localhost:(\d+)", self._running.seen)
-        api = re.search(r"http://localhost:(\d+)", self._running.seen)
+        api = re.search(r"http://localhost:(\d+)/console/", self._running.seen)
         assert proxy, self._running.seen
         assert api, self._running.seen
         self._ports = (proxy[1], api[1])
+
+    def talk(self, service: str, text: str) -> str:
+        """Says something to a service; the id of the session that this made."""
+        self.terminal.run("chat", f"{self.gateway}/services/{service}", "--once", text)
+        return str(self.terminal.json("sessions", service)[0]["session_id"])
 
     def stop(self) -> None:
         assert self._running is not None

@@ -69,7 +69,8 @@ function Attention() {
 const RESULTS = /** @type {Record<string, string>} */ ({ ok: "healthy", warning: "degraded", error: "failed" });
 
 function Doctor() {
-  const [report] = useLoaded((signal) => read("/doctor", {}, signal), []);
+  const loaded = useStore((all) => all.loaded); // what is shown at first goes first
+  const [report] = useLoaded(async (signal) => (loaded ? read("/doctor", {}, signal) : null), [loaded]);
   const found = (report?.findings ?? []).filter((/** @type {any} */ one) => one.result !== "ok");
   if (!found.length) return null;
   return html`<${Panel} title=${t("What the doctor says")}>

@@ -16,6 +16,7 @@ import trio
 from attrs import define
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
+from agentmgr.agent.limits import MAX_HISTORY
 from agentmgr.client.transport import CannotConnect, with_connection
 from agentmgr.protocol import TURN_ENDS
 
@@ -298,6 +299,7 @@ class Talker:
             self._history.append({"role": "assistant", "content": content})
         elif streamed:
             self._history.append({"role": "assistant", "content": streamed, "incomplete": True})
+        del self._history[:-MAX_HISTORY]  # a host forgets older ones too
 
     @staticmethod
     async def _send(websocket: WebSocketConnection, event: str, **fields: Any) -> None:

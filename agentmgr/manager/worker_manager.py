@@ -164,22 +164,21 @@ class WorkerManager:
     async def drain(
         self, instance_id: str, *, timeout_s: float, for_good: bool, idle_s: float | None
     ) -> None:
-        """Returns when no worker has a connection of the instance, or could have ended it in time.
+        """Returns when no worker has a seat at the instance, or could have given it back in time.
 
         `idle_s`: the silence that makes a connection idle; None: the instance ends them itself.
         """
 
-        def left() -> Iterable[WorkerHandle]:
-            for worker in self:
-                if any(each.connection.instance_id == instance_id for each in worker.connections.values()):
-                    yield worker
+        def is_left() -> bool:
+            # By seats: a connection that waits for another instance to go on with it has none.
+            return any(instance_id in self._ledger.held(worker.hello.worker_id) for worker in self)
 
         order = protocol.Drain(instance_id, timeout_s, for_good, idle_s)
         self._send_all(order)
         self._drains[instance_id] = trio.current_time() + timeout_s, order
         try:
             with trio.move_on_after(timeout_s + _DRAIN_MARGIN_S):
-                await self.until(lambda: not any(left()))
+                await self.until(lambda: not is_left())
         finally:
             del self._drains[instance_id]
 
@@ -290,8 +289,10 @@ class WorkerManager:
         match report:
             case Took() | Gave() | Ask() | Withdraw():
                 self._grant(self._ledger.report(worker_id, report))
-                if isinstance(report, Gave) and report.instance_id not in self._seats.full:
-                    self.gateway.lobby.offer_seat(report.instance_id)
+                if isinstance(report, Gave):
+                    if report.instance_id not in self._seats.full:
+                        self.gateway.lobby.offer_seat(report.instance_id)
+                    self._changed()
             case protocol.Opened(connection):
                 claimed.discard(connection.connection_id)
                 before = worker.connections.get(connection.connection_id)
@@ -305,7 +306,6 @@ class WorkerManager:
                 claimed.discard(end.connection_id)
                 worker.connections.pop(end.connection_id, None)
                 self._observer.connection_closed(end)
-                self._changed()
             case protocol.Refused(code):
                 self._observer.client_refused(code)
             case protocol.Progress():

@@ -173,15 +173,31 @@ async def test_a_client_that_is_cut_off_meanwhile_comes_back_for_its_answer(
                 assert await turn.answer() == "answer to q"
 
 
-async def test_idle_sessions_do_not_hold_a_drain(db: Path, agent_file: Callable[..., str]) -> None:
-    config = ServiceConfig(agent_factory_path=agent_file(), drain_timeout=600)
-    async with site(db, config) as (manager, url), connected(url) as client:
-        await said(client)
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("act", [act for act in ACTS if act != "unregister"])
+async def test_idle_sessions_do_not_hold_a_drain(
+    db: Path, agent_file: Callable[..., str], act: str, workers: int
+) -> None:
+    """Durable ones go on at another instance, and their clients notice nothing."""
+    config = ServiceConfig(agent_factory_path=agent_file(), drain_timeout=600, instances=2)
+    do, code = ACTS[act]
+    async with (
+        site(db, config, workers=workers) as (manager, url),
+        connected(url) as one,
+        connected(url) as other,
+    ):
+        clients = one, other
+        for client in clients:
+            await said(client)
         with trio.fail_after(15):
-            await manager.stop_service("svc")
-            with pytest.raises(ConnectionClosed) as end:
-                await client.get_message()
-        assert end.value.reason.code == 1001
+            await do(manager)
+            for client in clients:
+                if code == 1012:
+                    await said(client)
+                    continue
+                with pytest.raises(ConnectionClosed) as end:
+                    await client.get_message()
+                assert end.value.reason.code == code
 
 
 RAW = """

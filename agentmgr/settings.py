@@ -34,6 +34,9 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
+FRONTS = ("openai",)
+"""The protocols that `agentmgr.fronts` has."""
+
 _SWITCH = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -60,6 +63,12 @@ def _networks(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None
         except ValueError:
             problem = f"must be addresses or networks, as in 10.0.0.0/8, not {network!r}"
             raise invalid(attribute.name, problem) from None
+
+
+def _fronts(_: Any, attribute: Attribute[Any], value: str) -> None:
+    if value != "none" and not set(value.split(",")) <= set(FRONTS):
+        known = ", ".join(FRONTS)
+        raise invalid(attribute.name, f"must be none, or some of {known} with commas between, not {value!r}")
 
 
 @frozen
@@ -107,6 +116,13 @@ class Settings:
     )
     proxy_protocol: bool = option(
         False, "Expect the PROXY protocol, v1 or v2, from the trusted proxies.", flag="--proxy-protocol"
+    )
+    fronts: str = option(
+        "openai",
+        "The other protocols that the gateway's port speaks, with commas between; none: WebSockets only.",
+        _fronts,
+        metavar="NAMES",
+        flag="--fronts",
     )
     log_level: LogLevel = option(LogLevel.INFO, "What is logged, with all that is worse.", flag="--log-level")
     log_format: LogFormat = option(

@@ -43,6 +43,7 @@ def test_every_setting_has_an_environment_variable(here):
         "trusted_proxies": "10.0.0.0/8",
         "proxy_protocol": "true",
         "proxy_workers": "4",
+        "fronts": "none",
     }
     for attribute in fields(Settings):
         text = values.get(attribute.name, "1234")

@@ -5,7 +5,8 @@ order in which a client meets them:
 
 - `gateway`: the public class; takes tables, drains and disconnects, starts the accept loops
 - `listener`: accepts; at most `ConnectionLimit` connections at once
-- `intake`: the course of one client, from its first byte to its 101 or its refusal
+- `intake`: the course of one client, from its first byte to its 101 or its refusal. What other protocols ask
+  goes from there to the fronts that were handed in, which let in clients of their own
 - `certificate`, `proxy_protocol`, `handshake`, `forwarded`: what a client sends first; its address
 - `access`, `token_scopes`: tokens, tickets, origins, quotas; what is ended when a token is
 - `visit`, `lobby`: chooses an instance, takes a seat there, or waits for one

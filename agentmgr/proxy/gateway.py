@@ -25,7 +25,7 @@ from .access import Authenticator, Quotas
 from .certificate import Certificate
 from .connections import ConnectionObserver, Connections
 from .forwarded import networks
-from .intake import Intake
+from .intake import Fronts, Intake
 from .lifetime import Pacer
 from .limits import GatewayLimits
 from .listener import ConnectionLimit, SocketListener, accept_forever
@@ -47,7 +47,8 @@ class Gateway:
     all with `*`. `hints` lets clients ask for a service or tag in the query. `dial` connects to an instance,
     given its host and port; over TCP if None. `seats` and `affinity` are for gateways that share them with
     others (`agentmgr.core.shared_seats`); `seat_freed` is called with the instance whose seat came free,
-    if no client here waited for it. Raises `ValueError` for a trusted proxy that is no address or network.
+    if no client here waited for it. `fronts` speak other protocols on its port. Raises `ValueError` for a
+    trusted proxy that is no address or network.
     """
 
     def __init__(
@@ -65,11 +66,13 @@ class Gateway:
         seats: Seats | None = None,
         affinity: Affinity | None = None,
         seat_freed: Callable[[str], None] | None = None,
+        fronts: Fronts | None = None,
     ) -> None:
         self._limits = limits or GatewayLimits()
         self._hints = hints
         self._dial = dial
         self._authenticator = authenticator
+        self._fronts = fronts
         self._trusted = networks(trusted_proxies)
         self._allowed_origins = origins(allowed_origins)
         router = Router(table or RoutingTable(), hints=hints)
@@ -216,27 +219,30 @@ class Gateway:
         trusted proxies only, which begin with that. They are the caller's, and not closed here.
         """
         relay = Relay(stall_timeout_s=self._limits.stall_timeout_s, busy_wait_s=self._limits.busy_wait_s)
-        intake = Intake(
-            self._limits,
-            self._lobby,
-            self._connections,
-            self._token_scopes,
-            self._quotas,
-            self._pacer,
-            relay,
-            self._trusted,
-            self._allowed_origins,
-            self._authenticator,
-            certificate,
-            self._dial,
-            proxy_protocol,
-            self._proving,
-        )
         async with trio.open_nursery() as engine:
             # It has to outlive the cancellation: connections still relay while they wait for their farewell.
             relaying = await engine.start(relay.run)
             try:
                 async with trio.open_nursery() as clients:
+                    intake = Intake(
+                        self._limits,
+                        self._lobby,
+                        self._connections,
+                        self._token_scopes,
+                        self._quotas,
+                        self._pacer,
+                        relay,
+                        self._trusted,
+                        self._allowed_origins,
+                        self._authenticator,
+                        certificate,
+                        self._dial,
+                        proxy_protocol,
+                        self._proving,
+                        self._fronts,
+                        clients,
+                        self._connection_limit,
+                    )
                     for listener in listeners:
                         clients.start_soon(
                             accept_forever, listener, intake.serve, clients, self._connection_limit

@@ -8,7 +8,7 @@ the one line that is missing took a third of what a connection costs.
 from __future__ import annotations
 
 from ..core.gateway_headers import RESUMED_HEADER
-from ..websocket.head import HeadReader, RequestHead, ResponseHead, accept_token, check_upgrade
+from ..websocket.head import HeadReader, RequestHead, ResponseHead, accept_token
 from ..websocket.sockets import Wire
 from .limits import GatewayLimits
 from .proxy_protocol import MOST_BYTES, Origin, ProxyHeaderReader
@@ -41,15 +41,14 @@ async def read_origin(wire: Wire) -> Origin:
 
 
 async def read_head(wire: Wire, limits: GatewayLimits) -> RequestHead:
-    """The client's upgrade; what came behind its head is in `wire.ahead`. Raises `Refusal`, `ClientGone`."""
+    """The client's request; what came behind its head is in `wire.ahead`. Raises `Refusal`, `ClientGone`."""
     reader = HeadReader(max_bytes=limits.head_bytes, max_fields=limits.head_fields)
     try:
         while True:
-            data = await wire.receive(limits.head_bytes)
+            data, wire.ahead = wire.ahead or await wire.receive(limits.head_bytes), b""
             if not data:
                 raise ClientGone("it left before its request was complete")
             if head := reader.feed(data):
-                check_upgrade(head)
                 wire.ahead = reader.rest
                 return head
     except OSError as error:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
 from functools import partial
+from typing import Protocol
 
 import trio
 from attrs import evolve, frozen
 
 from ..core.request import ClientRequest
-from ..websocket.head import RequestHead, ResponseHead, upgrade_request
+from ..websocket.head import RequestHead, ResponseHead, check_upgrade, upgrade_request
 from ..websocket.refusal import Refusal, RefusalCode
 from ..websocket.sockets import Dial, Wire
 from .access import Authenticator, Identity, Quotas, authenticate, check_origin
@@ -21,6 +23,7 @@ from .forwarded import Networks, Peer, backend_fields, client_address, within
 from .handshake import ClientGone, read_head, read_origin, refuse, switch_protocols
 from .lifetime import Pacer, run_connection
 from .limits import GatewayLimits
+from .listener import ConnectionLimit, let_in
 from .lobby import Lobby
 from .proving import Proving
 from .proxy_protocol import BadProxyHeader
@@ -31,6 +34,20 @@ from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend
 from .visit import Seat, Visit
 
 logger = logging.getLogger("agentmgr.gateway")
+
+
+class Fronts(Protocol):
+    """Speaks other protocols on the gateway's port. Each conversation behind them is a client of the gateway
+    (`Intake.let_in`), so that all that holds for clients holds for it.
+    """
+
+    def take(self, head: RequestHead) -> bool:
+        """Whether this request is for one of them; any other one must be a WebSocket's."""
+
+    async def serve(self, intake: Intake, wire: Wire, head: RequestHead, peer: Peer) -> None:
+        """Answers it, and those that follow on the wire, which it leaves open. `wire.ahead`: what came behind
+        the head. Raises `ClientGone`.
+        """
 
 
 @frozen
@@ -51,16 +68,39 @@ class Intake:
     dial: Dial | None
     proxy_protocol: bool
     proving: Proving
+    fronts: Fronts | None
+    nursery: trio.Nursery  #: of all clients
+    connection_limit: ConnectionLimit
 
     async def serve(self, wire: Wire, address: tuple[str, int]) -> None:
         """Serves one client; returns when its connection is over, or when it has been refused one."""
+        await self._serve(wire, Peer(*address), self._introduce)
+
+    def let_in(self, wire: Wire, peer: Peer) -> None:
+        """Serves a client for which a front speaks, and closes the wire: a socket of this process."""
+
+        async def as_it_came(_wire: Wire, peer: Peer) -> Peer:
+            return peer
+
+        async def serve(wire: Wire, _address: tuple[str, int]) -> None:
+            await self._serve(wire, peer, as_it_came)
+
+        let_in(wire, (peer.address, peer.port), serve, self.nursery, self.connection_limit)
+
+    async def _serve(
+        self, wire: Wire, peer: Peer, introduce: Callable[[Wire, Peer], Awaitable[Peer]]
+    ) -> None:
         connection_id = f"con_{secrets.token_hex(8)}"
         try:
-            head, peer = await self._head(wire, Peer(*address))
-            await self._admit(wire, peer, head, connection_id)
+            head, peer = await self._head(wire, peer, introduce)
+            if self.fronts is not None and self.fronts.take(head):
+                await self.fronts.serve(self, wire, head, peer)
+            else:
+                check_upgrade(head)
+                await self._admit(wire, peer, head, connection_id)
         except (Refusal, BackendRefused) as refusal:
             # Not its reason, in which words of the client's query may stand.
-            known = {"connection_id": connection_id, "client_ip": address[0]}
+            known = {"connection_id": connection_id, "client_ip": peer.address}
             logger.debug("client refused: %s", refusal.code, extra=known)
             self.connections.refused(refusal.code)
             with trio.move_on_after(self.limits.close_timeout_s):
@@ -68,16 +108,23 @@ class Intake:
         except ClientGone:
             pass
 
-    async def _head(self, wire: Wire, peer: Peer) -> tuple[RequestHead, Peer]:
+    async def _head(
+        self, wire: Wire, peer: Peer, introduce: Callable[[Wire, Peer], Awaitable[Peer]]
+    ) -> tuple[RequestHead, Peer]:
         try:
             with trio.fail_after(self.limits.head_timeout_s):
-                if self.proxy_protocol:
-                    peer = await self._introduced(wire, peer)
-                if self.certificate is not None:
-                    await _start_tls(wire, self.certificate)
+                peer = await introduce(wire, peer)
                 return await read_head(wire, self.limits), peer
         except trio.TooSlowError:
             raise Refusal(408, RefusalCode.REQUEST_TIMEOUT, "the request's head took too long") from None
+
+    async def _introduce(self, wire: Wire, peer: Peer) -> Peer:
+        """What comes before the request: a proxy's word whose it is, and TLS."""
+        if self.proxy_protocol:
+            peer = await self._introduced(wire, peer)
+        if self.certificate is not None:
+            await _start_tls(wire, self.certificate)
+        return peer
 
     async def _introduced(self, wire: Wire, proxy: Peer) -> Peer:
         """Whose connection a proxy says that it passes on. Raises `Refusal`, `ClientGone`."""
@@ -95,7 +142,7 @@ class Intake:
     async def _admit(self, wire: Wire, peer: Peer, head: RequestHead, connection_id: str) -> None:
         """Finds an instance that takes the client, and stays with the two until their connection ends."""
         limits, began = self.limits, trio.current_time()
-        client_ip = client_address(peer.address, head, self._trusted_with(peer))
+        client_ip = self.client_ip(head, peer)
         with self.quotas.admit(client_ip, trio.current_time()):
             check_origin(head, self.allowed_origins, self.lobby.router.table.own_pages)
             identity = None
@@ -216,6 +263,10 @@ class Intake:
             identity=identity.name if identity else None,
         )
         return upgrade_request(visit.request.address[1], fields)
+
+    def client_ip(self, head: RequestHead, peer: Peer) -> str:
+        """The address that limits and rules see."""
+        return client_address(peer.address, head, self._trusted_with(peer))
 
     def _trusted_with(self, peer: Peer) -> Networks:
         """The proxies that are believed, where this is the peer."""

@@ -94,11 +94,21 @@ async def accept_forever(
                         )
                         await trio.sleep(_BACKOFF_S)
                     break  # else: that client has left already (ECONNABORTED and the like)
-                wire = Wire(client)
-                if limit.take():
-                    nursery.start_soon(_guarded, handler, wire, _peer(address), limit)
-                else:
-                    _turn_away(wire)
+                let_in(Wire(client), _peer(address), handler, nursery, limit)
+
+
+def let_in(
+    wire: Wire,
+    address: tuple[str, int],
+    handler: Handler,
+    nursery: trio.Nursery,
+    limit: ConnectionLimit,
+) -> None:
+    """Runs `handler(wire, address)` in `nursery`, guarded as above; above the limit the client is refused."""
+    if limit.take():
+        nursery.start_soon(_guarded, handler, wire, address, limit)
+    else:
+        _turn_away(wire)
 
 
 def _peer(address: Any) -> tuple[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from ..codec import to_json, to_plain
+from ..fronts import Fronts
 from ..process.paths import RuntimePaths
 from ..proxy import Gateway
 from ..settings import Settings
@@ -59,5 +60,8 @@ class WorkerSpec:
 def gateway(settings: Settings, **parts: Any) -> Gateway:
     """A gateway with these settings, for a worker and for the manager's own process."""
     return Gateway(
-        allowed_origins=settings.allowed_origins or None, trusted_proxies=settings.trusted_proxies, **parts
+        allowed_origins=settings.allowed_origins or None,
+        trusted_proxies=settings.trusted_proxies,
+        fronts=Fronts(settings.fronts),
+        **parts,
     )

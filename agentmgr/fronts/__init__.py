@@ -1,0 +1,77 @@
+"""Fronts: the gateway's port speaks the protocols that chat programs, SDKs and editors have already.
+
+A front translates between one such protocol and ours. Parts, in reading order:
+
+- `http`: the one shell that does I/O with clients: h11 on the wire that the gateway hands over; limits, CORS,
+  streams of events with comments that keep them alive, clients that leave. It knows no protocol of a front
+- `door`: an ordinary client of this gateway, at the other end of a socket pair, for which a front speaks
+- `saying`, `conversation`: what a request says; the session in which it is said, and the events of its turn
+- `openai`: OpenAI's routes; `openai_errors`, `openai_chat`: their translators
+- `problem`: what goes wrong with a request, before it is said in the front's own shape
+
+Words:
+
+- front: one protocol, by its name in the setting `fronts`, with the prefixes of its paths
+- exchange: one request and its answer
+- door: one connection to an instance, made by the gateway for a request
+
+Invariants:
+
+- All that holds for a WebSocket client (tokens, origins, quotas, rules, seats, queueing, affinity, limits,
+  statistics) holds for a request, because its conversation is one. There is no second path to an instance.
+- Translators do no I/O and know no clock and no randomness: ids and times are given to them.
+- A client that leaves ends its exchange at once, and so its door. What becomes of the turn is the service's
+  `on_disconnect`.
+- This module is all that a gateway imports until the first request for a front comes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..proxy.forwarded import Peer
+    from ..proxy.intake import Intake
+    from ..websocket.head import RequestHead
+    from ..websocket.sockets import Wire
+    from .http import Front
+
+PREFIXES = {"openai": ("/v1/",)}
+"""The fronts that there are, and with what their paths begin."""
+
+
+class Fronts:
+    """Those that a gateway has (`proxy.intake.Fronts`). Each is imported and made when it is used."""
+
+    def __init__(self, names: str) -> None:
+        """`names`: as the setting has them: with commas between, or `none`."""
+        self._prefixes = {name: PREFIXES[name] for name in names.split(",") if name != "none"}
+        self._made: dict[str, Front] = {}
+
+    def take(self, head: RequestHead) -> bool:
+        return not head.wants_websocket and self._name(head) is not None
+
+    async def serve(self, intake: Intake, wire: Wire, head: RequestHead, peer: Peer) -> None:
+        from .http import serve
+
+        await serve(intake, wire, head, peer, self._front)
+
+    def _name(self, head: RequestHead) -> str | None:
+        path = head.target
+        return next((name for name, prefixes in self._prefixes.items() if path.startswith(prefixes)), None)
+
+    def _front(self, head: RequestHead) -> Front | None:
+        """The one that a request is for; None where it is for none."""
+        name = self._name(head)
+        if name is not None and name not in self._made:
+            self._made[name] = _make(name)
+        return None if name is None else self._made[name]
+
+
+def _make(name: str) -> Front:
+    match name:
+        case "openai":
+            from .openai import OpenAI
+
+            return OpenAI()
+    raise KeyError(name)

@@ -1,0 +1,161 @@
+"""A door: an ordinary client of this gateway, for which a front speaks.
+
+It is a WebSocket over a socket pair, whose other end the gateway serves as it serves any client. So tokens,
+quotas, rules, seats, queueing, affinity, the relay, resuming and statistics have no second code path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from base64 import b64encode
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing, suppress
+from typing import Any
+
+import trio
+
+from .. import jsontext
+from ..protocol import NORMAL
+from ..websocket.frames import CLOSE, PING, PONG, FrameViolation, close_frame
+from ..websocket.head import BadResponse, Fields, RequestHead, parse_response, upgrade_request
+from ..websocket.messages import MessageReader, masked_frame
+from ..websocket.refusal import Refusal, RefusalCode, read_refusal
+from ..websocket.sockets import Wire
+from .http import Exchange
+
+_CHUNK_BYTES = 64 * 1024
+_ANSWER_BYTES = 256 * 1024  # of a refusal: the gateway passes on 64 KiB of a service's own, and its head
+_EVENT_BYTES = 64 * 2**20
+_OF_THE_REQUEST = ("accept", "access-control-", "content-", "expect", "if-", "range", "sec-", "x-session-id")
+"""How the names of those headers begin that are about the request, and say nothing of its client."""
+_OF_A_REFUSAL = ("retry-after", "www-authenticate")
+
+
+class DoorClosed(Exception):
+    """The connection to the agent has ended; `code` is that of its close frame, where there was one."""
+
+    def __init__(self, code: int | None, reason: str) -> None:
+        super().__init__(reason or "the connection to the agent ended")
+        self.code = code
+
+
+@asynccontextmanager
+async def open_door(exchange: Exchange, target: str, *, session: str | None = None) -> AsyncIterator[Door]:
+    """A connection to an instance, as the exchange's client would get it at `target`.
+
+    `session`: the id of a session, or any other word by which the gateway finds the same instance again. The
+    door may outlive its exchange. Raises `Refusal`.
+    """
+    ours, theirs = map(Wire, socket.socketpair())
+    theirs.secure = exchange.secure
+    exchange.intake.let_in(theirs, exchange.peer)  # which closes that one
+    try:
+        received = await _shake_hands(ours, _upgrade(exchange.request.head, target, session))
+        yield Door(ours, received)
+    finally:
+        # The exchange does not wait for it, and may have been cancelled.
+        exchange.intake.nursery.start_soon(_leave, ours, exchange.intake.limits.close_timeout_s)
+
+
+async def _leave(wire: Wire, timeout_s: float) -> None:
+    """Closes as RFC 6455 wants it: the gateway would wait for a client that left before it was answered."""
+    with closing(wire), trio.move_on_after(timeout_s), suppress(OSError):
+        await wire.send_all(close_frame(NORMAL, masked=True))
+        wire.end_sending()
+        while await wire.receive(_CHUNK_BYTES):
+            pass
+
+
+def _upgrade(head: RequestHead, target: str, session: str | None) -> bytes:
+    fields: Fields = (
+        *((name, value) for name, value in head.end_to_end if not name.lower().startswith(_OF_THE_REQUEST)),
+        ("Sec-WebSocket-Version", "13"),
+        ("Sec-WebSocket-Key", b64encode(os.urandom(16)).decode()),
+        *([("X-Session-Id", session)] if session is not None else []),
+    )
+    return upgrade_request(target, fields)
+
+
+async def _shake_hands(wire: Wire, asked: bytes) -> bytes:
+    """What came behind the 101. Raises `Refusal`."""
+    received = bytearray()
+    try:
+        await wire.send_all(asked)
+        while (end := received.find(b"\r\n\r\n")) < 0:
+            if not (data := await wire.receive(_CHUNK_BYTES)):
+                raise OSError("it closed the connection")
+            received += data
+        answer = parse_response(bytes(received[: end + 4]))
+        if answer.status == 101:
+            return bytes(received[end + 4 :])
+        while len(received) < _ANSWER_BYTES and (data := await wire.receive(_CHUNK_BYTES)):
+            received += data
+    except (OSError, BadResponse) as error:
+        raise Refusal(502, RefusalCode.BAD_GATEWAY, f"the gateway could not connect: {error}") from None
+    code, reason = read_refusal(bytes(received[end + 4 :]))
+    known = RefusalCode(code) if code in set(RefusalCode) else RefusalCode.BACKEND_REFUSED
+    passed_on = tuple(item for item in answer.fields if item[0].lower() in _OF_A_REFUSAL)
+    reason = reason or f"the service refused the connection with HTTP status {answer.status}"
+    raise Refusal(answer.status if answer.status >= 400 else 502, known, reason, passed_on)
+
+
+class Door:
+    """Events to the agent, and from it."""
+
+    def __init__(self, wire: Wire, received: bytes) -> None:
+        self._wire = wire
+        self._reader = MessageReader(max_bytes=_EVENT_BYTES)
+        self._received = received
+        self._frames: deque[tuple[int, bytes]] = deque()
+
+    async def send(self, *events: dict[str, Any]) -> None:
+        """Raises `DoorClosed`."""
+        await self._send(b"".join(masked_frame(jsontext.in_utf8(jsontext.encode(event))) for event in events))
+
+    async def receive(self) -> list[dict[str, Any]]:
+        """The events that have come since, at least one; what is none is left out. Raises `DoorClosed`."""
+        events: list[dict[str, Any]] = []
+        while True:
+            while self._frames:
+                opcode, payload = self._frames[0]
+                if opcode == CLOSE:
+                    if events:
+                        return events
+                    code = int.from_bytes(payload[:2], "big") if len(payload) > 1 else None
+                    raise DoorClosed(code, payload[2:].decode("utf-8", "replace"))
+                self._frames.popleft()
+                if opcode == PING:
+                    await self._send(masked_frame(payload, PONG))
+                elif (event := _event(payload)) is not None:
+                    events.append(event)
+            if events:
+                return events
+            await self._read()
+
+    async def _read(self) -> None:
+        try:
+            data, self._received = self._received or await self._wire.receive(_CHUNK_BYTES), b""
+            if not data:
+                raise DoorClosed(None, "")
+            self._frames.extend(self._reader.feed(data))
+        except OSError as error:
+            raise DoorClosed(None, str(error)) from None
+        except FrameViolation as fault:
+            raise DoorClosed(fault.code, fault.reason) from None
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await self._wire.send_all(data)
+        except OSError as error:
+            raise DoorClosed(None, str(error)) from None
+
+
+def _event(payload: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(payload)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None

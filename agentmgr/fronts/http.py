@@ -1,0 +1,394 @@
+"""HTTP with the clients of fronts: requests in, answers and streams of events out.
+
+The gateway has read and judged the first head. Those that follow on the same wire are judged as strictly
+(`websocket.head`); h11 knows where bodies end and how answers are framed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol
+from urllib.parse import parse_qsl, unquote
+
+import h11
+import trio
+from attrs import evolve, frozen
+
+from .. import jsontext
+from ..core.hosts import origin_allowed
+from ..proxy.access import Identity, authenticate, check_origin
+from ..proxy.forwarded import Peer
+from ..proxy.handshake import ClientGone, read_head, refuse
+from ..proxy.intake import Intake
+from ..websocket.head import RequestHead
+from ..websocket.refusal import JSON, Refusal
+from ..websocket.sockets import Wire
+from .problem import Headers, Problem
+
+logger = logging.getLogger("agentmgr.gateway")
+
+KEEPALIVE_S = 15.0
+"""A stream that is silent for so long gets a comment: proxies and clients give up silent ones after 30 s."""
+IDLE_S = 60.0  #: between two requests on one connection
+UNLIMITED_BYTES = 64 * 2**20  #: of a body, where the services' own limit is none
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+
+
+@frozen
+class Request:
+    head: RequestHead
+    client_ip: str
+    identity: Identity | None  #: as its token proves it; None where none is needed
+    body: bytes = b""
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Of each name the last value."""
+        return dict(parse_qsl(self.head.target.partition("?")[2], keep_blank_values=True))
+
+    def json(self) -> dict[str, object]:
+        """The body. Raises `Problem` where it is no JSON object."""
+        try:
+            parsed = jsontext.parse(self.body)
+        except jsontext.NotJson as error:
+            raise Problem(400, "invalid_json", f"The body is {error}.") from None
+        if not isinstance(parsed, dict):
+            raise Problem(400, "invalid_json", "The body must be a JSON object.")
+        return parsed
+
+
+Handler = Callable[["Exchange"], Awaitable[None]]
+
+
+@frozen
+class Route:
+    """`path` may have parts in braces, which match all but a slash: `/v1/models/{model}`."""
+
+    method: str
+    path: str
+    handle: Handler
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """The values of its parts, percent-decoded; None for another path."""
+        wanted, given = self.path.split("/"), path.split("/")
+        if len(wanted) != len(given):
+            return None
+        found = {}
+        for pattern, text in zip(wanted, given, strict=True):
+            if pattern.startswith("{"):
+                found[pattern[1:-1]] = unquote(text)
+            elif pattern != text:
+                return None
+        return found
+
+
+class Front(Protocol):
+    """One protocol, as the shell uses it."""
+
+    @property
+    def routes(self) -> Sequence[Route]: ...
+
+    def problem(self, problem: Problem) -> bytes:
+        """The body, JSON, that says it."""
+
+
+class Exchange:
+    """One request, and its answer: `reply`, or `begin`, `send` …, and `end`.
+
+    All that sends raises `ClientGone`; it is also raised, or rather the handler is cancelled, when the
+    client leaves while nothing is sent.
+    """
+
+    def __init__(
+        self, intake: Intake, wire: Wire, peer: Peer, request: Request, parser: h11.Connection
+    ) -> None:
+        self.intake = intake
+        self.peer = peer
+        self.request = request
+        self.parts: Mapping[str, str] = {}  #: of its path
+        self.secure = wire.secure or peer.secure
+        self.last_sent = trio.current_time()
+        self._wire = wire
+        self._parser = parser
+        self._sending: trio.Event | None = None  # set when what is being sent is
+
+    @property
+    def begun(self) -> bool:
+        """Whether the answer has, so that no other one can be given."""
+        return self._parser.our_state not in (h11.IDLE, h11.SEND_RESPONSE)
+
+    @property
+    def was_read(self) -> bool:
+        """Whether the request has been, to its end."""
+        return self._parser.their_state is h11.DONE
+
+    async def reply(self, status: int, body: bytes, headers: Headers = ()) -> None:
+        """A whole answer, JSON unless `headers` say otherwise."""
+        if not any(name == "Content-Type" for name, _ in headers):
+            headers = (JSON, *headers)
+        await self._send(
+            self._head(status, (("Content-Length", str(len(body))), *headers))
+            + (self._parser.send(h11.Data(data=body)) or b"" if self.request.head.method != "HEAD" else b"")
+            + (self._parser.send(h11.EndOfMessage()) or b"")
+        )
+
+    async def begin(self, status: int = 200, headers: Headers = ()) -> None:
+        """The head of an answer that is sent in pieces, a stream of events."""
+        fields = (("Content-Type", EVENT_STREAM), ("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))
+        await self._send(self._head(status, (*fields, *headers)))
+
+    async def send(self, data: bytes) -> None:
+        """A piece, which the client has at once."""
+        if data:
+            await self._send(self._parser.send(h11.Data(data=data)) or b"")
+
+    async def end(self) -> None:
+        await self._send(self._parser.send(h11.EndOfMessage()) or b"")
+
+    async def keep_alive(self) -> None:
+        """Until cancelled: a comment in the stream of events whenever it was silent for `KEEPALIVE_S`."""
+        while True:
+            await trio.sleep_until(self.last_sent + KEEPALIVE_S)
+            silent = trio.current_time() >= self.last_sent + KEEPALIVE_S
+            if silent and self._parser.our_state is h11.SEND_BODY:
+                await self.send(b": keep-alive\n\n")
+
+    def _head(self, status: int, fields: Headers) -> bytes:
+        response = h11.Response(status_code=status, headers=[*fields, *cors(self.intake, self.request.head)])
+        return self._parser.send(response) or b""
+
+    async def _send(self, data: bytes) -> None:
+        """A reader that takes nothing for as long as the relay would wait is cut off, as it is there."""
+        while self._sending is not None:  # a lock, without what a `trio.Lock` costs for each event
+            await self._sending.wait()
+        self._sending = trio.Event()
+        try:
+            view = memoryview(data)
+            while view:
+                with trio.fail_after(self.intake.limits.stall_timeout_s):
+                    view = view[await self._wire.send_some(view) :]
+        except (OSError, trio.TooSlowError):
+            raise ClientGone("it left, or did not read its answer") from None
+        finally:
+            self._sending.set()
+            self._sending = None
+        self.last_sent = trio.current_time()
+
+
+def cors(intake: Intake, head: RequestHead) -> Headers:
+    """Lets a page read the answer, where its origin is one that the gateway was told to allow."""
+    origin = head.by_name.get("origin", "")
+    if not origin or intake.allowed_origins is None or not origin_allowed(origin, intake.allowed_origins):
+        return ()
+    return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"))
+
+
+async def serve(
+    intake: Intake,
+    wire: Wire,
+    head: RequestHead,
+    peer: Peer,
+    front_of: Callable[[RequestHead], Front | None],
+) -> None:
+    """Answers requests, one after another, until the client leaves. Raises `ClientGone`."""
+    while (front := front_of(head)) is not None:
+        # A parser for each request: what is behind its end is in `trailing_data`.
+        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=intake.limits.head_bytes)
+        if not await _answer(intake, wire, head, peer, front, parser):
+            with trio.move_on_after(intake.limits.close_timeout_s):
+                await refuse(wire, b"")
+            return
+        wire.ahead = parser.trailing_data[0] + wire.ahead
+        if (following := await _next_head(intake, wire)) is None:
+            return
+        head = following
+
+
+async def _next_head(intake: Intake, wire: Wire) -> RequestHead | None:
+    """Raises `Refusal`, `ClientGone`; None where the client asks nothing more for a while."""
+    with trio.move_on_after(IDLE_S):
+        if not wire.ahead:
+            try:
+                wire.ahead = await wire.receive(intake.limits.head_bytes)
+            except OSError:
+                return None
+            if not wire.ahead:
+                return None
+        with trio.move_on_after(intake.limits.head_timeout_s):
+            return await read_head(wire, intake.limits)
+    return None
+
+
+async def _answer(
+    intake: Intake, wire: Wire, head: RequestHead, peer: Peer, front: Front, parser: h11.Connection
+) -> bool:
+    """One exchange. Whether another one may follow on this wire. Raises `ClientGone`."""
+    exchange = Exchange(intake, wire, peer, Request(head, intake.client_ip(head, peer), None), parser)
+    try:
+        parser.receive_data(_as_bytes(head))
+        parser.next_event()
+        if head.method == "OPTIONS":
+            await _preflight(exchange)
+        else:
+            route, exchange.parts = _route(front, head)
+            exchange.request = await _admitted(exchange, wire, parser)
+            await _while_there(exchange, wire, route.handle)
+    except Refusal as refusal:
+        intake.connections.refused(refusal.code)
+        await _say(exchange, front, Problem.of(refusal))
+    except Problem as problem:
+        await _say(exchange, front, problem)
+    except h11.RemoteProtocolError as error:
+        await _say(exchange, front, Problem(400, "bad_request", f"This is not HTTP/1.1: {error}."))
+    # What is left of a body that was not read would be taken for the next request.
+    return parser.our_state is h11.DONE and parser.their_state is h11.DONE
+
+
+def _route(front: Front, head: RequestHead) -> tuple[Route, dict[str, str]]:
+    """Raises `Problem`."""
+    method = "GET" if head.method == "HEAD" else head.method
+    allowed = []
+    for route in front.routes:
+        if (parts := route.match(head.path)) is not None:
+            if route.method == method:
+                return route, parts
+            allowed.append(route.method)
+    if not allowed:
+        raise Problem(404, "unknown_url", f"There is no {head.method} {head.path} here.")
+    methods = ", ".join(sorted(allowed))
+    raise Problem(405, "method_not_allowed", f"{head.path} takes {methods}.", headers=(("Allow", methods),))
+
+
+async def _admitted(exchange: Exchange, wire: Wire, parser: h11.Connection) -> Request:
+    """The request, with its body, of a client that may ask. Raises `Refusal`, `Problem`, `ClientGone`."""
+    intake, request = exchange.intake, exchange.request
+    head = request.head
+    _check_page(intake, head)
+    identity = None
+    if intake.authenticator is not None:
+        bare = evolve(head, target=head.path)  # a ticket in the query is for a WebSocket, and good for one
+        identity, _ = await authenticate(bare, intake.authenticator)
+    if head.method not in ("POST", "PUT", "PATCH"):
+        return evolve(request, identity=identity, body=await _read_body(exchange, wire, parser, 0))
+    # A page of another origin may post a form or plain text without asking first.
+    if head.by_name.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Problem(415, "unsupported_media_type", "Content-Type must be application/json.")
+    if head.by_name.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "unsupported_media_type", "Content-Encoding must not be used here.")
+    body = await _read_body(exchange, wire, parser, _most_bytes(intake))
+    return evolve(request, identity=identity, body=body)
+
+
+def _check_page(intake: Intake, head: RequestHead) -> None:
+    """A browser sends no Origin with what a page gets from its own host, and by DNS rebinding a stranger's
+    page has this gateway as its host: so of a browser that host is judged. Raises `Refusal`.
+    """
+    if "origin" not in head.by_name and head.by_name.get("user-agent", "").startswith("Mozilla/"):
+        head = head.replaced("Origin", f"http://{head.by_name['host']}")
+    check_origin(head, intake.allowed_origins, intake.lobby.router.table.own_pages)
+
+
+def _most_bytes(intake: Intake) -> int:
+    """Of a body: what the service that takes the most may be sent."""
+    limits = [backend.max_message_bytes or UNLIMITED_BYTES for backend in intake.lobby.router.table.backends]
+    return max(limits, default=2**20)
+
+
+async def _read_body(exchange: Exchange, wire: Wire, parser: h11.Connection, most: int) -> bytes:
+    """Raises `Problem`, `ClientGone`."""
+    head, body = exchange.request.head, bytearray()
+    too_large = Problem(413, "too_large", f"The body is over {most} bytes.")
+    length = head.by_name.get("content-length", "0")
+    if "transfer-encoding" in head.by_name and "content-length" in head.by_name:
+        raise Problem(400, "bad_request", "Content-Length and Transfer-Encoding exclude each other.")
+    if length.isdecimal() and int(length[:19]) > most:
+        raise too_large
+    if wire.ahead:
+        parser.receive_data(wire.ahead)
+        wire.ahead = b""
+    try:
+        with trio.fail_after(exchange.intake.limits.stall_timeout_s):
+            while not isinstance(event := parser.next_event(), h11.EndOfMessage):
+                if isinstance(event, h11.Data):
+                    body += event.data
+                    if len(body) > most:
+                        raise too_large
+                elif event is h11.NEED_DATA:
+                    if parser.they_are_waiting_for_100_continue:
+                        going_on = h11.InformationalResponse(status_code=100, headers=[])
+                        await wire.send_all(parser.send(going_on) or b"")
+                    data = await wire.receive(64 * 1024)
+                    if not data:
+                        raise ClientGone("it left before its request was complete")
+                    parser.receive_data(data)
+    except trio.TooSlowError:
+        raise Problem(408, "request_timeout", "The body took too long.") from None
+    except OSError as error:
+        raise ClientGone(str(error)) from None
+    return bytes(body)
+
+
+async def _while_there(exchange: Exchange, wire: Wire, handle: Handler) -> None:
+    """Has the request handled, as long as its client is there. Raises what the handler does, `ClientGone`."""
+    gone = False
+    raised: Exception | None = None
+
+    async def watch() -> None:
+        nonlocal gone
+        await wire.wait_gone(exchange.intake.limits.early_bytes)
+        gone = True
+        nursery.cancel_scope.cancel()
+
+    async def keep_alive() -> None:
+        nonlocal gone
+        try:
+            await exchange.keep_alive()
+        except ClientGone:
+            gone = True
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        nursery.start_soon(keep_alive)
+        try:
+            await handle(exchange)
+        except (Problem, Refusal, ClientGone) as error:
+            raised = error
+        nursery.cancel_scope.cancel()
+    if gone:
+        raise ClientGone("it left before its answer was complete")
+    if raised is not None:
+        raise raised
+
+
+async def _say(exchange: Exchange, front: Front, problem: Problem) -> None:
+    """Raises `ClientGone`, also where half of another answer has been sent."""
+    if exchange.begun:
+        raise ClientGone("its answer was cut off")
+    headers = [*problem.headers]
+    if not exchange.was_read:
+        headers.append(("Connection", "close"))
+    if problem.retry is not None:
+        headers.append(("X-Should-Retry", "true" if problem.retry else "false"))
+    await exchange.reply(problem.status, front.problem(problem), headers)
+
+
+async def _preflight(exchange: Exchange) -> None:
+    """What a browser asks before it sends a page's request. Raises `Refusal`, `ClientGone`."""
+    head = exchange.request.head
+    check_origin(head, exchange.intake.allowed_origins, exchange.intake.lobby.router.table.own_pages)
+    allowed: Headers = ()
+    if cors(exchange.intake, head):
+        wanted = head.by_name.get("access-control-request-headers", "Authorization, Content-Type")
+        allowed = (
+            ("Access-Control-Allow-Methods", "GET, POST, DELETE"),
+            ("Access-Control-Allow-Headers", wanted),
+            ("Access-Control-Max-Age", "600"),
+        )
+    await exchange.reply(200, b"", (("Content-Type", "text/plain"), *allowed))
+
+
+def _as_bytes(head: RequestHead) -> bytes:
+    fields = "".join(f"{name}: {value}\r\n" for name, value in head.fields)
+    return f"{head.method} {head.target} HTTP/1.1\r\n{fields}\r\n".encode("latin-1")

@@ -1,0 +1,87 @@
+"""A client's own half of a WebSocket after its handshake: masks what it says, and reads what it is sent.
+
+Sans-IO, for a client within this process (`fronts.door`): its peer is a gateway that passes on what a service
+sends, so that all is judged that a reader could stumble over, and nothing is bounded by another reader.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from ..protocol import PROTOCOL_ERROR, TOO_BIG
+from .frames import CLOSE, TEXT_MESSAGE, FrameViolation
+
+_CONTINUATION, _FIN = 0x0, 0x80
+
+
+def masked_frame(payload: bytes, first: bytes = TEXT_MESSAGE) -> bytes:
+    """A whole frame of a client; `first` is its first byte."""
+    size = len(payload)
+    if size < 126:
+        head = first + bytes((0x80 | size,))
+    elif size < 2**16:
+        head = first + b"\xfe" + size.to_bytes(2, "big")
+    else:
+        head = first + b"\xff" + size.to_bytes(8, "big")
+    key = os.urandom(4)  # RFC 6455 section 5.3
+    mask = (key * (size // 4 + 1))[:size]
+    return head + key + (int.from_bytes(payload, "big") ^ int.from_bytes(mask, "big")).to_bytes(size, "big")
+
+
+class MessageReader:
+    """Collects the frames of a server into whole messages."""
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._data = bytearray()
+        self._parts: list[bytes] = []  # of a message that goes on
+        self._opcode = 0
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """The opcode and the payload of each message, and of each control frame, that is complete now.
+
+        Raises `FrameViolation`; the reader is of no further use then.
+        """
+        self._data += data
+        position = 0
+        try:
+            while (found := self._next(position)) is not None:
+                first, payload, position = found
+                opcode = first & 0x0F
+                if opcode >= CLOSE:
+                    yield opcode, payload
+                    continue
+                if (opcode == _CONTINUATION) is not bool(self._opcode):
+                    raise FrameViolation(PROTOCOL_ERROR, "a message begins or goes on out of turn", 0)
+                self._parts.append(payload)
+                self._opcode = self._opcode or opcode
+                if sum(map(len, self._parts)) > self._max_bytes:
+                    raise FrameViolation(TOO_BIG, f"a message is over {self._max_bytes} bytes", 0)
+                if first & _FIN:
+                    message, opcode = b"".join(self._parts), self._opcode
+                    self._parts, self._opcode = [], 0
+                    yield opcode, message
+        finally:
+            del self._data[:position]
+
+    def _next(self, position: int) -> tuple[int, bytes, int] | None:
+        """The first byte and the payload of the frame that begins there, and where the next one does."""
+        data = self._data
+        if len(data) < position + 2:
+            return None
+        first, size = data[position], data[position + 1]
+        start = position + 2
+        if size > 125:
+            width = 2 if size == 126 else 8
+            if len(data) < start + width:
+                return None
+            size = int.from_bytes(data[start : start + width], "big")
+            start += width
+        if first & 0x70 or data[position + 1] & 0x80:
+            raise FrameViolation(PROTOCOL_ERROR, "a server masks no frame, and agreed to no extension", 0)
+        if size > self._max_bytes:
+            raise FrameViolation(TOO_BIG, f"a message is over {self._max_bytes} bytes", 0)
+        if len(data) < start + size:
+            return None
+        return first, bytes(data[start : start + size]), start + size

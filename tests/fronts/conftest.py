@@ -1,0 +1,117 @@
+"""A gateway with fronts before hosted agents, in the test's own process, and clients of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+
+from agentmgr.core.routing import Backend, RoutingTable
+from agentmgr.fronts import Fronts
+from agentmgr.proxy import Gateway, GatewayLimits
+from agentmgr.testing import hosted
+
+
+class Stage:
+    def __init__(self, gateway: Gateway, port: int) -> None:
+        self.gateway = gateway
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}/v1"
+
+    async def send(self, *data: bytes) -> trio.SocketStream:
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
+        for chunk in data:
+            await stream.send_all(chunk)
+        return stream
+
+    async def raw(self, *data: bytes) -> bytes:
+        """All that comes back, to the end of the connection."""
+        async with await self.send(*data) as stream:
+            with trio.fail_after(30):
+                return b"".join([chunk async for chunk in stream])
+
+    async def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], Any]:
+        """Status, headers and JSON of an answer."""
+        answer = await self.raw(request(method, path, body, {"Connection": "close", **(headers or {})}))
+        head, _, rest = answer.partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        fields = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        if fields.get("transfer-encoding") == "chunked":
+            return int(status.split()[1]), fields, dechunked(rest)
+        return int(status.split()[1]), fields, json.loads(rest) if rest else None
+
+    async def say(self, text: str = "hi", **more: Any) -> tuple[int, dict[str, str], Any]:
+        headers = more.pop("headers", None)
+        body = {"model": "echo", "messages": [{"role": "user", "content": text}], **more}
+        return await self.ask("POST", "/v1/chat/completions", body, headers)
+
+    async def at_base(self) -> None:
+        """Returns once no connection and no seat is taken."""
+        with trio.fail_after(30):
+            while self.gateway.connections() or self.gateway.lobby.live:  # noqa: ASYNC110  # not announced
+                await trio.sleep(0.005)
+
+
+def request(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> bytes:
+    fields = {"Host": "localhost"}
+    data = b""
+    if body is not None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        fields |= {"Content-Type": "application/json", "Content-Length": str(len(data))}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (fields | (headers or {})).items())
+    return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + data
+
+
+def dechunked(data: bytes) -> bytes:
+    text = b""
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        text, data = text + data[: int(size, 16)], data[int(size, 16) + 2 :]
+    return text
+
+
+async def echo(message, session):
+    yield f"you said {message}"
+
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def stage_of() -> Open:
+    @asynccontextmanager
+    async def open_stage(
+        *agents: Any, limits: GatewayLimits | None = None, table: Any = None, **options: Any
+    ) -> AsyncIterator[Stage]:
+        """Services `echo`, `echo2` … `options`: of the gateway; `host`: of the agents' hosts."""
+        host = options.pop("host", {})
+        facts = options.pop("facts", {})
+        async with AsyncExitStack() as stack:
+            backends = []
+            for place, agent in enumerate(agents or (echo,)):
+                url = await stack.enter_async_context(hosted(agent, **host))
+                name = f"echo{place + 1 if place else ''}"
+                address, port = url.removeprefix("ws://").strip("/").rsplit(":", 1)
+                backends.append(Backend.at(address, int(port), service=name, **facts))
+            names = frozenset(backend.service_name for backend in backends)
+            gateway = Gateway(
+                RoutingTable(tuple(backends), service_names=names, **(table or {})),
+                limits=limits or GatewayLimits(close_timeout_s=0.5, queue_timeout_s=1),
+                fronts=Fronts("openai"),
+                **options,
+            )
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            async with listeners[0], trio.open_nursery() as nursery:
+                nursery.start_soon(gateway.serve, listeners)
+                try:
+                    yield Stage(gateway, listeners[0].socket.getsockname()[1])
+                finally:
+                    nursery.cancel_scope.cancel()
+
+    return open_stage

@@ -1,0 +1,244 @@
+"""The shell of all fronts: what a request must be, who may ask, and what becomes of bad clients."""
+
+import json
+import subprocess
+import sys
+
+import trio
+
+from agentmgr.fronts import PREFIXES, Fronts, http
+from agentmgr.proxy import GatewayLimits, Identity
+from agentmgr.settings import FRONTS
+from agentmgr.websocket.head import parse_request
+from tests.fronts.conftest import request
+
+HELLO = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
+CHAT = "/v1/chat/completions"
+
+
+def test_every_front_that_can_be_set_is_there():
+    assert tuple(PREFIXES) == FRONTS
+
+
+def test_only_requests_without_an_upgrade_and_with_its_prefix_are_for_a_front():
+    def taken(names, head):
+        return Fronts(names).take(parse_request(head.encode()))
+
+    upgrade = "Upgrade: websocket\r\nConnection: upgrade\r\n\r\n"
+    assert taken("openai", "GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert not taken("none", "GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert not taken("openai", "GET /v1 HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert not taken("openai", f"GET /v1/models HTTP/1.1\r\nHost: a\r\n{upgrade}")
+
+
+def test_a_gateway_imports_nothing_of_a_front_until_it_is_asked():
+    code = """
+import sys
+import agentmgr.worker.worker
+print(*sorted(name for name in sys.modules if name.startswith("agentmgr.fronts")))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["agentmgr.fronts"]
+
+
+async def test_what_is_no_request_for_a_front_is_refused_as_ever(stage_of):
+    async with stage_of() as stage:
+        status, headers, body = await stage.ask("GET", "/")
+        assert (status, body["code"], headers["upgrade"]) == (426, "upgrade_required", "websocket")
+
+
+async def test_unknown_paths_and_methods_say_so_in_the_fronts_shape(stage_of):
+    async with stage_of() as stage:
+        status, _, body = await stage.ask("GET", "/v1/nothing")
+        assert (status, body["error"]["code"]) == (404, "unknown_url")
+        status, headers, body = await stage.ask("GET", CHAT)
+        assert (status, headers["allow"], body["error"]["code"]) == (405, "POST", "method_not_allowed")
+        await stage.at_base()
+
+
+async def test_a_body_must_be_a_json_object_of_its_type_and_size(stage_of):
+    async with stage_of(facts={"max_message_bytes": 1000}) as stage:
+        for body, headers, expected in (
+            (b"{", {}, (400, "invalid_json")),
+            (b"[]", {}, (400, "invalid_json")),
+            (b'{"a": NaN}', {}, (400, "invalid_json")),
+            (b"[" * 900, {}, (400, "invalid_json")),
+            (b"\xff", {}, (400, "invalid_json")),
+            (b"{}", {"Content-Type": "text/plain"}, (415, "unsupported_media_type")),
+            (b"{}", {"Content-Type": "application/x-www-form-urlencoded"}, (415, "unsupported_media_type")),
+            (b"{}", {"Content-Encoding": "gzip"}, (415, "unsupported_media_type")),
+            (b"{}", {"Content-Length": "x"}, (400, "bad_request")),
+            (b"{}", {"Transfer-Encoding": "chunked"}, (400, "bad_request")),
+            (b" " * 1001, {}, (413, "too_large")),
+        ):
+            status, answer, said = await stage.ask("POST", CHAT, body, headers)
+            assert (status, said["error"]["code"]) == expected, body[:20]
+            assert answer["content-type"] == "application/json"
+        chunks = b"".join(b"%x\r\n%b\r\n" % (100, b" " * 100) for _ in range(11))
+        head = {"Transfer-Encoding": "chunked", "Content-Type": "application/json"}
+        said = await stage.raw(request("POST", CHAT, None, head) + chunks)
+        assert said.startswith(b"HTTP/1.1 413 ")
+        await stage.at_base()
+
+
+async def test_requests_follow_each_other_on_one_connection(stage_of):
+    async with stage_of() as stage:
+        both = request("GET", "/v1/models") + request("POST", CHAT, HELLO)  # also without waiting
+        said = await stage.raw(both, request("GET", "/v1/models", None, {"Connection": "close"}))
+        assert said.count(b"HTTP/1.1 200 ") == 3
+        assert b"you said hi" in said
+
+
+async def test_who_waits_for_leave_to_send_a_body_gets_it(stage_of):
+    async with stage_of() as stage:
+        whole = request("POST", CHAT, HELLO, {"Expect": "100-continue", "Connection": "close"})
+        end = whole.index(b"\r\n\r\n") + 4
+        async with await stage.send(whole[:end]) as stream:
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 100 ")
+            await stream.send_all(whole[end:])
+            assert b"you said hi" in b"".join([chunk async for chunk in stream])
+
+
+async def test_a_body_that_never_comes_is_not_waited_for_long(stage_of):
+    limits = GatewayLimits(stall_timeout_s=0.1, close_timeout_s=0.1)
+    async with stage_of(limits=limits) as stage:
+        said = await stage.raw(request("POST", CHAT, HELLO)[:-5])
+        assert said.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_pages_of_other_origins_may_not_ask(stage_of):
+    async with stage_of() as stage:
+        for headers in (
+            {"Origin": "https://evil.example"},
+            {"Origin": "null"},
+            {"Host": "evil.example", "User-Agent": "Mozilla/5.0"},  # by DNS rebinding, without an Origin
+        ):
+            status, answer, body = await stage.ask("GET", "/v1/models", None, headers)
+            assert (status, body["error"]["code"]) == (403, "origin_not_allowed")
+            assert "access-control-allow-origin" not in answer
+        status, answer, _ = await stage.ask("GET", "/v1/models", None, {"Origin": "http://localhost:3000"})
+        assert (status, answer.get("access-control-allow-origin")) == (200, None)
+
+
+async def test_pages_of_an_allowed_origin_may_read_the_answer(stage_of):
+    async with stage_of(allowed_origins=["https://app.example"]) as stage:
+        page = {"Origin": "https://app.example"}
+        status, answer, _ = await stage.say(headers=page)
+        assert (status, answer["access-control-allow-origin"]) == (200, "https://app.example")
+        asked = page | {
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, x-stainless-lang",
+        }
+        status, answer, _ = await stage.ask("OPTIONS", CHAT, None, asked)
+        assert (status, answer["access-control-allow-headers"]) == (200, "authorization, x-stainless-lang")
+        status, answer, _ = await stage.ask("OPTIONS", CHAT, None, {"Origin": "https://evil.example"})
+        assert (status, answer.get("access-control-allow-origin")) == (403, None)
+
+
+class Tokens:
+    required = True
+
+    async def bearer(self, token):
+        return {"good": Identity("ann"), "one": Identity("bob", frozenset({"echo2"}))}.get(token)
+
+    async def ticket(self, ticket):
+        raise AssertionError("a ticket is for a WebSocket")
+
+
+async def test_a_token_is_needed_where_the_gateway_needs_one(stage_of):
+    async with stage_of(_echo, _echo, authenticator=Tokens()) as stage:
+        status, headers, body = await stage.ask("GET", "/v1/models?ticket=x")
+        assert (status, body["error"]["type"], headers["www-authenticate"]) == (
+            401,
+            "authentication_error",
+            'Bearer realm="agentmgr"',
+        )
+        status, _, body = await stage.ask("GET", "/v1/models", None, {"Authorization": "Bearer one"})
+        assert [model["id"] for model in body["data"]] == ["auto", "echo2"]
+        assert (await stage.say(headers={"Authorization": "Bearer bad"}))[0] == 401
+        assert (await stage.say(headers={"Authorization": "Bearer good"}))[0] == 200
+        status, _, body = await stage.say(headers={"Authorization": "Bearer one"})
+        assert (status, body["error"]["code"]) == (403, "forbidden")
+        await stage.at_base()
+
+
+async def _echo(message, session):
+    yield f"{session.client.identity} said {message}"
+
+
+async def test_the_limits_of_an_address_hold_here_too(stage_of):
+    limits = GatewayLimits(handshakes_per_address_s=0.001)
+    async with stage_of(limits=limits) as stage:
+        answers = [(await stage.ask("GET", "/v1/models"))[0] for _ in range(20)]
+        assert answers[-1] == 429
+
+
+async def test_a_service_that_is_full_says_when_to_come_back(stage_of):
+    async def slow(message, session):
+        await trio.sleep_forever()
+        yield ""
+
+    limits = GatewayLimits(queue_timeout_s=0.05, close_timeout_s=0.5)
+    async with stage_of(slow, facts={"max_sessions": 1}, limits=limits) as stage:
+        async with await stage.send(request("POST", CHAT, HELLO)):
+            while not stage.gateway.connections():  # noqa: ASYNC110
+                await trio.sleep(0.005)
+            status, headers, body = await stage.say()
+            assert (status, body["error"]["code"], "retry-after" in headers) == (503, "at_capacity", True)
+        await stage.at_base()  # the client has gone, and so has its seat
+
+
+async def test_a_silent_stream_is_kept_alive(stage_of, monkeypatch):
+    monkeypatch.setattr(http, "KEEPALIVE_S", 0.05)
+    go_on = trio.Event()
+
+    async def slow(message, session):
+        yield "a"
+        await go_on.wait()
+        yield "b"
+
+    async with stage_of(slow) as stage:
+        async with await stage.send(request("POST", CHAT, HELLO | {"stream": True})) as stream:
+            seen = b""
+            with trio.fail_after(10):
+                while seen.count(b": keep-alive\n\n") < 2:
+                    seen += await stream.receive_some()
+                go_on.set()
+                while b"[DONE]" not in seen:
+                    seen += await stream.receive_some()
+        assert seen.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_reader_that_stalls_is_cut_and_others_do_not_notice(stage_of):
+    async def flood(message, session):
+        if message == "flood":
+            while True:
+                yield "x" * 10_000
+        yield "well"
+
+    limits = GatewayLimits(stall_timeout_s=0.5, close_timeout_s=0.5)
+    async with stage_of(flood, limits=limits) as stage:
+        flooded = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": "flood"}]}
+        async with await stage.send(request("POST", CHAT, flooded)):
+            assert (await stage.say("hi"))[0] == 200
+            await stage.at_base()
+
+
+def test_a_route_knows_its_parts():
+    async def handle(exchange):
+        raise AssertionError
+
+    route = http.Route("GET", "/v1/models/{model}", handle)
+    assert route.match("/v1/models/a%2Fb") == {"model": "a/b"}
+    assert route.match("/v1/models") is None
+    assert route.match("/v1/other/a") is None
+
+
+async def test_a_thousand_services_are_listed_in_one_answer(stage_of):
+    from agentmgr.core.routing import RoutingTable
+
+    async with stage_of() as stage:
+        names = frozenset(f"service-{number}" for number in range(1000))
+        stage.gateway.update(RoutingTable(service_names=names))
+        _, _, body = await stage.ask("GET", "/v1/models")
+        assert len(body["data"]) == 1001
+        assert len(json.dumps(body)) < 200_000

@@ -4,6 +4,7 @@ import { t } from "./i18n.js";
 
 /** What stands between a reason and the end of the log, in `error_message`. */
 const LAST_OUTPUT = "; its last output:\n";
+const GIVEN_UP = /^(.*?)( \((?:given up after [^)]*|its policy is never to restart)\))?$/s; // behind the output
 const MOST_QUOTED = 160; // characters of what a program said last
 
 /** Whom it is about. @param {any} event @param {Map<string, any>} services @returns {string} */
@@ -79,10 +80,12 @@ const SENTENCES = {
  * @param {string} [next]
  */
 function withWhy(sentence, { error_message: message, last_exit: exit, status }, next = "") {
-  const [reason, output = ""] = String(message ?? "").split(LAST_OUTPUT);
+  const [, text, giving = ""] = /** @type {RegExpExecArray} */ (GIVEN_UP.exec(String(message ?? "")));
+  const [reason, output = ""] = text.split(LAST_OUTPUT);
   const ended = /^ended (unasked|before it was ready)/.test(reason) && exit;
   const why = ended ? exit : reason || (status === "stopped" && exit !== "exit code 0" ? exit : "");
   const said = output.trimEnd().split("\n").at(-1)?.trim().slice(0, MOST_QUOTED);
-  return [sentence, why && `: ${visibleText(String(why).split("\n")[0])}`, next && `; ${next}`, said && ` — “${visibleText(said)}”`]
-    .filter(Boolean).join("");
+  if (why) sentence = t("{sentence}: {why}", { sentence, why: visibleText(String(why).split("\n")[0]) + giving });
+  if (next) sentence = t("{sentence}; {next}", { sentence, next });
+  return said ? `${sentence} — “${visibleText(said)}”` : sentence;
 }

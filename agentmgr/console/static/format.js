@@ -27,11 +27,10 @@ export function countText(count) {
 /** @param {number | null | undefined} seconds */
 export function durationText(seconds) {
   if (seconds === null || seconds === undefined || Number.isNaN(seconds)) return NONE;
-  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
-  if (seconds < 129_600) return `${Math.round(seconds / 3600)} h`;
+  if (seconds < 1) return t("{count} ms", { count: Math.round(seconds * 1000) });
+  if (seconds < 90) return t("{count} s", { count: seconds < 10 ? seconds.toFixed(1) : Math.round(seconds) });
+  if (seconds < 5400) return t("{count} min", { count: Math.round(seconds / 60) });
+  if (seconds < 129_600) return t("{count} h", { count: Math.round(seconds / 3600) });
   return t("{count} days", { count: Math.round(seconds / 86_400) });
 }
 

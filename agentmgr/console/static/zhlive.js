@@ -32,6 +32,8 @@ export const ZH_LIVE = {
   "{who} crashed": "{who} 崩溃了",
   "restart in {time}": "{time}后重启",
   "it will be restarted": "将会重启",
+  "{sentence}: {why}": "{sentence}：{why}",
+  "{sentence}; {next}": "{sentence}；{next}",
   "{who} has failed, and is not started again": "{who} 已失败，不再重启",
   "{who} is healthy again": "{who} 已恢复健康",
   "{who} is degraded": "{who} 处于降级状态",

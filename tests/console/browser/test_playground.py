@@ -54,7 +54,7 @@ def session_of(page):
     return re.search(r"session=(ses_[0-9a-f]+)", page.url)[1]
 
 
-def test_a_stopped_service_is_said_to_be_and_can_be_started(site, page):
+def test_a_stopped_service_is_said_to_be_and_gets_the_message_when_it_was_started(site, page):
     site.run(EXAMPLES / "echo_agent.py", EXAMPLES / "notes_agent.py")
     site.terminal.run("stop", "echo_agent")
     page.goto(site.url + "#/playground?service=echo_agent")
@@ -62,10 +62,18 @@ def test_a_stopped_service_is_said_to_be_and_can_be_started(site, page):
     say(page, "hello")
     page.get_by_text("no_service_available").wait_for()
     page.get_by_role("button", name="Start").click()
-    page.locator(".attention-row").wait_for(state="detached")
-    page.get_by_role("button", name="Try again").click()
     page.get_by_text("You said: hello").wait_for()
     page.errors.clear()  # Chromium says that the WebSocket failed; so it did
+
+
+def test_where_the_gateway_asks_for_tokens_the_page_gets_itself_a_ticket(site, page):
+    site.run(EXAMPLES / "echo_agent.py")
+    site.terminal.run("tokens", "create", "boss", "--scope", "admin", "--scope", "connect")
+    page.goto(site.terminal.run("console", "--print").stdout.strip().splitlines()[-1])
+    page.get_by_role("link", name="Playground").click()
+    say(page, "hello")
+    page.locator(".talk").get_by_text("You said: hello").wait_for()
+    assert "ticket" not in page.url
 
 
 def test_hostile_answers_stay_text(site, page):

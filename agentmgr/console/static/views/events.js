@@ -78,7 +78,7 @@ const eventColumns = () => [
   { name: "when", label: t("Time"), by: (row) => row.id,
     cell: (row) => html`<time datetime=${row.event.at} title=${row.event.at}>${clockText(row.event.at)}</time>` },
   { name: "what", label: t("What happened"), kind: "fill sentence",
-    cell: (row) => html`<${Status} value=${row.status} text=${html`<a href=${withEvent(row.id)} title=${row.text}>${row.text}</a>`} />` },
+    cell: (row) => html`<div><${Status} value=${row.status} text=${html`<a href=${withEvent(row.id)} title=${row.text}>${row.text}</a>`} /></div>` },
   { name: "service", label: t("Service"), kind: "wide", by: (row) => row.name,
     cell: (row) => row.event.service_id && html`<a href=${address(["services", row.name])}>${row.name}</a>` },
 ];

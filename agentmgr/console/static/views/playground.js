@@ -68,6 +68,10 @@ function Place({ service, path, protocols }) {
 function Talking({ gateway, service, path, protocols, wanted, code }) {
   const [conversation, talk, begin] = useConversation(gateway, path, protocols, wanted);
   const [said, setSaid] = useState("");
+  const ready = useStore((all) => [...all.services.values()].some((one) => one.name === service && one.ready > 0));
+  useEffect(() => {
+    if (ready && talk.state === "refused") void conversation.connect(); // it was started meanwhile
+  }, [ready]);
   const turns = talk.timeline.turns;
   const moving = turns[talk.timeline.at];
   const busy = talk.running !== null || moving?.status === "running";

@@ -83,7 +83,7 @@ function FrameList({ frames }) {
       <${Copy} text=${lines()} label=${t("Copy {count} frames", { count: found.length })} /></div>
     ${found.length === 0 && html`<${Empty}>${t("None.")}</${Empty}>`}
     ${found.length > FRAMES_DRAWN && html`<p class="hint">${t("The last {count}.", { count: FRAMES_DRAWN })}</p>`}
-    <ol>${found.slice(-FRAMES_DRAWN).reverse().map((one) => html`<li key=${one.number}><details><summary><span class="hint">${clockText(one.at)}</span>
+    <ol>${found.slice(-FRAMES_DRAWN).reverse().map((one) => html`<li key=${one.number}><details><summary><span class="hint">${clockText(one.at)}</span>${" "}
       <strong class=${one.sent ? "sent" : ""} title=${one.sent ? t("sent") : t("received")}>${one.sent ? "→" : "←"}</strong> <code><${Foreign} text=${one.event} most=${100} /></code></summary>
       <pre class="code"><${Foreign} text=${one.text} most=${4000} /></pre></details></li>`)}</ol>`;
 }

@@ -66,6 +66,15 @@ def test_the_same_file_is_found_again_and_another_of_its_name_is_refused(shell: 
     assert "nowhere.py" in shell.fails("run", "nowhere.py", *ports)
 
 
+def test_a_stop_before_the_service_was_ready_does_not_end_the_others(shell: Any, write: Any) -> None:
+    write("slow.py", "import time\ntime.sleep(300)\ndef create_agent(): ...\n")
+    with shell.background("run", "slow.py", "my_agent.py", "--proxy-port", "0", "--api-port", "0") as running:
+        running.until("my_agent is running")
+        shell.ok("stop", "slow")
+        running.until("slow did not start")
+        assert "my_agent" in shell.ok("list")
+
+
 def test_an_agent_that_does_not_start_does_not_end_the_others(shell: Any, write: Any) -> None:
     write("broken.py", "raise RuntimeError('no key')\n")
     with shell.background(

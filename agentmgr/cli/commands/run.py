@@ -12,7 +12,14 @@ import asyncclick as click
 import trio
 
 from ...api import serve_api
-from ...errors import Conflict, ManagerNotRunning, PortNotAvailable, ServiceFailed, ServiceNotFound
+from ...errors import (
+    Conflict,
+    ManagerNotRunning,
+    PortNotAvailable,
+    ServiceFailed,
+    ServiceNotFound,
+    WrongState,
+)
 from ...logging_setup import configure_logging
 from ...manager import AgentManager
 from ...manager.factory_path import located, same
@@ -84,7 +91,7 @@ async def _registered(manager: AgentManager, file: str) -> Service:
 async def _start(manager: AgentManager, service: Service) -> None:
     try:
         await manager.start_service(service.name)
-    except ServiceFailed as error:
+    except (ServiceFailed, WrongState) as error:  # WrongState: it was stopped meanwhile
         note(f"{service.name} did not start: {_reason(error.message)}")
     else:
         note(f"{service.name} is running")

@@ -35,7 +35,7 @@ export function TalkFacts({ talk, conversation, service, begin }) {
       ${connection?.rule && html`<dt>${t("Rule")}</dt><dd><a href=${address(["routing", "edit", connection.rule])}>${connection.rule}</a></dd>`}
       <dt>${t("Connection")}</dt><dd><code>${talk.connectionId ?? "–"}</code></dd>
       <dt>${t("Session")}</dt><dd>${talk.sessionId ? html`<a href=${address(["sessions", talk.sessionId])}><code>${talk.sessionId}</code></a>` : "–"}</dd>
-      <dt>${t("Received")}</dt><dd role="status">${talk.seq > 0 ? whole : "–"}${talk.returns > 0 && html`<br />${t("came back: {count}; events that had waited: {late}", { count: talk.returns, late: countText(talk.caughtUp) })}`}</dd></dl>
+      <dt>${t("Received")}</dt><dd><span role="status">${talk.seq > 0 ? whole : "–"}${talk.returns > 0 && html`<br />${t("came back: {count}; events that had waited: {late}", { count: talk.returns, late: countText(talk.caughtUp) })}`}</span></dd></dl>
     <div class="actions">${["open", "connecting", "lost"].includes(talk.state)
       ? html`<button type="button" onClick=${() => conversation.cut()} title=${t("Closes the WebSocket, as a lost network would; the agent goes on.")}>${t("Cut the connection")}</button>`
       : html`<button type="button" class="primary" disabled=${talk.state === "over"} onClick=${() => conversation.connect()}>${talk.seq > 0 ? t("Come back") : t("Connect")}</button>`}

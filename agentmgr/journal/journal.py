@@ -215,7 +215,7 @@ class SessionNameTaken(Exception):
         self.session_id = session_id
 
 
-TURNS_LOADED = 500  #: with a message and an answer each: `agent.limits.MAX_HISTORY`
+TURNS_LOADED = 1024  #: as many as the entries of a history, if none had an answer, and those that wait
 FRAMES_LOADED = 256  #: what a client asks for that comes back soon; 4096 took 12 ms
 FRAME_BYTES_LOADED = 2**20
 

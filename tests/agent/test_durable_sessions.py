@@ -13,7 +13,7 @@ import trio.testing
 
 from agentmgr.agent.events import usage
 from agentmgr.agent.health import report
-from agentmgr.agent.limits import SessionLimits
+from agentmgr.agent.limits import MAX_HISTORY, SessionLimits
 from agentmgr.agent.session_ids import SessionIds
 from agentmgr.client.transport import CannotConnect, with_connection
 from agentmgr.core.gateway_headers import CONNECTION_HEADER, RESUME_HEADER
@@ -442,6 +442,23 @@ async def test_a_history_that_its_author_changed_comes_back_as_it_was_left(path)
     async with durable(agent, path) as url, bare_client(url) as again:
         seen = (await again.ask("four", session_id=client.session_id))["content"]
         assert seen == [*expected, "three", expected]
+
+
+async def test_a_long_history_comes_back_whole_however_many_messages_wait(path):
+    async def agent(message, session):
+        if str(message) == "for ever":
+            await trio.sleep_forever()
+        return len(session.history)
+
+    async with killed(agent, path) as url, bare_client(url) as client:
+        for _ in range(MAX_HISTORY // 2):
+            await client.ask("x")
+        for _ in range(3):
+            await client.say("user.message", content="for ever")
+        await until(lambda: len(url.sessions._sessions[client.session_id]._turns.unfinished) == 3)
+    async with durable(agent, path, "ins_0000000000000002") as url, bare_client(url) as again:
+        await again.say("user.reconnect_with_state", session_id=client.session_id, last_seq=0)
+        assert len((await again.until("agent.state_restored"))["content"]["history"]) == MAX_HISTORY
 
 
 async def test_an_answer_that_is_what_the_author_keeps_is_in_the_history_as_it_was_said(path):

@@ -26,6 +26,11 @@ class ServiceInstances:
     stops: int = 0  #: how many so far; a command given before the last one does nothing
     command: trio.CancelScope = field(factory=trio.CancelScope)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether another command is under way, or an instance is being stopped."""
+        return self.lock.locked() or any(task.finished and not task.over.is_set() for task in self.tasks)
+
     def fill(
         self, spec: ServiceSpec, begin: Callable[[ServiceInstances, ServiceSpec, int], InstanceTask]
     ) -> list[InstanceTask]:

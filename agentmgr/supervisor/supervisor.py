@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -162,6 +163,8 @@ class Supervisor:
         With `wait`, returns when all instances are ready; the services it starts `after` are waited for.
         Raises `ServiceFailedToStart` or `PortNotAvailable` when one does not become ready, which is tried
         again all the same, by its restart policy, and `WrongState` when the service is stopped meanwhile.
+        Without, it waits for nothing: where another command is under way, or an instance is being stopped,
+        it goes on when that has ended.
         """
         spec, launcher = (
             (service.spec, service.launcher)
@@ -169,13 +172,29 @@ class Supervisor:
             else (service, self._launcher)
         )
         refuse_cycles(self._services, spec)
-        async with self._command(spec) as known:
-            known.launcher, known.raises = launcher, on_give_up == "raise"
-            await known.end([task for task in known.tasks if task.finished or task.outdated(spec)])
-            tasks = known.fill(spec, self._new_instance)
+        nursery, known = self._open_nursery(), self._known(spec)
+        begin = partial(self._start, spec, known.stops, launcher, raises=on_give_up == "raise")
+        if not wait and known.is_busy:
+            nursery.start_soon(self._start_later, spec, begin)
+            return
+        tasks = await begin()
         if wait:
             for task in tasks:
                 await task.started()
+
+    async def _start(
+        self, spec: ServiceSpec, stops: int, launcher: Launcher, *, raises: bool
+    ) -> list[InstanceTask]:
+        async with self._command(spec, stops) as known:
+            known.launcher, known.raises = launcher, raises
+            await known.end([task for task in known.tasks if task.finished or task.outdated(spec)])
+            return known.fill(spec, self._new_instance)
+
+    async def _start_later(self, spec: ServiceSpec, begin: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await begin()
+        except AgentManagerError as error:
+            log.warning("service %s was not started: %s", spec.name, error)
 
     async def stop(self, service_id: str, *, force: bool = False, wait: bool = True) -> None:
         """Ends all its instances: first their sessions, unless `force`, then their processes.

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 from random import Random
 
@@ -516,6 +517,26 @@ async def test_a_stop_wins_over_a_restart_that_was_asked_for_before(supervisor, 
         await s.stop(service.service_id)
         await trio.sleep(10)
         assert s.instances(service.service_id) == ()
+
+
+@pytest.mark.parametrize("under_way", ["a rolling restart", "a stop"])
+async def test_a_start_that_nobody_waits_for_is_not_held_up_by_what_drains(
+    supervisor, autojump_clock, under_way
+):
+    launcher = FakeLauncher(Behaviour(conversation_takes_s=20))
+    async with supervisor(launcher=launcher) as s, trio.open_nursery() as nursery:
+        service = spec()
+        await s.start(service)
+        if under_way == "a stop":
+            nursery.start_soon(partial(s.stop, service.service_id, wait=False))
+        else:
+            nursery.start_soon(partial(s.restart, service, wait=False))
+        await trio.sleep(1)
+        begin = trio.current_time()
+        await s.start(service, wait=False)
+        assert trio.current_time() == begin
+        await trio.sleep(30)
+        assert [view.status for view in s.instances()] == [ServiceStatus.RUNNING]
 
 
 async def test_a_drain_lasts_as_long_as_the_conversation_and_not_longer_than_it_may(

@@ -283,7 +283,12 @@ class InstanceTask:
         reason = (
             "stopped" if self._for_good else "stopped: another instance takes its place, or fewer are to run"
         )
-        end = await endings.report(self.view, child, exit, self._ending, reason)
+        ending = self._ending
+        if ending is None and not self.stopped:  # `_crashed` will say so
+            ending = Ending(
+                Cause.EXITED, "ended because the manager failed inside; its log has the traceback"
+            )
+        end = await endings.report(self.view, child, exit, ending, reason)
         self._context.recorder.instance_ended(end)
         self._report(pid=None, last_exit=str(exit))
         self.entry.set(None)

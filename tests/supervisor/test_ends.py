@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -10,7 +11,10 @@ from attrs import evolve
 
 from agentmgr.errors import AgentManagerError
 from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec
+from agentmgr.supervisor import Supervisor
 from agentmgr.supervisor.logs import last_output
+from agentmgr.testing import Behaviour, FakeLauncher
+from agentmgr.testing.fake_launcher import FakeChild
 
 
 def program(text: str, **config: object) -> ServiceSpec:
@@ -73,6 +77,26 @@ async def test_what_cannot_be_started_is_an_end_too(supervisor, recorder) -> Non
     (end,) = recorder.ends
     assert (end.planned, end.exit, end.pid) == (False, None, None)
     assert "/no/such/program" in end.reason
+
+
+async def test_a_restart_for_its_health_is_not_planned(recorder, autojump_clock) -> None:
+    launcher = FakeLauncher(Behaviour(unwell_between_s=(5, math.inf), last_words="stuck"), Behaviour())
+    config = ServiceConfig(command=("x",), restart_delay=1, recovery_threshold=10, health_check_interval=1)
+    async with Supervisor(recorder, launcher=launcher) as supervisor:
+        await supervisor.start(ServiceSpec("svc", config))
+        await recorder.until(lambda: len(recorder.ends) == 1)
+    assert not recorder.ends[0].planned
+    assert recorder.ends[0].reason == "unhealthy: the test makes it unwell"
+    assert recorder.ends[0].output == "stuck"
+
+
+async def test_a_failure_inside_the_supervisor_is_no_plan(recorder, autojump_clock, monkeypatch) -> None:
+    launcher = FakeLauncher(Behaviour(ready_after_s=1))
+    async with Supervisor(recorder, launcher=launcher) as supervisor:
+        monkeypatch.setattr(FakeChild, "wait_ready", lambda self: 1 / 0)
+        with pytest.raises(AgentManagerError):
+            await supervisor.start(ServiceSpec("svc", ServiceConfig(command=("x",))))
+    assert [(end.planned, "failed inside" in end.reason) for end in recorder.ends] == [(False, True)]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from attrs import define, field
 
 from ..models import Latency
 
+_NOTHING = Latency()
+
 
 def minute_of(moment: datetime) -> int:
     return int(moment.timestamp()) // 60
@@ -24,17 +26,18 @@ class RecentLatency:
 
     def observe(self, key: str, seconds: float, minute: int) -> None:
         self._turn(minute)
-        self._now[key] = self._now.get(key, Latency()).with_value(seconds)
+        self._now[key] = self._now.get(key, _NOTHING).with_value(seconds)
 
     def last(self, key: str, minute: int) -> Latency:
         """Of the last one to two minutes."""
         self._turn(minute)
-        return self._now.get(key, Latency()).plus(self._before.get(key, Latency()))
+        now, before = self._now.get(key, _NOTHING), self._before.get(key, _NOTHING)
+        return now.plus(before) if before.counts else now
 
     def before(self, key: str, minute: int) -> Latency:
         """Of the minute before this one."""
         self._turn(minute)
-        return self._before.get(key, Latency())
+        return self._before.get(key, _NOTHING)
 
     def _turn(self, minute: int) -> None:
         if minute != self._minute:

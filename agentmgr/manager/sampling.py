@@ -57,7 +57,8 @@ class _Process:
 class _Journal:
     """What is in the journal of one service."""
 
-    stamp: tuple[int, ...]  #: tells one state of its files from another
+    path: str
+    stamp: tuple[int, ...]  #: tells one state of it from another
     sessions: int = 0
     questions: int = 0
 
@@ -168,7 +169,7 @@ class Sampler:
 
     # In a thread
 
-    def _measure(self, leaders: Collection[int], me: int, journals: Iterable[tuple[str, Path]]) -> None:
+    def _measure(self, leaders: Collection[int], me: int, journals: Iterable[tuple[str, str]]) -> None:
         now = time.monotonic()
         found = procfs.members(leaders)
         own = procfs.stat(me)
@@ -196,7 +197,7 @@ class Sampler:
             before.cpu = max(0, ticks - before.ticks) / _TICKS_PER_S / (now - before.at)
             before.ticks, before.at = ticks, now
 
-    def _read_journals(self, journals: Iterable[tuple[str, Path]]) -> None:
+    def _read_journals(self, journals: Iterable[tuple[str, str]]) -> None:
         began = time.monotonic()
         for service_id, path in journals:
             known = self._journals.get(service_id)
@@ -206,23 +207,23 @@ class Sampler:
             stamp = _stamp(path)
             if known is None or stamp != known.stamp:
                 try:
-                    figures = archive.figures(path)
+                    figures = archive.figures(Path(path))
                 except StorageError:  # whoever opens its sessions hears why
                     figures = archive.ArchiveFigures()
-                self._journals[service_id] = _Journal(stamp, figures.sessions, figures.questions)
+                self._journals[service_id] = _Journal(path, stamp, figures.sessions, figures.questions)
 
     # In the loop
 
-    def _some_journals(self) -> list[tuple[str, Path]]:
+    def _some_journals(self) -> list[tuple[str, str]]:
         specs = self._plane.registry.by_id
         for gone in self._journals.keys() - specs.keys():
             del self._journals[gone]
-        ids = list(specs)
-        unread = [service_id for service_id in ids if service_id not in self._journals]
-        begin = self._next_journal if self._next_journal < len(ids) else 0
+        known = list(self._journals.items())
+        begin = self._next_journal if self._next_journal < len(known) else 0
         self._next_journal = begin + _LOOKS
-        chosen = [*unread, *ids[begin : begin + _LOOKS]]
-        return [(service_id, self._plane.sessions.journal(specs[service_id])) for service_id in chosen]
+        journal = self._plane.sessions.journal
+        unread = [(key, str(journal(spec))) for key, spec in specs.items() if key not in self._journals]
+        return unread + [(key, one.path) for key, one in known[begin : begin + _LOOKS]]
 
     def _overview(self) -> dict[str, Any]:
         plane = self._plane
@@ -311,12 +312,12 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return round(sum(known), 4) if known else None
 
 
-def _stamp(journal: Path) -> tuple[int, ...]:
-    found: list[int] = []
-    for path in (journal, f"{journal}-wal"):
+def _stamp(journal: str) -> tuple[int, ...]:
+    """What is written goes to the log beside the journal first; none is there while no host runs."""
+    for path in (f"{journal}-wal", journal):
         try:
             stat = os.stat(path)
         except OSError:
             continue
-        found += (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-    return tuple(found)
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return ()

@@ -18,7 +18,7 @@ from agentmgr.errors import InvalidRequest
 PARTS = {part for o in operations(control=True) for part in (o.body, o.query) if part is not None}
 REQUIRED = {
     "name": "x", "agent_factory_path": "agent.py", "scopes": ["read"], "path": "/x", "instances": 1,
-    "kind": "api", "port": 1,
+    "kind": "api", "port": 1, "services": ["svc_0123456789abcdef"], "q": "x",
 }  # fmt: skip
 
 

@@ -104,8 +104,12 @@ def _answer(service: Service, status: int = 200, **headers: str) -> Answer:
 async def list_services(call: Call, query: ServicesQuery) -> Answer:
     """The registered services, or a row for each."""
     rows = [row for row in (await call.manager.service_rows()).values() if _matches(row, query)]
-    name, key = query.sort.removeprefix("-"), operator.itemgetter("name")
-    found = page_by(rows, query, key, operator.itemgetter(name), descending=query.sort.startswith("-"))
+    key = operator.itemgetter("name")
+    if query.sort == "name":
+        found = page(rows, query, key)
+    else:
+        by, descending = operator.itemgetter(query.sort.removeprefix("-")), query.sort.startswith("-")
+        found = page_by(rows, query, key, by, descending=descending)
     if query.fields is Fields.ROWS:
         return Answer(ServiceRows(**asdict(found, recurse=False)))
     services = tuple(call.manager.get_service(row["service_id"]) for row in found.items)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ INTERVAL_S = 1.0
 OVERVIEW, SERVICES = "overview", "services"  #: what a viewer may ask for, besides the ids of services
 
 _MIN_SPAN_S = 0.5  #: CPU time comes in ticks of 10 ms: over less it would say little
+_SCAN_EVERY_S = 5.0  #: between looks for new processes of the instances: it takes a look at all there are
 _TOTALS_EVERY_S = 10.0  #: as often as the supervisor measures all instances
 _LOOKS = 200  #: journals that are looked at in a second, in turn; a look takes 5 µs
 _READING_S = (0.2, 0.004)  #: for journals in one call: while some were never read, and after that
@@ -47,8 +48,8 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class _Process:
     """What the processes of one instance use."""
 
-    ticks: int
-    at: float  #: monotonic; when `ticks` was read
+    ticks: dict[int, int]  #: by pid
+    at: float  #: monotonic; when `ticks` were read
     cpu: float | None  #: as a fraction of one core
     memory_bytes: int
 
@@ -111,6 +112,8 @@ class Sampler:
         self._viewers: dict[Viewer, trio.MemorySendChannel[Sample]] = {}
         self._arrived = trio.Event()
         self._processes: dict[int, _Process] = {}  # by pid of the leader; used by the thread, too
+        self._members: dict[int, list[int]] = {}  # pids, by that of their leader
+        self._scan_due = 0.0
         self._journals: dict[str, _Journal] = {}
         self._next_journal = 0
         self._totals: tuple[float | None, int | None] = (None, None)
@@ -169,9 +172,11 @@ class Sampler:
 
     # In a thread
 
-    def _measure(self, leaders: Collection[int], me: int, journals: Iterable[tuple[str, str]]) -> None:
+    def _measure(self, leaders: Set[int], me: int, journals: Iterable[tuple[str, str]]) -> None:
         now = time.monotonic()
-        found = procfs.members(leaders)
+        if now >= self._scan_due or not leaders <= self._members.keys():
+            self._members, self._scan_due = procfs.members(leaders), now + _SCAN_EVERY_S
+        found = {pid: _stats(pid, self._members[pid]) for pid in leaders}
         own = procfs.stat(me)
         if own is not None:
             found[me] = [own]
@@ -185,7 +190,7 @@ class Sampler:
         if not members:
             self._processes.pop(pid, None)
             return
-        ticks = sum(stat.cpu_ticks for stat in members)
+        ticks = {stat.pid: stat.cpu_ticks for stat in members}
         memory_bytes = sum(stat.resident_pages for stat in members) * _PAGE_BYTES
         before = self._processes.get(pid)
         if before is None:
@@ -193,8 +198,9 @@ class Sampler:
             return
         before.memory_bytes = memory_bytes
         if now - before.at >= _MIN_SPAN_S:
-            # A member that has ended takes its ticks along.
-            before.cpu = max(0, ticks - before.ticks) / _TICKS_PER_S / (now - before.at)
+            # A member that is new may be seconds old; one that has ended takes its ticks along.
+            used = sum(count - before.ticks.get(pid, count) for pid, count in ticks.items())
+            before.cpu = used / _TICKS_PER_S / (now - before.at)
             before.ticks, before.at = ticks, now
 
     def _read_journals(self, journals: Iterable[tuple[str, str]]) -> None:
@@ -305,6 +311,16 @@ class Sampler:
             "said": instance.said,
             "last_exit": instance.last_exit,
         }
+
+
+def _stats(leader: int, pids: Iterable[int]) -> list[procfs.Stat]:
+    found: list[procfs.Stat] = []
+    for pid in pids:
+        with suppress(OSError):  # it cannot be looked at just now
+            stat = procfs.stat(pid)
+            if stat is not None and stat.session == leader and stat.state not in "ZX":
+                found.append(stat)
+    return found
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -23,6 +23,7 @@ TOKEN_VARIABLE = "AGENTMGR_INSTANCE_TOKEN"
 class Stat:
     """Some of /proc/PID/stat (proc(5))."""
 
+    pid: int
     state: str  #: one letter; Z is dead
     parent: int
     session: int
@@ -56,6 +57,7 @@ def stat(pid: int) -> Stat | None:
     # The second field, the name in brackets, may hold blanks and brackets itself.
     fields = text[text.rindex(b")") + 2 :].split()
     return Stat(
+        pid=pid,
         state=fields[0].decode(),
         parent=int(fields[1]),
         session=int(fields[3]),
@@ -106,16 +108,13 @@ def scan(since_ticks: int = 0) -> list[Living]:
     return found
 
 
-def members(leaders: Collection[int]) -> dict[int, list[Stat]]:
-    """The living processes of the sessions with these leaders, by leader.
-
-    A look at the session id of each process of the machine (1 µs), and a read for each that is found (15 µs).
-    """
-    found: dict[int, list[Stat]] = {leader: [] for leader in leaders}
+def members(leaders: Collection[int]) -> dict[int, list[int]]:
+    """The processes of the sessions with these leaders, by leader: a look at each process of the machine."""
+    found: dict[int, list[int]] = {leader: [] for leader in leaders}
     for pid in pids() if found else ():
         with suppress(OSError):  # it is gone, or hidden
-            if os.getsid(pid) in found and (facts := stat(pid)) is not None and facts.state not in "ZX":
-                found.setdefault(facts.session, []).append(facts)
+            if (session := os.getsid(pid)) in found:
+                found[session].append(pid)
     return found
 
 

@@ -1,6 +1,8 @@
 /** Small lines in tables, and charts over time. */
 import { html, useEffect, useRef } from "./vendor/preact.mjs";
 import { read } from "./api.js";
+import { clockText } from "./format.js";
+import { language, t } from "./i18n.js";
 import { useLoaded } from "./ui.js";
 
 /** A line without axes: how something went. @param {{values: (number | null)[] | undefined}} props */
@@ -51,12 +53,12 @@ export function Chart({ at, series, title }) {
         height: 160,
         legend: { live: true },
         axes: [
-          { stroke: ink, grid },
-          { stroke: ink, grid, size: 64, values: (/** @type {any} */ _, /** @type {number[]} */ marks) => marks.map((mark) => series[0].text(mark)) },
+          { stroke: ink, grid, values: (/** @type {any} */ _, /** @type {number[]} */ marks) => distinct(marks.map(timeMark)) },
+          { stroke: ink, grid, size: 64, values: (/** @type {any} */ _, /** @type {number[]} */ marks) => distinct(marks.map((mark) => series[0].text(mark))) },
         ],
         scales: { y: { range: (/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => [0, Math.max(high, 1e-9) * 1.1] } },
-        series: [{}, ...series.map((one, index) => ({
-          label: one.label, stroke: style.getPropertyValue(`--chart${index + 1}`), width: 1.5, spanGaps: false,
+        series: [{ label: t("Time"), value: (/** @type {any} */ _, /** @type {number | null} */ at) => (at ? clockText(at * 1000) : "–") }, ...series.map((one, index) => ({
+          label: one.label, stroke: style.getPropertyValue(`--chart${index + 1}`), width: 1.5, spanGaps: false, points: { show: false },
           value: (/** @type {any} */ _, /** @type {number | null} */ value) => (value === null ? "–" : one.text(value)),
         }))],
       }, newest.current, element);
@@ -71,5 +73,12 @@ export function Chart({ at, series, title }) {
     };
   }, [series.map((one) => one.label).join()]);
   useEffect(() => plot.current?.setData(newest.current), [at]);
-  return html`<figure class="chart"><figcaption>${title}</figcaption><div ref=${box}></div></figure>`;
+  const none = series.every((one) => one.values.every((value) => value === null));
+  return html`<figure class="chart"><figcaption>${title} ${none && html`<small>${t("nothing measured")}</small>`}</figcaption><div ref=${box}></div></figure>`;
 }
+
+/** Each text once: marks that are close together would say the same. @param {string[]} texts */
+const distinct = (texts) => texts.map((text, at) => (text === texts[at - 1] ? "" : text));
+
+/** @param {number} at seconds since 1970 */
+const timeMark = (at) => new Date(at * 1000).toLocaleTimeString(language(), { hour: "2-digit", minute: "2-digit", hour12: false });

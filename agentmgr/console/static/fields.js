@@ -5,9 +5,9 @@ import { useLoaded } from "./ui.js";
 
 /**
  * @typedef {{
- *   name: string, help: string, standard: any, live: boolean, nullable: boolean,
+ *   name: string, title: string, help: string, unit: string, placeholder: string, standard: any, live: boolean, nullable: boolean,
  *   kind: "text" | "number" | "choice" | "switch" | "list" | "words" | "variables",
- *   choices: string[], least?: number, most?: number, whole: boolean,
+ *   choices: string[],
  * }} ServiceField `standard`: what it is if left out; `live`: it takes effect without a restart
  * @typedef {string | boolean | [string, string][]} Typed what a control of the form holds
  */
@@ -36,15 +36,15 @@ function serviceFieldsOf(schemas) {
     const { type, enum: choices = [] } = part.$ref ? schemas[part.$ref.split("/").at(-1)] : part;
     return {
       name,
-      help: (stated.description ?? "").replace(/`(\w+)`/g, "$1"),
-      standard: stated.default ?? (type === "object" ? {} : type === "array" ? [] : null),
+      title: stated.title ?? name,
+      unit: stated["x-unit"] ?? "",
+      placeholder: (stated["x-placeholder"] ?? "").replaceAll("`", ""),
+      help: (stated.description ?? "").replaceAll("`", ""),
+      standard: stated.default ?? null,
       live: stated["x-live"] === true,
       nullable: parts.length > 1,
       kind: controlKind(name, type, choices),
       choices,
-      least: part.minimum,
-      most: part.maximum,
-      whole: type === "integer",
     };
   });
 }

@@ -1,21 +1,20 @@
 /** The form of a service's fields: a control for each, made of its schema. */
 import { html, useState } from "./vendor/preact.mjs";
 import { HIDDEN } from "./fields.js";
+import { bytesText, durationText } from "./format.js";
 import { t } from "./i18n.js";
 import { Field } from "./ui.js";
 
-/** What to call the fields that most people set; the others are called by their names. */
+/** Better names than the fields' own. */
 const FIELD_LABELS = /** @type {Record<string, string>} */ ({
-  name: "Name", description: "Description", tags: "Tags", agent_factory_path: "Agent file", command: "Command",
-  cwd: "Working directory", env: "Environment", instances: "Instances", port: "Port", host: "Address",
-  env_file: "File of variables",
+  agent_factory_path: "Agent file", cwd: "Working directory", env: "Environment", env_file: "File of variables", host: "Address",
 });
 
-/** @param {string} name */
-export const fieldLabel = (name) => (FIELD_LABELS[name] ? t(FIELD_LABELS[name]) : name);
+/** @param {import("./fields.js").ServiceField} field */
+export const fieldLabel = ({ name, title }) => t(FIELD_LABELS[name] ?? title);
 
 /** What stands in an empty control. */
-const EXAMPLES = /** @type {Record<string, string>} */ ({
+const FIELD_EXAMPLES = /** @type {Record<string, string>} */ ({
   name: "my-agent", agent_factory_path: "/home/me/agent.py", command: "node server.js --port {port}", tags: "support, chinese",
 });
 
@@ -38,20 +37,21 @@ export function FieldControl({ field, typed, type, problem, note, required }) {
     control = html`<${Variables} id=${name} typed=${typed} type=${type} wrong=${wrong} />`;
   } else {
     const { standard } = field;
-    const shown = EXAMPLES[name] ?? (standard === null || typeof standard === "object" ? "" : String(standard));
+    const shown = FIELD_EXAMPLES[name] ?? (field.placeholder || (standard === null || typeof standard === "object" ? "" : String(standard)));
     control = html`<input id=${name} type="text" inputmode=${kind === "number" ? "decimal" : undefined} value=${typed}
       placeholder=${shown} required=${required} spellcheck="false" autocomplete="off" autocapitalize="off"
       onInput=${input} ...${wrong} />`;
   }
-  const hint = html`${t(field.help)} ${kind === "list" && t("Several, with commas between them.")} ${bounds(field)} ${note}`;
-  return html`<${Field} label=${fieldLabel(name)} name=${name} problem=${problem} hint=${hint}>${control}</${Field}>`;
+  const hint = html`${t(field.help)} ${kind === "list" && t("Several, with commas between them.")} ${meaning(field, typed)} ${note}`;
+  return html`<${Field} label=${html`${fieldLabel(field)}${field.unit && html` <small>${field.unit}</small>`}`} name=${name} problem=${problem} hint=${hint}>${control}</${Field}>`;
 }
 
-/** @param {OneField} field */
-function bounds({ kind, least, most, standard }) {
+/** A large number in words, and what is usual. @param {OneField} field @param {any} typed */
+function meaning({ kind, unit, standard }, typed) {
   if (kind !== "number") return null;
-  const usual = standard === null ? "" : t("Usually {standard}.", { standard });
-  return least === undefined ? usual : html`<span class="bounds">${t("{least} to {most}.", { least, most: most ?? "" })} ${usual}</span>`;
+  const words = (/** @type {any} */ number) => (unit === "bytes" ? bytesText(number) : unit === "s" ? durationText(number) : String(number));
+  const now = Number(typed) >= 90 && unit && typed ? `= ${words(Number(typed))}.` : "";
+  return html`${now} ${standard !== null && String(standard) !== typed && t("Usually {standard}.", { standard: words(standard) })}`;
 }
 
 /**

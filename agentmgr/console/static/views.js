@@ -4,6 +4,7 @@ import { Events } from "./views/events.js";
 import { Overview } from "./views/overview.js";
 import { Playground } from "./views/playground.js";
 import { Questions } from "./views/questions.js";
+import { Register } from "./views/register.js";
 import { Routing } from "./views/routing.js";
 import { Service } from "./views/service.js";
 import { Services } from "./views/services.js";
@@ -29,5 +30,6 @@ export const VIEWS = [
   { name: "routing", label: "Routing", icon: "⇄", View: Routing },
   { name: "playground", label: "Playground", icon: "▷", scope: "connect", View: Playground },
   { name: "events", label: "Events", icon: "≡", View: Events },
+  { name: "register", scope: "admin", View: Register },
   { name: "access", label: "Access", icon: "◆", scope: "admin", View: Access },
 ];

@@ -11,7 +11,23 @@ import { can } from "../store.js";
 import { attempt, CommandLine, Panel } from "../ui.js";
 
 /** The fields that come first, as most people come for them; the others follow in the API's order. */
-const FIRST_FIELDS = ["name", "description", "tags", "agent_factory_path", "command", "cwd", "env", "instances", "port"];
+export const FIRST_FIELDS = ["name", "description", "tags", "agent_factory_path", "command", "cwd", "env", "instances", "port"];
+
+/** The other fields by what they are about; a new one that fits nowhere comes last.
+ * @param {import("../fields.js").ServiceField[]} fields @returns {[string, import("../fields.js").ServiceField[]][]} */
+export function grouped(fields) {
+  /** @type {[string, RegExp][]} */
+  const groups = [
+    [t("Limits"), /_limit_|^max_(sessions|open|proc|mess)|weight|idle_timeout/],
+    [t("Start, end, restart"), /restart|stable|^st(art|op)|^drain|manager_death|^after$/],
+    [t("Checks"), /ready|health|recovery/],
+    [t("Sessions and turns"), /session|conversation|turn|confirm|disconnect|busy|crash|state|seamless|resume/],
+    [t("More"), /./],
+  ];
+  const group = (/** @type {any} */ field) => groups.findIndex(([, names]) => names.test(field.name));
+  return groups.map(([title], at) => /** @type {[string, any[]]} */ ([title, fields.filter((one) => group(one) === at)]))
+    .filter(([, found]) => found.length);
+}
 
 /** @param {any} service @param {string} name what the registration says */
 function storedValue(service, name) {
@@ -38,7 +54,7 @@ export function ServiceConfiguration({ service, again }) {
   const what = service.config.agent_factory_path ? "command" : "agent_factory_path";
   const text = filter.toLowerCase();
   const fits = (/** @type {any} */ one) =>
-    one.name !== what && (!text || one.name.includes(text) || fieldLabel(one.name).toLowerCase().includes(text) || one.help.toLowerCase().includes(text));
+    one.name !== what && (!text || one.name.includes(text) || fieldLabel(one).toLowerCase().includes(text) || one.help.toLowerCase().includes(text));
   const first = FIRST_FIELDS.map((name) => fields.find((one) => one.name === name)).filter(Boolean).filter(fits);
   const others = fields.filter((one) => !FIRST_FIELDS.includes(one.name) && fits(one));
   /** @type {Record<string, any>} */
@@ -53,7 +69,7 @@ export function ServiceConfiguration({ service, again }) {
     typed=${edits[field.name] ?? fieldTyped(field, storedValue(service, field.name))} problem=${problem?.fields.get(field.name)}
     type=${(/** @type {any} */ typed) => (setEdits((now) => ({ ...now, [field.name]: typed })), setProblem(null))}
     note=${field.live ? t("Takes effect at once.") : null} />`;
-  const unplaced = problem && ![...problem.fields.keys()].some((name) => fields.some((one) => one.name === name));
+  const unplaced = problem && !placed(problem, fields);
   return html`<form class="config" onSubmit=${(/** @type {Event} */ event) => (event.preventDefault(), changed.length && review(true))}>
     <div class="filters"><input type="search" value=${filter} placeholder=${t("Find a field ( / )")} aria-label=${t("Find a field ( / )")}
       onInput=${(/** @type {any} */ event) => setFilter(event.target.value)} />
@@ -63,7 +79,7 @@ export function ServiceConfiguration({ service, again }) {
         <button type="button" onClick=${() => (setProblem(null), again())}>${t("Load it")}</button></p>`}</div>`}
     <fieldset disabled=${!can("admin")}>
       ${first.length > 0 && html`<${Panel} title=${t("What it is")}><div class="fields">${first.map(control)}</div></${Panel}>`}
-      ${others.length > 0 && html`<${Panel} title=${t("How it is run")}><div class="fields">${others.map(control)}</div></${Panel}>`}
+      ${grouped(others).map(([title, fields]) => html`<${Panel} key=${title} title=${title}><div class="fields">${fields.map(control)}</div></${Panel}>`)}
     </fieldset>
     ${!first.length && !others.length && html`<p class="empty">${t("No field is like that.")}</p>`}
     ${can("admin") && html`<div class="savebar" role="group" aria-label=${t("Changes")}>
@@ -75,8 +91,11 @@ export function ServiceConfiguration({ service, again }) {
   </form>`;
 }
 
-/** @param {Problem} error */
-const showFirst = (error) => requestAnimationFrame(() => {
+/** Is the problem one of a field? @param {Problem} problem @param {import("../fields.js").ServiceField[]} fields */
+export const placed = (problem, fields) => fields.some((one) => problem.fields.has(one.name));
+
+/** Goes to the field that is wrong. @param {Problem} error */
+export const showFirst = (error) => requestAnimationFrame(() => {
   const element = document.getElementById([...error.fields.keys()][0] ?? "");
   element?.scrollIntoView({ block: "center" });
   element?.focus();
@@ -107,7 +126,7 @@ function Difference({ service, changed, changes, close, refused, done }) {
   };
   return html`<${Modal} title=${t("What changes")} kind="difference" close=${close}>
     <dl class="difference">${changed.map((field) => html`<div key=${field.name}>
-      <dt>${fieldLabel(field.name)} <small>${field.live ? t("at once") : t("at the next start")}</small></dt>
+      <dt>${fieldLabel(field)} <small>${field.live ? t("at once") : t("at the next start")}</small></dt>
       ${lines(field, storedValue(service, field.name), changes[field.name]).map(([sign, text]) => html`
         <dd class=${sign === "+" ? "added" : "removed"}><span aria-label=${sign === "+" ? t("new:") : t("old:")}>${sign}</span> <code>${visibleText(text)}</code></dd>`)}</div>`)}</dl>
     ${restarts && html`<p>${t("Running instances keep the old configuration until they are restarted: each new one is ready before an old one goes.")}</p>`}

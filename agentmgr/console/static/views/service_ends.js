@@ -29,8 +29,8 @@ export function ServiceEnds({ service }) {
 /** One end. @param {{end: any, open: boolean}} props */
 export function EndEntry({ end, open }) {
   const output = plainLine((end.output ?? "").trimEnd());
-  return html`<div class="end"><p><${Status} value=${end.planned ? "completed" : "failed"} text=${end.planned ? t("meant") : t("not meant")} />
-      <strong><${Foreign} text=${end.reason} most=${500} /></strong></p>
+  return html`<div class="end"><p><${Status} value=${end.planned ? "completed" : "failed"} text=${end.planned ? t("meant") : t("not meant")} />${" "}
+      <strong><${Foreign} text=${end.reason.trim().split("\n").at(-1)} most=${500} /></strong></p>
     <p class="hint"><${Ago} at=${end.at} /> · ${[t("instance {slot}", { slot: end.slot }),
       end.pid && `pid ${end.pid}`, end.exit, end.ran_s !== null && t("after {time}", { time: durationText(end.ran_s) })].filter(Boolean).join(" · ")}</p>
     ${output && html`<details open=${open}><summary>${t("What it wrote last")}</summary>

@@ -55,7 +55,7 @@ function Standing({ service, figures }) {
     ${last && html`<h3>${t("Its last end")}</h3><${EndEntry} end=${last} open=${down && !reason} />
       <p><a href=${address(["services", service.name], { tab: "history" })}>${t("All its ends")}</a></p>`}
     ${down && !last && !reason && ends && html`<p>${t("It has never run.")}</p>`}
-    ${service.status === "error" && html`<p class="hint">${t("Mend the cause, then start it. What it wrote last is in its log.")}
+    ${service.status === "error" && html`<p class="hint">${t("Mend the cause, then start it. What it wrote last is in its log.")}${" "}
       <a href=${address(["services", service.name], { tab: "logs" })}>${t("Its log")}</a></p>`}</${Panel}>`;
 }
 
@@ -64,7 +64,7 @@ function About({ service }) {
   const gateway = useStore((all) => all.me?.gateway?.[0]);
   const url = gateway && `${gateway}/services/${encodeURIComponent(service.name)}`;
   const { agent_factory_path: file, tags, config } = service;
-  return html`<${Panel} title=${t("What it is")}><dl class="facts">
+  return html`<${Panel} title=${t("What it is")}><dl class="about">
     <dt>${file ? t("Agent file") : t("Command")}</dt>
     <dd><code><${Foreign} text=${file ?? config.command.map(shellWord).join(" ")} most=${400} /></code></dd>
     ${url && html`<dt>${t("Clients connect to")}</dt><dd><code>${url}</code> <${Copy} text=${url} /></dd>`}
@@ -81,7 +81,7 @@ function About({ service }) {
 /** @type {(name: string) => import("../table.js").Column[]} */
 const instanceColumns = (name) => [
   { name: "slot", label: t("Instance"), kind: "fill", by: (row) => row.slot,
-    cell: (row) => html`<a href=${address(["services", name], { tab: "logs", instance: row.slot })}>${t("Log of {slot}", { slot: row.slot })}</a>` },
+    cell: (row) => html`<a href=${address(["services", name], { tab: "logs", instance: row.slot })}>${t("instance {slot}", { slot: row.slot })}</a>` },
   { name: "status", label: t("Status"), by: (row) => row.status,
     cell: (row) => html`<${Status} value=${row.status === "running" && row.health !== "unknown" ? row.health : row.status} />` },
   { name: "pid", label: "pid", kind: "number", by: (row) => row.pid, cell: (row) => row.pid ?? "–" },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
@@ -23,6 +24,7 @@ _STATE = b"{{console}}"  #: in the page: what it has to know at first
 
 #: Ends of names of files that no browser reads: of checkers; licences, which come with the package.
 _NOT_SERVED = (".d.mts", ".d.ts", "tsconfig.json", ".LICENSE.txt")
+_FOR_PEOPLE = re.compile(rb"/\*.*?\*/\n?|^[ \t]+", re.MULTILINE | re.DOTALL)  #: in a stylesheet
 _TYPES = {
     "": "text/plain; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -77,7 +79,7 @@ def load(folder: Path = STATIC) -> Assets:
     if _PLACEHOLDER not in page:
         raise BundleError(f"{_INDEX}:1: the page does not name its files by {_PLACEHOLDER}")
     if sheets := [name for name in raw if name.endswith(".css")]:
-        raw[_STYLE] = b"\n".join(raw.pop(name) for name in sheets)
+        raw[_STYLE] = _FOR_PEOPLE.sub(b"", b"\n".join(raw.pop(name) for name in sheets))
     files = {name: content for name, content in raw.items() if name not in bundle.modules}
     files["console.js"] = bundle.text.encode()
     assets = {name: Asset.of(name, content) for name, content in sorted(files.items())}

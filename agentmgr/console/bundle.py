@@ -9,7 +9,7 @@ our modules; one that breaks them is refused:
   `vendor` they are kept, one for each file, before everything else.
 * `export` stands before a declaration: no default, no list, nothing exported again. `as` renames nothing.
 * What only people and the checker read is left out, a quarter of the bytes: comments with lines of their own,
-  `/** @type … */` in a line, indentation. So no line of a text looks like a comment, or needs its indentation.
+  `/** @type … */` in a line, indentation. So no line of a text looks like a comment or needs its indentation.
 * A name of the top level is declared once in all modules, and a declaration there takes nothing apart.
 
 A module to which no import leads from `main.js` stays a file, for `import(…)` while the page runs; it

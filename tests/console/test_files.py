@@ -17,11 +17,8 @@ VENDOR = {
     "htm.LICENSE.txt": "740725f7252e750af735d0028cc534970772f513331e9f68150fede8fb3ce00f",
     "preact.mjs": "72284e8e9079c87817145df1110f74e8a2aa040b2fc384922e18dfcb46fc1fd7",
     "preact.LICENSE.txt": "1fe6958409c8c257a70c587a18b6f7f412b179b456630790d30b2ec9a8e4b7d4",
-    "uplot.LICENSE.txt": "8f989229699b4fe2f1a0432d0e9edc338a8a911e250e2d1b01ecd770a5f5b1bd",
-    "uplot.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
-    "uplot.mjs": "8301d1a4fcc08355d4ff7e8c87cc4a4e13cc4da93ba50a20816005488c0c5f6e",
 }
-LICENCES = {"ansi_up": "MIT", "htm": "Apache License", "preact": "MIT", "uplot": "MIT"}
+LICENCES = {"ansi_up": "MIT", "htm": "Apache License", "preact": "MIT"}
 
 
 def test_the_console_stays_small():

@@ -104,7 +104,7 @@ async def test_the_page_brings_what_its_first_request_would_ask_for(http: httpx2
 async def test_there_is_one_stylesheet(http: httpx2.AsyncClient) -> None:
     files = load().files
     assert [name for name in files if name.endswith(".css")] == ["style.css"]
-    assert b".uplot" in files["style.css"].raw
+    assert b".sidebar" in files["style.css"].raw
 
 
 def test_compressed_files_are_shorter_and_the_same_each_time() -> None:

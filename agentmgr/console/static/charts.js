@@ -1,5 +1,5 @@
 /** Small lines in tables, and charts over time. */
-import { html, useEffect, useRef } from "./vendor/preact.mjs";
+import { html, useState } from "./vendor/preact.mjs";
 import { read } from "./api.js";
 import { clockText } from "./format.js";
 import { language, t } from "./i18n.js";
@@ -29,52 +29,44 @@ export function useHistory(ids) {
 }
 
 /**
- * A chart over time.
+ * A chart over time: where one points, the values of that moment; else the newest.
  * @param {{at: number[], series: {label: string, values: (number | null)[], text: (value: number) => string}[], title: string}} props
  *   `at`: seconds since 1970
  */
 export function Chart({ at, series, title }) {
-  const box = useRef(/** @type {HTMLElement | null} */ (null));
-  const plot = useRef(/** @type {any} */ (null));
-  const data = [at, ...series.map((one) => one.values)];
-  const newest = useRef(data);
-  newest.current = data;
-  useEffect(() => {
-    let gone = false;
-    const draw = async () => {
-      const { default: uPlot } = await import("./vendor/uplot.mjs");
-      const element = box.current;
-      if (gone || !element) return;
-      const style = getComputedStyle(element);
-      const ink = style.getPropertyValue("--dim");
-      const grid = { stroke: style.getPropertyValue("--line"), width: 1 };
-      plot.current = new uPlot({
-        width: element.clientWidth,
-        height: 160,
-        legend: { live: true },
-        axes: [
-          { stroke: ink, grid, values: (/** @type {any} */ _, /** @type {number[]} */ marks) => distinct(marks.map(timeMark)) },
-          { stroke: ink, grid, size: 64, values: (/** @type {any} */ _, /** @type {number[]} */ marks) => distinct(marks.map((mark) => series[0].text(mark))) },
-        ],
-        scales: { y: { range: (/** @type {any} */ _, /** @type {number} */ low, /** @type {number} */ high) => [0, Math.max(high, 1e-9) * 1.1] } },
-        series: [{ label: t("Time"), value: (/** @type {any} */ _, /** @type {number | null} */ at) => (at ? clockText(at * 1000) : "–") }, ...series.map((one, index) => ({
-          label: one.label, stroke: style.getPropertyValue(`--chart${index + 1}`), width: 1.5, spanGaps: false, points: { show: false },
-          value: (/** @type {any} */ _, /** @type {number | null} */ value) => (value === null ? "–" : one.text(value)),
-        }))],
-      }, newest.current, element);
-    };
-    void draw();
-    const sized = new ResizeObserver(() => plot.current?.setSize({ width: box.current?.clientWidth ?? 300, height: 160 }));
-    if (box.current) sized.observe(box.current);
-    return () => {
-      gone = true;
-      sized.disconnect();
-      plot.current?.destroy();
-    };
-  }, [series.map((one) => one.label).join()]);
-  useEffect(() => plot.current?.setData(newest.current), [at]);
+  const [pointed, point] = useState(/** @type {number | null} */ (null));
+  const from = at[0];
+  const span = Math.max(at[at.length - 1] - from, 1);
+  const top = roundTop(Math.max(...series.flatMap((one) => one.values.map((value) => value ?? 0))));
   const none = series.every((one) => one.values.every((value) => value === null));
-  return html`<figure class="chart"><figcaption>${title} ${none && html`<small>${t("nothing measured")}</small>`}</figcaption><div ref=${box}></div></figure>`;
+  const x = (/** @type {number} */ time) => ((time - from) / span) * 1000;
+  const line = (/** @type {(number | null)[]} */ values) => values.map((value, index) =>
+    value === null ? "" : `${(values[index - 1] ?? null) === null ? "M" : "L"}${x(at[index]).toFixed(1)} ${(100 - (value / top) * 100).toFixed(2)}`).join("");
+  const move = (/** @type {any} */ event) => {
+    const { left, width } = event.currentTarget.getBoundingClientRect();
+    const time = from + ((event.clientX - left) / width) * span;
+    const after = at.findIndex((one) => one >= time);
+    point(after > 0 && time - at[after - 1] < at[after] - time ? after - 1 : Math.max(after, 0));
+  };
+  const moment = pointed !== null && pointed < at.length ? pointed : at.length - 1;
+  const marks = distinct([top, top / 2, 0].map((value) => series[0].text(value)));
+  return html`<figure class="chart"><figcaption>${title} ${none && html`<small>${t("nothing measured")}</small>`}</figcaption>
+    <div class="plot"><div class="marks" aria-hidden="true">${marks.map((mark) => html`<span>${mark}</span>`)}</div>
+      <svg viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" aria-label=${title} onPointerMove=${move} onPointerLeave=${() => point(null)}>
+        ${[0, 50, 100].map((y) => html`<path class="grid" d="M0 ${y}H1000" />`)}
+        ${series.map((one, index) => html`<path class="line${index + 1}" d=${line(one.values)} />`)}
+        ${pointed !== null && html`<path class="grid" d="M${x(at[moment])} 0V100" />`}</svg></div>
+    <div class="times" aria-hidden="true">${[0, 0.5, 1].map((part) => html`<span>${timeMark(from + span * part)}</span>`)}</div>
+    <p class="legend">${series.map((one, index) => html`<span><i class="line${index + 1}" aria-hidden="true"></i> ${one.label} <b>${
+      (one.values[moment] ?? null) === null ? "–" : one.text(/** @type {number} */ (one.values[moment])) || one.values[moment]}</b></span>`)}
+      <small>${pointed === null ? "" : clockText(at[moment] * 1000)}</small></p></figure>`;
+}
+
+/** The end of the scale: 1, 2 or 5 with zeros. @param {number} most */
+function roundTop(most) {
+  if (most <= 0) return 1;
+  const power = 10 ** Math.floor(Math.log10(most));
+  return power * /** @type {number} */ ([1, 2, 5, 10].find((step) => step * power >= most));
 }
 
 /** Each text once: marks that are close together would say the same. @param {string[]} texts */

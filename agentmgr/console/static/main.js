@@ -100,6 +100,7 @@ function Console() {
 
 async function start() {
   await tradeTicket();
+  addEventListener("hashchange", () => void tradeTicket()); // the link, put into the bar of this very page
   render(html`<${Console} />`, /** @type {HTMLElement} */ (document.getElementById("page")));
   await live();
 }

@@ -2,6 +2,7 @@
 import { html, useMemo, useState } from "./vendor/preact.mjs";
 import { clockText, countText, durationText, valueText } from "./format.js";
 import { t } from "./i18n.js";
+import { address } from "./router.js";
 import { endText } from "./turns.js";
 import { Foreign, Status, useEvery } from "./ui.js";
 
@@ -18,17 +19,17 @@ const END_TEXT = /** @type {Record<string, [string, string]>} */ ({
 });
 
 /**
- * One turn. `answer`: where the person may answer its questions.
- * @param {{turn: import("./turns.js").Turn, answer?: AnswerQuestion}} props
+ * One turn. `answer`: where the person may answer its questions; `service`: whose log says more of an error.
+ * @param {{turn: import("./turns.js").Turn, answer?: AnswerQuestion, service?: string}} props
  */
-export function TurnView({ turn, answer }) {
+export function TurnView({ turn, answer, service }) {
   // The same turn object is the same picture: of a long session only the turn that moves is drawn again.
   return useMemo(() => html`<article class="turn" aria-label=${t("Turn {number}", { number: turn.number })}>
     <div class="said person">${turn.known
       ? html`<${Foreign} text=${valueText(turn.message) || "–"} most=${TEXT_SHOWN} />`
       : html`<span class="none">${t("The message of this turn is not here.")}</span>`}</div>
     <${Parts} parts=${turn.parts} answer=${answer} />
-    <${TurnEnd} turn=${turn} /></article>`, [turn, answer]);
+    <${TurnEnd} turn=${turn} service=${service} /></article>`, [turn, answer]);
 }
 
 /** @param {{parts: import("./turns.js").Part[], answer?: AnswerQuestion}} props */
@@ -99,7 +100,7 @@ export function QuestionView({ question, answer }) {
     await answer?.(question.step_id, yes);
     setSent(null);
   };
-  return html`<section class="question ${open ? "open" : ""}" aria-label=${t("Question")}>
+  return html`<section class="question ${open ? "open" : ""}">
     <p><strong><${Foreign} text=${question.message || t("May it use this tool?")} most=${2000} /></strong></p>
     <p><code><${Foreign} text=${question.tool} most=${200} /></code></p>
     <${JsonView} label=${t("Arguments")} value=${question.args} />
@@ -124,19 +125,22 @@ export function TimeLeft({ at, timeout_s }) {
     ${t("{time} left", { time: left > 7200 ? durationText(left) : clock })}</small>`;
 }
 
-/** How the turn ended, or that it runs. @param {{turn: import("./turns.js").Turn}} props */
-function TurnEnd({ turn }) {
+/** How the turn ended, or that it runs. @param {{turn: import("./turns.js").Turn, service?: string}} props */
+function TurnEnd({ turn, service }) {
   const took = turn.started_at && turn.ended_at ? (Date.parse(turn.ended_at) - Date.parse(turn.started_at)) / 1000 : null;
   const tokens = turn.input_tokens + turn.output_tokens;
   const [mark, words] = END_TEXT[turn.end?.event ?? ""] ?? [];
   const text = endText(turn);
+  const error = turn.end?.content?.error_id; // as the log names it
+  const at = turn.started_at ?? turn.ended_at;
   return html`${text && html`<div class="said ${mark ? "trouble" : "agent"}">
       ${words && html`<p><${Status} value=${mark} text=${t(words)} /> <code>${turn.end?.content?.code ?? turn.end?.content?.type}</code></p>`}
-      <${Foreign} text=${text} most=${TEXT_SHOWN} /></div>`}
+      <${Foreign} text=${text} most=${TEXT_SHOWN} />
+      ${error && service && html`<p><a href=${address(["services", service], { tab: "logs", q: error })}>${t("Its log")}</a></p>`}</div>`}
     ${!text && words && html`<div class="said trouble"><${Status} value=${mark} text=${t(words)} /></div>`}
     <p class="foot">${turn.status !== "ended" && html`<${Status} value=${turn.status === "running" ? "starting" : "waiting"}
         text=${turn.status === "running" ? t("running") : t("waits for its turn")} />`}
-      ${turn.started_at && html`<time datetime=${turn.started_at}>${clockText(turn.started_at)}</time>`}
+      ${at && html`<time datetime=${at}>${clockText(at)}</time>`}
       ${took !== null && html`<span>${durationText(took)}</span>`}
       ${tokens > 0 && html`<span title=${turn.models.join(", ")}>${t("{in} + {out} tokens",
         { in: countText(turn.input_tokens), out: countText(turn.output_tokens) })}</span>`}</p>`;

@@ -12,11 +12,11 @@ export const ZH_TALK = {
   "The turn took too long": "这一轮超时了",
   "The turn was interrupted": "这一轮被中断了",
   "The message was not taken": "消息未被接受",
+  "Its log": "查看日志",
   "no result": "尚无结果",
   "ok": "成功",
   "Arguments": "参数",
   "Result": "结果",
-  "Question": "问题",
   "waits for an answer": "等待答复",
   "approved": "已批准",
   "denied": "已拒绝",
@@ -31,8 +31,6 @@ export const ZH_TALK = {
   "{in} + {out} tokens": "{in} + {out} 个 token",
 
   // A session
-  "Approved.": "已批准。",
-  "Denied.": "已拒绝。",
   "All sessions": "全部会话",
   "Session": "会话",
   "Your token shows that there are sessions. What was said in them takes the scope sessions.":
@@ -40,10 +38,8 @@ export const ZH_TALK = {
   "Stop the turn": "停止这一轮",
   "Export": "导出",
   "End and erase": "结束并删除",
-  "End and erase this session?": "结束并删除这个会话？",
   "It ends, and all that was said in it ({count} turns) is erased, also for the person who speaks there. This cannot be taken back; Export saves it before.":
     "会话将结束，其中的全部内容（{count} 轮）都会被删除，正在对话的人也看不到了。此操作无法撤销；可以先导出保存。",
-  "Erased.": "已删除。",
   "This session has ended: {reason}.": "会话已结束：{reason}。",
   "waits for a person": "等待人工答复",
   "idle": "空闲",
@@ -106,15 +102,16 @@ export const ZH_TALK = {
   "API and console": "API 与控制台",
   "Gateway": "网关",
   "asks for a token": "要求令牌",
-  "lets in whoever reaches it": "任何能连上的人都可进入",
+  "asks for no token": "不要求令牌",
+  "lets in {whom}": "允许进入的是：{whom}",
+  "only the user who runs the manager, and root": "仅运行管理器的用户和 root",
+  "whoever reaches it; on loopback: every user of this machine": "任何能连上的人；在回环地址上，即本机的所有用户",
   "and no token opens it": "但没有令牌能打开它",
   "Ask no longer": "不再要求",
   "Ask for a token": "要求令牌",
-  "Whoever reaches it may then do everything there, without a key.": "此后任何能连上的人无需密钥即可执行所有操作。",
   "Whoever has no token is refused from then on.": "此后没有令牌的人会被拒绝。",
   "Revoke": "吊销",
   "Revoke {name}": "吊销 {name}",
-  "Revoke {name}?": "吊销 {name}？",
   "It opens nothing from then on, and what it has opened ends at once: connections through the gateway (close code 1008), followed events and logs, requests that wait. This cannot be taken back.":
     "此后它什么都打不开，已打开的一切立即结束：经网关的连接（关闭码 1008）、正在跟踪的事件与日志、等待中的请求。此操作无法撤销。",
   "{name} is revoked.": "{name} 已吊销。",
@@ -127,8 +124,6 @@ export const ZH_TALK = {
   "never": "永不",
   "There is no token: the API and the gateway ask for none.": "没有令牌：API 与网关都不要求令牌。",
   "Make a token": "创建令牌",
-  "The first token": "第一个令牌",
-  "Make it": "创建",
   "From then on the API asks for a token, and this page for a login: agentmgr console, in a terminal, opens it again. The key is shown before.":
     "此后 API 要求令牌，本页面要求登录：在终端运行 agentmgr console 可重新打开。密钥会先显示出来。",
   "It may": "允许",
@@ -144,6 +139,5 @@ export const ZH_TALK = {
   "It opens the gateway once, soon, for those who cannot send a token, as a page in a browser.":
     "在短时间内打开网关一次，供无法发送令牌的客户端使用，例如浏览器页面。",
   "Make a ticket": "创建票据",
-  "A ticket was made.": "票据已创建。",
   "Good for one connection, until {time}.": "可连接一次，有效至 {time}。",
 };

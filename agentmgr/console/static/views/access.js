@@ -62,21 +62,22 @@ export function Access() {
 /** Who has to show a key. @param {{policy: any, tokens: any[], again: () => void}} props */
 function Policy({ policy, tokens, again }) {
   const doors = [
-    { name: "api", label: t("API and console"), opens: tokens.length > 0 },
-    { name: "gateway", label: t("Gateway"), opens: tokens.some((one) => one.scopes.some((/** @type {string} */ scope) => /^(connect|admin)/.test(scope))) },
+    { name: "api", label: t("API and console"), free: t("only the user who runs the manager, and root"), opens: tokens.length > 0 },
+    { name: "gateway", label: t("Gateway"), free: t("whoever reaches it; on loopback: every user of this machine"), opens: tokens.some((one) => one.scopes.some((/** @type {string} */ scope) => /^(connect|admin)/.test(scope))) },
   ];
   const change = (/** @type {string} */ name, /** @type {boolean} */ on) => async () => {
     await call("PATCH", "/token-policy", { body: { [name]: on } });
     again();
   };
-  return html`<${Panel} title=${t("Who needs a key")}><ul class="doors">${doors.map(({ name, label, opens }) => {
+  return html`<${Panel} title=${t("Who needs a key")}><ul class="doors">${doors.map(({ name, label, free, opens }) => {
     const asks = policy[name];
     return html`<li><strong>${label}</strong>
-      <${Status} value=${asks ? "completed" : "degraded"} text=${asks ? t("asks for a token") : t("lets in whoever reaches it")} />
+      <${Status} value=${asks ? "completed" : "degraded"} text=${asks ? t("asks for a token") : t("asks for no token")} />
+      ${!asks && html`<small>${t("lets in {whom}", { whom: free })}</small>`}
       ${asks && !opens && html`<${Status} value="failed" text=${t("and no token opens it")} />`}
       <${Action} label=${asks ? t("Ask no longer") : t("Ask for a token")} danger=${asks} run=${change(name, !asks)}
         command=${commandText("tokens", "require", asks ? "off" : "on", `--${name}`)}
-        ask=${asks ? t("Whoever reaches it may then do everything there, without a key.") : t("Whoever has no token is refused from then on.")} /></li>`;
+        ask=${asks ? t("lets in {whom}", { whom: free }) : t("Whoever has no token is refused from then on.")} /></li>`;
   })}</ul></${Panel}>`;
 }
 
@@ -87,7 +88,7 @@ function Tokens({ tokens, again }) {
     const command = commandText("tokens", "revoke", row.name);
     const text = t("It opens nothing from then on, and what it has opened ends at once: connections through the gateway "
       + "(close code 1008), followed events and logs, requests that wait. This cannot be taken back.");
-    if (!(await ask({ title: t("Revoke {name}?", { name: row.name }), text, command, confirm: t("Revoke"), danger: true }))) return;
+    if (!(await ask({ title: t("Revoke {name}", { name: row.name }), text, command, confirm: t("Revoke"), danger: true }))) return;
     const path = `/tokens/${encodeURIComponent(row.token_id)}`;
     if (await attempt(() => call("DELETE", path), { command, done: t("{name} is revoked.", { name: row.name }) })) again();
   };
@@ -133,7 +134,7 @@ function NewTokenForm({ first, again }) {
     ...(days ? ["--expires-days", days] : []));
   const make = async (/** @type {Event} */ event) => {
     event.preventDefault();
-    if (first && !(await ask({ title: t("The first token"), command, confirm: t("Make it"), text: t("From then on the API asks for a token, "
+    if (first && !(await ask({ title: t("Make a token"), command, confirm: t("Make a token"), text: t("From then on the API asks for a token, "
       + "and this page for a login: agentmgr console, in a terminal, opens it again. The key is shown before.") }))) return;
     try {
       const made = await call("POST", "/tokens", { body: { name, scopes: wanted, expires_in_days: days ? Number(days) : null } });
@@ -178,7 +179,7 @@ function TicketForm() {
       onChange=${(/** @type {any} */ event) => (setService(event.target.value), setMade(null))}>
       <option value="">${t("Every service")}</option>
       ${[...services.values()].map((row) => row.name).sort().map((name) => html`<option value=${name}>${name}</option>`)}</select></${Field}>
-    <div class="buttons"><${Action} label=${t("Make a ticket")} scope="connect" command=${command} run=${make} done=${t("A ticket was made.")} /></div>
+    <div class="buttons"><${Action} label=${t("Make a ticket")} scope="connect" command=${command} run=${make} /></div>
     ${made && html`<${CommandLine} text=${url ?? made.ticket} />
       <p class="hint">${t("Good for one connection, until {time}.", { time: clockText(made.expires_at) })}</p>`}</${Panel}>`;
 }

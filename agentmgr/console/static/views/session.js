@@ -23,7 +23,7 @@ export const shortId = (id) => id.slice(0, SHORT_ID);
 export const answerQuestion = (id, step_id, confirmed) =>
   attempt(() => call("POST", `${sessionPath(id)}/answers`, { body: { step_id, confirmed } }), {
     command: commandText("questions", "answer", shortId(id), confirmed ? "yes" : "no", "--step", step_id),
-    done: confirmed ? t("Approved.") : t("Denied."),
+    done: confirmed ? t("approved") : t("denied"),
   });
 
 /**
@@ -119,7 +119,7 @@ function OpenSession({ id, back }) {
       <button type="button" class="danger" onClick=${() => end(detail)}>${t("End and erase")}</button></${Head}>
     <${Facts} detail=${detail} timeline=${timeline} />
     ${(problem ?? cut) && html`<${Failed} problem=${problem ?? cut} again=${again} />`}
-    <${Turns} id=${id} timeline=${timeline} />
+    <${Turns} id=${id} service=${detail.service} timeline=${timeline} />
     ${ended ? html`<${Empty}>${t("This session has ended: {reason}.", { reason: ended })}</${Empty}>` : html`<${Speak} id=${id} busy=${running} />`}`;
 }
 
@@ -135,8 +135,8 @@ async function end(detail) {
   const text = t("It ends, and all that was said in it ({count} turns) is erased, also for the person who speaks there. "
     + "This cannot be taken back; Export saves it before.", { count: turns });
   const command = commandText("sessions", "end", shortId(id));
-  if (!(await ask({ title: t("End and erase this session?"), text, command, confirm: t("End and erase"), danger: true }))) return;
-  if (await attempt(() => call("DELETE", sessionPath(id)), { command, done: t("Erased.") })) go("#/sessions");
+  if (!(await ask({ title: t("End and erase"), text, command, confirm: t("End and erase"), danger: true }))) return;
+  if (await attempt(() => call("DELETE", sessionPath(id)), { command })) go("#/sessions");
 }
 
 /** @param {{detail: any, timeline: import("../turns.js").Timeline}} props */
@@ -162,8 +162,8 @@ function Facts({ detail, timeline }) {
       <${JsonView} label="session.state" value=${detail.session_state} /></details>`}`;
 }
 
-/** @param {{id: string, timeline: import("../turns.js").Timeline}} props */
-function Turns({ id, timeline }) {
+/** @param {{id: string, service: string, timeline: import("../turns.js").Timeline}} props */
+function Turns({ id, service, timeline }) {
   const [most, setMost] = useState(TURNS_SHOWN);
   const [following, setFollowing] = useState(true);
   const box = useRef(/** @type {HTMLElement | null} */ (null));
@@ -186,7 +186,7 @@ function Turns({ id, timeline }) {
       ${hidden > 0 && html`<button class="link" onClick=${() => setMost(most + TURNS_SHOWN)}>
         ${t("{count} earlier turns are not shown: show more", { count: countText(hidden) })}</button>`}
       ${turns.length === 0 && html`<${Empty}>${t("Nothing was said yet.")}</${Empty}>`}
-      ${turns.slice(hidden).map((turn) => html`<${TurnView} key=${turn.number} turn=${turn} answer=${answer} />`)}</div>
+      ${turns.slice(hidden).map((turn) => html`<${TurnView} key=${turn.number} turn=${turn} answer=${answer} service=${service} />`)}</div>
     ${!following && html`<p class="newer"><button onClick=${() => setFollowing(true)}>${missed > 0
       ? t("{count} new events: go to the end", { count: countText(missed) }) : t("Go to the end")}</button></p>`}</${Panel}>`;
 }

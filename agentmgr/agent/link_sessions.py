@@ -58,8 +58,6 @@ class LinkSessions:
     ) -> tuple[Session, Reader]:
         """Raises what `SessionRegistry.find` does."""
         session = await self._find(session_id)
-        if (old := self.attached.pop(session, None)) is not None:
-            session.detach(old)
         reader = self._attach(session, after=last_seq, exclusive=exclusive)
         if not only_watch or self._current is None:
             self._current = session
@@ -73,7 +71,8 @@ class LinkSessions:
             return self._current  # also one that has left this instance, and refuses the message
         session = await self._find(session_id)
         if session not in self.attached:
-            self._attach(session, after=session.buffer.visible)
+            # One that left this instance, and came back, has said more meanwhile.
+            self._attach(session, after=self.places.get(session.id, session.buffer.visible))
         self._current = session
         return session
 
@@ -128,9 +127,14 @@ class LinkSessions:
         return None
 
     async def _find(self, session_id: str) -> Session:
-        return await self._registry.find(session_id, self._client, only_here=self._is_late)
+        # What has left a host that drains is not taken up by it again.
+        has_left = self._registry.is_draining and session_id in self.places
+        return await self._registry.find(session_id, self._client, only_here=self._is_late or has_left)
 
     def _attach(self, session: Session, *, after: int, exclusive: bool = False) -> Reader:
+        """In place of what it reads of the session so far, which may be of a copy that has left."""
+        for old in [it for it in self.attached if it.id == session.id]:
+            old.detach(self.attached.pop(old))
         self._check_room()
         reader = self.attached[session] = session.attach(self._link, self._client, after, exclusive=exclusive)
         self._link.wake()

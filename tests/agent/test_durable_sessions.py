@@ -851,3 +851,53 @@ async def test_a_host_that_drains_begins_no_turn_behind_the_one_that_runs(path):
         await again.say("user.reconnect", session_id=client.session_id, last_seq=2)
         end = await again.until(*TURN_ENDS)
         assert (end["content"], end["step_id"], end["seq"]) == ("two", "two", 3)
+
+
+async def test_a_connection_misses_nothing_of_a_session_that_left_and_came_back(path):
+    """What it said meanwhile was not for another one alone."""
+    go_on = trio.Event()
+
+    async def slow(message):
+        await go_on.wait()
+        return str(message)
+
+    async with durable(slow, path) as url, bare_client(url) as client, bare_client(url) as other:
+        await client.open()
+        await leave_behind_one(url, client, go_on)
+        url.sessions.is_draining = False
+        await resume(other, client.session_id, 2)
+        assert (await other.until(*TURN_ENDS))["content"] == "two"
+        await client.say("user.message", session_id=client.session_id, content="three")
+        assert [(await client.until(*TURN_ENDS))["content"] for _ in range(2)] == ["two", "three"]
+        assert seqs(client) == [1, 2, 3, 4]
+
+
+async def test_a_host_that_drains_does_not_take_up_again_what_has_left_it(path):
+    go_on, never = trio.Event(), trio.Event()
+
+    async def slow(message):
+        await (never if message == "long" else go_on).wait()
+        return str(message)
+
+    async with durable(slow, path) as url, bare_client(url) as client:
+        await client.say("user.message", content="long")  # keeps the connection
+        await client.until("agent.session_created")
+        await client.open()
+        await leave_behind_one(url, client, go_on)
+        await client.say("user.message", session_id=client.session_id, content="three")
+        assert (await client.until("system.error"))["content"]["code"] == "draining"
+        assert len(url.sessions) == 1
+        never.set()
+
+
+async def leave_behind_one(url, client, go_on):
+    """The client's newest session leaves when its first message was answered, and has one more."""
+    for name in ("one", "two"):
+        await client.say("user.message", session_id=client.session_id, content=name)
+    await client.say("user.request_state")
+    await client.until("agent.state_exported")
+    session = url.sessions._sessions[client.session_id]
+    url.sessions.is_draining = True
+    go_on.set()
+    assert (await client.until(*TURN_ENDS))["content"] == "one"
+    await session.gone.wait()

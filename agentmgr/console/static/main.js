@@ -88,7 +88,7 @@ function Console() {
     addEventListener("keydown", find);
     return () => removeEventListener("keydown", find);
   }, []);
-  if (link === "login") return html`<${Login} /><${ShownKey} />`;
+  if (link === "login") return html`<${Login} /><${ShownKey} key="login" />`;
   return html`<a class="skip" href="#main" onClick=${(/** @type {Event} */ event) => {
       event.preventDefault();
       document.querySelector("main h1") instanceof HTMLElement

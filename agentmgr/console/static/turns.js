@@ -118,10 +118,12 @@ function endTurn(timeline, event, turnAt) {
   turn.status = "ended";
   turn.ended_at = event.timestamp ?? null;
   turn.end = { event: event.event, content: event.content };
-  turn.parts = turn.parts.map((part) =>
-    part.kind === "question" && part.state === "open" ? { ...part, state: /** @type {const} */ ("closed") } : part);
+  turn.parts = turn.parts.map(closedPart);
   while (timeline.turns[timeline.at]?.status === "ended") timeline.at += 1;
 }
+
+/** A part, when what asked is no more. @param {Part} part @returns {Part} */
+const closedPart = (part) => (part.kind === "question" && part.state === "open" ? { ...part, state: "closed" } : part);
 
 /** @param {Turn} turn @param {any} event */
 function addPart(turn, event) {
@@ -151,7 +153,7 @@ function addPart(turn, event) {
     const state = content.confirmed ? "yes" : "no";
     if (asked >= 0) parts[asked] = { .../** @type {QuestionPart} */ (parts[asked]), state, how: String(content.message ?? "") };
   } else if (name === "system.notice" && content?.code === "turn_restarted") {
-    turn.parts = [{ kind: "restart", parts, at }];
+    turn.parts = [{ kind: "restart", parts: parts.map(closedPart), at }];
   } else {
     parts.push({ kind: "other", event: String(name), content, at });
   }

@@ -96,7 +96,7 @@ function Tokens({ tokens, again }) {
   const columns = [
     { name: "name", label: t("Name"), kind: "fill", by: (row) => row.name, cell: (row) => html`${row.name} ${
       row.name === mine ? html`<${Status} value="live" text=${t("this browser")} />` : isLogin(row.name) && html`<small>${t("a login")}</small>`}` },
-    { name: "scopes", label: t("Scopes"), by: (row) => row.scopes.join(), cell: (row) => html`<code>${row.scopes.join(", ")}</code>` },
+    { name: "scopes", label: t("Scopes"), by: (row) => row.scopes.join(), cell: (row) => html`<code title=${row.scopes.join(", ")}>${row.scopes.join(", ")}</code>` },
     { name: "created", label: t("Made"), kind: "wide", by: (row) => row.created_at, cell: (row) => html`<${Ago} at=${row.created_at} />` },
     { name: "expires", label: t("Ends"), by: (row) => row.expires_at ?? "9", cell: (row) => row.expires_at
       ? Date.parse(row.expires_at) < Date.now() ? html`<${Status} value="failed" text=${t("expired")} />` : html`<${Ago} at=${row.expires_at} />`

@@ -7,16 +7,16 @@ import re
 from collections.abc import Iterator
 
 from agentmgr.console.files import STATIC
-from agentmgr.models import DesiredStatus, HealthStatus, ServiceStatus
+from agentmgr.models import DesiredStatus, HealthStatus, RestartMode, ServiceStatus
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _TEXT = re.compile(rf"\bt\(\s*({_STRING}(?:\s*\+\s*{_STRING})*)")
-_LABEL = re.compile(rf"\blabel: ({_STRING})")  # of the sidebar
+_LABEL = re.compile(rf"\blabel: ({_STRING})")  # of views and columns
 _CHINESE = re.compile(rf"^  ({_STRING}):\s*({_STRING}),", re.MULTILINE)
 _PLACE = re.compile(r"\{(\w+)\}")
 
-#: Words of the API that views pass to `t` as they come, and texts that stand in tables.
-WORDS = {*ServiceStatus, *DesiredStatus, *HealthStatus, "lost"}
+#: Words of the API that views pass to `t` as they come; the last ones are states of sessions.
+WORDS = {*ServiceStatus, *DesiredStatus, *HealthStatus, *RestartMode, "asking", "idle", "hibernated", "ended"}
 
 
 def modules() -> Iterator[str]:
@@ -30,10 +30,8 @@ def joined(literals: str) -> str:
 
 
 def used() -> set[str]:
-    labels = _LABEL.findall((STATIC / "views.js").read_text(encoding="utf-8"))
-    return {joined(found[1]) for text in modules() for found in _TEXT.finditer(text)} | set(
-        map(json.loads, labels)
-    )
+    labels = {json.loads(label) for text in modules() for label in _LABEL.findall(text)}
+    return labels | {joined(found[1]) for text in modules() for found in _TEXT.finditer(text)}
 
 
 def chinese() -> list[tuple[str, str]]:

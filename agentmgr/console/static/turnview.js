@@ -12,10 +12,10 @@ const PARTS_SHOWN = 100; // the last of a turn
 const TEXT_SHOWN = 5000; // characters of one text, before a click
 
 const END_TEXT = /** @type {Record<string, [string, string]>} */ ({
-  "agent.error": ["failed", "The turn failed"],
-  "agent.timeout": ["failed", "The turn took too long"],
-  "agent.interrupted": ["stopped", "The turn was interrupted"],
-  "system.error": ["failed", "The message was not taken"],
+  "agent.error": ["failed", t("The turn failed")],
+  "agent.timeout": ["failed", t("The turn took too long")],
+  "agent.interrupted": ["stopped", t("The turn was interrupted")],
+  "system.error": ["failed", t("The message was not taken")],
 });
 
 /**
@@ -134,10 +134,10 @@ function TurnEnd({ turn, service }) {
   const error = turn.end?.content?.error_id; // as the log names it
   const at = turn.started_at ?? turn.ended_at;
   return html`${text && html`<div class="said ${mark ? "trouble" : "agent"}">
-      ${words && html`<p><${Status} value=${mark} text=${t(words)} /> <code>${turn.end?.content?.code ?? turn.end?.content?.type}</code></p>`}
+      ${words && html`<p><${Status} value=${mark} text=${words} /> <code>${turn.end?.content?.code ?? turn.end?.content?.type}</code></p>`}
       <${Foreign} text=${text} most=${TEXT_SHOWN} />
       ${error && service && html`<p><a href=${address(["services", service], { tab: "logs", q: error })}>${t("Its log")}</a></p>`}</div>`}
-    ${!text && words && html`<div class="said trouble"><${Status} value=${mark} text=${t(words)} /></div>`}
+    ${!text && words && html`<div class="said trouble"><${Status} value=${mark} text=${words} /></div>`}
     <p class="foot">${turn.status !== "ended" && html`<${Status} value=${turn.status === "running" ? "starting" : "waiting"}
         text=${turn.status === "running" ? t("running") : t("waits for its turn")} />`}
       ${at && html`<time datetime=${at}>${clockText(at)}</time>`}

@@ -139,4 +139,8 @@ export const ZH_SERVICE = {
   "{name} restarts: each new instance is ready before an old one goes.": "{name} 正在重启：新实例就绪后旧实例才退出。",
   "{name} starts.": "{name} 正在启动。",
   "{name} stops.": "{name} 正在停止。",
+  "Configuration": "配置",
+  "History": "历史",
+  "on-failure": "失败时",
+  "always": "总是",
 };

@@ -110,10 +110,10 @@ function Tokens({ tokens, again }) {
 }
 
 const SCOPES = /** @type {[string, string][]} */ ([
-  ["admin", "everything"],
-  ["read", "to see all but what is said in sessions"],
-  ["sessions", "to see that too, and to speak and answer there"],
-  ["connect", "to connect to every service through the gateway"],
+  ["admin", t("everything")],
+  ["read", t("to see all but what is said in sessions")],
+  ["sessions", t("to see that too, and to speak and answer there")],
+  ["connect", t("to connect to every service through the gateway")],
 ]);
 
 /** @param {{first: boolean, again: () => void}} props `first`: the API asks for no token yet */
@@ -153,7 +153,7 @@ function NewTokenForm({ first, again }) {
       <input id="token-name" required value=${name} onInput=${(/** @type {any} */ event) => setName(event.target.value)} /></${Field}>
     <fieldset class="field ${wrong("scopes") ? "wrong" : ""}"><legend>${t("It may")}</legend>
       ${SCOPES.map(([scope, words]) => html`<label class="check"><input type="checkbox" checked=${scopes.has(scope)}
-        onChange=${() => toggle(scope)} /> <span><code>${scope}</code> ${t(words)}</span></label>`)}
+        onChange=${() => toggle(scope)} /> <span><code>${scope}</code> ${words}</span></label>`)}
       ${wrong("scopes") && html`<p class="problem" role="alert">${wrong("scopes")}</p>`}</fieldset>
     <${Field} label=${t("Or connect to these services only")} name="token-services" hint=${t("Names, with commas between.")}>
       <input id="token-services" list="service-names" value=${only} onInput=${(/** @type {any} */ event) => setOnly(event.target.value)} />

@@ -96,7 +96,7 @@ function EventDetail({ row: { event, text, name } }) {
     <a class="button" href=${withEvent(null)}>${t("Close")}</a></div>`;
   return html`<${Panel} title=${event.kind} actions=${close}>
     <p><${Ago} at=${event.at} /> · <${Foreign} text=${text} /></p>
-    ${event.service_id && html`<p><a href=${address(["services", name])}>${name}</a> ·
+    ${event.service_id && html`<p><a href=${address(["services", name])}>${name}</a> ·${" "}
       <a href=${address(["services", name], { tab: "logs" })}>${t("Logs")}</a></p>`}
     ${event.detail?.error_message && html`<h3>${t("In its own words")}</h3><pre class="code"><${Foreign} text=${event.detail.error_message} /></pre>`}
     <h3>JSON</h3><pre class="code"><${Foreign} text=${json} /></pre></${Panel}>`;

@@ -12,7 +12,7 @@ import { ServiceEnds } from "./service_ends.js";
 import { ServiceOverview } from "./service_overview.js";
 
 /** @type {[string, string][]} */
-const SERVICE_TABS = [["", "Overview"], ["logs", "Logs"], ["config", "Configuration"], ["history", "History"]];
+const SERVICE_TABS = [["", t("Overview")], ["logs", t("Logs")], ["config", t("Configuration")], ["history", t("History")]];
 
 /** @param {{route: import("../router.js").Route}} props */
 export function Service({ route }) {
@@ -29,7 +29,7 @@ export function Service({ route }) {
   }
   const now = { ...service, ...(row ?? {}), error_message: service.error_message, command: service.command };
   const tab = SERVICE_TABS.some(([name]) => name === route.query.get("tab")) ? route.query.get("tab") : "";
-  const tabs = SERVICE_TABS.map(([name, text]) => [name, t(text), address(route.path, { tab: name })]);
+  const tabs = SERVICE_TABS.map(([name, text]) => [name, text, address(route.path, { tab: name })]);
   return html`<${Head} title=${html`${service.name} <${Status} value=${now.status} />`}
       back=${html`<a class="back" href="#/services" aria-label=${t("All services")}>←</a>`}>
       <${ServiceLinks} service=${service} /><${ServiceSteering} service=${now} figures=${figures} /></${Head}>

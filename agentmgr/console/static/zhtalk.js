@@ -12,7 +12,6 @@ export const ZH_TALK = {
   "The turn took too long": "这一轮超时了",
   "The turn was interrupted": "这一轮被中断了",
   "The message was not taken": "消息未被接受",
-  "Its log": "查看日志",
   "no result": "尚无结果",
   "ok": "成功",
   "Arguments": "参数",

@@ -30,7 +30,8 @@ def joined(literals: str) -> str:
 
 
 def used() -> set[str]:
-    labels = {json.loads(label) for text in modules() for label in _LABEL.findall(text)}
+    named = [(STATIC / name).read_text(encoding="utf-8") for name in ("views.js", "views/sessions.js")]
+    labels = {json.loads(label) for text in named for label in _LABEL.findall(text)} - {""}
     return labels | {joined(found[1]) for text in modules() for found in _TEXT.finditer(text)}
 
 

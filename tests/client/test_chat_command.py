@@ -19,7 +19,9 @@ from agentmgr.cli.screen import Screen
 from agentmgr.cli.talk import Talk
 from agentmgr.client import open_session
 from agentmgr.errors import InvalidRequest, NotAnAgent
+from agentmgr.journal.sqlite import open_journal
 from agentmgr.testing.agents import hosted
+from tests.conditions import until
 
 
 def words(*args):
@@ -229,6 +231,96 @@ async def test_a_question_that_is_answered_elsewhere_takes_no_line_of_a_pipe():
                 noted = b"".join([piece async for piece in process.stderr])
                 assert noted == b"this question is closed: the answer was no\n"
                 assert await process.wait() == 0
+        finally:
+            process.kill()
+            await process.wait()
+
+
+@asynccontextmanager
+async def asked_elsewhere(url, message="rm"):
+    """Another client's turn, which waits with a question; the test has the session's id, and the turn."""
+    async with open_session(url) as other:
+        turn = await other.send(message)
+        async for event in turn:
+            if event.event == "agent.user_confirm":
+                break
+        yield other.session_id, turn
+
+
+@asynccontextmanager
+async def durable(directory):
+    """A host whose sessions keep what clients have acknowledged."""
+    instance_id = "ins_0000000000000001"
+    async with open_journal(directory / "svc.db", instance_id) as journal:
+        async with hosted(agent, journal=journal, instance_id=instance_id) as url:
+            yield url
+
+
+async def test_a_session_that_waits_with_a_question_asks_it_when_it_is_taken_up(tmp_path):
+    async with durable(tmp_path) as url, asked_elsewhere(url) as (session_id, turn):
+        async with at_a_terminal(url, "--session", session_id) as (terminal, _):
+            await terminal.see("Really? [y/n] ")
+            await terminal.type("\n")
+            await terminal.see("[y/n] ")
+            await terminal.type("y\n")
+            assert await turn.answer() == "gone"
+            await terminal.see("gone")
+            await terminal.see("you> ")
+        async with at_a_terminal(url, "--session", session_id) as (terminal, _):  # it is not asked again
+            assert "Really?" not in await terminal.see("you> ")
+            await terminal.type("hi\n")
+            await terminal.see("you said hi")
+
+
+async def test_a_pipe_answers_the_question_of_the_session_that_it_takes_up(tmp_path):
+    async with durable(tmp_path) as url:
+        for answer, said in ((b"y\nhi\n", b"gone\nyou said hi\n"), (b"no\n", b"kept\n")):
+            async with asked_elsewhere(url) as (session_id, _):
+                assert (await chat(url, "--session", session_id, stdin=answer)).stdout.endswith(said)
+        async with asked_elsewhere(url) as (session_id, _):
+            assert (await chat(url, "--session", session_id)).returncode == 0
+            assert url.sessions._sessions[session_id].questions.oldest, "the end of a pipe is no answer"
+
+
+async def test_a_question_of_another_clients_turn_is_asked_at_the_prompt():
+    async with hosted(agent) as url, at_a_terminal(url) as (terminal, process):
+        await terminal.see("session ses_")
+        await terminal.see("you> ")
+        [session_id] = url.sessions._sessions
+        for answer, said in (("y", "gone"), ("n", "kept")):
+            await terminal.type("ye")  # of a message: it is no answer
+            async with open_session(url, session_id=session_id) as other:
+                turn = await other.send("rm")
+                await terminal.see("Really? [y/n] ")
+                await terminal.type(f"{answer}\n")
+                assert [event.content async for event in turn][-1] == said
+            await terminal.see(said)
+            await terminal.see("you> ")
+        async with open_session(url, session_id=session_id) as other:
+            await other.send("rm")
+            await terminal.see("Really? [y/n] ")
+            process.send_signal(signal.SIGINT)
+            with trio.fail_after(60):
+                assert await process.wait() == 0
+            assert url.sessions._sessions[session_id].questions.oldest, "who leaves has not answered"
+
+
+async def test_a_script_is_not_asked_for_another_client():
+    async with hosted(agent) as url:
+        process = await trio.lowlevel.open_process(
+            words("chat", url), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            with trio.fail_after(60):
+                await until(lambda: url.sessions._sessions)
+                [session_id] = url.sessions._sessions
+                async with open_session(url, session_id=session_id) as other:
+                    turn = await other.send("rm")
+                    assert await process.stderr.receive_some() == b"another client is asked: Really?\n"
+                    await process.stdin.send_all(b"yes\n")
+                    assert await turn.answer(confirm=lambda question: False) == "kept"
+                    await process.stdin.aclose()
+                    assert b"".join([piece async for piece in process.stdout]) == b"kept\nyou said yes\n"
         finally:
             process.kill()
             await process.wait()

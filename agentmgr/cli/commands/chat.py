@@ -77,7 +77,8 @@ async def command(
     A WebSocket server that is no agent is sent plain text, after a first message that asks what it is.
 
     Ctrl-C stops the answer that is being given; at the prompt it leaves, like Ctrl-D. A line that ends in a
-    backslash goes on in the next. With --once the exit code is 1 when there was no answer.
+    backslash goes on in the next. What the agent asks in another client's turn of the session is asked here
+    too, until one of them has answered. With --once the exit code is 1 when there was no answer.
     """
     sent = dict(_header(text) for text in headers)
     if token:

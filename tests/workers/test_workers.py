@@ -128,7 +128,7 @@ async def test_a_named_session_is_found_again_through_any_worker(site: Any) -> N
 
 
 async def test_a_rolling_restart_drains_every_worker(site: Any) -> None:
-    async with site(drain_timeout=5) as s:
+    async with site(drain_timeout=5, drain_idle=1) as s:
         clients = await s.clients_of_each()
         before = (await said(clients[next(iter(clients))][0])).split()[0]
         await s.manager.restart_service("counting")

@@ -58,13 +58,13 @@ class Drain:
 
     @property
     def begins_no_session(self) -> bool:
-        """Whether a connection that is made now may only take up sessions that exist."""
+        """Whether a connection that is made now may only go on with sessions that are in memory."""
         return self.on and trio.current_time() > self._began_at + ROUTED_AWAY_S
 
     @property
     def left(self) -> int:
-        """Connections that are still open, and turns whose client is away."""
-        return len(self._connections) + self._sessions.turns_alone
+        """Connections that are still open, and turns whose client is away, or that may be on their way."""
+        return len(self._connections) + self._sessions.turns_alone + self._sessions.arriving
 
     def begin(self, code: int) -> None:
         """From now on connections end, with this close code. Raises `ValueError`: it is not 1012 or 1001."""

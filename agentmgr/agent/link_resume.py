@@ -51,12 +51,8 @@ def asked_for(client: Client) -> tuple[str, int | None] | None:
     return None if found is None else (found[1], None if found[2] is None else int(found[2]))
 
 
-async def resume(
-    state: str | None, delivered: int, client: Client, sessions: SessionRegistry, *, only_here: bool
-) -> Resumption:
-    """Takes up the sessions of a connection of which `state` is kept; with `only_here`, none that is not in
-    memory. Raises `Refusal`.
-    """
+async def resume(state: str | None, delivered: int, client: Client, sessions: SessionRegistry) -> Resumption:
+    """Takes up the sessions of a connection of which `state` is kept. Raises `Refusal`."""
     if state is None:
         if delivered:
             raise _refused("nothing is kept of it")
@@ -77,7 +73,7 @@ async def resume(
             after[item.session_id] = item.seq - 1
     readers: dict[Session, int] = {}
     for session_id, seq in after.items():
-        session = await _find(session_id, client, sessions, only_here)
+        session = await _find(session_id, client, sessions)
         if seq > session.buffer.visible:
             raise _refused("more was delivered than was kept")
         readers[session] = seq
@@ -86,9 +82,9 @@ async def resume(
     )
 
 
-async def _find(session_id: str, client: Client, sessions: SessionRegistry, only_here: bool) -> Session:
+async def _find(session_id: str, client: Client, sessions: SessionRegistry) -> Session:
     try:
-        return await sessions.find(session_id, client, only_here=only_here)
+        return await sessions.find(session_id, client)
     except BadInput as problem:
         if problem.code is ErrorCode.SESSION_ELSEWHERE:
             code, details = RefusalCode.SESSION_ELSEWHERE, problem.details

@@ -18,7 +18,7 @@ from .session_registry import SessionRegistry
 
 class LinkSessions:
     def __init__(self, link: Link, client: Client, registry: SessionRegistry, *, is_late: bool) -> None:
-        """`is_late`: the host drains, and a connection that is made now only takes up what is in memory."""
+        """`is_late`: the host drains, and a connection that is made now begins no session."""
         self.attached: dict[Session, Reader] = {}
         self.behind: Session | None = None  #: the next of its events is in the journal only
         self._current: Session | None = None  # where a message goes that names no session
@@ -127,9 +127,7 @@ class LinkSessions:
         return None
 
     async def _find(self, session_id: str) -> Session:
-        # What has left a host that drains is not taken up by it again.
-        has_left = self._registry.is_draining and session_id in self.places
-        return await self._registry.find(session_id, self._client, only_here=self._is_late or has_left)
+        return await self._registry.find(session_id, self._client)
 
     def _attach(self, session: Session, *, after: int, exclusive: bool = False) -> Reader:
         """In place of what it reads of the session so far, which may be of a copy that has left."""

@@ -189,7 +189,7 @@ class AgentServer:
             return Resumption() if journal.degraded is None else None
         before = self._links.get(link_id)
         state = await kept_of(link_id, self._sessions) if before is None else await before.abandon()
-        return await resume(state, delivered, client, self._sessions, only_here=self._drain.on)
+        return await resume(state, delivered, client, self._sessions)
 
     async def _accept(
         self,
@@ -251,7 +251,7 @@ class AgentServer:
         named = ClientRequest(path=request.target, headers=client.headers).session_id
         if named is None:
             return
-        problem = await self._sessions.is_elsewhere(named, client, only_here=self._drain.on)
+        problem = await self._sessions.is_elsewhere(named, client)
         if problem is not None:
             raise Refusal(421, RefusalCode.SESSION_ELSEWHERE, str(problem), details=problem.details)
 

@@ -76,7 +76,7 @@ class SessionRegistry:
         self._arrivals: dict[str, _Arrival] = {}
         self._reserved = 0  # places of sessions that are on their way
         self._going_away = False
-        self.is_draining = False  #: no turn begins behind another one
+        self.is_draining = False  #: no turn begins behind another one, and nothing is taken up
         self._nursery: trio.Nursery | None = None
         self.at_rest = trio.lowlevel.ParkingLot()  #: unparked when a turn is over, or a session has ended
 
@@ -92,6 +92,11 @@ class SessionRegistry:
     def turns_alone(self) -> int:
         """How many of those have no client at present."""
         return sum(session.busy and not session.connected for session in self._sessions.values())
+
+    @property
+    def arriving(self) -> int:
+        """How many are being taken up; turns may wait in them."""
+        return len(self._arrivals)
 
     def journal_report(self) -> dict[str, object] | None:
         """What a manager shows of it; None where sessions are in memory only."""
@@ -140,8 +145,8 @@ class SessionRegistry:
         self._begin(session)
         return session
 
-    async def find(self, session_id: str, client: Client, *, only_here: bool = False) -> Session:
-        """A session in memory, or taken up from the journal; with `only_here`, not from there.
+    async def find(self, session_id: str, client: Client) -> Session:
+        """A session in memory, or taken up from the journal; a host that drains takes up none.
 
         Raises `BadInput`: `session_not_found`, also for a session of another identity, `session_elsewhere`,
         `session_unreachable`, `draining`, `max_sessions`, `host_full`.
@@ -150,7 +155,7 @@ class SessionRegistry:
         while session is None or (session.durable and session.leaving and not session.ended):
             if session is not None:
                 await session.gone.wait()
-            session = self._sessions.get(session_id) or await self._take_up(session_id, client, only_here)
+            session = self._sessions.get(session_id) or await self._take_up(session_id, client)
             if session.broken is not None and session.owner == client.identity:
                 raise BadInput(ErrorCode.SESSION_UNREACHABLE, session.broken)
         if session.owner != client.identity:
@@ -159,14 +164,14 @@ class SessionRegistry:
             raise no_session(how_it_ended(session))
         return session
 
-    async def is_elsewhere(self, session_id: str, client: Client, *, only_here: bool) -> BadInput | None:
+    async def is_elsewhere(self, session_id: str, client: Client) -> BadInput | None:
         """Takes a session up for a client that has named it in its handshake. Where that cannot be: why.
 
-        `only_here`: this host drains, and any other instance may have what is not in memory.
+        While this host drains, any other instance may have what is not in memory.
         """
         if self.journal is not None:
             try:
-                await self.find(session_id, client, only_here=only_here)
+                await self.find(session_id, client)
             except BadInput as problem:
                 if problem.code is ErrorCode.SESSION_ELSEWHERE:
                     return problem
@@ -188,10 +193,10 @@ class SessionRegistry:
         while self._sessions:
             await self.at_rest.park()
 
-    async def _take_up(self, session_id: str, client: Client, only_here: bool) -> Session:
+    async def _take_up(self, session_id: str, client: Client) -> Session:
         if self.journal is None or not self._ids.may_be(session_id):
             raise self._ids.missing(session_id, client.identity, durable=self.journal is not None)
-        if only_here or self._going_away:
+        if self.is_draining or self._going_away:
             raise BadInput(ErrorCode.DRAINING, "this agent ends soon and takes no session up; connect again")
         while True:
             arrival = self._arrivals.get(session_id)
@@ -221,6 +226,7 @@ class SessionRegistry:
             self._reserved -= 1
             del self._arrivals[session_id]
             arrival.done.set()
+            self.rested()
 
     async def _claim(self, session_id: str, client: Client, journal: SessionJournal) -> Session | None:
         self._make_room()
@@ -256,7 +262,7 @@ class SessionRegistry:
             async with limiter:
                 if session_id not in self._sessions:
                     try:
-                        await self._take_up(session_id, _ANY_OWNER, False)
+                        await self._take_up(session_id, _ANY_OWNER)
                     except BadInput as problem:  # it may be held elsewhere by now
                         logger.info("unfinished turns of %s… are left: %s", session_id[:8], problem)
 

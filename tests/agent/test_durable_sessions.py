@@ -305,6 +305,35 @@ async def test_a_host_that_drains_leaves_what_it_has_not_in_memory_to_others(pat
         with pytest.raises(CannotConnect) as refused:
             await with_connection(f"{url}/?session_id={client.session_id}", [], trio.sleep)
         assert (refused.value.code, len(url.sessions)) == ("session_elsewhere", 0)
+        async with bare_client(url) as again:
+            assert (await resume(again, client.session_id))["code"] == "draining"
+        assert len(url.sessions) == 0
+
+
+async def test_a_drain_waits_for_a_session_that_is_just_being_taken_up(path, monkeypatch):
+    """A turn may wait in it, which would begin as the host ends."""
+    async with durable(echo, path) as url, bare_client(url) as client:
+        await client.open()
+    async with durable(echo, path) as url:
+        asked, go_on = trio.Event(), trio.Event()
+        real = url.sessions.journal.take_up
+
+        async def take_up(*args):
+            asked.set()
+            await go_on.wait()
+            return await real(*args)
+
+        monkeypatch.setattr(url.sessions.journal, "take_up", take_up)
+        drain = url.server._drain
+        async with bare_client(url) as again:
+            await again.say("user.reconnect", session_id=client.session_id)
+            await asked.wait()
+            drain.begin(1012)
+        await until(lambda: not drain._connections)
+        assert drain.left == 1
+        go_on.set()
+        await until(lambda: not drain.left)
+        assert len(url.sessions) == 1
 
 
 async def test_a_message_that_meets_a_session_on_its_way_out_begins_no_other_one(path):

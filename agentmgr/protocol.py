@@ -34,7 +34,8 @@ From the client
     user.create_session        makes a session: `agent.session_created`. `content.name` (256 characters) is
                                unique among the sessions of its owner: creating it again takes it up, as
                                `user.reconnect` does. `content.history`, entries as `agent.state_exported`
-                               shows them, is what a new one begins with
+                               shows them, is what a new one begins with. With `content.transient` true it is
+                               in memory only, and ends when no connection reads it and no turn runs
     user.end_session           `session_id`: ends the session, and the turn that runs: `agent.session_end`
     user.message               a turn. `content` is a text, or an object whose `text`, `message`, `content`
                                or `question` is the text. Without any session one is made. A `step_id` that

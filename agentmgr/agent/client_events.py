@@ -46,11 +46,14 @@ class ClientEvents:
             raise BadInput(ErrorCode.UNKNOWN_EVENT, f"there is no event {event.event[:100]}")
 
     async def _create_session(self, event: ClientEvent) -> None:
-        name, history = creation(event)
+        name, history, transient = creation(event)
         try:
-            await self._sessions.create(name=name, history=history)
+            await self._sessions.create(name=name, history=history, transient=transient)
         except SessionNameTaken as taken:
-            await self._resume(event, taken.session_id)
+            try:
+                await self._resume(event, taken.session_id)
+            except BadInput as bad:  # its owner learns the id, by which a gateway finds the instance
+                raise BadInput(bad.code, str(bad), **bad.details, named=taken.session_id) from None
 
     async def _end_session(self, event: ClientEvent) -> None:
         session = await self._sessions.known(event)

@@ -122,16 +122,21 @@ def sequence_number(event: ClientEvent, name: str) -> int:
     return value
 
 
-def creation(event: ClientEvent) -> tuple[str | None, list[dict[str, Any]]]:
-    """The name and the history of a `user.create_session`. Raises `BadInput`: `invalid_field`."""
-    name, history = event.find("name"), event.find("history")
+def creation(event: ClientEvent) -> tuple[str | None, list[dict[str, Any]], bool]:
+    """The name and the history of a `user.create_session`, and whether it is transient.
+
+    Raises `BadInput`: `invalid_field`.
+    """
+    name, history, transient = event.find("name"), event.find("history"), event.find("transient")
     if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_ID_CHARS):
         raise BadInput(ErrorCode.INVALID_FIELD, f"name must be a string of 1 to {MAX_ID_CHARS} characters")
     entries = [] if history is None else history
     if not isinstance(entries, list) or not all(map(_is_entry, entries)):
         said = 'history must be a list of {"role": "user" or "assistant", "content": …}'
         raise BadInput(ErrorCode.INVALID_FIELD, said)
-    return name, entries
+    if not isinstance(transient, bool | None):
+        raise BadInput(ErrorCode.INVALID_FIELD, "transient must be true or false")
+    return name, entries, bool(transient)
 
 
 def _is_entry(entry: Any) -> bool:

@@ -26,12 +26,14 @@ class LinkSessions:
         self._left: dict[str, int] = {}
         self.on_end: Callable[[str], None] | None = None  #: called with the id of each session that has ended
 
-    async def create(self, *, name: str | None = None, history: Sequence[Entry] = ()) -> Session:
+    async def create(
+        self, *, name: str | None = None, history: Sequence[Entry] = (), transient: bool = False
+    ) -> Session:
         """Raises `BadInput`: `draining`, `max_sessions`, `host_full`; `SessionNameTaken`."""
         if self._is_late:
             raise BadInput(ErrorCode.DRAINING, "this agent ends soon and begins no session; connect again")
         self._check_room()
-        session = await self._registry.create(self._client, name=name, history=history)
+        session = await self._registry.create(self._client, name=name, history=history, transient=transient)
         self._current = session
         self._attach(session, after=0)
         return session

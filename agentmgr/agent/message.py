@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
+from binascii import Error
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from attrs import Factory, frozen
 
@@ -18,8 +21,34 @@ class Client:
     headers: Mapping[str, str] = Factory(dict)
 
 
+@frozen
+class Attachment:
+    """An image or file that came with a message, by its URL."""
+
+    kind: str  #: image or file
+    url: str  #: whatever the client says: http, https or data
+    name: str | None = None
+
+    @property
+    def data(self) -> bytes | None:
+        """The bytes inside a data URL; None for any other, which is for the agent to fetch, or not to."""
+        head, comma, data = self.url.partition(",")
+        if not (comma and head[:5].lower() == "data:"):
+            return None
+        plain = unquote_to_bytes(data)
+        if not head.lower().endswith(";base64"):
+            return plain
+        try:
+            return b64decode(plain + b"=" * (-len(plain) % 4))
+        except Error:
+            return None
+
+
 class Message(str):
-    """A client's message: the text itself, with all of it in `content` and `metadata`."""
+    """A client's message: the text itself, with all of it in `content` and `metadata`.
+
+    Clients of other protocols say what is beside the text in `metadata` (`agentmgr.fronts`).
+    """
 
     content: Any
     metadata: Mapping[str, Any]
@@ -31,6 +60,24 @@ class Message(str):
         message.metadata = metadata or {}
         message.attempt = 1
         return message
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """Images and files."""
+        listed = self.metadata.get("attachments")
+        found = []
+        for each in listed if isinstance(listed, list) else ():
+            match each:
+                case {"kind": str(kind), "url": str(url)}:
+                    name = each.get("name")
+                    found.append(Attachment(kind, url, name if isinstance(name, str) else None))
+        return tuple(found)
+
+    @property
+    def instructions(self) -> str:
+        """How the client wants to be answered (a system prompt); "" where it says nothing of that."""
+        said = self.metadata.get("instructions")
+        return said if isinstance(said, str) else ""
 
 
 def _text_in(content: Any) -> str:

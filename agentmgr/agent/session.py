@@ -60,6 +60,7 @@ class Session:
         self.state: dict[str, Any] = {}
         self.history: list[dict[str, Any]] = []  #: turns before this one: `role` and `content`
         self.forgotten = 0  #: entries of the history that made room for newer ones
+        self.transient = False  #: it is in memory only, and ends when no connection reads it and no turn runs
         self.restored = False  #: it was in memory before, here or in another process, and came back
         self.client = client
         self.owner = client.identity
@@ -403,6 +404,8 @@ class Session:
         """Resets the clock that runs while no client is connected and no turn runs."""
         self.last_used = trio.current_time()
         patience = self.limits.session_idle if self.durable else self.limits.session_timeout
-        idle = not self._readers and not self._turns and patience
+        idle = not self._readers and not self._turns and (patience or self.transient)
+        if self.transient:
+            patience = 0.0
         self._life.deadline = self.last_used + patience if idle else math.inf
         self._holdings.offer()

@@ -121,13 +121,19 @@ class SessionRegistry:
         raise RuntimeError("the agent's code cancelled what all sessions run in, so this process ends")
 
     async def create(
-        self, client: Client, *, name: str | None = None, history: Sequence[Entry] = ()
+        self,
+        client: Client,
+        *,
+        name: str | None = None,
+        history: Sequence[Entry] = (),
+        transient: bool = False,
     ) -> Session:
-        """Raises `BadInput`: `max_sessions`, `host_full`; `SessionNameTaken`."""
+        """`transient`: it is not kept. Raises `BadInput`: `max_sessions`, `host_full`; `SessionNameTaken`."""
         self._make_room()  # counts with what is on its way
         session = self._session(self._ids.new(), client, name)
         session.seed(list(history))
-        if self.journal is None:
+        session.transient = transient
+        if self.journal is None or transient:
             self._take_name(session)
         else:
             now = time.time()

@@ -8,6 +8,9 @@ from typing import Any
 
 from .. import protocol
 
+ASKS = "[yes/no]"
+"""How a question ends."""
+
 
 def as_plain_text(event: Mapping[str, Any]) -> str | None:
     """The line that stands for an event; None for those that say nothing to a person at a terminal."""
@@ -16,7 +19,7 @@ def as_plain_text(event: Mapping[str, Any]) -> str | None:
         return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
     if name == protocol.USER_CONFIRM:
         what = content.get("message") or f"May I run {content.get('tool')}({_brief(content.get('args'))})?"
-        return f"{what} [yes/no]"
+        return f"{what} {ASKS}"
     if name in (protocol.AGENT_ERROR, protocol.ERROR):
         return (
             f"[error] {content.get('message', '')}" if isinstance(content, Mapping) else f"[error] {content}"

@@ -1,20 +1,23 @@
-"""One message of a conversation: makes its session, says it, and gives the events of its turn."""
+"""The turn of one message: says it in a session, or answers a question with it, and gives the events."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from attrs import define
+from attrs import define, field
 
 from .. import protocol
-from .door import Door, DoorClosed, open_door
-from .http import Exchange
+from ..core.plain_text import yes_or_no
+from ..protocol import ErrorCode, NoticeCode
+from .door import Door, DoorClosed
 from .problem import Problem
-from .saying import Saying
+from .saying import Said, Saying
+
+FROM_NOW_ON = 2**53  #: a `last_seq` beyond each
+_REPLAYED = 4096  # events, of a turn that is asked for again
 
 
 class NotTaken(Exception):
@@ -22,7 +25,11 @@ class NotTaken(Exception):
 
     def __init__(self, content: Any) -> None:
         super().__init__(content)
-        self.content = content if isinstance(content, dict) else {}
+        self.content: Mapping[str, Any] = content if isinstance(content, dict) else {}
+
+    @property
+    def code(self) -> str:
+        return str(self.content.get("code"))
 
 
 def target_of(model: str) -> str:
@@ -40,7 +47,13 @@ class Turn:
 
     door: Door
     session_id: str
-    step_id: str
+    step_id: str | None  #: None: whichever runs
+    already: str = ""  #: what was said of the answer before the question that is answered now
+    branch: int = 1  #: of a keyed session
+    waits: bool = False  #: its door stays open when its exchange is over
+    _held: list[dict[str, Any]] = field(factory=list)  # events that came before
+    _last_seq: int = 0  # of the session, before it
+    _skips_to: str | None = None  # the notice or the step before which events are of other turns, or known
     _over: bool = False
 
     async def events(self) -> list[dict[str, Any]]:
@@ -48,69 +61,48 @@ class Turn:
 
         Raises `NotTaken`, and `Problem` where the connection to the agent ends before the turn does.
         """
-        while not self._over:
-            try:
-                came = await self.door.receive()
-            except DoorClosed as closed:
-                # It may have begun, so whether to ask again is for a person to say.
-                raise Problem(502, "connection_lost", f"The agent has gone: {closed}.", retry=False) from None
-            if mine := [event for event in came if self._is_mine(event)]:
-                return mine
+        try:
+            while not self._over:
+                came, self._held = self._held or await self.door.receive(), []
+                if any(map(self._was_said_before, came)):
+                    # By a client that was cut off, and asks again: it gets the same answer.
+                    self._skips_to = NoticeCode.RESUMED
+                    await self.door.send(reconnect(self.session_id, max(0, self._last_seq - _REPLAYED)))
+                elif mine := [event for event in came if self._is_mine(event)]:
+                    return mine
+        except DoorClosed as closed:
+            # It may have begun, so whether to ask again is for a person to say.
+            raise Problem(502, "connection_lost", f"The agent has gone: {closed}.", retry=False) from None
         return []
 
-    def _is_mine(self, event: dict[str, Any]) -> bool:
+    def _was_said_before(self, event: Mapping[str, Any]) -> bool:
+        duplicate = event["event"] == protocol.ERROR and code_of(event) == ErrorCode.DUPLICATE
+        return duplicate and event.get("step_id") == self.step_id
+
+    def _is_mine(self, event: Mapping[str, Any]) -> bool:
         name, step_id = event["event"], event.get("step_id")
-        if name == protocol.ERROR and step_id == self.step_id:
+        if name == protocol.ERROR and step_id is not None and step_id == self.step_id:
             raise NotTaken(event.get("content"))
         if event.get("session_id") != self.session_id:
             return False
-        self._over = self._over or name == protocol.SESSION_END
-        if name in protocol.TURN_ENDS:
-            self._over = self._over or step_id == self.step_id
-            return step_id == self.step_id
+        if self._skips_to is not None:
+            if self._skips_to == NoticeCode.RESUMED and code_of(event) == NoticeCode.RESUMED:
+                self._skips_to = self.step_id
+            if self._skips_to != step_id:
+                return False
+            self._skips_to = None
+        if name in protocol.TURN_ENDS and self.step_id not in (None, step_id):
+            return False  # of the turn before
+        self._over = self._over or name in protocol.TURN_ENDS or name == protocol.SESSION_END
         return bool(name == protocol.NOTICE or name.startswith("agent."))
 
-
-async def create_session(
-    door: Door, history: list[dict[str, Any]], *, name: str | None = None
-) -> tuple[str, bool]:
-    """The id of a session that begins with that history, and whether it is new: else there was one of that
-    name. Raises `NotTaken`, `DoorClosed`.
-    """
-    asked = f"new_{secrets.token_hex(8)}"
-    content: dict[str, Any] = {"history": history}
-    if name is not None:
-        content |= {"name": name, "last_seq": 2**53}  # from its newest event on
-    await door.send({"event": protocol.CREATE_SESSION, "step_id": asked, "content": content})
-    while True:
-        for event in await door.receive():
-            content = event.get("content") or {}
-            if event["event"] == protocol.SESSION_CREATED:
-                return str(event["session_id"]), True
-            if event["event"] == protocol.NOTICE and content.get("code") == protocol.NoticeCode.RESUMED:
-                return str(event["session_id"]), False
-            if event["event"] == protocol.ERROR and event.get("step_id") in (asked, None):
-                raise NotTaken(content)
+    def hold(self, events: list[dict[str, Any]]) -> int:
+        """`events` gives these first, the next time; how many are held then."""
+        self._held += events
+        return len(self._held)
 
 
-@asynccontextmanager
-async def converse(exchange: Exchange, model: str, saying: Saying) -> AsyncIterator[Turn]:
-    """Says the message in a session of its own, which ends with the block.
-
-    Raises `Refusal`, `NotTaken`, and `Problem` where the connection to the agent ends before that.
-    """
-    async with open_door(exchange, target_of(model)) as door:
-        try:
-            session_id, _ = await create_session(door, [said.entry for said in saying.history])
-            turn = await say(door, session_id, saying, f"req_{secrets.token_hex(12)}")
-        except DoorClosed as closed:
-            raise Problem(503, "connection_lost", f"The agent has gone: {closed}.") from None
-        yield turn
-        with suppress(DoorClosed):  # its instance has ended, and the session with it
-            await door.send({"event": protocol.END_SESSION, "session_id": session_id})
-
-
-async def say(door: Door, session_id: str, saying: Saying, step_id: str) -> Turn:
+async def say(door: Door, session_id: str, saying: Saying, step_id: str, *, last_seq: int = 0) -> Turn:
     """Raises `DoorClosed`."""
     message = {
         "event": protocol.MESSAGE,
@@ -120,4 +112,50 @@ async def say(door: Door, session_id: str, saying: Saying, step_id: str) -> Turn
         "metadata": saying.metadata,
     }
     await door.send(message)
-    return Turn(door, session_id, step_id)
+    return Turn(door, session_id, step_id, last_seq=last_seq)
+
+
+async def answer(turn: Turn, question: str, message: Said) -> Turn:
+    """Answers the question that the turn asked; only yes is yes. Raises `DoorClosed`."""
+    response = {
+        "event": protocol.RESPONSE,
+        "session_id": turn.session_id,
+        "step_id": question,
+        "content": {"confirmed": yes_or_no(message.text) is True, "message": message.text},
+    }
+    await turn.door.send(response)  # where it has been answered elsewhere, the turn goes on anyway
+    return turn
+
+
+async def create_session(
+    door: Door, history: Sequence[Said], *, name: str | None = None
+) -> tuple[str, int | None]:
+    """The id of a session that begins with that history; and where there was one of that name, the `seq` of
+    its last event. Without a name it is in memory only, and ends with its door.
+
+    Raises `NotTaken`, `DoorClosed`.
+    """
+    asked = f"new_{secrets.token_hex(8)}"
+    content: dict[str, Any] = {"history": [said.entry for said in history]}
+    content |= {"transient": True} if name is None else {"name": name, "last_seq": FROM_NOW_ON}
+    await door.send({"event": protocol.CREATE_SESSION, "step_id": asked, "content": content})
+    while True:
+        for event in await door.receive():
+            if event["event"] == protocol.SESSION_CREATED:
+                return str(event["session_id"]), None
+            if event["event"] == protocol.NOTICE and code_of(event) == NoticeCode.RESUMED:
+                return str(event["session_id"]), int(event["content"]["last_seq"])
+            if event["event"] == protocol.ERROR and event.get("step_id") in (asked, None):
+                raise NotTaken(event.get("content"))
+
+
+def reconnect(session_id: str, last_seq: int, *, with_state: bool = False) -> dict[str, Any]:
+    """The event that takes a session up."""
+    name = protocol.RECONNECT_WITH_STATE if with_state else protocol.RECONNECT
+    return {"event": name, "session_id": session_id, "last_seq": last_seq}
+
+
+def code_of(event: Mapping[str, Any]) -> str | None:
+    """That of a notice or an error."""
+    content = event.get("content")
+    return content.get("code") if isinstance(content, Mapping) else None

@@ -11,8 +11,9 @@ import os
 import socket
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
+from functools import partial
 from typing import Any
 
 import trio
@@ -42,22 +43,23 @@ class DoorClosed(Exception):
         self.code = code
 
 
-@asynccontextmanager
-async def open_door(exchange: Exchange, target: str, *, session: str | None = None) -> AsyncIterator[Door]:
+async def open_door(exchange: Exchange, target: str, *, session: str | None = None) -> Door:
     """A connection to an instance, as the exchange's client would get it at `target`.
 
     `session`: the id of a session, or any other word by which the gateway finds the same instance again. The
-    door may outlive its exchange. Raises `Refusal`.
+    door may outlive its exchange; its owner leaves it. Raises `Refusal`.
     """
+    intake = exchange.intake
     ours, theirs = map(Wire, socket.socketpair())
     theirs.secure = exchange.secure
-    exchange.intake.let_in(theirs, exchange.peer)  # which closes that one
-    try:
+    intake.let_in(theirs, exchange.peer)  # which closes that one
+    # An exchange does not wait until it is closed, and may have been cancelled.
+    leave = partial(intake.nursery.start_soon, _leave, ours, intake.limits.close_timeout_s)
+    with ExitStack() as until_open:
+        until_open.callback(leave)
         received = await _shake_hands(ours, _upgrade(exchange.request.head, target, session))
-        yield Door(ours, received)
-    finally:
-        # The exchange does not wait for it, and may have been cancelled.
-        exchange.intake.nursery.start_soon(_leave, ours, exchange.intake.limits.close_timeout_s)
+        until_open.pop_all()
+    return Door(ours, received, leave)
 
 
 async def _leave(wire: Wire, timeout_s: float) -> None:
@@ -105,11 +107,16 @@ async def _shake_hands(wire: Wire, asked: bytes) -> bytes:
 class Door:
     """Events to the agent, and from it."""
 
-    def __init__(self, wire: Wire, received: bytes) -> None:
+    def __init__(self, wire: Wire, received: bytes, leave: Callable[[], None]) -> None:
         self._wire = wire
+        self._leave = leave
         self._reader = MessageReader(max_bytes=_EVENT_BYTES)
         self._received = received
         self._frames: deque[tuple[int, bytes]] = deque()
+
+    def leave(self) -> None:
+        """Closes it."""
+        self._leave()
 
     async def send(self, *events: dict[str, Any]) -> None:
         """Raises `DoorClosed`."""

@@ -6,16 +6,20 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import trio
 
 from ..core.routing import RoutingTable
 from ..proxy.access import Identity
 from . import openai_errors
-from .conversation import NotTaken, Turn, converse
+from .conversation import NotTaken, Turn
 from .http import Exchange, Route
+from .keyed import Conversation, Place
 from .openai_chat import ChatAnswer, ChatRequest
 from .problem import Problem
+from .saying import session_key
+from .threads import Threads
 
 
 class OpenAI:
@@ -23,6 +27,7 @@ class OpenAI:
 
     def __init__(self) -> None:
         self._since = int(time.time())
+        self._threads = Threads()
         self.routes: Sequence[Route] = (
             Route("GET", "/v1/models", self._models),
             Route("GET", "/v1/models/{model}", self._model),
@@ -54,14 +59,33 @@ class OpenAI:
             include_usage=asked.include_usage,
             show_tools=asked.show_tools,
         )
+        place = Place.of(exchange, asked.model, self._name(exchange, asked))
+        again = exchange.request.head.by_name.get("x-stainless-retry-count", "0") != "0"
+        conversation = Conversation(exchange, place, asked.saying, self._threads, again)
         try:
-            async with converse(exchange, asked.model, asked.saying) as turn:
-                if asked.stream:
-                    await _stream(exchange, turn, answer)
-                else:
-                    await _whole(exchange, turn, answer)
-        except NotTaken as error:
-            raise openai_errors.not_taken(error.content) from None
+            async with conversation.turn() as turn:
+                answer.already = turn.already
+                while not answer.finished:
+                    data = _feed(answer, turn, await turn.events())
+                    if asked.stream and data:
+                        if not exchange.begun:
+                            await exchange.begin()
+                        await exchange.send(data)  # what came together goes together, and at once
+                turn.already = answer.streamed
+                conversation.told(turn, answer.content, answer.question)
+        except (Problem, NotTaken) as error:
+            problem = error if isinstance(error, Problem) else openai_errors.not_taken(error.content)
+            if not exchange.begun:
+                raise problem from None
+            await exchange.send(answer.cut_off(problem))
+        if exchange.begun:
+            await exchange.end()
+        else:
+            await exchange.reply(200, answer.whole())
+
+    def _name(self, exchange: Exchange, asked: ChatRequest) -> str | None:
+        key = session_key(exchange.request.head.by_name, asked.metadata, asked.cache_key)
+        return None if key is None else f"openai:{key}"
 
 
 def _reachable(exchange: Exchange) -> list[str]:
@@ -80,25 +104,12 @@ def models(table: RoutingTable, identity: Identity | None) -> list[str]:
     return ["auto", *sorted(allowed), *sorted(f"tag:{tag}" for tag in tags)]
 
 
-async def _whole(exchange: Exchange, turn: Turn, answer: ChatAnswer) -> None:
-    while not answer.finished:
-        for event in await turn.events():
-            answer.feed(event)
-    await exchange.reply(200, answer.whole())
-
-
-async def _stream(exchange: Exchange, turn: Turn, answer: ChatAnswer) -> None:
-    """What comes together is sent together, and at once."""
-    try:
-        while not answer.finished:
-            chunks = [answer.feed(event) for event in await turn.events()]
-            if data := b"".join(chunks):
-                if not exchange.begun:
-                    await exchange.begin()
-                await exchange.send(data)
-    except (Problem, NotTaken) as error:
-        if not exchange.begun:
-            raise
-        problem = error if isinstance(error, Problem) else openai_errors.not_taken(error.content)
-        await exchange.send(answer.cut_off(problem))
-    await exchange.end()
+def _feed(answer: ChatAnswer, turn: Turn, events: list[dict[str, Any]]) -> bytes:
+    """The chunks for these; what comes behind a question is for the next answer."""
+    data = b""
+    for place, event in enumerate(events, start=1):
+        data += answer.feed(event)
+        if answer.finished:
+            turn.hold(events[place:])
+            break
+    return data

@@ -131,6 +131,7 @@ class ChatAnswer:
     reasoning: str = ""
     finished: bool = False
     question: str | None = None  #: the `step_id` of the question that it ends with
+    streamed: str = ""  #: of the whole answer, before that question
     _usage: dict[str, int] = field(factory=lambda: {"prompt_tokens": 0, "completion_tokens": 0})
     _head: bytes = b""
     _begun: bool = False
@@ -163,6 +164,7 @@ class ChatAnswer:
                 return self._say(self._rest_of(_text(content))) + self._finish()
             case protocol.USER_CONFIRM:
                 self.question = event.get("step_id")
+                self.streamed = self.already + self.content
                 gap = "\n\n" if self.content else ""
                 return self._say(gap + (as_plain_text(event) or "")) + self._finish()
             case protocol.INTERRUPTED:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 from attrs import frozen
@@ -69,3 +71,20 @@ class Saying:
         if self.instructions:
             metadata["instructions"] = self.instructions
         return metadata
+
+
+_KEY_HEADERS = ("x-session-id", "x-conversation-id", "x-openwebui-chat-id")
+_LONGEST_KEY = 200
+
+
+def session_key(headers: Mapping[str, str], metadata: Mapping[str, Any], cache_key: str | None) -> str | None:
+    """What a client calls its conversation; None where it does not, or asks for something beside it: a chat
+    program's own errands (titles, tags, follow-up questions) say which task they are.
+    """
+    if metadata.get("task"):
+        return None
+    named = [headers.get(name) for name in _KEY_HEADERS]
+    key = next(filter(None, (*named, metadata.get("session_id"), cache_key)), None)
+    if not isinstance(key, str):
+        return None
+    return key if len(key) <= _LONGEST_KEY else sha256(key.encode("utf-8", "replace")).hexdigest()

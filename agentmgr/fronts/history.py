@@ -1,0 +1,84 @@
+"""Whether what a client says was said before is what a session knows. Pure.
+
+A client that asks with its whole history may have changed it: edited a message, dropped an answer, or taken
+up an older branch. A session that knows something else is then not the one to go on with.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from ..core.plain_text import ASKS
+from .saying import Said
+
+_Line = tuple[str, str | None]  # role and text; None: any text
+
+
+def digest(said: Iterable[Said]) -> str:
+    """Equal for conversations in which the same was said, but for white space."""
+    lines = [(each.role, _plain(each.text), [part.url for part in each.attachments]) for each in said]
+    return sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def same(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Said], *, older_dropped: bool = False) -> bool:
+    """`ours`: as `agent.state_exported` shows it; `older_dropped`: it shows the newest entries only."""
+    known = [(str(entry.get("role")), _plain(_text(entry.get("content")))) for entry in ours]
+    known = [line for line in known if line[1] or line[0] == "user"]
+    told = _folded(theirs)
+    if older_dropped:
+        told = told[max(0, len(told) - len(known)) :]
+    return len(known) == len(told) and all(
+        role == their_role and text in (None, our_text)
+        for (role, our_text), (their_role, text) in zip(known, told, strict=True)
+    )
+
+
+def asks(said: Sequence[Said]) -> bool:
+    """Whether the client's last message from the agent is a question."""
+    return bool(said) and said[-1].role == "assistant" and said[-1].text.rstrip().endswith(ASKS)
+
+
+def ends_with(ours: Sequence[Mapping[str, Any]], message: Said) -> bool:
+    """Whether the last turn that the session knows is of this message."""
+    if len(ours) < 2 or (ours[-2].get("role"), ours[-1].get("role")) != ("user", "assistant"):
+        return False
+    return _plain(_text(ours[-2].get("content"))) == _plain(message.text)
+
+
+def _folded(theirs: Iterable[Said]) -> list[_Line]:
+    """A question of the agent and its answer are messages to the client, and part of one turn to us."""
+    lines: list[_Line] = []
+    answers = False  # the next message answers a question
+    goes_on = False  # the next answer goes on with the one before the question
+    for said in theirs:
+        if said.role == "user":
+            if answers:
+                answers, goes_on = False, True
+                continue
+            lines.append(("user", _plain(said.text)))
+            goes_on = False
+            continue
+        if not said.text:
+            continue
+        answers = said.text.rstrip().endswith(ASKS)
+        if goes_on:
+            lines[-1] = ("assistant", None)
+        else:
+            lines.append(("assistant", None if answers else _plain(said.text)))
+        goes_on = False
+    return lines
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, Mapping):
+        for name in ("text", "message", "content", "question"):  # as `agent.Message` reads it
+            if isinstance(content.get(name), str):
+                return str(content[name])
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

@@ -1,0 +1,227 @@
+"""Where a message is said: in a session of its own, or in the one that the client's key names.
+
+no key     a session in memory only, which begins with the client's history and ends with its door
+a key      the session of that name. Where it knows another history than the client's, the next branch of
+           it: NAME~2, NAME~3 … One that is not there yet begins with the client's history
+a question that the client was shown, as its last message, is answered by the message; only yes is yes
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack, asynccontextmanager
+from hashlib import sha256
+from typing import Any
+
+from attrs import define, frozen
+
+from .. import protocol
+from ..protocol import ErrorCode, NoticeCode
+from . import history
+from .conversation import (
+    FROM_NOW_ON,
+    NotTaken,
+    Turn,
+    answer,
+    code_of,
+    create_session,
+    reconnect,
+    say,
+    target_of,
+)
+from .door import Door, DoorClosed, open_door
+from .http import Exchange
+from .problem import Problem
+from .saying import Said, Saying
+from .threads import Branch, Threads, Waiting
+
+MOST_BRANCHES = 16
+"""Looked at; a history that none of them has gets a branch of a random name."""
+_TRIES = 3  # of instances, until one holds the session
+_ELSEWHERE = (ErrorCode.SESSION_ELSEWHERE, ErrorCode.DRAINING)
+_LOOK_BACK = 256  # events, for questions that are open
+
+
+@frozen
+class Place:
+    """Where a conversation is held."""
+
+    model: str
+    name: str | None  #: of its session; None: it has none that lasts
+    owner: str | None  #: as the client's token proves it
+    client: str = ""  #: what else tells clients apart where there is no name
+
+    @classmethod
+    def of(cls, exchange: Exchange, model: str, name: str | None) -> Place:
+        request = exchange.request
+        owner = None if request.identity is None else request.identity.name
+        shown = request.head.by_name.get("authorization", "")
+        return cls(model, name, owner, "" if name else f"{request.client_ip} {shown}")
+
+    @property
+    def word(self) -> str | None:
+        """By which the gateway finds the same instance again."""
+        if self.name is None:
+            return None
+        return f"key-{sha256(repr((self.model, self.name, self.owner)).encode()).hexdigest()[:32]}"
+
+    def question(self, said: tuple[Said, ...]) -> tuple[Place, str] | None:
+        """The place of a turn that waits, by all that the client knows of the conversation; None where that
+        does not end with a question.
+        """
+        if not history.asks(said):
+            return None
+        return self, "" if self.name else history.digest(said)
+
+
+@define
+class Conversation:
+    """What a request says, and where."""
+
+    exchange: Exchange
+    place: Place
+    saying: Saying
+    threads: Threads
+    again: bool = False  #: the client has asked before, and may not have got all of the answer
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Turn]:
+        """Says it; the turn's door is left with the block, unless it `waits`.
+
+        Raises `Refusal`, `NotTaken`, and `Problem` where the connection to the agent ends before that.
+        """
+        with ExitStack() as stack:
+            try:
+                turn = await self._waiting(stack)
+                if turn is None:
+                    turn = await (self._keyed if self.place.name else self._alone)(stack)
+            except DoorClosed as closed:
+                raise Problem(503, "connection_lost", f"The agent has gone: {closed}.") from None
+            yield turn
+            if turn.waits:
+                stack.pop_all()
+
+    def told(self, turn: Turn, text: str, question: str | None) -> None:
+        """Remembers where it is, now that the client was told this text; a turn that asked now waits."""
+        said = (*self.saying.history, self.saying.message, Said("assistant", text))
+        if self.place.name is not None:
+            self.threads.remember(self.place, Branch(turn.branch, history.digest(said)))
+        if question is not None and (where := self.place.question(said)) is not None:
+            turn.waits = True
+            self.threads.wait(where, Waiting(turn, question), self.exchange.intake.nursery)
+
+    async def _enter(self, stack: ExitStack, word: str | None) -> Door:
+        door = await open_door(self.exchange, target_of(self.place.model), session=word)
+        stack.callback(door.leave)
+        return door
+
+    async def _waiting(self, stack: ExitStack) -> Turn | None:
+        """The turn that waits for this message. Raises `DoorClosed`."""
+        where = self.place.question(self.saying.history)
+        waiting = None if where is None else self.threads.take(where)
+        if waiting is None:
+            return None
+        stack.callback(waiting.turn.door.leave)
+        return await answer(waiting.turn, waiting.question, self.saying.message)
+
+    async def _alone(self, stack: ExitStack) -> Turn:
+        """Raises `Refusal`, `NotTaken`, `DoorClosed`."""
+        door = await self._enter(stack, None)
+        session_id, _ = await create_session(door, self.saying.history)
+        return await say(door, session_id, self.saying, f"req_{secrets.token_hex(12)}")
+
+    async def _keyed(self, stack: ExitStack) -> Turn:
+        """Raises `Refusal`, `NotTaken`, `DoorClosed`."""
+        word = self.place.word
+        for tries in range(_TRIES):
+            with ExitStack() as tried:
+                door = await self._enter(tried, word)
+                try:
+                    turn = await self._in_a_branch(door)
+                except NotTaken as error:
+                    if error.code not in _ELSEWHERE or tries == _TRIES - 1:
+                        raise
+                    word = error.content.get("named", word)  # the gateway finds its holder by that
+                    continue
+                stack.push(tried.pop_all())
+                return turn
+        raise AssertionError("the last try returns or raises")
+
+    async def _in_a_branch(self, door: Door) -> Turn:
+        """Raises `NotTaken`, `DoorClosed`."""
+        known = self.threads.branch(self.place)
+        first = known.number if known else 1
+        for number in (first, *(n for n in range(1, MOST_BRANCHES + 1) if n != first)):
+            name = f"{self.place.name}~{number}" if number > 1 else str(self.place.name)
+            session_id, last_seq = await create_session(door, self.saying.history, name=name)
+            turn = None
+            if last_seq is None or known == Branch(number, history.digest(self.saying.history)):
+                turn = await self._say(door, session_id, name, last_seq or 0)
+            else:
+                turn = await self._go_on(door, session_id, name, last_seq)
+            if turn is not None:
+                turn.branch = number
+                return turn
+        name = f"{self.place.name}~{secrets.token_hex(8)}"
+        session_id, _ = await create_session(door, self.saying.history, name=name)
+        return await self._say(door, session_id, name, 0)
+
+    async def _go_on(self, door: Door, session_id: str, name: str, last_seq: int) -> Turn | None:
+        """Says it in a session that is there; None where that is of another history."""
+        state, theirs = await _state(door, session_id), self.saying.history
+        ours, less = state.get("history", []), bool(state.get("truncated"))
+        if state.get("busy") and history.asks(theirs):
+            return await _asked(door, session_id, last_seq, self.saying)
+        if self.again and history.ends_with(ours, self.saying.message):
+            ours = ours[:-2]  # it was answered, and is not to be answered twice
+        if not history.same(ours, theirs, older_dropped=less):
+            return None
+        return await self._say(door, session_id, name, last_seq)
+
+    async def _say(self, door: Door, session_id: str, name: str, last_seq: int) -> Turn:
+        # The id is that of the same message when it is sent again, so that it is not answered twice.
+        said = history.digest((*self.saying.history, self.saying.message))
+        step_id = f"req_{sha256(f'{name} {said}'.encode()).hexdigest()[:24]}"
+        return await say(door, session_id, self.saying, step_id, last_seq=last_seq)
+
+
+async def _state(door: Door, session_id: str) -> Mapping[str, Any]:
+    """Raises `NotTaken`, `DoorClosed`."""
+    await door.send(reconnect(session_id, FROM_NOW_ON, with_state=True))
+    state: Mapping[str, Any] = {}
+    while True:
+        for event in await door.receive():
+            if event.get("session_id") != session_id:
+                continue
+            if event["event"] == protocol.STATE_RESTORED:
+                state = event["content"]
+            elif event["event"] == protocol.NOTICE and code_of(event) == NoticeCode.RESUMED:
+                return state
+            elif event["event"] == protocol.ERROR:
+                raise NotTaken(event.get("content"))
+
+
+async def _asked(door: Door, session_id: str, last_seq: int, saying: Saying) -> Turn | None:
+    """The turn that waits for this message, as the session's last events say. Raises `DoorClosed`."""
+    await door.send(reconnect(session_id, max(0, last_seq - _LOOK_BACK)))
+    resumed, seq, said, questions = False, 0, "", dict[str, str]()
+    while not resumed or seq < last_seq:
+        for event in await door.receive():
+            name, content, step_id = event["event"], event.get("content"), str(event.get("step_id"))
+            if event.get("session_id") != session_id:
+                continue
+            seq = event.get("seq", seq)
+            if name == protocol.NOTICE:
+                resumed = resumed or code_of(event) == NoticeCode.RESUMED
+                questions.pop(step_id, None)  # it was answered
+            elif name == protocol.USER_CONFIRM:
+                questions[step_id] = said
+            elif name == protocol.PARTIAL_ANSWER and isinstance(content, str):
+                said += content
+            elif name in protocol.TURN_ENDS:
+                said, questions = "", {}
+    if not questions:
+        return None
+    question, already = next(iter(questions.items()))
+    return await answer(Turn(door, session_id, None, already), question, saying.message)

@@ -1,0 +1,104 @@
+"""What a gateway remembers between the requests of a conversation; nothing of it needs to be remembered.
+
+Which branch of a keyed session was used last, and the turns behind answers that ended with a question: they
+wait with their door open, since to the agent's host a client that leaves may mean that the turn is not
+wanted any more. Another gateway, or this one after a restart, finds both by asking the host (`keyed`).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import trio
+from attrs import define, field, frozen
+
+from .. import protocol
+from .conversation import Turn
+from .door import DoorClosed
+
+MOST_REMEMBERED = 10_000
+MOST_WAITING = 1000
+"""Doors, each with a seat at an instance."""
+_MOST_HELD = 1000  # events of a turn that goes on beside its question
+
+
+@frozen
+class Branch:
+    """Where a conversation went on last."""
+
+    number: int
+    digest: str  #: of all that the client knew after it
+
+
+@define(eq=False)
+class Waiting:
+    """A turn that has asked, and waits for the answer with its door open."""
+
+    turn: Turn
+    question: str  #: its `step_id`
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+
+
+class Threads:
+    def __init__(self) -> None:
+        self._branches: OrderedDict[Hashable, Branch] = OrderedDict()
+        self._waiting: OrderedDict[Hashable, Waiting] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many turns wait."""
+        return len(self._waiting)
+
+    def branch(self, place: Hashable) -> Branch | None:
+        return self._branches.get(place)
+
+    def remember(self, place: Hashable, branch: Branch) -> None:
+        self._branches[place] = branch
+        self._branches.move_to_end(place)
+        if len(self._branches) > MOST_REMEMBERED:
+            self._branches.popitem(last=False)
+
+    def wait(self, place: Hashable, waiting: Waiting, nursery: trio.Nursery) -> None:
+        """Until the question is answered, here or elsewhere, or too many others wait."""
+        self._drop(place)
+        if len(self._waiting) >= MOST_WAITING:
+            self._drop(next(iter(self._waiting)))
+        self._waiting[place] = waiting
+        nursery.start_soon(self._watch, place, waiting)
+
+    def take(self, place: Hashable) -> Waiting | None:
+        """The turn that waits there; its door is the caller's from now on."""
+        if (waiting := self._waiting.pop(place, None)) is not None:
+            waiting.turn.waits = False
+            waiting.scope.cancel()
+        return waiting
+
+    def _drop(self, place: Hashable) -> None:
+        if (waiting := self.take(place)) is not None:
+            waiting.turn.door.leave()
+
+    async def _watch(self, place: Hashable, waiting: Waiting) -> None:
+        turn = waiting.turn
+        try:
+            with waiting.scope:
+                while not _is_settled(waiting, came := await turn.door.receive()):
+                    if turn.hold(came) > _MOST_HELD:
+                        break
+        except DoorClosed:
+            pass
+        finally:
+            if self._waiting.get(place) is waiting:  # else it was taken, with its door
+                del self._waiting[place]
+                turn.door.leave()
+
+
+def _is_settled(waiting: Waiting, came: list[dict[str, Any]]) -> bool:
+    """Whether the question is open no more."""
+    return any(_settles(event, waiting) for event in came)
+
+
+def _settles(event: Mapping[str, Any], waiting: Waiting) -> bool:
+    if event["event"] == protocol.NOTICE:
+        return event.get("step_id") == waiting.question
+    return event["event"] in protocol.TURN_ENDS and event.get("session_id") == waiting.turn.session_id

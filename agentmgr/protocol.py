@@ -38,10 +38,12 @@ From the client
                                in memory only, and ends when no connection reads it and no turn runs
     user.end_session           `session_id`: ends the session, and the turn that runs: `agent.session_end`
     user.message               a turn. `content` is a text, or an object whose `text`, `message`, `content`
-                               or `question` is the text. Without any session one is made. A `step_id` that
-                               is one of the session's last 256 is refused as `duplicate`, so that it is safe
-                               to send a message again after a cut. While a turn runs the message waits, or
-                               by the service's `when_busy` is refused (`busy`) or interrupts that turn
+                               or `question` is the text. `metadata.instructions`, a text, says how to answer,
+                               `metadata.attachments` is a list of {kind: image or file, url, name}. Without
+                               any session one is made. A `step_id` that is one of the session's last 256 is
+                               refused as `duplicate`, so that it is safe to send a message again after a
+                               cut. While a turn runs the message waits, or by the service's `when_busy` is
+                               refused (`busy`) or interrupts that turn
     user.response              answers an `agent.user_confirm`: its `step_id`, and `content.confirmed` (or
                                `content.approved`, or `content` itself) true or false. The first answer
                                counts; later ones get `unknown_step`

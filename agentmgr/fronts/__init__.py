@@ -5,7 +5,9 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `http`: the one shell that does I/O with clients: h11 on the wire that the gateway hands over; limits, CORS,
   streams of events with comments that keep them alive, clients that leave. It knows no protocol of a front
 - `door`: an ordinary client of this gateway, at the other end of a socket pair, for which a front speaks
-- `saying`, `conversation`: what a request says; the session in which it is said, and the events of its turn
+- `saying`, `history`: what a request says, and whether what was said before is what a session knows
+- `conversation`: the turn of one message, and its events
+- `keyed`, `threads`: in which session it is said; what is remembered of it between two requests
 - `openai`: OpenAI's routes; `openai_errors`, `openai_chat`: their translators
 - `problem`: what goes wrong with a request, before it is said in the front's own shape
 
@@ -13,6 +15,8 @@ Words:
 
 - front: one protocol, by its name in the setting `fronts`, with the prefixes of its paths
 - exchange: one request and its answer
+- key: what a client calls its conversation; a session of that name lasts, and has branches (NAME~2) where
+  the client has changed its history
 - door: one connection to an instance, made by the gateway for a request
 
 Invariants:
@@ -22,6 +26,7 @@ Invariants:
 - Translators do no I/O and know no clock and no randomness: ids and times are given to them.
 - A client that leaves ends its exchange at once, and so its door. What becomes of the turn is the service's
   `on_disconnect`.
+- Nothing that is remembered between two requests is needed: another gateway finds it out from the host.
 - This module is all that a gateway imports until the first request for a front comes.
 """
 

@@ -52,7 +52,8 @@ class Turn:
     branch: int = 1  #: of a keyed session
     waits: bool = False  #: its door stays open when its exchange is over
     _held: list[dict[str, Any]] = field(factory=list)  # events that came before
-    _last_seq: int = 0  # of the session, before it
+    _last_seq: int | None = None  # of the session before it; None: it is the first
+    _early: list[dict[str, Any]] | None = None  # events that came until it is known whether it was taken
     _skips_to: str | None = None  # the notice or the step before which events are of other turns, or known
     _over: bool = False
 
@@ -62,12 +63,19 @@ class Turn:
         Raises `NotTaken`, and `Problem` where the connection to the agent ends before the turn does.
         """
         try:
-            while not self._over:
+            while self._held or not self._over:
                 came, self._held = self._held or await self.door.receive(), []
+                if self._early is not None:
+                    self._early += came
+                    if not any(event["event"] == protocol.PONG for event in came):
+                        continue
+                    came, self._early = self._early, None
                 if any(map(self._was_said_before, came)):
                     # By a client that was cut off, and asks again: it gets the same answer.
                     self._skips_to = NoticeCode.RESUMED
-                    await self.door.send(reconnect(self.session_id, max(0, self._last_seq - _REPLAYED)))
+                    await self.door.send(
+                        reconnect(self.session_id, max(0, (self._last_seq or 0) - _REPLAYED))
+                    )
                 elif mine := [event for event in came if self._is_mine(event)]:
                     return mine
         except DoorClosed as closed:
@@ -102,8 +110,10 @@ class Turn:
         return len(self._held)
 
 
-async def say(door: Door, session_id: str, saying: Saying, step_id: str, *, last_seq: int = 0) -> Turn:
-    """Raises `DoorClosed`."""
+async def say(
+    door: Door, session_id: str, saying: Saying, step_id: str, *, last_seq: int | None = None
+) -> Turn:
+    """`last_seq`: of a session that was there before. Raises `DoorClosed`."""
     message = {
         "event": protocol.MESSAGE,
         "session_id": session_id,
@@ -111,8 +121,12 @@ async def say(door: Door, session_id: str, saying: Saying, step_id: str, *, last
         "content": saying.message.text,
         "metadata": saying.metadata,
     }
-    await door.send(message)
-    return Turn(door, session_id, step_id, last_seq=last_seq)
+    if last_seq is None:
+        await door.send(message)
+        return Turn(door, session_id, step_id)
+    # That the message was said before is known when the pong is there; its events may come earlier.
+    await door.send(message, {"event": protocol.PING})
+    return Turn(door, session_id, step_id, last_seq=last_seq, early=[])
 
 
 async def answer(turn: Turn, question: str, message: Said) -> Turn:

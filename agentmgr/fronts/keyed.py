@@ -155,9 +155,9 @@ class Conversation:
         for number in (first, *(n for n in range(1, MOST_BRANCHES + 1) if n != first)):
             name = f"{self.place.name}~{number}" if number > 1 else str(self.place.name)
             session_id, last_seq = await create_session(door, self.saying.history, name=name)
-            turn = None
-            if last_seq is None or known == Branch(number, history.digest(self.saying.history)):
-                turn = await self._say(door, session_id, name, last_seq or 0)
+            is_known = known == Branch(number, history.digest(self.saying.history))
+            if last_seq is None or (is_known and not history.asks(self.saying.history)):
+                turn: Turn | None = await self._say(door, session_id, name, last_seq)
             else:
                 turn = await self._go_on(door, session_id, name, last_seq)
             if turn is not None:
@@ -165,21 +165,22 @@ class Conversation:
                 return turn
         name = f"{self.place.name}~{secrets.token_hex(8)}"
         session_id, _ = await create_session(door, self.saying.history, name=name)
-        return await self._say(door, session_id, name, 0)
+        return await self._say(door, session_id, name, None)
 
     async def _go_on(self, door: Door, session_id: str, name: str, last_seq: int) -> Turn | None:
         """Says it in a session that is there; None where that is of another history."""
         state, theirs = await _state(door, session_id), self.saying.history
         ours, less = state.get("history", []), bool(state.get("truncated"))
-        if state.get("busy") and history.asks(theirs):
-            return await _asked(door, session_id, last_seq, self.saying)
+        asked = state.get("busy") and history.asks(theirs)
+        if asked and (turn := await _asked(door, session_id, last_seq, self.saying)) is not None:
+            return turn
         if self.again and history.ends_with(ours, self.saying.message):
             ours = ours[:-2]  # it was answered, and is not to be answered twice
         if not history.same(ours, theirs, older_dropped=less):
             return None
         return await self._say(door, session_id, name, last_seq)
 
-    async def _say(self, door: Door, session_id: str, name: str, last_seq: int) -> Turn:
+    async def _say(self, door: Door, session_id: str, name: str, last_seq: int | None) -> Turn:
         # The id is that of the same message when it is sent again, so that it is not answered twice.
         said = history.digest((*self.saying.history, self.saying.message))
         step_id = f"req_{sha256(f'{name} {said}'.encode()).hexdigest()[:24]}"

@@ -105,11 +105,19 @@ def models(table: RoutingTable, identity: Identity | None) -> list[str]:
 
 
 def _feed(answer: ChatAnswer, turn: Turn, events: list[dict[str, Any]]) -> bytes:
-    """The chunks for these; what comes behind a question is for the next answer."""
+    """The chunks for these. What comes behind a question is for the next answer, and what fails is raised the
+    next time, where there are chunks before it.
+    """
     data = b""
-    for place, event in enumerate(events, start=1):
-        data += answer.feed(event)
-        if answer.finished:
+    for place, event in enumerate(events):
+        try:
+            data += answer.feed(event)
+        except Problem:
+            if not data:
+                raise
             turn.hold(events[place:])
+            break
+        if answer.finished:
+            turn.hold(events[place + 1 :])
             break
     return data

@@ -127,11 +127,12 @@ class ChatAnswer:
     include_usage: bool = False
     show_tools: bool = False
     already: str = ""
-    content: str = ""
-    reasoning: str = ""
     finished: bool = False
     question: str | None = None  #: the `step_id` of the question that it ends with
     streamed: str = ""  #: of the whole answer, before that question
+    _shown: list[str] = field(factory=list)  # all content that was in chunks
+    _counts_from: int = 0  # what is before it was of a try that does not count
+    _thought: list[str] = field(factory=list)
     _usage: dict[str, int] = field(factory=lambda: {"prompt_tokens": 0, "completion_tokens": 0})
     _head: bytes = b""
     _begun: bool = False
@@ -179,9 +180,22 @@ class ChatAnswer:
                     self._usage[theirs] += tokens if isinstance(tokens, int) else 0
             case protocol.NOTICE if content.get("code") == protocol.NoticeCode.TURN_RESTARTED:
                 again = self._say("\n\n") if self.content else b""
-                self.content = self.already = ""  # what was streamed before does not count
+                self.already, self._counts_from = "", len(self._shown)
                 return again
         return b""
+
+    @property
+    def content(self) -> str:
+        return "".join(self._shown[self._counts_from :])
+
+    @property
+    def shown(self) -> str:
+        """What a client of the stream has."""
+        return "".join(self._shown)
+
+    @property
+    def reasoning(self) -> str:
+        return "".join(self._thought)
 
     @property
     def usage(self) -> dict[str, int]:
@@ -215,11 +229,11 @@ class ChatAnswer:
         return f"\n\n{final}"
 
     def _say(self, text: str) -> bytes:
-        self.content += text
+        self._shown.append(text)
         return self._delta("content", text) if text else b""
 
     def _think(self, text: str) -> bytes:
-        self.reasoning += text
+        self._thought.append(text)
         return self._delta("reasoning_content", text) if text else b""
 
     def _delta(self, name: str, text: str) -> bytes:

@@ -95,6 +95,13 @@ class Wire:
             except ssl.SSLWantReadError:
                 await trio.lowlevel.wait_readable(self.sock)
 
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Sends what goes at once, and says how much that was. Raises `OSError`."""
+        try:
+            return self.sock.send(data)
+        except (*_AGAIN, ssl.SSLWantWriteError):
+            return 0
+
     def end_sending(self) -> None:
         """Half close: the peer sees the end of the stream, and may still send."""
         with suppress(OSError):

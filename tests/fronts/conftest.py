@@ -89,19 +89,20 @@ def stage_of() -> Open:
     async def open_stage(
         *agents: Any, limits: GatewayLimits | None = None, table: Any = None, **options: Any
     ) -> AsyncIterator[Stage]:
-        """Services `echo`, `echo2` … `options`: of the gateway; `host`: of the agents' hosts."""
+        """Services `echo`, `echo2` … or `names`. `options`: of the gateway; `host`: of the agents' hosts."""
         host = options.pop("host", {})
         facts = options.pop("facts", {})
+        names = options.pop("names", ())
         async with AsyncExitStack() as stack:
             backends = []
             for place, agent in enumerate(agents or (echo,)):
                 url = await stack.enter_async_context(hosted(agent, **host))
-                name = f"echo{place + 1 if place else ''}"
+                name = names[place] if names else f"echo{place + 1 if place else ''}"
                 address, port = url.removeprefix("ws://").strip("/").rsplit(":", 1)
                 backends.append(Backend.at(address, int(port), service=name, **facts))
-            names = frozenset(backend.service_name for backend in backends)
+            known = frozenset(backend.service_name for backend in backends)
             gateway = Gateway(
-                RoutingTable(tuple(backends), service_names=names, **(table or {})),
+                RoutingTable(tuple(backends), service_names=known, **(table or {})),
                 limits=limits or GatewayLimits(close_timeout_s=0.5, queue_timeout_s=1),
                 fronts=Fronts("openai"),
                 **options,

@@ -261,7 +261,7 @@ def test_a_turn_that_runs_again_says_its_answer_anew():
     told.feed({"event": "system.notice", "content": {"code": "turn_restarted", "message": "again"}})
     told.feed(event("partial_answer", "second"))
     told.feed(event("final_answer", "second"))
-    assert told.content == "second"
+    assert (told.content, told.shown) == ("second", "first try\n\nsecond")
 
 
 SAID = st.lists(

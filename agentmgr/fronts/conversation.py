@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
+import trio
 from attrs import define, field
 
 from .. import protocol
 from ..core.plain_text import yes_or_no
 from ..protocol import ErrorCode, NoticeCode
-from .door import Door, DoorClosed
+from .door import TEXT, Door, DoorClosed
 from .problem import Problem
 from .saying import Said, Saying
 
 FROM_NOW_ON = 2**53  #: a `last_seq` beyond each
+_SILENCE_S = 5.0
 _REPLAYED = 4096  # events, of a turn that is asked for again
 
 
@@ -30,6 +32,14 @@ class NotTaken(Exception):
     @property
     def code(self) -> str:
         return str(self.content.get("code"))
+
+
+class NoSessions(Exception):
+    """The service is no host of ours. `speaks_text`: it has answered an event with something that is none."""
+
+    def __init__(self, *, speaks_text: bool) -> None:
+        super().__init__("the service has no sessions")
+        self.speaks_text = speaks_text
 
 
 def target_of(model: str) -> str:
@@ -46,7 +56,7 @@ class Turn:
     """One message, and the events of its answer."""
 
     door: Door
-    session_id: str
+    session_id: str  #: "": that of a service without sessions
     step_id: str | None  #: None: whichever runs
     already: str = ""  #: what was said of the answer before the question that is answered now
     branch: int = 1  #: of a keyed session
@@ -87,11 +97,14 @@ class Turn:
         duplicate = event["event"] == protocol.ERROR and code_of(event) == ErrorCode.DUPLICATE
         return duplicate and event.get("step_id") == self.step_id
 
-    def _is_mine(self, event: Mapping[str, Any]) -> bool:
+    def _is_mine(self, event: dict[str, Any]) -> bool:
         name, step_id = event["event"], event.get("step_id")
+        if name == TEXT and not self.session_id:
+            event.update(event=protocol.FINAL_ANSWER)  # a service that speaks text answers with one frame
+            name = protocol.FINAL_ANSWER
         if name == protocol.ERROR and step_id is not None and step_id == self.step_id:
             raise NotTaken(event.get("content"))
-        if event.get("session_id") != self.session_id:
+        if self.session_id and event.get("session_id") != self.session_id:
             return False
         if self._skips_to is not None:
             if self._skips_to == NoticeCode.RESUMED and code_of(event) == NoticeCode.RESUMED:
@@ -116,7 +129,7 @@ async def say(
     """`last_seq`: of a session that was there before. Raises `DoorClosed`."""
     message = {
         "event": protocol.MESSAGE,
-        "session_id": session_id,
+        "session_id": session_id or None,
         "step_id": step_id,
         "content": saying.message.text,
         "metadata": saying.metadata,
@@ -147,14 +160,22 @@ async def create_session(
     """The id of a session that begins with that history; and where there was one of that name, the `seq` of
     its last event. Without a name it is in memory only, and ends with its door.
 
-    Raises `NotTaken`, `DoorClosed`.
+    Raises `NotTaken`, `NoSessions`, `DoorClosed`.
     """
     asked = f"new_{secrets.token_hex(8)}"
     content: dict[str, Any] = {"history": [said.entry for said in history]}
     content |= {"transient": True} if name is None else {"name": name, "last_seq": FROM_NOW_ON}
     await door.send({"event": protocol.CREATE_SESSION, "step_id": asked, "content": content})
+    silence = trio.CancelScope(deadline=trio.current_time() + _SILENCE_S)
     while True:
-        for event in await door.receive():
+        with silence:  # a host of ours greets at once
+            came = await door.receive()
+        if silence.cancelled_caught:
+            raise NoSessions(speaks_text=False)
+        silence = trio.CancelScope()
+        for event in came:
+            if event["event"] == TEXT:
+                raise NoSessions(speaks_text=True)
             if event["event"] == protocol.SESSION_CREATED:
                 return str(event["session_id"]), None
             if event["event"] == protocol.NOTICE and code_of(event) == NoticeCode.RESUMED:

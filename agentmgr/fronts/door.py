@@ -23,10 +23,13 @@ from ..protocol import NORMAL
 from ..websocket.frames import CLOSE, PING, PONG, FrameViolation, close_frame
 from ..websocket.head import BadResponse, Fields, RequestHead, parse_response, upgrade_request
 from ..websocket.messages import MessageReader, masked_frame
-from ..websocket.refusal import Refusal, RefusalCode, read_refusal
+from ..websocket.refusal import RefusalCode, read_refusal
 from ..websocket.sockets import Wire
 from .http import Exchange
+from .problem import Problem
 
+TEXT = "text"
+"""The name of what is no event: a service that speaks plain text has sent its `content`."""
 _CHUNK_BYTES = 64 * 1024
 _ANSWER_BYTES = 256 * 1024  # of a refusal: the gateway passes on 64 KiB of a service's own, and its head
 _EVENT_BYTES = 64 * 2**20
@@ -47,7 +50,7 @@ async def open_door(exchange: Exchange, target: str, *, session: str | None = No
     """A connection to an instance, as the exchange's client would get it at `target`.
 
     `session`: the id of a session, or any other word by which the gateway finds the same instance again. The
-    door may outlive its exchange; its owner leaves it. Raises `Refusal`.
+    door may outlive its exchange; its owner leaves it. Raises `Problem`.
     """
     intake = exchange.intake
     ours, theirs = map(Wire, socket.socketpair())
@@ -82,7 +85,7 @@ def _upgrade(head: RequestHead, target: str, session: str | None) -> bytes:
 
 
 async def _shake_hands(wire: Wire, asked: bytes) -> bytes:
-    """What came behind the 101. Raises `Refusal`."""
+    """What came behind the 101. Raises `Problem`."""
     received = bytearray()
     try:
         await wire.send_all(asked)
@@ -96,12 +99,12 @@ async def _shake_hands(wire: Wire, asked: bytes) -> bytes:
         while len(received) < _ANSWER_BYTES and (data := await wire.receive(_CHUNK_BYTES)):
             received += data
     except (OSError, BadResponse) as error:
-        raise Refusal(502, RefusalCode.BAD_GATEWAY, f"the gateway could not connect: {error}") from None
+        raise Problem(502, RefusalCode.BAD_GATEWAY, f"the gateway could not connect: {error}") from None
     code, reason = read_refusal(bytes(received[end + 4 :]))
-    known = RefusalCode(code) if code in set(RefusalCode) else RefusalCode.BACKEND_REFUSED
     passed_on = tuple(item for item in answer.fields if item[0].lower() in _OF_A_REFUSAL)
     reason = reason or f"the service refused the connection with HTTP status {answer.status}"
-    raise Refusal(answer.status if answer.status >= 400 else 502, known, reason, passed_on)
+    status = answer.status if answer.status >= 400 else 502
+    raise Problem(status, code or RefusalCode.BACKEND_REFUSED, reason, headers=passed_on)
 
 
 class Door:
@@ -123,7 +126,7 @@ class Door:
         await self._send(b"".join(masked_frame(jsontext.in_utf8(jsontext.encode(event))) for event in events))
 
     async def receive(self) -> list[dict[str, Any]]:
-        """The events that have come since, at least one; what is none is left out. Raises `DoorClosed`."""
+        """The events that have come since, at least one. Raises `DoorClosed`."""
         events: list[dict[str, Any]] = []
         while True:
             while self._frames:
@@ -136,11 +139,15 @@ class Door:
                 self._frames.popleft()
                 if opcode == PING:
                     await self._send(masked_frame(payload, PONG))
-                elif (event := _event(payload)) is not None:
-                    events.append(event)
+                elif opcode < CLOSE:
+                    events.append(_event(payload))
             if events:
                 return events
             await self._read()
+
+    async def say(self, text: str) -> None:
+        """In plain text. Raises `DoorClosed`."""
+        await self._send(masked_frame(jsontext.in_utf8(text)))
 
     async def _read(self) -> None:
         try:
@@ -160,9 +167,12 @@ class Door:
             raise DoorClosed(None, str(error)) from None
 
 
-def _event(payload: bytes) -> dict[str, Any] | None:
+def _event(payload: bytes) -> dict[str, Any]:
     try:
         event = json.loads(payload)
     except (ValueError, RecursionError):
-        return None
-    return event if isinstance(event, dict) and isinstance(event.get("event"), str) else None
+        event = None
+    # Who sends back what a client says has echoed it.
+    if isinstance(event, dict) and isinstance(name := event.get("event"), str) and name[:5] != "user.":
+        return event
+    return {"event": TEXT, "content": payload.decode("utf-8", "replace")}

@@ -1,6 +1,7 @@
 """Where a message is said: in a session of its own, or in the one that the client's key names.
 
 no key     a session in memory only, which begins with the client's history and ends with its door
+no host    a service of another kind gets the newest message alone, as text or as an event
 a key      the session of that name. Where it knows another history than the client's, the next branch of
            it: NAME~2, NAME~3 … One that is not there yet begins with the client's history
 a question that the client was shown, as its last message, is answered by the message; only yes is yes
@@ -21,6 +22,7 @@ from ..protocol import ErrorCode, NoticeCode
 from . import history
 from .conversation import (
     FROM_NOW_ON,
+    NoSessions,
     NotTaken,
     Turn,
     answer,
@@ -89,13 +91,16 @@ class Conversation:
     async def turn(self) -> AsyncIterator[Turn]:
         """Says it; the turn's door is left with the block, unless it `waits`.
 
-        Raises `Refusal`, `NotTaken`, and `Problem` where the connection to the agent ends before that.
+        Raises `NotTaken`, and `Problem` where the gateway refuses it or the connection ends before that.
         """
         with ExitStack() as stack:
             try:
                 turn = await self._waiting(stack)
                 if turn is None:
-                    turn = await (self._keyed if self.place.name else self._alone)(stack)
+                    try:
+                        turn = await (self._keyed if self.place.name else self._alone)(stack)
+                    except NoSessions as other:
+                        turn = await self._without(stack, other)
             except DoorClosed as closed:
                 raise Problem(503, "connection_lost", f"The agent has gone: {closed}.") from None
             yield turn
@@ -126,13 +131,28 @@ class Conversation:
         return await answer(waiting.turn, waiting.question, self.saying.message)
 
     async def _alone(self, stack: ExitStack) -> Turn:
-        """Raises `Refusal`, `NotTaken`, `DoorClosed`."""
+        """Raises `Problem`, `NotTaken`, `DoorClosed`."""
+        with ExitStack() as tried:
+            door = await self._enter(tried, None)
+            session_id, _ = await create_session(door, self.saying.history)
+            turn = await say(door, session_id, self.saying, f"req_{secrets.token_hex(12)}")
+            stack.push(tried.pop_all())
+            return turn
+
+    async def _without(self, stack: ExitStack, other: NoSessions) -> Turn:
+        """Says it to a service without sessions, in plain text or as an event: the newest message is all that
+        it gets. Raises `Problem`, `DoorClosed`.
+        """
         door = await self._enter(stack, None)
-        session_id, _ = await create_session(door, self.saying.history)
-        return await say(door, session_id, self.saying, f"req_{secrets.token_hex(12)}")
+        if other.speaks_text:
+            await door.say(self.saying.message.text)
+            return Turn(door, "", None)
+        turn = await say(door, "", self.saying, f"req_{secrets.token_hex(12)}")
+        turn.step_id = None
+        return turn
 
     async def _keyed(self, stack: ExitStack) -> Turn:
-        """Raises `Refusal`, `NotTaken`, `DoorClosed`."""
+        """Raises `Problem`, `NotTaken`, `DoorClosed`."""
         word = self.place.word
         for tries in range(_TRIES):
             with ExitStack() as tried:

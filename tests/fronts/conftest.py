@@ -12,8 +12,22 @@ import trio
 
 from agentmgr.core.routing import Backend, RoutingTable
 from agentmgr.fronts import Fronts
-from agentmgr.proxy import Gateway, GatewayLimits
+from agentmgr.proxy import Gateway, GatewayLimits, Identity
 from agentmgr.testing import hosted
+from tests.proxy.conftest import lab as lab
+
+
+class Tokens:
+    """Who may come in, and where to."""
+
+    required = True
+
+    async def bearer(self, token):
+        known = {"good": Identity("ann"), "one": Identity("bob"), "two": Identity("cy", frozenset({"echo2"}))}
+        return known.get(token)
+
+    async def ticket(self, ticket):
+        raise AssertionError("a ticket is for a WebSocket")
 
 
 class Stage:

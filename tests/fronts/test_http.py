@@ -7,10 +7,11 @@ import sys
 import trio
 
 from agentmgr.fronts import PREFIXES, Fronts, http
-from agentmgr.proxy import GatewayLimits, Identity
+from agentmgr.proxy import GatewayLimits
 from agentmgr.settings import FRONTS
 from agentmgr.websocket.head import parse_request
-from tests.fronts.conftest import request
+from tests.fronts.conftest import Tokens, request
+from tests.proxy.conftest import Witness
 
 HELLO = {"model": "echo", "messages": [{"role": "user", "content": "hi"}]}
 CHAT = "/v1/chat/completions"
@@ -134,16 +135,6 @@ async def test_pages_of_an_allowed_origin_may_read_the_answer(stage_of):
         assert (status, answer.get("access-control-allow-origin")) == (403, None)
 
 
-class Tokens:
-    required = True
-
-    async def bearer(self, token):
-        return {"good": Identity("ann"), "one": Identity("bob", frozenset({"echo2"}))}.get(token)
-
-    async def ticket(self, ticket):
-        raise AssertionError("a ticket is for a WebSocket")
-
-
 async def test_a_token_is_needed_where_the_gateway_needs_one(stage_of):
     async with stage_of(_echo, _echo, authenticator=Tokens()) as stage:
         status, headers, body = await stage.ask("GET", "/v1/models?ticket=x")
@@ -152,11 +143,11 @@ async def test_a_token_is_needed_where_the_gateway_needs_one(stage_of):
             "authentication_error",
             'Bearer realm="agentmgr"',
         )
-        status, _, body = await stage.ask("GET", "/v1/models", None, {"Authorization": "Bearer one"})
+        status, _, body = await stage.ask("GET", "/v1/models", None, {"Authorization": "Bearer two"})
         assert [model["id"] for model in body["data"]] == ["auto", "echo2"]
         assert (await stage.say(headers={"Authorization": "Bearer bad"}))[0] == 401
         assert (await stage.say(headers={"Authorization": "Bearer good"}))[0] == 200
-        status, _, body = await stage.say(headers={"Authorization": "Bearer one"})
+        status, _, body = await stage.say(headers={"Authorization": "Bearer two"})
         assert (status, body["error"]["code"]) == (403, "forbidden")
         await stage.at_base()
 
@@ -206,6 +197,14 @@ async def test_a_silent_stream_is_kept_alive(stage_of, monkeypatch):
                 while b"[DONE]" not in seen:
                     seen += await stream.receive_some()
         assert seen.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_refusal_is_counted_once(stage_of):
+    witness = Witness()
+    async with stage_of(observer=witness) as stage:
+        await stage.say(model="nothing")
+        await stage.ask("GET", "/v1/models", None, {"Origin": "https://evil.example"})
+        assert witness.refused == ["service_not_found", "origin_not_allowed"]
 
 
 async def test_a_reader_that_stalls_is_cut_and_others_do_not_notice(stage_of):

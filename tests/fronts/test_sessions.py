@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import trio
+from trio_websocket import ConnectionClosed
 
 from agentmgr.agent.limits import SessionLimits
-from agentmgr.fronts import threads
+from agentmgr.core.routing import RoutingTable
+from agentmgr.fronts import conversation, threads
 from agentmgr.models.host_config import OnDisconnect
-from tests.fronts.conftest import Stage, request
+from tests.fronts.conftest import Stage, Tokens, request
 
 CHAT = "/v1/chat/completions"
 
@@ -304,3 +308,53 @@ async def test_a_client_may_leave_at_any_byte(stage_of, teller):
         with trio.fail_after(10):
             for session in teller.sessions:
                 await session.gone.wait()
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_a_service_that_speaks_plain_text_answers_with_its_next_frame(lab, stage_of, key):
+    async def shout(request):
+        websocket = await request.accept()
+        with suppress(ConnectionClosed):
+            while True:
+                await websocket.send_message((await websocket.get_message()).upper())
+
+    async with stage_of() as stage:
+        stage.gateway.update(RoutingTable((await lab.instance("echo", shout, max_sessions=1),)))
+        client = Client(stage, key)
+        assert await client.say("hello") == "HELLO"
+        assert await client.say("again") == "AGAIN"
+        await stage.at_base()
+
+
+async def test_a_service_that_knows_messages_alone_answers_with_its_events(lab, stage_of, monkeypatch):
+    monkeypatch.setattr(conversation, "_SILENCE_S", 0.1)
+
+    async def speaks(request):
+        websocket = await request.accept()
+        with suppress(ConnectionClosed):
+            while True:
+                said = json.loads(await websocket.get_message())
+                if said["event"] == "user.message":
+                    text = f"hello {said['content']}"
+                    for name, content in (("partial_answer", "hello "), ("final_answer", text)):
+                        event = {"event": f"agent.{name}", "content": content}
+                        await websocket.send_message(json.dumps(event))
+
+    async with stage_of() as stage:
+        stage.gateway.update(RoutingTable((await lab.instance("echo", speaks),)))
+        assert await Client(stage).say("you") == "hello you"
+        await stage.at_base()
+
+
+async def test_a_key_is_its_owners(stage_of, teller):
+    async with stage_of(teller, authenticator=Tokens()) as stage:
+        for token, identity in (("good", "ann"), ("one", "bob")):
+            status, _, said = await stage.ask(
+                "POST",
+                CHAT,
+                {"model": "echo", "messages": [{"role": "user", "content": "hi"}]},
+                {"Authorization": f"Bearer {token}", "X-Session-Id": "k"},
+            )
+            assert (status, said["choices"][0]["message"]["content"]) == (200, "Well. 0 before")
+            assert (teller.sessions[-1].owner, teller.sessions[-1].name) == (identity, "openai:k")
+        assert len(teller.sessions) == 2

@@ -108,6 +108,7 @@ class Exchange:
         self.request = request
         self.parts: Mapping[str, str] = {}  #: of its path
         self.secure = wire.secure or peer.secure
+        self.streams = False  #: the answer is a stream, once there is something of it, or there was silence
         self.last_sent = trio.current_time()
         self._wire = wire
         self._parser = parser
@@ -150,9 +151,13 @@ class Exchange:
         """Until cancelled: a comment in the stream of events whenever it was silent for `KEEPALIVE_S`."""
         while True:
             await trio.sleep_until(self.last_sent + KEEPALIVE_S)
-            silent = trio.current_time() >= self.last_sent + KEEPALIVE_S
-            if silent and self._parser.our_state is h11.SEND_BODY:
+            if trio.current_time() < self.last_sent + KEEPALIVE_S:
+                continue
+            if self._parser.our_state is h11.SEND_BODY:
                 await self.send(b": keep-alive\n\n")
+            elif self.streams and not self.begun:
+                await self.begin()
+            self.last_sent = trio.current_time()
 
     def _head(self, status: int, fields: Headers) -> bytes:
         response = h11.Response(status_code=status, headers=[*fields, *cors(self.intake, self.request.head)])

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import trio
+from attrs import frozen
 
 from ..core.routing import RoutingTable
-from ..proxy.access import Identity
 from . import openai_errors
 from .conversation import NotTaken, Turn
 from .http import Exchange, Route
@@ -22,12 +22,23 @@ from .saying import session_key
 from .threads import Threads
 
 
+@frozen
+class _Listing:
+    """The models for clients of one kind, as long as the table is the same."""
+
+    table: RoutingTable
+    services: frozenset[str] | None
+    names: list[str]
+    body: bytes
+
+
 class OpenAI:
     """The front `openai`."""
 
     def __init__(self) -> None:
         self._since = int(time.time())
         self._threads = Threads()
+        self._listed: _Listing | None = None  # the last one
         self.routes: Sequence[Route] = (
             Route("GET", "/v1/models", self._models),
             Route("GET", "/v1/models/{model}", self._model),
@@ -38,14 +49,26 @@ class OpenAI:
         return openai_errors.body(problem)
 
     async def _models(self, exchange: Exchange) -> None:
-        models = [self._described(name) for name in _reachable(exchange)]
-        await exchange.reply(200, json.dumps({"object": "list", "data": models}).encode())
+        await exchange.reply(200, self._listing(exchange).body)
 
     async def _model(self, exchange: Exchange) -> None:
         model = exchange.parts["model"]
-        if model not in _reachable(exchange):
+        if model not in self._listing(exchange).names:
             raise Problem(404, "service_not_found", f"There is no model {model!r} for you.", param="model")
         await exchange.reply(200, json.dumps(self._described(model)).encode())
+
+    def _listing(self, exchange: Exchange) -> _Listing:
+        """What the client may name as a model. Raises `Refusal`: quotas hold here too."""
+        request, intake = exchange.request, exchange.intake
+        services = None if request.identity is None else request.identity.services
+        with intake.quotas.admit(request.client_ip, trio.current_time()):
+            known, table = self._listed, intake.lobby.router.table
+            if known is None or known.table is not table or known.services != services:
+                names = models(table, services)
+                data = [self._described(name) for name in names]
+                body = json.dumps({"object": "list", "data": data}).encode()
+                known = self._listed = _Listing(table, services, names, body)
+            return known
 
     def _described(self, model: str) -> dict[str, object]:
         return {"id": model, "object": "model", "created": self._since, "owned_by": "agentmgr"}
@@ -61,6 +84,7 @@ class OpenAI:
         )
         place = Place.of(exchange, asked.model, self._name(exchange, asked))
         again = exchange.request.head.by_name.get("x-stainless-retry-count", "0") != "0"
+        exchange.streams = asked.stream
         conversation = Conversation(exchange, place, asked.saying, self._threads, again)
         try:
             async with conversation.turn() as turn:
@@ -88,16 +112,8 @@ class OpenAI:
         return None if key is None else f"openai:{key}"
 
 
-def _reachable(exchange: Exchange) -> list[str]:
-    """What the client may name as a model. Raises `Refusal`: quotas hold here too."""
-    request, intake = exchange.request, exchange.intake
-    with intake.quotas.admit(request.client_ip, trio.current_time()):
-        return models(intake.lobby.router.table, request.identity)
-
-
-def models(table: RoutingTable, identity: Identity | None) -> list[str]:
+def models(table: RoutingTable, services: frozenset[str] | None) -> list[str]:
     """`auto`, the names of the services, and `tag:…` for the tags of those that run."""
-    services = None if identity is None else identity.services
     names = table.service_names | {backend.service_name for backend in table.backends}
     allowed = names if services is None else names & services
     tags = {tag for b in table.backends if b.service_name in allowed for tag in b.tags}

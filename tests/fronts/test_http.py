@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import trio
 
@@ -197,6 +198,35 @@ async def test_a_silent_stream_is_kept_alive(stage_of, monkeypatch):
                 while b"[DONE]" not in seen:
                     seen += await stream.receive_some()
         assert seen.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_stream_begins_with_silence_where_nothing_comes(stage_of, monkeypatch):
+    monkeypatch.setattr(http, "KEEPALIVE_S", 0.05)
+
+    async def silent(message, session):
+        await trio.sleep_forever()
+        yield ""
+
+    async with stage_of(silent) as stage:
+        async with await stage.send(request("POST", CHAT, HELLO | {"stream": True})) as stream:
+            seen = b""
+            with trio.fail_after(10):
+                while b": keep-alive" not in seen:
+                    seen += await stream.receive_some()
+        await stage.at_base()
+
+
+async def test_waiting_for_a_whole_answer_costs_nothing(stage_of, monkeypatch):
+    monkeypatch.setattr(http, "KEEPALIVE_S", 0.01)
+
+    async def slow(message, session):
+        await trio.sleep(0.3)
+        yield "well"
+
+    async with stage_of(slow) as stage:
+        began = time.process_time()
+        assert (await stage.say())[0] == 200
+        assert time.process_time() - began < 0.15
 
 
 async def test_a_refusal_is_counted_once(stage_of):

@@ -2,6 +2,7 @@
 
 A front translates between one such protocol and ours. Parts, in reading order:
 
+- `exchange`: one request and its answer, as a front sees them
 - `http`: the one shell that does I/O with clients: h11 on the wire that the gateway hands over; limits, CORS,
   streams of events with comments that keep them alive, clients that leave. It knows no protocol of a front
 - `door`: an ordinary client of this gateway, at the other end of a socket pair, for which a front speaks
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ..proxy.intake import Intake
     from ..websocket.head import RequestHead
     from ..websocket.sockets import Wire
-    from .http import Front
+    from .exchange import Front
 
 PREFIXES = {"openai": ("/v1/",)}
 """The fronts that there are, and with what their paths begin."""

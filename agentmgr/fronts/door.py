@@ -25,7 +25,7 @@ from ..websocket.head import BadResponse, Fields, RequestHead, parse_response, u
 from ..websocket.messages import MessageReader, masked_frame
 from ..websocket.refusal import RefusalCode, read_refusal
 from ..websocket.sockets import Wire
-from .http import Exchange
+from .exchange import Exchange
 from .problem import Problem
 
 TEXT = "text"

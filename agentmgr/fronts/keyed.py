@@ -33,7 +33,7 @@ from .conversation import (
     target_of,
 )
 from .door import Door, DoorClosed, open_door
-from .http import Exchange
+from .exchange import Exchange
 from .problem import Problem
 from .saying import Said, Saying
 from .threads import Branch, Threads, Waiting

@@ -14,7 +14,7 @@ from attrs import frozen
 from ..core.routing import RoutingTable
 from . import openai_errors
 from .conversation import NotTaken, Turn
-from .http import Exchange, Route
+from .exchange import Exchange, Route
 from .keyed import Conversation, Place
 from .openai_chat import ChatAnswer, ChatRequest
 from .problem import Problem

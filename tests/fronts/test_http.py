@@ -7,7 +7,7 @@ import time
 
 import trio
 
-from agentmgr.fronts import PREFIXES, Fronts, http
+from agentmgr.fronts import PREFIXES, Fronts, exchange
 from agentmgr.proxy import GatewayLimits
 from agentmgr.settings import FRONTS
 from agentmgr.websocket.head import parse_request
@@ -88,6 +88,8 @@ async def test_requests_follow_each_other_on_one_connection(stage_of):
         said = await stage.raw(both, request("GET", "/v1/models", None, {"Connection": "close"}))
         assert said.count(b"HTTP/1.1 200 ") == 3
         assert b"you said hi" in said
+        said = await stage.raw(request("GET", "/v1/models"), request("GET", "/"))
+        assert b"HTTP/1.1 426 " in said
 
 
 async def test_who_waits_for_leave_to_send_a_body_gets_it(stage_of):
@@ -180,7 +182,7 @@ async def test_a_service_that_is_full_says_when_to_come_back(stage_of):
 
 
 async def test_a_silent_stream_is_kept_alive(stage_of, monkeypatch):
-    monkeypatch.setattr(http, "KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(exchange, "KEEPALIVE_S", 0.05)
     go_on = trio.Event()
 
     async def slow(message, session):
@@ -201,7 +203,7 @@ async def test_a_silent_stream_is_kept_alive(stage_of, monkeypatch):
 
 
 async def test_a_stream_begins_with_silence_where_nothing_comes(stage_of, monkeypatch):
-    monkeypatch.setattr(http, "KEEPALIVE_S", 0.05)
+    monkeypatch.setattr(exchange, "KEEPALIVE_S", 0.05)
 
     async def silent(message, session):
         await trio.sleep_forever()
@@ -217,7 +219,7 @@ async def test_a_stream_begins_with_silence_where_nothing_comes(stage_of, monkey
 
 
 async def test_waiting_for_a_whole_answer_costs_nothing(stage_of, monkeypatch):
-    monkeypatch.setattr(http, "KEEPALIVE_S", 0.01)
+    monkeypatch.setattr(exchange, "KEEPALIVE_S", 0.01)
 
     async def slow(message, session):
         await trio.sleep(0.3)
@@ -253,10 +255,10 @@ async def test_a_reader_that_stalls_is_cut_and_others_do_not_notice(stage_of):
 
 
 def test_a_route_knows_its_parts():
-    async def handle(exchange):
+    async def handle(_):
         raise AssertionError
 
-    route = http.Route("GET", "/v1/models/{model}", handle)
+    route = exchange.Route("GET", "/v1/models/{model}", handle)
     assert route.match("/v1/models/a%2Fb") == {"model": "a/b"}
     assert route.match("/v1/models") is None
     assert route.match("/v1/other/a") is None

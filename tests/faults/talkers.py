@@ -106,12 +106,14 @@ class Talker:
         """Reads the whole session anew, as another client does, and compares it with what came before."""
         seen: list[dict[str, Any]] = []
         exported: list[dict[str, Any]] = []
+        patience = trio.move_on_after(SILENCE_S)
 
         async def read(websocket: WebSocketConnection) -> None:
             await self._send(websocket, "user.reconnect", session_id=self.session_id, last_seq=0)
             await self._send(websocket, "user.request_state")
             while len(seen) < len(self.events) or not exported:
                 event = json.loads(await websocket.get_message())
+                patience.deadline = trio.current_time() + SILENCE_S
                 if "seq" in event:
                     seen.append(event)
                 elif event["event"] == "agent.state_exported":
@@ -120,7 +122,7 @@ class Talker:
                     return
 
         try:
-            with trio.move_on_after(SILENCE_S):
+            with patience:
                 while len(seen) < len(self.events) or not exported:
                     seen.clear()
                     await self._once(read)

@@ -81,12 +81,19 @@ function sortedRows(rows, columns, sort) {
   const down = sort.startsWith("-");
   const by = columns.find((column) => column.name === sort.slice(down ? 1 : 0))?.by;
   if (!by) return rows;
-  const order = new Intl.Collator(undefined, { numeric: true });
-  const sorted = rows.map((row) => ({ row, value: by(row) ?? "" }));
-  sorted.sort(({ value: a }, { value: b }) =>
-    typeof a === "number" && typeof b === "number" ? a - b : order.compare(String(a), String(b)));
+  const sorted = rows.map((row) => ({ row, key: sortKey(by(row)) }));
+  sorted.sort(({ key: a }, { key: b }) => (a < b ? -1 : a > b ? 1 : 0));
   if (down) sorted.reverse();
   return sorted.map(({ row }) => row);
+}
+
+/**
+ * What compares fast: a collator that knows numbers takes a tenth of a second for ten thousand names.
+ * @param {string | number | null | undefined} value
+ */
+function sortKey(value) {
+  if (typeof value === "number") return value;
+  return (value ?? "").toLowerCase().replace(/\d+/g, (digits) => digits.padStart(12, "0"));
 }
 
 /** Which rows are on screen. @param {number} count */

@@ -26,11 +26,11 @@ def test_a_crash_reads_as_a_sentence_with_its_reason_and_what_comes_next(site, p
 def test_events_from_before_the_page_was_open_are_found_and_the_filter_is_in_the_address(site, page):
     site.run(EXAMPLES / "echo_agent.py", EXAMPLES / "notes_agent.py")
     page.goto(site.url + "#/events")
-    page.get_by_role("row", name=re.compile("echo_agent is ready, as process")).wait_for()
+    page.get_by_role("row", name=re.compile("echo_agent is ready, as process")).first.wait_for()
     page.get_by_role("searchbox", name="Service").fill("notes")
     page.get_by_role("row", name=re.compile("echo_agent is ready")).wait_for(state="detached")
     page.reload()
-    page.get_by_role("row", name=re.compile("notes_agent is ready")).wait_for()
+    page.get_by_role("row", name=re.compile("notes_agent is ready")).first.wait_for()
     assert page.get_by_role("row", name=re.compile("echo_agent is ready")).count() == 0
 
 

@@ -151,8 +151,10 @@ class Exchange:
             self.last_sent = trio.current_time()
 
     def _head(self, status: int, fields: Headers) -> bytes:
-        response = h11.Response(status_code=status, headers=[*fields, *cors(self.intake, self.request.head)])
-        return self._parser.send(response) or b""
+        fields = (*fields, *cors(self.intake, self.request.head))
+        # In the bytes that they came in: a stranger's origin, or a service's own refusal, need not be ASCII.
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+        return self._parser.send(h11.Response(status_code=status, headers=headers)) or b""
 
     async def _send(self, data: bytes) -> None:
         """A reader that takes nothing for as long as the relay would wait is cut off, as it is there."""

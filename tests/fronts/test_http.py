@@ -273,3 +273,18 @@ async def test_a_thousand_services_are_listed_in_one_answer(stage_of):
         _, _, body = await stage.ask("GET", "/v1/models")
         assert len(body["data"]) == 1001
         assert len(json.dumps(body)) < 200_000
+
+
+async def test_what_an_answer_repeats_of_its_request_need_not_be_ascii(stage_of, caplog):
+    async with stage_of(allowed_origins=["*"]) as stage:
+        for byte in (*range(0x20, 0x7F), *range(0x80, 0x100)):
+            said = b"x%bx" % bytes([byte])
+            asked = b"Origin: http://%b\r\nAccess-Control-Request-Headers: %b\r\n\r\n" % (said, said)
+            answer = await stage.raw(
+                b"OPTIONS /v1/models HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + asked
+            )
+            assert answer.startswith(b"HTTP/1.1 200 "), said
+            assert b"\r\nAccess-Control-Allow-Headers: %b\r\n" % said in answer
+            assert b"\r\nAccess-Control-Allow-Origin: http://%b\r\n" % said in answer
+        await stage.at_base()
+    assert "internal error" not in caplog.text

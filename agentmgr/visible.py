@@ -25,6 +25,9 @@ _IN_LINES = re.compile(rf"[\x00-\x08\x0b-\x1f{_INVISIBLE}]")
 _IN_OUTPUT = re.compile(rf"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f{_INVISIBLE}]")
 _IN_JSON = re.compile(f"[{_INVISIBLE}]")
 
+_SEQUENCE = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))"
+)  # a colour, a title, a link
 _COLOUR_BEGUN = re.compile(r"\x1b(\[[0-9;]*)?$")
 _COLOUR_LIMIT = 32  #: a longer one is no colour
 
@@ -36,6 +39,11 @@ def visible(text: str, *, lines: bool = False) -> str:
     if lines:
         return _IN_LINES.sub(_escaped, text.replace("\r\n", "\n"))
     return _IN_A_LINE.sub(_escaped, text)
+
+
+def without_sequences(text: str) -> str:
+    """What a terminal shows of `text`: without colours, and whatever else an escape begins."""
+    return _SEQUENCE.sub("", text)
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Any, TextIO
+
+import trio
 
 from ..codec import to_plain
 from ..visible import ProgramOutput, json_text, visible
@@ -22,6 +24,8 @@ _STYLES = {
 
 RESET = "\x1b[0m"
 CLEAR_SCREEN = "\x1b[H\x1b[2J\x1b[3J"
+
+_one_at_a_time = trio.CapacityLimiter(1)  # threads of `say_as_it_is_read`
 
 
 class Shown(str):
@@ -61,6 +65,26 @@ def say(*parts: str, lines: bool = False, end: str = "\n", error: bool = False, 
     stream.write("".join(p if isinstance(p, Shown) else visible(p, lines=lines) for p in parts) + end)
     if flush:
         stream.flush()
+
+
+async def say_as_it_is_read(lines: Sequence[Sequence[Shown]]) -> None:
+    """Writes lines to stdout in a thread, and waits for that.
+
+    A reader may stop reading, as a terminal does after Ctrl-S: then gateway and API in this process go on.
+    The thread holds no lock of `sys.stdout`, so that the process can end while the thread still waits.
+    """
+    text = "".join("".join(parts) + "\n" for parts in lines)
+    stream = sys.stdout
+    stream.flush()
+    data = text.encode(stream.encoding, "backslashreplace")
+    await trio.to_thread.run_sync(
+        _write, stream.fileno(), data, abandon_on_cancel=True, limiter=_one_at_a_time
+    )
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def note(message: str) -> None:

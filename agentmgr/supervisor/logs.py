@@ -26,6 +26,8 @@ from pathlib import Path
 
 from attrs import frozen
 
+from ..visible import without_sequences
+
 LAST_WORDS_LINES = 15
 LAST_OUTPUT_LINES = 20  #: before an end, that are kept with it
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -84,7 +86,7 @@ def last_words(file: Path, since: int) -> str:
             # If the file is shorter than it was, it was rotated since.
             start = max(since if since <= end else 0, end - _LAST_WORDS_BYTES)
             log.seek(start)
-            text = log.read(_LAST_WORDS_BYTES).decode(errors="replace")
+            text = without_sequences(log.read(_LAST_WORDS_BYTES).decode(errors="replace"))
     except OSError:
         return ""
     lines = ["".join(c for c in line if c.isprintable() or c == "\t").rstrip() for line in text.splitlines()]

@@ -93,3 +93,15 @@ def test_the_end_of_an_instance_is_said(shell: Any) -> None:
         (instance,) = json.loads(shell.ok("status", "my_agent", "--format", "json"))["instances"]
         os.kill(instance["pid"], signal.SIGKILL)
         assert running.until("SIGKILL").endswith("it will be started again\n")
+
+
+def test_who_does_not_read_what_it_shows_holds_up_no_client(shell: Any, write: Any) -> None:
+    write("loud.py", "async def agent(message):\n    print('loud ' * 10**6)\n    return 'said'\n")
+    with shell.background("run", "loud.py", "--proxy-port", "0", "--api-port", "0") as running:
+        url = listening(running.until("clients connect to"))
+        running.until("is running")
+        with connect(f"{url}/services/loud", open_timeout=60) as client:
+            for _ in range(2):
+                client.send("hello")
+                assert client.recv(timeout=60) == "said"
+        assert running.until("loud loud").startswith("loud | ")

@@ -12,7 +12,7 @@ from attrs import evolve
 from agentmgr.errors import AgentManagerError
 from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec
 from agentmgr.supervisor import Supervisor
-from agentmgr.supervisor.logs import last_output
+from agentmgr.supervisor.logs import last_output, last_words
 from agentmgr.testing import Behaviour, FakeLauncher
 from agentmgr.testing.fake_launcher import FakeChild
 
@@ -114,3 +114,10 @@ def test_the_last_output_is_bounded(tmp_path: Path, written: bytes, since: int, 
     log.write_bytes(written)
     assert last_output(log, since) == seen
     assert last_output(tmp_path / "none", 0) == ""
+
+
+def test_last_words_are_without_colours(tmp_path: Path) -> None:
+    log = tmp_path / "0.log"
+    link = "\x1b]8;;http://localhost/\x1b\\the key\x1b]8;;\x1b\\"
+    log.write_text(f"\x1b]0;title\x07\x1b[1;31merror\x1b[0m: {link} is not set\x1b[K\x1b[\n")
+    assert last_words(log, 0) == "error: the key is not set["

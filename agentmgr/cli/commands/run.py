@@ -33,7 +33,7 @@ from ..group import Cli, subcommand
 from ..manager_options import settings_options
 from ..names import FILE
 from ..options import directory_for
-from ..out import note, painted, program_line, say
+from ..out import note, painted, program_line, say, say_as_it_is_read
 from ..render import console, url
 
 _STYLES = ("cyan", "magenta", "yellow", "green", "blue")
@@ -159,8 +159,7 @@ async def _show_log(manager: AgentManager, service: Service, number: int) -> Non
     output = ProgramOutput()
 
     async def show(lines: bytes) -> None:
-        for line in output.feed(lines).splitlines():
-            say(mark, program_line(line), flush=True)
+        await say_as_it_is_read([(mark, program_line(line)) for line in output.feed(lines).splitlines()])
 
     path = manager.log_path(service.name)
     _, end = await tail(path, 0)

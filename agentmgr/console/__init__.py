@@ -2,7 +2,7 @@
 
 In reading order:
 
-    static       the page: `index.html`, `style.css`, our modules beginning with `main.js`, `vendor`
+    static       the page: `index.html`, `style.css`, `styles`, our modules beginning with `main.js`, `vendor`
     bundle       makes one module of ours, so that a browser asks for it once
     files        each file as it is sent: its type, its compressed form, and a name that goes by the contents
 

@@ -18,7 +18,7 @@ STATIC = Path(__file__).parent / "static"
 ASSETS = "/console/assets"
 
 _INDEX = "index.html"
-_STYLE = "style.css"  #: has every other stylesheet in it
+_STYLE = "style.css"  #: is served with every other stylesheet after it, those of `styles` by their names
 _PLACEHOLDER = "{{assets}}"  #: in the page: where its files are
 _STATE = b"{{console}}"  #: in the page: what it has to know at first
 

@@ -15,7 +15,7 @@ import { goQuery } from "./router.js";
 import { LogSearch } from "./logsearch.js";
 import { Copy, Foreign } from "./ui.js";
 
-const LOG_ROW_PX = 20; // as in style.css
+const LOG_ROW_PX = 20; // as in styles/logs.css
 const SPARE_LINES = 12; // drawn above and below what is seen
 const REPAINT_MS = 50;
 const SHOWN_CHARS = 2000; // of a line; all of it on a click

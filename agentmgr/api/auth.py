@@ -24,6 +24,7 @@ from attrs import frozen
 from werkzeug.datastructures import Headers
 from werkzeug.http import dump_cookie, parse_cookie
 
+from ..core.gateway_headers import LOGIN_COOKIE
 from ..core.hosts import LOOPBACK
 from ..errors import SessionNotFound
 from ..models import Token, utc_now
@@ -129,7 +130,7 @@ def _cookie_name(headers: Headers) -> str:
         port = urlsplit(f"//{headers.get('Host', '')}").port
     except ValueError:
         port = None
-    return "agentmgr_console" if port is None else f"agentmgr_console_{port}"
+    return LOGIN_COOKIE if port is None else f"{LOGIN_COOKIE}_{port}"
 
 
 class Access:

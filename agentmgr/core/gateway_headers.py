@@ -1,4 +1,4 @@
-"""The headers by which a gateway says to a hosted agent who its client is.
+"""The headers by which a gateway says to a hosted agent who its client is, and the cookie that it keeps.
 
 An agent believes them only with the gateway's proof (`core.proof`); from a client they are removed.
 """
@@ -21,6 +21,10 @@ RESUMED_HEADER = "X-Agentmgr-Resumed"
 """The host's answer, `taken=M; pings=P`: so many of the client's messages were taken in, so many of its pings
 answered. What follows is frame N + 1, whole. Without this header the connection cannot be resumed."""
 
+LOGIN_COOKIE = "agentmgr_console"
+"""How the names of the cookies begin that hold a key of this manager. Browsers send the cookies of a host to
+each of its ports, so to the gateway's too: an agent neither gets nor sets one."""
+
 _FORWARDED = frozenset(
     {"forwarded", "x-forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host",
      "x-forwarded-port", "x-real-ip", "x-request-id"}
@@ -38,6 +42,14 @@ def from_proxy(name: str) -> bool:
     """Whether a gateway passes on what a trusted proxy says in a header of that name, as X-Forwarded-User."""
     plain = _plain(name)
     return plain.startswith("x-forwarded-") and plain not in _FORWARDED
+
+
+def without_login(cookies: str) -> str:
+    """What is left for an agent of a `Cookie` header."""
+    if LOGIN_COOKIE not in cookies:
+        return cookies
+    each = [one.strip() for one in cookies.split(";")]
+    return "; ".join(one for one in each if not one.startswith(LOGIN_COOKIE))
 
 
 def _plain(name: str) -> str:

@@ -11,7 +11,13 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from attrs import frozen
 
-from ..core.gateway_headers import CONNECTION_HEADER, IDENTITY_HEADER, from_gateway, from_proxy
+from ..core.gateway_headers import (
+    CONNECTION_HEADER,
+    IDENTITY_HEADER,
+    from_gateway,
+    from_proxy,
+    without_login,
+)
 from ..websocket.head import Fields, RequestHead
 
 Networks = Sequence[IPv4Network | IPv6Network]
@@ -67,9 +73,10 @@ def backend_fields(
     believed = head.by_name if vouched else {}
     return (
         *(
-            (name, value)
+            (name, left)
             for name, value in head.end_to_end
-            if not from_gateway(name) or (vouched and from_proxy(name))
+            if (not from_gateway(name) or (vouched and from_proxy(name)))
+            and (left := without_login(value) if name.lower() == "cookie" else value)
         ),
         ("X-Forwarded-For", f"{hops}, {peer}" if (hops := believed.get("x-forwarded-for")) else peer),
         ("X-Forwarded-Proto", believed.get("x-forwarded-proto", "https" if secure else "http")),

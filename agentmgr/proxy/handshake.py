@@ -7,7 +7,7 @@ the one line that is missing took a third of what a connection costs.
 
 from __future__ import annotations
 
-from ..core.gateway_headers import RESUMED_HEADER
+from ..core.gateway_headers import LOGIN_COOKIE, RESUMED_HEADER
 from ..websocket.head import HeadReader, RequestHead, ResponseHead, accept_token
 from ..websocket.sockets import Wire
 from .limits import GatewayLimits
@@ -61,7 +61,11 @@ async def switch_protocols(wire: Wire, request: RequestHead, answer: ResponseHea
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Accept: {accept_token(request.key)}\r\n"
     ]
-    lines += [f"{name}: {value}\r\n" for name, value in answer.end_to_end if name.lower() not in _OURS]
+    lines += [
+        f"{name}: {value}\r\n"
+        for name, value in answer.end_to_end
+        if name.lower() not in _OURS and not (name.lower() == "set-cookie" and value.startswith(LOGIN_COOKIE))
+    ]
     lines.append("\r\n")
     try:
         await wire.send_all("".join(lines).encode("latin-1"))

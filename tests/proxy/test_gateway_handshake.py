@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import pytest
 import trio
 
 from agentmgr.models import ConditionOperator, RoutingCondition, RoutingRule
@@ -51,6 +52,21 @@ async def test_path_query_and_end_to_end_fields_reach_the_instance(lab) -> None:
     assert "Host: gateway.test" in lines
     assert set(sent) <= set(lines)
     assert lines.count("Connection: Upgrade") == lines.count("Upgrade: websocket") == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "left"),
+    [
+        ("Cookie: a=1; agentmgr_console_8080=agm_key; b=2", "Cookie: a=1; b=2"),
+        ("Cookie: agentmgr_console=agm_key;c=3", "Cookie: c=3"),
+        ("Cookie: agentmgr_console_8080=agm_key; agentmgr_console_443=agm_key", None),
+    ],
+)
+async def test_no_instance_gets_the_key_that_a_browser_has_for_the_console(lab, sent, left) -> None:
+    """Browsers send the cookies of a host to each of its ports."""
+    lines = await head_seen(lab, sent)
+    assert not [line for line in lines if "agm_key" in line]
+    assert [line for line in lines if line.lower().startswith("cookie")] == ([left] if left else [])
 
 
 async def test_fields_for_this_hop_do_not(lab) -> None:
@@ -142,7 +158,8 @@ async def test_the_instances_choices_reach_the_client(lab) -> None:
         "Set-Cookie: b=2",
         "X-Agent: seven",
     )
-    async with lab.gateway(await lab.raw(answering(lab, *chosen))) as stage:
+    login = "Set-Cookie: agentmgr_console_8080=agm_theirs"
+    async with lab.gateway(await lab.raw(answering(lab, *chosen, login))) as stage:
         peer = await stage.connect(
             lab.upgrade(
                 "/",
@@ -154,6 +171,7 @@ async def test_the_instances_choices_reach_the_client(lab) -> None:
         assert lines[0] == "HTTP/1.1 101 Switching Protocols"
         got = {line.lower() for line in lines}
         assert {line.lower() for line in chosen} <= got
+        assert login.lower() not in got, "an instance logs no browser in or out"
         assert "sec-websocket-accept: s3ppLMBiTxaQ9kYGzzhZRbK+xOo=".lower() in got
 
 

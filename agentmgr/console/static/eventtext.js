@@ -48,7 +48,7 @@ const SENTENCES = {
     const next = Number.isFinite(wait) ? t("restart in {time}", { time: durationText(Math.max(wait, 0)) }) : t("it will be restarted");
     return withWhy(t("{who} crashed", { who }), detail, next);
   },
-  "instance.error": (who, detail) => withWhy(t("{who} has failed, and is not started again", { who }), detail),
+  "instance.error": (who, detail) => withWhy(t("{who} has failed, and is not restarted", { who }), detail),
   "instance.health": (who, detail) => {
     if (detail.health === "healthy") return t("{who} is healthy again", { who });
     return withWhy(detail.health === "degraded" ? t("{who} is degraded", { who }) : t("{who}: its health is not known", { who }), detail);
@@ -61,13 +61,13 @@ const SENTENCES = {
     const how = [code === 1000 ? "" : code ?? t("without a close code"), visibleText(String(reason ?? ""))];
     return [text, how.filter(Boolean).join(" ")].filter(Boolean).join(": ");
   },
-  "session.resumed": (who) => t("a client's connection goes on at another instance of {who}", { who }),
+  "session.resumed": (who) => t("a client's connection continues at another instance of {who}", { who }),
   "sessions.pruned": (who, { unused = 0, for_room: room = 0 }) =>
     t("stored sessions of {who} were erased: {unused} unused, {room} for room", { who, unused, room }),
   "rule.created": (who) => t("the routing rule {who} was added", { who }),
   "rule.changed": (who) => t("the routing rule {who} was changed", { who }),
   "rule.deleted": (who) => t("the routing rule {who} was deleted", { who }),
-  "token.created": (who) => t("the token {who} was made", { who }),
+  "token.created": (who) => t("the token {who} was created", { who }),
   "token.revoked": (who) => t("the token {who} was revoked", { who }),
   "token.policy_changed": (_, { api, gateway }) => t("tokens are required now: API {api}, gateway {gateway}", {
     api: api ? t("yes") : t("no"), gateway: gateway ? t("yes") : t("no") }),

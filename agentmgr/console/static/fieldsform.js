@@ -42,7 +42,7 @@ export function FieldControl({ field, typed, type, problem, note, required }) {
       placeholder=${shown} required=${required} spellcheck="false" autocomplete="off" autocapitalize="off"
       onInput=${input} ...${wrong} />`;
   }
-  const hint = html`${t(field.help)} ${kind === "list" && t("Several, with commas between them.")} ${meaning(field, typed)} ${note}`;
+  const hint = html`${t(field.help)} ${kind === "list" && t("Several, separated by commas.")} ${meaning(field, typed)} ${note}`;
   return html`<${Field} label=${html`${fieldLabel(field)}${field.unit && html` <small>${field.unit}</small>`}`} name=${name} problem=${problem} hint=${hint}>${control}</${Field}>`;
 }
 
@@ -51,7 +51,7 @@ function meaning({ kind, unit, standard }, typed) {
   if (kind !== "number") return null;
   const words = (/** @type {any} */ number) => (unit === "bytes" ? bytesText(number) : unit === "s" ? durationText(number) : String(number));
   const now = Number(typed) >= 90 && unit && typed ? `= ${words(Number(typed))}.` : "";
-  return html`${now} ${standard !== null && String(standard) !== typed && t("Usually {standard}.", { standard: words(standard) })}`;
+  return html`${now} ${standard !== null && String(standard) !== typed && t("Default: {standard}.", { standard: words(standard) })}`;
 }
 
 /**

@@ -25,5 +25,5 @@ export function Login() {
     <p>${t("This manager asks who you are. In a terminal, as the user who runs it:")}</p>
     <${CommandLine} text="agentmgr console" />
     <p>${t("It opens this page with a ticket that is good once, for a minute.")}</p>
-    <button class="primary" onClick=${() => signedIn()}>${t("I have done that")}</button></main>`;
+    <button class="primary" onClick=${() => signedIn()}>${t("Done, continue")}</button></main>`;
 }

@@ -35,7 +35,7 @@ export function LogSearch({ path, instance, wanted, at }) {
   return html`<div class="logsearch"><input type="search" value=${wanted} placeholder=${t("Find in the whole log ( / )")} aria-label=${t("Find in the whole log ( / )")}
       onInput=${(/** @type {any} */ event) => goQuery({ q: event.target.value })} />
     ${problem && html`<p class="problem" role="alert">${problem}</p>`}
-    ${wanted && found && html`<p class="hint" role="status">${found.length ? t("{count} lines have it.", { count: countText(found.length) }) : t("No line has it.")}
+    ${wanted && found && html`<p class="hint" role="status">${found.length ? t("{count} lines match.", { count: countText(found.length) }) : t("No line matches.")}
         ${next !== null && html`${" "}<button type="button" class="link" onClick=${() => look(found, next, new AbortController().signal)}>${t("Look further back")}</button>`}</p>
       <ol class="found">${found.map((one) => html`<li key=${one.at}><a href=${address(currentRoute().path, { ...Object.fromEntries(currentRoute().query), at: one.at })}
         aria-current=${String(one.at) === at ? "true" : undefined}><${Match} ...${one} length=${wanted.length} /></a></li>`)}</ol>`}</div>`;

@@ -81,5 +81,5 @@ function Finder({ close }) {
     <ul id="found" role="listbox" aria-label=${t("Found")}>${found.map((entry, index) => html`<li role="option"
       key=${entry.hint + entry.text} id="found-${index}" aria-selected=${index === at} onClick=${() => choose(entry)}>
       <span>${entry.text}</span><small>${entry.hint}</small></li>`)}</ul>
-    ${found.length === 0 && html`<p class="empty">${t("Nothing is called that.")}</p>`}</${Modal}>`;
+    ${found.length === 0 && html`<p class="empty">${t("Nothing matches.")}</p>`}</${Modal}>`;
 }

@@ -22,13 +22,13 @@ const OPERATORS = {
   equals: t("is"), not_equals: t("is not"), contains: t("contains"), not_contains: t("does not contain"),
   starts_with: t("begins with"), ends_with: t("ends with"), regex_match: t("matches the pattern"),
   in_list: t("is one of"), not_in_list: t("is none of"), in_cidr: t("is in the network"),
-  exists: t("is there"), not_exists: t("is not there"),
+  exists: t("is present"), not_exists: t("is absent"),
 };
 
 /** @type {Record<string, string>} */
 const STRATEGIES = {
   round_robin: t("in turn, by weight"), least_connections: t("the one with the fewest connections, by weight"),
-  weighted_random: t("by lot, by weight"), hash_based: t("the same client always the same one"),
+  weighted_random: t("at random, by weight"), hash_based: t("the same client always the same one"),
   tag_based: t("in turn among those with the tags"), manual: t("the first that can, in the order of the targets"),
 };
 
@@ -44,7 +44,7 @@ export const valueOf = (value) => (typeof value === "string" ? value : value.joi
 /** @param {{condition: Condition}} props */
 export const ConditionText = ({ condition: { field, operator, value, case_sensitive = true } }) => html`<span class="condition">
   <code><${Foreign} text=${field} most=${100} /></code> ${operatorText(operator)} ${valueOf(value) && html`<code><${Foreign} text=${valueOf(value)} most=${200} /></code>`}
-  ${!case_sensitive && html` <small>${t("in any case")}</small>`}</span>`;
+  ${!case_sensitive && html` <small>${t("upper and lower case alike")}</small>`}</span>`;
 
 /** All rules in their order; read again when one was changed, by whomever. */
 export function useRules() {

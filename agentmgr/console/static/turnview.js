@@ -15,7 +15,7 @@ const END_TEXT = /** @type {Record<string, [string, string]>} */ ({
   "agent.error": ["failed", t("The turn failed")],
   "agent.timeout": ["failed", t("The turn took too long")],
   "agent.interrupted": ["stopped", t("The turn was interrupted")],
-  "system.error": ["failed", t("The message was not taken")],
+  "system.error": ["failed", t("The message was not accepted")],
 });
 
 /**
@@ -118,7 +118,7 @@ export function TimeLeft({ at, timeout_s }) {
   useEvery(1);
   if (!timeout_s) return null;
   const left = Date.parse(at) / 1000 + timeout_s - Date.now() / 1000;
-  if (left <= 0) return html`<small class="left late">${t("its time is over")}</small>`;
+  if (left <= 0) return html`<small class="left late">${t("expired")}</small>`;
   const minutes = Math.floor(left / 60);
   const clock = `${minutes}:${String(Math.floor(left % 60)).padStart(2, "0")}`;
   return html`<small class="left ${left < 30 ? "late" : ""}" title=${t("No answer until then means no.")}>
@@ -136,7 +136,7 @@ function TurnEnd({ turn, service }) {
   return html`${text && html`<div class="said ${mark ? "trouble" : "agent"}">
       ${words && html`<p><${Status} value=${mark} text=${words} /> <code>${turn.end?.content?.code ?? turn.end?.content?.type}</code></p>`}
       <${Foreign} text=${text} most=${TEXT_SHOWN} />
-      ${error && service && html`<p><a href=${address(["services", service], { tab: "logs", q: error })}>${t("Its log")}</a></p>`}</div>`}
+      ${error && service && html`<p><a href=${address(["services", service], { tab: "logs", q: error })}>${t("Open the log")}</a></p>`}</div>`}
     ${!text && words && html`<div class="said trouble"><${Status} value=${mark} text=${words} /></div>`}
     <p class="foot">${turn.status !== "ended" && html`<${Status} value=${turn.status === "running" ? "starting" : "waiting"}
         text=${turn.status === "running" ? t("running") : t("waits for its turn")} />`}

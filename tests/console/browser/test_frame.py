@@ -10,7 +10,7 @@ def test_the_first_view_takes_five_requests(site, page):
     asked = []
     page.on("request", lambda request: asked.append(request.url.partition("?")[0].rpartition("/")[2]))
     page.goto(site.url)
-    page.get_by_text("Nothing. All is as it should be.").wait_for()
+    page.get_by_text("Nothing. Everything is fine.").wait_for()
     page.wait_for_timeout(0)
     # The doctor is asked once the first view is there. The icon is in the page itself.
     assert [name for name in asked if not name.startswith("doctor")][:6] == [

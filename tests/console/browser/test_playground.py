@@ -41,10 +41,10 @@ def test_a_cut_loses_nothing_and_a_reload_goes_on(site, page):
     page.get_by_role("button", name="Cut the connection").click()
     page.get_by_text("cut by you").wait_for()
     site.terminal.run("questions", "answer", session_of(page), "yes")  # another client speaks meanwhile
-    page.get_by_role("button", name="Come back").click()
+    page.get_by_role("button", name="Reconnect").click()
     page.get_by_text("Done: notes.txt is gone.").wait_for()
     page.get_by_text(re.compile(r"none missing")).wait_for()
-    page.get_by_text(re.compile(r"came back: 1; events that had waited: \d+")).wait_for()
+    page.get_by_text(re.compile(r"reconnected: 1; events received afterwards: \d+")).wait_for()
     page.reload()
     page.get_by_text("Done: notes.txt is gone.").wait_for()
     page.get_by_text("delete notes.txt", exact=True).wait_for()  # what the person said too

@@ -13,7 +13,7 @@ def add_rule(page, site, name, *, field, value, service):
     page.get_by_label("Value").fill(value)
     page.get_by_label("Services", exact=True).fill(service)
     page.get_by_role("button", name="Add the rule").click()
-    page.get_by_role("heading", name="Rules, as they are tried").wait_for()
+    page.get_by_role("heading", name="Rules, in order").wait_for()
 
 
 def test_a_refused_rule_keeps_what_was_typed_with_the_apis_words_beside_the_field(site, page):

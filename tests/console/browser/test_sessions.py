@@ -76,7 +76,7 @@ def test_a_session_is_found_and_shown_with_all_that_happened(talker, page):
     assert page.locator("main img, main script, main b").count() == 0
     page.go_back()
     page.get_by_role("searchbox").fill("nothing")
-    page.get_by_text("No session is like that.").wait_for()
+    page.get_by_text("No session matches.").wait_for()
     assert "service=talker" in page.url
     assert "q=nothing" in page.url
 
@@ -177,7 +177,7 @@ def test_tokens_are_made_shown_once_and_revoked(talker, page):
     page.get_by_role("button", name="Make a token").click()
     key = page.get_by_role("dialog").locator(".key").inner_text()
     assert key.startswith("agm_") or len(key) > 30
-    page.get_by_role("button", name="I have it").click()
+    page.get_by_role("button", name="I have saved it").click()
     assert key not in page.content()
     page.get_by_role("button", name="Revoke dashboard").click()
     page.get_by_text("close code 1008").wait_for()

@@ -30,7 +30,7 @@ export function ShownKey() {
     <p><strong>${t("It is shown this once: only a hash of it is kept.")}</strong></p>
     <div class="command"><code class="key">${key}</code><${Copy} text=${key} /></div>
     <p class="hint">${t("For programs:")} <code>Authorization: Bearer …</code></p>
-    <div class="buttons"><button type="button" class="primary" onClick=${() => showKey(null)}>${t("I have it")}</button></div></${Modal}>`;
+    <div class="buttons"><button type="button" class="primary" onClick=${() => showKey(null)}>${t("I have saved it")}</button></div></${Modal}>`;
 }
 
 /** Ends this browser's login, where it has one. */
@@ -75,9 +75,9 @@ function Policy({ policy, tokens, again }) {
       <${Status} value=${asks ? "completed" : "degraded"} text=${asks ? t("asks for a token") : t("asks for no token")} />
       ${!asks && html`<small>${t("lets in {whom}", { whom: free })}</small>`}
       ${asks && !opens && html`<${Status} value="failed" text=${t("and no token opens it")} />`}
-      <${Action} label=${asks ? t("Ask no longer") : t("Ask for a token")} danger=${asks} run=${change(name, !asks)}
+      <${Action} label=${asks ? t("Stop asking for one") : t("Ask for a token")} danger=${asks} run=${change(name, !asks)}
         command=${commandText("tokens", "require", asks ? "off" : "on", `--${name}`)}
-        ask=${asks ? t("lets in {whom}", { whom: free }) : t("Whoever has no token is refused from then on.")} /></li>`;
+        ask=${asks ? t("lets in {whom}", { whom: free }) : t("From then on, clients without a token are refused.")} /></li>`;
   })}</ul></${Panel}>`;
 }
 
@@ -97,7 +97,7 @@ function Tokens({ tokens, again }) {
     { name: "name", label: t("Name"), kind: "fill", by: (row) => row.name, cell: (row) => html`${row.name} ${
       row.name === mine ? html`<${Status} value="live" text=${t("this browser")} />` : isLogin(row.name) && html`<small>${t("a login")}</small>`}` },
     { name: "scopes", label: t("Scopes"), by: (row) => row.scopes.join(), cell: (row) => html`<code title=${row.scopes.join(", ")}>${row.scopes.join(", ")}</code>` },
-    { name: "created", label: t("Made"), kind: "wide", by: (row) => row.created_at, cell: (row) => html`<${Ago} at=${row.created_at} />` },
+    { name: "created", label: t("Created"), kind: "wide", by: (row) => row.created_at, cell: (row) => html`<${Ago} at=${row.created_at} />` },
     { name: "expires", label: t("Ends"), by: (row) => row.expires_at ?? "9", cell: (row) => row.expires_at
       ? Date.parse(row.expires_at) < Date.now() ? html`<${Status} value="failed" text=${t("expired")} />` : html`<${Ago} at=${row.expires_at} />`
       : t("never") },
@@ -155,10 +155,10 @@ function NewTokenForm({ first, again }) {
       ${SCOPES.map(([scope, words]) => html`<label class="check"><input type="checkbox" checked=${scopes.has(scope)}
         onChange=${() => toggle(scope)} /> <span><code>${scope}</code> ${words}</span></label>`)}
       ${wrong("scopes") && html`<p class="problem" role="alert">${wrong("scopes")}</p>`}</fieldset>
-    <${Field} label=${t("Or connect to these services only")} name="token-services" hint=${t("Names, with commas between.")}>
+    <${Field} label=${t("Or connect to these services only")} name="token-services" hint=${t("Names, separated by commas.")}>
       <input id="token-services" list="service-names" value=${only} onInput=${(/** @type {any} */ event) => setOnly(event.target.value)} />
       <datalist id="service-names">${[...services.values()].map((row) => html`<option value=${row.name} />`)}</datalist></${Field}>
-    <${Field} label=${t("Good for so many days")} name="token-days" problem=${wrong("expires_in_days")} hint=${t("Empty: for ever.")}>
+    <${Field} label=${t("Valid for how many days")} name="token-days" problem=${wrong("expires_in_days")} hint=${t("Empty: for ever.")}>
       <input id="token-days" inputmode="decimal" value=${days} onInput=${(/** @type {any} */ event) => setDays(event.target.value)} /></${Field}>
     <div class="buttons"><button class="primary" title=${command} disabled=${!name || !wanted.length}>${t("Make a token")}</button></div></form></${Panel}>`;
 }

@@ -60,7 +60,7 @@ export function Events({ route }) {
       <span class="hint" role="status">${t("{shown} of {count} events", { shown: countText(shown.length), count: countText(rows.length) })}</span></div>
     ${open && html`<${EventDetail} row=${open} />`}
     <div><${Table} label=${t("Events")} columns=${eventColumns()} rows=${shown} sort="-when" keyOf=${(/** @type {any} */ row) => String(row.id)}
-      empty=${earlier || problem ? t("No event is like that.") : t("Loading …")} /></div>
+      empty=${earlier || problem ? t("No event matches.") : t("Loading …")} /></div>
     <p class="hint">${t("The same in a terminal:")}</p><${CommandLine} text="agentmgr events --follow" />`;
 }
 
@@ -98,7 +98,7 @@ function EventDetail({ row: { event, text, name } }) {
     <p><${Ago} at=${event.at} /> · <${Foreign} text=${text} /></p>
     ${event.service_id && html`<p><a href=${address(["services", name])}>${name}</a> ·${" "}
       <a href=${address(["services", name], { tab: "logs" })}>${t("Logs")}</a></p>`}
-    ${event.detail?.error_message && html`<h3>${t("In its own words")}</h3><pre class="code"><${Foreign} text=${event.detail.error_message} /></pre>`}
+    ${event.detail?.error_message && html`<h3>${t("As recorded")}</h3><pre class="code"><${Foreign} text=${event.detail.error_message} /></pre>`}
     <h3>JSON</h3><pre class="code"><${Foreign} text=${json} /></pre></${Panel}>`;
 }
 

@@ -14,7 +14,7 @@ export function Overview() {
   const services = useStore((all) => all.services);
   if (loaded && services.size === 0) return html`<${Welcome} />`;
   return html`<${Head} title=${t("Overview")} />
-    <${Tiles} /><div class="columns"><div><${Attention} /><${Doctor} /></div><div><${LastEvents} /></div></div>`;
+    <${Tiles} /><div class="columns"><div><${Attention} /><${Few} /><${Doctor} /></div><div><${LastEvents} /></div></div>`;
 }
 
 const Welcome = () => html`<${Head} title=${t("Welcome")} />
@@ -38,7 +38,7 @@ function Tiles() {
     <${Tile} label=${t("Connections")} value=${countText(overview?.connections)} note=${t("through the gateway")}
       href="#/services?sort=-connections" />
     <${Tile} label=${t("Sessions")} value=${countText(overview?.sessions)} note=${t("in memory")} href="#/sessions" />
-    <${Tile} label=${t("Questions")} value=${countText(overview?.questions)} note=${t("wait for a person")}
+    <${Tile} label=${t("Questions")} value=${countText(overview?.questions)} note=${t("waiting for a person")}
       href="#/questions" />
     <${Tile} label=${t("Processor")} value=${cpuText(overview?.cpu)} note=${t("of one core, all services")} />
     <${Tile} label=${t("Memory")} value=${bytesText(overview?.memory_bytes)} note=${t("all services")} />
@@ -55,15 +55,30 @@ const troubled = (row) => TROUBLE.has(stateOf(row));
 function Attention() {
   const rows = [...useStore((all) => all.services).values()].filter(troubled);
   if (!rows.length) return html`<${Panel} title=${t("Needs attention")}><${Empty}>
-    <${Status} value="healthy" text=${t("Nothing. All is as it should be.")} /></${Empty}></${Panel}>`;
+    <${Status} value="healthy" text=${t("Nothing. Everything is fine.")} /></${Empty}></${Panel}>`;
   return html`<${Panel} title="${t("Needs attention")} (${rows.length})">
-    <ul class="attention">${rows.slice(0, 20).map((row) => html`<li key=${row.service_id}>
-      <div><a href=${address(["services", row.name])}>${row.name}</a> <${Status} value=${stateOf(row)} />
-        <p class="reason"><${Foreign} text=${row.error_message} most=${300} /></p>
-        ${row.next_restart_at && html`<p class="hint">${t("next try")} <${Ago} at=${row.next_restart_at} /></p>`}</div>
-      <div class="actions"><a class="button" href=${address(["services", row.name], { tab: "logs" })}>${t("Logs")}</a>
-        <${ServiceActions} row=${row} /></div></li>`)}</ul>
+    <ul class="attention">${rows.slice(0, 20).map((row) => html`<${Entry} key=${row.service_id} row=${row}>
+      <a class="button" href=${address(["services", row.name], { tab: "logs" })}>${t("Logs")}</a></${Entry}>`)}</ul>
     ${rows.length > 20 && html`<p><a href="#/services?sort=status">${t("All of them")}</a></p>`}</${Panel}>`;
+}
+
+/** One service, and what can be done with it. @param {{row: any, children: any}} props */
+const Entry = ({ row, children }) => html`<li>
+  <div><a href=${address(["services", row.name])}>${row.name}</a> <${Status} value=${stateOf(row)} />
+    <p class="reason"><${Foreign} text=${row.error_message} most=${300} /></p>
+    ${row.next_restart_at && html`<p class="hint">${t("next try")} <${Ago} at=${row.next_restart_at} /></p>`}</div>
+  <div class="actions">${children}<${ServiceActions} row=${row} /></div></li>`;
+
+const FEW = 8;
+
+/** The services without trouble, where they are few: a newcomer looks for them here. */
+function Few() {
+  const all = [...useStore((state) => state.services).values()];
+  const rows = all.filter((row) => !troubled(row));
+  if (!rows.length || all.length > FEW) return null;
+  return html`<${Panel} title=${t("Services")}><ul class="attention">${rows.map((row) => html`
+    <${Entry} key=${row.service_id} row=${row}>${row.status === "running" && can("connect")
+      && html`<a class="button" href=${address(["playground"], { service: row.name })}>${t("Talk to it")}</a>`}</${Entry}>`)}</ul></${Panel}>`;
 }
 
 const RESULTS = /** @type {Record<string, string>} */ ({ ok: "healthy", warning: "degraded", error: "failed" });
@@ -73,7 +88,7 @@ function Doctor() {
   const [report] = useLoaded(async (signal) => (loaded ? read("/doctor", {}, signal) : null), [loaded]);
   const found = (report?.findings ?? []).filter((/** @type {any} */ one) => one.result !== "ok");
   if (!found.length) return null;
-  return html`<${Panel} title=${t("What the doctor says")}>
+  return html`<${Panel} title=${t("Diagnosis")}>
     <ul class="findings">${found.map((/** @type {any} */ one) => html`<li key=${one.what}>
       <${Status} value=${RESULTS[one.result]} text=${one.what} /> <${Foreign} text=${one.found} />
       ${one.advice && html`<p class="hint"><${Foreign} text=${one.advice} /></p>`}</li>`)}</ul></${Panel}>`;

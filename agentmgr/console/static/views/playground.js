@@ -50,7 +50,7 @@ function Place({ service, path, protocols }) {
     <form class="place" onSubmit=${(/** @type {Event} */ event) => (event.preventDefault(), apply())}>
       <${Field} label=${t("Service")} name="play-service">
         <select id="play-service" value=${service} onChange=${(/** @type {any} */ event) => goQuery({ service: event.target.value, ...leave }, { replace: false })}>
-          <option value="">${t("whoever the routing rules choose")}</option>
+          <option value="">${t("any: the routing rules choose")}</option>
           ${!names.includes(service) && service && html`<option value=${service}>${service}</option>`}
           ${names.map((name) => html`<option value=${name} selected=${name === service}>${name}</option>`)}</select></${Field}>
       <${Field} label=${t("Path, with its query")} name="play-path" problem=${wrong}>
@@ -86,7 +86,7 @@ function Talking({ gateway, service, path, protocols, wanted, code }) {
   };
   return html`<div class="columns play"><div><${Panel} title=${t("Conversation")} actions=${html`<${Link2Session} id=${talk.sessionId} />`}>
       <div class="talk" ref=${scroll} onScroll=${scrolled} tabindex="0" role="log" aria-label=${t("Conversation")}>
-        ${turns.length === 0 && html`<${Empty}>${talk.plain ? t("This agent speaks a protocol of its own: see the raw frames.") : t("Say something: it connects you.")}</${Empty}>`}
+        ${turns.length === 0 && html`<${Empty}>${talk.plain ? t("This agent speaks a protocol of its own: see the raw frames.") : t("Write something: the console connects by itself.")}</${Empty}>`}
         ${turns.length > TURNS_DRAWN && html`<p class="hint">${t("Only the last {count} turns are shown here; the session's page has all.", { count: TURNS_DRAWN })}</p>`}
         ${turns.slice(-TURNS_DRAWN).map((turn) => html`<${TurnView} key=${turn.number} turn=${turn} answer=${answer} />`)}</div>
       <div><${Trouble} talk=${talk} path=${path} service=${service} begin=${begin} conversation=${conversation} /></div>
@@ -149,9 +149,9 @@ async function takeUp(conversation, id) {
 /** Why one cannot speak just now. @param {{talk: import("../conversation.js").Talk, path: string, service: string, begin: () => void, conversation: Conversation}} props */
 function Trouble({ talk, path, service, begin, conversation }) {
   if (talk.state === "refused") return html`<${WhyRefused} talk=${talk} path=${path} service=${service} again=${() => conversation.connect()} />`;
-  if (talk.state === "lost") return html`<p class="failed" role="alert">${t("The connection is lost ({code}); it comes back by itself.", { code: talk.close?.code ?? "?" })} <${Foreign} text=${talk.close?.reason} most=${200} /></p>`;
+  if (talk.state === "lost") return html`<p class="failed" role="alert">${t("The connection is lost ({code}); reconnecting.", { code: talk.close?.code ?? "?" })} <${Foreign} text=${talk.close?.reason} most=${200} /></p>`;
   if (talk.state !== "over") return null;
-  return html`<div class="failed" role="alert"><p>${t("This session is not there any more: {why}.", { why: talk.why })}</p>
+  return html`<div class="failed" role="alert"><p>${t("This session no longer exists: {why}.", { why: talk.why })}</p>
     ${talk.why === "unknown" && html`<p class="hint">${t("Or another client made it: its page speaks into it all the same.")} <${Link2Session} id=${talk.sessionId} /></p>`}
     <button type="button" class="primary" onClick=${begin}>${t("Begin a new session")}</button></div>`;
 }

@@ -14,7 +14,7 @@ import { Copy, Empty, Foreign, Panel, Status, Tabs, useLoaded } from "../ui.js";
 /** @type {Record<Talk["state"], [string, string]>} a mark and words */
 const TALK_STATES = {
   idle: ["stopped", t("not connected")], connecting: ["starting", t("connecting")], open: ["running", t("connected")],
-  cut: ["stopped", t("cut by you")], lost: ["lost", t("lost; it comes back")], refused: ["failed", t("refused")], over: ["stopped", t("over")],
+  cut: ["stopped", t("cut by you")], lost: ["lost", t("lost; reconnecting")], refused: ["failed", t("refused")], over: ["stopped", t("over")],
 };
 
 /** @param {{talk: Talk, conversation: import("../conversation.js").Conversation, service: string, begin: () => void}} props */
@@ -28,17 +28,17 @@ export function TalkFacts({ talk, conversation, service, begin }) {
   const [mark, words] = TALK_STATES[talk.state];
   const whole = talk.holes === 0
     ? t("{count} events of the session, none missing", { count: countText(talk.seq) })
-    : t("{count} events of the session; {holes} are not kept any more", { count: countText(talk.seq), holes: countText(talk.holes) });
+    : t("{count} events of the session; {holes} are no longer kept", { count: countText(talk.seq), holes: countText(talk.holes) });
   return html`<${Panel} title=${t("Connection")}>
     <dl class="talkfacts"><dt>${t("State")}</dt><dd><${Status} value=${mark} text=${words} /></dd>
       <dt>${t("Answered by")}</dt><dd>${connection ? html`<a href=${address(["services", connection.service_name])}>${connection.service_name}</a> <code>${connection.instance_id}</code>` : "–"}</dd>
       ${connection?.rule && html`<dt>${t("Rule")}</dt><dd><a href=${address(["routing", "edit", connection.rule])}>${connection.rule}</a></dd>`}
       <dt>${t("Connection")}</dt><dd><code>${talk.connectionId ?? "–"}</code></dd>
       <dt>${t("Session")}</dt><dd>${talk.sessionId ? html`<a href=${address(["sessions", talk.sessionId])}><code>${talk.sessionId}</code></a>` : "–"}</dd>
-      <dt>${t("Received")}</dt><dd><span role="status">${talk.seq > 0 ? whole : "–"}${talk.returns > 0 && html`<br />${t("came back: {count}; events that had waited: {late}", { count: talk.returns, late: countText(talk.caughtUp) })}`}</span></dd></dl>
+      <dt>${t("Received")}</dt><dd><span role="status">${talk.seq > 0 ? whole : "–"}${talk.returns > 0 && html`<br />${t("reconnected: {count}; events received afterwards: {late}", { count: talk.returns, late: countText(talk.caughtUp) })}`}</span></dd></dl>
     <div class="actions">${["open", "connecting", "lost"].includes(talk.state)
       ? html`<button type="button" onClick=${() => conversation.cut()} title=${t("Closes the WebSocket, as a lost network would; the agent goes on.")}>${t("Cut the connection")}</button>`
-      : html`<button type="button" class="primary" disabled=${talk.state === "over"} onClick=${() => conversation.connect()}>${talk.seq > 0 ? t("Come back") : t("Connect")}</button>`}
+      : html`<button type="button" class="primary" disabled=${talk.state === "over"} onClick=${() => conversation.connect()}>${talk.seq > 0 ? t("Reconnect") : t("Connect")}</button>`}
       ${talk.sessionId && html`<button type="button" onClick=${begin}>${t("New session")}</button>`}</div></${Panel}>`;
 }
 

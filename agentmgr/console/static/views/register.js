@@ -45,7 +45,7 @@ export function Register({ route }) {
       setProblem(error);
       return showFirst(error);
     }
-    inform("good", t("{name} is registered.", { name }), command);
+    inform("good", t("{name} was registered.", { name }), command);
     go(address(["services", name]));
   };
   const program = what === "command" ? ["--", ...(body.command ?? [])] : [];
@@ -56,7 +56,7 @@ export function Register({ route }) {
     <${Tabs} label=${t("What to run")} tabs=${tabs} now=${what === "command" ? "command" : ""} />
     <form class="register" onSubmit=${register}>
       ${problem && !placed(problem, fields) && html`<p class="failed" role="alert">${problem.message}</p>`}
-      <${Panel} title=${t("What it is")}><div class="fields">${ordered.map(control)}</div>
+      <${Panel} title=${t("About")}><div class="fields">${ordered.map(control)}</div>
         <p class="hint">${t("A path is one of the machine that runs the manager; a relative one begins where the manager was started, if no working directory is given.")}</p></${Panel}>
       <details class="others"><summary>${t("All other options")}</summary>${grouped(rest).map(([title, some]) => html`<${Panel} key=${title} title=${title}><div class="fields">${some.map(control)}</div></${Panel}>`)}</details>
       <div class="savebar"><label class="inline"><input type="checkbox" checked=${start} onChange=${() => setStart(!start)} /> ${t("Start it now")}</label><span></span>

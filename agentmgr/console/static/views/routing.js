@@ -35,8 +35,8 @@ function Rules({ rules }) {
   if (!rules) return html`<${Panel} title=${t("Rules")}><${Empty}>${t("Loading …")}</${Empty}></${Panel}>`;
   const rest = html`<li class="rule rest"><p>${t("All other clients: any service, in turn, if it is not named by /services/NAME.")}
     ${hits && html` <span class="hint">${t("{count} in the last hour", { count: countText(hits.default) })}</span>`}</p></li>`;
-  return html`<${Panel} title=${t("Rules, as they are tried")}>
-    ${rules.length === 0 && html`<p class="hint">${t("There are no rules. A rule sends clients that have something in common to some of the services.")}</p>`}
+  return html`<${Panel} title=${t("Rules, in order")}>
+    ${rules.length === 0 && html`<p class="hint">${t("There are no rules. A rule sends the clients that match its conditions to certain services.")}</p>`}
     <ol class="rules">${rules.map((rule, index) => html`<${Rule} key=${rule.rule_id} rules=${rules} index=${index} hits=${hits} />`)}${rest}</ol></${Panel}>`;
 }
 
@@ -49,7 +49,7 @@ function Rule({ rules, index, hits }) {
   const toggle = rule.enabled ? "disable" : "enable";
   const remove = async () => {
     const command = commandText("routes", "remove", rule.name);
-    const text = t("Clients that it decides about go by the rules after it. Connections that are open stay.");
+    const text = t("Its clients are then decided by the rules after it. Open connections stay.");
     if (!(await ask({ title: t("Delete the rule {name}?", { name: rule.name }), text, command, confirm: t("Delete"), danger: true }))) return;
     await attempt(() => call("DELETE", rulePath(rule), { version: rule.version }), { command });
   };

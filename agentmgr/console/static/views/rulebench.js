@@ -12,10 +12,10 @@ import { CommandLine, Field, Foreign, Panel, Status, useLoaded } from "../ui.js"
 /** @type {Record<string, [string, string]>} a mark and words for each verdict */
 const VERDICTS = {
   decides: ["completed", t("decides")],
-  comes_later: ["stopped", t("matches, and is not asked: something before it decides")],
+  comes_later: ["stopped", t("matches, but an earlier one decides")],
   no_match: ["failed", t("does not match")],
   disabled: ["stopped", t("not in use")],
-  unusable: ["degraded", t("cannot be used: one of its conditions makes no sense")],
+  unusable: ["degraded", t("cannot be used: one of its conditions is invalid")],
 };
 
 /**
@@ -62,7 +62,7 @@ export function Bench({ route, rules }) {
     ${problem && problem.fields.size === 0 && html`<p class="problem" role="alert">${problem.message}</p>`}
     ${decision && html`<div aria-live="polite" class=${problem ? "off" : ""}><${Decision} decision=${decision} /></div>`}
     <p class="hint">${t("The same in a terminal:")}</p><${CommandLine} text=${command} />
-    <p><a class="button" href=${address(["playground"], { path })}>${t("Connect so, in the playground")}</a></p></${Panel}>`;
+    <p><a class="button" href=${address(["playground"], { path })}>${t("Connect like this in the playground")}</a></p></${Panel}>`;
 }
 
 /** @param {{decision: any}} props */

@@ -91,7 +91,7 @@ function Form({ schemas, rule }) {
     try {
       const body = ruleBody(typed);
       await (rule ? changeRule(rule, body) : call("POST", "/routing/rules", { body }));
-      inform("good", rule ? t("Changed; it holds for the next client.") : t("Added; it holds for the next client."), ruleCommand(typed, !rule));
+      inform("good", rule ? t("Changed; it applies from the next client on.") : t("Added; it applies from the next client on."), ruleCommand(typed, !rule));
       go("#/routing");
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
@@ -115,18 +115,18 @@ function Form({ schemas, rule }) {
       ${text("priority", t("Priority"), t("The lowest number is tried first."))}
       <label class="check"><input type="checkbox" checked=${typed.enabled} onChange=${(/** @type {any} */ input) => set({ enabled: input.target.checked })} /> ${t("in use")}</label></${Panel}>
     <${Panel} title=${t("Which clients")}>
-      <p class="hint">${t("All conditions have to hold. Without any, every client meets the rule.")}</p>
+      <p class="hint">${t("All conditions must hold. Without any, every client matches.")}</p>
       ${typed.conditions.map((one, index) => html`<${ConditionFields} key=${index} index=${index} one=${one} wrong=${wrong} operators=${schemas.ConditionOperator.enum}
         change=${(/** @type {Partial<TypedCondition>} */ changes) => set({ conditions: typed.conditions.map((old, at) => (at === index ? { ...old, ...changes } : old)) })}
         remove=${() => set({ conditions: typed.conditions.filter((_, at) => at !== index) })} />`)}
       <p><button type="button" onClick=${() => set({ conditions: [...typed.conditions, { field: "", operator: "equals", value: "", case_sensitive: true }] })}>${t("Add a condition")}</button></p></${Panel}>
     <${Panel} title=${t("Where they go")}>
-      ${text("target_services", t("Services"), t("Names with commas between. With none, the tags decide; with neither, any service."), "service-names")}
+      ${text("target_services", t("Services"), t("Names, separated by commas. Without any, the tags decide; without both, any service."), "service-names")}
       ${text("target_tags", t("Tags"), t("Services with one of these tags."))}
       <label class="check"><input type="checkbox" checked=${typed.match_all_tags} onChange=${(/** @type {any} */ input) => set({ match_all_tags: input.target.checked })} /> ${t("with all of these tags")}</label>
       <${Strategy} name="target_strategy" label=${t("Which one of them")} value=${typed.target_strategy} all=${strategies} problem=${wrong("target_strategy")} set=${set} />
       <${Strategy} name="fallback_strategy" label=${t("If none of them can")} value=${typed.fallback_strategy} all=${strategies} none=${t("the client waits, or is refused")} problem=${wrong("fallback_strategy")} set=${set} />
-      ${hashes && text("hash_key", t("The same client is one with the same"), t("A field as in a condition, such as query.user; without one, the client's address."), "rule-fields")}</${Panel}>
+      ${hashes && text("hash_key", t("Clients are the same by"), t("A field as in a condition, such as query.user; without one, the client's address."), "rule-fields")}</${Panel}>
     ${elsewhere && html`<${Failed} problem=${problem} />`}
     <p class="hint">${t("The same in a terminal:")}</p><${CommandLine} text=${ruleCommand(typed, !rule)} />
     <div class="buttons"><a class="button" href="#/routing">${t("Cancel")}</a>
@@ -152,8 +152,8 @@ function ConditionFields({ index, one, operators, wrong, change, remove }) {
     <${Field} label=${t("how")} name="${id}-operator" problem=${wrong(`${at}.operator`)}>
       <select id="${id}-operator" value=${one.operator} onChange=${(/** @type {any} */ input) => change({ operator: input.target.value })}>
         ${operators.map((name) => html`<option value=${name} selected=${name === one.operator}>${operatorText(name)}</option>`)}</select></${Field}>
-    ${!BARE_OPERATORS.has(one.operator) && html`<${Field} label=${LIST_OPERATORS.has(one.operator) ? t("Values, with commas between") : t("Value")} name="${id}-value" problem=${wrong(`${at}.value`)}>
+    ${!BARE_OPERATORS.has(one.operator) && html`<${Field} label=${LIST_OPERATORS.has(one.operator) ? t("Values, separated by commas") : t("Value")} name="${id}-value" problem=${wrong(`${at}.value`)}>
       <input id="${id}-value" class="mono" value=${one.value} spellcheck=${false} onInput=${(/** @type {any} */ input) => change({ value: input.target.value })} /></${Field}>
-      <label class="check"><input type="checkbox" checked=${one.case_sensitive === false} onChange=${(/** @type {any} */ input) => change({ case_sensitive: !input.target.checked })} /> ${t("in any case")}</label>`}
+      <label class="check"><input type="checkbox" checked=${one.case_sensitive === false} onChange=${(/** @type {any} */ input) => change({ case_sensitive: !input.target.checked })} /> ${t("upper and lower case alike")}</label>`}
     <button type="button" class="quiet" aria-label=${t("Remove condition {number}", { number: index + 1 })} onClick=${remove}>✕</button></fieldset>`;
 }

@@ -22,17 +22,17 @@ export function ServiceSteering({ service, figures }) {
     const command = commandText("stop", name);
     const title = t("Stop {name}?", { name });
     if (connections > 0 && !(await ask({ title, text: whatStopCosts(service, connections), command, confirm: t("Stop"), danger: true }))) return;
-    await attempt(() => call("POST", `${servicePath(service)}/stop`), { command, done: t("{name} stops.", { name }) });
+    await attempt(() => call("POST", `${servicePath(service)}/stop`), { command, done: t("{name} is stopping.", { name }) });
   };
   const restart = () => call("POST", `${servicePath(service)}/restart`);
   const start = () => call("POST", `${servicePath(service)}/start`);
   return html`${down
     ? html`<${Action} label=${t("Start")} primary command=${commandText("start", name)} run=${start}
-        done=${t("{name} starts.", { name })} />`
+        done=${t("{name} is starting.", { name })} />`
     : html`${service.status === "error" && html`<${Action} label=${t("Start")} primary
-          command=${commandText("start", name)} run=${start} done=${t("{name} starts.", { name })} />`}
+          command=${commandText("start", name)} run=${start} done=${t("{name} is starting.", { name })} />`}
         <${Action} label=${t("Restart")} command=${commandText("restart", name)} run=${restart}
-          done=${t("{name} restarts: each new instance is ready before an old one goes.", { name })} />
+          done=${t("{name} is restarting: each new instance is ready before an old one ends.", { name })} />
         <button type="button" title=${commandText("stop", name)} onClick=${stop}>${t("Stop")}</button>`}
     <button type="button" title=${commandText("scale", name, "N")} onClick=${() => setScaling(true)}>${t("Scale")}</button>
     <button type="button" class="danger" title=${commandText("unregister", name)}
@@ -57,12 +57,12 @@ async function unregister(service, connections) {
   const { name } = service;
   const text = [
     connections > 0 ? t("{count} connections are open; they are closed.", { count: connections }) : "",
-    t("It is stopped, and forgotten with its configuration, its history and its rules' memory of it. Its log stays on disk."),
+    t("It is stopped, and its configuration and history are deleted. Its log stays on disk."),
   ].join(" ");
   const command = commandText("unregister", name);
   if (!(await ask({ title: t("Unregister {name}?", { name }), text, command, confirm: t("Unregister"), danger: true }))) return;
   const remove = (/** @type {boolean} */ force) => () => call("DELETE", servicePath(service), { query: { force: force || undefined } });
-  const done = t("{name} is unregistered.", { name });
+  const done = t("{name} was unregistered.", { name });
   try {
     await remove(false)();
   } catch (error) {
@@ -95,13 +95,13 @@ function ScaleDialog({ service, connections, close }) {
       return setProblem(error.fields.get("instances") ?? error.message);
     }
     close();
-    await attempt(() => Promise.resolve(), { command, done: t("{name} is scaled to {count} instances.", { name: service.name, count: wanted }) });
+    await attempt(() => Promise.resolve(), { command, done: t("{name} was scaled to {count} instances.", { name: service.name, count: wanted }) });
   };
   const fewer = wanted < now && connections > 0;
   return html`<${Modal} title=${t("Scale {name}", { name: service.name })} close=${close}><form onSubmit=${scale}>
     <${Field} label=${t("Instances")} name="instances" problem=${problem} hint=${fewer
-      ? t("Those that go take no new connections, and end when their turns have ended.")
-      : t("Now {count}. No running instance is touched by more of them.", { count: now })}>
+      ? t("Instances that are removed accept no new connections, and end when their turns have ended.")
+      : t("Now {count}. Adding instances does not touch the running ones.", { count: now })}>
       <input id="instances" type="text" inputmode="numeric" value=${typed} aria-invalid=${problem ? true : undefined}
         onInput=${(/** @type {any} */ event) => setTyped(event.target.value)} /></${Field}>
     <p class="same">${t("The same in a terminal:")}</p><${CommandLine} text=${command} />

@@ -14,7 +14,7 @@ const charts = () => [
   { title: t("Processor"), lines: [["cpu", t("of one core")]], text: cpuText },
   { title: t("Memory"), lines: [["memory_bytes", t("resident")]], text: bytesText },
   { title: t("First byte of an answer"), lines: [["first_byte_p50_s", "p50"], ["first_byte_p95_s", "p95"]], text: durationText },
-  { title: t("Restarts by itself"), lines: [["restarts", t("since it was registered")]], text: (value) => (Number.isInteger(value) ? countText(value) : "") },
+  { title: t("Automatic restarts"), lines: [["restarts", t("since it was registered")]], text: (value) => (Number.isInteger(value) ? countText(value) : "") },
 ];
 
 /** @param {{service: any, figures: any, route: import("../router.js").Route}} props */
@@ -33,7 +33,7 @@ export function ServiceCharts({ service, figures, route }) {
   const actions = html`<div class="choice" role="group" aria-label=${t("How far back")}>${ranges.map(([range, text]) => html`
     <button type="button" aria-pressed=${(range === "day") === day} onClick=${() => goQuery({ range }, { replace: false })}>${text}</button>`)}</div>`;
   return html`<${Panel} title=${t("Over time")} actions=${actions}>
-    ${series.at.length < 2 && html`<p class="empty">${t("Nothing was measured yet.")}</p>`}
+    ${series.at.length < 2 && html`<p class="empty">${t("Nothing measured yet.")}</p>`}
     <div class="charts">${series.at.length > 1 && charts().map(({ title, lines, text }) => html`<${Chart} key=${title + day} title=${title} at=${series.at}
       series=${lines.map(([name, label]) => ({ label, values: series.values[name], text }))} />`)}</div></${Panel}>`;
 }

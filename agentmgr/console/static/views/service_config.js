@@ -75,17 +75,17 @@ export function ServiceConfiguration({ service, again }) {
       onInput=${(/** @type {any} */ event) => setFilter(event.target.value)} />
       <small>${t("Version {version}", { version: service.version })}</small></div>
     ${unplaced && html`<div class="failed" role="alert"><p>${problem.message}</p>
-      ${problem.status === 412 && html`<p>${t("What you typed is kept. Load what it is now, and look at the difference again.")}
-        <button type="button" onClick=${() => (setProblem(null), again())}>${t("Load it")}</button></p>`}</div>`}
+      ${problem.status === 412 && html`<p>${t("What you typed is kept. Load the current configuration, and look at the difference again.")}
+        <button type="button" onClick=${() => (setProblem(null), again())}>${t("Load the current one")}</button></p>`}</div>`}
     <fieldset disabled=${!can("admin")}>
-      ${first.length > 0 && html`<${Panel} title=${t("What it is")}><div class="fields">${first.map(control)}</div></${Panel}>`}
+      ${first.length > 0 && html`<${Panel} title=${t("About")}><div class="fields">${first.map(control)}</div></${Panel}>`}
       ${grouped(others).map(([title, fields]) => html`<${Panel} key=${title} title=${title}><div class="fields">${fields.map(control)}</div></${Panel}>`)}
     </fieldset>
-    ${!first.length && !others.length && html`<p class="empty">${t("No field is like that.")}</p>`}
+    ${!first.length && !others.length && html`<p class="empty">${t("No field matches.")}</p>`}
     ${can("admin") && html`<div class="savebar" role="group" aria-label=${t("Changes")}>
-      <span>${changed.length ? t("{count} fields are changed.", { count: changed.length }) : t("Nothing is changed.")}</span>
+      <span>${changed.length ? t("{count} fields changed.", { count: changed.length }) : t("Nothing changed.")}</span>
       <button type="button" disabled=${!dirty} onClick=${() => (setEdits({}), setProblem(null))}>${t("Discard")}</button>
-      <button type="submit" class="primary" disabled=${!changed.length}>${t("Look at the difference")}</button></div>`}
+      <button type="submit" class="primary" disabled=${!changed.length}>${t("Review the changes")}</button></div>`}
     ${reviewing && html`<${Difference} service=${service} changed=${changed} changes=${changes} close=${() => review(false)}
       refused=${(/** @type {Problem} */ error) => (review(false), setProblem(error), showFirst(error))} done=${() => (review(false), setEdits({}), again())} />`}
   </form>`;
@@ -121,15 +121,15 @@ function Difference({ service, changed, changes, close, refused, done }) {
     }
     done();
     const restart = () => (restarting ? call("POST", `/services/${service.service_id}/restart`) : Promise.resolve());
-    await attempt(restart, { command, done: t("{name} is changed.", { name: service.name }) });
+    await attempt(restart, { command, done: t("{name} was changed.", { name: service.name }) });
     if (changes.name) go(address(["services", changes.name], { tab: "config" }), { replace: true });
   };
-  return html`<${Modal} title=${t("What changes")} kind="difference" close=${close}>
+  return html`<${Modal} title=${t("Changes to apply")} kind="difference" close=${close}>
     <dl class="difference">${changed.map((field) => html`<div key=${field.name}>
       <dt>${fieldLabel(field)} <small>${field.live ? t("at once") : t("at the next start")}</small></dt>
       ${lines(field, storedValue(service, field.name), changes[field.name]).map(([sign, text]) => html`
         <dd class=${sign === "+" ? "added" : "removed"}><span aria-label=${sign === "+" ? t("new:") : t("old:")}>${sign}</span> <code>${visibleText(text)}</code></dd>`)}</div>`)}</dl>
-    ${restarts && html`<p>${t("Running instances keep the old configuration until they are restarted: each new one is ready before an old one goes.")}</p>`}
+    ${restarts && html`<p>${t("Running instances keep the old configuration until they are restarted: each new one is ready before an old one ends.")}</p>`}
     <p class="same">${t("The same in a terminal:")}</p><${CommandLine} text=${command} />
     <div class="buttons"><button type="button" onClick=${close}>${t("Cancel")}</button>
       <button type="button" class=${restarts ? "" : "primary"} disabled=${busy} onClick=${apply(false)}>${t("Apply")}</button>

@@ -20,19 +20,19 @@ export function ServiceEnds({ service }) {
   const [ends, problem, again] = useEnds(service, 50);
   if (problem) return html`<${Failed} problem=${problem} again=${again} />`;
   if (!ends) return t("Loading …");
-  return html`<${Panel} title=${t("Its ends, the newest first")}>${
+  return html`<${Panel} title=${t("Ends, newest first")}>${
     ends.length === 0
-      ? html`<${Empty}>${t("No instance of it has ended yet.")}</${Empty}>`
+      ? html`<${Empty}>${t("No instance has ended yet.")}</${Empty}>`
       : html`<ol class="ends">${ends.map((end, at) => html`<li key=${end.at + end.slot}><${EndEntry} end=${end} open=${at === 0} /></li>`)}</ol>`}</${Panel}>`;
 }
 
 /** One end. @param {{end: any, open: boolean}} props */
 export function EndEntry({ end, open }) {
   const output = plainLine((end.output ?? "").trimEnd());
-  return html`<div class="end"><p><${Status} value=${end.planned ? "completed" : "failed"} text=${end.planned ? t("meant") : t("not meant")} />${" "}
+  return html`<div class="end"><p><${Status} value=${end.planned ? "completed" : "failed"} text=${end.planned ? t("planned") : t("unplanned")} />${" "}
       <strong><${Foreign} text=${end.reason.trim().split("\n").at(-1)} most=${500} /></strong></p>
     <p class="hint"><${Ago} at=${end.at} /> · ${[t("instance {slot}", { slot: end.slot }),
       end.pid && `pid ${end.pid}`, end.exit, end.ran_s !== null && t("after {time}", { time: durationText(end.ran_s) })].filter(Boolean).join(" · ")}</p>
-    ${output && html`<details open=${open}><summary>${t("What it wrote last")}</summary>
+    ${output && html`<details open=${open}><summary>${t("Last output")}</summary>
       <div class="words"><${Foreign} text=${output} most=${8000} /></div></details>`}</div>`;
 }

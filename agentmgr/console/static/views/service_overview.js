@@ -1,5 +1,5 @@
 /** How a service is: in words, by instance, and over time. */
-import { html } from "../vendor/preact.mjs";
+import { html, useRef } from "../vendor/preact.mjs";
 import { bytesText, commandText, countText, cpuText, shellWord } from "../format.js";
 import { t } from "../i18n.js";
 import { address } from "../router.js";
@@ -16,16 +16,16 @@ function standing({ status, desired_status: wanted, health, ready, instances, se
     case "running":
       if (wanted === "stopped") return t("It is about to stop.");
       if (ready < all) return t("It runs, but {ready} of {all} instances are ready.", { ready, all });
-      if (health === "degraded") return t("It runs, and failed a check lately.");
-      if (health === "unhealthy") return t("It runs, and does not answer its checks.");
-      return all > 1 ? t("It runs: all {all} instances are ready.", { all }) : t("It runs, and takes connections.");
-    case "starting": return t("It starts, and is not ready yet.");
-    case "unhealthy": return t("It runs, and does not answer its checks. If that lasts, it is restarted.");
-    case "draining": return t("It stops: it takes no new connections, and finishes the turns that run.");
-    case "stopping": return t("It stops.");
-    case "backoff": return t("It has ended by itself, and is started again.");
-    case "error": return t("It has ended by itself too often, or cannot start, and is given up. It stays down until it is started.");
-    default: return wanted === "running" && id ? t("It is down, and to be started.") : t("It is stopped, as it was asked to be.");
+      if (health === "degraded") return t("It runs, but a recent health check failed.");
+      if (health === "unhealthy") return t("It runs, but does not answer its health checks.");
+      return all > 1 ? t("It runs: all {all} instances are ready.", { all }) : t("It runs, and accepts connections.");
+    case "starting": return t("It is starting, and not ready yet.");
+    case "unhealthy": return t("It runs, but does not answer its health checks. If that lasts, it is restarted.");
+    case "draining": return t("It is stopping: it accepts no new connections, and finishes the running turns.");
+    case "stopping": return t("It is stopping.");
+    case "backoff": return t("It crashed, and will be restarted.");
+    case "error": return t("It crashed too often, or cannot start, and is not restarted any more. It stays down until you start it.");
+    default: return wanted === "running" && id ? t("It is down, and about to be started.") : t("It is stopped, and stays so until you start it.");
   }
 }
 
@@ -43,20 +43,22 @@ function Standing({ service, figures }) {
   const [ends] = useEnds(service, 1);
   const last = ends?.[0];
   const down = DOWN.has(service.status);
+  const ran = useRef(false); // its end is listed a moment after it stopped
+  ran.current ||= !down;
   const { error_message: reason } = service;
   const said = [...new Set((figures?.instances ?? []).map((/** @type {any} */ one) => one.said).filter(Boolean))];
-  return html`<${Panel} title=${t("How it is")}>
+  return html`<${Panel} title=${t("State")}>
     <p class="standing"><${Status} value=${service.status === "running" && service.health !== "unknown" ? service.health : service.status}
       text=${standing(service)} /></p>
-    ${service.next_restart_at && html`<p>${t("Next try")} <${Ago} at=${service.next_restart_at} />.</p>`}
-    ${!down && service.started_at && html`<p>${t("Since")} <${Ago} at=${service.started_at} />.</p>`}
-    ${said.map((one) => html`<p>${t("It says:")} <${Foreign} text=${one} most=${300} /></p>`)}
-    ${reason && html`<h3>${t("The reason")}</h3><div class="words"><${Foreign} text=${reason} most=${4000} /></div>`}
-    ${last && html`<h3>${t("Its last end")}</h3><${EndEntry} end=${last} open=${down && !reason} />
-      <p><a href=${address(["services", service.name], { tab: "history" })}>${t("All its ends")}</a></p>`}
-    ${down && !last && !reason && ends && html`<p>${t("It has never run.")}</p>`}
-    ${service.status === "error" && html`<p class="hint">${t("Mend the cause, then start it. What it wrote last is in its log.")}${" "}
-      <a href=${address(["services", service.name], { tab: "logs" })}>${t("Its log")}</a></p>`}</${Panel}>`;
+    ${service.next_restart_at && html`<p>${t("Next try")} <${Ago} at=${service.next_restart_at} /></p>`}
+    ${!down && service.started_at && html`<p class="hint">${t("Started")}: <${Ago} at=${service.started_at} /></p>`}
+    ${said.map((one) => html`<p>${t("It reports:")} <${Foreign} text=${one} most=${300} /></p>`)}
+    ${reason && html`<h3>${t("Reason")}</h3><div class="words"><${Foreign} text=${reason} most=${4000} /></div>`}
+    ${last && html`<h3>${t("Last end")}</h3><${EndEntry} end=${last} open=${down && !reason} />
+      <p><a href=${address(["services", service.name], { tab: "history" })}>${t("All ends")}</a></p>`}
+    ${down && !last && !reason && ends && !ran.current && html`<p>${t("It has never run.")}</p>`}
+    ${service.status === "error" && html`<p class="hint">${t("Fix the cause, then start it. Its last output is in the log.")}${" "}
+      <a href=${address(["services", service.name], { tab: "logs" })}>${t("Open the log")}</a></p>`}</${Panel}>`;
 }
 
 /** @param {{service: any}} props */
@@ -64,13 +66,13 @@ function About({ service }) {
   const gateway = useStore((all) => all.me?.gateway?.[0]);
   const url = gateway && `${gateway}/services/${encodeURIComponent(service.name)}`;
   const { agent_factory_path: file, tags, config } = service;
-  return html`<${Panel} title=${t("What it is")}><dl class="about">
+  return html`<${Panel} title=${t("About")}><dl class="about">
     <dt>${file ? t("Agent file") : t("Command")}</dt>
     <dd><code><${Foreign} text=${file ?? config.command.map(shellWord).join(" ")} most=${400} /></code></dd>
     ${url && html`<dt>${t("Clients connect to")}</dt><dd><code>${url}</code> <${Copy} text=${url} /></dd>`}
     ${tags.length > 0 && html`<dt>${t("Tags")}</dt><dd>${tags.map((/** @type {string} */ tag) => html`<a class="tag" href=${address(["services"], { q: tag })}>${tag}</a> `)}</dd>`}
     <dt>${t("Sessions")}</dt><dd>${file && config.sessions === "durable" ? t("kept on disk") : t("in memory only")}</dd>
-    <dt>${t("Restarts by itself")}</dt><dd>${!config.auto_restart || config.restart === "never" ? t("never")
+    <dt>${t("Automatic restarts")}</dt><dd>${!config.auto_restart || config.restart === "never" ? t("never")
       : t("{mode}, {count} times in {seconds} s at most", { mode: t(config.restart), count: config.max_restart_count, seconds: config.restart_window })}</dd>
     <dt>${t("Registered")}</dt><dd><${Ago} at=${service.created_at} /></dd></dl>
     <details class="terminal"><summary>${t("The same in a terminal:")}</summary>

@@ -79,7 +79,7 @@ export function Services({ route }) {
       <${Several} names=${rows.filter((row) => chosen.has(row.service_id)).map((row) => row.name)} /></div>
     <${Table} label=${t("Services")} columns=${columns(figures, history)} rows=${rows} sort="name"
       keyOf=${(/** @type {any} */ row) => row.service_id} chosen=${chosen} choose=${can("admin") ? choose : undefined}
-      onVisible=${setVisible} empty=${loaded ? t("No service is like that.") : t("Loading …")} />`;
+      onVisible=${setVisible} empty=${loaded ? t("No service matches.") : t("Loading …")} />`;
 }
 
 /** What can be done with several services at once. @param {{names: string[]}} props */

@@ -149,7 +149,7 @@ function Facts({ detail, timeline }) {
   const tokens = { in: Math.max(live.in, detail.input_tokens), out: Math.max(live.out, detail.output_tokens) };
   return html`<dl class="facts">
     <div><dt>${t("Service")}</dt><dd><a href=${address(["services", detail.service])}>${detail.service}</a></dd></div>
-    <div><dt>${t("Owner")}</dt><dd>${detail.owner ?? html`<span class="none">${t("who knows its id")}</span>`}</dd></div>
+    <div><dt>${t("Owner")}</dt><dd>${detail.owner ?? html`<span class="none">${t("whoever knows its id")}</span>`}</dd></div>
     <div><dt>${t("Turns")}</dt><dd>${countText(Math.max(detail.turns, timeline.turns.length))}</dd></div>
     <div><dt>${t("Tokens, in + out")}</dt><dd>${countText(tokens.in)} + ${countText(tokens.out)}</dd></div>
     <div><dt>${t("Begun")}</dt><dd><${Ago} at=${detail.created_at} /></dd></div>

@@ -25,7 +25,7 @@ const SESSION_COLUMNS = [
   { name: "state", label: "State", cell: (row) => html`<${SessionStatus} value=${row.state} />` },
   { name: "owner", label: "Owner", kind: "wide", cell: (row) => row.owner ?? html`<span class="none">–</span>` },
   { name: "turns", label: "Turns", kind: "number wide", cell: (row) => countText(row.turns) },
-  { name: "tokens", label: "Tokens", kind: "number wide", cell: (row) => countText(row.input_tokens + row.output_tokens || null) },
+  { name: "tokens", label: "Tokens, in + out", kind: "number wide", cell: (row) => countText(row.input_tokens + row.output_tokens || null) },
   { name: "used", label: "Last used", cell: (row) => html`<${Ago} at=${row.last_used_at} />` },
   { name: "begun", label: "Begun", kind: "wide", cell: (row) => html`<${Ago} at=${row.created_at} />` },
 ];
@@ -66,7 +66,7 @@ function SessionList({ query }) {
     ${page && !page.items.length && !narrowed
       ? html`<${Empty}>${t("No sessions are kept. One begins with a client's first message; what is in memory only is not listed.")}</${Empty}>`
       : (page || !problem) && html`<${Table} label=${t("Sessions")} columns=${columns} rows=${page?.items ?? []} keyOf=${keyOfSession}
-          empty=${page ? t("No session is like that.") : t("Loading …")} />`}
+          empty=${page ? t("No session matches.") : t("Loading …")} />`}
     <nav class="pages" aria-label=${t("Pages")}>
       ${given.cursor && html`<a href=${address(["sessions"], { ...given, cursor: "" })}>${t("← the last used")}</a>`}
       ${page?.next_cursor && html`<a class="button" href=${address(["sessions"], { ...given, cursor: page.next_cursor })}>

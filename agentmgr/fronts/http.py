@@ -71,12 +71,14 @@ async def _answer(
     try:
         parser.receive_data(_as_bytes(head))
         parser.next_event()
-        if head.method == "OPTIONS":
-            await _preflight(exchange)
-        else:
-            route, exchange.parts = _route(front, head)
-            exchange.request = await _admitted(exchange, wire, parser)
-            await _while_there(exchange, wire, route.handle)
+        # On their own books: a door is a client of the same address.
+        with intake.requests.admit(exchange.request.client_ip, trio.current_time()):
+            if head.method == "OPTIONS":
+                await _preflight(exchange)
+            else:
+                route, exchange.parts = _route(front, head)
+                exchange.request = await _admitted(exchange, wire, parser)
+                await _while_there(exchange, wire, route.handle)
     except Refusal as refusal:
         intake.connections.refused(refusal.code)
         await _say(exchange, front, Problem.of(refusal))

@@ -88,6 +88,7 @@ class Gateway:
         self._proving = Proving()
         self._token_scopes = TokenScopes()
         self._quotas = Quotas(self._limits)
+        self._requests = Quotas(self._limits)
         self._pacer = Pacer(self._limits)
         self._connection_limit = ConnectionLimit(
             self._limits.max_connections, refused=self._connections.refused
@@ -230,6 +231,7 @@ class Gateway:
                         self._connections,
                         self._token_scopes,
                         self._quotas,
+                        self._requests,
                         self._pacer,
                         relay,
                         self._trusted,

@@ -59,6 +59,7 @@ class Intake:
     connections: Connections
     token_scopes: TokenScopes
     quotas: Quotas
+    requests: Quotas  #: of fronts: each has a body that is read before it becomes a client
     pacer: Pacer
     relay: Relay
     trusted: Networks

@@ -275,6 +275,23 @@ async def test_a_thousand_services_are_listed_in_one_answer(stage_of):
         assert len(json.dumps(body)) < 200_000
 
 
+async def test_an_address_has_so_many_unfinished_requests_as_it_may_have_connections(stage_of):
+    limits = GatewayLimits(connections_per_address=2, close_timeout_s=0.5)
+    unfinished = request("POST", CHAT, HELLO)[:-1]
+    async with stage_of(limits=limits) as stage:
+        async with await stage.send(unfinished), await stage.send(unfinished) as other:
+            with trio.fail_after(10):
+                while (refused := await stage.say())[0] == 200:  # the gateway has not read both yet
+                    pass
+            assert (refused[0], refused[2]["error"]["code"]) == (429, "too_many_sessions")
+            await other.send_all(b"}")
+            assert (await other.receive_some()).startswith(b"HTTP/1.1 200 ")
+        with trio.fail_after(30):
+            while (await stage.say())[0] != 200:
+                pass
+        await stage.at_base()
+
+
 async def test_what_an_answer_repeats_of_its_request_need_not_be_ascii(stage_of, caplog):
     async with stage_of(allowed_origins=["*"]) as stage:
         for byte in (*range(0x20, 0x7F), *range(0x80, 0x100)):

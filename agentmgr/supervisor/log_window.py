@@ -133,7 +133,7 @@ class _Parts:
             return self.live.read(offset, min(size, self.live.end - offset))
         for begin, end, copy in self.copies:
             if begin <= offset < end:
-                with copy.open("rb") as file:
+                with logs.open_to_read(copy) as file:
                     return os.pread(file.fileno(), min(size, end - offset), offset - begin)
         return b""
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count, pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 from attrs import frozen
 
@@ -75,13 +76,25 @@ def claim(log_dir: Path, name: str) -> None:
 def open_for_append(file: Path) -> int:
     """A descriptor for a child's stdout and stderr. Raises OSError."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def open_to_read(file: Path) -> BinaryIO:
+    """Raises OSError."""
+    return open(_open(file, os.O_RDONLY), "rb")
+
+
+def _open(file: Path, flags: int) -> int:
+    """It waits for no one: an instance may have put a pipe where its log was."""
+    return os.open(file, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
 
 
 def last_words(file: Path, since: int) -> str:
     """The last lines that were written after the first `since` bytes; printable, and bounded."""
     try:
-        with file.open("rb") as log:
+        with open_to_read(file) as log:
             end = log.seek(0, os.SEEK_END)
             # If the file is shorter than it was, it was rotated since.
             start = max(since if since <= end else 0, end - _LAST_WORDS_BYTES)
@@ -98,7 +111,7 @@ def last_output(file: Path, since: int) -> str:
     Blocks on the disk.
     """
     try:
-        with file.open("rb") as log:
+        with open_to_read(file) as log:
             end = log.seek(0, os.SEEK_END)
             begin = since if since <= end else 0  # if it is shorter than it was, it was rotated since
             start = max(begin, end - _LAST_OUTPUT_BYTES)
@@ -138,7 +151,7 @@ def copies(file: Path) -> Iterator[Path]:
 @contextmanager
 def still(file: Path) -> Iterator[Still]:
     """Holds rotation up while the file is read: be quick. Raises OSError."""
-    with _moving, file.open("rb") as live:
+    with _moving, open_to_read(file) as live:
         stat = os.fstat(live.fileno())
         cut = _cut.get((stat.st_dev, stat.st_ino), 0)
         begin = cut + _first_data(live.fileno())

@@ -123,7 +123,7 @@ def _read(path: Path, offset: int | None) -> tuple[bytes, int | None]:
 def _from_copy(file: logs.Still, offset: int) -> tuple[int, bytes]:
     """The bytes that were cut off the live file since the last read, as far as the newest copy has them."""
     try:
-        with file.copy.open("rb") as copy:
+        with logs.open_to_read(file.copy) as copy:
             length = copy.seek(0, os.SEEK_END)
             offset = max(offset, file.begin - length)
             copy.seek(length - (file.begin - offset))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ import trio
 
 from agentmgr.errors import ServiceFailedToStart, StorageError
 from agentmgr.models import ServiceStatus
-from agentmgr.supervisor import logs, upkeep
+from agentmgr.supervisor import log_window, logs, upkeep
 from agentmgr.supervisor import recorder as recorder_module
+from agentmgr.supervisor.tail import tail
 from tests.faults.test_stubborn_processes import eventually, script
 
 
@@ -286,3 +288,24 @@ async def test_what_an_instance_uses_is_measured(supervisor, monkeypatch):
         # In a tenth of a second a busy thread may get nothing on a machine that has other work.
         await eventually(lambda: any(each.cpu_percent > 0 for each in s.usage(instance.instance_id)))
         assert last.open_files >= 4
+
+
+async def test_an_instance_that_puts_a_pipe_where_its_log_was_holds_nothing_up(supervisor):
+    """Whoever opens a pipe waits for its other end: the manager's loop did when the instance had ended."""
+    pipe = """
+        import os
+        log = os.readlink("/proc/self/fd/1")
+        os.unlink(log)
+        os.mkfifo(log)
+        os.mkfifo(log + ".1")
+        os._exit(1)
+    """
+    async with supervisor() as s:
+        with trio.fail_after(60):
+            with pytest.raises(ServiceFailedToStart):
+                await s.start(script(pipe, auto_restart=False))
+            log = s.log_path("svc")
+            assert log.is_fifo()
+            for look in (partial(log_window.window, log, 10), partial(log_window.search, log, "x", 10)):
+                await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+            assert await tail(log, 10) == (b"", 0)

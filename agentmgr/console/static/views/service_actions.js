@@ -1,6 +1,6 @@
 /** What can be done with a service, and in words what each costs those who use it. */
 import { html, useState } from "../vendor/preact.mjs";
-import { call, Problem } from "../api.js";
+import { call, Problem, read } from "../api.js";
 import { ask, Modal } from "../dialog.js";
 import { commandText } from "../format.js";
 import { t } from "../i18n.js";
@@ -18,12 +18,6 @@ export function ServiceSteering({ service, figures }) {
   const { name } = service;
   const connections = figures?.connections ?? service.connections ?? service.active_sessions;
   const down = service.desired_status === "stopped";
-  const stop = async () => {
-    const command = commandText("stop", name);
-    const title = t("Stop {name}?", { name });
-    if (connections > 0 && !(await ask({ title, text: whatStopCosts(service, connections), command, confirm: t("Stop"), danger: true }))) return;
-    await attempt(() => call("POST", `${servicePath(service)}/stop`), { command, done: t("{name} is stopping.", { name }) });
-  };
   const restart = () => call("POST", `${servicePath(service)}/restart`);
   const start = () => call("POST", `${servicePath(service)}/start`);
   return html`${down
@@ -33,11 +27,23 @@ export function ServiceSteering({ service, figures }) {
           command=${commandText("start", name)} run=${start} done=${t("{name} is starting.", { name })} />`}
         <${Action} label=${t("Restart")} command=${commandText("restart", name)} run=${restart}
           done=${t("{name} is restarting: each new instance is ready before an old one ends.", { name })} />
-        <button type="button" title=${commandText("stop", name)} onClick=${stop}>${t("Stop")}</button>`}
+        <button type="button" title=${commandText("stop", name)} onClick=${() => stopService(service)}>${t("Stop")}</button>`}
     <button type="button" title=${commandText("scale", name, "N")} onClick=${() => setScaling(true)}>${t("Scale")}</button>
     <button type="button" class="danger" title=${commandText("unregister", name)}
       onClick=${() => unregister(service, connections)}>${t("Unregister")}</button>
     ${scaling && html`<${ScaleDialog} service=${service} connections=${connections} close=${() => setScaling(false)} />`}`;
+}
+
+/** Asks first where connections are open, as the API has them now. @param {any} service or its row */
+export async function stopService(service) {
+  const { name } = service;
+  const command = commandText("stop", name);
+  const now = await read(servicePath(service)).catch(() => null); // a problem is said by the stop itself
+  if (now?.active_sessions > 0) {
+    const text = whatStopCosts(now, now.active_sessions);
+    if (!(await ask({ title: t("Stop {name}?", { name }), text, command, confirm: t("Stop"), danger: true }))) return;
+  }
+  await attempt(() => call("POST", `${servicePath(service)}/stop`), { command, done: t("{name} is stopping.", { name }) });
 }
 
 /** @param {any} service @param {number} connections */

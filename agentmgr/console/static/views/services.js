@@ -9,6 +9,7 @@ import { address, goQuery } from "../router.js";
 import { can, useFigures, useStore } from "../store.js";
 import { Table } from "../table.js";
 import { Action, Ago, attempt, Foreign, Head, Status } from "../ui.js";
+import { stopService } from "./service_actions.js";
 
 /** @param {string} name @param {string} verb @param {object} [query] */
 const steer = (name, verb, query = {}) =>
@@ -18,12 +19,11 @@ const steer = (name, verb, query = {}) =>
 export function ServiceActions({ row }) {
   const { name } = row;
   const down = row.desired_status === "stopped";
-  const stop = () => steer(name, "stop");
   return html`${down
     ? html`<${Action} label=${t("Start")} command=${commandText("start", name)} run=${() => steer(name, "start")} primary />`
     : html`<${Action} label=${t("Restart")} command=${commandText("restart", name)}
           run=${() => steer(name, "restart")} />
-        <${Action} label=${t("Stop")} command=${commandText("stop", name)} run=${stop} />`}`;
+        <button type="button" title=${commandText("stop", name)} onClick=${() => stopService(row)}>${t("Stop")}</button>`}`;
 }
 
 /** A service that runs is as its health says. @param {any} row @returns {string} */
@@ -76,19 +76,22 @@ export function Services({ route }) {
         onChange=${(/** @type {any} */ event) => goQuery({ status: event.target.value }, { replace: false })}>
         <option value="">${t("Every status")}</option>
         ${statuses.map((one) => html`<option value=${one}>${t(one)}</option>`)}</select>
-      <${Several} names=${rows.filter((row) => chosen.has(row.service_id)).map((row) => row.name)} /></div>
+      <${Several} rows=${rows.filter((row) => chosen.has(row.service_id))} figures=${figures} /></div>
     <${Table} label=${t("Services")} columns=${columns(figures, history)} rows=${rows} sort="name"
       keyOf=${(/** @type {any} */ row) => row.service_id} chosen=${chosen} choose=${can("admin") ? choose : undefined}
       onVisible=${setVisible} empty=${loaded ? t("No service matches.") : t("Loading …")} />`;
 }
 
-/** What can be done with several services at once. @param {{names: string[]}} props */
-function Several({ names }) {
-  if (!names.length) return null;
+/** What can be done with several services at once. @param {{rows: any[], figures: Map<string, any>}} props */
+function Several({ rows, figures }) {
+  if (!rows.length) return null;
+  const names = rows.map((row) => row.name);
+  const open = rows.reduce((sum, row) => sum + (figures.get(row.service_id)?.connections ?? row.connections), 0);
   const all = (/** @type {string} */ verb, /** @type {string} */ label) => async () => {
     const command = commandText(verb, ...names);
     const title = t("{label}: {count} services", { label, count: names.length });
-    if (!(await ask({ title, text: names.join(", "), command, confirm: label, danger: verb === "stop" }))) return;
+    const cost = verb === "stop" && open > 0 ? ` · ${t("{count} connections are open; they are closed.", { count: open })}` : "";
+    if (!(await ask({ title, text: names.join(", ") + cost, command, confirm: label, danger: verb === "stop" }))) return;
     await attempt(() => Promise.all(names.map((name) => steer(name, verb))), { command });
   };
   return html`<span class="several" role="group" aria-label=${t("The chosen ones")}>

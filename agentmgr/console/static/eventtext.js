@@ -85,7 +85,7 @@ function withWhy(sentence, { error_message: message, last_exit: exit, status }, 
   const ended = /^ended (unasked|before it was ready)/.test(reason) && exit;
   const why = ended ? exit : reason || (status === "stopped" && exit !== "exit code 0" ? exit : "");
   const said = output.trimEnd().split("\n").at(-1)?.trim().slice(0, MOST_QUOTED);
-  if (why) sentence = t("{sentence}: {why}", { sentence, why: visibleText(String(why).split("\n")[0]) + giving });
+  if (why) sentence = t("{sentence}: {why}", { sentence, why: visibleText(/** @type {string} */ (String(why).trim().split("\n").at(-1))) + giving });
   if (next) sentence = t("{sentence}; {next}", { sentence, next });
   return said ? `${sentence} — “${visibleText(said)}”` : sentence;
 }

@@ -22,8 +22,8 @@ export async function tradeTicket() {
 
 export function Login() {
   return html`<main class="login"><h1>agentmgr</h1>
-    <p>${t("This manager asks who you are. In a terminal, as the user who runs it:")}</p>
+    <p>${t("This manager requires a login. In a terminal, as the user who runs it:")}</p>
     <${CommandLine} text="agentmgr console" />
-    <p>${t("It opens this page with a ticket that is good once, for a minute.")}</p>
+    <p>${t("It opens this page with a one-time ticket, valid for one minute.")}</p>
     <button class="primary" onClick=${() => signedIn()}>${t("Done, continue")}</button></main>`;
 }

@@ -16,9 +16,11 @@ function Sidebar() {
   const { path } = useRoute();
   const questions = useStore((all) => all.overview?.questions ?? 0);
   const here = path[0] ?? "overview";
+  const list = useRef(/** @type {HTMLElement | null} */ (null));
+  useEffect(() => list.current?.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" }), [here]); // a row, where narrow
   return html`<nav class="sidebar" aria-label=${t("Console")}>
     <a class="brand" href="#/">agentmgr</a>
-    <ul>${VIEWS.filter((view) => view.label && can(view.scope ?? "read")).map((view) => html`<li key=${view.name}>
+    <ul ref=${list}>${VIEWS.filter((view) => view.label && can(view.scope ?? "read")).map((view) => html`<li key=${view.name}>
       <a href=${address(view.name === "overview" ? [] : [view.name])}
         aria-current=${view.name === here ? "page" : undefined}>
         <span class="icon" aria-hidden="true">${view.icon}</span>${t(/** @type {string} */ (view.label))}
@@ -48,8 +50,8 @@ function Choices() {
 function LinkState() {
   const link = useStore((all) => all.link);
   if (link !== "lost") return null;
-  return html`<p class="lost" role="alert"><strong>${t("The manager does not answer.")}</strong>
-    ${t("What you see is how it was. This page comes back by itself; `agentmgr info` says whether it runs.")}</p>`;
+  return html`<p class="lost" role="alert"><strong>${t("The manager does not answer.")}</strong>${" "}
+    ${t("This page shows the last known state, and reconnects by itself; `agentmgr info` says whether the manager runs.")}</p>`;
 }
 
 function View() {
@@ -71,7 +73,7 @@ function View() {
   return html`<main id="main" ref=${main} key=${place}>${
     view && can(view.scope ?? "read")
       ? html`<${view.View} route=${route} />`
-      : html`<${Head} title=${t("There is no such page.")} /><p><a href="#/">${t("Overview")}</a></p>`}</main>`;
+      : html`<${Head} title=${view ? t("Your token does not open this page.") : t("There is no such page.")} /><p><a href="#/">${t("Overview")}</a></p>`}</main>`;
 }
 
 function Console() {

@@ -44,7 +44,7 @@ def test_a_rule_is_made_tried_and_moved(site, page):
     outcome.get_by_role("link", name="notes_agent").wait_for()
     verdicts = page.locator(".verdicts > li")
     assert "decides" in verdicts.nth(0).inner_text()
-    assert "something before it decides" in verdicts.nth(1).inner_text()
+    assert "an earlier one decides" in verdicts.nth(1).inner_text()
     assert "path=" in page.url
 
     page.get_by_role("button", name="Try first earlier").click()

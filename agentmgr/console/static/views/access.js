@@ -69,13 +69,13 @@ function Policy({ policy, tokens, again }) {
     await call("PATCH", "/token-policy", { body: { [name]: on } });
     again();
   };
-  return html`<${Panel} title=${t("Who needs a key")}><ul class="doors">${doors.map(({ name, label, free, opens }) => {
+  return html`<${Panel} title=${t("Who needs a token")}><ul class="doors">${doors.map(({ name, label, free, opens }) => {
     const asks = policy[name];
     return html`<li><strong>${label}</strong>
-      <${Status} value=${asks ? "completed" : "degraded"} text=${asks ? t("asks for a token") : t("asks for no token")} />
+      <${Status} value=${asks ? "completed" : "degraded"} text=${asks ? t("requires a token") : t("requires no token")} />
       ${!asks && html`<small>${t("lets in {whom}", { whom: free })}</small>`}
       ${asks && !opens && html`<${Status} value="failed" text=${t("and no token opens it")} />`}
-      <${Action} label=${asks ? t("Stop asking for one") : t("Ask for a token")} danger=${asks} run=${change(name, !asks)}
+      <${Action} label=${asks ? t("Stop requiring one") : t("Require a token")} danger=${asks} run=${change(name, !asks)}
         command=${commandText("tokens", "require", asks ? "off" : "on", `--${name}`)}
         ask=${asks ? t("lets in {whom}", { whom: free }) : t("From then on, clients without a token are refused.")} /></li>`;
   })}</ul></${Panel}>`;
@@ -106,7 +106,7 @@ function Tokens({ tokens, again }) {
   ];
   return html`<${Panel} title=${t("Tokens")}>${tokens.length
     ? html`<${Table} label=${t("Tokens")} columns=${columns} rows=${tokens} sort="name" keyOf=${(/** @type {any} */ row) => row.token_id} empty="" />`
-    : html`<${Empty}>${t("There is no token: the API and the gateway ask for none.")}</${Empty}>`}</${Panel}>`;
+    : html`<${Empty}>${t("There are no tokens: the API and the gateway require none.")}</${Empty}>`}</${Panel}>`;
 }
 
 const SCOPES = /** @type {[string, string][]} */ ([
@@ -116,7 +116,7 @@ const SCOPES = /** @type {[string, string][]} */ ([
   ["connect", t("to connect to every service through the gateway")],
 ]);
 
-/** @param {{first: boolean, again: () => void}} props `first`: the API asks for no token yet */
+/** @param {{first: boolean, again: () => void}} props `first`: the API requires no token yet */
 function NewTokenForm({ first, again }) {
   const [name, setName] = useState("");
   const [scopes, setScopes] = useState(/** @type {Set<string>} */ (new Set(["read"])));
@@ -134,8 +134,8 @@ function NewTokenForm({ first, again }) {
     ...(days ? ["--expires-days", days] : []));
   const make = async (/** @type {Event} */ event) => {
     event.preventDefault();
-    if (first && !(await ask({ title: t("Make a token"), command, confirm: t("Make a token"), text: t("From then on the API asks for a token, "
-      + "and this page for a login: agentmgr console, in a terminal, opens it again. The key is shown before.") }))) return;
+    if (first && !(await ask({ title: t("Make a token"), command, confirm: t("Make a token"), text: t("From then on the API requires a token, "
+      + "and this page a login: agentmgr console, in a terminal, opens it again. The key is shown first.") }))) return;
     try {
       const made = await call("POST", "/tokens", { body: { name, scopes: wanted, expires_in_days: days ? Number(days) : null } });
       showKey({ name: made.name, key: made.key });
@@ -174,12 +174,12 @@ function TicketForm() {
   const gateway = snapshot().me?.gateway?.[0];
   const url = made && gateway && `${gateway}${service ? `/services/${encodeURIComponent(service)}` : ""}?ticket=${encodeURIComponent(made.ticket)}`;
   return html`<${Panel} title=${t("A ticket for the gateway")}>
-    <p class="hint">${t("It opens the gateway once, soon, for those who cannot send a token, as a page in a browser.")}</p>
+    <p class="hint">${t("It opens the gateway once, within a short time, for clients that cannot send a token, such as a page in a browser.")}</p>
     <${Field} label=${t("Service")} name="ticket-service"><select id="ticket-service" value=${service}
       onChange=${(/** @type {any} */ event) => (setService(event.target.value), setMade(null))}>
       <option value="">${t("Every service")}</option>
       ${[...services.values()].map((row) => row.name).sort().map((name) => html`<option value=${name}>${name}</option>`)}</select></${Field}>
     <div class="buttons"><${Action} label=${t("Make a ticket")} scope="connect" command=${command} run=${make} /></div>
     ${made && html`<${CommandLine} text=${url ?? made.ticket} />
-      <p class="hint">${t("Good for one connection, until {time}.", { time: clockText(made.expires_at) })}</p>`}</${Panel}>`;
+      <p class="hint">${t("Valid for one connection, until {time}.", { time: clockText(made.expires_at) })}</p>`}</${Panel}>`;
 }

@@ -17,8 +17,8 @@ export function Routing({ route }) {
   const [rules, problem, again] = useRules();
   const [, place, name] = route.path;
   if (problem && !rules) return html`<${Head} title=${t("Routing")} /><${Failed} problem=${problem} again=${again} />`;
-  if (place === "new") return html`<${RuleForm} key="new" />`;
-  if (place === "edit") {
+  if (place === "new" && can("admin")) return html`<${RuleForm} key="new" />`;
+  if (place === "edit" && can("admin")) {
     const rule = rules?.find((one) => one.name === name || one.rule_id === name);
     if (rules && !rule) return html`<${Head} title=${t("There is no such rule.")} /><p><a href="#/routing">${t("Routing")}</a></p>`;
     return rule ? html`<${RuleForm} key=${rule.rule_id} rule=${rule} />` : html`<${Head} title=${t("Routing")} />`;
@@ -26,7 +26,7 @@ export function Routing({ route }) {
   return html`<${Head} title=${t("Routing")}>
       ${can("admin") && html`<a class="button primary" href="#/routing/new">${t("New rule")}</a>`}</${Head}>
     <div class="columns routing"><div><${Rules} rules=${rules} /><${Refusals} /></div>
-      <div><${Bench} route=${route} rules=${rules} /></div></div>`;
+      <div>${can("admin") && html`<${Bench} route=${route} rules=${rules} />`}</div></div>`;
 }
 
 /** @param {{rules: any[] | undefined}} props */

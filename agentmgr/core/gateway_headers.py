@@ -52,6 +52,11 @@ def without_login(cookies: str) -> str:
     return "; ".join(one for one in each if not one.startswith(LOGIN_COOKIE))
 
 
+def sets_login(name: str, value: str) -> bool:
+    """Whether an agent's header would log a browser in to the console, or out."""
+    return name.lower() == "set-cookie" and value.startswith(LOGIN_COOKIE)
+
+
 def _plain(name: str) -> str:
     # CGI and WSGI make a variable's name of it, and some servers write each of -, _ and . as the same there.
     return _NO_LETTER.sub("-", name.lower())

@@ -7,7 +7,7 @@ the one line that is missing took a third of what a connection costs.
 
 from __future__ import annotations
 
-from ..core.gateway_headers import LOGIN_COOKIE, RESUMED_HEADER
+from ..core.gateway_headers import RESUMED_HEADER, sets_login
 from ..websocket.head import HeadReader, RequestHead, ResponseHead, accept_token
 from ..websocket.sockets import Wire
 from .limits import GatewayLimits
@@ -64,7 +64,7 @@ async def switch_protocols(wire: Wire, request: RequestHead, answer: ResponseHea
     lines += [
         f"{name}: {value}\r\n"
         for name, value in answer.end_to_end
-        if name.lower() not in _OURS and not (name.lower() == "set-cookie" and value.startswith(LOGIN_COOKIE))
+        if name.lower() not in _OURS and not sets_login(name, value)
     ]
     lines.append("\r\n")
     try:

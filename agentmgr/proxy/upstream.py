@@ -10,6 +10,7 @@ from secrets import token_hex
 import h11
 import trio
 
+from ..core.gateway_headers import sets_login
 from ..core.hosts import authority
 from ..core.proof import PROOF_HEADER, sender_proof
 from ..core.routing import Backend
@@ -176,12 +177,13 @@ async def _refusal(wire: Wire, received: bytes, limits: GatewayLimits) -> bytes:
     if head is None:
         raise BadResponse("it sent no final answer")
     dropped = {b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade"}
-    fields = tuple(
+    fields = (
         (name.decode("latin-1"), value.decode("latin-1"))
         for name, value in head.headers.raw_items()
         if name.lower() not in dropped
     )
-    return http_response(head.status_code, fields, bytes(body[: limits.refusal_bytes]))
+    passed_on = tuple(field for field in fields if not sets_login(*field))
+    return http_response(head.status_code, passed_on, bytes(body[: limits.refusal_bytes]))
 
 
 def gateway_fault(failure: DialFailed) -> Refusal:

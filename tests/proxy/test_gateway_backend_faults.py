@@ -35,7 +35,10 @@ async def closing(stream: trio.SocketStream) -> None:
 
 async def test_its_own_refusal_reaches_the_client(lab) -> None:
     body = b'{"why": "full"}'
-    answer = b"HTTP/1.1 418 I'm a teapot\r\nX-Why: full\r\nContent-Length: 15\r\n\r\n"
+    answer = (
+        b"HTTP/1.1 418 I'm a teapot\r\nX-Why: full\r\nContent-Length: 15\r\n"
+        b"Set-Cookie: a=1\r\nSet-Cookie: agentmgr_console_8080=agm_theirs\r\n\r\n"
+    )
     refusing = await lab.raw(saying(lab, answer + body, stay=True))
     async with lab.gateway(await lab.instance("echo"), refusing) as stage:
         async with lab.neighbour(stage, "/services/echo"):
@@ -43,6 +46,8 @@ async def test_its_own_refusal_reaches_the_client(lab) -> None:
             head, _, got = (await peer.rest()).partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 418 ")
             assert b"X-Why: full" in head
+            assert b"Set-Cookie: a=1" in head
+            assert b"agentmgr_console" not in head, "no agent logs a browser in to the console, or out"
             assert json.loads(got) == {"why": "full"}
             assert len(stage.witness.opened) == 1
 

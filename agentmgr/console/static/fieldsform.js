@@ -7,7 +7,8 @@ import { Field } from "./ui.js";
 
 /** Better names than the fields' own. */
 const FIELD_LABELS = /** @type {Record<string, string>} */ ({
-  agent_factory_path: "Agent file", cwd: "Working directory", env: "Environment", env_file: "File of variables", host: "Address",
+  agent_factory_path: "Agent file", cwd: "Working directory", env: "Environment", env_file: "Variables file", host: "Address",
+  description: "Description",
 });
 
 /** @param {import("./fields.js").ServiceField} field */

@@ -4,6 +4,10 @@
 export const ZH_SERVICE = {
   "A path is one of the machine that runs the manager; a relative one begins where the manager was started, if no working directory is given.": "路径指管理器所在机器上的路径；未指定工作目录时，相对路径从管理器的启动目录算起。",
   "Agent file": "智能体文件",
+  "Working directory": "工作目录",
+  "Variables file": "环境变量文件",
+  "Address": "监听地址",
+  "Description": "描述",
   "All instances": "全部实例",
   "All ends": "全部退出记录",
   "All other options": "其他全部选项",

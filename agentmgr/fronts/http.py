@@ -7,6 +7,7 @@ The gateway has read and judged the first head. Those that follow on the same wi
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import h11
 import trio
@@ -34,17 +35,20 @@ async def serve(
     front_of: Callable[[RequestHead], Front | None],
 ) -> None:
     """Answers requests, one after another, until the client leaves. Raises `ClientGone`, `Refusal`."""
-    while (front := front_of(head)) is not None:
-        # A parser for each request: what is behind its end is in `trailing_data`.
-        parser = h11.Connection(h11.SERVER, max_incomplete_event_size=intake.limits.head_bytes)
-        if not await _answer(intake, wire, head, peer, front, parser):
-            with trio.move_on_after(intake.limits.close_timeout_s):
-                await refuse(wire, b"")
-            return
-        wire.ahead = parser.trailing_data[0] + wire.ahead
-        if (following := await _next_head(intake, wire)) is None:
-            return
-        head = following
+    with ExitStack() as counted:  # a wire that waits for its next request is counted with its last one
+        while (front := front_of(head)) is not None:
+            # A parser for each request: what is behind its end is in `trailing_data`.
+            parser = h11.Connection(h11.SERVER, max_incomplete_event_size=intake.limits.head_bytes)
+            counted.close()
+            if not await _answer(intake, wire, head, peer, front, parser, counted):
+                counted.close()
+                with trio.move_on_after(intake.limits.close_timeout_s):
+                    await refuse(wire, b"")
+                return
+            wire.ahead = parser.trailing_data[0] + wire.ahead
+            if (following := await _next_head(intake, wire)) is None:
+                return
+            head = following
     check_upgrade(head)  # as of a first request: it says that this address speaks WebSocket
 
 
@@ -64,7 +68,13 @@ async def _next_head(intake: Intake, wire: Wire) -> RequestHead | None:
 
 
 async def _answer(
-    intake: Intake, wire: Wire, head: RequestHead, peer: Peer, front: Front, parser: h11.Connection
+    intake: Intake,
+    wire: Wire,
+    head: RequestHead,
+    peer: Peer,
+    front: Front,
+    parser: h11.Connection,
+    counted: ExitStack,
 ) -> bool:
     """One exchange. Whether another one may follow on this wire. Raises `ClientGone`."""
     exchange = Exchange(intake, wire, peer, Request(head, intake.client_ip(head, peer), None), parser)
@@ -72,13 +82,13 @@ async def _answer(
         parser.receive_data(_as_bytes(head))
         parser.next_event()
         # On their own books: a door is a client of the same address.
-        with intake.requests.admit(exchange.request.client_ip, trio.current_time()):
-            if head.method == "OPTIONS":
-                await _preflight(exchange)
-            else:
-                route, exchange.parts = _route(front, head)
-                exchange.request = await _admitted(exchange, wire, parser)
-                await _while_there(exchange, wire, route.handle)
+        counted.enter_context(intake.requests.admit(exchange.request.client_ip, trio.current_time()))
+        if head.method == "OPTIONS":
+            await _preflight(exchange)
+        else:
+            route, exchange.parts = _route(front, head)
+            exchange.request = await _admitted(exchange, wire, parser)
+            await _while_there(exchange, wire, route.handle)
     except Refusal as refusal:
         intake.connections.refused(refusal.code)
         await _say(exchange, front, Problem.of(refusal))

@@ -292,6 +292,20 @@ async def test_an_address_has_so_many_unfinished_requests_as_it_may_have_connect
         await stage.at_base()
 
 
+async def test_a_connection_that_waits_for_its_next_request_is_one_of_its_address(stage_of):
+    limits = GatewayLimits(connections_per_address=1, close_timeout_s=0.5)
+    async with stage_of(limits=limits) as stage:
+        async with await stage.send(request("GET", "/v1/models")) as idle:
+            assert (await idle.receive_some()).startswith(b"HTTP/1.1 200 ")
+            status, _, body = await stage.ask("GET", "/v1/models")
+            assert (status, body["error"]["code"]) == (429, "too_many_sessions")
+            await idle.send_all(request("GET", "/v1/models"))
+            assert (await idle.receive_some()).startswith(b"HTTP/1.1 200 ")
+        with trio.fail_after(30):
+            while (await stage.ask("GET", "/v1/models"))[0] != 200:
+                pass
+
+
 async def test_what_an_answer_repeats_of_its_request_need_not_be_ascii(stage_of, caplog):
     async with stage_of(allowed_origins=["*"]) as stage:
         for byte in (*range(0x20, 0x7F), *range(0x80, 0x100)):

@@ -93,7 +93,7 @@ def test_one_speaks_in_a_session_stops_its_turn_and_sees_an_error(talker, page):
     page.get_by_text("The turn was interrupted").wait_for()
     talker.terminal.run("sessions", "say", session_id, "fail")  # somebody else speaks: it is seen
     page.get_by_text("The turn failed").wait_for()
-    assert "tab=logs" in page.get_by_role("link", name="Its log").get_attribute("href")
+    assert "tab=logs" in page.get_by_role("link", name="Open the log").get_attribute("href")
 
 
 def test_a_session_is_exported_and_erased(talker, page):

@@ -8,12 +8,13 @@ python examples/openai_client.py              # or with another address: http://
 import sys
 
 from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
 address = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:9090/v1"
 client = OpenAI(base_url=address, api_key="none")  # a token, where the gateway asks for one
 print("models:", ", ".join(model.id for model in client.models.list()))
 
-messages = []
+messages: list[ChatCompletionMessageParam] = []
 for text in ("hello", "delete notes.txt", "yes"):
     print(f"> {text}")
     messages.append({"role": "user", "content": text})

@@ -52,3 +52,21 @@ def test_back_and_reload_keep_the_view(site, page):
     page.get_by_role("link", name="notes_agent").wait_for()
     page.go_back()
     page.get_by_role("heading", name="Overview").wait_for()
+
+
+def test_a_link_logs_in_once_and_a_revoked_login_asks_again(site, page):
+    site.run(EXAMPLES / "echo_agent.py")
+    site.terminal.run("tokens", "create", "someone", "--scope", "admin")
+    page.goto(site.url)
+    page.get_by_text("agentmgr console").wait_for()  # what to type, in place of the console
+    link = re.search(r"http://\S+#ticket=\S+", site.terminal.run("console", "--print").stdout)[0]
+    page.goto("about:blank")
+    page.goto(link)
+    page.get_by_role("heading", name="Overview").wait_for()
+    assert "ticket" not in page.url
+    page.reload()  # by its cookie
+    page.get_by_role("heading", name="Overview").wait_for()
+    (login,) = [one for one in site.terminal.json("tokens", "list") if one["name"].startswith("console-")]
+    site.terminal.run("tokens", "revoke", login["token_id"])
+    page.get_by_text("agentmgr console").wait_for()
+    page.errors.clear()  # Chromium says that requests were refused; so they were

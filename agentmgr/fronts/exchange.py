@@ -175,7 +175,7 @@ class Exchange:
 
 
 def cors(intake: Intake, head: RequestHead) -> Headers:
-    """Lets a page read the answer, where its origin is one that the gateway was told to allow."""
+    """Lets a page read the answer, if the gateway allows the origin of the page."""
     origin = head.by_name.get("origin", "")
     if not origin or intake.allowed_origins is None or not origin_allowed(origin, intake.allowed_origins):
         return ()

@@ -27,12 +27,12 @@ def same(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Said], *, older_dro
     """`ours`: as `agent.state_exported` shows it; `older_dropped`: it shows the newest entries only."""
     known = [(str(entry.get("role")), _plain(_text(entry.get("content")))) for entry in ours]
     known = [line for line in known if line[1] or line[0] == "user"]
-    told = _folded(theirs)
+    said = _folded(theirs)
     if older_dropped:
-        told = told[max(0, len(told) - len(known)) :]
-    return len(known) == len(told) and all(
+        said = said[max(0, len(said) - len(known)) :]
+    return len(known) == len(said) and all(
         role == their_role and text in (None, our_text)
-        for (role, our_text), (their_role, text) in zip(known, told, strict=True)
+        for (role, our_text), (their_role, text) in zip(known, said, strict=True)
     )
 
 

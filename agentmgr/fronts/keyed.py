@@ -107,8 +107,11 @@ class Conversation:
             if turn.waits:
                 stack.pop_all()
 
-    def told(self, turn: Turn, text: str, question: str | None) -> None:
-        """Remembers where it is, now that the client was told this text; a turn that asked now waits."""
+    def remember(self, turn: Turn, text: str, question: str | None) -> None:
+        """Remembers where the session is, now that the client has this text.
+
+        A turn that asked a question waits from now on.
+        """
         said = (*self.saying.history, self.saying.message, Said("assistant", text))
         if self.place.name is not None:
             self.threads.remember(self.place, Branch(turn.branch, history.digest(said)))

@@ -96,7 +96,7 @@ class OpenAI:
                             await exchange.begin()
                         await exchange.send(data)  # what came together goes together, and at once
                 turn.already = answer.streamed
-                conversation.told(turn, answer.shown if asked.stream else answer.content, answer.question)
+                conversation.remember(turn, answer.shown if asked.stream else answer.content, answer.question)
         except (Problem, NotTaken) as error:
             problem = error if isinstance(error, Problem) else openai_errors.not_taken(error.content)
             if not exchange.begun:

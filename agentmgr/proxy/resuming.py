@@ -1,7 +1,7 @@
 """Has another instance go on with a connection whose instance has ended, so that its client notices nothing.
 
 The client's socket stays. Its seat is given back, and another one is waited for as a new client would. The
-instance is told how many whole frames the client has, and how many bytes of the next; it goes on with that
+instance hears how many whole frames the client has, and how many bytes of the next; it goes on with that
 frame, of which those bytes are dropped here. It says how many of the client's messages have been taken in;
 those after them are sent again (`tail`).
 """

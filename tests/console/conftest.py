@@ -1,35 +1,15 @@
-"""A manager with its API and a page: real servers, and clients that are as a browser is."""
+"""The manager and the API of the API's own tests: the console is served by the same server."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from functools import partial
-from pathlib import Path
 
 import httpx2
 import pytest
-import trio
 
-from agentmgr.api import serve_api
-from agentmgr.manager import AgentManager
-from agentmgr.settings import Settings
+from tests.api.conftest import manager, settings, url
 
-
-@pytest.fixture
-def settings() -> Settings:
-    return Settings()
-
-
-@pytest.fixture
-async def manager(tmp_path: Path, settings: Settings) -> AsyncIterator[AgentManager]:
-    async with AgentManager(tmp_path / "test.db", settings=settings) as manager:
-        yield manager
-
-
-@pytest.fixture
-async def url(manager: AgentManager, nursery: trio.Nursery) -> str:
-    port = await nursery.start(partial(serve_api, manager, port=0))
-    return f"http://localhost:{port}"
+__all__ = ["http", "manager", "settings", "url"]
 
 
 @pytest.fixture

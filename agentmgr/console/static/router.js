@@ -2,7 +2,7 @@
  * Where in the console the user is: all of it is in the address, behind the `#`.
  *
  * `#/services/echo?tab=logs` is the path `["services", "echo"]` and the query `tab=logs`. A fragment, so that the
- * server has one page to serve, and never sees what somebody looked for.
+ * server has one page to serve, and never sees what a user looked for.
  */
 import { useEffect, useState } from "./vendor/preact.mjs";
 
@@ -19,7 +19,7 @@ function decoded(text) {
   try {
     return decodeURIComponent(text);
   } catch {
-    return text; // a lone %: somebody typed it
+    return text; // a lone %, which a user typed
   }
 }
 

@@ -71,7 +71,7 @@ function useTick(ms) {
 /** @param {any} rule */
 export const rulePath = (rule) => `/routing/rules/${encodeURIComponent(rule.rule_id)}`;
 
-/** Changes a rule that nobody else has changed meanwhile. @param {any} rule @param {object} changes */
+/** Changes a rule that no other person has changed meanwhile. @param {any} rule @param {object} changes */
 export const changeRule = (rule, changes) => call("PATCH", rulePath(rule), { body: changes, version: rule.version });
 
 const STEP = 10; // between the numbers, so that there is room for another rule

@@ -45,7 +45,7 @@ const TRACE_KEPT = 300; // samples: five minutes
 const listeners = new Set();
 let announced = false;
 
-/** Views are told once for all changes of a frame. */
+/** Redraws the views once for all changes of a frame. */
 function changed() {
   if (announced) return;
   announced = true;

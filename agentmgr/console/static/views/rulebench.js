@@ -46,7 +46,7 @@ export function Bench({ route, rules }) {
   const state = [...services.values()].map((one) => `${one.name} ${one.status} ${one.ready}`).join();
   const made = rules?.map((one) => `${one.rule_id} ${one.version}`).join();
   const [decision, problem] = useLoaded(async (signal) => {
-    await pause(120, signal); // while somebody types
+    await pause(120, signal); // while the user types
     return call("POST", "/routing/test", { body: { path, client_ip: ip, headers }, signal });
   }, [path, ip, typed, state, made]);
   const change = (/** @type {string} */ name) => (/** @type {any} */ event) => goQuery({ [name]: event.target.value });

@@ -10,7 +10,7 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `conversation`: the turn of one message, and its events
 - `keyed`, `threads`: in which session it is said; what is remembered of it between two requests
 - `openai`: OpenAI's routes; `openai_errors`, `openai_chat`: their translators
-- `problem`: what goes wrong with a request, before it is said in the front's own shape
+- `problem`: what goes wrong with a request, before it is said in the front's own shape; checks of its fields
 
 Words:
 
@@ -27,6 +27,8 @@ Invariants:
 - Translators do no I/O and know no clock and no randomness: ids and times are given to them.
 - A client that leaves ends its exchange at once, and so its door. What becomes of the turn is the service's
   `on_disconnect`.
+- A client hears of every end: an answer that cannot be given, or a stream that cannot go on, also because
+  the gateway ends, is a `Problem`, which the front words and the shell sends.
 - Nothing that is remembered between two requests is needed: another gateway finds it out from the host.
 - This module is all that a gateway imports until the first request for a front comes.
 """

@@ -14,24 +14,12 @@ from .. import protocol
 from ..core.plain_text import yes_or_no
 from ..protocol import ErrorCode, NoticeCode
 from .door import TEXT, Door, DoorClosed
-from .problem import Problem
+from .problem import NotTaken
 from .saying import Said, Saying
 
 FROM_NOW_ON = 2**53  #: a `last_seq` beyond each
 _SILENCE_S = 5.0
 _REPLAYED = 4096  # events, of a turn that is asked for again
-
-
-class NotTaken(Exception):
-    """The agent's host does not do what it was asked (`system.error`); `content` has a code and a message."""
-
-    def __init__(self, content: Any) -> None:
-        super().__init__(content)
-        self.content: Mapping[str, Any] = content if isinstance(content, dict) else {}
-
-    @property
-    def code(self) -> str:
-        return str(self.content.get("code"))
 
 
 class NoSessions(Exception):
@@ -70,7 +58,7 @@ class Turn:
     async def events(self) -> list[dict[str, Any]]:
         """Those that have come since, at least one; none any more when the turn is over.
 
-        Raises `NotTaken`, and `Problem` where the connection to the agent ends before the turn does.
+        Raises `NotTaken`, or another `Problem` where the connection to the agent ends before the turn does.
         """
         try:
             while self._held or not self._over:
@@ -89,8 +77,7 @@ class Turn:
                 elif mine := [event for event in came if self._is_mine(event)]:
                     return mine
         except DoorClosed as closed:
-            # It may have begun, so whether to ask again is for a person to say.
-            raise Problem(502, "connection_lost", f"The agent has gone: {closed}.", retry=False) from None
+            raise closed.amid_a_turn from None
         return []
 
     def _was_said_before(self, event: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import trio
 
 from .. import jsontext
-from ..protocol import NORMAL
+from ..protocol import NORMAL, TOO_BIG, ErrorCode
 from ..websocket.frames import CLOSE, PING, PONG, FrameViolation, close_frame
 from ..websocket.head import BadResponse, Fields, RequestHead, parse_response, upgrade_request
 from ..websocket.messages import MessageReader, masked_frame
@@ -38,12 +38,22 @@ _OF_THE_REQUEST = ("accept", "access-control-", "content-", "expect", "if-", "ra
 _OF_A_REFUSAL = ("retry-after", "www-authenticate")
 
 
-class DoorClosed(Exception):
-    """The connection to the agent has ended; `code` is that of its close frame, where there was one."""
+class DoorClosed(Problem):
+    """The connection to the agent has ended; `close_code` is that of its close frame, where there was one."""
 
-    def __init__(self, code: int | None, reason: str) -> None:
-        super().__init__(reason or "the connection to the agent ended")
-        self.code = code
+    def __init__(self, close_code: int | None, reason: str) -> None:
+        if close_code == TOO_BIG:
+            super().__init__(413, ErrorCode.TOO_LARGE, f"The service does not take so much: {reason}.")
+        else:
+            reason = reason or "the connection to it ended"
+            super().__init__(503, "connection_lost", f"The agent has gone: {reason}.")
+
+    @property
+    def amid_a_turn(self) -> Problem:
+        """The same, where the turn may have begun: whether to ask again is for a person to say."""
+        if self.status == 413:
+            return self
+        return Problem(502, self.code, self.message, retry=False)
 
 
 async def open_door(exchange: Exchange, target: str, *, session: str | None = None) -> Door:

@@ -26,6 +26,13 @@ KEEPALIVE_S = 15.0
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 
+_STREAM_HEADERS = (
+    ("Content-Type", EVENT_STREAM),
+    ("Cache-Control", "no-cache"),
+    ("X-Accel-Buffering", "no"),  # nginx
+)
+
+
 @frozen
 class Request:
     head: RequestHead
@@ -50,6 +57,7 @@ class Request:
 
 
 Handler = Callable[["Exchange"], Awaitable[None]]
+"""Raises `Problem`, `Refusal`, `ClientGone`."""
 
 
 @frozen
@@ -84,11 +92,17 @@ class Front(Protocol):
         """The body, JSON, that says it."""
 
 
-class Exchange:
-    """One request, and its answer: `reply`, or `begin`, `send` …, and `end`.
+@frozen
+class _Stream:
+    cut_off: Callable[[Problem], bytes]
+    headers: Headers
 
-    All that sends raises `ClientGone`; it is also raised, or rather the handler is cancelled, when the
-    client leaves while nothing is sent.
+
+class Exchange:
+    """One request, and its answer: `reply` with all of it, or `stream`, `send` …, and `end`.
+
+    All that sends raises `ClientGone`. The handler is cancelled when the client leaves, and when the gateway
+    ends. What it raises is said to the client, as long as its answer has not ended.
     """
 
     def __init__(
@@ -99,11 +113,12 @@ class Exchange:
         self.request = request
         self.parts: Mapping[str, str] = {}  #: of its path
         self.secure = wire.secure or peer.secure
-        self.streams = False  #: the answer is a stream, once there is something of it, or there was silence
-        self.last_sent = trio.current_time()
+        self._last_sent = trio.current_time()
+        self._stream: _Stream | None = None
         self._wire = wire
         self._parser = parser
         self._sending: trio.Event | None = None  # set when what is being sent is
+        self._unsent: memoryview | None = None  # the rest of what a cancelled task was sending
 
     @property
     def begun(self) -> bool:
@@ -125,30 +140,51 @@ class Exchange:
             + (self._parser.send(h11.EndOfMessage()) or b"")
         )
 
-    async def begin(self, status: int = 200, headers: Headers = ()) -> None:
-        """The head of an answer that is sent in pieces, a stream of events."""
-        fields = (("Content-Type", EVENT_STREAM), ("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no"))
-        await self._send(self._head(status, (*fields, *headers)))
+    def stream(self, cut_off: Callable[[Problem], bytes], headers: Headers = ()) -> None:
+        """The answer is going to be a stream of events, which begins with the first `send`, or after silence.
+
+        `cut_off` gives the last bytes of a stream that a problem ends. A problem before it has begun is an
+        answer of its own, with a status.
+        """
+        self._stream = _Stream(cut_off, headers)
+
+    async def begin(self) -> None:
+        """Sends the head of the stream."""
+        assert self._stream is not None
+        await self._send(self._head(200, (*_STREAM_HEADERS, *self._stream.headers)))
 
     async def send(self, data: bytes) -> None:
-        """A piece, which the client has at once."""
+        """A piece of the stream, which the client has at once."""
         if data:  # a chunk as h11 makes it, at a tenth of the cost
+            if not self.begun:
+                await self.begin()
             await self._send(b"%x\r\n%b\r\n" % (len(data), data))
 
     async def end(self) -> None:
+        """The end of the stream."""
+        if not self.begun:
+            await self.begin()
         await self._send(self._parser.send(h11.EndOfMessage()) or b"")
 
+    async def cut_off(self, problem: Problem) -> None:
+        """The end of a stream that has begun."""
+        if self._stream is None:
+            raise ClientGone("its answer was cut off")
+        if self._parser.our_state is h11.SEND_BODY:
+            await self.send(self._stream.cut_off(problem))
+            await self.end()
+
     async def keep_alive(self) -> None:
-        """Until cancelled: a comment in the stream of events whenever it was silent for `KEEPALIVE_S`."""
+        """Until cancelled: a comment in the stream whenever it was silent for `KEEPALIVE_S`."""
         while True:
-            await trio.sleep_until(self.last_sent + KEEPALIVE_S)
-            if trio.current_time() < self.last_sent + KEEPALIVE_S:
+            await trio.sleep_until(self._last_sent + KEEPALIVE_S)
+            if trio.current_time() < self._last_sent + KEEPALIVE_S:
                 continue
             if self._parser.our_state is h11.SEND_BODY:
                 await self.send(b": keep-alive\n\n")
-            elif self.streams and not self.begun:
+            elif self._stream is not None and not self.begun:
                 await self.begin()
-            self.last_sent = trio.current_time()
+            self._last_sent = trio.current_time()
 
     def _head(self, status: int, fields: Headers) -> bytes:
         fields = (*fields, *cors(self.intake, self.request.head))
@@ -161,17 +197,21 @@ class Exchange:
         while self._sending is not None:  # a lock, without what a `trio.Lock` costs for each event
             await self._sending.wait()
         self._sending = trio.Event()
+        if self._unsent is not None:  # a stream that is cut off goes on behind it
+            data = self._unsent.tobytes() + data
+        view = memoryview(data)
         try:
-            view = memoryview(data)[self._wire.send_now(data) :]
+            view = view[self._wire.send_now(data) :]
             while view:
                 with trio.fail_after(self.intake.limits.stall_timeout_s):
                     view = view[await self._wire.send_some(view) :]
         except (OSError, trio.TooSlowError):
             raise ClientGone("it left, or did not read its answer") from None
         finally:
+            self._unsent = view or None
             self._sending.set()
             self._sending = None
-        self.last_sent = trio.current_time()
+        self._last_sent = trio.current_time()
 
 
 def cors(intake: Intake, head: RequestHead) -> Headers:

@@ -6,13 +6,15 @@ The gateway has read and judged the first head. Those that follow on the same wi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import h11
 import trio
 from attrs import evolve
 
+from ..errors import leaves
 from ..proxy.access import authenticate, check_origin
 from ..proxy.forwarded import Peer
 from ..proxy.handshake import ClientGone, read_head, refuse
@@ -23,8 +25,18 @@ from ..websocket.sockets import Wire
 from .exchange import Exchange, Front, Handler, Request, Route, cors
 from .problem import Headers, Problem
 
+logger = logging.getLogger("agentmgr.gateway")
+
 IDLE_S = 60.0  #: between two requests on one connection
 UNLIMITED_BYTES = 64 * 2**20  #: of a body, where the services' own limit is none
+
+_STOPPING = Problem(
+    503,
+    "gateway_stopping",
+    "The gateway is being stopped; what the agent was doing may have had its effect already.",
+    headers=(("Connection", "close"),),
+    retry=False,
+)
 
 
 async def serve(
@@ -78,6 +90,7 @@ async def _answer(
 ) -> bool:
     """One exchange. Whether another one may follow on this wire. Raises `ClientGone`."""
     exchange = Exchange(intake, wire, peer, Request(head, intake.client_ip(head, peer), None), parser)
+    problem: Problem | None = _STOPPING
     try:
         parser.receive_data(_as_bytes(head))
         parser.next_event()
@@ -89,13 +102,28 @@ async def _answer(
             route, exchange.parts = _route(front, head)
             exchange.request = await _admitted(exchange, wire, parser)
             await _while_there(exchange, wire, route.handle)
+        problem = None
+    except ClientGone:
+        problem = None
+        raise
     except Refusal as refusal:
         intake.connections.refused(refusal.code)
-        await _say(exchange, front, Problem.of(refusal))
-    except Problem as problem:
-        await _say(exchange, front, problem)
+        problem = Problem.of(refusal)
+    except Problem as caught:
+        problem = caught
     except h11.RemoteProtocolError as error:
-        await _say(exchange, front, Problem(400, "bad_request", f"This is not HTTP/1.1: {error}."))
+        problem = Problem(400, "bad_request", f"This is not HTTP/1.1: {error}.")
+    except Exception:  # the boundary: also of a fault of ours a client is told in its protocol
+        logger.exception("internal error in a front: %s %s was not answered", head.method, head.path)
+        problem = Problem(500, "internal_error", "Something went wrong in agentmgr itself; its log has it.")
+    finally:
+        if problem is _STOPPING:
+            with trio.CancelScope(shield=True):
+                await intake.pacer.wait()
+                with trio.move_on_after(intake.limits.close_timeout_s), suppress(ClientGone):
+                    await _say(exchange, front, _STOPPING)
+    if problem is not None:
+        await _say(exchange, front, problem)
     # What is left of a body that was not read would be taken for the next request.
     return parser.our_state is h11.DONE and parser.their_state is h11.DONE
 
@@ -187,7 +215,7 @@ async def _read_body(exchange: Exchange, wire: Wire, parser: h11.Connection, mos
 async def _while_there(exchange: Exchange, wire: Wire, handle: Handler) -> None:
     """Has the request handled, as long as its client is there. Raises what the handler does, `ClientGone`."""
     gone = False
-    raised: Exception | None = None
+    raised: BaseException | None = None
 
     async def watch() -> None:
         nonlocal gone
@@ -208,8 +236,8 @@ async def _while_there(exchange: Exchange, wire: Wire, handle: Handler) -> None:
         nursery.start_soon(keep_alive)
         try:
             await handle(exchange)
-        except (Problem, Refusal, ClientGone) as error:
-            raised = error
+        except Exception as error:
+            raised = next(leaves(error))  # as a nursery of the handler's raised it
         nursery.cancel_scope.cancel()
     if gone:
         raise ClientGone("it left before its answer was complete")
@@ -218,9 +246,10 @@ async def _while_there(exchange: Exchange, wire: Wire, handle: Handler) -> None:
 
 
 async def _say(exchange: Exchange, front: Front, problem: Problem) -> None:
-    """Raises `ClientGone`, also where half of another answer has been sent."""
+    """As an answer, or as the end of a stream that has begun. Raises `ClientGone`."""
     if exchange.begun:
-        raise ClientGone("its answer was cut off")
+        await exchange.cut_off(problem)
+        return
     headers = [*problem.headers]
     if not exchange.was_read:
         headers.append(("Connection", "close"))

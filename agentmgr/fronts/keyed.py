@@ -23,7 +23,6 @@ from . import history
 from .conversation import (
     FROM_NOW_ON,
     NoSessions,
-    NotTaken,
     Turn,
     answer,
     code_of,
@@ -32,9 +31,9 @@ from .conversation import (
     say,
     target_of,
 )
-from .door import Door, DoorClosed, open_door
+from .door import Door, open_door
 from .exchange import Exchange
-from .problem import Problem
+from .problem import NotTaken
 from .saying import Said, Saying
 from .threads import Branch, Threads, Waiting
 
@@ -91,18 +90,15 @@ class Conversation:
     async def turn(self) -> AsyncIterator[Turn]:
         """Says it; the turn's door is left with the block, unless it `waits`.
 
-        Raises `NotTaken`, and `Problem` where the gateway refuses it or the connection ends before that.
+        Raises `Problem` where the gateway or the agent's host refuses it, or the connection ends before that.
         """
         with ExitStack() as stack:
-            try:
-                turn = await self._waiting(stack)
-                if turn is None:
-                    try:
-                        turn = await (self._keyed if self.place.name else self._alone)(stack)
-                    except NoSessions as other:
-                        turn = await self._without(stack, other)
-            except DoorClosed as closed:
-                raise Problem(503, "connection_lost", f"The agent has gone: {closed}.") from None
+            turn = await self._waiting(stack)
+            if turn is None:
+                try:
+                    turn = await (self._keyed if self.place.name else self._alone)(stack)
+                except NoSessions as other:
+                    turn = await self._without(stack, other)
             yield turn
             if turn.waits:
                 stack.pop_all()
@@ -134,7 +130,7 @@ class Conversation:
         return await answer(waiting.turn, waiting.question, self.saying.message)
 
     async def _alone(self, stack: ExitStack) -> Turn:
-        """Raises `Problem`, `NotTaken`, `DoorClosed`."""
+        """Raises `Problem`."""
         with ExitStack() as tried:
             door = await self._enter(tried, None)
             session_id, _ = await create_session(door, self.saying.history)
@@ -144,7 +140,7 @@ class Conversation:
 
     async def _without(self, stack: ExitStack, other: NoSessions) -> Turn:
         """Says it to a service without sessions, in plain text or as an event: the newest message is all that
-        it gets. Raises `Problem`, `DoorClosed`.
+        it gets. Raises `Problem`.
         """
         door = await self._enter(stack, None)
         if other.speaks_text:
@@ -155,7 +151,7 @@ class Conversation:
         return turn
 
     async def _keyed(self, stack: ExitStack) -> Turn:
-        """Raises `Problem`, `NotTaken`, `DoorClosed`."""
+        """Raises `Problem`."""
         word = self.place.word
         for tries in range(_TRIES):
             with ExitStack() as tried:

@@ -13,7 +13,7 @@ from attrs import frozen
 
 from ..core.routing import RoutingTable
 from . import openai_errors
-from .conversation import NotTaken, Turn
+from .conversation import Turn
 from .exchange import Exchange, Route
 from .keyed import Conversation, Place
 from .openai_chat import ChatAnswer, ChatRequest
@@ -84,25 +84,18 @@ class OpenAI:
         )
         place = Place.of(exchange, asked.model, self._name(exchange, asked))
         again = exchange.request.head.by_name.get("x-stainless-retry-count", "0") != "0"
-        exchange.streams = asked.stream
+        if asked.stream:
+            exchange.stream(answer.cut_off)
         conversation = Conversation(exchange, place, asked.saying, self._threads, again)
-        try:
-            async with conversation.turn() as turn:
-                answer.already = turn.already
-                while not answer.finished:
-                    data = _feed(answer, turn, await turn.events())
-                    if asked.stream and data:
-                        if not exchange.begun:
-                            await exchange.begin()
-                        await exchange.send(data)  # what came together goes together, and at once
-                turn.already = answer.streamed
-                conversation.remember(turn, answer.shown if asked.stream else answer.content, answer.question)
-        except (Problem, NotTaken) as error:
-            problem = error if isinstance(error, Problem) else openai_errors.not_taken(error.content)
-            if not exchange.begun:
-                raise problem from None
-            await exchange.send(answer.cut_off(problem))
-        if exchange.begun:
+        async with conversation.turn() as turn:
+            answer.already = turn.already
+            while not answer.finished:
+                data = _feed(answer, turn, await turn.events())
+                if asked.stream:
+                    await exchange.send(data)  # what came together goes together, and at once
+            turn.already = answer.streamed
+            conversation.remember(turn, answer.shown if asked.stream else answer.content, answer.question)
+        if asked.stream:
             await exchange.end()
         else:
             await exchange.reply(200, answer.whole())

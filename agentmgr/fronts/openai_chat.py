@@ -21,8 +21,8 @@ from attrs import define, field, frozen
 
 from .. import jsontext, protocol
 from ..core.plain_text import as_plain_text
-from .openai_errors import failed, invalid, optional, required, shape, typed
-from .problem import Problem
+from .openai_errors import shape
+from .problem import Problem, failed, invalid, optional, required, typed
 from .saying import MOST_ATTACHMENTS, Attachment, Said, Saying, attachment
 
 DONE = b"data: [DONE]\n\n"

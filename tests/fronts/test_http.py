@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import AsyncExitStack
 
+import pytest
 import trio
 
-from agentmgr.fronts import PREFIXES, Fronts, exchange
+from agentmgr.core.routing import Backend, RoutingTable
+from agentmgr.fronts import PREFIXES, Fronts, exchange, openai_chat
 from agentmgr.proxy import GatewayLimits
 from agentmgr.settings import FRONTS
 from agentmgr.websocket.head import parse_request
@@ -265,8 +268,6 @@ def test_a_route_knows_its_parts():
 
 
 async def test_a_thousand_services_are_listed_in_one_answer(stage_of):
-    from agentmgr.core.routing import RoutingTable
-
     async with stage_of() as stage:
         names = frozenset(f"service-{number}" for number in range(1000))
         stage.gateway.update(RoutingTable(service_names=names))
@@ -319,3 +320,82 @@ async def test_what_an_answer_repeats_of_its_request_need_not_be_ascii(stage_of,
             assert b"\r\nAccess-Control-Allow-Origin: http://%b\r\n" % said in answer
         await stage.at_base()
     assert "internal error" not in caplog.text
+
+
+async def _chunks_until(stream, mark):
+    seen = b""
+    with trio.fail_after(10):
+        while mark not in seen:
+            seen += await stream.receive_some()
+    return seen
+
+
+async def _says_a_and_waits(message, session):
+    yield "a"
+    await trio.sleep_forever()
+
+
+async def test_a_gateway_that_ends_says_so_in_streams_and_in_answers(stage_of):
+    async with AsyncExitStack() as streams:
+        async with stage_of(_says_a_and_waits) as stage:
+            stream = await streams.enter_async_context(
+                await stage.send(request("POST", CHAT, HELLO | {"stream": True}))
+            )
+            await _chunks_until(stream, b'"content":"a"')
+            whole = await streams.enter_async_context(await stage.send(request("POST", CHAT, HELLO)))
+            idle = await streams.enter_async_context(await stage.send(request("GET", "/v1/models")))
+            await idle.receive_some()
+            while len(stage.gateway.connections()) < 2:  # noqa: ASYNC110
+                await trio.sleep(0.005)
+        end = b"".join([data async for data in stream])
+        assert b'"code": "gateway_stopping"' in end
+        assert end.endswith(b"\n\n\r\n0\r\n\r\n")
+        answer = b"".join([data async for data in whole])
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"X-Should-Retry: false" in answer
+        assert b'"code": "gateway_stopping"' in answer
+        assert await idle.receive_some() == b""
+
+
+async def test_an_instance_that_ends_amid_a_stream_is_an_error_in_it(stage_of):
+    async with stage_of(_says_a_and_waits) as stage:
+        async with await stage.send(request("POST", CHAT, HELLO | {"stream": True})) as stream:
+            await _chunks_until(stream, b'"content":"a"')
+            (connection,) = stage.gateway.connections()
+            stage.gateway.cut(connection.instance_id)
+            end = await _chunks_until(stream, b"\r\n0\r\n\r\n")
+            assert b'"code": "connection_lost"' in end
+            await stream.send_all(request("GET", "/v1/models"))  # the connection is as good as before
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_fault_of_our_own_is_said_in_the_fronts_shape(stage_of, monkeypatch, caplog):
+    def fails(*_):
+        raise RuntimeError("oh")
+
+    monkeypatch.setattr(openai_chat.ChatRequest, "of", fails)
+    async with stage_of() as stage:
+        status, _, body = await stage.say()
+        assert (status, body["error"]["code"]) == (500, "internal_error")
+        assert "was not answered" in caplog.text
+        assert (await stage.ask("GET", "/v1/models"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("facts", "host"),
+    [
+        ({"max_message_bytes": 1000}, {}),  # the gateway knows of it, and another service takes more
+        ({}, {"max_message_bytes": 1000}),  # the host alone does
+        ({}, {"max_message_bytes": 400}),  # … and what is over four times as much ends a connection
+    ],
+)
+async def test_what_is_more_than_the_service_takes_is_a_413(stage_of, facts, host):
+    async with stage_of(facts=facts, host=host) as stage:
+        roomy = Backend.at("127.0.0.1", 1, service="roomy")
+        (backend,) = stage.gateway.lobby.router.table.backends
+        stage.gateway.update(RoutingTable((backend, roomy), service_names=frozenset({"echo", "roomy"})))
+        for key in ({}, {"X-Session-Id": "k"}):
+            status, _, body = await stage.say("x" * 2000, headers=key)
+            assert (status, body["error"]["code"]) == (413, "too_large")
+        assert (await stage.say("x"))[0] == 200
+        await stage.at_base()

@@ -50,9 +50,9 @@ From the client
     user.cancel                ends the running turn at once with `agent.interrupted`; with a `step_id`, only
                                if it is that turn. If none runs: notice `nothing_running`
     user.ack                   `seq`: everything up to it was received and need not be kept
-    user.reconnect             `session_id`, `last_seq`: takes the session up after event `last_seq` (default
-                               0). Other connections go on reading it, unless `exclusive` is true: then they
-                               lose it, with the notice `taken_over`
+    user.reconnect             `session_id`, or the `name` of one that is there, and `last_seq`: takes the
+                               session up after event `last_seq` (default 0). Other connections go on reading
+                               it, unless `exclusive` is true: then they lose it, with the notice `taken_over`
     user.watch                 the same; a message that names no session goes where it went before
     user.reconnect_with_state  the same, and first `agent.state_restored`
     user.request_state         `agent.state_exported`; requests within 0.1 s get one answer

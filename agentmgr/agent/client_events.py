@@ -13,7 +13,7 @@ from ..protocol import EndReason, ErrorCode, NoticeCode
 from .answers import Answers, StateRequests
 from .budget import Budget
 from .events import Event, addressed, encode
-from .incoming import BadInput, ClientEvent, creation, sequence_number
+from .incoming import BadInput, ClientEvent, creation, sequence_number, session_name
 from .link_sessions import LinkSessions
 from .message import Message
 from .replay import Gap
@@ -50,10 +50,7 @@ class ClientEvents:
         try:
             await self._sessions.create(name=name, history=history, transient=transient)
         except SessionNameTaken as taken:
-            try:
-                await self._resume(event, taken.session_id)
-            except BadInput as bad:  # its owner learns the id, by which a gateway finds the instance
-                raise BadInput(bad.code, str(bad), **bad.details, named=taken.session_id) from None
+            await self._resume_named(event, taken.session_id)
 
     async def _end_session(self, event: ClientEvent) -> None:
         session = await self._sessions.known(event)
@@ -83,9 +80,18 @@ class ClientEvents:
 
     async def _reconnect(self, event: ClientEvent) -> None:
         session_id = event.find("session_id")
-        if not isinstance(session_id, str):
-            raise BadInput(ErrorCode.INVALID_FIELD, f"{event.event} needs a session_id")
-        await self._resume(event, session_id)
+        if isinstance(session_id, str):
+            await self._resume(event, session_id)
+        elif (name := session_name(event)) is not None:
+            await self._resume_named(event, await self._sessions.named(name))
+        else:
+            raise BadInput(ErrorCode.INVALID_FIELD, f"{event.event} needs a session_id or a name")
+
+    async def _resume_named(self, event: ClientEvent, session_id: str) -> None:
+        try:
+            await self._resume(event, session_id)
+        except BadInput as bad:  # its owner learns the id, by which a gateway finds the instance
+            raise BadInput(bad.code, str(bad), **bad.details, named=session_id) from None
 
     async def _resume(self, event: ClientEvent, session_id: str) -> None:
         last_seq = sequence_number(event, "last_seq")

@@ -127,9 +127,7 @@ def creation(event: ClientEvent) -> tuple[str | None, list[dict[str, Any]], bool
 
     Raises `BadInput`: `invalid_field`.
     """
-    name, history, transient = event.find("name"), event.find("history"), event.find("transient")
-    if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_ID_CHARS):
-        raise BadInput(ErrorCode.INVALID_FIELD, f"name must be a string of 1 to {MAX_ID_CHARS} characters")
+    name, history, transient = session_name(event), event.find("history"), event.find("transient")
     entries = [] if history is None else history
     if not isinstance(entries, list) or not all(map(_is_entry, entries)):
         said = 'history must be a list of {"role": "user" or "assistant", "content": …}'
@@ -137,6 +135,14 @@ def creation(event: ClientEvent) -> tuple[str | None, list[dict[str, Any]], bool
     if not isinstance(transient, bool | None):
         raise BadInput(ErrorCode.INVALID_FIELD, "transient must be true or false")
     return name, entries, bool(transient)
+
+
+def session_name(event: ClientEvent) -> str | None:
+    """Raises `BadInput`: `invalid_field`."""
+    name = event.find("name")
+    if name is not None and not (isinstance(name, str) and 0 < len(name) <= MAX_ID_CHARS):
+        raise BadInput(ErrorCode.INVALID_FIELD, f"name must be a string of 1 to {MAX_ID_CHARS} characters")
+    return name
 
 
 def _is_entry(entry: Any) -> bool:

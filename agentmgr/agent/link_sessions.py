@@ -65,6 +65,10 @@ class LinkSessions:
             self._current = session
         return session, reader
 
+    async def named(self, name: str) -> str:
+        """Raises what `SessionRegistry.named` does."""
+        return await self._registry.named(name, self._client)
+
     async def for_message(self, session_id: str | None) -> Session:
         """The session a message is for: the one it names, the connection's, or a new one."""
         if session_id is None:

@@ -170,6 +170,20 @@ class SessionRegistry:
             raise no_session(how_it_ended(session))
         return session
 
+    async def named(self, name: str, client: Client) -> str:
+        """The id of the client's session of that name. Raises `BadInput`: `session_not_found`,
+        `session_unreachable`.
+        """
+        found = self._names.get((client.identity, name))
+        if found is None and self.journal is not None:
+            try:
+                found = await self.journal.named(client.identity, name)
+            except Unreachable as error:
+                raise _problem(name, error) from None
+        if found is None:
+            raise no_session(LossReason.UNKNOWN)
+        return found
+
     async def is_elsewhere(self, session_id: str, client: Client) -> BadInput | None:
         """Takes a session up for a client that has named it in its handshake. Where that cannot be: why.
 

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from .. import protocol
 from ..core.plain_text import yes_or_no
@@ -149,10 +149,41 @@ async def create_session(
 
     Raises `NotTaken`, `NoSessions`, `DoorClosed`.
     """
-    asked = f"new_{secrets.token_hex(8)}"
     content: dict[str, Any] = {"history": [said.entry for said in history]}
     content |= {"transient": True} if name is None else {"name": name, "last_seq": FROM_NOW_ON}
-    await door.send({"event": protocol.CREATE_SESSION, "step_id": asked, "content": content})
+    event = await _session(door, protocol.CREATE_SESSION, content)
+    last_seq = None if event["event"] == protocol.SESSION_CREATED else int(event["content"]["last_seq"])
+    return str(event["session_id"]), last_seq
+
+
+@frozen
+class Found:
+    """A session that was there."""
+
+    session_id: str
+    last_seq: int
+    busy: bool  #: a turn runs
+
+
+async def find_session(door: Door, name: str) -> Found | None:
+    """The session of that name, which the door reads from now on; None where there is none.
+
+    Raises `NotTaken`, `NoSessions`, `DoorClosed`.
+    """
+    try:
+        event = await _session(door, protocol.RECONNECT, {"name": name, "last_seq": FROM_NOW_ON})
+    except NotTaken as error:
+        if error.code == ErrorCode.SESSION_NOT_FOUND:
+            return None
+        raise
+    content = event["content"]
+    return Found(str(event["session_id"]), int(content["last_seq"]), bool(content["busy"]))
+
+
+async def _session(door: Door, asks: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Asks for one; the event that says which it is."""
+    asked = f"new_{secrets.token_hex(8)}"
+    await door.send({"event": asks, "step_id": asked, "content": content})
     silence = trio.CancelScope(deadline=trio.current_time() + _SILENCE_S)
     while True:
         with silence:  # a host of ours greets at once
@@ -163,10 +194,8 @@ async def create_session(
         for event in came:
             if event["event"] == TEXT:
                 raise NoSessions(speaks_text=True)
-            if event["event"] == protocol.SESSION_CREATED:
-                return str(event["session_id"]), None
-            if event["event"] == protocol.NOTICE and code_of(event) == NoticeCode.RESUMED:
-                return str(event["session_id"]), int(event["content"]["last_seq"])
+            if event["event"] == protocol.SESSION_CREATED or code_of(event) == NoticeCode.RESUMED:
+                return event
             if event["event"] == protocol.ERROR and event.get("step_id") in (asked, None):
                 raise NotTaken(event.get("content"))
 

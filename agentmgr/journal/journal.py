@@ -248,6 +248,9 @@ class SessionJournal(Protocol):
         `Unreachable`.
         """
 
+    async def named(self, owner: str | None, name: str) -> str | None:
+        """The id of the owner's session of that name that has not ended. Raises `Unreachable`."""
+
     def keep_link(self, link_id: str, copy: LinkCopy) -> HeldLink:
         """A connection that this host serves, or goes on with."""
 

@@ -62,6 +62,16 @@ class Erased(OSError):
     """Between two looks at it."""
 
 
+def named(db: sqlite3.Connection, owner: str | None, name: str | None) -> str | None:
+    """The id of the owner's session of that name."""
+    found = db.execute(
+        "SELECT session_id FROM sessions WHERE ifnull(owner, '') = ifnull(?, '') AND name = ?"
+        " AND ended_at IS NULL",
+        (owner, name),
+    ).fetchone()
+    return None if found is None else str(found[0])
+
+
 def load(db: sqlite3.Connection, row: int, *, with_frames: bool = True) -> SessionSnapshot:
     """The session as far as `Held.loaded` has it. Raises `Erased`."""
     found = db.execute(_RECORD, (row,)).fetchone()

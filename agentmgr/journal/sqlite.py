@@ -105,6 +105,9 @@ class SqliteJournal:
         loaded = await self._try(self._reader, lambda: reading.load(self._file.reads, row))
         return self._hold(Place(loaded.record, row, epoch), loaded)
 
+    async def named(self, owner: str | None, name: str) -> str | None:
+        return await self._try(self._reader, lambda: reading.named(self._file.reads, owner, name))
+
     def keep_link(self, link_id: str, copy: LinkCopy) -> HeldLink:
         link = HeldLink(link_id, copy, self)
         self._links.add(link)

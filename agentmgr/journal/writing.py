@@ -34,6 +34,7 @@ from .journal import (
 )
 from .links import HeldLink
 from .links import write as write_links
+from .reading import named
 
 ROW_BYTES = 64 * 1024  #: of events in a row; a longer one has a row of its own
 ROWS_AT_ONCE = 64  #: in a statement
@@ -216,7 +217,7 @@ def claim(
 def create_named(db: sqlite3.Connection, holder: str, place: Place) -> str | None:
     """Writes a new session, unless one of its owner has its name: returns the id of that."""
     with transaction(db):
-        found = _of_name(db, place.record)
+        found = named(db, place.record.owner, place.record.name)
         if found is not None:
             return found
         row = _insert_session(db, place.record, holder, place.epoch)
@@ -318,7 +319,7 @@ def _write_change(db: sqlite3.Connection, row: int, change: Change | Released) -
 
 def _insert_session(db: sqlite3.Connection, record: SessionRecord, holder: str, epoch: int) -> int:
     values = _columns(record) | {"holder": holder, "epoch": epoch}
-    if record.name is not None and _of_name(db, record) is not None:
+    if record.name is not None and named(db, record.owner, record.name) is not None:
         values["name"] = None  # another one got it while the journal could not be written
     row = db.execute(_INSERT_SESSION, values).lastrowid
     assert row is not None
@@ -328,15 +329,6 @@ def _insert_session(db: sqlite3.Connection, record: SessionRecord, holder: str, 
 
 def _columns(record: SessionRecord) -> dict[str, Any]:
     return {name: getattr(record, name) for name in _COLUMNS}
-
-
-def _of_name(db: sqlite3.Connection, record: SessionRecord) -> str | None:
-    found = db.execute(
-        "SELECT session_id FROM sessions WHERE ifnull(owner, '') = ifnull(?, '') AND name = ?"
-        " AND ended_at IS NULL",
-        (record.owner, record.name),
-    ).fetchone()
-    return None if found is None else str(found[0])
 
 
 def _lost(db: sqlite3.Connection, work: Work) -> list[Place]:

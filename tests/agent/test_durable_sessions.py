@@ -597,6 +597,35 @@ async def test_a_name_is_a_session_of_its_owner(path):
 
 
 @pytest.mark.parametrize("kept", [False, True])
+async def test_a_session_is_found_by_its_name_or_none_is_made(path, kept):
+    def as_user(name):
+        return {"X-Agentmgr-Identity": name}
+
+    async with durable(echo, path) if kept else hosted(echo) as url:
+        async with bare_client(url, as_user("alice")) as alice, bare_client(url, as_user("bob")) as bob:
+            await alice.say("user.create_session", name="diary")
+            await alice.until("agent.session_created")
+            await alice.ask("dear diary")
+            for client, name, code in (
+                (bob, "diary", "session_not_found"),
+                (alice, "other", "session_not_found"),
+                (alice, "", "invalid_field"),
+                (alice, 3, "invalid_field"),
+            ):
+                await client.say("user.reconnect", content={"name": name})
+                assert (await client.until("system.error"))["content"]["code"] == code
+            await alice.say("user.reconnect", content={"name": "diary", "last_seq": 1})
+            assert (await alice.until("system.notice"))["content"]["code"] == "resumed"
+            assert (await alice.until(*TURN_ENDS))["content"] == "dear diary"
+            await alice.say("user.end_session", session_id=alice.session_id)
+            await alice.until("agent.session_end")
+            await alice.say("user.reconnect", content={"name": "diary"})
+            assert (await alice.until("system.error"))["content"]["code"] == "session_not_found"
+            await bob.say("user.create_session", name="other")
+            await bob.until("agent.session_created")  # the first one of that name
+
+
+@pytest.mark.parametrize("kept", [False, True])
 async def test_a_session_may_begin_with_a_history(path, kept):
     async def agent(message, session):
         return [entry["content"] for entry in session.history]

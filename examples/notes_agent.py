@@ -27,12 +27,15 @@ class NotesAgent:
         self.sessions -= 1
 
     async def on_message(self, session, message):
-        """One turn. `message` is a string, and has `content` and `metadata` as the client sent them."""
+        """One turn. `message` is a string, and has `content` and `metadata` as the client sent them;
+        `instructions` (a system prompt) and `attachments` (images and files, each with `url`, `name`,
+        `media_type` and, of a data URL, `data`) where a chat program says so.
+        """
         notes = session.state["notes"]
         command, _, text = message.partition(" ")
         if command == "add":
             await session.emit(tool_call("add", {"text": text}, step_id="add"))
-            notes.append(text)
+            notes += [text, *(part.name or part.url for part in message.attachments)]
             await session.emit(tool_result("add", len(notes), step_id="add"))
             await session.emit("notes.changed", {"count": len(notes)})  # an event of our own
             return f"That is note {len(notes)}."

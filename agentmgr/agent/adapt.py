@@ -178,6 +178,11 @@ class RunAgent(HostedAgent):
 
     async def on_message(self, session: Session, message: Message) -> Any:
         subject = await self._subject_of(session)
+        for what in ("instructions", "attachments"):
+            if getattr(message, what):
+                adapters.leave_out(
+                    what, "`run` takes the text alone; a function gets `message` with all of it"
+                )
         return answer_text(await self._call(subject.run, str(message)))
 
     async def _subject_of(self, session: Session) -> Any:
@@ -199,6 +204,10 @@ class ConversationAgent(RunAgent):
     ) -> None:
         super().__init__(subject, lambda: _adapted(make, adapter), runtime)
         self._spare = adapter(subject)
+
+    async def on_session_start(self, session: Session) -> None:
+        adapted = await self._subject_of(session)
+        await self._call(adapted.on_session_start, session)
 
     async def on_message(self, session: Session, message: Message) -> Any:
         adapted = await self._subject_of(session)

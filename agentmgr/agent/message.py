@@ -7,7 +7,7 @@ from base64 import b64decode
 from binascii import Error
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from attrs import Factory, frozen
 
@@ -28,6 +28,17 @@ class Attachment:
     kind: str  #: image or file
     url: str  #: whatever the client says: http, https or data
     name: str | None = None
+
+    @property
+    def media_type(self) -> str:
+        """As a data URL says, or else as the name ends."""
+        head, comma, _ = self.url.partition(",")
+        if comma and head[:5].lower() == "data:":
+            return head[5:].partition(";")[0].lower() or "text/plain"  # RFC 2397
+        from mimetypes import guess_type  # which most agents never need
+
+        guessed, _ = guess_type(self.name or urlsplit(self.url).path)
+        return guessed or "application/octet-stream"
 
     @property
     def data(self) -> bytes | None:

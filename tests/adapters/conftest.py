@@ -48,3 +48,22 @@ def in_two_hosts(tmp_path):
         return [end["content"] for end in ends], used
 
     return converse
+
+
+@pytest.fixture
+def ask_as_a_chat_program():
+    """Brings a history, instructions, an image and a file; says other instructions with its next message."""
+    picture = {"kind": "image", "url": "data:image/png;base64,aW1hZ2U="}
+    notes = {"kind": "file", "url": "data:text/plain;base64,bm90ZXM=", "name": "notes.txt"}
+    history = [{"role": "user", "content": "my name is Ann"}, {"role": "assistant", "content": "hello Ann"}]
+
+    async def ask(url):
+        async with bare_client(url) as client:
+            await client.say("user.create_session", content={"history": history})
+            await client.until("agent.session_created")
+            said = {"instructions": "be brief", "attachments": [picture, notes]}
+            for text, metadata in (("look", said), ("and now?", {"instructions": "be kind"})):
+                end = await client.ask(text, metadata=metadata, session_id=client.session_id)
+                assert end["event"] == "agent.final_answer", end
+
+    return ask

@@ -24,8 +24,10 @@ class ScriptedModel(Model):
     def __init__(self, *replies, hang=None):
         super().__init__(id="scripted")
         self.replies, self.heard, self.hang = list(replies), [], hang
+        self.said = []
 
     async def ainvoke_stream(self, messages, *args, **kwargs):
+        self.said.append(list(messages))
         self.heard.append([str(message.content) for message in messages if message.role != "system"])
         reply = self.replies.pop(0)
         if isinstance(reply, dict):
@@ -139,6 +141,24 @@ async def test_a_cancel_stops_the_model():
         await client.say("user.cancel")
         assert (await client.until(*TURN_ENDS))["event"] == "agent.interrupted"
         assert await trio.to_thread.run_sync(stopped.wait, 5)
+
+
+@pytest.mark.parametrize("db", [False, True])
+async def test_it_gets_all_that_a_chat_program_says(ask_as_a_chat_program, db):
+    options = {"db": InMemoryDb(), "add_history_to_context": True} if db else {}
+    model = ScriptedModel("fine", "good")
+    agent = Agent(model=model, telemetry=False, instructions="You help.", **options)
+    async with hosted(agent, **ASYNCIO) as url:
+        await ask_as_a_chat_program(url)
+    assert [text.strip() for text in model.heard[1]] == [
+        "my name is Ann", "hello Ann", "look", "fine", "and now?",
+    ]  # fmt: skip
+    first, second = ([m for m in said if m.role == "system"] for said in model.said)
+    assert [message.content for message in first] == ["You help.", "be brief"]
+    assert [message.content for message in second] == ["You help.", "be kind"]
+    [picture], [notes] = model.said[0][-1].images, model.said[0][-1].files
+    assert (picture.content, picture.mime_type) == (b"image", "image/png")
+    assert (notes.content, notes.mime_type, notes.filename) == (b"notes", "text/plain", "notes.txt")
 
 
 def test_it_is_known_by_its_type():

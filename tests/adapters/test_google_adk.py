@@ -21,11 +21,13 @@ class ScriptedModel(BaseLlm):
 
     replies: list
     heard: list
+    asked: list
     hang: bool = False
 
     async def generate_content_async(self, llm_request, stream=False):
         texts = [part.text.strip() for content in llm_request.contents for part in content.parts if part.text]
         self.heard.append(texts)
+        self.asked.append(llm_request)
         reply = self.replies.pop(0)
         if isinstance(reply, dict):
             part = types.Part.from_function_call(name=reply["name"], args=reply["args"])
@@ -43,7 +45,7 @@ class ScriptedModel(BaseLlm):
 
 
 def scripted(*replies, **options):
-    return ScriptedModel(model="scripted", replies=list(replies), heard=[], **options)
+    return ScriptedModel(model="scripted", replies=list(replies), heard=[], asked=[], **options)
 
 
 def said(client, name):
@@ -123,6 +125,25 @@ def test_the_frameworks_own_name_for_the_agent_is_found(tmp_path):
     )
     loaded = load(str(path))
     assert (loaded.make().name, loaded.runtime) == ("a", Runtime.ASYNCIO)
+
+
+async def test_it_gets_all_that_a_chat_program_says(ask_as_a_chat_program):
+    model = scripted("fine", "good")
+    async with hosted(Agent(name="a", model=model, instruction="You help."), **ASYNCIO) as url:
+        await ask_as_a_chat_program(url)
+    first, second = model.asked
+    assert "You help." in first.config.system_instruction
+    assert first.config.system_instruction.endswith("be brief")
+    assert second.config.system_instruction.endswith("be kind")
+    assert "be brief" not in second.config.system_instruction
+    assert [content.role for content in first.contents] == ["user", "model", "user"]
+    assert model.heard == [
+        ["my name is Ann", "hello Ann", "look"],
+        ["my name is Ann", "hello Ann", "look", "fine", "and now?"],
+    ]
+    _, picture, notes = (part.inline_data for part in first.contents[-1].parts)
+    assert (picture.data, picture.mime_type) == (b"image", "image/png")
+    assert (notes.data, notes.mime_type) == (b"notes", "text/plain")
 
 
 def test_it_is_known_by_its_type():

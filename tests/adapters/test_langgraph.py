@@ -99,6 +99,39 @@ async def test_the_conversation_is_remembered_by_session_with_and_without_a_chec
 
 
 @pytest.mark.parametrize("saver", [None, InMemorySaver])
+async def test_it_gets_all_that_a_chat_program_says(ask_as_a_chat_program, saver):
+    heard = []
+
+    async def answer(state: MessagesState):
+        heard.append([(message.type, message.content) for message in state["messages"]])
+        return {"messages": [AIMessage("fine")]}
+
+    graph = StateGraph(MessagesState)
+    graph.add_node(answer)
+    graph.add_edge(START, "answer")
+    options = {} if saver is None else {"checkpointer": saver()}
+    async with hosted(graph.compile(**options), **ASYNCIO) as url:
+        await ask_as_a_chat_program(url)
+    assert heard[0][:3] == [("system", "be brief"), ("human", "my name is Ann"), ("ai", "hello Ann")]
+    assert heard[0][3][1] == [
+        {"type": "text", "text": "look"},
+        {"type": "image", "mime_type": "image/png", "base64": "aW1hZ2U="},
+        {"type": "file", "mime_type": "text/plain", "base64": "bm90ZXM=", "filename": "notes.txt"},
+    ]
+    assert heard[1] == [("system", "be kind"), *heard[0][1:], ("ai", "fine"), ("human", "and now?")]
+
+
+async def test_what_a_runnable_cannot_take_is_said_in_the_log_once(ask_as_a_chat_program, caplog):
+    async with hosted(RunnableLambda(lambda text: f"you said {text}"), **ASYNCIO) as url:
+        await ask_as_a_chat_program(url)
+        await ask_as_a_chat_program(url)
+    told = [record.getMessage() for record in caplog.records]
+    for what in ("instructions", "attachments", "a conversation's history"):
+        [line] = [each for each in told if each.startswith(f"a client sent {what}, ")]
+        assert "no `messages`" in line
+
+
+@pytest.mark.parametrize("saver", [None, InMemorySaver])
 async def test_the_conversation_goes_on_in_the_next_host(in_two_hosts, saver):
     heard = []
 

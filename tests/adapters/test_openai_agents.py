@@ -168,5 +168,27 @@ async def test_a_cancel_stops_the_model():
         assert await trio.to_thread.run_sync(stopped.wait, 5)
 
 
+async def test_it_gets_all_that_a_chat_program_says(ask_as_a_chat_program):
+    model = ScriptedModel("fine", "good")
+    async with hosted(Agent(name="a", model=model, instructions="You help."), **ASYNCIO) as url:
+        await ask_as_a_chat_program(url)
+    first, second = model.heard
+    assert first[:3] == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "my name is Ann"},
+        {"role": "assistant", "content": "hello Ann"},
+    ]
+    assert first[3]["content"] == [
+        {"type": "input_text", "text": "look"},
+        {"type": "input_image", "image_url": "data:image/png;base64,aW1hZ2U=", "detail": "auto"},
+        {"type": "input_file", "file_data": "data:text/plain;base64,bm90ZXM=", "filename": "notes.txt"},
+    ]
+    assert [item for item in second if item.get("role") == "system"] == [
+        {"role": "system", "content": "be kind"}
+    ]
+    assert second[1:4] == first[1:4]
+    assert second[-1] == {"role": "user", "content": "and now?"}
+
+
 def test_it_is_known_by_its_type():
     assert needs(Agent(name="a")) is Runtime.ASYNCIO

@@ -87,6 +87,25 @@ async def test_the_conversation_goes_on_in_the_next_host(in_two_hosts):
     assert all(counted["input_tokens"] and counted["output_tokens"] for counted in used)
 
 
+async def test_it_gets_all_that_a_chat_program_says(ask_as_a_chat_program):
+    heard = []
+
+    async def answer(messages: list[ModelMessage], info: AgentInfo):
+        heard.append((info.instructions, [part.content for message in messages for part in message.parts]))
+        yield "fine"
+
+    agent = Agent(FunctionModel(stream_function=answer), instructions="You help.")
+    async with hosted(agent, **ASYNCIO) as url:
+        await ask_as_a_chat_program(url)
+    (first, said), (second, more) = heard
+    assert (first, second) == ("You help.\n\nbe brief", "You help.\n\nbe kind")
+    assert said[:2] == ["my name is Ann", "hello Ann"]
+    text, picture, notes = said[2]
+    assert (text, picture.data, picture.media_type) == ("look", b"image", "image/png")
+    assert (notes.data, notes.media_type) == (b"notes", "text/plain")
+    assert more == [*said, "fine", "and now?"]
+
+
 async def test_structured_output_is_an_object():
     class City(BaseModel):
         name: str

@@ -17,6 +17,7 @@ class ScriptedModel(Model):
 
     def __init__(self, *replies, hang=False):
         self.replies, self.heard, self.hang, self.stopped = list(replies), [], hang, trio.Event()
+        self.said = []
 
     def update_config(self, **config):
         pass
@@ -27,7 +28,8 @@ class ScriptedModel(Model):
     async def structured_output(self, *args, **kwargs):
         yield {}
 
-    async def stream(self, messages, *args, **kwargs):
+    async def stream(self, messages, tool_specs=None, system_prompt=None, **kwargs):
+        self.said.append((system_prompt, list(messages)))
         self.heard.append([
             block["text"] for message in messages for block in message["content"] if "text" in block
         ])  # fmt: skip
@@ -144,6 +146,30 @@ async def test_a_cancel_stops_the_turn_and_the_next_one_runs():
         assert (await client.until(*TURN_ENDS))["event"] == "agent.interrupted"
         model.hang = False
         assert (await client.ask("again"))["content"] == "three"
+
+
+async def test_it_gets_all_that_a_chat_program_says(ask_as_a_chat_program, caplog):
+    model = ScriptedModel("fine", "good")
+
+    def create_agent():
+        return Agent(model=model, system_prompt="You help.", callback_handler=None)
+
+    async with hosted(create_agent(), make=create_agent, **ASYNCIO) as url:
+        await ask_as_a_chat_program(url)
+        address = {"kind": "image", "url": "https://example.org/a.png"}
+        async with bare_client(url) as client:
+            model.replies += ["one", "two"]
+            for _ in range(2):
+                await client.ask("look", metadata={"attachments": [address]})
+    assert [prompt for prompt, _ in model.said[:2]] == ["You help.\nbe brief", "You help.\nbe kind"]
+    _, (first, second, third, *_) = model.said[1]
+    assert [first["content"], second["content"]] == [[{"text": "my name is Ann"}], [{"text": "hello Ann"}]]
+    assert third["content"] == [
+        {"text": "look"},
+        {"image": {"format": "png", "source": {"bytes": b"image"}}},
+        {"document": {"format": "txt", "name": "notes-txt", "source": {"bytes": b"notes"}}},
+    ]
+    assert caplog.text.count("Strands takes data URLs only") == 1
 
 
 def test_it_is_known_by_its_type():

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from agentmgr.agent.adapt import adapt
+from agentmgr.agent.message import Message
 from agentmgr.errors import AgentLoadError
 from agentmgr.testing.agents import bare_client, hosted
 
@@ -233,3 +234,31 @@ async def test_a_slow_thread_does_not_outlive_its_test():
     async with hosted(lambda message: time.sleep(0.05)) as url, bare_client(url) as client:
         assert (await client.ask("hi"))["content"] == ""
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "media_type", "data"),
+    [
+        ("data:image/png;base64,aGk=", None, "image/png", b"hi"),
+        ("data:,hi%20there", "a.pdf", "text/plain", b"hi there"),
+        ("data:;charset=utf-8;base64,aGk", None, "text/plain", b"hi"),
+        ("https://example.org/a.jpg?size=1", None, "image/jpeg", None),
+        ("https://example.org/get/1", "a.pdf", "application/pdf", None),
+        ("https://example.org/get/1", None, "application/octet-stream", None),
+    ],
+)
+def test_an_attachment_says_what_it_is(url, name, media_type, data):
+    said = Message("look", {"attachments": [{"kind": "file", "url": url, "name": name}, {"kind": 1}, None]})
+    [attachment] = said.attachments
+    assert (attachment.media_type, attachment.data, attachment.name) == (media_type, data, name)
+
+
+async def test_what_an_object_with_run_cannot_take_is_said_in_the_log_once(caplog):
+    class Runs:
+        async def run(self, text):
+            return f"ran {text}"
+
+    async with hosted(Runs(), make=Runs) as url, bare_client(url) as client:
+        for _ in range(2):
+            assert (await client.ask("a", metadata={"instructions": "be brief"}))["content"] == "ran a"
+    assert caplog.text.count("a client sent instructions, which the agent does not get") == 1

@@ -2,13 +2,19 @@
 
 Each module here turns such an object into one with `on_message`, an async generator of strings and
 events. All of these frameworks are at home in asyncio.
+
+A framework gets all that a client says: the text, `message.attachments`, `message.instructions` (beside those
+of the agent's author), and the history that a session begins with. What it cannot take is left out, and the
+log says so.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,9 +22,12 @@ from typing import TYPE_CHECKING, Any
 from ... import jsontext
 from ..events import usage
 from ..imports import hosts_first
+from ..message import Message
 
 if TYPE_CHECKING:
     from ..session import Session
+
+logger = logging.getLogger("agentmgr.agent")
 
 _MODULES = {
     "langchain_core": "langchain",  # LangGraph's graphs are its Runnables too
@@ -54,6 +63,18 @@ def are_used_by(file: ModuleType) -> bool:
     # Others may have a package called `agents` too.
     packages = [p for p in _MODULES if p != "agents" or hasattr(sys.modules.get(p), "Runner")]
     return any(is_of(value, package) for value in vars(file).values() for package in packages)
+
+
+def said_before(session: Session) -> list[tuple[Message, str]]:
+    """The session's history, for a framework that does not know it: messages, and who said each."""
+    said = [(Message(entry["content"], entry), entry["role"]) for entry in session.history]
+    return [(message, role) for message, role in said if message or message.attachments]
+
+
+@cache
+def leave_out(what: str, why: str) -> None:
+    """Says so in the log, once for each."""
+    logger.warning("a client sent %s, which the agent does not get: %s", what, why)
 
 
 def plain(value: Any) -> Any:

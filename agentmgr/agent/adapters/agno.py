@@ -10,7 +10,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from . import plain, say_usage
+from . import plain, said_before, say_usage
 
 
 def fits(subject: Any) -> bool:
@@ -21,6 +21,11 @@ class Adapter:
     def __init__(self, agent: Any) -> None:
         self._agent = agent
         self._forgets = type(agent.db).__name__ == "InMemoryDb"
+        self._new: set[str] = set()  # sessions whose history its database does not know
+
+    async def on_session_start(self, session: Session) -> None:
+        if session.history and not session.restored:
+            self._new.add(session.id)
 
     async def on_message(self, session: Session, message: Message) -> Any:
         options = {"stream": True, "stream_events": True, "yield_run_output": True, "session_id": session.id}
@@ -44,6 +49,7 @@ class Adapter:
         return output.content if isinstance(output.content, str) else plain(output.content)
 
     async def on_session_end(self, session: Session) -> None:
+        self._new.discard(session.id)
         if self._forgets:
             self._agent.db.delete_session(session.id)
 
@@ -58,12 +64,30 @@ class Adapter:
         self._agent.db.upsert_session(kept)
 
     def _input(self, session: Session, message: Message) -> Any:
-        if self._agent.db is not None:
-            return str(message)  # it remembers by itself, as much as its author wants
-        return [
-            *({"role": turn["role"], "content": str(turn["content"])} for turn in session.history),
-            {"role": "user", "content": str(message)},
-        ]
+        # With a database it remembers by itself, as much as its author wants.
+        knows = self._agent.db is not None and session.id not in self._new
+        self._new.discard(session.id)
+        if knows and not (message.instructions or message.attachments):
+            return str(message)
+        aside = [_message(Message(message.instructions), "system")] if message.instructions else []
+        before = [] if knows else [_message(*said) for said in said_before(session)]
+        return [*aside, *before, _message(message, "user")]
+
+
+def _message(said: Message, role: str) -> Any:
+    media = import_module("agno.media")
+    images, files = [], []
+    for part in said.attachments:
+        data = part.data
+        source: dict[str, Any] = {"url": part.url} if data is None else {"content": data}
+        if part.kind == "image":
+            images.append(media.Image(mime_type=part.media_type, **source))
+        else:
+            known = part.media_type in media.File.valid_mime_types()
+            kind = {"mime_type": part.media_type} if known else {}
+            files.append(media.File(filename=part.name, **kind, **source))
+    message = import_module("agno.models.message").Message
+    return message(role=role, content=str(said), images=images or None, files=files or None)
 
 
 async def _show(session: Session, event: Any) -> None:

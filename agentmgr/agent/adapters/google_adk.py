@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import aclosing
 from importlib import import_module
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from . import plain, say_usage
+from . import plain, said_before, say_usage
 
 _CONFIRMATION = "adk_request_confirmation"  # a call of this "tool" asks the person
 _USER = "user"  # of a client whose identity is not known
@@ -28,12 +29,15 @@ class Adapter:
         is_runner = isinstance(agent, runners.Runner)
         self._runner = agent if is_runner else runners.InMemoryRunner(agent, app_name=agent.name)
         self._forgets = type(self._runner.session_service).__name__ == "InMemorySessionService"
+        self._instructions: dict[str, str] = {}  # of each session's message
+        self._runner.plugin_manager.register_plugin(_plugin(self._instructions))
 
     async def on_message(self, session: Session, message: Message) -> Any:
         key = self._key(session)
         if await self._runner.session_service.get_session(**key) is None:
-            await self._runner.session_service.create_session(**key)
-        parts = [self._types.Part(text=str(message))]
+            await self._begin(session, key)
+        self._instructions[session.id] = message.instructions
+        parts = list(self._parts(message))
         while True:
             answer, asked = await self._run(session, key["user_id"], parts)
             if not asked:
@@ -41,6 +45,7 @@ class Adapter:
             parts = [await self._decide(session, call) for call in asked]
 
     async def on_session_end(self, session: Session) -> None:
+        self._instructions.pop(session.id, None)
         if self._forgets:
             await self._runner.session_service.delete_session(**self._key(session))
 
@@ -57,6 +62,24 @@ class Adapter:
             again = await sessions.create_session(**key, state=kept.state)
             for event in kept.events:
                 await sessions.append_event(again, event)
+
+    async def _begin(self, session: Session, key: dict[str, str]) -> None:
+        sessions = self._runner.session_service
+        made = await sessions.create_session(**key)
+        event = import_module("google.adk.events").Event
+        for said, role in said_before(session):
+            author, theirs = ("user", "user") if role == "user" else (self._runner.agent.name, "model")
+            content = self._types.Content(role=theirs, parts=list(self._parts(said)))
+            await sessions.append_event(made, event(author=author, content=content))
+
+    def _parts(self, said: Message) -> Iterator[Any]:
+        if said or not said.attachments:
+            yield self._types.Part(text=str(said))
+        for part in said.attachments:
+            if (data := part.data) is not None:
+                yield self._types.Part.from_bytes(data=data, mime_type=part.media_type)
+            else:
+                yield self._types.Part.from_uri(file_uri=part.url, mime_type=part.media_type)
 
     def _key(self, session: Session) -> dict[str, str]:
         user = session.client.identity or _USER
@@ -90,6 +113,18 @@ class Adapter:
         response = {"confirmed": decision.approved, "payload": decision.content.get("value")}
         answer = self._types.FunctionResponse(id=call.id, name=_CONFIRMATION, response=response)
         return self._types.Part(function_response=answer)
+
+
+def _plugin(instructions: Mapping[str, str]) -> Any:
+    """Adds those of the client to those of the agents; a run takes none."""
+
+    async def before_model_callback(self: Any, *, callback_context: Any, llm_request: Any) -> None:
+        if said := instructions.get(callback_context.session.id):
+            llm_request.append_instructions([said])
+
+    base = import_module("google.adk.plugins.base_plugin").BasePlugin
+    kind = type("ClientsInstructions", (base,), {"before_model_callback": before_model_callback})
+    return kind(name="agentmgr_instructions")
 
 
 async def _show(session: Session, event: Any) -> None:

@@ -13,7 +13,10 @@ from ...boundary import shown
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from . import plain, say_usage
+from . import leave_out, plain, said_before, say_usage
+
+_INSTRUCTIONS = "agentmgr-instructions"
+"""The id of the message that has them: the next one of that id replaces it."""
 
 
 def fits(subject: Any) -> bool:
@@ -26,11 +29,15 @@ class Adapter:
         saver = getattr(runnable, "checkpointer", None)
         self._keeps_state = bool(saver)
         self._forgets = any(kind.__name__ == "InMemorySaver" for kind in type(saver).__mro__)
-        self._messages: dict[str, list[Any]] = {}  # of each session, where the graph keeps none
+        # Of each session, where the graph keeps none; or does not yet.
+        self._messages: dict[str, list[Any]] = {}
+
+    async def on_session_start(self, session: Session) -> None:
+        self._messages[session.id] = [_message(*said) for said in said_before(session)]
 
     async def on_message(self, session: Session, message: Message) -> Any:
         config = _thread(session)
-        said = self._input(session, str(message))
+        said = await self._input(session, message)
         stopped: dict[str, str] = {}
         while True:
             output = await self._run(session, said, config, stopped)
@@ -75,14 +82,31 @@ class Adapter:
             checkpoint, metadata = saver.serde.loads_typed((kind, b64decode(data)))
             await saver.aput(config, checkpoint, metadata, checkpoint["channel_versions"])
 
-    def _input(self, session: Session, text: str) -> Any:
+    async def _input(self, session: Session, message: Message) -> Any:
         fields = self._runnable.get_input_jsonschema().get("properties") or {}
         if "messages" in fields:
-            before = [] if self._keeps_state else self._messages.get(session.id, [])
-            return {"messages": [*before, ("user", text)]}
+            before = [said for said in await self._before(session) if said.id != _INSTRUCTIONS]
+            if message.instructions:
+                before.insert(0, _class("SystemMessage")(message.instructions, id=_INSTRUCTIONS))
+            return {"messages": [*before, _message(message)]}
+        why = "the runnable's input has no `messages`"
+        for what in ("instructions", "attachments"):
+            if getattr(message, what):
+                leave_out(what, why)
+        if self._messages.pop(session.id, None):
+            leave_out("a conversation's history", why)
+        text = str(message)
         if "input" in fields or len(fields) == 1:
             return {"input" if "input" in fields else next(iter(fields)): text}
         return text
+
+    async def _before(self, session: Session) -> list[Any]:
+        """The messages that the graph does not know."""
+        if not self._keeps_state:
+            return self._messages.get(session.id, [])
+        before = self._messages.pop(session.id, [])
+        known = before and await self._runnable.checkpointer.aget_tuple(_thread(session))
+        return [] if known else before
 
     async def _run(self, session: Session, said: Any, config: Any, stopped: dict[str, str]) -> Any:
         output: Any = None
@@ -102,6 +126,27 @@ class Adapter:
             return None
         answers = {waits.id: await _answer(session, waits.value) for waits in waiting}
         return sys.modules["langgraph.types"].Command(resume=answers)
+
+
+def _class(name: str) -> Any:
+    return getattr(sys.modules["langchain_core.messages"], name)
+
+
+def _message(said: Message, role: str = "user") -> Any:
+    if role == "assistant":
+        return _class("AIMessage")(str(said))
+    return _class("HumanMessage")(list(_blocks(said)) if said.attachments else str(said))
+
+
+def _blocks(said: Message) -> Iterator[dict[str, Any]]:
+    """As LangChain has them since version 1."""
+    if said:
+        yield {"type": "text", "text": str(said)}
+    for part in said.attachments:
+        data = part.data
+        block = {"url": part.url} if data is None else {"base64": b64encode(data).decode()}
+        named = {"filename": part.name or "file"} if part.kind == "file" else {}
+        yield {"type": part.kind, "mime_type": part.media_type, **block, **named}
 
 
 def _thread(session: Session) -> dict[str, Any]:

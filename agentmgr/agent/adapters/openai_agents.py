@@ -9,7 +9,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from . import arguments, plain, say_usage
+from . import arguments, plain, said_before, say_usage
 
 
 def fits(subject: Any) -> bool:
@@ -22,8 +22,13 @@ class Adapter:
         self._agent = agent
         self._items: dict[str, list[Any]] = {}  # of each session
 
+    async def on_session_start(self, session: Session) -> None:
+        if said := said_before(session):
+            self._items[session.id] = [_item(*each) for each in said]
+
     async def on_message(self, session: Session, message: Message) -> Any:
-        said: Any = [*self._items.get(session.id, []), {"role": "user", "content": str(message)}]
+        aside = [{"role": "system", "content": message.instructions}] if message.instructions else []
+        said: Any = [*aside, *self._items.get(session.id, []), _item(message)]
         while True:
             result = sys.modules["agents"].Runner.run_streamed(self._agent, said)
             try:
@@ -33,7 +38,9 @@ class Adapter:
                 result.cancel()  # its run is a task of its own; when all is done, this does nothing
             waiting = list(getattr(result, "interruptions", None) or ())
             if not waiting:
-                self._items[session.id] = result.to_input_list()
+                self._items[session.id] = result.to_input_list()[
+                    len(aside) :
+                ]  # the next message may have others
                 counted = result.context_wrapper.usage  # of the whole run, from before a person was asked too
                 model = getattr(self._agent.model, "model", self._agent.model)
                 await say_usage(session, counted.input_tokens, counted.output_tokens, model)
@@ -53,6 +60,20 @@ class Adapter:
 
     async def import_memory(self, session: Session, text: str) -> None:
         self._items[session.id] = json.loads(text)
+
+
+def _item(said: Message, role: str = "user") -> dict[str, Any]:
+    if role == "assistant" or not said.attachments:
+        return {"role": role, "content": str(said)}
+    content: list[dict[str, Any]] = [{"type": "input_text", "text": str(said)}] if said else []
+    for part in said.attachments:
+        if part.kind == "image":
+            content.append({"type": "input_image", "image_url": part.url, "detail": "auto"})
+        elif part.data is None:
+            content.append({"type": "input_file", "file_url": part.url})
+        else:
+            content.append({"type": "input_file", "file_data": part.url, "filename": part.name or "file"})
+    return {"role": "user", "content": content}
 
 
 async def _show(session: Session, event: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from ..events import partial_answer, thinking, tool_call, tool_result
 from ..message import Message
 from ..session import Session
-from . import arguments, plain, say_usage
+from . import arguments, plain, said_before, say_usage
 
 
 def fits(subject: Any) -> bool:
@@ -21,15 +21,22 @@ class Adapter:
         self._agent = agent
         self._messages: dict[str, Any] = {}  # of each session
 
+    async def on_session_start(self, session: Session) -> None:
+        if said := said_before(session):
+            self._messages[session.id] = [_message(*each) for each in said]
+
     async def on_message(self, session: Session, message: Message) -> Any:
         async def show(context: Any, events: AsyncIterable[Any]) -> None:
             async for event in events:
                 await _show(session, event)
 
         said: dict[str, Any] = {"message_history": self._messages.get(session.id)}
-        prompt: str | None = str(message)
+        options: dict[str, Any] = {"event_stream_handler": show}
+        if message.instructions:
+            options["instructions"] = message.instructions
+        prompt: Any = _prompt(message)
         while True:
-            result = await self._agent.run(prompt, event_stream_handler=show, **said)
+            result = await self._agent.run(prompt, **options, **said)
             self._messages[session.id] = result.all_messages()
             usage = result.usage  # of older versions a method
             counted = usage if hasattr(usage, "input_tokens") else usage()
@@ -57,6 +64,26 @@ class Adapter:
 
 def _of_messages() -> Any:
     return sys.modules["pydantic_ai.messages"].ModelMessagesTypeAdapter
+
+
+def _message(said: Message, role: str) -> Any:
+    kinds = sys.modules["pydantic_ai.messages"]
+    if role == "assistant":
+        return kinds.ModelResponse(parts=[kinds.TextPart(str(said))])
+    return kinds.ModelRequest(parts=[kinds.UserPromptPart(_prompt(said))])
+
+
+def _prompt(message: Message) -> Any:
+    kinds = sys.modules["pydantic_ai.messages"]
+    if not message.attachments:
+        return str(message)
+    prompt: list[Any] = [str(message)] if message else []
+    for part in message.attachments:
+        if (data := part.data) is not None:
+            prompt.append(kinds.BinaryContent(data, media_type=part.media_type))
+        else:
+            prompt.append((kinds.ImageUrl if part.kind == "image" else kinds.DocumentUrl)(part.url))
+    return prompt
 
 
 async def _show(session: Session, event: Any) -> None:

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
 
 from ..events import partial_answer, thinking, tool_call, tool_result
-from ..message import Message
+from ..message import Attachment, Message
 from ..session import Session
-from . import plain, say_usage
+from . import leave_out, plain, said_before, say_usage
+
+_IMAGES = {f"image/{kind}": kind for kind in ("png", "jpeg", "gif", "webp")}
+_OFFICE = "application/vnd.openxmlformats-officedocument"
+_DOCUMENTS = {
+    "application/pdf": "pdf",
+    "application/msword": "doc",
+    f"{_OFFICE}.wordprocessingml.document": "docx",
+    "application/vnd.ms-excel": "xls",
+    f"{_OFFICE}.spreadsheetml.sheet": "xlsx",
+    "text/csv": "csv",
+    "text/html": "html",
+    "text/markdown": "md",
+    "text/plain": "txt",
+}
 
 
 def fits(subject: Any) -> bool:
@@ -23,9 +38,19 @@ class Adapter:
     def __init__(self, agent: Any) -> None:
         self._agent = agent
         self._tools: dict[str, str] = {}  # names of the tools that were called, by the id of the call
+        self._instructions = ""
+        self._authors = agent.system_prompt_content  # the system prompt, as blocks
+
+    async def on_session_start(self, session: Session) -> None:
+        for said, role in said_before(session):
+            self._agent.messages.append({"role": role, "content": _blocks(said)})
 
     async def on_message(self, session: Session, message: Message) -> Any:
-        said: Any = str(message)
+        if message.instructions != self._instructions:
+            self._instructions = message.instructions
+            more = [{"text": message.instructions}] if message.instructions else []
+            self._agent.system_prompt = [*(self._authors or ()), *more] or None
+        said: Any = _blocks(message) if message.attachments else str(message)
         while True:
             result = await self._run(session, said)
             if result.stop_reason != "interrupt":
@@ -72,6 +97,26 @@ class Adapter:
             result = texts[0] if len(texts) == 1 else texts
             success = done["status"] == "success"
             await session.emit(tool_result(name, result, success=success, step_id=done["toolUseId"]))
+
+
+def _blocks(said: Message) -> list[Any]:
+    blocks: list[Any] = [{"text": str(said)}] if said else []
+    return [*blocks, *filter(None, map(_block, said.attachments))] or [{"text": " "}]
+
+
+def _block(part: Attachment) -> dict[str, Any] | None:
+    kind, formats = ("image", _IMAGES) if part.kind == "image" else ("document", _DOCUMENTS)
+    form = formats.get(part.media_type)
+    if (data := part.data) is None:
+        leave_out("an attachment by its address", "Strands takes data URLs only")
+    elif form is None:
+        leave_out(f"an attachment of the type {part.media_type}", "Strands takes none of that")
+    else:
+        block: dict[str, Any] = {"format": form, "source": {"bytes": data}}
+        if kind == "document":  # as Bedrock wants its name
+            block["name"] = re.sub(r"[^\w\s()\[\]-]", "-", part.name or "file", flags=re.ASCII)
+        return {kind: block}
+    return None
 
 
 async def _answer(session: Session, interrupt: Any) -> Any:

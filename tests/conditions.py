@@ -12,3 +12,14 @@ async def until(holds: Callable[[], bool], *, within_s: float = PATIENCE_S) -> N
     with trio.fail_after(within_s):
         while not holds():  # noqa: ASYNC110  # for what has no event
             await trio.sleep(0.005)
+
+
+async def read_to(stream: trio.abc.ReceiveStream, end: bytes) -> bytes:
+    """What comes up to `end`, and with it: one `receive_some` may bring half a line, or half a head."""
+    read = b""
+    while not read.endswith(end):
+        with trio.fail_after(PATIENCE_S):
+            more = await stream.receive_some(1)
+        assert more, read
+        read += more
+    return read

@@ -5,6 +5,14 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from agentmgr.supervisor import procfs
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs, or still has descriptors open while it dies."""
+    stat = procfs.stat(pid)
+    return stat is not None and stat.lives
+
 
 def working_in(directory: Path) -> list[int]:
     """The living processes, other than this one, whose working directory it is, or one below it."""

@@ -318,7 +318,7 @@ def _stats(leader: int, pids: Iterable[int]) -> list[procfs.Stat]:
     for pid in pids:
         with suppress(OSError):  # it cannot be looked at just now
             stat = procfs.stat(pid)
-            if stat is not None and stat.session == leader and stat.state not in "ZX":
+            if stat is not None and stat.session == leader and stat.lives:
                 found.append(stat)
     return found
 

@@ -7,13 +7,17 @@ import logging
 import math
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import trio
 
 from ..errors import InvalidRequest, PortNotAvailable
 
 _BACKLOG = 1024  #: connections that wait to be accepted; the kernel caps it (net.core.somaxconn)
+_TRIES = 10  #: to find a port that is free on each of a host's addresses
+_Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
@@ -74,10 +78,22 @@ async def bind(host: str, port: int, *, shared: bool = False) -> list[trio.socke
         )
     except socket.gaierror as error:
         raise InvalidRequest(f"cannot listen on {host!r}: {error.strerror}") from None
+    tries = 1 if port else _TRIES
+    while True:
+        tries -= 1
+        try:
+            return await _bind_each(addresses, port, shared)
+        except OSError as error:
+            if not tries or error.errno != errno.EADDRINUSE:
+                raise _not_ours(host, port, error) from None
+
+
+async def _bind_each(addresses: Sequence[_Address], port: int, shared: bool) -> list[trio.socket.SocketType]:
+    """Raises `OSError`: also where the port that the kernel chose for the first is taken on the second."""
     # Whatever ends this, cancellation in `bind` too, closes the sockets that were not handed out.
     with ExitStack() as unclaimed:
         sockets: list[trio.socket.SocketType] = []
-        failure: OSError | None = None
+        missing: OSError | None = None
         for family, kind, protocol, _, address in dict.fromkeys(addresses):
             try:
                 sock = trio.socket.socket(family, kind, protocol)
@@ -86,16 +102,16 @@ async def bind(host: str, port: int, *, shared: bool = False) -> list[trio.socke
                 # "localhost" is 127.0.0.1 and ::1; the second must get the port that the first was given.
                 await sock.bind((address[0], port, *address[2:]))
             except OSError as error:
-                failure = error
-                if error.errno in _NO_SUCH_ADDRESS:
-                    continue  # a machine without IPv6 has no ::1, and the rest will do
-                break
+                if error.errno not in _NO_SUCH_ADDRESS:
+                    raise
+                missing = error  # a machine without IPv6 has no ::1, and the rest will do
+                continue
             sockets.append(sock)
             port = port or sock.getsockname()[1]
-        if failure is None or (sockets and failure.errno in _NO_SUCH_ADDRESS):
-            unclaimed.pop_all()
-            return sockets
-    raise _not_ours(host, port, failure)
+        if missing is not None and not sockets:
+            raise missing
+        unclaimed.pop_all()
+        return sockets
 
 
 def _prepare(sock: trio.socket.SocketType, shared: bool) -> None:

@@ -42,7 +42,7 @@ class Stranger:
 def lives(record: InstanceRecord) -> bool:
     """Whether the recorded process still runs; another process with its pid does not count."""
     found = procfs.stat(record.pid) if record.boot_id == procfs.boot_id() else None
-    return found is not None and found.start_ticks == record.process_start and found.state not in "ZX"
+    return found is not None and found.start_ticks == record.process_start and found.lives
 
 
 def stranger(record: InstanceRecord, log_dir: Path, tokens: InstanceTokens | None) -> Stranger | None:

@@ -19,6 +19,7 @@ from attrs import frozen
 
 from ..core.hosts import authority
 from ..core.proof import DRAIN_PATH, PROOF_HEADER, proof, sender_proof
+from ..websocket.sockets import open_stream
 
 _WAIT_S = 5.0  #: the host answers when no session is left, or after so long
 _PATIENCE_S = 5.0  #: beyond that; a host that takes longer is busy, as when the agent blocks its loop
@@ -79,7 +80,7 @@ class HostDrain:
         head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\n{PROOF_HEADER}: {proved}\r\n\r\n"
         received = b""
         try:
-            async with await trio.open_tcp_stream(self.host, self.port) as stream:
+            async with await open_stream(self.host, self.port) as stream:
                 await stream.send_all(head.encode())
                 async for data in stream:
                     received += data

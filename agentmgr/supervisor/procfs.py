@@ -24,13 +24,18 @@ class Stat:
     """Some of /proc/PID/stat (proc(5))."""
 
     pid: int
-    state: str  #: one letter; Z is dead
+    state: str  #: one letter, of its first thread
     parent: int
     session: int
     cpu_ticks: int
     threads: int
     start_ticks: int  #: since boot; with the pid it identifies a process
     resident_pages: int
+
+    @property
+    def lives(self) -> bool:
+        """Other threads may outlive the first: while one does, the process has its descriptors and ports."""
+        return self.state not in "ZX" or self.threads > 1
 
 
 @frozen
@@ -87,7 +92,7 @@ def token(pid: int) -> str | None:
 def living(pid: int) -> Living | None:
     """None when there is no such process, or it is dead. Raises OSError when it cannot be looked at."""
     facts = stat(pid)
-    return None if facts is None or facts.state in "ZX" else Living(pid, facts.session, token(pid))
+    return Living(pid, facts.session, token(pid)) if facts is not None and facts.lives else None
 
 
 def pids() -> Iterator[int]:
@@ -103,7 +108,7 @@ def scan(since_ticks: int = 0) -> list[Living]:
     found = []
     for pid in pids():
         facts = stat(pid) if pid != me and not _of_kernel(pid) else None
-        if facts is not None and facts.start_ticks >= since_ticks and facts.state not in "ZX":
+        if facts is not None and facts.start_ticks >= since_ticks and facts.lives:
             found.append(Living(pid, facts.session, token(pid)))
     return found
 

@@ -203,7 +203,7 @@ def _measure(leaders: dict[int, _Kept]) -> None:
         stat = procfs.stat(pid)
         if stat is None:
             continue
-        if stat.session in families and stat.state != "Z":
+        if stat.session in families and stat.lives:
             families[stat.session].append((pid, stat))
         if orphans and stat.state == "Z" and stat.parent == 1 and pid not in leaders:
             _reap(pid, stat)

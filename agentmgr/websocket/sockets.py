@@ -145,6 +145,11 @@ async def open_stream(
     Raises `OSError`, or `trio.BrokenResourceError` where TLS fails.
     """
     stream = await dial(host, port)
+    try:
+        _refuse_itself(stream.socket, port)
+    except OSError:
+        await trio.aclose_forcefully(stream)
+        raise
     if tls is None:
         return stream
     secure = trio.SSLStream(stream, tls, server_hostname=host, https_compatible=True)
@@ -167,6 +172,17 @@ async def connect_socket(sock: socket.socket, address: tuple[str, int]) -> None:
         error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     if error and error != errno.EISCONN:
         raise OSError(error, os.strerror(error))
+    _refuse_itself(sock, address[1])
+
+
+def _refuse_itself(sock: socket.socket | trio.socket.SocketType, port: int) -> None:
+    """Where nothing listens, Linux may give a socket the very port that it dials on loopback.
+
+    It is then connected to itself, and holds the port that a restarting server needs. Raises `OSError`.
+    """
+    ours = sock.getsockname()
+    if sock.family != socket.AF_UNIX and ours[1] == port and ours == sock.getpeername():
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
 async def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:

@@ -23,6 +23,7 @@ from agentmgr.proxy import Gateway, Identity
 from agentmgr.testing.agents import bare_client, hosted
 from agentmgr.websocket.head import RequestHead
 from agentmgr.websocket.refusal import Refusal
+from tests.conditions import read_to
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 STRANGER = 54321
@@ -283,9 +284,9 @@ async def test_a_plain_probe_keeps_its_connection_if_it_asks_for_that() -> None:
         await stream.send_all(
             f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n".encode()
         )
-        assert proof("secret", "00ff").encode() in await stream.receive_some()
+        assert proof("secret", "00ff").encode() in await read_to(stream, b"}")
         await stream.send_all(upgrade(proven()))
-        assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
+        assert (await read_to(stream, b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
 
 
 class Doors:

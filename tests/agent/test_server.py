@@ -7,6 +7,7 @@ import trio
 
 from agentmgr.core.proof import HEALTH_PATH, proof
 from agentmgr.testing.agents import bare_client, hosted
+from tests.conditions import read_to
 
 UPGRADE = (
     b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -106,7 +107,7 @@ FORBIDDEN = {
 async def test_who_breaks_the_protocol_is_told_by_a_close_frame(frames, code, more):
     async with hosted(echo) as url, await connect(url) as stream:
         await stream.send_all(UPGRADE)
-        assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
+        assert (await read_to(stream, b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         await stream.send_all(frames + more)
         received = b""
         with trio.fail_after(60):
@@ -148,7 +149,7 @@ async def test_frames_the_protocol_forbids_end_their_connection_alone(frames):
         await other.open()
         async with await connect(url) as stream:
             await stream.send_all(UPGRADE + frames)
-            await stream.receive_some()
+            await read_to(stream, b"\r\n\r\n")
             with trio.move_on_after(0.2):
                 await stream.receive_some()
         assert (await other.ask("hi"))["content"] == "hi"
@@ -167,7 +168,7 @@ async def test_the_first_subprotocol_is_taken_and_a_token_is_none():
     offer = b"Sec-WebSocket-Protocol: bearer.secret, chat, other\r\n\r\n"
     async with hosted(echo) as url, await connect(url) as stream:
         await stream.send_all(UPGRADE[:-2] + offer)
-        answer = bytes(await stream.receive_some())
+        answer = await read_to(stream, b"\r\n\r\n")
         assert b"101" in answer
         assert b"sec-websocket-protocol: chat\r\n" in answer.lower()
 

@@ -15,6 +15,7 @@ from agentmgr.api.throttle import REQUESTS_AT_ONCE
 from agentmgr.client import ManagerClient
 from agentmgr.manager import AgentManager
 from agentmgr.settings import Settings
+from tests.conditions import read_to
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ async def test_streams_count_as_long_as_they_are_followed(tmp_path: Path, nurser
         for _ in range(REQUESTS_AT_ONCE):
             stream = await trio.open_tcp_stream("127.0.0.1", port)
             await stream.send_all(ask)
-            assert b"200" in await stream.receive_some(100)
+            assert b"200" in await read_to(stream, b"\r\n")
             streams.append(stream)
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
             assert (await http.get("/health")).status_code == 429

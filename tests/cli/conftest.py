@@ -20,7 +20,7 @@ from agentmgr.cli.entry import run
 from agentmgr.process import detached
 from agentmgr.process.paths import RuntimePaths
 from tests.forks import forking
-from tests.processes import end_all_in, reap
+from tests.processes import alive, end_all_in, reap
 
 ECHO = """
 def create_agent():
@@ -127,11 +127,7 @@ class Shell:
                         raise
 
     def lives(self, pid: int) -> bool:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return False
-        return state not in "ZX"
+        return alive(pid)
 
     def kill_manager(self) -> int:
         """The pid of the one that was started in the background, which is gone with all its threads."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from agentmgr.supervisor.host_drain import HostDrain
+from tests.ports import own_port
 
 THINKING = """
 from pathlib import Path
@@ -58,11 +58,11 @@ def until(condition: Callable[[], object]) -> None:
     ],
 )
 def test_the_next_manager_goes_on_with_a_drain(
-    shell: Any, write: Any, words: tuple[str, ...], runs_afterwards: bool, free_port: int
+    shell: Any, write: Any, words: tuple[str, ...], runs_afterwards: bool
 ) -> None:
     """Of an instance on any port, whose replacement starts while it drains, and of one on a fixed port."""
     write("think.py", THINKING)
-    for name, more in (("any", []), ("fixed", ["--port", str(free_port)])):
+    for name, more in (("any", []), ("fixed", ["--port", str(own_port())])):
         shell.ok("register", name, "think.py", "--auto-start", "--drain-timeout", "60", *more)
 
     def instances() -> dict[str, list[dict[str, Any]]]:
@@ -112,9 +112,3 @@ def test_the_next_manager_goes_on_with_a_drain(
             else:
                 until(lambda: not any(instances().values()))
             manager.interrupt(signal.SIGTERM)
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])

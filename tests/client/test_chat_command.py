@@ -21,7 +21,7 @@ from agentmgr.client import open_session
 from agentmgr.errors import InvalidRequest, NotAnAgent
 from agentmgr.journal.sqlite import open_journal
 from agentmgr.testing.agents import hosted
-from tests.conditions import until
+from tests.conditions import read_to, until
 
 
 def words(*args):
@@ -224,7 +224,7 @@ async def test_a_question_that_is_answered_elsewhere_takes_no_line_of_a_pipe():
                 await process.stdin.send_all(b"rm\n")
                 await asked.wait()
                 await answer_elsewhere(whose[0], url, confirmed=False)
-                assert await process.stdout.receive_some() == b"kept\n"
+                assert await read_to(process.stdout, b"\n") == b"kept\n"
                 await process.stdin.send_all(b"yes\n")
                 await process.stdin.aclose()
                 assert b"".join([piece async for piece in process.stdout]) == b"you said yes\n"
@@ -316,7 +316,7 @@ async def test_a_script_is_not_asked_for_another_client():
                 [session_id] = url.sessions._sessions
                 async with open_session(url, session_id=session_id) as other:
                     turn = await other.send("rm")
-                    assert await process.stderr.receive_some() == b"another client is asked: Really?\n"
+                    assert await read_to(process.stderr, b"\n") == b"another client is asked: Really?\n"
                     await process.stdin.send_all(b"yes\n")
                     assert await turn.answer(confirm=lambda question: False) == "kept"
                     await process.stdin.aclose()
@@ -391,7 +391,7 @@ async def never():
 
 async def test_a_stranger_s_page_is_not_shown():
     async def answer(stream):
-        await stream.receive_some(4096)
+        await read_to(stream, b"\r\n\r\n")
         await stream.send_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 21\r\n\r\n<html>not here</html>")
 
     async with trio.open_nursery() as nursery:
@@ -410,7 +410,7 @@ async def test_serve_says_where_it_answers_and_ends_at_ctrl_c(tmp_path):
     )
     try:
         with trio.fail_after(60):
-            line = bytes(await process.stdout.receive_some()).decode()
+            line = (await read_to(process.stdout, b"\n")).decode()
             url = line.split("answers at ")[1].split(";")[0]
             assert (await chat(url, "--once", "hi")).stdout == b"HI\n"
             process.send_signal(signal.SIGINT)

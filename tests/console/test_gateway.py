@@ -10,6 +10,7 @@ import trio
 from agentmgr.api import serve_api
 from agentmgr.manager import AgentManager
 from agentmgr.settings import Settings
+from tests.conditions import read_to
 from tests.console.test_login import Page, ticket
 from tests.proxy.conftest import upgrade
 
@@ -25,8 +26,7 @@ def settings() -> Settings:
 async def status(port: int, origin: str, path: str = "/") -> int:
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(upgrade(path, f"Origin: {origin}"))
-        with trio.fail_after(60):
-            return int((await stream.receive_some()).split()[1])
+        return int((await read_to(stream, b"\r\n\r\n")).split()[1])
 
 
 async def eventually(port: int, origin: str, wanted: int) -> None:

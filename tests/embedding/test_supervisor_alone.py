@@ -10,7 +10,8 @@ import trio
 
 from agentmgr import ServiceConfig, ServiceSpec, ServiceStatus, Supervisor, in_process
 from agentmgr.errors import InvalidRequest, ServiceGivenUp, WrongState
-from agentmgr.supervisor import NullRecorder, procfs
+from agentmgr.supervisor import NullRecorder
+from tests.processes import alive
 
 AGENT = "def create_agent():\n    async def answer(message):\n        return message\n    return answer\n"
 
@@ -24,11 +25,6 @@ def process(tmp_path):
         return ServiceSpec(name, ServiceConfig(agent_factory_path=str(tmp_path / "agent.py"), **config))
 
     return make
-
-
-def alive(pid):
-    stat = procfs.stat(pid)
-    return stat is not None and stat.state not in "ZX"
 
 
 async def gone(pid):

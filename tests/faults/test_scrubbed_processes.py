@@ -11,6 +11,7 @@ import pytest
 from agentmgr.supervisor import procfs
 from agentmgr.supervisor.cgroup import ControlGroup, hierarchies
 from tests.faults.test_stubborn_processes import eventually, script
+from tests.processes import alive
 
 # Twice forked, a session of its own, deaf to TERM; sheds what it is told to.
 DAEMON = """
@@ -39,7 +40,7 @@ def daemons(tmp_path):
             with suppress(OSError):
                 stat = procfs.stat(pid)
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if words[-2:-1] == [str(tmp_path).encode()] and stat is not None and stat.state != "Z":
+                if words[-2:-1] == [str(tmp_path).encode()] and stat is not None and stat.lives:
                     found.append(pid)
         return found
 
@@ -103,7 +104,7 @@ async def test_the_next_manager_ends_it_when_its_leader_is_gone(supervisor, reco
         (instance,) = s.instances()
     (escaped,) = daemons()
     os.kill(instance.pid, signal.SIGKILL)
-    await eventually(lambda: (stat := procfs.stat(instance.pid)) is None or stat.state == "Z")
+    await eventually(lambda: not alive(instance.pid))
     async with supervisor(adopt=[(daemon, list(recorder.records.values()))]):
         assert escaped not in daemons()
 

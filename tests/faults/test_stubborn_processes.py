@@ -11,10 +11,13 @@ import time
 import pytest
 import trio
 import trio.testing
+from attrs import evolve
 
 from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec
 from agentmgr.supervisor import procfs
 from agentmgr.supervisor.limits import Limits
+from tests.ports import own_port
+from tests.processes import alive
 from tests.supervisor.conftest import CHILD
 
 
@@ -63,15 +66,36 @@ async def test_a_daemon_of_a_grandchild_is_gone_after_a_stop_and_the_port_is_fre
 
         socket.create_server = and_a_daemon
     """
+    port = own_port()
     async with supervisor() as s:
-        spec = script(code)
+        spec = evolve(script(code), port=port)
         await s.start(spec)
-        (instance,) = s.instances()
         assert len(descendants()) == 2
         await s.stop(spec.service_id)
         assert descendants() == []
-        with socket.create_server(("127.0.0.1", instance.port)):
+        with socket.create_server(("127.0.0.1", port)):
             pass
+
+
+async def test_a_process_whose_first_thread_has_ended_lives_and_is_gone_after_a_stop(supervisor, tmp_path):
+    code = f"""
+        import ctypes, os, signal, threading, time
+        if not (pid := os.fork()):
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            threading.Thread(target=time.sleep, args=(600,)).start()
+            ctypes.CDLL(None).pthread_exit(None)
+        while open("/proc/%d/stat" % pid).read().split()[2] != "Z":
+            time.sleep(0.01)
+        open({str(tmp_path / "pid")!r}, "w").write(str(pid))
+    """
+    async with supervisor() as s:
+        spec = script(code)
+        await s.start(spec)
+        pid = int((tmp_path / "pid").read_text())
+        assert alive(pid)
+        await s.stop(spec.service_id)
+        assert not alive(pid)
 
 
 async def test_a_grandchild_that_keeps_stdout_open_does_not_delay_the_notice_of_the_exit(

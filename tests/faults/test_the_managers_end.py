@@ -83,9 +83,7 @@ async def test_an_instance_that_is_to_die_with_the_manager_does(database, tmp_pa
 def children_of(manager):
     me = manager._process.pid
     stats = {pid: procfs.stat(pid) for pid in procfs.pids()}
-    return {
-        pid for pid, stat in stats.items() if stat is not None and stat.parent == me and stat.state != "Z"
-    }
+    return {pid for pid, stat in stats.items() if stat is not None and stat.parent == me and stat.lives}
 
 
 async def test_the_guard_of_those_that_are_to_die_is_replaced_when_it_is_killed(database):

@@ -14,6 +14,7 @@ from agentmgr.fronts import PREFIXES, Fronts, exchange, openai_chat
 from agentmgr.proxy import GatewayLimits
 from agentmgr.settings import FRONTS
 from agentmgr.websocket.head import parse_request
+from tests.conditions import read_to
 from tests.fronts.conftest import Tokens, request
 from tests.proxy.conftest import Witness
 
@@ -100,7 +101,7 @@ async def test_who_waits_for_leave_to_send_a_body_gets_it(stage_of):
         whole = request("POST", CHAT, HELLO, {"Expect": "100-continue", "Connection": "close"})
         end = whole.index(b"\r\n\r\n") + 4
         async with await stage.send(whole[:end]) as stream:
-            assert (await stream.receive_some()).startswith(b"HTTP/1.1 100 ")
+            assert (await read_to(stream, b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
             await stream.send_all(whole[end:])
             assert b"you said hi" in b"".join([chunk async for chunk in stream])
 
@@ -286,7 +287,7 @@ async def test_an_address_has_so_many_unfinished_requests_as_it_may_have_connect
                     pass
             assert (refused[0], refused[2]["error"]["code"]) == (429, "too_many_sessions")
             await other.send_all(b"}")
-            assert (await other.receive_some()).startswith(b"HTTP/1.1 200 ")
+            assert (await read_to(other, b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         with trio.fail_after(30):
             while (await stage.say())[0] != 200:
                 pass
@@ -297,11 +298,11 @@ async def test_a_connection_that_waits_for_its_next_request_is_one_of_its_addres
     limits = GatewayLimits(connections_per_address=1, close_timeout_s=0.5)
     async with stage_of(limits=limits) as stage:
         async with await stage.send(request("GET", "/v1/models")) as idle:
-            assert (await idle.receive_some()).startswith(b"HTTP/1.1 200 ")
+            assert (await read_to(idle, b"]}")).startswith(b"HTTP/1.1 200 ")
             status, _, body = await stage.ask("GET", "/v1/models")
             assert (status, body["error"]["code"]) == (429, "too_many_sessions")
             await idle.send_all(request("GET", "/v1/models"))
-            assert (await idle.receive_some()).startswith(b"HTTP/1.1 200 ")
+            assert (await read_to(idle, b"]}")).startswith(b"HTTP/1.1 200 ")
         with trio.fail_after(30):
             while (await stage.ask("GET", "/v1/models"))[0] != 200:
                 pass

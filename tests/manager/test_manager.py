@@ -40,6 +40,7 @@ from agentmgr.models import (
     ServiceStatus,
 )
 from agentmgr.storage.sqlite import SqliteStore
+from tests.processes import alive
 from tests.workers.conftest import connected, said
 
 AgentFile = Callable[..., str]
@@ -48,11 +49,7 @@ QUICK = ServiceConfig(restart_delay=0, stop_timeout=5)
 
 def runs(pid: int | None) -> bool:
     assert pid is not None
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+    return alive(pid)
 
 
 async def ask(url: str, text: str) -> str:

@@ -10,6 +10,15 @@ import trio
 
 from agentmgr.errors import InvalidRequest, PortNotAvailable
 from agentmgr.process.listening import log_shortages_rarely, open_listeners
+from tests.ports import own_port
+
+
+async def two_addresses(*_: object, **__: object) -> list[object]:
+    """As `getaddrinfo` finds them."""
+    return [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 0)),
+    ]
 
 
 async def test_a_name_with_several_addresses_gets_one_port() -> None:
@@ -20,9 +29,30 @@ async def test_a_name_with_several_addresses_gets_one_port() -> None:
     assert len(ports) == 1
 
 
+async def test_a_free_port_is_looked_for_until_each_address_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel knows that a port is free on the first address only."""
+    with trio.socket.socket() as any_socket:
+        kind = type(any_socket)
+    bind, tried = kind.bind, []
+
+    async def taken_at_first(sock: trio.socket.SocketType, address: tuple[str, int]) -> None:
+        tried.append(address[1])
+        if tried == [0, tried[-1]]:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        await bind(sock, address)
+
+    monkeypatch.setattr(kind, "bind", taken_at_first)
+    monkeypatch.setattr(trio.socket, "getaddrinfo", two_addresses)
+    listeners = await open_listeners("localhost", 0)
+    assert [port == 0 for port in tried] == [True, False, True, False]
+    assert {listener.socket.getsockname()[1] for listener in listeners} == {tried[-1]}
+    for listener in listeners:
+        await listener.aclose()
+
+
 async def test_a_port_that_is_taken_is_named_and_nothing_stays_open() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        port = stranger.getsockname()[1]
+    port = own_port()
+    with socket.create_server(("127.0.0.1", port)):
         with pytest.raises(PortNotAvailable, match=f"port {port} on localhost is not available"):
             await open_listeners("localhost", port)
     for listener in await open_listeners("localhost", port):  # the other family's socket was closed too
@@ -44,12 +74,6 @@ async def test_cancelled_while_it_binds_it_leaves_nothing_open(monkeypatch: pyte
         if len(opened) == 2:
             scope.cancel()  # takes effect at the checkpoint in its `bind`
         return opened[-1]
-
-    async def two_addresses(*_: object, **__: object) -> list[object]:
-        return [
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
-            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 0)),
-        ]
 
     monkeypatch.setattr(trio.socket, "socket", remember)
     monkeypatch.setattr(trio.socket, "getaddrinfo", two_addresses)

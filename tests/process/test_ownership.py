@@ -16,6 +16,7 @@ import trio
 from agentmgr.errors import DatabaseUnusable, ManagerAlreadyRunning
 from agentmgr.process.ownership import ManagerLock
 from agentmgr.process.paths import RuntimePaths
+from tests.conditions import read_to
 
 OWNER = """
 import os, sys, time
@@ -44,7 +45,7 @@ class Owner:
     async def started(cls, database: Path, body: str = HOLD) -> "Owner":
         command = [sys.executable, "-c", OWNER.format(body=body), str(database)]
         process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        return cls(process, (await process.stdout.receive_some()).decode().strip())
+        return cls(process, (await read_to(process.stdout, b"\n")).decode().strip())
 
     async def aclose(self) -> None:
         await self.process.stdin.aclose()

@@ -17,6 +17,7 @@ from agentmgr.core.proof import HEALTH_PATH, proof
 from agentmgr.core.routing import Backend, RoutingTable
 from agentmgr.process.peer import listener_uid
 from agentmgr.testing.agents import bare_client, hosted
+from tests.conditions import read_to
 
 from .conftest import Lab
 
@@ -56,7 +57,7 @@ async def test_a_stranger_in_the_place_of_an_agent_gets_a_challenge_and_no_more(
 
     async def stranger(stream: trio.SocketStream) -> None:
         nonlocal heard
-        heard += await stream.receive_some()
+        heard += await read_to(stream, b"\r\n\r\n")
         await stream.send_all(answer)
         await stream.send_eof()
         async for data in stream:

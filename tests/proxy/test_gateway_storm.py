@@ -20,6 +20,7 @@ from agentmgr.core.routing import BackendState, RoutingTable
 from agentmgr.errors import ConnectionNotFound
 from agentmgr.models import RoutingRule, RoutingStrategy
 from agentmgr.proxy import GatewayLimits
+from tests.ports import own_port
 
 PATHS = ("/", "/", "/services/a", "/services/b", "/services/nobody")
 AFTER_DEATH = (BackendState.COMING, BackendState.DOWN, BackendState.ROUTABLE)
@@ -44,7 +45,7 @@ class Instance:
         self.state = BackendState.ROUTABLE
         self.live = 0
         self.most = 0
-        self.port = 0
+        self.port = own_port()
         self.scope = trio.CancelScope()
 
     @property
@@ -56,7 +57,6 @@ class Instance:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with trio.CancelScope() as self.scope:
             (listener,) = await trio.open_tcp_listeners(self.port, host="127.0.0.1")
-            self.port = listener.socket.getsockname()[1]
             await trio.serve_listeners(self.serve, [listener], task_status=task_status)
 
     async def serve(self, stream: trio.SocketStream) -> None:

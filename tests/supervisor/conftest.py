@@ -29,6 +29,7 @@ from agentmgr.models import (
 from agentmgr.supervisor import Supervisor, procfs
 from agentmgr.supervisor.cgroup import ControlGroup
 from agentmgr.supervisor.instance_tokens import InstanceTokens
+from tests import processes
 
 CHILD = Path(__file__).with_name("child.py")
 
@@ -198,11 +199,7 @@ def end(pids: Iterable[int], logs: Path) -> None:
 
 @pytest.fixture
 def alive() -> Callable[[int], bool]:
-    def is_alive(pid: int) -> bool:
-        stat = procfs.stat(pid)
-        return stat is not None and stat.state not in "ZX"
-
-    return is_alive
+    return processes.alive
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import trio
 from agentmgr.errors import ServiceFailedToStart
 from agentmgr.models import DesiredStatus, HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.supervisor import listening_sockets
+from tests.ports import own_port
 
 PROGRAM = str(Path(__file__).with_name("program.py"))
 QUICK = {"health_check_interval": 0.05, "health_check_timeout": 1.0, "restart_delay": 0.05}
@@ -120,8 +120,7 @@ async def test_not_ready_says_what_was_seen(supervisor, recorder):
 
 
 async def test_one_that_listens_elsewhere_is_told_so(supervisor):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = own_port()
     async with supervisor() as s:
         with pytest.raises(ServiceFailedToStart, match=rf"it listens on port {port}: .* --port {port}"):
             await s.start(

@@ -24,6 +24,7 @@ from agentmgr.process import detached
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.worker.pidfile import living
 from tests.cli.conftest import forks, here, shell  # noqa: F401  (fixtures)
+from tests.conditions import read_to
 from tests.proxy.conftest import connected, upgrade
 
 # Says who it is, and how many sessions it has had at once at most.
@@ -90,8 +91,7 @@ class Site:
         """The status that a client is refused with."""
         async with await trio.open_tcp_stream("localhost", self.port) as stream:
             await stream.send_all(upgrade(path))
-            with trio.fail_after(60):
-                status = int((await stream.receive_some()).split()[1])
+            status = int((await read_to(stream, b"\r\n\r\n")).split()[1])
         assert status >= 400
         return status
 
@@ -141,13 +141,6 @@ def cut_link(pid: int) -> None:
                     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, peers.size)
                     if peers.unpack(credentials)[0] == pid:
                         sock.shutdown(socket.SHUT_RDWR)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 @pytest.fixture

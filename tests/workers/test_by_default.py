@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 from typing import Any
 
 import pytest
 import trio
 
-from tests.workers.conftest import alive
+from tests.ports import own_port
+from tests.processes import alive
 from tests.workers.test_managers_end import (
     ask,
     clients,
@@ -84,8 +84,7 @@ def test_a_manager_on_another_port_ends_the_gateway_that_was_left_when_it_ends(s
         serves(url)
         left = pids(shell)
         die(first)
-    with socket.create_server(("localhost", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(own_port())
     with clients(url, 1) as (client,):
         talk(client, "without a manager")
         with shell.background("daemon", "--proxy-port", port) as second:

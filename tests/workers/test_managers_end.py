@@ -22,7 +22,7 @@ from agentmgr import AgentManager, Connection, ServiceConfig
 from agentmgr.client import ManagerClient
 from agentmgr.worker.pidfile import living
 from tests.faults.conversations import kill_managers_under_clients
-from tests.workers.conftest import alive
+from tests.processes import alive
 
 
 async def register(shell: Any, max_sessions: int = 0) -> None:

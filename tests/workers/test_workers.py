@@ -21,7 +21,8 @@ from agentmgr.manager.worker_set import _STEADY
 from agentmgr.models import RoutingRule, RoutingStrategy
 from agentmgr.process import detached
 from agentmgr.proxy import Certificate
-from tests.workers.conftest import alive, connected, cut_link, eventually, said
+from tests.processes import alive
+from tests.workers.conftest import connected, cut_link, eventually, said
 
 
 async def test_a_workers_death_costs_its_own_sessions_and_nothing_else(site: Any) -> None:

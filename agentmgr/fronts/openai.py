@@ -101,7 +101,7 @@ class OpenAI:
             await exchange.reply(200, answer.whole())
 
     def _name(self, exchange: Exchange, asked: ChatRequest) -> str | None:
-        key = session_key(exchange.request.head.by_name, asked.metadata, asked.cache_key)
+        key = session_key(exchange.request.head.by_name, asked.metadata, asked.cache_key, asked.saying)
         return None if key is None else f"openai:{key}"
 
 

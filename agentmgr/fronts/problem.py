@@ -81,7 +81,7 @@ def failed(event: str, content: Any) -> Problem:
         return Problem(504, "turn_timeout", f"The agent took longer than {limit} s.", retry=False)
     code = str(fields.get("code", "agent_error"))
     message = str(fields.get("message") or "the agent failed")
-    if error_id := fields.get("error_id"):
+    if (error_id := fields.get("error_id")) and str(error_id) not in message:
         message += f" (its log has more: {error_id})"
     return Problem(502, code, message, retry=False)
 

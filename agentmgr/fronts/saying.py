@@ -73,15 +73,25 @@ class Saying:
         return metadata
 
 
-_KEY_HEADERS = ("x-session-id", "x-conversation-id", "x-openwebui-chat-id")
+_OPEN_WEBUI = "x-openwebui-chat-id"
+_KEY_HEADERS = ("x-session-id", "x-conversation-id", _OPEN_WEBUI)
+_ERRAND = "### Task:"
+"""How Open WebUI's errands begin, which carry the key of the chat that they are about."""
 _LONGEST_KEY = 200
 
 
-def session_key(headers: Mapping[str, str], metadata: Mapping[str, Any], cache_key: str | None) -> str | None:
+def session_key(
+    headers: Mapping[str, str],
+    metadata: Mapping[str, Any],
+    cache_key: str | None,
+    saying: Saying | None = None,
+) -> str | None:
     """What a client calls its conversation; None where it does not, or asks for something beside it: a chat
-    program's own errands (titles, tags, follow-up questions) say which task they are.
+    program's own errands (titles, tags, follow-up questions) say which task they are, or show it.
     """
-    if metadata.get("task"):
+    if metadata.get("task") or headers.get("x-task"):
+        return None
+    if saying is not None and saying.message.text.startswith(_ERRAND) and _OPEN_WEBUI in headers:
         return None
     named = [headers.get(name) for name in _KEY_HEADERS]
     key = next(filter(None, (*named, metadata.get("session_id"), cache_key)), None)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentmgr.fronts import history
-from agentmgr.fronts.saying import Attachment, Said, session_key
+from agentmgr.fronts.saying import Attachment, Said, Saying, session_key
 
 
 def user(text, *attachments):
@@ -106,3 +106,12 @@ def test_the_first_key_that_a_client_gives_counts():
 
 def test_a_chat_programs_own_errand_has_no_key():
     assert session_key({"x-openwebui-chat-id": "a"}, {"task": "title_generation"}, "b") is None
+    assert session_key({"x-session-id": "a", "x-task": "tags_generation"}, {}, None) is None
+    assert session_key({"x-session-id": "a", "x-task": ""}, {}, None) == "a"
+
+
+def test_open_webuis_errands_are_known_by_how_they_begin():
+    chat, errand = {"x-openwebui-chat-id": "a"}, Saying(user("### Task:\nGenerate a concise title"))
+    assert session_key(chat, {}, None, errand) is None
+    assert session_key(chat, {}, None, Saying(user("what is ### Task:"))) == "a"
+    assert session_key({"x-session-id": "a"}, {}, None, errand) == "a"

@@ -33,6 +33,7 @@ class TooDeep(NotJson):
 def parse(text: str | bytes) -> Any:
     """Raises `NotJson`, `TooDeep`."""
     try:
+        whole = isinstance(text, bytes)  # UTF-8 has no half of a character
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
         if deeper_than(MAX_DEPTH, text):
@@ -42,7 +43,9 @@ def parse(text: str | bytes) -> Any:
         raise error if isinstance(error, NotJson) else NotJson(f"not valid JSON: {error}") from None
     except ValueError:  # of `int`, with advice that is for programmers
         raise NotJson("not valid JSON: a number has too many digits") from None
-    if not _is_whole(text) or ("\\u" in text and not _is_whole(_encoder.encode(value))):
+    # One character is found ten times as fast as two.
+    escapes = "\\" in text and "\\u" in text
+    if not (whole or _is_whole(text)) or (escapes and not _is_whole(_encoder.encode(value))):
         raise NotJson("not valid JSON: a \\u escape names half of a character")
     return value
 
@@ -84,6 +87,16 @@ def deeper_than(depth: int, text: str) -> bool:
     return False
 
 
+def more_values_than(most: int, text: bytes) -> bool:
+    """Whether there are more values in JSON text: each takes up to a hundred times its bytes when parsed."""
+    # A count of the whole settles nearly every text; commas in its strings are no values.
+    return _separators(text) > most and _separators(_STRING.sub(b"", text)) > most
+
+
+def _separators(text: bytes) -> int:
+    return text.count(b",") + text.count(b"[") + text.count(b"{")
+
+
 def _is_whole(text: str) -> bool:
     try:
         text.encode()
@@ -106,4 +119,5 @@ def _no_constant(name: str) -> Any:
 _decoder = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)
 _encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _HALF = re.compile("[\ud800-\udfff]")
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _BRACKETS = re.compile(r'[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)

@@ -5,6 +5,7 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `exchange`: one request and its answer, as a front sees them
 - `http`: the one shell that does I/O with clients: h11 on the wire that the gateway hands over; limits, CORS,
   streams of events with comments that keep them alive, clients that leave. It knows no protocol of a front
+- `bounds`: what all requests together may take of memory and of the loop
 - `door`: an ordinary client of this gateway, at the other end of a socket pair, for which a front speaks
 - `saying`, `history`: what a request says, and whether what was said before is what a session knows
 - `conversation`: the turn of one message, and its events
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from ..proxy.intake import Intake
     from ..websocket.head import RequestHead
     from ..websocket.sockets import Wire
+    from .bounds import Memory
     from .exchange import Front
 
 PREFIXES = {"openai": ("/v1/",)}
@@ -55,14 +57,18 @@ class Fronts:
         """`names`: as the setting has them: with commas between, or `none`."""
         self._prefixes = {name: PREFIXES[name] for name in names.split(",") if name != "none"}
         self._made: dict[str, Front] = {}
+        self.memory: Memory | None = None  #: that of all requests, since the first one
 
     def take(self, head: RequestHead) -> bool:
         return not head.wants_websocket and self._name(head) is not None
 
     async def serve(self, intake: Intake, wire: Wire, head: RequestHead, peer: Peer) -> None:
+        from .bounds import Memory
         from .http import serve
 
-        await serve(intake, wire, head, peer, self._front)
+        if self.memory is None:
+            self.memory = Memory(intake.limits.requests_bytes, intake.limits.early_bytes)
+        await serve(intake, wire, head, peer, self._front, self.memory)
 
     def _name(self, head: RequestHead) -> str | None:
         path = head.target

@@ -122,10 +122,10 @@ async def say(
         "metadata": saying.metadata,
     }
     if last_seq is None:
-        await door.send(message)
+        await door.send(message, size=saying.size)
         return Turn(door, session_id, step_id)
     # That the message was said before is known when the pong is there; its events may come earlier.
-    await door.send(message, {"event": protocol.PING})
+    await door.send(message, {"event": protocol.PING}, size=saying.size)
     return Turn(door, session_id, step_id, last_seq=last_seq, early=[])
 
 
@@ -151,7 +151,7 @@ async def create_session(
     """
     content: dict[str, Any] = {"history": [said.entry for said in history]}
     content |= {"transient": True} if name is None else {"name": name, "last_seq": FROM_NOW_ON}
-    event = await _session(door, protocol.CREATE_SESSION, content)
+    event = await _session(door, protocol.CREATE_SESSION, content, sum(said.size for said in history))
     last_seq = None if event["event"] == protocol.SESSION_CREATED else int(event["content"]["last_seq"])
     return str(event["session_id"]), last_seq
 
@@ -180,10 +180,10 @@ async def find_session(door: Door, name: str) -> Found | None:
     return Found(str(event["session_id"]), int(content["last_seq"]), bool(content["busy"]))
 
 
-async def _session(door: Door, asks: str, content: Mapping[str, Any]) -> dict[str, Any]:
+async def _session(door: Door, asks: str, content: Mapping[str, Any], size: int = 0) -> dict[str, Any]:
     """Asks for one; the event that says which it is."""
     asked = f"new_{secrets.token_hex(8)}"
-    await door.send({"event": asks, "step_id": asked, "content": content})
+    await door.send({"event": asks, "step_id": asked, "content": content}, size=size)
     silence = trio.CancelScope(deadline=trio.current_time() + _SILENCE_S)
     while True:
         with silence:  # a host of ours greets at once

@@ -22,9 +22,10 @@ from .. import jsontext
 from ..protocol import NORMAL, TOO_BIG, ErrorCode
 from ..websocket.frames import CLOSE, PING, PONG, FrameViolation, close_frame
 from ..websocket.head import BadResponse, Fields, RequestHead, parse_response, upgrade_request
-from ..websocket.messages import MessageReader, masked_frame
+from ..websocket.messages import MessageReader, masked_frame, masked_pieces
 from ..websocket.refusal import RefusalCode, read_refusal
 from ..websocket.sockets import Wire
+from .bounds import apart
 from .exchange import Exchange
 from .problem import Problem
 
@@ -131,9 +132,11 @@ class Door:
         """Closes it."""
         self._leave()
 
-    async def send(self, *events: dict[str, Any]) -> None:
-        """Raises `DoorClosed`."""
-        await self._send(b"".join(masked_frame(jsontext.in_utf8(jsontext.encode(event))) for event in events))
+    async def send(self, *events: dict[str, Any], size: int = 0) -> None:
+        """`size`: about how many bytes they have, where these may be many. Raises `DoorClosed`."""
+        said = await apart(size, lambda: [jsontext.in_utf8(jsontext.encode(event)) for event in events])
+        for text in said:
+            await self._say(text)
 
     async def receive(self) -> list[dict[str, Any]]:
         """The events that have come since, at least one. Raises `DoorClosed`."""
@@ -157,7 +160,11 @@ class Door:
 
     async def say(self, text: str) -> None:
         """In plain text. Raises `DoorClosed`."""
-        await self._send(masked_frame(jsontext.in_utf8(text)))
+        await self._say(jsontext.in_utf8(text))
+
+    async def _say(self, text: bytes) -> None:
+        for piece in masked_pieces(text):
+            await self._send(piece)
 
     async def _read(self) -> None:
         try:
@@ -168,13 +175,14 @@ class Door:
         except OSError as error:
             raise DoorClosed(None, str(error)) from None
         except FrameViolation as fault:
-            raise DoorClosed(fault.code, fault.reason) from None
+            raise DoorClosed(None, fault.reason) from None  # the service's fault, whatever its code
 
     async def _send(self, data: bytes) -> None:
         try:
             await self._wire.send_all(data)
-        except OSError as error:
-            raise DoorClosed(None, str(error)) from None
+        except OSError:
+            while True:  # the gateway has said before why it takes no more
+                await self.receive()
 
 
 def _event(payload: bytes) -> dict[str, Any]:

@@ -12,21 +12,22 @@ from hashlib import sha256
 from typing import Any
 
 from ..core.plain_text import ASKS
-from .saying import Said
+from .saying import Said, digest_of
 
-_Line = tuple[str, str | None]  # role and text; None: any text
+_Line = tuple[str, str | None]  # role and digest of the text; None: any text
+_NOTHING = digest_of("")
 
 
 def digest(said: Iterable[Said]) -> str:
     """Equal for conversations in which the same was said, but for white space."""
-    lines = [(each.role, _plain(each.text), [part.url for part in each.attachments]) for each in said]
+    lines = [(each.role, each.digest, [part.digest for part in each.attachments]) for each in said]
     return sha256(json.dumps(lines).encode()).hexdigest()
 
 
 def same(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Said], *, older_dropped: bool = False) -> bool:
     """`ours`: as `agent.state_exported` shows it; `older_dropped`: it shows the newest entries only."""
-    known = [(str(entry.get("role")), _plain(_text(entry.get("content")))) for entry in ours]
-    known = [line for line in known if line[1] or line[0] == "user"]
+    known = [(str(entry.get("role")), digest_of(_text(entry.get("content")))) for entry in ours]
+    known = [line for line in known if line[1] != _NOTHING or line[0] == "user"]
     said = _folded(theirs)
     if older_dropped:
         said = said[max(0, len(said) - len(known)) :]
@@ -45,7 +46,7 @@ def ends_with(ours: Sequence[Mapping[str, Any]], message: Said) -> bool:
     """Whether the last turn that the session knows is of this message."""
     if len(ours) < 2 or (ours[-2].get("role"), ours[-1].get("role")) != ("user", "assistant"):
         return False
-    return _plain(_text(ours[-2].get("content"))) == _plain(message.text)
+    return digest_of(_text(ours[-2].get("content"))) == message.digest
 
 
 def _folded(theirs: Iterable[Said]) -> list[_Line]:
@@ -58,7 +59,7 @@ def _folded(theirs: Iterable[Said]) -> list[_Line]:
             if answers:
                 answers, goes_on = False, True
                 continue
-            lines.append(("user", _plain(said.text)))
+            lines.append(("user", said.digest))
             goes_on = False
             continue
         if not said.text:
@@ -67,13 +68,9 @@ def _folded(theirs: Iterable[Said]) -> list[_Line]:
         if goes_on:
             lines[-1] = ("assistant", None)
         else:
-            lines.append(("assistant", None if answers else _plain(said.text)))
+            lines.append(("assistant", None if answers else said.digest))
         goes_on = False
     return lines
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _text(content: Any) -> str:

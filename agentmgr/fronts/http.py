@@ -22,12 +22,14 @@ from ..proxy.intake import Intake
 from ..websocket.head import RequestHead, check_upgrade
 from ..websocket.refusal import Refusal
 from ..websocket.sockets import Wire
+from .bounds import Memory
 from .exchange import Exchange, Front, Handler, Request, Route, cors
 from .problem import Headers, Problem
 
 logger = logging.getLogger("agentmgr.gateway")
 
 IDLE_S = 60.0  #: between two requests on one connection
+_SLOWEST = 32 * 1024  #: bytes a second, of a body that takes longer than a stalled reader is given
 UNLIMITED_BYTES = 64 * 2**20  #: of a body, where the services' own limit is none
 
 _STOPPING = Problem(
@@ -45,6 +47,7 @@ async def serve(
     head: RequestHead,
     peer: Peer,
     front_of: Callable[[RequestHead], Front | None],
+    memory: Memory,
 ) -> None:
     """Answers requests, one after another, until the client leaves. Raises `ClientGone`, `Refusal`."""
     with ExitStack() as counted:  # a wire that waits for its next request is counted with its last one
@@ -52,7 +55,7 @@ async def serve(
             # A parser for each request: what is behind its end is in `trailing_data`.
             parser = h11.Connection(h11.SERVER, max_incomplete_event_size=intake.limits.head_bytes)
             counted.close()
-            if not await _answer(intake, wire, head, peer, front, parser, counted):
+            if not await _answer(intake, wire, head, peer, front, parser, counted, memory):
                 counted.close()
                 with trio.move_on_after(intake.limits.close_timeout_s):
                     await refuse(wire, b"")
@@ -87,9 +90,11 @@ async def _answer(
     front: Front,
     parser: h11.Connection,
     counted: ExitStack,
+    memory: Memory,
 ) -> bool:
     """One exchange. Whether another one may follow on this wire. Raises `ClientGone`."""
-    exchange = Exchange(intake, wire, peer, Request(head, intake.client_ip(head, peer), None), parser)
+    request = Request(head, intake.client_ip(head, peer), None)
+    exchange = Exchange(intake, wire, peer, request, parser, memory)
     problem: Problem | None = _STOPPING
     try:
         parser.receive_data(_as_bytes(head))
@@ -117,6 +122,7 @@ async def _answer(
         logger.exception("internal error in a front: %s %s was not answered", head.method, head.path)
         problem = Problem(500, "internal_error", "Something went wrong in agentmgr itself; its log has it.")
     finally:
+        exchange.body.close()
         if problem is _STOPPING:
             with trio.CancelScope(shield=True):
                 await intake.pacer.wait()
@@ -159,7 +165,8 @@ async def _admitted(exchange: Exchange, wire: Wire, parser: h11.Connection) -> R
         raise Problem(415, "unsupported_media_type", "Content-Type must be application/json.")
     if head.by_name.get("content-encoding", "identity").lower() != "identity":
         raise Problem(415, "unsupported_media_type", "Content-Encoding must not be used here.")
-    body = await _read_body(exchange, wire, parser, _most_bytes(intake))
+    most = min(_most_bytes(intake), exchange.body.most)
+    body = await _read_body(exchange, wire, parser, most)
     return evolve(request, identity=identity, body=body)
 
 
@@ -191,12 +198,15 @@ async def _read_body(exchange: Exchange, wire: Wire, parser: h11.Connection, mos
         parser.receive_data(wire.ahead)
         wire.ahead = b""
     try:
-        with trio.fail_after(exchange.intake.limits.stall_timeout_s):
+        with trio.fail_after(exchange.intake.limits.stall_timeout_s) as patience:
             while not isinstance(event := parser.next_event(), h11.EndOfMessage):
                 if isinstance(event, h11.Data):
                     body += event.data
                     if len(body) > most:
                         raise too_large
+                    exchange.body.set(len(body))
+                    patience.deadline += len(event.data) / _SLOWEST
+                    await trio.lowlevel.checkpoint()  # it may send faster than we read
                 elif event is h11.NEED_DATA:
                     if parser.they_are_waiting_for_100_continue:
                         going_on = h11.InformationalResponse(status_code=100, headers=[])

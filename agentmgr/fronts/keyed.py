@@ -99,6 +99,8 @@ class Conversation:
                     turn = await (self._keyed if self.place.name else self._alone)(stack)
                 except NoSessions as other:
                     turn = await self._without(stack, other)
+            self.saying = self.saying.outline
+            self.exchange.body.close()
             yield turn
             if turn.waits:
                 stack.pop_all()

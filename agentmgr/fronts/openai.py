@@ -74,7 +74,7 @@ class OpenAI:
         return {"id": model, "object": "model", "created": self._since, "owned_by": "agentmgr"}
 
     async def _chat(self, exchange: Exchange) -> None:
-        asked = ChatRequest.of(exchange.request.json())
+        asked = await exchange.read(ChatRequest.of)
         answer = ChatAnswer(
             f"chatcmpl-{secrets.token_hex(12)}",
             int(time.time()),
@@ -87,15 +87,17 @@ class OpenAI:
         if asked.stream:
             exchange.stream(answer.cut_off)
         conversation = Conversation(exchange, place, asked.saying, self._threads, again)
+        stream = asked.stream
+        del asked  # a stream lasts, and so does this frame; what was asked is most of its memory
         async with conversation.turn() as turn:
             answer.already = turn.already
             while not answer.finished:
                 data = _feed(answer, turn, await turn.events())
-                if asked.stream:
+                if stream:
                     await exchange.send(data)  # what came together goes together, and at once
             turn.already = answer.streamed
-            conversation.remember(turn, answer.shown if asked.stream else answer.content, answer.question)
-        if asked.stream:
+            conversation.remember(turn, answer.shown if stream else answer.content, answer.question)
+        if stream:
             await exchange.end()
         else:
             await exchange.reply(200, answer.whole())

@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-from attrs import frozen
+from attrs import Factory, evolve, field, frozen
 
 from .problem import Problem
 
 MOST_ATTACHMENTS = 32
 """Of one message; the bytes of all are bounded with the body."""
 _URL = re.compile(r"https?://[^\s]{1,8000}", re.IGNORECASE)
-_DATA_URL = re.compile(
-    r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,[\x21-\x7e]*", re.IGNORECASE
+_DATA_HEAD = re.compile(
+    r"data:([\w.+-]{1,100}/[\w.+-]{1,100})?((?:;[\w.+-]{1,100}=[\w.+-]{1,100}){0,10})(;base64)?,",
+    re.IGNORECASE | re.ASCII,
 )
+_PART = 2**20
+_END = 40  # characters: where a question says that it is one
 
 
 @frozen
@@ -26,6 +29,9 @@ class Attachment:
     kind: str  #: image or file
     url: str  #: http, https or data
     name: str | None = None
+    digest: str = field(
+        default=Factory(lambda self: _digest(self.url), takes_self=True), eq=False, repr=False
+    )
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -34,9 +40,19 @@ class Attachment:
 
 def attachment(kind: str, url: str, param: str, name: str | None = None) -> Attachment:
     """Raises `Problem` for what is no URL that an agent could read."""
-    if not (_URL.fullmatch(url) or _DATA_URL.fullmatch(url)):
+    if not (_URL.fullmatch(url) or _is_data_url(url)):
         raise Problem(400, "invalid_field", f"{param} must be an http, https or data URL.", param=param)
     return Attachment(kind, url, name)
+
+
+def _is_data_url(url: str) -> bool:
+    # What is behind the head may be megabytes, and a pattern takes ten times as long.
+    return (
+        _DATA_HEAD.match(url) is not None
+        and url.isascii()
+        and " " not in url
+        and all(url[at : at + _PART].isprintable() for at in range(0, len(url), _PART))
+    )
 
 
 @frozen
@@ -46,6 +62,9 @@ class Said:
     role: str  #: user or assistant
     text: str
     attachments: tuple[Attachment, ...] = ()
+    digest: str = field(  #: of its text, but for white space
+        default=Factory(lambda self: digest_of(self.text), takes_self=True), eq=False, repr=False
+    )
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -55,12 +74,42 @@ class Said:
             entry["attachments"] = [each.plain for each in self.attachments]
         return entry
 
+    @property
+    def size(self) -> int:
+        """About how many bytes it is."""
+        return len(self.text) + sum(len(part.url) for part in self.attachments)
+
+    @property
+    def outline(self) -> Said:
+        """What is needed of it once it was said: the digests, and the end of its text."""
+        parts = tuple(evolve(part, url="") for part in self.attachments)
+        return evolve(self, text=self.text.rstrip()[-_END:], attachments=parts)
+
+
+def digest_of(text: str) -> str:
+    """Equal for texts that differ in white space only."""
+    return _digest(" ".join(text.split()))
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
 
 @frozen
 class Saying:
     message: Said  #: the newest, of the user
     history: tuple[Said, ...] = ()  #: before it
     instructions: str = ""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes its newest message is."""
+        return self.message.size + len(self.instructions)
+
+    @property
+    def outline(self) -> Saying:
+        """What is needed of it once it was said."""
+        return Saying(self.message.outline, tuple(each.outline for each in self.history))
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -7,6 +7,8 @@ the one line that is missing took a third of what a connection costs.
 
 from __future__ import annotations
 
+import trio
+
 from ..core.gateway_headers import RESUMED_HEADER, sets_login
 from ..websocket.head import HeadReader, RequestHead, ResponseHead, accept_token
 from ..websocket.sockets import Wire
@@ -79,6 +81,6 @@ async def refuse(wire: Wire, refusal: bytes) -> None:
         await wire.send_all(refusal)
         wire.end_sending()
         while await wire.receive(64 * 1024):
-            pass
+            await trio.lowlevel.checkpoint()  # it may send faster than we read
     except OSError:
         pass  # it did not stay to hear it

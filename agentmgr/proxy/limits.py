@@ -13,6 +13,9 @@ class GatewayLimits:
     head_fields: int = 100
     head_timeout_s: float = 10.0  #: from accept to the complete head, TLS handshake included
     early_bytes: int = 64 * 1024  #: what a client may send before its answer without being made to wait
+    # Bodies of requests to fronts, from their first byte until the agent has them, and answers that are not
+    # read: all together, beyond `early_bytes` of each. Parsed, a body takes up to four times as much.
+    requests_bytes: int = 256 * 1024 * 1024
     refusal_bytes: int = 64 * 1024  #: of a backend's own refusal, relayed to the client
 
     connect_timeout_s: float = 5.0

@@ -15,8 +15,16 @@ from .frames import CLOSE, TEXT_MESSAGE, FrameViolation
 _CONTINUATION, _FIN = 0x0, 0x80
 
 
+_PIECE_BYTES = 64 * 1024  # half a millisecond of masking
+
+
 def masked_frame(payload: bytes, first: bytes = TEXT_MESSAGE) -> bytes:
     """A whole frame of a client; `first` is its first byte."""
+    return b"".join(masked_pieces(payload, first))
+
+
+def masked_pieces(payload: bytes, first: bytes = TEXT_MESSAGE) -> Iterator[bytes]:
+    """The same, so that a large one can be made while it is sent."""
     size = len(payload)
     if size < 126:
         head = first + bytes((0x80 | size,))
@@ -25,8 +33,15 @@ def masked_frame(payload: bytes, first: bytes = TEXT_MESSAGE) -> bytes:
     else:
         head = first + b"\xff" + size.to_bytes(8, "big")
     key = os.urandom(4)  # RFC 6455 section 5.3
+    yield head + key + _masked(payload[:_PIECE_BYTES], key)
+    for start in range(_PIECE_BYTES, size, _PIECE_BYTES):
+        yield _masked(payload[start : start + _PIECE_BYTES], key)
+
+
+def _masked(data: bytes, key: bytes) -> bytes:
+    size = len(data)
     mask = (key * (size // 4 + 1))[:size]
-    return head + key + (int.from_bytes(payload, "big") ^ int.from_bytes(mask, "big")).to_bytes(size, "big")
+    return (int.from_bytes(data, "big") ^ int.from_bytes(mask, "big")).to_bytes(size, "big")
 
 
 class MessageReader:

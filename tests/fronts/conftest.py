@@ -31,8 +31,9 @@ class Tokens:
 
 
 class Stage:
-    def __init__(self, gateway: Gateway, port: int) -> None:
+    def __init__(self, gateway: Gateway, port: int, fronts: Fronts) -> None:
         self.gateway = gateway
+        self.fronts = fronts
         self.port = port
         self.url = f"http://127.0.0.1:{port}/v1"
 
@@ -66,10 +67,15 @@ class Stage:
         return await self.ask("POST", "/v1/chat/completions", body, headers)
 
     async def at_base(self) -> None:
-        """Returns once no connection and no seat is taken."""
+        """Returns once no connection, no seat and no memory is taken."""
         with trio.fail_after(30):
-            while self.gateway.connections() or self.gateway.lobby.live:  # noqa: ASYNC110  # not announced
-                await trio.sleep(0.005)
+            while self.gateway.connections() or self.gateway.lobby.live or self.held:  # noqa: ASYNC110
+                await trio.sleep(0.005)  # not announced
+
+    @property
+    def held(self) -> int:
+        """The bytes of requests that the gateway counts."""
+        return self.fronts.memory.taken if self.fronts.memory else 0
 
 
 def request(method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> bytes:
@@ -115,17 +121,18 @@ def stage_of() -> Open:
                 address, port = url.removeprefix("ws://").strip("/").rsplit(":", 1)
                 backends.append(Backend.at(address, int(port), service=name, **facts))
             known = frozenset(backend.service_name for backend in backends)
+            fronts = Fronts("openai")
             gateway = Gateway(
                 RoutingTable(tuple(backends), service_names=known, **(table or {})),
                 limits=limits or GatewayLimits(close_timeout_s=0.5, queue_timeout_s=1),
-                fronts=Fronts("openai"),
+                fronts=fronts,
                 **options,
             )
             listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
             async with listeners[0], trio.open_nursery() as nursery:
                 nursery.start_soon(gateway.serve, listeners)
                 try:
-                    yield Stage(gateway, listeners[0].socket.getsockname()[1])
+                    yield Stage(gateway, listeners[0].socket.getsockname()[1], fronts)
                 finally:
                     nursery.cancel_scope.cancel()
 

@@ -400,3 +400,77 @@ async def test_what_is_more_than_the_service_takes_is_a_413(stage_of, facts, hos
             assert (status, body["error"]["code"]) == (413, "too_large")
         assert (await stage.say("x"))[0] == 200
         await stage.at_base()
+
+
+async def test_large_requests_have_one_memory_together_and_small_ones_need_none(stage_of):
+    limits = GatewayLimits(requests_bytes=150_000, early_bytes=10_000, close_timeout_s=0.5)
+    large = request("POST", CHAT, {"model": "echo", "messages": [{"role": "user", "content": "x" * 100_000}]})
+    async with stage_of(limits=limits) as stage:
+        async with await stage.send(large[:-1]) as first:
+            while stage.held < 80_000:  # noqa: ASYNC110
+                await trio.sleep(0.005)
+            answer = await stage.raw(large)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b'"code": "gateway_full"' in answer
+            assert b"\r\nRetry-After: 2\r\n" in answer
+            assert (await stage.say())[0] == 200
+            await first.send_all(large[-1:])
+            assert (await first.receive_some()).startswith(b"HTTP/1.1 200 ")
+        assert (await stage.ask("POST", CHAT, b"x" * 100_000))[0] == 400
+        async with await stage.send(large[:-1]):  # left in the middle
+            pass
+        await stage.at_base()
+        assert (await stage.raw(request("POST", CHAT, b" " * 170_000))).startswith(b"HTTP/1.1 413 ")
+
+
+async def test_a_request_that_the_agent_has_takes_no_memory_any_more(stage_of):
+    async with stage_of(_says_a_and_waits) as stage:
+        asked = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": "x" * 500_000}]}
+        async with await stage.send(request("POST", CHAT, asked)) as stream:
+            await _chunks_until(stream, b'"content":"a"')
+            assert stage.held == 0
+        await stage.at_base()
+
+
+async def test_what_readers_leave_unread_takes_memory_too(stage_of):
+    async def large(message, session):
+        yield "x" * (100 if message == "small" else 6_000_000)
+
+    limits = GatewayLimits(requests_bytes=10_000_000, close_timeout_s=0.5)
+    async with stage_of(large, limits=limits) as stage, AsyncExitStack() as readers:
+        for _ in range(4):  # of which one has room; the others are cut off
+            await readers.enter_async_context(await stage.send(request("POST", CHAT, HELLO)))
+        with trio.fail_after(30):
+            while stage.held == 0 or len(stage.gateway.connections()) > 0:  # noqa: ASYNC110
+                await trio.sleep(0.005)
+        assert stage.held < 10_000_000
+        assert (await stage.say("small"))[0] == 200
+
+
+async def test_a_body_of_very_many_values_is_refused_unread(stage_of):
+    async with stage_of(facts={"max_message_bytes": 10**6}) as stage:
+        many = b'{"model": "echo", "a": [' + b"[]," * 60_000 + b"0]}"
+        status, _, body = await stage.ask("POST", CHAT, many)
+        assert (status, body["error"]["code"]) == (400, "invalid_json")
+        assert "more than 100000 values" in body["error"]["message"]
+        assert (await stage.say("[,{" * 100_000))[0] == 200  # in a text they are none
+
+
+async def test_a_large_body_stops_no_stream_of_others(stage_of, monkeypatch):
+    """Its parts are done in a thread; a loop that they held would let nothing of the stream pass."""
+    threads = []
+    run = trio.to_thread.run_sync
+
+    async def counted(work, *args, **options):
+        threads.append(work)
+        return await run(work, *args, **options)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", counted)
+    async with stage_of(facts={"max_message_bytes": 0}, host={"max_message_bytes": 0}) as stage:
+        url = "data:image/png;base64," + "A" * 3_000_000
+        image = {"type": "image_url", "image_url": {"url": url}}
+        messages = [{"role": "user", "content": [{"type": "text", "text": "see"}, image]}]
+        assert (await stage.say(messages=messages))[0] == 200
+        assert len(threads) == 2  # read, and said
+        assert (await stage.say())[0] == 200
+        assert len(threads) == 2

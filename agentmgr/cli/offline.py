@@ -58,11 +58,16 @@ class OfflineManager:
             if record.instance_id not in others and lives(record)
         ]
         self._services = [
-            view.service_view(
-                spec, [_seen(record) for record in self._running if record.service_id == spec.service_id], 0
-            )
+            view.service_view(spec, self._instances(spec), 0)
             for spec in sorted(snapshot.services, key=lambda spec: spec.name)
         ]
+
+    def _instances(self, spec: ServiceSpec) -> list[Instance]:
+        running = [_seen(record) for record in self._running if record.service_id == spec.service_id]
+        state = self._snapshot.jobs.get(spec.service_id)
+        if running or state is None or not (spec.config.is_job and state.completed):
+            return running
+        return [Instance(f"{spec.name}/0", spec.service_id, 0, ServiceStatus.COMPLETED)]
 
     @property
     def unsupervised(self) -> int:

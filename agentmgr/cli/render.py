@@ -17,6 +17,7 @@ from .out import note, on_terminal, painted, say
 
 _COLORS = {
     "running": "green",
+    "completed": "green",
     "healthy": "green",
     "starting": "cyan",
     "draining": "cyan",
@@ -138,6 +139,7 @@ _STANDING = {
     _S.RUNNING: ("is running", "no instance listens on its port (`agentmgr status {0}`)"),
     _S.UNHEALTHY: ("is running and fails its health checks", "`agentmgr logs {0}` may say why"),
     _S.BACKOFF: ("has failed and will be started again", "`agentmgr status {0}` says why and when"),
+    _S.COMPLETED: ("has completed", "`agentmgr start {0}` runs it again"),
     _S.DRAINING: ("is stopping as its sessions end", "`agentmgr start {0}` starts it again"),
     _S.STOPPING: ("is stopping", "`agentmgr start {0}` starts it again"),
     _S.ERROR: (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ..core.dependencies import Dependency
 from ..errors import AgentManagerError, ManagerNotRunning
 from ..models import Event, ServiceStatus
 from .group import Cli
@@ -101,11 +102,13 @@ async def _sessions_left(client: ManagerClient, name: str) -> str:
 
 
 async def waits(manager: ReadsServices, name: str) -> str | None:
-    """Which services it starts `--after` do not run, in words that follow its name; None where all do."""
+    """Which services it starts `--after` are not there, in words that follow its name; None where all are."""
     service = await manager.get_service(name)
     others = await manager.list_services()
-    serving = {other.name for other in others if other.status in _SERVING}
-    needed = [other for other in service.config.after if other not in serving]
+    completed = {other.name for other in others if other.status is ServiceStatus.COMPLETED}
+    serving = {other.name for other in others if other.status in _SERVING} | completed
+    words = map(Dependency.parse, service.config.after)
+    needed = [word.name for word in words if word.name not in (completed if word.completed else serving)]
     if not needed:
         return None
     if unknown := [other for other in needed if all(other != known.name for known in others)]:

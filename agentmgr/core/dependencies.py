@@ -2,13 +2,38 @@
 
 `needs` maps the name of each service to the names of the services that it starts after. Names that are not in
 it are ignored: they may be registered later.
+
+In `ServiceConfig.after` a word is a name, or `NAME:completed` for a job.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from attrs import frozen
+
 Needs = Mapping[str, Iterable[str]]
+
+COMPLETED = "completed"
+
+
+@frozen
+class Dependency:
+    name: str
+    completed: bool = False  #: it has to end well; else it has to be ready, or to have ended well
+
+    @classmethod
+    def parse(cls, word: str) -> Dependency:
+        """Raises `ValueError` where something else than `completed` follows the colon."""
+        name, colon, what = word.partition(":")
+        if colon and what != COMPLETED:
+            raise ValueError(word)
+        return cls(name, bool(colon))
+
+
+def named(after: Iterable[str]) -> list[str]:
+    """The services that these words name."""
+    return [word.partition(":")[0] for word in after]
 
 
 def cycle(needs: Needs) -> tuple[str, ...] | None:

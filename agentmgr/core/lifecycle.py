@@ -5,11 +5,12 @@ The rules:
 * Only `running` takes new sessions. It is entered from `starting`, when a handshake has proved that our own
   process answers, and from `unhealthy`, when a check succeeds again.
 * When a process ends unasked, exactly one of these follows: `backoff` (it will be started again at a known
-  time), `error` (given up, with the reason) or `stopped` (its policy lets it end). That is reported at once;
-  the descendants of the process are ended afterwards, and before the next launch.
+  time), `error` (given up, with the reason), `completed` (a job has done its work) or `stopped` (its policy
+  lets it end). That is reported at once; the descendants of the process are ended afterwards, and before the
+  next launch.
 * A stop goes through `draining` only when there may be sessions, and through `stopping` only when there is
   a process. It is allowed everywhere, and wins: only `gone` follows it.
-* `stopped` and `error` are the only states without a task; a start leaves both.
+* `stopped`, `completed` and `error` are the only states without a task; a start leaves them.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class InstanceEvent(StrEnum):
     STOP = "stop"  #: the process is asked to end
     RETRY = "retry"  #: it ended unasked, and will be started again
     GIVE_UP = "give_up"  #: it ended unasked, and will not be started again
+    COMPLETE = "complete"  #: a job ended unasked, and has done its work
     GONE = "gone"  #: it has ended, as it was asked to or as its policy allows
     CRASH = "crash"  #: our own code has failed; allowed everywhere, so that it can be reported
 
@@ -46,6 +48,7 @@ TRANSITIONS: Mapping[ServiceStatus, Mapping[InstanceEvent, ServiceStatus]] = Map
             _E.STOP: _S.STOPPING,
             _E.RETRY: _S.BACKOFF,
             _E.GIVE_UP: _S.ERROR,
+            _E.COMPLETE: _S.COMPLETED,
             _E.GONE: _S.STOPPED,
         },
         _S.RUNNING: {
@@ -54,6 +57,7 @@ TRANSITIONS: Mapping[ServiceStatus, Mapping[InstanceEvent, ServiceStatus]] = Map
             _E.STOP: _S.STOPPING,
             _E.RETRY: _S.BACKOFF,
             _E.GIVE_UP: _S.ERROR,
+            _E.COMPLETE: _S.COMPLETED,
             _E.GONE: _S.STOPPED,
         },
         _S.UNHEALTHY: {
@@ -62,11 +66,13 @@ TRANSITIONS: Mapping[ServiceStatus, Mapping[InstanceEvent, ServiceStatus]] = Map
             _E.STOP: _S.STOPPING,
             _E.RETRY: _S.BACKOFF,
             _E.GIVE_UP: _S.ERROR,
+            _E.COMPLETE: _S.COMPLETED,
             _E.GONE: _S.STOPPED,
         },
         _S.DRAINING: {_E.STOP: _S.STOPPING, _E.GONE: _S.STOPPED},
         _S.STOPPING: {_E.GONE: _S.STOPPED},
         _S.BACKOFF: {_E.LAUNCH: _S.STARTING, _E.GIVE_UP: _S.ERROR, _E.GONE: _S.STOPPED},
+        _S.COMPLETED: {_E.LAUNCH: _S.STARTING, _E.GONE: _S.STOPPED},
         _S.ERROR: {_E.LAUNCH: _S.STARTING, _E.GONE: _S.STOPPED},
     }
 )

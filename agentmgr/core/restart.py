@@ -5,7 +5,8 @@ A policy here is a function of values: it reads no clock, draws no random number
 The rules:
 
 * `on-failure` restarts what failed, `always` also what ended well, `never` nothing.
-* Ending well is exit code 0 after having been ready. A service that ends before it was ever ready has failed,
+* Ending well is exit code 0 after having been ready; of a job, which is never restarted or runs by a
+  schedule, at any time: it has completed. Any other service that ends before it was ever ready has failed,
   whatever its exit code says (as systemd takes it for `Type=notify`). A hosted agent never ends by itself:
   one that has ended got a signal from another program, and has not ended well.
 * At most `max_restart_count` restarts within any `restart_window`; the next failure gives up.
@@ -57,6 +58,7 @@ class Cause(Enum):
     """Why an instance has ended, or could not be started."""
 
     EXITED = auto()
+    COMPLETED = auto()  #: a job, with exit code 0
     ENDED_FROM_OUTSIDE = auto()  #: in good order, by a signal of another program
     NOT_READY = auto()  #: alive, and not ready within the startup timeout
     UNHEALTHY = auto()  #: alive, and failing its checks for longer than the recovery threshold
@@ -77,7 +79,8 @@ class Ending:
 
     @property
     def well(self) -> bool:
-        return self.cause is Cause.EXITED and self.ready_for_s is not None and self.exit == Exit(code=0)
+        served = self.cause is Cause.EXITED and self.ready_for_s is not None and self.exit == Exit(code=0)
+        return served or self.cause is Cause.COMPLETED
 
     @property
     def hopeless(self) -> bool:
@@ -142,7 +145,7 @@ def decide(config: ServiceConfig, history: History, ending: Ending, *, now: floa
     """What follows `ending`. `now` is monotonic, in seconds; `rand` is from [0, 1) and spreads the delay."""
     mode = config.restart_mode
     history = history.forgiven(config, ending.ready_for_s)
-    if ending.well and mode != RestartMode.ALWAYS:
+    if ending.cause is Cause.COMPLETED or (ending.well and mode != RestartMode.ALWAYS):
         return Done()
     # A fixed port that is taken at the first start is the operator's problem. On a restart it may come free.
     at_first_start = not history.total and ending.ready_for_s is None

@@ -22,9 +22,15 @@ _BEST_FIRST = (
     ServiceStatus.BACKOFF,
     ServiceStatus.STOPPING,
     ServiceStatus.ERROR,
+    ServiceStatus.COMPLETED,
     ServiceStatus.STOPPED,
 )
-_DOWN = (ServiceStatus.STOPPED, ServiceStatus.BACKOFF, ServiceStatus.ERROR)  #: nothing of it is up
+_DOWN = (
+    ServiceStatus.STOPPED,
+    ServiceStatus.BACKOFF,
+    ServiceStatus.ERROR,
+    ServiceStatus.COMPLETED,
+)  #: nothing of it is up
 _WORST_FIRST = (HealthStatus.UNHEALTHY, HealthStatus.DEGRADED, HealthStatus.UNKNOWN, HealthStatus.HEALTHY)
 
 _BACKEND_STATES = {
@@ -37,6 +43,7 @@ _BACKEND_STATES = {
     ServiceStatus.STOPPING: BackendState.DOWN,
     ServiceStatus.STOPPED: BackendState.DOWN,
     ServiceStatus.ERROR: BackendState.DOWN,
+    ServiceStatus.COMPLETED: BackendState.DOWN,
 }
 
 

@@ -22,6 +22,7 @@ from ..supervisor import Supervisor
 from .console import Console
 from .events import EventLog
 from .gateway_access import GatewayAccess
+from .jobs import Jobs
 from .minutes import MinuteLog
 from .publisher import Publisher
 from .recorder import Recorder
@@ -63,6 +64,7 @@ class ControlPlane:
             changed=lambda: self.publisher.changed(),  # which is made after those that report
             drain=self._drain,
             active=lambda service_id: self._active(self.supervisor.instances(service_id)),
+            jobs=lambda: self.jobs,
         )
         self.supervisor = Supervisor(
             self.recorder,
@@ -70,6 +72,7 @@ class ControlPlane:
             sessions_dir=paths.sessions,
             health_check_interval=settings.health_check_interval,
         )
+        self.jobs = Jobs(store, self.registry, self.supervisor, snapshot.jobs)
         self.worker_manager = WorkerManager(settings, observer=self.recorder, access=self.access)
         self.gateway = self.worker_manager.gateway
         self.publisher = Publisher(

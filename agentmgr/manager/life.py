@@ -128,10 +128,12 @@ class ManagerLife:
                 nursery.start_soon(plane.recorder.measure_lag)
                 nursery.start_soon(plane.sampler.run)
                 nursery.start_soon(plane.minute_log.run)
+                nursery.start_soon(plane.jobs.run)
                 nursery.start_soon(self._watch_database)
                 if self.supervises:
                     nursery.start_soon(plane.sessions.keep_pruned, plane.events.announce)
-                    await nursery.start(partial(plane.supervisor.run, adopt=adopt))
+                    run = partial(plane.supervisor.run, adopt=adopt, completed=plane.jobs.completed())
+                    await nursery.start(run)
                 task_status.started()
 
     async def _talk_with_workers(
@@ -198,8 +200,9 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
 
 
 async def _start_what_should_run(plane: ControlPlane) -> None:
+    completed = {spec.service_id for spec in plane.jobs.completed()}
     for spec in plane.registry.services():
-        if spec.desired_status is DesiredStatus.RUNNING:
+        if spec.desired_status is DesiredStatus.RUNNING and spec.service_id not in completed:
             try:
                 await plane.supervisor.start(spec, wait=False)
             except AgentManagerError as error:  # one service's trouble must not keep the others down

@@ -21,6 +21,7 @@ AT_ONCE = 1000
 """With more running services than that, each is measured only every second minute, or third, and so on: a day
 is 1.4 million rows of some 40 bytes at most, however many they are."""
 _BETWEEN_CHECKPOINTS = 100
+_OVER = (ServiceStatus.ERROR, ServiceStatus.COMPLETED)
 
 
 class MinuteLog:
@@ -40,9 +41,7 @@ class MinuteLog:
     async def write(self, minute: int) -> None:
         """Writes a minute that has just ended."""
         specs = self._plane.registry.by_id
-        running = {
-            i.service_id for i in self._plane.supervisor.instances() if i.status is not ServiceStatus.ERROR
-        }
+        running = {i.service_id for i in self._plane.supervisor.instances() if i.status not in _OVER}
         if minute % -(-len(running) // AT_ONCE or 1):
             return
         figures: dict[str, MinuteFigures] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
 import trio
 from attrs import field, frozen
@@ -14,6 +15,9 @@ from ..core.stats import Histogram, counted
 from ..models import ConnectionEnd, Event, HealthCheck, Instance, ServiceStatus, ServiceTotals
 from ..storage.store import Store
 from .events import EventLog
+
+if TYPE_CHECKING:
+    from .jobs import Jobs
 
 _LAG_SAMPLE_S = 0.5
 
@@ -46,9 +50,10 @@ class Recorder:
         changed: Callable[[], None],
         drain: Callable[[str, float, bool], Awaitable[None]],
         active: Callable[[str], int],
+        jobs: Callable[[], Jobs],
     ) -> None:
         """`changed` is called when the gateway's table is out of date; `drain` ends the connections of an
-        instance, in time; `active` counts those of a service.
+        instance, in time; `active` counts those of a service; `jobs` keeps how jobs have ended.
         """
         self.figures = Figures()
         self._store = store
@@ -57,6 +62,7 @@ class Recorder:
         self._changed = changed
         self._drain = drain
         self._active = active
+        self._jobs = jobs
         self._last_seen: dict[str, tuple[ServiceStatus, models.HealthStatus]] = {}
         self._touched: set[str] = set()
         self.first_bytes = RecentLatency()  #: by service id
@@ -93,8 +99,10 @@ class Recorder:
 
     async def instance_spawned(self, record: models.InstanceRecord) -> None:
         await self._store.put_instance(record)
+        await self._jobs().written()
 
     async def instance_gone(self, instance_id: str) -> None:
+        await self._jobs().written()
         await self._store.delete_instance(instance_id)
 
     async def drain(self, instance_id: str, timeout_s: float, *, for_good: bool) -> None:
@@ -116,6 +124,7 @@ class Recorder:
         if instance.status is ServiceStatus.STOPPED:
             del self._last_seen[instance.instance_id]
         self._touched.add(instance.service_id)
+        self._jobs().instance_changed(instance)
         self._changed()
 
     def instance_ended(self, end: models.InstanceEnd) -> None:

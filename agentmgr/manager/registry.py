@@ -139,8 +139,15 @@ class Registry:
 
         if not spec.config.after:  # a service that waits for none closes no circle
             return
-        needs = {other.name: other.config.after for other in self._services.values()}
-        if found := dependencies.cycle(needs | {spec.name: spec.config.after}):
+        for word in spec.config.after:
+            try:
+                dependencies.Dependency.parse(word)
+            except ValueError:
+                known = "must be a service's name, or NAME:completed"
+                problem = FieldProblem("after", f"{known}, not {word!r}")
+                raise InvalidRequest(f"after {problem.message}", fields=[problem]) from None
+        needs = {other.name: dependencies.named(other.config.after) for other in self._services.values()}
+        if found := dependencies.cycle(needs | {spec.name: dependencies.named(spec.config.after)}):
             circle = " after ".join(found)
             problem = FieldProblem("after", f"closes a circle: {circle}")
             raise InvalidRequest(f"services would wait for each other: {circle}", fields=[problem])

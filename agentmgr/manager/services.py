@@ -61,6 +61,7 @@ async def unregister(plane: ControlPlane, ref: str, *, force: bool) -> Service:
             await plane.sessions.remove(spec)
     plane.supervisor.forget(spec.service_id)
     plane.recorder.forget(spec.service_id)
+    plane.jobs.forget(spec.service_id)
     _announce(plane, "service.unregistered", spec, name=spec.name)
     plane.publisher.changed()
     return last

@@ -10,6 +10,7 @@ has to check it again. Parts, in reading order:
 - `tokens`: keys to the API and the gateway, tickets, and whether a token is needed
 - `records`: what happened: `Event`, `HealthCheck`, `ConnectionEnd`, `InstanceEnd`; `Connection`,
   `ServiceTotals`, `Latency`, `MinuteFigures`
+- `jobs`: runs of commands that end by themselves
 - `sessions`: conversations as their journals have them, and open questions
 - `host_config`: what the host of an agent is configured with (`HostConfig`, a part of `ServiceConfig`)
 - `checks`: how a service's readiness and health are checked (`CheckMethod`)
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
     from .host_config import Runtime as Runtime
     from .host_config import Sessions as Sessions
     from .host_config import WhenBusy as WhenBusy
+    from .jobs import JobRun as JobRun
+    from .jobs import JobState as JobState
+    from .jobs import RunResult as RunResult
     from .records import Connection as Connection
     from .records import ConnectionEnd as ConnectionEnd
     from .records import ConnectionPeak as ConnectionPeak
@@ -87,6 +91,7 @@ _NAMES = {
     "checks": "CheckKind CheckMethod",
     "host_config": "HostConfig OnCrash OnDisconnect Runtime Sessions WhenBusy",
     "fields": "Check new_id utc_now",
+    "jobs": "JobRun JobState RunResult",
     "records": """Connection ConnectionEnd ConnectionPeak Event Fact HealthCheck InstanceEnd InstanceRecord
         Latency MinuteFigures ServiceTotals""",
     "routing": "ConditionOperator RoutingCondition RoutingRule RoutingStrategy",

@@ -158,7 +158,7 @@ class InstanceEnd:
     instance_id: str
     slot: int
     at: datetime
-    planned: bool  #: the manager ended it: it was stopped, or replaced
+    planned: bool  #: the manager ended it: it was stopped, or replaced; or it is a job that has completed
     reason: str  #: for the user
     exit: str | None = None  #: as in "exit code 1", "SIGKILL"; None: there was no process, or it is not known
     pid: int | None = None

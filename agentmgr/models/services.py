@@ -43,6 +43,7 @@ class ServiceStatus(StrEnum):
     DRAINING = "draining"  #: takes no new sessions, and finishes those it has
     STOPPING = "stopping"
     BACKOFF = "backoff"  #: will start again at a known time
+    COMPLETED = "completed"  #: a job whose command has done its work
     ERROR = "error"  #: given up; `error_message` says why
 
 
@@ -150,7 +151,10 @@ class ServiceConfig(HostConfig):
     )
 
     auto_restart: bool = option(True, "Restart it when it fails; if not, `restart` has no effect.")
-    restart: RestartMode = option(RestartMode.ON_FAILURE, "When to restart it.")
+    restart: RestartMode = option(
+        RestartMode.ON_FAILURE,
+        "When to restart it. never: a command is a job, which has completed when it exits with 0.",
+    )
     max_restart_count: int = option(
         3, "Restarts within the window before it is given up.", between(0, 1_000_000)
     )
@@ -179,7 +183,10 @@ class ServiceConfig(HostConfig):
         default=(),
         converter=to_words,
         validator=check_texts,
-        metadata=about("A service that must be ready first.", metavar="SERVICE"),
+        metadata=about(
+            "A service that must be ready first; NAME:completed: a job that must have completed.",
+            metavar="SERVICE",
+        ),
     )
 
     memory_limit_mb: int | None = option(
@@ -247,6 +254,11 @@ class ServiceConfig(HostConfig):
     @property
     def restart_mode(self) -> RestartMode:
         return self.restart if self.auto_restart else RestartMode.NEVER
+
+    @property
+    def is_job(self) -> bool:
+        """Whether exit code 0, at whatever moment, is the end of its work."""
+        return self.restart_mode is RestartMode.NEVER
 
     @property
     def ready_method(self) -> CheckMethod:

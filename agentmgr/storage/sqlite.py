@@ -30,6 +30,7 @@ from ..models import (
     HealthCheck,
     InstanceEnd,
     InstanceRecord,
+    JobState,
     MinuteFigures,
     RoutingRule,
     ServiceSpec,
@@ -136,6 +137,9 @@ class SqliteStore:
 
     async def delete_instance(self, instance_id: str) -> None:
         await self._write(lambda db: tables.delete_instance(db, instance_id))
+
+    async def put_job(self, service_id: str, state: JobState) -> None:
+        await self._write(lambda db: tables.put_job(db, service_id, state))
 
     def record(self, fact: F) -> F:
         if isinstance(fact, Event):

@@ -28,6 +28,7 @@ from ..models import (
     HealthCheck,
     InstanceEnd,
     InstanceRecord,
+    JobState,
     MinuteFigures,
     RoutingRule,
     ServiceSpec,
@@ -47,6 +48,7 @@ class Snapshot:
     rules: tuple[RoutingRule, ...] = ()  #: oldest first
     instances: tuple[InstanceRecord, ...] = ()
     totals: Mapping[str, ServiceTotals] = Factory(dict)  #: by service id; absent: nothing counted yet
+    jobs: Mapping[str, JobState] = Factory(dict)  #: by service id; absent: it has no runs yet
 
 
 @frozen
@@ -123,6 +125,9 @@ class Store(Protocol):
 
     async def delete_instance(self, instance_id: str) -> None:
         """No error when it is not there."""
+
+    async def put_job(self, service_id: str, state: JobState) -> None:
+        """Raises `ServiceNotFound`."""
 
     def record(self, fact: F) -> F:
         """Takes a fact to be written within a second; never blocks, never raises.

@@ -21,6 +21,7 @@ from ..models import (
     HealthCheck,
     InstanceEnd,
     InstanceRecord,
+    JobState,
     RoutingRule,
     ServiceSpec,
     ServiceTotals,
@@ -87,6 +88,12 @@ def delete_instance(db: sqlite3.Connection, instance_id: str) -> None:
     db.execute("DELETE FROM instances WHERE id = ?", (instance_id,))
 
 
+def put_job(db: sqlite3.Connection, service_id: str, state: JobState) -> None:
+    if not db.execute("SELECT 1 FROM services WHERE id = ?", (service_id,)).fetchone():
+        raise SERVICES.not_found(service_id)
+    db.execute("REPLACE INTO jobs (service_id, document) VALUES (?, ?)", (service_id, to_json(state)))
+
+
 # Reading.
 
 _TOTALS = tuple(attribute.name for attribute in fields(ServiceTotals))
@@ -103,7 +110,18 @@ def load(db: sqlite3.Connection) -> Snapshot:
             service_id: _totals(service_id, *row)
             for service_id, *row in db.execute(f"SELECT service_id, {_COLUMNS} FROM totals")
         },
+        jobs={
+            service_id: _job(service_id, document)
+            for service_id, document in db.execute("SELECT service_id, document FROM jobs")
+        },
     )
+
+
+def _job(service_id: str, document: str) -> JobState:
+    try:
+        return from_json(document, JobState)
+    except InvalidRequest as error:
+        raise UnreadableRow("jobs", service_id, error) from error
 
 
 def _totals(service_id: str, *row: Any) -> ServiceTotals:

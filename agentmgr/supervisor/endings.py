@@ -23,8 +23,10 @@ async def not_ready(child: Child, timeout_s: float, seen: str) -> Ending:
     return Ending(cause, _with_last_words(reason, child))
 
 
-async def exited(child: Child, exit: Exit, ready_for_s: float | None) -> Ending:
+async def exited(child: Child, exit: Exit, ready_for_s: float | None, *, is_job: bool) -> Ending:
     """Its process has ended unasked. `ready_for_s`: None if it was never ready."""
+    if is_job and child.completes and exit == Exit(code=0):
+        return Ending(Cause.COMPLETED, "completed", exit, ready_for_s)
     if exit == Exit(code=EX_CONFIG) and (words := child.last_words()):
         return Ending(Cause.EXITED, words, exit, ready_for_s)
     if ready_for_s is None:
@@ -48,7 +50,7 @@ async def report(view: Instance, child: Child, exit: Exit, ending: Ending | None
         view.instance_id,
         view.slot,
         now,
-        planned=ending is None,
+        planned=ending is None or ending.cause is Cause.COMPLETED,
         reason=reason if ending is None else ending.reason.partition(LAST_OUTPUT)[0],
         exit=str(exit),
         pid=child.record.pid,

@@ -50,12 +50,18 @@ _PERMIT_S = 5.0  #: a start that takes longer no longer delays the next one
 
 
 @frozen
+class Missing:
+    reason: str  #: what it waits for
+    coming: bool  #: whether that is on its way
+
+
+@frozen
 class SupervisorContext:
     """What all instances of one supervisor share."""
 
     recorder: RetryingRecorder
-    missing: Callable[[ServiceSpec], tuple[str, bool] | None]
-    """Names a dependency that is not ready yet, and whether it is starting; None when all are ready."""
+    missing: Callable[[ServiceSpec], Missing | None]
+    """A dependency that it has to wait for; None when all are there."""
     health_check_interval: float
     random: Callable[[], float]  #: from [0, 1)
     probes: trio.CapacityLimiter
@@ -104,6 +110,13 @@ class InstanceTask:
         finally:
             self._first_try.fail(WrongState(f"service {self.spec.name} was stopped before it was ready"))
             self.over.set()
+
+    def rest(self) -> None:
+        """In place of `run`, for one that has completed under an earlier manager."""
+        self.finished = True
+        self._slot.close()
+        self._first_try.succeed()
+        self.over.set()
 
     # The story
 
@@ -165,7 +178,7 @@ class InstanceTask:
         if exit is None:
             assert hopeless is not None
             return hopeless
-        return await endings.exited(child, exit, self._ready_for_s())
+        return await endings.exited(child, exit, self._ready_for_s(), is_job=self._config.is_job)
 
     async def _become_ready(self, child: Child) -> Ending | None:
         timeout_s = self._config.startup_timeout
@@ -229,12 +242,10 @@ class InstanceTask:
     async def _dependencies_ready(self) -> None:
         """Waits without limit; but `started` fails when a dependency is not even starting."""
         while missing := self._context.missing(self.spec):
-            name, coming = missing
-            reason = f"waits for service {name!r}" + ("" if coming else ", which is not running")
-            self._report(error_message=reason)
-            if not coming:
+            self._report(error_message=missing.reason)
+            if not missing.coming:
                 self._first_try.fail(
-                    ServiceFailedToStart(f"service {self.spec.name} {reason}; start it first")
+                    ServiceFailedToStart(f"service {self.spec.name} {missing.reason}; start it first")
                 )
             await self._context.recorder.news.park()
 
@@ -320,7 +331,10 @@ class InstanceTask:
             self._become(InstanceEvent.GIVE_UP, **facts | {"error_message": decision.reason})
             self._fail_first_try(ending, decision.reason)
         else:
-            self._become(InstanceEvent.GONE, **facts | {"error_message": None})
+            done = ending.cause is Cause.COMPLETED
+            event = InstanceEvent.COMPLETE if done else InstanceEvent.GONE
+            self._become(event, **facts | {"error_message": None})
+            self._first_try.succeed()
         self.finished = True
         return None
 

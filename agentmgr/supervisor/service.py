@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 import trio
 from attrs import define, field
 
-from ..core.dependencies import cycle, stop_order
+from ..core.dependencies import Dependency, cycle, named, stop_order
 from ..errors import AgentManagerError, InvalidRequest
-from ..models import ServiceSpec
-from .instance import InstanceTask
+from ..models import ServiceSpec, ServiceStatus
+from .instance import InstanceTask, Missing
 from .launcher import Launcher
 
 
@@ -72,20 +72,27 @@ class ServiceInstances:
 Services = Mapping[str, ServiceInstances]  #: by id
 
 
-def missing(services: Services, spec: ServiceSpec) -> tuple[str, bool] | None:
-    """A dependency that is not ready yet, and whether it is starting; None when all are ready."""
+def missing(services: Services, spec: ServiceSpec) -> Missing | None:
+    """The first dependency that is not there yet; None when all are."""
     tasks = {service.spec.name: service.tasks for service in services.values()}
-    for name in spec.config.after:
-        needed = tasks.get(name, [])
-        if not any(task.serving for task in needed):
-            return name, not all(task.finished for task in needed)
+    for word in spec.config.after:
+        needed = Dependency.parse(word)
+        found = tasks.get(needed.name, [])
+        completed = bool(found) and all(task.view.status is ServiceStatus.COMPLETED for task in found)
+        if completed or (not needed.completed and any(task.serving for task in found)):
+            continue
+        reason = f"waits for service {needed.name!r}" + (" to complete" if needed.completed else "")
+        if coming := not all(task.finished for task in found):
+            return Missing(reason, coming)
+        failed = any(task.view.status is ServiceStatus.ERROR for task in found)
+        return Missing(f"{reason}, which {'has failed' if failed else 'is not running'}", coming)
     return None
 
 
 def refuse_cycles(services: Services, spec: ServiceSpec) -> None:
     """Raises `InvalidRequest` when `spec` would close a cycle of dependencies."""
-    needs = {service.spec.name: service.spec.config.after for service in services.values()}
-    if found := cycle({**needs, spec.name: spec.config.after}):
+    needs = {service.spec.name: named(service.spec.config.after) for service in services.values()}
+    if found := cycle({**needs, spec.name: named(spec.config.after)}):
         raise InvalidRequest(f"these services wait for each other: {' → '.join(found)}")
 
 
@@ -93,7 +100,7 @@ def stop_waves(services: Services) -> list[list[ServiceInstances]]:
     """Services in groups that may end together, the last started first, dependencies after dependents."""
     ids = {service.spec.name: service_id for service_id, service in services.items()}
     needs = {
-        service_id: [ids[name] for name in service.spec.config.after if name in ids]
+        service_id: [ids[name] for name in named(service.spec.config.after) if name in ids]
         for service_id, service in services.items()
     }
     return [[services[service_id] for service_id in wave] for wave in stop_order(needs)]

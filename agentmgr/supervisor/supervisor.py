@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -106,13 +106,16 @@ class Supervisor:
         self,
         *,
         adopt: Recorded = (),
+        completed: Iterable[ServiceSpec] = (),
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Runs until `shutdown`, or until cancelled, which is a shutdown without draining.
 
         `adopt`: the recorded processes of an earlier manager. Each is taken over if it still lives and is
         verifiably the same process; all others of that manager are ended. A process that was started from
-        another `log_dir` is neither adopted nor ended. `task_status.started()` is called when that is done.
+        another `log_dir` is neither adopted nor ended. `completed`: jobs that have completed under an earlier
+        manager; they count as `completed` until they are started or stopped. `task_status.started()` is
+        called when that is done.
 
         Raises `ServiceGivenUp`, after a shutdown, for a service that was started with `on_give_up="raise"`;
         `ManagerError` where the system cannot supervise processes (see `system.check`).
@@ -126,6 +129,7 @@ class Supervisor:
                         self._nursery = nursery
                         nursery.start_soon(self._run_launcher)
                         await self._adopt(adopt)
+                        self._remember(completed)
                         # From here on only `_wait_for_the_end` sees a cancellation, and all ends in order.
                         scope.shield = True
                         outside.start_soon(self._wait_for_the_end)
@@ -443,6 +447,21 @@ class Supervisor:
                 )
             )
             await self._context.recorder.instance_gone(record.instance_id)
+
+    def _remember(self, completed: Iterable[ServiceSpec]) -> None:
+        for spec in completed:
+            service = self._known(spec)
+            if service.tasks:  # one of its processes lives
+                continue
+            for position in range(spec.config.instances):
+                instance_id = new_id("ins")
+                view = Instance(
+                    instance_id, spec.service_id, position, ServiceStatus.COMPLETED, spec_version=spec.version
+                )
+                slot = self._launcher.slot(spec, instance_id, position)
+                task = InstanceTask(spec, view, slot, self._context)
+                task.rest()
+                service.tasks.append(task)
 
     async def _finish_replacement(
         self, service: ServiceInstances, old: InstanceTask, new: InstanceTask

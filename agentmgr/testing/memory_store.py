@@ -17,6 +17,7 @@ from ..models import (
     HealthCheck,
     InstanceEnd,
     InstanceRecord,
+    JobState,
     MinuteFigures,
     RoutingRule,
     ServiceSpec,
@@ -44,6 +45,7 @@ class MemoryStore:
         self._tokens: dict[str, Token] = {}
         self._token_policy = TokenPolicy()
         self._instances: dict[str, InstanceRecord] = {}
+        self._jobs: dict[str, JobState] = {}
         self._totals: dict[str, ServiceTotals] = {}
         self._health: dict[str, deque[HealthCheck]] = {}
         self._ends: dict[str, deque[InstanceEnd]] = {}
@@ -68,6 +70,7 @@ class MemoryStore:
             tuple(self._rules.values()),
             tuple(self._instances.values()),
             dict(self._totals),
+            dict(self._jobs),
         )
 
     async def add_service(self, spec: ServiceSpec) -> None:
@@ -82,6 +85,7 @@ class MemoryStore:
         await self._writable()
         _delete(SERVICES, self._services, service_id)
         self._totals.pop(service_id, None)
+        self._jobs.pop(service_id, None)
         self._health.pop(service_id, None)
         self._ends.pop(service_id, None)
         for figures in self._minutes.values():
@@ -129,6 +133,12 @@ class MemoryStore:
     async def delete_instance(self, instance_id: str) -> None:
         await self._writable()
         self._instances.pop(instance_id, None)
+
+    async def put_job(self, service_id: str, state: JobState) -> None:
+        await self._writable()
+        if service_id not in self._services:
+            raise SERVICES.not_found(service_id)
+        self._jobs[service_id] = state
 
     def record(self, fact: F) -> F:
         if isinstance(fact, Event):

@@ -221,3 +221,14 @@ def test_a_copy_of_the_database_says_whose_the_processes_are(shell: Any) -> None
     shell.ok("shutdown", *copy)
     (service,) = json.loads(shell.ok("list", "--format", "json"))
     assert (service["status"], service["instances"][0]["pid"]) == ("running", pid)
+
+
+def test_a_job_that_has_completed_is_shown_so_with_and_without_a_manager(shell: Any) -> None:
+    shell.ok("register", "job", "--restart", "never", "--auto-start", "--", "/bin/sh", "-c", "exit 0")
+    for _ in range(2):
+        assert "completed" in shell.ok("list")
+        shown = shell.ok("status", "job")
+        assert "completed" in shown
+        assert "wanted" not in shown
+        shell("shutdown")
+    assert "has completed" in shell.ok("start", "job"), "it runs again"

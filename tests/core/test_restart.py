@@ -198,3 +198,9 @@ def test_an_exit_reads_as_a_person_would_say_it():
         "signal 40",
         "unknown",
     ]
+
+
+@given(configs, st.one_of(st.none(), seconds))
+def test_a_job_that_exits_with_0_has_completed_under_every_policy(config, ready_for_s):
+    completed = Ending(Cause.COMPLETED, "completed", Exit(code=0), ready_for_s)
+    assert decide(config, History(), completed, now=0, rand=0) == Done()

@@ -11,12 +11,15 @@ from attrs import evolve
 from agentmgr.core.routing import RoutingTable
 from agentmgr.manager.control_plane import ControlPlane
 from agentmgr.manager.events import EventLog
+from agentmgr.manager.jobs import Jobs
 from agentmgr.manager.recorder import Recorder
+from agentmgr.manager.registry import Registry
 from agentmgr.manager.tokens import Tokens
 from agentmgr.models import Connection, HealthStatus, Instance, ServiceStatus, utc_now
 from agentmgr.process.ownership import ManagerLock
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.settings import Settings
+from agentmgr.supervisor import Supervisor
 from agentmgr.testing.memory_store import MemoryStore
 
 INSTANCE = Instance("ins_1", "svc_1", 0, ServiceStatus.STARTING)
@@ -35,6 +38,7 @@ class Recording:
             changed=self._changed,
             drain=self._drain,
             active=lambda service_id: self.active,
+            jobs=lambda: Jobs(self.store, Registry(self.store, (), ()), Supervisor(), {}),
         )
 
     def _changed(self) -> None:

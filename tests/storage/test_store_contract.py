@@ -16,7 +16,18 @@ import pytest
 from attrs import evolve
 
 from agentmgr.errors import Conflict, NameTaken, RuleNotFound, ServiceNotFound, TokenNotFound, VersionMismatch
-from agentmgr.models import ConnectionPeak, Event, Latency, ServiceTotals, Token, TokenPolicy
+from agentmgr.models import (
+    ConnectionPeak,
+    Event,
+    JobRun,
+    JobState,
+    Latency,
+    RunResult,
+    ServiceTotals,
+    Token,
+    TokenPolicy,
+    utc_now,
+)
 from agentmgr.storage import HistoryLimits, Snapshot, Store, open_store
 from agentmgr.testing import MemoryStore
 
@@ -271,6 +282,20 @@ async def test_facts_about_an_unknown_service_are_forgotten_but_events_are_not(o
         assert await store.events() == (event,)
         assert (await store.load()).totals == {}
         assert store.degraded is None
+
+
+async def test_what_is_known_of_a_job_is_replaced_as_a_whole(opened, make):
+    run = JobRun(utc_now(), utc_now(), RunResult.COMPLETED)
+    async with opened() as store:
+        service = make.service("job")
+        with pytest.raises(ServiceNotFound):
+            await store.put_job(service.service_id, JobState())
+        await store.add_service(service)
+        for state in (JobState(), JobState(run)):
+            await store.put_job(service.service_id, state)
+            assert (await store.load()).jobs == {service.service_id: state}
+        await store.delete_service(service.service_id)
+        assert (await store.load()).jobs == {}
 
 
 async def test_a_backup_does_not_overwrite(opened, tmp_path):

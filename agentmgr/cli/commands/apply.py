@@ -13,7 +13,7 @@ from attrs import evolve
 
 from ...client.api import ManagerClient
 from ...codec import to_plain
-from ...core.dependencies import stop_order
+from ...core.dependencies import named, stop_order
 from ...errors import ServiceFailed
 from ...models import Service, ServiceConfig, ServiceStatus
 from ..declaration import Declaration, DeclaredService, Step, difference, given_up, read
@@ -108,7 +108,7 @@ def _given_up(
 def _waves(steps: Sequence[Step], wanted: Declaration) -> list[list[Step]]:
     """The steps in groups that may run concurrently: services start last, and after their dependencies."""
     starts = {step.name: step for step in steps if step.action == "start"}
-    needs = {name: wanted.services[name].config.after for name in starts}
+    needs = {name: named(wanted.services[name].config.after) for name in starts}
     return [
         *([step] for step in steps if step.action != "start"),
         *([starts[name] for name in wave] for wave in reversed(stop_order(needs))),

@@ -10,7 +10,7 @@ import asyncclick as click
 
 from ...codec import to_plain
 from ...errors import AgentManagerError
-from ...models import Instance, InstanceEnd, Service
+from ...models import Instance, InstanceEnd, Service, ServiceStatus
 from ..group import Cli, format_option, subcommand
 from ..manager_interface import ReadsManager
 from ..names import SERVICE
@@ -65,7 +65,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ("id", service.service_id),
             ("description", service.description),
             ("status", str(service.status)),
-            ("wanted", wanted if wanted != str(service.status) else None),
+            ("wanted", None if service.status in (wanted, ServiceStatus.COMPLETED) else wanted),
             ("health", str(service.health)),
             ("error", service.error_message),
             ("says", "\n".join(dict.fromkeys(i.said for i in service.instances if i.said))),

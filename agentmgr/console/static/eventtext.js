@@ -43,6 +43,7 @@ const SENTENCES = {
   "instance.draining": (who) => t("{who} is draining: no new clients; those it has may finish", { who }),
   "instance.stopping": (who) => t("{who} is stopping", { who }),
   "instance.stopped": (who, detail) => withWhy(t("{who} has stopped", { who }), detail),
+  "instance.completed": (who) => t("{who} has completed", { who }),
   "instance.backoff": (who, detail, { at }) => {
     const wait = (Date.parse(detail.next_restart_at) - Date.parse(at)) / 1000;
     const next = Number.isFinite(wait) ? t("restart in {time}", { time: durationText(Math.max(wait, 0)) }) : t("it will be restarted");

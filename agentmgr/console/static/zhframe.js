@@ -5,6 +5,7 @@ export const ZH_FRAME = {
   // The API's own words: statuses, health
   "running": "运行中",
   "stopped": "已停止",
+  "completed": "已完成",
   "starting": "启动中",
   "stopping": "停止中",
   "draining": "排空中",

@@ -28,6 +28,7 @@ export const ZH_LIVE = {
   "{who} fails its health checks": "{who} 未通过健康检查",
   "{who} is draining: no new clients; those it has may finish": "{who} 正在排空：不再接受新客户端，已有的可以完成",
   "{who} is stopping": "{who} 正在停止",
+  "{who} has completed": "{who} 已完成",
   "{who} has stopped": "{who} 已停止",
   "{who} crashed": "{who} 崩溃了",
   "restart in {time}": "{time}后重启",

@@ -37,6 +37,7 @@ export const ZH_SERVICE = {
   "How far back": "时间范围",
   "It crashed too often, or cannot start, and is not restarted any more. It stays down until you start it.": "它多次异常退出或无法启动，已不再自动重启，需手动启动。",
   "It crashed, and will be restarted.": "它异常退出，将自动重启。",
+  "It has done its work and ended. Start it to run it again.": "已完成工作并退出；再次启动可重新运行。",
   "It has never run.": "尚未运行过。",
   "It has written nothing yet.": "还没有输出。",
   "It is about to stop.": "即将停止。",

@@ -17,7 +17,7 @@ export function ServiceSteering({ service, figures }) {
   if (!can("admin")) return null;
   const { name } = service;
   const connections = figures?.connections ?? service.connections ?? service.active_sessions;
-  const down = service.desired_status === "stopped";
+  const down = service.desired_status === "stopped" || service.status === "completed";
   const restart = () => call("POST", `${servicePath(service)}/restart`);
   const start = () => call("POST", `${servicePath(service)}/start`);
   return html`${down

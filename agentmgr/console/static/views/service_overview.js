@@ -24,6 +24,7 @@ function standing({ status, desired_status: wanted, health, ready, instances, se
     case "draining": return t("It is stopping: it accepts no new connections, and finishes the running turns.");
     case "stopping": return t("It is stopping.");
     case "backoff": return t("It crashed, and will be restarted.");
+    case "completed": return t("It has done its work and ended. Start it to run it again.");
     case "error": return t("It crashed too often, or cannot start, and is not restarted any more. It stays down until you start it.");
     default: return wanted === "running" && id ? t("It is down, and about to be started.") : t("It is stopped, and stays so until you start it.");
   }
@@ -36,7 +37,7 @@ export function ServiceOverview({ service, figures, route }) {
     <${ServiceCharts} service=${service} figures=${figures} route=${route} />`;
 }
 
-const DOWN = new Set(["stopped", "backoff", "error"]);
+const DOWN = new Set(["stopped", "completed", "backoff", "error"]);
 
 /** @param {{service: any, figures: any}} props */
 function Standing({ service, figures }) {

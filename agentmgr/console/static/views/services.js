@@ -18,7 +18,7 @@ const steer = (name, verb, query = {}) =>
 /** The buttons of one service. @param {{row: any}} props */
 export function ServiceActions({ row }) {
   const { name } = row;
-  const down = row.desired_status === "stopped";
+  const down = row.desired_status === "stopped" || row.status === "completed";
   return html`${down
     ? html`<${Action} label=${t("Start")} command=${commandText("start", name)} run=${() => steer(name, "start")} primary />`
     : html`<${Action} label=${t("Restart")} command=${commandText("restart", name)}

@@ -2,9 +2,10 @@
 
 A front translates between one such protocol and ours. Parts, in reading order:
 
-- `exchange`: one request and its answer, as a front sees them
-- `http`: the one shell that does I/O with clients: h11 on the wire that the gateway hands over; limits, CORS,
-  streams of events with comments that keep them alive, clients that leave. It knows no protocol of a front
+- `exchange`: one request and its answer, as a front sees them: h11 on the wire that the gateway hands over,
+  bodies, streams of events with comments that keep them alive
+- `http`: requests one after another: who may ask and what, clients that leave, problems. The two are the one
+  shell that does I/O with clients, and know no protocol of a front
 - `bounds`: what all requests together may take of memory and of the loop
 - `door`: an ordinary client of this gateway, at the other end of a socket pair, for which a front speaks
 - `saying`, `history`: what a request says, and whether what was said before is what a session knows

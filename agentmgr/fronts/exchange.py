@@ -30,6 +30,7 @@ EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 MOST_VALUES = 100_000
 """Strings, numbers, objects and arrays in a body: 30 ms of parsing, and 10 MB."""
+_SLOWEST = 32 * 1024  # bytes a second, of a body that takes longer than a stalled reader is given
 _STREAM_HEADERS = (
     ("Content-Type", EVENT_STREAM),
     ("Cache-Control", "no-cache"),
@@ -41,7 +42,7 @@ _STREAM_HEADERS = (
 class Request:
     head: RequestHead
     client_ip: str
-    identity: Identity | None  #: as its token proves it; None where none is needed
+    identity: Identity | None = None  #: as its token proves it; None where none is needed
     body: bytes = b""
 
     @property
@@ -111,18 +112,10 @@ class Exchange:
     ends. What it raises is said to the client, as long as its answer has not ended.
     """
 
-    def __init__(
-        self,
-        intake: Intake,
-        wire: Wire,
-        peer: Peer,
-        request: Request,
-        parser: h11.Connection,
-        memory: Memory,
-    ) -> None:
+    def __init__(self, intake: Intake, wire: Wire, peer: Peer, head: RequestHead, memory: Memory) -> None:
         self.intake = intake
         self.peer = peer
-        self.request = request
+        self.request = Request(head, intake.client_ip(head, peer))
         self.body = memory.held()  #: closed when the agent has it, or when the exchange is over
         self.parts: Mapping[str, str] = {}  #: of its path
         self.secure = wire.secure or peer.secure
@@ -130,7 +123,8 @@ class Exchange:
         self._stream: _Stream | None = None
         self._memory = memory
         self._wire = wire
-        self._parser = parser
+        # One for each request: what is behind its end is in `trailing_data`.
+        self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=intake.limits.head_bytes)
         self._sending: trio.Event | None = None  # set when what is being sent is
         self._unsent: memoryview | None = None  # the rest of what a cancelled task was sending
 
@@ -143,6 +137,62 @@ class Exchange:
     def was_read(self) -> bool:
         """Whether the request has been, to its end."""
         return self._parser.their_state is h11.DONE
+
+    def open(self) -> None:
+        """Finds out where the body ends. Raises `Problem`."""
+        head = self.request.head
+        if "transfer-encoding" in head.by_name and "content-length" in head.by_name:
+            raise _bad_request("Content-Length and Transfer-Encoding exclude each other")
+        fields = "".join(f"{name}: {value}\r\n" for name, value in head.fields)
+        self._parser.receive_data(f"{head.method} {head.target} HTTP/1.1\r\n{fields}\r\n".encode("latin-1"))
+        try:
+            self._parser.next_event()
+        except h11.RemoteProtocolError as error:
+            raise _bad_request(error) from None
+
+    def may_be_followed(self) -> bool:
+        """Whether another request can be read from the wire: not behind a body that was not read."""
+        self._wire.ahead = self._parser.trailing_data[0] + self._wire.ahead
+        return self._parser.our_state is h11.DONE and self._parser.their_state is h11.DONE
+
+    async def wait_gone(self) -> None:
+        """Returns when the client has left. What it asks next meanwhile waits."""
+        await self._wire.wait_gone(self.intake.limits.early_bytes)
+
+    async def receive(self, most: int) -> bytes:
+        """The body, of at most so many bytes. Raises `Problem`, `ClientGone`."""
+        head, wire, parser, body = self.request.head, self._wire, self._parser, bytearray()
+        too_large = Problem(413, "too_large", f"The body is over {most} bytes.")
+        length = head.by_name.get("content-length", "0")
+        if length.isdecimal() and int(length[:19]) > most:
+            raise too_large
+        if wire.ahead:
+            parser.receive_data(wire.ahead)
+            wire.ahead = b""
+        try:
+            with trio.fail_after(self.intake.limits.stall_timeout_s) as patience:
+                while not isinstance(event := parser.next_event(), h11.EndOfMessage):
+                    if isinstance(event, h11.Data):
+                        body += event.data
+                        if len(body) > most:
+                            raise too_large
+                        self.body.set(len(body))
+                        patience.deadline += len(event.data) / _SLOWEST
+                        await trio.lowlevel.checkpoint()  # it may send faster than we read
+                    elif event is h11.NEED_DATA:
+                        if parser.they_are_waiting_for_100_continue:
+                            going_on = h11.InformationalResponse(status_code=100, headers=[])
+                            await wire.send_all(parser.send(going_on) or b"")
+                        if not (data := await wire.receive(64 * 1024)):
+                            raise ClientGone("it left before its request was complete")
+                        parser.receive_data(data)
+        except trio.TooSlowError:
+            raise Problem(408, "request_timeout", "The body took too long.") from None
+        except h11.RemoteProtocolError as error:
+            raise _bad_request(error) from None
+        except OSError as error:
+            raise ClientGone(str(error)) from None
+        return bytes(body)
 
     async def read(self, of: Callable[[dict[str, object]], Made]) -> Made:
         """What the request asks for, which `of` makes of its body once. Raises `Problem`."""
@@ -243,3 +293,7 @@ def cors(intake: Intake, head: RequestHead) -> Headers:
     if not origin or intake.allowed_origins is None or not origin_allowed(origin, intake.allowed_origins):
         return ()
     return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"))
+
+
+def _bad_request(why: object) -> Problem:
+    return Problem(400, "bad_request", f"This is not HTTP/1.1: {why}.")

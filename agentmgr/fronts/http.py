@@ -1,7 +1,7 @@
-"""HTTP with the clients of fronts: requests in, answers and streams of events out.
+"""HTTP with the clients of fronts: request after request, who may ask, and what is said to those who may not.
 
 The gateway has read and judged the first head. Those that follow on the same wire are judged as strictly
-(`websocket.head`); h11 knows where bodies end and how answers are framed.
+(`websocket.head`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
-import h11
 import trio
 from attrs import evolve
 
@@ -23,13 +22,12 @@ from ..websocket.head import RequestHead, check_upgrade
 from ..websocket.refusal import Refusal
 from ..websocket.sockets import Wire
 from .bounds import Memory
-from .exchange import Exchange, Front, Handler, Request, Route, cors
+from .exchange import Exchange, Front, Handler, Route, cors
 from .problem import Headers, Problem
 
 logger = logging.getLogger("agentmgr.gateway")
 
 IDLE_S = 60.0  #: between two requests on one connection
-_SLOWEST = 32 * 1024  #: bytes a second, of a body that takes longer than a stalled reader is given
 UNLIMITED_BYTES = 64 * 2**20  #: of a body, where the services' own limit is none
 
 _STOPPING = Problem(
@@ -52,15 +50,14 @@ async def serve(
     """Answers requests, one after another, until the client leaves. Raises `ClientGone`, `Refusal`."""
     with ExitStack() as counted:  # a wire that waits for its next request is counted with its last one
         while (front := front_of(head)) is not None:
-            # A parser for each request: what is behind its end is in `trailing_data`.
-            parser = h11.Connection(h11.SERVER, max_incomplete_event_size=intake.limits.head_bytes)
             counted.close()
-            if not await _answer(intake, wire, head, peer, front, parser, counted, memory):
+            exchange = Exchange(intake, wire, peer, head, memory)
+            await _answer(exchange, front, counted)
+            if not exchange.may_be_followed():
                 counted.close()
                 with trio.move_on_after(intake.limits.close_timeout_s):
                     await refuse(wire, b"")
                 return
-            wire.ahead = parser.trailing_data[0] + wire.ahead
             if (following := await _next_head(intake, wire)) is None:
                 return
             head = following
@@ -82,31 +79,20 @@ async def _next_head(intake: Intake, wire: Wire) -> RequestHead | None:
     return None
 
 
-async def _answer(
-    intake: Intake,
-    wire: Wire,
-    head: RequestHead,
-    peer: Peer,
-    front: Front,
-    parser: h11.Connection,
-    counted: ExitStack,
-    memory: Memory,
-) -> bool:
-    """One exchange. Whether another one may follow on this wire. Raises `ClientGone`."""
-    request = Request(head, intake.client_ip(head, peer), None)
-    exchange = Exchange(intake, wire, peer, request, parser, memory)
+async def _answer(exchange: Exchange, front: Front, counted: ExitStack) -> None:
+    """Answers one request, whatever is wrong with it. Raises `ClientGone`."""
+    intake, head = exchange.intake, exchange.request.head
     problem: Problem | None = _STOPPING
     try:
-        parser.receive_data(_as_bytes(head))
-        parser.next_event()
+        exchange.open()
         # On their own books: a door is a client of the same address.
         counted.enter_context(intake.requests.admit(exchange.request.client_ip, trio.current_time()))
         if head.method == "OPTIONS":
             await _preflight(exchange)
         else:
             route, exchange.parts = _route(front, head)
-            exchange.request = await _admitted(exchange, wire, parser)
-            await _while_there(exchange, wire, route.handle)
+            await _admit(exchange)
+            await _while_there(exchange, route.handle)
         problem = None
     except ClientGone:
         problem = None
@@ -116,8 +102,6 @@ async def _answer(
         problem = Problem.of(refusal)
     except Problem as caught:
         problem = caught
-    except h11.RemoteProtocolError as error:
-        problem = Problem(400, "bad_request", f"This is not HTTP/1.1: {error}.")
     except Exception:  # the boundary: also of a fault of ours a client is told in its protocol
         logger.exception("internal error in a front: %s %s was not answered", head.method, head.path)
         problem = Problem(500, "internal_error", "Something went wrong in agentmgr itself; its log has it.")
@@ -130,8 +114,6 @@ async def _answer(
                     await _say(exchange, front, _STOPPING)
     if problem is not None:
         await _say(exchange, front, problem)
-    # What is left of a body that was not read would be taken for the next request.
-    return parser.our_state is h11.DONE and parser.their_state is h11.DONE
 
 
 def _route(front: Front, head: RequestHead) -> tuple[Route, dict[str, str]]:
@@ -149,25 +131,22 @@ def _route(front: Front, head: RequestHead) -> tuple[Route, dict[str, str]]:
     raise Problem(405, "method_not_allowed", f"{head.path} takes {methods}.", headers=(("Allow", methods),))
 
 
-async def _admitted(exchange: Exchange, wire: Wire, parser: h11.Connection) -> Request:
-    """The request, with its body, of a client that may ask. Raises `Refusal`, `Problem`, `ClientGone`."""
-    intake, request = exchange.intake, exchange.request
-    head = request.head
+async def _admit(exchange: Exchange) -> None:
+    """Reads the body of a client that may ask. Raises `Refusal`, `Problem`, `ClientGone`."""
+    intake, head = exchange.intake, exchange.request.head
     _check_page(intake, head)
-    identity = None
+    identity, most = None, 0
     if intake.authenticator is not None:
         bare = evolve(head, target=head.path)  # a ticket in the query is for a WebSocket, and good for one
         identity, _ = await authenticate(bare, intake.authenticator)
-    if head.method not in ("POST", "PUT", "PATCH"):
-        return evolve(request, identity=identity, body=await _read_body(exchange, wire, parser, 0))
-    # A page of another origin may post a form or plain text without asking first.
-    if head.by_name.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Problem(415, "unsupported_media_type", "Content-Type must be application/json.")
-    if head.by_name.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(415, "unsupported_media_type", "Content-Encoding must not be used here.")
-    most = min(_most_bytes(intake), exchange.body.most)
-    body = await _read_body(exchange, wire, parser, most)
-    return evolve(request, identity=identity, body=body)
+    if head.method in ("POST", "PUT", "PATCH"):
+        # A page of another origin may post a form or plain text without asking first.
+        if head.by_name.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Problem(415, "unsupported_media_type", "Content-Type must be application/json.")
+        if head.by_name.get("content-encoding", "identity").lower() != "identity":
+            raise Problem(415, "unsupported_media_type", "Content-Encoding must not be used here.")
+        most = min(_most_bytes(intake), exchange.body.most)
+    exchange.request = evolve(exchange.request, identity=identity, body=await exchange.receive(most))
 
 
 def _check_page(intake: Intake, head: RequestHead) -> None:
@@ -185,51 +164,14 @@ def _most_bytes(intake: Intake) -> int:
     return max(limits, default=2**20)
 
 
-async def _read_body(exchange: Exchange, wire: Wire, parser: h11.Connection, most: int) -> bytes:
-    """Raises `Problem`, `ClientGone`."""
-    head, body = exchange.request.head, bytearray()
-    too_large = Problem(413, "too_large", f"The body is over {most} bytes.")
-    length = head.by_name.get("content-length", "0")
-    if "transfer-encoding" in head.by_name and "content-length" in head.by_name:
-        raise Problem(400, "bad_request", "Content-Length and Transfer-Encoding exclude each other.")
-    if length.isdecimal() and int(length[:19]) > most:
-        raise too_large
-    if wire.ahead:
-        parser.receive_data(wire.ahead)
-        wire.ahead = b""
-    try:
-        with trio.fail_after(exchange.intake.limits.stall_timeout_s) as patience:
-            while not isinstance(event := parser.next_event(), h11.EndOfMessage):
-                if isinstance(event, h11.Data):
-                    body += event.data
-                    if len(body) > most:
-                        raise too_large
-                    exchange.body.set(len(body))
-                    patience.deadline += len(event.data) / _SLOWEST
-                    await trio.lowlevel.checkpoint()  # it may send faster than we read
-                elif event is h11.NEED_DATA:
-                    if parser.they_are_waiting_for_100_continue:
-                        going_on = h11.InformationalResponse(status_code=100, headers=[])
-                        await wire.send_all(parser.send(going_on) or b"")
-                    data = await wire.receive(64 * 1024)
-                    if not data:
-                        raise ClientGone("it left before its request was complete")
-                    parser.receive_data(data)
-    except trio.TooSlowError:
-        raise Problem(408, "request_timeout", "The body took too long.") from None
-    except OSError as error:
-        raise ClientGone(str(error)) from None
-    return bytes(body)
-
-
-async def _while_there(exchange: Exchange, wire: Wire, handle: Handler) -> None:
+async def _while_there(exchange: Exchange, handle: Handler) -> None:
     """Has the request handled, as long as its client is there. Raises what the handler does, `ClientGone`."""
     gone = False
     raised: BaseException | None = None
 
     async def watch() -> None:
         nonlocal gone
-        await wire.wait_gone(exchange.intake.limits.early_bytes)
+        await exchange.wait_gone()
         gone = True
         nursery.cancel_scope.cancel()
 
@@ -281,8 +223,3 @@ async def _preflight(exchange: Exchange) -> None:
             ("Access-Control-Max-Age", "600"),
         )
     await exchange.reply(200, b"", (("Content-Type", "text/plain"), *allowed))
-
-
-def _as_bytes(head: RequestHead) -> bytes:
-    fields = "".join(f"{name}: {value}\r\n" for name, value in head.fields)
-    return f"{head.method} {head.target} HTTP/1.1\r\n{fields}\r\n".encode("latin-1")

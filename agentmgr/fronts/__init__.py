@@ -12,6 +12,8 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `conversation`: the turn of one message, and its events
 - `keyed`, `threads`: in which session it is said; what is remembered of it between two requests
 - `openai`: OpenAI's routes; `openai_errors`, `openai_chat`: their translators
+- `responses`: those of its Responses API; `response_id`: where a response is found again; `playback`: how it
+  is read again; `openai_input`, `openai_responses`: their translators
 - `problem`: what goes wrong with a request, before it is said in the front's own shape; checks of its fields
 
 Words:

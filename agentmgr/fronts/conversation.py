@@ -54,26 +54,44 @@ class Turn:
     _early: list[dict[str, Any]] | None = None  # events that came until it is known whether it was taken
     _skips_to: str | None = None  # the notice or the step before which events are of other turns, or known
     _over: bool = False
+    _said_before: bool = False
+
+    async def taken(self) -> None:
+        """Returns once the agent's host has the message. Raises as `events` does."""
+        try:
+            while self._early is not None:
+                came = await self.door.receive()
+                self._early += came
+                if any(event["event"] == protocol.PONG for event in came):
+                    self._held, self._early = self._early + self._held, None
+        except DoorClosed as closed:
+            raise closed.amid_a_turn from None
+        for event in self._held:
+            if self._was_said_before(event):
+                self._said_before = True
+            elif event["event"] == protocol.ERROR and event.get("step_id") == self.step_id:
+                raise NotTaken(event.get("content"))
+
+    @property
+    def after_seq(self) -> int:
+        """The `seq` of an event before its first, once it is taken; 0: there may be none."""
+        last_seq = self._last_seq or 0
+        return max(0, last_seq - _REPLAYED) if self._said_before else last_seq
 
     async def events(self) -> list[dict[str, Any]]:
         """Those that have come since, at least one; none any more when the turn is over.
 
         Raises `NotTaken`, or another `Problem` where the connection to the agent ends before the turn does.
         """
+        await self.taken()
         try:
             while self._held or not self._over:
                 came, self._held = self._held or await self.door.receive(), []
-                if self._early is not None:
-                    self._early += came
-                    if not any(event["event"] == protocol.PONG for event in came):
-                        continue
-                    came, self._early = self._early, None
                 if any(map(self._was_said_before, came)):
                     # By a client that was cut off, and asks again: it gets the same answer.
                     self._skips_to = NoticeCode.RESUMED
-                    await self.door.send(
-                        reconnect(self.session_id, max(0, (self._last_seq or 0) - _REPLAYED))
-                    )
+                    self._said_before = True
+                    await self.door.send(reconnect(self.session_id, self.after_seq))
                 elif mine := [event for event in came if self._is_mine(event)]:
                     return mine
         except DoorClosed as closed:
@@ -111,20 +129,30 @@ class Turn:
 
 
 async def say(
-    door: Door, session_id: str, saying: Saying, step_id: str, *, last_seq: int | None = None
+    door: Door,
+    session_id: str,
+    saying: Saying,
+    step_id: str,
+    *,
+    last_seq: int | None = None,
+    queue: bool = True,
 ) -> Turn:
-    """`last_seq`: of a session that was there before. Raises `DoorClosed`."""
-    message = {
+    """`last_seq`: of a session that was there before. Unless `queue`, a message is not taken while a turn
+    runs. Raises `DoorClosed`.
+    """
+    message: dict[str, Any] = {
         "event": protocol.MESSAGE,
         "session_id": session_id or None,
         "step_id": step_id,
         "content": saying.message.text,
         "metadata": saying.metadata,
     }
-    if last_seq is None:
+    if not queue:
+        message["queue"] = False
+    if not session_id:
         await door.send(message, size=saying.size)
         return Turn(door, session_id, step_id)
-    # That the message was said before is known when the pong is there; its events may come earlier.
+    # Whether the message was taken is known when the pong is there; its events may come earlier.
     await door.send(message, {"event": protocol.PING}, size=saying.size)
     return Turn(door, session_id, step_id, last_seq=last_seq, early=[])
 

@@ -7,7 +7,7 @@ up an older branch. A session that knows something else is then not the one to g
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -35,6 +35,12 @@ def same(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Said], *, older_dro
         role == their_role and text in (None, our_text)
         for (role, our_text), (their_role, text) in zip(known, said, strict=True)
     )
+
+
+def said(ours: Iterable[Mapping[str, Any]]) -> Iterator[Said]:
+    """What a session knows, as messages."""
+    for entry in ours:
+        yield Said(str(entry.get("role")), _text(entry.get("content")))
 
 
 def asks(said: Sequence[Said]) -> bool:

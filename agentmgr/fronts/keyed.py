@@ -10,10 +10,10 @@ a question that the client was shown, as its last message, is answered by the me
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import define, frozen
 
@@ -33,7 +33,7 @@ from .conversation import (
 )
 from .door import Door, open_door
 from .exchange import Exchange
-from .problem import NotTaken
+from .problem import NotTaken, Problem
 from .saying import Said, Saying
 from .threads import Branch, Threads, Waiting
 
@@ -42,6 +42,7 @@ MOST_BRANCHES = 16
 _TRIES = 3  # of instances, until one holds the session
 _ELSEWHERE = (ErrorCode.SESSION_ELSEWHERE, ErrorCode.DRAINING)
 _LOOK_BACK = 256  # events, for questions that are open
+Worked = TypeVar("Worked")
 
 
 @frozen
@@ -85,6 +86,7 @@ class Conversation:
     saying: Saying
     threads: Threads
     again: bool = False  #: the client has asked before, and may not have got all of the answer
+    needs_session: bool = False  #: a service that has none is not asked
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Turn]:
@@ -98,12 +100,16 @@ class Conversation:
                 try:
                     turn = await (self._keyed if self.place.name else self._alone)(stack)
                 except NoSessions as other:
+                    if self.needs_session:
+                        raise no_sessions(self.place.model) from None
                     turn = await self._without(stack, other)
             self.saying = self.saying.outline
             self.exchange.body.close()
-            yield turn
-            if turn.waits:
-                stack.pop_all()
+            try:
+                yield turn
+            finally:
+                if turn.waits:
+                    stack.pop_all()
 
     def remember(self, turn: Turn, text: str, question: str | None) -> None:
         """Remembers where the session is, now that the client has this text.
@@ -126,7 +132,7 @@ class Conversation:
         """The turn that waits for this message. Raises `DoorClosed`."""
         where = self.place.question(self.saying.history)
         waiting = None if where is None else self.threads.take(where)
-        if waiting is None:
+        if waiting is None or waiting.question is None:
             return None
         stack.callback(waiting.turn.door.leave)
         return await answer(waiting.turn, waiting.question, self.saying.message)
@@ -154,20 +160,7 @@ class Conversation:
 
     async def _keyed(self, stack: ExitStack) -> Turn:
         """Raises `Problem`."""
-        word = self.place.word
-        for tries in range(_TRIES):
-            with ExitStack() as tried:
-                door = await self._enter(tried, word)
-                try:
-                    turn = await self._in_a_branch(door)
-                except NotTaken as error:
-                    if error.code not in _ELSEWHERE or tries == _TRIES - 1:
-                        raise
-                    word = error.content.get("named", word)  # the gateway finds its holder by that
-                    continue
-                stack.push(tried.pop_all())
-                return turn
-        raise AssertionError("the last try returns or raises")
+        return await at_holder(self.exchange, self.place, stack, self._in_a_branch)
 
     async def _in_a_branch(self, door: Door) -> Turn:
         """Raises `NotTaken`, `DoorClosed`."""
@@ -190,7 +183,7 @@ class Conversation:
 
     async def _go_on(self, door: Door, session_id: str, name: str, last_seq: int) -> Turn | None:
         """Says it in a session that is there; None where that is of another history."""
-        state, theirs = await _state(door, session_id), self.saying.history
+        state, theirs = await state_of(door, session_id), self.saying.history
         ours, less = state.get("history", []), bool(state.get("truncated"))
         asked = state.get("busy") and history.asks(theirs)
         if asked and (turn := await _asked(door, session_id, last_seq, self.saying)) is not None:
@@ -208,7 +201,31 @@ class Conversation:
         return await say(door, session_id, self.saying, step_id, last_seq=last_seq)
 
 
-async def _state(door: Door, session_id: str) -> Mapping[str, Any]:
+async def at_holder(
+    exchange: Exchange, place: Place, stack: ExitStack, work: Callable[[Door], Awaitable[Worked]]
+) -> Worked:
+    """Works with the instance that holds the session of that name; the door is left with the stack.
+
+    Raises `Problem`, `NoSessions`.
+    """
+    word = place.word
+    for tries in range(_TRIES):
+        with ExitStack() as tried:
+            door = await open_door(exchange, target_of(place.model), session=word)
+            tried.callback(door.leave)
+            try:
+                worked = await work(door)
+            except NotTaken as error:
+                if error.code not in _ELSEWHERE or tries == _TRIES - 1:
+                    raise
+                word = error.content.get("named", word)  # the gateway finds its holder by that
+                continue
+            stack.push(tried.pop_all())
+            return worked
+    raise AssertionError("the last try returns or raises")
+
+
+async def state_of(door: Door, session_id: str) -> Mapping[str, Any]:
     """Raises `NotTaken`, `DoorClosed`."""
     await door.send(reconnect(session_id, FROM_NOW_ON, with_state=True))
     state: Mapping[str, Any] = {}
@@ -222,6 +239,11 @@ async def _state(door: Door, session_id: str) -> Mapping[str, Any]:
                 return state
             elif event["event"] == protocol.ERROR:
                 raise NotTaken(event.get("content"))
+
+
+def no_sessions(model: str) -> Problem:
+    """Of a request that makes no sense without."""
+    return Problem(400, "no_sessions", f"{model!r} keeps no sessions, so there is nothing to go on with.")
 
 
 async def _asked(door: Door, session_id: str, last_seq: int, saying: Saying) -> Turn | None:

@@ -18,6 +18,7 @@ from .exchange import Exchange, Route
 from .keyed import Conversation, Place
 from .openai_chat import ChatAnswer, ChatRequest
 from .problem import Problem
+from .responses import Responses
 from .saying import session_key
 from .threads import Threads
 
@@ -43,6 +44,7 @@ class OpenAI:
             Route("GET", "/v1/models", self._models),
             Route("GET", "/v1/models/{model}", self._model),
             Route("POST", "/v1/chat/completions", self._chat),
+            *Responses(self._threads).routes,
         )
 
     def problem(self, problem: Problem) -> bytes:

@@ -44,7 +44,7 @@ class ChatRequest:
     @classmethod
     def of(cls, body: Mapping[str, object]) -> ChatRequest:
         """Strict on types, lenient on fields that it does not know. Raises `Problem`."""
-        model = required(body, "model", str)
+        model = model_of(body)
         messages = required(body, "messages", list)
         if (count := optional(body, "n", int)) not in (None, 1):
             raise invalid("n", f"must be 1: an agent gives one answer, not {count}")
@@ -156,13 +156,16 @@ class ChatAnswer:
         name, content = event["event"], event.get("content", "")
         match name:
             case protocol.PARTIAL_ANSWER:
-                return self._say(_text(content))
+                return self._say(as_text(content))
             case protocol.THINKING:
-                return self._think(_text(content))
+                return self._think(as_text(content))
             case protocol.TOOL_CALL | protocol.TOOL_RESULT if self.show_tools:
-                return self._think(_tool_line(name, content))
+                return self._think(tool_line(name, content))
             case protocol.FINAL_ANSWER:
-                return self._say(self._rest_of(_text(content))) + self._finish()
+                return (
+                    self._say(rest_of(as_text(content), self.already + self.content, self.content))
+                    + self._finish()
+                )
             case protocol.USER_CONFIRM:
                 self.question = event.get("step_id")
                 self.streamed = self.already + self.content
@@ -220,14 +223,6 @@ class ChatAnswer:
         """What tells a client that has chunks already."""
         return b"data: " + jsontext.in_utf8(json.dumps(shape(problem), ensure_ascii=False)) + b"\n\n"
 
-    def _rest_of(self, final: str) -> str:
-        streamed = self.already + self.content
-        if final.startswith(streamed):
-            return final[len(streamed) :]
-        if streamed.startswith(final) or final.endswith(self.content):
-            return ""  # a stream of over 8 MiB is cut off in `final_answer`
-        return f"\n\n{final}"
-
     def _say(self, text: str) -> bytes:
         self._shown.append(text)
         return self._delta("content", text) if text else b""
@@ -259,15 +254,31 @@ class ChatAnswer:
         )
 
 
-def _text(content: Any) -> str:
+def model_of(body: Mapping[str, object]) -> str:
+    """Raises `Problem`."""
+    if not (model := required(body, "model", str)):
+        raise invalid("model", "must not be empty: `auto` leaves the choice to the rules")
+    return model
+
+
+def rest_of(final: str, streamed: str, here: str) -> str:
+    """What was not streamed of a final answer; `here`: what of the stream this answer has said."""
+    if final.startswith(streamed):
+        return final[len(streamed) :]
+    if streamed.startswith(final) or final.endswith(here):
+        return ""  # a stream of over 8 MiB is cut off in `final_answer`
+    return f"\n\n{final}"
+
+
+def as_text(content: Any) -> str:
     """An answer may be any JSON."""
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
-def _tool_line(name: str, content: Any) -> str:
+def tool_line(name: str, content: Any) -> str:
     fields = content if isinstance(content, Mapping) else {}
     tool = fields.get("tool", "a tool")
     if name == protocol.TOOL_CALL:
-        return f"\n[{tool} {_text(fields.get('args'))}]\n"
+        return f"\n[{tool} {as_text(fields.get('args'))}]\n"
     verdict = "" if fields.get("success", True) else " failed"
-    return f"\n[{tool}{verdict}: {_text(fields.get('result'))[:1000]}]\n"
+    return f"\n[{tool}{verdict}: {as_text(fields.get('result'))[:1000]}]\n"

@@ -34,10 +34,10 @@ class Branch:
 
 @define(eq=False)
 class Waiting:
-    """A turn that has asked, and waits for the answer with its door open."""
+    """A turn that has asked, and waits for the answer with its door open; or one that goes on to its end."""
 
     turn: Turn
-    question: str  #: its `step_id`
+    question: str | None  #: its `step_id`; None: the turn is not taken up again, and its events are not kept
     scope: trio.CancelScope = field(factory=trio.CancelScope)
 
 
@@ -83,7 +83,7 @@ class Threads:
         try:
             with waiting.scope:
                 while not _is_settled(waiting, came := await turn.door.receive()):
-                    if turn.hold(came) > _MOST_HELD:
+                    if waiting.question is not None and turn.hold(came) > _MOST_HELD:
                         break
         except DoorClosed:
             pass
@@ -94,11 +94,12 @@ class Threads:
 
 
 def _is_settled(waiting: Waiting, came: list[dict[str, Any]]) -> bool:
-    """Whether the question is open no more."""
+    """Whether the question is open no more, or the turn has ended."""
     return any(_settles(event, waiting) for event in came)
 
 
 def _settles(event: Mapping[str, Any], waiting: Waiting) -> bool:
     if event["event"] == protocol.NOTICE:
-        return event.get("step_id") == waiting.question
-    return event["event"] in protocol.TURN_ENDS and event.get("session_id") == waiting.turn.session_id
+        return waiting.question is not None and event.get("step_id") == waiting.question
+    ends = event["event"] in protocol.TURN_ENDS or event["event"] == protocol.SESSION_END
+    return ends and event.get("session_id") == waiting.turn.session_id

@@ -1,0 +1,191 @@
+"""The Responses API: from a body to what is said, and what it goes on with. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import frozen
+
+from .openai_chat import model_of
+from .problem import Problem, invalid, optional, required, typed
+from .response_id import ResponseId
+from .saying import MOST_ATTACHMENTS, Attachment, Said, Saying, attachment
+
+_ASIDE = frozenset({"system", "developer"})
+_ROLES = _ASIDE | {"user", "assistant"}
+_OF_ANSWERS = ("reasoning", "compaction", "mcp_list_tools", "mcp_approval_request")
+_NOTHING = Said("user", "")
+
+
+@frozen
+class Approval:
+    """A person's answer to a question."""
+
+    asking: ResponseId  #: the response that ended with it
+    approve: bool
+    reason: str
+
+
+@frozen
+class ResponsesRequest:
+    model: str  #: "": that of the response before
+    saying: Saying
+    approval: Approval | None  #: then nothing is said
+    previous: str | None
+    conversation: str | None
+    stream: bool
+    background: bool
+    store: bool
+    metadata: Mapping[str, Any]
+    cache_key: str | None
+
+    @classmethod
+    def of(cls, body: Mapping[str, object]) -> ResponsesRequest:
+        """Strict on types, lenient on fields that it does not know. Raises `Problem`."""
+        previous = optional(body, "previous_response_id", str)
+        approval, said, instructions = _input(required(body, "input", object))
+        aside = (optional(body, "instructions", str) or "", *instructions)
+        conversation = _conversation(body.get("conversation"))
+        if previous is not None and conversation is not None:
+            raise invalid("conversation", "excludes previous_response_id")
+        if (previous or conversation) is not None and any(each.role == "assistant" for each in said):
+            raise invalid("input", "must only have what is new, and no message of the assistant")
+        found_elsewhere = approval is not None or previous is not None
+        model = "" if found_elsewhere and body.get("model") is None else model_of(body)
+        asked = cls(
+            model,
+            _saying(said, "\n\n".join(filter(None, aside)), approval, joined=bool(previous or conversation)),
+            approval,
+            previous,
+            conversation,
+            stream=bool(optional(body, "stream", bool)),
+            background=bool(optional(body, "background", bool)),
+            store=optional(body, "store", bool) is not False,
+            metadata=_metadata(optional(body, "metadata", dict) or {}),
+            cache_key=optional(body, "prompt_cache_key", str),
+        )
+        if asked.background and not asked.store:
+            raise invalid("background", "needs store: what is not stored ends with its request")
+        if not asked.store and asked.conversation is not None:
+            raise invalid("conversation", "needs store: what is not stored ends with its request")
+        return asked
+
+    @property
+    def echo(self) -> dict[str, Any]:
+        """What the response shows of it."""
+        conversation = {"id": self.conversation} if self.conversation else None
+        return {
+            "metadata": dict(self.metadata),
+            "previous_response_id": self.previous,
+            "conversation": conversation,
+            "store": self.store,
+        }
+
+
+def _metadata(given: Mapping[str, object]) -> Mapping[str, Any]:
+    """It is shown again, so it is bounded as OpenAI's is."""
+    for name, value in given.items():
+        if len(name) > 64 or len(typed(value, str, f"metadata.{name[:64]}")) > 512:
+            raise invalid("metadata", "must have keys of up to 64 characters and values of up to 512")
+    if len(given) > 16:
+        raise invalid("metadata", "must have at most 16 keys")
+    return given
+
+
+def _conversation(value: object) -> str | None:
+    """It is named, or an object that has its `id`."""
+    name = required(value, "id", str, "conversation.") if isinstance(value, dict) else value
+    if name is None:
+        return None
+    if not (found := typed(name, str, "conversation")):
+        raise invalid("conversation", "must not be empty")
+    return found
+
+
+def _saying(said: list[Said], instructions: str, approval: Approval | None, *, joined: bool) -> Saying:
+    if approval is not None:
+        return Saying(_NOTHING, instructions=instructions)
+    if not said or said[-1].role != "user":
+        raise invalid("input", "must end with a message of the user")
+    newest, before = said[-1], said[:-1]
+    if joined:  # all of it is new
+        texts = "\n\n".join(filter(None, (each.text for each in said)))
+        newest, before = Said("user", texts, tuple(part for each in said for part in each.attachments)), []
+    if not newest.text and not newest.attachments:
+        raise invalid("input", "must not end with an empty message")
+    return Saying(newest, tuple(before), instructions)
+
+
+def _input(value: object) -> tuple[Approval | None, list[Said], list[str]]:
+    """The answer to a question that it ends with, or what was said; and what instructs."""
+    if isinstance(value, str):
+        return None, [Said("user", value)], []
+    if not isinstance(value, list):
+        raise invalid("input", "must be a string or an array")
+    approval, said, instructions = None, list[Said](), list[str]()
+    for place, item in enumerate(value):
+        where = f"input[{place}]"
+        fields = typed(item, dict, where)
+        kind = optional(fields, "type", str, f"{where}.") or "message"
+        if kind == "mcp_approval_response":
+            approval = _approval(fields, where)
+        elif kind == "message":
+            role = required(fields, "role", str, f"{where}.")
+            if role not in _ROLES:
+                raise invalid(f"{where}.role", f"must be one of {', '.join(sorted(_ROLES))}")
+            text, attachments = _content(required(fields, "content", object, f"{where}."), f"{where}.content")
+            if role in _ASIDE:
+                instructions.append(text)
+            else:
+                approval = None  # it was answered long ago
+                if role == "assistant" and said and said[-1].role == "assistant":
+                    text = said.pop().text + text  # a question, or a thought, was between them
+                said.append(Said(role, text, attachments))
+        elif not (kind in _OF_ANSWERS or kind.endswith(("_call", "_call_output"))):
+            raise invalid(f"{where}.type", f"{kind[:40]!r} is not supported: send a message")
+    return approval, said, instructions
+
+
+def _approval(fields: Mapping[str, object], where: str) -> Approval:
+    name = f"{where}.approval_request_id"
+    asking = ResponseId.parse(required(fields, "approval_request_id", str, f"{where}."))
+    if asking is None:
+        raise Problem(400, "approval_not_found", f"{name} is no question that was asked here.", param=name)
+    approve = required(fields, "approve", bool, f"{where}.")
+    return Approval(asking, approve, optional(fields, "reason", str, f"{where}.") or "")
+
+
+def _content(content: object, where: str) -> tuple[str, tuple[Attachment, ...]]:
+    if isinstance(content, str):
+        return content, ()
+    texts, attachments = [], []
+    for place, item in enumerate(typed(content, list, where)):
+        here = f"{where}[{place}]"
+        part = typed(item, dict, here)
+        match required(part, "type", str, f"{here}."):
+            case "input_text" | "output_text" | "text":
+                texts.append(required(part, "text", str, f"{here}."))
+            case "refusal":
+                texts.append(required(part, "refusal", str, f"{here}."))
+            case "input_image":
+                url = required(part, "image_url", str, f"{here}.")
+                attachments.append(attachment("image", url, f"{here}.image_url"))
+            case "input_file":
+                attachments.append(_file(part, here))
+            case kind:
+                known = "send input_text, input_image or input_file"
+                raise invalid(f"{here}.type", f"{kind[:40]!r} is not supported: {known}")
+    if len(attachments) > MOST_ATTACHMENTS:
+        raise invalid(where, f"must have at most {MOST_ATTACHMENTS} images and files")
+    return "\n".join(texts), tuple(attachments)
+
+
+def _file(part: Mapping[str, object], here: str) -> Attachment:
+    name = optional(part, "filename", str, f"{here}.")
+    if (url := optional(part, "file_url", str, f"{here}.")) is not None:
+        return attachment("file", url, f"{here}.file_url", name)
+    data = required(part, "file_data", str, f"{here}.")
+    if ":" not in data[:64]:  # bare base64
+        data = f"data:application/octet-stream;base64,{data}"
+    return attachment("file", data, f"{here}.file_data", name)

@@ -25,14 +25,17 @@ def digest(said: Iterable[Said]) -> str:
 
 
 def same(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Said], *, older_dropped: bool = False) -> bool:
-    """`ours`: as `agent.state_exported` shows it; `older_dropped`: it shows the newest entries only."""
-    known = [(str(entry.get("role")), digest_of(_text(entry.get("content")))) for entry in ours]
+    """`ours`: as `agent.state_exported` shows it; `older_dropped`: it shows the newest entries only.
+
+    Of an answer that was stopped, a client has as much as it got.
+    """
+    known = [_line(entry) for entry in ours]
     known = [line for line in known if line[1] != _NOTHING or line[0] == "user"]
     said = _folded(theirs)
     if older_dropped:
         said = said[max(0, len(said) - len(known)) :]
     return len(known) == len(said) and all(
-        role == their_role and text in (None, our_text)
+        role == their_role and (our_text is None or text in (None, our_text))
         for (role, our_text), (their_role, text) in zip(known, said, strict=True)
     )
 
@@ -53,6 +56,10 @@ def ends_with(ours: Sequence[Mapping[str, Any]], message: Said) -> bool:
     if len(ours) < 2 or (ours[-2].get("role"), ours[-1].get("role")) != ("user", "assistant"):
         return False
     return digest_of(_text(ours[-2].get("content"))) == message.digest
+
+
+def _line(entry: Mapping[str, Any]) -> _Line:
+    return str(entry.get("role")), None if entry.get("incomplete") else digest_of(_text(entry.get("content")))
 
 
 def _folded(theirs: Iterable[Said]) -> list[_Line]:

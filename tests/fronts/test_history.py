@@ -34,6 +34,13 @@ def test_what_was_said_is_compared_but_for_white_space():
     assert history.same([], [])
 
 
+def test_of_an_answer_that_was_stopped_a_client_has_as_much_as_it_got():
+    known = [*ours(("user", "count")), {"role": "assistant", "content": "1 2 3 4", "incomplete": True}]
+    assert history.same(known, [user("count"), agent("1 2 3")])
+    assert history.same([*known, *KNOWN[:2]], [user("count"), agent("1"), user("hi"), agent("hello there")])
+    assert not history.same(known, [user("count more"), agent("1 2 3")])
+
+
 def test_of_a_long_history_the_newest_entries_are_enough():
     said = [user("long ago"), agent("yes"), user("hi"), agent("hello there"), user("two"), agent('{"a": 1}')]
     assert history.same(KNOWN, said, older_dropped=True)

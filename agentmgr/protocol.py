@@ -43,10 +43,13 @@ From the client
                                any session one is made. A `step_id` that is one of the session's last 256 is
                                refused as `duplicate`, so that it is safe to send a message again after a
                                cut. While a turn runs the message waits, or by the service's `when_busy` is
-                               refused (`busy`) or interrupts that turn
+                               refused (`busy`) or interrupts that turn; with `queue` false it never waits,
+                               and is refused. `metadata.confirm_timeout`: seconds that the turn's questions
+                               wait, where neither the agent's code nor its service says how long
     user.response              answers an `agent.user_confirm`: its `step_id`, and `content.confirmed` (or
                                `content.approved`, or `content` itself) true or false. The first answer
-                               counts; later ones get `unknown_step`
+                               counts; later ones get `unknown_step`. `content.answer_id` comes back in the
+                               notice `answered`
     user.cancel                ends the running turn at once with `agent.interrupted`; with a `step_id`, only
                                if it is that turn. If none runs: notice `nothing_running`
     user.ack                   `seq`: everything up to it was received and need not be kept
@@ -73,11 +76,12 @@ From the agent
 
     agent.session_created  {session_id}; it is event 1 of each session
     agent.session_end      {reason}, see `EndReason`; it is the last event of each session
-    agent.state_exported   {state, history, last_seq, busy}. `history`: {role: user or assistant, content},
-                           with `incomplete: true` for an answer that was broken off, `truncated: true` for
-                           one of over 1 MiB; at most 1000 entries and 1 MiB. `truncated`: how many older
-                           entries were dropped. `state_left_out`: why `state` is empty (over 1 MiB, or JSON
-                           cannot say it)
+    agent.state_exported   {state, history, last_seq, busy, turn}. `turn`: {step_id, content} of the message
+                           that is being answered. `history`: {role: user or assistant, content}, with
+                           `incomplete: true` for an answer that was broken off, `truncated: true` for one of
+                           over 1 MiB; at most 1000 entries and 1 MiB. `truncated`: how many older entries
+                           were dropped. `state_left_out`: why `state` is empty (over 1 MiB, or JSON cannot
+                           say it)
     agent.state_restored   the same
 
     agent.thinking         text, for a person to see
@@ -86,8 +90,9 @@ From the agent
     agent.partial_answer   text; joined in order, these are the answer. None is dropped or merged
     agent.user_confirm     {tool, args, message, timeout_s}: a question; its `step_id` is for the response.
                            No answer within `timeout_s` means no. It stays open over a reconnect, and is
-                           closed when its instance ends. The notice `answered` {confirmed, message} with its
-                           `step_id`, an event of the session, says that it was answered or timed out
+                           closed when its instance ends. The notice `answered` {confirmed, message,
+                           answer_id} with its `step_id`, an event of the session, says that it was answered
+                           or timed out
     agent.usage            {input_tokens, output_tokens, model}: what a turn has used, to be added up
 
     agent.final_answer     any JSON: the whole answer, also when it was streamed; of a stream of over 8 MiB

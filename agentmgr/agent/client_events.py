@@ -59,7 +59,8 @@ class ClientEvents:
 
     async def _message(self, event: ClientEvent) -> None:
         session = await self._sessions.for_message(event.session_id)
-        session.accept(Message(event.content, event.metadata), event.step_id, event.size)
+        queue = event.fields.get("queue") is not False
+        session.accept(Message(event.content, event.metadata), event.step_id, event.size, queue=queue)
 
     async def _response(self, event: ClientEvent) -> None:
         session = await self._sessions.known(event)

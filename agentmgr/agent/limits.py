@@ -9,8 +9,9 @@ import math
 import sys
 from typing import Any
 
-from attrs import frozen
+from attrs import fields, frozen
 
+from ..models.fields import DAY_S
 from ..models.host_config import HostConfig
 
 # Of a host.
@@ -58,6 +59,9 @@ long in all, and keep the first of them back for 9 ms more."""
 MAX_JUMP = 10**9
 """By so much a client may be ahead of its session, which a host that could not write has lost a part of."""
 
+MAX_CONFIRM_S = 30 * DAY_S
+"""That a question waits because its client says so: as much as the option `confirm_timeout` may be."""
+
 
 @frozen
 class SessionLimits(HostConfig):
@@ -65,6 +69,15 @@ class SessionLimits(HostConfig):
 
     buffer_events: int = 4096
     buffer_bytes: int = 2**20
+
+    def patience(self, asked: Any) -> float:
+        """How long a question waits: the service's `confirm_timeout`, and where its owner has set none, what
+        the turn's message asks for.
+        """
+        unset = self.confirm_timeout == fields(HostConfig).confirm_timeout.default
+        if unset and type(asked) in (int, float) and asked > 0:
+            return float(min(asked, MAX_CONFIRM_S))
+        return self.confirm_timeout
 
 
 def weigh(value: Any, most: float = math.inf) -> int:

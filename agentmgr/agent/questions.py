@@ -11,6 +11,7 @@ from attrs import Factory, define
 from ..protocol import NOTICE, ErrorCode, NoticeCode
 from .events import Event
 from .incoming import BadInput
+from .limits import MAX_ID_CHARS
 from .message import Decision
 
 
@@ -53,10 +54,14 @@ class Questions:
             )
         question.decision = Decision(approved, fields)
         question.answered.set()
-        return settled(step_id, approved, f"the answer was {'yes' if approved else 'no'}")
+        how = f"the answer was {'yes' if approved else 'no'}"
+        answer_id = fields.get("answer_id")
+        return settled(step_id, approved, how, answer_id if isinstance(answer_id, str) else None)
 
 
-def settled(step_id: str, confirmed: bool, how: str) -> Event:
+def settled(step_id: str, confirmed: bool, how: str, answer_id: str | None = None) -> Event:
     """Says to all who read the session that a question is open no more: each of them may be showing it."""
     content = {"code": NoticeCode.ANSWERED, "message": how, "confirmed": confirmed}
+    if answer_id is not None:
+        content["answer_id"] = answer_id[:MAX_ID_CHARS]
     return Event(NOTICE, content, step_id=step_id)

@@ -153,7 +153,9 @@ class Session:
         self, tool: str, args: Any = None, *, message: str = "", timeout_s: float | None = None
     ) -> Decision:
         """Asks the person at the other end. No answer in time means no."""
-        timeout_s = self.limits.confirm_timeout if timeout_s is None else timeout_s
+        if timeout_s is None:
+            turn = self._turns.current
+            timeout_s = self.limits.patience(turn and turn.message.metadata.get("confirm_timeout"))
         step_id = f"ask_{secrets.token_hex(8)}"
         question = self.questions.open(step_id)
         content = {"tool": tool, "args": args, "message": message, "timeout_s": timeout_s}
@@ -248,15 +250,16 @@ class Session:
         self._holdings.count()
         return gap
 
-    def accept(self, message: Message, step_id: str | None, size: int) -> None:
-        """Takes a message, whose content takes `size` bytes, as the next turn.
+    def accept(self, message: Message, step_id: str | None, size: int, *, queue: bool = True) -> None:
+        """Takes a message, whose content takes `size` bytes, as the next turn; only if it is the next one to
+        be worked on, where it is not to `queue`.
 
         Raises `BadInput`: `busy`, `queue_full`, `host_full`, `duplicate`, `session_unreachable`.
         """
         if self.durable and self.leaving:
             raise BadInput(ErrorCode.SESSION_UNREACHABLE, "the session leaves this instance; connect again")
         size = size_of(message, size)
-        self._turns.check(step_id, size, self.limits.when_busy)
+        self._turns.check(step_id, size, self.limits.when_busy, queue=queue)
         self._budget.require(size)
         if self._turns and self.limits.when_busy is WhenBusy.INTERRUPT:
             self.cancel("a newer message")
@@ -286,7 +289,11 @@ class Session:
     def snapshot(self) -> dict[str, Any]:
         """What `user.request_state` shows."""
         shown = history.show(self.state, self.history, self.forgotten)
-        return {**shown, "last_seq": self.buffer.visible, "busy": self.busy}
+        shown |= {"last_seq": self.buffer.visible, "busy": self.busy}
+        turn = self._turns.current
+        if turn is not None and not turn.is_over:
+            shown["turn"] = {"step_id": turn.step_id, "content": turn.message.content}
+        return shown
 
     # Its life.
 

@@ -14,6 +14,8 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `openai`: OpenAI's routes; `openai_errors`, `openai_chat`: their translators
 - `responses`: those of its Responses API; `response_id`: where a response is found again; `playback`: how it
   is read again; `openai_input`, `openai_responses`: their translators
+- `agui`: from events to those of AG-UI; `agui_input`: what its requests say; `agui_runs`: runs of a thread;
+  `agui_front`: its route
 - `problem`: what goes wrong with a request, before it is said in the front's own shape; checks of its fields
 
 Words:
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from .bounds import Memory
     from .exchange import Front
 
-PREFIXES = {"openai": ("/v1/",)}
+PREFIXES = {"openai": ("/v1/",), "agui": ("/agui/",)}
 """The fronts that there are, and with what their paths begin."""
 
 
@@ -91,4 +93,8 @@ def _make(name: str) -> Front:
             from .openai import OpenAI
 
             return OpenAI()
+        case "agui":
+            from .agui_front import AGUI
+
+            return AGUI()
     raise KeyError(name)

@@ -140,21 +140,25 @@ async def say(
     """`last_seq`: of a session that was there before. Unless `queue`, a message is not taken while a turn
     runs. Raises `DoorClosed`.
     """
-    message: dict[str, Any] = {
-        "event": protocol.MESSAGE,
-        "session_id": session_id or None,
-        "step_id": step_id,
-        "content": saying.message.text,
-        "metadata": saying.metadata,
-    }
-    if not queue:
-        message["queue"] = False
+    message = message_of(session_id, saying, step_id, queue=queue)
     if not session_id:
         await door.send(message, size=saying.size)
         return Turn(door, session_id, step_id)
     # Whether the message was taken is known when the pong is there; its events may come earlier.
     await door.send(message, {"event": protocol.PING}, size=saying.size)
     return Turn(door, session_id, step_id, last_seq=last_seq, early=[])
+
+
+def message_of(session_id: str, saying: Saying, step_id: str, *, queue: bool = True) -> dict[str, Any]:
+    """The event that says it."""
+    message = {
+        "event": protocol.MESSAGE,
+        "session_id": session_id or None,
+        "step_id": step_id,
+        "content": saying.message.text,
+        "metadata": saying.metadata,
+    }
+    return message if queue else message | {"queue": False}
 
 
 async def answer(turn: Turn, question: str, message: Said) -> Turn:

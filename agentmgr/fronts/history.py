@@ -43,7 +43,7 @@ def same(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Said], *, older_dro
 def said(ours: Iterable[Mapping[str, Any]]) -> Iterator[Said]:
     """What a session knows, as messages."""
     for entry in ours:
-        yield Said(str(entry.get("role")), _text(entry.get("content")))
+        yield Said(str(entry.get("role")), text_of(entry.get("content")))
 
 
 def asks(said: Sequence[Said]) -> bool:
@@ -55,11 +55,12 @@ def ends_with(ours: Sequence[Mapping[str, Any]], message: Said) -> bool:
     """Whether the last turn that the session knows is of this message."""
     if len(ours) < 2 or (ours[-2].get("role"), ours[-1].get("role")) != ("user", "assistant"):
         return False
-    return digest_of(_text(ours[-2].get("content"))) == message.digest
+    return digest_of(text_of(ours[-2].get("content"))) == message.digest
 
 
 def _line(entry: Mapping[str, Any]) -> _Line:
-    return str(entry.get("role")), None if entry.get("incomplete") else digest_of(_text(entry.get("content")))
+    text = None if entry.get("incomplete") else digest_of(text_of(entry.get("content")))
+    return str(entry.get("role")), text
 
 
 def _folded(theirs: Iterable[Said]) -> list[_Line]:
@@ -86,7 +87,8 @@ def _folded(theirs: Iterable[Said]) -> list[_Line]:
     return lines
 
 
-def _text(content: Any) -> str:
+def text_of(content: Any) -> str:
+    """Of an entry of a history."""
     if isinstance(content, Mapping):
         for name in ("text", "message", "content", "question"):  # as `agent.Message` reads it
             if isinstance(content.get(name), str):

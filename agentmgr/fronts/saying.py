@@ -100,6 +100,7 @@ class Saying:
     message: Said  #: the newest, of the user
     history: tuple[Said, ...] = ()  #: before it
     instructions: str = ""
+    beside: Mapping[str, Any] = field(factory=dict)  #: what else is in the message's metadata
 
     @property
     def size(self) -> int:
@@ -114,7 +115,7 @@ class Saying:
     @property
     def metadata(self) -> dict[str, Any]:
         """What a `user.message` says besides its text."""
-        metadata: dict[str, Any] = {}
+        metadata = dict(self.beside)
         if self.message.attachments:
             metadata["attachments"] = [each.plain for each in self.message.attachments]
         if self.instructions:

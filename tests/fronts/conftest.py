@@ -121,7 +121,7 @@ def stage_of() -> Open:
                 address, port = url.removeprefix("ws://").strip("/").rsplit(":", 1)
                 backends.append(Backend.at(address, int(port), service=name, **facts))
             known = frozenset(backend.service_name for backend in backends)
-            fronts = Fronts("openai")
+            fronts = Fronts("openai,agui")
             gateway = Gateway(
                 RoutingTable(tuple(backends), service_names=known, **(table or {})),
                 limits=limits or GatewayLimits(close_timeout_s=0.5, queue_timeout_s=1),

@@ -1,0 +1,214 @@
+"""AG-UI's RunAgentInput: which thread and run, what is said, and which questions are answered. Pure.
+
+Strict on the types of what is read, lenient on all else: real clients send many fields. Of `messages` the
+newest one of the user is said; those before are the history by which the session is found. `system` and
+`developer` are instructions. `tools`, `context`, `state` and `forwardedProps` are handed to the agent in the
+message's metadata, as `agui`; none of them is run or applied here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from attrs import frozen
+
+from ..core.plain_text import yes_or_no
+from .problem import invalid, optional, required, typed
+from .saying import MOST_ATTACHMENTS, Attachment, Said, Saying, attachment
+
+PATIENCE_S = 30 * 86_400
+"""That a question waits for its `resume`, unless the agent or its service says how long."""
+FINAL = "-final"
+"""How the id of a message ends that is the whole answer, in place of what was streamed before it."""
+_LONGEST_THREAD = 200
+_LONGEST_RUN = 256  # a `step_id`
+_MOST_ANSWERS = 64
+_HANDED_ON = ("state", "tools", "context", "forwardedProps")
+_ASIDE = ("system", "developer")
+_UNSAID = ("tool", "reasoning", "activity")  # what the agent did, as the client was shown it
+_MEDIA = ("image", "audio", "video", "document")
+
+
+@frozen
+class Answer:
+    """To a question (an interrupt)."""
+
+    question: str  #: its `step_id`
+    cancelled: bool  #: it is given up, which means no
+    confirmed: bool
+    content: Mapping[str, Any]  #: what else the client's payload says
+
+    @property
+    def response(self) -> dict[str, Any]:
+        return {**self.content, "confirmed": self.confirmed}
+
+
+@frozen
+class RunInput:
+    thread_id: str
+    run_id: str
+    modern: bool  #: the client speaks AG-UI 1.0, and not a version before it
+    messages: Sequence[dict[str, Any]]  #: up to the newest of the user, as the client has them
+    saying: Saying | None  #: None: the user has said nothing
+    nothing_new: bool  #: the client has more messages behind the user's newest
+    answers: Sequence[Answer]
+    calls: frozenset[str]  #: ids of the tool calls before that message
+
+    @classmethod
+    def of(cls, body: Mapping[str, object], *, connects: bool = False) -> RunInput:
+        """`connects`: it only reads. Raises `Problem`."""
+        thread_id, run_id = required(body, "threadId", str), required(body, "runId", str)
+        if not thread_id:
+            raise invalid("threadId", "must not be empty")
+        if not 0 < len(run_id) <= _LONGEST_RUN:
+            raise invalid("runId", f"must have 1 to {_LONGEST_RUN} characters")
+        items = optional(body, "messages", list) or []
+        messages = [_message(typed(item, dict, f"messages[{n}]"), n) for n, item in enumerate(items)]
+        said = [_said(message, f"messages[{n}]") for n, message in enumerate(messages)]
+        users = [n for n, each in enumerate(said) if each is not None and each.role == "user"]
+        newest = users[-1] if users else -1
+        answers = _answers(optional(body, "resume", list) or [])
+        message = said[newest] if users else None
+        saying = None
+        if message is not None and (message.text or message.attachments):
+            texts = [text for m in messages if m["role"] in _ASIDE and (text := _content(m, "")[0])]
+            earlier = list(zip(messages[:newest], said, strict=False))
+            saying = Saying(message, _folded(earlier), "\n\n".join(texts), _beside(body))
+        elif not answers and not connects:
+            raise invalid("messages", "must have a message of the user that is not empty")
+        return cls(
+            thread_id,
+            run_id,
+            modern=optional(body, "protocolVersion", str) is not None,
+            messages=messages[: newest + 1],
+            saying=saying,
+            nothing_new=newest < len(messages) - 1,
+            answers=answers,
+            calls=frozenset(_calls(messages[:newest])),
+        )
+
+
+def session_name(thread_id: str) -> str:
+    """A tilde is for the branches of a thread."""
+    if len(thread_id) > _LONGEST_THREAD:
+        thread_id = sha256(thread_id.encode("utf-8", "replace")).hexdigest()
+    return f"agui:{thread_id.replace('~', '~~')}"
+
+
+def _beside(body: Mapping[str, object]) -> dict[str, Any]:
+    handed_on = {name: body[name] for name in _HANDED_ON if body.get(name)}
+    return {"confirm_timeout": PATIENCE_S} | ({"agui": handed_on} if handed_on else {})
+
+
+def _message(fields: dict[str, Any], place: int) -> dict[str, Any]:
+    required(fields, "role", str, f"messages[{place}].")
+    return fields if isinstance(fields.get("id"), str) else {**fields, "id": f"message-{place}"}
+
+
+def _said(message: Mapping[str, Any], where: str) -> Said | None:
+    role = message["role"]
+    if role in _UNSAID:
+        return None
+    if role not in ("user", "assistant", *_ASIDE):
+        roles = ", ".join(sorted(("user", "assistant", *_ASIDE, *_UNSAID)))
+        raise invalid(f"{where}.role", f"must be one of {roles}")
+    text, attachments = _content(message, f"{where}.content")
+    return None if role in _ASIDE else Said(role, text, attachments)
+
+
+def _content(message: Mapping[str, Any], where: str) -> tuple[str, tuple[Attachment, ...]]:
+    content = message.get("content")
+    if content is None or isinstance(content, str):
+        return content or "", ()
+    texts, attachments = [], []
+    for place, item in enumerate(typed(content, list, where)):
+        here = f"{where}[{place}]"
+        part = typed(item, dict, here)
+        kind = required(part, "type", str, f"{here}.")
+        if kind == "text":
+            texts.append(required(part, "text", str, f"{here}."))
+        elif kind in _MEDIA:
+            source = required(part, "source", dict, f"{here}.")
+            attachments.append(_attachment(kind, source, f"{here}.source"))
+        elif kind == "binary":  # as it was before 1.0
+            data = optional(part, "data", str, f"{here}.")
+            url = optional(part, "url", str, f"{here}.")
+            source = {"type": "url", "value": url} if data is None else {"type": "data", "value": data}
+            source["mimeType"] = required(part, "mimeType", str, f"{here}.")
+            kind = "image" if source["mimeType"].startswith("image/") else "document"
+            name = optional(part, "filename", str, f"{here}.")
+            attachments.append(_attachment(kind, source, here, name))
+        else:
+            known = ", ".join(("text", *_MEDIA))
+            raise invalid(f"{here}.type", f"{kind[:40]!r} is not supported: send {known}")
+    if len(attachments) > MOST_ATTACHMENTS:
+        raise invalid(where, f"must have at most {MOST_ATTACHMENTS} images and files")
+    return "\n".join(texts), tuple(attachments)
+
+
+def _attachment(kind: str, source: Mapping[str, Any], where: str, name: str | None = None) -> Attachment:
+    value = required(source, "value", str, f"{where}.")
+    match required(source, "type", str, f"{where}."):
+        case "data":
+            value = f"data:{required(source, 'mimeType', str, f'{where}.')};base64,{value}"
+        case "url":
+            pass
+        case other:
+            raise invalid(f"{where}.type", f"{other[:40]!r} is not supported: send data or url")
+    return attachment("image" if kind == "image" else "file", value, f"{where}.value", name)
+
+
+def _folded(messages: Sequence[tuple[Mapping[str, Any], Said | None]]) -> tuple[Said, ...]:
+    """A turn's answer is several messages to the client, with what the agent did between, and one to us."""
+    folded: list[Said] = []
+    for message, said in messages:
+        if said is None or (said.role == "assistant" and not said.text):
+            continue
+        if said.role == "assistant" and folded and folded[-1].role == "assistant":
+            before = "" if str(message["id"]).endswith(FINAL) else folded[-1].text
+            folded[-1] = Said("assistant", before + said.text)
+        else:
+            folded.append(said)
+    return tuple(folded)
+
+
+def _calls(messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    found = []
+    for message in messages:
+        calls = message.get("toolCalls")
+        for call in calls if isinstance(calls, list) else ():
+            if isinstance(call, dict) and isinstance(call.get("id"), str):
+                found.append(call["id"])
+    return found
+
+
+def _answers(items: list[object]) -> tuple[Answer, ...]:
+    if len(items) > _MOST_ANSWERS:
+        raise invalid("resume", f"must have at most {_MOST_ANSWERS} answers")
+    answers = []
+    for place, item in enumerate(items):
+        where = f"resume[{place}]"
+        entry = typed(item, dict, where)
+        question = required(entry, "interruptId", str, f"{where}.")
+        status = required(entry, "status", str, f"{where}.")
+        if status not in ("resolved", "cancelled"):
+            raise invalid(f"{where}.status", "must be resolved or cancelled")
+        payload = entry.get("payload")
+        confirmed = status == "resolved" and _confirmed(payload, f"{where}.payload")
+        content = payload if isinstance(payload, dict) else {}
+        answers.append(Answer(question, status == "cancelled", confirmed, content))
+    return tuple(answers)
+
+
+def _confirmed(payload: object, where: str) -> bool:
+    """Only yes is yes."""
+    said = payload
+    if isinstance(said, dict):
+        said = next((said[name] for name in ("confirmed", "approved") if name in said), None)
+    if isinstance(said, str):
+        said = yes_or_no(said)
+    if not isinstance(said, bool):
+        raise invalid(where, 'must say yes or no, as in {"confirmed": true}')
+    return said

@@ -1,0 +1,373 @@
+"""What is done with a thread of AG-UI: a run in it; to read it; to stop what runs in it.
+
+A thread is the session of its name, and a run is a part of a turn: from the message, or from a question that
+the run answers, to the next question or the turn's end. A run that is asked for again is read again. Where
+the client's messages before its newest one are not those of the session, the run is in a branch of that
+(NAME~2 …), as in `keyed`; a client that sends no messages but its newest goes on in the branch of before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from attrs import define, field
+
+from .. import protocol
+from ..protocol import ErrorCode, NoticeCode
+from . import history
+from .agui import RunStream, question_at, run_begins, settled, transcript, turn_of
+from .agui_input import Answer, RunInput, session_name
+from .conversation import (
+    Found,
+    NoSessions,
+    Turn,
+    code_of,
+    create_session,
+    find_session,
+    message_of,
+    reconnect,
+    target_of,
+)
+from .door import Door, DoorClosed, open_door
+from .exchange import Exchange
+from .keyed import MOST_BRANCHES, Place, at_holder, state_of
+from .problem import NotTaken, invalid
+from .threads import Branch, Threads, Waiting
+
+_LOOK_BACK = 4096  # events, for where a run begins
+
+Event = dict[str, Any]
+
+
+class Runs:
+    """What the fronts that speak AG-UI share."""
+
+    def __init__(self) -> None:
+        self._threads = Threads()
+
+    async def run(self, exchange: Exchange, service: str, asked: RunInput) -> None:
+        """A run, as server-sent events. Raises `Problem`."""
+        await _Run.of(exchange, service, asked, self._threads).run()
+
+    async def connect(self, exchange: Exchange, service: str, asked: RunInput) -> None:
+        """What the thread has, and what runs in it up to its end or its question. Raises `Problem`."""
+        await _Run.of(exchange, service, asked, self._threads).connect()
+
+    async def stop(self, exchange: Exchange, service: str, thread_id: str, run_id: str | None = None) -> bool:
+        """Ends the turn that runs in the thread, or waits for an answer; with a `run_id`, only if that run is
+        a part of it. False: there is none. Raises `Problem`.
+        """
+        place = Place.of(exchange, service, session_name(thread_id))
+
+        async def end(door: Door) -> bool:
+            if (at := await _newest(door, place, self._threads)) is None:
+                return False
+            found = at[1]
+            if run_id is not None:
+                running = (await state_of(door, found.session_id)).get("turn", {}).get("step_id")
+                events = await _recent(door, found)
+                asked, runs = (run_begins(events, str(each), running) for each in (run_id, running))
+                if asked is None or runs is None or asked[0] != runs[0]:
+                    return False
+            cancel = {"event": protocol.CANCEL, "session_id": found.session_id}
+            return all(code_of(event) != NoticeCode.NOTHING_RUNNING for event in await _ask(door, cancel))
+
+        with ExitStack() as stack:
+            try:
+                return await at_holder(exchange, place, stack, end)
+            except NoSessions:
+                return False
+
+
+@define
+class _Run:
+    exchange: Exchange
+    place: Place
+    asked: RunInput
+    threads: Threads
+    stream: RunStream
+    after: int  #: the last of our events that the client has; 0: it does not say
+    branch: int = 1
+    state: Mapping[str, Any] = field(factory=dict)  #: of the session, before
+    messages: Sequence[Mapping[str, Any]] | None = None  #: to begin with, in place of what the client has
+
+    @classmethod
+    def of(cls, exchange: Exchange, service: str, asked: RunInput, threads: Threads) -> _Run:
+        stream = RunStream(asked.thread_id, asked.run_id, asked.modern, asked.messages, asked.calls)
+        place = Place.of(exchange, service, session_name(asked.thread_id))
+        last = exchange.request.head.by_name.get("last-event-id", "")
+        after = int(last) if last.isascii() and last.isdigit() and len(last) < 19 else 0
+        return cls(exchange, place, asked, threads, stream, after)
+
+    async def run(self) -> None:
+        with ExitStack() as stack:
+            await self._answer(stack, self._resume if self.asked.answers else self._say)
+
+    async def connect(self) -> None:
+        with ExitStack() as stack:
+            await self._answer(stack, self._read)
+
+    async def _answer(self, stack: ExitStack, begin: Callable[[Door], Awaitable[Turn | None]]) -> None:
+        self.exchange.stream(self.stream.cut_off)
+        try:
+            turn = await self._waiting(stack) or await at_holder(self.exchange, self.place, stack, begin)
+        except NoSessions as other:
+            turn = await self._without(stack, other)
+        except NotTaken:
+            await self.exchange.begin()  # it is about the run: said in its stream
+            raise
+        if turn is None:
+            self.stream.nothing()
+        data = self.stream.begin(self.state.get("state"), self.messages)
+        while turn is not None and not self.stream.finished:
+            await self.exchange.send(data)
+            data = b"".join(map(self.stream.feed, await turn.events()))
+        self.threads.remember(self.place, Branch(self.branch, ""))
+        if turn is not None and turn.session_id and (question := self.stream.question) is not None:
+            # It waits before the client knows of the question, and may answer.
+            turn.waits = True
+            nursery = self.exchange.intake.nursery
+            self.threads.wait((self.place, question), Waiting(turn, question), nursery)
+            stack.pop_all()
+        await self.exchange.send(data)
+        await self.exchange.end()
+
+    # Each of these finds where the run begins, and prepares the stream for it. None: there is nothing to be
+    # read. They raise `Problem` and `NoSessions`.
+
+    async def _waiting(self, stack: ExitStack) -> Turn | None:
+        """The turn that waits for this run with its door open."""
+        for answer in self.asked.answers:
+            if (waiting := self.threads.take((self.place, answer.question))) is None:
+                continue
+            with ExitStack() as taken:
+                taken.callback(waiting.turn.door.leave)
+                try:
+                    turn = await self._resume(waiting.turn.door)
+                except DoorClosed:
+                    return None
+                stack.push(taken.pop_all())
+                return turn
+        return None
+
+    async def _resume(self, door: Door) -> Turn | None:
+        """Answers the questions, and goes on behind them."""
+        answers, run_id = self.asked.answers, self.asked.run_id
+        given_up = all(each.cancelled for each in answers)
+        for number in _branches(self.place, self.threads):
+            if (found := await find_session(door, _name(self.place, number))) is None:
+                break
+            events = await _recent(door, found)
+            asked = [at for each in answers if (at := question_at(events, each.question)) is not None]
+            if not asked:
+                continue
+            begins, is_over = turn_of(events, max(asked))
+            notices = [settled(events, each.question) for each in answers]
+            is_open = [
+                not is_over and notice is None and question_at(events, each.question) is not None
+                for each, notice in zip(answers, notices, strict=True)
+            ]
+            for each, notice, still in zip(answers, notices, is_open, strict=True):
+                if not (still or each.cancelled or (notice or {}).get("answer_id") == run_id):
+                    raise _unknown(each.question)
+            if given_up and is_over and (turn := await self._say(door, or_nothing=True)) is not None:
+                return turn
+            responses = [
+                self._response(found, each) for each, still in zip(answers, is_open, strict=True) if still
+            ]
+            if responses:
+                events += [event for event in await _ask(door, *responses) if "seq" in event]
+            self.branch = number
+            return self._behind(door, found, events, begins, max(asked) + 1)
+        if given_up:
+            return await self._say(door, or_nothing=True)
+        raise _unknown(answers[0].question)
+
+    def _response(self, found: Found, answer: Answer) -> Event:
+        content = answer.response | {"answer_id": self.asked.run_id}
+        return {
+            "event": protocol.RESPONSE,
+            "session_id": found.session_id,
+            "step_id": answer.question,
+            "content": content,
+        }
+
+    async def _say(self, door: Door, *, or_nothing: bool = False) -> Turn | None:
+        """Says the message in the branch that has the client's history, or in a new one; `or_nothing`: if it
+        is not the next one of a branch that is there, nothing is said.
+        """
+        saying = self.asked.saying
+        if saying is None:
+            return None
+        is_new, theirs = not self.asked.nothing_new, saying.history
+        for number in _branches(self.place, self.threads):
+            name = _name(self.place, number)
+            if (found := await find_session(door, name)) is None:
+                if or_nothing:
+                    return None
+                return await self._say_in(door, number, await self._made(door, name))
+            self.state = await state_of(door, found.session_id)
+            ours, less = self.state.get("history", []), bool(self.state.get("truncated"))
+            fits = history.same(ours, theirs, older_dropped=less) or not (theirs or or_nothing)
+            if is_new and fits:
+                return await self._say_in(door, number, found)
+            was_said = not is_new or history.ends_with(ours, saying.message)
+            if was_said and not or_nothing and (turn := await self._again(door, number, found)) is not None:
+                return turn
+        raise NotTaken(
+            {"code": ErrorCode.MAX_SESSIONS, "message": f"the thread has {MOST_BRANCHES} branches"}
+        )
+
+    async def _made(self, door: Door, name: str) -> Found:
+        if self.asked.nothing_new or self.asked.saying is None:
+            raise invalid("messages", "must end with a message of the user")
+        session_id, _ = await create_session(door, self.asked.saying.history, name=name)
+        self.state = {}
+        return Found(session_id, 0, busy=False)
+
+    async def _say_in(self, door: Door, number: int, found: Found) -> Turn | None:
+        assert self.asked.saying is not None
+        message = message_of(found.session_id, self.asked.saying, self.asked.run_id, queue=False)
+        self.branch = number
+        try:
+            came = await _ask(door, message, size=self.asked.saying.size)
+        except NotTaken as refused:
+            if refused.code != ErrorCode.DUPLICATE:
+                raise
+            if (turn := await self._again(door, number, found)) is None:
+                raise
+            return turn
+        turn = Turn(door, found.session_id, self.asked.run_id)
+        turn.hold(came)
+        return turn
+
+    async def _again(self, door: Door, number: int, found: Found) -> Turn | None:
+        """Reads a run that was begun before."""
+        events = await _recent(door, found)
+        running = self.state.get("turn", {}).get("step_id")
+        if (where := run_begins(events, self.asked.run_id, running)) is None:
+            return None
+        self.branch = number
+        if self.asked.nothing_new and not self.after:
+            self.messages = self.asked.messages  # what the client has of the answer comes again
+        return self._behind(door, found, events, *where)
+
+    async def _read(self, door: Door) -> Turn | None:
+        """All that was said, and the turn that runs from its beginning."""
+        self.messages = []
+        if (at := await _newest(door, self.place, self.threads)) is None:
+            return None
+        self.branch, found = at
+        self.state = await state_of(door, found.session_id)
+        dropped = int(self.state.get("truncated") or 0)
+        self.messages = transcript(self.state.get("history", []), self.asked.thread_id, dropped)
+        if (running := self.state.get("turn")) is None:
+            return None
+        said = {"role": "user", "content": running["content"]}
+        self.messages += transcript([said], self.asked.thread_id, dropped + len(self.messages))
+        self.stream.messages = self.messages
+        events = await _recent(door, found)
+        begins, _ = run_begins(events, running["step_id"], running["step_id"]) or (0, 0)
+        turn = Turn(door, found.session_id, running["step_id"])
+        turn.hold([event for event in events[begins:] if not _is_answered(event, events)])
+        return turn
+
+    async def _without(self, stack: ExitStack, other: NoSessions) -> Turn | None:
+        """A service without sessions gets the newest message alone, as text or as an event."""
+        if self.asked.answers:
+            raise _unknown(self.asked.answers[0].question)
+        if self.asked.saying is None:
+            self.messages = []
+            return None
+        door = await open_door(self.exchange, target_of(self.place.model))
+        stack.callback(door.leave)
+        if other.speaks_text:
+            await door.say(self.asked.saying.message.text)
+        else:
+            await door.send(message_of("", self.asked.saying, self.asked.run_id))
+        return Turn(door, "", None)
+
+    def _behind(self, door: Door, found: Found, events: list[Event], begins: int, run: int) -> Turn:
+        """The turn, of which these are read: from where it begins to where the run does, and what the client
+        has of that, only so that the stream knows them.
+        """
+        for event in events[begins:run]:
+            self.stream.feed(event)
+        self.stream.go_on()
+        while run < len(events) and events[run]["seq"] <= self.after:
+            self.stream.feed(events[run])
+            run += 1
+        turn = Turn(door, found.session_id, None)
+        turn.hold(events[run:])
+        return turn
+
+
+def _name(place: Place, number: int) -> str:
+    return f"{place.name}~{number}" if number > 1 else str(place.name)
+
+
+def _branches(place: Place, threads: Threads) -> Iterator[int]:
+    """The last one first, as far as this gateway knows."""
+    known = threads.branch(place)
+    if known is not None:
+        yield known.number
+    yield from (n for n in range(1, MOST_BRANCHES + 1) if known is None or n != known.number)
+
+
+async def _newest(door: Door, place: Place, threads: Threads) -> tuple[int, Found] | None:
+    """The branch that was used last, as far as this gateway knows; else the last one that was made."""
+    known, newest = threads.branch(place), None
+    for number in _branches(place, threads):
+        if (found := await find_session(door, _name(place, number))) is None:
+            break
+        newest = number, found
+        if known is not None:
+            break
+    return newest
+
+
+def _unknown(question: str) -> NotTaken:
+    message = f"No question {question!r} is open: it was answered, or has expired, or its turn has ended."
+    return NotTaken({"code": ErrorCode.UNKNOWN_STEP, "message": message})
+
+
+def _is_answered(event: Event, events: Sequence[Event]) -> bool:
+    asks = event["event"] == protocol.USER_CONFIRM
+    return asks and settled(events, str(event.get("step_id"))) is not None
+
+
+async def _ask(door: Door, *events: Event, size: int = 0) -> list[Event]:
+    """What came until the host had done what these say. Raises `NotTaken`, `DoorClosed`."""
+    await door.send(*events, {"event": protocol.PING}, size=size)
+    came: list[Event] = []
+    while not any(event["event"] == protocol.PONG for event in came):
+        came += await door.receive()
+    asked = {event.get("step_id") for event in events}
+    for event in came:
+        if event["event"] == protocol.ERROR and event.get("step_id") in asked:
+            raise NotTaken(event.get("content"))
+    return came
+
+
+async def _recent(door: Door, found: Found) -> list[Event]:
+    """The session's last events, in order; first of them a notice of those that are gone, where the session
+    has had more. Raises `NotTaken`, `DoorClosed`.
+    """
+    await door.send(reconnect(found.session_id, max(0, found.last_seq - _LOOK_BACK)))
+    events: list[Event] = []
+    last, seq = None, 0
+    while last is None or seq < last:
+        for event in await door.receive():
+            if event.get("session_id") != found.session_id:
+                continue
+            if event["event"] == protocol.ERROR:
+                raise NotTaken(event.get("content"))
+            if "seq" in event:
+                if last is not None:
+                    events.append(event)
+                    seq = event["seq"]
+            elif event["event"] == protocol.NOTICE and "replay_from" in event["content"]:
+                last, seq = event["content"]["last_seq"], event["content"]["replay_from"] - 1
+    return events

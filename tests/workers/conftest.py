@@ -37,7 +37,8 @@ live = most = 0
 
 async def serve(request):
     global live, most
-    live += 1
+    takes_seat = not dict(request.headers).get(b"user-agent", b"").startswith(b"agentmgr-probe/")
+    live += takes_seat
     most = max(most, live)
     try:
         websocket = await request.accept()
@@ -47,7 +48,7 @@ async def serve(request):
     except ConnectionClosed:
         pass
     finally:
-        live -= 1
+        live -= takes_seat
 
 trio.run(serve_websocket, serve, "127.0.0.1", int(sys.argv[1]), None)
 """

@@ -57,6 +57,7 @@ COMMANDS = {
     "doctor": "Look for problems, and say how to fix them.",
     "unit": "Print a systemd unit for the manager.",
     "completion": "Print a shell completion script.",
+    "settings": "Show the settings that hold here, and how to set each.",
     "info": "Show the running manager and where it keeps its files.",
     "version": "Show the version.",
 }
@@ -104,6 +105,11 @@ class _WithExample(click.Command):
         self.example = example
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if any(parameter.name == "output" for parameter in self.params):
+            from .json_output import printed_by
+
+            with formatter.section("JSON"):
+                formatter.write_dl(printed_by(ctx.command_path.removeprefix("agentmgr ")))
         with formatter.section("Example"):
             for line in self.example.splitlines():
                 formatter.write(f"  {line}\n")

@@ -1,23 +1,20 @@
-"""What programs may rely on: `--format json` prints what the README says, key by key."""
+"""What programs may rely on: `--format json` prints what the command's help says, key by key."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import trio
 from websockets.sync.client import connect
 
+from agentmgr.cli.json_output import PRINTED
 from tests.cli.test_conversations import stock
 from tests.cli.test_usage import every_command
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-SECTION = README.partition("### What `--format json` prints")[2].partition("\n#")[0]
-ROWS = re.findall(r"^\| `([^`]+)` \| (\w+) \| (.+) \|$", SECTION, re.MULTILINE)
-DOCUMENTED = {command: (shape, set(re.findall(r"`([\w-]+)`", keys))) for command, shape, keys in ROWS}
+DOCUMENTED = {command: (shape, set(keys)) for command, (shape, keys) in PRINTED.items()}
 
 
 def keys_of(printed: str, shape: str) -> set[str]:
@@ -55,3 +52,9 @@ def test_what_is_printed_has_the_keys_that_are_documented(shell: Any) -> None:
 def test_each_command_that_prints_json_is_documented() -> None:
     able = {name for name, command in every_command() if "output" in {p.name for p in command.params}}
     assert {name.removesuffix(" NAME").removesuffix(" ID") for name in DOCUMENTED} == able
+
+
+def test_its_help_says_which_keys_there_are(shell: Any) -> None:
+    said = shell.ok("status", "--help")
+    for name in ("status", "status NAME"):
+        assert DOCUMENTED[name][1] <= set(re.findall(r"\w+", said.partition("JSON:")[2]))

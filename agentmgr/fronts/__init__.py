@@ -13,9 +13,9 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `keyed`, `threads`: in which session it is said; what is remembered of it between two requests
 - `openai`: OpenAI's routes; `openai_errors`, `openai_chat`: their translators
 - `responses`: those of its Responses API; `response_id`: where a response is found again; `playback`: how it
-  is read again; `openai_input`, `openai_responses`: their translators; `responses_socket`: over a WebSocket
+  is read again; `openai_input`, `openai_responses`: their translators
 - `agui`: from events to those of AG-UI; `agui_input`: what its requests say; `agui_runs`: runs of a thread;
-  `agui_front`: its route
+  `agui_front`: its route; `copilotkit`: the routes of CopilotKit's runtime, for the same runs
 - `problem`: what goes wrong with a request, before it is said in the front's own shape; checks of its fields
 
 Words:
@@ -51,11 +51,8 @@ if TYPE_CHECKING:
     from .bounds import Memory
     from .exchange import Front
 
-PREFIXES = {"openai": ("/v1/",), "agui": ("/agui/",)}
+PREFIXES = {"openai": ("/v1/",), "agui": ("/agui/", "/copilotkit")}
 """The fronts that there are, and with what their paths begin."""
-
-SOCKETS = frozenset({"/v1/responses"})
-"""Those of their paths that speak WebSocket too."""
 
 
 class Fronts:
@@ -68,8 +65,7 @@ class Fronts:
         self.memory: Memory | None = None  #: that of all requests, since the first one
 
     def take(self, head: RequestHead) -> bool:
-        name = self._name(head)
-        return name is not None and (not head.wants_websocket or head.path in SOCKETS)
+        return not head.wants_websocket and self._name(head) is not None
 
     async def serve(self, intake: Intake, wire: Wire, head: RequestHead, peer: Peer) -> None:
         from .bounds import Memory
@@ -77,15 +73,7 @@ class Fronts:
 
         if self.memory is None:
             self.memory = Memory(intake.limits.requests_bytes, intake.limits.early_bytes)
-        if not head.wants_websocket:
-            await serve(intake, wire, head, peer, self._front, self.memory)
-            return
-        from . import responses_socket
-        from .openai import OpenAI
-
-        front = self._front(head)
-        assert isinstance(front, OpenAI)
-        await responses_socket.serve(intake, wire, head, peer, front.responses, self.memory)
+        await serve(intake, wire, head, peer, self._front, self.memory)
 
     def _name(self, head: RequestHead) -> str | None:
         path = head.target

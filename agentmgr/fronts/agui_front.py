@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from .agui import error_body
 from .agui_input import RunInput
 from .agui_runs import Runs
+from .copilotkit import CopilotKit
 from .exchange import Exchange, Route
 from .problem import Problem
 
@@ -16,7 +17,10 @@ class AGUI:
 
     def __init__(self) -> None:
         self.runs = Runs()
-        self.routes: Sequence[Route] = (Route("POST", "/agui/{service}", self._run),)
+        self.routes: Sequence[Route] = (
+            Route("POST", "/agui/{service}", self._run),
+            *CopilotKit(self.runs).routes,
+        )
 
     def problem(self, problem: Problem) -> bytes:
         return error_body(problem)

@@ -12,6 +12,7 @@ from attrs import define, field, frozen
 
 from .. import protocol
 from ..core.plain_text import yes_or_no
+from ..core.routing import RoutingTable
 from ..protocol import ErrorCode, NoticeCode
 from .door import TEXT, Door, DoorClosed
 from .problem import NotTaken
@@ -37,6 +38,12 @@ def target_of(model: str) -> str:
     if model.startswith("tag:"):
         return f"/?tag={quote(model.removeprefix('tag:'), safe='')}"
     return f"/services/{quote(model, safe='')}"
+
+
+def services_of(table: RoutingTable, allowed: frozenset[str] | None) -> frozenset[str]:
+    """The names of those that there are, of which a client may reach the `allowed` ones."""
+    names = table.service_names | {backend.service_name for backend in table.backends}
+    return names if allowed is None else names & allowed
 
 
 @define(eq=False)

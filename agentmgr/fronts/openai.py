@@ -13,7 +13,7 @@ from attrs import frozen
 
 from ..core.routing import RoutingTable
 from . import openai_errors
-from .conversation import Turn
+from .conversation import Turn, services_of
 from .exchange import Exchange, Route
 from .keyed import Conversation, Place
 from .openai_chat import ChatAnswer, ChatRequest
@@ -39,13 +39,12 @@ class OpenAI:
     def __init__(self) -> None:
         self._since = int(time.time())
         self._threads = Threads()
-        self.responses = Responses(self._threads)
         self._listed: _Listing | None = None  # the last one
         self.routes: Sequence[Route] = (
             Route("GET", "/v1/models", self._models),
             Route("GET", "/v1/models/{model}", self._model),
             Route("POST", "/v1/chat/completions", self._chat),
-            *self.responses.routes,
+            *Responses(self._threads).routes,
         )
 
     def problem(self, problem: Problem) -> bytes:
@@ -112,8 +111,7 @@ class OpenAI:
 
 def models(table: RoutingTable, services: frozenset[str] | None) -> list[str]:
     """`auto`, the names of the services, and `tag:…` for the tags of those that run."""
-    names = table.service_names | {backend.service_name for backend in table.backends}
-    allowed = names if services is None else names & services
+    allowed = services_of(table, services)
     tags = {tag for b in table.backends if b.service_name in allowed for tag in b.tags}
     return ["auto", *sorted(allowed), *sorted(f"tag:{tag}" for tag in tags)]
 

@@ -49,6 +49,7 @@ COMMANDS = {
     "console": "Open the console in a browser.",
     "shutdown": "Shut down the manager and its services.",
     "chat": "Talk to an agent.",
+    "acp": "Be a service's agent for an editor, over stdin and stdout.",
     "serve": "Serve an agent file by hand, without a manager.",
     "apply": "Apply a file that declares services and rules.",
     "export": "Print services and rules as a file for `apply`.",

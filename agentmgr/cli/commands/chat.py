@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import signal
-import ssl
 from contextlib import suppress
 from functools import partial
 
@@ -12,26 +10,16 @@ import asyncclick as click
 import trio
 
 from ...client.session import open_session
-from ...errors import (
-    AgentManagerError,
-    AgentUnreachable,
-    InvalidRequest,
-    NoServiceAvailable,
-    NotAnAgent,
-    SessionLost,
-    SessionNotFound,
-)
+from ...errors import AgentManagerError, AgentUnreachable, NotAnAgent, SessionLost, SessionNotFound
 from ...websocket.refusal import RefusalCode
+from ..gateways import DEFAULT_GATEWAY, address, gateway_options, managed_address, sent_headers, trusting
 from ..group import Cli, subcommand
 from ..managers import find_manager, running
-from ..names import FILE, SERVICE
+from ..names import SERVICE
 from ..out import note
-from ..render import url, what_helps
 from ..screen import Screen
 from ..talk import Talk
 from .sessions import whole_id
-
-DEFAULT_GATEWAY = "ws://localhost:9090"
 
 
 @subcommand(
@@ -39,18 +27,7 @@ DEFAULT_GATEWAY = "ws://localhost:9090"
     example='agentmgr chat\nagentmgr chat my-echo-agent --once "hello"\nagentmgr chat ws://localhost:8081',
 )
 @click.argument("target", required=False, type=SERVICE)
-@click.option(
-    "--gateway",
-    envvar="AGENTMGR_GATEWAY",
-    metavar="URL",
-    help=f"The gateway for names of services.  [default: the manager's, or {DEFAULT_GATEWAY}]",
-)
-@click.option("--token", envvar="AGENTMGR_TOKEN", help="Sent as `Authorization: Bearer`.")
-@click.option("--header", "-H", "headers", multiple=True, metavar="NAME: VALUE", help="One more header.")
-@click.option(
-    "--cafile", type=FILE, metavar="FILE", help="An authority to trust besides the system's, in PEM."
-)
-@click.option("--insecure", is_flag=True, help="Trust any certificate: for experiments on this machine.")
+@gateway_options
 @click.option(
     "--session",
     "session_id",
@@ -80,9 +57,7 @@ async def command(
     backslash goes on in the next. What the agent asks in another client's turn of the session is asked here
     too, until one of them has answered. With --once the exit code is 1 when there was no answer.
     """
-    sent = dict(_header(text) for text in headers)
-    if token:
-        sent["Authorization"] = f"Bearer {token}"
+    sent = sent_headers(headers, token)
     found = None
     if gateway is None and "://" not in (target or ""):
         found = (await find_manager(cli.paths, patience_s=0)).client
@@ -93,10 +68,10 @@ async def command(
 
     async def locate() -> str:
         if managed:
-            return await _managed_address(cli, target)
+            return await managed_address(await running(cli), target)
         return address(target, gateway or DEFAULT_GATEWAY)
 
-    begin = partial(open_session, headers=sent, ssl_context=_trusting(cafile, insecure=insecure))
+    begin = partial(open_session, headers=sent, ssl_context=trusting(cafile, insecure=insecure))
     talk = Talk(begin, Screen(raw=raw, quiet=once is not None), yes=yes)
     with trio.open_signal_receiver(signal.SIGINT) as interrupts:
         try:
@@ -112,7 +87,7 @@ async def command(
         except NotAnAgent:
             from .. import plain_chat
 
-            trust = _trusting(cafile, insecure=insecure)
+            trust = trusting(cafile, insecure=insecure)
             await plain_chat.talk(await locate(), sent, trust, once, interrupts)
         except SessionLost as error:
             how = "without --session" if session_id else "run the command again, and"
@@ -138,59 +113,3 @@ async def _is_registered(cli: Cli, name: str) -> bool:
     except AgentManagerError:
         return False
     return True
-
-
-def address(target: str | None, gateway: str = DEFAULT_GATEWAY) -> str:
-    """The URL for what a user named: nothing, a URL, or a service. Raises `InvalidRequest`."""
-    if target is None:
-        return gateway
-    if "://" in target:
-        return target
-    if not re.fullmatch(r"[\w.-]+", target):
-        raise InvalidRequest(f"{target!r} is not the name of a service; write an address as ws://{target}")
-    return f"{gateway.rstrip('/')}/services/{target}"
-
-
-async def _managed_address(cli: Cli, target: str | None) -> str:
-    """Where the manager that runs has its gateway; without one, where the service itself answers.
-
-    Raises `ServiceNotFound` and `NoServiceAvailable`.
-    """
-    if target is not None:
-        address(target)  # refuses what cannot be a name
-    manager = await running(cli)
-    service = None if target is None else await manager.get_service(target)
-    listeners = (await manager.get_info())["listeners"]
-    for listener in listeners:
-        if listener["kind"] == "proxy":
-            return address(target, url(**listener))
-    if service is None:
-        raise NoServiceAvailable(
-            "the manager has no gateway open: `agentmgr proxy` opens one, and `agentmgr chat NAME` needs none"
-        )
-    if service.endpoint is None:
-        raise NoServiceAvailable(what_helps(service))
-    return service.endpoint
-
-
-def _trusting(cafile: str | None, *, insecure: bool) -> ssl.SSLContext | None:
-    """None: as the system does. Raises `InvalidRequest` for a file without certificates."""
-    if cafile is None and not insecure:
-        return None
-    context = ssl.create_default_context()
-    if cafile is not None:
-        try:
-            context.load_verify_locations(cafile)
-        except OSError as error:  # ssl.SSLError is one
-            raise InvalidRequest(f"--cafile {cafile} cannot be used: {error.strerror or error}") from None
-    if insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not colon or not name.strip():
-        raise InvalidRequest(f"a header is written as NAME: VALUE, not {text!r}")
-    return name.strip(), value.strip()

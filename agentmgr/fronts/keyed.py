@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from attrs import define, frozen
 
 from .. import protocol
+from ..core.plain_text import yes_or_no
 from ..protocol import ErrorCode, NoticeCode
 from . import history
 from .conversation import (
@@ -121,7 +122,8 @@ class Conversation:
             self.threads.remember(self.place, Branch(turn.branch, history.digest(said)))
         if question is not None and (where := self.place.question(said)) is not None:
             turn.waits = True
-            self.threads.wait(where, Waiting(turn, question), self.exchange.intake.nursery)
+            waiting = Waiting(turn, question, self.place.client)
+            self.threads.wait(where, waiting, self.exchange.intake.nursery)
 
     async def _enter(self, stack: ExitStack, word: str | None) -> Door:
         door = await open_door(self.exchange, target_of(self.place.model), session=word)
@@ -133,6 +135,9 @@ class Conversation:
         where = self.place.question(self.saying.history)
         waiting = None if where is None else self.threads.take(where)
         if waiting is None or waiting.question is None:
+            if self.threads.was_closed(where) and yes_or_no(self.saying.message.text) is not None:
+                late = "The agent's question is not open any more: it waited too long, or its instance ended."
+                raise Problem(409, "question_closed", f"{late} Ask again.")
             return None
         stack.callback(waiting.turn.door.leave)
         return await answer(waiting.turn, waiting.question, self.saying.message)

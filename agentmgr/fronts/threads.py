@@ -3,6 +3,10 @@
 Which branch of a keyed session was used last, and the turns behind answers that ended with a question: they
 wait with their door open, since to the agent's host a client that leaves may mean that the turn is not
 wanted any more. Another gateway, or this one after a restart, finds both by asking the host (`keyed`).
+
+A client without a key can be found again by nothing but what it knows of the conversation, and only here.
+So the seat that its question takes is bounded, in number and in time, and a yes that comes too late, for a
+question that is known to be closed, is an error: as a message it would be taken for something else.
 """
 
 from __future__ import annotations
@@ -15,12 +19,18 @@ import trio
 from attrs import define, field, frozen
 
 from .. import protocol
-from .conversation import Turn
+from .conversation import Turn, answer
 from .door import DoorClosed
+from .saying import Said
 
 MOST_REMEMBERED = 10_000
 MOST_WAITING = 1000
 """Doors, each with a seat at an instance."""
+MOST_OF_A_CLIENT = 16
+"""Of one that names no conversation."""
+MOST_PATIENCE_S = 900.0
+"""For its answer, where the agent's host would wait longer."""
+_TOO_LATE = "no answer came in time, which means no"
 _MOST_HELD = 1000  # events of a turn that goes on beside its question
 
 
@@ -38,6 +48,7 @@ class Waiting:
 
     turn: Turn
     question: str | None  #: its `step_id`; None: the turn is not taken up again, and its events are not kept
+    client: str = ""  #: of one that names no conversation: it has so many of them at most, and so long
     scope: trio.CancelScope = field(factory=trio.CancelScope)
 
 
@@ -45,6 +56,7 @@ class Threads:
     def __init__(self) -> None:
         self._branches: OrderedDict[Hashable, Branch] = OrderedDict()
         self._waiting: OrderedDict[Hashable, Waiting] = OrderedDict()
+        self._closed: OrderedDict[Hashable, None] = OrderedDict()
 
     def __len__(self) -> int:
         """How many turns wait."""
@@ -62,10 +74,20 @@ class Threads:
     def wait(self, place: Hashable, waiting: Waiting, nursery: trio.Nursery) -> None:
         """Until the question is answered, here or elsewhere, or too many others wait."""
         self._drop(place)
+        self._closed.pop(place, None)
         if len(self._waiting) >= MOST_WAITING:
             self._drop(next(iter(self._waiting)))
+        if waiting.client:
+            waiting.scope.deadline = trio.current_time() + MOST_PATIENCE_S
+            others = [at for at, other in self._waiting.items() if other.client == waiting.client]
+            if len(others) >= MOST_OF_A_CLIENT:
+                self._drop(others[0])
         self._waiting[place] = waiting
         nursery.start_soon(self._watch, place, waiting)
+
+    def was_closed(self, place: Hashable) -> bool:
+        """Whether a turn of a client without a key waited there, and is not to be had any more."""
+        return place in self._closed
 
     def take(self, place: Hashable) -> Waiting | None:
         """The turn that waits there; its door is the caller's from now on."""
@@ -76,7 +98,14 @@ class Threads:
 
     def _drop(self, place: Hashable) -> None:
         if (waiting := self.take(place)) is not None:
-            waiting.turn.door.leave()
+            self._leave(place, waiting)
+
+    def _leave(self, place: Hashable, waiting: Waiting) -> None:
+        waiting.turn.door.leave()
+        if waiting.client:
+            self._closed[place] = None
+            if len(self._closed) > MOST_REMEMBERED:
+                self._closed.popitem(last=False)
 
     async def _watch(self, place: Hashable, waiting: Waiting) -> None:
         turn = waiting.turn
@@ -85,12 +114,14 @@ class Threads:
                 while not _is_settled(waiting, came := await turn.door.receive()):
                     if waiting.question is not None and turn.hold(came) > _MOST_HELD:
                         break
+            if self._waiting.get(place) is waiting and waiting.scope.cancelled_caught and waiting.question:
+                await answer(turn, waiting.question, Said("user", _TOO_LATE))
         except DoorClosed:
             pass
         finally:
             if self._waiting.get(place) is waiting:  # else it was taken, with its door
                 del self._waiting[place]
-                turn.door.leave()
+                self._leave(place, waiting)
 
 
 def _is_settled(waiting: Waiting, came: list[dict[str, Any]]) -> bool:

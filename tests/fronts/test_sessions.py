@@ -48,6 +48,10 @@ class Client:
         self.key = key
         self.messages: list[dict[str, Any]] = []
 
+    async def ask(self, text: str) -> Any:
+        messages = [*self.messages, {"role": "user", "content": text}]
+        return await self.stage.say(messages=messages)
+
     async def say(self, text: str, **headers: str) -> str:
         if self.key is not None:
             headers["X-Session-Id"] = self.key
@@ -177,6 +181,54 @@ async def test_no_more_questions_wait_than_there_is_room_for(stage_of, teller, m
             while len(stage.gateway.connections()) > 2:  # noqa: ASYNC110
                 await trio.sleep(0.005)
         assert await clients[-1].say("yes") == "deleted"
+
+
+async def test_without_a_key_a_client_has_so_many_open_questions(stage_of, teller, monkeypatch):
+    monkeypatch.setattr(threads, "MOST_OF_A_CLIENT", 2)
+    async with stage_of(teller) as stage:
+        keyed = Client(stage, "k")
+        await keyed.say("delete it")
+        clients = [Client(stage) for _ in range(4)]
+        for number, client in enumerate(clients):
+            await client.say(f"delete {number}")
+        with trio.fail_after(10):
+            while len(stage.gateway.connections()) > 3:  # noqa: ASYNC110
+                await trio.sleep(0.005)
+        for client in (keyed, *clients[2:]):
+            assert await client.say("yes") == "deleted"
+        status, _, body = await clients[0].ask("yes")
+        assert (status, body["error"]["code"]) == (409, "question_closed")
+        await stage.at_base()
+
+
+async def test_without_a_key_a_question_waits_so_long_and_then_it_is_a_no(stage_of, teller, monkeypatch):
+    monkeypatch.setattr(threads, "MOST_PATIENCE_S", 0.1)
+    async with stage_of(teller) as stage:
+        client = Client(stage)
+        await client.say("delete it")
+        (session,) = teller.sessions
+        await stage.at_base()  # it keeps no seat
+        with trio.fail_after(10):
+            await session.gone.wait()
+        assert session.history[-1]["content"] == "Well. kept"
+        for _ in range(2):
+            status, _, body = await client.ask("yes")
+            assert (status, body["error"]["code"]) == (409, "question_closed")
+        assert await client.say("go on then") == "Well. 2 before"  # no answer, so a message
+        keyed = Client(stage, "k")
+        await keyed.say("delete it")
+        await trio.sleep(0.2)
+        assert await keyed.say("yes") == "deleted"
+
+
+async def test_without_a_key_a_question_of_an_instance_that_ended_is_closed(stage_of, teller):
+    async with stage_of(teller) as stage:
+        client = Client(stage)
+        await client.say("delete it")
+        (connection,) = stage.gateway.connections()
+        stage.gateway.cut(connection.instance_id)
+        await stage.at_base()
+        assert (await client.ask("yes"))[2]["error"]["code"] == "question_closed"
 
 
 async def test_a_message_that_is_sent_again_is_answered_once(stage_of, teller):

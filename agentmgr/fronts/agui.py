@@ -13,8 +13,8 @@ a gap                         CUSTOM agentmgr.gap, MESSAGES_SNAPSHOT
 a turn that runs again        CUSTOM agentmgr.turn_restarted, MESSAGES_SNAPSHOT without what it had said
 other events of the agent     CUSTOM, by their names
 
-The id of a server-sent event is our `seq`. What one of our events becomes has it with its last piece, so that
-a client that was cut between two of them gets all of them again.
+The id of a server-sent event is our `seq`. Of what one of our events becomes, the last piece with a content
+has it, and what ends behind that: a client that was cut between two pieces gets no content twice.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ RESPONSE_SCHEMA = {
     "required": ["confirmed"],
 }
 """Of the payload that answers a question."""
+_TYPE_BYTES = 40  # has the type, which comes first
 _SILENT = frozenset(
     {protocol.SESSION_CREATED, protocol.STATE_EXPORTED, protocol.STATE_RESTORED, protocol.CONNECTED}
 )
@@ -88,6 +89,7 @@ class RunStream:
     def go_on(self) -> None:
         """The question that it ended with has been answered: the turn goes on in this run."""
         self.finished, self.question, self._end = False, None, b""
+        self._usage.clear()  # the run before has said its own
 
     def nothing(self) -> None:
         """Nothing is to be said: the run is over as soon as it begins."""
@@ -139,7 +141,7 @@ class RunStream:
                 said = [self._said("CUSTOM", name=name, value=content)]
         if ended:
             self.finished, self._end = True, _frames(ended, number)
-            return _frames(said) + self._end
+            return _frames(said, number) + self._end
         return _frames(said, number)
 
     def cut_off(self, problem: Problem) -> bytes:
@@ -378,9 +380,12 @@ def _turn_begins(events: Sequence[Said], place: int) -> int:
 
 
 def _frames(said: Sequence[bytes], number: bytes = b"") -> bytes:
-    if not said:
-        return b""
-    return b"".join(b"data: %b\n\n" % each for each in said[:-1]) + b"%bdata: %b\n\n" % (number, said[-1])
+    """The id is that of the last piece with a content, and of what ends behind it."""
+    counts = [place for place, each in enumerate(said) if b'_END"' not in each[:_TYPE_BYTES]]
+    begins = counts[-1] if counts else len(said) - 1
+    return b"".join(
+        b"%bdata: %b\n\n" % (number if place >= begins else b"", each) for place, each in enumerate(said)
+    )
 
 
 def _text(content: Any) -> str:

@@ -14,8 +14,9 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `openai`: OpenAI's routes; `openai_errors`, `openai_chat`: their translators
 - `responses`: those of its Responses API; `response_id`: where a response is found again; `playback`: how it
   is read again; `openai_input`, `openai_responses`: their translators
-- `agui`: from events to those of AG-UI; `agui_input`: what its requests say; `agui_runs`: runs of a thread;
-  `agui_front`: its route; `copilotkit`: the routes of CopilotKit's runtime, for the same runs
+- `agui`: from events to those of AG-UI; `agui_input`: what its requests say; `agui_runs`: runs of a thread,
+  `agui_turns`: where in a session they begin; `agui_front`: its route; `copilotkit`: the routes of
+  CopilotKit's runtime, for the same runs
 - `problem`: what goes wrong with a request, before it is said in the front's own shape; checks of its fields
 
 Words:

@@ -63,6 +63,7 @@ class RunStream:
     finished: bool = False
     question: str | None = None  #: the `step_id` of the question that it ends with
     _end: bytes = b""  # what ended it
+    _state: Any = None  # as the client knows it
     _open: tuple[str, str] | None = None  # text or reasoning, and its id
     _counted: int = 0  # of what has no `seq`
     _streamed: list[str] = field(factory=list)  # of the answer
@@ -79,6 +80,7 @@ class RunStream:
         self._shown.clear()
         said = [self._said("RUN_STARTED", **self._ids, protocolVersion=PROTOCOL_VERSION)]
         if state:
+            self._state = state
             said.append(self._said("STATE_SNAPSHOT", snapshot=state))
         if messages is not None:
             said.append(self._said("MESSAGES_SNAPSHOT", messages=messages))
@@ -90,6 +92,13 @@ class RunStream:
         """The question that it ended with has been answered: the turn goes on in this run."""
         self.finished, self.question, self._end = False, None, b""
         self._usage.clear()  # the run before has said its own
+
+    def states(self, state: Any) -> bytes:
+        """What the session's state is now, if the client does not know it."""
+        if (state or None) == self._state:
+            return b""
+        self._state = state or None
+        return _frames([self._said("STATE_SNAPSHOT", snapshot=state)])
 
     def nothing(self) -> None:
         """Nothing is to be said: the run is over as soon as it begins."""
@@ -332,51 +341,6 @@ def transcript(history: Iterable[Said], thread_id: str, dropped: int = 0) -> lis
         role = "user" if entry.get("role") == "user" else "assistant"
         said.append({"id": f"{thread_id}-{place}", "role": role, "content": text_of(entry.get("content"))})
     return said
-
-
-def run_begins(events: Sequence[Said], run_id: str, running: str | None) -> tuple[int, int] | None:
-    """Where in a session's events the turn of a run begins, and where the run does; None: it is not there.
-
-    `running`: the `step_id` of the turn that runs now, of which there may be no event yet.
-    """
-    for place, event in reversed(list(enumerate(events))):
-        content = event.get("content")
-        if isinstance(content, Mapping) and content.get("answer_id") == run_id:
-            asked = question_at(events[:place], str(event.get("step_id")))
-            return None if asked is None else (_turn_begins(events, asked), asked + 1)
-        if event.get("step_id") == run_id and event["event"] != protocol.ERROR:
-            begins = _turn_begins(events, place)
-            return begins, begins
-    if run_id == running:
-        return _turn_begins(events, len(events)), _turn_begins(events, len(events))
-    return None
-
-
-def question_at(events: Sequence[Said], question: str) -> int | None:
-    """The place of the event that asks it."""
-    for place, event in enumerate(events):
-        if event["event"] == protocol.USER_CONFIRM and event.get("step_id") == question:
-            return place
-    return None
-
-
-def settled(events: Sequence[Said], question: str) -> Said | None:
-    """What the notice says that the question was answered."""
-    for event in events:
-        content = event.get("content")
-        if event["event"] == protocol.NOTICE and event.get("step_id") == question:
-            return content if isinstance(content, Mapping) else {}
-    return None
-
-
-def turn_of(events: Sequence[Said], place: int) -> tuple[int, bool]:
-    """Of the event there: where its turn begins, and whether that is over."""
-    return _turn_begins(events, place), any(e["event"] in protocol.TURN_ENDS for e in events[place:])
-
-
-def _turn_begins(events: Sequence[Said], place: int) -> int:
-    ends = (n for n in range(place - 1, -1, -1) if events[n]["event"] in protocol.TURN_ENDS)
-    return next(ends, -1) + 1
 
 
 def _frames(said: Sequence[bytes], number: bytes = b"") -> bytes:

@@ -9,7 +9,7 @@ the client's messages before its newest one are not those of the session, the ru
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from attrs import define, field
@@ -17,17 +17,19 @@ from attrs import define, field
 from .. import protocol
 from ..protocol import ErrorCode, NoticeCode
 from . import history
-from .agui import RunStream, question_at, run_begins, settled, transcript, turn_of
+from .agui import RunStream, transcript
 from .agui_input import Answer, RunInput, session_name
+from .agui_turns import question_at, run_begins, settled, turn_of
 from .conversation import (
     Found,
     NoSessions,
     Turn,
+    ask,
     code_of,
     create_session,
     find_session,
     message_of,
-    reconnect,
+    recent,
     target_of,
 )
 from .door import Door, DoorClosed, open_door
@@ -36,7 +38,7 @@ from .keyed import MOST_BRANCHES, Place, at_holder, state_of
 from .problem import NotTaken, invalid
 from .threads import Branch, Threads, Waiting
 
-_LOOK_BACK = 4096  # events, for where a run begins
+_ENDS = protocol.TURN_ENDS | {protocol.USER_CONFIRM}
 
 Event = dict[str, Any]
 
@@ -67,12 +69,12 @@ class Runs:
             found = at[1]
             if run_id is not None:
                 running = (await state_of(door, found.session_id)).get("turn", {}).get("step_id")
-                events = await _recent(door, found)
+                events = await recent(door, found)
                 asked, runs = (run_begins(events, str(each), running) for each in (run_id, running))
                 if asked is None or runs is None or asked[0] != runs[0]:
                     return False
             cancel = {"event": protocol.CANCEL, "session_id": found.session_id}
-            return all(code_of(event) != NoticeCode.NOTHING_RUNNING for event in await _ask(door, cancel))
+            return all(code_of(event) != NoticeCode.NOTHING_RUNNING for event in await ask(door, cancel))
 
         with ExitStack() as stack:
             try:
@@ -123,7 +125,8 @@ class _Run:
         data = self.stream.begin(self.state.get("state"), self.messages)
         while turn is not None and not self.stream.finished:
             await self.exchange.send(data)
-            data = b"".join(map(self.stream.feed, await turn.events()))
+            events = await turn.events()
+            data = await self._state_behind(turn, events) + b"".join(map(self.stream.feed, events))
         self.threads.remember(self.place, Branch(self.branch, ""))
         if turn is not None and turn.session_id and (question := self.stream.question) is not None:
             # It waits before the client knows of the question, and may answer.
@@ -133,6 +136,13 @@ class _Run:
             stack.pop_all()
         await self.exchange.send(data)
         await self.exchange.end()
+
+    async def _state_behind(self, turn: Turn, events: list[Event]) -> bytes:
+        """The session's state, where these end the run and it has changed."""
+        if turn.session_id and any(event["event"] in _ENDS for event in events):
+            with suppress(DoorClosed, NotTaken):  # the run ends all the same
+                return self.stream.states((await state_of(turn.door, turn.session_id)).get("state"))
+        return b""
 
     # Each of these finds where the run begins, and prepares the stream for it. None: there is nothing to be
     # read. They raise `Problem` and `NoSessions`.
@@ -159,7 +169,7 @@ class _Run:
         for number in _branches(self.place, self.threads):
             if (found := await find_session(door, _name(self.place, number))) is None:
                 break
-            events = await _recent(door, found)
+            events = await recent(door, found)
             asked = [at for each in answers if (at := question_at(events, each.question)) is not None]
             if not asked:
                 continue
@@ -178,7 +188,7 @@ class _Run:
                 self._response(found, each) for each, still in zip(answers, is_open, strict=True) if still
             ]
             if responses:
-                events += [event for event in await _ask(door, *responses) if "seq" in event]
+                events += [event for event in await ask(door, *responses) if "seq" in event]
             self.branch = number
             return self._behind(door, found, events, begins, max(asked) + 1)
         if given_up:
@@ -210,7 +220,10 @@ class _Run:
                 return await self._say_in(door, number, await self._made(door, name))
             self.state = await state_of(door, found.session_id)
             ours, less = self.state.get("history", []), bool(self.state.get("truncated"))
-            fits = history.same(ours, theirs, older_dropped=less) or not (theirs or or_nothing)
+            fits = not (theirs or or_nothing) or any(
+                history.same([*ours, *running], theirs, older_dropped=less)
+                for running in _running(self.state)
+            )
             if is_new and fits:
                 return await self._say_in(door, number, found)
             was_said = not is_new or history.ends_with(ours, saying.message)
@@ -232,7 +245,7 @@ class _Run:
         message = message_of(found.session_id, self.asked.saying, self.asked.run_id, queue=False)
         self.branch = number
         try:
-            came = await _ask(door, message, size=self.asked.saying.size)
+            came = await ask(door, message, size=self.asked.saying.size)
         except NotTaken as refused:
             if refused.code != ErrorCode.DUPLICATE:
                 raise
@@ -245,7 +258,7 @@ class _Run:
 
     async def _again(self, door: Door, number: int, found: Found) -> Turn | None:
         """Reads a run that was begun before."""
-        events = await _recent(door, found)
+        events = await recent(door, found)
         running = self.state.get("turn", {}).get("step_id")
         if (where := run_begins(events, self.asked.run_id, running)) is None:
             return None
@@ -268,7 +281,7 @@ class _Run:
         said = {"role": "user", "content": running["content"]}
         self.messages += transcript([said], self.asked.thread_id, dropped + len(self.messages))
         self.stream.messages = self.messages
-        events = await _recent(door, found)
+        events = await recent(door, found)
         begins, _ = run_begins(events, running["step_id"], running["step_id"]) or (0, 0)
         turn = Turn(door, found.session_id, running["step_id"])
         turn.hold([event for event in events[begins:] if not _is_answered(event, events)])
@@ -296,7 +309,7 @@ class _Run:
         for event in events[begins:run]:
             self.stream.feed(event)
         self.stream.go_on()
-        while run < len(events) and events[run]["seq"] <= self.after:
+        while self.after and run < len(events) and events[run]["seq"] <= self.after:
             self.stream.feed(events[run])
             run += 1
         turn = Turn(door, found.session_id, None)
@@ -328,6 +341,15 @@ async def _newest(door: Door, place: Place, threads: Threads) -> tuple[int, Foun
     return newest
 
 
+def _running(state: Mapping[str, Any]) -> Iterator[list[Event]]:
+    """What a client may have of the turn that runs: nothing, its message, a part of its answer."""
+    yield []
+    if (turn := state.get("turn")) is not None:
+        message = {"role": "user", "content": turn["content"]}
+        yield [message]
+        yield [message, {"role": "assistant", "content": "", "incomplete": True}]
+
+
 def _unknown(question: str) -> NotTaken:
     message = f"No question {question!r} is open: it was answered, or has expired, or its turn has ended."
     return NotTaken({"code": ErrorCode.UNKNOWN_STEP, "message": message})
@@ -336,38 +358,3 @@ def _unknown(question: str) -> NotTaken:
 def _is_answered(event: Event, events: Sequence[Event]) -> bool:
     asks = event["event"] == protocol.USER_CONFIRM
     return asks and settled(events, str(event.get("step_id"))) is not None
-
-
-async def _ask(door: Door, *events: Event, size: int = 0) -> list[Event]:
-    """What came until the host had done what these say. Raises `NotTaken`, `DoorClosed`."""
-    await door.send(*events, {"event": protocol.PING}, size=size)
-    came: list[Event] = []
-    while not any(event["event"] == protocol.PONG for event in came):
-        came += await door.receive()
-    asked = {event.get("step_id") for event in events}
-    for event in came:
-        if event["event"] == protocol.ERROR and event.get("step_id") in asked:
-            raise NotTaken(event.get("content"))
-    return came
-
-
-async def _recent(door: Door, found: Found) -> list[Event]:
-    """The session's last events, in order; first of them a notice of those that are gone, where the session
-    has had more. Raises `NotTaken`, `DoorClosed`.
-    """
-    await door.send(reconnect(found.session_id, max(0, found.last_seq - _LOOK_BACK)))
-    events: list[Event] = []
-    last, seq = None, 0
-    while last is None or seq < last:
-        for event in await door.receive():
-            if event.get("session_id") != found.session_id:
-                continue
-            if event["event"] == protocol.ERROR:
-                raise NotTaken(event.get("content"))
-            if "seq" in event:
-                if last is not None:
-                    events.append(event)
-                    seq = event["seq"]
-            elif event["event"] == protocol.NOTICE and "replay_from" in event["content"]:
-                last, seq = event["content"]["last_seq"], event["content"]["replay_from"] - 1
-    return events

@@ -239,6 +239,46 @@ async def _session(door: Door, asks: str, content: Mapping[str, Any], size: int 
                 raise NotTaken(event.get("content"))
 
 
+async def ask(door: Door, *events: dict[str, Any], size: int = 0) -> list[dict[str, Any]]:
+    """What came until the host had done what these say. Raises `NotTaken`, `DoorClosed`."""
+    await door.send(*events, {"event": protocol.PING}, size=size)
+    came: list[dict[str, Any]] = []
+    while not any(event["event"] == protocol.PONG for event in came):
+        came += await door.receive()
+    asked = {event.get("step_id") for event in events}
+    for event in came:
+        if event["event"] == protocol.ERROR and event.get("step_id") in asked:
+            raise NotTaken(event.get("content"))
+    return came
+
+
+async def recent(door: Door, found: Found) -> list[dict[str, Any]]:
+    """The session's last events, in order; first a notice that there is a gap, where it has had more.
+
+    Raises `NotTaken`, `DoorClosed`.
+    """
+    await door.send(reconnect(found.session_id, max(0, found.last_seq - _REPLAYED)))
+    events: list[dict[str, Any]] = []
+    last, seq = None, 0
+    while last is None or seq < last:
+        for event in await door.receive():
+            if event.get("session_id") != found.session_id:
+                continue
+            if event["event"] == protocol.ERROR:
+                raise NotTaken(event.get("content"))
+            if "seq" in event:
+                if last is not None:
+                    events.append(event)
+                    seq = event["seq"]
+            elif event["event"] == protocol.NOTICE and "replay_from" in event["content"]:
+                last, seq = event["content"]["last_seq"], event["content"]["replay_from"] - 1
+    if events and (first := events[0]["seq"]) > 1:
+        gap = {"code": NoticeCode.GAP, "missing_from": 1, "missing_to": first - 1}
+        notice = {"event": protocol.NOTICE, "session_id": found.session_id, "content": gap, "seq": 0}
+        events.insert(0, notice)
+    return events
+
+
 def reconnect(session_id: str, last_seq: int, *, with_state: bool = False) -> dict[str, Any]:
     """The event that takes a session up."""
     name = protocol.RECONNECT_WITH_STATE if with_state else protocol.RECONNECT

@@ -380,3 +380,47 @@ async def test_an_answer_nested_too_deep_is_the_turns_failure_also_in_plain_text
             assert (await client.ask(str(depth)))["event"] == end
             await plain.websocket.send_message(str(depth))
             assert ("[error]" in await plain.websocket.get_message()) is (end == "agent.error")
+
+
+async def test_a_message_that_is_not_to_wait_is_busy_while_a_turn_runs():
+    async def agent(message, session):
+        return bool(await session.confirm("rm"))
+
+    async with hosted(agent) as url, bare_client(url) as client:
+        await client.say("user.message", content="go", step_id="one", queue=False)
+        question = await client.until("agent.user_confirm")
+        for step_id, code in (("two", "busy"), ("one", "duplicate")):
+            await client.say("user.message", content="more", step_id=step_id, queue=False)
+            assert (await client.until("system.error"))["content"]["code"] == code
+        await client.say("user.request_state", session_id=question["session_id"])
+        shown = (await client.until("agent.state_exported"))["content"]
+        assert (shown["busy"], shown["turn"]) == (True, {"step_id": "one", "content": "go"})
+        answer = {"confirmed": True, "answer_id": "two"}
+        await client.say("user.response", step_id=question["step_id"], content=answer)
+        assert (await client.until("system.notice"))["content"]["answer_id"] == "two"
+        assert (await client.until(*TURN_ENDS))["content"] is True
+        await client.say("user.message", content="again", step_id="three", queue=False)
+        assert (await client.until("agent.user_confirm"))["content"]["timeout_s"] == 300
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked", "expected"),
+    [
+        ({}, 5000, 5000),
+        ({}, 1e9, 30 * 86_400),
+        ({}, "x", 300),
+        ({}, -1, 300),
+        ({"confirm_timeout": 7}, 50, 7),
+    ],
+)
+async def test_a_message_says_how_long_its_questions_wait_where_the_service_does_not(limits, asked, expected):
+    async def agent(message, session):
+        return bool(await session.confirm("rm", timeout_s=9 if message == "nine" else None))
+
+    async with hosted(agent, limits=SessionLimits(**limits)) as url, bare_client(url) as client:
+        for message, timeout_s in (("any", expected), ("nine", 9)):
+            await client.say("user.message", content=message, metadata={"confirm_timeout": asked})
+            question = await client.until("agent.user_confirm")
+            assert question["content"]["timeout_s"] == timeout_s
+            await client.say("user.response", step_id=question["step_id"], content=True)
+            await client.until(*TURN_ENDS)

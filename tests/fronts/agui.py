@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import trio
 from ag_ui.core import Event
 from ag_ui_validate import create_validator
+from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from tests.fronts.conftest import Stage, request
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5)
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+"""Any value that JSON can say."""
 _EVENT = TypeAdapter(Event)
-_FINE = {"AGUI902": "off"}  # that events may have a timestamp
 
 
 def read(data: bytes) -> list[dict[str, Any]]:
@@ -38,7 +46,7 @@ def check(data: bytes, *, cut: bool = False) -> list[dict[str, Any]]:
     if not cut:
         validator.finalize()
     report = validator.report()
-    wrong = [found for found in report.diagnostics if found.rule != "AGUI902"]
+    wrong = [found for found in report.diagnostics if found.rule != "AGUI902"]  # no timestamps
     assert not wrong, "\n".join(str(found) for found in wrong)
     assert not report.internal_errors
     return events
@@ -142,3 +150,30 @@ def split(answer: bytes) -> tuple[bytes, bytes]:
         size, _, rest = rest.partition(b"\r\n")
         data, rest = data + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
     return head, data
+
+
+class Teller:
+    """An agent that asks, uses tools, keeps state, and remembers which sessions there were."""
+
+    def __init__(self) -> None:
+        self.sessions: list[Any] = []
+        self.messages: list[Any] = []
+        self.turns = 0
+        self.go_on = trio.Event()
+
+    async def __call__(self, message, session):
+        self.turns += 1
+        self.messages.append(message)
+        if session not in self.sessions:
+            self.sessions.append(session)
+        yield "Well. "
+        if message == "wait":
+            await self.go_on.wait()
+        if "delete" in message:
+            await session.emit("agent.tool_call", {"tool": "rm", "args": {"a": 1}}, step_id="call")
+            agreed = await session.confirm("rm", {"a": 1}, message="Really?")
+            await session.emit("agent.tool_result", {"tool": "rm", "result": bool(agreed)}, step_id="call")
+            yield "deleted" if agreed else "kept"
+        else:
+            yield f"{len(session.history)} before"
+        session.state["turns"] = self.turns

@@ -45,7 +45,7 @@ async def test_instances_come_back_and_clients_are_served_meanwhile(tmp_path, mo
         service = await manager.register_service("echo", command=command, config=config, auto_start=True)
         port = await nursery.start(manager.serve_proxy, "localhost", 0)
         with trouble(manager):
-            with manager.subscribe() as events, trio.fail_after(15):
+            with manager.subscribe() as events, trio.fail_after(60):
                 os.kill(service.instances[0].pid, 9)
                 async for event in events:
                     if event.kind == "instance.running":

@@ -78,7 +78,7 @@ async def test_without_a_key_a_session_begins_with_the_history_and_ends_with_its
         assert await client.say("two") == "Well. 2 before"
         assert [session.name for session in teller.sessions] == [None, None]
         await stage.at_base()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             for session in teller.sessions:
                 await session.gone.wait()
 
@@ -177,7 +177,7 @@ async def test_no_more_questions_wait_than_there_is_room_for(stage_of, teller, m
         clients = [Client(stage) for _ in range(4)]
         for number, client in enumerate(clients):
             await client.say(f"delete {number}")
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while len(stage.gateway.connections()) > 2:  # noqa: ASYNC110
                 await trio.sleep(0.005)
         assert await clients[-1].say("yes") == "deleted"
@@ -248,7 +248,7 @@ async def test_a_message_that_is_sent_again_is_answered_once(stage_of, teller):
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(again)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while not stage.gateway.connections():  # noqa: ASYNC110
                     await trio.sleep(0.005)
             teller.go_on.set()
@@ -272,7 +272,7 @@ async def test_what_becomes_of_a_turn_whose_client_left_is_the_services_choice(s
                 await trio.sleep(0.005)
         await stage.at_base()
         (session,) = teller.sessions
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             if policy is OnDisconnect.CONTINUE:
                 assert session.busy
                 teller.go_on.set()
@@ -357,7 +357,7 @@ async def test_a_client_may_leave_at_any_byte(stage_of, teller):
                 while len(got) < cut and (more := await stream.receive_some(cut - len(got))):
                     got += more
         await stage.at_base()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             for session in teller.sessions:
                 await session.gone.wait()
 

@@ -24,7 +24,7 @@ class Link:
 async def write(held, copy, text):
     copy.text = text
     held.changed()
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await held.settled()
 
 

@@ -82,7 +82,7 @@ class MemoryRecorder:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
         with trio.move_on_after(timeout_s):
             while not condition():
                 await self._changed.wait()
@@ -155,7 +155,7 @@ def supervisor(tmp_path: Path, recorder: MemoryRecorder, descendants: Callable[[
                     yield supervisor
                 finally:
                     shutdown = partial(supervisor.shutdown, leave_running=leave_running, force=True)
-                    with trio.move_on_after(math.inf if fake else 15, shield=True) as patience:
+                    with trio.move_on_after(math.inf if fake else 60, shield=True) as patience:
                         await shutdown()
                     if patience.cancelled_caught:  # so that the test fails now, and tells why
                         end(descendants(), tmp_path / "logs")

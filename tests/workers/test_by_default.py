@@ -40,7 +40,7 @@ def test_one_process_serves_and_ctrl_c_ends_it_in_good_order(shell: Any, command
             talk(client, "hello")
             manager.process.send_signal(signal.SIGINT)
             assert close_code(client) == 1001
-        assert manager.process.wait(timeout=30) == 0
+        assert manager.process.wait(timeout=60) == 0
     assert not alive(worker)
 
 

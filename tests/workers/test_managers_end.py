@@ -45,7 +45,7 @@ def ask(shell: Any, method: str, *words: Any, **options: Any) -> Any:
 
 def shut_down(shell: Any, manager: Any, **options: Any) -> None:
     ask(shell, "request_shutdown", **options)
-    assert manager.process.wait(timeout=30) == 0
+    assert manager.process.wait(timeout=60) == 0
 
 
 def die(manager: Any) -> None:
@@ -56,17 +56,17 @@ def die(manager: Any) -> None:
 @contextmanager
 def clients(url: str, count: int) -> Iterator[list[ClientConnection]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(connect(url, open_timeout=15)) for _ in range(count)]
+        yield [stack.enter_context(connect(url, open_timeout=60)) for _ in range(count)]
 
 
 def talk(client: ClientConnection, text: str) -> None:
     client.send(text)
-    assert client.recv(timeout=10) == f"echo: {text}"
+    assert client.recv(timeout=60) == f"echo: {text}"
 
 
 def serves(url: str) -> None:
     """Returns when an instance runs and the gateway knows it."""
-    with connect(url, open_timeout=30) as client:
+    with connect(url, open_timeout=60) as client:
         talk(client, "first")
 
 
@@ -92,7 +92,7 @@ def daemon(shell: Any, port: str, *options: str) -> Any:
 
 def close_code(client: ClientConnection) -> int:
     with pytest.raises(ConnectionClosed) as closed:
-        client.recv(timeout=10)
+        client.recv(timeout=60)
     assert closed.value.rcvd is not None
     return closed.value.rcvd.code
 
@@ -159,11 +159,11 @@ def test_a_stranger_on_the_port_of_a_dead_instance_gets_nothing_of_a_client(shel
             headers = {"Authorization": "Bearer secret", "Cookie": "login=secret"}
             with (
                 pytest.raises(InvalidStatus) as refused,
-                connect(f"{url}/path?token=secret", additional_headers=headers, open_timeout=30),
+                connect(f"{url}/path?token=secret", additional_headers=headers, open_timeout=60),
             ):
                 pass
             assert refused.value.response.status_code in (502, 504)
-            request = heard.result(timeout=30)
+            request = heard.result(timeout=60)
         assert request.startswith(b"GET /.well-known/agentmgr/health?challenge=")
         assert b"secret" not in request
         shell("shutdown")
@@ -232,7 +232,7 @@ def test_several_workers_in_a_terminal_end_with_it(shell: Any) -> None:
             proxy.until("gateway at ws")
             shut_down(shell, manager)
             proxy.until("the manager has ended")
-            assert proxy.process.wait(timeout=20) == 0
+            assert proxy.process.wait(timeout=60) == 0
 
 
 def test_a_shutdown_without_a_manager_ends_what_serves_the_gateway(shell: Any) -> None:
@@ -259,7 +259,7 @@ def test_a_worker_that_does_not_answer_the_next_manager_is_replaced(shell: Any) 
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    give_up_at = time.monotonic() + 10
+    give_up_at = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < give_up_at
         time.sleep(0.02)

@@ -32,7 +32,7 @@ async def test_a_workers_death_costs_its_own_sessions_and_nothing_else(site: Any
         lost = len(clients[victim])
         os.kill(victim, signal.SIGKILL)
         for websocket in clients[victim]:
-            with pytest.raises(ConnectionClosed), trio.fail_after(5):
+            with pytest.raises(ConnectionClosed), trio.fail_after(60):
                 await websocket.get_message()
         for websocket in clients[survivor]:
             await said(websocket)
@@ -54,7 +54,7 @@ async def test_sessions_are_seen_and_closed_whoever_serves_them(site: Any) -> No
         for connection in s.manager.list_connections():
             s.manager.disconnect(connection.connection_id, code=4321, reason="be gone")
         for websocket in clients:
-            with pytest.raises(ConnectionClosed) as closed, trio.fail_after(5):
+            with pytest.raises(ConnectionClosed) as closed, trio.fail_after(60):
                 await websocket.get_message()
             assert (closed.value.reason.code, closed.value.reason.reason) == (4321, "be gone")
         await eventually(lambda: not s.manager.list_connections())
@@ -135,7 +135,7 @@ async def test_a_rolling_restart_drains_every_worker(site: Any) -> None:
         await s.manager.restart_service("counting")
         for some in clients.values():
             for websocket in some:
-                with pytest.raises(ConnectionClosed) as closed, trio.fail_after(5):
+                with pytest.raises(ConnectionClosed) as closed, trio.fail_after(60):
                     await websocket.get_message()
                 assert closed.value.reason.code == 1012
         assert (await said(await s.client())).split()[0] != before
@@ -166,21 +166,21 @@ async def test_the_end_closes_every_session_with_1001_and_leaves_no_process(site
         s.manager.request_shutdown()
         for some in clients.values():
             for websocket in some:
-                with pytest.raises(ConnectionClosed) as closed, trio.fail_after(10):
+                with pytest.raises(ConnectionClosed) as closed, trio.fail_after(60):
                     await websocket.get_message()
                 assert closed.value.reason.code == 1001
     assert not any(alive(pid) for pid in pids)
 
 
 async def test_at_the_end_who_talks_may_finish_and_who_is_idle_is_told_1001(site: Any) -> None:
-    async with site(drain_timeout=60, drain_idle=1) as s:
+    async with site(drain_timeout=600, drain_idle=1) as s:
         quiet, busy = await s.client(), await s.client()
         for websocket in (quiet, busy):
             await said(websocket)
         over = trio.Event()
 
         async def wait_for_the_end(websocket: Any) -> None:
-            with pytest.raises(ConnectionClosed) as closed, trio.fail_after(10):
+            with pytest.raises(ConnectionClosed) as closed, trio.fail_after(60):
                 await websocket.get_message()
             assert closed.value.reason.code == 1001
             over.set()
@@ -196,19 +196,19 @@ async def test_at_the_end_who_talks_may_finish_and_who_is_idle_is_told_1001(site
 
 
 async def test_in_a_hurry_the_end_waits_for_nobody(site: Any) -> None:
-    async with site(workers=1, drain_timeout=60) as s:
+    async with site(workers=1, drain_timeout=600) as s:
         busy = await s.client()
         s.manager.request_shutdown()
         await eventually(lambda: s.manager._live().worker_manager._drains)
         await said(busy)
         s.manager.hurry()
-        with pytest.raises(ConnectionClosed), trio.fail_after(10):
+        with pytest.raises(ConnectionClosed), trio.fail_after(60):
             while True:
                 await said(busy)
 
 
 async def test_a_worker_that_missed_the_drain_hears_of_it_when_it_is_back(site: Any) -> None:
-    async with site(workers=1, drain_timeout=60, drain_idle=1) as s:
+    async with site(workers=1, drain_timeout=600, drain_idle=1) as s:
         websocket, worker_manager = await s.client(), s.manager._live().worker_manager
         await said(websocket)
         (worker,) = s.workers
@@ -221,7 +221,7 @@ async def test_a_worker_that_missed_the_drain_hears_of_it_when_it_is_back(site: 
                 await eventually(lambda: worker_manager._drains)
             finally:
                 os.kill(worker.pid, signal.SIGCONT)
-            with pytest.raises(ConnectionClosed) as closed, trio.fail_after(10):
+            with pytest.raises(ConnectionClosed) as closed, trio.fail_after(60):
                 await websocket.get_message()
             assert closed.value.reason.code == 1012
 

@@ -62,7 +62,7 @@ def run_until_it_serves(words, directory, environment):
 
 
 def test_every_command_is_there_and_every_one_there_exists():
-    named = set(re.findall(r"agentmgr ([a-z]+)(?=[ `\n])", README)) - {"import"}
+    named = set(re.findall(r"agentmgr ([a-z][a-z-]*)(?=[ `\n])", README)) - {"import"}
     assert named == set(COMMANDS)
 
 

@@ -138,6 +138,9 @@ def difference(
     return steps
 
 
+_AT_REST = (ServiceStatus.STOPPED, ServiceStatus.SCHEDULED)
+
+
 def given_up(service: Service) -> bool:
     """Whether it should run, and an instance of it is not started any more."""
     return service.desired_status is DesiredStatus.RUNNING and any(
@@ -160,9 +163,7 @@ def _service_steps(
     if changes or now is None:
         yield Step("change" if now else "create", "service", declared.name, changes)
     wants = now is not None and now.desired_status is DesiredStatus.RUNNING
-    idle = now is not None and (
-        (retry and given_up(now)) or (not managed and now.status is ServiceStatus.STOPPED)
-    )
+    idle = now is not None and ((retry and given_up(now)) or (not managed and now.status in _AT_REST))
     if running != wants or (running and idle):
         yield Step("start" if running else "stop", "service", declared.name)
 

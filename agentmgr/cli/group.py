@@ -31,6 +31,7 @@ COMMANDS = {
     "start": "Start a service.",
     "stop": "Stop a service.",
     "restart": "Restart a service; new instances are ready before old ones go.",
+    "run-now": "Run a service with a schedule now.",
     "scale": "Change how many instances a service has.",
     "list": "List the services.",
     "status": "Show one service in detail.",
@@ -144,7 +145,7 @@ class LazyGroup(_WithExample, click.Group):
                 near = " or ".join(here or get_close_matches(cmd_name, COMMANDS, n=2))
                 ctx.fail(f"No such command {cmd_name!r}." + (f" Did you mean {near}?" if near else ""))
             return None
-        command = import_module(f"agentmgr.cli.commands.{cmd_name}").command
+        command = import_module(f"agentmgr.cli.commands.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import trio
 
 from ..codec import to_plain
-from ..core import lookup, stats, view
+from ..core import lookup, schedule, stats, view
 from ..core.request import ClientRequest
 from ..errors import InvalidRequest
 from ..models import (
     Connection,
+    DesiredStatus,
     Event,
     Instance,
     InstanceEnd,
@@ -28,6 +29,7 @@ from ..models import (
     utc_now,
 )
 from ..process.paths import RuntimePaths
+from ..process.zones import zone
 from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
 from ..supervisor import logs
@@ -57,15 +59,18 @@ class OfflineManager:
             for record in sorted(snapshot.instances, key=lambda record: record.slot)
             if record.instance_id not in others and lives(record)
         ]
-        self._services = [
-            view.service_view(spec, self._instances(spec), 0)
-            for spec in sorted(snapshot.services, key=lambda spec: spec.name)
-        ]
+        self._services = [self._view(spec) for spec in sorted(snapshot.services, key=lambda spec: spec.name)]
+
+    def _view(self, spec: ServiceSpec) -> Service:
+        job = self._snapshot.jobs.get(spec.service_id)
+        next_run_at = schedule.next_run(spec, job, utc_now(), zone)
+        return view.service_view(spec, self._instances(spec), 0, job=job, next_run_at=next_run_at)
 
     def _instances(self, spec: ServiceSpec) -> list[Instance]:
         running = [_seen(record) for record in self._running if record.service_id == spec.service_id]
         state = self._snapshot.jobs.get(spec.service_id)
-        if running or state is None or not (spec.config.is_job and state.completed):
+        wanted = spec.desired_status is DesiredStatus.RUNNING
+        if running or state is None or not (wanted and spec.config.is_job and state.completed):
             return running
         return [Instance(f"{spec.name}/0", spec.service_id, 0, ServiceStatus.COMPLETED)]
 
@@ -163,6 +168,7 @@ class LocalManager:
         self.start_service = manager.start_service
         self.stop_service = manager.stop_service
         self.restart_service = manager.restart_service
+        self.run_service_now = manager.run_service_now
         self.scale_service = manager.scale_service
         self.create_routing_rule = manager.create_routing_rule
         self.update_routing_rule = manager.update_routing_rule

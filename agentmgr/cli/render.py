@@ -11,13 +11,15 @@ from datetime import UTC, datetime
 from unicodedata import combining, east_asian_width
 
 from ..core.hosts import authority, is_wildcard
-from ..models import DesiredStatus, Service, ServiceStatus
+from ..models import DesiredStatus, JobRun, Service, ServiceStatus
 from ..visible import visible
 from .out import note, on_terminal, painted, say
 
 _COLORS = {
     "running": "green",
     "completed": "green",
+    "scheduled": "green",
+    "failed": "red",
     "healthy": "green",
     "starting": "cyan",
     "draining": "cyan",
@@ -84,6 +86,16 @@ def clock(moment: datetime) -> str:
     return moment.astimezone().isoformat(" ", "seconds")
 
 
+def last_run(run: JobRun | None) -> str | None:
+    """As in `completed 3h 12m ago, after 5s`."""
+    if run is None:
+        return None
+    if run.result is None or run.ended_at is None:
+        return f"runs since {clock(run.began_at)}"
+    took = duration((run.ended_at - run.began_at).total_seconds())
+    return f"{run.result} {ago(run.ended_at)} ago, after {took}"
+
+
 def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
@@ -140,6 +152,7 @@ _STANDING = {
     _S.UNHEALTHY: ("is running and fails its health checks", "`agentmgr logs {0}` may say why"),
     _S.BACKOFF: ("has failed and will be started again", "`agentmgr status {0}` says why and when"),
     _S.COMPLETED: ("has completed", "`agentmgr start {0}` runs it again"),
+    _S.SCHEDULED: ("waits for its next run", "`agentmgr run-now {0}` runs it now"),
     _S.DRAINING: ("is stopping as its sessions end", "`agentmgr start {0}` starts it again"),
     _S.STOPPING: ("is stopping", "`agentmgr start {0}` starts it again"),
     _S.ERROR: (

@@ -102,6 +102,9 @@ class ManagerClient(RestClient):
         body = {"instances": instances}
         return await self._one(Service, "POST", path, json=body, params=_wait(wait), waits=wait)
 
+    async def run_service_now(self, ref: str) -> Service:
+        return await self._one(Service, "POST", f"/services/{quoted(ref)}/run-now")
+
     async def get_service(self, ref: str) -> Service:
         return await self._one(Service, "GET", f"/services/{quoted(ref)}")
 

@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 from attrs import evolve
 
-from ..models import HealthStatus, Instance, RoutingRule, Service, ServiceSpec, ServiceStatus
+from ..models import HealthStatus, Instance, JobState, RoutingRule, Service, ServiceSpec, ServiceStatus
+from . import schedule
 from .hosts import authority
 from .routing import Backend, BackendState, RoutingTable
 from .secrets import shown
@@ -23,6 +24,7 @@ _BEST_FIRST = (
     ServiceStatus.STOPPING,
     ServiceStatus.ERROR,
     ServiceStatus.COMPLETED,
+    ServiceStatus.SCHEDULED,
     ServiceStatus.STOPPED,
 )
 _DOWN = (
@@ -44,6 +46,7 @@ _BACKEND_STATES = {
     ServiceStatus.STOPPED: BackendState.DOWN,
     ServiceStatus.ERROR: BackendState.DOWN,
     ServiceStatus.COMPLETED: BackendState.DOWN,
+    ServiceStatus.SCHEDULED: BackendState.DOWN,
 }
 
 
@@ -65,9 +68,17 @@ def started_at(instances: Iterable[Instance]) -> datetime | None:
     return min((i.started_at for i in instances if i.started_at and i.status not in _DOWN), default=None)
 
 
-def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessions: int) -> Service:
+def service_view(
+    spec: ServiceSpec,
+    instances: Sequence[Instance],
+    active_sessions: int,
+    *,
+    job: JobState | None = None,
+    next_run_at: datetime | None = None,
+) -> Service:
     """One service as every interface shows it. `instances` are its own, in the order of their slots."""
     config = spec.config
+    status, why = schedule.status(spec, overall_status(instances), job)
     serving = next((i for i in instances if i.status is ServiceStatus.RUNNING and i.port and i.serves), None)
     return Service(
         service_id=spec.service_id,
@@ -79,10 +90,10 @@ def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessio
         port=spec.port or (serving.port if serving else None),
         endpoint=_endpoint(serving) if serving else None,
         tags=spec.tags,
-        status=overall_status(instances),
+        status=status,
         desired_status=spec.desired_status,
         health=overall_health(instances),
-        error_message=next((i.error_message for i in instances if i.error_message), None),
+        error_message=next((i.error_message for i in instances if i.error_message), why),
         version=spec.version,
         created_at=spec.created_at,
         updated_at=spec.updated_at,
@@ -94,6 +105,8 @@ def service_view(spec: ServiceSpec, instances: Sequence[Instance], active_sessio
         config=evolve(config, env=shown(config.env, config.env_public)) if config.env else config,
         instances=tuple(instances),
         port_is_fixed=spec.port is not None,
+        last_run=None if job is None else job.last,
+        next_run_at=next_run_at,
     )
 
 

@@ -11,7 +11,8 @@ In reading order:
     sessions         the same, and spoken in, as a client of the instance that has them
     registry         services and rules, in memory and in the store, never apart
     publisher        the routing table: made after each change, given to the gateway and its workers
-    jobs             which jobs have completed: not to be run again by the next manager
+    jobs             what is known of each job's runs: in step with its instances, and in the store
+    scheduler        when jobs run by their schedules
     recorder         what supervisor and gateway report: written down, counted, measured for `/metrics`
     events           what happened, for those who follow
     summaries        one short row for each service, made anew when it changes

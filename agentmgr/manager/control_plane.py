@@ -28,6 +28,7 @@ from .publisher import Publisher
 from .recorder import Recorder
 from .registry import Registry
 from .sampling import Sampler
+from .scheduler import Scheduler
 from .sessions import Sessions
 from .summaries import Summaries
 from .tokens import Tokens
@@ -73,6 +74,7 @@ class ControlPlane:
             health_check_interval=settings.health_check_interval,
         )
         self.jobs = Jobs(store, self.registry, self.supervisor, snapshot.jobs)
+        self.scheduler = Scheduler(self.registry, self.supervisor, self.jobs, self.events)
         self.worker_manager = WorkerManager(settings, observer=self.recorder, access=self.access)
         self.gateway = self.worker_manager.gateway
         self.publisher = Publisher(
@@ -85,7 +87,12 @@ class ControlPlane:
         self.console = Console(tokens, self.publisher, self.events)
         self.sessions = Sessions(paths.sessions, self.registry, self.supervisor, self.publisher, nursery)
         self.summaries = Summaries(
-            self.registry, self.supervisor, lambda: self.gateway.lobby.live, self.recorder.touched
+            self.registry,
+            self.supervisor,
+            lambda: self.gateway.lobby.live,
+            lambda: self.recorder.touched() | self.jobs.touched(),
+            self.jobs.state,
+            self.scheduler.next_run,
         )
         self.sampler = Sampler(self)
         self.minute_log = MinuteLog(self)
@@ -95,7 +102,13 @@ class ControlPlane:
     def view(self, spec: ServiceSpec) -> Service:
         """The service as every interface shows it."""
         instances = [self._with_usage(i) for i in self.supervisor.instances(spec.service_id)]
-        return service_view(spec, instances, self._active(instances))
+        return service_view(
+            spec,
+            instances,
+            self._active(instances),
+            job=self.jobs.state(spec.service_id),
+            next_run_at=self.scheduler.next_run(spec),
+        )
 
     def views(self) -> list[Service]:
         return [self.view(spec) for spec in self.registry.services()]

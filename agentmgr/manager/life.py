@@ -15,9 +15,8 @@ from ..process.ownership import ManagerLock
 from ..process.paths import RuntimePaths
 from ..settings import Settings
 from ..storage.sqlite import check, open_store
-from ..storage.store import Store
+from ..storage.store import Snapshot, Store
 from ..supervisor import system
-from ..supervisor.adoption import Recorded
 from .control_plane import ControlPlane
 from .listeners import ManagerListeners
 from .tokens import Tokens
@@ -90,8 +89,7 @@ class ManagerLife:
                 supervises=self.supervises,
             )  # fmt: skip
             try:
-                adopt = _by_service(snapshot.services, snapshot.instances)
-                await nursery.start(self._run_machinery, plane, adopt, machinery)
+                await nursery.start(self._run_machinery, plane, snapshot, machinery)
                 if self.supervises:
                     await _start_what_should_run(plane)
                 plane.publisher.changed()
@@ -117,7 +115,7 @@ class ManagerLife:
     async def _run_machinery(
         self,
         plane: ControlPlane,
-        adopt: Recorded,
+        snapshot: Snapshot,
         scope: trio.CancelScope,
         *,
         task_status: trio.TaskStatus[None],
@@ -132,8 +130,11 @@ class ManagerLife:
                 nursery.start_soon(self._watch_database)
                 if self.supervises:
                     nursery.start_soon(plane.sessions.keep_pruned, plane.events.announce)
+                    adopt = _by_service(snapshot.services, snapshot.instances)
                     run = partial(plane.supervisor.run, adopt=adopt, completed=plane.jobs.completed())
                     await nursery.start(run)
+                    plane.jobs.find_lost(snapshot.instances)
+                    nursery.start_soon(plane.scheduler.run)
                 task_status.started()
 
     async def _talk_with_workers(
@@ -202,7 +203,11 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
 async def _start_what_should_run(plane: ControlPlane) -> None:
     completed = {spec.service_id for spec in plane.jobs.completed()}
     for spec in plane.registry.services():
-        if spec.desired_status is DesiredStatus.RUNNING and spec.service_id not in completed:
+        if (
+            spec.desired_status is DesiredStatus.RUNNING
+            and spec.config.schedule is None
+            and spec.service_id not in completed
+        ):
             try:
                 await plane.supervisor.start(spec, wait=False)
             except AgentManagerError as error:  # one service's trouble must not keep the others down

@@ -224,6 +224,13 @@ class AgentManager:
         """Run it with so many instances from now on."""
         return await services.scale(self._live(), ref, instances, wait=wait)
 
+    async def run_service_now(self, ref: str) -> Service:
+        """Begin a run of a service with a schedule, besides those by its schedule; do not wait for its end.
+
+        Raises `WrongState` where it has no schedule, or runs already and its `overlap` is `skip`.
+        """
+        return await services.run_now(self._supervising(), ref)
+
     def get_service(self, ref: str) -> Service:
         """Raises `ServiceNotFound`."""
         plane = self._live()

@@ -99,6 +99,7 @@ class Recorder:
 
     async def instance_spawned(self, record: models.InstanceRecord) -> None:
         await self._store.put_instance(record)
+        self._jobs().launched(record)
         await self._jobs().written()
 
     async def instance_gone(self, instance_id: str) -> None:

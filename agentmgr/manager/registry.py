@@ -16,6 +16,7 @@ from ..core.bodies import OWN_FIELDS, NewRule, NewService, rule_fields, service_
 from ..core.secrets import restored
 from ..errors import FieldProblem, InvalidRequest, NameTaken, PortNotAvailable, VersionMismatch, WrongState
 from ..models import DesiredStatus, RoutingRule, ServiceSpec
+from ..process.zones import zone
 from ..storage.store import Store
 from .factory_path import settled
 
@@ -137,6 +138,8 @@ class Registry:
                     fields=[FieldProblem("port", f"is registered to service {other.name!r}")],
                 )
 
+        if spec.config.schedule is not None:
+            zone(spec.config.timezone)
         if not spec.config.after:  # a service that waits for none closes no circle
             return
         for word in spec.config.after:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import Factory, define, frozen
 
+from ..core import schedule
 from ..core.recent import minute_of
 from ..core.stats import percentiles
 from ..core.view import overall_health, overall_status
@@ -272,8 +273,9 @@ class Sampler:
         sessions = self._plane.supervisor.sessions(spec.service_id)
         shown = [self._instance(instance, sessions) for instance in instances]
         first_byte = self._plane.recorder.first_bytes.last(spec.service_id, minute_of(utc_now()))
+        job = self._plane.jobs.state(spec.service_id)
         return {
-            "status": str(overall_status(instances)),
+            "status": str(schedule.status(spec, overall_status(instances), job)[0]),
             "desired_status": str(spec.desired_status),
             "health": str(overall_health(instances)),
             "version": spec.version,

@@ -28,6 +28,7 @@ async def change(
         plane.supervisor.move_logs(before.name, spec.name)
     _announce(plane, "service.changed", spec, fields=",".join(sorted(changes)))
     plane.publisher.changed()
+    plane.scheduler.look_again()
     if spec.config.instances != before.config.instances:
         await _fill(plane, spec, wait=False)
     return plane.view(spec)
@@ -41,7 +42,7 @@ async def scale(plane: ControlPlane, ref: str, instances: int, *, wait: bool) ->
 
 
 async def _fill(plane: ControlPlane, spec: ServiceSpec, *, wait: bool) -> None:
-    if plane.supervises and spec.desired_status is DesiredStatus.RUNNING:
+    if plane.supervises and spec.desired_status is DesiredStatus.RUNNING and spec.config.schedule is None:
         await plane.supervisor.start(spec, wait=wait)
 
 
@@ -57,6 +58,7 @@ async def unregister(plane: ControlPlane, ref: str, *, force: bool) -> Service:
     # Shielded: a client that goes away stops waiting for the work, it does not leave it half done.
     with trio.CancelScope(shield=True):
         async with plane.registry.leaving(ref) as spec:
+            plane.scheduler.stop(spec.service_id)
             await plane.supervisor.stop(spec.service_id, force=force)
             await plane.sessions.remove(spec)
     plane.supervisor.forget(spec.service_id)
@@ -73,12 +75,18 @@ async def unregister(plane: ControlPlane, ref: str, *, force: bool) -> Service:
 
 async def start(plane: ControlPlane, ref: str, *, wait: bool) -> Service:
     spec = await plane.registry.want(ref, DesiredStatus.RUNNING)
+    if spec.config.schedule is not None:
+        plane.scheduler.look_again()
+        return plane.view(spec)
     await plane.supervisor.start(spec, wait=wait)
     await plane.publisher.published()
     return plane.view(spec)
 
 
 async def restart(plane: ControlPlane, ref: str, *, rolling: bool, force: bool, wait: bool) -> Service:
+    if plane.registry.service(ref).config.schedule is not None:  # it begins anew, and so does its schedule
+        await stop(plane, ref, force=force, wait=True)
+        return await start(plane, ref, wait=wait)
     spec = await plane.registry.want(ref, DesiredStatus.RUNNING)
     await plane.supervisor.restart(spec, rolling=rolling, force=force, wait=wait)
     await plane.publisher.published()
@@ -91,12 +99,20 @@ async def stop(plane: ControlPlane, ref: str, *, force: bool, wait: bool) -> Ser
         spec = await plane.registry.want(ref, DesiredStatus.STOPPED)
     except StorageError as error:  # a full disk must not prevent stopping the service that filled it
         spec, unwritten = plane.registry.service(ref), error
+    plane.scheduler.stop(spec.service_id)
     await plane.supervisor.stop(spec.service_id, force=force, wait=wait)
     if unwritten is not None:
         raise StorageError(
             f"service {spec.name!r} was stopped, and the next manager will start it again, because that "
             f"could not be written down: {unwritten.message}"
         )
+    return plane.view(spec)
+
+
+async def run_now(plane: ControlPlane, ref: str) -> Service:
+    spec = plane.registry.service(ref)
+    plane.scheduler.run_now(spec)
+    await plane.jobs.written()
     return plane.view(spec)
 
 

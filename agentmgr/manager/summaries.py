@@ -9,12 +9,14 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 import trio
 
+from ..core import schedule
 from ..core.view import overall_health, overall_status, started_at
-from ..models import HealthStatus, ServiceSpec, ServiceStatus
+from ..models import HealthStatus, JobState, ServiceSpec, ServiceStatus
 from ..supervisor import Supervisor
 from .registry import Registry
 
@@ -34,10 +36,13 @@ class Summaries:
         supervisor: Supervisor,
         taken: Callable[[], Mapping[str, int]],
         changed: Callable[[], set[str]],
+        job: Callable[[str], JobState],
+        next_run: Callable[[ServiceSpec], datetime | None],
     ) -> None:
-        """`taken`: connections, by instance id. `changed`: the ids of the services whose instances have
-        changed since it was last called.
+        """`taken`: connections, by instance id. `changed`: the ids of the services whose instances or runs
+        have changed since it was last called. `job`: what is known of a service's runs.
         """
+        self._job, self._next_run = job, next_run
         self._registry, self._supervisor = registry, supervisor
         self._taken, self._changed = taken, changed
         self._rows: dict[str, Row] = {}
@@ -99,12 +104,15 @@ class Summaries:
         ]
         error = next((i.error_message for i in instances if i.error_message), None)
         began = started_at(instances)
+        job = self._job(spec.service_id)
+        status, why = schedule.status(spec, overall_status(instances), job)
+        error, next_run = error or why, self._next_run(spec)
         again = min((i.next_restart_at for i in instances if i.next_restart_at), default=None)
         return {
             "service_id": spec.service_id,
             "name": spec.name,
             "description": spec.description,
-            "status": str(overall_status(instances)),
+            "status": str(status),
             "desired_status": str(spec.desired_status),
             "health": str(overall_health(instances)),
             "error_message": None if error is None else _in_one_line(error),
@@ -114,6 +122,8 @@ class Summaries:
             "restart_count": sum(i.restart_count for i in instances),
             "next_restart_at": None if again is None else again.isoformat(),
             "started_at": None if began is None else began.isoformat(),
+            "next_run_at": None if next_run is None else next_run.isoformat(),
+            "last_result": None if job.last is None else job.last.result and str(job.last.result),
             "tags": sorted(spec.tags),
             "agent_factory_path": config.agent_factory_path,
             "command": shlex.join(config.command)[:COMMAND_CHARS] if config.command else None,

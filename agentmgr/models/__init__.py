@@ -10,7 +10,7 @@ has to check it again. Parts, in reading order:
 - `tokens`: keys to the API and the gateway, tickets, and whether a token is needed
 - `records`: what happened: `Event`, `HealthCheck`, `ConnectionEnd`, `InstanceEnd`; `Connection`,
   `ServiceTotals`, `Latency`, `MinuteFigures`
-- `jobs`: runs of commands that end by themselves
+- `jobs`: commands that end by themselves: by which schedule (`JobConfig`), and their runs
 - `sessions`: conversations as their journals have them, and open questions
 - `host_config`: what the host of an agent is configured with (`HostConfig`, a part of `ServiceConfig`)
 - `checks`: how a service's readiness and health are checked (`CheckMethod`)
@@ -48,8 +48,10 @@ if TYPE_CHECKING:
     from .host_config import Runtime as Runtime
     from .host_config import Sessions as Sessions
     from .host_config import WhenBusy as WhenBusy
+    from .jobs import JobConfig as JobConfig
     from .jobs import JobRun as JobRun
     from .jobs import JobState as JobState
+    from .jobs import Overlap as Overlap
     from .jobs import RunResult as RunResult
     from .records import Connection as Connection
     from .records import ConnectionEnd as ConnectionEnd
@@ -91,7 +93,7 @@ _NAMES = {
     "checks": "CheckKind CheckMethod",
     "host_config": "HostConfig OnCrash OnDisconnect Runtime Sessions WhenBusy",
     "fields": "Check new_id utc_now",
-    "jobs": "JobRun JobState RunResult",
+    "jobs": "JobConfig JobRun JobState Overlap RunResult",
     "records": """Connection ConnectionEnd ConnectionPeak Event Fact HealthCheck InstanceEnd InstanceRecord
         Latency MinuteFigures ServiceTotals""",
     "routing": "ConditionOperator RoutingCondition RoutingRule RoutingStrategy",

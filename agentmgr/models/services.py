@@ -24,13 +24,15 @@ from .fields import (
     check_text,
     check_texts,
     check_variable_names,
+    invalid,
     new_id,
     option,
     to_word_set,
     to_words,
     utc_now,
 )
-from .host_config import HostConfig, Sessions
+from .host_config import Sessions
+from .jobs import JobConfig, JobRun
 
 
 class ServiceStatus(StrEnum):
@@ -44,6 +46,7 @@ class ServiceStatus(StrEnum):
     STOPPING = "stopping"
     BACKOFF = "backoff"  #: will start again at a known time
     COMPLETED = "completed"  #: a job whose command has done its work
+    SCHEDULED = "scheduled"  #: of a service only: it waits for its next run
     ERROR = "error"  #: given up; `error_message` says why
 
 
@@ -79,7 +82,7 @@ class OnManagerDeath(StrEnum):
 
 
 @frozen
-class ServiceConfig(HostConfig):
+class ServiceConfig(JobConfig):
     """What to run and how to keep it running. All durations are in seconds.
 
     Either `agent_factory_path` or `command` says what to run. A new option is a field here, and nothing else:
@@ -152,8 +155,7 @@ class ServiceConfig(HostConfig):
 
     auto_restart: bool = option(True, "Restart it when it fails; if not, `restart` has no effect.")
     restart: RestartMode = option(
-        RestartMode.ON_FAILURE,
-        "When to restart it. never: a command is a job, which has completed when it exits with 0.",
+        RestartMode.ON_FAILURE, "When to restart it; never: it is a job, and has completed with exit code 0."
     )
     max_restart_count: int = option(
         3, "Restarts within the window before it is given up.", between(0, 1_000_000)
@@ -258,7 +260,7 @@ class ServiceConfig(HostConfig):
     @property
     def is_job(self) -> bool:
         """Whether exit code 0, at whatever moment, is the end of its work."""
-        return self.restart_mode is RestartMode.NEVER
+        return self.schedule is not None or self.restart_mode is RestartMode.NEVER
 
     @property
     def ready_method(self) -> CheckMethod:
@@ -306,6 +308,14 @@ class ServiceSpec:
                     f"protocol: {name} may be {' or '.join(allowed)} here, not {value!r}",
                     fields=[FieldProblem(name, f"may be {' or '.join(allowed)} for an agent file")],
                 )
+        if config.schedule is not None:
+            for name, misfit, problem in (
+                ("agent_factory_path", config.agent_factory_path, "never ends: a schedule is for a command"),
+                ("instances", config.instances > 1, "must be 1 with a schedule"),
+                ("restart", config.restart_mode is RestartMode.ALWAYS, "cannot be always with a schedule"),
+            ):
+                if misfit:
+                    raise invalid(name, problem)
         if self.port is not None and config.instances > 1:
             raise InvalidRequest(
                 f"service {self.name}: a fixed port allows one instance; leave the port out to run more",
@@ -387,3 +397,5 @@ class Service:
     config: ServiceConfig
     instances: tuple[Instance, ...]
     port_is_fixed: bool = False  #: by the registration; else a free one is chosen at each start
+    last_run: JobRun | None = None  #: of a job
+    next_run_at: datetime | None = None  #: of one with a schedule

@@ -232,3 +232,25 @@ def test_a_job_that_has_completed_is_shown_so_with_and_without_a_manager(shell: 
         assert "wanted" not in shown
         shell("shutdown")
     assert "has completed" in shell.ok("start", "job"), "it runs again"
+
+
+def test_a_schedule_is_shown_with_its_runs_and_may_be_run_at_once(shell: Any) -> None:
+    words = ("--schedule", "0 3 * * *", "--timezone", "Europe/Berlin", "--", "/bin/sh", "-c", "exit 0")
+    shell.ok("register", "nightly", "--auto-start", *words)
+    shown = shell.ok("status", "nightly")
+    assert "scheduled" in shown
+    assert "0 3 * * * Europe/Berlin" in shown
+    assert "next run" in shown
+    assert "last run" not in shown
+    assert "nightly runs" in shell.ok("run-now", "nightly")
+    deadline = time.monotonic() + 60
+    while "completed" not in (shown := shell.ok("list")):
+        assert time.monotonic() < deadline, shown
+    assert "NEXT RUN" in shown
+    exported = shell.ok("export")
+    assert 'schedule = "0 3 * * *"' in exported
+    (shell.directory / "saved.toml").write_text(exported)
+    shell.ok("shutdown")
+    assert "scheduled" in shell.ok("list"), "also where no manager runs"
+    assert "nothing to do" not in shell.ok("apply", "saved.toml"), "it starts a manager"
+    assert "nothing to do" in shell.ok("apply", "saved.toml")

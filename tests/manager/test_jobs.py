@@ -130,3 +130,48 @@ async def test_a_job_that_the_managers_end_has_cut_short_is_run_again(db: Path, 
     async with AgentManager(db) as manager:
         await become(manager, "job", ServiceStatus.COMPLETED)
         assert again.exists()
+
+
+EACH_SECOND = ServiceConfig(schedule="* * * * * *", stop_timeout=5)
+
+
+async def test_a_schedule_runs_a_process_again_and_again_until_it_is_stopped(
+    db: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    async with AgentManager(db) as manager:
+        await register(manager, "job", f"echo run >> {runs}", config=EACH_SECOND)
+        assert (await manager.start_service("job")).status is ServiceStatus.SCHEDULED
+        with trio.fail_after(60), manager.subscribe() as events:
+            done = 0
+            while done < 3:
+                done += (await events.receive()).kind == "instance.completed"
+        job = manager.get_service("job")
+        assert job.last_run is not None
+        assert job.next_run_at is not None
+        rows = await manager.service_rows()
+        assert rows[job.service_id]["next_run_at"] is not None
+        await manager.stop_service("job")
+        assert manager.get_service("job").status is ServiceStatus.STOPPED
+        assert manager.get_service("job").next_run_at is None
+        count = len(runs.read_text().split())
+    assert count >= 3
+    assert len(runs.read_text().split()) == count
+
+
+async def test_what_a_schedule_must_be(db: Path, agent_file) -> None:
+    async with AgentManager(db) as manager:
+        for said, config in (
+            ("five fields of cron", {"schedule": "at noon"}),
+            ("bad day-of-month", {"schedule": "0 0 31 2 *"}),
+            ("timezone is not known on this machine: 'Mars/Olympus'",
+             {"schedule": "0 3 * * *", "timezone": "Mars/Olympus"}),
+            ("instances must be 1", {"schedule": "0 3 * * *", "instances": 2}),
+            ("restart cannot be always", {"schedule": "0 3 * * *", "restart": RestartMode.ALWAYS}),
+        ):  # fmt: skip
+            with pytest.raises(InvalidRequest, match=said):
+                await register(manager, "job", "exit 0", config=ServiceConfig(**config))
+        with pytest.raises(InvalidRequest, match="a schedule is for a command"):
+            await manager.register_service(
+                "agent", agent_file(), config=ServiceConfig(schedule="0 3 * * *"), auto_start=True
+            )

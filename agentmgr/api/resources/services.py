@@ -21,7 +21,7 @@ api = Operations("services")
 
 _SORTS = (
     "name", "status", "desired_status", "health", "instances", "ready", "connections", "restart_count",
-    "started_at", "next_restart_at", "port", "version",
+    "started_at", "next_restart_at", "next_run_at", "port", "version",
 )  # fmt: skip
 
 
@@ -255,6 +255,12 @@ async def restart_service(call: Call, query: Restart) -> Answer:
         )
     )
     return _answer(service, 200 if query.wait else 202)
+
+
+@api.add("POST", "/services/{ref}/run-now", gives={202: Service}, problems=(404, 409))
+async def run_service_now(call: Call) -> Answer:
+    """Begins a run of a service with a schedule, besides those by its schedule."""
+    return _answer(await call.carry_out(lambda: call.manager.run_service_now(call.ref)), 202)
 
 
 @api.add(

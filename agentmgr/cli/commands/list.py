@@ -9,10 +9,11 @@ from ..group import Cli, format_option, subcommand
 from ..manager_interface import ReadsManager
 from ..options import split_tags
 from ..out import say_json
-from ..render import ago, print_table, size
+from ..render import ago, last_run, print_table, size
 from ..watch import shown
 
 _COLUMNS = ("name", "status", "health", "instances", "sessions", "restarts", "cpu", "memory", "tags", "up")
+_RUNS = ("last run", "next run")  #: where a service has a schedule
 
 
 @subcommand("list", example="agentmgr list --status running --tags weather")
@@ -38,14 +39,19 @@ async def command(
         if output == "json":
             say_json(services)
         else:
+            scheduled = any(service.config.schedule is not None for service in services)
             print_table(
-                _COLUMNS,
-                [_row(service) for service in services],
+                (*_COLUMNS, *_RUNS) if scheduled else _COLUMNS,
+                [_row(service) + (_runs(service) if scheduled else []) for service in services],
                 empty="no services" if status or tags or name else "no services are registered",
                 spare=["tags", "memory", "cpu", "restarts", "sessions", "up"],
             )
 
     await shown(cli, show, watching=watching)
+
+
+def _runs(service: Service) -> list[object]:
+    return [last_run(service.last_run), service.next_run_at]
 
 
 def _row(service: Service) -> list[object]:

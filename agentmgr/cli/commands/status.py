@@ -10,12 +10,12 @@ import asyncclick as click
 
 from ...codec import to_plain
 from ...errors import AgentManagerError
-from ...models import Instance, InstanceEnd, Service, ServiceStatus
+from ...models import Instance, InstanceEnd, Service, ServiceConfig, ServiceStatus
 from ..group import Cli, format_option, subcommand
 from ..manager_interface import ReadsManager
 from ..names import SERVICE
 from ..out import say, say_json
-from ..render import ago, counted, duration, print_fields, print_table, size
+from ..render import ago, counted, duration, last_run, print_fields, print_table, size
 from ..watch import shown
 
 
@@ -65,7 +65,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ("id", service.service_id),
             ("description", service.description),
             ("status", str(service.status)),
-            ("wanted", None if service.status in (wanted, ServiceStatus.COMPLETED) else wanted),
+            ("wanted", None if service.status in (wanted, *_AS_WANTED) else wanted),
             ("health", str(service.health)),
             ("error", service.error_message),
             ("says", "\n".join(dict.fromkeys(i.said for i in service.instances if i.said))),
@@ -73,6 +73,9 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ("command", service.command),
             ("endpoint", service.endpoint),
             ("serves", _serves(service)),
+            ("schedule", _schedule(config)),
+            ("last run", last_run(service.last_run)),
+            ("next run", service.next_run_at),
             ("ready by", config.ready if config.ready != "auto" else None),
             ("checked by", config.health if config.health != "auto" else None),
             ("tags", service.tags),
@@ -114,6 +117,14 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ],
             empty="",
         )
+
+
+_AS_WANTED = (ServiceStatus.COMPLETED, ServiceStatus.SCHEDULED)
+
+
+def _schedule(config: ServiceConfig) -> str | None:
+    """As in `0 3 * * * Europe/Berlin`."""
+    return None if config.schedule is None else f"{config.schedule} {config.timezone or ''}".rstrip()
 
 
 def _address(instance: Instance) -> str | None:

@@ -10,7 +10,7 @@ import { inform } from "./notices.js";
 
 /** A mark of each status: its form says it, besides the colour. */
 const MARKS = /** @type {Record<string, [string, string]>} */ ({
-  running: ["●", "good"], healthy: ["●", "good"], live: ["●", "good"], completed: ["✓", "good"],
+  running: ["●", "good"], healthy: ["●", "good"], live: ["●", "good"], completed: ["✓", "good"], scheduled: ["◷", "idle"], interrupted: ["▲", "warn"],
   starting: ["◐", "busy"], stopping: ["◑", "busy"], draining: ["◑", "busy"], restarting: ["◐", "busy"],
   backoff: ["▲", "warn"], degraded: ["▲", "warn"], unhealthy: ["▲", "warn"], waiting: ["▲", "warn"],
   failed: ["✕", "bad"], error: ["✕", "bad"], crashed: ["✕", "bad"], lost: ["✕", "bad"],

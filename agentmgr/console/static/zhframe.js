@@ -6,6 +6,8 @@ export const ZH_FRAME = {
   "running": "运行中",
   "stopped": "已停止",
   "completed": "已完成",
+  "scheduled": "等待计划",
+  "interrupted": "被中断",
   "starting": "启动中",
   "stopping": "停止中",
   "draining": "排空中",

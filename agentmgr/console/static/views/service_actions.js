@@ -28,6 +28,8 @@ export function ServiceSteering({ service, figures }) {
         <${Action} label=${t("Restart")} command=${commandText("restart", name)} run=${restart}
           done=${t("{name} is restarting: each new instance is ready before an old one ends.", { name })} />
         <button type="button" title=${commandText("stop", name)} onClick=${() => stopService(service)}>${t("Stop")}</button>`}
+    ${service.config?.schedule && html`<${Action} label=${t("Run now")} command=${commandText("run-now", name)}
+      run=${() => call("POST", `${servicePath(service)}/run-now`)} done=${t("{name} runs now.", { name })} />`}
     <button type="button" title=${commandText("scale", name, "N")} onClick=${() => setScaling(true)}>${t("Scale")}</button>
     <button type="button" class="danger" title=${commandText("unregister", name)}
       onClick=${() => unregister(service, connections)}>${t("Unregister")}</button>

@@ -1,6 +1,6 @@
 /** How a service is: in words, by instance, and over time. */
 import { html, useRef } from "../vendor/preact.mjs";
-import { bytesText, commandText, countText, cpuText, shellWord } from "../format.js";
+import { bytesText, clockText, commandText, countText, cpuText, shellWord } from "../format.js";
 import { t } from "../i18n.js";
 import { address } from "../router.js";
 import { useStore } from "../store.js";
@@ -25,6 +25,7 @@ function standing({ status, desired_status: wanted, health, ready, instances, se
     case "stopping": return t("It is stopping.");
     case "backoff": return t("It crashed, and will be restarted.");
     case "completed": return t("It has done its work and ended. Start it to run it again.");
+    case "scheduled": return t("It waits for the next run of its schedule.");
     case "error": return t("It crashed too often, or cannot start, and is not restarted any more. It stays down until you start it.");
     default: return wanted === "running" && id ? t("It is down, and about to be started.") : t("It is stopped, and stays so until you start it.");
   }
@@ -37,7 +38,7 @@ export function ServiceOverview({ service, figures, route }) {
     <${ServiceCharts} service=${service} figures=${figures} route=${route} />`;
 }
 
-const DOWN = new Set(["stopped", "completed", "backoff", "error"]);
+const DOWN = new Set(["stopped", "completed", "scheduled", "backoff", "error"]);
 
 /** @param {{service: any, figures: any}} props */
 function Standing({ service, figures }) {
@@ -52,6 +53,8 @@ function Standing({ service, figures }) {
     <p class="standing"><${Status} value=${service.status === "running" && service.health !== "unknown" ? service.health : service.status}
       text=${standing(service)} /></p>
     ${service.next_restart_at && html`<p>${t("Next try")} <${Ago} at=${service.next_restart_at} /></p>`}
+    ${service.next_run_at && html`<p>${t("Next run")}: <time datetime=${service.next_run_at}>${clockText(service.next_run_at)}</time></p>`}
+    ${service.last_run?.result && html`<p>${t("Last run")}: <${Status} value=${service.last_run.result} /> <${Ago} at=${service.last_run.ended_at} /></p>`}
     ${!down && service.started_at && html`<p class="hint">${t("Started")}: <${Ago} at=${service.started_at} /></p>`}
     ${said.map((one) => html`<p>${t("It reports:")} <${Foreign} text=${one} most=${300} /></p>`)}
     ${reason && html`<h3>${t("Reason")}</h3><div class="words"><${Foreign} text=${reason} most=${4000} /></div>`}

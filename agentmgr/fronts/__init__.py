@@ -13,7 +13,7 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `keyed`, `threads`: in which session it is said; what is remembered of it between two requests
 - `openai`: OpenAI's routes; `openai_errors`, `openai_chat`: their translators
 - `responses`: those of its Responses API; `response_id`: where a response is found again; `playback`: how it
-  is read again; `openai_input`, `openai_responses`: their translators
+  is read again; `openai_input`, `openai_responses`: their translators; `responses_socket`: over a WebSocket
 - `agui`: from events to those of AG-UI; `agui_input`: what its requests say; `agui_runs`: runs of a thread,
   `agui_turns`: where in a session they begin; `agui_front`: its route; `copilotkit`: the routes of
   CopilotKit's runtime, for the same runs
@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 PREFIXES = {"openai": ("/v1/",), "agui": ("/agui/", "/copilotkit")}
 """The fronts that there are, and with what their paths begin."""
 
+SOCKETS = frozenset({"/v1/responses"})
+"""Those of their paths that speak WebSocket too."""
+
 
 class Fronts:
     """Those that a gateway has (`proxy.intake.Fronts`). Each is imported and made when it is used."""
@@ -66,7 +69,8 @@ class Fronts:
         self.memory: Memory | None = None  #: that of all requests, since the first one
 
     def take(self, head: RequestHead) -> bool:
-        return not head.wants_websocket and self._name(head) is not None
+        name = self._name(head)
+        return name is not None and (not head.wants_websocket or head.path in SOCKETS)
 
     async def serve(self, intake: Intake, wire: Wire, head: RequestHead, peer: Peer) -> None:
         from .bounds import Memory
@@ -74,7 +78,15 @@ class Fronts:
 
         if self.memory is None:
             self.memory = Memory(intake.limits.requests_bytes, intake.limits.early_bytes)
-        await serve(intake, wire, head, peer, self._front, self.memory)
+        if not head.wants_websocket:
+            await serve(intake, wire, head, peer, self._front, self.memory)
+            return
+        from . import responses_socket
+        from .openai import OpenAI
+
+        front = self._front(head)
+        assert isinstance(front, OpenAI)
+        await responses_socket.serve(intake, wire, head, peer, front.responses, self.memory)
 
     def _name(self, head: RequestHead) -> str | None:
         path = head.target

@@ -134,7 +134,7 @@ def _route(front: Front, head: RequestHead) -> tuple[Route, dict[str, str]]:
 async def _admit(exchange: Exchange) -> None:
     """Reads the body of a client that may ask. Raises `Refusal`, `Problem`, `ClientGone`."""
     intake, head = exchange.intake, exchange.request.head
-    _check_page(intake, head)
+    check_page(intake, head)
     identity, most = None, 0
     if intake.authenticator is not None:
         bare = evolve(head, target=head.path)  # a ticket in the query is for a WebSocket, and good for one
@@ -145,11 +145,11 @@ async def _admit(exchange: Exchange) -> None:
             raise Problem(415, "unsupported_media_type", "Content-Type must be application/json.")
         if head.by_name.get("content-encoding", "identity").lower() != "identity":
             raise Problem(415, "unsupported_media_type", "Content-Encoding must not be used here.")
-        most = min(_most_bytes(intake), exchange.body.most)
+        most = min(most_bytes(intake), exchange.body.most)
     exchange.request = evolve(exchange.request, identity=identity, body=await exchange.receive(most))
 
 
-def _check_page(intake: Intake, head: RequestHead) -> None:
+def check_page(intake: Intake, head: RequestHead) -> None:
     """A browser sends no Origin with what a page gets from its own host, and by DNS rebinding a stranger's
     page has this gateway as its host: so of a browser that host is judged. Raises `Refusal`.
     """
@@ -158,7 +158,7 @@ def _check_page(intake: Intake, head: RequestHead) -> None:
     check_origin(head, intake.allowed_origins, intake.lobby.router.table.own_pages)
 
 
-def _most_bytes(intake: Intake) -> int:
+def most_bytes(intake: Intake) -> int:
     """Of a body: what the service that takes the most may be sent."""
     limits = [backend.max_message_bytes or UNLIMITED_BYTES for backend in intake.lobby.router.table.backends]
     return max(limits, default=2**20)

@@ -39,12 +39,13 @@ class OpenAI:
     def __init__(self) -> None:
         self._since = int(time.time())
         self._threads = Threads()
+        self.responses = Responses(self._threads)
         self._listed: _Listing | None = None  # the last one
         self.routes: Sequence[Route] = (
             Route("GET", "/v1/models", self._models),
             Route("GET", "/v1/models/{model}", self._model),
             Route("POST", "/v1/chat/completions", self._chat),
-            *Responses(self._threads).routes,
+            *self.responses.routes,
         )
 
     def problem(self, problem: Problem) -> bytes:

@@ -151,9 +151,13 @@ class Responses:
         return Response(events, playback, made)
 
     @asynccontextmanager
-    async def begin(self, exchange: Exchange, asked: ResponsesRequest) -> AsyncIterator[Response]:
+    async def begin(
+        self, exchange: Exchange, asked: ResponsesRequest, *, stays: bool = False
+    ) -> AsyncIterator[Response]:
         """A response to that request. Its door is left with the block, unless its turn is to go on without a
         client: in the background, or while a person thinks about its question. Raises `Problem`.
+
+        `stays`: so does its session, which would end with the door, until `forget` is called.
         """
         response = await self._begun(exchange, asked)
         exchange.body.close()
@@ -163,11 +167,16 @@ class Responses:
         try:
             yield response
         finally:
-            if turn.session_id and (events.question or (background and not events.finished)):
+            if turn.session_id and (stays or events.question or (background and not events.finished)):
                 going_on = Waiting(Turn(turn.door, turn.session_id, turn.step_id), None)
                 self._threads.wait(turn.session_id, going_on, exchange.intake.nursery)
             else:
                 turn.door.leave()
+
+    def forget(self, session_id: str) -> None:
+        """Leaves the door that is kept open to that session, if one is."""
+        if (waiting := self._threads.take(session_id)) is not None:
+            waiting.turn.door.leave()
 
     async def _begun(self, exchange: Exchange, asked: ResponsesRequest) -> Response:
         """It has an open door, which is the caller's. Raises `Problem`."""

@@ -149,3 +149,41 @@ async def test_a_response_is_cancelled_and_deleted(stage_of):
             failed = await threaded(ours.responses.create, **hello("fail"))
             assert (failed.status, failed.error.type) == ("failed", "agent_error")
         await stage.at_base()
+
+
+@pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager:DeprecationWarning")
+async def test_the_same_over_a_websocket(stage_of):
+    async with stage_of(agent) as stage:
+        with client(stage) as ours:
+
+            def talk() -> list[Any]:
+                said: list[Any] = []
+                with ours.responses.connect() as connection:
+                    previous: dict[str, Any] = {}
+                    for text, more in (
+                        ("one", {}),
+                        ("history", {}),
+                        ("private", {"store": False}),
+                        ("history", {"store": False}),
+                    ):
+                        connection.send({"type": "response.create", **hello(text), **previous, **more})
+                        events = []
+                        for event in connection:
+                            events.append(event)
+                            if event.type in ("response.completed", "error"):
+                                break
+                        said.append(events)
+                        previous = {"previous_response_id": events[-1].response.id}
+                        if text == "history":
+                            previous = {}
+                    connection.send({"type": "response.create", "model": "echo", "stream_id": "a"})
+                    said.append([connection.recv()])
+                return said
+
+            one, history, _, again, wrong = await threaded(talk)
+            assert [event.sequence_number for event in one] == list(range(len(one)))
+            assert one[-1].response.output_text == "Hello"
+            assert history[-1].response.output_text == "one Hello"
+            assert again[-1].response.output_text == "private Hello"
+            assert (wrong[0].status, wrong[0].error.param, wrong[0].stream_id) == (400, "input", "a")
+        await stage.at_base()

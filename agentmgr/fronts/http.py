@@ -30,6 +30,7 @@ logger = logging.getLogger("agentmgr.gateway")
 IDLE_S = 60.0  #: between two requests on one connection
 UNLIMITED_BYTES = 64 * 2**20  #: of a body, where the services' own limit is none
 
+INTERNAL = Problem(500, "internal_error", "Something went wrong in agentmgr itself; its log has it.")
 _STOPPING = Problem(
     503,
     "gateway_stopping",
@@ -104,7 +105,7 @@ async def _answer(exchange: Exchange, front: Front, counted: ExitStack) -> None:
         problem = caught
     except Exception:  # the boundary: also of a fault of ours a client is told in its protocol
         logger.exception("internal error in a front: %s %s was not answered", head.method, head.path)
-        problem = Problem(500, "internal_error", "Something went wrong in agentmgr itself; its log has it.")
+        problem = INTERNAL
     finally:
         exchange.body.close()
         if problem is _STOPPING:

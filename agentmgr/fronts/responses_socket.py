@@ -6,6 +6,7 @@ stored can be gone on with here, as long as it is the newest of its `stream_id`.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -27,13 +28,14 @@ from ..websocket.refusal import Refusal
 from ..websocket.sockets import Wire
 from .bounds import Held, Memory
 from .exchange import Exchange
-from .http import check_page, most_bytes
+from .http import INTERNAL, check_page, most_bytes
 from .openai_errors import shape
 from .openai_input import ResponsesRequest
 from .openai_responses import Out, in_json
 from .problem import Problem, invalid, optional
 from .responses import Responses
 
+logger = logging.getLogger("agentmgr.gateway")
 _Asked = tuple[Exchange, ResponsesRequest]
 MOST_STREAMS = 16
 MOST_WAITING = 16  #: messages of one stream
@@ -175,6 +177,11 @@ class _Socket:
                     await self._send([_error(Problem.of(refusal))], stream)
                 except Problem as problem:
                     await self._send([_error(problem)], stream)
+                except ClientGone:
+                    raise
+                except Exception:  # the boundary: also of a fault of ours a client is told in its protocol
+                    logger.exception("internal error in a front: a response was not made")
+                    await self._send([_error(INTERNAL)], stream)
                 finally:
                     exchange.body.close()
         except ClientGone:

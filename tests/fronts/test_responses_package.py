@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import runpy
+import sys
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -186,4 +190,61 @@ async def test_the_same_over_a_websocket(stage_of):
             assert history[-1].response.output_text == "one Hello"
             assert again[-1].response.output_text == "private Hello"
             assert (wrong[0].status, wrong[0].error.param, wrong[0].stream_id) == (400, "input", "a")
+        await stage.at_base()
+
+
+async def test_the_example(stage_of):
+    examples = Path(__file__).parents[2] / "examples"
+    served = runpy.run_path(str(examples / "streaming_agent.py"))["agent"]
+    async with stage_of(served, names=["streaming_agent"]) as stage:
+        words = [sys.executable, str(examples / "openai_responses_client.py"), stage.url]
+        done = await trio.run_process(words, capture_stdout=True)
+        assert done.stdout.decode().splitlines() == [
+            'may it call delete_file with {"name": "notes.txt"}? yes',
+            "Done: notes.txt is gone. ",
+            "cut after: I ",
+            "all of it: I know these files: todo.txt. Say: delete NAME. ",
+        ]
+        await stage.at_base()
+
+
+async def test_the_same_with_the_asynchronous_client(stage_of):
+    async with stage_of(agent) as stage:
+
+        async def talk() -> tuple[Any, list[Any], list[Any]]:
+            async with openai.AsyncOpenAI(
+                base_url=stage.url, api_key="key", max_retries=0, timeout=20
+            ) as ours:
+                whole = await ours.responses.create(**hello())
+                streamed = [event async for event in await ours.responses.create(**hello(), stream=True)]
+                async with ours.responses.connect() as connection:
+                    await connection.send({"type": "response.create", **hello()})
+                    events = []
+                    async for event in connection:
+                        events.append(event)
+                        if event.type == "response.completed":
+                            break
+                return whole, streamed, events
+
+        whole, streamed, events = await threaded(asyncio.run, talk())
+        assert whole.output_text == "Hello"
+        assert [event.type for event in streamed] == [event.type for event in events]
+        await stage.at_base()
+
+
+async def test_it_asks_again_where_a_service_is_away_or_busy(stage_of):
+    async with stage_of(agent) as stage:
+        table = stage.gateway.lobby.router.table
+        stage.gateway.update(type(table)(service_names=table.service_names))
+        with client(stage, max_retries=5) as ours:
+            async with trio.open_nursery() as nursery:
+
+                async def ask() -> None:
+                    said = await threaded(ours.responses.create, **hello("slow"), conversation="c")
+                    assert said.output_text == "0 1 2 3 4 "
+
+                nursery.start_soon(ask)
+                nursery.start_soon(ask)
+                await trio.sleep(0.3)
+                stage.gateway.update(table)
         await stage.at_base()

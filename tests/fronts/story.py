@@ -118,7 +118,7 @@ def as_chat(part: list[Line]) -> list[Line]:
 
 def frames(data: bytes) -> list[dict[str, str]]:
     """The server-sent events that are whole."""
-    whole = data[: data.rfind(b"\n\n") + 2].decode()
+    whole = b"".join(data.rpartition(b"\n\n")[:2]).decode()
     fields = [
         [line.partition(": ")[::2] for line in frame.split("\n") if line and not line.startswith(":")]
         for frame in whole.split("\n\n")

@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import trio
 from attrs import evolve
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentmgr.fronts.agui import RunStream
@@ -16,6 +17,7 @@ from agentmgr.fronts.openai_responses import ResponseEvents, in_sse
 from agentmgr.fronts.problem import Problem
 from tests.fronts import story
 from tests.fronts.story import Line
+from tests.fronts.tellers import Teller, over_agui, over_chat, over_responses, over_websocket
 from tests.fronts.test_openai_responses import ID
 
 TURN = "req_1"
@@ -181,3 +183,22 @@ def test_who_comes_back_hears_the_rest_and_nothing_twice(script):
             after = max((int(frame["id"]) for frame in came if "id" in frame), default=0)
             again = story.frames(in_agui(events, begin, after))
             assert story.heard_in_agui([*came, *again]) == part
+
+
+LIVE = st.tuples(st.lists(STEP, max_size=5), st.sampled_from(["done", "final", "failed"]))
+
+
+@given(LIVE, st.none() | st.floats(0, 1))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_agent_tells_it_through_a_gateway_to_each_client(stage_of, script, cut):
+    trio.run(tell_each, stage_of, script, cut)
+
+
+async def tell_each(stage_of, script, cut):
+    async with stage_of(Teller()) as stage:
+        parts = await over_websocket(stage, script)
+        assert await over_websocket(stage, script, cut) == parts
+        assert await over_chat(stage, script) == [story.as_chat(part) for part in parts]
+        assert await over_responses(stage, script, cut) == [story.without_calls(part) for part in parts]
+        assert await over_agui(stage, script, cut) == parts
+        await stage.at_base()

@@ -44,9 +44,11 @@ class ResponsesRequest:
     def of(cls, body: Mapping[str, object]) -> ResponsesRequest:
         """Strict on types, lenient on fields that it does not know. Raises `Problem`."""
         previous = optional(body, "previous_response_id", str)
-        approval, said, instructions = _input(required(body, "input", object))
+        approval, referred, said, instructions = _input(required(body, "input", object))
         aside = (optional(body, "instructions", str) or "", *instructions)
         conversation = _conversation(body.get("conversation"))
+        if referred is not None and previous is None and conversation is None and approval is None:
+            previous = str(referred)
         if previous is not None and conversation is not None:
             raise invalid("conversation", "excludes previous_response_id")
         if (previous or conversation) is not None and any(each.role == "assistant" for each in said):
@@ -117,19 +119,25 @@ def _saying(said: list[Said], instructions: str, approval: Approval | None, *, j
     return Saying(newest, tuple(before), instructions)
 
 
-def _input(value: object) -> tuple[Approval | None, list[Said], list[str]]:
-    """The answer to a question that it ends with, or what was said; and what instructs."""
+def _input(value: object) -> tuple[Approval | None, ResponseId | None, list[Said], list[str]]:
+    """The answer to a question that it ends with; the response that it refers to last, by one of its items;
+    what was said, behind that; and what instructs.
+    """
     if isinstance(value, str):
-        return None, [Said("user", value)], []
+        return None, None, [Said("user", value)], []
     if not isinstance(value, list):
         raise invalid("input", "must be a string or an array")
-    approval, said, instructions = None, list[Said](), list[str]()
+    approval, referred, said, instructions = None, None, list[Said](), list[str]()
     for place, item in enumerate(value):
         where = f"input[{place}]"
         fields = typed(item, dict, where)
         kind = optional(fields, "type", str, f"{where}.") or "message"
         if kind == "mcp_approval_response":
             approval = _approval(fields, where)
+        elif kind == "item_reference":
+            referred = _named(fields, "id", where, "item_not_found", "no item of a response from here")
+            approval = None
+            said.clear()
         elif kind == "message":
             role = required(fields, "role", str, f"{where}.")
             if role not in _ROLES:
@@ -144,14 +152,19 @@ def _input(value: object) -> tuple[Approval | None, list[Said], list[str]]:
                 said.append(Said(role, text, attachments))
         elif not (kind in _OF_ANSWERS or kind.endswith(("_call", "_call_output"))):
             raise invalid(f"{where}.type", f"{kind[:40]!r} is not supported: send a message")
-    return approval, said, instructions
+    return approval, referred, said, instructions
+
+
+def _named(fields: Mapping[str, object], name: str, where: str, code: str, problem: str) -> ResponseId:
+    """The response that the field names by one of its items. Raises `Problem`."""
+    if (found := ResponseId.parse(required(fields, name, str, f"{where}."))) is None:
+        raise Problem(400, code, f"{where}.{name} is {problem}.", param=f"{where}.{name}")
+    return found
 
 
 def _approval(fields: Mapping[str, object], where: str) -> Approval:
-    name = f"{where}.approval_request_id"
-    asking = ResponseId.parse(required(fields, "approval_request_id", str, f"{where}."))
-    if asking is None:
-        raise Problem(400, "approval_not_found", f"{name} is no question that was asked here.", param=name)
+    asked_here = "no question that was asked here"
+    asking = _named(fields, "approval_request_id", where, "approval_not_found", asked_here)
     approve = required(fields, "approve", bool, f"{where}.")
     return Approval(asking, approve, optional(fields, "reason", str, f"{where}.") or "")
 

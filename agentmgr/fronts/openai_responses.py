@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from hashlib import sha256
 from typing import Any
 
 from attrs import define, field
@@ -93,11 +92,9 @@ class ResponseEvents:
     _incomplete: Out | None = None  # why
     _usage: dict[str, int] = field(factory=lambda: {"input_tokens": 0, "output_tokens": 0})
     _completed_at: float | None = None
-    _key: str = ""
 
     def __attrs_post_init__(self) -> None:
         self.status = "queued" if self.id.background else "in_progress"
-        self._key = sha256(str(self.id).encode()).hexdigest()[:24]
 
     def begin(self) -> list[Out]:
         """What comes before all others, once the message was taken."""
@@ -192,7 +189,7 @@ class ResponseEvents:
         return [*made, self._event_of(item, f"{_TEXT[kind]}.delta", delta=text)]
 
     def _begin_item(self, kind: str) -> list[Out]:
-        item = self._open = _Item(kind, f"{_PREFIX[kind]}_{self._key}{self._count:02x}", self._count)
+        item = self._open = _Item(kind, f"{_PREFIX[kind]}_{self._count}.{self.id.word}", self._count)
         self._count += 1
         shown = item.shown("in_progress") | {_PARTS[kind]: []}
         return [
@@ -297,7 +294,7 @@ _TEXT = {"reasoning": "response.reasoning_summary_text", "message": "response.ou
 
 
 def approval_id(asking: ResponseId) -> str:
-    return APPROVAL + str(asking).partition("_")[2]
+    return APPROVAL + asking.word
 
 
 def _part_of(item: _Item) -> Out:

@@ -17,7 +17,7 @@ _PARTS = re.compile(
     r"(?P<model>[^\r\n]{1,256})",
     re.ASCII,
 )
-_SHAPE = re.compile(r"(?:resp|mcpr)_([\w-]{1,1024})", re.ASCII)
+_SHAPE = re.compile(r"(?:resp_|mcpr_|(?:msg|rs)_\d{1,6}\.)([\w-]{1,1024})", re.ASCII)
 
 
 @frozen
@@ -31,15 +31,19 @@ class ResponseId:
     background: bool = False
 
     def __str__(self) -> str:
+        return "resp_" + self.word
+
+    @property
+    def word(self) -> str:
         text = (
             f"{self.after_seq} {self.part} {self.created} {self.background:d} "
             f"{self.step_id} {self.session_id} {self.model}"
         )
-        return "resp_" + urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        return urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
     @classmethod
     def parse(cls, text: str) -> ResponseId | None:
-        """That of a response, or of the question that one ends with; None where it is none of ours."""
+        """That of a response, or of one of its items; None where it is none of ours."""
         if (shape := _SHAPE.fullmatch(text)) is None:
             return None
         word = shape[1]

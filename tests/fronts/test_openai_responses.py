@@ -283,7 +283,9 @@ def user(content: Any) -> list[dict[str, Any]]:
             "missing_field",
             "input[0].content[0].file_data",
         ),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "invalid_field", "input[0].type"),
+        ({"input": [{"type": "image_generation", "id": "x"}]}, "invalid_field", "input[0].type"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "item_not_found", "input[0].id"),
+        ({"input": [{"type": "item_reference", "id": f"msg_0.{ID.word}"}]}, "invalid_field", "input"),
         (
             {"input": [{"type": "mcp_approval_response", "approval_request_id": "x", "approve": True}]},
             "approval_not_found",
@@ -348,3 +350,19 @@ def test_behind_a_response_all_of_the_input_is_new():
         "invalid_field",
         "input",
     )
+
+
+def test_an_item_that_is_referred_to_is_of_the_response_before():
+    _, made = told(event("partial_answer", "hi"), event("thinking", "hm"), ask())
+    names = {each["item"]["id"] for each in made if each["type"] == "response.output_item.added"}
+    assert len(names) == 3
+    for name in names:
+        item = {"type": "item_reference", "id": name}
+        asked = ResponsesRequest.of({"model": "echo", "input": [*user("one"), item, *user("two")]})
+        assert (asked.previous, asked.saying.message.text, asked.saying.history) == (str(ID), "two", ())
+    answer = {"type": "mcp_approval_response", "approval_request_id": name, "approve": True}
+    asked = ResponsesRequest.of({"model": "echo", "input": [*user("one"), item, answer]})
+    assert asked.approval is not None
+    assert asked.previous is None
+    asked = ResponsesRequest.of({"model": "echo", "input": [*user("one"), item, answer, item, *user("two")]})
+    assert (asked.approval, asked.previous) == (None, str(ID))

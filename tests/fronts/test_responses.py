@@ -378,3 +378,22 @@ async def test_a_websocket_that_is_left_amid_a_response_leaves_nothing_behind(st
                 scope.cancel()
                 await trio.lowlevel.checkpoint()
         await stage.at_base()
+
+
+async def test_a_client_that_refers_to_what_was_said_goes_on_in_that_session(stage_of):
+    """As the Vercel AI SDK does: its later requests have the answers as references."""
+
+    async def counting(message, session):
+        return f"{message} {len(session.history)}"
+
+    async with stage_of(counting) as stage:
+        said = []
+        for text, answer in (("one", "one 0"), ("two", "two 2"), ("three", "three 4")):
+            said.append({"role": "user", "content": [{"type": "input_text", "text": text}]})
+            status, _, response = await create(stage, said)
+            assert (status, response["output"][0]["content"][0]["text"]) == (200, answer)
+            said.append({"type": "item_reference", "id": response["output"][0]["id"]})
+        branch = [*said[:2], {"role": "user", "content": "other"}]  # an edited message
+        _, _, response = await create(stage, branch)
+        assert response["output"][0]["content"][0]["text"] == "other 2"
+        await stage.at_base()

@@ -116,6 +116,41 @@ def as_chat(part: list[Line]) -> list[Line]:
     return merged(told)
 
 
+def as_acp(parts: list[list[Line]], answers: list[bool]) -> list[Line]:
+    """As an editor is shown a whole turn, but for its end: a question is a line, and so is its answer."""
+    told: list[Line] = []
+    for part, answer in zip(parts, [*answers, None], strict=True):
+        for line in part:
+            if line[0] == "question":
+                told += [("question", line[2]), ("answered", answer)]
+            elif line[0] not in ("end", "usage"):
+                told.append(line)
+    return merged(told)
+
+
+def heard_in_acp(updates: Iterable[Event]) -> list[Line]:
+    told: list[Line] = []
+    tools: dict[str, str] = {}
+    for update in updates:
+        call = update.get("toolCallId", "")
+        match update["sessionUpdate"]:
+            case "agent_message_chunk":
+                told.append(("text", update["content"]["text"]))
+            case "agent_thought_chunk":
+                told.append(("thinking", update["content"]["text"]))
+            case "tool_call" if call.startswith("ask_"):
+                told.append(("question", update["title"]))
+            case "tool_call":
+                tools[call] = update["title"]
+                told.append(("call", update["title"], update["rawInput"]))
+            case "tool_call_update" if call.startswith("ask_"):
+                told.append(("answered", update["status"] == "completed"))
+            case "tool_call_update":
+                success = update["status"] == "completed"
+                told.append(("result", tools[call], as_text(update["rawOutput"]), success))
+    return merged(told)
+
+
 def frames(data: bytes) -> list[dict[str, str]]:
     """The server-sent events that are whole."""
     whole = b"".join(data.rpartition(b"\n\n")[:2]).decode()

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import acp
+
 from agentmgr.agent import partial_answer, thinking, tool_call, tool_result
 from agentmgr.agent.events import usage
 from agentmgr.protocol import TURN_ENDS, USER_CONFIRM
 from agentmgr.testing.agents import bare_client
+from tests.acp.conftest import Editor, edit
 from tests.fronts import story
 from tests.fronts.agui import split
 from tests.fronts.conftest import Stage, request
@@ -140,6 +143,35 @@ async def over_agui(stage: Stage, script: Any, cut: float | None = None) -> Part
             {"interruptId": each["id"], "status": "resolved", "payload": payload} for each in interrupts
         ]
     return parts
+
+
+async def over_acp(stage: Stage, script: Any) -> tuple[list[Line], list[Line], tuple[str, int, int]]:
+    """A real editor's turn: what it was shown, what it is shown when it loads the session, and the result."""
+    words = ("echo", "--gateway", f"ws://127.0.0.1:{stage.port}")
+    answers = iter(answers_of(script))
+    session_id = ""
+
+    async def choose() -> str:
+        return "allow" if next(answers) else "reject"
+
+    async def says(editor: Editor) -> Any:
+        nonlocal session_id
+        editor.answer, session_id = choose, await editor.new()
+        prompt = [acp.text_block(json.dumps(script))]
+        return await editor.agent.prompt(session_id=session_id, prompt=prompt), shown(editor)
+
+    async def loads(editor: Editor) -> list[Line]:
+        await editor.agent.load_session(session_id=session_id, cwd="/", mcp_servers=[])
+        return shown(editor)
+
+    def shown(editor: Editor) -> list[Line]:
+        return story.heard_in_acp(
+            each.model_dump(mode="json", by_alias=True, exclude_unset=True) for each in editor.updates
+        )
+
+    result, first = await edit(says, *words)
+    again = await edit(loads, *words)
+    return first, again, (result.stop_reason, result.usage.input_tokens, result.usage.output_tokens)
 
 
 async def _stream(

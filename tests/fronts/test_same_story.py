@@ -11,13 +11,25 @@ from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agentmgr.acp.replay import replay
+from agentmgr.acp.updates import Updates
+from agentmgr.client.events import decode
 from agentmgr.fronts.agui import RunStream
 from agentmgr.fronts.openai_chat import ChatAnswer
 from agentmgr.fronts.openai_responses import ResponseEvents, in_sse
 from agentmgr.fronts.problem import Problem
+from agentmgr.journal.sqlite import open_journal
 from tests.fronts import story
 from tests.fronts.story import Line
-from tests.fronts.tellers import Teller, over_agui, over_chat, over_responses, over_websocket
+from tests.fronts.tellers import (
+    Teller,
+    answers_of,
+    over_acp,
+    over_agui,
+    over_chat,
+    over_responses,
+    over_websocket,
+)
 from tests.fronts.test_openai_responses import ID
 
 TURN = "req_1"
@@ -123,6 +135,25 @@ def in_agui(events: list[dict[str, Any]], begin: int, after: int = 0) -> bytes:
     return told.begin() + b"".join(map(told.feed, rest))
 
 
+def in_acp(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    updates = Updates()
+    return [made for event in events for made in updates.feed(decode(json.dumps(event)))]
+
+
+def loaded_in_acp(events: list[dict[str, Any]], known: int) -> list[dict[str, Any]]:
+    """What an editor is shown that loads the session when so many events are there, and what comes then."""
+    message = {"role": "user", "content": "go"}
+    state: dict[str, Any] = {"history": [], "turn": {**message, "step_id": TURN}}
+    if known == len(events):
+        streamed = "".join(e["content"] for e in events if e["event"] == "agent.partial_answer")
+        final = events[-1]["content"] if events[-1]["event"] == "agent.final_answer" else streamed
+        has_answer = events[-1]["event"] == "agent.final_answer" or streamed
+        state = {"history": [message, *([{"role": "assistant", "content": final}] if has_answer else [])]}
+    as_they_came = [decode(json.dumps(event)) for event in events]
+    shown, updates = replay(as_they_came[:known], state)
+    return shown + [made for event in as_they_came[known:] for made in updates.feed(event)]
+
+
 def each_cut(data: bytes, heard: story.Heard) -> Iterator[tuple[list[dict[str, str]], list[Line]]]:
     """What a client has that was cut off, and what it has heard: for each byte of the stream."""
     last: tuple[list[dict[str, str]], list[Line]] | None = None
@@ -148,6 +179,10 @@ def test_each_protocol_tells_the_story_and_each_beginning_of_its_stream_a_beginn
         )
     for part, begin in zip(parts, questions_in(events), strict=True):
         check_each_cut(in_agui(events, begin), story.heard_in_agui, part)
+    whole, shown = story.as_acp(parts, answers_of(script)), in_acp(events)
+    assert story.heard_in_acp(shown) == whole
+    for cut in range(len(shown)):
+        assert story.begins(story.heard_in_acp(shown[:cut]), whole)
 
 
 def check_each_cut(data: bytes, heard: story.Heard, whole: list[Line]) -> None:
@@ -183,6 +218,9 @@ def test_who_comes_back_hears_the_rest_and_nothing_twice(script):
             after = max((int(frame["id"]) for frame in came if "id" in frame), default=0)
             again = story.frames(in_agui(events, begin, after))
             assert story.heard_in_agui([*came, *again]) == part
+    for known in range(len(events) + 1):
+        shown = story.heard_in_acp(loaded_in_acp(events, known))
+        assert shown == story.as_acp(parts, answers_of(script))
 
 
 LIVE = st.tuples(st.lists(STEP, max_size=5), st.sampled_from(["done", "final", "failed"]))
@@ -202,3 +240,21 @@ async def tell_each(stage_of, script, cut):
         assert await over_responses(stage, script, cut) == [story.without_calls(part) for part in parts]
         assert await over_agui(stage, script, cut) == parts
         await stage.at_base()
+
+
+async def test_an_editor_is_told_it_too_and_once_more_when_it_loads_the_session(stage_of, tmp_path):
+    steps = [
+        ("think", "hm"), ("say", "Well. "), ("use", "look", {"a": [1]}, None, True), ("count", 3, 2),
+        ("ask", "rm", "Really?", True), ("use", "rm", {}, "no", False), ("ask", "rm", "确定?", False),
+        ("count", 1, 1), ("say", "Done"),
+    ]  # fmt: skip
+    script = (steps, "final")
+    instance = "ins_0000000000000001"
+    async with (
+        open_journal(tmp_path / "echo.db", instance) as journal,
+        stage_of(Teller(), host={"journal": journal, "instance_id": instance}) as stage,
+    ):
+        whole = story.as_acp(await over_websocket(stage, script), answers_of(script))
+        first, again, result = await over_acp(stage, script)
+    assert (first, again) == (whole, whole)
+    assert result == ("end_turn", 4, 3)

@@ -137,7 +137,9 @@ async def edit(scenario: Callable[[Editor], Awaitable[Any]], *words: str) -> Any
     async def main() -> Any:
         editor, checked = Editor(), Checked()
         command = (sys.executable, "-m", "agentmgr", "acp", *words)
-        async with acp.spawn_agent_process(editor, *command, observers=[checked]) as (agent, process):
+        async with acp.spawn_agent_process(
+            editor, *command, observers=[checked], use_unstable_protocol=True
+        ) as (agent, process):
             editor.agent, editor.process = agent, process
             await agent.initialize(protocol_version=acp.PROTOCOL_VERSION)
             done = await asyncio.wait_for(scenario(editor), TIMEOUT_S)

@@ -121,6 +121,49 @@ async def test_a_prompt_is_cancelled(stage_of):
         await edit(scenario, "agent", *stage.words)
 
 
+async def test_a_prompt_is_cancelled_while_the_gateway_is_away(stage_of):
+    async with stage_of(agent) as stage:
+        token = trio.lowlevel.current_trio_token()
+
+        async def scenario(editor):
+            def outside(function):
+                return asyncio.to_thread(partial(trio.from_thread.run, function, trio_token=token))
+
+            session = await editor.new()
+            prompt = asyncio.create_task(editor.say(session, "hang"))
+            await editor.until(lambda: editor.text() == "I hang")
+            await outside(stage.stop)
+            await editor.agent.cancel(session_id=session)
+            assert await asyncio.wait_for(prompt, 10) == "cancelled"
+            await outside(stage.start)
+            assert await editor.say(session, "hi") == "end_turn"
+            assert editor.text() == "I hangyou said hi"
+
+        await edit(scenario, "agent", *stage.words)
+
+
+async def test_a_session_is_closed_and_taken_up_again(stage_of):
+    async def scenario(editor):
+        session = await editor.new()
+        await editor.say(session, "hi")
+        prompt = asyncio.create_task(editor.say(session, "hang"))
+        await editor.until(lambda: editor.text().endswith("I hang"))
+        await editor.agent.close_session(session_id=session)
+        assert await prompt == "cancelled"
+        with pytest.raises(RequestError, match="is not open here"):
+            await editor.say(session, "hi")
+        editor.updates.clear()
+        await editor.agent.resume_session(cwd="/", session_id=session)
+        assert editor.updates == []
+        assert await editor.say(session, "hi") == "end_turn"
+        for _ in range(2):
+            await editor.agent.load_session(cwd="/", session_id=session, mcp_servers=[])
+        assert await editor.say(session, "hi") == "end_turn"
+
+    async with stage_of(agent) as stage:
+        await edit(scenario, "agent", *stage.words)
+
+
 async def test_several_prompts_and_sessions_at_once(stage_of):
     async def scenario(editor):
         first, second = await editor.new(), await editor.new()

@@ -47,11 +47,16 @@ async def command(
     address(service)  # refuses what cannot be a name
     sent, trust = sent_headers(headers, token), trusting(cafile, insecure=insecure)
 
+    managed = False
+
     async def locate() -> str:
+        """Once there was a manager, it is its service: another gateway would not know our sessions."""
+        nonlocal managed
         if gateway is None and "://" not in service:
-            manager = (await find_manager(cli.paths, patience_s=0)).client
-            if manager is not None:
-                return await managed_address(manager, service)
+            found = await find_manager(cli.paths, patience_s=0)
+            managed = managed or found.client is not None
+            if managed:
+                return await managed_address(found.required(), service)
         return address(service, gateway or DEFAULT_GATEWAY)
 
     @asynccontextmanager

@@ -6,6 +6,8 @@ resource with a text        `[name](uri)` in the text, and what it says at the e
 resource with a blob        `[name](uri)` in the text, and an attachment
 image                       an attachment
 audio                       refused: `initialize` says so
+
+The agent finds attachments in `message.attachments`, and the editor's directory in `message.metadata["cwd"]`.
 """
 
 from __future__ import annotations

@@ -45,6 +45,10 @@ class Prompt:
     over: trio.Event = field(factory=trio.Event)
     result: dict[str, Any] | RpcError | None = None
 
+    @property
+    def step_id(self) -> str | None:
+        return None if self.turn is None else self.turn.step_id
+
     def end(self, result: dict[str, Any] | RpcError) -> None:
         if self.result is None:
             self.result = result
@@ -150,6 +154,11 @@ class Conversation:
             failure = rpc_error(error)
             if isinstance(error, SessionLost):
                 self._left = failure
+        except Exception as error:  # the boundary: what one service says makes no session of another fail
+            if not established:
+                raise
+            self._peer.log(f"internal error, please report it: {error!r}")
+            failure = RpcError(INTERNAL_ERROR, f"internal error: {error!r}")
         finally:
             self._session = None
             for asking in self._asking.values():
@@ -167,7 +176,7 @@ class Conversation:
             while state is None or newest is None or seen < newest:
                 event = await session.receive()
                 if event.event == protocol.STATE_EXPORTED:
-                    state = event.content
+                    state = event.content if isinstance(event.content, Mapping) else {}
                 elif event.event == protocol.ERROR:  # the host has no room to say it
                     state = state or {}
                 elif event.code in (NoticeCode.RESUMED, NoticeCode.GAP):
@@ -198,16 +207,19 @@ class Conversation:
         if name == protocol.USER_CONFIRM:
             self._ask_for(event)
         elif name in protocol.TURN_ENDS or name == protocol.ERROR:
-            await self._over(event)
+            self._over(event)
         elif name == protocol.SESSION_END:
             content = event.content if isinstance(event.content, Mapping) else {}
             lost = SessionLost(f"the session was ended: {content.get('reason')}")
             lost.reason = str(content.get("reason"))
             raise lost
+        # The host stops only the turn that runs: the others that were cancelled, when it is their time.
+        for prompt in [it for it in self._prompts if it.cancelled and it.turn is not None][:1]:
+            if name in protocol.TURN_ENDS or event.step_id == prompt.step_id:
+                await self.stop([prompt])
 
-    async def _over(self, event: AgentEvent) -> None:
-        mine = [it for it in self._prompts if it.turn is not None and it.turn.step_id == event.step_id]
-        for prompt in mine:
+    def _over(self, event: AgentEvent) -> None:
+        for prompt in [it for it in self._prompts if it.turn is not None and it.step_id == event.step_id]:
             self._prompts.remove(prompt)
             try:
                 if event.event == protocol.ERROR:
@@ -215,8 +227,6 @@ class Conversation:
                 prompt.end(result_of(event, self._updates.usage, cancelled=prompt.cancelled))
             except RpcError as error:
                 prompt.end(error)
-        # The host stops the turn that runs: those that waited for it, when it is their time.
-        await self.stop([prompt for prompt in self._prompts if prompt.cancelled][:1] if mine else [])
 
     async def _notify(self, update: dict[str, Any]) -> None:
         await self._peer.notify("session/update", {"sessionId": self.session_id, "update": update})

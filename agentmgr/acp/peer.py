@@ -82,7 +82,7 @@ class Peer:
             await answered.wait()
         finally:
             del self._asked[id]
-        (answer,) = answers
+        answer = answers[0]  # others to the same request do not count
         if answer.error is not None:
             code, why = answer.error.get("code"), answer.error.get("message")
             raise RpcError(code if isinstance(code, int) else INTERNAL_ERROR, str(why))

@@ -45,7 +45,8 @@ def replay(events: Iterable[AgentEvent], state: Mapping[str, Any]) -> tuple[list
     """`state`: as `agent.state_exported` has it. Also what the session's next events go to."""
     turns = _turns(events)
     running: _Entry | None = state.get("turn")
-    history: Sequence[_Entry] = state.get("history", ())
+    # What its author has made of it need not be entries.
+    history = [entry for entry in state.get("history", ()) if isinstance(entry, Mapping)]
     shown, place = len(turns), len(history)
     for number in reversed(range(len(turns))):
         turn = turns[number]
@@ -79,20 +80,23 @@ def _turns(events: Iterable[AgentEvent]) -> list[_Turn]:
 
 def _place_in(history: Sequence[_Entry], place: int, turn: _Turn) -> tuple[int, _Entry | None] | None:
     """Where the history's entries of this turn begin, and its message; None where they are not there."""
-    end = turn.end
-    if end is None and not turn.has_streamed:
+    if turn.end is None and not turn.has_streamed:
         return place, None  # nothing of a turn, or of one that has said nothing yet
-    if end is None or end.event == protocol.FINAL_ANSWER or turn.has_streamed:
-        if not place or history[place - 1].get("role") != "assistant":
-            return None
-        entry = history[place - 1]
-        exact = end is not None and end.event == protocol.FINAL_ANSWER and not entry.get("truncated")
-        if exact and end is not None and entry.get("content") != end.content:
-            return None
+    if turn.end is None or turn.end.event == protocol.FINAL_ANSWER or turn.has_streamed:
+        if not place or not _is_answer(history[place - 1], turn.end):
+            return None if turn.end is not None else (place, None)
         place -= 1
     if place and history[place - 1].get("role") == "user":
         return place - 1, history[place - 1]
     return place, None
+
+
+def _is_answer(entry: _Entry, end: AgentEvent | None) -> bool:
+    if entry.get("role") != "assistant":
+        return False
+    if end is None or end.event != protocol.FINAL_ANSWER or entry.get("truncated"):
+        return True
+    return bool(entry.get("content") == end.content)
 
 
 def _chunk(entry: _Entry) -> list[Update]:

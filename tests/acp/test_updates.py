@@ -101,7 +101,8 @@ def test_whatever_is_said_makes_a_sequence_that_an_editor_can_take(events):
 
 
 HISTORY = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": ANY}), max_size=6
+    ANY | st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": ANY}),
+    max_size=6,
 )
 RUNNING = st.none() | st.fixed_dictionaries({"step_id": st.sampled_from(["s1", "s2"]), "content": ANY})
 

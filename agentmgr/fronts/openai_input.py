@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from .openai_chat import model_of
 from .problem import Problem, invalid, optional, required, typed
@@ -16,6 +16,8 @@ _ASIDE = frozenset({"system", "developer"})
 _ROLES = _ASIDE | {"user", "assistant"}
 _OF_ANSWERS = ("reasoning", "compaction", "mcp_list_tools", "mcp_approval_request")
 _NOTHING = Said("user", "")
+_PATIENT = {"confirm_timeout": 30 * 86_400}
+"""A response that is stored is answered when a person has the time, unless the service says otherwise."""
 
 
 @frozen
@@ -55,15 +57,17 @@ class ResponsesRequest:
             raise invalid("input", "must only have what is new, and no message of the assistant")
         found_elsewhere = approval is not None or previous is not None
         model = "" if found_elsewhere and body.get("model") is None else model_of(body)
+        store = optional(body, "store", bool) is not False
+        saying = _saying(said, approval, joined=bool(previous or conversation))
         asked = cls(
             model,
-            _saying(said, "\n\n".join(filter(None, aside)), approval, joined=bool(previous or conversation)),
+            evolve(saying, instructions="\n\n".join(filter(None, aside)), beside=_PATIENT if store else {}),
             approval,
             previous,
             conversation,
             stream=bool(optional(body, "stream", bool)),
             background=bool(optional(body, "background", bool)),
-            store=optional(body, "store", bool) is not False,
+            store=store,
             metadata=_metadata(optional(body, "metadata", dict) or {}),
             cache_key=optional(body, "prompt_cache_key", str),
         )
@@ -105,9 +109,9 @@ def _conversation(value: object) -> str | None:
     return found
 
 
-def _saying(said: list[Said], instructions: str, approval: Approval | None, *, joined: bool) -> Saying:
+def _saying(said: list[Said], approval: Approval | None, *, joined: bool) -> Saying:
     if approval is not None:
-        return Saying(_NOTHING, instructions=instructions)
+        return Saying(_NOTHING)
     if not said or said[-1].role != "user":
         raise invalid("input", "must end with a message of the user")
     newest, before = said[-1], said[:-1]
@@ -116,7 +120,7 @@ def _saying(said: list[Said], instructions: str, approval: Approval | None, *, j
         newest, before = Said("user", texts, tuple(part for each in said for part in each.attachments)), []
     if not newest.text and not newest.attachments:
         raise invalid("input", "must not end with an empty message")
-    return Saying(newest, tuple(before), instructions)
+    return Saying(newest, tuple(before))
 
 
 def _input(value: object) -> tuple[Approval | None, ResponseId | None, list[Said], list[str]]:

@@ -33,6 +33,7 @@ Out = dict[str, Any]
 """An event of a response."""
 APPROVAL = "mcpr_"
 """Begins the id of a question, whose rest is that of its response's id."""
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # made once: half the cost
 _CANCELLED = "cancelled by the client"  # as the host says it
 
 
@@ -41,7 +42,7 @@ def in_sse(events: Iterable[Out]) -> bytes:
 
 
 def in_json(value: Any) -> bytes:
-    return jsontext.in_utf8(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    return jsontext.in_utf8(_encode(value))
 
 
 @define

@@ -169,6 +169,7 @@ class Responses:
         finally:
             if turn.session_id and (stays or events.question or (background and not events.finished)):
                 going_on = Waiting(Turn(turn.door, turn.session_id, turn.step_id), None)
+                going_on.now_asks(events.question is not None)
                 self._threads.wait(turn.session_id, going_on, exchange.intake.nursery)
             else:
                 turn.door.leave()

@@ -11,6 +11,7 @@ question that is known to be closed, is an error: as a message it would be taken
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -50,6 +51,10 @@ class Waiting:
     question: str | None  #: its `step_id`; None: the turn is not taken up again, and its events are not kept
     client: str = ""  #: of one that names no conversation: it has so many of them at most, and so long
     scope: trio.CancelScope = field(factory=trio.CancelScope)
+
+    def now_asks(self, asks: bool) -> None:
+        """Its seat is for its work; while it waits for a person, it has one for so long only."""
+        self.scope.deadline = trio.current_time() + MOST_PATIENCE_S if asks else math.inf
 
 
 class Threads:
@@ -112,6 +117,8 @@ class Threads:
         try:
             with waiting.scope:
                 while not _is_settled(waiting, came := await turn.door.receive()):
+                    if waiting.question is None:
+                        waiting.now_asks(came[-1]["event"] == protocol.USER_CONFIRM)
                     if waiting.question is not None and turn.hold(came) > _MOST_HELD:
                         break
             if self._waiting.get(place) is waiting and waiting.scope.cancelled_caught and waiting.question:

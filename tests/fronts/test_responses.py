@@ -219,6 +219,20 @@ async def test_a_question_is_answered_once_in_text_too(stage_of):
         await stage.at_base()
 
 
+async def test_a_question_of_what_is_stored_waits_for_days_and_has_a_seat_for_minutes(stage_of, monkeypatch):
+    monkeypatch.setattr("agentmgr.fronts.threads.MOST_PATIENCE_S", 0.1)
+
+    async def asking(message, session):
+        yield "gone" if await session.confirm("rm", {}, message="Really?") else "kept"
+
+    async with stage_of(asking) as stage:
+        _, _, made = await create(stage)
+        await stage.at_base()  # the seat is free
+        _, _, said = await create(stage, approval(made, True))
+        assert said["output"][0]["content"][0]["text"] == "gone"
+        await stage.at_base()
+
+
 async def test_a_question_waits_without_a_client_where_a_turn_would_be_cancelled(stage_of):
     async with stage_of(agent, host={"limits": SessionLimits(on_disconnect=OnDisconnect.CANCEL)}) as stage:
         _, _, asking = await create(stage, "delete")

@@ -88,6 +88,7 @@ class Conversation:
     threads: Threads
     again: bool = False  #: the client has asked before, and may not have got all of the answer
     needs_session: bool = False  #: a service that has none is not asked
+    queue: bool = True  #: it may wait behind a turn that runs
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Turn]:
@@ -203,7 +204,7 @@ class Conversation:
         # The id is that of the same message when it is sent again, so that it is not answered twice.
         said = history.digest((*self.saying.history, self.saying.message))
         step_id = f"req_{sha256(f'{name} {said}'.encode()).hexdigest()[:24]}"
-        return await say(door, session_id, self.saying, step_id, last_seq=last_seq)
+        return await say(door, session_id, self.saying, step_id, last_seq=last_seq, queue=self.queue)
 
 
 async def at_holder(

@@ -49,8 +49,8 @@ class Playback:
                     resumed, content = True, event["content"]
                     self.busy, self.last_seq = bool(content.get("busy")), int(content["last_seq"])
                 mine += self._sorted(event)
-        if self.busy and not self.found:
-            self.found, mine, self._held = bool(self._held), mine + self._held, []
+        if self.busy and not self.found:  # it runs, whatever its first event will be
+            self.found, mine, self._held = True, mine + self._held, []
         return mine
 
     async def events(self) -> list[dict[str, Any]]:

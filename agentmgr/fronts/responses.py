@@ -20,6 +20,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any
 
+import trio
 from attrs import define, evolve
 
 from .. import protocol
@@ -38,6 +39,7 @@ from .response_id import ResponseId
 from .saying import Said, Saying, session_key
 from .threads import Threads, Waiting
 
+_CANCELLED_S = 10.0  # it is at once, where the agent's host can be asked
 _UNKNOWN = (403, 404)  # of a service: its responses are not there either
 
 
@@ -117,8 +119,9 @@ class Responses:
             if not response.events.finished:
                 step = {"session_id": turn.session_id, "step_id": turn.step_id}
                 await turn.door.send({"event": protocol.CANCEL, **step})
-            while not response.events.finished:
-                await response.more()
+            with trio.move_on_after(_CANCELLED_S):
+                while not response.events.finished:
+                    await response.more()
         await exchange.reply(200, in_json(response.events.response()))
 
     async def _delete(self, exchange: Exchange) -> None:
@@ -197,7 +200,9 @@ class Responses:
             key = session_key(exchange.request.head.by_name, asked.metadata, asked.cache_key, asked.saying)
             name = f"openai:{key or once or secrets.token_hex(12)}"
         place = Place.of(exchange, asked.model, name)
-        conversation = Conversation(exchange, place, asked.saying, self._threads, again, asked.background)
+        conversation = Conversation(
+            exchange, place, asked.saying, self._threads, again, needs_session=asked.background, queue=False
+        )
         async with conversation.turn() as turn:
             await turn.taken()
             turn.waits = True
@@ -299,7 +304,7 @@ async def _played(
         if problem.status in _UNKNOWN:
             raise missing from None
         raise
-    if not (playback.found or playback.busy):
+    if not playback.found:
         raise missing
     return playback, past
 

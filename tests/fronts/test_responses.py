@@ -219,6 +219,39 @@ async def test_a_question_is_answered_once_in_text_too(stage_of):
         await stage.at_base()
 
 
+async def test_a_turn_that_asks_before_it_says_anything_is_read_from_its_beginning(stage_of):
+    asked = trio.Event()
+
+    async def asking(message, session):
+        await asked.wait()
+        return "gone" if await session.confirm("rm", {}, message="Really?") else "kept"
+
+    async with stage_of(asking) as stage:
+        _, _, made = await create(stage, background=True)
+        async with await stage.send(request("GET", f"/v1/responses/{made['id']}?stream=true")) as stream:
+            data = b""
+            while b"response.queued" not in data:
+                data += await stream.receive_some(4096)
+            asked.set()
+            with trio.fail_after(10):
+                while b"mcp_approval_request" not in data:
+                    data += await stream.receive_some(4096)
+        _, _, seen = await stage.ask("GET", f"/v1/responses/{made['id']}")
+        _, _, said = await create(stage, approval(seen, False))
+        assert said["output"][0]["content"][0]["text"] == "kept"
+        await stage.at_base()
+
+
+async def test_two_responses_of_one_key_at_once_are_one_and_an_error(stage_of):
+    async with stage_of(agent) as stage:
+        key = {"X-Session-Id": "k"}
+        _, _, first = await create(stage, "hang", headers=key, background=True)
+        status, _, answer = await create(stage, "two", headers=key)
+        assert (status, answer["error"]["code"]) == (409, "busy")
+        assert (await stage.ask("POST", f"/v1/responses/{first['id']}/cancel", {}))[0] == 200
+        await stage.at_base()
+
+
 async def test_a_question_of_what_is_stored_waits_for_days_and_has_a_seat_for_minutes(stage_of, monkeypatch):
     monkeypatch.setattr("agentmgr.fronts.threads.MOST_PATIENCE_S", 0.1)
 

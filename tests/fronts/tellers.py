@@ -10,11 +10,12 @@ import json
 from typing import Any
 
 import acp
+import trio
 
 from agentmgr.agent import partial_answer, thinking, tool_call, tool_result
 from agentmgr.agent.events import usage
 from agentmgr.protocol import TURN_ENDS, USER_CONFIRM
-from agentmgr.testing.agents import bare_client
+from agentmgr.testing.agents import PATIENCE_S, bare_client
 from tests.acp.conftest import Editor, edit
 from tests.fronts import story
 from tests.fronts.agui import split
@@ -110,15 +111,33 @@ async def over_responses(stage: Stage, script: Any, cut: float | None = None) ->
             rest = await _stream(stage, "GET", path)
             events += [json.loads(frame["data"]) for frame in story.frames(rest)]
         parts.append(story.heard_in_responses(events))
-        asked = [item for item in events[-1]["response"]["output"] if item["type"] == "mcp_approval_request"]
-        if asked:
-            approval = {
-                "type": "mcp_approval_response",
-                "approval_request_id": asked[-1]["id"],
-                "approve": answer,
-            }
-            said = {"input": [approval], "previous_response_id": response_id}
+        said = _next(events[-1]["response"], answer)
     return parts
+
+
+async def over_responses_socket(stage: Stage, script: Any) -> Parts:
+    said: dict[str, Any] = {"input": json.dumps(script)}
+    parts = []
+    async with bare_client(f"ws://127.0.0.1:{stage.port}/v1/responses") as client:
+        for answer in [*answers_of(script), None]:
+            create = {"type": "response.create", "model": "echo", **said}
+            await client.websocket.send_message(json.dumps(create))
+            events: list[dict[str, Any]] = []
+            while not events or events[-1].get("response", {}).get("usage") is None:
+                with trio.fail_after(PATIENCE_S):
+                    events.append(json.loads(await client.websocket.get_message()))
+            parts.append(story.heard_in_responses(events))
+            said = _next(events[-1]["response"], answer)
+    return parts
+
+
+def _next(response: dict[str, Any], answer: bool | None) -> dict[str, Any]:
+    """Answers its question; nothing where it asks none."""
+    asked = [item for item in response["output"] if item["type"] == "mcp_approval_request"]
+    if not asked:
+        return {}
+    approval = {"type": "mcp_approval_response", "approval_request_id": asked[-1]["id"], "approve": answer}
+    return {"input": [approval], "previous_response_id": response["id"]}
 
 
 async def over_agui(stage: Stage, script: Any, cut: float | None = None) -> Parts:

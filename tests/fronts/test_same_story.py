@@ -28,6 +28,7 @@ from tests.fronts.tellers import (
     over_agui,
     over_chat,
     over_responses,
+    over_responses_socket,
     over_websocket,
 )
 from tests.fronts.test_openai_responses import ID
@@ -238,6 +239,7 @@ async def tell_each(stage_of, script, cut):
         assert await over_websocket(stage, script, cut) == parts
         assert await over_chat(stage, script) == [story.as_chat(part) for part in parts]
         assert await over_responses(stage, script, cut) == [story.without_calls(part) for part in parts]
+        assert await over_responses_socket(stage, script) == [story.without_calls(part) for part in parts]
         assert await over_agui(stage, script, cut) == parts
         await stage.at_base()
 

@@ -48,6 +48,7 @@ def origin() -> Iterator[str]:
 
 AGENT = """
 import trio
+from agentmgr.agent import thinking, tool_call, tool_result
 
 async def agent(message, session):
     if message == "count":
@@ -62,6 +63,15 @@ async def agent(message, session):
         yield "Looking. "
         sure = await session.confirm("delete", {"name": "x"}, message="Really delete it?")
         yield "It is gone." if sure else "It stays."
+    elif message == "look":
+        yield thinking("hm")
+        yield "First. "
+        yield tool_call("look", {"at": 1}, step_id="one")
+        yield tool_result("look", "a cat", step_id="one")
+        yield "It is a cat."
+    elif message == "fail":
+        yield "Well. "
+        raise ValueError("bad")
     else:
         yield f"you said {message}, number {len(session.history) // 2 + 1}"
 """

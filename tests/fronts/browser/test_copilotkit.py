@@ -88,6 +88,32 @@ def test_a_question_is_answered_and_the_same_turn_goes_on(chat, word, end):
     chat.see("you said hello, number 2")
 
 
+def test_what_an_agent_thinks_and_its_tools_do_is_in_the_conversation_and_runs_nothing_here(chat):
+    runs = []
+    chat.page.on(
+        "request", lambda request: runs.append(request.url) if request.url.endswith("/run") else None
+    )
+    chat.say("look")
+    chat.see("It is a cat.")
+    chat.say("hello")
+    chat.see("you said hello, number 2")
+    assert len(runs) == 2
+    chat.page.reload()
+    chat.see("you said hello, number 2")
+    chat.say("again")
+    chat.see("you said again, number 3")
+
+
+def test_a_turn_that_fails_says_so_and_the_conversation_goes_on(chat):
+    chat.say("fail")
+    chat.see("Well.")
+    chat.page.wait_for_function("() => !document.querySelector('[data-testid=copilot-loading-cursor]')")
+    assert any("ValueError" in error for error in chat.page.errors), chat.page.errors
+    chat.page.errors.clear()
+    chat.say("hello")
+    chat.see("you said hello, number 2")
+
+
 def test_a_page_that_is_loaded_again_in_the_middle_of_an_answer_goes_on_with_it(chat):
     chat.say("hello")
     chat.see("number 1")

@@ -18,6 +18,7 @@ from ..errors import FieldProblem, InvalidRequest, NameTaken, PortNotAvailable, 
 from ..models import DesiredStatus, RoutingRule, ServiceSpec
 from ..process.zones import zone
 from ..storage.store import Store
+from ..supervisor.accounts import unusable
 from .factory_path import settled
 
 _PATH_FIELDS = frozenset({"agent_factory_path", "cwd"})
@@ -138,6 +139,8 @@ class Registry:
                     fields=[FieldProblem("port", f"is registered to service {other.name!r}")],
                 )
 
+        if (user := spec.config.user) is not None and (why := unusable(user)) is not None:
+            raise InvalidRequest(f"user {why}", fields=[FieldProblem("user", why)])
         if spec.config.schedule is not None:
             zone(spec.config.timezone)
         if not spec.config.after:  # a service that waits for none closes no circle

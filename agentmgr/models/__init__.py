@@ -4,8 +4,8 @@ All are frozen. Durations are seconds and sizes are bytes, also where a name doe
 datetimes in UTC. A value that is out of range raises `InvalidRequest` when it is made, so that no later code
 has to check it again. Parts, in reading order:
 
-- `services`: what is registered (`ServiceSpec`, `ServiceConfig`), what runs (`Instance`), and both as they
-  are shown (`Service`)
+- `services`: what is registered (`ServiceSpec`, `ServiceConfig`)
+- `views`: what runs (`Instance`), and both as they are shown (`Service`)
 - `routing`: rules by which the gateway chooses among services
 - `tokens`: keys to the API and the gateway, tickets, and whether a token is needed
 - `records`: what happened: `Event`, `HealthCheck`, `ConnectionEnd`, `InstanceEnd`; `Connection`,
@@ -70,14 +70,12 @@ if TYPE_CHECKING:
     from .routing import RoutingStrategy as RoutingStrategy
     from .services import DesiredStatus as DesiredStatus
     from .services import HealthStatus as HealthStatus
-    from .services import Instance as Instance
     from .services import OnManagerDeath as OnManagerDeath
     from .services import RestartMode as RestartMode
-    from .services import Service as Service
     from .services import ServiceConfig as ServiceConfig
     from .services import ServiceSpec as ServiceSpec
     from .services import ServiceStatus as ServiceStatus
-    from .services import Usage as Usage
+    from .services import StopSignal as StopSignal
     from .sessions import SessionDetail as SessionDetail
     from .sessions import SessionInfo as SessionInfo
     from .sessions import SessionPage as SessionPage
@@ -87,6 +85,9 @@ if TYPE_CHECKING:
     from .tokens import Ticket as Ticket
     from .tokens import Token as Token
     from .tokens import TokenPolicy as TokenPolicy
+    from .views import Instance as Instance
+    from .views import Service as Service
+    from .views import Usage as Usage
 
 # Most commands show services, and nothing else: these take 15 ms. A host takes `host_config` alone.
 _NAMES = {
@@ -97,10 +98,11 @@ _NAMES = {
     "records": """Connection ConnectionEnd ConnectionPeak Event Fact HealthCheck InstanceEnd InstanceRecord
         Latency MinuteFigures ServiceTotals""",
     "routing": "ConditionOperator RoutingCondition RoutingRule RoutingStrategy",
-    "services": """DesiredStatus HealthStatus Instance OnManagerDeath RestartMode Service ServiceConfig
-        ServiceSpec ServiceStatus Usage""",
+    "services": """DesiredStatus HealthStatus OnManagerDeath RestartMode ServiceConfig ServiceSpec
+        ServiceStatus StopSignal""",
     "sessions": "SessionDetail SessionInfo SessionPage SessionQuestion SessionState SessionTurn",
     "tokens": "Ticket Token TokenPolicy",
+    "views": "Instance Service Usage",
 }
 
 __getattr__ = later(__name__, {name: place for place, names in _NAMES.items() for name in names.split()})

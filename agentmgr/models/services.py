@@ -1,4 +1,4 @@
-"""What is registered, how it is to run, and how that is shown."""
+"""What is registered, and how it is to run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .fields import (
     utc_now,
 )
 from .host_config import Sessions
-from .jobs import JobConfig, JobRun
+from .jobs import JobConfig
 
 
 class ServiceStatus(StrEnum):
@@ -74,6 +74,16 @@ class RestartMode(StrEnum):
     NEVER = "never"
 
 
+class StopSignal(StrEnum):
+    TERM = "SIGTERM"
+    INT = "SIGINT"
+    QUIT = "SIGQUIT"
+    HUP = "SIGHUP"
+    USR1 = "SIGUSR1"
+    USR2 = "SIGUSR2"
+    WINCH = "SIGWINCH"  #: nginx and Apache finish their requests on it
+
+
 class OnManagerDeath(StrEnum):
     """What becomes of an instance whose manager was killed."""
 
@@ -102,6 +112,13 @@ class ServiceConfig(JobConfig):
     )
     cwd: str | None = option(
         None, "Its working directory.", check_text, unset="the current directory", metavar="DIR"
+    )
+    user: str | None = option(
+        None,
+        "The user it runs as, with that user's groups; only root can choose one.",
+        check_text,
+        unset="the manager's",
+        metavar="USER",
     )
     env: Mapping[str, str] = option(
         Factory(dict),
@@ -171,7 +188,8 @@ class ServiceConfig(JobConfig):
         60.0, "Seconds without a failure, after which past ones are forgotten.", between(0, DAY_S)
     )
     startup_timeout: float = option(30.0, "Seconds until it must be ready.", between(0.1, DAY_S))
-    stop_timeout: float = option(10.0, "Seconds from SIGTERM to SIGKILL.", between(0, DAY_S))
+    stop_timeout: float = option(10.0, "Seconds from `stop_signal` to SIGKILL.", between(0, DAY_S))
+    stop_signal: StopSignal = option(StopSignal.TERM, "The signal that asks a command to end.")
     drain_timeout: float = option(
         30.0, "Seconds for its sessions to end: for a turn that runs.", between(0, DAY_S)
     )
@@ -316,6 +334,10 @@ class ServiceSpec:
             ):
                 if misfit:
                     raise invalid(name, problem)
+        if config.agent_factory_path and config.stop_signal is not StopSignal.TERM:
+            raise invalid("stop_signal", "is for commands: an agent's host ends on SIGTERM")
+        if config.agent_factory_path and config.user and config.sessions is Sessions.DURABLE:
+            raise invalid("user", "cannot write the journals of durable sessions: add --sessions memory")
         if self.port is not None and config.instances > 1:
             raise InvalidRequest(
                 f"service {self.name}: a fixed port allows one instance; leave the port out to run more",
@@ -325,77 +347,3 @@ class ServiceSpec:
     def changed(self, **changes: Any) -> ServiceSpec:
         """The next version of it."""
         return evolve(self, version=self.version + 1, updated_at=utc_now(), **changes)
-
-
-@frozen
-class Usage:
-    """What an instance used of the machine, with all that it has started, at one moment."""
-
-    at: datetime
-    cpu_percent: float  #: of one core, since the sample before; of the first one, since its start
-    memory_bytes: int  #: resident; memory that processes share is counted for each
-    processes: int
-    threads: int
-    open_files: int
-
-
-@frozen
-class Instance:
-    """One instance as the supervisor sees it now."""
-
-    instance_id: str
-    service_id: str
-    slot: int
-    status: ServiceStatus
-    health: HealthStatus = HealthStatus.UNKNOWN
-    pid: int | None = None
-    host: str = "localhost"
-    port: int | None = None
-    spec_version: int = 1
-    started_at: datetime | None = None
-    ready_at: datetime | None = None
-    adopted: bool = False  #: its process was started by an earlier manager
-    restart_count: int = 0  #: unplanned ones, since an operator last started it
-    restarts_left: int | None = None  #: None: no limit applies
-    next_restart_at: datetime | None = None
-    last_exit: str | None = None  #: as in "exit code 1", "SIGKILL", "unknown"
-    unenforced: tuple[
-        str, ...
-    ] = ()  #: limits of its configuration that this machine does not enforce, and why
-    error_message: str | None = None
-    serves: bool | None = True
-    """Whether clients can be sent to it: something of it listens. None: not seen yet, and worth a wait."""
-    said: str | None = None  #: by itself, as a command does with sd_notify's `STATUS=`
-    journal_degraded: bool = False  #: its sessions are in memory only, as their journal cannot be written
-    usage: Usage | None = None  #: the latest sample; None before there is one
-
-
-@frozen
-class Service:
-    """A registration together with what is running of it: what every interface shows."""
-
-    service_id: str
-    name: str
-    description: str
-    agent_factory_path: str | None
-    command: tuple[str, ...]
-    host: str
-    port: int | None
-    endpoint: str | None  #: where its first running instance answers, as in `ws://localhost:8081`
-    tags: frozenset[str]
-    status: ServiceStatus
-    desired_status: DesiredStatus
-    health: HealthStatus
-    error_message: str | None
-    version: int
-    created_at: datetime
-    updated_at: datetime
-    started_at: datetime | None
-    restart_count: int
-    next_restart_at: datetime | None
-    active_sessions: int
-    config: ServiceConfig
-    instances: tuple[Instance, ...]
-    port_is_fixed: bool = False  #: by the registration; else a free one is chosen at each start
-    last_run: JobRun | None = None  #: of a job
-    next_run_at: datetime | None = None  #: of one with a schedule

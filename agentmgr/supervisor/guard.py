@@ -29,16 +29,16 @@ class Guard:
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1  # to the process, while there is one
         self._started = trio.Event()
-        self._watched: dict[str, float] = {}
+        self._watched: dict[str, str] = {}  # how to end it, by token
 
-    def watch(self, token: str, grace_s: float) -> None:
+    def watch(self, token: str, grace_s: float, stop_signal: str) -> None:
         """Has the guard end all processes with this token when this process dies. Raises OSError."""
-        self._watched[token] = grace_s
+        self._watched[token] = f"{grace_s} {stop_signal}"
         try:
             if self._process is None:
                 self._start()
             else:
-                self._send(f"+{token} {grace_s}\n".encode())
+                self._send(f"+{token} {self._watched[token]}\n".encode())
         except OSError:
             del self._watched[token]
             raise
@@ -72,7 +72,7 @@ class Guard:
             self._drop()
 
     def _start(self) -> None:
-        lines = "".join(f"+{token} {grace_s}\n" for token, grace_s in self._watched.items()).encode()
+        lines = "".join(f"+{token} {how}\n" for token, how in self._watched.items()).encode()
         reader, self._pipe = os.pipe()
         try:
             # Write before the process exists: this manager may be killed at any moment. A pipe holds a

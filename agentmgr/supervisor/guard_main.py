@@ -17,25 +17,26 @@ _LOOK_EVERY_S = 0.05
 
 
 def main() -> None:
-    watched: dict[str, float] = {}
+    watched: dict[str, tuple[float, signal.Signals]] = {}
     for line in sys.stdin:
-        token, _, grace_s = line[1:].strip().partition(" ")
+        token, *how = line[1:].split()
         if line[0] == "+":
-            watched[token] = float(grace_s)
+            watched[token] = float(how[0]), signal.Signals[how[1]]
         else:
             watched.pop(token, None)
     begin, signalled = time.monotonic(), set[int]()
     while found := _bearers(watched):
         for pid, token in found.items():
-            if time.monotonic() - begin >= watched[token]:
+            grace_s, stop_signal = watched[token]
+            if time.monotonic() - begin >= grace_s:
                 _signal(pid, token, signal.SIGKILL)
             elif pid not in signalled:
                 signalled.add(pid)
-                _signal(pid, token, signal.SIGTERM, signal.SIGCONT)
+                _signal(pid, token, stop_signal, signal.SIGCONT)
         time.sleep(_LOOK_EVERY_S)
 
 
-def _bearers(watched: dict[str, float]) -> dict[int, str]:
+def _bearers(watched: dict[str, tuple[float, signal.Signals]]) -> dict[int, str]:
     found = {}
     for name in os.listdir("/proc") if watched else ():
         if name.isdecimal() and (token := _token(int(name))) in watched:

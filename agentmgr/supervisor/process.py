@@ -59,16 +59,16 @@ class Leader:
 
     async def end(self, grace_s: float) -> Exit:
         """TERM, CONT, wait, KILL, reap, in this order. Shielded from cancellation."""
-        await self._ask(grace_s, self.wait_exit)
+        await self._ask(signal.SIGTERM, grace_s, self.wait_exit)
         self._kill_group()
         exit = await self._killed()
         self.release()
         return exit
 
-    async def _ask(self, grace_s: float, wait: Callable[[], Awaitable[object]]) -> None:
+    async def _ask(self, how: signal.Signals, grace_s: float, wait: Callable[[], Awaitable[object]]) -> None:
         if not self.exited():
-            self._signal_group(signal.SIGTERM)
-            self._signal_group(signal.SIGCONT)  # a suspended process does not get the TERM
+            self._signal_group(how)
+            self._signal_group(signal.SIGCONT)  # a suspended process does not get the signal
             self._grace.deadline = trio.current_time() + grace_s
             with self._grace:
                 await wait()
@@ -103,10 +103,18 @@ class Process(Leader):
     """An instance's: it may have descendants."""
 
     def __init__(
-        self, pid: int, token: str, scan: ProcessScan, group: ControlGroup, lock: InstanceLock
+        self,
+        pid: int,
+        token: str,
+        scan: ProcessScan,
+        group: ControlGroup,
+        lock: InstanceLock,
+        *,
+        stop_signal: str = "SIGTERM",
     ) -> None:
         """Raises OSError as above."""
         super().__init__(pid)
+        self._stop_signal = signal.Signals[stop_signal]
         self._descendants = Descendants(pid, token, self.start_ticks, scan, group, lock)
 
     def includes(self, pid: int) -> bool:
@@ -131,9 +139,9 @@ class Process(Leader):
         )
 
     async def end(self, grace_s: float) -> Exit:
-        """TERM, CONT, wait, KILL, sweep, reap, in this order; see `Child.end`."""
+        """TERM (or another signal), CONT, wait, KILL, sweep, reap, in this order; see `Child.end`."""
         self._descendants.session_is_ours = self._ours_to_reap or not self.exited()
-        await self._ask(grace_s, self._wait_all)
+        await self._ask(self._stop_signal, grace_s, self._wait_all)
         self._kill_group()
         self._descendants.kill()
         exit = await self._killed()
@@ -146,7 +154,7 @@ class Process(Leader):
 
     async def _wait_all(self) -> None:
         await self.wait_exit()
-        await _ask_and_wait(self._descendants)
+        await _ask_and_wait(self._descendants, self._stop_signal)
 
 
 async def kill_all(processes: ProcessSet) -> int:
@@ -164,12 +172,12 @@ async def kill_all(processes: ProcessSet) -> int:
     return count
 
 
-async def _ask_and_wait(processes: ProcessSet) -> None:
-    """Waits for the leader's descendants; sends TERM to those that left its group and have not had it."""
+async def _ask_and_wait(processes: ProcessSet, how: signal.Signals) -> None:
+    """Waits for the leader's descendants; signals those that left its group and have not had the signal."""
     signalled: set[int] = set()
     while found := await processes.find():
         for pid in found - signalled:
-            _signal(pid, processes, signal.SIGTERM)
+            _signal(pid, processes, how)
         signalled |= found
         await _wait_all_gone(found)
 

@@ -26,6 +26,7 @@ from ..models import (
     utc_now,
 )
 from . import addresses, environment, listening_sockets, procfs
+from .accounts import find_account
 from .cgroup import ControlGroup, move
 from .child import LocalChild
 from .descendants import ProcessScan
@@ -95,6 +96,9 @@ class LocalSlot:
             "AGENTMGR_INSTANCE_ID": self._instance_id,
             procfs.TOKEN_VARIABLE: token,
         }
+        account = None if config.user is None else find_account(config.user)
+        if account is not None:
+            variables |= {name: value for name, value in account.variables.items() if name not in config.env}
         with ExitStack() as resources, ExitStack() as spawning:
             notices = _receive_notices(token, resources) if config.command else None
             if notices is not None:
@@ -115,6 +119,8 @@ class LocalSlot:
                 group=self._group,
                 lock=self._lock,
                 held=self._limits.wanted,
+                stop_signal=config.stop_signal,
+                account=account,
             )
             unenforced = await self._confine(spawned)
             record = InstanceRecord(
@@ -169,7 +175,7 @@ class LocalSlot:
         if config.on_manager_death != OnManagerDeath.DIE:
             return None
         if config.command:
-            self._shared.guard.watch(token, config.stop_timeout)
+            self._shared.guard.watch(token, config.stop_timeout, config.stop_signal)
             resources.callback(self._shared.guard.forget, token)
             return None
         # The lifeline. It carries no data: the host sees its end when this process, which holds the other
@@ -194,7 +200,14 @@ class LocalSlot:
             return None
         try:
             self._group.adopt(record.pid)
-            process = Process(record.pid, record.token, self._shared.scan, self._group, self._lock)
+            process = Process(
+                record.pid,
+                record.token,
+                self._shared.scan,
+                self._group,
+                self._lock,
+                stop_signal=self._spec.config.stop_signal,
+            )
         except OSError:
             return None
         if (

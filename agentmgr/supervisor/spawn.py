@@ -19,6 +19,7 @@ from ..core.restart import Cause
 from ..process import paths
 from ..process.descriptors import give_back
 from . import logs
+from .accounts import Account
 from .cgroup import ControlGroup
 from .descendants import ProcessScan
 from .instance_lock import InstanceLock
@@ -52,6 +53,8 @@ def spawn(
     group: ControlGroup,
     lock: InstanceLock,
     held: bool = False,
+    stop_signal: str = "SIGTERM",
+    account: Account | None = None,
 ) -> Spawned:
     """Starts a program in a session of its own. Raises `CannotLaunch`.
 
@@ -89,9 +92,10 @@ def spawn(
                 env=environment,
                 start_new_session=True,
                 pass_fds=tuple(inherited),
+                **({} if account is None else account.identity),
             )
             try:
-                process = Process(popen.pid, token, scan, group, lock)
+                process = Process(popen.pid, token, scan, group, lock, stop_signal=stop_signal)
             except OSError:  # no descriptor left to watch it with
                 os.killpg(popen.pid, signal.SIGKILL)
                 popen.wait()

@@ -22,6 +22,7 @@ from ..supervisor import Supervisor
 from .console import Console
 from .events import EventLog
 from .gateway_access import GatewayAccess
+from .hooks import Hooks
 from .jobs import Jobs
 from .minutes import MinuteLog
 from .publisher import Publisher
@@ -66,6 +67,7 @@ class ControlPlane:
             drain=self._drain,
             active=lambda service_id: self._active(self.supervisor.instances(service_id)),
             jobs=lambda: self.jobs,
+            hooks=lambda: self.hooks,
         )
         self.supervisor = Supervisor(
             self.recorder,
@@ -74,6 +76,7 @@ class ControlPlane:
             health_check_interval=settings.health_check_interval,
         )
         self.jobs = Jobs(store, self.registry, self.supervisor, snapshot.jobs)
+        self.hooks = Hooks(self.registry, self.events, lambda: self.sessions)
         self.scheduler = Scheduler(self.registry, self.supervisor, self.jobs, self.events)
         self.worker_manager = WorkerManager(settings, observer=self.recorder, access=self.access)
         self.gateway = self.worker_manager.gateway

@@ -17,6 +17,7 @@ from ..storage.store import Store
 from .events import EventLog
 
 if TYPE_CHECKING:
+    from .hooks import Hooks
     from .jobs import Jobs
 
 _LAG_SAMPLE_S = 0.5
@@ -51,9 +52,11 @@ class Recorder:
         drain: Callable[[str, float, bool], Awaitable[None]],
         active: Callable[[str], int],
         jobs: Callable[[], Jobs],
+        hooks: Callable[[], Hooks],
     ) -> None:
         """`changed` is called when the gateway's table is out of date; `drain` ends the connections of an
-        instance, in time; `active` counts those of a service; `jobs` keeps how jobs have ended.
+        instance, in time; `active` counts those of a service; `jobs` keeps how jobs have ended;
+        `hooks` tells the outside of failures.
         """
         self.figures = Figures()
         self._store = store
@@ -62,7 +65,7 @@ class Recorder:
         self._changed = changed
         self._drain = drain
         self._active = active
-        self._jobs = jobs
+        self._jobs, self._hooks = jobs, hooks
         self._last_seen: dict[str, tuple[ServiceStatus, models.HealthStatus]] = {}
         self._touched: set[str] = set()
         self.first_bytes = RecentLatency()  #: by service id
@@ -122,6 +125,8 @@ class Recorder:
             # A change of health alone is `instance.health`: `instance.running` would mean a new start.
             changed = instance.status if last is None or last[0] is not instance.status else "health"
             self._announce(f"instance.{changed}", instance)
+            if changed != "health":
+                self._hooks().instance_changed(instance)
         if instance.status is ServiceStatus.STOPPED:
             del self._last_seen[instance.instance_id]
         self._touched.add(instance.service_id)

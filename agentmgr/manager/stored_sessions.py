@@ -119,10 +119,10 @@ class StoredSessions:
             session_state=json.loads(snapshot.record.state),
         )
 
-    async def questions(self) -> tuple[SessionQuestion, ...]:
-        """All that wait for a person, of every service, the oldest first."""
+    async def questions(self, of: Iterable[ServiceSpec] | None = None) -> tuple[SessionQuestion, ...]:
+        """All that wait for a person, of these services or every one, the oldest first."""
         found: list[SessionQuestion] = []
-        for spec in self._services():
+        for spec in self._services() if of is None else of:
             try:
                 open_ones = await self._in_thread(archive.questions, self.journal(spec))
             except StorageError as error:  # those of the other services wait all the same

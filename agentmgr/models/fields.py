@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import secrets
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 from attrs import Attribute, field, fields, frozen
 
@@ -200,3 +202,16 @@ def check_environment(_: Any, attribute: Attribute[Any], value: Mapping[str, str
             raise invalid(attribute.name, f"must have names without '=' and NUL characters, not {name!r}")
         if "\0" in text:
             raise invalid(attribute.name, f"must have no NUL characters in {name}")
+
+
+def check_hook(_: Any, attribute: Attribute[Any], value: str | None) -> None:
+    if value is None:
+        return
+    try:
+        words, url = shlex.split(value), urlsplit(value)
+    except ValueError as error:
+        raise invalid(attribute.name, f"cannot be read: {error}") from None
+    if not words or not value.isprintable():
+        raise invalid(attribute.name, "must be a command or an http(s) URL, on one line")
+    if url.scheme in ("http", "https") and not url.hostname:
+        raise invalid(attribute.name, f"has no host: {value!r}")

@@ -18,6 +18,7 @@ from .fields import (
     between,
     check_command,
     check_environment,
+    check_hook,
     check_name,
     check_printable,
     check_tags,
@@ -197,6 +198,14 @@ class ServiceConfig(JobConfig):
         10.0,
         "Seconds without a message that end a draining session, where turns cannot be seen: of a command.",
         between(0, DAY_S),
+    )
+    on_failure: str | None = option(
+        None,
+        "A command or an http(s) URL that gets a JSON object, on stdin or by POST, when an instance is given "
+        "up or unhealthy, or a durable session asks a question.",
+        check_hook,
+        metavar="COMMAND|URL",
+        live=True,
     )
     on_manager_death: OnManagerDeath = option(OnManagerDeath.KEEP, "Whether it outlives a killed manager.")
     after: tuple[str, ...] = field(

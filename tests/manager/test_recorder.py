@@ -11,6 +11,7 @@ from attrs import evolve
 from agentmgr.core.routing import RoutingTable
 from agentmgr.manager.control_plane import ControlPlane
 from agentmgr.manager.events import EventLog
+from agentmgr.manager.hooks import Hooks
 from agentmgr.manager.jobs import Jobs
 from agentmgr.manager.recorder import Recorder
 from agentmgr.manager.registry import Registry
@@ -38,6 +39,7 @@ class Recording:
             changed=self._changed,
             drain=self._drain,
             active=lambda service_id: self.active,
+            hooks=lambda: Hooks(Registry(self.store, (), ()), EventLog(self.store), lambda: None),
             jobs=lambda: Jobs(self.store, Registry(self.store, (), ()), Supervisor(), {}),
         )
 

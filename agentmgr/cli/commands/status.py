@@ -76,6 +76,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ("schedule", _schedule(config)),
             ("last run", last_run(service.last_run)),
             ("next run", service.next_run_at),
+            ("on failure", config.on_failure),
             ("ready by", config.ready if config.ready != "auto" else None),
             ("checked by", config.health if config.health != "auto" else None),
             ("tags", service.tags),

@@ -44,6 +44,8 @@ const SENTENCES = {
   "instance.stopping": (who) => t("{who} is stopping", { who }),
   "instance.stopped": (who, detail) => withWhy(t("{who} has stopped", { who }), detail),
   "instance.completed": (who) => t("{who} has completed", { who }),
+  "hook.failed": (who, { event, reason }) => t("{who} could not report {event}: {reason}", {
+    who, event: visibleText(String(event)), reason: visibleText(String(reason)) }),
   "job.skipped": (who) => t("a run of {who} was skipped: the one before still ran", { who }),
   "job.missed": (who) => t("{who} missed a run while no manager ran", { who }),
   "instance.backoff": (who, detail, { at }) => {

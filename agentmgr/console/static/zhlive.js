@@ -28,6 +28,7 @@ export const ZH_LIVE = {
   "{who} fails its health checks": "{who} 未通过健康检查",
   "{who} is draining: no new clients; those it has may finish": "{who} 正在排空：不再接受新客户端，已有的可以完成",
   "{who} is stopping": "{who} 正在停止",
+  "{who} could not report {event}: {reason}": "{who} 未能上报 {event}：{reason}",
   "a run of {who} was skipped: the one before still ran": "{who} 的一次运行被跳过：上一次仍在运行",
   "{who} missed a run while no manager ran": "管理器未运行期间，{who} 错过了一次运行",
   "{who} has completed": "{who} 已完成",

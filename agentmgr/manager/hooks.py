@@ -1,0 +1,212 @@
+"""Tells the outside what a person should know of: by the command or URL of a service's `on_failure`.
+
+What it says is JSON, on the standard input of the command, or the body of a POST:
+
+    {"event": "given_up", "service": "echo", "service_id": "svc_…", "at": "2031-05-07T10:00:00+00:00",
+     "instance_id": "ins_…", "status": "error", "last_exit": "exit code 1", "reason": "…"}
+
+`event` is `given_up`, `unhealthy`, or `question`, which has `session_id`, `step_id` and `content`. A command
+succeeds with exit code 0, a URL with a status from 200 to 299; else it is tried again. What is not delivered
+in the end, or finds the queue full, is an event, `hook.failed`. Nothing waits for a hook.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import ssl
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import h11
+import trio
+from attrs import frozen
+
+from ..codec import to_json
+from ..errors import AgentManagerError
+from ..models import Event, Instance, ServiceSpec, ServiceStatus, utc_now
+from ..version import __version__
+from ..websocket.sockets import open_stream
+from .events import EventLog
+from .registry import Registry
+from .sessions import Sessions
+
+ATTEMPTS = 4
+FIRST_PAUSE_S = 1.0  #: before the second attempt; then three times as long each time
+TIMEOUT_S = 15.0  #: of each attempt
+QUEUE = 200
+AT_ONCE = 4
+QUESTIONS_EVERY_S = 5.0
+
+_EVENTS = {ServiceStatus.ERROR: "given_up", ServiceStatus.UNHEALTHY: "unhealthy"}
+_ANSWER_BYTES = 64 * 1024
+_QUOTED_CHARS = 200
+
+
+class _Failed(Exception):
+    """An attempt has; the message says why."""
+
+
+@frozen
+class _Call:
+    hook: str
+    spec: ServiceSpec
+    what: str
+    body: bytes
+
+
+class Hooks:
+    def __init__(self, registry: Registry, events: EventLog, sessions: Callable[[], Sessions]) -> None:
+        self._registry, self._events, self._sessions = registry, events, sessions
+        self._send, self._receive = trio.open_memory_channel[_Call](QUEUE)
+        self._since = utc_now()
+
+    def instance_changed(self, instance: Instance) -> None:
+        """Its status is another one. Never blocks."""
+        spec = self._registry.by_id.get(instance.service_id)
+        if spec is not None and (what := _EVENTS.get(instance.status)) is not None:
+            self._tell(
+                spec,
+                what,
+                instance_id=instance.instance_id,
+                status=instance.status,
+                last_exit=instance.last_exit,
+                reason=instance.error_message,
+            )
+
+    def _tell(self, spec: ServiceSpec, what: str, **facts: Any) -> None:
+        if (hook := spec.config.on_failure) is None:
+            return
+        said = {"event": what, "service": spec.name, "service_id": spec.service_id, "at": utc_now(), **facts}
+        call = _Call(hook, spec, what, to_json(said).encode())
+        try:
+            self._send.send_nowait(call)
+        except trio.WouldBlock:
+            self._failed(call, f"{QUEUE} others wait already")
+
+    def _failed(self, call: _Call, why: str) -> None:
+        detail = {"name": call.spec.name, "event": call.what, "reason": why}
+        self._events.announce(Event("hook.failed", service_id=call.spec.service_id, detail=detail))
+
+    async def run(self) -> None:
+        """Calls hooks until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_questions)
+            for _ in range(AT_ONCE):
+                nursery.start_soon(self._work)
+
+    async def _work(self) -> None:
+        async for call in self._receive:
+            pause_s, why = FIRST_PAUSE_S, ""
+            for attempt in range(ATTEMPTS):
+                if attempt:
+                    await trio.sleep(pause_s)
+                    pause_s *= 3
+                try:
+                    await _attempt(call)
+                    break
+                except _Failed as failure:
+                    why = str(failure)
+            else:
+                self._failed(call, f"{why} ({ATTEMPTS} attempts)")
+
+    async def _watch_questions(self) -> None:
+        known: set[tuple[str, str]] = set()
+        while True:
+            await trio.sleep(QUESTIONS_EVERY_S)
+            specs = {
+                spec.name: spec
+                for spec in self._registry.by_id.values()
+                if spec.config.on_failure is not None and spec.config.agent_factory_path is not None
+            }
+            if not specs:
+                continue
+            try:
+                questions = await self._sessions().questions(tuple(specs.values()))
+            except AgentManagerError:  # read again in a moment
+                continue
+            for one in questions:
+                if (one.session_id, one.step_id) not in known and self._is_new(one.asked_at):
+                    spec, facts = specs[one.service], {"session_id": one.session_id, "step_id": one.step_id}
+                    self._tell(spec, "question", instance_id=one.instance_id, content=one.content, **facts)
+            known = {(one.session_id, one.step_id) for one in questions}
+
+    def _is_new(self, asked_at: datetime) -> bool:
+        """Not told of by an earlier manager."""
+        return asked_at >= self._since
+
+
+async def _attempt(call: _Call) -> None:
+    """Raises `_Failed`."""
+    work = _post if call.hook.startswith(("http://", "https://")) else _run
+    try:
+        with trio.fail_after(TIMEOUT_S):
+            await work(call)
+    except trio.TooSlowError:
+        raise _Failed(f"it took longer than {TIMEOUT_S:g} s") from None
+
+
+async def _run(call: _Call) -> None:
+    variables = {name: value for name, value in os.environ.items() if name != "AGENTMGR_TOKEN"}
+    words = shlex.split(call.hook)
+    try:
+        result = await trio.run_process(
+            words,
+            stdin=call.body,
+            stdout=subprocess.DEVNULL,
+            capture_stderr=True,
+            check=False,
+            cwd=call.spec.config.cwd,
+            env=variables,
+            start_new_session=True,
+            deliver_cancel=_kill,
+        )
+    except OSError as error:
+        raise _Failed(f"cannot execute {words[0]!r}: {error.strerror or error}") from None
+    if result.returncode:
+        said = result.stderr.decode(errors="replace").strip()[-_QUOTED_CHARS:]
+        how = f"exit code {result.returncode}" if result.returncode > 0 else f"signal {-result.returncode}"
+        raise _Failed(f"{how}: {said}" if said else how)
+
+
+async def _kill(process: trio.Process) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, 9)
+
+
+async def _post(call: _Call) -> None:
+    url = urlsplit(call.hook)
+    assert url.hostname is not None
+    tls = ssl.create_default_context() if url.scheme == "https" else None
+    try:
+        stream = await open_stream(url.hostname, url.port or (443 if tls else 80), tls=tls)
+    except (OSError, trio.BrokenResourceError) as error:
+        raise _Failed(f"cannot connect: {error}") from None
+    async with stream:
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_ANSWER_BYTES)
+        head = [
+            ("Host", url.netloc.rpartition("@")[2]),
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(call.body))),
+            ("User-Agent", f"agentmgr/{__version__}"),
+            ("Connection", "close"),
+        ]
+        target = (url.path or "/") + (f"?{url.query}" if url.query else "")
+        try:
+            for event in (
+                h11.Request(method="POST", target=target, headers=head),
+                h11.Data(data=call.body),
+                h11.EndOfMessage(),
+            ):
+                await stream.send_all(connection.send(event) or b"")
+            while not isinstance(answer := connection.next_event(), h11.Response):
+                if answer is h11.NEED_DATA:
+                    connection.receive_data(bytes(await stream.receive_some()))
+        except (h11.ProtocolError, trio.BrokenResourceError) as error:
+            raise _Failed(f"no answer: {error}") from None
+    if not 200 <= answer.status_code < 300:
+        raise _Failed(f"answered {answer.status_code}")

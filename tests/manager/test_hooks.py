@@ -1,0 +1,157 @@
+"""What a person should know of is told by command and by POST; what fails there holds up nothing."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from agentmgr.client.session import open_session
+from agentmgr.errors import InvalidRequest, ServiceFailedToStart
+from agentmgr.manager import AgentManager, hooks
+from agentmgr.models import Event, RestartMode, ServiceConfig
+from tests.proxy.conftest import eventually
+
+FAILS = ("/bin/sh", "-c", "echo no such table; exit 3")
+
+
+async def fail(manager: AgentManager, hook: str, name: str = "job") -> None:
+    config = ServiceConfig(restart=RestartMode.NEVER, on_failure=hook)
+    with pytest.raises(ServiceFailedToStart):
+        await manager.register_service(name, command=FAILS, config=config, auto_start=True)
+
+
+async def event(manager: AgentManager, kind: str) -> Event:
+    with trio.fail_after(60), manager.subscribe() as events:
+        for past in await manager.get_events():
+            if past.kind == kind:
+                return past
+        async for found in events:
+            if found.kind == kind:
+                return found
+    raise AssertionError
+
+
+async def read(file: Path) -> dict[str, Any]:
+    await eventually(file.exists)
+    return dict(json.loads(file.read_text()))
+
+
+class Server:
+    """Answers each POST with the next of `statuses`, and then with 204."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses, self.port = [*statuses], 0
+        self.heads: list[str] = []
+        self.send, self.bodies = trio.open_memory_channel[dict[str, Any]](100)
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        received = b""
+        while b"\r\n\r\n" not in received or not received.endswith(b"}"):
+            received += await stream.receive_some()
+        head, _, body = received.partition(b"\r\n\r\n")
+        self.heads.append(head.decode())
+        status = self.statuses.pop(0) if self.statuses else 204
+        await stream.send_all(f"HTTP/1.1 {status} So\r\nContent-Length: 0\r\n\r\n".encode())
+        await self.send.send(json.loads(body))
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[str]:
+        async with trio.open_nursery() as nursery:
+            listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, self.serve, listeners)
+            yield f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/alerts?key=1"
+            nursery.cancel_scope.cancel()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(hooks, "QUESTIONS_EVERY_S", 0.05)
+
+
+async def test_a_command_gets_it_on_standard_input(db: Path, tmp_path: Path) -> None:
+    got = tmp_path / "got"
+    async with AgentManager(db) as manager:
+        await fail(manager, f"/bin/sh -c 'cat > {got}.new; mv {got}.new {got}'")
+        said = await read(got)
+        job = manager.get_service("job")
+        assert said["event"] == "given_up"
+        assert (said["service"], said["service_id"]) == ("job", job.service_id)
+        assert (said["status"], said["last_exit"]) == ("error", "exit code 3")
+        assert "no such table" in said["reason"]
+
+
+async def test_a_url_gets_it_by_post_and_is_tried_again(db: Path) -> None:
+    server = Server(503, 500)
+    async with server.open() as url, AgentManager(db) as manager:
+        await fail(manager, url)
+        with trio.fail_after(60):
+            bodies = [await server.bodies.receive() for _ in range(3)]
+        assert [body["event"] for body in bodies] == ["given_up"] * 3
+        assert server.heads[0].startswith("POST /alerts?key=1 HTTP/1.1\r\n")
+        assert "hook.failed" not in {event.kind for event in await manager.get_events()}
+
+
+@pytest.mark.parametrize(
+    ("hook", "why"),
+    [
+        ("/bin/sh -c 'echo the pager is off >&2; exit 4'", "exit code 4: the pager is off (4 attempts)"),
+        ("/no/such/program", "cannot execute '/no/such/program': No such file or directory (4 attempts)"),
+        ("http://127.0.0.1:1/", "cannot connect"),
+        ("sleep 1000", "it took longer than 0.2 s (4 attempts)"),
+    ],
+)
+async def test_what_cannot_be_delivered_is_an_event(
+    db: Path, hook: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "sleep" in hook:
+        monkeypatch.setattr(hooks, "TIMEOUT_S", 0.2)
+    async with AgentManager(db) as manager:
+        await fail(manager, hook)
+        failed = await event(manager, "hook.failed")
+        assert failed.detail["event"] == "given_up"
+        assert why in str(failed.detail["reason"])
+
+
+async def test_a_flood_is_bounded_and_holds_up_nothing(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "QUEUE", 2)
+    async with AgentManager(db) as manager:
+        for number in range(8):  # 4 are on their way, 2 wait
+            await fail(manager, "sleep 1000", f"job-{number}")
+        failed = await event(manager, "hook.failed")
+        assert failed.detail["reason"] == "2 others wait already"
+
+
+ASKS = """
+async def answer(message, session):
+    await session.confirm("delete", {"path": "x"}, message="really?")
+
+def create_agent():
+    return answer
+"""
+
+
+async def test_a_question_that_waits_is_told_once(db: Path, agent_file: Any) -> None:
+    server = Server()
+    async with server.open() as url, AgentManager(db) as manager:
+        config = ServiceConfig(on_failure=url)
+        service = await manager.register_service("asks", agent_file(ASKS), config=config, auto_start=True)
+        assert service.endpoint is not None
+        with trio.fail_after(60):
+            async with open_session(service.endpoint) as session:
+                await session.send("go")
+                said = await server.bodies.receive()
+                assert (said["event"], said["service"]) == ("question", "asks")
+                assert (said["content"]["tool"], said["session_id"]) == ("delete", session.session_id)
+                await trio.sleep(0.3)  # several looks later
+        assert server.bodies.statistics().current_buffer_used == 0
+
+
+@pytest.mark.parametrize("hook", ["", "   ", "'never closed", "http:///path", "two\nlines"])
+def test_what_a_hook_must_be(hook: str) -> None:
+    with pytest.raises(InvalidRequest, match="on_failure"):
+        ServiceConfig(on_failure=hook)

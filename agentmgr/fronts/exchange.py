@@ -31,6 +31,7 @@ EVENT_STREAM = "text/event-stream; charset=utf-8"
 MOST_VALUES = 100_000
 """Strings, numbers, objects and arrays in a body: 30 ms of parsing, and 10 MB."""
 _SLOWEST = 32 * 1024  # bytes a second, of a body that takes longer than a stalled reader is given
+_FRAMED = {"content-length", "transfer-encoding"}  # a request with neither has no body
 _STREAM_HEADERS = (
     ("Content-Type", EVENT_STREAM),
     ("Cache-Control", "no-cache"),
@@ -136,17 +137,19 @@ class Exchange:
     @property
     def was_read(self) -> bool:
         """Whether the request has been, to its end."""
-        return self._parser.their_state is h11.DONE
+        return self._parser.their_state in (h11.DONE, h11.MUST_CLOSE)
 
     def open(self) -> None:
         """Finds out where the body ends. Raises `Problem`."""
         head = self.request.head
-        if "transfer-encoding" in head.by_name and "content-length" in head.by_name:
+        if head.by_name.keys() >= _FRAMED:
             raise _bad_request("Content-Length and Transfer-Encoding exclude each other")
         fields = "".join(f"{name}: {value}\r\n" for name, value in head.fields)
         self._parser.receive_data(f"{head.method} {head.target} HTTP/1.1\r\n{fields}\r\n".encode("latin-1"))
         try:
             self._parser.next_event()
+            if not _FRAMED & head.by_name.keys():
+                self._parser.next_event()  # its end: there is nothing to read, whatever is answered
         except h11.RemoteProtocolError as error:
             raise _bad_request(error) from None
 
@@ -161,6 +164,8 @@ class Exchange:
 
     async def receive(self, most: int) -> bytes:
         """The body, of at most so many bytes. Raises `Problem`, `ClientGone`."""
+        if self.was_read:
+            return b""
         head, wire, parser, body = self.request.head, self._wire, self._parser, bytearray()
         too_large = Problem(413, "too_large", f"The body is over {most} bytes.")
         length = head.by_name.get("content-length", "0")

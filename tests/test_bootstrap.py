@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from agentmgr import bootstrap
+from agentmgr.client.transport import CannotConnect
 from agentmgr.testing.agents import bare_client
 
 NAMES = """
@@ -50,12 +51,25 @@ async def host(*words, cwd, log, **environment):
             stderr=output,
         )
         try:
-            with trio.fail_after(60):
-                async with bare_client(f"ws://127.0.0.1:{listener.getsockname()[1]}") as client:
+            url = f"ws://127.0.0.1:{listener.getsockname()[1]}"
+            with trio.fail_after(120):
+                while not await answers(url):
+                    pass
+                async with bare_client(url) as client:
                     yield client
         finally:
             process.kill()
             await process.wait()
+
+
+async def answers(url):
+    """Whether it does within the time that a client waits."""
+    try:
+        async with bare_client(url):
+            return True
+    except* CannotConnect:
+        pass
+    return False
 
 
 async def answer(client, text="hi"):

@@ -182,8 +182,10 @@ def _rotate(entries: Iterable[_Kept]) -> bool:
     for kept in entries:
         try:
             rotated |= logs.rotate(kept.log, kept.config.log_max_bytes, kept.config.log_files)
-            if logs.identity(kept.log) == kept.file:
-                kept.seen = kept.log.stat().st_size
+            with suppress(FileNotFoundError):  # it was removed just now; `_find_astray` will see that
+                stat = kept.log.stat()
+                if (stat.st_dev, stat.st_ino) == kept.file:
+                    kept.seen = stat.st_size
             kept.log_fails = False
         except OSError as error:
             _complain(kept, error)

@@ -110,6 +110,26 @@ async def test_what_is_renamed_back_is_its_log_again(supervisor, command, monkey
         assert log.stat().st_size < 10_000
 
 
+async def test_a_log_that_is_removed_while_it_is_looked_at_is_no_trouble(
+    supervisor, command, monkeypatch, caplog
+):
+    monkeypatch.setattr(upkeep, "_LOGS_EVERY_S", (0.02, 0.05))
+    identity, looks = logs.identity, []
+
+    def removed_after_the_second_look(file):
+        found = identity(file)
+        looks.append(file)
+        if len(looks) == 2:
+            Path(file).unlink()
+        return found
+
+    async with supervisor() as s:
+        await s.start(command())
+        monkeypatch.setattr(logs, "identity", removed_after_the_second_look)
+        await eventually(lambda: len(looks) > 3)
+    assert "cannot rotate" not in caplog.text
+
+
 async def test_output_that_a_service_sends_elsewhere_is_none_of_ours(supervisor, monkeypatch, tmp_path):
     monkeypatch.setattr(upkeep, "_LOGS_EVERY_S", (0.02, 0.05))
     code = """

@@ -11,10 +11,12 @@ import pytest
 
 # Ends only when it is killed.
 STUBBORN = """
-import signal, time
-signal.signal(signal.SIGTERM, lambda *_: None)
-async def agent(message):
-    return message
+import signal
+def create_agent():
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not at its import: the host sets its own after that
+    async def agent(message):
+        return message
+    return agent
 """
 
 

@@ -134,7 +134,8 @@ def _agents(exchange: Exchange) -> list[str]:
     request, intake = exchange.request, exchange.intake
     with intake.quotas.admit(request.client_ip, trio.current_time()):
         allowed = None if request.identity is None else request.identity.services
-        return sorted(services_of(intake.lobby.router.table, allowed) | {_DEFAULT})
+        names = services_of(intake.lobby.router.table, allowed)
+        return sorted(names | {_DEFAULT} if _service(exchange, _DEFAULT) != _DEFAULT else names)
 
 
 def _service(exchange: Exchange, agent: str) -> str:

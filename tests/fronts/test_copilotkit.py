@@ -120,6 +120,10 @@ async def test_the_default_agent_is_the_one_that_the_rules_choose_or_the_service
         assert text(await events_of(stage, path("run", "default"), run_input())) == "another"
         assert list((await stage.ask("GET", "/copilotkit/info"))[2]["agents"]) == ["default", "echo"]
 
+    async with stage_of(asking, other, names=("echo2", "default"), authenticator=Tokens()) as stage:
+        _, _, info = await stage.ask("GET", "/copilotkit/info", None, {"Authorization": "Bearer two"})
+        assert list(info["agents"]) == ["echo2"]  # it may not reach that one
+
 
 @pytest.mark.parametrize(
     ("answer", "end"),

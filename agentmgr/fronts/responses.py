@@ -1,7 +1,9 @@
 """The Responses API: what a response goes on with, and how it is found again.
 
 A response is a turn of a session, or the part of one between two questions, and its id says which. So it is
-kept for as long as its session is, any gateway finds it, and it is read again from the session's journal.
+kept for as long as its session is, any gateway finds it, and it is read again from the session's journal,
+which has nothing of its request (`metadata` and the like). To delete it ends its session, if it is the newest
+there.
 
 no id, no conversation  a new session, which begins with the history of the input
 a conversation          the session of that name
@@ -135,8 +137,10 @@ class Responses:
             await turn.door.send({"event": protocol.END_SESSION, "session_id": turn.session_id})
             ended = False
             while not ended:
-                came = await turn.door.receive()
-                ended = any(event["event"] in (protocol.SESSION_END, protocol.ERROR) for event in came)
+                for event in await turn.door.receive():
+                    if event["event"] == protocol.ERROR:
+                        raise NotTaken(event.get("content"))
+                    ended = ended or event["event"] == protocol.SESSION_END
         gone = {"id": exchange.parts["id"], "object": "response", "deleted": True}
         await exchange.reply(200, in_json(gone))
 

@@ -305,6 +305,26 @@ async def test_a_client_that_leaves_at_any_point_leaves_nothing_behind(stage_of)
         await stage.at_base()
 
 
+async def test_a_stream_that_is_cut_anywhere_is_taken_up_without_a_hole(stage_of):
+    async with stage_of(agent) as stage:
+        _, _, data = await create(stage, stream=True, background=True)
+        whole = sse(data)
+        path = f"/v1/responses/{whole[0]['response']['id']}?stream=true"
+        assert sse((await stage.ask("GET", path))[2]) == [
+            each | ({"response": again["response"]} if "response" in each else {})
+            for each, again in zip(whole, sse((await stage.ask("GET", path))[2]), strict=True)
+        ]
+        for cut in range(0, len(data), len(data) // 40):
+            seen = sse(data[:cut].rpartition(b"\n\n")[0])
+            after = f"&starting_after={seen[-1]['sequence_number']}" if seen else ""
+            rest = sse((await stage.ask("GET", path + after))[2])
+            assert [each["type"] for each in seen + rest] == [each["type"] for each in whole]
+            assert [each["sequence_number"] for each in seen + rest] == list(range(len(whole)))
+            deltas = [(each.get("delta"), each.get("item_id"), each.get("text")) for each in seen + rest]
+            assert deltas == [(each.get("delta"), each.get("item_id"), each.get("text")) for each in whole]
+        await stage.at_base()
+
+
 async def test_a_service_that_is_full_or_away_says_so(stage_of):
     limits = GatewayLimits(close_timeout_s=0.5, queue_timeout_s=0.1)
     async with stage_of(agent, facts={"max_sessions": 1}, limits=limits) as stage:

@@ -7,7 +7,7 @@ where it gives up, the prompts fail, and the next one tries again from the last 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -92,9 +92,9 @@ class Conversation:
             raise result
         return result
 
-    def cancel(self) -> list[Prompt]:
-        """All prompts that were said up to now; the returned are for `stop`."""
-        running = [prompt for prompt in self._prompts if not prompt.cancelled]
+    def cancel(self, prompts: Iterable[Prompt] | None = None) -> list[Prompt]:
+        """These, or all that were said up to now; the returned are for `stop`."""
+        running = [it for it in (self._prompts if prompts is None else prompts) if not it.cancelled]
         for prompt in running:
             prompt.cancelled = True
             prompt.patience.deadline = trio.current_time() + CANCEL_S
@@ -249,7 +249,9 @@ class Conversation:
                 outcome = answer.get("outcome") if isinstance(answer, dict) else None
                 match outcome:
                     case {"outcome": "cancelled"}:
-                        await self.stop(self.cancel())
+                        # Of the turn that runs, not of a prompt that came after `session/cancel`.
+                        sent = [prompt for prompt in self._prompts if prompt.turn is not None]
+                        await self.stop(self.cancel(sent[:1]))
                     case _ if self._session is not None:
                         chosen = {"outcome": "selected", "optionId": ALLOW}
                         approved = isinstance(outcome, dict) and chosen.items() <= outcome.items()

@@ -212,6 +212,17 @@ async def test_prompts_that_wait_are_cancelled_with_the_one_that_is_slow_to_stop
         assert await editor.say(session, "hi") == {"stopReason": "end_turn"}
 
 
+async def test_a_question_that_was_cancelled_cancels_no_later_prompt(editor_of):
+    async with editor_of(agent) as (editor, _):
+        session = (await editor.ask("session/new", cwd="/"))["sessionId"]
+        prompt = editor.prompt(session, "rm")
+        await editor.until(lambda: len(editor.questions()) == 1)
+        after = editor.prompt(session, "hi")
+        editor.tell({"id": editor.questions()[0]["id"], "result": {"outcome": {"outcome": "cancelled"}}})
+        assert await editor.answer(prompt) == {"stopReason": "cancelled"}
+        assert await editor.answer(after) == {"stopReason": "end_turn"}
+
+
 async def test_messages_that_the_agent_does_not_take(editor_of):
     async with editor_of(agent, max_message_bytes=2000) as (editor, _):
         session = (await editor.ask("session/new", cwd="/"))["sessionId"]

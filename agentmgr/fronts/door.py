@@ -31,6 +31,7 @@ from .problem import Problem
 
 TEXT = "text"
 """The name of what is no event: a service that speaks plain text has sent its `content`."""
+_decode = json.JSONDecoder().raw_decode
 _CHUNK_BYTES = 64 * 1024
 _ANSWER_BYTES = 256 * 1024  # of a refusal: the gateway passes on 64 KiB of a service's own, and its head
 _EVENT_BYTES = 64 * 2**20
@@ -187,7 +188,10 @@ class Door:
 
 def _event(payload: bytes) -> dict[str, Any]:
     try:
-        event = json.loads(payload)
+        text = payload.decode()
+        event, end = _decode(text)  # `json.loads`, without what it does for texts of other kinds
+        if end != len(text):
+            event = json.loads(text)
     except (ValueError, RecursionError):
         event = None
     # Who sends back what a client says has echoed it.

@@ -269,6 +269,15 @@ class Exchange:
 
     async def _send(self, data: bytes) -> None:
         """A reader that takes nothing for as long as the relay would wait is cut off, as it is there."""
+        if self._sending is None and self._unsent is None:
+            try:
+                sent = self._wire.send_now(data)  # nearly always all of it
+            except OSError:
+                raise ClientGone("it left") from None
+            self._last_sent = trio.current_time()
+            if sent == len(data):
+                return
+            self._unsent, data = memoryview(data)[sent:], b""
         while self._sending is not None:  # a lock, without what a `trio.Lock` costs for each event
             await self._sending.wait()
         self._sending = trio.Event()

@@ -80,7 +80,7 @@ def test_a_run_is_started_reasoned_called_answered_and_finished():
         "id": 11,
     }
     assert [event.get("id") for event in events] == [
-        None, None, None, 2, 3, None, None, None, None, 4, 5, None, 6, 8, None, 11
+        None, None, None, 2, 3, None, None, None, 4, 4, 5, None, 6, 8, 11, 11
     ]  # fmt: skip
 
 

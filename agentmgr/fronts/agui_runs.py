@@ -114,9 +114,10 @@ class _Run:
     async def _answer(self, stack: ExitStack, begin: Callable[[Door], Awaitable[Turn | None]]) -> None:
         self.exchange.stream(self.stream.cut_off)
         try:
-            turn = await self._waiting(stack) or await at_holder(self.exchange, self.place, stack, begin)
-        except NoSessions as other:
-            turn = await self._without(stack, other)
+            try:
+                turn = await self._waiting(stack) or await at_holder(self.exchange, self.place, stack, begin)
+            except NoSessions as other:
+                turn = await self._without(stack, other)
         except NotTaken:
             await self.exchange.begin()  # it is about the run: said in its stream
             raise
@@ -188,7 +189,11 @@ class _Run:
                 self._response(found, each) for each, still in zip(answers, is_open, strict=True) if still
             ]
             if responses:
-                events += [event for event in await ask(door, *responses) if "seq" in event]
+                try:
+                    events += [event for event in await ask(door, *responses) if "seq" in event]
+                except NotTaken:  # it is open no more: its turn runs again after its instance died
+                    if not given_up:
+                        raise
             self.branch = number
             return self._behind(door, found, events, begins, max(asked) + 1)
         if given_up:
@@ -289,6 +294,10 @@ class _Run:
 
     async def _without(self, stack: ExitStack, other: NoSessions) -> Turn | None:
         """A service without sessions gets the newest message alone, as text or as an event."""
+        if not other.speaks_text and (self.asked.answers or self.threads.branch(self.place)):
+            # It has had sessions, so this is one that is being started.
+            message = "The agent's host does not answer now; it may be restarting. Send the run again."
+            raise NotTaken({"code": ErrorCode.SESSION_UNREACHABLE, "message": message})
         if self.asked.answers:
             raise _unknown(self.asked.answers[0].question)
         if self.asked.saying is None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import trio
+from trio_websocket import ConnectionClosed
 
 from agentmgr.agent.limits import SessionLimits
+from agentmgr.core.routing import RoutingTable
+from agentmgr.fronts import conversation
 from agentmgr.models.host_config import OnDisconnect
 from tests.fronts.agui import Page, Teller, post, text
 from tests.fronts.conftest import Tokens, request
@@ -187,3 +192,24 @@ async def test_what_becomes_of_a_turn_whose_client_left_is_the_services_choice(s
         page = Page(stage, "t2")  # a question waits with its door, whatever the service says
         await page.run("delete it")
         assert text(await page.resume(True)) == "deleted"
+
+
+async def test_a_host_that_does_not_answer_is_not_taken_for_a_service_without_sessions(
+    lab, stage_of, teller, monkeypatch
+):
+    monkeypatch.setattr(conversation, "_SILENCE_S", 0.1)
+
+    async def silent(request):
+        websocket = await request.accept()
+        with suppress(ConnectionClosed):
+            while True:
+                await websocket.get_message()
+
+    async with stage_of(teller) as stage:
+        page = Page(stage)
+        await page.run("one")
+        stage.gateway.update(RoutingTable((await lab.instance("echo", silent),)))
+        assert (await page.run("two"))[-1]["code"] == "session_unreachable"
+        page.interrupts = [{"id": "ask"}]
+        assert (await page.resume(True))[-1]["code"] == "session_unreachable"
+        await stage.at_base()

@@ -1,11 +1,11 @@
-"""Chat Completions through a whole manager: real processes, durable sessions, instances that are killed."""
+"""Fronts before a whole manager: real processes, durable sessions, instances that are killed."""
 
 from __future__ import annotations
 
 import os
 import signal
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -14,6 +14,8 @@ from openai import APIError, OpenAI
 from agentmgr import AgentManager
 from agentmgr.models import ServiceConfig
 from agentmgr.models.host_config import OnCrash
+from tests.fronts.agui import Page, read, split, text
+from tests.fronts.conftest import Stage, request
 
 AGENT = """
 import trio
@@ -83,4 +85,46 @@ async def test_a_conversation_goes_on_whatever_is_killed_or_stopped(tmp_path):
             await alone.say("long", after_some=lambda: kill(manager))
         assert await Talk(port, None).say("hi") == ".....1 of 0"
         assert [info.name for info in (await manager.sessions.list()).items] == ["openai:k"]
+        nursery.cancel_scope.cancel()
+
+
+def _stage(port: int) -> Any:
+    """A gateway that is not of this test."""
+    return Stage(cast(Any, None), port, cast(Any, None))
+
+
+async def test_a_thread_goes_on_whatever_is_killed_or_stopped(tmp_path):
+    (tmp_path / "agent.py").write_text(AGENT)
+    async with AgentManager(tmp_path / "manager.db") as manager, trio.open_nursery() as nursery:
+        config = ServiceConfig(on_crash=OnCrash.RETRY)
+        await manager.register_service("agent", str(tmp_path / "agent.py"), config=config, auto_start=True)
+        page = Page(_stage(await nursery.start(manager.serve_proxy, "127.0.0.1", 0)), service="agent")
+        assert text(await page.run("hi")) == ".....1 of 0"
+        body = page.body("long")
+        sent = request("POST", "/agui/agent", body, {"Connection": "close"})
+        async with await page.stage.send(sent) as stream:
+            got = b""
+            while got.count(b"_CONTENT") < 5:
+                got += await stream.receive_some()
+            kill(manager)
+            got += b"".join([chunk async for chunk in stream])
+        events = read(split(got)[1])
+        assert "agentmgr.turn_restarted" in [event.get("name") for event in events]
+        page.take(events)
+        assert page.messages[-1]["content"].endswith("2 of 2")
+        await manager.stop_service("agent")
+        await manager.start_service("agent")
+        assert text(await page.run("hi")) == ".....3 of 4"
+        await page.run("delete")
+        page.stage = _stage(await nursery.start(manager.serve_proxy, "127.0.0.1", 0))
+        assert text(await page.resume(True)) == "gone"
+        await page.run("delete")
+        old = page.interrupts
+        kill(manager)
+        with trio.fail_after(60):
+            while not page.interrupts or page.interrupts == old:  # the turn runs again, and asks again
+                page.interrupts = old
+                await page.resume(status="cancelled")
+        assert text(await page.resume(True)) == "gone"
+        assert [info.name for info in (await manager.sessions.list()).items] == ["agui:t1"]
         nursery.cancel_scope.cancel()

@@ -2,6 +2,11 @@
 
 import gc
 import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +17,16 @@ for name in ("CI", "BUILD_NUMBER"):
 # Users' commands write their output at the end; nor do they compile what they import each time.
 for name in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
     os.environ.pop(name, None)
+
+# In the background of a script SIGINT is ignored, and would be by all that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Each commit is forced to the disk, and waits for it: a third of the time of a test that has a database. In
+# memory it need not. Tests of file systems ask for `tmp_path` from `on_disk`.
+_MEMORY, _ENOUGH_BYTES = Path("/dev/shm"), 2**31
+if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH_BYTES:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 # No verdict depends on the machine's speed or on chance. `--hypothesis-profile=search` draws anew each time.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
@@ -35,3 +50,10 @@ gc.disable()
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A directory that is not in memory."""
+    with tempfile.TemporaryDirectory(prefix="agentmgr-test-") as directory:
+        yield Path(directory)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .manager_interface import ManagerInterface, ReadsManager
 
 RETRY_S = 0.03
-_MOMENT_S = 3.0  #: a manager on its way up, or whose socket was deleted, answers in less
+_MOMENT_S = 3.0  #: a manager whose socket was deleted answers in less
 _PATIENCE_S = 20.0  #: for another command that writes, or a manager on its way up or down
 _READY = b"ready\n"
 
@@ -62,13 +62,15 @@ class Found:
 
 
 async def find_manager(paths: RuntimePaths, *, patience_s: float = _MOMENT_S) -> Found:
-    """Waits so long for a manager that is coming up, also before it holds the database, or going down."""
-    give_up_at = trio.current_time() + patience_s
+    """Waits so long for a manager that is going down, and longer, unless that is 0, for one that another
+    process brings up, also before it holds the database: on a busy machine that takes its time.
+    """
+    began = trio.current_time()
     while not await _answers(paths):
-        held = manager_pid(paths) is not None
-        if not held and not is_starting(paths):
+        held, starting = manager_pid(paths) is not None, is_starting(paths)
+        if not held and not starting:
             return Found(paths)
-        if trio.current_time() >= give_up_at:
+        if trio.current_time() >= began + (_PATIENCE_S if starting and patience_s else patience_s):
             return Found(paths, silent=held)
         await trio.sleep(RETRY_S)
     from ..client.api import ManagerClient

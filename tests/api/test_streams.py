@@ -177,13 +177,13 @@ async def test_following_goes_on_over_a_rotation(tmp_path: Path, nursery: trio.N
 
 @pytest.mark.parametrize("where", ["/dev/shm", None])
 async def test_who_follows_a_log_that_is_rotated_sees_each_line_once(
-    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, where: str | None
+    on_disk: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, where: str | None
 ) -> None:
     """On a file system that can cut off a file's front, and on one that can only make holes (tmpfs)."""
     if where is not None and not Path(where).is_dir():
         pytest.skip("no /dev/shm on this machine")
     monkeypatch.setattr("agentmgr.supervisor.tail.POLL_S", 0.01)
-    with TemporaryDirectory(dir=where or tmp_path) as directory:
+    with TemporaryDirectory(dir=where or on_disk) as directory:
         log, seen = Path(directory, "0.log"), b""
         log.write_bytes(b"before\n")
         send, receive = trio.open_memory_channel[bytes](0)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,12 @@ def test_a_backup_goes_back_into_its_own_place_without_questions(shell: Any) -> 
 
 @pytest.fixture
 def other_disk(tmp_path: Path) -> Iterator[Path]:
-    place = Path("/dev/shm") / f"agentmgr-test-{os.getpid()}"
-    place.mkdir()
-    if place.stat().st_dev == tmp_path.stat().st_dev:
-        place.rmdir()
-        pytest.skip("there is no second file system here")
-    yield place
-    shutil.rmtree(place)
+    for directory in (Path(tempfile.gettempdir()), Path("/dev/shm")):
+        if directory.is_dir() and directory.stat().st_dev != tmp_path.stat().st_dev:
+            with tempfile.TemporaryDirectory(dir=directory) as place:
+                yield Path(place)
+            return
+    pytest.skip("there is no second file system here")
 
 
 def test_a_database_that_is_moved_to_another_disk_takes_its_instances_over_on_demand(

@@ -20,6 +20,11 @@ from agentmgr.supervisor.tail import tail
 from tests.faults.test_stubborn_processes import eventually, script
 
 
+@pytest.fixture
+def tmp_path(on_disk):
+    return on_disk
+
+
 def disk_use(directory: Path) -> int:
     return sum(file.stat().st_blocks * 512 for file in directory.rglob("*") if file.is_file())
 
@@ -138,6 +143,8 @@ def test_a_rotation_loses_nothing_while_the_writer_writes(tmp_path, where):
     finally:
         for left in directory.iterdir():
             left.unlink()
+        if where is not None:
+            directory.rmdir()
 
 
 @pytest.fixture

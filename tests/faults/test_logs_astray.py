@@ -27,6 +27,11 @@ CHATTER = """
 """
 
 
+@pytest.fixture
+def tmp_path(on_disk):
+    return on_disk
+
+
 def remove(log: Path) -> None:
     log.unlink()
 
@@ -182,6 +187,8 @@ def test_what_is_moved_on_is_cut_out_of_the_file_and_what_came_before_stays(tmp_
         os.close(output)
         for left in directory.iterdir():
             left.unlink()
+        if where is not None:
+            directory.rmdir()
 
 
 @pytest.mark.parametrize("act", [remove, rename])

@@ -123,8 +123,8 @@ async def test_a_path_that_cannot_be_written_is_refused(existing, tmp_path, make
         await make_database(path, make)
         path.chmod(0o644)
     for directory in (tmp_path, *tmp_path.parents[:-1]):
-        if directory.stat().st_uid == 0 and directory != Path("/tmp"):
-            directory.chmod(0o755)
+        if not (mode := directory.stat().st_mode) & 0o001:
+            directory.chmod(mode | 0o055)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     script = (
         "import os, sys, trio; from agentmgr.storage import open_store, schema\n"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import trio
+from websockets.sync.client import ClientConnection
 
 PATIENCE_S = 60.0
 
@@ -23,3 +24,9 @@ async def read_to(stream: trio.abc.ReceiveStream, end: bytes) -> bytes:
         assert more, read
         read += more
     return read
+
+
+def heard(client: ClientConnection) -> str | bytes:
+    """The next message, without the greeting to one that says nothing for a second, as on a busy machine."""
+    message = client.recv(timeout=PATIENCE_S)
+    return client.recv(timeout=PATIENCE_S) if '"event":"system.connected"' in str(message) else message

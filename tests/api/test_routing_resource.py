@@ -11,6 +11,7 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
 from agentmgr.manager import AgentManager
+from tests.conditions import heard
 
 VIP = {
     "name": "vip-routing",
@@ -120,7 +121,7 @@ async def test_connections_are_listed_and_really_closed(
         # Not trio-websocket's client: it leaves its socket open when the server closes first.
         with connect(f"ws://localhost:{port}/services/echo") as client:
             client.send("hello")
-            assert client.recv(timeout=60) == "echo: hello"
+            assert heard(client) == "echo: hello"
             trio.from_thread.run(look_and_close)
             with pytest.raises(ConnectionClosedError) as closed:
                 client.recv(timeout=60)

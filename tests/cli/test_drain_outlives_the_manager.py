@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from agentmgr.supervisor.host_drain import HostDrain
+from tests.conditions import heard
 from tests.ports import own_port
 
 THINKING = """
@@ -96,7 +97,7 @@ def test_the_next_manager_goes_on_with_a_drain(
             until(lambda: {close_code(instance) for instance in before.values()} == {code})
             (shell.directory / "go-on").touch()
             for number, client in enumerate(clients):
-                assert client.recv(timeout=60) == f"answer to {number}"
+                assert heard(client) == f"answer to {number}"
                 with pytest.raises(ConnectionClosed) as closed:
                     client.recv(timeout=60)
                 assert closed.value.rcvd is not None

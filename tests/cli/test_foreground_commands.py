@@ -13,11 +13,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from tests.conditions import heard
+
 
 def talk(url: str, text: str) -> str:
     with connect(url, open_timeout=60) as client:
         client.send(text)
-        answer = client.recv(timeout=60)
+        answer = heard(client)
         assert isinstance(answer, str)
         return answer
 
@@ -69,12 +71,12 @@ def test_a_gateway_that_api_opened_beside_a_manager_outlives_it(shell: Any) -> N
         with connect(url, open_timeout=60) as client:
             shell.kill_manager()
             client.send("hello")
-            assert client.recv(timeout=60) == "echo: hello"
+            assert heard(client) == "echo: hello"
             shell.ok("start", "echo")
             api.until("opening again")
             api.until("API at")
             client.send("and then?")
-            assert client.recv(timeout=60) == "echo: and then?"
+            assert heard(client) == "echo: and then?"
         shell.ok("shutdown")
         api.until("the manager has ended")
         assert api.process.wait(timeout=60) == 0

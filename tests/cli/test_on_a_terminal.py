@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
+from tests.conditions import heard
+
 
 def on_terminal(shell: Any, *words: str, **environment: str) -> str:
     """What the command shows on a terminal of its own; it must succeed."""
@@ -55,7 +57,7 @@ def test_what_is_waited_for_is_said_on_a_terminal(shell: Any) -> None:
         assert started.index("one, instance 0: starting") < started.index("one is running")
         with connect(gateway) as client:
             client.send("hi")
-            assert client.recv(timeout=60) == "echo: hi"
+            assert heard(client) == "echo: hi"
             stopped = on_terminal(shell, "stop", "one")
         assert "one, instance 0: draining" in stopped
         # How many are open is asked after the event: on a busy machine the one may have ended by then.

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from websockets.sync.client import connect
 
+from tests.conditions import heard
+
 
 def listening(line: str) -> str:
     return line.split()[-1]
@@ -28,7 +30,7 @@ def test_it_runs_files_and_stops_everything_on_a_signal(shell: Any, write: Any, 
         running.until("is running")
         with connect(f"{url}/services/my_agent", open_timeout=60) as client:
             client.send("hello")
-            assert client.recv(timeout=60) == "echo: hello"
+            assert heard(client) == "echo: hello"
             assert running.until("got hello").startswith("my_agent | ")
         pids = [
             instance["pid"]
@@ -84,7 +86,7 @@ def test_an_agent_that_does_not_start_does_not_end_the_others(shell: Any, write:
         running.until("broken did not start")
         with connect(f"{url}/services/my_agent", open_timeout=60) as client:
             client.send("hello")
-            assert client.recv(timeout=60) == "echo: hello"
+            assert heard(client) == "echo: hello"
 
 
 def test_the_end_of_an_instance_is_said(shell: Any) -> None:
@@ -103,5 +105,5 @@ def test_who_does_not_read_what_it_shows_holds_up_no_client(shell: Any, write: A
         with connect(f"{url}/services/loud", open_timeout=60) as client:
             for _ in range(2):
                 client.send("hello")
-                assert client.recv(timeout=60) == "said"
+                assert heard(client) == "said"
         assert running.until("loud loud").startswith("loud | ")

@@ -13,6 +13,8 @@ import trustme
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from tests.conditions import heard
+
 
 def test_tokens_are_made_listed_and_revoked(here: Any) -> None:
     key = here.ok("tokens", "create", "dash", "--scope", "read", "--expires-days", "9").strip()
@@ -52,7 +54,7 @@ def test_a_ticket_opens_the_gateway_once(shell: Any) -> None:
         assert ticket.startswith("agt_")
         with connect(f"{url}?ticket={ticket}") as client:
             client.send("hello")
-            assert client.recv(timeout=60) == "echo: hello"
+            assert heard(client) == "echo: hello"
         for again in (f"{url}?ticket={ticket}", url):
             with pytest.raises(InvalidStatus, match="401"):
                 connect(again)

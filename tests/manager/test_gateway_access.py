@@ -12,6 +12,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from agentmgr.manager import AgentManager
 from agentmgr.models import ServiceConfig, TokenPolicy
+from tests.conditions import heard
 
 
 async def status(url: str, key: str | None) -> int:
@@ -26,7 +27,7 @@ def _status(url: str, headers: dict[str, str]) -> int:
     try:
         with connect(url, additional_headers=headers) as client:
             client.send("hello")
-            assert client.recv(timeout=60) == "echo: hello"
+            assert heard(client) == "echo: hello"
             return 101
     except InvalidStatus as refused:
         return refused.response.status_code
@@ -120,7 +121,7 @@ async def _closed(client: ClientConnection) -> int | None:
 async def _echo(client: ClientConnection) -> None:
     def ask() -> None:
         client.send("hello")
-        assert client.recv(timeout=60) == "echo: hello"
+        assert heard(client) == "echo: hello"
 
     await trio.to_thread.run_sync(ask)
 

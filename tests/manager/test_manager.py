@@ -40,6 +40,7 @@ from agentmgr.models import (
     ServiceStatus,
 )
 from agentmgr.storage.sqlite import SqliteStore
+from tests.conditions import heard
 from tests.processes import alive
 from tests.workers.conftest import connected, said
 
@@ -461,7 +462,7 @@ async def test_sessions_are_counted_while_they_live_and_when_they_end(
             # Not trio-websocket's client: it leaves its socket open when the server closes first.
             with connect(f"ws://localhost:{port}/") as client:
                 client.send("hello")
-                assert client.recv() == "echo: hello"
+                assert heard(client) == "echo: hello"
                 trio.from_thread.run_sync(look_and_disconnect)
                 with pytest.raises(ConnectionClosedError) as closed:
                     client.recv()

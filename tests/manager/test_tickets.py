@@ -15,6 +15,7 @@ from agentmgr.errors import InvalidRequest, ServiceNotFound, TooManyTickets
 from agentmgr.manager import AgentManager
 from agentmgr.manager.gateway_access import Claim
 from agentmgr.manager.tickets import Tickets
+from tests.conditions import heard
 
 SOON, LATER = Claim("tok_1", None, expires_at=30.0), Claim("tok_1", "echo", expires_at=60.0)
 
@@ -56,7 +57,7 @@ async def status(url: str) -> int:
         try:
             with connect(url) as client:
                 client.send("hello")
-                assert client.recv(timeout=60) == "echo: hello"
+                assert heard(client) == "echo: hello"
                 return 101
         except InvalidStatus as refused:
             return refused.response.status_code

@@ -21,6 +21,7 @@ from websockets.sync.client import ClientConnection, connect
 from agentmgr import AgentManager, Connection, ServiceConfig
 from agentmgr.client import ManagerClient
 from agentmgr.worker.pidfile import living
+from tests.conditions import heard
 from tests.faults.conversations import kill_managers_under_clients
 from tests.processes import alive
 
@@ -61,10 +62,7 @@ def clients(url: str, count: int) -> Iterator[list[ClientConnection]]:
 
 def talk(client: ClientConnection, text: str) -> None:
     client.send(text)
-    answer = client.recv(timeout=60)
-    if "system.connected" in str(answer):  # to one that has said nothing for a moment
-        answer = client.recv(timeout=60)
-    assert answer == f"echo: {text}"
+    assert heard(client) == f"echo: {text}"
 
 
 def serves(url: str) -> None:

@@ -110,9 +110,12 @@ def test_a_command_may_show_that_it_is_ready_and_well_in_many_ways(change):
     [
         (
             {"ready": "htp"},
-            "ready must be auto, websocket[:PATH], http[:PATH], tcp, notify or started, not 'htp'",
+            "ready must be auto, websocket[:PATH], http[:PATH], tcp, notify, log:PATTERN or started, not",
         ),
-        ({"health": "notify"}, "health must be auto, websocket[:PATH], http[:PATH], tcp, watchdog or none"),
+        (
+            {"health": "notify"},
+            "health must be auto, websocket[:PATH], http[:PATH], tcp, command:COMMAND, watchdog or none",
+        ),
         ({"ready": "watchdog"}, "not 'watchdog'"),
         ({"ready": ""}, "not ''"),
         ({"ready": "tcp:/x"}, "not 'tcp:/x'"),

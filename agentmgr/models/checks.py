@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any
@@ -21,6 +22,8 @@ class CheckKind(StrEnum):
     TCP = "tcp"  #: it listens (ready) and takes a connection (health)
     NOTIFY = "notify"  #: READY=1 by sd_notify(3)
     STARTED = "started"  #: it still runs a moment after its start
+    LOG = "log"  #: a line of its output matches a regular expression
+    COMMAND = "command"  #: another program, which knows its HOST and PORT, exits with 0
     WATCHDOG = "watchdog"  #: WATCHDOG=1 by sd_notify(3), again and again
     NONE = "none"  #: its process lives
 
@@ -31,6 +34,7 @@ READY_KINDS = (
     CheckKind.HTTP,
     CheckKind.TCP,
     CheckKind.NOTIFY,
+    CheckKind.LOG,
     CheckKind.STARTED,
 )
 HEALTH_KINDS = (
@@ -38,10 +42,12 @@ HEALTH_KINDS = (
     CheckKind.WEBSOCKET,
     CheckKind.HTTP,
     CheckKind.TCP,
+    CheckKind.COMMAND,
     CheckKind.WATCHDOG,
     CheckKind.NONE,
 )
 WITH_PATH = (CheckKind.WEBSOCKET, CheckKind.HTTP)
+WITH_TEXT = {CheckKind.LOG: "PATTERN", CheckKind.COMMAND: "COMMAND"}
 
 _PATH = re.compile(r"/[!-\"$-~]{0,1000}")  # what a request line takes: no spaces, no fragment, ASCII
 
@@ -49,7 +55,7 @@ _PATH = re.compile(r"/[!-\"$-~]{0,1000}")  # what a request line takes: no space
 @frozen
 class CheckMethod:
     kind: CheckKind
-    path: str = "/"  #: of the kinds `WITH_PATH`
+    path: str = "/"  #: of the kinds `WITH_PATH`; of those `WITH_TEXT`, the text
 
     @classmethod
     def parse(cls, text: str) -> CheckMethod:
@@ -59,21 +65,40 @@ class CheckMethod:
 
 
 def shown(kinds: Iterable[CheckKind]) -> str:
-    return ", ".join(f"{kind}[:PATH]" if kind in WITH_PATH else str(kind) for kind in kinds)
+    return ", ".join(
+        f"{kind}[:PATH]" if kind in WITH_PATH else f"{kind}:{WITH_TEXT[kind]}" if kind in WITH_TEXT else kind
+        for kind in kinds
+    )
+
+
+def _check_text(name: str, kind: CheckKind, text: str) -> None:
+    try:
+        if not text.isprintable():
+            raise ValueError("it must be printable, on one line")
+        if kind is CheckKind.COMMAND:
+            shlex.split(text)
+        else:
+            re.compile(text)
+    except (ValueError, re.error) as error:
+        raise invalid(name, f"cannot be read: {text!r}: {error}") from None
 
 
 def check_method(kinds: Iterable[CheckKind]) -> Check:
     """A validator of `KIND` or `KIND:PATH` with one of these kinds."""
     kinds = tuple(kinds)
     choices = " or ".join(shown(kinds).rsplit(", ", 1))
-    patterns = [f"{kind}(:{_PATH.pattern})?" if kind in WITH_PATH else str(kind) for kind in kinds]
+    arguments = dict.fromkeys(WITH_PATH, f"(:{_PATH.pattern})?") | dict.fromkeys(WITH_TEXT, ":.+")
+    patterns = [f"{kind}{arguments.get(kind, '')}" for kind in kinds]
 
     @rule(pattern=f"^({'|'.join(patterns)})$")
     def check(_: Any, attribute: Attribute[Any], value: str) -> None:
         kind, colon, path = value.partition(":")
-        if kind not in kinds or (colon and kind not in WITH_PATH):
+        takes = kind in WITH_PATH or kind in WITH_TEXT
+        if kind not in kinds or (colon and not takes) or (not path and kind in WITH_TEXT):
             raise invalid(attribute.name, f"must be {choices}, not {value!r}")
-        if colon and not _PATH.fullmatch(path):
+        if kind in WITH_TEXT:
+            _check_text(attribute.name, CheckKind(kind), path)
+        elif colon and not _PATH.fullmatch(path):
             raise invalid(
                 attribute.name,
                 f"must have a path that begins with '/' and has no spaces and no '#', as in {kind}:/healthz, "

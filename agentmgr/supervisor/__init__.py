@@ -11,8 +11,9 @@ Parts, in reading order:
 * `launcher`: the interface to what runs instances. `local` implements it with processes of this machine,
   `in_process` with async functions of this program, `agentmgr.testing.FakeLauncher` with neither.
 * A local instance: `slot` launches it with `spawn`, `accounts`, `environment`, `addresses` and `limits`;
-  `child` judges whether it is ready and well, with `probe`, `notices` and `listening_sockets`; `process`
-  signals and ends it, with all its `descendants`; `host_drain` asks an agent's host to drain.
+  `child` judges whether it is ready and well, with `probe`, `notices`, `own_checks` and
+  `listening_sockets`; `process` signals and ends it, with all its `descendants`; `host_drain` asks an
+  agent's host to drain.
 * The marks of its processes: `instance_tokens`, `instance_lock` and its control group (`cgroup`). `procfs`
   reads them; `belonging` says by them whose a recorded process is.
 * All local instances: `upkeep` bounds their `logs` (`writes`: which are written to; `tail`: the last lines

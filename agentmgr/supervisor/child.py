@@ -18,6 +18,8 @@ Clients are sent to it once a listener of its own was seen. The kernel is asked 
 from __future__ import annotations
 
 import math
+import re
+import signal
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -33,7 +35,9 @@ from ..models import CheckKind, InstanceRecord, ServiceSpec
 from . import addresses, listening_sockets, logs
 from .cgroup import ControlGroup, move
 from .host_drain import HostDrain
+from .limits import Limits
 from .notices import Notices
+from .own_checks import CommandCheck, wait_for_line
 from .probe import Probe
 from .process import Process
 
@@ -48,6 +52,9 @@ _OF_WHAT_IS_LEFT = 0.9  #: of the startup timeout: the last probe ends before it
 
 _ASKED = (CheckKind.WEBSOCKET, CheckKind.HTTP, CheckKind.TCP)
 _reads = trio.CapacityLimiter(4)  #: of logs, when many end at once
+
+# What runtimes say where a process may have no more memory: it is refused it, and not killed.
+_OUT_OF_MEMORY = re.compile(r"MemoryError|[Oo]ut of memory|Cannot allocate memory|bad_alloc|OutOfMemory")
 
 _SERVES_NOTHING = "where it serves no connections: --ready started"
 
@@ -64,19 +71,26 @@ class LocalChild:
         unenforced: tuple[str, ...] = (),
         notices: Notices | None = None,
         group: ControlGroup | None = None,
+        limits: Limits | None = None,
+        command_check: CommandCheck | None = None,
         resources: ExitStack | None = None,
         ready_after_s: float = 0.0,
         must_serve: bool = True,
         on_serving: Callable[[], None] = lambda: None,
     ) -> None:
-        """`notices`: what it reports by sd_notify. `group`: where to put it. `resources`: closed when it has
-        ended. `ready_after_s`: how long it took last time. `must_serve`: it is not ready before it
-        answers, unless it says so. `on_serving`: called when a listener of its own was seen.
+        """`notices`: what it reports by sd_notify. `group`: where to put it. `limits`: those set for it.
+        `command_check`: for `--health command:…`.
+        `resources`: closed when it has ended. `ready_after_s`: how long it took last time. `must_serve`: it
+        is not ready before it answers, unless it says so. `on_serving`: called when a listener of its own was
+        seen.
         """
         self.record = record
         self.unenforced = unenforced
         self.ready_after_s = ready_after_s
         self._notices, self._group = notices, group
+        self._command_check = command_check
+        self._limits, self._memory_limit_mb = limits, spec.config.memory_limit_mb
+        self._memory_kills = 0 if limits is None else limits.memory_kills()  # of earlier processes
         self._resources = resources or ExitStack()
         self._process = process
         self._log, self._log_start = log, log_start
@@ -123,6 +137,15 @@ class LocalChild:
                     nursery.start_soon(partial(until, self._wait_answers, by_itself=False))
                 if kind in (CheckKind.AUTO, CheckKind.NOTIFY) and notices is not None:
                     nursery.start_soon(partial(until, notices.ready.wait, by_itself=True))
+                if kind is CheckKind.LOG:
+                    pattern = self._ready_by.path
+                    nursery.start_soon(
+                        partial(
+                            until,
+                            partial(wait_for_line, self._log, self._log_start, pattern),
+                            by_itself=True,
+                        )
+                    )
                 if kind is CheckKind.STARTED or (kind is CheckKind.AUTO and not self._must_serve):
                     nursery.start_soon(partial(until, self._wait_a_moment, by_itself=True))
         self.record = evolve(self.record, ready_unasked=unasked)
@@ -157,6 +180,8 @@ class LocalChild:
     async def unready(self) -> str:
         if self._ready_by.kind is CheckKind.NOTIFY:
             return "no READY=1 came by sd_notify"
+        if self._ready_by.kind is CheckKind.LOG:
+            return f"no line of its output matches {self._ready_by.path!r}"
         if self._found is not None:
             seen, advice = str(self._found.reason), self._found.advice
         else:
@@ -181,6 +206,9 @@ class LocalChild:
         kind = self._well_by.kind
         if not self._is_command or kind in _ASKED:
             return ProbeResult(True) if kind is CheckKind.NONE else await self._ask_if_well(timeout_s)
+        if kind is CheckKind.COMMAND and self._command_check is not None:
+            await self._look_whether_it_serves()
+            return await self._command_check(timeout_s)
         notices = self._notices
         if not self._must_answer:
             await self._look_whether_it_serves()
@@ -290,6 +318,16 @@ class LocalChild:
             return await trio.to_thread.run_sync(logs.last_output, self._log, self._log_start, limiter=_reads)
         except (RuntimeError, MemoryError):  # no new thread just now: its end counts all the same
             return ""
+
+    def out_of_memory(self, exit: Exit) -> str | None:
+        limit, limits = self._memory_limit_mb, self._limits
+        if limit is None or limits is None:
+            return None
+        if exit.signal == signal.SIGKILL and limits.memory_kills() > self._memory_kills:
+            return f"killed by its memory limit ({limit} MB)"
+        if exit.code != 0 and not limits.memory_by_group and _OUT_OF_MEMORY.search(self.last_words()):
+            return f"{exit}, out of memory: its memory limit allows each of its processes {limit} MB"
+        return None
 
     async def misfortune(self) -> tuple[Cause, str] | None:
         port = self.record.port

@@ -32,9 +32,11 @@ async def exited(child: Child, exit: Exit, ready_for_s: float | None, *, is_job:
     if ready_for_s is None:
         if misfortune := await child.misfortune():
             return Ending(*misfortune, exit)
-        return Ending(Cause.EXITED, _with_last_words(f"ended before it was ready: {exit}", child), exit)
-    cause, reason = Cause.EXITED, f"ended unasked after {ready_for_s:.1f} s: {exit}"
-    if exit.signal in restart.FROM_OUTSIDE:
+        how = child.out_of_memory(exit) or exit
+        return Ending(Cause.EXITED, _with_last_words(f"ended before it was ready: {how}", child), exit)
+    out_of_memory = child.out_of_memory(exit)
+    cause, reason = Cause.EXITED, f"ended unasked after {ready_for_s:.1f} s: {out_of_memory or exit}"
+    if out_of_memory is None and exit.signal in restart.FROM_OUTSIDE:
         reason += ", which another program or the system sent, not this manager"
     elif exit == Exit(code=0) and not child.completes:
         cause = Cause.ENDED_FROM_OUTSIDE

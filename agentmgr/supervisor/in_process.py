@@ -183,6 +183,9 @@ class _Task:
         await trio.lowlevel.checkpoint()
         return self._last_words
 
+    def out_of_memory(self, exit: Exit) -> str | None:
+        return None
+
     async def misfortune(self) -> tuple[Cause, str] | None:
         return None
 

@@ -108,6 +108,9 @@ class Child(Protocol):
     async def last_output(self) -> str:
         """The last lines of its output since its launch, as it wrote them, to be kept with its end."""
 
+    def out_of_memory(self, exit: Exit) -> str | None:
+        """How its memory limit has ended it; None if that did not."""
+
     async def misfortune(self) -> tuple[Cause, str] | None:
         """Why it cannot become ready, if that is not its fault, such as a taken port; for the user."""
 

@@ -16,6 +16,7 @@ from ..models import ServiceConfig
 from . import cgroup
 
 _CPU_PERIOD_US = 100_000
+_MEMORY = ("memory.max", "memory.limit_in_bytes")
 
 
 class Limits:
@@ -57,10 +58,25 @@ class Limits:
                 failed.append("cpu_limit_percent: no control group of our own for it")
         if config.memory_limit_mb is not None:
             limit = config.memory_limit_mb * 2**20
-            if not self._join(pid, "memory", {"memory.max": limit, "memory.limit_in_bytes": limit}):
+            if not self._join(pid, "memory", dict.fromkeys(_MEMORY, limit)):
                 _prlimit(pid, resource.RLIMIT_DATA, limit)
                 failed.append("memory_limit_mb: no control group of our own for it, so per process only")
         return tuple(failed)
+
+    def memory_kills(self) -> int:
+        """How many of its processes its memory limit has killed so far. Never raises."""
+        count = 0
+        for file in (
+            group / name for group in self._groups for name in ("memory.events", "memory.oom_control")
+        ):
+            with suppress(OSError, ValueError):
+                fields = dict(line.split() for line in file.read_text().splitlines())
+                count += int(fields.get("oom_kill", 0))
+        return count
+
+    @property
+    def memory_by_group(self) -> bool:
+        return any((group / name).exists() for group in self._groups for name in _MEMORY)
 
     def adopt(self) -> None:
         """Finds the groups that an earlier manager made."""

@@ -26,7 +26,7 @@ from ..models import (
     utc_now,
 )
 from . import addresses, environment, listening_sockets, procfs
-from .accounts import find_account
+from .accounts import Identity, find_account
 from .cgroup import ControlGroup, move
 from .child import LocalChild
 from .descendants import ProcessScan
@@ -36,6 +36,7 @@ from .instance_tokens import InstanceTokens
 from .launcher import CannotLaunch
 from .limits import Limits
 from .notices import Notices, notify_address
+from .own_checks import CommandCheck
 from .process import Process
 from .spawn import Spawned, cannot, spawn
 from .upkeep import Upkeep
@@ -146,12 +147,32 @@ class LocalSlot:
                 unenforced=unenforced,
                 notices=notices,
                 group=self._group,
+                limits=self._limits,
+                command_check=self._command_check(record),
                 resources=resources.pop_all(),
                 ready_after_s=self._child.ready_after_s if self._child is not None else 0.0,
                 must_serve=self._must_serve(),
                 on_serving=self._serves,
             )
             return self._child
+
+    def _command_check(self, record: InstanceRecord) -> CommandCheck | None:
+        """As the service's own processes, but without their token: it is none of them."""
+        config, method = self._spec.config, self._spec.config.health_method
+        if method.kind is not CheckKind.COMMAND:
+            return None
+        variables = {
+            "HOST": record.host,
+            "PORT": str(record.port),
+            "AGENTMGR_SERVICE": self._spec.name,
+            "AGENTMGR_INSTANCE_ID": self._instance_id,
+        }
+        identity = Identity()
+        if config.user is not None:
+            account = find_account(config.user)
+            identity, variables = account.identity, account.variables | variables
+        variables = environment.of_child(config, variables)
+        return CommandCheck(method.path, config.cwd, variables, identity)
 
     def _must_serve(self) -> bool:
         """Whether it is not ready before it listens. A command may use `$PORT` without naming `{port}`: that
@@ -239,6 +260,8 @@ class LocalSlot:
                 self._log,
                 log_start,
                 notices=notices,
+                limits=self._limits,
+                command_check=self._command_check(record),
                 resources=resources.pop_all(),
                 must_serve=self._must_serve(),
                 on_serving=self._serves,

@@ -131,6 +131,9 @@ class FakeChild:
         await trio.lowlevel.checkpoint()
         return self.behaviour.last_words
 
+    def out_of_memory(self, exit: Exit) -> str | None:
+        return None
+
     async def misfortune(self) -> tuple[Cause, str] | None:
         return None
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from attrs import evolve
 
+from agentmgr.core.restart import Exit
 from agentmgr.errors import AgentManagerError
-from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec
+from agentmgr.models import DesiredStatus, InstanceRecord, RestartMode, ServiceConfig, ServiceSpec, utc_now
 from agentmgr.supervisor import Supervisor
+from agentmgr.supervisor.child import LocalChild
+from agentmgr.supervisor.limits import Limits
 from agentmgr.supervisor.logs import last_output, last_words
 from agentmgr.testing import Behaviour, FakeLauncher
 from agentmgr.testing.fake_launcher import FakeChild
@@ -121,3 +126,35 @@ def test_last_words_are_without_colours(tmp_path: Path) -> None:
     link = "\x1b]8;;http://localhost/\x1b\\the key\x1b]8;;\x1b\\"
     log.write_text(f"\x1b]0;title\x07\x1b[1;31merror\x1b[0m: {link} is not set\x1b[K\x1b[\n")
     assert last_words(log, 0) == "error: the key is not set["
+
+
+async def test_a_process_that_its_memory_limit_has_ended_says_so(supervisor, recorder):
+    script = "import time; time.sleep(1.5); x = bytearray(1 << 30)"
+    async with supervisor() as s:
+        config = ServiceConfig(
+            command=(sys.executable, "-S", "-c", script), memory_limit_mb=200, restart=RestartMode.NEVER
+        )
+        await s.start(ServiceSpec("svc", config))
+        await recorder.until(lambda: bool(recorder.ends))
+        assert "memory limit" in recorder.ends[0].reason
+        assert "200 MB" in recorder.ends[0].reason
+
+
+def test_a_kill_by_the_kernel_is_told_from_another_by_what_the_group_counts(tmp_path):
+    config = ServiceConfig(command=("x",), memory_limit_mb=64)
+    limits, group = Limits(config, "name"), tmp_path / "group"
+    group.mkdir()
+    (group / "memory.max").write_text("67108864")
+    limits._groups = [group]
+    killed, other = Exit(signal=signal.SIGKILL), Exit(signal=signal.SIGTERM)
+    process = SimpleNamespace(pid=1)
+    record = InstanceRecord(
+        "ins_1", "svc_1", 0, 1, 0, "boot", "token", "127.0.0.1", 1, 1, started_at=utc_now()
+    )
+    child = LocalChild(ServiceSpec("svc", config), record, process, tmp_path / "log", 0, limits=limits)
+    assert child.out_of_memory(killed) is None, "another program did it"
+    (group / "memory.events").write_text("low 0\nhigh 0\nmax 12\noom 1\noom_kill 1\n")
+    assert child.out_of_memory(killed) == "killed by its memory limit (64 MB)"
+    assert child.out_of_memory(other) is None
+    again = LocalChild(ServiceSpec("svc", config), record, process, tmp_path / "log", 0, limits=limits)
+    assert again.out_of_memory(killed) is None, "that was the process before"

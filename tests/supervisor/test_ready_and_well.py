@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from agentmgr.errors import ServiceFailedToStart
+from agentmgr.errors import InvalidRequest, ServiceFailedToStart
 from agentmgr.models import DesiredStatus, HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.supervisor import listening_sockets
 from tests.ports import own_port
@@ -308,3 +308,70 @@ async def test_without_a_descriptor_to_look_with_a_worker_stays_as_it_was(superv
         monkeypatch.setattr(listening_sockets, "on_port", none_left)
         await stays_well(s, recorder)
         assert s.instances()[0].serves is True
+
+
+async def test_it_is_ready_when_it_writes_the_line(supervisor, recorder, tmp_path):
+    go = tmp_path / "go"
+    script = f"echo loading; until [ -e {go} ]; do sleep 0.01; done; printf 'model loaded in 3 s'; sleep 1000"
+    config = ServiceConfig(command=("/bin/sh", "-c", script), ready="log:loaded in [0-9]+ s$")
+    spec = ServiceSpec("svc", config)
+    async with supervisor() as s:
+        for _ in range(2):  # the line of the first process does not count for the second
+            go.unlink(missing_ok=True)
+            await s.start(spec, wait=False)
+            await recorder.until(lambda: any(i.pid is not None for i in s.instances()))
+            assert s.instances()[0].status is ServiceStatus.STARTING
+            go.touch()
+            await recorder.until(lambda: s.instances()[0].status is ServiceStatus.RUNNING)
+            await s.stop(spec.service_id)
+
+
+async def test_without_the_line_it_says_which(supervisor):
+    config = ServiceConfig(
+        command=("sleep", "1000"), ready="log:loaded", startup_timeout=0.5, restart="never"
+    )
+    async with supervisor() as s:
+        with pytest.raises(ServiceFailedToStart, match="no line of its output matches 'loaded'"):
+            await s.start(ServiceSpec("svc", config))
+
+
+async def test_a_command_says_whether_it_is_well(supervisor, recorder, tmp_path):
+    sick = tmp_path / "sick"
+    check = f'command:/bin/sh -c "test $AGENTMGR_SERVICE = svc && test $PORT -gt 0 && ! cat {sick}"'
+    config = ServiceConfig(
+        command=("sleep", "1000"), health=check, ready="started", health_check_interval=0.05,
+        unhealthy_threshold=1, recovery_threshold=1000,
+    )  # fmt: skip
+    async with supervisor() as s:
+        await s.start(ServiceSpec("svc", config))
+        await recorder.until(lambda: bool(recorder.checks))
+        assert recorder.checks[0].ok
+        sick.write_text("the index is stale")
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.UNHEALTHY)
+        assert "/bin/sh ended with 1: the index is stale" in s.instances()[0].error_message
+        sick.unlink()
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.RUNNING)
+
+
+async def test_a_check_that_hangs_is_ended_with_what_it_has_started(supervisor, recorder, tmp_path):
+    marker = tmp_path / "marker"
+    config = ServiceConfig(
+        command=("sleep", "1000"), health=f"command:/bin/sh -c 'sleep 30 & echo $! > {marker}; wait'",
+        ready="started", health_check_interval=0.05, health_check_timeout=0.5,
+    )  # fmt: skip
+    async with supervisor() as s:
+        await s.start(ServiceSpec("svc", config))
+        await recorder.until(lambda: any(not check.ok for check in recorder.checks))
+        assert "/bin/sh gave no answer for 0.5 s" in next(c for c in recorder.checks if not c.ok).reason
+
+
+@pytest.mark.parametrize("how", ["log", "log:", "log:(", "log:a\nb"])
+def test_what_a_pattern_must_be(how):
+    with pytest.raises(InvalidRequest, match="ready"):
+        ServiceConfig(command=("x",), ready=how)
+
+
+@pytest.mark.parametrize("how", ["command", "command:", "command:'x"])
+def test_what_a_checks_command_must_be(how):
+    with pytest.raises(InvalidRequest, match="health"):
+        ServiceConfig(command=("x",), health=how)

@@ -26,6 +26,7 @@ PUBLIC = {
     """,
     "agentmgr.api": "serve_api serve_control",
     "agentmgr.client": "AgentSession ManagerClient open_session",
+    "agentmgr.client.aio": "AgentSession ManagerClient open_session",
     "agentmgr.proxy": "Authenticator Certificate Gateway GatewayLimits Identity ConnectionObserver",
     "agentmgr.supervisor": "InProcessService InstanceRecorder Launcher Supervisor NullRecorder in_process",
     "agentmgr.testing": """

@@ -16,7 +16,8 @@ from attrs import define, field
 
 from .. import protocol
 from ..client.events import AgentEvent, failure_message
-from ..client.session import AgentSession, Turn
+from ..client.session import AgentSession
+from ..client.talk import Turn
 from ..errors import AgentManagerError, AgentUnreachable, SessionLost
 from ..protocol import ErrorCode, NoticeCode
 from ..websocket.refusal import RefusalCode

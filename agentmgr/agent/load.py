@@ -66,10 +66,14 @@ def _loaded(path: str, module: ModuleType, target: str, name: str | None) -> Loa
 
 def _written_for(module: ModuleType) -> Runtime:
     """The runtime of a file that does not say it: by what it imports; AUTO where that decides nothing."""
-    imported = vars(module).values()
-    if any(adapters.is_of(value, package) for value in imported for package in ("trio", "agentmgr.client")):
+
+    def has_of(*packages: str) -> bool:
+        return any(adapters.is_of(value, package) for value in vars(module).values() for package in packages)
+
+    aio = has_of("agentmgr.client.aio")
+    if has_of("trio") or (has_of("agentmgr.client") and not aio):
         return Runtime.TRIO
-    if adapters.are_used_by(module) or any(adapters.is_of(value, "asyncio") for value in imported):
+    if adapters.are_used_by(module) or has_of("asyncio") or aio:
         return Runtime.ASYNCIO
     return Runtime.AUTO
 

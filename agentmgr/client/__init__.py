@@ -3,6 +3,7 @@
 Two clients that share nothing, and each of which imports only what it needs:
 
     session    `open_session`: a conversation with an agent that survives its connections
+    talk       what it says and hears, under trio and asyncio
     events     what an agent says, as a value (`AgentEvent`)
     transport  one WebSocket connection, over TCP, TLS or a stream of the caller's
 
@@ -10,6 +11,9 @@ Two clients that share nothing, and each of which imports only what it needs:
     sessions   `ManagerClient.sessions`: the conversations
     rest       JSON calls, pages, and the manager's errors raised again
     http       one HTTP request per connection, read whole or in pieces
+
+    aio        both for asyncio, where the two above need trio
+    trio_thread  how they call it
 
 Invariants:
 

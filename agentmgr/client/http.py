@@ -17,6 +17,7 @@ import h11
 import trio
 
 from ..errors import ManagerNotRunning
+from ..process.companion import require_trio
 from ..process.control_socket import connect
 from ..websocket.sockets import open_stream
 
@@ -93,6 +94,11 @@ class Lines(Generic[T]):
                 raise StopAsyncIteration
 
 
+def check_loop() -> None:
+    """Raises `RuntimeError` where trio does not run."""
+    require_trio("agentmgr.client", instead="import the same names from agentmgr.client.aio")
+
+
 @asynccontextmanager
 async def request(
     target: Path | str, method: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None
@@ -101,6 +107,7 @@ async def request(
 
     Raises `ManagerNotRunning` where none comes.
     """
+    check_loop()
     stream, host = await _connect(target)
     async with stream:
         connection = h11.Connection(h11.CLIENT)

@@ -15,7 +15,7 @@ import trio
 
 from ..codec import from_answer, parse_json
 from ..errors import AgentManagerError, FieldProblem, InvalidRequest, ManagerError, ManagerNotRunning
-from .http import Response, request
+from .http import Response, check_loop, request
 
 T = TypeVar("T")
 
@@ -67,6 +67,7 @@ class RestClient:
         return data
 
     async def _answer(self, method: str, path: str, *, waits: bool = False, **options: Any) -> bytes:
+        check_loop()
         # Work takes as long as it takes; the manager has deadlines of its own for it.
         with trio.move_on_after(math.inf if waits else self._timeout_s):
             async with self._stream(method, path, **options) as response:

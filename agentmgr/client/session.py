@@ -17,21 +17,21 @@ from __future__ import annotations
 
 import math
 import random
-import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from inspect import isawaitable
 from typing import Any
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from .. import protocol
-from ..errors import AgentManagerError, AgentUnreachable, NotAnAgent, SessionLost, TurnFailed
+from ..errors import AgentManagerError, AgentUnreachable, NotAnAgent, SessionLost
 from ..protocol import ErrorCode, LossReason, NoticeCode
 from ..websocket.sockets import Dial
-from .events import AgentEvent, decode, encode, failure_message
+from .events import AgentEvent, decode, encode
+from .http import check_loop
+from .talk import Talk
 from .transport import CannotConnect, parse_url, with_connection
 
 CLOSE_TIMEOUT_S = 2.0
@@ -46,8 +46,6 @@ BUFFERED_EVENTS = 1024
 
 _TRY_AGAIN = (ErrorCode.SESSION_ELSEWHERE, ErrorCode.SESSION_UNREACHABLE, ErrorCode.DRAINING)
 """Another connection may find the session, or the same agent later."""
-
-Confirm = Callable[[AgentEvent], bool | Awaitable[bool]]
 
 
 @asynccontextmanager
@@ -72,6 +70,7 @@ async def open_session(
     server answers, `SessionLost` when the session to take up is not there, `InvalidRequest` for something
     that is no WebSocket URL.
     """
+    check_loop()
     parse_url(url)
     session = AgentSession(
         url, headers or {}, session_id, last_seq, reconnect_for_s, on_disconnect, locate, dial, ssl_context
@@ -90,7 +89,7 @@ async def open_session(
         raise failure
 
 
-class AgentSession:
+class AgentSession(Talk):
     """Made by `open_session`."""
 
     def __init__(
@@ -126,32 +125,6 @@ class AgentSession:
         self._closing = trio.Event()
         self._connection = trio.CancelScope()
 
-    async def send(self, content: Any, *, metadata: Mapping[str, Any] | None = None) -> Turn:
-        """Sends a message, text or an object, and returns the turn that will answer it."""
-        await trio.lowlevel.checkpoint()
-        step_id = f"msg_{secrets.token_hex(8)}"
-        self._post(protocol.MESSAGE, key=step_id, step_id=step_id, content=content, metadata=metadata or {})
-        return Turn(self, step_id)
-
-    async def ask(self, content: Any, *, confirm: Confirm | None = None) -> Any:
-        """The final answer to a message. Questions go to `confirm`; without one they are answered no.
-
-        Raises `TurnFailed` with the agent's reason, and what `receive` raises.
-        """
-        turn = await self.send(content)
-        return await turn.answer(confirm=confirm)
-
-    async def respond(self, question: AgentEvent, approved: bool, **content: Any) -> None:
-        """Answers an `agent.user_confirm`."""
-        await trio.lowlevel.checkpoint()
-        step_id, answer = question.step_id or "", {**content, "confirmed": approved}
-        self._post(protocol.RESPONSE, key=step_id, step_id=step_id, content=answer)
-
-    async def request_state(self) -> None:
-        """Asks for the session's state; it comes as an `agent.state_exported`."""
-        await trio.lowlevel.checkpoint()
-        self._post(protocol.REQUEST_STATE)
-
     async def receive(self) -> AgentEvent:
         """The next event, of whatever turn or none.
 
@@ -162,6 +135,10 @@ class AgentSession:
             return await self._incoming.receive()
         except trio.EndOfChannel:
             raise self._failure or AgentUnreachable("the session is closed") from None
+
+    def receive_nowait(self) -> AgentEvent:
+        """The next event that is here already. Raises `trio.WouldBlock`, and `trio.EndOfChannel`."""
+        return self._incoming.receive_nowait()
 
     def cut(self) -> None:
         """Drops the connection as a broken network would; a new one is made at once."""
@@ -191,7 +168,8 @@ class AgentSession:
         if not self._resumed:
             self._connection.cancel()
 
-    def _post(self, event: str, *, key: str = "", **fields: Any) -> None:
+    async def _post(self, event: str, *, key: str = "", **fields: Any) -> None:
+        await trio.lowlevel.checkpoint()
         text = encode(event, session_id=self.session_id, **fields)
         if key:
             self._unconfirmed[key] = text
@@ -344,42 +322,3 @@ def _lost(event: AgentEvent) -> SessionLost:
     lost = SessionLost(f"the agent no longer has this session: {why}")
     lost.reason = str(event.content.get("reason") or LossReason.UNKNOWN)
     return lost
-
-
-class Turn:
-    """What the agent says to one message: an async iterator of events, up to the one that ends the turn.
-
-    Turns are answered in the order in which their messages were sent; take them in in that order.
-    """
-
-    def __init__(self, session: AgentSession, step_id: str) -> None:
-        self._session = session
-        self._over = False
-        self.step_id = step_id
-
-    def __aiter__(self) -> Turn:
-        return self
-
-    async def __anext__(self) -> AgentEvent:
-        if self._over:
-            raise StopAsyncIteration
-        event = await self._session.receive()
-        if event.event in protocol.TURN_ENDS or event.event == protocol.ERROR:
-            self._over = event.step_id == self.step_id
-        return event
-
-    async def cancel(self) -> None:
-        """Asks the agent to stop; the turn ends with `agent.interrupted`."""
-        await trio.lowlevel.checkpoint()
-        self._session._post(protocol.CANCEL, key=f"cancel_{self.step_id}", step_id=self.step_id)
-
-    async def answer(self, *, confirm: Confirm | None = None) -> Any:
-        """The final answer. Raises `TurnFailed` with the reason when there is none."""
-        last = AgentEvent("")
-        async for last in self:
-            if last.event == protocol.USER_CONFIRM:
-                approved = confirm(last) if confirm is not None else False
-                await self._session.respond(last, await approved if isawaitable(approved) else approved)
-        if last.event == protocol.FINAL_ANSWER:
-            return last.content
-        raise TurnFailed(failure_message(last))

@@ -11,6 +11,16 @@ import trio
 from ..errors import AgentManagerError, leaves
 
 
+def require_trio(
+    what: str,
+    *,
+    instead: str = "call trio.run in a thread for it, as examples/fastapi_manager.py does",
+) -> None:
+    """Raises `RuntimeError` with what to do where another event loop runs, or none."""
+    if not trio.lowlevel.in_trio_run():
+        raise RuntimeError(f"{what} needs trio, and runs in no other event loop: {instead}")
+
+
 class Companion:
     """Runs a class's `run` method in a task while an `async with` block of it is open.
 
@@ -23,6 +33,7 @@ class Companion:
 
     async def begin(self, run: Callable[..., Awaitable[object]]) -> None:
         """Returns when `run` has reported that it started."""
+        require_trio(type(getattr(run, "__self__", run)).__name__)
         failure: AgentManagerError | None = None
         async with AsyncExitStack() as stack:
             nursery = await stack.enter_async_context(trio.open_nursery())
@@ -59,6 +70,7 @@ class SystemRun:
 
     async def start(self, run: Callable[..., Awaitable[object]]) -> None:
         """Return when `run` has reported that it started; raise what it raised before that."""
+        require_trio(type(getattr(run, "__self__", run)).__name__)
         trio.lowlevel.spawn_system_task(self._main, run)
         await self._started.wait()
         if self._error is not None:

@@ -151,6 +151,8 @@ def test_a_file_says_which_runtime_it_needs(write, value):
         ("import asyncio\nimport trio", Runtime.TRIO),
         ("from trio import sleep", Runtime.TRIO),
         ("import asyncio\nfrom agentmgr.client import open_session", Runtime.TRIO),
+        ("from agentmgr.client.aio import open_session", Runtime.ASYNCIO),
+        ("import asyncio\nfrom agentmgr.client import aio", Runtime.ASYNCIO),
         ("import asyncio\nRUNTIME = 'trio'", Runtime.TRIO),
         ("import json", Runtime.AUTO),
         ("import agents", Runtime.AUTO),  # a package of the author's own

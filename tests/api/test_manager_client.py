@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import trio
 
-from agentmgr.client import ManagerClient
+from agentmgr.client import ManagerClient, aio
 from agentmgr.errors import (
     AgentFileNotFound,
     InvalidRequest,
@@ -27,6 +28,16 @@ from agentmgr.models import (
     ServiceConfig,
     ServiceStatus,
 )
+from tests.asyncio_side import asyncio_side
+
+
+@pytest.fixture(params=["trio", "asyncio"])
+async def client(request: pytest.FixtureRequest, control: Path) -> AsyncIterator[ManagerClient]:
+    if request.param == "trio":
+        yield ManagerClient(control)
+    else:
+        async with asyncio_side() as there:
+            yield there(aio.ManagerClient(control))
 
 
 async def test_what_a_client_sees_is_what_the_manager_has(
@@ -124,6 +135,20 @@ async def test_nobody_there_is_an_error_of_its_own(tmp_path: Path) -> None:
 async def test_it_speaks_tcp_as_well(url: str) -> None:
     async with ManagerClient(url) as client:
         assert (await client.get_info())["supervising"] is True
+
+
+async def test_logs_and_events_are_read_as_they_come(
+    client: ManagerClient, manager: AgentManager, agent_file: str
+) -> None:
+    await client.register_service("x", agent_file, auto_start=True)
+    async with client.read_logs("x") as pieces:
+        assert b"agent" in b"".join([piece async for piece in pieces])
+    async with client.events(since=0) as events:
+        assert (await anext(events)).kind == "service.registered"
+    with pytest.raises(ServiceNotFound):
+        async with client.read_logs("nobody"):
+            pass
+    assert (await client.sessions.list()).items == ()
 
 
 async def test_shutdown_is_asked_for_on_the_control_socket(

@@ -1,5 +1,6 @@
 """`open_session`: what a program sees, and how it survives its connections."""
 
+import asyncio
 import json
 from functools import partial
 
@@ -7,11 +8,22 @@ import pytest
 import trio
 
 from agentmgr.agent.session import SessionLimits
-from agentmgr.client.session import open_session
+from agentmgr.client import aio
+from agentmgr.client import session as trios
 from agentmgr.errors import AgentUnreachable, InvalidRequest, SessionLost, TurnFailed
 from agentmgr.proxy import GatewayLimits
 from agentmgr.testing import memory_network
 from agentmgr.testing.agents import bare_client, hosted
+from tests.asyncio_side import asyncio_side
+
+
+@pytest.fixture(params=["trio", "asyncio"])
+async def open_session(request):
+    if request.param == "trio":
+        yield trios.open_session
+    else:
+        async with asyncio_side() as there:
+            yield there(aio.open_session)
 
 
 async def echo(message):
@@ -22,14 +34,14 @@ async def asks(message, session):
     return "done" if await session.confirm("rm", {"path": message}) else "kept"
 
 
-async def test_a_question_and_its_answer():
+async def test_a_question_and_its_answer(open_session):
     async with hosted(echo) as url, open_session(url) as session:
         assert await session.ask("hi") == "hi"
         assert await session.ask({"text": "an object"}) == "an object"
         assert session.session_id.startswith("ses_")
 
 
-async def test_a_turn_is_an_iterator_of_its_events():
+async def test_a_turn_is_an_iterator_of_its_events(open_session):
     async def agent(message):
         yield "a"
         yield "b"
@@ -43,9 +55,12 @@ async def test_a_turn_is_an_iterator_of_its_events():
             assert [event async for event in turn] == []
 
 
-async def test_a_question_of_the_agent_goes_to_confirm_and_no_answer_is_no():
+async def test_a_question_of_the_agent_goes_to_confirm_and_no_answer_is_no(open_session):
     async def by_path(question):
-        await trio.lowlevel.checkpoint()
+        if trio.lowlevel.in_trio_run():
+            await trio.lowlevel.checkpoint()
+        else:
+            await asyncio.sleep(0)
         return question.content["args"]["path"] == "good"
 
     async with hosted(asks) as url, open_session(url) as session:
@@ -55,7 +70,7 @@ async def test_a_question_of_the_agent_goes_to_confirm_and_no_answer_is_no():
         assert await session.ask("bad", confirm=lambda question: True) == "done"
 
 
-async def test_a_turn_without_an_answer_raises_with_the_reason():
+async def test_a_turn_without_an_answer_raises_with_the_reason(open_session):
     async def agent(message):
         if message == "fail":
             raise ValueError
@@ -68,7 +83,7 @@ async def test_a_turn_without_an_answer_raises_with_the_reason():
             await session.ask("wait")
 
 
-async def test_a_turn_can_be_cancelled():
+async def test_a_turn_can_be_cancelled(open_session):
     async def agent(message):
         yield "first"
         await trio.sleep_forever()
@@ -80,7 +95,7 @@ async def test_a_turn_can_be_cancelled():
             await turn.answer()
 
 
-async def test_a_refused_message_ends_its_turn():
+async def test_a_refused_message_ends_its_turn(open_session):
     async with hosted(echo, max_message_bytes=500) as url, open_session(url) as session:
         turn = await session.send("x" * 1000)
         error = await turn.__anext__()
@@ -88,7 +103,7 @@ async def test_a_refused_message_ends_its_turn():
         assert await session.ask("hi") == "hi"
 
 
-async def test_an_exception_in_the_block_leaves_it_as_it_is():
+async def test_an_exception_in_the_block_leaves_it_as_it_is(open_session):
     async with hosted(echo) as url:
         with pytest.raises(KeyError, match="mine"):
             async with open_session(url):
@@ -96,13 +111,13 @@ async def test_an_exception_in_the_block_leaves_it_as_it_is():
 
 
 @pytest.mark.parametrize("url", ["http://x", "ws://", "localhost:9090", "ws://x:99999", ""])
-async def test_what_is_no_websocket_url_is_said_before_any_connection(url):
+async def test_what_is_no_websocket_url_is_said_before_any_connection(open_session, url):
     with pytest.raises(InvalidRequest, match="is not a WebSocket URL"):
         async with open_session(url):
             pass
 
 
-async def test_nobody_there_is_said_at_once():
+async def test_nobody_there_is_said_at_once(open_session):
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
     await listener.aclose()
@@ -126,7 +141,7 @@ async def test_nobody_there_is_said_at_once():
         (b"garbage\r\n\r\n", "did not answer as a WebSocket server does"),
     ],
 )
-async def test_a_server_that_is_no_agent_is_described(answer, message):
+async def test_a_server_that_is_no_agent_is_described(open_session, answer, message):
     async def serve(stream):
         await stream.receive_some()
         await stream.send_all(answer)
@@ -145,12 +160,12 @@ async def test_a_gateway_that_has_its_client_wait_is_heard_out(autojump_clock):
     async with memory_network() as network:
         silent = network.listen("silent", 1)
         with pytest.raises(AgentUnreachable, match="did not answer within"):
-            async with open_session(silent.url, dial=network.dial):
+            async with trios.open_session(silent.url, dial=network.dial):
                 pass
     assert trio.current_time() - begun > GatewayLimits().queue_timeout_s
 
 
-async def test_a_session_goes_on_after_a_cut_and_a_message_is_taken_once():
+async def test_a_session_goes_on_after_a_cut_and_a_message_is_taken_once(open_session):
     heard = []
 
     async def agent(message):
@@ -168,7 +183,7 @@ async def test_a_session_goes_on_after_a_cut_and_a_message_is_taken_once():
         assert heard == [str(number) for number in range(10)]
 
 
-async def test_a_question_is_answered_once_though_the_connection_breaks_around_it():
+async def test_a_question_is_answered_once_though_the_connection_breaks_around_it(open_session):
     async with hosted(asks) as url, open_session(url) as session:
         for cut_before, cut_after in [(True, False), (False, True), (True, True)]:
             turn = await session.send("x")
@@ -182,7 +197,7 @@ async def test_a_question_is_answered_once_though_the_connection_breaks_around_i
             assert event.content == "done"
 
 
-async def test_a_cancel_is_sent_again_when_the_connection_breaks():
+async def test_a_cancel_is_sent_again_when_the_connection_breaks(open_session):
     async def agent(message):
         await trio.sleep_forever()
 
@@ -193,7 +208,7 @@ async def test_a_cancel_is_sent_again_when_the_connection_breaks():
         assert [event async for event in turn][-1].event == "agent.interrupted"
 
 
-async def test_a_session_can_be_taken_up_by_another_process():
+async def test_a_session_can_be_taken_up_by_another_process(open_session):
     async def agent(message, session):
         session.state["n"] = session.state.get("n", 0) + 1
         return session.state["n"]
@@ -205,14 +220,14 @@ async def test_a_session_can_be_taken_up_by_another_process():
             assert await again.ask("two") == 2
 
 
-async def test_a_session_that_is_not_there_is_lost():
+async def test_a_session_that_is_not_there_is_lost(open_session):
     async with hosted(echo) as url:
         with pytest.raises(SessionLost):
             async with open_session(url, session_id="ses_unknown"):
                 pass
 
 
-async def test_a_restarted_agent_has_lost_the_session():
+async def test_a_restarted_agent_has_lost_the_session(open_session):
     async with hosted(echo) as url, open_session(url) as session:
         await session.ask("hi")
         url.sessions.end_all("restart")
@@ -222,7 +237,7 @@ async def test_a_restarted_agent_has_lost_the_session():
             await session.receive()
 
 
-async def test_the_state_can_be_asked_for():
+async def test_the_state_can_be_asked_for(open_session):
     async with hosted(echo) as url, open_session(url) as session:
         await session.ask("hi")
         await session.request_state()
@@ -230,7 +245,7 @@ async def test_the_state_can_be_asked_for():
         assert state.content["history"][0]["content"] == "hi"
 
 
-async def test_a_client_that_does_not_take_its_events_makes_the_agent_wait():
+async def test_a_client_that_does_not_take_its_events_makes_the_agent_wait(open_session):
     count = 0
 
     async def agent(message):
@@ -250,7 +265,7 @@ async def test_a_client_that_does_not_take_its_events_makes_the_agent_wait():
         assert sum(streamed) == 5_000 * 2000
 
 
-async def test_headers_go_along():
+async def test_headers_go_along(open_session):
     async def agent(message, session):
         return session.client.headers["authorization"]
 
@@ -258,7 +273,7 @@ async def test_headers_go_along():
         assert await session.ask("?") == "Bearer x"
 
 
-async def test_leaving_closes_the_connection_and_keeps_the_session():
+async def test_leaving_closes_the_connection_and_keeps_the_session(open_session):
     async with hosted(echo) as url:
         async with open_session(url) as session:
             await session.ask("hi")
@@ -270,7 +285,7 @@ async def test_leaving_closes_the_connection_and_keeps_the_session():
             await client.until("system.notice")
 
 
-async def test_an_event_that_comes_twice_is_seen_once_and_a_reconnect_says_how_far_it_came():
+async def test_an_event_that_comes_twice_is_seen_once_and_a_reconnect_says_how_far_it_came(open_session):
     hellos = []
 
     class Stutters:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import Any, Protocol
 
 from ..models import (
@@ -71,7 +72,15 @@ class ReadsManager(ReadsServices, Protocol):
         self, *, path: str, client_ip: str, headers: Mapping[str, str]
     ) -> dict[str, Any]: ...
     def read_logs(
-        self, ref: str, *, tail: int = 100, follow: bool = False, instance: int | None = None
+        self,
+        ref: str | Sequence[str],
+        *,
+        tail: int | None = None,
+        follow: bool = False,
+        instance: int | None = None,
+        since: datetime | None = None,
+        grep: str | None = None,
+        timestamps: bool = False,
     ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]: ...
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import trio
 
 from ..codec import to_plain
 from ..core import lookup, schedule, stats, view
+from ..core.conditions import pattern
 from ..core.request import ClientRequest
 from ..errors import InvalidRequest
 from ..models import (
@@ -34,7 +36,7 @@ from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
 from ..supervisor import logs
 from ..supervisor.belonging import lives, strangers
-from ..supervisor.tail import show
+from ..supervisor.tail import Selection, log_label, show
 from .manager_interface import ReadsSessions
 
 if TYPE_CHECKING:
@@ -112,19 +114,38 @@ class OfflineManager:
 
     @asynccontextmanager
     async def read_logs(
-        self, ref: str, *, tail: int = 100, follow: bool = False, instance: int | None = None
+        self,
+        ref: str | Sequence[str],
+        *,
+        tail: int | None = None,
+        follow: bool = False,
+        instance: int | None = None,
+        since: datetime | None = None,
+        grep: str | None = None,
+        timestamps: bool = False,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        service = await self.get_service(ref)
-        count = service.config.instances
-        if instance is not None and not 0 <= instance < count:
-            raise InvalidRequest(f"instance must be from 0 to {count - 1}")
-        slots = range(count) if instance is None else [instance]
-        files = {slot: logs.path(self._paths.logs, service.name, slot) for slot in slots}
+        several = not isinstance(ref, str)
+        files = {}
+        for name in [ref] if isinstance(ref, str) else ref:
+            service = await self.get_service(name)
+            count = service.config.instances
+            if instance is not None and not 0 <= instance < count and not several:
+                raise InvalidRequest(f"instance must be from 0 to {count - 1}")
+            for slot in range(count):
+                if instance in (None, slot):
+                    label = log_label(service.name, slot, count) if several else str(slot)
+                    files[label] = logs.path(self._paths.logs, service.name, slot)
+        wanted = Selection(
+            100 if tail is None and since is None else tail,
+            since,
+            None if grep is None else pattern(grep, True, "grep"),
+            timestamps,
+        )
         send, receive = trio.open_memory_channel[bytes](0)
 
         async def produce() -> None:
             async with send:
-                await show(files, send.send, lines=tail, following=follow)
+                await show(files, send.send, wanted, following=follow)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(produce)

@@ -6,8 +6,9 @@ Its methods have the names and the arguments of `AgentManager`'s, and raise the 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -166,13 +167,36 @@ class ManagerClient(RestClient):
 
     @asynccontextmanager
     async def read_logs(
-        self, ref: str, *, tail: int = 100, follow: bool = False, instance: int | None = None
+        self,
+        ref: str | Sequence[str],
+        *,
+        tail: int | None = None,
+        follow: bool = False,
+        instance: int | None = None,
+        since: datetime | None = None,
+        grep: str | None = None,
+        timestamps: bool = False,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The service's output, in pieces as it comes; without `follow` it ends."""
-        params = {"tail": str(tail), "follow": flag(follow)}
-        if instance is not None:
-            params["instance"] = str(instance)
-        async with self._stream("GET", f"/services/{quoted(ref)}/logs", params=params) as response:
+        """The output of a service, or of several in the order of time, in pieces as it comes; without
+        `follow` it ends.
+
+        The last 100 lines of each instance, or `tail`; with `since` all that was written then or later.
+        `grep`: only lines that this regular expression matches somewhere.
+        """
+        given = {
+            "tail": None if tail is None else str(tail),
+            "follow": flag(follow) if follow else None,
+            "instance": None if instance is None else str(instance),
+            "written_since": None if since is None else since.isoformat(),
+            "grep": grep,
+            "timestamps": flag(timestamps) if timestamps else None,
+        }
+        params = {name: value for name, value in given.items() if value is not None}
+        if isinstance(ref, str):
+            path = f"/services/{quoted(ref)}/logs"
+        else:
+            path, params["services"] = "/logs", ",".join(ref)
+        async with self._stream("GET", path, params=params) as response:
             yield Pieces(response)
 
     # The whole

@@ -106,7 +106,7 @@ def _test(operator: Op, condition: RoutingCondition, path: str) -> _Test:
     if operator is Op.IN_CIDR:
         return _in_networks(_listed(condition), path)
     if operator is Op.REGEX_MATCH:
-        return _pattern(_single(condition, path), condition.case_sensitive, path)
+        return pattern(_single(condition, path), condition.case_sensitive, f"{path}value")
     fold = str if condition.case_sensitive else str.casefold
     if operator is Op.IN_LIST:
         members = frozenset(map(fold, _listed(condition)))
@@ -153,7 +153,8 @@ def _in_networks(texts: Sequence[str], path: str) -> _Test:
     return test
 
 
-def _pattern(text: str, case_sensitive: bool, path: str) -> _Test:
+def pattern(text: str, case_sensitive: bool, field: str) -> _Test:
+    """Whether a text matches the regular expression somewhere. Raises `InvalidRequest` about `field`."""
     # `re` takes exponential time on some patterns, and the text that meets them is a stranger's. RE2 takes
     # linear time on all that it accepts; it refuses back references and lookaround for that.
     import re2
@@ -166,7 +167,7 @@ def _pattern(text: str, case_sensitive: bool, path: str) -> _Test:
     except re2.error as error:
         reason = error.args[0] if error.args else error
         reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
-        raise _problem(f"{path}value", f"is not a usable pattern: {reason}") from None
+        raise _problem(field, f"is not a usable pattern: {reason}") from None
     return lambda value: search(value) is not None
 
 

@@ -20,7 +20,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count, pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +28,7 @@ from typing import BinaryIO
 from attrs import frozen
 
 from ..visible import without_sequences
+from . import log_times
 
 LAST_WORDS_LINES = 15
 LAST_OUTPUT_LINES = 20  #: before an end, that are kept with it
@@ -78,6 +79,9 @@ def open_for_append(file: Path) -> int:
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = _open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.set_blocking(descriptor, True)
+    if os.fstat(descriptor).st_size == 0:
+        with suppress(OSError):
+            log_times.begin(file)
     return descriptor
 
 
@@ -135,6 +139,12 @@ class Still:
     _descriptor: int
     _cut: int
 
+    def times(self, file: Path) -> log_times.Times:
+        stat = os.fstat(self._descriptor)
+        return log_times.read(
+            file, shift=self._cut, end=self.end - self._cut, now_ms=stat.st_mtime_ns // 10**6
+        )
+
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self._descriptor, size, offset - self._cut)
 
@@ -182,8 +192,12 @@ def rotate(file: Path, max_bytes: int, files: int) -> bool:
                 if _fallocate(live.fileno(), _COLLAPSE_RANGE, 0, end):
                     inode = stat.st_dev, stat.st_ino
                     _cut[inode] = _cut.get(inode, 0) + end
+                    moved_by = end
                 else:
                     _fallocate(live.fileno(), _PUNCH_HOLE | _KEEP_SIZE, 0, end, required=True)
+                    moved_by = 0
+                kept = sum(copy.stat().st_size for copy in copies(file))
+                log_times.rotated(file, moved_by=moved_by, kept_from=end - kept)
             return True
     except FileNotFoundError:
         return False

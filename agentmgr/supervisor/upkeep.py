@@ -19,7 +19,7 @@ import trio
 from attrs import Factory, define
 
 from ..models import ServiceConfig, Usage, utc_now
-from . import logs, procfs
+from . import log_times, logs, procfs
 from .writes import NOWHERE, Writes
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class _Kept:
     log_fails: bool = False
     file: logs.File | None = None  #: which it writes to; None when its output goes elsewhere
     seen: int | None = None  #: bytes in it when it last had its name
+    noted: int | None = None  #: its length when the time was last noted
     mark: int = NOWHERE  #: of the log, in `Writes`
 
 
@@ -181,6 +182,7 @@ def _rotate(entries: Iterable[_Kept]) -> bool:
     rotated = False
     for kept in entries:
         try:
+            _note_times(kept)
             rotated |= logs.rotate(kept.log, kept.config.log_max_bytes, kept.config.log_files)
             with suppress(FileNotFoundError):  # it was removed just now; `_find_astray` will see that
                 stat = kept.log.stat()
@@ -190,6 +192,14 @@ def _rotate(entries: Iterable[_Kept]) -> bool:
         except OSError as error:
             _complain(kept, error)
     return rotated
+
+
+def _note_times(kept: _Kept) -> None:
+    with suppress(OSError):  # no log, or a full disk: the lines have no times then
+        stat = kept.log.stat()
+        if stat.st_size != kept.noted:
+            log_times.note(kept.log, stat)
+            kept.noted = stat.st_size
 
 
 def _complain(kept: _Kept, error: OSError) -> None:

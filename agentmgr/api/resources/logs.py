@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,11 +12,13 @@ import trio
 from attrs import Attribute, field, frozen
 from quart import Response
 
+from ...core import conditions
 from ...errors import FieldProblem, InvalidRequest
+from ...models import Service
 from ...models.fields import between, invalid, rule
 from ...supervisor import log_window
 from ...supervisor.log_window import LogMatches, LogWindow
-from ...supervisor.tail import MAX_LINES, show
+from ...supervisor.tail import MAX_LINES, Selection, log_label, show
 from ..operations import Answer, Call, Operations
 from ..streams import Send, StreamBody, stream
 
@@ -28,15 +31,39 @@ _POSITION = between(-(2**62), 2**62)
 _reading, _searching = trio.CapacityLimiter(4), trio.CapacityLimiter(1)
 
 
+def _pattern(_: Any, attribute: Attribute[Any], text: str | None) -> None:
+    if text is not None:
+        conditions.pattern(text, True, attribute.name)
+
+
 @frozen
-class LogsQuery:
-    tail: int = field(
-        default=100, validator=between(0, MAX_LINES)
-    )  #: so many of the last lines, of each instance
+class LinesQuery:
+    """Which lines of a log, and how they are shown."""
+
+    tail: int | None = field(default=None, validator=between(0, MAX_LINES))
+    """So many of the last lines, of each instance: 100, or all of them with `written_since`."""
     follow: bool = False  #: and what is written from now on
     instance: int | None = field(default=None, validator=between(0, 999))  #: its slot; None: all
+    written_since: datetime | None = None  #: then or later, where it is known when a line was written
+    grep: str | None = field(default=None, validator=_pattern)
+    """A regular expression (RE2) that each line matches somewhere."""
+    timestamps: bool = False  #: each line begins with the time when it was written; `-`: not known
+
+    def selection(self, position: int | None = None) -> Selection:
+        lines = 100 if self.tail is None and self.written_since is None else self.tail
+        grep = None if self.grep is None else conditions.pattern(self.grep, True, "grep")
+        return Selection(lines, self.written_since, grep, self.timestamps, position)
+
+
+@frozen
+class LogsQuery(LinesQuery):
     since: int | None = field(default=None, validator=_POSITION)
     """With `follow`, of one instance: the position to begin at, in place of `tail`."""
+
+
+@frozen
+class ManyLogsQuery(LinesQuery):
+    services: frozenset[str] = frozenset()  #: by name or id; none: all
 
 
 @frozen
@@ -82,10 +109,40 @@ async def read_logs(call: Call, query: LogsQuery) -> Response:
     if query.since is not None and (not query.follow or (query.instance is None and count > 1)):
         raise invalid("since", "is a position in the log of one instance: give `instance`, and follow=true")
     slots = range(count) if query.instance is None else [query.instance]
-    files = {slot: _log(call, slot) for slot in slots}
+    return _shown(call, {str(slot): _log(call, call.ref, slot) for slot in slots}, query, query.since)
+
+
+@api.add(
+    "GET",
+    "/logs",
+    query=ManyLogsQuery,
+    gives={200: str},
+    media_type="text/plain",
+    problems=(400, 404),
+    streams=True,
+)
+async def read_many_logs(call: Call, query: ManyLogsQuery) -> Response:
+    """The output of several services, in the order of time.
+
+    Each line begins with the name of its service, and the instance's number where there are several.
+    """
+    known = call.manager.list_services()
+    chosen = [call.manager.get_service(ref) for ref in sorted(query.services)] if query.services else known
+    return _shown(call, dict(_logs(call, chosen, query.instance)), query)
+
+
+def _logs(call: Call, services: Iterable[Service], only: int | None) -> Iterator[tuple[str, Path]]:
+    for service in services:
+        count = service.config.instances
+        for slot in range(count) if only is None else range(only, min(only + 1, count)):
+            yield log_label(service.name, slot, count), call.manager.log_path(service.service_id, slot)
+
+
+def _shown(call: Call, files: Mapping[str, Path], query: LinesQuery, position: int | None = None) -> Response:
+    wanted = query.selection(position)
 
     async def produce(send: Send) -> None:
-        await show(files, send, lines=query.tail, following=query.follow, since=query.since)
+        await show(files, send, wanted, following=query.follow)
 
     return stream(StreamBody(produce, call), "text/plain; charset=utf-8")
 
@@ -99,7 +156,7 @@ async def read_log_window(call: Call, query: WindowQuery) -> Answer:
     given = {name: getattr(query, name) for name in ("at", "after", "before")}
     if sum(position is not None for position in given.values()) > 1:
         raise invalid("at", "is given with another position: give one of `at`, `after` and `before`")
-    read = partial(log_window.window, _log(call, query.instance), query.limit, **given)
+    read = partial(log_window.window, _log(call, call.ref, query.instance), query.limit, **given)
     return Answer(await _in_thread(read, _reading))
 
 
@@ -108,7 +165,7 @@ async def read_log_window(call: Call, query: WindowQuery) -> Answer:
 )
 async def search_log(call: Call, query: SearchQuery) -> Answer:
     """The lines of one instance's log that have a text in them, the newest first."""
-    path = _log(call, query.instance)
+    path = _log(call, call.ref, query.instance)
     search = partial(log_window.search, path, query.q, query.limit, before=query.before)
     return Answer(await _in_thread(search, _searching))
 
@@ -124,7 +181,7 @@ async def search_log(call: Call, query: SearchQuery) -> Answer:
 )
 async def download_log(call: Call, query: OneLog) -> Response:
     """All that is kept of one instance's log, with the rotated files."""
-    path = _log(call, query.instance)
+    path = _log(call, call.ref, query.instance)
 
     async def produce(send: Send) -> None:
         position, end = await _in_thread(partial(log_window.extent, path), _reading)
@@ -141,12 +198,12 @@ async def download_log(call: Call, query: OneLog) -> Response:
     return response
 
 
-def _log(call: Call, slot: int) -> Path:
-    count = call.manager.get_service(call.ref).config.instances
+def _log(call: Call, ref: str, slot: int) -> Path:
+    count = call.manager.get_service(ref).config.instances
     if slot >= count:
         problem = f"must be from 0 to {count - 1}"
         raise InvalidRequest(f"instance {problem}", fields=[FieldProblem("instance", problem)])
-    return call.manager.log_path(call.ref, slot)
+    return call.manager.log_path(ref, slot)
 
 
 async def _in_thread(work: Callable[[], T], limiter: trio.CapacityLimiter) -> T:

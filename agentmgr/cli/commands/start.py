@@ -6,20 +6,21 @@ import asyncclick as click
 
 from ...errors import ServiceFailedToStart
 from ..environment import mention_stale
-from ..group import Cli, each, subcommand
+from ..group import Cli, subcommand
 from ..managers import for_running
-from ..names import SERVICE
 from ..out import say
 from ..render import standing
+from ..selection import all_of, selected, selection_options
 from ..watch import progress, waits
 
 
 @subcommand("start", example="agentmgr start my-echo-agent")
-@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=SERVICE)
+@selection_options
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is ready.")
-async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> int:
+async def command(cli: Cli, names: tuple[str, ...], tags: str, everything: bool, no_wait: bool) -> int:
     """Start a service, and wait until it is ready; a manager is started in the background if none runs."""
-    async with for_running(cli, names) as manager, progress(manager):
+    chosen = await selected(cli, names, tags, everything)
+    async with for_running(cli, chosen) as manager, progress(manager):
 
         async def start(name: str) -> None:
             try:
@@ -30,6 +31,6 @@ async def command(cli: Cli, names: tuple[str, ...], no_wait: bool) -> int:
                 raise
             say(f"{service.name} ", standing(service, just_requested=no_wait))
 
-        code = await each(cli, names, start)
-        await mention_stale(cli, manager, names)
+        code = await all_of(cli, chosen, "started", start)
+        await mention_stale(cli, manager, chosen)
         return code

@@ -148,7 +148,7 @@ async def kill_under_clients(
         url = f"ws://127.0.0.1:{await nursery.start(manager.serve_proxy, '127.0.0.1', 0)}"
 
         async def converse(talker: Chat | Lines) -> None:
-            async with connected(url) as websocket:
+            async with connected(url, greeting=True) as websocket:
                 await talker.talk(websocket, over, Random(draw.random()))
                 await ping_pong(websocket)
 

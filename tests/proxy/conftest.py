@@ -205,15 +205,17 @@ async def _after_the_greeting(get_message: Callable[[], Awaitable[str | bytes]])
 
 
 @asynccontextmanager
-async def connected(url: str, **options: Any) -> AsyncIterator[WebSocketConnection]:
+async def connected(url: str, greeting: bool = False, **options: Any) -> AsyncIterator[WebSocketConnection]:
     """trio-websocket leaves the socket of a connection open that its peer has reset.
 
-    An agent greets a client that says nothing for a second, as on a busy machine; that is left out.
+    An agent greets a client that says nothing for a second, as on a busy machine; that is left out without
+    `greeting`.
     """
     websocket = None
     try:
         async with open_websocket_url(url, **options) as websocket:
-            websocket.get_message = partial(_after_the_greeting, websocket.get_message)
+            if not greeting:
+                websocket.get_message = partial(_after_the_greeting, websocket.get_message)
             try:
                 yield websocket
             finally:

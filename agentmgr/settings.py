@@ -34,7 +34,7 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-FRONTS = ("openai", "agui")
+FRONTS = ("openai", "agui", "http")
 """The protocols that `agentmgr.fronts` has."""
 
 _SWITCH = {
@@ -118,7 +118,7 @@ class Settings:
         False, "Expect the PROXY protocol, v1 or v2, from the trusted proxies.", flag="--proxy-protocol"
     )
     fronts: str = option(
-        "openai,agui",
+        "openai,agui,http",
         "The other protocols that the gateway's port speaks, with commas between; none: WebSockets only.",
         _fronts,
         metavar="NAMES",

@@ -75,6 +75,7 @@ class RoutingTable:
     service_names: frozenset[str] = frozenset()
     default_strategy: RoutingStrategy = RoutingStrategy.ROUND_ROBIN
     own_pages: frozenset[str] = frozenset()  #: origins that are let in besides those that are allowed
+    http_services: frozenset[str] = frozenset()  #: names of those that answer HTTP requests too
 
 
 @frozen

@@ -8,7 +8,16 @@ from types import MappingProxyType
 
 from attrs import evolve
 
-from ..models import HealthStatus, Instance, JobState, RoutingRule, Service, ServiceSpec, ServiceStatus
+from ..models import (
+    CheckKind,
+    HealthStatus,
+    Instance,
+    JobState,
+    RoutingRule,
+    Service,
+    ServiceSpec,
+    ServiceStatus,
+)
 from . import schedule
 from .hosts import authority
 from .routing import Backend, BackendState, RoutingTable
@@ -151,7 +160,12 @@ def routing_table(
         ),
         rules=tuple(rules),
         service_names=frozenset(spec.name for spec in by_id.values()),
+        http_services=frozenset(spec.name for spec in by_id.values() if _speaks_http(spec)),
     )
+
+
+def _speaks_http(spec: ServiceSpec) -> bool:
+    return spec.config.ready_method.kind is CheckKind.HTTP
 
 
 def _backend(spec: ServiceSpec, instance: Instance, token: str) -> Backend:

@@ -17,6 +17,7 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `agui`: from events to those of AG-UI; `agui_input`: what its requests say; `agui_runs`: runs of a thread,
   `agui_turns`: where in a session they begin; `agui_front`: its route; `copilotkit`: the routes of
   CopilotKit's runtime, for the same runs
+- `http_services`: requests to services that speak HTTP themselves, passed on as they are
 - `problem`: what goes wrong with a request, before it is said in the front's own shape; checks of its fields
 
 Words:
@@ -30,7 +31,7 @@ Words:
 Invariants:
 
 - All that holds for a WebSocket client (tokens, origins, quotas, rules, seats, queueing, affinity, limits,
-  statistics) holds for a request, because its conversation is one. There is no second path to an instance.
+  statistics) holds for a request, because its conversation is one. There is no second path to an agent.
 - Translators do no I/O and know no clock and no randomness: ids and times are given to them.
 - A client that leaves ends its exchange at once, and so its door. What becomes of the turn is the service's
   `on_disconnect`.
@@ -42,7 +43,10 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
+
+from ..core.request import ClientRequest
 
 if TYPE_CHECKING:
     from ..proxy.forwarded import Peer
@@ -52,7 +56,7 @@ if TYPE_CHECKING:
     from .bounds import Memory
     from .exchange import Front
 
-PREFIXES = {"openai": ("/v1/",), "agui": ("/agui/", "/copilotkit")}
+PREFIXES = {"openai": ("/v1/",), "agui": ("/agui/", "/copilotkit"), "http": ("/services/",)}
 """The fronts that there are, and with what their paths begin."""
 
 SOCKETS = frozenset({"/v1/responses"})
@@ -68,8 +72,8 @@ class Fronts:
         self._made: dict[str, Front] = {}
         self.memory: Memory | None = None  #: that of all requests, since the first one
 
-    def take(self, head: RequestHead) -> bool:
-        name = self._name(head)
+    def take(self, head: RequestHead, http_services: Collection[str] = ()) -> bool:
+        name = self._name(head, http_services)
         return name is not None and (not head.wants_websocket or head.path in SOCKETS)
 
     async def serve(self, intake: Intake, wire: Wire, head: RequestHead, peer: Peer) -> None:
@@ -79,22 +83,29 @@ class Fronts:
         if self.memory is None:
             self.memory = Memory(intake.limits.requests_bytes, intake.limits.early_bytes)
         if not head.wants_websocket:
-            await serve(intake, wire, head, peer, self._front, self.memory)
+
+            def front_of(head: RequestHead) -> Front | None:
+                return self._front(head, intake.lobby.router.table.http_services)
+
+            await serve(intake, wire, head, peer, front_of, self.memory)
             return
         from . import responses_socket
         from .openai import OpenAI
 
-        front = self._front(head)
+        front = self._front(head, ())
         assert isinstance(front, OpenAI)
         await responses_socket.serve(intake, wire, head, peer, front.responses, self.memory)
 
-    def _name(self, head: RequestHead) -> str | None:
+    def _name(self, head: RequestHead, http_services: Collection[str]) -> str | None:
         path = head.target
-        return next((name for name, prefixes in self._prefixes.items() if path.startswith(prefixes)), None)
+        name = next((name for name, prefixes in self._prefixes.items() if path.startswith(prefixes)), None)
+        if name == "http" and ClientRequest(path).address[0] not in http_services:
+            return None
+        return name
 
-    def _front(self, head: RequestHead) -> Front | None:
+    def _front(self, head: RequestHead, http_services: Collection[str]) -> Front | None:
         """The one that a request is for; None where it is for none."""
-        name = self._name(head)
+        name = self._name(head, http_services)
         if name is not None and name not in self._made:
             self._made[name] = _make(name)
         return None if name is None else self._made[name]
@@ -110,4 +121,8 @@ def _make(name: str) -> Front:
             from .agui_front import AGUI
 
             return AGUI()
+        case "http":
+            from .http_services import HttpServices
+
+            return HttpServices()
     raise KeyError(name)

@@ -123,7 +123,7 @@ class Exchange:
         self._last_sent = trio.current_time()
         self._stream: _Stream | None = None
         self._memory = memory
-        self._wire = wire
+        self.wire = wire  #: to the client
         # One for each request: what is behind its end is in `trailing_data`.
         self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=intake.limits.head_bytes)
         self._sending: trio.Event | None = None  # set when what is being sent is
@@ -155,49 +155,64 @@ class Exchange:
 
     def may_be_followed(self) -> bool:
         """Whether another request can be read from the wire: not behind a body that was not read."""
-        self._wire.ahead = self._parser.trailing_data[0] + self._wire.ahead
+        self.wire.ahead = self._parser.trailing_data[0] + self.wire.ahead
         return self._parser.our_state is h11.DONE and self._parser.their_state is h11.DONE
 
     async def wait_gone(self) -> None:
         """Returns when the client has left. What it asks next meanwhile waits."""
-        await self._wire.wait_gone(self.intake.limits.early_bytes)
+        await self.wire.wait_gone(self.intake.limits.early_bytes)
 
     async def receive(self, most: int) -> bytes:
         """The body, of at most so many bytes. Raises `Problem`, `ClientGone`."""
         if self.was_read:
             return b""
-        head, wire, parser, body = self.request.head, self._wire, self._parser, bytearray()
+        head, body = self.request.head, bytearray()
         too_large = Problem(413, "too_large", f"The body is over {most} bytes.")
         length = head.by_name.get("content-length", "0")
         if length.isdecimal() and int(length[:19]) > most:
             raise too_large
-        if wire.ahead:
-            parser.receive_data(wire.ahead)
-            wire.ahead = b""
         try:
             with trio.fail_after(self.intake.limits.stall_timeout_s) as patience:
-                while not isinstance(event := parser.next_event(), h11.EndOfMessage):
-                    if isinstance(event, h11.Data):
-                        body += event.data
-                        if len(body) > most:
-                            raise too_large
-                        self.body.set(len(body))
-                        patience.deadline += len(event.data) / _SLOWEST
-                        await trio.lowlevel.checkpoint()  # it may send faster than we read
-                    elif event is h11.NEED_DATA:
-                        if parser.they_are_waiting_for_100_continue:
-                            going_on = h11.InformationalResponse(status_code=100, headers=[])
-                            await wire.send_all(parser.send(going_on) or b"")
-                        if not (data := await wire.receive(64 * 1024)):
-                            raise ClientGone("it left before its request was complete")
-                        parser.receive_data(data)
+                while data := await self.more():
+                    body += data
+                    if len(body) > most:
+                        raise too_large
+                    self.body.set(len(body))
+                    patience.deadline += len(data) / _SLOWEST
         except trio.TooSlowError:
-            raise Problem(408, "request_timeout", "The body took too long.") from None
+            raise too_slow() from None
+        return bytes(body)
+
+    async def more(self, *, give_leave: bool = True) -> bytes:
+        """The next piece of the body; nothing at its end. Raises `Problem`, `ClientGone`.
+
+        `give_leave`: a client that waits for a 100 before it sends its body gets it.
+        """
+        wire, parser = self.wire, self._parser
+        try:
+            while not self.was_read:
+                event = parser.next_event()
+                if isinstance(event, h11.Data):
+                    await trio.lowlevel.checkpoint()  # it may send faster than we read
+                    return bytes(event.data)
+                if event is h11.NEED_DATA:
+                    if give_leave and parser.they_are_waiting_for_100_continue:
+                        await self.inform(100)
+                    data, wire.ahead = wire.ahead or await wire.receive(64 * 1024), b""
+                    if not data:
+                        raise ClientGone("it left before its request was complete")
+                    parser.receive_data(data)
         except h11.RemoteProtocolError as error:
             raise _bad_request(error) from None
         except OSError as error:
             raise ClientGone(str(error)) from None
-        return bytes(body)
+        return b""
+
+    async def inform(self, status: int, headers: Headers = ()) -> None:
+        """An answer of 1xx, before the one that counts."""
+        await self._send(
+            self._parser.send(h11.InformationalResponse(status_code=status, headers=_latin_1(headers))) or b""
+        )
 
     async def read(self, of: Callable[[dict[str, object]], Made]) -> Made:
         """What the request asks for, which `of` makes of its body once. Raises `Problem`."""
@@ -214,6 +229,14 @@ class Exchange:
             + (self._parser.send(h11.Data(data=body)) or b"" if self.request.head.method != "HEAD" else b"")
             + (self._parser.send(h11.EndOfMessage()) or b"")
         )
+
+    async def head(self, status: int, headers: Headers, reason: bytes) -> None:
+        """The head of an answer whose pieces are passed on one by one (`pass_on`); `end` ends it."""
+        await self._send(self._head(status, headers, reason))
+
+    async def pass_on(self, data: bytes) -> None:
+        """A piece of it, as its head frames them."""
+        await self._send(self._parser.send(h11.Data(data=data)) or b"")
 
     def stream(self, cut_off: Callable[[Problem], bytes], headers: Headers = ()) -> None:
         """The answer is going to be a stream of events, which begins with the first `send`, or after silence.
@@ -261,17 +284,15 @@ class Exchange:
                 await self.begin()
             self._last_sent = trio.current_time()
 
-    def _head(self, status: int, fields: Headers) -> bytes:
-        fields = (*fields, *cors(self.intake, self.request.head))
-        # In the bytes that they came in: a stranger's origin, or a service's own refusal, need not be ASCII.
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
-        return self._parser.send(h11.Response(status_code=status, headers=headers)) or b""
+    def _head(self, status: int, fields: Headers, reason: bytes = b"") -> bytes:
+        headers = _latin_1((*fields, *cors(self.intake, self.request.head)))
+        return self._parser.send(h11.Response(status_code=status, headers=headers, reason=reason)) or b""
 
     async def _send(self, data: bytes) -> None:
         """A reader that takes nothing for as long as the relay would wait is cut off, as it is there."""
         if self._sending is None and self._unsent is None:
             try:
-                sent = self._wire.send_now(data)  # nearly always all of it
+                sent = self.wire.send_now(data)  # nearly always all of it
             except OSError:
                 raise ClientGone("it left") from None
             self._last_sent = trio.current_time()
@@ -285,13 +306,13 @@ class Exchange:
             data = self._unsent.tobytes() + data
         view = memoryview(data)
         try:
-            view = view[self._wire.send_now(data) :]
+            view = view[self.wire.send_now(data) :]
             if view:
                 with closing(self._memory.held()) as unread:
                     unread.set(len(view))
                     while view:
                         with trio.fail_after(self.intake.limits.stall_timeout_s):
-                            view = view[await self._wire.send_some(view) :]
+                            view = view[await self.wire.send_some(view) :]
         except (OSError, trio.TooSlowError, Problem):
             raise ClientGone("it left, or did not read its answer") from None
         finally:
@@ -307,6 +328,15 @@ def cors(intake: Intake, head: RequestHead) -> Headers:
     if not origin or intake.allowed_origins is None or not origin_allowed(origin, intake.allowed_origins):
         return ()
     return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"))
+
+
+def too_slow() -> Problem:
+    return Problem(408, "request_timeout", "The body took too long.")
+
+
+def _latin_1(fields: Headers) -> list[tuple[bytes, bytes]]:
+    """In the bytes that they came in: a stranger's origin, or a service's own answer, need not be ASCII."""
+    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
 
 
 def _bad_request(why: object) -> Problem:

@@ -23,6 +23,7 @@ from ..websocket.refusal import Refusal
 from ..websocket.sockets import Wire
 from .bounds import Memory
 from .exchange import Exchange, Front, Handler, Route, cors
+from .http_services import HttpServices
 from .problem import Headers, Problem
 
 logger = logging.getLogger("agentmgr.gateway")
@@ -88,8 +89,11 @@ async def _answer(exchange: Exchange, front: Front, counted: ExitStack) -> None:
         exchange.open()
         # On their own books: a door is a client of the same address.
         counted.enter_context(intake.requests.admit(exchange.request.client_ip, trio.current_time()))
-        if head.method == "OPTIONS":
+        if _is_preflight(exchange, front):
             await _preflight(exchange)
+        elif isinstance(front, HttpServices):
+            check_page(intake, head)
+            await front.pass_on(exchange)
         else:
             route, exchange.parts = _route(front, head)
             await _admit(exchange)
@@ -211,6 +215,14 @@ async def _say(exchange: Exchange, front: Front, problem: Problem) -> None:
     await exchange.reply(problem.status, front.problem(problem), headers)
 
 
+def _is_preflight(exchange: Exchange, front: Front) -> bool:
+    """A service answers its pages itself, unless the gateway says which ones may ask."""
+    head = exchange.request.head
+    if head.method != "OPTIONS" or not isinstance(front, HttpServices):
+        return head.method == "OPTIONS"
+    return "access-control-request-method" in head.by_name and bool(cors(exchange.intake, head))
+
+
 async def _preflight(exchange: Exchange) -> None:
     """What a browser asks before it sends a page's request. Raises `Refusal`, `ClientGone`."""
     head = exchange.request.head
@@ -219,7 +231,7 @@ async def _preflight(exchange: Exchange) -> None:
     if cors(exchange.intake, head):
         wanted = head.by_name.get("access-control-request-headers", "Authorization, Content-Type")
         allowed = (
-            ("Access-Control-Allow-Methods", "GET, POST, DELETE"),
+            ("Access-Control-Allow-Methods", "GET, POST, PUT, PATCH, DELETE"),
             ("Access-Control-Allow-Headers", wanted),
             ("Access-Control-Max-Age", "600"),
         )

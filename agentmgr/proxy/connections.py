@@ -43,6 +43,7 @@ class LiveConnection:
     """One client, connected to one instance."""
 
     __slots__ = (
+        "awaits_answer",
         "backend",
         "client_ip",
         "client_port",
@@ -75,6 +76,7 @@ class LiveConnection:
         self.rule = rule
         self.tunnel = tunnel
         self.handshake_s = handshake_s
+        self.awaits_answer = False  #: of an HTTP request: its instance works on it
         self.resumed = 0  #: how often another instance went on with it
         self.started_at: datetime = utc_now()
         self.ending = SHUTDOWN  # unless something else ends it first
@@ -82,7 +84,7 @@ class LiveConnection:
 
     def idle_s(self, now: float) -> float:
         """Seconds since the last data frame in either direction."""
-        return max(0.0, now - self.tunnel.last_data)
+        return 0.0 if self.awaits_answer else max(0.0, now - self.tunnel.last_data)
 
     def describe(self, now: float) -> Connection:
         inbound, outbound = self.tunnel.from_client, self.tunnel.from_backend

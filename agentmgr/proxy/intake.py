@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, closing
 from functools import partial
 from typing import Protocol
@@ -41,8 +41,10 @@ class Fronts(Protocol):
     (`Intake.let_in`), so that all that holds for clients holds for it.
     """
 
-    def take(self, head: RequestHead) -> bool:
-        """Whether this request is for one of them; any other one must be a WebSocket's."""
+    def take(self, head: RequestHead, http_services: Collection[str] = ()) -> bool:
+        """Whether this request is for one of them; any other one must be a WebSocket's. `http_services`: the
+        names of those that answer HTTP requests.
+        """
 
     async def serve(self, intake: Intake, wire: Wire, head: RequestHead, peer: Peer) -> None:
         """Answers it, and those that follow on the wire, which it leaves open. `wire.ahead`: what came behind
@@ -94,7 +96,8 @@ class Intake:
         connection_id = f"con_{secrets.token_hex(8)}"
         try:
             head, peer = await self._head(wire, peer, introduce)
-            if self.fronts is not None and self.fronts.take(head):
+            http_services = self.lobby.router.table.http_services
+            if self.fronts is not None and self.fronts.take(head, http_services):
                 await self.fronts.serve(self, wire, head, peer)
             else:
                 check_upgrade(head)
@@ -258,7 +261,7 @@ class Intake:
         fields = backend_fields(
             head,
             peer=peer.address,
-            trusted=self._trusted_with(peer),
+            trusted=self.trusted_with(peer),
             secure=wire.secure or peer.secure,
             connection_id=connection_id,
             identity=identity.name if identity else None,
@@ -267,9 +270,9 @@ class Intake:
 
     def client_ip(self, head: RequestHead, peer: Peer) -> str:
         """The address that limits and rules see."""
-        return client_address(peer.address, head, self._trusted_with(peer))
+        return client_address(peer.address, head, self.trusted_with(peer))
 
-    def _trusted_with(self, peer: Peer) -> Networks:
+    def trusted_with(self, peer: Peer) -> Networks:
         """The proxies that are believed, where this is the peer."""
         return () if peer.anonymous else self.trusted
 

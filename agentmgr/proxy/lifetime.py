@@ -59,7 +59,7 @@ async def run_connection(
         with relay.carrying(tunnel):
             goes_on = False
             try:
-                ending = await _watch(connection, limits)
+                ending = await watch_limits(connection, limits)
                 relay.release(tunnel)
                 tried = False
                 if resume is not None and ending.resumes and tunnel.first_close is None:
@@ -80,7 +80,7 @@ async def run_connection(
                         await say_goodbye(tunnel, connection.ending, timeout_s=limits.close_timeout_s)
 
 
-async def _watch(connection: LiveConnection, limits: GatewayLimits) -> Ending:
+async def watch_limits(connection: LiveConnection, limits: GatewayLimits) -> Ending:
     """Sleeps until the relay has an ending, or a time limit of this connection has passed."""
     tunnel, idle_limit_s = connection.tunnel, connection.backend.idle_timeout
     while tunnel.ending is None:

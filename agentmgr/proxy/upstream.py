@@ -71,18 +71,28 @@ async def open_backend(
 
     Raises `DialFailed` or `BackendRefused`.
     """
-    wire = await _dial(backend, limits, deadline, dial)
+    wire = await reach(backend, limits, deadline=deadline, proving=proving, dial=dial)
     with ExitStack() as until_answered:
         until_answered.enter_context(closing(wire))
-        if proving.wanted and not await _proved(wire, backend, limits, deadline, proving):
-            wire.close()  # an agent's host of an older version answers one request
-            wire = await _dial(backend, limits, deadline, dial)
-            until_answered.enter_context(closing(wire))
         if backend.token:
             asked = with_proof(asked, backend.token, request.key)
         answer = await _ask(wire, asked, request, limits, deadline, proved=bool(backend.token))
         until_answered.pop_all()
     return wire, answer
+
+
+async def reach(
+    backend: Backend, limits: GatewayLimits, *, deadline: float, proving: Proving, dial: Dial | None = None
+) -> Wire:
+    """Connects, to the instance itself and to no other program. Raises `DialFailed`."""
+    wire = await _dial(backend, limits, deadline, dial)
+    with ExitStack() as until_proved:
+        until_proved.enter_context(closing(wire))
+        if proving.wanted and not await _proved(wire, backend, limits, deadline, proving):
+            wire.close()  # an agent's host of an older version answers one request
+            return await _dial(backend, limits, deadline, dial)
+        until_proved.pop_all()
+    return wire
 
 
 def with_proof(asked: bytes, token: str, key: str) -> bytes:

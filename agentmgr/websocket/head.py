@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Mapping
 from hashlib import sha1
 
 from attrs import evolve, frozen
@@ -66,7 +67,7 @@ class RequestHead:
     @property
     def end_to_end(self) -> Fields:
         """The fields that are meant for whoever is behind us, not for us."""
-        return _end_to_end(self.fields, self.by_name)
+        return end_to_end(self.fields, self.by_name)
 
     def replaced(self, name: str, value: str) -> RequestHead:
         """The same head with one field of that name, or with none when the value is empty."""
@@ -86,7 +87,7 @@ class ResponseHead:
 
     @property
     def end_to_end(self) -> Fields:
-        return _end_to_end(self.fields, self.by_name)
+        return end_to_end(self.fields, self.by_name)
 
 
 class BadResponse(Exception):
@@ -256,7 +257,8 @@ def _tokens(value: str) -> frozenset[str]:
     return frozenset(part.strip().lower() for part in value.split(","))
 
 
-def _end_to_end(fields: Fields, by_name: dict[str, str]) -> Fields:
+def end_to_end(fields: Fields, by_name: Mapping[str, str]) -> Fields:
+    """Those that are meant for whoever is behind the recipient. `by_name` has `connection`, where it came."""
     dropped = _HOP_BY_HOP | _tokens(by_name.get("connection", ""))
     return tuple(item for item in fields if item[0].lower() not in dropped)
 

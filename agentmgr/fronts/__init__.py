@@ -7,7 +7,7 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `http`: requests one after another: who may ask and what, clients that leave, problems. The two are the one
   shell that does I/O with clients, and know no protocol of a front
 - `bounds`: what all requests together may take of memory and of the loop
-- `door`: an ordinary client of this gateway, at the other end of a socket pair, for which a front speaks
+- `door`, `feed`: an ordinary client of this gateway, for which a front speaks, and its socket
 - `saying`, `history`: what a request says, and whether what was said before is what a session knows
 - `conversation`: the turn of one message, and its events
 - `keyed`, `threads`: in which session it is said; what is remembered of it between two requests

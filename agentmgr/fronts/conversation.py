@@ -90,7 +90,8 @@ class Turn:
 
         Raises `NotTaken`, or another `Problem` where the connection to the agent ends before the turn does.
         """
-        await self.taken()
+        if self._early is not None:
+            await self.taken()
         try:
             while self._held or not self._over:
                 came, self._held = self._held or await self.door.receive(), []

@@ -27,6 +27,7 @@ from ..websocket.refusal import RefusalCode, read_refusal
 from ..websocket.sockets import Wire
 from .bounds import apart
 from .exchange import Exchange
+from .feed import Feed
 from .problem import Problem
 
 TEXT = "text"
@@ -65,7 +66,9 @@ async def open_door(exchange: Exchange, target: str, *, session: str | None = No
     door may outlive its exchange; its owner leaves it. Raises `Problem`.
     """
     intake = exchange.intake
-    ours, theirs = map(Wire, socket.socketpair())
+    mine, its = socket.socketpair()
+    feed = Feed(its)
+    ours, theirs = Wire(mine), Wire(feed)
     theirs.secure = exchange.secure
     intake.let_in(theirs, exchange.peer)  # which closes that one
     # An exchange does not wait until it is closed, and may have been cancelled.
@@ -74,7 +77,7 @@ async def open_door(exchange: Exchange, target: str, *, session: str | None = No
         until_open.callback(leave)
         received = await _shake_hands(ours, _upgrade(exchange.request.head, target, session))
         until_open.pop_all()
-    return Door(ours, received, leave)
+    return Door(ours, feed, received, leave)
 
 
 async def _leave(wire: Wire, timeout_s: float) -> None:
@@ -122,8 +125,9 @@ async def _shake_hands(wire: Wire, asked: bytes) -> bytes:
 class Door:
     """Events to the agent, and from it."""
 
-    def __init__(self, wire: Wire, received: bytes, leave: Callable[[], None]) -> None:
+    def __init__(self, wire: Wire, feed: Feed, received: bytes, leave: Callable[[], None]) -> None:
         self._wire = wire
+        self._feed = feed
         self._leave = leave
         self._reader = MessageReader(max_bytes=_EVENT_BYTES)
         self._received = received
@@ -131,6 +135,7 @@ class Door:
 
     def leave(self) -> None:
         """Closes it."""
+        self._feed.end()
         self._leave()
 
     async def send(self, *events: dict[str, Any], size: int = 0) -> None:
@@ -169,7 +174,10 @@ class Door:
 
     async def _read(self) -> None:
         try:
-            data, self._received = self._received or await self._wire.receive(_CHUNK_BYTES), b""
+            data, self._received = (
+                self._received or await self._feed.receive(self._wire.sock, _CHUNK_BYTES),
+                b"",
+            )
             if not data:
                 raise DoorClosed(None, "")
             self._frames.extend(self._reader.feed(data))

@@ -7,7 +7,7 @@ sends, so that all is judged that a reader could stumble over, and nothing is bo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..protocol import PROTOCOL_ERROR, TOO_BIG
 from .frames import CLOSE, TEXT_MESSAGE, FrameViolation
@@ -53,11 +53,20 @@ class MessageReader:
         self._parts: list[bytes] = []  # of a message that goes on
         self._opcode = 0
 
-    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+    def feed(self, data: bytes) -> Iterable[tuple[int, bytes]]:
         """The opcode and the payload of each message, and of each control frame, that is complete now.
 
-        Raises `FrameViolation`; the reader is of no further use then.
+        Raises `FrameViolation`, perhaps while they are taken; the reader is of no further use then.
         """
+        # Nearly always it is one whole message of some hundred bytes.
+        if not self._data and not self._parts and data[:1] == TEXT_MESSAGE and len(data) <= self._max_bytes:
+            if 1 < len(data) < 128 and data[1] == len(data) - 2:
+                return ((data[0] & 0x0F, data[2:]),)
+            if data[1:2] == b"\x7e" and int.from_bytes(data[2:4], "big") == len(data) - 4:
+                return ((data[0] & 0x0F, data[4:]),)
+        return self._frames(data)
+
+    def _frames(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         self._data += data
         position = 0
         try:

@@ -18,7 +18,6 @@ Ids of tool calls are made of the event's `seq`, so that another process gives t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
@@ -27,6 +26,7 @@ from attrs import define, field
 
 from .. import protocol
 from ..client.events import AgentEvent, failure_message
+from ..core.plain_text import as_text, message_text
 from ..protocol import NoticeCode
 from .content import text_block
 from .rpc import INTERNAL_ERROR, RpcError
@@ -40,7 +40,6 @@ _OPTIONS = [
 ]
 _PIECE = 8192
 """Characters of text in an update, at most: there are editors whose lines end at 64 KiB."""
-_TEXT_FIELDS = "text", "message", "content", "question"  # of a message, as `agent.Message` reads it
 
 
 @define
@@ -59,9 +58,9 @@ class Updates:
             self.usage, self._new_turn = None, False
         match event.event:
             case protocol.PARTIAL_ANSWER:
-                return self._say(text_of(event.content))
+                return self._say(as_text(event.content))
             case protocol.THINKING:
-                return _chunk("agent_thought_chunk", text_of(event.content))
+                return _chunk("agent_thought_chunk", as_text(event.content))
             case protocol.TOOL_CALL:
                 return self._call(event, content)
             case protocol.TOOL_RESULT:
@@ -81,7 +80,7 @@ class Updates:
                 missing = f"events {content.get('missing_from')} to {content['missing_to']} are missing"
                 return _chunk("agent_thought_chunk", missing)
             case protocol.FINAL_ANSWER:
-                return self._end(self._rest_of(text_of(event.content)), completed=True)
+                return self._end(self._rest_of(as_text(event.content)), completed=True)
             case name if name in protocol.TURN_ENDS:
                 return self._end("", completed=False)
         return []
@@ -112,7 +111,7 @@ class Updates:
             id = f"call_{event.seq}"
         del self._running[id]
         result, done = content.get("result"), _done(id, content.get("success", True) is not False)
-        shown = [{"type": "content", "content": text_block(text_of(result))}]
+        shown = [{"type": "content", "content": text_block(as_text(result))}]
         return [*begun, {**done, "content": shown, "rawOutput": result}]
 
     def _ask(self, event: AgentEvent, content: Mapping[str, Any]) -> list[Update]:
@@ -173,20 +172,11 @@ def joined(updates: Iterable[Update]) -> list[Update]:
 
 def user_chunk(content: Any) -> list[Update]:
     """A message of the user, as it is in a session's history."""
-    if isinstance(content, Mapping):
-        content = next(
-            (content[name] for name in _TEXT_FIELDS if isinstance(content.get(name), str)), content
-        )
-    return _chunk("user_message_chunk", text_of(content))
+    return _chunk("user_message_chunk", message_text(content))
 
 
 def agent_chunk(content: Any) -> list[Update]:
-    return _chunk("agent_message_chunk", text_of(content))
-
-
-def text_of(content: Any) -> str:
-    """An answer may be any JSON."""
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    return _chunk("agent_message_chunk", as_text(content))
 
 
 def _chunk(kind: str, text: str) -> list[Update]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from base64 import b64decode
 from binascii import Error
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from typing import Any
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from attrs import Factory, frozen
+
+from ..core.plain_text import message_text
 
 
 @frozen
@@ -66,7 +67,7 @@ class Message(str):
     attempt: int  #: 2 and more: the instance died in the one before, and the service says `on_crash=retry`
 
     def __new__(cls, content: Any, metadata: Mapping[str, Any] | None = None) -> Message:
-        message = super().__new__(cls, _text_in(content))
+        message = super().__new__(cls, message_text(content))
         message.content = content
         message.metadata = metadata or {}
         message.attempt = 1
@@ -89,16 +90,6 @@ class Message(str):
         """How the client wants to be answered (a system prompt); "" where it says nothing of that."""
         said = self.metadata.get("instructions")
         return said if isinstance(said, str) else ""
-
-
-def _text_in(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, Mapping):
-        for name in ("text", "message", "content", "question"):
-            if isinstance(content.get(name), str):
-                return str(content[name])
-    return "" if content is None else json.dumps(content, ensure_ascii=False)
 
 
 @frozen

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from .. import protocol
 from ..client.events import AgentEvent, failure_message
+from ..core.plain_text import as_text
 from ..protocol import NoticeCode
 from .out import painted, say, say_json
 
@@ -29,7 +29,7 @@ class Screen:
 
     def answer(self, content: Any) -> None:
         if not self._raw:
-            self._line(text_of(content))
+            self._line(as_text(content))
 
     def _show(self, event: AgentEvent) -> None:
         name, content = event.event, event.content
@@ -37,13 +37,13 @@ class Screen:
             say(self._whole(str(content)), lines=True, end="", flush=True)
             self._streamed = True
         elif name == protocol.FINAL_ANSWER:
-            self._line("" if self._streamed else text_of(content))
+            self._line("" if self._streamed else as_text(content))
         elif name == protocol.THINKING:
-            self.aside(f"… {text_of(content)}")
+            self.aside(f"… {as_text(content)}")
         elif name == protocol.TOOL_CALL and isinstance(content, Mapping):
-            self.aside(f"→ {content.get('tool')} {text_of(content.get('args', ''))}")
+            self.aside(f"→ {content.get('tool')} {as_text(content.get('args', ''))}")
         elif name == protocol.TOOL_RESULT and isinstance(content, Mapping):
-            self.aside(f"← {text_of(content.get('result', ''))}")
+            self.aside(f"← {as_text(content.get('result', ''))}")
         elif name in protocol.TURN_ENDS or name == protocol.ERROR:
             self.aside(failure_message(event))
         elif name == protocol.NOTICE and event.code == NoticeCode.GAP:
@@ -75,9 +75,5 @@ class Screen:
 def question_text(content: Any) -> str:
     """What `agent.user_confirm` asks: its sentence, else the tool and its arguments."""
     if not isinstance(content, Mapping):
-        return text_of(content)
-    return str(content.get("message") or f"{content.get('tool')} {text_of(content.get('args', ''))}")
-
-
-def text_of(content: Any) -> str:
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        return as_text(content)
+    return str(content.get("message") or f"{content.get('tool')} {as_text(content.get('args', ''))}")

@@ -1,4 +1,7 @@
-"""The plain text mode: a person at a terminal, one line each way, and what a line means as yes or no."""
+"""The plain text mode: a person at a terminal, one line each way, and what a line means as yes or no.
+
+Also how content that may be any JSON is shown as text: one rule for terminals, histories and fronts.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,28 @@ ASKS = "[yes/no]"
 """How a question ends."""
 
 
+_TEXT_FIELDS = "text", "message", "content", "question"
+
+
+def as_text(content: Any) -> str:
+    """A string as it is; any other value as JSON."""
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def message_text(content: Any) -> str:
+    """The text of a message: of an object, its first field of `text`, `message`, `content` and `question`."""
+    if isinstance(content, Mapping):
+        content = next(
+            (content[name] for name in _TEXT_FIELDS if isinstance(content.get(name), str)), content
+        )
+    return "" if content is None else as_text(content)
+
+
 def as_plain_text(event: Mapping[str, Any]) -> str | None:
     """The line that stands for an event; None for those that say nothing to a person at a terminal."""
     name, content = event["event"], event["content"]
     if name == protocol.FINAL_ANSWER:
-        return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+        return as_text(content)
     if name == protocol.USER_CONFIRM:
         what = content.get("message") or f"May I run {content.get('tool')}({_brief(content.get('args'))})?"
         return f"{what} {ASKS}"

@@ -19,7 +19,6 @@ has it, and what ends behind that: a client that was cut between two pieces gets
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,10 +26,9 @@ from typing import Any
 from attrs import define, field
 
 from .. import jsontext, protocol
-from ..core.plain_text import as_plain_text
+from ..core.plain_text import as_plain_text, as_text, message_text
 from ..protocol import NoticeCode
 from .agui_input import FINAL
-from .history import text_of
 from .problem import Problem, failed
 
 PROTOCOL_VERSION = "1.0"
@@ -112,7 +110,7 @@ class RunStream:
         seq = event.get("seq")
         number = b"id: %d\n" % seq if type(seq) is int else b""
         if name == protocol.PARTIAL_ANSWER and self._open is not None and self._open[0] == "text":
-            text = _text(content)
+            text = as_text(content)
             self._streamed.append(text)
             return self._piece(text, number)
         self._counted += 1
@@ -120,11 +118,11 @@ class RunStream:
         ended: list[bytes] = []
         match name:
             case protocol.PARTIAL_ANSWER:
-                text = _text(content)
+                text = as_text(content)
                 self._streamed.append(text)
                 said = self._text(text, place)
             case protocol.THINKING:
-                said = self._think(_text(content), place)
+                said = self._think(as_text(content), place)
             case protocol.TOOL_CALL:
                 said = self._call(event, place)
             case protocol.TOOL_RESULT:
@@ -216,7 +214,7 @@ class RunStream:
     def _call(self, event: Mapping[str, Any], place: str) -> list[bytes]:
         content = event.get("content")
         fields = content if isinstance(content, Mapping) else {}
-        step_id, tool = str(event.get("step_id")), _text(fields.get("tool") or "tool")
+        step_id, tool = str(event.get("step_id")), as_text(fields.get("tool") or "tool")
         # An author may give each call the same id, or none; to the client it is one in its whole thread.
         known = self.taken.union(self._shown, (call_id for call_id, _ in self._calls.values()))
         call_id = place if step_id == self.run_id or not event.get("step_id") else step_id
@@ -237,7 +235,7 @@ class RunStream:
     def _result(self, event: Mapping[str, Any], place: str) -> list[bytes]:
         content = event.get("content")
         fields = content if isinstance(content, Mapping) else {"result": content}
-        step_id, tool = str(event.get("step_id")), _text(fields.get("tool") or "tool")
+        step_id, tool = str(event.get("step_id")), as_text(fields.get("tool") or "tool")
         call_id, tool = self._calls.get(step_id, (f"{place}-call", tool))
         self._waiting.pop(call_id, None)
         # A call of an earlier run of the turn is one that the client has; to this run it has to be begun.
@@ -250,7 +248,7 @@ class RunStream:
                 "TOOL_CALL_RESULT",
                 messageId=place,
                 toolCallId=call_id,
-                content=_text(fields.get("result")),
+                content=as_text(fields.get("result")),
                 role="tool",
                 **metadata,
             ),
@@ -302,7 +300,7 @@ class RunStream:
         return self._finished("interrupt", interrupts=[interrupt])
 
     def _answers(self, content: Any, place: str) -> tuple[list[bytes], list[bytes]]:
-        final, streamed = _text(content), "".join(self._streamed)
+        final, streamed = as_text(content), "".join(self._streamed)
         if self._has_gap:
             said = [*self._close(), self._snapshot(), *self._text(final, place)]
         elif final.startswith(streamed):
@@ -339,7 +337,9 @@ def transcript(history: Iterable[Said], thread_id: str, dropped: int = 0) -> lis
     said = []
     for place, entry in enumerate(history, start=dropped):
         role = "user" if entry.get("role") == "user" else "assistant"
-        said.append({"id": f"{thread_id}-{place}", "role": role, "content": text_of(entry.get("content"))})
+        said.append(
+            {"id": f"{thread_id}-{place}", "role": role, "content": message_text(entry.get("content"))}
+        )
     return said
 
 
@@ -350,11 +350,6 @@ def _frames(said: Sequence[bytes], number: bytes = b"") -> bytes:
     return b"".join(
         b"%bdata: %b\n\n" % (number if place >= begins else b"", each) for place, each in enumerate(said)
     )
-
-
-def _text(content: Any) -> str:
-    """It may be any JSON."""
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def _later(timestamp: Any, seconds: Any) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from ..core.plain_text import ASKS
+from ..core.plain_text import ASKS, message_text
 from .saying import Said, digest_of
 
 _Line = tuple[str, str | None]  # role and digest of the text; None: any text
@@ -43,7 +43,7 @@ def same(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Said], *, older_dro
 def said(ours: Iterable[Mapping[str, Any]]) -> Iterator[Said]:
     """What a session knows, as messages."""
     for entry in ours:
-        yield Said(str(entry.get("role")), text_of(entry.get("content")))
+        yield Said(str(entry.get("role")), message_text(entry.get("content")))
 
 
 def asks(said: Sequence[Said]) -> bool:
@@ -55,11 +55,11 @@ def ends_with(ours: Sequence[Mapping[str, Any]], message: Said) -> bool:
     """Whether the last turn that the session knows is of this message."""
     if len(ours) < 2 or (ours[-2].get("role"), ours[-1].get("role")) != ("user", "assistant"):
         return False
-    return digest_of(text_of(ours[-2].get("content"))) == message.digest
+    return digest_of(message_text(ours[-2].get("content"))) == message.digest
 
 
 def _line(entry: Mapping[str, Any]) -> _Line:
-    text = None if entry.get("incomplete") else digest_of(text_of(entry.get("content")))
+    text = None if entry.get("incomplete") else digest_of(message_text(entry.get("content")))
     return str(entry.get("role")), text
 
 
@@ -85,12 +85,3 @@ def _folded(theirs: Iterable[Said]) -> list[_Line]:
             lines.append(("assistant", None if answers else said.digest))
         goes_on = False
     return lines
-
-
-def text_of(content: Any) -> str:
-    """Of an entry of a history."""
-    if isinstance(content, Mapping):
-        for name in ("text", "message", "content", "question"):  # as `agent.Message` reads it
-            if isinstance(content.get(name), str):
-                return str(content[name])
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)

@@ -20,7 +20,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from .. import jsontext, protocol
-from ..core.plain_text import as_plain_text
+from ..core.plain_text import as_plain_text, as_text
 from .openai_errors import shape
 from .problem import Problem, failed, invalid, optional, required, typed
 from .saying import MOST_ATTACHMENTS, Attachment, Said, Saying, attachment
@@ -268,11 +268,6 @@ def rest_of(final: str, streamed: str, here: str) -> str:
     if streamed.startswith(final) or final.endswith(here):
         return ""  # a stream of over 8 MiB is cut off in `final_answer`
     return f"\n\n{final}"
-
-
-def as_text(content: Any) -> str:
-    """An answer may be any JSON."""
-    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
 
 
 def tool_line(name: str, content: Any) -> str:

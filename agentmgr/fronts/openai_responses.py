@@ -25,7 +25,8 @@ from typing import Any
 from attrs import define, field
 
 from .. import jsontext, protocol
-from .openai_chat import as_text, rest_of, tool_line
+from ..core.plain_text import as_text
+from .openai_chat import rest_of, tool_line
 from .problem import Problem, failed
 from .response_id import ResponseId
 

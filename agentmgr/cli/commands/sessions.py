@@ -11,6 +11,7 @@ import asyncclick as click
 
 from ... import protocol
 from ...client.events import decode
+from ...core.plain_text import as_text
 from ...errors import InvalidRequest, SessionNotFound
 from ...models import Service, Sessions
 from ...models.sessions import (
@@ -28,7 +29,7 @@ from ..managers import for_reading, running
 from ..names import SERVICE
 from ..out import note, program_output, say, say_json
 from ..render import ago, clock, counted, print_fields, print_table, shortened
-from ..screen import Screen, question_text, text_of
+from ..screen import Screen, question_text
 from .questions import GONE, answer_arguments, give_answer
 
 _PAGE = 1000
@@ -165,7 +166,7 @@ def _print(detail: SessionDetail) -> None:
             ("ended", detail.ended_at and f"{clock(detail.ended_at)}: {detail.end_reason}"),
             ("turns", detail.turns),
             ("tokens", used if detail.input_tokens or detail.output_tokens else None),
-            ("session.state", text_of(detail.session_state) if detail.session_state else None),
+            ("session.state", as_text(detail.session_state) if detail.session_state else None),
         ]
     )
     for turn in detail.history:
@@ -186,11 +187,11 @@ def _print_turn(turn: SessionTurn) -> None:
     again = f", begun {counted(turn.attempts, 'time')}" if turn.attempts > 1 else ""
     say()
     say(f"{turn.number}  {clock(turn.accepted_at)}  {turn.ended_by or turn.status}{took}{again}")
-    say(_indented(f"you> {text_of(turn.message)}"), lines=True)
+    say(_indented(f"you> {as_text(turn.message)}"), lines=True)
     for tool in turn.tools:
         say("  → ", tool)
     if turn.answer is not None:
-        say(_indented(text_of(turn.answer)), " (broken off)" if turn.incomplete else "", lines=True)
+        say(_indented(as_text(turn.answer)), " (broken off)" if turn.incomplete else "", lines=True)
 
 
 def _indented(text: str) -> str:
@@ -217,7 +218,7 @@ async def _watch(cli: Cli, id: str, since: int, follow: bool, raw: bool) -> None
                 shown = decode(json.dumps(event))
                 screen.show(shown)
                 if shown.event == protocol.MESSAGE:
-                    screen.answer(f"{person}> {text_of(shown.content)}")
+                    screen.answer(f"{person}> {as_text(shown.content)}")
                 elif shown.event == protocol.USER_CONFIRM and not raw:
                     screen.aside(f"? {question_text(shown.content)}")
                 elif shown.code == NoticeCode.ANSWERED and not raw:

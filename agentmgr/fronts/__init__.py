@@ -11,12 +11,11 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `saying`, `history`: what a request says, and whether what was said before is what a session knows
 - `conversation`: the turn of one message, and its events
 - `keyed`, `threads`: in which session it is said; what is remembered of it between two requests
-- `openai`: OpenAI's routes; `openai_errors`, `openai_chat`: their translators
+- `openai`: OpenAI's routes; `openai_chat`: their translator
 - `responses`: those of its Responses API; `response_id`: where a response is found again; `playback`: how it
   is read again; `openai_input`, `openai_responses`: their translators; `responses_socket`: over a WebSocket
-- `agui`: from events to those of AG-UI; `agui_input`: what its requests say; `agui_runs`: runs of a thread,
-  `agui_turns`: where in a session they begin; `agui_front`: its route; `copilotkit`: the routes of
-  CopilotKit's runtime, for the same runs
+- `agui`: AG-UI's route; `copilotkit`: those of CopilotKit's runtime; `agui_runs`: the runs of both,
+  `agui_turns`: where in a session they begin; `agui_input`, `agui_events`: their translators
 - `http_services`: requests to services that speak HTTP themselves, passed on as they are
 - `problem`: what goes wrong with a request, before it is said in the front's own shape; checks of its fields
 
@@ -118,7 +117,7 @@ def _make(name: str) -> Front:
 
             return OpenAI()
         case "agui":
-            from .agui_front import AGUI
+            from .agui import AGUI
 
             return AGUI()
         case "http":

@@ -17,7 +17,7 @@ from attrs import define, field
 from .. import protocol
 from ..protocol import ErrorCode, NoticeCode
 from . import history
-from .agui import RunStream, transcript
+from .agui_events import RunStream, transcript
 from .agui_input import Answer, RunInput, session_name
 from .agui_turns import question_at, run_begins, settled, turn_of
 from .conversation import (

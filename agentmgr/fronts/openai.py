@@ -11,12 +11,12 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from .. import jsontext
 from ..core.routing import RoutingTable
-from . import openai_errors
 from .conversation import Turn, services_of
 from .exchange import Exchange, Route
 from .keyed import Conversation, Place
-from .openai_chat import ChatAnswer, ChatRequest
+from .openai_chat import ChatAnswer, ChatRequest, error_of
 from .problem import Problem
 from .responses import Responses
 from .saying import session_key
@@ -49,7 +49,7 @@ class OpenAI:
         )
 
     def problem(self, problem: Problem) -> bytes:
-        return openai_errors.body(problem)
+        return jsontext.in_utf8(json.dumps(error_of(problem), ensure_ascii=False))
 
     async def _models(self, exchange: Exchange) -> None:
         await exchange.reply(200, self._listing(exchange).body)

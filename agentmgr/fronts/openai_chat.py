@@ -21,7 +21,6 @@ from attrs import define, field, frozen
 
 from .. import jsontext, protocol
 from ..core.plain_text import as_plain_text, as_text
-from .openai_errors import shape
 from .problem import Problem, failed, invalid, optional, required, typed
 from .saying import MOST_ATTACHMENTS, Attachment, Said, Saying, attachment
 
@@ -221,7 +220,7 @@ class ChatAnswer:
 
     def cut_off(self, problem: Problem) -> bytes:
         """What tells a client that has chunks already."""
-        return b"data: " + jsontext.in_utf8(json.dumps(shape(problem), ensure_ascii=False)) + b"\n\n"
+        return b"data: " + jsontext.in_utf8(json.dumps(error_of(problem), ensure_ascii=False)) + b"\n\n"
 
     def _say(self, text: str) -> bytes:
         self._shown.append(text)
@@ -252,6 +251,17 @@ class ChatAnswer:
             reason,
             usage,
         )
+
+
+_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}  # by status
+
+
+def error_of(problem: Problem) -> dict[str, Any]:
+    """The object that OpenAI's clients read."""
+    kind = (
+        "server_error" if problem.status >= 500 else _ERROR_TYPES.get(problem.status, "invalid_request_error")
+    )
+    return {"error": {"message": problem.message, "type": kind, "param": problem.param, "code": problem.code}}
 
 
 def model_of(body: Mapping[str, object]) -> str:

@@ -29,7 +29,7 @@ from ..websocket.sockets import Wire
 from .bounds import Held, Memory
 from .exchange import Exchange
 from .http import INTERNAL, check_page, most_bytes
-from .openai_errors import shape
+from .openai_chat import error_of
 from .openai_input import ResponsesRequest
 from .openai_responses import Out, in_json
 from .problem import Problem, invalid, optional
@@ -241,4 +241,4 @@ def _frame(fields: Mapping[str, object]) -> tuple[str | None, ResponsesRequest |
 
 
 def _error(problem: Problem) -> Out:
-    return {"type": "error", "status": problem.status, **shape(problem)}
+    return {"type": "error", "status": problem.status, **error_of(problem)}

@@ -12,7 +12,7 @@ from trio_websocket import ConnectionClosed
 
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.core.routing import RoutingTable
-from agentmgr.fronts.agui_front import AGUI
+from agentmgr.fronts.agui import AGUI
 from agentmgr.fronts.agui_input import RunInput
 from agentmgr.fronts.exchange import Route
 from agentmgr.fronts.threads import Threads
@@ -299,7 +299,7 @@ class WithSeams(AGUI):
 
 @pytest.fixture
 def seams(monkeypatch):
-    monkeypatch.setattr("agentmgr.fronts.agui_front.AGUI", WithSeams)
+    monkeypatch.setattr("agentmgr.fronts.agui.AGUI", WithSeams)
 
 
 async def test_who_connects_reads_what_was_said_and_what_runs(stage_of, teller, seams):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agentmgr.acp.replay import replay
 from agentmgr.acp.updates import Updates
 from agentmgr.client.events import decode
-from agentmgr.fronts.agui import RunStream
+from agentmgr.fronts.agui_events import RunStream
 from agentmgr.fronts.openai_chat import ChatAnswer
 from agentmgr.fronts.openai_responses import ResponseEvents, in_sse
 from agentmgr.fronts.problem import Problem

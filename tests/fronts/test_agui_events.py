@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmgr.fronts.agui import RunStream, transcript
+from agentmgr.fronts.agui_events import RunStream, transcript
 from agentmgr.fronts.agui_turns import run_begins
 from agentmgr.fronts.problem import Problem
 from tests.fronts.agui import JSON, check, kinds, read, text

@@ -16,7 +16,7 @@ from attrs import frozen
 
 from ..core.plain_text import yes_or_no
 from .problem import invalid, optional, required, typed
-from .saying import MOST_ATTACHMENTS, Attachment, Said, Saying, attachment
+from .saying import Attachment, Content, Said, Saying, attachment, content_of
 
 PATIENCE_S = 30 * 86_400
 """That a question waits for its `resume`, unless the agent or its service says how long."""
@@ -118,34 +118,25 @@ def _said(message: Mapping[str, Any], where: str) -> Said | None:
     return None if role in _ASIDE else Said(role, text, attachments)
 
 
-def _content(message: Mapping[str, Any], where: str) -> tuple[str, tuple[Attachment, ...]]:
-    content = message.get("content")
-    if content is None or isinstance(content, str):
-        return content or "", ()
-    texts, attachments = [], []
-    for place, item in enumerate(typed(content, list, where)):
-        here = f"{where}[{place}]"
-        part = typed(item, dict, here)
-        kind = required(part, "type", str, f"{here}.")
-        if kind == "text":
-            texts.append(required(part, "text", str, f"{here}."))
-        elif kind in _MEDIA:
-            source = required(part, "source", dict, f"{here}.")
-            attachments.append(_attachment(kind, source, f"{here}.source"))
-        elif kind == "binary":  # as it was before 1.0
-            data = optional(part, "data", str, f"{here}.")
-            url = optional(part, "url", str, f"{here}.")
-            source = {"type": "url", "value": url} if data is None else {"type": "data", "value": data}
-            source["mimeType"] = required(part, "mimeType", str, f"{here}.")
-            kind = "image" if source["mimeType"].startswith("image/") else "document"
-            name = optional(part, "filename", str, f"{here}.")
-            attachments.append(_attachment(kind, source, here, name))
-        else:
-            known = ", ".join(("text", *_MEDIA))
-            raise invalid(f"{here}.type", f"{kind[:40]!r} is not supported: send {known}")
-    if len(attachments) > MOST_ATTACHMENTS:
-        raise invalid(where, f"must have at most {MOST_ATTACHMENTS} images and files")
-    return "\n".join(texts), tuple(attachments)
+def _content(message: Mapping[str, Any], where: str) -> Content:
+    return content_of(message.get("content"), where, _part)
+
+
+def _part(kind: str, part: dict[str, Any], here: str) -> str | Attachment:
+    if kind == "text":
+        return required(part, "text", str, f"{here}.")
+    if kind in _MEDIA:
+        return _attachment(kind, required(part, "source", dict, f"{here}."), f"{here}.source")
+    if kind == "binary":  # as it was before 1.0
+        data = optional(part, "data", str, f"{here}.")
+        url = optional(part, "url", str, f"{here}.")
+        mime_type = required(part, "mimeType", str, f"{here}.")
+        source = {"type": "url", "value": url} if data is None else {"type": "data", "value": data}
+        source["mimeType"] = mime_type
+        kind = "image" if mime_type.startswith("image/") else "document"
+        return _attachment(kind, source, here, optional(part, "filename", str, f"{here}."))
+    known = ", ".join(("text", *_MEDIA))
+    raise invalid(f"{here}.type", f"{kind[:40]!r} is not supported: send {known}")
 
 
 def _attachment(kind: str, source: Mapping[str, Any], where: str, name: str | None = None) -> Attachment:

@@ -22,7 +22,7 @@ from attrs import define, field, frozen
 from .. import jsontext, protocol
 from ..core.plain_text import as_plain_text, as_text
 from .problem import Problem, failed, invalid, optional, required, typed
-from .saying import MOST_ATTACHMENTS, Attachment, Said, Saying, attachment
+from .saying import Attachment, Said, Saying, attachment, content_of, in_data_url
 
 DONE = b"data: [DONE]\n\n"
 _USAGE = ("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens")
@@ -70,7 +70,7 @@ def _saying(messages: list[object]) -> Saying:
         role = required(message, "role", str, f"{where}.")
         if role not in _ROLES:
             raise invalid(f"{where}.role", f"must be one of {', '.join(sorted(_ROLES))}")
-        text, attachments = _content(message.get("content"), f"{where}.content")
+        text, attachments = content_of(message.get("content"), f"{where}.content", _part)
         if role in _ASIDE:
             instructions.append(text)
         elif role in ("user", "assistant"):
@@ -82,36 +82,20 @@ def _saying(messages: list[object]) -> Saying:
     return Saying(said[-1], tuple(said[:-1]), "\n\n".join(filter(None, instructions)))
 
 
-def _content(content: object, where: str) -> tuple[str, tuple[Attachment, ...]]:
-    if content is None:
-        return "", ()
-    if isinstance(content, str):
-        return content, ()
-    texts, attachments = [], []
-    for place, item in enumerate(typed(content, list, where)):
-        here = f"{where}[{place}]"
-        part = typed(item, dict, here)
-        match required(part, "type", str, f"{here}."):
-            case "text":
-                texts.append(required(part, "text", str, f"{here}."))
-            case "refusal":
-                texts.append(required(part, "refusal", str, f"{here}."))
-            case "image_url":
-                url = required(part, "image_url", dict, f"{here}.")
-                said = required(url, "url", str, f"{here}.image_url.")
-                attachments.append(attachment("image", said, f"{here}.image_url.url"))
-            case "file":
-                file = required(part, "file", dict, f"{here}.")
-                name = optional(file, "filename", str, f"{here}.file.")
-                data = required(file, "file_data", str, f"{here}.file.")
-                if ":" not in data[:64]:  # bare base64, as the API's reference has it
-                    data = f"data:application/octet-stream;base64,{data}"
-                attachments.append(attachment("file", data, f"{here}.file.file_data", name))
-            case kind:
-                raise invalid(f"{here}.type", f"{kind[:40]!r} is not supported: send text, image_url or file")
-    if len(attachments) > MOST_ATTACHMENTS:
-        raise invalid(where, f"must have at most {MOST_ATTACHMENTS} images and files")
-    return "\n".join(texts), tuple(attachments)
+def _part(kind: str, part: dict[str, Any], here: str) -> str | Attachment:
+    match kind:
+        case "text" | "refusal":
+            return required(part, kind, str, f"{here}.")
+        case "image_url":
+            image = required(part, "image_url", dict, f"{here}.")
+            url = required(image, "url", str, f"{here}.image_url.")
+            return attachment("image", url, f"{here}.image_url.url")
+        case "file":
+            file = required(part, "file", dict, f"{here}.")
+            name = optional(file, "filename", str, f"{here}.file.")
+            data = required(file, "file_data", str, f"{here}.file.")
+            return attachment("file", in_data_url(data), f"{here}.file.file_data", name)
+    raise invalid(f"{here}.type", f"{kind[:40]!r} is not supported: send text, image_url or file")
 
 
 @define

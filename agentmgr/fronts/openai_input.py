@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 from .openai_chat import model_of
 from .problem import Problem, invalid, optional, required, typed
 from .response_id import ResponseId
-from .saying import MOST_ATTACHMENTS, Attachment, Said, Saying, attachment
+from .saying import Attachment, Said, Saying, attachment, content_of, in_data_url
 
 _ASIDE = frozenset({"system", "developer"})
 _ROLES = _ASIDE | {"user", "assistant"}
@@ -146,7 +146,8 @@ def _input(value: object) -> tuple[Approval | None, ResponseId | None, list[Said
             role = required(fields, "role", str, f"{where}.")
             if role not in _ROLES:
                 raise invalid(f"{where}.role", f"must be one of {', '.join(sorted(_ROLES))}")
-            text, attachments = _content(required(fields, "content", object, f"{where}."), f"{where}.content")
+            content = required(fields, "content", object, f"{where}.")
+            text, attachments = content_of(content, f"{where}.content", _part)
             if role in _ASIDE:
                 instructions.append(text)
             else:
@@ -173,36 +174,20 @@ def _approval(fields: Mapping[str, object], where: str) -> Approval:
     return Approval(asking, approve, optional(fields, "reason", str, f"{where}.") or "")
 
 
-def _content(content: object, where: str) -> tuple[str, tuple[Attachment, ...]]:
-    if isinstance(content, str):
-        return content, ()
-    texts, attachments = [], []
-    for place, item in enumerate(typed(content, list, where)):
-        here = f"{where}[{place}]"
-        part = typed(item, dict, here)
-        match required(part, "type", str, f"{here}."):
-            case "input_text" | "output_text" | "text":
-                texts.append(required(part, "text", str, f"{here}."))
-            case "refusal":
-                texts.append(required(part, "refusal", str, f"{here}."))
-            case "input_image":
-                url = required(part, "image_url", str, f"{here}.")
-                attachments.append(attachment("image", url, f"{here}.image_url"))
-            case "input_file":
-                attachments.append(_file(part, here))
-            case kind:
-                known = "send input_text, input_image or input_file"
-                raise invalid(f"{here}.type", f"{kind[:40]!r} is not supported: {known}")
-    if len(attachments) > MOST_ATTACHMENTS:
-        raise invalid(where, f"must have at most {MOST_ATTACHMENTS} images and files")
-    return "\n".join(texts), tuple(attachments)
-
-
-def _file(part: Mapping[str, object], here: str) -> Attachment:
-    name = optional(part, "filename", str, f"{here}.")
-    if (url := optional(part, "file_url", str, f"{here}.")) is not None:
-        return attachment("file", url, f"{here}.file_url", name)
-    data = required(part, "file_data", str, f"{here}.")
-    if ":" not in data[:64]:  # bare base64
-        data = f"data:application/octet-stream;base64,{data}"
-    return attachment("file", data, f"{here}.file_data", name)
+def _part(kind: str, part: dict[str, Any], here: str) -> str | Attachment:
+    match kind:
+        case "input_text" | "output_text" | "text":
+            return required(part, "text", str, f"{here}.")
+        case "refusal":
+            return required(part, "refusal", str, f"{here}.")
+        case "input_image":
+            url = required(part, "image_url", str, f"{here}.")
+            return attachment("image", url, f"{here}.image_url")
+        case "input_file":
+            name = optional(part, "filename", str, f"{here}.")
+            if (file_url := optional(part, "file_url", str, f"{here}.")) is not None:
+                return attachment("file", file_url, f"{here}.file_url", name)
+            data = required(part, "file_data", str, f"{here}.")
+            return attachment("file", in_data_url(data), f"{here}.file_data", name)
+    known = "send input_text, input_image or input_file"
+    raise invalid(f"{here}.type", f"{kind[:40]!r} is not supported: {known}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any
 
 from attrs import Factory, evolve, field, frozen
 
-from .problem import Problem
+from .problem import Problem, invalid, required, typed
 
 MOST_ATTACHMENTS = 32
 """Of one message; the bytes of all are bounded with the body."""
@@ -43,6 +43,38 @@ def attachment(kind: str, url: str, param: str, name: str | None = None) -> Atta
     if not (_URL.fullmatch(url) or _is_data_url(url)):
         raise Problem(400, "invalid_field", f"{param} must be an http, https or data URL.", param=param)
     return Attachment(kind, url, name)
+
+
+def in_data_url(data: str) -> str:
+    """`data` as a data URL: OpenAI's clients send files as bare base64 too."""
+    return data if ":" in data[:64] else f"data:application/octet-stream;base64,{data}"
+
+
+Content = tuple[str, tuple[Attachment, ...]]
+"""The text of a message, and its attachments."""
+
+
+def content_of(
+    content: object, where: str, read: Callable[[str, dict[str, Any], str], str | Attachment]
+) -> Content:
+    """Of a message whose content is a string, a list of parts, or missing.
+
+    `read` makes a text or an attachment of a part, by its type, its fields and where it is. Raises `Problem`.
+    """
+    if content is None or isinstance(content, str):
+        return content or "", ()
+    texts, attachments = list[str](), list[Attachment]()
+    for place, item in enumerate(typed(content, list, where)):
+        here = f"{where}[{place}]"
+        part = typed(item, dict, here)
+        made = read(required(part, "type", str, f"{here}."), part, here)
+        if isinstance(made, str):
+            texts.append(made)
+        else:
+            attachments.append(made)
+    if len(attachments) > MOST_ATTACHMENTS:
+        raise invalid(where, f"must have at most {MOST_ATTACHMENTS} images and files")
+    return "\n".join(texts), tuple(attachments)
 
 
 def _is_data_url(url: str) -> bool:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import trio
 from ag_ui.core import Event
 from ag_ui_validate import create_validator
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from tests.fronts.conftest import Stage, request
+from tests.fronts.conftest import Stage, request, split
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5)
@@ -138,42 +137,3 @@ async def post(
         assert head.startswith(b"HTTP/1.1 200 ")
         return read(data)
     return int(head.split()[1]), json.loads(data)
-
-
-def split(answer: bytes) -> tuple[bytes, bytes]:
-    """Head and body of an answer."""
-    head, _, rest = answer.partition(b"\r\n\r\n")
-    if b"transfer-encoding: chunked" not in head.lower():
-        return head, rest
-    data = b""
-    while rest:
-        size, _, rest = rest.partition(b"\r\n")
-        data, rest = data + rest[: int(size, 16)], rest[int(size, 16) + 2 :]
-    return head, data
-
-
-class Teller:
-    """An agent that asks, uses tools, keeps state, and remembers which sessions there were."""
-
-    def __init__(self) -> None:
-        self.sessions: list[Any] = []
-        self.messages: list[Any] = []
-        self.turns = 0
-        self.go_on = trio.Event()
-
-    async def __call__(self, message, session):
-        self.turns += 1
-        self.messages.append(message)
-        if session not in self.sessions:
-            self.sessions.append(session)
-        yield "Well. "
-        if message == "wait":
-            await self.go_on.wait()
-        if "delete" in message:
-            await session.emit("agent.tool_call", {"tool": "rm", "args": {"a": 1}}, step_id="call")
-            agreed = await session.confirm("rm", {"a": 1}, message="Really?")
-            await session.emit("agent.tool_result", {"tool": "rm", "result": bool(agreed)}, step_id="call")
-            yield "deleted" if agreed else "kept"
-        else:
-            yield f"{len(session.history)} before"
-        session.state["turns"] = self.turns

@@ -54,11 +54,11 @@ class Stage:
     ) -> tuple[int, dict[str, str], Any]:
         """Status, headers and JSON of an answer."""
         answer = await self.raw(request(method, path, body, {"Connection": "close", **(headers or {})}))
-        head, _, rest = answer.partition(b"\r\n\r\n")
+        head, rest = split(answer)
         status, *lines = head.decode().split("\r\n")
         fields = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         if fields.get("transfer-encoding") == "chunked":
-            return int(status.split()[1]), fields, dechunked(rest)
+            return int(status.split()[1]), fields, rest
         return int(status.split()[1]), fields, json.loads(rest) if rest else None
 
     async def say(self, text: str = "hi", **more: Any) -> tuple[int, dict[str, str], Any]:
@@ -88,6 +88,12 @@ def request(method: str, path: str, body: Any = None, headers: dict[str, str] | 
     return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + data
 
 
+def split(answer: bytes) -> tuple[bytes, bytes]:
+    """Head and body of an answer."""
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    return head, dechunked(rest) if b"transfer-encoding: chunked" in head.lower() else rest
+
+
 def dechunked(data: bytes) -> bytes:
     text = b""
     while data:
@@ -98,6 +104,38 @@ def dechunked(data: bytes) -> bytes:
 
 async def echo(message, session):
     yield f"you said {message}"
+
+
+class Teller:
+    """An agent that asks, uses tools, keeps state, and remembers which sessions there were."""
+
+    def __init__(self) -> None:
+        self.sessions: list[Any] = []
+        self.messages: list[Any] = []
+        self.turns = 0
+        self.go_on = trio.Event()
+
+    async def __call__(self, message, session):
+        self.turns += 1
+        self.messages.append(message)
+        if session not in self.sessions:
+            self.sessions.append(session)
+        yield "Well. "
+        if message == "wait":
+            await self.go_on.wait()
+        if "delete" in message:
+            await session.emit("agent.tool_call", {"tool": "rm", "args": {"a": 1}}, step_id="call")
+            agreed = await session.confirm("rm", {"a": 1}, message="Really?")
+            await session.emit("agent.tool_result", {"tool": "rm", "result": bool(agreed)}, step_id="call")
+            yield "deleted" if agreed else "kept"
+        else:
+            yield f"{len(session.history)} before"
+        session.state["turns"] = self.turns
+
+
+@pytest.fixture
+def teller() -> Teller:
+    return Teller()
 
 
 Open = Callable[..., Any]

@@ -18,8 +18,7 @@ from agentmgr.protocol import TURN_ENDS, USER_CONFIRM
 from agentmgr.testing.agents import PATIENCE_S, bare_client
 from tests.acp.conftest import Editor, edit
 from tests.fronts import story
-from tests.fronts.agui import split
-from tests.fronts.conftest import Stage, request
+from tests.fronts.conftest import Stage, request, split
 from tests.fronts.story import Line
 
 Parts = list[list[Line]]

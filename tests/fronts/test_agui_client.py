@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fronts.agui import Teller
+from tests.fronts.conftest import Teller
 
 INSTALLED = os.environ.get("AGENTMGR_TEST_NODE")
 """The directory where npm has installed `@ag-ui/client`."""

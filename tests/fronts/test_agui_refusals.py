@@ -12,13 +12,8 @@ from agentmgr.agent.limits import SessionLimits
 from agentmgr.core.routing import RoutingTable
 from agentmgr.fronts import conversation
 from agentmgr.models.host_config import OnDisconnect
-from tests.fronts.agui import Page, Teller, post, text
+from tests.fronts.agui import Page, post, text
 from tests.fronts.conftest import Tokens, request
-
-
-@pytest.fixture
-def teller():
-    return Teller()
 
 
 async def test_a_question_that_is_answered_elsewhere_is_none_for_a_resume(stage_of, teller):

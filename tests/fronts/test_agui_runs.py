@@ -16,13 +16,8 @@ from agentmgr.fronts.agui import AGUI
 from agentmgr.fronts.agui_input import RunInput
 from agentmgr.fronts.exchange import Route
 from agentmgr.fronts.threads import Threads
-from tests.fronts.agui import Page, Teller, check, kinds, post, text
+from tests.fronts.agui import Page, check, kinds, post, text
 from tests.fronts.conftest import request
-
-
-@pytest.fixture
-def teller():
-    return Teller()
 
 
 async def test_a_thread_is_a_session_and_a_run_is_a_turn(stage_of, teller):

@@ -14,8 +14,8 @@ from openai import APIError, OpenAI
 from agentmgr import AgentManager
 from agentmgr.models import ServiceConfig
 from agentmgr.models.host_config import OnCrash
-from tests.fronts.agui import Page, read, split, text
-from tests.fronts.conftest import Stage, request
+from tests.fronts.agui import Page, read, text
+from tests.fronts.conftest import Stage, request, split
 
 AGENT = """
 import trio

@@ -82,5 +82,6 @@ def test_what_is_imported_is_declared_and_the_reverse():
     names -= {"agentmgr", "_typeshed", *sys.stdlib_module_names}  # type checkers bring that one
     distributions = packages_distributions()
     needed = {distributions[name][0].lower().replace("_", "-") for name in names}
-    declared = {Requirement(line).name for line in PROJECT["dependencies"]}
+    optional = PROJECT["optional-dependencies"]["reload"]
+    declared = {Requirement(line).name for line in (*PROJECT["dependencies"], *optional)}
     assert needed == declared

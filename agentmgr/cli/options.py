@@ -80,6 +80,7 @@ def option_of(
         "help": re.sub(r"`(\w+)`", lambda match: _flag(match[1]), help),
         "metavar": option.metavar,
         "type": _type(hint, option),
+        **({"is_flag": False, "flag_value": option.bare} if option.bare else {}),
         **details,
     }
     return click.option(flag, name, default=None, **details)

@@ -84,6 +84,7 @@ def service_view(
     *,
     job: JobState | None = None,
     next_run_at: datetime | None = None,
+    reload_error: str | None = None,
 ) -> Service:
     """One service as every interface shows it. `instances` are its own, in the order of their slots."""
     config = spec.config
@@ -116,6 +117,7 @@ def service_view(
         port_is_fixed=spec.port is not None,
         last_run=None if job is None else job.last,
         next_run_at=next_run_at,
+        reload_error=reload_error,
     )
 
 

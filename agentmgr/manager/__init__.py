@@ -13,6 +13,7 @@ In reading order:
     publisher        the routing table: made after each change, given to the gateway and its workers
     jobs             what is known of each job's runs: in step with its instances, and in the store
     scheduler        when jobs run by their schedules
+    reloading        services whose files are saved run the new code
     hooks            what a person should know of, by the command or URL of a service
     recorder         what supervisor and gateway report: written down, counted, measured for `/metrics`
     events           what happened, for those who follow

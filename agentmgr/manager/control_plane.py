@@ -28,6 +28,7 @@ from .minutes import MinuteLog
 from .publisher import Publisher
 from .recorder import Recorder
 from .registry import Registry
+from .reloading import Reloads
 from .sampling import Sampler
 from .scheduler import Scheduler
 from .sessions import Sessions
@@ -78,6 +79,12 @@ class ControlPlane:
         self.jobs = Jobs(store, self.registry, self.supervisor, snapshot.jobs)
         self.hooks = Hooks(self.registry, self.events, lambda: self.sessions)
         self.scheduler = Scheduler(self.registry, self.supervisor, self.jobs, self.events)
+        self.reloads = Reloads(
+            self.registry,
+            self.supervisor,
+            self.events,
+            ignored=(paths.directory, *paths.of_sqlite),
+        )
         self.worker_manager = WorkerManager(settings, observer=self.recorder, access=self.access)
         self.gateway = self.worker_manager.gateway
         self.publisher = Publisher(
@@ -111,6 +118,7 @@ class ControlPlane:
             self._active(instances),
             job=self.jobs.state(spec.service_id),
             next_run_at=self.scheduler.next_run(spec),
+            reload_error=self.reloads.error(spec.service_id),
         )
 
     def views(self) -> list[Service]:

@@ -59,6 +59,12 @@ def same(one: str | None, other: str) -> bool:
     return factory == other_factory and os.path.realpath(file) == os.path.realpath(other_file)
 
 
+def file_of(factory_path: str) -> str | None:
+    """The file of a located factory; None where that is a module."""
+    file, *_ = _parts(factory_path)
+    return file if os.path.isabs(file) else None
+
+
 def _parts(factory_path: str) -> tuple[str, str, str]:
     """The file or module, the colon, the name of the factory; the last two are empty where there are none."""
     name, colon, factory = factory_path.rpartition(":")

@@ -135,6 +135,7 @@ class ManagerLife:
                     await nursery.start(run)
                     plane.jobs.find_lost(snapshot.instances)
                     nursery.start_soon(plane.scheduler.run)
+                    nursery.start_soon(plane.reloads.run)
                     nursery.start_soon(plane.hooks.run)
                 task_status.started()
 

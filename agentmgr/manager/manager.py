@@ -220,6 +220,15 @@ class AgentManager:
         """
         return await services.restart(self._supervising(), ref, rolling=rolling, force=force, wait=wait)
 
+    def watch_service(self, ref: str) -> None:
+        """Restart it, rolling, whenever a Python file beside its agent's is saved, while this manager runs.
+
+        Whatever its `watch` says stays as it is, and takes precedence. Raises `ServiceNotFound`, and
+        `InvalidRequest` where the package watchfiles is missing.
+        """
+        plane = self._supervising()
+        plane.reloads.ask(plane.registry.service(ref).service_id)
+
     async def scale_service(self, ref: str, instances: int, *, wait: bool = True) -> Service:
         """Run it with so many instances from now on."""
         return await services.scale(self._live(), ref, instances, wait=wait)

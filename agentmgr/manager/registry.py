@@ -16,6 +16,7 @@ from ..core.bodies import OWN_FIELDS, NewRule, NewService, rule_fields, service_
 from ..core.secrets import restored
 from ..errors import FieldProblem, InvalidRequest, NameTaken, PortNotAvailable, VersionMismatch, WrongState
 from ..models import DesiredStatus, RoutingRule, ServiceSpec
+from ..process.watching import require_watchfiles
 from ..process.zones import zone
 from ..storage.store import Store
 from ..supervisor.accounts import unusable
@@ -141,6 +142,8 @@ class Registry:
 
         if (user := spec.config.user) is not None and (why := unusable(user)) is not None:
             raise InvalidRequest(f"user {why}", fields=[FieldProblem("user", why)])
+        if spec.config.watch:
+            require_watchfiles()
         if spec.config.schedule is not None:
             zone(spec.config.timezone)
         if not spec.config.after:  # a service that waits for none closes no circle

@@ -29,6 +29,7 @@ async def change(
     _announce(plane, "service.changed", spec, fields=",".join(sorted(changes)))
     plane.publisher.changed()
     plane.scheduler.look_again()
+    plane.reloads.look_again()
     if spec.config.instances != before.config.instances:
         await _fill(plane, spec, wait=False)
     return plane.view(spec)
@@ -64,6 +65,7 @@ async def unregister(plane: ControlPlane, ref: str, *, force: bool) -> Service:
     plane.supervisor.forget(spec.service_id)
     plane.recorder.forget(spec.service_id)
     plane.jobs.forget(spec.service_id)
+    plane.reloads.loaded(spec.service_id)
     _announce(plane, "service.unregistered", spec, name=spec.name)
     plane.publisher.changed()
     return last
@@ -75,6 +77,7 @@ async def unregister(plane: ControlPlane, ref: str, *, force: bool) -> Service:
 
 async def start(plane: ControlPlane, ref: str, *, wait: bool) -> Service:
     spec = await plane.registry.want(ref, DesiredStatus.RUNNING)
+    plane.reloads.loaded(spec.service_id)
     if spec.config.schedule is not None:
         plane.scheduler.look_again()
         return plane.view(spec)
@@ -88,6 +91,7 @@ async def restart(plane: ControlPlane, ref: str, *, rolling: bool, force: bool, 
         await stop(plane, ref, force=force, wait=True)
         return await start(plane, ref, wait=wait)
     spec = await plane.registry.want(ref, DesiredStatus.RUNNING)
+    plane.reloads.loaded(spec.service_id)
     await plane.supervisor.restart(spec, rolling=rolling, force=force, wait=wait)
     await plane.publisher.published()
     return plane.view(spec)
@@ -100,6 +104,7 @@ async def stop(plane: ControlPlane, ref: str, *, force: bool, wait: bool) -> Ser
     except StorageError as error:  # a full disk must not prevent stopping the service that filled it
         spec, unwritten = plane.registry.service(ref), error
     plane.scheduler.stop(spec.service_id)
+    plane.reloads.loaded(spec.service_id)
     await plane.supervisor.stop(spec.service_id, force=force, wait=wait)
     if unwritten is not None:
         raise StorageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -92,6 +92,11 @@ class OnManagerDeath(StrEnum):
     DIE = "die"
 
 
+def _watched(value: Iterable[str] | str) -> tuple[str, ...]:
+    words = to_words(value)
+    return () if words == ("none",) else words
+
+
 @frozen
 class ServiceConfig(JobConfig):
     """What to run and how to keep it running. All durations are in seconds.
@@ -139,6 +144,20 @@ class ServiceConfig(JobConfig):
         "${NAME} is a variable that was set before. `env` takes precedence.",
         check_text,
         metavar="FILE",
+    )
+
+    watch: tuple[str, ...] = field(
+        default=(),
+        converter=_watched,
+        validator=check_texts,
+        metadata=about(
+            "A file or directory; when something in it is saved, the service is restarted, each new instance "
+            "before an old one. Without a value, or auto: the Python files beside the agent's and its "
+            "`env_file`; of a command, its `cwd`. none: nothing.",
+            metavar="PATH",
+            bare="auto",
+            live=True,
+        ),
     )
 
     sessions: Sessions = option(

@@ -82,3 +82,4 @@ class Service:
     port_is_fixed: bool = False  #: by the registration; else a free one is chosen at each start
     last_run: JobRun | None = None  #: of a job
     next_run_at: datetime | None = None  #: of one with a schedule
+    reload_error: str | None = None  #: why what was saved last does not run, where its files are watched

@@ -11,6 +11,7 @@ In reading order:
     peer             which user is at the other end of a connection
     descriptors      how many files may be open at once, here and in children
     detached         starts processes of ours that outlive this one
+    watching         saves of files: which count, and which are one
     companion        a coroutine that runs beside the body of an `async with` block, or between two calls
 
 Invariants:

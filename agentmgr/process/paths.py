@@ -94,6 +94,12 @@ class RuntimePaths:
         """The journals of the services' sessions, `SERVICE_ID.db` each."""
         return self.directory / "sessions"
 
+    @property
+    def of_sqlite(self) -> tuple[Path, ...]:
+        """The database, and what SQLite keeps along with it."""
+        name = self.database.name
+        return tuple(self.database.with_name(name + end) for end in ("", "-wal", "-shm", "-journal"))
+
     def check(self) -> None:
         """Raises `DatabaseUnusable` where it, or what stands beside it, can be another user's work."""
         problem = distrust(self.named, of=self.database) or distrust_database(self.database)

@@ -13,6 +13,7 @@ import trio
 
 from ...api import serve_api
 from ...errors import (
+    AgentManagerError,
     Conflict,
     ManagerNotRunning,
     PortNotAvailable,
@@ -23,7 +24,7 @@ from ...errors import (
 from ...logging_setup import configure_logging
 from ...manager import AgentManager
 from ...manager.factory_path import located, same
-from ...models import DesiredStatus, Service, ServiceConfig
+from ...models import DesiredStatus, Service, ServiceConfig, ServiceStatus
 from ...settings import LogLevel
 from ...supervisor.endings import LAST_OUTPUT
 from ...supervisor.tail import follow, tail
@@ -42,8 +43,14 @@ _STYLES = ("cyan", "magenta", "yellow", "green", "blue")
 @subcommand("run", example="agentmgr run examples/echo_agent.py")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
 @click.option("--host", default="localhost", show_default=True, help="Where gateway and API listen.")
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="Run new code when a Python file beside an agent's is saved: a new instance is ready before the old "
+    "one goes, and sessions go on.",
+)
 @settings_options(without=("log_level", "log_format"), proxy_port="--proxy-port", api_port="--api-port")
-async def command(cli: Cli, files: tuple[str, ...], host: str, flags: dict[str, Any]) -> None:
+async def command(cli: Cli, files: tuple[str, ...], host: str, reload: bool, flags: dict[str, Any]) -> None:
     """Run agent files now, each as a service named after its file, with gateway and API; Ctrl-C stops it all.
 
     What was registered stays registered, and is found again by the next run.
@@ -52,6 +59,9 @@ async def command(cli: Cli, files: tuple[str, ...], host: str, flags: dict[str, 
     configure_logging(LogLevel.WARNING, settings.log_format)
     async with stop_signals() as signals, managing(cli, settings, signals) as (manager, listeners):
         services = [await _registered(manager, file) for file in dict.fromkeys(files)]
+        if reload:
+            for service in services:
+                manager.watch_service(service.name)
         async with trio.open_nursery() as nursery:
             proxy = await _open(
                 listeners, manager.serve_proxy, host, settings.proxy_port, flags["proxy_port"]
@@ -61,7 +71,7 @@ async def command(cli: Cli, files: tuple[str, ...], host: str, flags: dict[str, 
             for number, service in enumerate(services):
                 nursery.start_soon(_show_log, manager, service, number)
             for service in services:
-                nursery.start_soon(_start, manager, service)
+                nursery.start_soon(_start, manager, service, reload)
             await run_until_stopped(manager, signals)
             nursery.cancel_scope.cancel()
         with suppress(ManagerNotRunning):  # `agentmgr shutdown` was quicker
@@ -88,30 +98,45 @@ async def _registered(manager: AgentManager, file: str) -> Service:
     return known
 
 
-async def _start(manager: AgentManager, service: Service) -> None:
+async def _start(manager: AgentManager, service: Service, reloads: bool) -> None:
     try:
         await manager.start_service(service.name)
     except (ServiceFailed, WrongState) as error:  # WrongState: it was stopped meanwhile
         note(f"{service.name} did not start: {_reason(error.message)}")
     else:
         note(f"{service.name} is running")
-    await _tell_failures(manager, service)
+    await _tell_failures(manager, service, reloads=reloads)
 
 
-async def _tell_failures(manager: AgentManager, service: Service) -> None:
+def _serves(manager: AgentManager, service: Service) -> bool:
+    with suppress(AgentManagerError):  # it was unregistered, or the manager ends
+        return manager.get_service(service.service_id).status is ServiceStatus.RUNNING
+    return False
+
+
+async def _tell_failures(manager: AgentManager, service: Service, *, reloads: bool) -> None:
     """Why an instance has ended, and what becomes of it."""
     follows = {"instance.backoff": "it will be started again", "instance.error": "it is given up"}
     while True:
         with manager.subscribe() as events:
             async for event in events:
-                if event.service_id == service.service_id and event.kind in follows:
+                if event.service_id != service.service_id:
+                    continue
+                if event.kind == "service.reloaded":
+                    note(f"{service.name} runs the new code of {event.detail['files']}")
+                elif event.kind == "service.reload_failed":
+                    serves = "; the code before serves on" if event.detail["serving"] else ""
+                    reason = _reason(str(event.detail["reason"]))
+                    note(f"{service.name}: {event.detail['files']} is not live: {reason}{serves}")
+                elif event.kind in follows and not (reloads and _serves(manager, service)):
                     reason = _reason(str(event.detail["error_message"]))
                     note(f"{service.name} {reason}; {follows[event.kind]}")
 
 
 def _reason(message: str) -> str:
-    """Without the service's own words: they are in its log, which is shown here anyway."""
-    return message.partition(LAST_OUTPUT)[0].splitlines()[0]
+    """On one line, without the service's own words: they are in its log, which is shown here anyway."""
+    first, *rest = message.partition(LAST_OUTPUT)[0].splitlines()
+    return f"{first} {rest[-1].strip()}" if rest and first.endswith(":") else first
 
 
 def _api(manager: AgentManager) -> Callable[..., Awaitable[Any]]:

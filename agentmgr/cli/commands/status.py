@@ -68,6 +68,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ("wanted", None if service.status in (wanted, *_AS_WANTED) else wanted),
             ("health", str(service.health)),
             ("error", service.error_message),
+            ("reload", _reload(service)),
             ("says", "\n".join(dict.fromkeys(i.said for i in service.instances if i.said))),
             ("agent file", service.agent_factory_path),
             ("command", service.command),
@@ -118,6 +119,12 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ],
             empty="",
         )
+
+
+def _reload(service: Service) -> str | None:
+    if service.reload_error is not None:
+        return f"failed: {service.reload_error}"
+    return f"when {', '.join(service.config.watch)} is saved" if service.config.watch else None
 
 
 _AS_WANTED = (ServiceStatus.COMPLETED, ServiceStatus.SCHEDULED)

@@ -46,6 +46,9 @@ const SENTENCES = {
   "instance.completed": (who) => t("{who} has completed", { who }),
   "hook.failed": (who, { event, reason }) => t("{who} could not report {event}: {reason}", {
     who, event: visibleText(String(event)), reason: visibleText(String(reason)) }),
+  "service.reloaded": (who, { files }) => t("{who} runs the new code of {files}", { who, files: visibleText(String(files)) }),
+  "service.reload_failed": (who, { files, reason }) => withWhy(t("{files} of {who} does not start; the code before serves on", {
+    who, files: visibleText(String(files)) }), { error_message: reason }),
   "job.skipped": (who) => t("a run of {who} was skipped: the one before still ran", { who }),
   "job.missed": (who) => t("{who} missed a run while no manager ran", { who }),
   "instance.backoff": (who, detail, { at }) => {

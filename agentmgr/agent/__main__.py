@@ -50,6 +50,9 @@ def _options(argv: Sequence[str] | None) -> HostOptions:
         type=int,
         help="a pipe; at its end of file the manager is gone, and this process ends",
     )
+    parser.add_argument("--ready-fd", type=int, help="a pipe; it gets a byte when the agent is served")
+    parser.add_argument("--open-beyond-loopback", action="store_true")
+    parser.add_argument("--allow-origin", dest="allowed_origins", action="append", metavar="ORIGIN")
     parser.add_argument("--journal", metavar="FILE", help="keeps the sessions; without it they end with this")
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=0)

@@ -48,6 +48,7 @@ class HostOptions(SessionLimits):
     open_beyond_loopback: bool = False  #: where `host` is more than loopback, any machine may connect
     instance_id: str = ""  #: under which a manager knows this process
     lifeline_fd: int | None = None  #: a pipe; at its end of file the manager is gone, and this process ends
+    ready_fd: int | None = None  #: a pipe, which gets a byte when the agent is served
     journal: str | None = None  #: the file that keeps the sessions; None: they are in memory only
     log_level: str = "INFO"
 
@@ -138,6 +139,9 @@ async def _serve_sessions(
                 nursery.start_soon(_end_with_the_manager, options.lifeline_fd)
             logger.info("%s is served at %s", options.agent_factory_path, _url(listener))
             task_status.started(_url(listener))
+            if options.ready_fd is not None:
+                os.write(options.ready_fd, b"\n")
+                os.close(options.ready_fd)
             async for _ in signals:
                 break
             server.go_away()

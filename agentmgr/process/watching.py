@@ -55,16 +55,16 @@ class Watched:
         *directories, name = path[len(self.path) :].strip("/").split("/")
         return _IGNORED_DIRECTORIES.isdisjoint(directories) and not _TEMPORARY.fullmatch(name)
 
-    def newest(self, ignored: Callable[[str], bool]) -> float:
-        """When a file of it was last changed, in seconds since 1970; 0: there is none."""
+    def newest(self, ignored: Callable[[str], bool]) -> tuple[float, str]:
+        """When a file of it was last changed, in seconds since 1970, and which; 0: there is none."""
         if not os.path.isdir(self.path):
-            return _changed_at(self.path)
-        times = [0.0]
+            return _changed_at(self.path), self.path
+        found = [(0.0, self.path)]
         for directory, names, files in os.walk(self.path):
             names[:] = [name for name in names if name not in _IGNORED_DIRECTORIES]
             paths = (os.path.join(directory, name) for name in files)
-            times += [_changed_at(path) for path in paths if self.covers(path) and not ignored(path)]
-        return max(times)
+            found += [(_changed_at(path), path) for path in paths if self.covers(path) and not ignored(path)]
+        return max(found)
 
 
 def _changed_at(path: str) -> float:
@@ -103,18 +103,16 @@ async def watch(
                 if any(one.covers(path) for one in all_) and not is_ignored(path):
                     saved(key, path)
 
-    def begun(newest: Mapping[Key, float]) -> None:
-        for key, at in newest.items():
+    def begun(newest: Mapping[Key, tuple[float, str]]) -> None:
+        for key, (at, path) in newest.items():
             if not stop.is_set() and (since := loaded_at(key)) is not None and at > since:
-                saved(key, places[key][0].path)
+                saved(key, path)
 
     def report(paths: set[str]) -> None:
         token.run_sync_soon(changed, paths)
 
     def begin() -> None:
-        newest = {
-            key: max((one.newest(is_ignored) for one in all_), default=0.0) for key, all_ in places.items()
-        }
+        newest = {key: max(one.newest(is_ignored) for one in all_) for key, all_ in places.items() if all_}
         token.run_sync_soon(begun, newest)
 
     roots = {one.path for all_ in places.values() for one in all_}

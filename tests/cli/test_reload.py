@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from websockets.sync.client import connect
+
+from agentmgr.client import open_session
 
 AGENT = """
 import words
@@ -77,6 +80,27 @@ def test_who_talks_under_run_is_answered_by_what_was_saved_last(shell: Any, writ
     assert sorted(kind for kind in kinds if kind.startswith("service.reload")) == [
         "service.reload_failed", "service.reloaded", "service.reloaded",
     ]  # fmt: skip
+
+
+def test_serve_reloads_too_and_sessions_go_on(shell: Any, write: Any) -> None:
+    write("agent.py", AGENT)
+    words = shell.directory / write("words.py", "WORD = 'one'\n")
+    with shell.background("serve", "agent.py", "--reload", "--port", "0") as running:
+        url = running.until("answers at").partition("answers at ")[2].partition(";")[0]
+
+        async def talk() -> None:
+            async with open_session(url) as session:
+                assert await session.ask("hello") == "one 1"
+                save(words, "WORD = 'two\n")
+                said = await trio.to_thread.run_sync(running.until, "words.py is not live")
+                assert "serves on" in said
+                assert await session.ask("hello") == "one 2"
+                save(words, "WORD = 'two'\n")
+                await trio.to_thread.run_sync(running.until, "the new code of words.py is live")
+                assert await session.ask("hello") == "two 3"
+
+        trio.run(talk)
+        assert running.interrupt()[0] == 0
 
 
 def test_a_file_that_breaks_at_first_is_started_when_it_is_mended(shell: Any, write: Any) -> None:

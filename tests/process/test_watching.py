@@ -94,10 +94,10 @@ async def test_files_are_seen_below_links_that_are_turned_and_older_ones_once(tm
 
         nursery.start_soon(look)
         with trio.fail_after(30):
-            assert await seen.receive() == ("old", str(tmp_path / "2"))  # the watch has begun
+            assert await seen.receive() == ("old", str(tmp_path / "2" / "a.py"))  # the watch has begun
             ignored.write_text("a database")
             (tmp_path / "1" / "a.py").write_text("new")
-            while (save := await seen.receive()) == ("old", str(tmp_path / "2")):
+            while (save := await seen.receive()) == ("old", str(tmp_path / "2" / "a.py")):
                 pass
             assert save == ("code", str(current / "a.py"))
             other = tmp_path / "turned"

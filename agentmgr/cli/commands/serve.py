@@ -46,6 +46,12 @@ from ..out import note, say
     type=click.Path(dir_okay=False),
     help="Keep the sessions in this file, so that they outlive the process. A lock file is put beside it.",
 )
+@click.option(
+    "--reload",
+    is_flag=True,
+    help="Run new code when a Python file beside the agent's is saved; sessions go on, in --journal or a "
+    "temporary file.",
+)
 @options_of(HostConfig)
 @click.option("--max-sessions", type=int, hidden=True)  # as it was called before
 async def command(
@@ -55,6 +61,7 @@ async def command(
     port: int,
     allowed_origins: tuple[str, ...],
     journal: str | None,
+    reload: bool,
     max_sessions: int | None,
     **options: Any,
 ) -> None:
@@ -79,6 +86,12 @@ async def command(
         journal=journal,
         **given(options),
     )
+
+    if reload:
+        from ..reloading import serve_and_reload  # with the manager's parts
+
+        await serve_and_reload(hosting, given(options))
+        return
 
     class Announce(trio.TaskStatus[str]):
         def started(self, value: str | None = None) -> None:

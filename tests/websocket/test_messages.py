@@ -45,7 +45,9 @@ def test_a_message_in_pieces_with_a_ping_between():
 
 
 @pytest.mark.parametrize(
-    "data", [frame(b"a" * 200), frame(b"a", 0x80), frame(b"a", 0xC1), masked_frame(b"a" * 20)]
+    "data",
+    [frame(b"a" * 200), frame(b"a", 0x80), frame(b"a", 0xC1), masked_frame(b"a" * 20)],
+    ids=["too large", "out of turn", "extension", "masked"],  # the mask is random, and would be in the name
 )
 def test_what_no_server_says_is_a_violation(data):
     with pytest.raises(FrameViolation):

@@ -48,7 +48,7 @@ class Declaration:
 class Step:
     """One thing to be done; `changes` has, for each field, what it is and what it should be."""
 
-    action: str  #: `create`, `change`, `remove`, `start`, `stop`
+    action: str  #: `create`, `change`, `remove`, `start`, `stop`, `restart`
     kind: str  #: `service` or `rule`
     name: str
     changes: Mapping[str, tuple[Any, Any]] = Factory(dict)

@@ -98,6 +98,10 @@ class OfflineManager:
     async def get_environments(self) -> dict[str, dict[str, str]]:
         return {spec.name: dict(spec.config.env) for spec in self._snapshot.services}
 
+    async def get_digests(self) -> dict[str, Sequence[str]]:
+        names = {spec.service_id: spec.name for spec in self._snapshot.services}
+        return {names[record.service_id]: [record.digest] for record in self._running}
+
     async def get_service_stats(self, ref: str) -> dict[str, Any]:
         service = await self.get_service(ref)
         totals = self._snapshot.totals.get(service.service_id, ServiceTotals())

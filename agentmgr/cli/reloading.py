@@ -22,8 +22,9 @@ from .. import bootstrap
 from ..agent.host import HostOptions, open_listener
 from ..codec import to_json
 from ..core.hosts import authority
-from ..manager.factory_path import file_of, located
+from ..manager.factory_path import located
 from ..models import new_id
+from ..process.paths import file_of
 from ..process.watching import Saves, Watched, require_watchfiles, watch
 from .foreground import stop_signals
 from .out import note, say

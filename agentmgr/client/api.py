@@ -340,6 +340,10 @@ class ManagerClient(RestClient):
 
     # On the control socket only
 
+    async def get_digests(self) -> dict[str, Sequence[str]]:
+        """Of the files that instances were launched with, by service; over the manager's own socket only."""
+        return dict(await self._json("GET", "/digests"))
+
     async def get_environments(self) -> dict[str, dict[str, str]]:
         """The variables of each service, by its name, with their values."""
         return await self._json("GET", "/environments")

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from ..errors import AgentFileNotFound, FieldProblem
 from ..models import ServiceConfig
-from ..process.paths import absolute
+from ..process.paths import absolute, factory_parts
 
 
 def settled(config: ServiceConfig) -> ServiceConfig:
@@ -36,7 +36,7 @@ def located(factory_path: str, directory: Path) -> str:
 
     Raises `AgentFileNotFound`.
     """
-    name, colon, factory = _parts(factory_path)
+    name, colon, factory = factory_parts(factory_path)
     path = Path(directory, name)
     try:
         if path.is_file():
@@ -55,20 +55,8 @@ def same(one: str | None, other: str) -> bool:
     """Whether two located factories are one, also where the file of only one is named by a link."""
     if one is None or one == other:
         return one == other
-    (file, *factory), (other_file, *other_factory) = _parts(one), _parts(other)
+    (file, *factory), (other_file, *other_factory) = factory_parts(one), factory_parts(other)
     return factory == other_factory and os.path.realpath(file) == os.path.realpath(other_file)
-
-
-def file_of(factory_path: str) -> str | None:
-    """The file of a located factory; None where that is a module."""
-    file, *_ = _parts(factory_path)
-    return file if os.path.isabs(file) else None
-
-
-def _parts(factory_path: str) -> tuple[str, str, str]:
-    """The file or module, the colon, the name of the factory; the last two are empty where there are none."""
-    name, colon, factory = factory_path.rpartition(":")
-    return (name, colon, factory) if colon and factory.isidentifier() else (factory_path, "", "")
 
 
 def _brief(path: Path) -> str:

@@ -249,6 +249,11 @@ class AgentManager:
         """The variables of each service, by its name, with their values, which may be secrets."""
         return {spec.name: dict(spec.config.env) for spec in self._live().registry.services()}
 
+    def get_digests(self) -> dict[str, tuple[str, ...]]:
+        """Of the agent file and env file that each instance was launched with, by service: a secret."""
+        plane = self._live()
+        return {spec.name: plane.supervisor.digests(spec.service_id) for spec in plane.registry.services()}
+
     def list_services(
         self, *, status: ServiceStatus | str | None = None, tags: Iterable[str] = (), name: str | None = None
     ) -> list[Service]:

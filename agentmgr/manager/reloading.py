@@ -15,10 +15,10 @@ import trio
 
 from ..errors import AgentManagerError, WrongState
 from ..models import DesiredStatus, Event, ServiceConfig, ServiceSpec, ServiceStatus
+from ..process.paths import file_of
 from ..process.watching import Saves, Watched, require_watchfiles, watch
 from ..supervisor import Supervisor
 from .events import EventLog
-from .factory_path import file_of
 from .registry import Registry
 
 logger = logging.getLogger(__name__)

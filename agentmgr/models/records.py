@@ -35,6 +35,7 @@ class InstanceRecord:
     port: int
     spec_version: int  #: the version of the registration that it runs
     started_at: datetime
+    digest: str = ""  #: of its agent file and env file, as they were when it was launched; never shown
     ready_unasked: bool = False
     """It was ready by its own word (sd_notify) or by running on, which no probe can find out again."""
 

@@ -42,6 +42,18 @@ def reason(error: OSError) -> str:
     return said if error.filename is None else f"{os.fsdecode(error.filename)}: {said}"
 
 
+def file_of(factory_path: str) -> str | None:
+    """The file of a located factory; None where that is a module."""
+    file, *_ = factory_parts(factory_path)
+    return file if os.path.isabs(file) else None
+
+
+def factory_parts(factory_path: str) -> tuple[str, str, str]:
+    """The file or module, the colon, the name of the factory; the last two are empty where there are none."""
+    name, colon, factory = factory_path.rpartition(":")
+    return (name, colon, factory) if colon and factory.isidentifier() else (factory_path, "", "")
+
+
 _BESIDE = ".d"
 
 

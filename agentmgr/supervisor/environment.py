@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 from ..core.restart import Cause
 from ..models import ServiceConfig
+from ..process.paths import file_of
 from ..process.trust import Distrusted, read_text
 from .launcher import CannotLaunch
 
@@ -23,6 +26,24 @@ _MANAGERS_OWN = (
     "LISTEN_FDNAMES",
     "AGENTMGR_TOKEN",
 )
+
+
+def digest(config: ServiceConfig) -> str:
+    """Of what the agent file and the env file contain; a file that cannot be read counts as empty.
+
+    A secret, as whoever has it can try out what a short env file might contain.
+    """
+    found = sha256()
+    for path in (file_of(config.agent_factory_path or ""), config.env_file):
+        found.update(b"\0")
+        if path is not None:
+            with suppress(OSError):
+                found.update(_bytes(Path(config.cwd or ".", path)))
+    return found.hexdigest()
+
+
+def _bytes(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b""  # a named pipe would be waited for
 
 
 def of_child(config: ServiceConfig, ours: Mapping[str, str]) -> dict[str, str]:

@@ -365,6 +365,11 @@ class InstanceTask:
         """Of its latest process, also while that drains; "" for a command, which gives no proof of it."""
         return "" if self._last is None or self._config.command else self._last.record.token
 
+    @property
+    def digest(self) -> str:
+        """Of the files that its latest process was launched with; "" where that is not known."""
+        return "" if self._last is None else self._last.record.digest
+
     def outdated(self, spec: ServiceSpec) -> bool:
         """Whether it is not serving yet, and was started from another configuration than `spec`."""
         mine = self.spec

@@ -108,6 +108,7 @@ class LocalSlot:
                     variables["WATCHDOG_USEC"] = str(int(config.health_check_timeout * 1_000_000))
             lifeline_fd = self._tie_to_manager(token, resources, spawning)
             inherited = [] if self._listener is None else [self._listener.fileno()]
+            digest = environment.digest(config)  # before it is read: a change between the two is seen later
             variables = environment.of_child(config, variables)
             spawned = spawn(
                 self._argv(host, port, lifeline_fd),
@@ -136,6 +137,7 @@ class LocalSlot:
                 port=port,
                 spec_version=spec.version,
                 started_at=utc_now(),
+                digest=digest,
             )
             shared.upkeep.watch(self._instance_id, record.pid, self._log, config)
             self._child = LocalChild(

@@ -299,6 +299,10 @@ class Supervisor:
         """The token of each hosted agent's latest process, by instance id: a secret, for the gateway only."""
         return {task.view.instance_id: task.token for task in self._tasks(None) if task.token}
 
+    def digests(self, service_id: str) -> tuple[str, ...]:
+        """Of the agent file and env file that each of its instances was launched with: a secret."""
+        return tuple(task.digest for task in self._tasks(service_id))
+
     async def drain_idle_s(self, instance_id: str) -> float | None:
         """While it drains: the seconds of silence after which to end a session; None: its host ends them."""
         for task in self._tasks(None):

@@ -32,6 +32,12 @@ async def get_environments(call: Call) -> Answer:
     return Answer(call.manager.get_environments())
 
 
+@api.add("GET", "/digests", gives={200: dict[str, Any]})
+async def get_digests(call: Call) -> Answer:
+    """Digests of the files that instances were launched with, to find which have changed since."""
+    return Answer(call.manager.get_digests())
+
+
 @frozen(kw_only=True)
 class NewConsoleTicket:
     scopes: frozenset[str] = as_in(Token, "scopes")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from attrs import evolve
 from ...client.api import ManagerClient
 from ...codec import to_plain
 from ...core.dependencies import named, stop_order
-from ...errors import ServiceFailed
+from ...errors import AgentManagerError, ServiceFailed
 from ...models import Service, ServiceConfig, ServiceStatus
+from ...supervisor.environment import digest
 from ..declaration import Declaration, DeclaredService, Step, difference, given_up, read
 from ..environment import mention_stale
 from ..group import Cli, subcommand
@@ -23,7 +25,7 @@ from ..manager_interface import ManagerInterface
 from ..managers import for_reading, for_running, for_writing
 from ..names import FILE
 from ..options import LIVE
-from ..out import complain, say
+from ..out import complain, note, say
 from ..render import counted
 from ..watch import progress
 
@@ -38,7 +40,8 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
     """Create, change and start services and routing rules as a TOML file declares them.
 
     The file has tables [services.NAME] and [rules.NAME] with the fields of the REST API; `running = false` in
-    a service keeps it stopped. `agentmgr export` writes such a file. Exit code 1 when a service does not
+    a service keeps it stopped. `agentmgr export` writes such a file. A service whose agent file or env file
+    contains something else than when it was started is restarted. Exit code 1 when a service does not
     start, or was given up before.
     """
     wanted = read(Path(file))
@@ -49,7 +52,15 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
             for service in await seen.list_services()
         ]
         managed = isinstance(seen, ManagerClient)
+        digests: Mapping[str, Sequence[str]] = {}
+        with suppress(AgentManagerError):  # an older manager keeps none
+            digests = await seen.get_digests()
     steps = difference(wanted, services, rules, prune=prune, retry=retry, managed=managed)
+    outdated = _outdated(wanted, services, digests, steps)
+    if no_restart and outdated:
+        note(f"{' and '.join(outdated)}: what the agent file or env file contains now is not live")
+    elif not no_restart:
+        steps += [Step("restart", "service", name) for name in outdated]
     for step in steps:
         _print(step)
     dead = _given_up(wanted, services, steps, restarting=not no_restart)
@@ -63,7 +74,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
         say("nothing to do")
     if dry_run or not steps:
         return int(bool(dead))
-    starts = any(step.action == "start" for step in steps)
+    starts = any(step.action in ("start", "restart") for step in steps)
     reach = for_running(cli) if starts else for_writing(cli, adopting=True)
     versions = {service.name: service.version for service in services}
     running = {service.name for service in services if service.desired_status == "running"}
@@ -92,9 +103,7 @@ def _given_up(
     wanted: Declaration, services: Sequence[Service], steps: Sequence[Step], *, restarting: bool
 ) -> list[Service]:
     """The services that should run, were given up, and are not started again by one of the steps."""
-    begun = {
-        step.name for step in steps if step.action == "start" or (restarting and step.changes.keys() - LIVE)
-    }
+    begun = _begun(steps, restarting=restarting)
     return [
         service
         for service in services
@@ -102,6 +111,35 @@ def _given_up(
         and wanted.services[service.name].running
         and service.name not in begun
         and given_up(service)
+    ]
+
+
+def _begun(steps: Sequence[Step], *, restarting: bool) -> set[str]:
+    return {
+        step.name
+        for step in steps
+        if step.action in ("start", "restart") or (restarting and step.changes.keys() - LIVE)
+    }
+
+
+def _outdated(
+    wanted: Declaration,
+    services: Sequence[Service],
+    digests: Mapping[str, Sequence[str]],
+    steps: Sequence[Step],
+) -> list[str]:
+    """Those whose agent file or env file had something else in it when they were launched, and that no step
+    restarts.
+    """
+    begun = _begun(steps, restarting=True)
+    return [
+        service.name
+        for service in services
+        if service.name in wanted.services
+        and wanted.services[service.name].running
+        and service.name not in begun
+        and (launched := set(digests.get(service.name, ())) - {""})
+        and launched != {digest(wanted.services[service.name].config)}
     ]
 
 
@@ -117,6 +155,8 @@ def _waves(steps: Sequence[Step], wanted: Declaration) -> list[list[Step]]:
 
 def _print(step: Step) -> None:
     say(f"{step.action} {step.kind} {step.name}")
+    if step.action == "restart":
+        say("    what its agent file or env file contains has changed")
     for name, (now, value) in step.changes.items():
         if step.action == "create":
             say(f"    {name}: {_shown(value)}")
@@ -160,6 +200,8 @@ async def _carry_out(
         await manager.unregister_service(name)
     elif step.action == "start":
         await manager.start_service(name)
+    elif step.action == "restart":
+        await manager.restart_service(name)
     else:
         await manager.stop_service(name)
 

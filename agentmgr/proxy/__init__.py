@@ -13,6 +13,7 @@ order in which a client meets them:
 - `upstream`, `proving`: the handshake with the instance; proof that it is the instance and no other program
 - `connections`, `lifetime`: the live connections; relays one, watches its limits, ends it
 - `tunnel`, `farewell`: the relay loop; close frames at its end
+- `guests`: clients of another WebSocket server, which hands them over (`Gateway.relay`)
 - `resuming`, `tail`: another instance goes on with a connection that has lost its own
 
 Heads, refusals, frames and sockets as such are `agentmgr.websocket`.

@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 import urllib.request
+from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
@@ -23,9 +24,20 @@ def streaming(tmp_path):
         yield {"AGENT_URL": said.split()[0], "MANAGER_URL": said.split()[-1]}
 
 
-def serving(directory, app, **environment):
+def serving(directory, example, **environment):
     given = (f"{name}={value}" for name, value in environment.items())
-    words = ("env", *given, sys.executable, "-m", "uvicorn", "--app-dir", EXAMPLES, app, "--port", "0")
+    words = (
+        "env",
+        *given,
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--app-dir",
+        EXAMPLES,
+        f"{Path(example).stem}:app",
+        "--port",
+        "0",
+    )
     return running(directory, *words, pattern=r"running on (http://\S+)")
 
 
@@ -35,7 +47,7 @@ def get(url, **query):
 
 
 def test_fastapi_talks_to_an_agent_and_to_a_manager(tmp_path, streaming):
-    with serving(tmp_path, "fastapi_app:app", **streaming) as url:
+    with serving(tmp_path, "fastapi_app.py", **streaming) as url:
         first = json.loads(get(f"{url}/ask", text="hello"))
         assert first.pop("answer").strip() == KNOWS
         again = json.loads(get(f"{url}/ask", text="hello", **first))
@@ -47,7 +59,7 @@ def test_fastapi_talks_to_an_agent_and_to_a_manager(tmp_path, streaming):
 
 def test_fastapi_has_a_manager_in_a_thread(tmp_path):
     for _ in range(2):  # the second run finds what the first one registered
-        with serving(tmp_path, "fastapi_manager:app") as url:
+        with serving(tmp_path, "fastapi_manager.py") as url:
             told = json.loads(get(url))
             assert told["services"] == {"echo": "running"}
             assert ask(told["gateway"]) == "You said: hello"

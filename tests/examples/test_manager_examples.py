@@ -142,7 +142,8 @@ def test_a_supervisor_within_a_program(tmp_path):
     assert said[-1] == "running, restarted 1 time(s)"
 
 
-def test_a_gateway_within_a_program(tmp_path):
+@pytest.mark.parametrize("example", ["embed_gateway.py", "websocket_app.py", "quart_websocket.py"])
+def test_a_gateway_within_a_program(tmp_path, example):
     def backend(name):
         def answer(connection):
             for message in connection:
@@ -155,7 +156,7 @@ def test_a_gateway_within_a_program(tmp_path):
         for thread in threads:
             thread.start()
         addresses = [f"localhost:{server.socket.getsockname()[1]}" for server in (one, two)]
-        words = (sys.executable, EXAMPLES / "embed_gateway.py", *addresses)
+        words = (sys.executable, EXAMPLES / example, *addresses)
         try:
             with running(tmp_path, *words, pattern=r"(ws://\S+)") as url:
                 assert {ask(url), ask(url)} == {"one: hello", "two: hello"}

@@ -43,9 +43,11 @@ From the client
                                any session one is made. A `step_id` that is one of the session's last 256 is
                                refused as `duplicate`, so that it is safe to send a message again after a
                                cut. While a turn runs the message waits, or by the service's `when_busy` is
-                               refused (`busy`) or interrupts that turn; with `queue` false it never waits,
-                               and is refused. `metadata.confirm_timeout`: seconds that the turn's questions
-                               wait, where neither the agent's code nor its service says how long
+                               refused (`busy`) or interrupts that turn; with `queue` false it never waits:
+                               it is refused, or the notice `taken` {after_seq} with its `step_id` says that
+                               the events of its turn are behind that one. `metadata.confirm_timeout`: seconds
+                               that the turn's questions wait, where neither the agent's code nor its service
+                               says how long
     user.response              answers an `agent.user_confirm`: its `step_id`, and `content.confirmed` (or
                                `content.approved`, or `content` itself) true or false. The first answer
                                counts; later ones get `unknown_step`. `content.answer_id` comes back in the
@@ -184,6 +186,9 @@ A host that is asked to drain closes each connection with 1001 or 1012 when no t
 came from the client for 0.2 s (2 s, before its first frame). A connection that is made more than 2 s after
 the drain began can take up a session, and gets the error `draining` when it asks for a new one.
 
+The 101 of a host of ours has `X-Agentmgr-Host: events`; one in another language may say so too. By it a front
+waits for a host that is silent, instead of taking it for a service without sessions.
+
 A handshake that the host itself refuses gets an HTTP status and `{"code", "reason"}`: 400 `bad_request`, 403
 `origin_not_allowed`, `host_not_allowed` or `user_not_allowed`, 421 `wrong_proof` (the gateway dials again) or
 `session_elsewhere`, 426 `upgrade_required` or `unsupported_version`, 431 `head_too_large`. The gateway's own
@@ -277,6 +282,7 @@ class NoticeCode(StrEnum):
     NOTHING_RUNNING = "nothing_running"
     TURN_RESTARTED = "turn_restarted"
     ANSWERED = "answered"  #: a question was: `content.confirmed`
+    TAKEN = "taken"  #: a message with `queue` false was: its turn is next, behind event `content.after_seq`
 
 
 class LossReason(StrEnum):

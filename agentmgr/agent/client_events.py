@@ -61,6 +61,13 @@ class ClientEvents:
         session = await self._sessions.for_message(event.session_id)
         queue = event.fields.get("queue") is not False
         session.accept(Message(event.content, event.metadata), event.step_id, event.size, queue=queue)
+        if not queue:
+            notice = {
+                "code": NoticeCode.TAKEN,
+                "message": "the turn of this message is the next one",
+                "after_seq": session.buffer.last_seq,
+            }
+            self._link.tell(Event(protocol.NOTICE, notice, step_id=event.step_id), session_id=session.id)
 
     async def _response(self, event: ClientEvent) -> None:
         session = await self._sessions.known(event)

@@ -17,7 +17,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from ..boundary import Failure, contain, report
-from ..core.gateway_headers import CONNECTION_HEADER, IDENTITY_HEADER, RESUMED_HEADER
+from ..core.gateway_headers import CONNECTION_HEADER, HOST_HEADER, IDENTITY_HEADER, RESUMED_HEADER
 from ..core.proof import DRAIN_PATH, HEALTH_PATH
 from ..core.request import ClientRequest
 from ..protocol import BEARER, COME_BACK, FAILED, NORMAL
@@ -209,6 +209,8 @@ class AgentServer:
             )
             offered = (name for name in head.subprotocols if not name.startswith(BEARER))
             fields = [(RESUMED_HEADER.encode(), resumption.answer.encode())] if resumption else []
+            if not isinstance(self._agent, RawAgent):
+                fields.append((HOST_HEADER.encode(), b"events"))
             websocket = await request.accept(subprotocol=next(offered, None), extra_headers=fields)
             link_stream.accepted(lambda: websocket.closed)
         return link_stream, websocket

@@ -21,6 +21,10 @@ RESUMED_HEADER = "X-Agentmgr-Resumed"
 """The host's answer, `taken=M; pings=P`: so many of the client's messages were taken in, so many of its pings
 answered. What follows is frame N + 1, whole. Without this header the connection cannot be resumed."""
 
+HOST_HEADER = "X-Agentmgr-Host"
+"""From the host in each 101 behind which it speaks the events of `protocol`; the value is `events`. By it a
+front knows a host that is silent, because it is busy or is being started, from a service without sessions."""
+
 LOGIN_COOKIE = "agentmgr_console"
 """How the names of the cookies begin that hold a key of this manager. Browsers send the cookies of a host to
 each of its ports, so to the gateway's too: an agent neither gets nor sets one."""

@@ -30,6 +30,7 @@ from .conversation import (
     find_session,
     message_of,
     recent,
+    silent,
     target_of,
 )
 from .door import Door, DoorClosed, open_door
@@ -225,9 +226,9 @@ class _Run:
                 return await self._say_in(door, number, await self._made(door, name))
             self.state = await state_of(door, found.session_id)
             ours, less = self.state.get("history", []), bool(self.state.get("truncated"))
+            running = self.state.get("turn")
             fits = not (theirs or or_nothing) or any(
-                history.same([*ours, *running], theirs, older_dropped=less)
-                for running in _running(self.state)
+                history.same([*ours, *part], theirs, older_dropped=less) for part in _parts(running)
             )
             if is_new and fits:
                 return await self._say_in(door, number, found)
@@ -241,13 +242,12 @@ class _Run:
     async def _made(self, door: Door, name: str) -> Found:
         if self.asked.nothing_new or self.asked.saying is None:
             raise invalid("messages", "must end with a message of the user")
-        session_id, _ = await create_session(door, self.asked.saying.history, name=name)
         self.state = {}
-        return Found(session_id, 0, busy=False)
+        return await create_session(door, self.asked.saying.history, name=name)
 
     async def _say_in(self, door: Door, number: int, found: Found) -> Turn | None:
         assert self.asked.saying is not None
-        message = message_of(found.session_id, self.asked.saying, self.asked.run_id, queue=False)
+        message = message_of(found.session_id, self.asked.saying, self.asked.run_id)
         self.branch = number
         try:
             came = await ask(door, message, size=self.asked.saying.size)
@@ -295,9 +295,7 @@ class _Run:
     async def _without(self, stack: ExitStack, other: NoSessions) -> Turn | None:
         """A service without sessions gets the newest message alone, as text or as an event."""
         if not other.speaks_text and (self.asked.answers or self.threads.branch(self.place)):
-            # It has had sessions, so this is one that is being started.
-            message = "The agent's host does not answer now; it may be restarting. Send the run again."
-            raise NotTaken({"code": ErrorCode.SESSION_UNREACHABLE, "message": message})
+            raise silent()  # it has had sessions
         if self.asked.answers:
             raise _unknown(self.asked.answers[0].question)
         if self.asked.saying is None:
@@ -350,13 +348,13 @@ async def _newest(door: Door, place: Place, threads: Threads) -> tuple[int, Foun
     return newest
 
 
-def _running(state: Mapping[str, Any]) -> Iterator[list[Event]]:
+def _parts(running: Mapping[str, Any] | None) -> Iterator[list[Event]]:
     """What a client may have of the turn that runs: nothing, its message, a part of its answer."""
     yield []
-    if (turn := state.get("turn")) is not None:
-        message = {"role": "user", "content": turn["content"]}
-        yield [message]
-        yield [message, {"role": "assistant", "content": "", "incomplete": True}]
+    if running is not None:
+        stopped = history.stopped(running)
+        yield stopped[:1]
+        yield stopped
 
 
 def _unknown(question: str) -> NotTaken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,8 @@ from .problem import NotTaken
 from .saying import Said, Saying
 
 FROM_NOW_ON = 2**53  #: a `last_seq` beyond each
-_SILENCE_S = 5.0
+_SILENCE_S = 5.0  # until a service that has said nothing is taken for one without sessions
+_HOST_SILENCE_S = 60.0  # of a host of ours: it is being started, or its agent's code blocks it
 _REPLAYED = 4096  # events, of a turn that is asked for again
 
 
@@ -57,7 +59,8 @@ class Turn:
     branch: int = 1  #: of a keyed session
     waits: bool = False  #: its door stays open when its exchange is over
     _held: list[dict[str, Any]] = field(factory=list)  # events that came before
-    _last_seq: int | None = None  # of the session before it; None: it is the first
+    _last_seq: int = 0  # of the session before it, or less
+    _after: int = -1  # events up to this one are of other turns
     _early: list[dict[str, Any]] | None = None  # events that came until it is known whether it was taken
     _skips_to: str | None = None  # the notice or the step before which events are of other turns, or known
     _over: bool = False
@@ -70,7 +73,8 @@ class Turn:
                 came = await self.door.receive()
                 self._early += came
                 if any(event["event"] == protocol.PONG for event in came):
-                    self._held, self._early = self._early + self._held, None
+                    early, self._early = self._early, None
+                    self.hold(early)
         except DoorClosed as closed:
             raise closed.amid_a_turn from None
         for event in self._held:
@@ -82,8 +86,7 @@ class Turn:
     @property
     def after_seq(self) -> int:
         """The `seq` of an event before its first, once it is taken; 0: there may be none."""
-        last_seq = self._last_seq or 0
-        return max(0, last_seq - _REPLAYED) if self._said_before else last_seq
+        return max(0, self._last_seq - _REPLAYED) if self._said_before else self._last_seq
 
     async def events(self) -> list[dict[str, Any]]:
         """Those that have come since, at least one; none any more when the turn is over.
@@ -119,6 +122,8 @@ class Turn:
             raise NotTaken(event.get("content"))
         if self.session_id and event.get("session_id") != self.session_id:
             return False
+        if event.get("seq", math.inf) <= self._after or code_of(event) == NoticeCode.TAKEN:
+            return False
         if self._skips_to is not None:
             if self._skips_to == NoticeCode.RESUMED and code_of(event) == NoticeCode.RESUMED:
                 self._skips_to = self.step_id
@@ -132,23 +137,18 @@ class Turn:
 
     def hold(self, events: list[dict[str, Any]]) -> int:
         """`events` gives these first, the next time; how many are held then."""
+        for event in events:
+            if code_of(event) == NoticeCode.TAKEN and event.get("step_id") == self.step_id:
+                self._after = event["content"]["after_seq"]
         self._held += events
         return len(self._held)
 
 
-async def say(
-    door: Door,
-    session_id: str,
-    saying: Saying,
-    step_id: str,
-    *,
-    last_seq: int | None = None,
-    queue: bool = True,
-) -> Turn:
-    """`last_seq`: of a session that was there before. Unless `queue`, a message is not taken while a turn
-    runs. Raises `DoorClosed`.
+async def say(door: Door, session_id: str, saying: Saying, step_id: str, *, last_seq: int = 0) -> Turn:
+    """`last_seq`: of the session before it, or less. A message is not taken while a turn runs: what is said
+    meanwhile would be taken for a part of its answer. Raises `DoorClosed`.
     """
-    message = message_of(session_id, saying, step_id, queue=queue)
+    message = message_of(session_id, saying, step_id)
     if not session_id:
         await door.send(message, size=saying.size)
         return Turn(door, session_id, step_id)
@@ -157,7 +157,7 @@ async def say(
     return Turn(door, session_id, step_id, last_seq=last_seq, early=[])
 
 
-def message_of(session_id: str, saying: Saying, step_id: str, *, queue: bool = True) -> dict[str, Any]:
+def message_of(session_id: str, saying: Saying, step_id: str) -> dict[str, Any]:
     """The event that says it."""
     message = {
         "event": protocol.MESSAGE,
@@ -166,7 +166,7 @@ def message_of(session_id: str, saying: Saying, step_id: str, *, queue: bool = T
         "content": saying.message.text,
         "metadata": saying.metadata,
     }
-    return message if queue else message | {"queue": False}
+    return message | {"queue": False} if session_id else message
 
 
 async def answer(turn: Turn, question: str, message: Said) -> Turn:
@@ -181,28 +181,32 @@ async def answer(turn: Turn, question: str, message: Said) -> Turn:
     return turn
 
 
-async def create_session(
-    door: Door, history: Sequence[Said], *, name: str | None = None
-) -> tuple[str, int | None]:
-    """The id of a session that begins with that history; and where there was one of that name, the `seq` of
-    its last event. Without a name it is in memory only, and ends with its door.
+async def create_session(door: Door, history: Sequence[Said], *, name: str | None = None) -> Found:
+    """A session that begins with that history, or the one that has that name. Without a name it is in memory
+    only, and ends with its door.
 
     Raises `NotTaken`, `NoSessions`, `DoorClosed`.
     """
     content: dict[str, Any] = {"history": [said.entry for said in history]}
     content |= {"transient": True} if name is None else {"name": name, "last_seq": FROM_NOW_ON}
     event = await _session(door, protocol.CREATE_SESSION, content, sum(said.size for said in history))
-    last_seq = None if event["event"] == protocol.SESSION_CREATED else int(event["content"]["last_seq"])
-    return str(event["session_id"]), last_seq
+    return Found.of(event)
 
 
 @frozen
 class Found:
-    """A session that was there."""
-
     session_id: str
     last_seq: int
     busy: bool  #: a turn runs
+    is_new: bool = False  #: it was not there before
+
+    @classmethod
+    def of(cls, event: Mapping[str, Any]) -> Found:
+        """By what the host says of it."""
+        session_id, content = str(event["session_id"]), event["content"]
+        if event["event"] == protocol.SESSION_CREATED:
+            return cls(session_id, 0, busy=False, is_new=True)
+        return cls(session_id, int(content["last_seq"]), bool(content["busy"]))
 
 
 async def find_session(door: Door, name: str) -> Found | None:
@@ -216,28 +220,33 @@ async def find_session(door: Door, name: str) -> Found | None:
         if error.code == ErrorCode.SESSION_NOT_FOUND:
             return None
         raise
-    content = event["content"]
-    return Found(str(event["session_id"]), int(content["last_seq"]), bool(content["busy"]))
+    return Found.of(event)
 
 
 async def _session(door: Door, asks: str, content: Mapping[str, Any], size: int = 0) -> dict[str, Any]:
     """Asks for one; the event that says which it is."""
     asked = f"new_{secrets.token_hex(8)}"
     await door.send({"event": asks, "step_id": asked, "content": content}, size=size)
-    silence = trio.CancelScope(deadline=trio.current_time() + _SILENCE_S)
+    began, greeted = trio.current_time(), door.to_host
     while True:
-        with silence:  # a host of ours greets at once
+        with trio.move_on_at(began + (_HOST_SILENCE_S if greeted else _SILENCE_S)) as silence:
             came = await door.receive()
         if silence.cancelled_caught:
-            raise NoSessions(speaks_text=False)
-        silence = trio.CancelScope()
+            raise silent() if greeted else NoSessions(speaks_text=False)
         for event in came:
+            greeted = greeted or event["event"] == protocol.CONNECTED  # a host in another language
             if event["event"] == TEXT:
                 raise NoSessions(speaks_text=True)
             if event["event"] == protocol.SESSION_CREATED or code_of(event) == NoticeCode.RESUMED:
                 return event
             if event["event"] == protocol.ERROR and event.get("step_id") in (asked, None):
                 raise NotTaken(event.get("content"))
+
+
+def silent() -> NotTaken:
+    """Of a host that is known to have sessions."""
+    message = "The agent's host does not answer now: it is busy, or being started. Ask again later."
+    return NotTaken({"code": ErrorCode.SESSION_UNREACHABLE, "message": message})
 
 
 async def ask(door: Door, *events: dict[str, Any], size: int = 0) -> list[dict[str, Any]]:

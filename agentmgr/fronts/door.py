@@ -19,9 +19,10 @@ from typing import Any
 import trio
 
 from .. import jsontext
+from ..core.gateway_headers import HOST_HEADER
 from ..protocol import NORMAL, TOO_BIG, ErrorCode
 from ..websocket.frames import CLOSE, PING, PONG, FrameViolation, close_frame
-from ..websocket.head import BadResponse, Fields, RequestHead, parse_response, upgrade_request
+from ..websocket.head import BadResponse, Fields, RequestHead, ResponseHead, parse_response, upgrade_request
 from ..websocket.messages import MessageReader, masked_frame, masked_pieces
 from ..websocket.refusal import RefusalCode, read_refusal
 from ..websocket.sockets import Wire
@@ -75,9 +76,9 @@ async def open_door(exchange: Exchange, target: str, *, session: str | None = No
     leave = partial(intake.nursery.start_soon, _leave, ours, intake.limits.close_timeout_s)
     with ExitStack() as until_open:
         until_open.callback(leave)
-        received = await _shake_hands(ours, _upgrade(exchange.request.head, target, session))
+        answer, received = await _shake_hands(ours, _upgrade(exchange.request.head, target, session))
         until_open.pop_all()
-    return Door(ours, feed, received, leave)
+    return Door(ours, feed, received, leave, to_host=HOST_HEADER.lower() in answer.by_name)
 
 
 async def _leave(wire: Wire, timeout_s: float) -> None:
@@ -99,8 +100,8 @@ def _upgrade(head: RequestHead, target: str, session: str | None) -> bytes:
     return upgrade_request(target, fields)
 
 
-async def _shake_hands(wire: Wire, asked: bytes) -> bytes:
-    """What came behind the 101. Raises `Problem`."""
+async def _shake_hands(wire: Wire, asked: bytes) -> tuple[ResponseHead, bytes]:
+    """The 101, and what came behind it. Raises `Problem`."""
     received = bytearray()
     try:
         await wire.send_all(asked)
@@ -110,7 +111,7 @@ async def _shake_hands(wire: Wire, asked: bytes) -> bytes:
             received += data
         answer = parse_response(bytes(received[: end + 4]))
         if answer.status == 101:
-            return bytes(received[end + 4 :])
+            return answer, bytes(received[end + 4 :])
         while len(received) < _ANSWER_BYTES and (data := await wire.receive(_CHUNK_BYTES)):
             received += data
     except (OSError, BadResponse) as error:
@@ -125,7 +126,10 @@ async def _shake_hands(wire: Wire, asked: bytes) -> bytes:
 class Door:
     """Events to the agent, and from it."""
 
-    def __init__(self, wire: Wire, feed: Feed, received: bytes, leave: Callable[[], None]) -> None:
+    def __init__(
+        self, wire: Wire, feed: Feed, received: bytes, leave: Callable[[], None], *, to_host: bool
+    ) -> None:
+        self.to_host = to_host  #: it leads to a host of ours, which keeps sessions
         self._wire = wire
         self._feed = feed
         self._leave = leave

@@ -14,8 +14,7 @@ from typing import Any
 from ..core.plain_text import ASKS, message_text
 from .saying import Said, digest_of
 
-_Line = tuple[str, str | None]  # role and digest of the text; None: any text
-_NOTHING = digest_of("")
+_Line = tuple[str, str | None]  # role, and text but for white space; None: any text
 
 
 def digest(said: Iterable[Said]) -> str:
@@ -27,15 +26,16 @@ def digest(said: Iterable[Said]) -> str:
 def same(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Said], *, older_dropped: bool = False) -> bool:
     """`ours`: as `agent.state_exported` shows it; `older_dropped`: it shows the newest entries only.
 
-    Of an answer that was stopped, a client has as much as it got.
+    Of an answer that was stopped, a client has as much as it got; also where it stopped reading alone, and
+    the turn went on.
     """
     known = [_line(entry) for entry in ours]
-    known = [line for line in known if line[1] != _NOTHING or line[0] == "user"]
+    known = [line for line in known if line[1] != "" or line[0] == "user"]
     said = _folded(theirs)
     if older_dropped:
         said = said[max(0, len(said) - len(known)) :]
     return len(known) == len(said) and all(
-        role == their_role and (our_text is None or text in (None, our_text))
+        role == their_role and (our_text is None or text in (None, our_text) or _begins(role, our_text, text))
         for (role, our_text), (their_role, text) in zip(known, said, strict=True)
     )
 
@@ -51,6 +51,12 @@ def asks(said: Sequence[Said]) -> bool:
     return bool(said) and said[-1].role == "assistant" and said[-1].text.rstrip().endswith(ASKS)
 
 
+def stopped(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a client has that has read a part of the answer that a turn is giving."""
+    message = {"role": "user", "content": turn["content"]}
+    return [message, {"role": "assistant", "content": "", "incomplete": True}]
+
+
 def ends_with(ours: Sequence[Mapping[str, Any]], message: Said) -> bool:
     """Whether the last turn that the session knows is of this message."""
     if len(ours) < 2 or (ours[-2].get("role"), ours[-1].get("role")) != ("user", "assistant"):
@@ -59,8 +65,16 @@ def ends_with(ours: Sequence[Mapping[str, Any]], message: Said) -> bool:
 
 
 def _line(entry: Mapping[str, Any]) -> _Line:
-    text = None if entry.get("incomplete") else digest_of(message_text(entry.get("content")))
+    text = None if entry.get("incomplete") else _plain(message_text(entry.get("content")))
     return str(entry.get("role")), text
+
+
+def _begins(role: str, whole: str, part: str) -> bool:
+    return role == "assistant" and whole.startswith(part)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _folded(theirs: Iterable[Said]) -> list[_Line]:
@@ -73,7 +87,7 @@ def _folded(theirs: Iterable[Said]) -> list[_Line]:
             if answers:
                 answers, goes_on = False, True
                 continue
-            lines.append(("user", said.digest))
+            lines.append(("user", _plain(said.text)))
             goes_on = False
             continue
         if not said.text:
@@ -82,6 +96,6 @@ def _folded(theirs: Iterable[Said]) -> list[_Line]:
         if goes_on:
             lines[-1] = ("assistant", None)
         else:
-            lines.append(("assistant", None if answers else said.digest))
+            lines.append(("assistant", None if answers else _plain(said.text)))
         goes_on = False
     return lines

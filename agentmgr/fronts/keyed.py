@@ -3,19 +3,21 @@
 no key     a session in memory only, which begins with the client's history and ends with its door
 no host    a service of another kind gets the newest message alone, as text or as an event
 a key      the session of that name. Where it knows another history than the client's, the next branch of
-           it: NAME~2, NAME~3 … One that is not there yet begins with the client's history
+           it: NAME~2, NAME~3 … One that is not there yet begins with the client's history. A turn that runs
+           is part of that: of two requests at once, each is in a branch of its own. A client that has seen
+           a part of its answer, stopped it and goes on waits until that turn is over
 a question that the client was shown, as its last message, is answered by the message; only yes is yes
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from hashlib import sha256
 from typing import Any, TypeVar
 
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 
 from .. import protocol
 from ..core.plain_text import yes_or_no
@@ -23,13 +25,16 @@ from ..protocol import ErrorCode, NoticeCode
 from . import history
 from .conversation import (
     FROM_NOW_ON,
+    Found,
     NoSessions,
     Turn,
     answer,
     code_of,
     create_session,
+    recent,
     reconnect,
     say,
+    silent,
     target_of,
 )
 from .door import Door, open_door
@@ -42,7 +47,6 @@ MOST_BRANCHES = 16
 """Looked at; a history that none of them has gets a branch of a random name."""
 _TRIES = 3  # of instances, until one holds the session
 _ELSEWHERE = (ErrorCode.SESSION_ELSEWHERE, ErrorCode.DRAINING)
-_LOOK_BACK = 256  # events, for questions that are open
 Worked = TypeVar("Worked")
 
 
@@ -88,7 +92,7 @@ class Conversation:
     threads: Threads
     again: bool = False  #: the client has asked before, and may not have got all of the answer
     needs_session: bool = False  #: a service that has none is not asked
-    queue: bool = True  #: it may wait behind a turn that runs
+    beside: bool = True  #: where a turn runs, it may be said in a branch, or when that is over
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Turn]:
@@ -104,6 +108,8 @@ class Conversation:
                 except NoSessions as other:
                     if self.needs_session:
                         raise no_sessions(self.place.model) from None
+                    if self.threads.branch(self.place) and not other.speaks_text:
+                        raise silent() from None  # it has had sessions
                     turn = await self._without(stack, other)
             self.saying = self.saying.outline
             self.exchange.body.close()
@@ -147,8 +153,8 @@ class Conversation:
         """Raises `Problem`."""
         with ExitStack() as tried:
             door = await self._enter(tried, None)
-            session_id, _ = await create_session(door, self.saying.history)
-            turn = await say(door, session_id, self.saying, f"req_{secrets.token_hex(12)}")
+            found = await create_session(door, self.saying.history)
+            turn = await say(door, found.session_id, self.saying, f"req_{secrets.token_hex(12)}")
             stack.push(tried.pop_all())
             return turn
 
@@ -174,37 +180,59 @@ class Conversation:
         first = known.number if known else 1
         for number in (first, *(n for n in range(1, MOST_BRANCHES + 1) if n != first)):
             name = f"{self.place.name}~{number}" if number > 1 else str(self.place.name)
-            session_id, last_seq = await create_session(door, self.saying.history, name=name)
+            found = await create_session(door, self.saying.history, name=name)
             is_known = known == Branch(number, history.digest(self.saying.history))
-            if last_seq is None or (is_known and not history.asks(self.saying.history)):
-                turn: Turn | None = await self._say(door, session_id, name, last_seq)
-            else:
-                turn = await self._go_on(door, session_id, name, last_seq)
+            goes_on = is_known and not (found.busy or history.asks(self.saying.history))
+            turn = await self._say(door, found, name) if found.is_new or goes_on else None
+            if turn is None:
+                turn = await self._go_on(door, found, name)
             if turn is not None:
                 turn.branch = number
                 return turn
         name = f"{self.place.name}~{secrets.token_hex(8)}"
-        session_id, _ = await create_session(door, self.saying.history, name=name)
-        return await self._say(door, session_id, name, None)
+        found = await create_session(door, self.saying.history, name=name)
+        turn = await self._say(door, found, name)
+        assert turn is not None, "no other request has that name"
+        return turn
 
-    async def _go_on(self, door: Door, session_id: str, name: str, last_seq: int) -> Turn | None:
+    async def _go_on(self, door: Door, found: Found, name: str) -> Turn | None:
         """Says it in a session that is there; None where that is of another history."""
-        state, theirs = await state_of(door, session_id), self.saying.history
-        ours, less = state.get("history", []), bool(state.get("truncated"))
-        asked = state.get("busy") and history.asks(theirs)
-        if asked and (turn := await _asked(door, session_id, last_seq, self.saying)) is not None:
-            return turn
-        if self.again and history.ends_with(ours, self.saying.message):
-            ours = ours[:-2]  # it was answered, and is not to be answered twice
-        if not history.same(ours, theirs, older_dropped=less):
-            return None
-        return await self._say(door, session_id, name, last_seq)
+        theirs = self.saying.history
+        for _ in range(_TRIES):
+            state = await state_of(door, found.session_id)
+            ours, less = state.get("history", []), bool(state.get("truncated"))
+            running, found = state.get("turn"), evolve(found, last_seq=state.get("last_seq", 0))
+            asked = running is not None and history.asks(theirs)
+            if asked and (turn := await _asked(door, found, self.saying)) is not None:
+                return turn
+            if running is not None and self.beside and running["step_id"] != self._step_id(name):
+                if not history.same([*ours, *history.stopped(running)], theirs, older_dropped=less):
+                    return None
+                await _outlast(door, found, running["step_id"])
+                continue
+            if self.again and history.ends_with(ours, self.saying.message):
+                ours = ours[:-2]  # it was answered, and is not to be answered twice
+            if not history.same(ours, theirs, older_dropped=less):
+                return None
+            if (turn := await self._say(door, found, name)) is not None:
+                return turn
+        raise NotTaken({"code": ErrorCode.BUSY, "message": "Other messages of this conversation run."})
 
-    async def _say(self, door: Door, session_id: str, name: str, last_seq: int | None) -> Turn:
-        # The id is that of the same message when it is sent again, so that it is not answered twice.
+    def _step_id(self, name: str) -> str:
+        """That of the same message when it is sent again, so that it is not answered twice."""
         said = history.digest((*self.saying.history, self.saying.message))
-        step_id = f"req_{sha256(f'{name} {said}'.encode()).hexdigest()[:24]}"
-        return await say(door, session_id, self.saying, step_id, last_seq=last_seq, queue=self.queue)
+        return f"req_{sha256(f'{name} {said}'.encode()).hexdigest()[:24]}"
+
+    async def _say(self, door: Door, found: Found, name: str) -> Turn | None:
+        """None where another turn runs, and it may be said beside that."""
+        turn = await say(door, found.session_id, self.saying, self._step_id(name), last_seq=found.last_seq)
+        try:
+            await turn.taken()
+        except NotTaken as error:
+            if error.code != ErrorCode.BUSY or not self.beside:
+                raise
+            return None
+        return turn
 
 
 async def at_holder(
@@ -243,7 +271,7 @@ async def state_of(door: Door, session_id: str) -> Mapping[str, Any]:
                 state = event["content"]
             elif event["event"] == protocol.NOTICE and code_of(event) == NoticeCode.RESUMED:
                 return state
-            elif event["event"] == protocol.ERROR:
+            elif event["event"] == protocol.ERROR and event.get("step_id") is None:
                 raise NotTaken(event.get("content"))
 
 
@@ -252,26 +280,46 @@ def no_sessions(model: str) -> Problem:
     return Problem(400, "no_sessions", f"{model!r} keeps no sessions, so there is nothing to go on with.")
 
 
-async def _asked(door: Door, session_id: str, last_seq: int, saying: Saying) -> Turn | None:
-    """The turn that waits for this message, as the session's last events say. Raises `DoorClosed`."""
-    await door.send(reconnect(session_id, max(0, last_seq - _LOOK_BACK)))
-    resumed, seq, said, questions = False, 0, "", dict[str, str]()
-    while not resumed or seq < last_seq:
-        for event in await door.receive():
-            name, content, step_id = event["event"], event.get("content"), str(event.get("step_id"))
-            if event.get("session_id") != session_id:
-                continue
-            seq = event.get("seq", seq)
-            if name == protocol.NOTICE:
-                resumed = resumed or code_of(event) == NoticeCode.RESUMED
-                questions.pop(step_id, None)  # it was answered
-            elif name == protocol.USER_CONFIRM:
-                questions[step_id] = said
-            elif name == protocol.PARTIAL_ANSWER and isinstance(content, str):
-                said += content
-            elif name in protocol.TURN_ENDS:
-                said, questions = "", {}
-    if not questions:
+async def _asked(door: Door, found: Found, saying: Saying) -> Turn | None:
+    """The turn that waits for this message, as the session's last events say. Raises `Problem`."""
+    if not (questions := _open_questions(await recent(door, found))):
         return None
     question, already = next(iter(questions.items()))
-    return await answer(Turn(door, session_id, None, already), question, saying.message)
+    return await answer(Turn(door, found.session_id, None, already), question, saying.message)
+
+
+async def _outlast(door: Door, found: Found, step_id: str) -> None:
+    """Waits until that turn is over. A question that its client has not seen is answered with no, since it
+    goes on without. Raises `Problem`.
+    """
+    turn = Turn(door, found.session_id, None)
+    events = await recent(door, found)
+    questions = list(_open_questions(events))
+    while True:
+        for question in questions:
+            await answer(turn, question, Said("user", "it goes on without an answer, which means no"))
+        for event in events:
+            if event.get("session_id") != found.session_id:
+                continue
+            if event["event"] == protocol.SESSION_END:
+                return
+            if event["event"] in protocol.TURN_ENDS and event.get("step_id") == step_id:
+                return
+        events = await door.receive()
+        questions = [str(event.get("step_id")) for event in events if event["event"] == protocol.USER_CONFIRM]
+
+
+def _open_questions(events: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """By their ids, what was said of the answer before each."""
+    said, questions = "", dict[str, str]()
+    for event in events:
+        name, content, step_id = event["event"], event.get("content"), str(event.get("step_id"))
+        if name == protocol.NOTICE:
+            questions.pop(step_id, None)  # it was answered
+        elif name == protocol.USER_CONFIRM:
+            questions[step_id] = said
+        elif name == protocol.PARTIAL_ANSWER and isinstance(content, str):
+            said += content
+        elif name in protocol.TURN_ENDS:
+            said, questions = "", {}
+    return questions

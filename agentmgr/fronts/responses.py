@@ -205,7 +205,7 @@ class Responses:
             name = f"openai:{key or once or secrets.token_hex(12)}"
         place = Place.of(exchange, asked.model, name)
         conversation = Conversation(
-            exchange, place, asked.saying, self._threads, again, needs_session=asked.background, queue=False
+            exchange, place, asked.saying, self._threads, again, needs_session=asked.background, beside=False
         )
         async with conversation.turn() as turn:
             await turn.taken()
@@ -218,8 +218,8 @@ class Responses:
         step_id = f"req_{_tried(exchange)[0] or secrets.token_hex(12)}"
 
         async def work(door: Door) -> Turn:
-            session_id, last_seq = await create_session(door, (), name=place.name)
-            turn = await say(door, session_id, asked.saying, step_id, last_seq=last_seq, queue=False)
+            found = await create_session(door, (), name=place.name)
+            turn = await say(door, found.session_id, asked.saying, step_id, last_seq=found.last_seq)
             await turn.taken()
             return turn
 
@@ -261,9 +261,7 @@ class Responses:
             # A message that was taken before is known by its step, and gets the same answer.
             newest = not playback.later or (again and step_id in playback.later)
             if asked.model == before.model and newest:
-                turn = await say(
-                    door, session_id, asked.saying, step_id, last_seq=playback.last_seq, queue=False
-                )
+                turn = await say(door, session_id, asked.saying, step_id, last_seq=playback.last_seq)
                 await turn.taken()
                 stack.pop_all()
                 return _begins(turn, asked, after_seq=playback.end_seq)

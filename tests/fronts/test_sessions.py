@@ -34,7 +34,7 @@ class Teller:
         if session not in self.sessions:
             self.sessions.append(session)
         yield "Well. "
-        if message == "wait":
+        if message.startswith("wait"):
             await self.go_on.wait()
         if "delete" in message:
             yield "deleted" if await session.confirm("rm", {}, message="Really?", timeout_s=20) else "kept"

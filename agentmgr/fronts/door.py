@@ -60,18 +60,21 @@ class DoorClosed(Problem):
         return Problem(502, self.code, self.message, retry=False)
 
 
-async def open_door(exchange: Exchange, target: str, *, session: str | None = None) -> Door:
+async def open_door(
+    exchange: Exchange, target: str, *, session: str | None = None, resumes: bool = True
+) -> Door:
     """A connection to an instance, as the exchange's client would get it at `target`.
 
     `session`: the id of a session, or any other word by which the gateway finds the same instance again. The
-    door may outlive its exchange; its owner leaves it. Raises `Problem`.
+    door may outlive its exchange; its owner leaves it. `resumes`: another instance may go on with it where
+    this one ends. Raises `Problem`.
     """
     intake = exchange.intake
     mine, its = socket.socketpair()
     feed = Feed(its)
     ours, theirs = Wire(mine), Wire(feed)
     theirs.secure = exchange.secure
-    intake.let_in(theirs, exchange.peer)  # which closes that one
+    intake.let_in(theirs, exchange.peer, resumes=resumes)  # which closes that one
     # An exchange does not wait until it is closed, and may have been cancelled.
     leave = partial(intake.nursery.start_soon, _leave, ours, intake.limits.close_timeout_s)
     with ExitStack() as until_open:

@@ -132,8 +132,9 @@ class Conversation:
             waiting = Waiting(turn, question, self.place.client)
             self.threads.wait(where, waiting, self.exchange.intake.nursery)
 
-    async def _enter(self, stack: ExitStack, word: str | None) -> Door:
-        door = await open_door(self.exchange, target_of(self.place.model), session=word)
+    async def _enter(self, stack: ExitStack) -> Door:
+        """For a session in memory only: it ends with its instance, of which the client hears at once."""
+        door = await open_door(self.exchange, target_of(self.place.model), resumes=False)
         stack.callback(door.leave)
         return door
 
@@ -152,7 +153,7 @@ class Conversation:
     async def _alone(self, stack: ExitStack) -> Turn:
         """Raises `Problem`."""
         with ExitStack() as tried:
-            door = await self._enter(tried, None)
+            door = await self._enter(tried)
             found = await create_session(door, self.saying.history)
             turn = await say(door, found.session_id, self.saying, f"req_{secrets.token_hex(12)}")
             stack.push(tried.pop_all())
@@ -162,7 +163,7 @@ class Conversation:
         """Says it to a service without sessions, in plain text or as an event: the newest message is all that
         it gets. Raises `Problem`.
         """
-        door = await self._enter(stack, None)
+        door = await self._enter(stack)
         if other.speaks_text:
             await door.say(self.saying.message.text)
             return Turn(door, "", None)

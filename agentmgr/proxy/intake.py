@@ -79,19 +79,27 @@ class Intake:
         """Serves one client; returns when its connection is over, or when it has been refused one."""
         await self._serve(wire, Peer(*address), self._introduce)
 
-    def let_in(self, wire: Wire, peer: Peer) -> None:
-        """Serves a client for which a front speaks, and closes the wire: a socket of this process."""
+    def let_in(self, wire: Wire, peer: Peer, *, resumes: bool = True) -> None:
+        """Serves a client for which a front speaks, and closes the wire: a socket of this process.
+
+        `resumes`: another instance may go on with its connection; what it has there is worth it.
+        """
 
         async def as_it_came(_wire: Wire, peer: Peer) -> Peer:
             return peer
 
         async def serve(wire: Wire, _address: tuple[str, int]) -> None:
-            await self._serve(wire, peer, as_it_came)
+            await self._serve(wire, peer, as_it_came, resumes=resumes)
 
         let_in(wire, (peer.address, peer.port), serve, self.nursery, self.connection_limit)
 
     async def _serve(
-        self, wire: Wire, peer: Peer, introduce: Callable[[Wire, Peer], Awaitable[Peer]]
+        self,
+        wire: Wire,
+        peer: Peer,
+        introduce: Callable[[Wire, Peer], Awaitable[Peer]],
+        *,
+        resumes: bool = True,
     ) -> None:
         connection_id = f"con_{secrets.token_hex(8)}"
         try:
@@ -101,7 +109,7 @@ class Intake:
                 await self.fronts.serve(self, wire, head, peer)
             else:
                 check_upgrade(head)
-                await self._admit(wire, peer, head, connection_id)
+                await self._admit(wire, peer, head, connection_id, resumes=resumes)
         except (Refusal, BackendRefused) as refusal:
             # Not its reason, in which words of the client's query may stand.
             known = {"connection_id": connection_id, "client_ip": peer.address}
@@ -143,7 +151,9 @@ class Intake:
             return evolve(proxy, anonymous=True)
         return Peer(*origin.client, secure=origin.secure)
 
-    async def _admit(self, wire: Wire, peer: Peer, head: RequestHead, connection_id: str) -> None:
+    async def _admit(
+        self, wire: Wire, peer: Peer, head: RequestHead, connection_id: str, *, resumes: bool
+    ) -> None:
         """Finds an instance that takes the client, and stays with the two until their connection ends."""
         limits, began = self.limits, trio.current_time()
         client_ip = self.client_ip(head, peer)
@@ -166,7 +176,7 @@ class Intake:
                     if token_scope is not None:
                         token_scope.opened(connection)
                     resume = None
-                    if seat.backend.resume_within and taken_in(answer) is not None:
+                    if resumes and seat.backend.resume_within and taken_in(answer) is not None:
                         resume = self._resuming(connection, wire, asked, place).resume
                     with self.connections.open(connection):
                         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from functools import partial
 from typing import Any, cast
 
@@ -81,8 +82,15 @@ async def test_a_conversation_goes_on_whatever_is_killed_or_stopped(tmp_path):
         other.messages = talk.messages
         assert await other.say("yes") == "gone"
         alone = Talk(port, None)
+        killed = []
+
+        def kill_it() -> None:
+            killed.append(time.monotonic())
+            kill(manager)
+
         with pytest.raises(APIError):
-            await alone.say("long", after_some=lambda: kill(manager))
+            await alone.say("long", after_some=kill_it)
+        assert time.monotonic() - killed[0] < 3  # it does not wait for another instance, which knows nothing
         assert await Talk(port, None).say("hi") == ".....1 of 0"
         assert [info.name for info in (await manager.sessions.list()).items] == ["openai:k"]
         nursery.cancel_scope.cancel()

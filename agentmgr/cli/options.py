@@ -134,6 +134,15 @@ def given_fields(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     return found, config
 
 
+env_from_shell = click.option(
+    "--env-from-shell",
+    "from_shell",
+    multiple=True,
+    metavar="NAME",
+    help="Give it this variable of this shell, and keep it, as --env NAME=VALUE does. May be repeated.",
+)
+
+
 def split_tags(text: str) -> frozenset[str]:
     """`a,b` is two tags; blanks around them do not count."""
     return frozenset(word.strip() for word in text.split(",") if word.strip())

@@ -146,6 +146,16 @@ class ServiceConfig(JobConfig):
         metavar="FILE",
     )
 
+    required_env: frozenset[str] = field(
+        default=frozenset(),
+        converter=to_word_set,
+        validator=check_variable_names,
+        metadata=about(
+            "A variable without which it is not started: of `env`, the `env_file` or the manager.",
+            metavar="NAME",
+        ),
+    )
+
     watch: tuple[str, ...] = field(
         default=(),
         converter=_watched,

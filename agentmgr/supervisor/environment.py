@@ -52,7 +52,22 @@ def of_child(config: ServiceConfig, ours: Mapping[str, str]) -> dict[str, str]:
     variables["PYTHONUNBUFFERED"] = "1"
     if config.env_file is not None:
         variables |= _read(Path(config.cwd or ".", config.env_file), variables)
-    return {**variables, **config.env, **ours}
+    variables = {**variables, **config.env, **ours}
+    if lacking := sorted(name for name in config.required_env if not variables.get(name)):
+        reason = (
+            f"{', '.join(lacking)} not set, which it requires: services get the environment that the manager "
+            f"was started with; `agentmgr restart NAME --env-from-shell {lacking[0]}` gives it a shell's"
+        )
+        raise CannotLaunch(Cause.CANNOT_EXECUTE, reason)
+    return variables
+
+
+def names_given(config: ServiceConfig) -> frozenset[str]:
+    """The variables that `env` and the env file set, which may not be readable."""
+    with suppress(CannotLaunch):
+        if config.env_file is not None:
+            return frozenset(config.env) | _read(Path(config.cwd or ".", config.env_file), {}).keys()
+    return frozenset(config.env)
 
 
 def _read(file: Path, known: Mapping[str, str]) -> dict[str, str]:

@@ -170,6 +170,7 @@ def test_every_method_of_the_manager_is_there() -> None:
         "hurry",
         "issue_ticket",
         "while_valid",
+        "watch_service",
     }
     inside |= {
         "get_figures",

@@ -72,3 +72,53 @@ def test_apply_and_the_doctor_say_it_too(old_manager: Any, write: Any) -> None:
     assert (finding["result"], "OPENAI_API_KEY" in finding["found"]) == ("warning", True)
     found = json.loads(old_manager.ok("doctor", "--format", "json"))
     assert "environment" not in [finding["what"] for finding in found]
+
+
+def test_a_variable_of_the_shell_is_handed_over_and_kept(old_manager: Any) -> None:
+    key = {"OPENAI_API_KEY": "sk-new"}
+    for words in (
+        ("restart", "a", "--env-from-shell", "OPENAI_API_KEY"),
+        ("restart", "a", "--update-env"),
+        ("register", "b", "keyed.py", "--auto-start", "--env-from-shell", "OPENAI_API_KEY"),
+    ):
+        assert "did not reach" not in said(old_manager, *words, **key)
+        assert old_manager.ok("chat", words[1], "--once", "OPENAI_API_KEY") == "sk-new\n"
+        old_manager.ok("restart", words[1])
+        assert old_manager.ok("chat", words[1], "--once", "OPENAI_API_KEY") == "sk-new\n"
+        old_manager.ok("change", words[1], "--env", "OPENAI_API_KEY=")
+    old_manager.ok("stop", "a")
+    said(old_manager, "start", "a", "--env-from-shell", "OPENAI_API_KEY", **key)
+    assert old_manager.ok("chat", "a", "--once", "OPENAI_API_KEY") == "sk-new\n"
+    assert "export NOWHERE" in old_manager.fails("restart", "a", "--env-from-shell", "NOWHERE")
+
+
+def test_a_variable_that_is_required_and_lacks_is_named_and_where_it_is(old_manager: Any, write: Any) -> None:
+    required = ("--required-env", "COLOUR")
+    failed = old_manager("register", "c", "keyed.py", "--auto-start", "--restart", "never", *required)
+    assert failed.returncode == 1
+    assert "COLOUR not set, which it requires" in failed.stderr
+    assert "--env-from-shell COLOUR" in old_manager("status", "c", COLOUR="red").stderr
+    assert "--env-from-shell" not in old_manager("status", "c").stderr
+    found = json.loads(old_manager("doctor", "--format", "json", COLOUR="red").stdout)
+    (finding,) = [finding for finding in found if finding["what"] == "service c"]
+    assert "--env-from-shell COLOUR" in finding["advice"]
+    old_manager.ok("restart", "c", "--env-from-shell", "COLOUR", COLOUR="red")
+    assert old_manager.ok("chat", "c", "--once", "COLOUR") == "red\n"
+    assert "--env-from-shell" not in old_manager("status", "c", COLOUR="red").stderr
+    write("colour.env", "COLOUR=blue\n")
+    old_manager.ok("register", "d", "keyed.py", "--auto-start", "--env-file", "colour.env", *required)
+    assert "--env-from-shell" not in old_manager("status", "d", COLOUR="red").stderr
+
+
+def test_run_takes_variables_and_the_env_file_beside_the_agent(shell: Any, write: Any) -> None:
+    write("keyed.py", AGENT)
+    write(".env", "COLOUR=red\nSIZE=1\n")
+    write("other.env", "COLOUR=blue\n")
+    ports = ("--proxy-port", "0", "--api-port", "0")
+    for words, colour, size in (
+        (("--env", "SIZE=2"), "red", "2"), (("--env-file", "other.env"), "blue", "2"),
+    ):  # fmt: skip
+        with shell.background("run", "keyed.py", *words, *ports) as running:
+            running.until("keyed is running")
+            assert shell.ok("chat", "keyed", "--once", "COLOUR").strip() == colour
+            assert shell.ok("chat", "keyed", "--once", "SIZE").strip() == size

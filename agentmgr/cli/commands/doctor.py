@@ -34,7 +34,14 @@ async def command(cli: Cli, output: str) -> int:
     else:
         client = (await find_manager(cli.paths)).client
         info = await client.get_info() if client is not None else None
-        findings = doctor.examine(cli.paths, settings, await _known(cli), info)
+        known = await _known(cli)
+        findings = doctor.examine(cli.paths, settings, known, info)
+        for service in known.services if isinstance(known, doctor.Known) else ():
+            if lacks := environment.lacking(cli.paths, service):
+                seen = f"it requires {', '.join(lacks)}, which this shell has and it lacks"
+                words = " ".join(f"--env-from-shell {variable}" for variable in lacks)
+                advice = f"`agentmgr restart {service.name} {words}`"
+                findings.append(doctor.Finding(f"service {service.name}", "warning", seen, advice))
         if info is not None and (missed := environment.stale(cli.paths)):
             seen = f"the manager does not have this shell's {', '.join(missed)}"
             findings.append(doctor.Finding("environment", "warning", seen, environment.advice()))

@@ -8,11 +8,11 @@ import asyncclick as click
 
 from ...errors import ServiceFailedToStart
 from ...models import ServiceConfig
-from ..environment import mention_stale
+from ..environment import mention_stale, shells
 from ..group import Cli, Command, subcommand
 from ..managers import for_running, for_writing
 from ..names import FILE
-from ..options import directory_for, given_fields, service_options
+from ..options import directory_for, env_from_shell, given_fields, service_options
 from ..out import say
 from ..render import standing
 from ..watch import progress, waits
@@ -41,12 +41,14 @@ class _WithCommand(Command):
 @click.argument("name")
 @click.argument("file", required=False, metavar="FILE | -- COMMAND...", type=FILE)
 @service_options({"type": click.IntRange(1, 65535)}, defaults=True)
+@env_from_shell
 @click.option("--auto-start", is_flag=True, help="Start it now.")
 async def command(
     cli: Cli,
     name: str,
     file: str | None,
     auto_start: bool,
+    from_shell: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Register a service: an agent file (`agent.py`, `agent.py:factory`, `package.module:factory`), or
@@ -59,6 +61,8 @@ async def command(
     spec, fields = given_fields(options)
     if "cwd" not in fields:
         fields["cwd"] = directory_for(file or words[0])
+    if from_shell:
+        fields["env"] = {**fields.get("env", {}), **shells(from_shell)}
     config = ServiceConfig(agent_factory_path=file, command=words, **fields)
     reach = for_running if auto_start else for_writing
     async with reach(cli) as manager, progress(manager):

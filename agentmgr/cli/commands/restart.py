@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncclick as click
 
-from ..environment import mention_stale
+from ..environment import hand_over, mention_stale, update
 from ..group import Cli, subcommand
 from ..managers import for_running
+from ..options import env_from_shell
 from ..out import say
 from ..render import standing
 from ..selection import all_of, selected, selection_options
@@ -17,6 +18,13 @@ from ..watch import progress
 @selection_options
 @click.option("--no-rolling", is_flag=True, help="Stop it first, then start it.")
 @click.option("--force", is_flag=True, help="Cut its sessions instead of letting them end.")
+@env_from_shell
+@click.option(
+    "--update-env",
+    is_flag=True,
+    help="Give it what this shell has of its variables (--env, --required-env), and the keys, tokens, "
+    "passwords and URLs, by their names, that the manager lacks or has with other values; kept, as by --env.",
+)
 @click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
 async def command(
     cli: Cli,
@@ -25,6 +33,8 @@ async def command(
     everything: bool,
     no_rolling: bool,
     force: bool,
+    from_shell: tuple[str, ...],
+    update_env: bool,
     no_wait: bool,
 ) -> int:
     """Restart a service: each new instance is ready before an old one goes; its clients are asked to come
@@ -33,6 +43,9 @@ async def command(
     async with for_running(cli, chosen) as manager, progress(manager):
 
         async def restart(name: str) -> None:
+            if update_env:
+                await update(cli, manager, name)
+            await hand_over(manager, name, from_shell)
             service = await manager.restart_service(
                 name, rolling=not no_rolling, force=force, wait=not no_wait
             )

@@ -25,6 +25,7 @@ from ...logging_setup import configure_logging
 from ...manager import AgentManager
 from ...manager.factory_path import located, same
 from ...models import DesiredStatus, Service, ServiceConfig, ServiceStatus
+from ...process.paths import absolute, file_of
 from ...settings import LogLevel
 from ...supervisor.endings import LAST_OUTPUT
 from ...supervisor.tail import follow, tail
@@ -33,7 +34,7 @@ from ..foreground import managing, run_until_stopped, stop_signals
 from ..group import Cli, subcommand
 from ..manager_options import settings_options
 from ..names import FILE
-from ..options import directory_for
+from ..options import directory_for, given_fields, option_of
 from ..out import note, painted, program_line, say, say_as_it_is_read
 from ..render import console, url
 
@@ -49,16 +50,32 @@ _STYLES = ("cyan", "magenta", "yellow", "green", "blue")
     help="Run new code when a Python file beside an agent's is saved: a new instance is ready before the old "
     "one goes, and sessions go on.",
 )
+@option_of(ServiceConfig, "env", defaults=False)
+@option_of(
+    ServiceConfig, "env_file", help="A .env file for them, in place of the .env beside each agent file."
+)
 @settings_options(without=("log_level", "log_format"), proxy_port="--proxy-port", api_port="--api-port")
-async def command(cli: Cli, files: tuple[str, ...], host: str, reload: bool, flags: dict[str, Any]) -> None:
+async def command(
+    cli: Cli,
+    files: tuple[str, ...],
+    host: str,
+    reload: bool,
+    env: tuple[str, ...],
+    env_file: str | None,
+    flags: dict[str, Any],
+) -> None:
     """Run agent files now, each as a service named after its file, with gateway and API; Ctrl-C stops it all.
 
     What was registered stays registered, and is found again by the next run.
     """
     settings = cli.settings(**flags)
+    environment = {"env": env, "env_file": env_file}
     configure_logging(LogLevel.WARNING, settings.log_format)
     async with stop_signals() as signals, managing(cli, settings, signals) as (manager, listeners):
-        services = [await _registered(manager, file) for file in dict.fromkeys(files)]
+        services = []
+        for file in dict.fromkeys(files):
+            service = await _registered(manager, file)
+            services.append(await _given_environment(manager, service, given_fields(environment)[1]))
         if reload:
             for service in services:
                 manager.watch_service(service.name)
@@ -96,6 +113,21 @@ async def _registered(manager: AgentManager, file: str) -> Service:
             f"remove it with `agentmgr unregister {name}`, rename the file, or use another --db-path"
         )
     return known
+
+
+async def _given_environment(manager: AgentManager, service: Service, given: dict[str, Any]) -> Service:
+    """With the variables that this command was given, and the `.env` beside its file if it has no other."""
+    config, changes = service.config, dict(given)
+    if "env" in changes:
+        changes["env"] = {**config.env, **changes["env"]}
+    if "env_file" in changes:
+        changes["env_file"] = str(absolute(changes["env_file"]))
+    elif config.env_file is None and (file := file_of(config.agent_factory_path or "")) is not None:
+        beside = Path(file).with_name(".env")
+        if await trio.Path(beside).is_file():
+            changes["env_file"] = str(beside)
+            note(f"{service.name} gets the variables of {beside}")
+    return await manager.update_service(service.service_id, changes) if changes else service
 
 
 async def _start(manager: AgentManager, service: Service, reloads: bool) -> None:

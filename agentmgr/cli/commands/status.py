@@ -11,10 +11,11 @@ import asyncclick as click
 from ...codec import to_plain
 from ...errors import AgentManagerError
 from ...models import Instance, InstanceEnd, Service, ServiceConfig, ServiceStatus
+from ..environment import lacking
 from ..group import Cli, format_option, subcommand
 from ..manager_interface import ReadsManager
 from ..names import SERVICE
-from ..out import say, say_json
+from ..out import note, say, say_json
 from ..render import ago, counted, duration, last_run, print_fields, print_table, size
 from ..watch import shown
 
@@ -38,6 +39,12 @@ async def command(cli: Cli, name: str | None, watching: bool, output: str) -> No
             with suppress(AgentManagerError):  # an older manager keeps none
                 ends = await manager.get_ends(name, limit=1)
             _print(service, stats, ends)
+            if lacks := lacking(cli.paths, service):
+                words = " ".join(f"--env-from-shell {variable}" for variable in lacks)
+                note(
+                    f"this shell has {', '.join(lacks)}, which {name} requires and lacks: "
+                    f"`agentmgr restart {name} {words}`"
+                )
 
     await shown(cli, show, watching=watching)
 

@@ -24,6 +24,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from ..core.stats import Histogram
+from ..models import RunResult
 
 if TYPE_CHECKING:
     from ..manager import AgentManager
@@ -119,6 +120,8 @@ class _Figures(Collector):
         sent = counter("sent_bytes", "Bytes to clients.")
         restarts = counter("restarts", "Restarts after a failure.")
         errors = counter("errors", "Times that an instance was given up.")
+        run = gauge("last_run_success", "1 if a job's last run completed, 0 if not; gone while one runs.")
+        run_ended = gauge("last_run_end_timestamp_seconds", "When a job's last run ended, since 1970.")
         cpu = gauge("cpu_cores", "Processors that its instances keep busy.")
         memory = gauge("memory_bytes", "Resident memory of its instances.")
         processes = gauge("processes", "Processes of its instances.")
@@ -137,6 +140,9 @@ class _Figures(Collector):
             sent.add_metric(name, stats["bytes"]["to_client"])
             restarts.add_metric(name, stats["restarts"])
             errors.add_metric(name, stats["errors"])
+            if (last := stats["last_run"]) is not None and last.ended_at is not None:
+                run.add_metric(name, last.result is RunResult.COMPLETED)
+                run_ended.add_metric(name, last.ended_at.timestamp())
             if (used := stats["usage"]) is not None:
                 cpu.add_metric(name, used["cpu_percent"] / 100)
                 memory.add_metric(name, used["memory_bytes"])
@@ -144,7 +150,7 @@ class _Figures(Collector):
                 threads.add_metric(name, used["threads"])
                 files.add_metric(name, used["open_files"])
         yield from (active, running, in_memory, ended, failed, seconds, received, sent, restarts, errors)
-        yield from (cpu, memory, processes, threads, files)
+        yield from (run, run_ended, cpu, memory, processes, threads, files)
 
 
 def _measured(manager: AgentManager) -> Iterable[Metric]:

@@ -107,6 +107,11 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _default_of(field: Attribute[Any]) -> Any:
+    default: Any = field.default
+    return default.factory() if hasattr(default, "factory") else default
+
+
 def _default(field: Attribute[Any], option: Option) -> str:
     value = option.unset or field.default
     if isinstance(value, bool):
@@ -114,6 +119,15 @@ def _default(field: Attribute[Any], option: Option) -> str:
     if value in (None, "", (), frozenset()) or isinstance(value, Factory):  # type: ignore[arg-type]
         return ""
     return f"  [default: {value:.15g}]" if isinstance(value, float) else f"  [default: {value}]"
+
+
+#: What each field is where it is not given, by the word of its flag; those that have no default are not here.
+DEFAULTS = {
+    _flag(field.name)[2:]: (field.name, _default_of(field))
+    for kind in (ServiceSpec, ServiceConfig)
+    for field in fields(kind)
+    if (option := Option.of(field)) and not option.argument
+}
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

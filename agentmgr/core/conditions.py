@@ -20,6 +20,7 @@ from attrs import evolve
 from ..errors import FieldProblem, InvalidRequest
 from ..models import ConditionOperator as Op
 from ..models import RoutingCondition, RoutingRule
+from ..models.fields import searcher
 from .request import ClientRequest, normal_address, normal_host, normal_path, reader
 
 Predicate = Callable[[ClientRequest], bool]
@@ -155,20 +156,10 @@ def _in_networks(texts: Sequence[str], path: str) -> _Test:
 
 def pattern(text: str, case_sensitive: bool, field: str) -> _Test:
     """Whether a text matches the regular expression somewhere. Raises `InvalidRequest` about `field`."""
-    # `re` takes exponential time on some patterns, and the text that meets them is a stranger's. RE2 takes
-    # linear time on all that it accepts; it refuses back references and lookaround for that.
-    import re2
-
-    options = re2.Options()
-    options.case_sensitive = case_sensitive
-    options.log_errors = False
     try:
-        search = re2.compile(text, options).search
-    except re2.error as error:
-        reason = error.args[0] if error.args else error
-        reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
-        raise _problem(field, f"is not a usable pattern: {reason}") from None
-    return lambda value: search(value) is not None
+        return searcher(text, case_sensitive=case_sensitive)
+    except ValueError as error:
+        raise _problem(field, f"is not a usable pattern: {error}") from None
 
 
 def _problem(path: str, message: str) -> InvalidRequest:

@@ -108,6 +108,7 @@ def service_stats(
         },
         "restarts": totals.restarts,
         "errors": totals.errors,
+        "last_run": service.last_run,
         "uptime_s": (now - service.started_at).total_seconds() if service.started_at else None,
         "usage": _together([_used(samples) for samples in usage.values()]),
         "instances": [

@@ -15,9 +15,7 @@ from __future__ import annotations
 import os
 import shlex
 import ssl
-import subprocess
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +27,7 @@ from attrs import frozen
 from ..codec import to_json
 from ..errors import AgentManagerError
 from ..models import Event, Instance, ServiceSpec, ServiceStatus, utc_now
+from ..process.command import run_command
 from ..version import __version__
 from ..websocket.sockets import open_stream
 from .events import EventLog
@@ -44,7 +43,6 @@ QUESTIONS_EVERY_S = 5.0
 
 _EVENTS = {ServiceStatus.ERROR: "given_up", ServiceStatus.UNHEALTHY: "unhealthy"}
 _ANSWER_BYTES = 64 * 1024
-_QUOTED_CHARS = 200
 
 
 class _Failed(Exception):
@@ -152,30 +150,16 @@ async def _attempt(call: _Call) -> None:
 
 async def _run(call: _Call) -> None:
     variables = {name: value for name, value in os.environ.items() if name != "AGENTMGR_TOKEN"}
-    words = shlex.split(call.hook)
     try:
-        result = await trio.run_process(
-            words,
-            stdin=call.body,
-            stdout=subprocess.DEVNULL,
-            capture_stderr=True,
-            check=False,
-            cwd=call.spec.config.cwd,
-            env=variables,
-            start_new_session=True,
-            deliver_cancel=_kill,
+        code, said = await run_command(
+            call.hook, stdin=call.body, cwd=call.spec.config.cwd, environment=variables
         )
     except OSError as error:
-        raise _Failed(f"cannot execute {words[0]!r}: {error.strerror or error}") from None
-    if result.returncode:
-        said = result.stderr.decode(errors="replace").strip()[-_QUOTED_CHARS:]
-        how = f"exit code {result.returncode}" if result.returncode > 0 else f"signal {-result.returncode}"
+        program = shlex.split(call.hook)[0]
+        raise _Failed(f"cannot execute {program!r}: {error.strerror or error}") from None
+    if code:
+        how = f"exit code {code}" if code > 0 else f"signal {-code}"
         raise _Failed(f"{how}: {said}" if said else how)
-
-
-async def _kill(process: trio.Process) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, 9)
 
 
 async def _post(call: _Call) -> None:

@@ -30,7 +30,10 @@ async def change(
     plane.publisher.changed()
     plane.scheduler.look_again()
     plane.reloads.look_again()
-    if spec.config.instances != before.config.instances:
+    unscheduled = before.config.schedule is not None and spec.config.schedule is None
+    if unscheduled:
+        plane.scheduler.stop(spec.service_id)
+    if unscheduled or spec.config.instances != before.config.instances:
         await _fill(plane, spec, wait=False)
     return plane.view(spec)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import Attribute, frozen
 
-from .fields import Check, invalid, rule
+from .fields import Check, invalid, rule, searcher
 
 
 class CheckKind(StrEnum):
@@ -78,8 +78,8 @@ def _check_text(name: str, kind: CheckKind, text: str) -> None:
         if kind is CheckKind.COMMAND:
             shlex.split(text)
         else:
-            re.compile(text)
-    except (ValueError, re.error) as error:
+            searcher(text)
+    except ValueError as error:
         raise invalid(name, f"cannot be read: {text!r}: {error}") from None
 
 

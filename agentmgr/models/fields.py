@@ -93,6 +93,23 @@ def as_in(kind: type[Any], name: str) -> Any:
     )
 
 
+def searcher(text: str, *, case_sensitive: bool = True) -> Callable[[str], bool]:
+    """Whether a text matches the regular expression somewhere. Raises ValueError, with the reason."""
+    # `re` takes exponential time on some patterns, and the text that meets them is a stranger's. RE2 takes
+    # linear time on all that it accepts; it refuses back references and lookaround for that.
+    import re2
+
+    options = re2.Options()
+    options.case_sensitive = case_sensitive
+    options.log_errors = False
+    try:
+        search = re2.compile(text, options).search
+    except re2.error as error:
+        reason = error.args[0] if error.args else error
+        raise ValueError(reason.decode(errors="replace") if isinstance(reason, bytes) else reason) from None
+    return lambda value: search(value) is not None
+
+
 def invalid(name: str, problem: str) -> InvalidRequest:
     return InvalidRequest(f"{name} {problem}", fields=[FieldProblem(name, problem)])
 

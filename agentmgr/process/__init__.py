@@ -12,6 +12,7 @@ In reading order:
     descriptors      how many files may be open at once, here and in children
     detached         starts processes of ours that outlive this one
     watching         saves of files: which count, and which are one
+    command          runs a short command of the user's, with bounded output
     companion        a coroutine that runs beside the body of an `async with` block, or between two calls
 
 Invariants:

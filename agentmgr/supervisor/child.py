@@ -198,6 +198,8 @@ class LocalChild:
             return None
         if not ports:
             return None
+        if self.record.port in ports:
+            return "it listens there only now: give it more time by --startup-timeout"
         return f"it listens on port {ports[0]}: make it take {{port}}, or register it with --port {ports[0]}"
 
     # Well

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
-import signal
-import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import trio
 from attrs import frozen
 
 from ..core.health import ProbeResult
+from ..models.fields import searcher
+from ..process.command import run_command
 from .accounts import Identity
 
 _LOOK_EVERY_S = 0.1
 _PIECE_BYTES = 64 * 1024
-_SAID_CHARS = 200
 
 
 async def wait_for_line(log: Path, since: int, pattern: str) -> None:
     """Returns when a line that was written to the log after the position `since` matches."""
-    wanted, position, rest = re.compile(pattern), since, b""
+    matches, position, rest = searcher(pattern), since, b""
     while True:
         position, piece = _read(log, position)
         *lines, rest = (rest + piece).split(b"\n")
-        if any(wanted.search(line.decode(errors="replace")) for line in (*lines, rest)):
+        if any(matches(line.decode(errors="replace")) for line in (*lines, rest)):
             return
         rest = rest[-_PIECE_BYTES:]
         await trio.sleep(0 if piece else _LOOK_EVERY_S)
@@ -59,27 +56,13 @@ class CommandCheck:
         words, begin = shlex.split(self.command), trio.current_time()
         try:
             with trio.move_on_after(timeout_s):
-                done = await trio.run_process(
-                    words,
-                    capture_stdout=True,
-                    stderr=subprocess.STDOUT,
-                    check=False,
-                    cwd=self.cwd,
-                    env=dict(self.environment),
-                    start_new_session=True,
-                    deliver_cancel=_kill,
-                    **self.identity,
+                code, said = await run_command(
+                    self.command, cwd=self.cwd, environment=self.environment, **self.identity
                 )
-                if done.returncode == 0:
+                if code == 0:
                     return ProbeResult(True, latency_s=trio.current_time() - begin)
-                said = (done.stdout or b"").decode(errors="replace").strip()[-_SAID_CHARS:]
-                how = f"{words[0]} ended with {done.returncode}"
+                how = f"{words[0]} ended with {code}"
                 return ProbeResult(False, reason=f"{how}: {said}" if said else how)
         except OSError as error:
             return ProbeResult(False, reason=f"cannot execute {words[0]!r}: {error.strerror or error}")
         return ProbeResult(False, reason=f"{words[0]} gave no answer for {timeout_s:g} s")
-
-
-async def _kill(process: trio.Process) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)

@@ -11,8 +11,9 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from agentmgr.client.session import open_session
+from agentmgr.errors import ServiceFailedToStart
 from agentmgr.manager import AgentManager
-from agentmgr.models import Event
+from agentmgr.models import Event, RestartMode, ServiceConfig
 
 
 async def scrape(url: str) -> dict[tuple[str, ...], float]:
@@ -106,3 +107,14 @@ async def test_promtool_finds_nothing_wrong(url: str, manager: AgentManager, age
         ["promtool", "check", "metrics"], stdin=text, capture_stderr=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+async def test_it_tells_how_a_jobs_last_run_ended(url: str, manager: AgentManager) -> None:
+    job = ServiceConfig(restart=RestartMode.NEVER)
+    await manager.register_service("good", command=["true"], config=job, auto_start=True)
+    with pytest.raises(ServiceFailedToStart):
+        await manager.register_service("bad", command=["false"], config=job, auto_start=True)
+    found = await scrape(url)
+    assert found["agentmgr_service_last_run_success", "good"] == 1
+    assert found["agentmgr_service_last_run_success", "bad"] == 0
+    assert found["agentmgr_service_last_run_end_timestamp_seconds", "bad"] > 1.7e9

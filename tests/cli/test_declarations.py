@@ -232,3 +232,13 @@ def test_what_should_run_and_has_no_manager_is_started(shell: Any, write: Any) -
     assert "start service one" in shell.ok("apply", "services.toml")
     assert services(shell)["one"]["status"] == "running"
     assert shell.ok("apply", "services.toml") == "nothing to do\n"
+
+
+def test_what_the_file_names_no_more_is_at_its_default_again(here: Any, write: Any) -> None:
+    job = '[services.nightly]\ncommand = ["true"]\nrunning = false\n'
+    write("services.toml", job + 'schedule = "0 3 * * *"\nmemory_limit_mb = 64\n')
+    here.ok("apply", "services.toml")
+    write("services.toml", job)
+    assert "schedule: 0 3 * * * -> null" in here.ok("apply", "services.toml")
+    config = services(here)["nightly"]["config"]
+    assert (config["schedule"], config["memory_limit_mb"]) == (None, None)

@@ -163,6 +163,26 @@ def test_a_change_is_of_what_is_given_and_of_nothing_else(here: Any) -> None:
     database.close()
 
 
+def test_an_option_is_taken_back(here: Any) -> None:
+    given = ("--schedule", "0 3 * * *", "--memory-limit-mb", "64", "--env", "A=1", "--restart", "never")
+    here.ok("register", "x", *given, "--", "true")
+    unset = ("--unset", "schedule", "--unset", "memory-limit-mb", "--unset", "env", "--unset", "restart")
+    assert here.ok("change", "x", *unset) == "changed x\n"
+    (after,) = json.loads(here.ok("list", "--format", "json"))
+    config = after["config"]
+    assert (config["schedule"], config["memory_limit_mb"], config["env"]) == (None, None, {})
+    assert config["restart"] == "on-failure"
+    assert "say one of them" in here("change", "x", "--cwd", "/", "--unset", "cwd").stderr
+    assert here("change", "x", "--unset", "name").returncode == 2
+
+
+def test_status_shows_whom_a_hook_leads_to_and_not_its_key(here: Any) -> None:
+    here.ok("register", "x", "--on-failure", "https://me:pw@hooks.example:8443/T0/s3cret?key=1", "--", "true")
+    assert "https://hooks.example:8443/…" in here.ok("status", "x")
+    here.ok("change", "x", "--on-failure", "/bin/page me")
+    assert "/bin/page me" in here.ok("status", "x")
+
+
 def test_a_change_that_waits_for_a_restart_says_so(shell: Any) -> None:
     shell.ok("register", "x", "my_agent.py", "--auto-start")
     assert "agentmgr restart x" in shell("change", "x", "--memory-limit-mb", "64").stderr

@@ -1,6 +1,7 @@
 """What a person should know of is told by command and by POST; what fails there holds up nothing."""
 
 import json
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -149,6 +150,34 @@ async def test_a_question_that_waits_is_told_once(db: Path, agent_file: Any) -> 
                 assert (said["content"]["tool"], said["session_id"]) == ("delete", session.session_id)
                 await trio.sleep(0.3)  # several looks later
         assert server.bodies.statistics().current_buffer_used == 0
+
+
+async def test_it_hears_that_an_instance_is_unhealthy(db: Path, tmp_path: Path) -> None:
+    got, sick = tmp_path / "got", tmp_path / "sick"
+    config = ServiceConfig(
+        on_failure=f"/bin/sh -c 'cat > {got}.new; mv {got}.new {got}'", ready="started", stop_timeout=5,
+        health=f"command:/bin/sh -c '! cat {sick}'", health_check_interval=0.05, unhealthy_threshold=2,
+        recovery_threshold=1000,
+    )  # fmt: skip
+    async with AgentManager(db) as manager:
+        await manager.register_service("job", command=["sleep", "1000"], config=config, auto_start=True)
+        sick.write_text("the index is stale")
+        said = await read(got)
+        assert (said["event"], said["service"], said["status"]) == ("unhealthy", "job", "unhealthy")
+        assert "the index is stale" in said["reason"]
+
+
+async def test_what_a_command_says_without_end_takes_no_memory(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "ATTEMPTS", 1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    async with AgentManager(db) as manager:
+        await fail(manager, "/bin/sh -c 'head -c 200000000 /dev/zero | tr \\\\0 x; echo the end; exit 4'")
+        failed = await event(manager, "hook.failed")
+        assert str(failed.detail["reason"]).endswith("xxthe end (1 attempts)")
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 100_000, f"{grown} KiB"
 
 
 @pytest.mark.parametrize("hook", ["", "   ", "'never closed", "http:///path", "two\nlines"])

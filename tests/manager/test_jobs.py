@@ -175,3 +175,14 @@ async def test_what_a_schedule_must_be(db: Path, agent_file) -> None:
             await manager.register_service(
                 "agent", agent_file(), config=ServiceConfig(schedule="0 3 * * *"), auto_start=True
             )
+
+
+async def test_a_schedule_is_taken_away_and_then_it_always_runs(db: Path) -> None:
+    config = ServiceConfig(schedule="0 3 1 1 *", stop_timeout=5)
+    async with AgentManager(db) as manager:
+        await register(manager, "job", "sleep 1000", config=config)
+        assert (await manager.start_service("job")).next_run_at is not None
+        changed = await manager.update_service("job", {"schedule": None})
+        assert (changed.config.schedule, changed.next_run_at) == (None, None)
+        await become(manager, "job", ServiceStatus.RUNNING)
+        await manager.stop_service("job")

@@ -365,7 +365,7 @@ async def test_a_check_that_hangs_is_ended_with_what_it_has_started(supervisor, 
         assert "/bin/sh gave no answer for 0.5 s" in next(c for c in recorder.checks if not c.ok).reason
 
 
-@pytest.mark.parametrize("how", ["log", "log:", "log:(", "log:a\nb"])
+@pytest.mark.parametrize("how", ["log", "log:", "log:(", "log:a\nb", r"log:(a)\1", "log:(?=a)"])
 def test_what_a_pattern_must_be(how):
     with pytest.raises(InvalidRequest, match="ready"):
         ServiceConfig(command=("x",), ready=how)

@@ -10,7 +10,7 @@ from ...models import DesiredStatus
 from ..group import Cli, subcommand
 from ..managers import for_writing
 from ..names import SERVICE
-from ..options import LIVE, given_fields, service_options
+from ..options import DEFAULTS, LIVE, given_fields, service_options
 from ..out import note, say
 
 
@@ -21,10 +21,17 @@ from ..out import note, say
 )
 @click.argument("name", type=SERVICE)
 @click.option("--rename", "new_name", metavar="NEW", help="Its new name; logs and history are kept.")
+@click.option(
+    "--unset",
+    multiple=True,
+    metavar="OPTION",
+    type=click.Choice(tuple(DEFAULTS)),
+    help="Take an option back, as in `--unset schedule`: it has its default again. May be repeated.",
+)
 @service_options(
     {"type": click.IntRange(0, 65535), "help": "Its port; 0: a free one at each start."}, defaults=False
 )
-async def command(cli: Cli, name: str, new_name: str | None, **options: Any) -> None:
+async def command(cli: Cli, name: str, new_name: str | None, unset: tuple[str, ...], **options: Any) -> None:
     """Change fields of a service; fields that are not given stay as they are, and so do other variables
     than those given with --env.
 
@@ -32,6 +39,10 @@ async def command(cli: Cli, name: str, new_name: str | None, **options: Any) -> 
     """
     spec, config = given_fields(options)
     changes = spec | config
+    for field, default in (DEFAULTS[word] for word in unset):
+        if field in changes:
+            raise click.UsageError(f"{field} is given and taken back by --unset: say one of them.")
+        changes[field] = default
     if new_name is not None:
         changes["name"] = new_name
     if changes.get("port") == 0:
@@ -40,12 +51,16 @@ async def command(cli: Cli, name: str, new_name: str | None, **options: Any) -> 
         raise click.UsageError("Nothing to change was given: `agentmgr change --help` lists the fields.")
     async with for_writing(cli) as manager:
         before = await manager.get_service(name)
-        if "env" in changes:  # secrets come hidden, and given back like that stay as they are
+        if changes.get("env"):  # secrets come hidden, and given back like that stay as they are
             changes["env"] = {**before.config.env, **changes["env"]}
         service = await manager.update_service(name, changes, expected_version=before.version)
     if service.version == before.version:
         say(f"{service.name} is unchanged: it has these values already")
         return
     say(f"changed {service.name}")
-    if service.desired_status is DesiredStatus.RUNNING and changes.keys() - LIVE:
+    if service.desired_status is not DesiredStatus.RUNNING:
+        return
+    if before.config.schedule is not None and service.config.schedule is None:
+        note(f"without a schedule it always runs, from now on: `agentmgr stop {service.name}` ends it")
+    elif changes.keys() - LIVE:
         note(f"running instances keep the old configuration until `agentmgr restart {service.name}`")

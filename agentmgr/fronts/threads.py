@@ -5,8 +5,9 @@ wait with their door open, since to the agent's host a client that leaves may me
 wanted any more. Another gateway, or this one after a restart, finds both by asking the host (`keyed`).
 
 A client without a key can be found again by nothing but what it knows of the conversation, and only here.
-So the seat that its question takes is bounded, in number and in time, and a yes that comes too late, for a
-question that is known to be closed, is an error: as a message it would be taken for something else.
+So its questions are bounded, in number and in time, and a yes that comes too late, for a question that is
+known to be closed, is an error: as a message it would be taken for something else. Any other question keeps
+its seat for so long only, and is then found by asking the host.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ MOST_WAITING = 1000
 MOST_OF_A_CLIENT = 16
 """Of one that names no conversation."""
 MOST_PATIENCE_S = 900.0
-"""For its answer, where the agent's host would wait longer."""
+"""That a question keeps its seat, where the agent's host would wait longer for its answer. Of a client that
+names no conversation it is then answered with no; each other one goes on without its door."""
 _TOO_LATE = "no answer came in time, which means no"
 _MOST_HELD = 1000  # events of a turn that goes on beside its question
 
@@ -82,8 +84,9 @@ class Threads:
         self._closed.pop(place, None)
         if len(self._waiting) >= MOST_WAITING:
             self._drop(next(iter(self._waiting)))
+        if waiting.question is not None:
+            waiting.now_asks(True)
         if waiting.client:
-            waiting.scope.deadline = trio.current_time() + MOST_PATIENCE_S
             others = [at for at, other in self._waiting.items() if other.client == waiting.client]
             if len(others) >= MOST_OF_A_CLIENT:
                 self._drop(others[0])
@@ -121,7 +124,8 @@ class Threads:
                         waiting.now_asks(came[-1]["event"] == protocol.USER_CONFIRM)
                     if waiting.question is not None and turn.hold(came) > _MOST_HELD:
                         break
-            if self._waiting.get(place) is waiting and waiting.scope.cancelled_caught and waiting.question:
+            if self._waiting.get(place) is waiting and waiting.scope.cancelled_caught and waiting.client:
+                assert waiting.question is not None
                 await answer(turn, waiting.question, Said("user", _TOO_LATE))
         except DoorClosed:
             pass

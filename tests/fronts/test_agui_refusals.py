@@ -208,3 +208,13 @@ async def test_a_host_that_does_not_answer_is_not_taken_for_a_service_without_se
         page.interrupts = [{"id": "ask"}]
         assert (await page.resume(True))[-1]["code"] == "session_unreachable"
         await stage.at_base()
+
+
+async def test_a_question_keeps_its_seat_for_so_long_and_stays_open(stage_of, teller, monkeypatch):
+    monkeypatch.setattr("agentmgr.fronts.threads.MOST_PATIENCE_S", 0.1)
+    async with stage_of(teller) as stage:
+        page = Page(stage)
+        await page.run("delete it")
+        await stage.at_base()
+        assert text(await page.resume(True)) == "deleted"
+        await stage.at_base()

@@ -29,7 +29,7 @@ from ..websocket.sockets import Wire
 from .bounds import apart
 from .exchange import Exchange
 from .feed import Feed
-from .problem import Problem
+from .problem import HAS_RUN, Problem
 
 TEXT = "text"
 """The name of what is no event: a service that speaks plain text has sent its `content`."""
@@ -57,7 +57,7 @@ class DoorClosed(Problem):
         """The same, where the turn may have begun: whether to ask again is for a person to say."""
         if self.status == 413:
             return self
-        return Problem(502, self.code, self.message, retry=False)
+        return Problem(HAS_RUN, self.code, self.message, retry=False)
 
 
 async def open_door(
@@ -81,6 +81,7 @@ async def open_door(
         until_open.callback(leave)
         answer, received = await _shake_hands(ours, _upgrade(exchange.request.head, target, session))
         until_open.pop_all()
+    exchange.may_run = True
     return Door(ours, feed, received, leave, to_host=HOST_HEADER.lower() in answer.by_name)
 
 

@@ -118,6 +118,7 @@ class Exchange:
         self.peer = peer
         self.request = Request(head, intake.client_ip(head, peer))
         self.body = memory.held()  #: closed when the agent has it, or when the exchange is over
+        self.may_run = False  #: there is a door to the agent: to ask again may have it done twice
         self.parts: Mapping[str, str] = {}  #: of its path
         self.secure = wire.secure or peer.secure
         self._last_sent = trio.current_time()

@@ -24,7 +24,7 @@ from ..websocket.sockets import Wire
 from .bounds import Memory
 from .exchange import Exchange, Front, Handler, Route, cors
 from .http_services import HttpServices
-from .problem import Headers, Problem
+from .problem import HAS_RUN, Headers, Problem
 
 logger = logging.getLogger("agentmgr.gateway")
 
@@ -32,11 +32,13 @@ IDLE_S = 60.0  #: between two requests on one connection
 UNLIMITED_BYTES = 64 * 2**20  #: of a body, where the services' own limit is none
 
 INTERNAL = Problem(500, "internal_error", "Something went wrong in agentmgr itself; its log has it.")
-_STOPPING = Problem(
-    503,
+_CLOSE = (("Connection", "close"),)
+_STOPPING = Problem(503, "gateway_stopping", "The gateway is being stopped.", headers=_CLOSE)
+_STOPPING_AMID_A_TURN = Problem(
+    HAS_RUN,
     "gateway_stopping",
     "The gateway is being stopped; what the agent was doing may have had its effect already.",
-    headers=(("Connection", "close"),),
+    headers=_CLOSE,
     retry=False,
 )
 
@@ -116,7 +118,7 @@ async def _answer(exchange: Exchange, front: Front, counted: ExitStack) -> None:
             with trio.CancelScope(shield=True):
                 await intake.pacer.wait()
                 with trio.move_on_after(intake.limits.close_timeout_s), suppress(ClientGone):
-                    await _say(exchange, front, _STOPPING)
+                    await _say(exchange, front, _STOPPING_AMID_A_TURN if exchange.may_run else _STOPPING)
     if problem is not None:
         await _say(exchange, front, problem)
 

@@ -8,7 +8,7 @@ agent.partial_answer          delta.content
 agent.final_answer            what was not streamed of it; finish_reason stop; usage if asked; [DONE]
 agent.user_confirm            the question as text, and stop: the next message answers it
 agent.interrupted             stop
-agent.error, agent.timeout    a `Problem`: before the first byte a status, after it an error chunk
+agent.error, agent.timeout    a `Problem`: before the first byte status 424, after it an error chunk
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from attrs import define, field, frozen
 
 from .. import jsontext, protocol
 from ..core.plain_text import as_plain_text, as_text
-from .problem import Problem, failed, invalid, optional, required, typed
+from .problem import HAS_RUN, Problem, failed, invalid, optional, required, typed
 from .saying import Attachment, Said, Saying, attachment, content_of, in_data_url
 
 DONE = b"data: [DONE]\n\n"
@@ -159,7 +159,9 @@ class ChatAnswer:
             case protocol.AGENT_ERROR | protocol.TIMEOUT:
                 raise failed(name, content)
             case protocol.SESSION_END:
-                raise Problem(502, "session_ended", "The session was ended during the answer.", retry=False)
+                raise Problem(
+                    HAS_RUN, "session_ended", "The session was ended during the answer.", retry=False
+                )
             case protocol.USAGE if isinstance(content, Mapping):
                 for ours, theirs in _USAGE:
                     tokens = content.get(ours)

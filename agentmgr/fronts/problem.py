@@ -14,6 +14,12 @@ from ..protocol import TIMEOUT, ErrorCode
 from ..websocket.refusal import Refusal
 
 Headers = Sequence[tuple[str, str]]
+HAS_RUN = 424
+"""The status of what failed when a turn had begun: to ask again would run it again, with all its effects.
+
+SDKs do so by themselves after a 408, 409, 429 and each 5xx (the Vercel AI SDK twice, whatever
+`X-Should-Retry` says), and not after this one, by which OpenAI too says that what it called has failed.
+"""
 
 
 class Problem(Exception):
@@ -78,12 +84,12 @@ def failed(event: str, content: Any) -> Problem:
     fields = content if isinstance(content, Mapping) else {"message": str(content)}
     if event == TIMEOUT:
         limit = fields.get("timeout_s")
-        return Problem(504, "turn_timeout", f"The agent took longer than {limit} s.", retry=False)
+        return Problem(HAS_RUN, "turn_timeout", f"The agent took longer than {limit} s.", retry=False)
     code = str(fields.get("code", "agent_error"))
     message = str(fields.get("message") or "the agent failed")
     if (error_id := fields.get("error_id")) and str(error_id) not in message:
         message += f" (its log has more: {error_id})"
-    return Problem(502, code, message, retry=False)
+    return Problem(HAS_RUN, code, message, retry=False)
 
 
 Kind = TypeVar("Kind")

@@ -36,7 +36,7 @@ from .keyed import Conversation, Place, at_holder, no_sessions, state_of
 from .openai_input import Approval, ResponsesRequest
 from .openai_responses import Out, ResponseEvents, in_json, in_sse
 from .playback import Playback
-from .problem import NotTaken, Problem, invalid
+from .problem import HAS_RUN, NotTaken, Problem, invalid
 from .response_id import ResponseId
 from .saying import Said, Saying, session_key
 from .threads import Threads, Waiting
@@ -57,7 +57,7 @@ class Response:
         """Those that have come since. Raises `Problem`."""
         came = await self.source.events()
         if not came:
-            raise Problem(502, "connection_lost", "The answer has no end.", retry=False)
+            raise Problem(HAS_RUN, "connection_lost", "The answer has no end.", retry=False)
         return [out for event in came for out in self.events.feed(event)]
 
 

@@ -17,7 +17,7 @@ async function streamed(model, prompt) {
 
 async function refused(model, prompt) {
   try {
-    await generateText({ model, prompt, maxRetries: 0 });
+    await generateText({ model, prompt }); // which asks again by itself, where that makes sense
   } catch (error) {
     show(error.name, error.statusCode);
   }

@@ -204,7 +204,7 @@ async def _stream(
     """The body of the answer, or as much of it as a client gets that is cut off: the first event at least."""
     answer = await stage.raw(request(method, path, body, {"Connection": "close", **(headers or {})}))
     head, data = split(answer)
-    if head.startswith(b"HTTP/1.1 502 "):  # a turn that failed before it said anything
+    if head.startswith(b"HTTP/1.1 424 "):  # a turn that failed before it said anything
         return b"data: " + data + b"\n\n"
     assert head.startswith(b"HTTP/1.1 200 "), answer
     first = data.index(b"\n\n") + 2

@@ -44,7 +44,7 @@ async def test_it_streams_converses_and_approves_with_both_protocols(stage_of):
         ["Really? [yes/no]"],
         ["gone"],
         ["two 4"],
-        ["AI_APICallError", 502],
+        ["AI_APICallError", 424],
         [True, counted, "hm", "stop"],
         ["one 0"],
         [""],

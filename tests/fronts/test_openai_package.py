@@ -107,9 +107,9 @@ async def test_what_fails_is_its_error_and_is_not_asked_again(stage_of):
     counting = Count()
     async with stage_of(counting) as stage:
         with client(stage, max_retries=3) as ours:
-            with pytest.raises(openai.InternalServerError) as caught:
+            with pytest.raises(openai.APIStatusError) as caught:
                 await threaded(ours.chat.completions.create, **hello("fail"))
-            assert (caught.value.status_code, caught.value.code) == (502, "agent_error")
+            assert (caught.value.status_code, caught.value.code) == (424, "agent_error")
 
             def stream() -> list[Any]:
                 return list(ours.chat.completions.create(**hello("fail late"), stream=True))

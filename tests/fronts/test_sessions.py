@@ -316,7 +316,7 @@ async def test_instructions_and_attachments_arrive_with_the_message(stage_of, te
         assert (attachment.kind, attachment.name, attachment.data) == ("file", "a.txt", b"hello")
 
 
-async def test_an_agent_that_fails_is_a_502_that_is_not_worth_retrying(stage_of):
+async def test_an_agent_that_fails_is_a_424_which_no_client_asks_again(stage_of):
     async def fails(message, session):
         if message == "late":
             yield "so far "
@@ -326,13 +326,13 @@ async def test_an_agent_that_fails_is_a_502_that_is_not_worth_retrying(stage_of)
     async with stage_of(fails) as stage:
         for stream in (False, True):
             status, headers, body = await stage.say("early", stream=stream)
-            assert (status, headers["x-should-retry"], body["error"]["code"]) == (502, "false", "agent_error")
+            assert (status, headers["x-should-retry"], body["error"]["code"]) == (424, "false", "agent_error")
         status, _, data = await stage.say("late", stream=True)
         assert status == 200
         assert b"so far " in data
         assert b'"code": "agent_error"' in data
         assert b"[DONE]" not in data
-        assert (await stage.say("late"))[0] == 502
+        assert (await stage.say("late"))[0] == 424
         await stage.at_base()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import trio
 from attrs import field, frozen
 
+from .. import telemetry
 from ..boundary import Failure, attempt, contain, name_of
 from ..core.hosts import authority, is_loopback
 from ..errors import AgentManagerError, PortNotAvailable
@@ -109,7 +110,12 @@ async def _serve(
 
             opening = open_journal(Path(options.journal), options.instance_id)
             journal = await stack.enter_async_context(opening)
-        sessions = SessionRegistry(agent, options, instance_id=options.instance_id, journal=journal)
+        traces = telemetry.begin(os.environ.get("AGENTMGR_SERVICE", "agent"))
+        if traces is not None:
+            stack.push_async_callback(traces.close)
+        sessions = SessionRegistry(
+            agent, options, instance_id=options.instance_id, journal=journal, telemetry=traces
+        )
         await _serve_sessions(agent, sessions, listener, options, signals, task_status)
 
 

@@ -19,6 +19,7 @@ from ..boundary import Failure, contain, report
 from ..journal.journal import Held, SessionJournal
 from ..models.host_config import OnCrash, OnDisconnect, WhenBusy
 from ..protocol import EndReason, ErrorCode, TurnCode
+from ..telemetry import Telemetry, TurnSpan
 from . import history, restoring
 from .budget import Budget
 from .events import Event, as_event
@@ -52,6 +53,7 @@ class Session:
         budget: Budget,
         *,
         name: str | None = None,
+        telemetry: Telemetry | None = None,
         on_rest: Callable[[Session], None],
     ) -> None:
         """`on_rest` is called when a turn is over."""
@@ -72,6 +74,8 @@ class Session:
         self.started = trio.Event()  #: its author's code has taken it up, or could not
         self.gone = trio.Event()
         self._agent = agent
+        self._telemetry = telemetry
+        self._span: TurnSpan | None = None  # of the turn that runs
         self._life = trio.CancelScope()
         self._turns = Turns()
         self._arrival = trio.Event()
@@ -377,6 +381,14 @@ class Session:
         self._life.cancel()
 
     async def _take(self, turn: Turn) -> None:
+        if self._telemetry is None:
+            await self._work_on(turn)
+            return
+        with self._telemetry.turn(self.id, self.client.headers, turn.message.metadata) as self._span:
+            await self._work_on(turn)
+        self._span = None
+
+    async def _work_on(self, turn: Turn) -> None:
         """One turn; it ends with exactly one event, whatever the author's code does."""
         # Twice contained: code that leaves a scope or a nursery open, as an abandoned generator does, makes
         # our own scopes fail.
@@ -404,6 +416,8 @@ class Session:
 
     def _append(self, event: Event, line: bytes) -> None:
         if self._transcript.append(event, line, last=self.ended):
+            if self._span is not None:
+                self._span.said(event.event, event.content, event.step_id)
             self._holdings.make_room()
             self._readers.wake()
 

@@ -20,6 +20,7 @@ from ..journal.journal import (
     Unreachable,
 )
 from ..protocol import EndReason, ErrorCode, LossReason
+from ..telemetry import Telemetry
 from .budget import Budget
 from .events import Event
 from .history import Entry
@@ -63,12 +64,14 @@ class SessionRegistry:
         instance_id: str = "",
         host_bytes: int = HOST_BYTES,
         journal: SessionJournal | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         """`journal`: where sessions are kept; without one they live as long as this process."""
         self.budget = Budget(host_bytes)
         self.journal = journal
         self.not_durable = NotDurable()
         self._agent = agent
+        self._telemetry = telemetry
         self.limits = limits
         self._ids = SessionIds(instance_id)
         self._sessions: dict[str, Session] = {}
@@ -296,7 +299,14 @@ class SessionRegistry:
 
     def _session(self, session_id: str, client: Client, name: str | None) -> Session:
         return Session(
-            session_id, self._agent, client, self.limits, self.budget, name=name, on_rest=self._turn_is_over
+            session_id,
+            self._agent,
+            client,
+            self.limits,
+            self.budget,
+            name=name,
+            telemetry=self._telemetry,
+            on_rest=self._turn_is_over,
         )
 
     def _begin(self, session: Session) -> None:

@@ -23,10 +23,12 @@ from ..proxy.access import Identity, authenticate
 from ..proxy.connections import LiveConnection
 from ..proxy.forwarded import backend_fields
 from ..proxy.handshake import ClientGone
+from ..proxy.intake import note
 from ..proxy.lifetime import watch_limits
 from ..proxy.tunnel import Ending, Tunnel
 from ..proxy.upstream import DialFailed, gateway_fault, reach
 from ..proxy.visit import Seat, Visit
+from ..telemetry import ConnectionSpan
 from ..websocket.head import Fields, RequestHead, end_to_end
 from ..websocket.refusal import RefusalCode
 from ..websocket.sockets import Wire
@@ -51,13 +53,25 @@ class HttpServices:
             raise Problem(405, "method_not_allowed", f"{head.method} is not passed on.")
         if head.wants_websocket:
             raise Problem(400, RefusalCode.BAD_REQUEST, "A WebSocket needs a connection that had no request.")
-        began, identity = trio.current_time(), None
+        identity = None
         if intake.authenticator is not None:
             # A ticket in the query is for a WebSocket, and good for one; here it is the service's.
             bare, target = evolve(head, target=head.path), head.target
             identity, bare = await authenticate(bare, intake.authenticator)
             head = evolve(bare, target=target)
         connection_id = f"con_{secrets.token_hex(8)}"
+        with intake.traced(head, connection_id, exchange.request.client_ip) as (head, span):
+            await self._pass_on(exchange, head, identity, connection_id, span)
+
+    async def _pass_on(
+        self,
+        exchange: Exchange,
+        head: RequestHead,
+        identity: Identity | None,
+        connection_id: str,
+        span: ConnectionSpan | None,
+    ) -> None:
+        intake, began = exchange.intake, trio.current_time()
         with intake.token_scopes.open(identity) as token_scope:
             request = ClientRequest(head.target, exchange.request.client_ip, exchange.peer.port, head.by_name)
             services = identity.services if identity else None
@@ -78,6 +92,8 @@ class HttpServices:
                 )
                 if token_scope is not None:
                     token_scope.opened(connection)
+                if span is not None:
+                    place.callback(note, span, connection)
                 passing = _Passing(
                     exchange, connection, wire, asked, partial(intake.lobby.opened, visit, seat)
                 )

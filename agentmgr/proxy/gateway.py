@@ -18,6 +18,7 @@ from ..core.routing import Router, RoutingDecision, RoutingTable
 from ..core.verdicts import verdicts
 from ..models import Connection
 from ..protocol import COME_BACK, GOING_AWAY, POLICY
+from ..telemetry import Telemetry
 from ..websocket.frames import close_frame
 from ..websocket.refusal import Refusal, RefusalCode
 from ..websocket.sockets import Dial
@@ -48,7 +49,8 @@ class Gateway:
     all with `*`. `hints` lets clients ask for a service or tag in the query. `dial` connects to an instance,
     given its host and port; over TCP if None. `seats` and `affinity` are for gateways that share them with
     others (`agentmgr.core.shared_seats`); `seat_freed` is called with the instance whose seat came free,
-    if no client here waited for it. `fronts` speak other protocols on its port. Raises `ValueError` for a
+    if no client here waited for it. `fronts` speak other protocols on its port. `telemetry` traces its
+    connections. Raises `ValueError` for a
     trusted proxy that is no address or network.
     """
 
@@ -68,12 +70,14 @@ class Gateway:
         affinity: Affinity | None = None,
         seat_freed: Callable[[str], None] | None = None,
         fronts: Fronts | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._limits = limits or GatewayLimits()
         self._hints = hints
         self._dial = dial
         self._authenticator = authenticator
         self._fronts = fronts
+        self._telemetry = telemetry
         self._intakes: list[Intake] = []  # of each `serve` that runs
         self._trusted = networks(trusted_proxies)
         self._allowed_origins = origins(allowed_origins)
@@ -244,6 +248,7 @@ class Gateway:
                         proxy_protocol,
                         self._proving,
                         self._fronts,
+                        self._telemetry,
                         clients,
                         self._connection_limit,
                     )
@@ -257,6 +262,8 @@ class Gateway:
             finally:
                 self._intakes.remove(intake)
                 relaying.cancel()
+                if self._telemetry is not None:
+                    await self._telemetry.close()
 
     async def relay(self, request: object, *, target: str | None = None) -> None:
         """Serves a client of a WebSocket server of the application's own, until its connection ends.

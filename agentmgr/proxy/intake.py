@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection
-from contextlib import AsyncExitStack, closing
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import AsyncExitStack, closing, contextmanager
 from functools import partial
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import trio
 from attrs import evolve, frozen
 
 from ..core.request import ClientRequest
+from ..telemetry import ConnectionSpan, Telemetry
 from ..websocket.head import RequestHead, ResponseHead, check_upgrade, upgrade_request
 from ..websocket.refusal import Refusal, RefusalCode
 from ..websocket.sockets import Dial, Wire
@@ -72,6 +73,7 @@ class Intake:
     proxy_protocol: bool
     proving: Proving
     fronts: Fronts | None
+    telemetry: Telemetry | None
     nursery: trio.Nursery  #: of all clients
     connection_limit: ConnectionLimit
 
@@ -109,7 +111,8 @@ class Intake:
                 await self.fronts.serve(self, wire, head, peer)
             else:
                 check_upgrade(head)
-                await self._admit(wire, peer, head, connection_id, resumes=resumes)
+                with self.traced(head, connection_id, self.client_ip(head, peer)) as (head, span):
+                    await self._admit(wire, peer, head, connection_id, span, resumes=resumes)
         except (Refusal, BackendRefused) as refusal:
             # Not its reason, in which words of the client's query may stand.
             known = {"connection_id": connection_id, "client_ip": peer.address}
@@ -119,6 +122,26 @@ class Intake:
                 await refuse(wire, refusal.response)
         except ClientGone:
             pass
+
+    @contextmanager
+    def traced(
+        self, head: RequestHead, connection_id: str, client_ip: str
+    ) -> Iterator[tuple[RequestHead, ConnectionSpan | None]]:
+        """The head with which the instance knows of what it is a part, and the span, if there is one."""
+        if self.telemetry is None:
+            yield head, None
+            return
+        facts = {
+            "http.request.method": head.method,
+            "url.path": head.path,
+            "client.address": client_ip,
+            "agentmgr.connection_id": connection_id,
+        }
+        kind = "WebSocket" if head.wants_websocket else head.method
+        with self.telemetry.connection(kind, head.by_name, facts) as span:
+            for header, value in span.passed_on.items():
+                head = head.replaced(header, value)
+            yield head, span
 
     async def _head(
         self, wire: Wire, peer: Peer, introduce: Callable[[Wire, Peer], Awaitable[Peer]]
@@ -152,7 +175,14 @@ class Intake:
         return Peer(*origin.client, secure=origin.secure)
 
     async def _admit(
-        self, wire: Wire, peer: Peer, head: RequestHead, connection_id: str, *, resumes: bool
+        self,
+        wire: Wire,
+        peer: Peer,
+        head: RequestHead,
+        connection_id: str,
+        span: ConnectionSpan | None,
+        *,
+        resumes: bool,
     ) -> None:
         """Finds an instance that takes the client, and stays with the two until their connection ends."""
         limits, began = self.limits, trio.current_time()
@@ -175,6 +205,8 @@ class Intake:
                     connection = _connection(connection_id, visit, seat, wire, backend, handshake_s)
                     if token_scope is not None:
                         token_scope.opened(connection)
+                    if span is not None:
+                        place.callback(note, span, connection)
                     resume = None
                     if resumes and seat.backend.resume_within and taken_in(answer) is not None:
                         resume = self._resuming(connection, wire, asked, place).resume
@@ -285,6 +317,12 @@ class Intake:
     def trusted_with(self, peer: Peer) -> Networks:
         """The proxies that are believed, where this is the peer."""
         return () if peer.anonymous else self.trusted
+
+
+def note(span: ConnectionSpan, connection: LiveConnection) -> None:
+    """Says of a connection that is over where it was, and how it ended."""
+    backend, ending = connection.backend, connection.ending
+    span.went_to(backend.service_name, backend.instance_id, ending.by, ending.code)
 
 
 def _connection(

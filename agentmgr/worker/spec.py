@@ -8,6 +8,7 @@ from typing import Any
 
 from attrs import frozen
 
+from .. import telemetry
 from ..codec import to_json, to_plain
 from ..fronts import Fronts
 from ..process.paths import RuntimePaths
@@ -63,5 +64,6 @@ def gateway(settings: Settings, **parts: Any) -> Gateway:
         allowed_origins=settings.allowed_origins or None,
         trusted_proxies=settings.trusted_proxies,
         fronts=Fronts(settings.fronts),
+        telemetry=telemetry.begin("agentmgr"),
         **parts,
     )

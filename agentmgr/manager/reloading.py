@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from ..errors import AgentManagerError, WrongState
+from ..errors import AgentManagerError, WrongState, leaves
 from ..models import DesiredStatus, Event, ServiceConfig, ServiceSpec, ServiceStatus
 from ..process.paths import file_of
 from ..process.watching import Saves, Watched, require_watchfiles, watch
@@ -109,15 +109,18 @@ class Reloads:
             self._saves[service_id].add(path)
 
         while True:
+            unwatched: dict[str, str] = {}
             try:
                 require_watchfiles()
                 await watch(places, saved, self._loaded_at, ignored=self._ignored)
             except* (OSError, AgentManagerError, RuntimeError) as problems:  # the last one is watchfiles' own
-                reason = f"its files are not watched: {problems.exceptions[0]}"
+                reason = f"its files are not watched: {next(leaves(problems))}"
                 logger.error("files are not watched; trying again in %g s: %s", _AGAIN_S, reason)
-                for service_id in places:
-                    self._errors[service_id] = reason
+                unwatched = dict.fromkeys(places, reason)
+            self._errors |= unwatched
             await trio.sleep(_AGAIN_S)
+            for service_id in unwatched:
+                self._errors.pop(service_id, None)
 
     def _loaded_at(self, service_id: str) -> float | None:
         began = [instance.started_at for instance in self._supervisor.instances(service_id)]

@@ -228,12 +228,12 @@ class Supervisor:
         outcome = Outcome()
         nursery = self._open_nursery()
         stops = self._known(spec).stops  # those that are asked for from here on win
-        nursery.start_soon(self._restart, spec, stops, rolling and spec.port is None, force, outcome)
+        nursery.start_soon(self._restart, spec, stops, rolling and spec.port is None, force, outcome, wait)
         if wait:
             await outcome.wait()
 
     async def _restart(
-        self, spec: ServiceSpec, stops: int, rolling: bool, force: bool, outcome: Outcome
+        self, spec: ServiceSpec, stops: int, rolling: bool, force: bool, outcome: Outcome, waited_for: bool
     ) -> None:
         try:
             async with self._command(spec, stops) as service:
@@ -248,8 +248,9 @@ class Supervisor:
             for task in tasks:
                 await task.started()
             outcome.succeed()
-        except AgentManagerError as error:  # raised to the caller that waits; `status` shows it too
-            log.warning("service %s was not restarted: %s", spec.name, error)
+        except AgentManagerError as error:  # raised to a caller that waits; `status` shows it too
+            level = logging.INFO if waited_for else logging.WARNING
+            log.log(level, "service %s was not restarted: %s", spec.name, error)
             outcome.fail(error)
         except Exception:  # as in `InstanceTask.run`: a fault of ours must not reach other services
             log.exception("internal error: the restart of service %s failed", spec.name)

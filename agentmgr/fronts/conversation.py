@@ -262,26 +262,48 @@ async def ask(door: Door, *events: dict[str, Any], size: int = 0) -> list[dict[s
     return came
 
 
+@frozen
+class Past:
+    """What a session had had when it was asked for, as far as its host holds that."""
+
+    events: list[dict[str, Any]]  #: in the order of their `seq`; there may be a few newer ones
+    last_seq: int
+    busy: bool  #: a turn runs
+    has_gap: bool  #: some of the events are not held any more
+
+
+async def past(door: Door, session_id: str, after_seq: int) -> Past:
+    """The session's events behind that one; what comes next is sent to the door.
+
+    Raises `NotTaken`, `DoorClosed`.
+    """
+    await door.send(reconnect(session_id, after_seq))
+    events: list[dict[str, Any]] = []
+    resumed: Mapping[str, Any] | None = None
+    seq, has_gap = 0, False
+    while resumed is None or seq < resumed["last_seq"]:
+        for event in await door.receive():
+            is_ours = event.get("session_id") == session_id
+            if event["event"] == protocol.ERROR and event.get("step_id") is None:
+                if is_ours or event.get("session_id") is None:
+                    raise NotTaken(event.get("content"))
+            elif is_ours and "seq" in event:
+                if resumed is not None:  # else it comes again
+                    events.append(event)
+                    seq = event["seq"]
+            elif is_ours and event["event"] == protocol.NOTICE:
+                has_gap = has_gap or code_of(event) == NoticeCode.GAP
+                if isinstance(content := event.get("content"), Mapping) and "replay_from" in content:
+                    resumed, seq = content, content["replay_from"] - 1
+    return Past(events, resumed["last_seq"], bool(resumed["busy"]), has_gap)
+
+
 async def recent(door: Door, found: Found) -> list[dict[str, Any]]:
     """The session's last events, in order; first a notice that there is a gap, where it has had more.
 
     Raises `NotTaken`, `DoorClosed`.
     """
-    await door.send(reconnect(found.session_id, max(0, found.last_seq - _REPLAYED)))
-    events: list[dict[str, Any]] = []
-    last, seq = None, 0
-    while last is None or seq < last:
-        for event in await door.receive():
-            if event.get("session_id") != found.session_id:
-                continue
-            if event["event"] == protocol.ERROR:
-                raise NotTaken(event.get("content"))
-            if "seq" in event:
-                if last is not None:
-                    events.append(event)
-                    seq = event["seq"]
-            elif event["event"] == protocol.NOTICE and "replay_from" in event["content"]:
-                last, seq = event["content"]["last_seq"], event["content"]["replay_from"] - 1
+    events = (await past(door, found.session_id, max(0, found.last_seq - _REPLAYED))).events
     if events and (first := events[0]["seq"]) > 1:
         gap = {"code": NoticeCode.GAP, "missing_from": 1, "missing_to": first - 1}
         notice = {"event": protocol.NOTICE, "session_id": found.session_id, "content": gap, "seq": 0}

@@ -9,9 +9,9 @@ from attrs import define, field
 
 from .. import protocol
 from ..protocol import NoticeCode
-from .conversation import code_of, reconnect
+from .conversation import code_of, past
 from .door import Door, DoorClosed
-from .problem import NotTaken, Problem
+from .problem import Problem
 
 
 @define(eq=False)
@@ -32,23 +32,15 @@ class Playback:
     later: list[str] = field(factory=list)  #: the steps of turns that ended after it
     busy: bool = False  #: when it was taken up, a turn ran
     last_seq: int = 0  #: of the session, then
-    _seq: int = 0
     _held: list[dict[str, Any]] = field(factory=list)  # of the turn, as it seems, while that is not sure
 
     async def past(self) -> list[dict[str, Any]]:
         """The events of the turn until now. Raises `NotTaken`, other `Problem`s."""
-        await self.door.send(reconnect(self.session_id, self.after_seq))
-        self._seq, resumed, mine = self.after_seq, False, list[dict[str, Any]]()
-        while not resumed or self._seq < self.last_seq:
-            for event in await self.door.receive():
-                if event["event"] == protocol.ERROR and event.get("session_id") in (self.session_id, None):
-                    raise NotTaken(event.get("content"))
-                if event.get("session_id") != self.session_id:
-                    continue
-                if "replay_from" in (event.get("content") or ()):
-                    resumed, content = True, event["content"]
-                    self.busy, self.last_seq = bool(content.get("busy")), int(content["last_seq"])
-                mine += self._sorted(event)
+        known = await past(self.door, self.session_id, self.after_seq)
+        if known.has_gap:
+            raise _gone()
+        self.busy, self.last_seq = known.busy, known.last_seq
+        mine = [own for event in known.events for own in self._sorted(event)]
         if self.busy and not self.found:  # it runs, whatever its first event will be
             self.found, mine, self._held = True, mine + self._held, []
         return mine
@@ -73,16 +65,15 @@ class Playback:
         """Those that are known to be of the turn, now that this one has come. Raises `Problem`."""
         name = event["event"]
         if name == protocol.NOTICE and code_of(event) == NoticeCode.GAP:
-            raise Problem(410, "events_gone", "The agent's host does not hold the events any more.")
+            raise _gone()
         if (seq := event.get("seq")) is None:
             return
-        self._seq = int(seq)
         ends = name in protocol.TURN_ENDS or name == protocol.SESSION_END
         if self.over:
             self.later += [str(event.get("step_id"))] if ends else []
         elif self.found or event.get("step_id") == self.step_id:
             self.found, self.over = True, ends
-            self.end_seq = self._seq if ends else 0
+            self.end_seq = int(seq) if ends else 0
             yield from self._held
             yield event
             self._held = []
@@ -90,3 +81,7 @@ class Playback:
             self._held = []  # it was of the turn before
         else:
             self._held.append(event)
+
+
+def _gone() -> Problem:
+    return Problem(410, "events_gone", "The agent's host does not hold the events any more.")

@@ -37,12 +37,7 @@ class Answer:
 
     question: str  #: its `step_id`
     cancelled: bool  #: it is given up, which means no
-    confirmed: bool
-    content: Mapping[str, Any]  #: what else the client's payload says
-
-    @property
-    def response(self) -> dict[str, Any]:
-        return {**self.content, "confirmed": self.confirmed}
+    content: dict[str, Any]  #: `confirmed`, and what else the client's payload says
 
 
 @frozen
@@ -189,7 +184,7 @@ def _answers(items: list[object]) -> tuple[Answer, ...]:
         payload = entry.get("payload")
         confirmed = status == "resolved" and _confirmed(payload, f"{where}.payload")
         content = payload if isinstance(payload, dict) else {}
-        answers.append(Answer(question, status == "cancelled", confirmed, content))
+        answers.append(Answer(question, status == "cancelled", {**content, "confirmed": confirmed}))
     return tuple(answers)
 
 

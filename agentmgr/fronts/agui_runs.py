@@ -18,7 +18,7 @@ from .. import protocol
 from ..protocol import ErrorCode, NoticeCode
 from . import history
 from .agui_events import RunStream, transcript
-from .agui_input import Answer, RunInput, session_name
+from .agui_input import RunInput, session_name
 from .agui_turns import question_at, run_begins, settled, turn_of
 from .conversation import (
     Found,
@@ -30,6 +30,7 @@ from .conversation import (
     find_session,
     message_of,
     recent,
+    response_to,
     silent,
     target_of,
 )
@@ -187,7 +188,9 @@ class _Run:
             if given_up and is_over and (turn := await self._say(door, or_nothing=True)) is not None:
                 return turn
             responses = [
-                self._response(found, each) for each, still in zip(answers, is_open, strict=True) if still
+                response_to(found.session_id, each.question, each.content | {"answer_id": run_id})
+                for each, still in zip(answers, is_open, strict=True)
+                if still
             ]
             if responses:
                 try:
@@ -200,15 +203,6 @@ class _Run:
         if given_up:
             return await self._say(door, or_nothing=True)
         raise _unknown(answers[0].question)
-
-    def _response(self, found: Found, answer: Answer) -> Event:
-        content = answer.response | {"answer_id": self.asked.run_id}
-        return {
-            "event": protocol.RESPONSE,
-            "session_id": found.session_id,
-            "step_id": answer.question,
-            "content": content,
-        }
 
     async def _say(self, door: Door, *, or_nothing: bool = False) -> Turn | None:
         """Says the message in the branch that has the client's history, or in a new one; `or_nothing`: if it

@@ -171,13 +171,9 @@ def message_of(session_id: str, saying: Saying, step_id: str) -> dict[str, Any]:
 
 async def answer(turn: Turn, question: str, message: Said) -> Turn:
     """Answers the question that the turn asked; only yes is yes. Raises `DoorClosed`."""
-    response = {
-        "event": protocol.RESPONSE,
-        "session_id": turn.session_id,
-        "step_id": question,
-        "content": {"confirmed": yes_or_no(message.text) is True, "message": message.text},
-    }
-    await turn.door.send(response)  # where it has been answered elsewhere, the turn goes on anyway
+    content = {"confirmed": yes_or_no(message.text) is True, "message": message.text}
+    # Where it has been answered elsewhere, the turn goes on anyway.
+    await turn.door.send(response_to(turn.session_id, question, content))
     return turn
 
 
@@ -315,6 +311,11 @@ def reconnect(session_id: str, last_seq: int, *, with_state: bool = False) -> di
     """The event that takes a session up."""
     name = protocol.RECONNECT_WITH_STATE if with_state else protocol.RECONNECT
     return {"event": name, "session_id": session_id, "last_seq": last_seq}
+
+
+def response_to(session_id: str, question: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The event that answers a question. `content` has `confirmed`, and what else the client says."""
+    return {"event": protocol.RESPONSE, "session_id": session_id, "step_id": question, "content": content}
 
 
 def code_of(event: Mapping[str, Any]) -> str | None:

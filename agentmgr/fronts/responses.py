@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from hashlib import sha256
@@ -29,7 +29,7 @@ from .. import protocol
 from ..core.plain_text import yes_or_no
 from ..protocol import ErrorCode
 from . import history
-from .conversation import NoSessions, Turn, create_session, say, target_of
+from .conversation import NoSessions, Turn, create_session, response_to, say, target_of
 from .door import Door, open_door
 from .exchange import Exchange, Route
 from .keyed import Conversation, Place, at_holder, no_sessions, state_of
@@ -52,6 +52,17 @@ class Response:
     events: ResponseEvents
     source: Turn | Playback
     made: list[Out]  #: its events until now
+
+    @classmethod
+    def of(
+        cls, known: ResponseId, playback: Playback, past: list[dict[str, Any]], echo: Mapping[str, Any] = {}
+    ) -> Response:
+        """One that is read again; `past`: of its turn, until now."""
+        events = ResponseEvents(known, echo)
+        made = events.begin()
+        for event in past:
+            made += events.feed(event)
+        return cls(events, playback, made)
 
     async def more(self) -> list[Out]:
         """Those that have come since. Raises `Problem`."""
@@ -151,11 +162,7 @@ class Responses:
         if known is None or not exchange.parts["id"].startswith("resp_"):
             raise missing
         playback, past = await _played(exchange, known, stack, missing)
-        events = ResponseEvents(known)
-        made = events.begin()
-        for event in past:
-            made += events.feed(event)
-        return Response(events, playback, made)
+        return Response.of(known, playback, past)
 
     @asynccontextmanager
     async def begin(
@@ -246,11 +253,12 @@ class Responses:
         step_id = f"req_{once or sha256(said.encode()).hexdigest()[:24]}"
         with ExitStack() as stack:
             playback, past = await _played(exchange, before, stack, missing)
-            ended = _replayed(before, past)
+            ended = Response.of(before, playback, past).events
             if ended.question is not None:
-                text, is_open = asked.saying.message.text, _is_open(ended.question, past, playback)
-                if is_open:
-                    await _answer(playback, ended.question, yes_or_no(text) is True, text)
+                text = asked.saying.message.text
+                if is_open := _is_open(ended.question, past, playback):
+                    content = {"confirmed": yes_or_no(text) is True, "message": text}
+                    await playback.door.send(response_to(playback.session_id, ended.question, content))
                 if is_open or again:
                     stack.pop_all()
                     return _goes_on(playback, past, asked, before)
@@ -274,11 +282,12 @@ class Responses:
         missing = Problem(400, "approval_not_found", "There is no such question.", param="input")
         with ExitStack() as stack:
             playback, past = await _played(exchange, given.asking, stack, missing)
-            question = _replayed(given.asking, past).question
+            question = Response.of(given.asking, playback, past).events.question
             if question is None:
                 raise missing
             if _is_open(question, past, playback):
-                await _answer(playback, question, given.approve, given.reason)
+                content = {"confirmed": given.approve, "message": given.reason}
+                await playback.door.send(response_to(playback.session_id, question, content))
             stack.pop_all()
         # What was answered elsewhere, or by this client before it was cut off, goes on anyway.
         return _goes_on(playback, past, evolve(asked, model=given.asking.model), given.asking)
@@ -311,13 +320,6 @@ async def _played(
     return playback, past
 
 
-def _replayed(known: ResponseId, past: list[dict[str, Any]]) -> ResponseEvents:
-    events = ResponseEvents(known)
-    for event in past:
-        events.feed(event)
-    return events
-
-
 def _begins(turn: Turn, asked: ResponsesRequest, *, after_seq: int | None = None) -> Response:
     after = turn.after_seq if after_seq is None else after_seq
     stored = bool(turn.session_id)
@@ -338,22 +340,12 @@ def _goes_on(
 ) -> Response:
     """The part of the turn behind a question."""
     known = evolve(asking, part=asking.part + 1, created=int(time.time()), background=asked.background)
-    events = ResponseEvents(known, asked.echo)
-    made = events.begin()
-    for event in past:
-        made += events.feed(event)
-    return Response(events, playback, made)
+    return Response.of(known, playback, past, asked.echo)
 
 
 def _is_open(question: str, past: list[dict[str, Any]], playback: Playback) -> bool:
     answered = any(event["event"] == protocol.NOTICE and event.get("step_id") == question for event in past)
     return not (answered or playback.over)
-
-
-async def _answer(playback: Playback, question: str, confirmed: bool, message: str) -> None:
-    content = {"confirmed": confirmed, "message": message}
-    where = {"session_id": playback.session_id, "step_id": question}
-    await playback.door.send({"event": protocol.RESPONSE, **where, "content": content})
 
 
 def _branched(saying: Saying, known: list[dict[str, Any]], playback: Playback) -> Saying:

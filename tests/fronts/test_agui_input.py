@@ -91,9 +91,9 @@ def test_only_yes_is_yes(payload, confirmed):
     (answer,) = RunInput.of(
         body(resume=[{"interruptId": "q", "status": "resolved", "payload": payload}])
     ).answers
-    assert (answer.question, answer.cancelled, answer.confirmed) == ("q", False, confirmed)
+    assert (answer.question, answer.cancelled, answer.content["confirmed"]) == ("q", False, confirmed)
     (answer,) = RunInput.of(body(resume=[{"interruptId": "q", "status": "cancelled"}])).answers
-    assert (answer.cancelled, answer.confirmed) == (True, False)
+    assert (answer.cancelled, answer.content["confirmed"]) == (True, False)
 
 
 def test_the_tilde_of_a_thread_is_not_that_of_a_branch():

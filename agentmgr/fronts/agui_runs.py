@@ -32,7 +32,6 @@ from .conversation import (
     recent,
     response_to,
     silent,
-    target_of,
 )
 from .door import Door, DoorClosed, open_door
 from .exchange import Exchange
@@ -295,7 +294,7 @@ class _Run:
         if self.asked.saying is None:
             self.messages = []
             return None
-        door = await open_door(self.exchange, target_of(self.place.model))
+        door = await open_door(self.exchange, self.place.model)
         stack.callback(door.leave)
         if other.speaks_text:
             await door.say(self.asked.saying.message.text)

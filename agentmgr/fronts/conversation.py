@@ -6,14 +6,12 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import quote
 
 import trio
 from attrs import define, field, frozen
 
 from .. import protocol
 from ..core.plain_text import yes_or_no
-from ..core.routing import RoutingTable
 from ..protocol import ErrorCode, NoticeCode
 from .door import TEXT, Door, DoorClosed
 from .problem import NotTaken
@@ -31,21 +29,6 @@ class NoSessions(Exception):
     def __init__(self, *, speaks_text: bool) -> None:
         super().__init__("the service has no sessions")
         self.speaks_text = speaks_text
-
-
-def target_of(model: str) -> str:
-    """The address in the gateway for `NAME`, a service, `tag:NAME`, or `auto`, by the rules."""
-    if model == "auto":
-        return "/"
-    if model.startswith("tag:"):
-        return f"/?tag={quote(model.removeprefix('tag:'), safe='')}"
-    return f"/services/{quote(model, safe='')}"
-
-
-def services_of(table: RoutingTable, allowed: frozenset[str] | None) -> frozenset[str]:
-    """The names of those that there are, of which a client may reach the `allowed` ones."""
-    names = table.service_names | {backend.service_name for backend in table.backends}
-    return names if allowed is None else names & allowed
 
 
 @define(eq=False)

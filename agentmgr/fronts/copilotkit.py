@@ -22,8 +22,8 @@ from attrs import frozen
 from ..version import __version__
 from .agui_input import RunInput
 from .agui_runs import Runs
-from .conversation import services_of
 from .exchange import Exchange, Route
+from .models import services_of
 from .problem import Problem, invalid, optional, required
 
 _DEFAULT = "default"

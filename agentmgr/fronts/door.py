@@ -29,6 +29,7 @@ from ..websocket.sockets import Wire
 from .bounds import apart
 from .exchange import Exchange
 from .feed import Feed
+from .models import target_of
 from .problem import HAS_RUN, Problem
 
 TEXT = "text"
@@ -61,9 +62,9 @@ class DoorClosed(Problem):
 
 
 async def open_door(
-    exchange: Exchange, target: str, *, session: str | None = None, resumes: bool = True
+    exchange: Exchange, model: str, *, session: str | None = None, resumes: bool = True
 ) -> Door:
-    """A connection to an instance, as the exchange's client would get it at `target`.
+    """A connection to an instance of that model, as the exchange's client would get it.
 
     `session`: the id of a session, or any other word by which the gateway finds the same instance again. The
     door may outlive its exchange; its owner leaves it. `resumes`: another instance may go on with it where
@@ -79,7 +80,9 @@ async def open_door(
     leave = partial(intake.nursery.start_soon, _leave, ours, intake.limits.close_timeout_s)
     with ExitStack() as until_open:
         until_open.callback(leave)
-        answer, received = await _shake_hands(ours, _upgrade(exchange.request.head, target, session))
+        answer, received = await _shake_hands(
+            ours, _upgrade(exchange.request.head, target_of(model), session)
+        )
         until_open.pop_all()
     exchange.may_run = True
     return Door(ours, feed, received, leave, to_host=HOST_HEADER.lower() in answer.by_name)

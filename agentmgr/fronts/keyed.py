@@ -35,7 +35,6 @@ from .conversation import (
     reconnect,
     say,
     silent,
-    target_of,
 )
 from .door import Door, open_door
 from .exchange import Exchange
@@ -134,7 +133,7 @@ class Conversation:
 
     async def _enter(self, stack: ExitStack) -> Door:
         """For a session in memory only: it ends with its instance, of which the client hears at once."""
-        door = await open_door(self.exchange, target_of(self.place.model), resumes=False)
+        door = await open_door(self.exchange, self.place.model, resumes=False)
         stack.callback(door.leave)
         return door
 
@@ -246,7 +245,7 @@ async def at_holder(
     word = place.word
     for tries in range(_TRIES):
         with ExitStack() as tried:
-            door = await open_door(exchange, target_of(place.model), session=word)
+            door = await open_door(exchange, place.model, session=word)
             tried.callback(door.leave)
             try:
                 worked = await work(door)

@@ -13,9 +13,10 @@ from attrs import frozen
 
 from .. import jsontext
 from ..core.routing import RoutingTable
-from .conversation import Turn, services_of
+from .conversation import Turn
 from .exchange import Exchange, Route
 from .keyed import Conversation, Place
+from .models import models
 from .openai_chat import ChatAnswer, ChatRequest, error_of
 from .problem import Problem
 from .responses import Responses
@@ -108,13 +109,6 @@ class OpenAI:
     def _name(self, exchange: Exchange, asked: ChatRequest) -> str | None:
         key = session_key(exchange.request.head.by_name, asked.metadata, asked.cache_key, asked.saying)
         return None if key is None else f"openai:{key}"
-
-
-def models(table: RoutingTable, services: frozenset[str] | None) -> list[str]:
-    """`auto`, the names of the services, and `tag:…` for the tags of those that run."""
-    allowed = services_of(table, services)
-    tags = {tag for b in table.backends if b.service_name in allowed for tag in b.tags}
-    return ["auto", *sorted(allowed), *sorted(f"tag:{tag}" for tag in tags)]
 
 
 def _feed(answer: ChatAnswer, turn: Turn, events: list[dict[str, Any]]) -> bytes:

@@ -29,7 +29,7 @@ from .. import protocol
 from ..core.plain_text import yes_or_no
 from ..protocol import ErrorCode
 from . import history
-from .conversation import NoSessions, Turn, create_session, response_to, say, target_of
+from .conversation import NoSessions, Turn, create_session, response_to, say
 from .door import Door, open_door
 from .exchange import Exchange, Route
 from .keyed import Conversation, Place, at_holder, no_sessions, state_of
@@ -303,7 +303,7 @@ async def _played(
     if not known.session_id:
         raise missing
     try:
-        door = await open_door(exchange, target_of(known.model), session=known.session_id)
+        door = await open_door(exchange, known.model, session=known.session_id)
         stack.callback(door.leave)
         playback = Playback(door, known.session_id, known.step_id, known.after_seq)
         past = await playback.past()

@@ -20,24 +20,23 @@ from . import history
 from .agui_events import RunStream, transcript
 from .agui_input import RunInput, session_name
 from .agui_turns import question_at, run_begins, settled, turn_of
-from .conversation import (
-    Found,
+from .door import Door, DoorClosed, open_door
+from .exchange import Exchange
+from .keyed import MOST_BRANCHES, Place, at_holder
+from .problem import NotTaken, invalid
+from .session import (
     NoSessions,
-    Turn,
+    SessionInfo,
     ask,
     code_of,
     create_session,
     find_session,
-    message_of,
     recent,
-    response_to,
     silent,
+    state_of,
 )
-from .door import Door, DoorClosed, open_door
-from .exchange import Exchange
-from .keyed import MOST_BRANCHES, Place, at_holder, state_of
-from .problem import NotTaken, invalid
 from .threads import Branch, Threads, Waiting
+from .turn import Turn, message_of, response_to
 
 _ENDS = protocol.TURN_ENDS | {protocol.USER_CONFIRM}
 
@@ -232,13 +231,13 @@ class _Run:
             {"code": ErrorCode.MAX_SESSIONS, "message": f"the thread has {MOST_BRANCHES} branches"}
         )
 
-    async def _made(self, door: Door, name: str) -> Found:
+    async def _made(self, door: Door, name: str) -> SessionInfo:
         if self.asked.nothing_new or self.asked.saying is None:
             raise invalid("messages", "must end with a message of the user")
         self.state = {}
         return await create_session(door, self.asked.saying.history, name=name)
 
-    async def _say_in(self, door: Door, number: int, found: Found) -> Turn | None:
+    async def _say_in(self, door: Door, number: int, found: SessionInfo) -> Turn | None:
         assert self.asked.saying is not None
         message = message_of(found.session_id, self.asked.saying, self.asked.run_id)
         self.branch = number
@@ -254,7 +253,7 @@ class _Run:
         turn.hold(came)
         return turn
 
-    async def _again(self, door: Door, number: int, found: Found) -> Turn | None:
+    async def _again(self, door: Door, number: int, found: SessionInfo) -> Turn | None:
         """Reads a run that was begun before."""
         events = await recent(door, found)
         running = self.state.get("turn", {}).get("step_id")
@@ -302,7 +301,7 @@ class _Run:
             await door.send(message_of("", self.asked.saying, self.asked.run_id))
         return Turn(door, "", None)
 
-    def _behind(self, door: Door, found: Found, events: list[Event], begins: int, run: int) -> Turn:
+    def _behind(self, door: Door, found: SessionInfo, events: list[Event], begins: int, run: int) -> Turn:
         """The turn, of which these are read: from where it begins to where the run does, and what the client
         has of that, only so that the stream knows them.
         """
@@ -329,7 +328,7 @@ def _branches(place: Place, threads: Threads) -> Iterator[int]:
     yield from (n for n in range(1, MOST_BRANCHES + 1) if known is None or n != known.number)
 
 
-async def _newest(door: Door, place: Place, threads: Threads) -> tuple[int, Found] | None:
+async def _newest(door: Door, place: Place, threads: Threads) -> tuple[int, SessionInfo] | None:
     """The branch that was used last, as far as this gateway knows; else the last one that was made."""
     known, newest = threads.branch(place), None
     for number in _branches(place, threads):

@@ -21,26 +21,15 @@ from attrs import define, evolve, frozen
 
 from .. import protocol
 from ..core.plain_text import yes_or_no
-from ..protocol import ErrorCode, NoticeCode
+from ..protocol import ErrorCode
 from . import history
-from .conversation import (
-    FROM_NOW_ON,
-    Found,
-    NoSessions,
-    Turn,
-    answer,
-    code_of,
-    create_session,
-    recent,
-    reconnect,
-    say,
-    silent,
-)
 from .door import Door, open_door
 from .exchange import Exchange
 from .problem import NotTaken, Problem
 from .saying import Said, Saying
+from .session import NoSessions, SessionInfo, create_session, recent, silent, state_of
 from .threads import Branch, Threads, Waiting
+from .turn import Turn, answer, say
 
 MOST_BRANCHES = 16
 """Looked at; a history that none of them has gets a branch of a random name."""
@@ -195,7 +184,7 @@ class Conversation:
         assert turn is not None, "no other request has that name"
         return turn
 
-    async def _go_on(self, door: Door, found: Found, name: str) -> Turn | None:
+    async def _go_on(self, door: Door, found: SessionInfo, name: str) -> Turn | None:
         """Says it in a session that is there; None where that is of another history."""
         theirs = self.saying.history
         for _ in range(_TRIES):
@@ -223,7 +212,7 @@ class Conversation:
         said = history.digest((*self.saying.history, self.saying.message))
         return f"req_{sha256(f'{name} {said}'.encode()).hexdigest()[:24]}"
 
-    async def _say(self, door: Door, found: Found, name: str) -> Turn | None:
+    async def _say(self, door: Door, found: SessionInfo, name: str) -> Turn | None:
         """None where another turn runs, and it may be said beside that."""
         turn = await say(door, found.session_id, self.saying, self._step_id(name), last_seq=found.last_seq)
         try:
@@ -259,28 +248,12 @@ async def at_holder(
     raise AssertionError("the last try returns or raises")
 
 
-async def state_of(door: Door, session_id: str) -> Mapping[str, Any]:
-    """Raises `NotTaken`, `DoorClosed`."""
-    await door.send(reconnect(session_id, FROM_NOW_ON, with_state=True))
-    state: Mapping[str, Any] = {}
-    while True:
-        for event in await door.receive():
-            if event.get("session_id") != session_id:
-                continue
-            if event["event"] == protocol.STATE_RESTORED:
-                state = event["content"]
-            elif event["event"] == protocol.NOTICE and code_of(event) == NoticeCode.RESUMED:
-                return state
-            elif event["event"] == protocol.ERROR and event.get("step_id") is None:
-                raise NotTaken(event.get("content"))
-
-
 def no_sessions(model: str) -> Problem:
     """Of a request that makes no sense without."""
     return Problem(400, "no_sessions", f"{model!r} keeps no sessions, so there is nothing to go on with.")
 
 
-async def _asked(door: Door, found: Found, saying: Saying) -> Turn | None:
+async def _asked(door: Door, found: SessionInfo, saying: Saying) -> Turn | None:
     """The turn that waits for this message, as the session's last events say. Raises `Problem`."""
     if not (questions := _open_questions(await recent(door, found))):
         return None
@@ -288,7 +261,7 @@ async def _asked(door: Door, found: Found, saying: Saying) -> Turn | None:
     return await answer(Turn(door, found.session_id, None, already), question, saying.message)
 
 
-async def _outlast(door: Door, found: Found, step_id: str) -> None:
+async def _outlast(door: Door, found: SessionInfo, step_id: str) -> None:
     """Waits until that turn is over. A question that its client has not seen is answered with no, since it
     goes on without. Raises `Problem`.
     """

@@ -13,7 +13,6 @@ from attrs import frozen
 
 from .. import jsontext
 from ..core.routing import RoutingTable
-from .conversation import Turn
 from .exchange import Exchange, Route
 from .keyed import Conversation, Place
 from .models import models
@@ -22,6 +21,7 @@ from .problem import Problem
 from .responses import Responses
 from .saying import session_key
 from .threads import Threads
+from .turn import Turn
 
 
 @frozen

@@ -9,9 +9,9 @@ from attrs import define, field
 
 from .. import protocol
 from ..protocol import NoticeCode
-from .conversation import code_of, past
 from .door import Door, DoorClosed
 from .problem import Problem
+from .session import code_of, past
 
 
 @define(eq=False)

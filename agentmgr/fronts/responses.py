@@ -29,17 +29,18 @@ from .. import protocol
 from ..core.plain_text import yes_or_no
 from ..protocol import ErrorCode
 from . import history
-from .conversation import NoSessions, Turn, create_session, response_to, say
 from .door import Door, open_door
 from .exchange import Exchange, Route
-from .keyed import Conversation, Place, at_holder, no_sessions, state_of
+from .keyed import Conversation, Place, at_holder, no_sessions
 from .openai_input import Approval, ResponsesRequest
 from .openai_responses import Out, ResponseEvents, in_json, in_sse
 from .playback import Playback
 from .problem import HAS_RUN, NotTaken, Problem, invalid
 from .response_id import ResponseId
 from .saying import Said, Saying, session_key
+from .session import NoSessions, create_session, state_of
 from .threads import Threads, Waiting
+from .turn import Turn, response_to, say
 
 _CANCELLED_S = 10.0  # it is at once, where the agent's host can be asked
 _UNKNOWN = (403, 404)  # of a service: its responses are not there either

@@ -21,9 +21,9 @@ import trio
 from attrs import define, field, frozen
 
 from .. import protocol
-from .conversation import Turn, answer
 from .door import DoorClosed
 from .saying import Said
+from .turn import Turn, answer
 
 MOST_REMEMBERED = 10_000
 MOST_WAITING = 1000

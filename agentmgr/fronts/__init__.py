@@ -9,8 +9,10 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `bounds`: what all requests together may take of memory and of the loop
 - `door`, `feed`: an ordinary client of this gateway, for which a front speaks, and its socket
 - `saying`, `history`: what a request says, and whether what was said before is what a session knows
-- `conversation`: the turn of one message, and its events
-- `keyed`, `threads`: in which session it is said; what is remembered of it between two requests
+- `session`: what is asked of the agent's host about a session: to make or find it, its state, its past
+- `turn`: says a message or answers a question, and gives the events that follow
+- `place`, `keyed`, `threads`: which instance and session it is said in; what is remembered between requests
+- `models`: the services by the names that clients have for them
 - `openai`: OpenAI's routes; `openai_chat`: their translator
 - `responses`: those of its Responses API; `response_id`: where a response is found again; `playback`: how it
   is read again; `openai_input`, `openai_responses`: their translators; `responses_socket`: over a WebSocket

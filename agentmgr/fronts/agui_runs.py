@@ -22,7 +22,7 @@ from .agui_input import RunInput, session_name
 from .agui_turns import question_at, run_begins, settled, turn_of
 from .door import Door, DoorClosed, open_door
 from .exchange import Exchange
-from .keyed import MOST_BRANCHES, Place, at_holder
+from .place import Place, at_holder
 from .problem import NotTaken, invalid
 from .session import (
     NoSessions,
@@ -35,7 +35,7 @@ from .session import (
     silent,
     state_of,
 )
-from .threads import Branch, Threads, Waiting
+from .threads import MOST_BRANCHES, Branch, Threads, Waiting
 from .turn import Turn, message_of, response_to
 
 _ENDS = protocol.TURN_ENDS | {protocol.USER_CONFIRM}
@@ -167,8 +167,8 @@ class _Run:
         """Answers the questions, and goes on behind them."""
         answers, run_id = self.asked.answers, self.asked.run_id
         given_up = all(each.cancelled for each in answers)
-        for number in _branches(self.place, self.threads):
-            if (found := await find_session(door, _name(self.place, number))) is None:
+        for number in self.threads.branches(self.place):
+            if (found := await find_session(door, self.place.branch(number))) is None:
                 break
             events = await recent(door, found)
             asked = [at for each in answers if (at := question_at(events, each.question)) is not None]
@@ -210,8 +210,8 @@ class _Run:
         if saying is None:
             return None
         is_new, theirs = not self.asked.nothing_new, saying.history
-        for number in _branches(self.place, self.threads):
-            name = _name(self.place, number)
+        for number in self.threads.branches(self.place):
+            name = self.place.branch(number)
             if (found := await find_session(door, name)) is None:
                 if or_nothing:
                     return None
@@ -316,23 +316,11 @@ class _Run:
         return turn
 
 
-def _name(place: Place, number: int) -> str:
-    return f"{place.name}~{number}" if number > 1 else str(place.name)
-
-
-def _branches(place: Place, threads: Threads) -> Iterator[int]:
-    """The last one first, as far as this gateway knows."""
-    known = threads.branch(place)
-    if known is not None:
-        yield known.number
-    yield from (n for n in range(1, MOST_BRANCHES + 1) if known is None or n != known.number)
-
-
 async def _newest(door: Door, place: Place, threads: Threads) -> tuple[int, SessionInfo] | None:
     """The branch that was used last, as far as this gateway knows; else the last one that was made."""
     known, newest = threads.branch(place), None
-    for number in _branches(place, threads):
-        if (found := await find_session(door, _name(place, number))) is None:
+    for number in threads.branches(place):
+        if (found := await find_session(door, place.branch(number))) is None:
             break
         newest = number, found
         if known is not None:

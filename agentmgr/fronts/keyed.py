@@ -12,12 +12,12 @@ a question that the client was shown, as its last message, is answered by the me
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve
 
 from .. import protocol
 from ..core.plain_text import yes_or_no
@@ -25,49 +25,14 @@ from ..protocol import ErrorCode
 from . import history
 from .door import Door, open_door
 from .exchange import Exchange
+from .place import Place, at_holder, no_sessions
 from .problem import NotTaken, Problem
 from .saying import Said, Saying
 from .session import NoSessions, SessionInfo, create_session, recent, silent, state_of
 from .threads import Branch, Threads, Waiting
 from .turn import Turn, answer, say
 
-MOST_BRANCHES = 16
-"""Looked at; a history that none of them has gets a branch of a random name."""
-_TRIES = 3  # of instances, until one holds the session
-_ELSEWHERE = (ErrorCode.SESSION_ELSEWHERE, ErrorCode.DRAINING)
-Worked = TypeVar("Worked")
-
-
-@frozen
-class Place:
-    """Where a conversation is held."""
-
-    model: str
-    name: str | None  #: of its session; None: it has none that lasts
-    owner: str | None  #: as the client's token proves it
-    client: str = ""  #: what else tells clients apart where there is no name
-
-    @classmethod
-    def of(cls, exchange: Exchange, model: str, name: str | None) -> Place:
-        request = exchange.request
-        owner = None if request.identity is None else request.identity.name
-        shown = request.head.by_name.get("authorization", "")
-        return cls(model, name, owner, "" if name else f"{request.client_ip} {shown}")
-
-    @property
-    def word(self) -> str | None:
-        """By which the gateway finds the same instance again."""
-        if self.name is None:
-            return None
-        return f"key-{sha256(repr((self.model, self.name, self.owner)).encode()).hexdigest()[:32]}"
-
-    def question(self, said: tuple[Said, ...]) -> tuple[Place, str] | None:
-        """The place of a turn that waits, by all that the client knows of the conversation; None where that
-        does not end with a question.
-        """
-        if not history.asks(said):
-            return None
-        return self, "" if self.name else history.digest(said)
+_TRIES = 3  # to say a message behind the turns that run
 
 
 @define
@@ -166,9 +131,8 @@ class Conversation:
     async def _in_a_branch(self, door: Door) -> Turn:
         """Raises `NotTaken`, `DoorClosed`."""
         known = self.threads.branch(self.place)
-        first = known.number if known else 1
-        for number in (first, *(n for n in range(1, MOST_BRANCHES + 1) if n != first)):
-            name = f"{self.place.name}~{number}" if number > 1 else str(self.place.name)
+        for number in self.threads.branches(self.place):
+            name = self.place.branch(number)
             found = await create_session(door, self.saying.history, name=name)
             is_known = known == Branch(number, history.digest(self.saying.history))
             goes_on = is_known and not (found.busy or history.asks(self.saying.history))
@@ -222,35 +186,6 @@ class Conversation:
                 raise
             return None
         return turn
-
-
-async def at_holder(
-    exchange: Exchange, place: Place, stack: ExitStack, work: Callable[[Door], Awaitable[Worked]]
-) -> Worked:
-    """Works with the instance that holds the session of that name; the door is left with the stack.
-
-    Raises `Problem`, `NoSessions`.
-    """
-    word = place.word
-    for tries in range(_TRIES):
-        with ExitStack() as tried:
-            door = await open_door(exchange, place.model, session=word)
-            tried.callback(door.leave)
-            try:
-                worked = await work(door)
-            except NotTaken as error:
-                if error.code not in _ELSEWHERE or tries == _TRIES - 1:
-                    raise
-                word = error.content.get("named", word)  # the gateway finds its holder by that
-                continue
-            stack.push(tried.pop_all())
-            return worked
-    raise AssertionError("the last try returns or raises")
-
-
-def no_sessions(model: str) -> Problem:
-    """Of a request that makes no sense without."""
-    return Problem(400, "no_sessions", f"{model!r} keeps no sessions, so there is nothing to go on with.")
 
 
 async def _asked(door: Door, found: SessionInfo, saying: Saying) -> Turn | None:

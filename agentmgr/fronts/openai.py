@@ -14,9 +14,10 @@ from attrs import frozen
 from .. import jsontext
 from ..core.routing import RoutingTable
 from .exchange import Exchange, Route
-from .keyed import Conversation, Place
+from .keyed import Conversation
 from .models import models
 from .openai_chat import ChatAnswer, ChatRequest, error_of
+from .place import Place
 from .problem import Problem
 from .responses import Responses
 from .saying import session_key

@@ -31,9 +31,10 @@ from ..protocol import ErrorCode
 from . import history
 from .door import Door, open_door
 from .exchange import Exchange, Route
-from .keyed import Conversation, Place, at_holder, no_sessions
+from .keyed import Conversation
 from .openai_input import Approval, ResponsesRequest
 from .openai_responses import Out, ResponseEvents, in_json, in_sse
+from .place import Place, at_holder, no_sessions
 from .playback import Playback
 from .problem import HAS_RUN, NotTaken, Problem, invalid
 from .response_id import ResponseId

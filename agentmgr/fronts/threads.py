@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import trio
@@ -26,6 +26,8 @@ from .saying import Said
 from .turn import Turn, answer
 
 MOST_REMEMBERED = 10_000
+MOST_BRANCHES = 16
+"""Looked at; a history that none of them has gets a branch of a random name, or is refused."""
 MOST_WAITING = 1000
 """Doors, each with a seat at an instance."""
 MOST_OF_A_CLIENT = 16
@@ -71,6 +73,13 @@ class Threads:
 
     def branch(self, place: Hashable) -> Branch | None:
         return self._branches.get(place)
+
+    def branches(self, place: Hashable) -> Iterator[int]:
+        """The numbers under which a session may have branches, the last one used first."""
+        known = self._branches.get(place)
+        last = 1 if known is None else known.number
+        yield last
+        yield from (number for number in range(1, MOST_BRANCHES + 1) if number != last)
 
     def remember(self, place: Hashable, branch: Branch) -> None:
         self._branches[place] = branch

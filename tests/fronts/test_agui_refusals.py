@@ -10,7 +10,6 @@ from trio_websocket import ConnectionClosed
 
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.core.routing import RoutingTable
-from agentmgr.fronts import conversation
 from agentmgr.models.host_config import OnDisconnect
 from tests.fronts.agui import Page, post, text
 from tests.fronts.conftest import Tokens, request
@@ -192,7 +191,7 @@ async def test_what_becomes_of_a_turn_whose_client_left_is_the_services_choice(s
 async def test_a_host_that_does_not_answer_is_not_taken_for_a_service_without_sessions(
     lab, stage_of, teller, monkeypatch
 ):
-    monkeypatch.setattr(conversation, "_SILENCE_S", 0.1)
+    monkeypatch.setattr("agentmgr.fronts.session._SILENCE_S", 0.1)
 
     async def silent(request):
         websocket = await request.accept()

@@ -14,7 +14,6 @@ from agentmgr.agent.client_events import ClientEvents
 from agentmgr.agent.client_link import ClientLink
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.core.routing import RoutingTable
-from agentmgr.fronts import conversation
 from agentmgr.models.host_config import WhenBusy
 from tests.fronts.conftest import request
 from tests.fronts.test_sessions import CHAT, Client, Teller
@@ -131,8 +130,8 @@ async def test_a_question_that_was_not_seen_is_a_no_where_its_client_goes_on(sta
 async def test_a_host_that_is_silent_is_no_service_without_sessions(
     stage_of, teller, monkeypatch, key, stream
 ):
-    monkeypatch.setattr(conversation, "_SILENCE_S", 0.05)
-    monkeypatch.setattr(conversation, "_HOST_SILENCE_S", 0.2)
+    monkeypatch.setattr("agentmgr.fronts.session._SILENCE_S", 0.05)
+    monkeypatch.setattr("agentmgr.fronts.session._HOST_SILENCE_S", 0.2)
     take, silent = ClientEvents.take, True
 
     async def take_nothing(self, event):
@@ -157,7 +156,7 @@ async def test_a_service_that_has_had_sessions_and_is_silent_is_not_one_without(
     lab, stage_of, teller, monkeypatch
 ):
     """A host in another language is known by nothing but these."""
-    monkeypatch.setattr(conversation, "_SILENCE_S", 0.1)
+    monkeypatch.setattr("agentmgr.fronts.session._SILENCE_S", 0.1)
     heard = []
 
     async def silent(request):

@@ -12,7 +12,7 @@ from trio_websocket import ConnectionClosed
 
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.core.routing import RoutingTable
-from agentmgr.fronts import conversation, threads
+from agentmgr.fronts import threads
 from agentmgr.models.host_config import OnDisconnect
 from tests.fronts.conftest import Stage, Tokens, request
 
@@ -389,7 +389,7 @@ async def test_a_service_that_speaks_plain_text_answers_with_its_next_frame(lab,
 
 
 async def test_a_service_that_knows_messages_alone_answers_with_its_events(lab, stage_of, monkeypatch):
-    monkeypatch.setattr(conversation, "_SILENCE_S", 0.1)
+    monkeypatch.setattr("agentmgr.fronts.session._SILENCE_S", 0.1)
 
     async def speaks(request):
         websocket = await request.accept()

@@ -11,7 +11,7 @@ A front translates between one such protocol and ours. Parts, in reading order:
 - `saying`, `history`: what a request says, and whether what was said before is what a session knows
 - `session`: what is asked of the agent's host about a session: to make or find it, its state, its past
 - `turn`: says a message or answers a question, and gives the events that follow
-- `place`, `keyed`, `threads`: which instance and session it is said in; what is remembered between requests
+- `place`, `keyed`, `cache`: which instance and session it is said in; what is remembered between requests
 - `models`: the services by the names that clients have for them
 - `openai`: OpenAI's routes; `openai_chat`: their translator
 - `responses`: those of its Responses API; `response_id`: where a response is found again; `playback`: how it

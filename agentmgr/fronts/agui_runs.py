@@ -20,6 +20,7 @@ from . import history
 from .agui_events import RunStream, transcript
 from .agui_input import RunInput, session_name
 from .agui_turns import question_at, run_begins, settled, turn_of
+from .cache import MOST_BRANCHES, Branch, ConversationCache, ParkedTurn
 from .door import Door, DoorClosed, open_door
 from .exchange import Exchange
 from .place import Place, at_holder
@@ -35,7 +36,6 @@ from .session import (
     silent,
     state_of,
 )
-from .threads import MOST_BRANCHES, Branch, Threads, Waiting
 from .turn import Turn, message_of, response_to
 
 _ENDS = protocol.TURN_ENDS | {protocol.USER_CONFIRM}
@@ -47,15 +47,15 @@ class Runs:
     """What the fronts that speak AG-UI share."""
 
     def __init__(self) -> None:
-        self._threads = Threads()
+        self._cache = ConversationCache()
 
     async def run(self, exchange: Exchange, service: str, asked: RunInput) -> None:
         """A run, as server-sent events. Raises `Problem`."""
-        await _Run.of(exchange, service, asked, self._threads).run()
+        await _Run.of(exchange, service, asked, self._cache).run()
 
     async def connect(self, exchange: Exchange, service: str, asked: RunInput) -> None:
         """What the thread has, and what runs in it up to its end or its question. Raises `Problem`."""
-        await _Run.of(exchange, service, asked, self._threads).connect()
+        await _Run.of(exchange, service, asked, self._cache).connect()
 
     async def stop(self, exchange: Exchange, service: str, thread_id: str, run_id: str | None = None) -> bool:
         """Ends the turn that runs in the thread, or waits for an answer; with a `run_id`, only if that run is
@@ -64,7 +64,7 @@ class Runs:
         place = Place.of(exchange, service, session_name(thread_id))
 
         async def end(door: Door) -> bool:
-            if (at := await _newest(door, place, self._threads)) is None:
+            if (at := await _newest(door, place, self._cache)) is None:
                 return False
             found = at[1]
             if run_id is not None:
@@ -88,7 +88,7 @@ class _Run:
     exchange: Exchange
     place: Place
     asked: RunInput
-    threads: Threads
+    cache: ConversationCache
     stream: RunStream
     after: int  #: the last of our events that the client has; 0: it does not say
     branch: int = 1
@@ -96,12 +96,12 @@ class _Run:
     messages: Sequence[Mapping[str, Any]] | None = None  #: to begin with, in place of what the client has
 
     @classmethod
-    def of(cls, exchange: Exchange, service: str, asked: RunInput, threads: Threads) -> _Run:
+    def of(cls, exchange: Exchange, service: str, asked: RunInput, cache: ConversationCache) -> _Run:
         stream = RunStream(asked.thread_id, asked.run_id, asked.modern, asked.messages, asked.calls)
         place = Place.of(exchange, service, session_name(asked.thread_id))
         last = exchange.request.head.by_name.get("last-event-id", "")
         after = int(last) if last.isascii() and last.isdigit() and len(last) < 19 else 0
-        return cls(exchange, place, asked, threads, stream, after)
+        return cls(exchange, place, asked, cache, stream, after)
 
     async def run(self) -> None:
         with ExitStack() as stack:
@@ -115,7 +115,7 @@ class _Run:
         self.exchange.stream(self.stream.cut_off)
         try:
             try:
-                turn = await self._waiting(stack) or await at_holder(self.exchange, self.place, stack, begin)
+                turn = await self._parked(stack) or await at_holder(self.exchange, self.place, stack, begin)
             except NoSessions as other:
                 turn = await self._without(stack, other)
         except NotTaken:
@@ -128,12 +128,12 @@ class _Run:
             await self.exchange.send(data)
             events = await turn.events()
             data = await self._state_behind(turn, events) + b"".join(map(self.stream.feed, events))
-        self.threads.remember(self.place, Branch(self.branch, ""))
+        self.cache.remember(self.place, Branch(self.branch, ""))
         if turn is not None and turn.session_id and (question := self.stream.question) is not None:
             # It waits before the client knows of the question, and may answer.
-            turn.waits = True
+            turn.parked = True
             nursery = self.exchange.intake.nursery
-            self.threads.wait((self.place, question), Waiting(turn, question), nursery)
+            self.cache.park((self.place, question), ParkedTurn(turn, question), nursery)
             stack.pop_all()
         await self.exchange.send(data)
         await self.exchange.end()
@@ -148,15 +148,15 @@ class _Run:
     # Each of these finds where the run begins, and prepares the stream for it. None: there is nothing to be
     # read. They raise `Problem` and `NoSessions`.
 
-    async def _waiting(self, stack: ExitStack) -> Turn | None:
+    async def _parked(self, stack: ExitStack) -> Turn | None:
         """The turn that waits for this run with its door open."""
         for answer in self.asked.answers:
-            if (waiting := self.threads.take((self.place, answer.question))) is None:
+            if (parked := self.cache.take((self.place, answer.question))) is None:
                 continue
             with ExitStack() as taken:
-                taken.callback(waiting.turn.door.leave)
+                taken.callback(parked.turn.door.leave)
                 try:
-                    turn = await self._resume(waiting.turn.door)
+                    turn = await self._resume(parked.turn.door)
                 except DoorClosed:
                     return None
                 stack.push(taken.pop_all())
@@ -167,7 +167,7 @@ class _Run:
         """Answers the questions, and goes on behind them."""
         answers, run_id = self.asked.answers, self.asked.run_id
         given_up = all(each.cancelled for each in answers)
-        for number in self.threads.branches(self.place):
+        for number in self.cache.branches(self.place):
             if (found := await find_session(door, self.place.branch(number))) is None:
                 break
             events = await recent(door, found)
@@ -210,7 +210,7 @@ class _Run:
         if saying is None:
             return None
         is_new, theirs = not self.asked.nothing_new, saying.history
-        for number in self.threads.branches(self.place):
+        for number in self.cache.branches(self.place):
             name = self.place.branch(number)
             if (found := await find_session(door, name)) is None:
                 if or_nothing:
@@ -267,7 +267,7 @@ class _Run:
     async def _read(self, door: Door) -> Turn | None:
         """All that was said, and the turn that runs from its beginning."""
         self.messages = []
-        if (at := await _newest(door, self.place, self.threads)) is None:
+        if (at := await _newest(door, self.place, self.cache)) is None:
             return None
         self.branch, found = at
         self.state = await state_of(door, found.session_id)
@@ -286,7 +286,7 @@ class _Run:
 
     async def _without(self, stack: ExitStack, other: NoSessions) -> Turn | None:
         """A service without sessions gets the newest message alone, as text or as an event."""
-        if not other.speaks_text and (self.asked.answers or self.threads.branch(self.place)):
+        if not other.speaks_text and (self.asked.answers or self.cache.last_branch(self.place)):
             raise silent()  # it has had sessions
         if self.asked.answers:
             raise _unknown(self.asked.answers[0].question)
@@ -316,10 +316,10 @@ class _Run:
         return turn
 
 
-async def _newest(door: Door, place: Place, threads: Threads) -> tuple[int, SessionInfo] | None:
+async def _newest(door: Door, place: Place, cache: ConversationCache) -> tuple[int, SessionInfo] | None:
     """The branch that was used last, as far as this gateway knows; else the last one that was made."""
-    known, newest = threads.branch(place), None
-    for number in threads.branches(place):
+    known, newest = cache.last_branch(place), None
+    for number in cache.branches(place):
         if (found := await find_session(door, place.branch(number))) is None:
             break
         newest = number, found

@@ -23,13 +23,13 @@ from .. import protocol
 from ..core.plain_text import yes_or_no
 from ..protocol import ErrorCode
 from . import history
+from .cache import Branch, ConversationCache, ParkedTurn
 from .door import Door, open_door
 from .exchange import Exchange
 from .place import Place, at_holder, no_sessions
 from .problem import NotTaken, Problem
 from .saying import Said, Saying
 from .session import NoSessions, SessionInfo, create_session, recent, silent, state_of
-from .threads import Branch, Threads, Waiting
 from .turn import Turn, answer, say
 
 _TRIES = 3  # to say a message behind the turns that run
@@ -42,26 +42,26 @@ class Conversation:
     exchange: Exchange
     place: Place
     saying: Saying
-    threads: Threads
+    cache: ConversationCache
     again: bool = False  #: the client has asked before, and may not have got all of the answer
     needs_session: bool = False  #: a service that has none is not asked
     beside: bool = True  #: where a turn runs, it may be said in a branch, or when that is over
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[Turn]:
-        """Says it; the turn's door is left with the block, unless it `waits`.
+        """Says it; the turn's door is left with the block, unless it is parked.
 
         Raises `Problem` where the gateway or the agent's host refuses it, or the connection ends before that.
         """
         with ExitStack() as stack:
-            turn = await self._waiting(stack)
+            turn = await self._parked(stack)
             if turn is None:
                 try:
                     turn = await (self._keyed if self.place.name else self._alone)(stack)
                 except NoSessions as other:
                     if self.needs_session:
                         raise no_sessions(self.place.model) from None
-                    if self.threads.branch(self.place) and not other.speaks_text:
+                    if self.cache.last_branch(self.place) and not other.speaks_text:
                         raise silent() from None  # it has had sessions
                     turn = await self._without(stack, other)
             self.saying = self.saying.outline
@@ -69,21 +69,21 @@ class Conversation:
             try:
                 yield turn
             finally:
-                if turn.waits:
+                if turn.parked:
                     stack.pop_all()
 
     def remember(self, turn: Turn, text: str, question: str | None) -> None:
         """Remembers where the session is, now that the client has this text.
 
-        A turn that asked a question waits from now on.
+        A turn that asked a question is parked.
         """
         said = (*self.saying.history, self.saying.message, Said("assistant", text))
         if self.place.name is not None:
-            self.threads.remember(self.place, Branch(turn.branch, history.digest(said)))
-        if question is not None and (where := self.place.question(said)) is not None:
-            turn.waits = True
-            waiting = Waiting(turn, question, self.place.client)
-            self.threads.wait(where, waiting, self.exchange.intake.nursery)
+            self.cache.remember(self.place, Branch(turn.branch, history.digest(said)))
+        if question is not None and (where := self.place.question_key(said)) is not None:
+            turn.parked = True
+            parked = ParkedTurn(turn, question, self.place.client)
+            self.cache.park(where, parked, self.exchange.intake.nursery)
 
     async def _enter(self, stack: ExitStack) -> Door:
         """For a session in memory only: it ends with its instance, of which the client hears at once."""
@@ -91,17 +91,17 @@ class Conversation:
         stack.callback(door.leave)
         return door
 
-    async def _waiting(self, stack: ExitStack) -> Turn | None:
+    async def _parked(self, stack: ExitStack) -> Turn | None:
         """The turn that waits for this message. Raises `DoorClosed`."""
-        where = self.place.question(self.saying.history)
-        waiting = None if where is None else self.threads.take(where)
-        if waiting is None or waiting.question is None:
-            if self.threads.was_closed(where) and yes_or_no(self.saying.message.text) is not None:
+        where = self.place.question_key(self.saying.history)
+        parked = None if where is None else self.cache.take(where)
+        if parked is None or parked.question is None:
+            if self.cache.was_closed(where) and yes_or_no(self.saying.message.text) is not None:
                 late = "The agent's question is not open any more: it waited too long, or its instance ended."
                 raise Problem(409, "question_closed", f"{late} Ask again.")
             return None
-        stack.callback(waiting.turn.door.leave)
-        return await answer(waiting.turn, waiting.question, self.saying.message)
+        stack.callback(parked.turn.door.leave)
+        return await answer(parked.turn, parked.question, self.saying.message)
 
     async def _alone(self, stack: ExitStack) -> Turn:
         """Raises `Problem`."""
@@ -130,8 +130,8 @@ class Conversation:
 
     async def _in_a_branch(self, door: Door) -> Turn:
         """Raises `NotTaken`, `DoorClosed`."""
-        known = self.threads.branch(self.place)
-        for number in self.threads.branches(self.place):
+        known = self.cache.last_branch(self.place)
+        for number in self.cache.branches(self.place):
             name = self.place.branch(number)
             found = await create_session(door, self.saying.history, name=name)
             is_known = known == Branch(number, history.digest(self.saying.history))

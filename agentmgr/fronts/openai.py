@@ -13,6 +13,7 @@ from attrs import frozen
 
 from .. import jsontext
 from ..core.routing import RoutingTable
+from .cache import ConversationCache
 from .exchange import Exchange, Route
 from .keyed import Conversation
 from .models import models
@@ -21,7 +22,6 @@ from .place import Place
 from .problem import Problem
 from .responses import Responses
 from .saying import session_key
-from .threads import Threads
 from .turn import Turn
 
 
@@ -40,8 +40,8 @@ class OpenAI:
 
     def __init__(self) -> None:
         self._since = int(time.time())
-        self._threads = Threads()
-        self.responses = Responses(self._threads)
+        self._cache = ConversationCache()
+        self.responses = Responses(self._cache)
         self._listed: _Listing | None = None  # the last one
         self.routes: Sequence[Route] = (
             Route("GET", "/v1/models", self._models),
@@ -91,7 +91,7 @@ class OpenAI:
         again = exchange.request.head.by_name.get("x-stainless-retry-count", "0") != "0"
         if asked.stream:
             exchange.stream(answer.cut_off)
-        conversation = Conversation(exchange, place, asked.saying, self._threads, again)
+        conversation = Conversation(exchange, place, asked.saying, self._cache, again)
         stream = asked.stream
         del asked  # a stream lasts, and so does this frame; what was asked is most of its memory
         async with conversation.turn() as turn:

@@ -38,13 +38,13 @@ class Place:
         return cls(model, name, owner, "" if name else f"{request.client_ip} {shown}")
 
     @property
-    def word(self) -> str | None:
+    def affinity(self) -> str | None:
         """By which the gateway finds the same instance again."""
         if self.name is None:
             return None
         return f"key-{sha256(repr((self.model, self.name, self.owner)).encode()).hexdigest()[:32]}"
 
-    def question(self, said: tuple[Said, ...]) -> tuple[Place, str] | None:
+    def question_key(self, said: tuple[Said, ...]) -> tuple[Place, str] | None:
         """The place of a turn that waits, by all that the client knows of the conversation; None where that
         does not end with a question.
         """
@@ -64,17 +64,17 @@ async def at_holder(
 
     Raises `Problem`, `NoSessions`.
     """
-    word = place.word
+    affinity = place.affinity
     for tries in range(_TRIES):
         with ExitStack() as tried:
-            door = await open_door(exchange, place.model, session=word)
+            door = await open_door(exchange, place.model, session=affinity)
             tried.callback(door.leave)
             try:
                 worked = await work(door)
             except NotTaken as error:
                 if error.code not in _ELSEWHERE or tries == _TRIES - 1:
                     raise
-                word = error.content.get("named", word)  # the gateway finds its holder by that
+                affinity = error.content.get("named", affinity)  # the gateway finds its holder by that
                 continue
             stack.push(tried.pop_all())
             return worked

@@ -29,6 +29,7 @@ from .. import protocol
 from ..core.plain_text import yes_or_no
 from ..protocol import ErrorCode
 from . import history
+from .cache import ConversationCache, ParkedTurn
 from .door import Door, open_door
 from .exchange import Exchange, Route
 from .keyed import Conversation
@@ -40,7 +41,6 @@ from .problem import HAS_RUN, NotTaken, Problem, invalid
 from .response_id import ResponseId
 from .saying import Said, Saying, session_key
 from .session import NoSessions, create_session, state_of
-from .threads import Threads, Waiting
 from .turn import Turn, response_to, say
 
 _CANCELLED_S = 10.0  # it is at once, where the agent's host can be asked
@@ -75,8 +75,8 @@ class Response:
 
 
 class Responses:
-    def __init__(self, threads: Threads) -> None:
-        self._threads = threads
+    def __init__(self, cache: ConversationCache) -> None:
+        self._cache = cache
         self.routes: Sequence[Route] = (
             Route("POST", "/v1/responses", self._create),
             Route("GET", "/v1/responses/{id}", self._retrieve),
@@ -184,16 +184,16 @@ class Responses:
             yield response
         finally:
             if turn.session_id and (stays or events.question or (background and not events.finished)):
-                going_on = Waiting(Turn(turn.door, turn.session_id, turn.step_id), None)
+                going_on = ParkedTurn(Turn(turn.door, turn.session_id, turn.step_id), None)
                 going_on.now_asks(events.question is not None)
-                self._threads.wait(turn.session_id, going_on, exchange.intake.nursery)
+                self._cache.park(turn.session_id, going_on, exchange.intake.nursery)
             else:
                 turn.door.leave()
 
     def forget(self, session_id: str) -> None:
         """Leaves the door that is kept open to that session, if one is."""
-        if (waiting := self._threads.take(session_id)) is not None:
-            waiting.turn.door.leave()
+        if (parked := self._cache.take(session_id)) is not None:
+            parked.turn.door.leave()
 
     async def _begun(self, exchange: Exchange, asked: ResponsesRequest) -> Response:
         """It has an open door, which is the caller's. Raises `Problem`."""
@@ -214,11 +214,11 @@ class Responses:
             name = f"openai:{key or once or secrets.token_hex(12)}"
         place = Place.of(exchange, asked.model, name)
         conversation = Conversation(
-            exchange, place, asked.saying, self._threads, again, needs_session=asked.background, beside=False
+            exchange, place, asked.saying, self._cache, again, needs_session=asked.background, beside=False
         )
         async with conversation.turn() as turn:
             await turn.taken()
-            turn.waits = True
+            turn.parked = True
         return _begins(turn, asked)
 
     async def _in_conversation(self, exchange: Exchange, asked: ResponsesRequest, name: str) -> Response:

@@ -26,7 +26,7 @@ class Turn:
     step_id: str | None  #: None: whichever runs
     already: str = ""  #: what was said of the answer before the question that is answered now
     branch: int = 1  #: of a keyed session
-    waits: bool = False  #: its door stays open when its exchange is over
+    parked: bool = False  #: its door stays open when its exchange is over
     _held: list[dict[str, Any]] = field(factory=list)  # events that came before
     _last_seq: int = 0  # of the session before it, or less
     _after: int = -1  # events up to this one are of other turns

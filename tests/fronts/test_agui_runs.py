@@ -14,8 +14,8 @@ from agentmgr.agent.limits import SessionLimits
 from agentmgr.core.routing import RoutingTable
 from agentmgr.fronts.agui import AGUI
 from agentmgr.fronts.agui_input import RunInput
+from agentmgr.fronts.cache import ConversationCache
 from agentmgr.fronts.exchange import Route
-from agentmgr.fronts.threads import Threads
 from tests.fronts.agui import Page, check, kinds, post, text
 from tests.fronts.conftest import request
 
@@ -93,7 +93,7 @@ async def test_a_gateway_that_does_not_know_of_the_question_asks_the_session(sta
         page = Page(stage)
         await page.run("one")
         await page.run("delete it")
-        monkeypatch.setattr(Threads, "take", lambda *_: None)
+        monkeypatch.setattr(ConversationCache, "take", lambda *_: None)
         assert text(await page.resume(True)) == "deleted"
         assert teller.turns == 2
 

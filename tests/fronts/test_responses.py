@@ -253,7 +253,7 @@ async def test_two_responses_of_one_key_at_once_are_one_and_an_error(stage_of):
 
 
 async def test_a_question_of_what_is_stored_waits_for_days_and_has_a_seat_for_minutes(stage_of, monkeypatch):
-    monkeypatch.setattr("agentmgr.fronts.threads.MOST_PATIENCE_S", 0.1)
+    monkeypatch.setattr("agentmgr.fronts.cache.MOST_PATIENCE_S", 0.1)
 
     async def asking(message, session):
         yield "gone" if await session.confirm("rm", {}, message="Really?") else "kept"

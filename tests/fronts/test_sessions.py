@@ -12,7 +12,7 @@ from trio_websocket import ConnectionClosed
 
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.core.routing import RoutingTable
-from agentmgr.fronts import threads
+from agentmgr.fronts import cache
 from agentmgr.models.host_config import OnDisconnect
 from tests.fronts.conftest import Stage, Tokens, request
 
@@ -114,7 +114,7 @@ async def test_a_history_that_differs_goes_on_in_a_branch_and_back(stage_of, tel
 
 
 async def test_a_gateway_that_remembers_nothing_finds_the_branch(stage_of, teller, monkeypatch):
-    monkeypatch.setattr(threads.Threads, "remember", lambda *_: None)
+    monkeypatch.setattr(cache.ConversationCache, "remember", lambda *_: None)
     async with stage_of(teller) as stage:
         client = Client(stage, "k")
         await client.say("one")
@@ -144,7 +144,7 @@ async def test_a_gateway_that_does_not_know_of_the_question_asks_the_session(sta
         client = Client(stage, "k")
         await client.say("one")
         await client.say("delete it")
-        monkeypatch.setattr(threads.Threads, "take", lambda *_: None)
+        monkeypatch.setattr(cache.ConversationCache, "take", lambda *_: None)
         assert await client.say("是") == "deleted"
         assert teller.turns == 2
 
@@ -172,7 +172,7 @@ async def test_a_question_that_is_settled_elsewhere_keeps_no_seat(stage_of, tell
 
 
 async def test_no_more_questions_wait_than_there_is_room_for(stage_of, teller, monkeypatch):
-    monkeypatch.setattr(threads, "MOST_WAITING", 2)
+    monkeypatch.setattr(cache, "MOST_PARKED", 2)
     async with stage_of(teller) as stage:
         clients = [Client(stage) for _ in range(4)]
         for number, client in enumerate(clients):
@@ -184,7 +184,7 @@ async def test_no_more_questions_wait_than_there_is_room_for(stage_of, teller, m
 
 
 async def test_without_a_key_a_client_has_so_many_open_questions(stage_of, teller, monkeypatch):
-    monkeypatch.setattr(threads, "MOST_OF_A_CLIENT", 2)
+    monkeypatch.setattr(cache, "MOST_OF_A_CLIENT", 2)
     async with stage_of(teller) as stage:
         keyed = Client(stage, "k")
         await keyed.say("delete it")
@@ -202,7 +202,7 @@ async def test_without_a_key_a_client_has_so_many_open_questions(stage_of, telle
 
 
 async def test_without_a_key_a_question_waits_so_long_and_then_it_is_a_no(stage_of, teller, monkeypatch):
-    monkeypatch.setattr(threads, "MOST_PATIENCE_S", 0.1)
+    monkeypatch.setattr(cache, "MOST_PATIENCE_S", 0.1)
     async with stage_of(teller) as stage:
         client = Client(stage)
         await client.say("delete it")

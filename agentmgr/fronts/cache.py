@@ -1,8 +1,8 @@
-"""What a gateway remembers between the requests of a conversation; nothing of it needs to be remembered.
+"""What a gateway remembers between the requests of a conversation: a cache, which it can do without.
 
-Which branch of a keyed session was used last, and the turns behind answers that ended with a question: they
-wait with their door open, since to the agent's host a client that leaves may mean that the turn is not
-wanted any more. Another gateway, or this one after a restart, finds both by asking the host (`keyed`).
+It has the branch of a session that was used last, and the turns that have asked a question. These are parked
+with their door open, since to the agent's host a client that leaves may mean that the turn is not wanted any
+more. Another gateway, or this one after a restart, gets both from the host (`keyed`).
 
 A client without a key can be found again by nothing but what it knows of the conversation, and only here.
 So its questions are bounded, in number and in time, and a yes that comes too late, for a question that is
@@ -28,7 +28,7 @@ from .turn import Turn, answer
 MOST_REMEMBERED = 10_000
 MOST_BRANCHES = 16
 """Looked at; a history that none of them has gets a branch of a random name, or is refused."""
-MOST_WAITING = 1000
+MOST_PARKED = 1000
 """Doors, each with a seat at an instance."""
 MOST_OF_A_CLIENT = 16
 """Of one that names no conversation."""
@@ -48,7 +48,7 @@ class Branch:
 
 
 @define(eq=False)
-class Waiting:
+class ParkedTurn:
     """A turn that has asked, and waits for the answer with its door open; or one that goes on to its end."""
 
     turn: Turn
@@ -61,17 +61,17 @@ class Waiting:
         self.scope.deadline = trio.current_time() + MOST_PATIENCE_S if asks else math.inf
 
 
-class Threads:
+class ConversationCache:
     def __init__(self) -> None:
         self._branches: OrderedDict[Hashable, Branch] = OrderedDict()
-        self._waiting: OrderedDict[Hashable, Waiting] = OrderedDict()
+        self._parked: OrderedDict[Hashable, ParkedTurn] = OrderedDict()
         self._closed: OrderedDict[Hashable, None] = OrderedDict()
 
     def __len__(self) -> int:
         """How many turns wait."""
-        return len(self._waiting)
+        return len(self._parked)
 
-    def branch(self, place: Hashable) -> Branch | None:
+    def last_branch(self, place: Hashable) -> Branch | None:
         return self._branches.get(place)
 
     def branches(self, place: Hashable) -> Iterator[int]:
@@ -87,70 +87,70 @@ class Threads:
         if len(self._branches) > MOST_REMEMBERED:
             self._branches.popitem(last=False)
 
-    def wait(self, place: Hashable, waiting: Waiting, nursery: trio.Nursery) -> None:
+    def park(self, place: Hashable, parked: ParkedTurn, nursery: trio.Nursery) -> None:
         """Until the question is answered, here or elsewhere, or too many others wait."""
         self._drop(place)
         self._closed.pop(place, None)
-        if len(self._waiting) >= MOST_WAITING:
-            self._drop(next(iter(self._waiting)))
-        if waiting.question is not None:
-            waiting.now_asks(True)
-        if waiting.client:
-            others = [at for at, other in self._waiting.items() if other.client == waiting.client]
+        if len(self._parked) >= MOST_PARKED:
+            self._drop(next(iter(self._parked)))
+        if parked.question is not None:
+            parked.now_asks(True)
+        if parked.client:
+            others = [at for at, other in self._parked.items() if other.client == parked.client]
             if len(others) >= MOST_OF_A_CLIENT:
                 self._drop(others[0])
-        self._waiting[place] = waiting
-        nursery.start_soon(self._watch, place, waiting)
+        self._parked[place] = parked
+        nursery.start_soon(self._watch, place, parked)
 
     def was_closed(self, place: Hashable) -> bool:
         """Whether a turn of a client without a key waited there, and is not to be had any more."""
         return place in self._closed
 
-    def take(self, place: Hashable) -> Waiting | None:
+    def take(self, place: Hashable) -> ParkedTurn | None:
         """The turn that waits there; its door is the caller's from now on."""
-        if (waiting := self._waiting.pop(place, None)) is not None:
-            waiting.turn.waits = False
-            waiting.scope.cancel()
-        return waiting
+        if (parked := self._parked.pop(place, None)) is not None:
+            parked.turn.parked = False
+            parked.scope.cancel()
+        return parked
 
     def _drop(self, place: Hashable) -> None:
-        if (waiting := self.take(place)) is not None:
-            self._leave(place, waiting)
+        if (parked := self.take(place)) is not None:
+            self._leave(place, parked)
 
-    def _leave(self, place: Hashable, waiting: Waiting) -> None:
-        waiting.turn.door.leave()
-        if waiting.client:
+    def _leave(self, place: Hashable, parked: ParkedTurn) -> None:
+        parked.turn.door.leave()
+        if parked.client:
             self._closed[place] = None
             if len(self._closed) > MOST_REMEMBERED:
                 self._closed.popitem(last=False)
 
-    async def _watch(self, place: Hashable, waiting: Waiting) -> None:
-        turn = waiting.turn
+    async def _watch(self, place: Hashable, parked: ParkedTurn) -> None:
+        turn = parked.turn
         try:
-            with waiting.scope:
-                while not _is_settled(waiting, came := await turn.door.receive()):
-                    if waiting.question is None:
-                        waiting.now_asks(came[-1]["event"] == protocol.USER_CONFIRM)
-                    if waiting.question is not None and turn.hold(came) > _MOST_HELD:
+            with parked.scope:
+                while not _is_settled(parked, came := await turn.door.receive()):
+                    if parked.question is None:
+                        parked.now_asks(came[-1]["event"] == protocol.USER_CONFIRM)
+                    if parked.question is not None and turn.hold(came) > _MOST_HELD:
                         break
-            if self._waiting.get(place) is waiting and waiting.scope.cancelled_caught and waiting.client:
-                assert waiting.question is not None
-                await answer(turn, waiting.question, Said("user", _TOO_LATE))
+            if self._parked.get(place) is parked and parked.scope.cancelled_caught and parked.client:
+                assert parked.question is not None
+                await answer(turn, parked.question, Said("user", _TOO_LATE))
         except DoorClosed:
             pass
         finally:
-            if self._waiting.get(place) is waiting:  # else it was taken, with its door
-                del self._waiting[place]
-                self._leave(place, waiting)
+            if self._parked.get(place) is parked:  # else it was taken, with its door
+                del self._parked[place]
+                self._leave(place, parked)
 
 
-def _is_settled(waiting: Waiting, came: list[dict[str, Any]]) -> bool:
+def _is_settled(parked: ParkedTurn, came: list[dict[str, Any]]) -> bool:
     """Whether the question is open no more, or the turn has ended."""
-    return any(_settles(event, waiting) for event in came)
+    return any(_settles(event, parked) for event in came)
 
 
-def _settles(event: Mapping[str, Any], waiting: Waiting) -> bool:
+def _settles(event: Mapping[str, Any], parked: ParkedTurn) -> bool:
     if event["event"] == protocol.NOTICE:
-        return waiting.question is not None and event.get("step_id") == waiting.question
+        return parked.question is not None and event.get("step_id") == parked.question
     ends = event["event"] in protocol.TURN_ENDS or event["event"] == protocol.SESSION_END
-    return ends and event.get("session_id") == waiting.turn.session_id
+    return ends and event.get("session_id") == parked.turn.session_id

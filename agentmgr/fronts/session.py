@@ -87,7 +87,7 @@ async def _session(door: Door, asks: str, content: Mapping[str, Any], size: int 
             greeted = greeted or event["event"] == protocol.CONNECTED  # a host in another language
             if event["event"] == TEXT:
                 raise NoSessions(speaks_text=True)
-            if event["event"] == protocol.SESSION_CREATED or code_of(event) == NoticeCode.RESUMED:
+            if event["event"] == protocol.SESSION_CREATED or resumes(event):
                 return event
             if event["event"] == protocol.ERROR and event.get("step_id") in (asked, None):
                 raise NotTaken(event.get("content"))
@@ -143,8 +143,8 @@ async def past(door: Door, session_id: str, after_seq: int) -> Past:
                     seq = event["seq"]
             elif is_ours and event["event"] == protocol.NOTICE:
                 has_gap = has_gap or code_of(event) == NoticeCode.GAP
-                if isinstance(content := event.get("content"), Mapping) and "replay_from" in content:
-                    resumed, seq = content, content["replay_from"] - 1
+                if resumes(event):
+                    resumed, seq = event["content"], event["content"]["replay_from"] - 1
     return Past(events, resumed["last_seq"], bool(resumed["busy"]), has_gap)
 
 
@@ -171,7 +171,7 @@ async def state_of(door: Door, session_id: str) -> Mapping[str, Any]:
                 continue
             if event["event"] == protocol.STATE_RESTORED:
                 state = event["content"]
-            elif event["event"] == protocol.NOTICE and code_of(event) == NoticeCode.RESUMED:
+            elif resumes(event):
                 return state
             elif event["event"] == protocol.ERROR and event.get("step_id") is None:
                 raise NotTaken(event.get("content"))
@@ -181,6 +181,12 @@ def reconnect(session_id: str, last_seq: int, *, with_state: bool = False) -> di
     """The event that takes a session up."""
     name = protocol.RECONNECT_WITH_STATE if with_state else protocol.RECONNECT
     return {"event": name, "session_id": session_id, "last_seq": last_seq}
+
+
+def resumes(event: Mapping[str, Any]) -> bool:
+    """Whether it is the notice behind which a session is read; its code is `gap` where events are missing."""
+    content = event.get("content")
+    return event["event"] == protocol.NOTICE and isinstance(content, Mapping) and "replay_from" in content
 
 
 def code_of(event: Mapping[str, Any]) -> str | None:

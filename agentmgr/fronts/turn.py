@@ -14,7 +14,7 @@ from ..protocol import ErrorCode, NoticeCode
 from .door import TEXT, Door, DoorClosed
 from .problem import NotTaken
 from .saying import Said, Saying
-from .session import REPLAYED, code_of, reconnect
+from .session import REPLAYED, code_of, reconnect, resumes
 
 
 @define(eq=False)
@@ -94,7 +94,7 @@ class Turn:
         if event.get("seq", math.inf) <= self._after or code_of(event) == NoticeCode.TAKEN:
             return False
         if self._skips_to is not None:
-            if self._skips_to == NoticeCode.RESUMED and code_of(event) == NoticeCode.RESUMED:
+            if self._skips_to == NoticeCode.RESUMED and resumes(event):
                 self._skips_to = self.step_id
             if self._skips_to != step_id:
                 return False

@@ -8,7 +8,7 @@ A front translates between one such protocol and ours. Parts, in reading order:
   shell that does I/O with clients, and know no protocol of a front
 - `bounds`: what all requests together may take of memory and of the loop
 - `door`, `feed`: an ordinary client of this gateway, for which a front speaks, and its socket
-- `saying`, `history`: what a request says, and whether what was said before is what a session knows
+- `prompt`, `history`: what a request says, and whether what was said before is what a session knows
 - `session`: what is asked of the agent's host about a session: to make or find it, its state, its past
 - `turn`: says a message or answers a question, and gives the events that follow
 - `place`, `keyed`, `cache`: which instance and session it is said in; what is remembered between requests

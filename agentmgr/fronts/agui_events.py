@@ -45,7 +45,7 @@ _SILENT = frozenset(
     {protocol.SESSION_CREATED, protocol.STATE_EXPORTED, protocol.STATE_RESTORED, protocol.CONNECTED}
 )
 
-Said = Mapping[str, Any]  # a message of AG-UI
+AguiMessage = Mapping[str, Any]  # a message of AG-UI
 
 
 @define
@@ -55,7 +55,7 @@ class RunStream:
     thread_id: str
     run_id: str
     modern: bool = True  #: the client speaks 1.0; one before it refuses what came with it
-    messages: Sequence[Said] = ()  #: that the client has, up to the one that is answered
+    messages: Sequence[AguiMessage] = ()  #: that the client has, up to the one that is answered
     taken: frozenset[str] = frozenset()  #: ids of its tool calls before that
     begun: bool = False
     finished: bool = False
@@ -72,7 +72,7 @@ class RunStream:
     _usage: dict[str, dict[str, int]] = field(factory=dict)  # by model
     _content: bytes = b""  # all of a piece of the open text, but for the text
 
-    def begin(self, state: Any = None, messages: Sequence[Said] | None = None) -> bytes:
+    def begin(self, state: Any = None, messages: Sequence[AguiMessage] | None = None) -> bytes:
         """The first events; also the last, of a run that is over."""
         self.begun = True
         self._shown.clear()
@@ -320,7 +320,7 @@ class RunStream:
         return {"usage": used} if used and self.modern else {}
 
 
-def transcript(history: Iterable[Said], thread_id: str, dropped: int = 0) -> list[dict[str, Any]]:
+def transcript(history: Iterable[AguiMessage], thread_id: str, dropped: int = 0) -> list[dict[str, Any]]:
     """The messages of a session's history, as `agent.state_exported` shows it."""
     said = []
     for place, entry in enumerate(history, start=dropped):

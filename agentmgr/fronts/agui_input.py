@@ -16,7 +16,7 @@ from attrs import frozen
 
 from ..core.plain_text import yes_or_no
 from .problem import invalid, optional, required, typed
-from .saying import Attachment, Content, Said, Saying, attachment, content_of
+from .prompt import Attachment, ChatMessage, Content, Prompt, attachment, content_of
 
 PATIENCE_S = 30 * 86_400
 """That a question waits for its `resume`, unless the agent or its service says how long."""
@@ -46,7 +46,7 @@ class RunInput:
     run_id: str
     modern: bool  #: the client speaks AG-UI 1.0, and not a version before it
     messages: Sequence[dict[str, Any]]  #: up to the newest of the user, as the client has them
-    saying: Saying | None  #: None: the user has said nothing
+    prompt: Prompt | None  #: None: the user has said nothing
     nothing_new: bool  #: the client has more messages behind the user's newest
     answers: Sequence[Answer]
     calls: frozenset[str]  #: ids of the tool calls before that message
@@ -66,11 +66,11 @@ class RunInput:
         newest = users[-1] if users else -1
         answers = _answers(optional(body, "resume", list) or [])
         message = said[newest] if users else None
-        saying = None
+        prompt = None
         if message is not None and (message.text or message.attachments):
             texts = [text for m in messages if m["role"] in _ASIDE and (text := _content(m, "")[0])]
             earlier = list(zip(messages[:newest], said, strict=False))
-            saying = Saying(message, _folded(earlier), "\n\n".join(texts), _beside(body))
+            prompt = Prompt(message, _folded(earlier), "\n\n".join(texts), _beside(body))
         elif not answers and not connects:
             raise invalid("messages", "must have a message of the user that is not empty")
         return cls(
@@ -78,7 +78,7 @@ class RunInput:
             run_id,
             modern=optional(body, "protocolVersion", str) is not None,
             messages=messages[: newest + 1],
-            saying=saying,
+            prompt=prompt,
             nothing_new=newest < len(messages) - 1,
             answers=answers,
             calls=frozenset(_calls(messages[:newest])),
@@ -102,7 +102,7 @@ def _message(fields: dict[str, Any], place: int) -> dict[str, Any]:
     return fields if isinstance(fields.get("id"), str) else {**fields, "id": f"message-{place}"}
 
 
-def _said(message: Mapping[str, Any], where: str) -> Said | None:
+def _said(message: Mapping[str, Any], where: str) -> ChatMessage | None:
     role = message["role"]
     if role in _UNSAID:
         return None
@@ -110,7 +110,7 @@ def _said(message: Mapping[str, Any], where: str) -> Said | None:
         roles = ", ".join(sorted(("user", "assistant", *_ASIDE, *_UNSAID)))
         raise invalid(f"{where}.role", f"must be one of {roles}")
     text, attachments = _content(message, f"{where}.content")
-    return None if role in _ASIDE else Said(role, text, attachments)
+    return None if role in _ASIDE else ChatMessage(role, text, attachments)
 
 
 def _content(message: Mapping[str, Any], where: str) -> Content:
@@ -146,15 +146,15 @@ def _attachment(kind: str, source: Mapping[str, Any], where: str, name: str | No
     return attachment("image" if kind == "image" else "file", value, f"{where}.value", name)
 
 
-def _folded(messages: Sequence[tuple[Mapping[str, Any], Said | None]]) -> tuple[Said, ...]:
+def _folded(messages: Sequence[tuple[Mapping[str, Any], ChatMessage | None]]) -> tuple[ChatMessage, ...]:
     """A turn's answer is several messages to the client, with what the agent did between, and one to us."""
-    folded: list[Said] = []
+    folded: list[ChatMessage] = []
     for message, said in messages:
         if said is None or (said.role == "assistant" and not said.text):
             continue
         if said.role == "assistant" and folded and folded[-1].role == "assistant":
             before = "" if str(message["id"]).endswith(FINAL) else folded[-1].text
-            folded[-1] = Said("assistant", before + said.text)
+            folded[-1] = ChatMessage("assistant", before + said.text)
         else:
             folded.append(said)
     return tuple(folded)

@@ -206,10 +206,10 @@ class _Run:
         """Says the message in the branch that has the client's history, or in a new one; `or_nothing`: if it
         is not the next one of a branch that is there, nothing is said.
         """
-        saying = self.asked.saying
-        if saying is None:
+        prompt = self.asked.prompt
+        if prompt is None:
             return None
-        is_new, theirs = not self.asked.nothing_new, saying.history
+        is_new, theirs = not self.asked.nothing_new, prompt.history
         for number in self.cache.branches(self.place):
             name = self.place.branch(number)
             if (found := await find_session(door, name)) is None:
@@ -224,7 +224,7 @@ class _Run:
             )
             if is_new and fits:
                 return await self._say_in(door, number, found)
-            was_said = not is_new or history.ends_with(ours, saying.message)
+            was_said = not is_new or history.ends_with(ours, prompt.message)
             if was_said and not or_nothing and (turn := await self._again(door, number, found)) is not None:
                 return turn
         raise NotTaken(
@@ -232,17 +232,17 @@ class _Run:
         )
 
     async def _made(self, door: Door, name: str) -> SessionInfo:
-        if self.asked.nothing_new or self.asked.saying is None:
+        if self.asked.nothing_new or self.asked.prompt is None:
             raise invalid("messages", "must end with a message of the user")
         self.state = {}
-        return await create_session(door, self.asked.saying.history, name=name)
+        return await create_session(door, self.asked.prompt.history, name=name)
 
     async def _say_in(self, door: Door, number: int, found: SessionInfo) -> Turn | None:
-        assert self.asked.saying is not None
-        message = message_of(found.session_id, self.asked.saying, self.asked.run_id)
+        assert self.asked.prompt is not None
+        message = message_of(found.session_id, self.asked.prompt, self.asked.run_id)
         self.branch = number
         try:
-            came = await ask(door, message, size=self.asked.saying.size)
+            came = await ask(door, message, size=self.asked.prompt.size)
         except NotTaken as refused:
             if refused.code != ErrorCode.DUPLICATE:
                 raise
@@ -290,15 +290,15 @@ class _Run:
             raise silent()  # it has had sessions
         if self.asked.answers:
             raise _unknown(self.asked.answers[0].question)
-        if self.asked.saying is None:
+        if self.asked.prompt is None:
             self.messages = []
             return None
         door = await open_door(self.exchange, self.place.model)
         stack.callback(door.leave)
         if other.speaks_text:
-            await door.say(self.asked.saying.message.text)
+            await door.say(self.asked.prompt.message.text)
         else:
-            await door.send(message_of("", self.asked.saying, self.asked.run_id))
+            await door.send(message_of("", self.asked.prompt, self.asked.run_id))
         return Turn(door, "", None)
 
     def _behind(self, door: Door, found: SessionInfo, events: list[Event], begins: int, run: int) -> Turn:

@@ -22,7 +22,7 @@ from attrs import define, field, frozen
 
 from .. import protocol
 from .door import DoorClosed
-from .saying import Said
+from .prompt import ChatMessage
 from .turn import Turn, answer
 
 MOST_REMEMBERED = 10_000
@@ -135,7 +135,7 @@ class ConversationCache:
                         break
             if self._parked.get(place) is parked and parked.scope.cancelled_caught and parked.client:
                 assert parked.question is not None
-                await answer(turn, parked.question, Said("user", _TOO_LATE))
+                await answer(turn, parked.question, ChatMessage("user", _TOO_LATE))
         except DoorClosed:
             pass
         finally:

@@ -12,18 +12,20 @@ from hashlib import sha256
 from typing import Any
 
 from ..core.plain_text import ASKS, message_text
-from .saying import Said, digest_of
+from .prompt import ChatMessage, digest_of
 
 _Line = tuple[str, str | None]  # role, and text but for white space; None: any text
 
 
-def digest(said: Iterable[Said]) -> str:
+def digest(said: Iterable[ChatMessage]) -> str:
     """Equal for conversations in which the same was said, but for white space."""
     lines = [(each.role, each.digest, [part.digest for part in each.attachments]) for each in said]
     return sha256(json.dumps(lines).encode()).hexdigest()
 
 
-def same(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Said], *, older_dropped: bool = False) -> bool:
+def same(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[ChatMessage], *, older_dropped: bool = False
+) -> bool:
     """`ours`: as `agent.state_exported` shows it; `older_dropped`: it shows the newest entries only.
 
     Of an answer that was stopped, a client has as much as it got; also where it stopped reading alone, and
@@ -40,13 +42,13 @@ def same(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Said], *, older_dro
     )
 
 
-def said(ours: Iterable[Mapping[str, Any]]) -> Iterator[Said]:
+def said(ours: Iterable[Mapping[str, Any]]) -> Iterator[ChatMessage]:
     """What a session knows, as messages."""
     for entry in ours:
-        yield Said(str(entry.get("role")), message_text(entry.get("content")))
+        yield ChatMessage(str(entry.get("role")), message_text(entry.get("content")))
 
 
-def asks(said: Sequence[Said]) -> bool:
+def asks(said: Sequence[ChatMessage]) -> bool:
     """Whether the client's last message from the agent is a question."""
     return bool(said) and said[-1].role == "assistant" and said[-1].text.rstrip().endswith(ASKS)
 
@@ -57,7 +59,7 @@ def stopped(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [message, {"role": "assistant", "content": "", "incomplete": True}]
 
 
-def ends_with(ours: Sequence[Mapping[str, Any]], message: Said) -> bool:
+def ends_with(ours: Sequence[Mapping[str, Any]], message: ChatMessage) -> bool:
     """Whether the last turn that the session knows is of this message."""
     if len(ours) < 2 or (ours[-2].get("role"), ours[-1].get("role")) != ("user", "assistant"):
         return False
@@ -77,7 +79,7 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def _folded(theirs: Iterable[Said]) -> list[_Line]:
+def _folded(theirs: Iterable[ChatMessage]) -> list[_Line]:
     """A question of the agent and its answer are messages to the client, and part of one turn to us."""
     lines: list[_Line] = []
     answers = False  # the next message answers a question

@@ -28,7 +28,7 @@ from .door import Door, open_door
 from .exchange import Exchange
 from .place import Place, at_holder, no_sessions
 from .problem import NotTaken, Problem
-from .saying import Said, Saying
+from .prompt import ChatMessage, Prompt
 from .session import NoSessions, SessionInfo, create_session, recent, silent, state_of
 from .turn import Turn, answer, say
 
@@ -41,7 +41,7 @@ class Conversation:
 
     exchange: Exchange
     place: Place
-    saying: Saying
+    prompt: Prompt
     cache: ConversationCache
     again: bool = False  #: the client has asked before, and may not have got all of the answer
     needs_session: bool = False  #: a service that has none is not asked
@@ -64,7 +64,7 @@ class Conversation:
                     if self.cache.last_branch(self.place) and not other.speaks_text:
                         raise silent() from None  # it has had sessions
                     turn = await self._without(stack, other)
-            self.saying = self.saying.outline
+            self.prompt = self.prompt.outline
             self.exchange.body.close()
             try:
                 yield turn
@@ -77,7 +77,7 @@ class Conversation:
 
         A turn that asked a question is parked.
         """
-        said = (*self.saying.history, self.saying.message, Said("assistant", text))
+        said = (*self.prompt.history, self.prompt.message, ChatMessage("assistant", text))
         if self.place.name is not None:
             self.cache.remember(self.place, Branch(turn.branch, history.digest(said)))
         if question is not None and (where := self.place.question_key(said)) is not None:
@@ -93,22 +93,22 @@ class Conversation:
 
     async def _parked(self, stack: ExitStack) -> Turn | None:
         """The turn that waits for this message. Raises `DoorClosed`."""
-        where = self.place.question_key(self.saying.history)
+        where = self.place.question_key(self.prompt.history)
         parked = None if where is None else self.cache.take(where)
         if parked is None or parked.question is None:
-            if self.cache.was_closed(where) and yes_or_no(self.saying.message.text) is not None:
+            if self.cache.was_closed(where) and yes_or_no(self.prompt.message.text) is not None:
                 late = "The agent's question is not open any more: it waited too long, or its instance ended."
                 raise Problem(409, "question_closed", f"{late} Ask again.")
             return None
         stack.callback(parked.turn.door.leave)
-        return await answer(parked.turn, parked.question, self.saying.message)
+        return await answer(parked.turn, parked.question, self.prompt.message)
 
     async def _alone(self, stack: ExitStack) -> Turn:
         """Raises `Problem`."""
         with ExitStack() as tried:
             door = await self._enter(tried)
-            found = await create_session(door, self.saying.history)
-            turn = await say(door, found.session_id, self.saying, f"req_{secrets.token_hex(12)}")
+            found = await create_session(door, self.prompt.history)
+            turn = await say(door, found.session_id, self.prompt, f"req_{secrets.token_hex(12)}")
             stack.push(tried.pop_all())
             return turn
 
@@ -118,9 +118,9 @@ class Conversation:
         """
         door = await self._enter(stack)
         if other.speaks_text:
-            await door.say(self.saying.message.text)
+            await door.say(self.prompt.message.text)
             return Turn(door, "", None)
-        turn = await say(door, "", self.saying, f"req_{secrets.token_hex(12)}")
+        turn = await say(door, "", self.prompt, f"req_{secrets.token_hex(12)}")
         turn.step_id = None
         return turn
 
@@ -133,9 +133,9 @@ class Conversation:
         known = self.cache.last_branch(self.place)
         for number in self.cache.branches(self.place):
             name = self.place.branch(number)
-            found = await create_session(door, self.saying.history, name=name)
-            is_known = known == Branch(number, history.digest(self.saying.history))
-            goes_on = is_known and not (found.busy or history.asks(self.saying.history))
+            found = await create_session(door, self.prompt.history, name=name)
+            is_known = known == Branch(number, history.digest(self.prompt.history))
+            goes_on = is_known and not (found.busy or history.asks(self.prompt.history))
             turn = await self._say(door, found, name) if found.is_new or goes_on else None
             if turn is None:
                 turn = await self._go_on(door, found, name)
@@ -143,27 +143,27 @@ class Conversation:
                 turn.branch = number
                 return turn
         name = f"{self.place.name}~{secrets.token_hex(8)}"
-        found = await create_session(door, self.saying.history, name=name)
+        found = await create_session(door, self.prompt.history, name=name)
         turn = await self._say(door, found, name)
         assert turn is not None, "no other request has that name"
         return turn
 
     async def _go_on(self, door: Door, found: SessionInfo, name: str) -> Turn | None:
         """Says it in a session that is there; None where that is of another history."""
-        theirs = self.saying.history
+        theirs = self.prompt.history
         for _ in range(_TRIES):
             state = await state_of(door, found.session_id)
             ours, less = state.get("history", []), bool(state.get("truncated"))
             running, found = state.get("turn"), evolve(found, last_seq=state.get("last_seq", 0))
             asked = running is not None and history.asks(theirs)
-            if asked and (turn := await _asked(door, found, self.saying)) is not None:
+            if asked and (turn := await _asked(door, found, self.prompt)) is not None:
                 return turn
             if running is not None and self.beside and running["step_id"] != self._step_id(name):
                 if not history.same([*ours, *history.stopped(running)], theirs, older_dropped=less):
                     return None
                 await _outlast(door, found, running["step_id"])
                 continue
-            if self.again and history.ends_with(ours, self.saying.message):
+            if self.again and history.ends_with(ours, self.prompt.message):
                 ours = ours[:-2]  # it was answered, and is not to be answered twice
             if not history.same(ours, theirs, older_dropped=less):
                 return None
@@ -173,12 +173,12 @@ class Conversation:
 
     def _step_id(self, name: str) -> str:
         """That of the same message when it is sent again, so that it is not answered twice."""
-        said = history.digest((*self.saying.history, self.saying.message))
+        said = history.digest((*self.prompt.history, self.prompt.message))
         return f"req_{sha256(f'{name} {said}'.encode()).hexdigest()[:24]}"
 
     async def _say(self, door: Door, found: SessionInfo, name: str) -> Turn | None:
         """None where another turn runs, and it may be said beside that."""
-        turn = await say(door, found.session_id, self.saying, self._step_id(name), last_seq=found.last_seq)
+        turn = await say(door, found.session_id, self.prompt, self._step_id(name), last_seq=found.last_seq)
         try:
             await turn.taken()
         except NotTaken as error:
@@ -188,12 +188,12 @@ class Conversation:
         return turn
 
 
-async def _asked(door: Door, found: SessionInfo, saying: Saying) -> Turn | None:
+async def _asked(door: Door, found: SessionInfo, prompt: Prompt) -> Turn | None:
     """The turn that waits for this message, as the session's last events say. Raises `Problem`."""
     if not (questions := _open_questions(await recent(door, found))):
         return None
     question, already = next(iter(questions.items()))
-    return await answer(Turn(door, found.session_id, None, already), question, saying.message)
+    return await answer(Turn(door, found.session_id, None, already), question, prompt.message)
 
 
 async def _outlast(door: Door, found: SessionInfo, step_id: str) -> None:
@@ -205,7 +205,7 @@ async def _outlast(door: Door, found: SessionInfo, step_id: str) -> None:
     questions = list(_open_questions(events))
     while True:
         for question in questions:
-            await answer(turn, question, Said("user", "it goes on without an answer, which means no"))
+            await answer(turn, question, ChatMessage("user", "it goes on without an answer, which means no"))
         for event in events:
             if event.get("session_id") != found.session_id:
                 continue

@@ -20,8 +20,8 @@ from .models import models
 from .openai_chat import ChatAnswer, ChatRequest, error_of
 from .place import Place
 from .problem import Problem
+from .prompt import session_key
 from .responses import Responses
-from .saying import session_key
 from .turn import Turn
 
 
@@ -91,7 +91,7 @@ class OpenAI:
         again = exchange.request.head.by_name.get("x-stainless-retry-count", "0") != "0"
         if asked.stream:
             exchange.stream(answer.cut_off)
-        conversation = Conversation(exchange, place, asked.saying, self._cache, again)
+        conversation = Conversation(exchange, place, asked.prompt, self._cache, again)
         stream = asked.stream
         del asked  # a stream lasts, and so does this frame; what was asked is most of its memory
         async with conversation.turn() as turn:
@@ -108,7 +108,7 @@ class OpenAI:
             await exchange.reply(200, answer.whole())
 
     def _name(self, exchange: Exchange, asked: ChatRequest) -> str | None:
-        key = session_key(exchange.request.head.by_name, asked.metadata, asked.cache_key, asked.saying)
+        key = session_key(exchange.request.head.by_name, asked.metadata, asked.cache_key, asked.prompt)
         return None if key is None else f"openai:{key}"
 
 

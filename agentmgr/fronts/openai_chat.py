@@ -22,7 +22,7 @@ from attrs import define, field, frozen
 from .. import jsontext, protocol
 from ..core.plain_text import as_plain_text, as_text
 from .problem import HAS_RUN, Problem, failed, invalid, optional, required, typed
-from .saying import Attachment, Said, Saying, attachment, content_of, in_data_url
+from .prompt import Attachment, ChatMessage, Prompt, attachment, content_of, in_data_url
 
 DONE = b"data: [DONE]\n\n"
 _USAGE = ("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens")
@@ -33,7 +33,7 @@ _ROLES = _ASIDE | {"user", "assistant", "tool", "function"}
 @frozen
 class ChatRequest:
     model: str
-    saying: Saying
+    prompt: Prompt
     stream: bool
     include_usage: bool  #: in a chunk of its own, before [DONE]
     show_tools: bool  #: an extension: what the agent's tools do, as lines of reasoning
@@ -52,7 +52,7 @@ class ChatRequest:
         options = optional(body, "stream_options", dict) or {}
         return cls(
             model,
-            _saying(messages),
+            _prompt(messages),
             stream=bool(optional(body, "stream", bool)),
             include_usage=bool(optional(options, "include_usage", bool, "stream_options.")),
             show_tools=bool(optional(body, "show_tools", bool)),
@@ -61,9 +61,9 @@ class ChatRequest:
         )
 
 
-def _saying(messages: list[object]) -> Saying:
+def _prompt(messages: list[object]) -> Prompt:
     instructions: list[str] = []
-    said: list[Said] = []
+    said: list[ChatMessage] = []
     for place, item in enumerate(messages):
         where = f"messages[{place}]"
         message = typed(item, dict, where)
@@ -74,12 +74,12 @@ def _saying(messages: list[object]) -> Saying:
         if role in _ASIDE:
             instructions.append(text)
         elif role in ("user", "assistant"):
-            said.append(Said(role, text, attachments))
+            said.append(ChatMessage(role, text, attachments))
     if not said or said[-1].role != "user":
         raise invalid("messages", "must end with a message of the user")
     if not said[-1].text and not said[-1].attachments:
         raise invalid("messages", "must not end with an empty message")
-    return Saying(said[-1], tuple(said[:-1]), "\n\n".join(filter(None, instructions)))
+    return Prompt(said[-1], tuple(said[:-1]), "\n\n".join(filter(None, instructions)))
 
 
 def _part(kind: str, part: dict[str, Any], here: str) -> str | Attachment:

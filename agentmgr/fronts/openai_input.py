@@ -9,13 +9,13 @@ from attrs import evolve, frozen
 
 from .openai_chat import model_of
 from .problem import Problem, invalid, optional, required, typed
+from .prompt import Attachment, ChatMessage, Prompt, attachment, content_of, in_data_url
 from .response_id import ResponseId
-from .saying import Attachment, Said, Saying, attachment, content_of, in_data_url
 
 _ASIDE = frozenset({"system", "developer"})
 _ROLES = _ASIDE | {"user", "assistant"}
 _OF_ANSWERS = ("reasoning", "compaction", "mcp_list_tools", "mcp_approval_request")
-_NOTHING = Said("user", "")
+_NOTHING = ChatMessage("user", "")
 _PATIENT = {"confirm_timeout": 30 * 86_400}
 """A response that is stored is answered when a person has the time, unless the service says otherwise."""
 
@@ -32,7 +32,7 @@ class Approval:
 @frozen
 class ResponsesRequest:
     model: str  #: "": that of the response before
-    saying: Saying
+    prompt: Prompt
     approval: Approval | None  #: then nothing is said
     previous: str | None
     conversation: str | None
@@ -58,10 +58,10 @@ class ResponsesRequest:
         found_elsewhere = approval is not None or previous is not None
         model = "" if found_elsewhere and body.get("model") is None else model_of(body)
         store = optional(body, "store", bool) is not False
-        saying = _saying(said, approval, joined=bool(previous or conversation))
+        prompt = _prompt(said, approval, joined=bool(previous or conversation))
         asked = cls(
             model,
-            evolve(saying, instructions="\n\n".join(filter(None, aside)), beside=_PATIENT if store else {}),
+            evolve(prompt, instructions="\n\n".join(filter(None, aside)), beside=_PATIENT if store else {}),
             approval,
             previous,
             conversation,
@@ -109,29 +109,32 @@ def _conversation(value: object) -> str | None:
     return found
 
 
-def _saying(said: list[Said], approval: Approval | None, *, joined: bool) -> Saying:
+def _prompt(said: list[ChatMessage], approval: Approval | None, *, joined: bool) -> Prompt:
     if approval is not None:
-        return Saying(_NOTHING)
+        return Prompt(_NOTHING)
     if not said or said[-1].role != "user":
         raise invalid("input", "must end with a message of the user")
     newest, before = said[-1], said[:-1]
     if joined:  # all of it is new
         texts = "\n\n".join(filter(None, (each.text for each in said)))
-        newest, before = Said("user", texts, tuple(part for each in said for part in each.attachments)), []
+        newest, before = (
+            ChatMessage("user", texts, tuple(part for each in said for part in each.attachments)),
+            [],
+        )
     if not newest.text and not newest.attachments:
         raise invalid("input", "must not end with an empty message")
-    return Saying(newest, tuple(before))
+    return Prompt(newest, tuple(before))
 
 
-def _input(value: object) -> tuple[Approval | None, ResponseId | None, list[Said], list[str]]:
+def _input(value: object) -> tuple[Approval | None, ResponseId | None, list[ChatMessage], list[str]]:
     """The answer to a question that it ends with; the response that it refers to last, by one of its items;
     what was said, behind that; and what instructs.
     """
     if isinstance(value, str):
-        return None, None, [Said("user", value)], []
+        return None, None, [ChatMessage("user", value)], []
     if not isinstance(value, list):
         raise invalid("input", "must be a string or an array")
-    approval, referred, said, instructions = None, None, list[Said](), list[str]()
+    approval, referred, said, instructions = None, None, list[ChatMessage](), list[str]()
     for place, item in enumerate(value):
         where = f"input[{place}]"
         fields = typed(item, dict, where)
@@ -154,7 +157,7 @@ def _input(value: object) -> tuple[Approval | None, ResponseId | None, list[Said
                 approval = None  # it was answered long ago
                 if role == "assistant" and said and said[-1].role == "assistant":
                     text = said.pop().text + text  # a question, or a thought, was between them
-                said.append(Said(role, text, attachments))
+                said.append(ChatMessage(role, text, attachments))
         elif not (kind in _OF_ANSWERS or kind.endswith(("_call", "_call_output"))):
             raise invalid(f"{where}.type", f"{kind[:40]!r} is not supported: send a message")
     return approval, referred, said, instructions

@@ -14,7 +14,7 @@ from . import history
 from .door import Door, open_door
 from .exchange import Exchange
 from .problem import NotTaken, Problem
-from .saying import Said
+from .prompt import ChatMessage
 
 _TRIES = 3  # of instances, until one holds the session
 _ELSEWHERE = (ErrorCode.SESSION_ELSEWHERE, ErrorCode.DRAINING)
@@ -44,7 +44,7 @@ class Place:
             return None
         return f"key-{sha256(repr((self.model, self.name, self.owner)).encode()).hexdigest()[:32]}"
 
-    def question_key(self, said: tuple[Said, ...]) -> tuple[Place, str] | None:
+    def question_key(self, said: tuple[ChatMessage, ...]) -> tuple[Place, str] | None:
         """The place of a turn that waits, by all that the client knows of the conversation; None where that
         does not end with a question.
         """

@@ -38,8 +38,8 @@ from .openai_responses import Out, ResponseEvents, in_json, in_sse
 from .place import Place, at_holder, no_sessions
 from .playback import Playback
 from .problem import HAS_RUN, NotTaken, Problem, invalid
+from .prompt import ChatMessage, Prompt, session_key
 from .response_id import ResponseId
-from .saying import Said, Saying, session_key
 from .session import NoSessions, create_session, state_of
 from .turn import Turn, response_to, say
 
@@ -210,11 +210,11 @@ class Responses:
         once, again = _tried(exchange)
         name = None
         if asked.store:
-            key = session_key(exchange.request.head.by_name, asked.metadata, asked.cache_key, asked.saying)
+            key = session_key(exchange.request.head.by_name, asked.metadata, asked.cache_key, asked.prompt)
             name = f"openai:{key or once or secrets.token_hex(12)}"
         place = Place.of(exchange, asked.model, name)
         conversation = Conversation(
-            exchange, place, asked.saying, self._cache, again, needs_session=asked.background, beside=False
+            exchange, place, asked.prompt, self._cache, again, needs_session=asked.background, beside=False
         )
         async with conversation.turn() as turn:
             await turn.taken()
@@ -228,7 +228,7 @@ class Responses:
 
         async def work(door: Door) -> Turn:
             found = await create_session(door, (), name=place.name)
-            turn = await say(door, found.session_id, asked.saying, step_id, last_seq=found.last_seq)
+            turn = await say(door, found.session_id, asked.prompt, step_id, last_seq=found.last_seq)
             await turn.taken()
             return turn
 
@@ -251,13 +251,13 @@ class Responses:
             raise missing
         asked = evolve(asked, model=asked.model or before.model)
         once, again = _tried(exchange)
-        said = history.digest((Said("assistant", previous), asked.saying.message))
+        said = history.digest((ChatMessage("assistant", previous), asked.prompt.message))
         step_id = f"req_{once or sha256(said.encode()).hexdigest()[:24]}"
         with ExitStack() as stack:
             playback, past = await _played(exchange, before, stack, missing)
             ended = Response.of(before, playback, past).events
             if ended.question is not None:
-                text = asked.saying.message.text
+                text = asked.prompt.message.text
                 if is_open := _is_open(ended.question, past, playback):
                     content = {"confirmed": yes_or_no(text) is True, "message": text}
                     await playback.door.send(response_to(playback.session_id, ended.question, content))
@@ -271,12 +271,12 @@ class Responses:
             # A message that was taken before is known by its step, and gets the same answer.
             newest = not playback.later or (again and step_id in playback.later)
             if asked.model == before.model and newest:
-                turn = await say(door, session_id, asked.saying, step_id, last_seq=playback.last_seq)
+                turn = await say(door, session_id, asked.prompt, step_id, last_seq=playback.last_seq)
                 await turn.taken()
                 stack.pop_all()
                 return _begins(turn, asked, after_seq=playback.end_seq)
             known = (await state_of(door, session_id)).get("history", [])
-        branch = evolve(asked, saying=_branched(asked.saying, known, playback))
+        branch = evolve(asked, prompt=_branched(asked.prompt, known, playback))
         return await self._fresh(exchange, branch)
 
     async def _approved(self, exchange: Exchange, asked: ResponsesRequest, given: Approval) -> Response:
@@ -350,14 +350,14 @@ def _is_open(question: str, past: list[dict[str, Any]], playback: Playback) -> b
     return not (answered or playback.over)
 
 
-def _branched(saying: Saying, known: list[dict[str, Any]], playback: Playback) -> Saying:
+def _branched(prompt: Prompt, known: list[dict[str, Any]], playback: Playback) -> Prompt:
     """What is said, behind what was said up to the turn of the playback."""
     turns = [place for place, entry in enumerate(known) if entry.get("role") == "user"]
     kept = len(turns) - len(playback.later)
     if kept < 1:
         raise Problem(410, "history_gone", "What was said up to that response is not kept any more.")
     until = turns[kept] if kept < len(turns) else len(known)
-    return evolve(saying, history=tuple(history.said(known[:until])))
+    return evolve(prompt, history=tuple(history.said(known[:until])))
 
 
 def _tried(exchange: Exchange) -> tuple[str | None, bool]:

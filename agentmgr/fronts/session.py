@@ -13,7 +13,7 @@ from .. import protocol
 from ..protocol import ErrorCode, NoticeCode
 from .door import TEXT, Door
 from .problem import NotTaken
-from .saying import Said
+from .prompt import ChatMessage
 
 FROM_NOW_ON = 2**53  #: a `last_seq` beyond each
 _SILENCE_S = 5.0  # until a service that has said nothing is taken for one without sessions
@@ -47,7 +47,9 @@ class SessionInfo:
         return cls(session_id, int(content["last_seq"]), bool(content["busy"]))
 
 
-async def create_session(door: Door, history: Sequence[Said], *, name: str | None = None) -> SessionInfo:
+async def create_session(
+    door: Door, history: Sequence[ChatMessage], *, name: str | None = None
+) -> SessionInfo:
     """A session that begins with that history, or the one that has that name. Without a name it is in memory
     only, and ends with its door.
 

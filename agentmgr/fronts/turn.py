@@ -13,7 +13,7 @@ from ..core.plain_text import yes_or_no
 from ..protocol import ErrorCode, NoticeCode
 from .door import TEXT, Door, DoorClosed
 from .problem import NotTaken
-from .saying import Said, Saying
+from .prompt import ChatMessage, Prompt
 from .session import REPLAYED, code_of, reconnect, resumes
 
 
@@ -113,32 +113,32 @@ class Turn:
         return len(self._held)
 
 
-async def say(door: Door, session_id: str, saying: Saying, step_id: str, *, last_seq: int = 0) -> Turn:
+async def say(door: Door, session_id: str, prompt: Prompt, step_id: str, *, last_seq: int = 0) -> Turn:
     """`last_seq`: of the session before it, or less. A message is not taken while a turn runs: what is said
     meanwhile would be taken for a part of its answer. Raises `DoorClosed`.
     """
-    message = message_of(session_id, saying, step_id)
+    message = message_of(session_id, prompt, step_id)
     if not session_id:
-        await door.send(message, size=saying.size)
+        await door.send(message, size=prompt.size)
         return Turn(door, session_id, step_id)
     # Whether the message was taken is known when the pong is there; its events may come earlier.
-    await door.send(message, {"event": protocol.PING}, size=saying.size)
+    await door.send(message, {"event": protocol.PING}, size=prompt.size)
     return Turn(door, session_id, step_id, last_seq=last_seq, early=[])
 
 
-def message_of(session_id: str, saying: Saying, step_id: str) -> dict[str, Any]:
+def message_of(session_id: str, prompt: Prompt, step_id: str) -> dict[str, Any]:
     """The event that says it."""
     message = {
         "event": protocol.MESSAGE,
         "session_id": session_id or None,
         "step_id": step_id,
-        "content": saying.message.text,
-        "metadata": saying.metadata,
+        "content": prompt.message.text,
+        "metadata": prompt.metadata,
     }
     return message | {"queue": False} if session_id else message
 
 
-async def answer(turn: Turn, question: str, message: Said) -> Turn:
+async def answer(turn: Turn, question: str, message: ChatMessage) -> Turn:
     """Answers the question that the turn asked; only yes is yes. Raises `DoorClosed`."""
     content = {"confirmed": yes_or_no(message.text) is True, "message": message.text}
     # Where it has been answered elsewhere, the turn goes on anyway.

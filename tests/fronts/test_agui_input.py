@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agentmgr.fronts.agui_input import RunInput, session_name
 from agentmgr.fronts.problem import Problem
-from agentmgr.fronts.saying import Attachment, Said
+from agentmgr.fronts.prompt import Attachment, ChatMessage
 from tests.fronts.agui import JSON
 
 USER = {"id": "u1", "role": "user", "content": "hi"}
@@ -39,12 +39,12 @@ def test_of_the_messages_the_newest_of_the_user_is_said_and_the_rest_is_history(
             something_unknown=1,
         )
     )
-    assert asked.saying.message == Said("user", "three")
-    assert asked.saying.history == (Said("user", "one"), Said("assistant", "two halves"))
-    assert asked.saying.instructions == "be brief\n\nin verse"
+    assert asked.prompt.message == ChatMessage("user", "three")
+    assert asked.prompt.history == (ChatMessage("user", "one"), ChatMessage("assistant", "two halves"))
+    assert asked.prompt.instructions == "be brief\n\nin verse"
     assert asked.calls == {"c1"}
     assert (asked.modern, asked.nothing_new, len(asked.messages)) == (True, False, 9)
-    metadata = asked.saying.metadata
+    metadata = asked.prompt.metadata
     assert metadata["agui"] == {
         "state": {"a": 1},
         "tools": [{"name": "mine"}],
@@ -57,7 +57,7 @@ def test_a_whole_answer_stands_in_place_of_what_was_streamed_before_it():
     draft = {"id": "a0", "role": "assistant", "content": "draft"}
     final = {"id": "r-final", "role": "assistant", "content": "other"}
     asked = RunInput.of(body(USER, draft, final, {**USER, "id": "u2"}))
-    assert asked.saying.history == (Said("user", "hi"), Said("assistant", "other"))
+    assert asked.prompt.history == (ChatMessage("user", "hi"), ChatMessage("assistant", "other"))
 
 
 def test_images_and_files_are_attachments():
@@ -67,7 +67,7 @@ def test_images_and_files_are_attachments():
         {"type": "document", "source": {"type": "data", "value": "AA==", "mimeType": "application/pdf"}},
         {"type": "binary", "mimeType": "image/png", "data": "AAAA", "filename": "c.png"},
     ]
-    assert RunInput.of(body({"id": "u", "role": "user", "content": parts})).saying.message.attachments == (
+    assert RunInput.of(body({"id": "u", "role": "user", "content": parts})).prompt.message.attachments == (
         Attachment("image", "data:image/png;base64,AAAA"),
         Attachment("image", "https://a.example/b.png"),
         Attachment("file", "data:application/pdf;base64,AA=="),
@@ -179,7 +179,7 @@ def test_any_body_is_taken_or_is_a_problem(asked):
     except Problem as problem:
         found = problem
     if found is None:
-        assert taken.saying is not None or taken.answers
+        assert taken.prompt is not None or taken.answers
     else:
         assert found.status == 400
         assert found.param

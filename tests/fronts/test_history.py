@@ -4,15 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentmgr.fronts import history
-from agentmgr.fronts.saying import Attachment, Said, Saying, session_key
+from agentmgr.fronts.prompt import Attachment, ChatMessage, Prompt, session_key
 
 
 def user(text, *attachments):
-    return Said("user", text, attachments)
+    return ChatMessage("user", text, attachments)
 
 
 def agent(text):
-    return Said("assistant", text)
+    return ChatMessage("assistant", text)
 
 
 def ours(*said):
@@ -71,7 +71,7 @@ def test_the_last_turn_of_a_session_may_be_of_the_same_message():
     assert not history.ends_with([], user("two"))
 
 
-SAID = st.lists(st.builds(Said, st.sampled_from(["user", "assistant"]), st.text()), max_size=6)
+SAID = st.lists(st.builds(ChatMessage, st.sampled_from(["user", "assistant"]), st.text()), max_size=6)
 
 
 @given(SAID, SAID)
@@ -118,7 +118,7 @@ def test_a_chat_programs_own_errand_has_no_key():
 
 
 def test_open_webuis_errands_are_known_by_how_they_begin():
-    chat, errand = {"x-openwebui-chat-id": "a"}, Saying(user("### Task:\nGenerate a concise title"))
+    chat, errand = {"x-openwebui-chat-id": "a"}, Prompt(user("### Task:\nGenerate a concise title"))
     assert session_key(chat, {}, None, errand) is None
-    assert session_key(chat, {}, None, Saying(user("what is ### Task:"))) == "a"
+    assert session_key(chat, {}, None, Prompt(user("what is ### Task:"))) == "a"
     assert session_key({"x-session-id": "a"}, {}, None, errand) == "a"

@@ -53,7 +53,7 @@ async def service(
             nursery.cancel_scope.cancel()
 
 
-def saying(answer: bytes, heard: list[bytes] | None = None) -> Serve:
+def prompt(answer: bytes, heard: list[bytes] | None = None) -> Serve:
     async def serve(stream: trio.SocketStream) -> None:
         head = await read_to(stream, b"\r\n\r\n")
         if heard is not None:
@@ -78,7 +78,7 @@ async def refused(stage: Stage, path: str = "/services/web/", **headers: str) ->
 
 async def test_a_request_goes_through_as_it_is():
     heard: list[bytes] = []
-    async with service(saying(OK, heard)) as stage:
+    async with service(prompt(OK, heard)) as stage:
         fields = {"X-Mine": "a", "Keep-Alive": "1", "Connection": "close, X-Hop", "X-Hop": "b", "TE": "gzip"}
         fields |= {"X-Forwarded-For": "9.9.9.9", "X-Agentmgr-Identity": "root", "Cookie": "a=b"}
         said = await stage.raw(request("GET", "/services/web/a%2Fb/../c?d=e&ticket=f", headers=fields))
@@ -97,7 +97,7 @@ async def test_a_request_goes_through_as_it_is():
 
 
 async def test_only_services_that_speak_http_get_requests_and_the_others_say_426():
-    async with service(saying(OK)) as stage:
+    async with service(prompt(OK)) as stage:
         assert await refused(stage, "/services/agent/") == (426, "upgrade_required")
         assert await refused(stage, "/services/none/") == (426, "upgrade_required")
         assert await refused(stage, "/") == (426, "upgrade_required")
@@ -106,7 +106,7 @@ async def test_only_services_that_speak_http_get_requests_and_the_others_say_426
 
 async def test_a_websocket_to_it_goes_on_as_ever():
     heard: list[bytes] = []
-    async with service(saying(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", heard)) as stage:
+    async with service(prompt(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", heard)) as stage:
         upgrade = {"Upgrade": "websocket", "Connection": "upgrade", "Sec-WebSocket-Version": "13"}
         key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
         said = await stage.raw(request("GET", "/services/web/", headers=upgrade | key))
@@ -115,7 +115,7 @@ async def test_a_websocket_to_it_goes_on_as_ever():
 
 
 async def test_requests_follow_each_other_on_one_connection_and_a_head_has_no_body():
-    async with service(saying(OK)) as stage:
+    async with service(prompt(OK)) as stage:
         path = "/services/web/"
         both = request("GET", path) + request("HEAD", path)
         said = await stage.raw(both + request("GET", path, None, CLOSE))
@@ -185,7 +185,7 @@ async def test_informational_answers_and_the_wait_for_leave_are_the_services_own
 
 async def test_a_service_that_answers_before_it_has_read_all_is_heard():
     full = b"HTTP/1.1 413 Too much\r\nContent-Length: 0\r\n\r\n"
-    async with service(saying(full)) as stage:
+    async with service(prompt(full)) as stage:
         whole = request("POST", "/services/web/", b"x", {"Content-Length": "1000000"})
         assert (await stage.raw(whole)).startswith(b"HTTP/1.1 413 Too much\r\n")
         await stage.at_base()
@@ -200,32 +200,32 @@ async def test_what_is_no_answer_is_a_502_and_an_answer_that_breaks_off_is_seen_
         b"HTTP/1.1 200 OK\r\nA: " + 20_000 * b"a",
         b"HTTP/1.1 200 OK\r\nContent-Le",
     ):
-        async with service(saying(answer)) as stage:
+        async with service(prompt(answer)) as stage:
             assert await refused(stage) == (502, "bad_gateway"), answer[:30]
             await stage.at_base()
     for answer in (
         b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhi",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n",
     ):
-        async with service(saying(answer)) as stage:
+        async with service(prompt(answer)) as stage:
             said = await stage.raw(request("GET", "/services/web/"))
             assert b"hi" in said
             assert not said.endswith(b"0\r\n\r\n")
 
 
 async def test_what_cannot_be_reached_or_does_not_answer_says_which():
-    async with service(saying(OK), port=own_port()) as stage:
+    async with service(prompt(OK), port=own_port()) as stage:
         assert await refused(stage) == (502, "bad_gateway")
     async with service(silent, facts={"idle_timeout": 0.05}) as stage:
         assert await refused(stage) == (504, "backend_timeout")
         await stage.at_base()
-    async with service(saying(OK), facts={"state": BackendState.DOWN}) as stage:
+    async with service(prompt(OK), facts={"state": BackendState.DOWN}) as stage:
         assert await refused(stage) == (503, "no_service_available")
 
 
 async def test_bad_requests_never_reach_the_service():
     heard: list[bytes] = []
-    async with service(saying(OK, heard)) as stage:
+    async with service(prompt(OK, heard)) as stage:
         both = {"Content-Length": "1", "Transfer-Encoding": "chunked"}
         for method, headers, status in (
             ("POST", both, 400),
@@ -289,7 +289,7 @@ async def test_a_reader_that_takes_nothing_is_cut_and_its_service_waits_meanwhil
 
 async def test_who_may_ask_is_as_for_websockets_and_a_token_is_not_passed_on():
     heard: list[bytes] = []
-    async with service(saying(OK, heard), authenticator=Tokens()) as stage:
+    async with service(prompt(OK, heard), authenticator=Tokens()) as stage:
         assert await refused(stage) == (401, "unauthorized")
         assert await refused(stage, Authorization="Bearer bad") == (401, "unauthorized")
         assert await refused(stage, Authorization="Bearer two") == (403, "forbidden")
@@ -297,7 +297,7 @@ async def test_who_may_ask_is_as_for_websockets_and_a_token_is_not_passed_on():
         assert (await stage.raw(request("GET", "/services/web/", None, good))).endswith(b"hi")
         assert b"uthorization" not in heard[0]
         assert b"X-Agentmgr-Identity: ann\r\n" in heard[0]
-    async with service(saying(OK)) as stage:
+    async with service(prompt(OK)) as stage:
         assert await refused(stage, Origin="https://evil.example") == (403, "origin_not_allowed")
         rebound = {"Host": "evil.example", "User-Agent": "Mozilla/5.0"}
         assert await refused(stage, **rebound) == (403, "origin_not_allowed")
@@ -307,7 +307,7 @@ async def test_the_gateway_says_which_pages_may_read_where_it_was_told():
     own = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nAccess-Control-Allow-Origin: *\r\n\r\n"
     ask = {"Origin": "https://app.example", "Access-Control-Request-Method": "PUT", **CLOSE}
     heard: list[bytes] = []
-    async with service(saying(own, heard), allowed_origins=["https://app.example"]) as stage:
+    async with service(prompt(own, heard), allowed_origins=["https://app.example"]) as stage:
         said = await stage.raw(request("OPTIONS", "/services/web/", None, ask))
         assert b"Access-Control-Allow-Methods: GET, POST, PUT, PATCH, DELETE\r\n" in said
         assert heard == []
@@ -315,7 +315,7 @@ async def test_the_gateway_says_which_pages_may_read_where_it_was_told():
         assert said.count(b"Access-Control-Allow-Origin") == 1
         assert b"Access-Control-Allow-Origin: https://app.example\r\n" in said
     local = ask | {"Origin": "http://localhost:3000"}
-    async with service(saying(own, heard)) as stage:
+    async with service(prompt(own, heard)) as stage:
         assert b"Access-Control-Allow-Origin: *\r\n" in await stage.raw(
             request("OPTIONS", "/services/web/", None, local)
         )
@@ -341,10 +341,10 @@ async def test_a_request_takes_a_seat_and_ends_by_a_drain_or_a_word():
 @pytest.mark.parametrize("bad", [b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", b"garbage\r\n\r\n"])
 async def test_a_failure_of_the_service_is_counted_as_one(bad):
     witness = Witness()
-    async with service(saying(bad), observer=witness) as stage:
+    async with service(prompt(bad), observer=witness) as stage:
         await stage.raw(request("GET", "/services/web/", None, CLOSE))
         await stage.at_base()
-    async with service(saying(OK), observer=witness) as stage:
+    async with service(prompt(OK), observer=witness) as stage:
         await stage.raw(request("GET", "/services/web/", None, CLOSE))
         await stage.at_base()
     assert [(end.failed, end.ended_by) for end in witness.closed] == [(True, "backend"), (False, "backend")]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agentmgr.fronts.openai_chat import DONE, ChatAnswer, ChatRequest
 from agentmgr.fronts.problem import Problem
-from agentmgr.fronts.saying import Attachment, Said
+from agentmgr.fronts.prompt import Attachment, ChatMessage
 
 TEXT = {"type": "text"}
 USER = {"role": "user", "content": "hi"}
@@ -52,10 +52,14 @@ def test_a_conversation_is_its_newest_message_what_came_before_and_instructions(
         )
     )
     assert (asked.model, asked.stream, asked.include_usage) == ("echo", True, True)
-    assert asked.saying.message == Said("user", "three\nfour")
-    assert asked.saying.history == (Said("user", "one"), Said("assistant", "two"), Said("assistant", ""))
-    assert asked.saying.instructions == "be brief\n\nin verse"
-    assert asked.saying.metadata == {"instructions": "be brief\n\nin verse"}
+    assert asked.prompt.message == ChatMessage("user", "three\nfour")
+    assert asked.prompt.history == (
+        ChatMessage("user", "one"),
+        ChatMessage("assistant", "two"),
+        ChatMessage("assistant", ""),
+    )
+    assert asked.prompt.instructions == "be brief\n\nin verse"
+    assert asked.prompt.metadata == {"instructions": "be brief\n\nin verse"}
 
 
 def test_images_and_files_are_attachments():
@@ -65,14 +69,14 @@ def test_images_and_files_are_attachments():
         {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,AA=="}},
         {"type": "file", "file": {"file_data": "AA=="}},
     ]
-    saying = ChatRequest.of(body({"role": "user", "content": parts})).saying
-    assert saying.message.attachments == (
+    prompt = ChatRequest.of(body({"role": "user", "content": parts})).prompt
+    assert prompt.message.attachments == (
         Attachment("image", "https://a.example/b.png"),
         Attachment("image", "data:image/png;base64,AAAA"),
         Attachment("file", "data:application/pdf;base64,AA==", "a.pdf"),
         Attachment("file", "data:application/octet-stream;base64,AA=="),
     )
-    assert saying.metadata["attachments"][2] == {
+    assert prompt.metadata["attachments"][2] == {
         "kind": "file",
         "url": "data:application/pdf;base64,AA==",
         "name": "a.pdf",
@@ -155,11 +159,11 @@ BODY = st.fixed_dictionaries(
 def test_any_body_is_taken_or_is_a_problem(asked):
     found = None
     try:
-        saying = ChatRequest.of(asked).saying
+        prompt = ChatRequest.of(asked).prompt
     except Problem as problem:
         found = problem
     if found is None:
-        assert saying.message.text or saying.message.attachments
+        assert prompt.message.text or prompt.message.attachments
     else:
         assert found.status == 400
         assert found.param

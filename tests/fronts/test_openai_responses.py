@@ -336,16 +336,16 @@ def test_an_input_is_a_history_and_the_newest_message():
             ],
         }
     )
-    assert asked.saying.instructions == "be brief\n\nin English"
-    assert [(said.role, said.text) for said in asked.saying.history] == [("user", "one"), ("assistant", "OK")]
-    assert asked.saying.message.text == "two"
-    assert [part.kind for part in asked.saying.message.attachments] == ["image", "file"]
+    assert asked.prompt.instructions == "be brief\n\nin English"
+    assert [(said.role, said.text) for said in asked.prompt.history] == [("user", "one"), ("assistant", "OK")]
+    assert asked.prompt.message.text == "two"
+    assert [part.kind for part in asked.prompt.message.attachments] == ["image", "file"]
 
 
 def test_behind_a_response_all_of_the_input_is_new():
     said = [{"role": "user", "content": "one"}, {"role": "user", "content": "two"}]
     asked = ResponsesRequest.of({"input": said, "previous_response_id": "resp_1"})
-    assert (asked.model, asked.saying.message.text, asked.saying.history) == ("", "one\n\ntwo", ())
+    assert (asked.model, asked.prompt.message.text, asked.prompt.history) == ("", "one\n\ntwo", ())
     assert refused(input=[{"role": "assistant", "content": "x"}, *said], previous_response_id="resp_1") == (
         "invalid_field",
         "input",
@@ -359,7 +359,7 @@ def test_an_item_that_is_referred_to_is_of_the_response_before():
     for name in names:
         item = {"type": "item_reference", "id": name}
         asked = ResponsesRequest.of({"model": "echo", "input": [*user("one"), item, *user("two")]})
-        assert (asked.previous, asked.saying.message.text, asked.saying.history) == (str(ID), "two", ())
+        assert (asked.previous, asked.prompt.message.text, asked.prompt.history) == (str(ID), "two", ())
     answer = {"type": "mcp_approval_response", "approval_request_id": name, "approve": True}
     asked = ResponsesRequest.of({"model": "echo", "input": [*user("one"), item, answer]})
     assert asked.approval is not None

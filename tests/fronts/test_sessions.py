@@ -222,7 +222,7 @@ async def test_without_a_key_a_question_waits_so_long_and_then_it_is_a_no(stage_
 
 
 async def test_with_a_key_a_question_keeps_its_seat_for_so_long_and_stays_open(stage_of, teller, monkeypatch):
-    monkeypatch.setattr(threads, "MOST_PATIENCE_S", 0.1)
+    monkeypatch.setattr(cache, "MOST_PATIENCE_S", 0.1)
     async with stage_of(teller) as stage:
         client = Client(stage, "k")
         await client.say("delete it")

@@ -88,7 +88,7 @@ def _is_data_url(url: str) -> bool:
 
 
 @frozen
-class Said:
+class ChatMessage:
     """One message of a conversation."""
 
     role: str  #: user or assistant
@@ -112,7 +112,7 @@ class Said:
         return len(self.text) + sum(len(part.url) for part in self.attachments)
 
     @property
-    def outline(self) -> Said:
+    def outline(self) -> ChatMessage:
         """What is needed of it once it was said: the digests, and the end of its text."""
         parts = tuple(evolve(part, url="") for part in self.attachments)
         return evolve(self, text=self.text.rstrip()[-_END:], attachments=parts)
@@ -128,9 +128,9 @@ def _digest(text: str) -> str:
 
 
 @frozen
-class Saying:
-    message: Said  #: the newest, of the user
-    history: tuple[Said, ...] = ()  #: before it
+class Prompt:
+    message: ChatMessage  #: the newest, of the user
+    history: tuple[ChatMessage, ...] = ()  #: before it
     instructions: str = ""
     beside: Mapping[str, Any] = field(factory=dict)  #: what else is in the message's metadata
 
@@ -140,9 +140,9 @@ class Saying:
         return self.message.size + len(self.instructions)
 
     @property
-    def outline(self) -> Saying:
+    def outline(self) -> Prompt:
         """What is needed of it once it was said."""
-        return Saying(self.message.outline, tuple(each.outline for each in self.history))
+        return Prompt(self.message.outline, tuple(each.outline for each in self.history))
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -166,14 +166,14 @@ def session_key(
     headers: Mapping[str, str],
     metadata: Mapping[str, Any],
     cache_key: str | None,
-    saying: Saying | None = None,
+    prompt: Prompt | None = None,
 ) -> str | None:
     """What a client calls its conversation; None where it does not, or asks for something beside it: a chat
     program's own errands (titles, tags, follow-up questions) say which task they are, or show it.
     """
     if metadata.get("task") or headers.get("x-task"):
         return None
-    if saying is not None and saying.message.text.startswith(_ERRAND) and _OPEN_WEBUI in headers:
+    if prompt is not None and prompt.message.text.startswith(_ERRAND) and _OPEN_WEBUI in headers:
         return None
     named = [headers.get(name) for name in _KEY_HEADERS]
     key = next(filter(None, (*named, metadata.get("session_id"), cache_key)), None)

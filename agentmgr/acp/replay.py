@@ -60,10 +60,10 @@ def replay(events: Iterable[AgentEvent], state: Mapping[str, Any]) -> tuple[list
     updates = Updates()
     said = [update for entry in history[:place] for update in _chunk(entry)]
     for number, turn in enumerate(turns):
-        told = [update for event in turn.events for update in updates.feed(event)]
+        made = [update for event in turn.events for update in updates.feed(event)]
         if number >= shown:
             said += user_chunk(turn.message["content"]) if turn.message is not None else []
-            said += told
+            said += made
     if running is not None:
         said += user_chunk(running["content"])
     return joined(said), updates

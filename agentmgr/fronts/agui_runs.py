@@ -217,10 +217,10 @@ class _Run:
                     return None
                 return await self._say_in(door, number, await self._made(door, name))
             self.state = await state_of(door, found.session_id)
-            ours, less = self.state.get("history", []), bool(self.state.get("truncated"))
+            ours, cut = self.state.get("history", []), bool(self.state.get("truncated"))
             running = self.state.get("turn")
             fits = not (theirs or or_nothing) or any(
-                history.same([*ours, *part], theirs, older_dropped=less) for part in _parts(running)
+                history.same([*ours, *part], theirs, older_dropped=cut) for part in _parts(running)
             )
             if is_new and fits:
                 return await self._say_in(door, number, found)

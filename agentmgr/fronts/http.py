@@ -89,7 +89,7 @@ async def _answer(exchange: Exchange, front: Front, counted: ExitStack) -> None:
     problem: Problem | None = _STOPPING
     try:
         exchange.open()
-        # On their own books: a door is a client of the same address.
+        # Counted apart from connections: a door is a client of the same address.
         counted.enter_context(intake.requests.admit(exchange.request.client_ip, trio.current_time()))
         if _is_preflight(exchange, front):
             await _preflight(exchange)
@@ -109,7 +109,7 @@ async def _answer(exchange: Exchange, front: Front, counted: ExitStack) -> None:
         problem = Problem.of(refusal)
     except Problem as caught:
         problem = caught
-    except Exception:  # the boundary: also of a fault of ours a client is told in its protocol
+    except Exception:  # the boundary: a fault of ours is an answer in the client's protocol too
         logger.exception("internal error in a front: %s %s was not answered", head.method, head.path)
         problem = INTERNAL
     finally:

@@ -153,19 +153,19 @@ class Conversation:
         theirs = self.prompt.history
         for _ in range(_TRIES):
             state = await state_of(door, found.session_id)
-            ours, less = state.get("history", []), bool(state.get("truncated"))
+            ours, cut = state.get("history", []), bool(state.get("truncated"))
             running, found = state.get("turn"), evolve(found, last_seq=state.get("last_seq", 0))
             asked = running is not None and history.asks(theirs)
             if asked and (turn := await _asked(door, found, self.prompt)) is not None:
                 return turn
             if running is not None and self.beside and running["step_id"] != self._step_id(name):
-                if not history.same([*ours, *history.stopped(running)], theirs, older_dropped=less):
+                if not history.same([*ours, *history.stopped(running)], theirs, older_dropped=cut):
                     return None
                 await _outlast(door, found, running["step_id"])
                 continue
             if self.again and history.ends_with(ours, self.prompt.message):
                 ours = ours[:-2]  # it was answered, and is not to be answered twice
-            if not history.same(ours, theirs, older_dropped=less):
+            if not history.same(ours, theirs, older_dropped=cut):
                 return None
             if (turn := await self._say(door, found, name)) is not None:
                 return turn

@@ -20,7 +20,7 @@ from .models import models
 from .openai_chat import ChatAnswer, ChatRequest, error_of
 from .place import Place
 from .problem import Problem
-from .prompt import session_key
+from .prompt import is_retry, session_key
 from .responses import Responses
 from .turn import Turn
 
@@ -88,7 +88,7 @@ class OpenAI:
             show_tools=asked.show_tools,
         )
         place = Place.of(exchange, asked.model, self._name(exchange, asked))
-        again = exchange.request.head.by_name.get("x-stainless-retry-count", "0") != "0"
+        again = is_retry(exchange.request.head.by_name)
         if asked.stream:
             exchange.stream(answer.cut_off)
         conversation = Conversation(exchange, place, asked.prompt, self._cache, again)

@@ -157,8 +157,8 @@ class Prompt:
 
 _OPEN_WEBUI = "x-openwebui-chat-id"
 _KEY_HEADERS = ("x-session-id", "x-conversation-id", _OPEN_WEBUI)
-_ERRAND = "### Task:"
-"""How Open WebUI's errands begin, which carry the key of the chat that they are about."""
+_OWN_TASK = "### Task:"
+"""How Open WebUI's own requests for titles and tags begin, which carry the key of the chat they are about."""
 _LONGEST_KEY = 200
 
 
@@ -168,15 +168,20 @@ def session_key(
     cache_key: str | None,
     prompt: Prompt | None = None,
 ) -> str | None:
-    """What a client calls its conversation; None where it does not, or asks for something beside it: a chat
-    program's own errands (titles, tags, follow-up questions) say which task they are, or show it.
+    """What a client calls its conversation; None where it does not, or where the request is no part of it: a
+    chat program's own (for titles, tags, follow-up questions) names its task, or begins with it.
     """
     if metadata.get("task") or headers.get("x-task"):
         return None
-    if prompt is not None and prompt.message.text.startswith(_ERRAND) and _OPEN_WEBUI in headers:
+    if prompt is not None and prompt.message.text.startswith(_OWN_TASK) and _OPEN_WEBUI in headers:
         return None
     named = [headers.get(name) for name in _KEY_HEADERS]
     key = next(filter(None, (*named, metadata.get("session_id"), cache_key)), None)
     if not isinstance(key, str):
         return None
     return key if len(key) <= _LONGEST_KEY else sha256(key.encode("utf-8", "replace")).hexdigest()
+
+
+def is_retry(headers: Mapping[str, str]) -> bool:
+    """Whether it is a further try of one request, as OpenAI's packages count them."""
+    return headers.get("x-stainless-retry-count", "0") != "0"

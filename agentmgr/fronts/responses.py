@@ -38,7 +38,7 @@ from .openai_responses import Out, ResponseEvents, in_json, in_sse
 from .place import Place, at_holder, no_sessions
 from .playback import Playback
 from .problem import HAS_RUN, NotTaken, Problem, invalid
-from .prompt import ChatMessage, Prompt, session_key
+from .prompt import ChatMessage, Prompt, is_retry, session_key
 from .response_id import ResponseId
 from .session import NoSessions, create_session, state_of
 from .turn import Turn, response_to, say
@@ -364,7 +364,7 @@ def _tried(exchange: Exchange) -> tuple[str | None, bool]:
     """By which an attempt is known when it is made again, and whether this may be another one."""
     by_name = exchange.request.head.by_name
     key = by_name.get("idempotency-key")
-    again = key is not None or by_name.get("x-stainless-retry-count", "0") != "0"
+    again = key is not None or is_retry(by_name)
     return (None if key is None else sha256(key.encode("latin-1")).hexdigest()[:24]), again
 
 

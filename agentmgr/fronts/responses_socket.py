@@ -179,7 +179,7 @@ class _Socket:
                     await self._send([_error(problem)], stream)
                 except ClientGone:
                     raise
-                except Exception:  # the boundary: also of a fault of ours a client is told in its protocol
+                except Exception:  # the boundary: a fault of ours is an answer in the client's protocol too
                     logger.exception("internal error in a front: a response was not made")
                     await self._send([_error(INTERNAL)], stream)
                 finally:

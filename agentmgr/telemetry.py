@@ -71,7 +71,7 @@ def exporting(exporter: Any, service: str, **limits: Any) -> Telemetry:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("opentelemetry.exporter", "opentelemetry.sdk._shared_internal")):
             logging.getLogger(name).addFilter(_unless_quiet)
-    return Telemetry(provider, service)
+    return Telemetry(provider, service, said_once)
 
 
 def _unless_quiet(record: logging.LogRecord) -> bool:
@@ -79,11 +79,11 @@ def _unless_quiet(record: logging.LogRecord) -> bool:
 
 
 class Telemetry:
-    def __init__(self, provider: TracerProvider, service: str) -> None:
+    def __init__(self, provider: TracerProvider, service: str, exporter: _SaidOnce | None = None) -> None:
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self.service = service
-        self._provider = provider
+        self._provider, self._exporter = provider, exporter
         self._tracer = provider.get_tracer("agentmgr")
         self._propagator = TraceContextTextMapPropagator()
 
@@ -139,7 +139,9 @@ class Telemetry:
         return self._tracer.start_span(f"execute_tool {name}", context=inner, attributes=attributes)
 
     async def close(self) -> None:
-        """Has exported what was not yet, and waits for that a moment."""
+        """Has exported what was not yet, and waits for that a moment, unless the collector is gone."""
+        if self._exporter is not None and self._exporter.failed:
+            return
         with trio.move_on_after(_LAST_SPANS_S, shield=True):
             await trio.to_thread.run_sync(self._provider.force_flush, abandon_on_cancel=True)
 
@@ -240,7 +242,7 @@ class _SaidOnce:
 
     def __init__(self, exporter: Any) -> None:
         self._exporter = exporter
-        self._failed = False
+        self.failed = False  #: the last time
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._exporter, name)
@@ -254,9 +256,9 @@ class _SaidOnce:
             except Exception:  # the boundary: whatever is wrong with a collector is no matter of clients
                 result = SpanExportResult.FAILURE
         failed = result is not SpanExportResult.SUCCESS
-        if failed and not self._failed:
+        if failed and not self.failed:
             logger.warning(
                 "the collector of OpenTelemetry does not take our spans: those are lost until it does"
             )
-        self._failed = failed
+        self.failed = failed
         return result

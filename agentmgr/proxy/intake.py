@@ -111,6 +111,9 @@ class Intake:
                 await self.fronts.serve(self, wire, head, peer)
             else:
                 check_upgrade(head)
+                if self.telemetry is None:  # a frame less, for as long as the connection lasts
+                    await self._admit(wire, peer, head, connection_id, None, resumes=resumes)
+                    return
                 with self.traced(head, connection_id, self.client_ip(head, peer)) as (head, span):
                     await self._admit(wire, peer, head, connection_id, span, resumes=resumes)
         except (Refusal, BackendRefused) as refusal:

@@ -107,10 +107,10 @@ class Turns:
         """Raises `BadInput` for a message that is not taken: `busy`, `queue_full`, `duplicate`."""
         if step_id is not None and hash(step_id) in self._steps:
             raise BadInput(ErrorCode.DUPLICATE, "a message with this step_id was taken before")
-        if self._turns and when_busy is WhenBusy.REJECT:
+        rejects = when_busy is WhenBusy.REJECT and bool(self._turns)
+        would_wait = when_busy is WhenBusy.QUEUE and any(not turn.is_over for turn in self._turns)
+        if rejects or (would_wait and not queue):
             raise BadInput(ErrorCode.BUSY, "a turn is running; send the message again when it has ended")
-        if not queue and when_busy is WhenBusy.QUEUE and any(not turn.is_over for turn in self._turns):
-            raise BadInput(ErrorCode.BUSY, "a turn is running, and this message was not to wait for its end")
         if len(self._turns) > MAX_QUEUED:
             raise BadInput(ErrorCode.QUEUE_FULL, f"{MAX_QUEUED} messages wait already")
         if self._turns and size + sum(turn.size for turn in self._turns) > QUEUE_BYTES:

@@ -382,12 +382,37 @@ async def test_an_answer_nested_too_deep_is_the_turns_failure_also_in_plain_text
             assert ("[error]" in await plain.websocket.get_message()) is (end == "agent.error")
 
 
+@pytest.mark.parametrize("when_busy", [WhenBusy.QUEUE, WhenBusy.INTERRUPT])
+async def test_a_message_that_is_not_to_wait_hears_behind_which_event_its_turn_is(when_busy):
+    """So that it can tell its answer from the end of the one before."""
+
+    async def agent(message, session):
+        for _ in range(50):
+            yield f"{message} "
+        if message == "one" and when_busy is WhenBusy.INTERRUPT:
+            await trio.sleep_forever()
+
+    async with hosted(agent, limits=SessionLimits(when_busy=when_busy)) as url, bare_client(url) as client:
+        await client.say("user.message", content="one", step_id="one")
+        before = [await client.until("agent.partial_answer") for _ in range(50)]
+        if when_busy is WhenBusy.QUEUE:
+            before.append(await client.until("agent.final_answer"))
+        await client.say("user.message", content="two", step_id="two", queue=False)
+        notice = await client.until("system.notice")
+        after = notice["content"]["after_seq"]
+        assert (notice["content"]["code"], notice["step_id"]) == ("taken", "two")
+        assert after == before[-1]["seq"] + (when_busy is WhenBusy.INTERRUPT)
+        end = await client.until("agent.final_answer")
+        assert (end["step_id"], end["seq"]) == ("two", after + 51)
+
+
 async def test_a_message_that_is_not_to_wait_is_busy_while_a_turn_runs():
     async def agent(message, session):
         return bool(await session.confirm("rm"))
 
     async with hosted(agent) as url, bare_client(url) as client:
         await client.say("user.message", content="go", step_id="one", queue=False)
+        assert (await client.until("system.notice"))["content"]["code"] == "taken"
         question = await client.until("agent.user_confirm")
         for step_id, code in (("two", "busy"), ("one", "duplicate")):
             await client.say("user.message", content="more", step_id=step_id, queue=False)

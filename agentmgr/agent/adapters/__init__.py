@@ -1,7 +1,8 @@
 """Agents of known frameworks, found by the object's type, importing nothing its author has not imported.
 
 Each module here turns such an object into one with `on_message`, an async generator of strings and
-events. All of these frameworks are at home in asyncio.
+events. All of these frameworks are at home in asyncio, except smolagents, which blocks. What they call thread
+or session has the id of ours, which stays the same.
 
 A framework gets all that a client says: the text, `message.attachments`, `message.instructions` (beside those
 of the agent's author), and the history that a session begins with. What it cannot take is left out, and the
@@ -36,7 +37,15 @@ _MODULES = {
     "agno": "agno",
     "google.adk": "google_adk",
     "strands": "strands",
+    "smolagents": "smolagents",
+    "crewai": "crewai",
+    "workflows": "llama_index",  # LlamaIndex's agents are workflows
+    "haystack": "haystack",
+    "semantic_kernel": "semantic_kernel",
+    "agent_framework": "agent_framework",
 }
+_SHOWN_BY = {"agents": "Runner", "workflows": "Workflow", "haystack": "Pipeline"}
+"""What such a package has: others may have one of that name too."""
 
 
 def find(subject: Any) -> Callable[[Any], Any] | None:
@@ -60,9 +69,12 @@ def is_of(thing: Any, package: str) -> bool:
 
 def are_used_by(file: ModuleType) -> bool:
     """Whether an agent file has imported one of these frameworks, or something of one."""
-    # Others may have a package called `agents` too.
-    packages = [p for p in _MODULES if p != "agents" or hasattr(sys.modules.get(p), "Runner")]
+    packages = [p for p in (*_MODULES, "llama_index") if _is_it(p)]
     return any(is_of(value, package) for value in vars(file).values() for package in packages)
+
+
+def _is_it(package: str) -> bool:
+    return package not in _SHOWN_BY or hasattr(sys.modules.get(package), _SHOWN_BY[package])
 
 
 def said_before(session: Session) -> list[tuple[Message, str]]:

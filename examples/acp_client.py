@@ -22,13 +22,16 @@ class Editor(acp.Client):
         elif isinstance(update, AgentMessageChunk):
             print(update.content.text, end="", flush=True)
 
-    async def request_permission(self, **_: Any) -> RequestPermissionResponse:
+    async def request_permission(self, *_: Any, **__: Any) -> RequestPermissionResponse:
         return RequestPermissionResponse(outcome=AllowedOutcome(outcome="selected", option_id="allow"))
+
+
+editor: Any = Editor  # to a type checker it lacks what this one never does, such as reading files
 
 
 async def main(arguments: list[str]) -> None:
     words = ["-m", "agentmgr", "acp", *(arguments or ["streaming_agent"])]
-    async with acp.spawn_agent_process(Editor(), sys.executable, *words) as (agent, _):
+    async with acp.spawn_agent_process(editor(), sys.executable, *words) as (agent, _):
         await agent.initialize(protocol_version=acp.PROTOCOL_VERSION)
         session = await agent.new_session(cwd="/", mcp_servers=[])
         for text in ("hello", "delete notes.txt"):

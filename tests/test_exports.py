@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import pydoc
 import subprocess
 import sys
 from importlib import import_module
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import agentmgr
+from agentmgr.agent import Session
+from agentmgr.agent.session import Session as HostedSession
 from agentmgr.proxy import ConnectionObserver
 from agentmgr.storage.store import Store
 from agentmgr.supervisor import InstanceRecorder, Launcher
@@ -93,3 +96,16 @@ def test_a_host_of_the_defaults_loads_no_more_of_the_models_than_it_needs() -> N
     code = "import sys; from agentmgr.agent.__main__ import _options; _options(['a.py']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"agentmgr.models.services", "agentmgr.codec", "cattrs"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["agentmgr", "agentmgr.client", "agentmgr.client.aio"])
+def test_pydoc_shows_the_public_names(module: str) -> None:
+    text = pydoc.plain(pydoc.render_doc(module))
+    listed = text.partition("\nCLASSES\n")[2] + text.partition("\nFUNCTIONS\n")[2]
+    assert [name for name in PUBLIC[module].split() if name[0] != "_" and name not in listed] == []
+
+
+def test_an_author_sees_of_a_session_what_is_for_authors() -> None:
+    seen = {name for name in {*dir(Session), *Session.__annotations__} if name[0] != "_"}
+    assert seen == {"client", "confirm", "emit", "history", "id", "name", "restored", "state"}
+    assert {name for name in seen if hasattr(HostedSession, name)} == {"confirm", "emit"}

@@ -23,6 +23,7 @@ In reading order:
     keeping          what of it goes to the journal; `restoring` is the way back
     budget, limits   what all clients together may make the host keep, and each limit with its reason;
                      `holdings`, what a session has of it
+    author           what of a session an author is handed
     events, message  the values that an author makes and gets
     drain, health    what a manager asks the host; `output`, what a full disk does to a `print`
 
@@ -44,9 +45,9 @@ It knows nothing of managers, databases, rules or services, and imports only wha
 afford: of the models `host_config` alone, no HTTP framework, and asyncio only when the agent needs it.
 """
 
+from .author import Session
 from .events import Event, final_answer, partial_answer, thinking, tool_call, tool_result
 from .message import Client, Decision, Message
-from .session import Session
 
 __all__ = [
     "Client",

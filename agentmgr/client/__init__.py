@@ -48,3 +48,7 @@ __all__ = ["AgentSession", "ManagerClient", "open_session"]
 
 # Each brings libraries that the other has no need of.
 __getattr__ = later(__name__, {"ManagerClient": "api", "AgentSession": "session", "open_session": "session"})
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

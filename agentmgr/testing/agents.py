@@ -71,7 +71,7 @@ async def hosted(
     `journal` keeps its sessions; without one they end with it.
     `door` says who may connect; by default everyone, and as if through a gateway.
     """
-    async with trio.open_nursery() as nursery:
+    async with _background() as nursery:
         made = agent
         if not isinstance(agent, HostedAgent):
             made = adapt(agent, make, runtime=await open_runtime(runtime, nursery))
@@ -94,7 +94,20 @@ async def hosted(
             url = Hosted(f"ws://127.0.0.1:{tcp_listener.socket.getsockname()[1]}")
         url.sessions, url.server = sessions, server
         yield url
+
+
+@asynccontextmanager
+async def _background() -> AsyncIterator[trio.Nursery]:
+    """A nursery that ends with the block, whose own error leaves as it is, and in no group."""
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        except Exception as error:
+            failure = error
         nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 class BareClient:
@@ -151,8 +164,7 @@ async def bare_client(
         arrived.set()
         await trio.sleep_forever()
 
-    async with trio.open_nursery() as nursery:
+    async with _background() as nursery:
         nursery.start_soon(with_connection, url, list((headers or {}).items()), hold, dial)
         await arrived.wait()
         yield client[0]
-        nursery.cancel_scope.cancel()

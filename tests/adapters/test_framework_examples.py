@@ -119,3 +119,11 @@ async def test_agno():
         assert answer == "I heard 42.0"
         assert "agent.tool_call" in names
         assert (await converse(session, "thanks"))[0] == "I heard thanks"
+
+
+async def test_haystack():
+    async with running("haystack_agent.py") as url, open_session(url) as session:
+        answer, _, names = await converse(session, 'multiply {"a": 6, "b": 7}')
+        assert answer == "I heard 42"
+        assert "agent.tool_call" in names
+        assert (await converse(session, "thanks"))[0] == "I heard thanks"

@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 ADDRESS = sys.argv[1] if len(sys.argv) > 1 else "http://localhost:9090/agui/streaming_agent"
@@ -25,11 +26,15 @@ def events(**more: Any) -> Iterator[dict[str, Any]]:
         "protocolVersion": "1.0",
         "messages": messages,
     }
+    # Where the gateway asks for a token, also: "Authorization": "Bearer …"
     request = Request(ADDRESS, json.dumps(asked | more).encode(), {"Content-Type": "application/json"})
-    with urlopen(request) as lines:
-        for line in lines:
-            if line.startswith(b"data: "):
-                yield json.loads(line.removeprefix(b"data: "))
+    try:
+        with urlopen(request) as lines:
+            for line in lines:
+                if line.startswith(b"data: "):
+                    yield json.loads(line.removeprefix(b"data: "))
+    except HTTPError as refused:
+        sys.exit(f"{ADDRESS} refused this: {refused.read().decode()}")
 
 
 def run(**more: Any) -> list[dict[str, Any]]:

@@ -254,3 +254,4 @@ def test_a_schedule_is_shown_with_its_runs_and_may_be_run_at_once(shell: Any) ->
     assert "scheduled" in shell.ok("list"), "also where no manager runs"
     assert "nothing to do" not in shell.ok("apply", "saved.toml"), "it starts a manager"
     assert "nothing to do" in shell.ok("apply", "saved.toml")
+    assert "begins with `agentmgr start later`" in shell.ok("register", "later", *words)

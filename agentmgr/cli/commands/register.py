@@ -77,4 +77,9 @@ async def command(
         finally:
             if auto_start:
                 await mention_stale(cli, manager, [name])
-    say(f"registered {service.name}" + (f"; it {standing(service)}" if auto_start else ""))
+    if auto_start:
+        say(f"registered {service.name}; it {standing(service)}")
+    elif config.schedule:
+        say(f"registered {service.name}; its schedule begins with `agentmgr start {service.name}`")
+    else:
+        say(f"registered {service.name}")

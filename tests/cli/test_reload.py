@@ -117,6 +117,7 @@ def test_a_registered_service_is_watched_also_by_the_next_manager(shell: Any, wr
     path = shell.directory / write("agent.py", "async def agent(message):\n    return 'one'\n")
     shell.ok("register", "agent", "agent.py", "--auto-start", "--watch")
     assert json.loads(shell.ok("status", "agent", "--format", "json"))["config"]["watch"] == ["auto"]
+    assert "when its code is saved" in shell.ok("status", "agent")
     shell.ok("shutdown", "--leave-running")
     save(path, "async def agent(message):\n    return 'two'\n")
     with shell.background("daemon", *PORTS):

@@ -132,7 +132,8 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
 def _reload(service: Service) -> str | None:
     if service.reload_error is not None:
         return f"failed: {service.reload_error}"
-    return f"when {', '.join(service.config.watch)} is saved" if service.config.watch else None
+    watched = ["its code" if path == "auto" else path for path in service.config.watch]
+    return f"when {', '.join(watched)} is saved" if watched else None
 
 
 def _hook(hook: str | None) -> str | None:

@@ -56,7 +56,8 @@ def of_child(config: ServiceConfig, ours: Mapping[str, str]) -> dict[str, str]:
     if lacking := sorted(name for name in config.required_env if not variables.get(name)):
         reason = (
             f"{', '.join(lacking)} not set, which it requires: services get the environment that the manager "
-            f"was started with; `agentmgr restart NAME --env-from-shell {lacking[0]}` gives it a shell's"
+            f"was started with; `agentmgr restart {ours['AGENTMGR_SERVICE']} --env-from-shell {lacking[0]}` "
+            "gives it a shell's"
         )
         raise CannotLaunch(Cause.CANNOT_EXECUTE, reason)
     return variables

@@ -97,6 +97,7 @@ def test_a_variable_that_is_required_and_lacks_is_named_and_where_it_is(old_mana
     failed = old_manager("register", "c", "keyed.py", "--auto-start", "--restart", "never", *required)
     assert failed.returncode == 1
     assert "COLOUR not set, which it requires" in failed.stderr
+    assert "`agentmgr restart c --env-from-shell COLOUR`" in failed.stderr
     assert "--env-from-shell COLOUR" in old_manager("status", "c", COLOUR="red").stderr
     assert "--env-from-shell" not in old_manager("status", "c").stderr
     found = json.loads(old_manager("doctor", "--format", "json", COLOUR="red").stdout)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from math import inf
+from shutil import disk_usage
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -24,7 +26,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from ..core.stats import Histogram
-from ..models import RunResult
+from ..models import HealthStatus, RunResult
 
 if TYPE_CHECKING:
     from ..manager import AgentManager
@@ -95,11 +97,10 @@ class _Figures(Collector):
                 if status != "total":
                     family.add_metric([status], count)
             yield family
-        health = GaugeMetricFamily("agentmgr_service_health", "Services by health.", labels=["health"])
-        for status, count in figures["health"].items():
-            if status != "total":
-                health.add_metric([status], count)
-        yield health
+        with suppress(OSError):  # the directory was deleted: that is no reason to show no other figure
+            free = disk_usage(manager.paths.database.parent).free
+            about = "Free space where the database and the logs are."
+            yield GaugeMetricFamily("agentmgr_disk_free_bytes", about, free)
         yield from _measured(manager)
         yield from self._by_service()
 
@@ -110,6 +111,15 @@ class _Figures(Collector):
         def counter(name: str, help: str) -> CounterMetricFamily:
             return CounterMetricFamily(f"agentmgr_service_{name}", help, labels=["service"])
 
+        wanted = gauge("wanted", "1 while it should run: not one that is stopped, completed or scheduled.")
+        health = GaugeMetricFamily(
+            "agentmgr_service_health", "1 for the health that it is in, 0 else.", labels=["service", "health"]
+        )
+        for view in self.manager.list_services():
+            wanted.add_metric([view.name], int(view.is_wanted))
+            for state in HealthStatus:
+                health.add_metric([view.name, state], int(view.health is state))
+        yield from (wanted, health)
         active = gauge("sessions_active", "Open sessions through the gateway.")
         running = gauge("instances_running", "Instances that serve.")
         in_memory = gauge("journal_degraded", "Instances that cannot keep their sessions just now.")

@@ -83,3 +83,9 @@ class Service:
     last_run: JobRun | None = None  #: of a job
     next_run_at: datetime | None = None  #: of one with a schedule
     reload_error: str | None = None  #: why what was saved last does not run, where its files are watched
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it should run now: it was not stopped, has not completed, and waits for no next run."""
+        resting = (ServiceStatus.COMPLETED, ServiceStatus.SCHEDULED)
+        return self.desired_status is DesiredStatus.RUNNING and self.status not in resting

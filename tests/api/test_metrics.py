@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from contextlib import suppress
 
 import httpx2
 import pytest
@@ -11,7 +12,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from agentmgr.client.session import open_session
-from agentmgr.errors import ServiceFailedToStart
+from agentmgr.errors import ServiceFailed, ServiceFailedToStart
 from agentmgr.manager import AgentManager
 from agentmgr.models import Event, RestartMode, ServiceConfig
 
@@ -35,11 +36,32 @@ async def test_it_counts_what_there_is(url: str, manager: AgentManager, agent_fi
     assert found["agentmgr_services", "running"] == 1
     assert found["agentmgr_services", "stopped"] == 1
     assert found["agentmgr_instances", "running"] == 1
-    assert found["agentmgr_service_health", "healthy"] == 1
+    assert found["agentmgr_service_health", "healthy", "echo"] == 1
+    assert found["agentmgr_service_health", "unhealthy", "echo"] == 0
+    assert found["agentmgr_service_health", "unknown", "idle"] == 1
+    assert found["agentmgr_service_wanted", "echo"] == 1
+    assert found["agentmgr_service_wanted", "idle"] == 0
+    assert found["agentmgr_disk_free_bytes",] > 0
     assert found["agentmgr_service_instances_running", "echo"] == 1
     assert found["agentmgr_service_sessions_active", "idle"] == 0
     assert found["agentmgr_service_restarts_total", "echo"] == 0
     assert found["agentmgr_degraded",] == 0
+
+
+async def test_a_job_is_wanted_until_it_has_completed_and_one_that_failed_still_is(
+    url: str, manager: AgentManager
+) -> None:
+    once = ServiceConfig(restart=RestartMode.NEVER)
+    for name, code in (("done", 0), ("failed", 3)):
+        command = ("python3", "-c", f"raise SystemExit({code})")
+        with suppress(ServiceFailed):
+            await manager.register_service(name, command=command, config=once, auto_start=True)
+    await manager.register_service(
+        "nightly", command=("true",), config=ServiceConfig(schedule="0 3 * * *"), auto_start=True
+    )
+    found = await scrape(url)
+    wanted = {name: found["agentmgr_service_wanted", name] for name in ("done", "failed", "nightly")}
+    assert wanted == {"done": 0, "failed": 1, "nightly": 0}
 
 
 async def test_what_the_database_cannot_keep_is_counted(url: str, manager: AgentManager) -> None:

@@ -15,6 +15,7 @@ from agentmgr.client.session import open_session
 from agentmgr.manager import AgentManager
 
 ROOT = Path(__file__).parents[2]
+ALERTS = (ROOT / "examples/prometheus-alerts.yml").read_text()
 DASHBOARD = json.loads((ROOT / "examples/grafana-dashboard.json").read_text())
 
 
@@ -75,3 +76,12 @@ def test_the_dashboard_can_be_imported() -> None:
         assert place["x"] + place["w"] <= 24
         for target in panel.get("targets", ()):
             assert target["datasource"]["uid"] == "${datasource}"
+
+
+async def test_the_alerts_ask_for_what_there_is(emitted: dict[str, set]) -> None:
+    """`.ci/alerts` tries when they fire."""
+    expressions = re.findall(r"expr: (?:>\n)?(.*)", ALERTS)
+    names = {name for expression in expressions for name in re.findall(r"agentmgr_\w+", expression)}
+    assert len(expressions) == ALERTS.count("- alert:")
+    assert len(names) >= 7
+    assert names <= set(emitted)

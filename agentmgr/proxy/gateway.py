@@ -228,7 +228,8 @@ class Gateway:
         relay = Relay(stall_timeout_s=self._limits.stall_timeout_s, busy_wait_s=self._limits.busy_wait_s)
         async with trio.open_nursery() as engine:
             # It has to outlive the cancellation: connections still relay while they wait for their farewell.
-            relaying = await engine.start(relay.run)
+            # Not by `start`: cancelled, it waits for ever for a task that is shielded from that.
+            engine.start_soon(relay.run)
             try:
                 async with trio.open_nursery() as clients:
                     intake = Intake(
@@ -261,7 +262,7 @@ class Gateway:
                     await trio.sleep_forever()  # also where there is no listener
             finally:
                 self._intakes.remove(intake)
-                relaying.cancel()
+                relay.ended.cancel()
                 if self._telemetry is not None:
                     await self._telemetry.close()
 

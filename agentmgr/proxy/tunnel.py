@@ -146,9 +146,10 @@ class Tunnel:
 
 
 class Relay:
-    """Serves all tunnels that it was given, for as long as `run` runs."""
+    """Serves all tunnels that it was given, until `ended` is cancelled."""
 
     def __init__(self, *, stall_timeout_s: float = 60.0, busy_wait_s: float = 0.0) -> None:
+        self.ended = trio.CancelScope(shield=True)
         self._epoll = select.epoll()
         self._flows: dict[int, Flow] = {}  # by the descriptor of their source
         self._received = bytearray(_BUFFER_BYTES)
@@ -160,15 +161,14 @@ class Relay:
         self._last_served = -math.inf
         self._woke_task = False
 
-    async def run(self, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED) -> None:
-        """Relays until the scope that it reports is cancelled; shielded from every other cancellation.
+    async def run(self) -> None:
+        """Relays until `ended` is cancelled; shielded from every other cancellation.
 
-        Connections end in order, and relay until they have: their owner cancels the relay after them.
+        Connections end in order, and relay until they have: their owner ends the relay after them.
         """
-        with self._epoll, trio.CancelScope(shield=True) as scope:
+        with self._epoll, self.ended:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch_stalls)
-                task_status.started(scope)
                 while True:
                     await trio.lowlevel.wait_readable(self._epoll.fileno())
                     self._serve_slice()

@@ -14,7 +14,7 @@ from attrs import evolve
 
 from agentmgr.core.routing import Backend, BackendState, RoutingTable
 from agentmgr.errors import ConnectionNotFound
-from agentmgr.proxy import GatewayLimits
+from agentmgr.proxy import Gateway, GatewayLimits
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing is a reset
 
@@ -426,3 +426,15 @@ async def test_a_change_of_the_table_drops_no_session(lab) -> None:
             stage.gateway.update(table)
             await trio.sleep(0.01)
         assert len(stage.gateway.connections()) == 1
+
+
+async def test_a_gateway_that_is_cancelled_before_it_is_up_ends() -> None:
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    try:
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(Gateway(RoutingTable()).serve, listeners)
+                nursery.cancel_scope.cancel()
+    finally:
+        for listener in listeners:
+            await listener.aclose()

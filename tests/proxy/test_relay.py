@@ -19,7 +19,8 @@ MESSAGE = b"\x81\x83\x00\x00\x00\x00abc"
 async def test_a_relay_that_never_runs_dry_leaves_other_tasks_their_turns(nursery, busy_wait_s) -> None:
     relay = Relay(busy_wait_s=busy_wait_s)
     with ExitStack() as stack:
-        stack.callback((await nursery.start(relay.run)).cancel)
+        nursery.start_soon(relay.run)
+        stack.callback(relay.ended.cancel)
         # Two tunnels that hand each other what they get, for ever.
         a, b, c, d = (Wire(stack.enter_context(s)) for _ in range(2) for s in socket.socketpair())
         here = Tunnel(a, c, max_message_bytes=0, now=0.0)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncclick as click
 
 from ..errors import InvalidRequest, NoServiceAvailable
+from ..models import ServiceStatus
 from .names import FILE
 from .render import url, what_helps
 
@@ -75,6 +76,13 @@ async def managed_address(manager: ManagerClient, target: str | None) -> str:
     if service.endpoint is None:
         raise NoServiceAvailable(what_helps(service))
     return service.endpoint
+
+
+async def failed_services(manager: ManagerClient, target: str | None) -> str:
+    """What helps where no instance serves: of that service, or of all that have failed; "" if none has."""
+    services = await manager.list_services() if target is None else [await manager.get_service(target)]
+    failed = (ServiceStatus.ERROR, ServiceStatus.BACKOFF)
+    return "; ".join(what_helps(service) for service in services if service.status in failed)
 
 
 def trusting(cafile: str | None, *, insecure: bool) -> ssl.SSLContext | None:

@@ -109,6 +109,9 @@ async def for_reading(cli: Cli) -> AsyncIterator[ReadsManager]:
                 found.required()
             what = "1 instance runs" if count == 1 else f"{count} instances run"
             note(f"no manager is running; {what} unsupervised, and `agentmgr daemon` adopts them")
+        elif count := manager.unserved:
+            what = "1 service" if count == 1 else f"{count} services"
+            note(f"{what} should run and no manager does: `agentmgr daemon`")
         yield manager
 
 

@@ -82,6 +82,11 @@ class OfflineManager:
         return len(self._running)
 
     @property
+    def unserved(self) -> int:
+        """How many services should run, and nothing of them does."""
+        return sum(service.is_wanted and not service.instances for service in self._services)
+
+    @property
     def sessions(self) -> ReadsSessions:
         from ..manager.stored_sessions import StoredSessions  # with all of the manager: 0.1 s
 

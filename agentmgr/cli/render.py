@@ -150,14 +150,14 @@ _STANDING = {
     _S.STARTING: ("is starting", "`agentmgr status {0}` says how far it is"),
     _S.RUNNING: ("is running", "no instance listens on its port (`agentmgr status {0}`)"),
     _S.UNHEALTHY: ("is running and fails its health checks", "`agentmgr logs {0}` may say why"),
-    _S.BACKOFF: ("has failed and will be started again", "`agentmgr status {0}` says why and when"),
+    _S.BACKOFF: ("has failed and will be started again", "`agentmgr logs {0}` shows its last words"),
     _S.COMPLETED: ("has completed", "`agentmgr start {0}` runs it again"),
     _S.SCHEDULED: ("waits for its next run", "`agentmgr run-now {0}` runs it now"),
     _S.DRAINING: ("is stopping as its sessions end", "`agentmgr start {0}` starts it again"),
     _S.STOPPING: ("is stopping", "`agentmgr start {0}` starts it again"),
     _S.ERROR: (
         "has failed and was given up",
-        "`agentmgr status {0}` says why, `agentmgr start {0}` tries again",
+        "`agentmgr logs {0}` shows its last words, `agentmgr start {0}` tries again",
     ),
 }
 

@@ -256,7 +256,7 @@ class WorkerManager:
         if worker is None:
             worker = self._workers[hello.worker_id] = WorkerHandle(hello, pid)
             await nursery.start(self._watch, worker)
-            logger.info("gateway worker %s serves %s:%d", pid, hello.host, hello.port)
+            logger.debug("gateway worker %s serves %s:%d", pid, hello.host, hello.port)
         elif worker.link is not None:  # it has given up the former one, and we have not seen that yet
             await worker.unlinked.wait()
         return worker

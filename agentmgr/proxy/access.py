@@ -59,7 +59,11 @@ def check_origin(head: RequestHead, allowed: frozenset[str] | None, own: frozens
     """Raises `Refusal` for a browser's page that is not among these. Programs send no Origin."""
     origin = head.by_name.get("origin", "")
     if origin not in own and not origin_allowed(origin, allowed):
-        reason = f"pages of {origin.lower()} are not among the allowed origins"
+        reason = (
+            "a page that is opened from disk has the origin null: `--allow-origin null` lets it in"
+            if origin == "null"
+            else f"pages of {origin.lower()} are not among the allowed origins"
+        )
         raise Refusal(403, RefusalCode.ORIGIN_NOT_ALLOWED, reason)
 
 

@@ -57,3 +57,16 @@ def test_a_chat_goes_on_after_a_restart(shell: Any, gateway: bool, mode: str) ->
         chat.stdin.close()
         assert chat.wait(60) == 0
         assert "new session" not in chat.stderr.read()
+
+
+@pytest.mark.parametrize("gateway", [True, False])
+def test_chat_names_a_service_that_has_failed_and_its_log(shell: Any, write: Any, gateway: bool) -> None:
+    write("bad.py", "raise RuntimeError('no key')\n")
+    assert shell("register", "bad", "bad.py", "--restart", "never", "--auto-start").returncode == 1
+    with ExitStack() as stack:
+        if gateway:
+            stack.enter_context(shell.background("proxy", "--port", "0")).until("gateway at")
+            assert "agentmgr logs bad" in shell.fails("chat", "--once", "hi")
+        said = shell.fails("chat", "bad", "--once", "hi")
+    assert "bad has failed" in said
+    assert "agentmgr logs bad" in said

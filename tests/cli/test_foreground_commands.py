@@ -114,3 +114,11 @@ def test_a_second_ctrl_c_cuts_short_what_the_first_one_waits_for(shell: Any, com
             begin = time.monotonic()
             assert manager.interrupt()[0] == 0
             assert talking.result(60) - begin < 15, "half of the drain timeout"
+
+
+def test_the_gateway_that_a_command_opens_is_said_once(shell: Any) -> None:
+    with shell.background("proxy", "--port", "0") as proxy:
+        line = proxy.process.stdout.readline()
+        assert line.startswith("gateway at")
+        _, rest = proxy.interrupt()
+    assert line.split(":")[-1].strip() not in rest

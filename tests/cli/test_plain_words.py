@@ -79,12 +79,13 @@ def test_a_stop_that_is_not_waited_for_is_stopping(shell: Any) -> None:
         ("stopped", "x is stopped; `agentmgr start x` starts it"),
         ("starting", "x is starting; `agentmgr status x` says how far it is"),
         ("unhealthy", "x is running and fails its health checks; `agentmgr logs x` may say why"),
-        ("backoff", "x has failed and will be started again; `agentmgr status x` says why and when"),
+        ("backoff", "x has failed and will be started again; `agentmgr logs x` shows its last words"),
         ("draining", "x is stopping as its sessions end; `agentmgr start x` starts it again"),
         ("stopping", "x is stopping; `agentmgr start x` starts it again"),
         (
             "error",
-            "x has failed and was given up; `agentmgr status x` says why, `agentmgr start x` tries again",
+            "x has failed and was given up; `agentmgr logs x` shows its last words, "
+            "`agentmgr start x` tries again",
         ),
     ],
 )

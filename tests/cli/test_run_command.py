@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.conditions import heard
@@ -83,10 +85,24 @@ def test_an_agent_that_does_not_start_does_not_end_the_others(shell: Any, write:
         "run", "broken.py", "my_agent.py", "--proxy-port", "0", "--api-port", "0"
     ) as running:
         url = listening(running.until("clients connect to"))
-        running.until("broken did not start")
+        named = running.until("broken did not start").split("its log is ")[1].rstrip()
+        assert "no key" in Path(named).read_text()
         with connect(f"{url}/services/my_agent", open_timeout=60) as client:
             client.send("hello")
             assert heard(client) == "echo: hello"
+
+
+def test_why_a_client_is_refused_is_said_where_its_browser_keeps_the_reason_from_it(shell: Any) -> None:
+    with shell.background("run", "my_agent.py", "--proxy-port", "0", "--api-port", "0") as running:
+        url = listening(running.until("clients connect to"))
+        running.until("is running")
+        for path, origin, said in (
+            ("", "null", "--allow-origin null"),
+            ("/services/nosuch", None, "agentmgr list"),
+        ):
+            with pytest.raises(InvalidStatus), connect(f"{url}{path}", origin=origin, open_timeout=60):
+                pass
+            assert said in running.until("was refused")
 
 
 def test_the_end_of_an_instance_is_said(shell: Any) -> None:

@@ -191,3 +191,15 @@ def test_how_a_service_last_ended_is_shown_with_and_without_a_manager(here: Any)
     assert re.search(r"last end +\d+s ago: ended unasked after .*SIGKILL", shown)
     here.ok("shutdown")
     assert "SIGKILL" in here.ok("status", "x").partition("last end")[2]
+
+
+def test_after_a_machines_death_it_is_said_that_services_should_run(here: Any) -> None:
+    here.ok("register", "one", "my_agent.py", "--auto-start")
+    here.ok("register", "two", "my_agent.py", "--auto-start")
+    here.ok("register", "idle", "my_agent.py")
+    here.ok("shutdown")  # as after a death: what should run is in the database
+    done = here("list")
+    assert done.stderr == "2 services should run and no manager does: `agentmgr daemon`\n"
+    (found,) = [line for line in here.ok("doctor").splitlines() if line.startswith("manager ")]
+    assert "warning" in found
+    assert "2 services should run and no manager does" in found

@@ -155,6 +155,7 @@ async def agent(message, session):
         yield f"<b>{message}</b> {len(session.history) // 2}"
 
 
+OFF = "new Promise((done) => { const look = () => cancel.disabled ? done() : setTimeout(look, 10); look() })"
 NUMBERS = "".join(f"{number} " for number in range(50)).strip()
 
 
@@ -205,6 +206,21 @@ async def test_a_person_streams_cancels_confirms_and_loses_the_connection(tmp_pa
             assert await page.value("document.querySelectorAll('.question button').length") == 2
             await page.click("Yes")
             await page.see("deleted", times=2)
-            assert await page.value("cancel.disabled") is True
+            await page.value(OFF)  # with the end of the turn, which comes after the text
         assert line.connections >= 6
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_page_that_is_not_let_in_says_what_lets_it_in(tmp_path):
+    async def refuse(stream):
+        async with stream:
+            await stream.receive_some()
+            await stream.send_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, refuse, 0, host="127.0.0.1"))
+        way = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
+        async with browser(way, tmp_path / "profile") as page:
+            await page.see("--allow-origin null")
+            assert await page.value("cancel.disabled") is True
         nursery.cancel_scope.cancel()

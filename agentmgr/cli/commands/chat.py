@@ -12,7 +12,15 @@ import trio
 from ...client.session import open_session
 from ...errors import AgentManagerError, AgentUnreachable, NotAnAgent, SessionLost, SessionNotFound
 from ...websocket.refusal import RefusalCode
-from ..gateways import DEFAULT_GATEWAY, address, gateway_options, managed_address, sent_headers, trusting
+from ..gateways import (
+    DEFAULT_GATEWAY,
+    address,
+    failed_services,
+    gateway_options,
+    managed_address,
+    sent_headers,
+    trusting,
+)
 from ..group import Cli, subcommand
 from ..managers import find_manager, running
 from ..names import SERVICE
@@ -95,7 +103,10 @@ async def command(
         except AgentUnreachable as error:
             if error.refusal == RefusalCode.UNAUTHORIZED and "authorization" not in map(str.lower, sent):
                 hint = "give one with --token or AGENTMGR_TOKEN; `agentmgr tokens create` makes it"
-            elif managed or "://" in (target or "") or gateway is not None:
+            elif managed:
+                if (hint := await failed_services(await running(cli), target)) == "":
+                    raise
+            elif "://" in (target or "") or gateway is not None:
                 raise
             elif target is not None and await _is_registered(cli, target):
                 hint = f"no manager is running; `agentmgr start {target}` starts one, and the service"

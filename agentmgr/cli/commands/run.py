@@ -30,6 +30,7 @@ from ...settings import LogLevel
 from ...supervisor.endings import LAST_OUTPUT
 from ...supervisor.tail import follow, tail
 from ...visible import ProgramOutput
+from ...websocket.refusal import RefusalCode
 from ..foreground import managing, run_until_stopped, stop_signals
 from ..group import Cli, subcommand
 from ..manager_options import settings_options
@@ -38,6 +39,13 @@ from ..options import directory_for, given_fields, option_of
 from ..out import note, painted, program_line, say, say_as_it_is_read
 from ..render import console, url
 
+_LOOK_S = 0.5
+_REFUSALS = {
+    RefusalCode.ORIGIN_NOT_ALLOWED: "a browser's page was refused, as its origin is not allowed: "
+    "`--allow-origin ORIGIN` lets it in, `--allow-origin null` a page that is opened from disk",
+    RefusalCode.SERVICE_NOT_FOUND: "a client was refused, as it asked for a service that is not registered: "
+    "`agentmgr list` shows their names",
+}
 _STYLES = ("cyan", "magenta", "yellow", "green", "blue")
 
 
@@ -89,6 +97,7 @@ async def command(
                 nursery.start_soon(_show_log, manager, service, number)
             for service in services:
                 nursery.start_soon(_start, manager, service, reload)
+            nursery.start_soon(_tell_refusals, manager)
             await run_until_stopped(manager, signals)
             nursery.cancel_scope.cancel()
         with suppress(ManagerNotRunning):  # `agentmgr shutdown` was quicker
@@ -134,7 +143,7 @@ async def _start(manager: AgentManager, service: Service, reloads: bool) -> None
     try:
         await manager.start_service(service.name)
     except (ServiceFailed, WrongState) as error:  # WrongState: it was stopped meanwhile
-        note(f"{service.name} did not start: {_reason(error.message)}")
+        note(f"{service.name} did not start: {_reason(error.message)}{_its_log(manager, service)}")
     else:
         note(f"{service.name} is running")
     await _tell_failures(manager, service, reloads=reloads)
@@ -162,13 +171,29 @@ async def _tell_failures(manager: AgentManager, service: Service, *, reloads: bo
                     note(f"{service.name}: {event.detail['files']} is not live: {reason}{serves}")
                 elif event.kind in follows and not (reloads and _serves(manager, service)):
                     reason = _reason(str(event.detail["error_message"]))
-                    note(f"{service.name} {reason}; {follows[event.kind]}")
+                    where = _its_log(manager, service) if event.kind == "instance.error" else ""
+                    note(f"{service.name} {reason}; {follows[event.kind]}{where}")
 
 
 def _reason(message: str) -> str:
     """On one line, without the service's own words: they are in its log, which is shown here anyway."""
     first, *rest = message.partition(LAST_OUTPUT)[0].splitlines()
     return f"{first} {rest[-1].strip()}" if rest and first.endswith(":") else first
+
+
+def _its_log(manager: AgentManager, service: Service) -> str:
+    path = manager.log_path(service.name)
+    return f"; its log is {path}" if path.exists() else ""
+
+
+async def _tell_refusals(manager: AgentManager) -> None:
+    """Why the gateway refuses a client that is told no reason by its browser; each code once."""
+    said: set[str] = set()
+    while True:
+        for code in _REFUSALS.keys() & manager.get_figures().refusals.keys() - said:
+            said.add(code)
+            note(_REFUSALS[code])
+        await trio.sleep(_LOOK_S)
 
 
 def _api(manager: AgentManager) -> Callable[..., Awaitable[Any]]:

@@ -218,7 +218,9 @@ class Talk:
             return True
         choice = "[y/n]" if of_another else "[y/N]"
         prompt = f"{question_text(question.content)} {choice} "
-        while (answer := await self._lines.read(prompt)) is not None and (answer.strip() or of_another):
+        while (answer := await self._lines.read(prompt, remember=False)) is not None and (
+            answer.strip() or of_another
+        ):
             if (approved := yes_or_no(answer)) is not None:
                 return approved
             prompt = f"{AGAIN} {choice} "

@@ -113,6 +113,12 @@ async def test_yes_answers_every_question():
         assert done.stdout == b"kept\n"
 
 
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    """Where the history of lines is."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
 class Terminal:
     """A process on a pseudo-terminal of its own."""
 
@@ -167,6 +173,33 @@ async def test_at_a_terminal_ctrl_c_stops_the_answer_then_leaves():
         process.send_signal(signal.SIGINT)
         with trio.fail_after(60):
             assert await process.wait() == 0
+
+
+async def test_lines_are_edited_and_remembered_and_answers_are_not(tmp_path):
+    async with hosted(agent) as url:
+        async with at_a_terminal(url) as (terminal, process):
+            await terminal.see("you> ")
+            await terminal.type("hj\x08i\n")  # backspace
+            await terminal.see("you said hi")
+            await terminal.see("you> ")
+            await terminal.type("ouch\x01\x0bhello\n")  # to the beginning, and all behind it is cut
+            await terminal.see("you said hello")
+            await terminal.see("you> ")
+            await terminal.type("rm\n")
+            await terminal.see("Really? [y/N] ")
+            await terminal.type("y\n")
+            await terminal.see("gone")
+            await terminal.see("you> ")
+            await terminal.type("\x04")
+            with trio.fail_after(60):
+                assert await process.wait() == 0
+        async with at_a_terminal(url) as (terminal, _):
+            await terminal.see("you> ")
+            await terminal.type("\x1b[A\x1b[A\n")  # twice up: the last one but one
+            await terminal.see("you said hello")
+    history = tmp_path / "agentmgr" / "chat_history"
+    assert history.read_text().split() == ["hi", "hello", "rm", "hello"]
+    assert history.stat().st_mode & 0o777 == 0o600
 
 
 async def test_ctrl_c_at_a_question_ends_the_turn_and_swallows_no_line():

@@ -210,7 +210,7 @@ async def test_a_host_that_does_not_answer_is_not_taken_for_a_service_without_se
 
 
 async def test_a_question_keeps_its_seat_for_so_long_and_stays_open(stage_of, teller, monkeypatch):
-    monkeypatch.setattr("agentmgr.fronts.threads.MOST_PATIENCE_S", 0.1)
+    monkeypatch.setattr("agentmgr.fronts.cache.MOST_PATIENCE_S", 0.1)
     async with stage_of(teller) as stage:
         page = Page(stage)
         await page.run("delete it")

@@ -12,7 +12,8 @@ The rules:
 * At most `max_restart_count` restarts within any `restart_window`; the next failure gives up.
 * The n-th restart in a window waits `restart_delay` · 2ⁿ, at most `restart_delay_max`, ±20 %, so that
   instances that fell together do not rise together.
-* A run of a schedule whose exit code is not known, as its process was adopted, is not repeated.
+* A job whose exit code is not known, as its process was adopted, is not repeated: its work might be
+  done twice.
 * After being ready for `stable_after`, its earlier failures are forgiven.
 * A failure that cannot get better by itself is final: the program cannot be executed, or it says with exit
   code 78 (EX_CONFIG of sysexits.h) that it can never start.
@@ -41,7 +42,7 @@ JITTER = 0.2
 
 @frozen
 class Exit:
-    """How a process ended. Both None: not known, because it was the child of an earlier manager."""
+    """How a process ended. Both None: not known, as a manager before this one was its parent."""
 
     code: int | None = None
     signal: int | None = None
@@ -146,8 +147,8 @@ def decide(config: ServiceConfig, history: History, ending: Ending, *, now: floa
     """What follows `ending`. `now` is monotonic, in seconds; `rand` is from [0, 1) and spreads the delay."""
     mode = config.restart_mode
     history = history.forgiven(config, ending.ready_for_s)
-    if config.schedule is not None and ending.exit == Exit():
-        return Done()  # to run it again might do its work twice
+    if config.is_job and config.command and ending.exit == Exit():
+        return Done()
     if ending.cause is Cause.COMPLETED or (ending.well and mode != RestartMode.ALWAYS):
         return Done()
     # A fixed port that is taken at the first start is the operator's problem. On a restart it may come free.

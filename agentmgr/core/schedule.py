@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -30,6 +31,7 @@ class Schedule:
     expression: str
     zone: tzinfo
 
+    @lru_cache(4096)  # noqa: B019  # it is asked again and again for what comes after the same moment
     def after(self, moment: datetime) -> datetime | None:
         """The next moment, in UTC; None where there is none within decades."""
         from cronsim import CronSim
@@ -79,14 +81,23 @@ def next_run(
 def status(
     spec: ServiceSpec, found: ServiceStatus, state: JobState | None
 ) -> tuple[ServiceStatus, str | None]:
-    """Between its runs a service is `scheduled`, or in `error` if the last one failed; and why."""
-    if (
-        spec.config.schedule is None
-        or spec.desired_status is DesiredStatus.STOPPED
-        or found not in (ServiceStatus.STOPPED, ServiceStatus.COMPLETED)
+    """What its runs so far make of a service of which nothing runs, and why.
+
+    Between the runs of its schedule it is `scheduled`, or in `error` if the last one failed. A job that runs
+    once is `completed`; it is `stopped` if it is not known how it ended, and not run again by itself.
+    """
+    config, last = spec.config, None if state is None else state.last
+    if spec.desired_status is DesiredStatus.STOPPED or found not in (
+        ServiceStatus.STOPPED,
+        ServiceStatus.COMPLETED,
     ):
         return found, None
-    last = None if state is None else state.last
+    if config.schedule is None:
+        if last is None or not (config.is_job and config.command):
+            return found, None
+        if last.result is RunResult.UNKNOWN:
+            return found, f"not known how it ended: {last.reason}; `agentmgr start {spec.name}` runs it again"
+        return (ServiceStatus.COMPLETED if last.result is RunResult.COMPLETED else found), None
     if last is not None and last.result is RunResult.FAILED:
         return ServiceStatus.ERROR, last.reason
     return ServiceStatus.SCHEDULED, None

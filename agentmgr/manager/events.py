@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import trio
 
 from ..models import Event
-from ..storage.store import Store
+from ..storage.store import HistoryLimits, Store
 
 #: A listener that lags so far behind is cut off; it can read what it missed from the store.
 _BACKLOG = 1000
@@ -34,6 +34,10 @@ class EventLog:
                 self._listeners.discard(listener)
                 listener.close()
         return event
+
+    async def kept(self) -> tuple[Event, ...]:
+        """All that are kept, oldest first."""
+        return await self._store.events(limit=HistoryLimits().events)
 
     @contextmanager
     def subscribe(self) -> Iterator[trio.MemoryReceiveChannel[Event]]:

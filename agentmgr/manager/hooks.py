@@ -7,7 +7,9 @@ What it says is JSON, on the standard input of the command, or the body of a POS
 
 `event` is `given_up`, `unhealthy`, or `question`, which has `session_id`, `step_id` and `content`. A command
 succeeds with exit code 0, a URL with a status from 200 to 299; else it is tried again. What is not delivered
-in the end, or finds the queue full, is an event, `hook.failed`. Nothing waits for a hook.
+in the end, finds the queue full, or still waits some seconds after all services have ended with the manager,
+is an event, `hook.failed`; a question that was delivered is `hook.asked`, so the next manager does not
+deliver it again. Nothing else waits for a hook.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import os
 import shlex
 import ssl
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ from .registry import Registry
 from .sessions import Sessions
 
 ATTEMPTS = 4
+LAST_S = 5.0  #: for what is not delivered when the manager ends
 FIRST_PAUSE_S = 1.0  #: before the second attempt; then three times as long each time
 TIMEOUT_S = 15.0  #: of each attempt
 QUEUE = 200
@@ -49,19 +51,22 @@ class _Failed(Exception):
     """An attempt has; the message says why."""
 
 
-@frozen
+@frozen(eq=False)
 class _Call:
     hook: str
     spec: ServiceSpec
     what: str
     body: bytes
+    question: dict[str, str]  #: which one it is, if it is one
 
 
 class Hooks:
     def __init__(self, registry: Registry, events: EventLog, sessions: Callable[[], Sessions]) -> None:
         self._registry, self._events, self._sessions = registry, events, sessions
         self._send, self._receive = trio.open_memory_channel[_Call](QUEUE)
-        self._since = utc_now()
+        self._open: set[_Call] = set()  # not delivered yet
+        self._none_open = trio.Event()
+        self._events_since = utc_now()
 
     def instance_changed(self, instance: Instance) -> None:
         """Its status is another one. Never blocks."""
@@ -76,19 +81,34 @@ class Hooks:
                 reason=instance.error_message,
             )
 
-    def _tell(self, spec: ServiceSpec, what: str, **facts: Any) -> None:
+    def _tell(
+        self, spec: ServiceSpec, what: str, *, question: dict[str, str] | None = None, **facts: Any
+    ) -> None:
         if (hook := spec.config.on_failure) is None:
             return
-        said = {"event": what, "service": spec.name, "service_id": spec.service_id, "at": utc_now(), **facts}
-        call = _Call(hook, spec, what, to_json(said).encode())
+        which = question or {}
+        said = {"event": what, "service": spec.name, "service_id": spec.service_id, "at": utc_now()}
+        call = _Call(hook, spec, what, to_json(said | which | facts).encode(), which)
         try:
             self._send.send_nowait(call)
+            self._open.add(call)
         except trio.WouldBlock:
             self._failed(call, f"{QUEUE} others wait already")
 
     def _failed(self, call: _Call, why: str) -> None:
         detail = {"name": call.spec.name, "event": call.what, "reason": why}
         self._events.announce(Event("hook.failed", service_id=call.spec.service_id, detail=detail))
+
+    async def end(self) -> None:
+        """Gives what is not delivered yet a last moment."""
+        try:
+            with trio.move_on_after(LAST_S):
+                while self._open:
+                    self._none_open = trio.Event()
+                    await self._none_open.wait()
+        finally:
+            for call in self._open:
+                self._failed(call, "the manager ended before it was delivered")
 
     async def run(self) -> None:
         """Calls hooks until cancelled."""
@@ -106,14 +126,23 @@ class Hooks:
                     pause_s *= 3
                 try:
                     await _attempt(call)
+                    self._delivered(call)
                     break
                 except _Failed as failure:
                     why = str(failure)
             else:
                 self._failed(call, f"{why} ({ATTEMPTS} attempts)")
+            self._open.discard(call)
+            if not self._open:
+                self._none_open.set()
+
+    def _delivered(self, call: _Call) -> None:
+        if call.question:
+            detail = {"name": call.spec.name, **call.question}
+            self._events.announce(Event("hook.asked", service_id=call.spec.service_id, detail=detail))
 
     async def _watch_questions(self) -> None:
-        known: set[tuple[str, str]] = set()
+        known: set[tuple[str, str]] | None = None
         while True:
             await trio.sleep(QUESTIONS_EVERY_S)
             specs = {
@@ -125,17 +154,31 @@ class Hooks:
                 continue
             try:
                 questions = await self._sessions().questions(tuple(specs.values()))
+                if known is None:
+                    known = await self._delivered_before()
             except AgentManagerError:  # read again in a moment
                 continue
             for one in questions:
-                if (one.session_id, one.step_id) not in known and self._is_new(one.asked_at):
-                    spec, facts = specs[one.service], {"session_id": one.session_id, "step_id": one.step_id}
-                    self._tell(spec, "question", instance_id=one.instance_id, content=one.content, **facts)
+                if (one.session_id, one.step_id) not in known and one.asked_at >= self._events_since:
+                    which = {"session_id": one.session_id, "step_id": one.step_id}
+                    self._tell(
+                        specs[one.service],
+                        "question",
+                        question=which,
+                        instance_id=one.instance_id,
+                        content=one.content,
+                    )
             known = {(one.session_id, one.step_id) for one in questions}
 
-    def _is_new(self, asked_at: datetime) -> bool:
-        """Not told of by an earlier manager."""
-        return asked_at >= self._since
+    async def _delivered_before(self) -> set[tuple[str, str]]:
+        """The questions that earlier managers have delivered, as far as events are kept."""
+        events = await self._events.kept()
+        self._events_since = events[0].at if events else utc_now()
+        return {
+            (str(event.detail["session_id"]), str(event.detail["step_id"]))
+            for event in events
+            if event.kind == "hook.asked"
+        }
 
 
 async def _attempt(call: _Call) -> None:

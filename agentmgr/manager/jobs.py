@@ -66,25 +66,37 @@ class Jobs:
         return touched
 
     def completed(self) -> list[ServiceSpec]:
-        """The services that have completed, and are not to be started again by themselves."""
+        """The services that have completed."""
+        return self._whose_last_run(RunResult.COMPLETED)
+
+    def over(self) -> list[ServiceSpec]:
+        """The services that are not to be started again by themselves."""
+        return self._whose_last_run(RunResult.COMPLETED, RunResult.UNKNOWN)
+
+    def _whose_last_run(self, *results: RunResult) -> list[ServiceSpec]:
         return [
             spec
             for spec in self._registry.services()
             if spec.config.is_job
             and spec.config.schedule is None
             and spec.desired_status is DesiredStatus.RUNNING
-            and self.state(spec.service_id).completed
+            and (last := self.state(spec.service_id).last) is not None
+            and last.result in results
         ]
 
-    def find_lost(self, records: Iterable[InstanceRecord]) -> None:
-        """Closes the runs that have ended while no manager ran. `records`: of the manager before."""
-        launched = {record.service_id for record in records}
+    def find_lost(self, records: Iterable[InstanceRecord], *, boot_id: str | None = None) -> None:
+        """Closes the runs that have ended while no manager ran. `records`: of the manager before; those of
+        another `boot_id` than this one have ended with the machine.
+        """
+        launched = {record.service_id: record for record in records}
         for service_id, state in tuple(self._states.items()):
             spec = self._registry.by_id.get(service_id)
             if state.runs and spec is not None and not self._supervisor.instances(service_id):
                 assert state.last is not None
                 if spec.desired_status is DesiredStatus.STOPPED:  # it was run by a command, besides
                     self.finish(service_id, RunResult.INTERRUPTED)
+                elif boot_id and (record := launched.get(service_id)) and record.boot_id != boot_id:
+                    self.finish(service_id, RunResult.INTERRUPTED, "the machine was restarted")
                 elif state.last.instance_id is not None or service_id in launched:
                     self.finish(service_id, RunResult.UNKNOWN, "it ended while no manager ran")
 

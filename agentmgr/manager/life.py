@@ -16,7 +16,7 @@ from ..process.paths import RuntimePaths
 from ..settings import Settings
 from ..storage.sqlite import check, open_store
 from ..storage.store import Snapshot, Store
-from ..supervisor import system
+from ..supervisor import procfs, system
 from .control_plane import ControlPlane
 from .listeners import ManagerListeners
 from .tokens import Tokens
@@ -133,7 +133,7 @@ class ManagerLife:
                     adopt = _by_service(snapshot.services, snapshot.instances)
                     run = partial(plane.supervisor.run, adopt=adopt, completed=plane.jobs.completed())
                     await nursery.start(run)
-                    plane.jobs.find_lost(snapshot.instances)
+                    plane.jobs.find_lost(snapshot.instances, boot_id=procfs.boot_id())
                     nursery.start_soon(plane.scheduler.run)
                     nursery.start_soon(plane.reloads.run)
                     nursery.start_soon(plane.hooks.run)
@@ -171,6 +171,9 @@ class ManagerLife:
                 with trio.CancelScope() as farewell:
                     nursery.start_soon(_cancel_at, self._hurried, farewell)
                     await plane.worker_manager.end_all()
+            with trio.CancelScope() as last_words:
+                nursery.start_soon(_cancel_at, self._hurried, last_words)
+                await plane.hooks.end()
             nursery.cancel_scope.cancel()
 
     async def _watch_database(self) -> None:
@@ -203,12 +206,12 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
 
 
 async def _start_what_should_run(plane: ControlPlane) -> None:
-    completed = {spec.service_id for spec in plane.jobs.completed()}
+    over = {spec.service_id for spec in plane.jobs.over()}
     for spec in plane.registry.services():
         if (
             spec.desired_status is DesiredStatus.RUNNING
             and spec.config.schedule is None
-            and spec.service_id not in completed
+            and spec.service_id not in over
         ):
             try:
                 await plane.supervisor.start(spec, wait=False)

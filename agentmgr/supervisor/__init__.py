@@ -15,7 +15,7 @@ Parts, in reading order:
   `listening_sockets`; `process` signals and ends it, with all its `descendants`; `host_drain` asks an
   agent's host to drain.
 * The marks of its processes: `instance_tokens`, `instance_lock` and its control group (`cgroup`). `procfs`
-  reads them; `belonging` says by them whose a recorded process is.
+  reads them; `belonging` says by them whose a recorded process is, `pidfds` how another's child ended.
 * All local instances: `upkeep` bounds their `logs` (`writes`: which are written to; `tail`: the last lines
   and new ones; `log_window`: any part, by position) and samples their usage; `guard` starts `guard_main`, the
   process that ends commands whose manager died.

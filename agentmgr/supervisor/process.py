@@ -12,7 +12,7 @@ from select import POLLIN, poll
 import trio
 
 from ..core.restart import Exit
-from . import listening_sockets, procfs
+from . import listening_sockets, pidfds, procfs
 from .cgroup import ControlGroup
 from .descendants import SHORTAGE_PAUSE_S, Descendants, ProcessScan, ProcessSet
 from .instance_lock import InstanceLock
@@ -43,14 +43,14 @@ class Leader:
 
     async def wait_exit(self) -> Exit:
         await trio.lowlevel.wait_readable(self._pidfd)
-        return self._exit()
+        return self._exit() if self._ours_to_reap else await pidfds.foreign_exit(self._pidfd)
 
     def _exit(self) -> Exit:
         """Reads how it ended and leaves the zombie, so that its process group id is not reused."""
         try:
             result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:  # init's child by now, or reaped by other code in this process
-            return Exit()
+            return pidfds.known_exit(self._pidfd)
         if result is None:
             return Exit()
         if result.si_code == os.CLD_EXITED:

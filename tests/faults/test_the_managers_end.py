@@ -47,7 +47,7 @@ async def test_kill_9_between_spawn_and_commit_leaves_no_duplicate(database):
 
 
 async def test_an_adopted_instance_is_supervised_on(database):
-    """Nobody can know how the child of an earlier manager ended, and nobody says 0."""
+    """How the child of an earlier manager ended is not known, or known rightly; it is never 0."""
     async with ManagerProcess.running(database) as manager:
         await manager.ready()
         await manager.ask("register", name="svc", command=COMMAND, wait=True)
@@ -58,7 +58,8 @@ async def test_an_adopted_instance_is_supervised_on(database):
         os.kill(before[1], signal.SIGKILL)
         await eventually(lambda: instances_of(database).get("svc", [before[1]]) != [before[1]])
         after = (await settled(manager, database))["svc"]["instances"][0]
-        assert after[2:] == [before[2], "unknown"]
+        # Linux 6.15 and newer say it, once init has reaped the process.
+        assert after[2:] in ([before[2], "unknown"], [before[2], "SIGKILL"])
 
 
 @pytest.mark.parametrize("kind", ["agent file", "command"])

@@ -180,6 +180,57 @@ async def test_what_a_command_says_without_end_takes_no_memory(
     assert grown < 100_000, f"{grown} KiB"
 
 
+async def test_what_waits_when_the_manager_ends_is_delivered(db: Path, tmp_path: Path) -> None:
+    got = tmp_path / "got"
+    async with AgentManager(db) as manager:
+        await fail(manager, f"/bin/sh -c 'sleep 0.5; cat > {got}'")
+    assert json.loads(got.read_text())["event"] == "given_up"
+
+
+async def test_what_cannot_be_delivered_before_the_manager_ends_is_an_event(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "LAST_S", 0.1)
+    async with AgentManager(db) as manager:
+        await fail(manager, "sleep 1000")
+    async with AgentManager(db) as manager:
+        failed = await event(manager, "hook.failed")
+        assert failed.detail["reason"] == "the manager ended before it was delivered"
+        await manager.unregister_service("job", force=True)
+
+
+async def test_a_question_is_told_by_one_manager_also_if_it_was_asked_while_none_ran(
+    db: Path, agent_file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server()
+    async with server.open() as url:
+        with monkeypatch.context() as patch, trio.fail_after(60):
+            patch.setattr(hooks, "QUESTIONS_EVERY_S", 1000)  # as if no manager were there when it is asked
+            async with AgentManager(db) as manager:
+                config = ServiceConfig(on_failure=url, drain_timeout=0)
+                asks = await manager.register_service(
+                    "asks", agent_file(ASKS), config=config, auto_start=True
+                )
+                assert asks.endpoint is not None
+                async with open_session(asks.endpoint) as session:
+                    async for found in await session.send("go"):
+                        if found.event == "agent.user_confirm":
+                            break
+                    manager.request_shutdown(leave_running=True)
+        for first in (True, False):
+            async with AgentManager(db) as manager:
+                if first:
+                    with trio.fail_after(60):
+                        assert (await server.bodies.receive())["event"] == "question"
+                    await event(manager, "hook.asked")
+                else:
+                    await trio.sleep(0.5)  # several looks
+                    await manager.stop_service("asks", force=True)
+                    break
+                manager.request_shutdown(leave_running=True)
+    assert server.bodies.statistics().current_buffer_used == 0
+
+
 @pytest.mark.parametrize("hook", ["", "   ", "'never closed", "http:///path", "two\nlines"])
 def test_what_a_hook_must_be(hook: str) -> None:
     with pytest.raises(InvalidRequest, match="on_failure"):

@@ -1,5 +1,7 @@
 """Jobs: what `completed` means, who may wait for it, and that a manager's restart runs nothing twice."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -186,3 +188,34 @@ async def test_a_schedule_is_taken_away_and_then_it_always_runs(db: Path) -> Non
         assert (changed.config.schedule, changed.next_run_at) == (None, None)
         await become(manager, "job", ServiceStatus.RUNNING)
         await manager.stop_service("job")
+
+
+async def test_a_job_that_ended_while_no_manager_ran_is_not_run_again_by_itself(
+    db: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    async with AgentManager(db) as manager:
+        await register(manager, "job", f"echo run >> {runs}; exec sleep 1000", auto_start=True)
+        pid = manager.get_service("job").instances[0].pid
+        assert pid is not None
+        manager.request_shutdown(leave_running=True)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)  # noqa: ASYNC222  # it was killed
+    for _ in range(2):
+        async with AgentManager(db) as manager:
+            job = manager.get_service("job")
+            assert job.status is ServiceStatus.STOPPED
+            assert "not known how it ended" in str(job.error_message)
+            assert "`agentmgr start job` runs it again" in str(job.error_message)
+            assert runs.read_text() == "run\n"
+    async with AgentManager(db) as manager:
+        await manager.start_service("job")
+        assert manager.get_service("job").error_message is None
+        assert runs.read_text() == "run\nrun\n"
+
+
+async def test_a_completed_job_is_completed_also_where_nothing_is_supervised(db: Path) -> None:
+    async with AgentManager(db) as manager:
+        await register(manager, "job", "exit 0", auto_start=True)
+    async with AgentManager(db, supervise=False) as manager:
+        assert manager.get_service("job").status is ServiceStatus.COMPLETED

@@ -53,6 +53,7 @@ class Jobs:
         self._instances: dict[str, set[str]] = {}  # those of the present run, by service id
         self._unwritten: set[str] = set()
         self._touched: set[str] = set()
+        self._changed: set[str] = set()
         self._news = trio.Event()
         self._writing = trio.Lock()
         self.changed = trio.Event()  #: a run has ended; replaced when it is set
@@ -64,6 +65,11 @@ class Jobs:
         """The ids of the services whose runs have changed since this was last called."""
         touched, self._touched = self._touched, set()
         return touched
+
+    def news(self) -> set[str]:
+        """The same, for another who asks."""
+        news, self._changed = self._changed, set()
+        return news
 
     def completed(self) -> list[ServiceSpec]:
         """The services that have completed."""
@@ -148,6 +154,7 @@ class Jobs:
         self._states[service_id] = state
         self._unwritten.add(service_id)
         self._touched.add(service_id)
+        self._changed.add(service_id)
         self._news.set()
         self.changed.set()
         self.changed = trio.Event()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import cache
 
 import trio
 from attrs import evolve
@@ -41,10 +42,12 @@ class Scheduler:
         self._now = now
         self._beginning: dict[str, trio.CancelScope] = {}  # runs that are about to be launched
         self._nursery: trio.Nursery | None = None
+        self._look_at_all = 0.0  # when to
+        self._zone = cache(zone)  # to read this machine's takes longer than all the rest of a look
 
     def next_run(self, spec: ServiceSpec) -> datetime | None:
         try:
-            return schedule.next_run(spec, self._jobs.state(spec.service_id), self._now(), zone)
+            return schedule.next_run(spec, self._jobs.state(spec.service_id), self._now(), self._zone)
         except InvalidRequest:  # the zone: it was registered on another machine
             return None
 
@@ -63,19 +66,27 @@ class Scheduler:
         """Begins runs when they are due, until cancelled."""
         async with trio.open_nursery() as self._nursery:
             self.resume()
+            comes: dict[str, datetime] = {}  # when each is due, by service id
             while True:
                 changed, now = self._jobs.changed, self._now()
-                comes = [at for spec in self._scheduled() if (at := self._look(spec)) is not None]
-                left_s = min(((at - now).total_seconds() for at in comes), default=LOOK_S)
-                with trio.move_on_after(min(max(left_s, 0), LOOK_S)):
+                # Many run in the same minute: only those of which there is news are looked at again.
+                stale = self._jobs.news() | {each for each, at in comes.items() if at <= now}
+                if trio.current_time() >= self._look_at_all:
+                    self._look_at_all = trio.current_time() + LOOK_S
+                    self._zone = cache(zone)
+                    stale, comes = {spec.service_id for spec in self._scheduled()}, {}
+                for service_id in stale:
+                    spec = self._registry.by_id.get(service_id)
+                    if spec is not None and _is_scheduled(spec) and (at := self._look(spec)) is not None:
+                        comes[service_id] = at
+                    else:
+                        comes.pop(service_id, None)
+                left_s = min(((at - now).total_seconds() for at in comes.values()), default=LOOK_S)
+                with trio.move_on_after(min(max(left_s, 0), self._look_at_all - trio.current_time())):
                     await changed.wait()
 
     def _scheduled(self) -> list[ServiceSpec]:
-        return [
-            spec
-            for spec in self._registry.by_id.values()
-            if spec.config.schedule is not None and spec.desired_status is DesiredStatus.RUNNING
-        ]
+        return [spec for spec in self._registry.by_id.values() if _is_scheduled(spec)]
 
     def _lives(self, spec: ServiceSpec) -> bool:
         instances = self._supervisor.instances(spec.service_id)
@@ -90,7 +101,7 @@ class Scheduler:
         assert config.schedule is not None
         try:
             found = schedule.look(
-                Schedule(config.schedule, zone(config.timezone)), state.handled_until, self._now()
+                Schedule(config.schedule, self._zone(config.timezone)), state.handled_until, self._now()
             )
         except InvalidRequest as error:
             logger.error("service %s does not run by its schedule: %s", spec.name, error)
@@ -162,6 +173,7 @@ class Scheduler:
 
     def look_again(self) -> None:
         """A schedule has begun, or changed."""
+        self._look_at_all = 0.0
         self._jobs.changed.set()
         self._jobs.changed = trio.Event()
 
@@ -189,3 +201,7 @@ class Scheduler:
     def cancel(self, service_id: str) -> None:
         if (scope := self._beginning.pop(service_id, None)) is not None:
             scope.cancel()
+
+
+def _is_scheduled(spec: ServiceSpec) -> bool:
+    return spec.config.schedule is not None and spec.desired_status is DesiredStatus.RUNNING

@@ -123,3 +123,13 @@ def test_run_takes_variables_and_the_env_file_beside_the_agent(shell: Any, write
             running.until("keyed is running")
             assert shell.ok("chat", "keyed", "--once", "COLOUR").strip() == colour
             assert shell.ok("chat", "keyed", "--once", "SIZE").strip() == size
+
+
+def test_an_env_file_beside_the_agent_may_go_again(shell: Any, write: Any) -> None:
+    write("keyed.py", AGENT)
+    beside = shell.directory / write(".env", "COLOUR=red\n")
+    for colour in ("red", "None"):
+        with shell.background("run", "keyed.py", "--proxy-port", "0", "--api-port", "0") as running:
+            running.until("keyed is running")
+            assert shell.ok("chat", "keyed", "--once", "COLOUR").strip() == colour
+        beside.unlink(missing_ok=True)

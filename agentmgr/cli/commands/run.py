@@ -131,11 +131,13 @@ async def _given_environment(manager: AgentManager, service: Service, given: dic
         changes["env"] = {**config.env, **changes["env"]}
     if "env_file" in changes:
         changes["env_file"] = str(absolute(changes["env_file"]))
-    elif config.env_file is None and (file := file_of(config.agent_factory_path or "")) is not None:
-        beside = Path(file).with_name(".env")
-        if await trio.Path(beside).is_file():
-            changes["env_file"] = str(beside)
-            note(f"{service.name} gets the variables of {beside}")
+    elif (file := file_of(config.agent_factory_path or "")) is not None:
+        beside = str(Path(file).with_name(".env"))
+        if config.env_file in (None, beside):
+            there = await trio.Path(beside).is_file()  # an earlier run may have found one
+            changes["env_file"] = beside if there else None
+            if there:
+                note(f"{service.name} gets the variables of {beside}")
     return await manager.update_service(service.service_id, changes) if changes else service
 
 

@@ -217,8 +217,8 @@ def test_a_worker_runs_and_whoever_wants_to_connect_is_told_that_it_serves_nothi
     [
         (["--health", "http:foo"], "Error: health must have a path that begins with '/'"),
         (
-            ["--ready", "log:started"],
-            "Error: ready must be auto, websocket[:PATH], http[:PATH], tcp, notify or",
+            ["--ready", "logs:started"],
+            "Error: ready must be auto, websocket[:PATH], http[:PATH], tcp, notify, log:PATTERN or",
         ),
     ],
 )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from agentmgr.console.files import STATIC
-from agentmgr.models import DesiredStatus, HealthStatus, RestartMode, ServiceStatus
+from agentmgr.models import DesiredStatus, HealthStatus, RestartMode, RunResult, ServiceStatus
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _TEXT = re.compile(rf"\bt\(\s*({_STRING}(?:\s*\+\s*{_STRING})*)")
@@ -16,7 +16,17 @@ _CHINESE = re.compile(rf"^  ({_STRING}):\s*({_STRING}),", re.MULTILINE)
 _PLACE = re.compile(r"\{(\w+)\}")
 
 #: Words of the API that views pass to `t` as they come; the last ones are states of sessions.
-WORDS = {*ServiceStatus, *DesiredStatus, *HealthStatus, *RestartMode, "asking", "idle", "hibernated", "ended"}
+WORDS = {
+    *ServiceStatus,
+    *DesiredStatus,
+    *HealthStatus,
+    *RestartMode,
+    *RunResult,
+    "asking",
+    "idle",
+    "hibernated",
+    "ended",
+}
 
 
 def modules() -> Iterator[str]:

@@ -75,7 +75,7 @@ async def managed_address(manager: ManagerClient, target: str | None) -> str:
         )
     if service.endpoint is None:
         raise NoServiceAvailable(what_helps(service))
-    return service.endpoint
+    return service.endpoint.replace("http://", "ws://", 1)  # an HTTP service may speak WebSocket too
 
 
 async def failed_services(manager: ManagerClient, target: str | None) -> str:

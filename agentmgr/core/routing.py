@@ -76,6 +76,13 @@ class RoutingTable:
     default_strategy: RoutingStrategy = RoutingStrategy.ROUND_ROBIN
     own_pages: frozenset[str] = frozenset()  #: origins that are let in besides those that are allowed
     http_services: frozenset[str] = frozenset()  #: names of those that answer HTTP requests too
+    portless_services: frozenset[str] = frozenset()  #: names of those that need not listen, as jobs
+
+    def takes_any_client(self, backend: Backend) -> bool:
+        """Whether it takes clients that name no service: one that may not listen does once it is seen to."""
+        name = backend.service_name
+        listens = backend.state is BackendState.ROUTABLE or name not in self.portless_services
+        return listens and name not in self.http_services
 
 
 @frozen
@@ -142,6 +149,7 @@ class Router:
         self._hints = hints
         self._pools: dict[str, Pool] = {}
         self._known = table.service_names | {backend.service_name for backend in table.backends}
+        self._anyone = tuple(filter(table.takes_any_client, table.backends))
         self._rules = [
             (rule, holds)
             for rule in in_order(table.rules)
@@ -154,7 +162,7 @@ class Router:
         """The candidates for this client; there may be none. Raises `ServiceNotFound`.
 
         An address `/services/NAME` comes first, then the hints `?service=NAME` and `?tag=TAG`, then the
-        rules, then the default strategy over all.
+        rules, then the default strategy over all that take clients which name none.
         """
         name = self.service_named_by(request)
         if name is not None:
@@ -171,7 +179,9 @@ class Router:
         why = "no rule matched" if self._rules else "there are no routing rules"
         if not self.table.backends:
             why = "no service is running"
-        return self._made("default", self.table.backends, self.table.default_strategy, why)
+        elif not self._anyone:
+            why += ", and only services that must be named are running: connect to /services/NAME"
+        return self._made("default", self._anyone, self.table.default_strategy, why)
 
     def service_named_by(self, request: ClientRequest) -> str | None:
         """The service that the client asks for by name, in the path or as a hint; there may be none such."""
@@ -203,12 +213,13 @@ class Router:
         return self._made(f"tag:{tag}", (b for b in self.table.backends if tag in b.tags), strategy, why)
 
     def _targets(self, rule: RoutingRule) -> Pool:
-        members = _members(rule, self.table.backends)
+        named = rule.target_services or rule.target_tags
+        members = _members(rule, self.table.backends) if named else self._anyone
         return self._made(f"rule:{rule.rule_id}", members, rule.target_strategy, "the rule matched", rule)
 
     def _fallback(self, rule: RoutingRule, strategy: RoutingStrategy) -> Pool:
         why = "the rule matched, and none of its targets can take a client: its fallback applies"
-        return self._made(f"fallback:{rule.rule_id}", self.table.backends, strategy, why, rule)
+        return self._made(f"fallback:{rule.rule_id}", self._anyone, strategy, why, rule)
 
     def _made(
         self,
@@ -245,10 +256,8 @@ def _members(rule: RoutingRule, backends: Iterable[Backend]) -> Iterable[Backend
         found = list(backends)
         for target in rule.target_services:  # in the order of the rule: `manual` goes by it
             yield from (b for b in found if target in (b.service_name, b.service_id))
-    elif rule.target_tags:
+    else:
         for backend in backends:
             common = rule.target_tags & backend.tags
             if common and (common == rule.target_tags or not rule.match_all_tags):
                 yield backend
-    else:
-        yield from backends

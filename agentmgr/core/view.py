@@ -98,7 +98,7 @@ def service_view(
         command=config.command,
         host=spec.host,
         port=spec.port or (serving.port if serving else None),
-        endpoint=_endpoint(serving) if serving else None,
+        endpoint=_endpoint(spec, serving) if serving else None,
         tags=spec.tags,
         status=status,
         desired_status=spec.desired_status,
@@ -139,8 +139,9 @@ def matching(
     ]
 
 
-def _endpoint(instance: Instance) -> str:
-    return f"ws://{authority(instance.host, instance.port or 0)}"
+def _endpoint(spec: ServiceSpec, instance: Instance) -> str:
+    scheme = "http" if _speaks_http(spec) else "ws"
+    return f"{scheme}://{authority(instance.host, instance.port or 0)}"
 
 
 def routing_table(
@@ -163,11 +164,17 @@ def routing_table(
         rules=tuple(rules),
         service_names=frozenset(spec.name for spec in by_id.values()),
         http_services=frozenset(spec.name for spec in by_id.values() if _speaks_http(spec)),
+        portless_services=frozenset(spec.name for spec in by_id.values() if _needs_no_port(spec)),
     )
 
 
 def _speaks_http(spec: ServiceSpec) -> bool:
     return spec.config.ready_method.kind is CheckKind.HTTP
+
+
+def _needs_no_port(spec: ServiceSpec) -> bool:
+    config = spec.config
+    return bool(config.command) and (config.is_job or config.ready_method.kind is CheckKind.STARTED)
 
 
 def _backend(spec: ServiceSpec, instance: Instance, token: str) -> Backend:

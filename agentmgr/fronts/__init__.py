@@ -44,12 +44,12 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from ..core.request import ClientRequest
 
 if TYPE_CHECKING:
+    from ..core.routing import Router
     from ..proxy.forwarded import Peer
     from ..proxy.intake import Intake
     from ..websocket.head import RequestHead
@@ -73,8 +73,14 @@ class Fronts:
         self._made: dict[str, Front] = {}
         self.memory: Memory | None = None  #: that of all requests, since the first one
 
-    def take(self, head: RequestHead, http_services: Collection[str] = ()) -> bool:
-        name = self._name(head, http_services)
+    @property
+    def paths(self) -> str:
+        """With what the paths of their requests begin, for people."""
+        found = (prefix for prefixes in self._prefixes.values() for prefix in prefixes)
+        return ", ".join(f"{prefix}NAME/" if prefix == "/services/" else prefix for prefix in found)
+
+    def take(self, head: RequestHead, router: Router) -> bool:
+        name = self._name(head, router)
         return name is not None and (not head.wants_websocket or head.path in SOCKETS)
 
     async def serve(self, intake: Intake, wire: Wire, head: RequestHead, peer: Peer) -> None:
@@ -86,27 +92,30 @@ class Fronts:
         if not head.wants_websocket:
 
             def front_of(head: RequestHead) -> Front | None:
-                return self._front(head, intake.lobby.router.table.http_services)
+                return self._front(head, intake.lobby.router)
 
-            await serve(intake, wire, head, peer, front_of, self.memory)
+            await serve(intake, wire, head, peer, front_of, self.memory, self.paths)
             return
         from . import responses_socket
         from .openai import OpenAI
 
-        front = self._front(head, ())
+        front = self._front(head, intake.lobby.router)
         assert isinstance(front, OpenAI)
         await responses_socket.serve(intake, wire, head, peer, front.responses, self.memory)
 
-    def _name(self, head: RequestHead, http_services: Collection[str]) -> str | None:
+    def _name(self, head: RequestHead, router: Router) -> str | None:
         path = head.target
         name = next((name for name, prefixes in self._prefixes.items() if path.startswith(prefixes)), None)
-        if name == "http" and ClientRequest(path).address[0] not in http_services:
-            return None
+        if name == "http":
+            service, _ = ClientRequest(path).address
+            # One that there is not gets this front's 404.
+            if service is None or (router.knows(service) and service not in router.table.http_services):
+                return None
         return name
 
-    def _front(self, head: RequestHead, http_services: Collection[str]) -> Front | None:
+    def _front(self, head: RequestHead, router: Router) -> Front | None:
         """The one that a request is for; None where it is for none."""
-        name = self._name(head, http_services)
+        name = self._name(head, router)
         if name is not None and name not in self._made:
             self._made[name] = _make(name)
         return None if name is None else self._made[name]

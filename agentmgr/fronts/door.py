@@ -70,7 +70,12 @@ async def open_door(
     door may outlive its exchange; its owner leaves it. `resumes`: another instance may go on with it where
     this one ends. Raises `Problem`.
     """
-    intake = exchange.intake
+    intake, request = exchange.intake, exchange.request
+    allowed = None if request.identity is None else request.identity.services
+    if model in intake.lobby.router.table.http_services and (allowed is None or model in allowed):
+        scheme, host = "https" if exchange.secure else "http", request.head.by_name["host"]
+        where = f"{scheme}://{host}{target_of(model)}/"
+        raise Problem(404, "http_service", f"{model} is an HTTP service: {where}.", param="model")
     mine, its = socket.socketpair()
     feed = Feed(its)
     ours, theirs = Wire(mine), Wire(feed)
@@ -80,9 +85,7 @@ async def open_door(
     leave = partial(intake.nursery.start_soon, _leave, ours, intake.limits.close_timeout_s)
     with ExitStack() as until_open:
         until_open.callback(leave)
-        answer, received = await _shake_hands(
-            ours, _upgrade(exchange.request.head, target_of(model), session)
-        )
+        answer, received = await _shake_hands(ours, _upgrade(request.head, target_of(model), session))
         until_open.pop_all()
     exchange.may_run = True
     return Door(ours, feed, received, leave, to_host=HOST_HEADER.lower() in answer.by_name)

@@ -50,6 +50,7 @@ async def serve(
     peer: Peer,
     front_of: Callable[[RequestHead], Front | None],
     memory: Memory,
+    paths: str,
 ) -> None:
     """Answers requests, one after another, until the client leaves. Raises `ClientGone`, `Refusal`."""
     with ExitStack() as counted:  # a wire that waits for its next request is counted with its last one
@@ -65,7 +66,7 @@ async def serve(
             if (following := await _next_head(intake, wire)) is None:
                 return
             head = following
-    check_upgrade(head)  # as of a first request: it says that this address speaks WebSocket
+    check_upgrade(head, paths)  # as of a first request: it says that this address speaks WebSocket
 
 
 async def _next_head(intake: Intake, wire: Wire) -> RequestHead | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from ..core.routing import RoutingTable
+from ..core.routing import BackendState, RoutingTable
 
 
 def target_of(model: str) -> str:
@@ -17,9 +17,15 @@ def target_of(model: str) -> str:
 
 
 def services_of(table: RoutingTable, allowed: frozenset[str] | None) -> frozenset[str]:
-    """The names of those that there are, of which a client may reach the `allowed` ones."""
-    names = table.service_names | {backend.service_name for backend in table.backends}
-    return names if allowed is None else names & allowed
+    """The names of those that clients converse with, of which one may reach the `allowed` ones."""
+    running = {backend.service_name for backend in table.backends}
+    names = {
+        backend.service_name
+        for backend in table.backends
+        if table.takes_any_client(backend) and backend.state is not BackendState.NO_LISTENER
+    }
+    names |= table.service_names - table.http_services - table.portless_services - running
+    return frozenset(names if allowed is None else names & allowed)
 
 
 def models(table: RoutingTable, services: frozenset[str] | None) -> list[str]:

@@ -120,6 +120,8 @@ class Responses:
                 await exchange.reply(200, in_json(response.events.response()))
                 return
             first, made = int(after or -1) + 1, response.made
+            if response.events.finished and first > (last := made[-1]["sequence_number"]) + 1:
+                raise invalid("starting_after", f"must be {last} at most: that is the response's last event")
             while True:
                 await exchange.send(in_sse(out for out in made if out["sequence_number"] >= first))
                 if response.events.finished:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 from functools import partial
 from typing import Protocol
@@ -13,6 +13,7 @@ import trio
 from attrs import evolve, frozen
 
 from ..core.request import ClientRequest
+from ..core.routing import Router
 from ..telemetry import ConnectionSpan, Telemetry
 from ..websocket.head import RequestHead, ResponseHead, check_upgrade, upgrade_request
 from ..websocket.refusal import Refusal, RefusalCode
@@ -42,10 +43,12 @@ class Fronts(Protocol):
     (`Intake.let_in`), so that all that holds for clients holds for it.
     """
 
-    def take(self, head: RequestHead, http_services: Collection[str] = ()) -> bool:
-        """Whether this request is for one of them; any other one must be a WebSocket's. `http_services`: the
-        names of those that answer HTTP requests.
-        """
+    @property
+    def paths(self) -> str:
+        """With what the paths of their requests begin, for people."""
+
+    def take(self, head: RequestHead, router: Router) -> bool:
+        """Whether this request is for one of them; any other one must be a WebSocket's."""
 
     async def serve(self, intake: Intake, wire: Wire, head: RequestHead, peer: Peer) -> None:
         """Answers it, and those that follow on the wire, which it leaves open. `wire.ahead`: what came behind
@@ -106,11 +109,10 @@ class Intake:
         connection_id = f"con_{secrets.token_hex(8)}"
         try:
             head, peer = await self._head(wire, peer, introduce)
-            http_services = self.lobby.router.table.http_services
-            if self.fronts is not None and self.fronts.take(head, http_services):
+            if self.fronts is not None and self.fronts.take(head, self.lobby.router):
                 await self.fronts.serve(self, wire, head, peer)
             else:
-                check_upgrade(head)
+                check_upgrade(head, "" if self.fronts is None else self.fronts.paths)
                 if self.telemetry is None:  # a frame less, for as long as the connection lasts
                     await self._admit(wire, peer, head, connection_id, None, resumes=resumes)
                     return

@@ -140,14 +140,18 @@ def parse_request(head: bytes, *, max_fields: int = 100) -> RequestHead:
     return RequestHead(method, target, fields, by_name)
 
 
-def check_upgrade(request: RequestHead) -> None:
-    """Is it an opening handshake as RFC 6455, section 4.2.1, describes it? Raises `Refusal`."""
+def check_upgrade(request: RequestHead, http_paths: str = "") -> None:
+    """Is it an opening handshake as RFC 6455, section 4.2.1, describes it? Raises `Refusal`.
+
+    `http_paths`: where other requests may go, for people.
+    """
     by_name = request.by_name
     if not request.wants_websocket:
         raise Refusal(
             426,
             RefusalCode.UPGRADE_REQUIRED,
-            "this address speaks WebSocket: connect with a WebSocket client",
+            "this address speaks WebSocket: connect with a WebSocket client"
+            + (f", or send HTTP requests to {http_paths}" if http_paths else ""),
             (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")),
         )
     if request.method != "GET":

@@ -21,8 +21,9 @@ from ..errors import InvalidRequest
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
-VERSION = 6
-"""5 had no `RoutingTable.http_services`; 4 had no `RoutingTable.own_pages`; 3 had no `Backend.resume_within`;
+VERSION = 7
+"""6 had no `RoutingTable.portless_services`; 5 had no `RoutingTable.http_services`;
+4 had no `RoutingTable.own_pages`; 3 had no `Backend.resume_within`;
 2 had `Backend.session_timeout`; 1 had no `Hello.version`, no token policy and no tokens of instances."""
 HEARTBEAT_S = 1.0  #: the longest that a manager sends nothing
 SILENCE_S = 5.0  #: a manager that sends nothing for so long counts as gone; a busy one is late by less

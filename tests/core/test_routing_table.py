@@ -46,6 +46,16 @@ def test_without_rules_everybody_is_a_candidate() -> None:
     assert found.rule is None
 
 
+def test_http_services_and_those_without_a_port_must_be_named() -> None:
+    any_rule, zh_rule = rule("any"), rule("zh", target_services=("zh",))
+    apart = {"http_services": frozenset({"zh"}), "portless_services": frozenset({"ml", "en"})}
+    waits = instance("ml", "ai", state=BackendState.COMING)
+    for rules in ((), (any_rule,)):
+        assert names(pool("/", *rules, backends=(ZH, EN, waits), **apart)) == ["en"]  # en is seen to listen
+    assert names(pool("/", zh_rule, **apart)) == names(pool("/services/zh", **apart)) == ["zh"]
+    assert names(pool("/services/ml", backends=(waits,), **apart)) == ["ml"]
+
+
 @pytest.mark.parametrize(
     ("path", "left"),
     [

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from agentmgr.codec import from_plain
 from agentmgr.core.routing import BackendState
 from agentmgr.core.view import overall_health, overall_status, routing_table, service_view
-from agentmgr.models import HealthStatus, Instance, ServiceConfig, ServiceSpec, ServiceStatus
+from agentmgr.models import HealthStatus, Instance, RestartMode, ServiceConfig, ServiceSpec, ServiceStatus
 
 SPEC = ServiceSpec(name="echo", config=ServiceConfig(command=("serve",), weight=3), tags={"a"})
 
@@ -106,3 +106,20 @@ def test_a_registration_that_says_only_session_timeout_means_the_gateways_idle_l
     assert limits(session_timeout=60, max_sessions=3) == (60, 3)
     assert limits(session_timeout=60, idle_timeout=5) == (5, 0)
     assert limits(session_timeout=60, idle_timeout=0, max_sessions=3, max_conversations=9) == (0, 3)
+
+
+def test_a_service_that_speaks_http_or_needs_no_port_is_known_as_such() -> None:
+    configs = {
+        "web": ServiceConfig(command=("x",), ready="http:/"),
+        "job": ServiceConfig(command=("x",), restart=RestartMode.NEVER),
+        "nightly": ServiceConfig(command=("x",), schedule="0 3 * * *"),
+        "worker": ServiceConfig(command=("x",), ready="started"),
+        "server": ServiceConfig(command=("x",)),
+        "once": ServiceConfig(agent_factory_path="a.py:a", restart=RestartMode.NEVER),
+    }
+    table = routing_table([ServiceSpec(name, config) for name, config in configs.items()], [], [])
+    assert table.http_services == {"web"}
+    assert table.portless_services == {"job", "nightly", "worker"}
+    spec = ServiceSpec("web", configs["web"])
+    up = Instance("i", spec.service_id, 0, ServiceStatus.RUNNING, host="localhost", port=9, serves=True)
+    assert service_view(spec, [up], 0).endpoint == "http://localhost:9"

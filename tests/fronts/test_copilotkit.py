@@ -2,8 +2,9 @@
 
 import pytest
 import trio
+from attrs import evolve
 
-from agentmgr.core.routing import RoutingTable
+from agentmgr.core.routing import BackendState, RoutingTable
 from tests.fronts.agui import read, text
 from tests.fronts.conftest import Stage, Tokens, dechunked, request
 
@@ -83,6 +84,21 @@ async def test_info_lists_the_services_as_agents(stage_of):
         # The client asks for more where one of these is there.
         assert not any(info["threadEndpoints"].values())
         assert not any(info.get(name) for name in ("suggestions", "inspectorMetadata", "intelligence"))
+
+
+async def test_info_has_only_services_that_clients_converse_with(stage_of):
+    apart = {"http_services": frozenset({"web"}), "portless_services": frozenset({"job", "job2"})}
+    async with stage_of(asking, asking, asking, names=("echo", "web", "worker"), table=apart) as stage:
+        table = stage.gateway.lobby.router.table
+        echo, web, worker = table.backends
+        # A job waits until it listens, which is seen of the second one.
+        job = evolve(worker, instance_id="job", service_name="job", state=BackendState.COMING)
+        job2 = evolve(worker, instance_id="job2", service_name="job2")
+        worker = evolve(worker, state=BackendState.NO_LISTENER)
+        names = table.service_names | {"job", "stopped"}
+        stage.gateway.update(evolve(table, backends=(echo, web, worker, job, job2), service_names=names))
+        _, _, info = await stage.ask("GET", "/copilotkit/info")
+        assert list(info["agents"]) == ["default", "echo", "job2", "stopped"]
 
 
 async def test_a_token_shows_only_what_it_reaches(stage_of):

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 import trio
 
-from agentmgr.core.routing import Backend, RoutingTable
+from agentmgr.core.routing import Backend, Router, RoutingTable
 from agentmgr.fronts import PREFIXES, Fronts, exchange, openai_chat
 from agentmgr.proxy import GatewayLimits
 from agentmgr.settings import FRONTS
@@ -28,7 +28,7 @@ def test_every_front_that_can_be_set_is_there():
 
 def test_only_requests_without_an_upgrade_and_with_its_prefix_are_for_a_front():
     def taken(names, head):
-        return Fronts(names).take(parse_request(head.encode()))
+        return Fronts(names).take(parse_request(head.encode()), Router(RoutingTable()))
 
     upgrade = "Upgrade: websocket\r\nConnection: upgrade\r\n\r\n"
     assert taken("openai", "GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 
 from agentmgr.core.routing import Backend, BackendState, RoutingTable
 from agentmgr.fronts import Fronts
@@ -99,8 +100,10 @@ async def test_a_request_goes_through_as_it_is():
 async def test_only_services_that_speak_http_get_requests_and_the_others_say_426():
     async with service(prompt(OK)) as stage:
         assert await refused(stage, "/services/agent/") == (426, "upgrade_required")
-        assert await refused(stage, "/services/none/") == (426, "upgrade_required")
         assert await refused(stage, "/") == (426, "upgrade_required")
+        _, _, body = await stage.ask("GET", "/x", headers=CLOSE)
+        assert body["reason"].endswith("HTTP requests to /v1/, /services/NAME/")
+        assert await refused(stage, "/services/none/x") == (404, "service_not_found")
         assert (await stage.raw(request("GET", "/services/web", headers=CLOSE))).endswith(b"hi")
 
 
@@ -112,6 +115,20 @@ async def test_a_websocket_to_it_goes_on_as_ever():
         said = await stage.raw(request("GET", "/services/web/", headers=upgrade | key))
         assert said.startswith(b"HTTP/1.1 404 ")
         assert b"Upgrade: websocket\r\n" in heard[0]
+
+
+async def test_it_is_no_model_and_gets_no_client_that_does_not_name_it():
+    async with service(prompt(OK)) as stage:
+        _, _, listed = await stage.ask("GET", "/v1/models", headers=CLOSE)
+        assert [model["id"] for model in listed["data"]] == ["auto", "agent"]
+        status, _, answer = await stage.say(model="web")
+        assert (status, answer["error"]["code"]) == (404, "http_service")
+        assert answer["error"]["message"] == "web is an HTTP service: http://localhost/services/web/."
+        table = stage.gateway.lobby.router.table
+        stage.gateway.update(evolve(table, backends=table.backends[:1]))
+        status, _, answer = await stage.say(model="auto")
+        assert (status, answer["error"]["code"]) == (503, "no_service_available")
+        assert "connect to /services/NAME" in answer["error"]["message"]
 
 
 async def test_requests_follow_each_other_on_one_connection_and_a_head_has_no_body():

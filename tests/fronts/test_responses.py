@@ -108,6 +108,17 @@ async def test_a_bad_query_is_refused(stage_of, query):
         assert (status, answer["error"]["code"]) == (400, "invalid_field")
 
 
+async def test_nothing_is_behind_the_end_of_a_response(stage_of):
+    async with stage_of(agent) as stage:
+        whole = sse((await create(stage, stream=True))[2])
+        last = whole[-1]["sequence_number"]
+        path = f"/v1/responses/{whole[0]['response']['id']}?stream=true&starting_after="
+        status, _, answer = await stage.ask("GET", f"{path}{last + 1}")
+        assert (status, answer["error"]["param"]) == (400, "starting_after")
+        assert f"must be {last} at most" in answer["error"]["message"]
+        assert (await stage.ask("GET", f"{path}{last}"))[0] == 200
+
+
 async def test_what_is_not_there_is_not_found(stage_of):
     async with stage_of(agent) as stage:
         _, _, made = await create(stage)

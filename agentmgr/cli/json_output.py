@@ -25,7 +25,7 @@ _KEYS = {
         "object",
         """
         service_id name status connections sessions response_time bytes restarts errors uptime_s
-        usage instances
+        usage instances last_run
     """,
     ),
     "events": ("lines", "kind at service_id instance_id detail event_id"),

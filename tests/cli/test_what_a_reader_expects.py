@@ -45,7 +45,7 @@ def test_no_events_are_said_to_be_none(here: Any) -> None:
 def test_a_tail_of_nothing_does_not_mean_that_there_are_no_events(shell: Any) -> None:
     shell.ok("register", "echo", "my_agent.py", "--auto-start")
     shell.ok("shutdown")
-    assert shell("events", "--tail", "0").stderr == ""
+    assert "no event" not in shell("events", "--tail", "0").stderr
 
 
 def test_logs_of_an_instance_that_there_is_not_are_refused_without_a_manager_too(here: Any) -> None:

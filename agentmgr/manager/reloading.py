@@ -124,7 +124,7 @@ class Reloads:
 
     def _loaded_at(self, service_id: str) -> float | None:
         began = [instance.started_at for instance in self._supervisor.instances(service_id)]
-        return min((at.timestamp() for at in began if at is not None), default=None)
+        return max((at.timestamp() for at in began if at is not None), default=None)
 
     async def _reload(self, service_id: str) -> None:
         """Restarts it until it runs what was saved last, or that does not start."""

@@ -7,7 +7,9 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from glob import escape, glob
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
@@ -184,6 +186,17 @@ def _identity(path: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def forget_bytecode(path: str) -> None:
+    """Removes what Python has compiled of that source.
+
+    It would be taken for that of the new source if both have as many bytes and were saved in one second.
+    """
+    directory, name = os.path.split(path)
+    for compiled in glob(os.path.join(escape(directory), "__pycache__", f"{escape(Path(name).stem)}.*.pyc")):
+        with suppress(OSError):
+            os.unlink(compiled)
+
+
 class Saves:
     """Those of one program that its process does not know yet."""
 
@@ -207,4 +220,7 @@ class Saves:
                 with trio.move_on_after(QUIET_S):
                     await self._another.wait()
         paths, self._paths, self._another = sorted(self._paths), set(), trio.Event()
+        for path in paths:
+            if path.endswith(".py"):
+                forget_bytecode(path)
         return paths

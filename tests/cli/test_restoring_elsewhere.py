@@ -120,8 +120,12 @@ def test_another_name_of_the_database_is_no_way_around_its_owner(
     assert pid_of(shell) == pid
 
 
-def test_a_copy_that_consists_of_links_commands_nothing_of_the_original(shell: Any) -> None:
-    """As of `cp -al`: the control socket in it is another name of the original's."""
+def test_links_are_no_copy(shell: Any) -> None:
+    """As of `cp -al`: the control socket in it is another name of the original's.
+
+    The test's name is short, as its directory is named after it: of a socket that was bound at a long path
+    nobody knows where that was.
+    """
     shell.ok("register", "x", "my_agent.py", "--auto-start")
     pid = pid_of(shell)
     copy = shell.directory / "copy"

@@ -1,12 +1,14 @@
 """Which saves count, and which are one."""
 
+import os
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from agentmgr.process.watching import QUIET_S, Saves, Watched, watch
+from agentmgr.process.watching import QUIET_S, Saves, Watched, forget_bytecode, watch
 
 
 @pytest.mark.parametrize(
@@ -111,3 +113,19 @@ async def test_files_are_seen_below_links_that_are_turned_and_older_ones_once(tm
                 pass
         nursery.cancel_scope.cancel()
     await wait_all_tasks_blocked()
+
+
+def test_what_is_saved_twice_in_a_second_is_not_taken_from_the_bytecode_of_before(tmp_path: Path) -> None:
+    source, at = tmp_path / "words.py", (1_000_000_000, 1_000_000_000)
+
+    def word(saved: str) -> str:
+        source.write_text(f"WORD = {saved!r}\n")
+        os.utime(source, at)
+        code = SourceFileLoader("words", str(source)).get_code("words")
+        assert code is not None
+        return str(code.co_consts[0])
+
+    assert word("one") == "one"
+    assert word("two") == "one", "Python goes by the second and the size"
+    forget_bytecode(str(source))
+    assert word("two") == "two"

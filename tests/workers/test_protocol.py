@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import trio
-
 from agentmgr.core.routing import Backend, RoutingTable
+from agentmgr.process.control_socket import connect
 from agentmgr.worker import protocol
 from tests.conditions import read_to
 
@@ -23,7 +22,7 @@ async def test_a_worker_of_another_version_is_ended_and_gets_no_table(site: Any)
     kind, fields = json.loads(protocol.encode(hello))
     del fields["version"]  # as the version before said it
     async with site() as s:
-        stream = await trio.open_unix_socket(s.manager.paths.worker_socket)
+        stream = await connect(s.manager.paths.worker_socket)
         async with stream:
             await stream.send_all(json.dumps([kind, fields]).encode() + b"\n")
             said = await read_to(stream, b"\n")

@@ -115,7 +115,10 @@ async def test_files_are_seen_below_links_that_are_turned_and_older_ones_once(tm
     await wait_all_tasks_blocked()
 
 
-def test_what_is_saved_twice_in_a_second_is_not_taken_from_the_bytecode_of_before(tmp_path: Path) -> None:
+def test_what_is_saved_twice_in_a_second_is_not_taken_from_the_bytecode_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
     source, at = tmp_path / "words.py", (1_000_000_000, 1_000_000_000)
 
     def word(saved: str) -> str:

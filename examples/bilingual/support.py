@@ -45,7 +45,7 @@ async def register(manager):
             await manager.create_routing_rule(rule)
 
 
-async def main(port=9090):
+async def main(port):
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with AgentManager("bilingual.db") as manager, trio.open_nursery() as nursery:
             await register(manager)
@@ -56,4 +56,4 @@ async def main(port=9090):
 
 
 if __name__ == "__main__":
-    trio.run(main, *map(int, sys.argv[1:]))
+    trio.run(main, int(sys.argv[1]) if sys.argv[1:] else 9090)

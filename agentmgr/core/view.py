@@ -169,7 +169,7 @@ def routing_table(
 
 
 def _speaks_http(spec: ServiceSpec) -> bool:
-    return spec.config.ready_method.kind is CheckKind.HTTP
+    return spec.config.ready.partition(":")[0] == CheckKind.HTTP  # cheaply: of each service, at each change
 
 
 def _needs_no_port(spec: ServiceSpec) -> bool:

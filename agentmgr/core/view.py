@@ -9,7 +9,6 @@ from types import MappingProxyType
 from attrs import evolve
 
 from ..models import (
-    CheckKind,
     HealthStatus,
     Instance,
     JobState,
@@ -140,7 +139,7 @@ def matching(
 
 
 def _endpoint(spec: ServiceSpec, instance: Instance) -> str:
-    scheme = "http" if _speaks_http(spec) else "ws"
+    scheme = "http" if spec.config.speaks_http else "ws"
     return f"{scheme}://{authority(instance.host, instance.port or 0)}"
 
 
@@ -163,18 +162,9 @@ def routing_table(
         ),
         rules=tuple(rules),
         service_names=frozenset(spec.name for spec in by_id.values()),
-        http_services=frozenset(spec.name for spec in by_id.values() if _speaks_http(spec)),
-        portless_services=frozenset(spec.name for spec in by_id.values() if _needs_no_port(spec)),
+        http_services=frozenset(spec.name for spec in by_id.values() if spec.config.speaks_http),
+        portless_services=frozenset(spec.name for spec in by_id.values() if spec.config.needs_no_port),
     )
-
-
-def _speaks_http(spec: ServiceSpec) -> bool:
-    return spec.config.ready.partition(":")[0] == CheckKind.HTTP  # cheaply: of each service, at each change
-
-
-def _needs_no_port(spec: ServiceSpec) -> bool:
-    config = spec.config
-    return bool(config.command) and (config.is_job or config.ready_method.kind is CheckKind.STARTED)
 
 
 def _backend(spec: ServiceSpec, instance: Instance, token: str) -> Backend:

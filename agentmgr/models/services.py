@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from attrs import Factory, evolve, field, frozen
@@ -321,6 +322,17 @@ class ServiceConfig(JobConfig):
     @property
     def ready_method(self) -> CheckMethod:
         return CheckMethod.parse(self.ready)
+
+    # Each routing table asks these two of each service: with ten thousand, that is most of what it takes.
+
+    @cached_property
+    def speaks_http(self) -> bool:
+        return self.ready_method.kind is CheckKind.HTTP
+
+    @cached_property
+    def needs_no_port(self) -> bool:
+        """Whether it may be well without a port that it listens on."""
+        return bool(self.command) and (self.is_job or self.ready_method.kind is CheckKind.STARTED)
 
     @property
     def health_method(self) -> CheckMethod:

@@ -160,7 +160,7 @@ def result_of(end: AgentEvent, usage: Mapping[str, int] | None, *, cancelled: bo
 
 
 def joined(updates: Iterable[Update]) -> list[Update]:
-    """The same with fewer pieces of text: of a conversation that is shown again, it is there at once."""
+    """The same updates, where pieces of one text that follow each other are one piece."""
     found: list[Update] = []
     for kind, group in groupby(updates, key=lambda update: str(update["sessionUpdate"])):
         if kind.endswith("_chunk"):

@@ -121,7 +121,7 @@ class Teller:
         if session not in self.sessions:
             self.sessions.append(session)
         yield "Well. "
-        if message == "wait":
+        if message.startswith("wait"):
             await self.go_on.wait()
         if "delete" in message:
             await session.emit("agent.tool_call", {"tool": "rm", "args": {"a": 1}}, step_id="call")

@@ -19,29 +19,6 @@ from tests.fronts.conftest import Stage, Tokens, request
 CHAT = "/v1/chat/completions"
 
 
-class Teller:
-    """An agent that says what it knows, and remembers which sessions there were."""
-
-    def __init__(self) -> None:
-        self.sessions: list[Any] = []
-        self.messages: list[Any] = []
-        self.turns = 0
-        self.go_on = trio.Event()
-
-    async def __call__(self, message, session):
-        self.turns += 1
-        self.messages.append(message)
-        if session not in self.sessions:
-            self.sessions.append(session)
-        yield "Well. "
-        if message.startswith("wait"):
-            await self.go_on.wait()
-        if "delete" in message:
-            yield "deleted" if await session.confirm("rm", {}, message="Really?", timeout_s=20) else "kept"
-        else:
-            yield f"{len(session.history)} before"
-
-
 class Client:
     def __init__(self, stage: Stage, key: str | None = None) -> None:
         self.stage = stage
@@ -64,11 +41,6 @@ class Client:
 
     def back(self, turns: int) -> None:
         del self.messages[len(self.messages) - 2 * turns :]
-
-
-@pytest.fixture
-def teller():
-    return Teller()
 
 
 async def test_without_a_key_a_session_begins_with_the_history_and_ends_with_its_answer(stage_of, teller):

@@ -189,7 +189,7 @@ def _its_log(manager: AgentManager, service: Service) -> str:
 
 
 async def _tell_refusals(manager: AgentManager) -> None:
-    """Why the gateway refuses a client that is told no reason by its browser; each code once."""
+    """Prints why the gateway refuses clients, each code once: a browser does not show its page the reason."""
     said: set[str] = set()
     while True:
         for code in _REFUSALS.keys() & manager.get_figures().refusals.keys() - said:

@@ -290,7 +290,7 @@ class Exchange:
         return self._parser.send(h11.Response(status_code=status, headers=headers, reason=reason)) or b""
 
     async def _send(self, data: bytes) -> None:
-        """Writes all of it. Raises `ClientGone`, also where the client reads nothing for `stall_timeout_s`."""
+        """Writes all of it. Raises `ClientGone`, also if the client reads nothing for `stall_timeout_s`."""
         if self._sending is None and self._unsent is None:
             try:
                 sent = self.wire.send_now(data)  # nearly always all of it

@@ -212,7 +212,7 @@ class _Socket:
         await self._write(b"".join(frame_head(TEXT_MESSAGE, len(text)) + text for text in texts))
 
     async def _write(self, data: bytes) -> None:
-        """Writes all of it. Raises `ClientGone`, also where the client reads nothing for `stall_timeout_s`."""
+        """Writes all of it. Raises `ClientGone`, also if the client reads nothing for `stall_timeout_s`."""
         async with self._sending:
             if self._half_sent:
                 raise ClientGone("what it was sent was broken off")

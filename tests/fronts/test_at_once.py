@@ -16,12 +16,7 @@ from agentmgr.agent.limits import SessionLimits
 from agentmgr.core.routing import RoutingTable
 from agentmgr.models.host_config import WhenBusy
 from tests.fronts.conftest import request
-from tests.fronts.test_sessions import CHAT, Client, Teller
-
-
-@pytest.fixture
-def teller():
-    return Teller()
+from tests.fronts.test_sessions import CHAT, Client
 
 
 async def test_requests_at_once_on_one_key_are_answered_each_in_a_branch_of_its_own(stage_of):

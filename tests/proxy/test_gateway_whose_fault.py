@@ -127,11 +127,12 @@ async def test_time_in_which_this_process_did_not_run_does_not_count(lab: Lab) -
 
     async with lab.gateway(await lab.raw(reads_on), limits=LIMITS) as stage:
         peer = await stage.open()
-        stage.nursery.start_soon(floods_and_does_not_read, stage, peer)
-        await received.wait()
-        await lab.eventually(lambda: not waits_to_send(stage))
-        assert stage.witness.closed == []
-        stage.nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(floods_and_does_not_read, stage, peer)
+            await received.wait()
+            await lab.eventually(lambda: not waits_to_send(stage))
+            assert stage.witness.closed == []
+            nursery.cancel_scope.cancel()
 
 
 def closing(code: int | None) -> bytes:

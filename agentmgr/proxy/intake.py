@@ -114,7 +114,9 @@ class Intake:
             else:
                 check_upgrade(head, "" if self.fronts is None else self.fronts.paths)
                 if self.telemetry is None:  # a frame less, for as long as the connection lasts
-                    await self._admit(wire, peer, head, connection_id, None, resumes=resumes)
+                    admitted = self._admit(wire, peer, head, connection_id, None, resumes=resumes)
+                    del head  # `_admit` drops it
+                    await admitted
                     return
                 with self.traced(head, connection_id, self.client_ip(head, peer)) as (head, span):
                     await self._admit(wire, peer, head, connection_id, span, resumes=resumes)

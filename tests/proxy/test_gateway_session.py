@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import time
 
 import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest
 
+from agentmgr.websocket.head import RequestHead
 from tests.proxy.conftest import connected
 
 
@@ -28,6 +30,16 @@ async def test_a_client_talks_to_an_instance(lab) -> None:
         assert (end.ended_by, end.code) == ("client", 1000)
         assert stage.gateway.connections() == ()
         assert stage.gateway.active_connections(end.instance_id) == 0
+
+
+async def test_nothing_of_its_request_stays_in_memory(lab) -> None:
+    async with lab.gateway(await lab.instance()) as stage:
+        before = [found for found in gc.get_objects() if type(found) is RequestHead]
+        async with connected(stage.url) as websocket:
+            await websocket.send_message("hello")
+            assert await websocket.get_message() == "hello"
+            after = [found for found in gc.get_objects() if type(found) is RequestHead]
+            assert len(after) == len(before)
 
 
 async def test_its_times_are_measured(lab) -> None:

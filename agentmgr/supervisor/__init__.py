@@ -13,7 +13,7 @@ Parts, in reading order:
 * A local instance: `slot` launches it with `spawn`, `accounts`, `environment`, `addresses` and `limits`;
   `child` judges whether it is ready and well, with `probe`, `notices`, `own_checks` and
   `listening_sockets`; `process` signals and ends it, with all its `descendants`; `host_drain` asks an
-  agent's host to drain.
+  agent's host to drain, by a `host_request`.
 * The marks of its processes: `instance_tokens`, `instance_lock` and its control group (`cgroup`). `procfs`
   reads them; `belonging` says by them whose a recorded process is, `pidfds` how another's child ended.
 * All local instances: `upkeep` bounds their `logs` (`writes`: which are written to; `tail`: the last lines

@@ -35,6 +35,7 @@ from ..models import CheckKind, InstanceRecord, ServiceSpec
 from . import addresses, listening_sockets, logs
 from .cgroup import ControlGroup, move
 from .host_drain import HostDrain
+from .host_request import HostRequest
 from .limits import Limits
 from .notices import Notices
 from .own_checks import CommandCheck, wait_for_line
@@ -112,7 +113,7 @@ class LocalChild:
         self._pause_s = _FIRST_PAUSE_S
         self._found: ProbeResult | None = None  #: the failed probe that says why it is not ready yet
         self.serves = not self._is_command  #: a hosted agent has its socket from the start
-        self._host_drain = HostDrain(record.host, record.port, record.token)
+        self._host_drain = HostDrain(HostRequest(record.host, record.port, record.token))
 
     @property
     def said(self) -> str | None:

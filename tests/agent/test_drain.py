@@ -16,6 +16,7 @@ from agentmgr.agent import drain as drain_module
 from agentmgr.agent.door import Door
 from agentmgr.core.proof import DRAIN_PATH
 from agentmgr.supervisor.host_drain import HostDrain
+from agentmgr.supervisor.host_request import HostRequest
 from agentmgr.testing.agents import Hosted, bare_client, hosted
 
 TOKEN = "secret"
@@ -34,7 +35,7 @@ class Thinker:
 
 
 def drain_of(url: str) -> HostDrain:
-    return HostDrain("127.0.0.1", int(url.rpartition(":")[2]), TOKEN)
+    return HostDrain(HostRequest("127.0.0.1", int(url.rpartition(":")[2]), TOKEN))
 
 
 @asynccontextmanager

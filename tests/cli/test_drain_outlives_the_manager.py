@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from agentmgr.supervisor.host_drain import HostDrain
+from agentmgr.supervisor.host_request import HostRequest
 from tests.conditions import heard
 from tests.ports import own_port
 
@@ -39,7 +40,7 @@ def close_code(instance: dict[str, Any]) -> int | None:
     """What it is to close with; None while it does not drain."""
     environment = Path(f"/proc/{instance['pid']}/environ").read_text().split("\0")
     (token,) = (each.partition("=")[2] for each in environment if each.startswith("AGENTMGR_INSTANCE_TOKEN="))
-    return trio.run(HostDrain(instance["host"], instance["port"], token).close_code)
+    return trio.run(HostDrain(HostRequest(instance["host"], instance["port"], token)).close_code)
 
 
 def until(condition: Callable[[], object]) -> None:

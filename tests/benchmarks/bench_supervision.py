@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -56,7 +57,7 @@ def answers(port: int) -> bool:
             sock.connect(("127.0.0.1", port))
             key = base64.b64encode(os.urandom(16)).decode()
             sock.sendall(
-                f"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                f"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
             )
             return sock.recv(1024).startswith(b"HTTP/1.1 101")
@@ -285,14 +286,15 @@ def p8(instances: int, seconds: float, light: bool) -> None:
         ask(process, {"id": 2, "do": "unregister", "name": "bench"})
 
 
-def ask(manager: subprocess.Popen[bytes], request: dict[str, object]) -> None:
+def ask(manager: subprocess.Popen[bytes], request: dict[str, object]) -> dict[str, Any]:
     assert manager.stdin is not None
     assert manager.stdout is not None
     manager.stdin.write(json.dumps(request).encode() + b"\n")
     manager.stdin.flush()
-    answer = json.loads(manager.stdout.readline())
+    answer: dict[str, Any] = json.loads(manager.stdout.readline())
     if "error" in answer:
         raise SystemExit(answer["message"])
+    return answer
 
 
 def cpu_s(pid: int) -> float:

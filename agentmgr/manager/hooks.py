@@ -14,12 +14,14 @@ deliver it again. Nothing else waits for a hook.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import ssl
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import h11
 import trio
@@ -34,6 +36,8 @@ from ..websocket.sockets import open_stream
 from .events import EventLog
 from .registry import Registry
 from .sessions import Sessions
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 LAST_S = 5.0  #: for what is not delivered when the manager ends
@@ -130,6 +134,9 @@ class Hooks:
                     break
                 except _Failed as failure:
                     why = str(failure)
+                except Exception as error:  # the boundary: no hook, whatever it is, ends the manager
+                    logger.exception("internal error: the hook of %s was not called", call.spec.name)
+                    why = f"internal error: {error!r}"
             else:
                 self._failed(call, f"{why} ({ATTEMPTS} attempts)")
             self._open.discard(call)
@@ -183,7 +190,7 @@ class Hooks:
 
 async def _attempt(call: _Call) -> None:
     """Raises `_Failed`."""
-    work = _post if call.hook.startswith(("http://", "https://")) else _run
+    work = _post if urlsplit(call.hook).scheme in ("http", "https") else _run
     try:
         with trio.fail_after(TIMEOUT_S):
             await work(call)
@@ -222,6 +229,9 @@ async def _post(call: _Call) -> None:
             ("User-Agent", f"agentmgr/{__version__}"),
             ("Connection", "close"),
         ]
+        if url.username is not None:
+            who = f"{unquote(url.username)}:{unquote(url.password or '')}"
+            head.append(("Authorization", f"Basic {b64encode(who.encode()).decode()}"))
         target = (url.path or "/") + (f"?{url.query}" if url.query else "")
         try:
             for event in (

@@ -227,9 +227,19 @@ def check_hook(_: Any, attribute: Attribute[Any], value: str | None) -> None:
         return
     try:
         words, url = shlex.split(value), urlsplit(value)
+        port = url.port
     except ValueError as error:
         raise invalid(attribute.name, f"cannot be read: {error}") from None
     if not words or not value.isprintable():
         raise invalid(attribute.name, "must be a command or an http(s) URL, on one line")
-    if url.scheme in ("http", "https") and not url.hostname:
-        raise invalid(attribute.name, f"has no host: {value!r}")
+    if not url.scheme or "://" not in words[0]:
+        return
+    if url.scheme not in ("http", "https"):
+        raise invalid(attribute.name, f"must be a command or an http(s) URL, not {value!r}")
+    if not url.hostname or port == 0:
+        raise invalid(attribute.name, f"has no host, or no port that can be dialled: {value!r}")
+    if not value.isascii() or " " in value:
+        raise invalid(
+            attribute.name,
+            f"must have its special characters encoded (%20, %C3%A4; of a host xn--…): {value!r}",
+        )

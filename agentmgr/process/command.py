@@ -8,14 +8,13 @@ import signal
 import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import trio
 
-from ..errors import leaves
-
 SAID_CHARS = 200
+_KEPT_BYTES = 4 * SAID_CHARS  # of UTF-8
+_PIPE_BYTES = 2**20  #: the most that a pipe holds
 
 
 async def run_command(
@@ -28,35 +27,51 @@ async def run_command(
 ) -> tuple[int, str]:
     """Its exit code (negative: the signal that ended it) and the end of its output. `options`: of `Popen`.
 
-    It runs in a session of its own, which is killed when this is cancelled. Raises OSError where it cannot be
-    executed.
+    It runs in a session of its own, which is killed when this is cancelled. What it leaves running in the
+    background when it ends is not waited for. Raises OSError where it cannot be executed.
     """
-    words, said = shlex.split(command), b""
-    run = partial(
-        trio.run_process,
-        words,
-        stdin=stdin,
+    process = await trio.lowlevel.open_process(
+        shlex.split(command),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        check=False,
         cwd=cwd,
         env=dict(environment),
         start_new_session=True,
-        deliver_cancel=_kill,
         **options,
     )
+    to, out, said = process.stdin, process.stdout, b""
+    assert isinstance(to, trio.lowlevel.FdStream)
+    assert isinstance(out, trio.lowlevel.FdStream)
+
+    async def feed() -> None:
+        with suppress(trio.BrokenResourceError):  # it does not read to the end
+            await to.send_all(stdin)
+        to.close()
+
+    async def listen() -> None:
+        nonlocal said
+        async for piece in out:
+            said = (said + piece)[-_KEPT_BYTES:]
+
     try:
+        with suppress(BrokenPipeError):  # what fits is there also for one that it starts before it ends
+            stdin = stdin[os.write(to.fileno(), stdin) :]
         async with trio.open_nursery() as nursery:
-            process: trio.Process = await nursery.start(run)
-            assert process.stdout is not None
-            async for piece in process.stdout:
-                said = (said + piece)[-4 * SAID_CHARS :]
-    except* OSError as errors:
-        raise next(leaves(errors)) from None
+            nursery.start_soon(feed)
+            nursery.start_soon(listen)
+            await process.wait()
+            # Not their ends, which a process in the background may keep open.
+            nursery.cancel_scope.cancel()
+        with suppress(BlockingIOError):
+            said = (said + os.read(out.fileno(), _PIPE_BYTES))[-_KEPT_BYTES:]
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with trio.CancelScope(shield=True):
+                await process.wait()
+        to.close()
+        out.close()
     assert process.returncode is not None
     return process.returncode, said.decode(errors="replace").strip()[-SAID_CHARS:]
-
-
-async def _kill(process: trio.Process) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)

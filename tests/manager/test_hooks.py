@@ -231,7 +231,44 @@ async def test_a_question_is_told_by_one_manager_also_if_it_was_asked_while_none
     assert server.bodies.statistics().current_buffer_used == 0
 
 
-@pytest.mark.parametrize("hook", ["", "   ", "'never closed", "http:///path", "two\nlines"])
+async def test_what_it_leaves_running_in_the_background_is_not_waited_for(db: Path, tmp_path: Path) -> None:
+    got = tmp_path / "got"
+    async with AgentManager(db) as manager:
+        with trio.fail_after(hooks.TIMEOUT_S):
+            await fail(
+                manager, f"/bin/sh -c 'exec 3<&0; (cat <&3 > {got}.$$; mv {got}.$$ {got}; sleep 20) & exit 5'"
+            )
+            assert "exit code 5 (4 attempts)" in str((await event(manager, "hook.failed")).detail["reason"])
+        assert (await read(got))["event"] == "given_up"
+
+
+async def test_a_password_in_a_url_is_shown_to_its_server_and_a_scheme_may_be_in_capitals(db: Path) -> None:
+    server = Server()
+    async with server.open() as url, AgentManager(db) as manager:
+        await fail(manager, url.replace("http://", "HTTP://me:a%40b@"))
+        with trio.fail_after(60):
+            await server.bodies.receive()
+        assert "Authorization: Basic bWU6YUBi" in server.heads[0]
+
+
+async def test_a_fault_of_ours_in_a_hook_does_not_end_the_manager(
+    db: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(hooks, "run_command", broken)
+    async with AgentManager(db) as manager:
+        await fail(manager, "true")
+        failed = await event(manager, "hook.failed")
+        assert "internal error: ZeroDivisionError()" in str(failed.detail["reason"])
+
+
+@pytest.mark.parametrize(
+    "hook",
+    ["", "   ", "'never closed", "http:///path", "two\nlines", "ftp://host/", "http://host:99999/",
+     "http://host/a b", "http://h\u00f6st/", "https://host:0/"],
+)  # fmt: skip
 def test_what_a_hook_must_be(hook: str) -> None:
     with pytest.raises(InvalidRequest, match="on_failure"):
         ServiceConfig(on_failure=hook)

@@ -22,13 +22,15 @@ from .. import bootstrap
 from ..agent.host import HostOptions, open_listener
 from ..codec import to_json
 from ..core.hosts import authority
+from ..errors import leaves
 from ..manager.factory_path import located
 from ..models import new_id
 from ..process.paths import file_of
-from ..process.watching import Saves, Watched, require_watchfiles, watch
+from ..process.watching import Saves, Watched, named, require_watchfiles, watch
 from .foreground import stop_signals
 from .out import note, say
 
+_AGAIN_S = 10.0  #: after a failure to watch, as where the system has no watches left
 _GRACE_S = 10.0  #: for a process that is asked to end; its sessions are given up within 7 s
 
 
@@ -83,17 +85,23 @@ class _Hosts:
     async def run(self, code: Watched) -> None:
         """Until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(
-                watch, {code: [code]}, lambda _, path: self._saves.add(path), lambda _: self._began_at
-            )
+            nursery.start_soon(self._watch, code)
             await self._replace(nursery)
             while True:
-                files = ", ".join(map(os.path.basename, await self._saves.settled()))
+                files = named(await self._saves.settled())
                 if await self._replace(nursery):
                     note(f"the new code of {files} is live")
                 else:
                     serves = "what ran before serves on" if self._serving else "save a file to try again"
                     note(f"{files} is not live, as it does not start: {serves}")
+
+    async def _watch(self, code: Watched) -> None:
+        while True:
+            try:
+                await watch({code: [code]}, lambda _, path: self._saves.add(path), lambda _: self._began_at)
+            except* (OSError, RuntimeError) as problems:  # the last one is watchfiles' own
+                note(f"files are not watched; trying again in {_AGAIN_S:g} s: {next(leaves(problems))}")
+            await trio.sleep(_AGAIN_S)
 
     async def _replace(self, nursery: trio.Nursery) -> bool:
         """Whether a process with the present code is ready; then the one before has ended."""

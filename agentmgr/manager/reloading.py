@@ -16,7 +16,7 @@ import trio
 from ..errors import AgentManagerError, WrongState, leaves
 from ..models import DesiredStatus, Event, ServiceConfig, ServiceSpec, ServiceStatus
 from ..process.paths import file_of
-from ..process.watching import Saves, Watched, require_watchfiles, watch
+from ..process.watching import Saves, Watched, named, require_watchfiles, watch
 from ..supervisor import Supervisor
 from .events import EventLog
 from .registry import Registry
@@ -134,8 +134,7 @@ class Reloads:
             spec = self._registry.by_id.get(service_id)
             if spec is None or not _should_run(spec):
                 break
-            names = ", ".join(dict.fromkeys(os.path.basename(file) for file in files))
-            detail: dict[str, str | bool] = {"name": spec.name, "files": names}
+            detail: dict[str, str | bool] = {"name": spec.name, "files": named(files)}
             try:
                 await self._supervisor.restart(spec)
             except WrongState:  # it was stopped meanwhile, or all is

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from glob import escape, glob
 from importlib.util import find_spec
+from itertools import filterfalse
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 QUIET_S = 0.3  #: editors and checkouts write several files, each more than once
 LONGEST_S = 3.0  #: saves that go on so long are taken as one even so
+_NAMED = 10  #: files of a save, where there are more
 _LOOK_S = 0.5  #: between looks at whether a watched place is another directory now
 
 _IGNORED_DIRECTORIES = {
@@ -97,13 +99,10 @@ async def watch(
         real = os.path.realpath(path)
         return any(real == str(own) or real.startswith(f"{own}/") for own in ignored)
 
-    def changed(paths: Iterable[str]) -> None:
-        if stop.is_set():
-            return
-        for path in paths:
-            for key, all_ in places.items():
-                if any(one.covers(path) for one in all_) and not is_ignored(path):
-                    saved(key, path)
+    def changed(saves: Iterable[tuple[Key, str]]) -> None:
+        if not stop.is_set():
+            for key, path in saves:
+                saved(key, path)
 
     def begun(newest: Mapping[Key, tuple[float, str]]) -> None:
         for key, (at, path) in newest.items():
@@ -111,37 +110,38 @@ async def watch(
                 saved(key, path)
 
     def report(paths: set[str]) -> None:
-        token.run_sync_soon(changed, paths)
+        """In the thread that looks: a checkout may change thousands of files."""
+        saves: list[tuple[Key, str]] = []
+        for path in paths:
+            keys = [key for key, all_ in places.items() if any(one.covers(path) for one in all_)]
+            if keys and not is_ignored(path):
+                saves += ((key, path) for key in keys)
+        token.run_sync_soon(changed, saves)
 
     def begin() -> None:
         newest = {key: max(one.newest(is_ignored) for one in all_) for key, all_ in places.items() if all_}
         token.run_sync_soon(begun, newest)
 
     roots = {one.path for all_ in places.values() for one in all_}
-    directories = _directories(roots)
     # A file that is saved is often a new one that is renamed: only its directory knows.
-    beside = {os.path.dirname(root) for root in roots - directories}
+    beside = set(map(os.path.dirname, filterfalse(os.path.isdir, roots)))
     limiter = trio.CapacityLimiter(2)  # not the one of all threads: these last
 
     async def look(paths: set[str], *, recursive: bool) -> None:
         while paths:
-            if there := _directories(paths):
+            if any(map(os.path.isdir, paths)):
                 await trio.to_thread.run_sync(
-                    _look, there, recursive, stop, begin, report, abandon_on_cancel=True, limiter=limiter
+                    _look, paths, recursive, stop, begin, report, abandon_on_cancel=True, limiter=limiter
                 )
             else:
                 await trio.sleep(_LOOK_S)
 
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(partial(look, directories, recursive=True))
+            nursery.start_soon(partial(look, roots, recursive=True))
             nursery.start_soon(partial(look, beside, recursive=False))
     finally:
         stop.set()
-
-
-def _directories(paths: set[str]) -> set[str]:
-    return {path for path in paths if os.path.isdir(path)}
 
 
 def _look(
@@ -151,13 +151,18 @@ def _look(
     begin: Callable[[], None],
     report: Callable[[set[str]], None],
 ) -> None:
-    """Returns when a root is another directory than before: links are turned, directories made anew."""
+    """Watches those roots that are directories. Returns when one is another directory than before, or has
+    become one: links are turned, directories made anew.
+    """
     from watchfiles import watch as changes
 
     identities = {root: _identity(root) for root in roots}
+    there = [root for root, identity in identities.items() if identity is not None]
+    if not there:
+        return
     begun = False
     for found in changes(
-        *roots,
+        *there,
         watch_filter=None,
         debounce=200,
         stop_event=stop,
@@ -179,22 +184,36 @@ def _look(
 
 
 def _identity(path: str) -> tuple[int, int] | None:
+    """Of a directory; None where there is none."""
     try:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return (found.st_dev, found.st_ino) if stat.S_ISDIR(found.st_mode) else None
 
 
-def forget_bytecode(path: str) -> None:
-    """Removes what Python has compiled of that source.
+def forget_bytecode(paths: Iterable[str]) -> None:
+    """Removes what Python has compiled of those sources.
 
     It would be taken for that of the new source if both have as many bytes and were saved in one second.
     """
-    directory, name = os.path.split(path)
-    for compiled in glob(os.path.join(escape(directory), "__pycache__", f"{escape(Path(name).stem)}.*.pyc")):
+    modules: dict[str, set[str]] = {}  # by directory
+    for directory, name in map(os.path.split, paths):
+        if name.endswith(".py"):
+            modules.setdefault(directory, set()).add(name.removesuffix(".py"))
+    for directory, names in modules.items():
+        compiled = os.path.join(directory, "__pycache__")
         with suppress(OSError):
-            os.unlink(compiled)
+            for file in os.listdir(compiled):
+                if file.endswith(".pyc") and file.partition(".")[0] in names:
+                    os.unlink(os.path.join(compiled, file))
+
+
+def named(files: Sequence[str]) -> str:
+    """Some saved files, for people."""
+    names = list(dict.fromkeys(map(os.path.basename, files)))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 class Saves:
@@ -220,7 +239,5 @@ class Saves:
                 with trio.move_on_after(QUIET_S):
                     await self._another.wait()
         paths, self._paths, self._another = sorted(self._paths), set(), trio.Event()
-        for path in paths:
-            if path.endswith(".py"):
-                forget_bytecode(path)
+        forget_bytecode(paths)
         return paths

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -11,9 +12,12 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from websockets.sync.client import connect
 
+from agentmgr.cli import reloading
 from agentmgr.client import open_session
+from agentmgr.process.watching import Watched
 
 AGENT = """
 import words
@@ -153,3 +157,18 @@ def test_without_watchfiles_it_says_what_to_install(
     said = shell.fails(*words)
     assert f"{sys.executable} -m pip install 'agentmgr-trio[reload]'" in said
     assert os.fspath(shell.directory) not in said
+
+
+async def test_serve_goes_on_where_the_system_has_no_watches_left(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def watch(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "OS file watch limit reached")
+
+    monkeypatch.setattr(reloading, "watch", watch)
+    with trio.move_on_after(25):
+        await reloading._Hosts([], ())._watch(Watched("/"))
+    said = "files are not watched; trying again in 10 s: [Errno 28] OS file watch limit reached\n"
+    assert capsys.readouterr().err == 3 * said

@@ -3,12 +3,14 @@
 import os
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from shutil import rmtree
 
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from agentmgr.process.watching import QUIET_S, Saves, Watched, forget_bytecode, watch
+from agentmgr.process.watching import QUIET_S, Saves, Watched, forget_bytecode, named, watch
+from tests.conditions import until
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,34 @@ async def test_files_are_seen_below_links_that_are_turned_and_older_ones_once(tm
     await wait_all_tasks_blocked()
 
 
+async def test_a_directory_that_comes_late_or_again_is_watched_beside_another_one(tmp_path: Path) -> None:
+    (tmp_path / "always").mkdir()
+    places = {name: [Watched(str(tmp_path / name))] for name in ("always", "comes")}
+    seen: set[tuple[str, str]] = set()
+
+    def sees_a_save_in(name: str) -> bool:  # it need not be watched yet
+        file = tmp_path / name / "a.py"
+        file.write_text("x")
+        return (name, str(file)) in seen
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, places, lambda *save: seen.add(save), lambda _: 2e12)
+        await until(lambda: sees_a_save_in("always"))
+        for _ in ("late", "again"):
+            (tmp_path / "comes").mkdir()
+            await until(lambda: sees_a_save_in("comes"))
+            seen.clear()
+            rmtree(tmp_path / "comes")
+            await until(lambda: ("comes", str(tmp_path / "comes")) in seen)
+            seen.clear()
+        nursery.cancel_scope.cancel()
+
+
+def test_of_many_files_some_are_named() -> None:
+    assert named(["/a/b.py", "/c/b.py", "/d.py"]) == "b.py, d.py"
+    assert named([f"/{number}" for number in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+
+
 def test_what_is_saved_twice_in_a_second_is_not_taken_from_the_bytecode_of_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,5 +160,5 @@ def test_what_is_saved_twice_in_a_second_is_not_taken_from_the_bytecode_of_befor
 
     assert word("one") == "one"
     assert word("two") == "one", "Python goes by the second and the size"
-    forget_bytecode(str(source))
+    forget_bytecode([str(source)])
     assert word("two") == "two"

@@ -66,7 +66,8 @@ configs = st.builds(
 ) | st.builds(
     ServiceConfig,
     command=st.tuples(variables).flatmap(lambda first: st.lists(words).map(lambda rest: (*first, *rest))),
-    instances=st.integers(1, 1000),
+    instances=st.integers(1, 1000) | st.sampled_from(["0..1", "2..8", "1000..1000"]),
+    sessions_per_instance=st.integers(1, 9),
 )
 specs = st.builds(
     ServiceSpec,
@@ -257,7 +258,8 @@ REFUSED = [
     ),
     (
         {"config": {"agent_factory_path": "a", "instances": 0}},
-        "config.instances must be from 1 to 1000, not 0",
+        "config.instances must be a number from 1 to 1000, or a range such as 2..8 or 0..4, not 0; "
+        "`agentmgr stop` ends all",
     ),
     (
         {"config": {"agent_factory_path": "a", "env": {"A": 1}}},
@@ -286,13 +288,13 @@ def test_a_wrong_value_is_refused_with_its_path(change, words):
 def test_all_problems_are_told_at_once():
     body = {
         "name": 1,
-        "config": {"agent_factory_path": "a", "instances": "x", "wat": 1},
+        "config": {"agent_factory_path": "a", "weight": "x", "wat": 1},
         "tags": [1, "ok", 2],
     }
     with pytest.raises(InvalidRequest) as caught:
         from_plain(body, ServiceSpec)
     paths = {problem.path for problem in caught.value.fields}
-    assert paths == {"name", "config.instances", "config.wat", "tags[0]", "tags[2]"}
+    assert paths == {"name", "config.weight", "config.wat", "tags[0]", "tags[2]"}
 
 
 def test_what_is_required_is_named():

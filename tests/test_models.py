@@ -18,6 +18,7 @@ from agentmgr.models import (
     new_id,
     utc_now,
 )
+from agentmgr.models.instance_range import InstanceRange
 
 CONFIG = ServiceConfig(agent_factory_path="agent.py")
 SPEC = ServiceSpec("weather", CONFIG)
@@ -55,7 +56,6 @@ def test_an_ordinary_name_is_fine(name):
 @pytest.mark.parametrize(
     "change",
     [
-        {"instances": 0},
         {"weight": 0},
         {"max_sessions": -1},
         {"restart_delay": -0.1},
@@ -69,6 +69,63 @@ def test_a_number_out_of_range_is_refused_by_name(change):
     with pytest.raises(InvalidRequest, match=f"^{name} must be from") as caught:
         evolve(CONFIG, **change)
     assert caught.value.fields[0].path == name
+
+
+@pytest.mark.parametrize(
+    ("instances", "least", "most", "on_demand"),
+    [(1, 1, 1, False), (1000, 1000, 1000, False), ("2..8", 2, 8, False), ("0..1", 0, 1, True)],
+)
+def test_how_many_run_is_a_number_or_a_range(instances, least, most, on_demand):
+    config = evolve(CONFIG, instances=instances)
+    assert config.instance_range == InstanceRange(least, most)
+    assert config.on_demand == on_demand
+
+
+@pytest.mark.parametrize(
+    ("instances", "why"),
+    [
+        (0, "not 0; `agentmgr stop` ends all"),
+        (1001, "not 1001"),
+        (-1, "not -1"),
+        ("3", "not '3'"),
+        ("2..", "not '2..'"),
+        ("2-8", "not '2-8'"),
+        (" 2..8", "not ' 2..8'"),
+        ("02..8", "not '02..8'"),
+        ("0..0", "not '0..0'"),
+        ("8..2", "not '8..2': its lower end comes first"),
+        ("2..1001", "not '2..1001': at most 1000"),
+        (2.5, "not 2.5"),
+    ],
+)
+def test_what_is_neither_is_refused_with_what_would_do(instances, why):
+    with pytest.raises(InvalidRequest) as caught:
+        evolve(CONFIG, instances=instances)
+    needed = "instances must be a number from 1 to 1000, or a range such as 2..8 or 0..4"
+    assert caught.value.message == f"{needed}, {why}"
+    assert caught.value.fields[0].path == "instances"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"instances": "1..4"}, "add sessions_per_instance or max_sessions"),
+        ({"instances": "0..4"}, "add sessions_per_instance or max_sessions"),
+        ({"instances": "1..4", "max_sessions": 9, "restart": RestartMode.NEVER}, "a number for a job"),
+        ({"instances": "1..1", "schedule": "0 3 * * *"}, "must be 1 with a schedule"),
+        ({"instances": "1..4", "max_sessions": 9}, None),
+        ({"instances": "1..4", "sessions_per_instance": 9}, None),
+        ({"instances": "0..1"}, None),
+    ],
+)
+def test_a_range_of_a_command_needs_to_know_what_one_instance_is_for(change, why):
+    config = ServiceConfig(command=("serve",), **change)
+    if why is None:
+        assert ServiceSpec("weather", config).config is config
+        return
+    with pytest.raises(InvalidRequest, match=why) as caught:
+        ServiceSpec("weather", config)
+    assert caught.value.fields[0].path == "instances"
 
 
 def test_a_string_is_not_a_list_of_letters():
@@ -87,6 +144,9 @@ def test_either_a_file_or_a_command_is_run():
 def test_a_fixed_port_is_for_one_instance():
     with pytest.raises(InvalidRequest, match="a fixed port allows one instance"):
         ServiceSpec("weather", evolve(CONFIG, instances=2), port=8081)
+    with pytest.raises(InvalidRequest, match="a fixed port allows one instance"):
+        ServiceSpec("weather", evolve(CONFIG, instances="0..2"), port=8081)
+    assert ServiceSpec("weather", evolve(CONFIG, instances="0..1"), port=8081).port == 8081
 
 
 @pytest.mark.parametrize(

@@ -122,8 +122,22 @@ def _form(name: str, option: Option, hint: Any) -> dict[str, Any]:
 def _bounded(schema: dict[str, Any], bounds: Mapping[str, Any]) -> dict[str, Any]:
     """Bounds go to the part of the schema that they are about, not to its null."""
     if "anyOf" in schema:
-        return {"anyOf": [s if s == {"type": "null"} else {**s, **bounds} for s in schema["anyOf"]]}
+        return {"anyOf": [{**s, **_of_type(s.get("type"), bounds)} for s in schema["anyOf"]]}
     return {**schema, **bounds}
+
+
+_OF_NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum"})
+
+
+def _of_type(kind: str | None, bounds: Mapping[str, Any]) -> dict[str, Any]:
+    match kind:
+        case "null":
+            return {}
+        case "integer" | "number":
+            return {key: bound for key, bound in bounds.items() if key in _OF_NUMBERS}
+        case "string":
+            return {key: bound for key, bound in bounds.items() if key not in _OF_NUMBERS}
+    return dict(bounds)
 
 
 def _variables(cls: type[Any]) -> tuple[Any, ...]:

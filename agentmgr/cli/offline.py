@@ -137,7 +137,7 @@ class OfflineManager:
         files = {}
         for name in [ref] if isinstance(ref, str) else ref:
             service = await self.get_service(name)
-            count = service.config.instances
+            count = service.config.instance_range.most
             if instance is not None and not 0 <= instance < count and not several:
                 raise InvalidRequest(f"instance must be from 0 to {count - 1}")
             for slot in range(count):
@@ -169,7 +169,9 @@ class OfflineManager:
         from ..proxy import Gateway  # the one decider of this; the other commands need not pay for it
 
         specs = self._snapshot.services
-        supposed = [_supposed(spec, slot) for spec in specs for slot in range(spec.config.instances)]
+        supposed = [
+            _supposed(spec, slot) for spec in specs for slot in range(spec.config.instance_range.least_awake)
+        ]
         gateway = Gateway(view.routing_table(specs, self._snapshot.rules, supposed))
         decision = gateway.route(ClientRequest(path=path, client_ip=client_ip, headers=headers))
         return dict(to_plain(decision))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_origin
 
 import asyncclick as click
@@ -70,7 +71,7 @@ def option_of(
     flag = flag or option.flag or _flag(name)
     if hint is bool:
         flag = f"{flag}/--no-{flag[2:]}"
-    multiple = details.setdefault("multiple", get_origin(hint) is not None)
+    multiple = details.setdefault("multiple", get_origin(hint) not in (None, UnionType))
     help = (
         option.help
         + (" May be repeated." if multiple else "")
@@ -89,9 +90,20 @@ def option_of(
 def _type(hint: Any, option: Option) -> Any:
     if option.metavar in _COMPLETED:
         return _COMPLETED[option.metavar]
+    if get_origin(hint) is UnionType:
+        return NumberOrText()
     if get_origin(hint) is not None:
         return str
     return _Member(hint) if issubclass(hint, StrEnum) else hint
+
+
+class NumberOrText(click.ParamType[int | str]):
+    """Digits are a number, as in `instances`; the field's own check judges both."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,9}", value) else value
 
 
 class _Member(click.Choice[str]):

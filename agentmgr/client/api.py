@@ -98,7 +98,7 @@ class ManagerClient(RestClient):
     ) -> Service:
         return await self._work(ref, "restart", wait, rolling=rolling, force=force)
 
-    async def scale_service(self, ref: str, instances: int, *, wait: bool = True) -> Service:
+    async def scale_service(self, ref: str, instances: int | str, *, wait: bool = True) -> Service:
         path = f"/services/{quoted(ref)}/scale"
         body = {"instances": instances}
         return await self._one(Service, "POST", path, json=body, params=_wait(wait), waits=wait)

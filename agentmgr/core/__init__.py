@@ -5,6 +5,7 @@ An instance:
     lifecycle          the table of its states
     restart            why it ended, and what follows: a pause and another start, or giving up
     health             what its checks show, over time
+    scaling            how many of a service run, where that is a range
     dependencies       in which order services end
 
 A client:

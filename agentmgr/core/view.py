@@ -17,7 +17,7 @@ from ..models import (
     ServiceSpec,
     ServiceStatus,
 )
-from . import schedule
+from . import scaling, schedule
 from .hosts import authority
 from .routing import Backend, BackendState, RoutingTable
 from .secrets import shown
@@ -113,6 +113,7 @@ def service_view(
         # Making a configuration validates it all: only where there is something to hide.
         config=evolve(config, env=shown(config.env, config.env_public)) if config.env else config,
         instances=tuple(instances),
+        wanted_instances=scaling.wanted(config, instances),
         port_is_fixed=spec.port is not None,
         last_run=None if job is None else job.last,
         next_run_at=next_run_at,

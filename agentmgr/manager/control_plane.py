@@ -182,11 +182,11 @@ class ControlPlane:
             self.worker_manager.disconnect(connection_id, code=code, reason=reason)
 
     async def _drain(self, instance_id: str, timeout_s: float, for_good: bool) -> None:
-        deadline = trio.current_time() + timeout_s
+        began = trio.current_time()
         try:
             await self.publisher.published()  # no new client comes to it from here on
-            idle_s = await self.supervisor.drain_idle_s(instance_id)
-            left_s = max(0.0, deadline - trio.current_time())
+            idle_s, timeout_s = await self.supervisor.drain_terms(instance_id, timeout_s)
+            left_s = max(0.0, began + timeout_s - trio.current_time())
             drain = partial(self.gateway.drain, by_itself=idle_s is None)
             async with trio.open_nursery() as nursery:
                 for each in (drain, self.worker_manager.drain):

@@ -229,8 +229,8 @@ class AgentManager:
         plane = self._supervising()
         plane.reloads.ask(plane.registry.service(ref).service_id)
 
-    async def scale_service(self, ref: str, instances: int, *, wait: bool = True) -> Service:
-        """Run it with so many instances from now on."""
+    async def scale_service(self, ref: str, instances: int | str, *, wait: bool = True) -> Service:
+        """Run it with so many instances from now on; with a range, as in "2..8", its load decides."""
         return await services.scale(self._live(), ref, instances, wait=wait)
 
     async def run_service_now(self, ref: str) -> Service:

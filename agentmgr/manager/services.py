@@ -38,7 +38,7 @@ async def change(
     return plane.view(spec)
 
 
-async def scale(plane: ControlPlane, ref: str, instances: int, *, wait: bool) -> Service:
+async def scale(plane: ControlPlane, ref: str, instances: int | str, *, wait: bool) -> Service:
     spec = await plane.registry.change_service(ref, {"instances": instances})
     _announce(plane, "service.changed", spec, fields="instances")
     await _fill(plane, spec, wait=wait)

@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from ..core import schedule
+from ..core import scaling, schedule
 from ..core.view import overall_health, overall_status, started_at
 from ..models import HealthStatus, JobState, ServiceSpec, ServiceStatus
 from ..supervisor import Supervisor
@@ -116,7 +116,7 @@ class Summaries:
             "desired_status": str(spec.desired_status),
             "health": str(overall_health(instances)),
             "error_message": None if error is None else _in_one_line(error),
-            "instances": config.instances,
+            "instances": scaling.wanted(config, instances),
             "ready": sum(i.status is ServiceStatus.RUNNING for i in instances),
             "connections": connections,
             "restart_count": sum(i.restart_count for i in instances),

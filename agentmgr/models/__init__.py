@@ -13,6 +13,7 @@ has to check it again. Parts, in reading order:
 - `jobs`: commands that end by themselves: by which schedule (`JobConfig`), and their runs
 - `sessions`: conversations as their journals have them, and open questions
 - `host_config`: what the host of an agent is configured with (`HostConfig`, a part of `ServiceConfig`)
+- `instance_range`: how many instances are to run, a number or a range (`InstanceRange`)
 - `checks`: how a service's readiness and health are checked (`CheckMethod`)
 - `fields`: options and validators. An option of a service is one field with its help and bounds
   (`fields.option`): the command line, the API's schema and the host are made of the fields

@@ -34,6 +34,7 @@ from .fields import (
     utc_now,
 )
 from .host_config import Sessions
+from .instance_range import InstanceRange, check_instances, instance_range
 from .jobs import JobConfig
 
 
@@ -175,7 +176,22 @@ class ServiceConfig(JobConfig):
         Sessions.DURABLE,
         "Whether an agent's sessions are kept on disk, and so outlive its instances; a command's do not.",
     )
-    instances: int = option(1, "How many to run.", between(1, 1000), live=True)
+    instances: int | str = option(
+        1,
+        "How many to run: a number, or a range such as 2..8, within which `sessions_per_instance` decides; "
+        "0..8: none while it has no clients.",
+        check_instances,
+        metavar="N|LOW..HIGH",
+        live=True,
+    )
+    sessions_per_instance: int | None = option(
+        None,
+        "Connections of one instance on average, above which a range of `instances` runs one more. A second "
+        "one for two minutes without need ends again.",
+        between(1, 1_000_000),
+        unset="70 % of `max_sessions`; without that, 4 turns under way",
+        live=True,
+    )
     weight: int = option(1, "Its share in weighted routing.", between(1, 1000), live=True)
     max_sessions: int = option(
         0, "Connections of one instance at a time; 0: any number.", between(0, 1_000_000)
@@ -295,6 +311,15 @@ class ServiceConfig(JobConfig):
     )
 
     @property
+    def instance_range(self) -> InstanceRange:
+        return instance_range(self.instances)
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether none of it runs while it has no clients."""
+        return self.instance_range.least == 0
+
+    @property
     def conversation_limit(self) -> int:
         """0: unlimited."""
         return self.max_sessions if self.max_conversations is None else self.max_conversations
@@ -379,7 +404,7 @@ class ServiceSpec:
         if config.schedule is not None:
             for name, misfit, problem in (
                 ("agent_factory_path", config.agent_factory_path, "never ends: a schedule is for a command"),
-                ("instances", config.instances > 1, "must be 1 with a schedule"),
+                ("instances", config.instances != 1, "must be 1 with a schedule"),
                 ("restart", config.restart_mode is RestartMode.ALWAYS, "cannot be always with a schedule"),
             ):
                 if misfit:
@@ -388,7 +413,16 @@ class ServiceSpec:
             raise invalid("stop_signal", "is for commands: an agent's host ends on SIGTERM")
         if config.agent_factory_path and config.user and config.sessions is Sessions.DURABLE:
             raise invalid("user", "cannot write the journals of durable sessions: add --sessions memory")
-        if self.port is not None and config.instances > 1:
+        if config.command and config.instance_range.most > config.instance_range.least_awake:
+            if config.is_job:
+                raise invalid("instances", "must be a number for a job: a range follows clients")
+            if not (config.sessions_per_instance or config.max_sessions):
+                raise invalid(
+                    "instances",
+                    "as a range needs to know for how many connections one instance of a command is: add "
+                    "sessions_per_instance or max_sessions",
+                )
+        if self.port is not None and config.instance_range.most > 1:
             raise InvalidRequest(
                 f"service {self.name}: a fixed port allows one instance; leave the port out to run more",
                 fields=[FieldProblem("port", "allows one instance only: leave it out to run more")],

@@ -79,6 +79,7 @@ class Service:
     active_sessions: int
     config: ServiceConfig
     instances: tuple[Instance, ...]
+    wanted_instances: int = 1  #: how many are to run now: of a range, as many as its load needs
     port_is_fixed: bool = False  #: by the registration; else a free one is chosen at each start
     last_run: JobRun | None = None  #: of a job
     next_run_at: datetime | None = None  #: of one with a schedule

@@ -80,6 +80,7 @@ class InstanceTask:
         self.spec = spec
         self.view = view  #: as others may see it; replaced at each change
         self.finished = False  #: it will not be launched again
+        self.retired = False  #: it drains as one too many; another instance may start beside it
         self.over = trio.Event()  #: its task has ended, and nothing is left of its process
         self.sessions: int | None = None  #: conversations in its memory, as it last said
         self.entry = context.recorder.entry(view.instance_id)
@@ -412,6 +413,7 @@ class InstanceTask:
         `for_good`: no other instance takes its place, and its clients learn that. `force` cuts the draining
         short, `kill` also the time between TERM and KILL.
         """
+        self.drain.be_quick()
         self._for_good = for_good
         if force:
             self.drain.cut_short()
@@ -422,8 +424,15 @@ class InstanceTask:
         if self.over.is_set():
             self._end_of_story()
 
+    def retire(self) -> None:
+        """Makes it drain as long as its turns take, and end: others go on with its sessions."""
+        self.retired = True
+        self.stop()
+        self.drain.be_patient()
+
     def leave(self) -> None:
         """Ends this task and lets the process live on, unless its `on_manager_death` is `die`."""
+        self.drain.be_quick()
         self._leave = self._config.on_manager_death == OnManagerDeath.KEEP
         self.finished = True
         self._until_stopped.cancel()

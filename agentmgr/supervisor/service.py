@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import trio
 from attrs import define, field
@@ -12,6 +12,8 @@ from ..errors import AgentManagerError, InvalidRequest
 from ..models import ServiceSpec, ServiceStatus
 from .instance import InstanceTask, Missing
 from .launcher import Launcher
+
+Begin = Callable[["ServiceInstances", ServiceSpec, int], InstanceTask]  #: starts one at that position
 
 
 @define(eq=False)
@@ -29,16 +31,42 @@ class ServiceInstances:
     @property
     def is_busy(self) -> bool:
         """Whether another command is under way, or an instance is being stopped."""
-        return self.lock.locked() or any(task.finished and not task.over.is_set() for task in self.tasks)
+        return self.lock.locked() or any(
+            task.finished and not task.over.is_set() and not task.retired for task in self.tasks
+        )
 
-    def fill(
-        self, spec: ServiceSpec, begin: Callable[[ServiceInstances, ServiceSpec, int], InstanceTask]
-    ) -> list[InstanceTask]:
+    def positions(self, spec: ServiceSpec) -> list[int]:
+        """Where instances are to run. Of a range: where they do now, and as many more as run at least."""
+        bounds = spec.config.instance_range
+        if bounds.is_fixed:
+            return list(range(bounds.most))
+        kept = sorted({task.view.slot for task in self.tasks if not task.stopped} & set(range(bounds.most)))
+        return sorted(kept + self.free_positions(spec)[: max(0, bounds.least_awake - len(kept))])
+
+    def free_positions(self, spec: ServiceSpec) -> list[int]:
+        """Those of the range at which there is nothing, not even an instance that drains."""
+        taken = {task.view.slot for task in self.tasks}
+        return [position for position in range(spec.config.instance_range.most) if position not in taken]
+
+    def grow(self, spec: ServiceSpec, count: int, begin: Begin) -> None:
+        """Starts what is missing for so many, as far as positions are free."""
+        missing = count - len({task.view.slot for task in self.tasks if not task.stopped})
+        for position in self.free_positions(spec)[: max(0, missing)]:
+            begin(self, spec, position)
+
+    def shrink(self, surplus: Collection[str]) -> None:
+        """Has the instances of these ids drain, as long as their turns take, and end."""
+        for task in self.tasks:
+            if task.view.instance_id in surplus and not task.stopped:
+                task.retire()
+        self.tasks = [task for task in self.tasks if not (task.stopped and task.over.is_set())]
+
+    def fill(self, spec: ServiceSpec, positions: Iterable[int], begin: Begin) -> list[InstanceTask]:
         """Starts missing instances, cuts backoffs short, stops surplus ones; returns those that remain."""
         tasks = {task.view.slot: task for task in self.tasks if not task.finished}
-        for position in [position for position in tasks if position >= spec.config.instances]:
+        for position in [position for position in tasks if position not in positions]:
             tasks.pop(position).stop()
-        for position in range(spec.config.instances):
+        for position in positions:
             if position in tasks:
                 tasks[position].start_now()
             else:

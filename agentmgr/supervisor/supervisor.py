@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -158,7 +158,8 @@ class Supervisor:
         wait: bool = True,
         on_give_up: Literal["report", "raise"] = "report",
     ) -> None:
-        """Brings the service to `config.instances` instances; those that run are left alone.
+        """Brings the service to `config.instances` instances; those that run are left alone. Of a range, as
+        many run as before, and at least its lower end; `scale` changes that.
 
         `service`: a `ServiceSpec` for one or more processes, or a function, by `in_process`. With
         `on_give_up="raise"`, giving the service up shuts down the supervisor, and `run` (or the `async with`
@@ -191,14 +192,28 @@ class Supervisor:
     ) -> list[InstanceTask]:
         async with self._command(spec, stops) as known:
             known.launcher, known.raises = launcher, raises
-            await known.end([task for task in known.tasks if task.finished or task.outdated(spec)])
-            return known.fill(spec, self._new_instance)
+            await known.end([t for t in known.tasks if not t.retired and (t.finished or t.outdated(spec))])
+            return known.fill(spec, known.positions(spec), self._new_instance)
 
     async def _start_later(self, spec: ServiceSpec, begin: Callable[[], Awaitable[object]]) -> None:
         try:
             await begin()
         except AgentManagerError as error:
             log.warning("service %s was not started: %s", spec.name, error)
+
+    def scale(self, spec: ServiceSpec, count: int, surplus: Collection[str] = ()) -> None:
+        """Has more or fewer instances of a range run; waits for nothing.
+
+        More: as far as positions are free of instances that drain, and only where one is up or coming: else
+        it was stopped, or another command is about to start it. Fewer: those of `surplus` (ids) drain as long
+        as their turns take; not while another command is under way. Raises `AgentManagerError`.
+        """
+        service = self._services.get(spec.service_id)
+        if service is None or all(task.finished for task in service.tasks):
+            return
+        service.grow(spec, count, self._new_instance)
+        if not service.lock.locked():
+            service.shrink(surplus)
 
     async def stop(self, service_id: str, *, force: bool = False, wait: bool = True) -> None:
         """Ends all its instances: first their sessions, unless `force`, then their processes.
@@ -237,14 +252,15 @@ class Supervisor:
     ) -> None:
         try:
             async with self._command(spec, stops) as service:
+                positions = service.positions(spec)
                 await service.end(
-                    [task for task in service.tasks if not (rolling and task.serving)], force=force
+                    [t for t in service.tasks if not (rolling and (t.serving or t.retired))], force=force
                 )
                 for old in list(service.tasks):
-                    if old.view.slot < spec.config.instances:
+                    if old.view.slot in positions and not old.retired:
                         new = self._new_instance(service, spec, old.view.slot)
                         await service.replace(old, new, force=force)
-                tasks = service.fill(spec, self._new_instance)
+                tasks = service.fill(spec, positions, self._new_instance)
             for task in tasks:
                 await task.started()
             outcome.succeed()
@@ -304,12 +320,15 @@ class Supervisor:
         """Of the agent file and env file that each of its instances was launched with: a secret."""
         return tuple(task.digest for task in self._tasks(service_id))
 
-    async def drain_idle_s(self, instance_id: str) -> float | None:
-        """While it drains: the seconds of silence after which to end a session; None: its host ends them."""
+    async def drain_terms(self, instance_id: str, timeout_s: float) -> tuple[float | None, float]:
+        """While it drains: the seconds of silence after which to end a session (None: its host ends them),
+        and the seconds for all of them, `timeout_s` at most.
+        """
         for task in self._tasks(None):
             if task.view.instance_id == instance_id:
-                return await task.drain.idle_s()
-        return None
+                idle_s, limit_s = await task.drain.terms()
+                return idle_s, min(timeout_s, limit_s)
+        return None, timeout_s
 
     def troubles(self) -> tuple[str, ...]:
         """Faults that last now and end by themselves; services keep running."""
@@ -458,7 +477,7 @@ class Supervisor:
             service = self._known(spec)
             if service.tasks:  # one of its processes lives
                 continue
-            for position in range(spec.config.instances):
+            for position in service.positions(spec):
                 instance_id = new_id("ins")
                 view = Instance(
                     instance_id, spec.service_id, position, ServiceStatus.COMPLETED, spec_version=spec.version
@@ -485,14 +504,19 @@ class Supervisor:
             position = task.view.slot
             async with self._command(spec) as service:
                 taken = any(other.view.slot == position for other in service.tasks if other is not task)
-                if task.stopped or taken or position >= spec.config.instances:
+                if task.stopped or taken or position >= spec.config.instance_range.most:
                     return  # it is being replaced or stopped already
                 await task.promise_another()
+                bounds = spec.config.instance_range
+                others = [other for other in service.tasks if not other.stopped and other is not task]
+                if not bounds.is_fixed and len(others) >= bounds.least_awake:
+                    task.retire()  # the load decides whether another one starts
+                    return
                 if spec.port is None:
                     await service.replace(task, self._new_instance(service, spec, position), force=False)
                 else:
                     await service.end([task])
-                    service.fill(spec, self._new_instance)
+                    service.fill(spec, service.positions(spec), self._new_instance)
         except AgentManagerError as error:
             log.warning("service %s was not restarted: %s", spec.name, error)
 

@@ -147,13 +147,13 @@ async def test_a_row_that_does_not_parse_is_named(tmp_path, make):
     service = make.service()
     async with open_store(path) as store:
         await store.add_service(service)
-    document = json.dumps({"name": "weather", "config": {"instances": "three"}})
+    document = json.dumps({"name": "weather", "config": {"weight": "three"}})
     execute(path, f"UPDATE services SET document = '{document}'")
     for read_only in (False, True):
         async with open_store(path, read_only=read_only) as store:
             with pytest.raises(DatabaseDamaged, match=service.service_id) as caught:
                 await store.load()
-        assert "config.instances must be a whole number" in str(caught.value)
+        assert "config.weight must be a whole number" in str(caught.value)
         assert "agentmgr restore" in str(caught.value)
 
 

@@ -589,7 +589,7 @@ async def test_silence_says_that_a_session_is_idle_only_where_the_agent_cannot(
     found = []
 
     async def ask(instance_id):
-        found.append(await s.drain_idle_s(instance_id))
+        found.append((await s.drain_terms(instance_id, 30))[0])
 
     recorder.draining = ask
     async with supervisor(launcher=FakeLauncher(Behaviour(conversation_takes_s=takes_s))) as s:

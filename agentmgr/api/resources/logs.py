@@ -105,7 +105,7 @@ class SearchQuery(OneLog):
 )
 async def read_logs(call: Call, query: LogsQuery) -> Response:
     """The output of a service; each line begins with the instance's number where there are several."""
-    count = call.manager.get_service(call.ref).config.instances
+    count = call.manager.get_service(call.ref).config.instance_range.most
     if query.since is not None and (not query.follow or (query.instance is None and count > 1)):
         raise invalid("since", "is a position in the log of one instance: give `instance`, and follow=true")
     slots = range(count) if query.instance is None else [query.instance]
@@ -133,7 +133,7 @@ async def read_many_logs(call: Call, query: ManyLogsQuery) -> Response:
 
 def _logs(call: Call, services: Iterable[Service], only: int | None) -> Iterator[tuple[str, Path]]:
     for service in services:
-        count = service.config.instances
+        count = service.config.instance_range.most
         for slot in range(count) if only is None else range(only, min(only + 1, count)):
             yield log_label(service.name, slot, count), call.manager.log_path(service.service_id, slot)
 
@@ -199,7 +199,7 @@ async def download_log(call: Call, query: OneLog) -> Response:
 
 
 def _log(call: Call, ref: str, slot: int) -> Path:
-    count = call.manager.get_service(ref).config.instances
+    count = call.manager.get_service(ref).config.instance_range.most
     if slot >= count:
         problem = f"must be from 0 to {count - 1}"
         raise InvalidRequest(f"instance {problem}", fields=[FieldProblem("instance", problem)])

@@ -78,7 +78,7 @@ class Restart(Stop):
 
 @frozen
 class Scale:
-    instances: int = field(validator=fields(ServiceConfig).instances.validator)
+    instances: int | str = field(validator=fields(ServiceConfig).instances.validator)
 
 
 @frozen
@@ -225,7 +225,7 @@ async def start_service(call: Call, query: Wait) -> Answer:
     """Starts a service; 200 where it runs already or `wait` saw it running."""
     before = call.manager.get_service(call.ref)
     running = [instance for instance in before.instances if instance.status is ServiceStatus.RUNNING]
-    if len(running) == before.config.instances:
+    if running and len(running) == before.wanted_instances:
         return _answer(before)
     service = await call.carry_out(lambda: call.manager.start_service(call.ref, wait=query.wait))
     return _answer(service, 200 if query.wait else 202)
@@ -273,7 +273,7 @@ async def run_service_now(call: Call) -> Answer:
     example={"instances": 3},
 )
 async def scale_service(call: Call, query: Wait, body: Scale) -> Answer:
-    """Changes the number of instances."""
+    """Changes the number of instances, or the range, as in `"2..8"`, within which the load decides it."""
     service = await call.carry_out(
         lambda: call.manager.scale_service(call.ref, body.instances, wait=query.wait)
     )

@@ -54,6 +54,12 @@ def _runs(service: Service) -> list[object]:
     return [last_run(service.last_run), service.next_run_at]
 
 
+def _wanted(service: Service) -> str:
+    """As in `3`, or of a range `3 of 1..8`."""
+    instances = service.config.instances
+    return str(instances) if isinstance(instances, int) else f"{service.wanted_instances} of {instances}"
+
+
 def _row(service: Service) -> list[object]:
     ready = sum(instance.status is ServiceStatus.RUNNING for instance in service.instances)
     used = [instance.usage for instance in service.instances if instance.usage is not None]
@@ -61,7 +67,7 @@ def _row(service: Service) -> list[object]:
         service.name,
         service.status,
         service.health,
-        f"{ready}/{service.config.instances}",
+        f"{ready}/{_wanted(service)}",
         service.active_sessions,
         service.restart_count,
         f"{sum(usage.cpu_percent for usage in used):.1f} %" if used else None,

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import asyncclick as click
 
 from ...codec import to_plain
+from ...core.scaling import share
 from ...errors import AgentManagerError
 from ...models import Instance, InstanceEnd, Service, ServiceConfig, ServiceStatus
 from ..environment import lacking
@@ -102,6 +103,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ("handshake", _percentiles(stats["response_time"]["handshake"])),
             ("first byte", _percentiles(stats["response_time"]["first_byte"])),
             ("max sessions", config.max_sessions or None),
+            ("instances", _instances(service)),
             ("not enforced", _unenforced(service)),
             ("registered", service.created_at),
             ("version", service.version),
@@ -127,6 +129,15 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ],
             empty="",
         )
+
+
+def _instances(service: Service) -> str | None:
+    """Where their number is a range: how many are to run, and by what measure."""
+    if isinstance(service.config.instances, int):
+        return None
+    per = share(service.config)
+    what = f"{per.most} {per.unit}{' under way' if per.unit == 'turns' else ''}"
+    return f"{service.wanted_instances} of {service.config.instances}, one for each {what}"
 
 
 def _reload(service: Service) -> str | None:

@@ -47,6 +47,8 @@ const SENTENCES = {
   "hook.failed": (who, { event, reason }) => t("{who} could not report {event}: {reason}", {
     who, event: visibleText(String(event)), reason: visibleText(String(reason)) }),
   "service.reloaded": (who, { files }) => t("{who} runs the new code of {files}", { who, files: visibleText(String(files)) }),
+  "service.scaled": (who, { from, to, reason }) => t("{who} is to run {to} instances in place of {from}: {reason}", {
+    who, from, to, reason: visibleText(String(reason ?? "")) }),
   "service.reload_failed": (who, { files, reason }) => withWhy(t("{files} of {who} does not start; the code before serves on", {
     who, files: visibleText(String(files)) }), { error_message: reason }),
   "job.skipped": (who) => t("a run of {who} was skipped: the one before still ran", { who }),

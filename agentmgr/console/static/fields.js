@@ -42,7 +42,7 @@ function serviceFieldsOf(schemas) {
       help: (stated.description ?? "").replaceAll("`", ""),
       standard: stated.default ?? null,
       live: stated["x-live"] === true,
-      nullable: parts.length > 1,
+      nullable: parts.some((/** @type {any} */ one) => one.type === "null"),
       kind: controlKind(name, type, choices),
       choices,
     };

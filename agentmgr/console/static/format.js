@@ -19,6 +19,9 @@ export function cpuText(cores) {
   return `${percent < 10 ? percent.toFixed(1) : Math.round(percent)} %`;
 }
 
+/** Of a number, or of a range such as "2..8". @param {number | string} instances */
+export const mostInstances = (instances) => Number(String(instances).split("..").at(-1));
+
 /** @param {number | null | undefined} count */
 export function countText(count) {
   return count === null || count === undefined ? NONE : count.toLocaleString(language());

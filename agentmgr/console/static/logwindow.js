@@ -8,7 +8,7 @@ import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/pre
 import { coloured, loadColours, plainLine } from "./ansi.js";
 import { pause, Problem, read, readText } from "./api.js";
 import { Modal } from "./dialog.js";
-import { commandText, countText } from "./format.js";
+import { commandText, countText, mostInstances } from "./format.js";
 import { t } from "./i18n.js";
 import { LogLines } from "./loglines.js";
 import { goQuery } from "./router.js";
@@ -144,12 +144,13 @@ export function LogWindow({ service, route }) {
     rows.push(html`<${LogRow} key=${number} line=${lines.line(number)} open=${setWhole} />`);
   }
   const place = instance === "" ? [] : ["--instance", instance];
+  const most = mostInstances(service.config.instances);
   return html`<section class="logs" aria-label=${t("Log of {name}", { name: service.name })}>
     <div class="filters">
-      ${service.config.instances > 1 && html`<select aria-label=${t("Instance")} value=${instance || " "}
+      ${most > 1 && html`<select aria-label=${t("Instance")} value=${instance || " "}
           onChange=${(/** @type {any} */ event) => goQuery({ instance: event.target.value, at: null })}>
         <option value=" ">${t("All instances")}</option>
-        ${[...Array(service.config.instances).keys()].map((slot) => html`<option value=${slot}>${t("instance {slot}", { slot })}</option>`)}</select>`}
+        ${[...Array(most).keys()].map((slot) => html`<option value=${slot}>${t("instance {slot}", { slot })}</option>`)}</select>`}
       <span class="state" aria-live="off">${t("{count} lines", { count: countText(lines.count) })}</span>
       ${at === null
         ? html`<label class="inline"><input type="checkbox" checked=${follow.following} onChange=${follow.toggle} /> ${t("Follow")}</label>`

@@ -31,6 +31,7 @@ export const ZH_LIVE = {
   "{who} could not report {event}: {reason}": "{who} 未能上报 {event}：{reason}",
   "a run of {who} was skipped: the one before still ran": "{who} 的一次运行被跳过：上一次仍在运行",
   "{who} runs the new code of {files}": "{who} 已运行 {files} 的新代码",
+  "{who} is to run {to} instances in place of {from}: {reason}": "{who} 的实例数由 {from} 调整为 {to}：{reason}",
   "{files} of {who} does not start; the code before serves on": "{who} 的 {files} 无法启动；先前的代码继续服务",
   "{who} missed a run while no manager ran": "管理器未运行期间，{who} 错过了一次运行",
   "{who} has completed": "{who} 已完成",

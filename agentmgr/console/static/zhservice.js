@@ -78,7 +78,9 @@ export const ZH_SERVICE = {
   "None: it does not run.": "无：服务未运行。",
   "Nothing changed.": "没有改动。",
   "Nothing measured yet.": "尚无测量数据。",
-  "Now {count}. Adding instances does not touch the running ones.": "当前 {count} 个。增加实例不影响正在运行的实例。",
+  "Now {count}. A range such as 1..4 follows the load. Adding instances does not touch the running ones.":
+    "当前 {count} 个。区间（如 1..4）按负载自动调整。增加实例不影响正在运行的实例。",
+  "{range}, as many as the load needs; now {count}": "{range}，按负载决定；当前 {count} 个",
   "Over time": "变化趋势",
   "Parts of this page": "页面分区",
   "Port": "端口",

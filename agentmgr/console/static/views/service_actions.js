@@ -2,7 +2,7 @@
 import { html, useState } from "../vendor/preact.mjs";
 import { call, Problem, read } from "../api.js";
 import { ask, Modal } from "../dialog.js";
-import { commandText } from "../format.js";
+import { commandText, mostInstances } from "../format.js";
 import { t } from "../i18n.js";
 import { go } from "../router.js";
 import { can } from "../store.js";
@@ -93,11 +93,11 @@ function ScaleDialog({ service, connections, close }) {
   const [typed, setTyped] = useState(String(now));
   const [problem, setProblem] = useState("");
   const command = commandText("scale", service.name, typed);
-  const wanted = Number(typed);
+  const wanted = Number.isNaN(Number(typed)) || typed.trim() === "" ? typed.trim() : Number(typed);
   const scale = async (/** @type {Event} */ event) => {
     event.preventDefault();
     try {
-      await call("POST", `${servicePath(service)}/scale`, { body: { instances: typed.trim() === "" || Number.isNaN(wanted) ? typed : wanted } });
+      await call("POST", `${servicePath(service)}/scale`, { body: { instances: wanted } });
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       return setProblem(error.fields.get("instances") ?? error.message);
@@ -105,12 +105,12 @@ function ScaleDialog({ service, connections, close }) {
     close();
     await attempt(() => Promise.resolve(), { command, done: t("{name} was scaled to {count} instances.", { name: service.name, count: wanted }) });
   };
-  const fewer = wanted < now && connections > 0;
+  const fewer = mostInstances(wanted) < service.wanted_instances && connections > 0;
   return html`<${Modal} title=${t("Scale {name}", { name: service.name })} close=${close}><form onSubmit=${scale}>
     <${Field} label=${t("Instances")} name="instances" problem=${problem} hint=${fewer
       ? t("Instances that are removed accept no new connections, and end when their turns have ended.")
-      : t("Now {count}. Adding instances does not touch the running ones.", { count: now })}>
-      <input id="instances" type="text" inputmode="numeric" value=${typed} aria-invalid=${problem ? true : undefined}
+      : t("Now {count}. A range such as 1..4 follows the load. Adding instances does not touch the running ones.", { count: now })}>
+      <input id="instances" type="text" inputmode="decimal" value=${typed} aria-invalid=${problem ? true : undefined}
         onInput=${(/** @type {any} */ event) => setTyped(event.target.value)} /></${Field}>
     <p class="same">${t("The same in a terminal:")}</p><${CommandLine} text=${command} />
     <div class="buttons"><button type="button" onClick=${close}>${t("Cancel")}</button>

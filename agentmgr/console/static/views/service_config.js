@@ -18,7 +18,7 @@ export const FIRST_FIELDS = ["name", "description", "tags", "agent_factory_path"
 export function grouped(fields) {
   /** @type {[string, RegExp][]} */
   const groups = [
-    [t("Limits"), /_limit_|^max_(sessions|open|proc|mess)|weight|idle_timeout/],
+    [t("Limits"), /_limit_|^max_(sessions|open|proc|mess)|per_instance|weight|idle_timeout/],
     [t("Start, end, restart"), /restart|stable|^st(art|op)|^drain|manager_death|^after$/],
     [t("Checks"), /ready|health|recovery/],
     [t("Sessions and turns"), /session|conversation|turn|confirm|disconnect|busy|crash|state|seamless|resume/],

@@ -10,8 +10,8 @@ import { ServiceCharts } from "./service_charts.js";
 import { EndEntry, useEnds } from "./service_ends.js";
 
 /** What its status means for the one who looks. @param {any} service @returns {string} */
-function standing({ status, desired_status: wanted, health, ready, instances, service_id: id }) {
-  const all = typeof instances === "number" ? instances : instances.length;
+function standing({ status, desired_status: wanted, health, ready, instances, wanted_instances: many, service_id: id }) {
+  const all = typeof instances === "number" ? instances : many;
   switch (status) {
     case "running":
       if (wanted === "stopped") return t("It is about to stop.");
@@ -74,6 +74,8 @@ function About({ service }) {
     <dt>${file ? t("Agent file") : t("Command")}</dt>
     <dd><code><${Foreign} text=${file ?? config.command.map(shellWord).join(" ")} most=${400} /></code></dd>
     ${url && html`<dt>${t("Clients connect to")}</dt><dd><code>${url}</code> <${Copy} text=${url} /></dd>`}
+    ${typeof config.instances === "string" && html`<dt>${t("Instances")}</dt>
+      <dd>${t("{range}, as many as the load needs; now {count}", { range: config.instances, count: service.wanted_instances })}</dd>`}
     ${tags.length > 0 && html`<dt>${t("Tags")}</dt><dd>${tags.map((/** @type {string} */ tag) => html`<a class="tag" href=${address(["services"], { q: tag })}>${tag}</a> `)}</dd>`}
     <dt>${t("Sessions")}</dt><dd>${file && config.sessions === "durable" ? t("kept on disk") : t("in memory only")}</dd>
     <dt>${t("Automatic restarts")}</dt><dd>${!config.auto_restart || config.restart === "never" ? t("never")

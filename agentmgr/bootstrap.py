@@ -5,8 +5,8 @@ Python looks for modules in the current directory (`python -m`) and in `PYTHONPA
 `python -P bootstrap.py MODULE …`, with `PYTHONPATH` set aside; its entries are searched last, where agentmgr
 itself may be found. A process that hosts an agent puts the user's directories first just before it loads it.
 
-This file runs before anything else is imported, also in another environment's Python: it needs `os` and `sys`
-alone, and nothing of this package.
+Another environment's Python starts with `other_python.py` instead. This file runs before anything else is
+imported: it needs `os` and `sys` alone, and nothing of this package.
 """
 
 from __future__ import annotations
@@ -22,8 +22,14 @@ _ASIDE = "AGENTMGR_PYTHONPATH"
 
 
 def words(module: str, python: str | None = None) -> list[str]:
-    """The command line that runs the `main()` of `MODULE.__main__`; its arguments are to follow."""
-    return [python or sys.executable, "-P", os.path.abspath(__file__), module]
+    """The command line that runs the `main()` of `MODULE.__main__`; its arguments are to follow.
+
+    `python`: another environment's, which may lack what the module needs, or `-P`.
+    """
+    here = os.path.abspath(__file__)
+    if python is not None:
+        return [python, os.path.join(os.path.dirname(here), "other_python.py"), module]
+    return [sys.executable, "-P", here, module]
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -76,12 +82,15 @@ def _absolute(entry: str) -> str:
         return entry
 
 
-def _run(module: str) -> None:
+def search_python_path() -> None:
+    """Puts `PYTHONPATH` back, and searches its directories last."""
     theirs = os.environ.pop(_ASIDE, None)
     if theirs is not None:
         os.environ["PYTHONPATH"] = theirs
-    _find_clone()
     search_last(python_path())
+
+
+def run(module: str) -> None:
     import gc
     from importlib import import_module
 
@@ -92,4 +101,6 @@ def _run(module: str) -> None:
 
 
 if __name__ == "__main__":
-    _run(sys.argv.pop(1))
+    _find_clone()
+    search_python_path()
+    run(sys.argv.pop(1))

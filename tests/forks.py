@@ -121,7 +121,8 @@ def _become(words: list[str], environment: Mapping[str, str], handed: Mapping[in
     )  # fmt: skip
     code: Any = 1
     try:
-        bootstrap._run(words[0])
+        bootstrap.search_python_path()
+        bootstrap.run(words[0])
     except SystemExit as end:
         code = end.code or 0
         if isinstance(code, str):

@@ -18,23 +18,21 @@ from typing import Any
 import trio
 from attrs import Factory, frozen
 
-from .. import bootstrap
 from ..agent.host import HostOptions, open_listener
-from ..codec import to_json
-from ..core.hosts import authority
 from ..errors import leaves
 from ..manager.factory_path import located
 from ..models import new_id
 from ..process.paths import file_of
 from ..process.watching import Saves, Watched, named, require_watchfiles, watch
 from .foreground import stop_signals
-from .out import note, say
+from .hosting import announce, host_command, host_environment
+from .out import note
 
 _AGAIN_S = 10.0  #: after a failure to watch, as where the system has no watches left
 _GRACE_S = 10.0  #: for a process that is asked to end; its sessions are given up within 7 s
 
 
-async def serve_and_reload(options: HostOptions, given: Mapping[str, Any]) -> None:
+async def serve_and_reload(options: HostOptions, given: Mapping[str, Any], python: str | None) -> None:
     """Serves until a stop signal. `given`: the fields of `HostConfig` that are not as by default.
 
     Raises `AgentFileNotFound`, `InvalidRequest`, `PortNotAvailable`.
@@ -42,24 +40,19 @@ async def serve_and_reload(options: HostOptions, given: Mapping[str, Any]) -> No
     require_watchfiles()
     assert options.agent_factory_path is not None
     directory = Path.cwd()
-    factory = located(options.agent_factory_path, directory)
-    file = file_of(factory)
+    file = file_of(located(options.agent_factory_path, directory))
     code = Watched(str(directory) if file is None else os.path.dirname(file), ".py")
     listener = await open_listener(options)
-    host, port, *_ = listener.socket.getsockname()
+    fd = listener.socket.fileno()
     with ExitStack() as stack:
         for descriptor in (lifeline := os.pipe()):
             stack.callback(os.close, descriptor)
         journal = options.journal or f"{stack.enter_context(tempfile.TemporaryDirectory())}/sessions.db"
-        words = bootstrap.words("agentmgr.agent")
-        words += [factory, "--fd", str(listener.socket.fileno()), "--lifeline-fd", str(lifeline[0])]
-        words += ["--journal", journal, "--options", to_json(given)]
-        words += ["--open-beyond-loopback"] if options.open_beyond_loopback else []
-        words += [word for origin in options.allowed_origins or () for word in ("--allow-origin", origin)]
-        hosts = _Hosts(words, (listener.socket.fileno(), lifeline[0]))
+        words = host_command(options, given, fd, python)
+        words += ["--lifeline-fd", str(lifeline[0]), "--journal", journal]
+        hosts = _Hosts(words, (fd, lifeline[0]))
         async with stop_signals() as signals, trio.open_nursery() as nursery:
-            url = f"ws://{authority(host, port)}"
-            say(f"{options.agent_factory_path} answers at {url}; try: agentmgr chat {url}", flush=True)
+            announce(options, listener.socket.getsockname())
             nursery.start_soon(hosts.run, code)
             await signals.first.wait()
             nursery.cancel_scope.cancel()
@@ -118,13 +111,12 @@ class _Hosts:
         return ready
 
     async def _run(self, host: _Host, ready_fd: int) -> None:
-        variables = {name: value for name, value in os.environ.items() if name != "AGENTMGR_TOKEN"}
-        variables |= {"AGENTMGR_INSTANCE_ID": new_id("ins"), "PYTHONUNBUFFERED": "1"}
+        variables = {"AGENTMGR_INSTANCE_ID": new_id("ins"), "PYTHONUNBUFFERED": "1"}
         with host.scope:
             process = partial(
                 trio.run_process,
                 [*self._words, "--ready-fd", str(ready_fd)],
-                env=bootstrap.environment(variables),
+                env=host_environment(variables),
                 pass_fds=(*self._descriptors, ready_fd),
                 check=False,
                 deliver_cancel=_end,

@@ -1,7 +1,7 @@
 """What is wrong with a database, its files, ports and services on this machine, and what to do about it.
 
 `agentmgr doctor` asks this, and so does `GET /doctor` of a manager that runs. It blocks: files are looked at,
-and a port is dialled.
+a port is dialled, and each service's own `python` is asked what it lacks.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import resource
 import shutil
 import socket
 import stat
+import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
+from .. import bootstrap
 from ..models import InstanceRecord, Service, Token, TokenPolicy, utc_now
 from ..process.paths import RuntimePaths
 from ..settings import Settings
@@ -28,6 +30,7 @@ from ..version import __version__
 from ..worker.pidfile import PidFile, living
 
 _LOW_DISK_BYTES = 200 * 2**20  #: what logs and history of a busy day may need
+_PYTHON_TIMEOUT_S = 10
 _FEW_FILES = 1024  #: a session through the gateway takes two
 
 
@@ -161,10 +164,40 @@ def _service(service: Service) -> Iterator[Finding]:
     if config.cwd and not Path(config.cwd).is_dir():
         yield Finding(what, "error", f"its directory {config.cwd} is gone", "put it back")
     program = config.python or (config.command[0] if config.command else None)
-    if program is not None and shutil.which(program, path=config.env.get("PATH")) is None:
+    if program is None:
+        return
+    if os.sep in program:
+        program = os.path.join(config.cwd or "", program)
+    if (found := shutil.which(program, path=config.env.get("PATH"))) is None:
         yield Finding(
             what, "error", f"{program} is not found, or not executable", "install it, or name its path"
         )
+    elif config.python and not config.user:  # what another user owns is not run as this one
+        seen, advice = _python(found, config.env)
+        if seen:
+            yield Finding(what, "error", seen, advice)
+
+
+def _python(python: str, variables: Mapping[str, str]) -> tuple[str, str]:
+    """Why it cannot run a hosted agent, and what to do; empty where it can."""
+    try:
+        check = subprocess.run(
+            bootstrap.words("--check", python),
+            env=bootstrap.environment({**os.environ, **variables}),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_PYTHON_TIMEOUT_S,
+            text=True,
+            errors="replace",
+        )
+    except subprocess.TimeoutExpired:
+        return f"{python} said nothing for {_PYTHON_TIMEOUT_S} s", "name a Python"
+    if check.returncode == os.EX_CONFIG:
+        seen, _, command = check.stderr.removeprefix("agentmgr: ").strip().partition(":\n")
+        return seen, f"`{command}`" if command else "name another Python"
+    if check.stdout.strip() != "ok":
+        return f"{python} is no Python that works: exit code {check.returncode}", "name another one"
+    return "", ""
 
 
 def _workers_and_ports(settings: Settings, paths: RuntimePaths, ours: set[int]) -> list[Finding]:

@@ -116,7 +116,12 @@ class ServiceConfig(JobConfig):
         ),
     )
     python: str | None = option(
-        None, "The interpreter for an agent file.", check_text, unset="the manager's", metavar="FILE"
+        None,
+        "The Python for an agent file, as .venv/bin/python. It needs no agentmgr; where it lacks what else a "
+        "host imports, the error says how to install that.",
+        check_text,
+        unset="the manager's",
+        metavar="FILE",
     )
     cwd: str | None = option(
         None, "Its working directory.", check_text, unset="the current directory", metavar="DIR"

@@ -58,6 +58,7 @@ _STYLES = ("cyan", "magenta", "yellow", "green", "blue")
     help="Run new code when a Python file beside an agent's is saved: a new instance is ready before the old "
     "one goes, and sessions go on.",
 )
+@option_of(ServiceConfig, "python")
 @option_of(ServiceConfig, "env", defaults=False)
 @option_of(
     ServiceConfig, "env_file", help="A .env file for them, in place of the .env beside each agent file."
@@ -68,6 +69,7 @@ async def command(
     files: tuple[str, ...],
     host: str,
     reload: bool,
+    python: str | None,
     env: tuple[str, ...],
     env_file: str | None,
     flags: dict[str, Any],
@@ -77,7 +79,7 @@ async def command(
     What was registered stays registered, and is found again by the next run.
     """
     settings = cli.settings(**flags)
-    environment = {"env": env, "env_file": env_file}
+    environment = {"python": python, "env": env, "env_file": env_file}
     configure_logging(LogLevel.WARNING, settings.log_format)
     async with stop_signals() as signals, managing(cli, settings, signals) as (manager, listeners):
         services = []
@@ -125,7 +127,7 @@ async def _registered(manager: AgentManager, file: str) -> Service:
 
 
 async def _given_environment(manager: AgentManager, service: Service, given: dict[str, Any]) -> Service:
-    """With the variables that this command was given, and the `.env` beside its file if it has no other."""
+    """With what this command was given, and the variables of the `.env` beside its file if it has none."""
     config, changes = service.config, dict(given)
     if "env" in changes:
         changes["env"] = {**config.env, **changes["env"]}

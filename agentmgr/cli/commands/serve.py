@@ -10,10 +10,10 @@ import trio
 
 from ...core.hosts import is_origin
 from ...errors import InvalidRequest
-from ...models import HostConfig
+from ...models import HostConfig, ServiceConfig
 from ..group import Cli, subcommand
 from ..names import FILE
-from ..options import given, options_of
+from ..options import given, option_of, options_of
 from ..out import note, say
 
 
@@ -52,6 +52,7 @@ from ..out import note, say
     help="Run new code when a Python file beside the agent's is saved; sessions go on, in --journal or a "
     "temporary file.",
 )
+@option_of(ServiceConfig, "python", help="The Python that runs it, as .venv/bin/python. Default: this one.")
 @options_of(HostConfig)
 @click.option("--max-sessions", type=int, hidden=True)  # as it was called before
 async def command(
@@ -62,6 +63,7 @@ async def command(
     allowed_origins: tuple[str, ...],
     journal: str | None,
     reload: bool,
+    python: str | None,
     max_sessions: int | None,
     **options: Any,
 ) -> None:
@@ -90,8 +92,12 @@ async def command(
     if reload:
         from ..reloading import serve_and_reload  # with the manager's parts
 
-        await serve_and_reload(hosting, given(options))
+        await serve_and_reload(hosting, given(options), python)
         return
+    if python is not None:
+        from ..hosting import become_host
+
+        await become_host(hosting, given(options), python)
 
     class Announce(trio.TaskStatus[str]):
         def started(self, value: str | None = None) -> None:

@@ -71,6 +71,7 @@ async def serve(
 
 async def _next_head(intake: Intake, wire: Wire) -> RequestHead | None:
     """Raises `Refusal`, `ClientGone`; None where the client asks nothing more for a while."""
+    await trio.lowlevel.checkpoint()  # it may ask faster than all others are served
     with trio.move_on_after(IDLE_S):
         if not wire.ahead:
             try:

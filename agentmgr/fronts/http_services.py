@@ -37,6 +37,8 @@ from .problem import Headers, Problem
 
 _CHUNK_BYTES = 64 * 1024
 _FRAMING = ("Content-Length", "Transfer-Encoding")
+_BOTH = {b"content-length", b"transfer-encoding"}
+_NO_CONTENT = 204
 _METHODS_REFUSED = ("CONNECT", "TRACE")  # no request to a service; and one that shows a proxy's own headers
 
 
@@ -288,9 +290,15 @@ class _Passing:
 
     async def _event(self) -> h11.Event:
         """What comes next, up to the end of the answer. Raises `Problem`."""
+        await trio.lowlevel.checkpoint()  # it may send faster than all others are served
         try:
             while (event := self._parser.next_event()) is h11.NEED_DATA:
-                self._parser.receive_data(await self._wire.receive(_CHUNK_BYTES))
+                data = await self._wire.receive(_CHUNK_BYTES)
+                if not data and not self._exchange.begun:
+                    raise h11.RemoteProtocolError("it closed the connection before its answer was complete")
+                self._parser.receive_data(data)
+            if isinstance(event, h11.Response) and {name for name, _ in event.headers} >= _BOTH:
+                raise h11.RemoteProtocolError("it has both a Content-Length and a Transfer-Encoding")
         except (OSError, h11.RemoteProtocolError) as error:
             self.fault = str(error)
             reason = f"The service did not answer as HTTP wants it: {error}."
@@ -300,14 +308,21 @@ class _Passing:
 
 
 def _passed_on(head: h11.Response | h11.InformationalResponse, exchange: Exchange) -> Headers:
-    """Where the gateway says which pages may read an answer, the service does not."""
+    """Where the gateway says which pages may read an answer, the service does not.
+
+    An answer that has no body has no length either (RFC 9110, section 8.6): its reader might wait for one.
+    """
     fields: Fields = tuple(
         (name.decode("latin-1"), value.decode("latin-1")) for name, value in head.headers.raw_items()
     )
     nominated = ", ".join(value for name, value in fields if name.lower() == "connection")
-    judged = bool(cors(exchange.intake, exchange.request.head))
+    dropped = set()
+    if cors(exchange.intake, exchange.request.head):
+        dropped.add("access-control-allow-origin")
+    if head.status_code < 200 or head.status_code == _NO_CONTENT:
+        dropped.add("content-length")
     return tuple(
         (name, value)
         for name, value in end_to_end(fields, {"connection": nominated})
-        if not sets_login(name, value) and not (judged and name.lower() == "access-control-allow-origin")
+        if not sets_login(name, value) and name.lower() not in dropped
     )

@@ -230,6 +230,44 @@ async def test_what_is_no_answer_is_a_502_and_an_answer_that_breaks_off_is_seen_
             assert not said.endswith(b"0\r\n\r\n")
 
 
+async def test_what_its_answer_says_twice_or_of_a_body_that_it_has_not():
+    both = (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    )
+    async with service(prompt(both)) as stage:
+        assert await refused(stage) == (502, "bad_gateway")
+    empty = b"HTTP/1.1 103 Early\r\nContent-Length: 3\r\n\r\nHTTP/1.1 204 None\r\nContent-Length: 5\r\n\r\n"
+    async with service(prompt(empty)) as stage:
+        said = await stage.raw(request("GET", "/services/web/", headers=CLOSE))
+        assert said == b"HTTP/1.1 103 \r\n\r\nHTTP/1.1 204 None\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("flood", ["requests", "early answers", "pieces"])
+async def test_a_flood_from_either_side_holds_up_nothing_else(flood: str):
+    count, turns = 1000, 0
+    asked = request("GET", "/services/web/", headers=CLOSE)
+    answer = OK
+    if flood == "requests":
+        asked = count * request("GET", "/v1/none") + request("GET", "/v1/none", headers=CLOSE)
+    elif flood == "early answers":
+        answer = count * b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n" + OK
+    else:
+        pieces = count * b"1\r\nx\r\n"
+        answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n"
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with service(prompt(answer)) as stage, trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        assert (await stage.raw(asked)).endswith((b"hi", b"0\r\n\r\n", b"}}"))
+        nursery.cancel_scope.cancel()
+    assert turns >= count
+
+
 async def test_what_cannot_be_reached_or_does_not_answer_says_which():
     async with service(prompt(OK), port=own_port()) as stage:
         assert await refused(stage) == (502, "bad_gateway")

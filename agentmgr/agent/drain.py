@@ -38,6 +38,13 @@ class Drainable(Protocol):
         """The drain has begun."""
 
 
+class Unseen:
+    """A connection of an agent with `serve(websocket)`."""
+
+    def wake(self) -> None:
+        """It goes on: whether something goes on in it is not known."""
+
+
 class Drain:
     """Shared by the connections of one host: each ends itself when it is `on` and nothing is left to do."""
 
@@ -49,6 +56,7 @@ class Drain:
         self._sessions = sessions
         self._connections: set[Drainable] = set()
         self._began_at = 0.0
+        self._last_left_at = trio.current_time()
         self._next_close = 0.0
 
     @property
@@ -65,6 +73,13 @@ class Drain:
     def left(self) -> int:
         """Connections that are still open, and turns whose client is away, or that may be on their way."""
         return len(self._connections) + self._sessions.turns_alone + self._sessions.arriving
+
+    @property
+    def quiet_s(self) -> float:
+        """For how long it has had no connection and no turn, of which an open question is a part."""
+        if self.left:
+            return 0.0
+        return trio.current_time() - max(self._last_left_at, self._sessions.last_turn_at)
 
     def begin(self, code: int) -> None:
         """From now on connections end, with this close code. Raises `ValueError`: it is not 1012 or 1001."""
@@ -84,6 +99,7 @@ class Drain:
             yield
         finally:
             self._connections.discard(connection)
+            self._last_left_at = trio.current_time()
             self._sessions.rested()
 
     async def turn_to_close(self) -> None:

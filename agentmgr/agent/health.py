@@ -12,7 +12,13 @@ from .session_registry import SessionRegistry
 
 
 async def report(
-    agent: HostedAgent, sessions: SessionRegistry, *, token: str, target: str, stranger: bool
+    agent: HostedAgent,
+    sessions: SessionRegistry,
+    *,
+    token: str,
+    target: str,
+    quiet_s: float,
+    stranger: bool,
 ) -> str:
     """The JSON text for a probe of `target`, which may carry a `challenge` in its query.
 
@@ -39,6 +45,7 @@ async def report(
         "detail": health.detail,
         "sessions": len(sessions),
         "turns": sessions.turns,
+        "quiet_s": quiet_s,
     }
     if journal is not None:
         said["journal"] = journal

@@ -28,7 +28,7 @@ from . import health
 from .adapt import HostedAgent, RawAgent
 from .client_link import ClientLink
 from .door import Door, believed
-from .drain import Drain
+from .drain import Drain, Unseen
 from .link_resume import Resumption, asked_for, kept_of, resume
 from .link_stream import LinkStream, part
 from .message import Client
@@ -258,7 +258,7 @@ class AgentServer:
             raise Refusal(421, RefusalCode.SESSION_ELSEWHERE, str(problem), details=problem.details)
 
     async def _serve_raw(self, agent: RawAgent, websocket: WebSocketConnection) -> None:
-        with trio.CancelScope() as scope, self._closed_by(scope.cancel):
+        with trio.CancelScope() as scope, self._closed_by(scope.cancel), self._drain.counting(Unseen()):
             outcome = await contain(lambda: agent.serve(websocket))
             if isinstance(outcome, Failure) and not isinstance(outcome.error, ConnectionClosed):
                 report("serve() failed", outcome.error)
@@ -300,7 +300,12 @@ class AgentServer:
 
     async def _report(self, request: RequestHead, *, stranger: bool) -> str:
         return await health.report(
-            self._agent, self._sessions, token=self._token, target=request.target, stranger=stranger
+            self._agent,
+            self._sessions,
+            token=self._token,
+            target=request.target,
+            quiet_s=self._drain.quiet_s,
+            stranger=stranger,
         )
 
 

@@ -79,6 +79,7 @@ class SessionRegistry:
         self._arrivals: dict[str, _Arrival] = {}
         self._reserved = 0  # places of sessions that are on their way
         self._going_away = False
+        self.last_turn_at = trio.current_time()  #: when the last turn was over
         self.is_draining = False  #: no turn begins behind another one, and nothing is taken up
         self._nursery: trio.Nursery | None = None
         self.at_rest = trio.lowlevel.ParkingLot()  #: unparked when a turn is over, or a session has ended
@@ -367,6 +368,7 @@ class SessionRegistry:
     def _turn_is_over(self, session: Session) -> None:
         if self.is_draining and session.durable and session.busy:
             session.leave()  # the messages that wait are answered where it is taken up
+        self.last_turn_at = trio.current_time()
         self.rested()
 
     def rested(self) -> None:

@@ -111,7 +111,9 @@ class _Figures(Collector):
         def counter(name: str, help: str) -> CounterMetricFamily:
             return CounterMetricFamily(f"agentmgr_service_{name}", help, labels=["service"])
 
-        wanted = gauge("wanted", "1 while it should run: not one that is stopped, completed or scheduled.")
+        wanted = gauge(
+            "wanted", "1 while it should run: not one that is stopped, completed, scheduled or asleep."
+        )
         health = GaugeMetricFamily(
             "agentmgr_service_health", "1 for the health that it is in, 0 else.", labels=["service", "health"]
         )

@@ -138,7 +138,7 @@ def difference(
     return steps
 
 
-_AT_REST = (ServiceStatus.STOPPED, ServiceStatus.SCHEDULED)
+_AT_REST = (ServiceStatus.STOPPED, ServiceStatus.SCHEDULED, ServiceStatus.ASLEEP)
 
 
 def given_up(service: Service) -> bool:

@@ -6,7 +6,7 @@ Seats are counts of connections per instance against `max_sessions`, taken and g
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from types import MappingProxyType
 
 from .routing import Backend
@@ -19,7 +19,9 @@ class Seats:
     `max_sessions` exact under any concurrency.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, vacated: Callable[[str], None] | None = None) -> None:
+        """`vacated`: called with the instance whose last seat was given back."""
+        self._vacated = vacated
         self._taken: dict[str, int] = {}
         self._limits: dict[str, int] = {}
         self._full: set[str] = set()
@@ -59,6 +61,8 @@ class Seats:
         """Whether the next client can have it. Raises `ValueError` when none was taken."""
         remove_one(self._taken, instance_id)
         self._judge(instance_id)
+        if self._vacated is not None and instance_id not in self._taken:
+            self._vacated(instance_id)
         return instance_id not in self._full
 
     def ask(self, ticket: int, instance_ids: Sequence[str]) -> None:

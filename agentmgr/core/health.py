@@ -29,6 +29,7 @@ class ProbeResult:
     said: str | None = None  #: a remark of the agent's host, which is well all the same
     status: int | None = None  #: of its HTTP answer; 101: it speaks WebSocket
     sessions: int | None = None  #: conversations in the memory of an agent's host; None: it did not say
+    quiet_s: float | None = None  #: for how long a host had no connection and no turn; None: it did not say
     advice: str | None = None  #: what its owner may set, where the probe may have asked the wrong thing
 
 

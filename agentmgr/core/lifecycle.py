@@ -73,6 +73,7 @@ TRANSITIONS: Mapping[ServiceStatus, Mapping[InstanceEvent, ServiceStatus]] = Map
         _S.STOPPING: {_E.GONE: _S.STOPPED},
         _S.BACKOFF: {_E.LAUNCH: _S.STARTING, _E.GIVE_UP: _S.ERROR, _E.GONE: _S.STOPPED},
         _S.SCHEDULED: {_E.LAUNCH: _S.STARTING, _E.GONE: _S.STOPPED},  # no instance is ever in it
+        _S.ASLEEP: {_E.LAUNCH: _S.STARTING, _E.GONE: _S.STOPPED},  # nor in this one
         _S.COMPLETED: {_E.LAUNCH: _S.STARTING, _E.GONE: _S.STOPPED},
         _S.ERROR: {_E.LAUNCH: _S.STARTING, _E.GONE: _S.STOPPED},
     }

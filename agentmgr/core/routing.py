@@ -29,6 +29,7 @@ class BackendState(StrEnum):
     DRAINING = "draining"  #: keeps its sessions and gets no new ones
     DOWN = "down"
     NO_LISTENER = "no_listener"  #: it runs and serves no connections, as a worker does
+    ASLEEP = "asleep"  #: nothing of its service runs, or will in a moment: a client has it started
 
     @property
     def keeps_sessions(self) -> bool:
@@ -37,12 +38,17 @@ class BackendState(StrEnum):
 
     @property
     def worth_waiting(self) -> bool:
-        return self in (BackendState.ROUTABLE, BackendState.SUSPECT, BackendState.COMING)
+        return self in (
+            BackendState.ROUTABLE,
+            BackendState.SUSPECT,
+            BackendState.COMING,
+            BackendState.ASLEEP,
+        )
 
 
 @frozen
 class Backend:
-    """An instance, as far as the gateway has to know it."""
+    """An instance, as far as the gateway has to know it; of a service that is asleep, the one to come."""
 
     instance_id: str
     service_id: str
@@ -55,6 +61,8 @@ class Backend:
     idle_timeout: float = 1800.0  #: seconds without a data frame; 0: never
     max_message_bytes: int = 0  #: 0: unlimited
     state: BackendState = BackendState.ROUTABLE
+    starts_within: float = 0.0
+    """Seconds that a client waits for it while it is asleep or starts; 0: it does not start on demand."""
     resume_within: float = 0.0
     """Seconds in which another instance may go on with a connection that it loses; 0: none does."""
     token: str = field(default="", repr=False)
@@ -114,6 +122,16 @@ class Pool:
     @cached_property
     def routable(self) -> tuple[Backend, ...]:
         return tuple(b for b in self.backends if b.state is BackendState.ROUTABLE)
+
+    @cached_property
+    def asleep(self) -> tuple[Backend, ...]:
+        return tuple(b for b in self.backends if b.state is BackendState.ASLEEP)
+
+    @cached_property
+    def starts_within(self) -> float:
+        """Seconds that a client waits here for one that starts on demand; 0: none is to come."""
+        coming = (b for b in self.backends if b.state in (BackendState.ASLEEP, BackendState.COMING))
+        return max((b.starts_within for b in coming), default=0.0)
 
     @cached_property
     def coming(self) -> bool:
@@ -197,6 +215,10 @@ class Router:
         """For a client that names a session which `backend` holds: no rule, hint or check matters to it."""
         reason = "the client names a session that this instance holds"
         return Pool((backend,), self.table.default_strategy, reason=reason, home=True)
+
+    def kin(self, backend: Backend) -> Pool:
+        """For a client that names a session of an instance that is not there now: its service takes it up."""
+        return self._service(backend.service_name, "the client names a session of the service")
 
     def _service(self, name: str, why: str) -> Pool:
         if name not in self._known:

@@ -85,6 +85,7 @@ def status(
 
     Between the runs of its schedule it is `scheduled`, or in `error` if the last one failed. A job that runs
     once is `completed`; it is `stopped` if it is not known how it ended, and not run again by itself.
+    What starts on demand is `asleep`.
     """
     config, last = spec.config, None if state is None else state.last
     if spec.desired_status is DesiredStatus.STOPPED or found not in (
@@ -92,6 +93,8 @@ def status(
         ServiceStatus.COMPLETED,
     ):
         return found, None
+    if config.on_demand and found is ServiceStatus.STOPPED:
+        return ServiceStatus.ASLEEP, None
     if config.schedule is None:
         if last is None or not (config.is_job and config.command):
             return found, None

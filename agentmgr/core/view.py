@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from types import MappingProxyType
 
 from attrs import evolve
 
 from ..models import (
+    DesiredStatus,
     HealthStatus,
     Instance,
     JobState,
@@ -19,6 +20,7 @@ from ..models import (
 )
 from . import scaling, schedule
 from .hosts import authority
+from .on_demand import is_asleep
 from .routing import Backend, BackendState, RoutingTable
 from .secrets import shown
 
@@ -33,6 +35,7 @@ _BEST_FIRST = (
     ServiceStatus.ERROR,
     ServiceStatus.COMPLETED,
     ServiceStatus.SCHEDULED,
+    ServiceStatus.ASLEEP,
     ServiceStatus.STOPPED,
 )
 _DOWN = (
@@ -55,6 +58,7 @@ _BACKEND_STATES = {
     ServiceStatus.ERROR: BackendState.DOWN,
     ServiceStatus.COMPLETED: BackendState.DOWN,
     ServiceStatus.SCHEDULED: BackendState.DOWN,
+    ServiceStatus.ASLEEP: BackendState.DOWN,
 }
 
 
@@ -149,18 +153,35 @@ def routing_table(
     rules: Iterable[RoutingRule],
     instances: Iterable[Instance],
     tokens: Mapping[str, str] = MappingProxyType({}),
+    *,
+    falling_asleep: Set[str] = frozenset(),
+    resting: Mapping[str, str] = MappingProxyType({}),
 ) -> RoutingTable:
     """The table that the gateway routes by. It has no instances of services that were unregistered.
 
-    `tokens`: those of hosted agents, by instance id.
+    `tokens`: those of hosted agents, by instance id. `falling_asleep`: the ids of services whose instances
+    take no new client: one that comes has them stay, or start again. `resting`: by service id, the instance
+    id that a service had before it fell asleep.
     """
     by_id = {spec.service_id: spec for spec in specs}
+    backends = []
+    of_service: dict[str, list[ServiceStatus]] = {}
+    for instance in instances:
+        if (spec := by_id.get(instance.service_id)) is None:
+            continue
+        of_service.setdefault(spec.service_id, []).append(instance.status)
+        state = _backend_state(instance)
+        if spec.service_id in falling_asleep and spec.desired_status is DesiredStatus.RUNNING:
+            state = BackendState.ASLEEP
+        token = tokens.get(instance.instance_id, "")
+        backends.append(_backend(spec, instance.instance_id, state, instance.host, instance.port or 0, token))
+    for spec in by_id.values():
+        found = of_service.get(spec.service_id, ())
+        if is_asleep(spec, found) and not (found and spec.service_id in falling_asleep):
+            known_as = resting.get(spec.service_id, spec.service_id)
+            backends.append(_backend(spec, known_as, BackendState.ASLEEP, spec.host, spec.port or 0))
     return RoutingTable(
-        backends=tuple(
-            _backend(by_id[i.service_id], i, tokens.get(i.instance_id, ""))
-            for i in instances
-            if i.service_id in by_id
-        ),
+        backends=tuple(backends),
         rules=tuple(rules),
         service_names=frozenset(spec.name for spec in by_id.values()),
         http_services=frozenset(spec.name for spec in by_id.values() if spec.config.speaks_http),
@@ -168,20 +189,24 @@ def routing_table(
     )
 
 
-def _backend(spec: ServiceSpec, instance: Instance, token: str) -> Backend:
+def _backend(
+    spec: ServiceSpec, instance_id: str, state: BackendState, host: str, port: int, token: str = ""
+) -> Backend:
+    config = spec.config
     return Backend(
-        instance_id=instance.instance_id,
+        instance_id=instance_id,
         service_id=spec.service_id,
         service_name=spec.name,
-        host=instance.host,
-        port=instance.port or 0,
+        host=host,
+        port=port,
         tags=spec.tags,
-        weight=spec.config.weight,
-        max_sessions=spec.config.max_sessions,
-        idle_timeout=spec.config.idle_limit,
-        max_message_bytes=spec.config.max_message_bytes,
-        state=_backend_state(instance),
-        resume_within=spec.config.resumes_within,
+        weight=config.weight,
+        max_sessions=config.max_sessions,
+        idle_timeout=config.idle_limit,
+        max_message_bytes=config.max_message_bytes,
+        state=state,
+        starts_within=config.startup_timeout if config.on_demand else 0.0,
+        resume_within=config.resumes_within,
         token=token,
     )
 

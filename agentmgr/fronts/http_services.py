@@ -111,7 +111,7 @@ async def _find(exchange: Exchange, visit: Visit, place: AsyncExitStack) -> tupl
     """An instance that is there: its seat and its wire are `place`'s. Raises `Refusal`, `ClientGone`."""
     intake, limits = exchange.intake, exchange.intake.limits
     failure = DialFailed("no instance was tried", retry=True)
-    deadline = trio.current_time() + limits.queue_timeout_s + limits.dial_timeout_s
+    began = trio.current_time()
     for _ in range(limits.max_tries):
         async with AsyncExitStack() as tried:
             seat = await tried.enter_async_context(intake.lobby.seat(visit))
@@ -119,7 +119,11 @@ async def _find(exchange: Exchange, visit: Visit, place: AsyncExitStack) -> tupl
                 break
             try:
                 wire = await reach(
-                    seat.backend, limits, deadline=deadline, proving=intake.proving, dial=intake.dial
+                    seat.backend,
+                    limits,
+                    deadline=began + limits.longest_wait_s(visit.starts_within),
+                    proving=intake.proving,
+                    dial=intake.dial,
                 )
             except DialFailed as fault:
                 failure = fault

@@ -195,6 +195,13 @@ def turn_that_runs(path: Path, session_id: str) -> int:
         return int(found[0]) if found else 0
 
 
+def has_unfinished(path: Path) -> bool:
+    """Whether a turn of any session runs or waits."""
+    with _open(path) as db:
+        query = "SELECT EXISTS (SELECT 1 FROM turns WHERE status <> 'ended')"
+        return db is not None and bool(db.execute(query).fetchone()[0])
+
+
 def turn_of(path: Path, session_id: str, seq: int) -> int:
     """The number of the turn of an event; 0 where it is of none."""
     with _open(path) as db:

@@ -25,6 +25,7 @@ from .gateway_access import GatewayAccess
 from .hooks import Hooks
 from .jobs import Jobs
 from .minutes import MinuteLog
+from .on_demand import OnDemand
 from .publisher import Publisher
 from .recorder import Recorder
 from .registry import Registry
@@ -69,6 +70,7 @@ class ControlPlane:
             active=lambda service_id: self._active(self.supervisor.instances(service_id)),
             jobs=lambda: self.jobs,
             hooks=lambda: self.hooks,
+            on_demand=lambda: self.on_demand,
         )
         self.supervisor = Supervisor(
             self.recorder,
@@ -85,7 +87,13 @@ class ControlPlane:
             self.events,
             ignored=(paths.directory, *paths.of_sqlite),
         )
-        self.worker_manager = WorkerManager(settings, observer=self.recorder, access=self.access)
+        self.worker_manager = WorkerManager(
+            settings,
+            observer=self.recorder,
+            access=self.access,
+            wake=lambda service_id: self.on_demand.wake(service_id),
+            vacated=lambda instance_id: self.on_demand.vacated(instance_id),
+        )
         self.gateway = self.worker_manager.gateway
         self.publisher = Publisher(
             self.registry,
@@ -93,9 +101,20 @@ class ControlPlane:
             self.worker_manager,
             tokens,
             own_pages=lambda: self.console.origins,
+            falling_asleep=lambda: self.on_demand.falling_asleep,
+        )
+        self.on_demand = OnDemand(
+            self.registry,
+            self.supervisor,
+            self.publisher,
+            self.events,
+            connections=self._active,
+            unfinished=lambda specs: self.sessions.unfinished(specs),
         )
         self.console = Console(tokens, self.publisher, self.events)
-        self.sessions = Sessions(paths.sessions, self.registry, self.supervisor, self.publisher, nursery)
+        self.sessions = Sessions(
+            paths.sessions, self.registry, self.supervisor, self.publisher, self.on_demand, nursery
+        )
         self.summaries = Summaries(
             self.registry,
             self.supervisor,

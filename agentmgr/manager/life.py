@@ -137,6 +137,7 @@ class ManagerLife:
                     nursery.start_soon(plane.scheduler.run)
                     nursery.start_soon(plane.reloads.run)
                     nursery.start_soon(plane.hooks.run)
+                    nursery.start_soon(plane.on_demand.run)
                 task_status.started()
 
     async def _talk_with_workers(
@@ -212,8 +213,10 @@ async def _start_what_should_run(plane: ControlPlane) -> None:
             spec.desired_status is DesiredStatus.RUNNING
             and spec.config.schedule is None
             and spec.service_id not in over
+            and not plane.on_demand.is_asleep(spec)
         ):
             try:
+                await plane.on_demand.wake_needed(spec)
                 await plane.supervisor.start(spec, wait=False)
             except AgentManagerError as error:  # one service's trouble must not keep the others down
                 logger.error("service %s was not started: %s", spec.name, error)

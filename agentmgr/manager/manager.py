@@ -200,7 +200,7 @@ class AgentManager:
         return await services.unregister(self._live(), ref, force=force)
 
     async def start_service(self, ref: str, *, wait: bool = True) -> Service:
-        """Start it; no error when it runs already.
+        """Start it; no error when it runs already. What starts on demand is `asleep` until a client comes.
 
         With `wait` it returns when all instances are ready, and raises `ServiceFailedToStart` when one gave
         up. Without, it returns at once.
@@ -265,12 +265,13 @@ class AgentManager:
         return await self._live().summaries.refresh()
 
     async def check_service_health(self, ref: str) -> models.HealthCheck:
-        """Probe every instance now, and return the worst result.
+        """Probe every instance now, and return the worst result; one that is asleep is started for that.
 
-        Raises `WrongState` when none is running.
+        Raises `WrongState` when none is running, and `ServiceFailedToStart`.
         """
         plane = self._supervising()
         spec = plane.registry.service(ref)
+        await plane.on_demand.awake(spec, "an operator asks for its health")
         checks = await plane.supervisor.check(spec.service_id)
         if not checks:
             raise WrongState(f"service {spec.name!r} is not running; `agentmgr start {spec.name}` starts it")

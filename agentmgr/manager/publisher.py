@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import trio
 from attrs import evolve
@@ -29,12 +29,15 @@ class Publisher:
         tokens: Tokens,
         *,
         own_pages: Callable[[], frozenset[str]],
+        falling_asleep: Callable[[], Set[str]],
     ) -> None:
+        """`falling_asleep`: the ids of services whose instances take no new client."""
         self._registry = registry
         self._supervisor = supervisor
         self._worker_manager = worker_manager
         self._tokens = tokens
         self._own_pages = own_pages
+        self._falling_asleep = falling_asleep
         self._stale = trio.Event()
         self._published = trio.Event()
 
@@ -47,11 +50,14 @@ class Publisher:
         """Set when the next one is published: something may be up that was not."""
         return self._published
 
-    async def published(self) -> None:
-        """Returns when the gateway and its workers know of all that has changed so far."""
+    async def published(self) -> bool:
+        """Returns when the gateway and its workers know of all that has changed so far.
+
+        False: a worker may not know it, as it does not answer.
+        """
         if self._stale.is_set():
             await self._published.wait()
-        await self._worker_manager.applied()
+        return await self._worker_manager.applied()
 
     async def run(self) -> None:
         """Publishes a table after each change, until cancelled."""
@@ -64,6 +70,8 @@ class Publisher:
                 self._registry.rules(),
                 self._supervisor.instances(),
                 self._supervisor.tokens(),
+                falling_asleep=self._falling_asleep(),
+                resting=self._supervisor.resting(),
             )
             table = evolve(table, own_pages=self._own_pages())
             gateway.update(table)

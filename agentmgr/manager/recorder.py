@@ -19,6 +19,7 @@ from .events import EventLog
 if TYPE_CHECKING:
     from .hooks import Hooks
     from .jobs import Jobs
+    from .on_demand import OnDemand
 
 _LAG_SAMPLE_S = 0.5
 
@@ -53,10 +54,11 @@ class Recorder:
         active: Callable[[str], int],
         jobs: Callable[[], Jobs],
         hooks: Callable[[], Hooks],
+        on_demand: Callable[[], OnDemand],
     ) -> None:
         """`changed` is called when the gateway's table is out of date; `drain` ends the connections of an
         instance, in time; `active` counts those of a service; `jobs` keeps how jobs have ended;
-        `hooks` tells the outside of failures.
+        `hooks` tells the outside of failures; `on_demand` puts to sleep what nothing uses.
         """
         self.figures = Figures()
         self._store = store
@@ -65,7 +67,7 @@ class Recorder:
         self._changed = changed
         self._drain = drain
         self._active = active
-        self._jobs, self._hooks = jobs, hooks
+        self._jobs, self._hooks, self._on_demand = jobs, hooks, on_demand
         self._last_seen: dict[str, tuple[ServiceStatus, models.HealthStatus]] = {}
         self._touched: set[str] = set()
         self.first_bytes = RecentLatency()  #: by service id
@@ -131,6 +133,7 @@ class Recorder:
             del self._last_seen[instance.instance_id]
         self._touched.add(instance.service_id)
         self._jobs().instance_changed(instance)
+        self._on_demand().instance_changed(instance)
         self._changed()
 
     def instance_ended(self, end: models.InstanceEnd) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import trio
 
+from ..core.on_demand import is_asleep
 from ..errors import AgentManagerError, WrongState, leaves
 from ..models import DesiredStatus, Event, ServiceConfig, ServiceSpec, ServiceStatus
 from ..process.paths import file_of
@@ -132,7 +133,7 @@ class Reloads:
         while saves:
             files = await saves.settled()
             spec = self._registry.by_id.get(service_id)
-            if spec is None or not _should_run(spec):
+            if spec is None or not _should_run(spec) or self._is_asleep(spec):
                 break
             detail: dict[str, str | bool] = {"name": spec.name, "files": named(files)}
             try:
@@ -147,6 +148,10 @@ class Reloads:
                 self._errors.pop(service_id, None)
                 self._events.announce(Event("service.reloaded", service_id=service_id, detail=detail))
         del self._saves[service_id]
+
+    def _is_asleep(self, spec: ServiceSpec) -> bool:
+        """Then its next start loads what was saved."""
+        return is_asleep(spec, (one.status for one in self._supervisor.instances(spec.service_id)))
 
     def _serving(self, service_id: str) -> bool:
         return any(one.status in _SERVING for one in self._supervisor.instances(service_id))

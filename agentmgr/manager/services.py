@@ -30,10 +30,12 @@ async def change(
     plane.publisher.changed()
     plane.scheduler.look_again()
     plane.reloads.look_again()
+    plane.on_demand.look_again(spec)
     unscheduled = before.config.schedule is not None and spec.config.schedule is None
     if unscheduled:
         plane.scheduler.stop(spec.service_id)
-    if unscheduled or spec.config.instances != before.config.instances:
+    always = before.config.on_demand and not spec.config.on_demand
+    if unscheduled or always or spec.config.instances != before.config.instances:
         await _fill(plane, spec, wait=False)
     return plane.view(spec)
 
@@ -46,7 +48,13 @@ async def scale(plane: ControlPlane, ref: str, instances: int | str, *, wait: bo
 
 
 async def _fill(plane: ControlPlane, spec: ServiceSpec, *, wait: bool) -> None:
-    if plane.supervises and spec.desired_status is DesiredStatus.RUNNING and spec.config.schedule is None:
+    if (
+        plane.supervises
+        and spec.desired_status is DesiredStatus.RUNNING
+        and spec.config.schedule is None
+        and not plane.on_demand.is_asleep(spec)
+    ):
+        await plane.on_demand.wake_needed(spec)
         await plane.supervisor.start(spec, wait=wait)
 
 
@@ -84,6 +92,12 @@ async def start(plane: ControlPlane, ref: str, *, wait: bool) -> Service:
     if spec.config.schedule is not None:
         plane.scheduler.look_again()
         return plane.view(spec)
+    if plane.on_demand.is_asleep(spec):
+        plane.publisher.changed()
+        await plane.publisher.published()
+        await plane.on_demand.wake_unfinished([spec])
+        return plane.view(spec)
+    await plane.on_demand.wake_needed(spec)
     await plane.supervisor.start(spec, wait=wait)
     await plane.publisher.published()
     return plane.view(spec)
@@ -95,6 +109,9 @@ async def restart(plane: ControlPlane, ref: str, *, rolling: bool, force: bool, 
         return await start(plane, ref, wait=wait)
     spec = await plane.registry.want(ref, DesiredStatus.RUNNING)
     plane.reloads.loaded(spec.service_id)
+    if plane.on_demand.is_asleep(spec):  # the next start is one from the present registration
+        return await start(plane, ref, wait=wait)
+    await plane.on_demand.wake_needed(spec)
     await plane.supervisor.restart(spec, rolling=rolling, force=force, wait=wait)
     await plane.publisher.published()
     return plane.view(spec)
@@ -108,6 +125,7 @@ async def stop(plane: ControlPlane, ref: str, *, force: bool, wait: bool) -> Ser
         spec, unwritten = plane.registry.service(ref), error
     plane.scheduler.stop(spec.service_id)
     plane.reloads.loaded(spec.service_id)
+    plane.publisher.changed()  # one that is asleep has no instance whose end would say so
     await plane.supervisor.stop(spec.service_id, force=force, wait=wait)
     if unwritten is not None:
         raise StorageError(

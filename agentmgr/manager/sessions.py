@@ -39,6 +39,7 @@ from ..proxy.upstream import BackendRefused, DialFailed, open_backend
 from ..supervisor import Supervisor
 from ..websocket.head import parse_request, upgrade_request
 from ..websocket.sockets import Wire
+from .on_demand import OnDemand
 from .publisher import Publisher
 from .registry import Registry
 from .stored_sessions import StoredSessions, not_found
@@ -66,11 +67,13 @@ class Sessions(StoredSessions):
         registry: Registry,
         supervisor: Supervisor,
         publisher: Publisher,
+        on_demand: OnDemand,
         nursery: trio.Nursery,
     ) -> None:
         super().__init__(directory, registry.services)
         self._supervisor = supervisor
         self._publisher = publisher
+        self._on_demand = on_demand
         self._nursery = nursery
 
     async def say(
@@ -122,6 +125,7 @@ class Sessions(StoredSessions):
             spec, summary, snapshot = await self.find(session_id)
             if summary.state is SessionState.ENDED:
                 raise WrongState(f"this session has ended; another one of {spec.name!r} can be begun")
+            self._on_demand.wake(spec.service_id, "an operator speaks in a session of it")
             talk = partial(
                 _talk,
                 session_id=session_id,
@@ -168,7 +172,7 @@ class Sessions(StoredSessions):
         for backend in known:
             if backend.instance_id == holder or (holder is None and backend.state is BackendState.ROUTABLE):
                 return backend
-        if not backends:
+        if not instances and not self._on_demand.is_asleep(spec):
             raise WrongState(
                 f"service {spec.name!r} is stopped, so it cannot answer: `agentmgr start {spec.name}` "
                 "starts it, and the session goes on"

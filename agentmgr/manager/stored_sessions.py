@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -228,6 +228,19 @@ class StoredSessions:
 
     async def count(self, spec: ServiceSpec) -> int:
         return (await self._in_thread(archive.figures, self.journal(spec))).sessions
+
+    async def unfinished(self, specs: Iterable[ServiceSpec]) -> frozenset[str]:
+        """The ids of those of these services that have turns which no instance has finished."""
+
+        def look() -> Iterator[str]:
+            for spec in specs:
+                try:
+                    if archive.has_unfinished(self.journal(spec)):
+                        yield spec.service_id
+                except StorageError as error:  # its host says so too, when a client comes
+                    logger.warning("the turns of %s cannot be read: %s", spec.name, error)
+
+        return await self._in_thread(lambda: frozenset(look()))
 
     # To erase
 

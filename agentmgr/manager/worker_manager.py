@@ -65,8 +65,20 @@ class WorkerHandle:
 class WorkerManager:
     """All the workers of one manager. `gateway` is that of its own process: they share the seats."""
 
-    def __init__(self, settings: Settings, *, observer: ConnectionObserver, access: GatewayAccess) -> None:
-        self._seats = Seats()
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        observer: ConnectionObserver,
+        access: GatewayAccess,
+        wake: Callable[[str], None],
+        vacated: Callable[[str], None],
+    ) -> None:
+        """`wake` is called with the id of a service that is asleep when a client waits for it, `vacated` with
+        that of an instance when its last connection has ended.
+        """
+        self._wake = wake
+        self._seats = Seats(vacated=vacated)
         self._ledger = Ledger(self._seats)
         self._ledger.pause()  # until `resume`
         self._affinity = Affinity(
@@ -79,6 +91,7 @@ class WorkerManager:
             seats=self._seats,
             affinity=self._affinity,
             seat_freed=lambda name: self._grant(self._ledger.serve(name)),
+            wake=wake,
         )
         self._observer = observer
         self._access = access
@@ -132,8 +145,11 @@ class WorkerManager:
             self._send_table(worker)
         self._grant(self._ledger.serve_all())  # limits may have been raised
 
-    async def applied(self) -> None:
-        """Returns when all linked workers route by the latest table, at most `_APPLIED_S` later."""
+    async def applied(self) -> bool:
+        """Returns when all linked workers route by the latest table, at most `_APPLIED_S` later.
+
+        True: so do all that live.
+        """
         version = self._version
         with trio.move_on_after(_APPLIED_S) as patience:
             await self.until(
@@ -144,6 +160,12 @@ class WorkerManager:
                 "a gateway worker did not apply the new routing table within %g s; not waiting for it",
                 _APPLIED_S,
             )
+        return all(
+            worker.link is not None
+            and worker.applied >= version
+            and worker.hello.version == protocol.VERSION  # of another one it has not got the table
+            for worker in self
+        )
 
     def connections(self) -> Iterator[Connection]:
         now = trio.current_time()
@@ -328,6 +350,8 @@ class WorkerManager:
                 worker.applied = version
                 self._send_table(worker)
                 self._changed()
+            case protocol.Wake(service_id):
+                self._wake(service_id)
             case protocol.Redeem():
                 talk.start_soon(self._redeem, worker, report)
             case protocol.Hello():

@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from .services import ServiceConfig as ServiceConfig
     from .services import ServiceSpec as ServiceSpec
     from .services import ServiceStatus as ServiceStatus
+    from .services import StartMode as StartMode
     from .services import StopSignal as StopSignal
     from .sessions import SessionDetail as SessionDetail
     from .sessions import SessionInfo as SessionInfo
@@ -100,7 +101,7 @@ _NAMES = {
         Latency MinuteFigures ServiceTotals""",
     "routing": "ConditionOperator RoutingCondition RoutingRule RoutingStrategy",
     "services": """DesiredStatus HealthStatus OnManagerDeath RestartMode ServiceConfig ServiceSpec
-        ServiceStatus StopSignal""",
+        ServiceStatus StartMode StopSignal""",
     "sessions": "SessionDetail SessionInfo SessionPage SessionQuestion SessionState SessionTurn",
     "tokens": "Ticket Token TokenPolicy",
     "views": "Instance Service Usage",

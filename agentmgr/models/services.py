@@ -50,6 +50,7 @@ class ServiceStatus(StrEnum):
     BACKOFF = "backoff"  #: will start again at a known time
     COMPLETED = "completed"  #: a job whose command has done its work
     SCHEDULED = "scheduled"  #: of a service only: it waits for its next run
+    ASLEEP = "asleep"  #: of a service only: nothing of it runs, and the next client starts it
     ERROR = "error"  #: given up; `error_message` says why
 
 
@@ -77,6 +78,13 @@ class RestartMode(StrEnum):
     NEVER = "never"
 
 
+class StartMode(StrEnum):
+    """When the instances of a service that should run do run."""
+
+    ALWAYS = "always"
+    ON_DEMAND = "on-demand"  #: while something uses them
+
+
 class StopSignal(StrEnum):
     TERM = "SIGTERM"
     INT = "SIGINT"
@@ -92,6 +100,9 @@ class OnManagerDeath(StrEnum):
 
     KEEP = "keep"  #: the instance serves on, and the next manager adopts it
     DIE = "die"
+
+
+IDLE_STOP_S = 300.0
 
 
 def _watched(value: Iterable[str] | str) -> tuple[str, ...]:
@@ -222,6 +233,21 @@ class ServiceConfig(JobConfig):
         live=True,
     )
 
+    start: StartMode = option(
+        StartMode.ALWAYS,
+        "on-demand: nothing of it runs until a client comes, a health check is asked for or a turn has to be "
+        "retried; its status is `asleep` meanwhile.",
+        live=True,
+    )
+    idle_stop: float | None = option(
+        None,
+        "Seconds without a connection, a turn or an open question until it falls asleep, where it starts "
+        "on-demand.",
+        between(0.1, 30 * DAY_S),
+        unset="300",
+        live=True,
+    )
+
     auto_restart: bool = option(True, "Restart it when it fails; if not, `restart` has no effect.")
     restart: RestartMode = option(
         RestartMode.ON_FAILURE, "When to restart it; never: it is a job, and has completed with exit code 0."
@@ -341,6 +367,15 @@ class ServiceConfig(JobConfig):
         return self.session_timeout if self.idle_timeout is None else self.idle_timeout
 
     @property
+    def on_demand(self) -> bool:
+        """Whether it falls asleep when nothing uses it."""
+        return self.start == StartMode.ON_DEMAND
+
+    @property
+    def idle_stop_s(self) -> float:
+        return IDLE_STOP_S if self.idle_stop is None else self.idle_stop
+
+    @property
     def restart_mode(self) -> RestartMode:
         return self.restart if self.auto_restart else RestartMode.NEVER
 
@@ -414,6 +449,10 @@ class ServiceSpec:
             ):
                 if misfit:
                     raise invalid(name, problem)
+        if config.on_demand and config.schedule is not None:
+            raise invalid("start", "cannot be on-demand with a schedule, which says when it runs")
+        if config.on_demand and config.command and config.is_job:
+            raise invalid("start", "cannot be on-demand for a job (restart=never): no client waits for one")
         if config.agent_factory_path and config.stop_signal is not StopSignal.TERM:
             raise invalid("stop_signal", "is for commands: an agent's host ends on SIGTERM")
         if config.agent_factory_path and config.user and config.sessions is Sessions.DURABLE:

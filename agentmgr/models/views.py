@@ -87,6 +87,8 @@ class Service:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether it should run now: it was not stopped, has not completed, and waits for no next run."""
-        resting = (ServiceStatus.COMPLETED, ServiceStatus.SCHEDULED)
+        """Whether it should run now: it was not stopped, has not completed, and waits for no next run
+        or client.
+        """
+        resting = (ServiceStatus.COMPLETED, ServiceStatus.SCHEDULED, ServiceStatus.ASLEEP)
         return self.desired_status is DesiredStatus.RUNNING and self.status not in resting

@@ -14,7 +14,7 @@ from ..core.affinity import Affinity
 from ..core.hosts import origins
 from ..core.outliers import OutlierPolicy
 from ..core.request import ClientRequest
-from ..core.routing import Router, RoutingDecision, RoutingTable
+from ..core.routing import BackendState, Router, RoutingDecision, RoutingTable
 from ..core.verdicts import verdicts
 from ..models import Connection
 from ..protocol import COME_BACK, GOING_AWAY, POLICY
@@ -49,9 +49,9 @@ class Gateway:
     all with `*`. `hints` lets clients ask for a service or tag in the query. `dial` connects to an instance,
     given its host and port; over TCP if None. `seats` and `affinity` are for gateways that share them with
     others (`agentmgr.core.shared_seats`); `seat_freed` is called with the instance whose seat came free,
-    if no client here waited for it. `fronts` speak other protocols on its port. `telemetry` traces its
-    connections. Raises `ValueError` for a
-    trusted proxy that is no address or network.
+    if no client here waited for it. `wake` is called with the id of a service that is asleep when a client
+    waits for it. `fronts` speak other protocols on its port. `telemetry` traces its connections. Raises
+    `ValueError` for a trusted proxy that is no address or network.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Gateway:
         seats: Seats | None = None,
         affinity: Affinity | None = None,
         seat_freed: Callable[[str], None] | None = None,
+        wake: Callable[[str], None] | None = None,
         fronts: Fronts | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
@@ -89,6 +90,7 @@ class Gateway:
             seats=seats,
             affinity=affinity,
             seat_freed=seat_freed,
+            wake=wake,
         )
         self._connections = Connections(observer)
         self._proving = Proving()
@@ -110,6 +112,7 @@ class Gateway:
     def table_is_old(self) -> None:
         """Until the next `update` no manager keeps the table up to date: each instance must prove itself."""
         self._proving.begin(self._lobby.router.table)
+        self._lobby.table_is_old()
 
     def route(self, request: ClientRequest) -> RoutingDecision:
         """The instance that this client would get now, and why. Changes nothing."""
@@ -127,8 +130,11 @@ class Gateway:
             code = RefusalCode.AT_CAPACITY if pool.routable else RefusalCode.NO_SERVICE_AVAILABLE
             reason = f"{pool.reason}; no instance there can take a client now"
             return RoutingDecision(pool.rule, pool.strategy, ids, None, None, code, reason)
+        reason = pool.reason
+        if chosen.state is BackendState.ASLEEP:
+            reason += f"; {chosen.service_name} is asleep, and is started for the client"
         return RoutingDecision(
-            pool.rule, pool.strategy, ids, chosen.instance_id, chosen.service_name, None, pool.reason
+            pool.rule, pool.strategy, ids, chosen.instance_id, chosen.service_name, None, reason
         )
 
     def connections(self) -> tuple[Connection, ...]:

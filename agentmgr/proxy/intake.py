@@ -242,8 +242,8 @@ class Intake:
         """An instance that takes the client: its seat and its wire are `place`'s. Raises `Refusal`."""
         limits, lobby = self.limits, self.lobby
         failure = DialFailed("no instance was tried", retry=True)
-        deadline = trio.current_time() + limits.queue_timeout_s + limits.dial_timeout_s
-        home_deadline = trio.current_time() + limits.queue_timeout_s
+        began = trio.current_time()
+        home_deadline = began + limits.queue_timeout_s
         tries = 0
         while tries < limits.max_tries:
             async with AsyncExitStack() as tried:
@@ -256,7 +256,7 @@ class Intake:
                         asks_to(asked, connection_id) if seat.backend.resume_within else asked,
                         head,
                         limits,
-                        deadline=deadline,
+                        deadline=began + limits.longest_wait_s(visit.starts_within),
                         proving=self.proving,
                         dial=self.dial,
                     )

@@ -42,3 +42,7 @@ class GatewayLimits:
     drain_idle_s: float = 10.0
     close_batch: int = 50  #: connections closed at once when many are
     close_pause_s: float = 0.05  #: on average, between two such batches
+
+    def longest_wait_s(self, starts_within: float) -> float:
+        """From a client's request to the end of the last dial for it. `starts_within`: of its `Visit`."""
+        return max(self.queue_timeout_s, starts_within) + self.dial_timeout_s

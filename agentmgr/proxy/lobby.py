@@ -55,6 +55,7 @@ class Lobby:
         seats: Seats | None = None,
         affinity: Affinity | None = None,
         seat_freed: Callable[[str], None] | None = None,
+        wake: Callable[[str], None] | None = None,
     ) -> None:
         self._router = router
         self._limits = limits
@@ -65,6 +66,9 @@ class Lobby:
         self._queues: dict[str, _Queue] = {}  # by instance: who waits for a seat there, or at others too
         self._tickets = count(1)
         self._seat_freed = seat_freed
+        self._wake = wake
+        self._asked_for: dict[str, trio.Event] = {}
+        """Backends that are asleep and were asked for, each with the `_news` of the table by which it was."""
         self._news = trio.Event()
         self._set_limits()
 
@@ -86,10 +90,19 @@ class Lobby:
         for waiter in self._waiting.values():
             tried = waiter.visit.tried
             tried -= {name for name in tried if not self._is_routable(name)}
+        self._asked_for = {
+            name: asked
+            for name, asked in self._asked_for.items()
+            if name in router.by_id and router.by_id[name].state is BackendState.ASLEEP
+        }
         self._queues = {}  # who waits on lines up anew
         self._news.set()
         self._news = trio.Event()
         self.serve_waiting()
+
+    def table_is_old(self) -> None:
+        """No manager keeps the table up to date: what is asleep is asked for again when one does."""
+        self._asked_for.clear()
 
     def _set_limits(self) -> None:
         for backend in self._router.table.backends:
@@ -190,10 +203,10 @@ class Lobby:
             self._offer(waiter)
 
     def preview(self, request: ClientRequest) -> tuple[Pool, Backend | None]:
-        """The pool for a request and who would be chosen now. Takes no seat; raises `Refusal`."""
+        """The pool for a request and who would be chosen now, or started. Takes no seat; raises `Refusal`."""
         visit = Visit(request)
         pool = self._pool(visit)
-        candidates = self._candidates(pool, visit)
+        candidates = self._candidates(pool, visit) or self._to_be_woken(pool)
         return pool, self._choose(pool, candidates, request, deepcopy(pool.rotation)) if candidates else None
 
     def _is_routable(self, instance_id: str) -> bool:
@@ -201,10 +214,11 @@ class Lobby:
         return backend is not None and backend.state is BackendState.ROUTABLE
 
     def _pool(self, visit: Visit) -> Pool:
-        if (home := self._home(visit)) is not None:
+        home = self._home(visit)
+        if home is not None and home.state.keeps_sessions:
             return self._router.home(home)
         try:
-            pool = self._router.pool(visit.request)
+            pool = self._router.pool(visit.request) if home is None else self._router.kin(home)
         except ServiceNotFound as error:
             raise Refusal(404, RefusalCode.SERVICE_NOT_FOUND, error.message) from None
         if visit.services is None:
@@ -224,6 +238,7 @@ class Lobby:
                 if any(b.state is BackendState.NO_LISTENER for b in pool.backends):
                     why += ", and it serves no connections: it runs, and no instance listens on its port"
                 raise self._unavailable(RefusalCode.NO_SERVICE_AVAILABLE, why)
+            self._wake_one(pool, visit)
             return None
         granted = [b for b in candidates if b.instance_id == visit.preferred] if visit.preferred else None
         backend = granted[0] if granted else self._choose(pool, candidates, visit.request, pool.rotation)
@@ -244,8 +259,24 @@ class Lobby:
         # If all are ejected, the fault may be the gateway's: better to try them than to refuse.
         return [b for b in free if b.instance_id not in ejected] or free
 
+    def _to_be_woken(self, pool: Pool) -> Sequence[Backend]:
+        """Those of which one has to be started for a client that waits; one at a time is."""
+        if not pool.asleep or any(b.state is BackendState.COMING for b in pool.backends):
+            return ()
+        return [b for b in pool.asleep if b.instance_id in self._asked_for] or pool.asleep
+
+    def _wake_one(self, pool: Pool, visit: Visit) -> None:
+        """Asks for it once with each table: the one before may have been on its way when it was asked for."""
+        if self._wake is not None and (asleep := self._to_be_woken(pool)):
+            found = self._choose(pool, asleep, visit.request, pool.rotation)
+            if self._asked_for.get(found.instance_id) is not self._news:
+                self._asked_for[found.instance_id] = self._news
+                self._wake(found.service_id)
+
     def _home(self, visit: Visit) -> Backend | None:
         """The instance that holds the session which the client names, as long as its process lives.
+
+        Also one that is to come, of a service that starts on demand: its service takes the session up.
 
         Raises `Refusal` where the client may not go there, or asks for another service in the same breath. An
         id that an application has made, or that came in a cookie, is no such contradiction: another service
@@ -260,10 +291,10 @@ class Lobby:
         certain = self._router.by_id.get(named_instance(session_id) or "")
         home = self._router.by_id.get(self._affinity.holder(session_id) or "")  # it may have moved
         if certain is not None and (
-            home is None or home.service_id != certain.service_id or not home.state.keeps_sessions
+            home is None or home.service_id != certain.service_id or not _is_home(home)
         ):
             home = certain
-        if home is None or not home.state.keeps_sessions or home.instance_id in visit.given_up:
+        if home is None or not _is_home(home) or home.instance_id in visit.given_up:
             return None
         if visit.services is not None and home.service_name not in visit.services:
             if certain is None:
@@ -313,7 +344,10 @@ class Lobby:
                     if waiter.outcome is None and not self._worth_waiting(visit):
                         nursery.cancel_scope.cancel()
                         return None
-                limit = self._limits.queue_timeout_s if visit.patience_s is None else visit.patience_s
+                limit = visit.patience_s
+                if limit is None:
+                    visit.starts_within = self._pool(visit).starts_within
+                    limit = max(self._limits.queue_timeout_s, visit.starts_within)
                 with trio.move_on_after(limit):
                     await waiter.woken.wait()
                 nursery.cancel_scope.cancel()
@@ -402,3 +436,8 @@ class Lobby:
 
     def _unavailable(self, code: RefusalCode, reason: str) -> Refusal:
         return Refusal(503, code, reason, (("Retry-After", str(self._limits.retry_after_s)),))
+
+
+def _is_home(backend: Backend) -> bool:
+    comes = backend.state in (BackendState.ASLEEP, BackendState.COMING)
+    return backend.state.keeps_sessions or bool(backend.starts_within and comes)

@@ -32,4 +32,5 @@ class Visit:
     left: Callable[[], Awaitable[None]] = trio.sleep_forever  #: returns when the client has gone
     sought: str | None = None  #: the instance that holds what a resumed connection goes on with
     patience_s: float | None = None  #: how long it waits for a seat; None: as long as the gateway says
+    starts_within: float = 0.0  #: how long what it waits for may take to start; 0: nothing starts for it
     preferred: str | None = None  #: the instance whose seat has to be asked for, or was granted

@@ -67,6 +67,9 @@ class NoProcesses:
             f"service {spec.name} is a process, and its output needs a directory: Supervisor(log_dir=...)"
         )
 
+    def end_lease(self, instance_id: str) -> None:
+        """A function has no port."""
+
     def stranger(self, record: InstanceRecord) -> None:
         """None: a function does not outlive its program."""
 
@@ -111,7 +114,7 @@ class _Slot:
     def adopt(self, record: InstanceRecord) -> None:
         """None: a function does not outlive its program."""
 
-    def close(self) -> None:
+    def close(self, *, lease: bool = False) -> None:
         pass
 
 

@@ -9,6 +9,7 @@ cancellation, its process is ended on the way out, with its descendants; only `l
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
@@ -83,6 +84,7 @@ class InstanceTask:
         self.retired = False  #: it drains as one too many; another instance may start beside it
         self.over = trio.Event()  #: its task has ended, and nothing is left of its process
         self.sessions: int | None = None  #: conversations in its memory, as it last said
+        self.quiet_s: float | None = None  #: for how long it has been unused, as its host last said
         self.entry = context.recorder.entry(view.instance_id)
         self._config = spec.config
         self._slot = slot
@@ -100,6 +102,7 @@ class InstanceTask:
         self.drain = InstanceDrain(view.instance_id, self._config, context.recorder)
         self._for_good = False  # no other instance takes its place, and its clients learn that
         self._leave = False
+        self._unused: str | None = None  # why it is ended, where that is because nothing uses it
 
     async def run(self) -> None:
         """`live`, whose failures, of whatever kind, must not reach the task of another instance."""
@@ -131,7 +134,7 @@ class InstanceTask:
         finally:
             with trio.CancelScope(shield=True):
                 await self.entry.written()
-            self._slot.close()
+            self._slot.close(lease=self._unused is not None)
             if self.stopped or not self.finished:
                 self._end_of_story()
             self.finished = True
@@ -276,7 +279,7 @@ class InstanceTask:
             )
             yield child
         finally:
-            self._child = self.sessions = None
+            self._child = self.sessions = self.quiet_s = None
             if self._leave:
                 child.release()
             else:
@@ -292,9 +295,9 @@ class InstanceTask:
         if InstanceEvent.STOP in lifecycle.TRANSITIONS[self.view.status]:
             self._become(InstanceEvent.STOP)
         exit = await child.end(self._config.stop_timeout)
-        reason = (
-            "stopped" if self._for_good else "stopped: another instance takes its place, or fewer are to run"
-        )
+        reason = "stopped"
+        if not self._for_good:
+            reason += f": {self._unused or 'another instance takes its place, or fewer are to run'}"
         ending = self._ending
         if ending is None and not self.stopped:  # `_crashed` will say so
             ending = Ending(
@@ -407,14 +410,22 @@ class InstanceTask:
         if self._child is not None:
             await self.drain.promise_another(self._child)
 
-    def stop(self, *, force: bool = False, kill: bool = False, for_good: bool = False) -> None:
+    def stop(
+        self,
+        *,
+        force: bool = False,
+        kill: bool = False,
+        for_good: bool = False,
+        unused: str | None = None,
+    ) -> None:
         """Makes it drain its sessions and end; `over` is set when it has.
 
         `for_good`: no other instance takes its place, and its clients learn that. `force` cuts the draining
-        short, `kill` also the time between TERM and KILL.
+        short, `kill` also the time between TERM and KILL. `unused`: it is ended because nothing uses it, and
+        keeps its port.
         """
         self.drain.be_quick()
-        self._for_good = for_good
+        self._for_good, self._unused = for_good, unused
         if force:
             self.drain.cut_short()
         if kill and self._last is not None:
@@ -447,7 +458,7 @@ class InstanceTask:
         async with self._context.probes:
             result = await child.probe(self._config.health_check_timeout)
         if self._child is child and self.view.status in _SERVING:
-            self.sessions = result.sessions
+            self.sessions, self.quiet_s = result.sessions, result.quiet_s
             self._judge(result)
             if child.serves or self.view.serves is not None:
                 self._report(serves=child.serves)
@@ -462,6 +473,17 @@ class InstanceTask:
         )
         self._context.recorder.health_checked(check)
         return check
+
+    async def quiet_now_s(self) -> float:
+        """For how long it has had no connection and no turn, as its host says; 0: it has, or cannot be asked.
+
+        `math.inf` for a command: only its connections can be seen, by the gateway.
+        """
+        if self._config.command:
+            return math.inf
+        self.quiet_s = None
+        await self.check()
+        return self.quiet_s or 0.0
 
     def _judge(self, result: ProbeResult) -> None:
         self._health.judge(result)

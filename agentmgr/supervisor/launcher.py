@@ -124,8 +124,11 @@ class Slot(Protocol):
     def adopt(self, record: InstanceRecord) -> Child | None:
         """The child that `record` describes, if it still lives and is verifiably the same process."""
 
-    def close(self) -> None:
-        """Gives the address up; the instance will not be launched again."""
+    def close(self, *, lease: bool = False) -> None:
+        """Gives the address up; the instance will not be launched again.
+
+        With `lease` its port is kept, without a socket, for the next slot of the same instance id.
+        """
 
 
 class Launcher(Protocol):
@@ -136,6 +139,9 @@ class Launcher(Protocol):
 
     def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> Slot:
         """Where the instance will run. `position`: in its service's list. Raises `AgentManagerError`."""
+
+    def end_lease(self, instance_id: str) -> None:
+        """Gives up the port that was kept for the instance, if one was."""
 
     def stranger(self, record: InstanceRecord) -> str | None:
         """If the recorded process lives and another manager started it: which and whose, for the user."""

@@ -46,6 +46,10 @@ class LocalLauncher:
         log, lock = logs.path(self._log_dir, spec.name, position), InstanceLock(self._locks / instance_id)
         return LocalSlot(spec, instance_id, position, log, lock, self._shared)
 
+    def end_lease(self, instance_id: str) -> None:
+        if (port := self._shared.leases.pop(instance_id, None)) is not None:
+            self._shared.ports.take_back(port)
+
     def stranger(self, record: InstanceRecord) -> str | None:
         found = stranger(record, self._log_dir, self._shared.tokens)
         return None if found is None else str(found)

@@ -180,6 +180,7 @@ def _judge(text: str, expected: str) -> ProbeResult:
         said=_said_of(journal) or None,
         journal_degraded=journal.get("degraded") is not None,
         sessions=_count(answer.get("sessions")),
+        quiet_s=_seconds(answer.get("quiet_s")),
     )
     if status == "degraded":
         return evolve(result, reason=detail or "the agent says that it is degraded", degraded=True)
@@ -188,6 +189,10 @@ def _judge(text: str, expected: str) -> ProbeResult:
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and 0 <= value < 2**53 else None
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 <= value < math.inf else None
 
 
 def _said_of(journal: dict[str, Any]) -> str:

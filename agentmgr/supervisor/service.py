@@ -24,6 +24,8 @@ class ServiceInstances:
     launcher: Launcher
     raises: bool = False  #: if it is given up, the supervisor ends
     tasks: list[InstanceTask] = field(factory=list)  #: in a rolling restart a position has two
+    resting: dict[int, str] = field(factory=dict)
+    """While it is asleep: the ids of its instances, by position. The next ones get them again."""
     lock: trio.Lock = field(factory=trio.Lock)
     stops: int = 0  #: how many so far; a command given before the last one does nothing
     command: trio.CancelScope = field(factory=trio.CancelScope)
@@ -71,6 +73,7 @@ class ServiceInstances:
                 tasks[position].start_now()
             else:
                 tasks[position] = begin(self, spec, position)
+        self.end_leases()
         return [tasks[position] for position in sorted(tasks)]
 
     async def replace(self, old: InstanceTask, new: InstanceTask, *, force: bool) -> None:
@@ -83,18 +86,30 @@ class ServiceInstances:
         await self.end([old], force=force)
 
     async def end(
-        self, tasks: Iterable[InstanceTask], *, force: bool = False, wait: bool = True, for_good: bool = False
+        self,
+        tasks: Iterable[InstanceTask],
+        *,
+        force: bool = False,
+        wait: bool = True,
+        for_good: bool = False,
+        unused: str | None = None,
     ) -> None:
         """Stops all `tasks` at once; with `wait`, returns when they have ended."""
         tasks = list(tasks)
         for task in tasks:
-            task.stop(force=force, for_good=for_good)
+            task.stop(force=force, for_good=for_good, unused=unused)
         if wait:
             for task in tasks:
                 await task.over.wait()
         self.tasks = [task for task in self.tasks if not task.over.is_set()]
         # If a stop came just as the last of them ended, the caller must start nothing new.
         await trio.lowlevel.checkpoint_if_cancelled()
+
+    def end_leases(self) -> None:
+        """It is not asleep any more, and not about to be started either."""
+        for instance_id in self.resting.values():
+            self.launcher.end_lease(instance_id)
+        self.resting = {}
 
 
 Services = Mapping[str, ServiceInstances]  #: by id

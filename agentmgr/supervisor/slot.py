@@ -54,6 +54,7 @@ class Shared:
     upkeep: Upkeep
     guard: Guard
     sessions_dir: Path | None = None  #: of the journals
+    leases: dict[str, int] = Factory(dict)  #: the ports that are kept for instances which sleep, by their ids
     open: set[str] = Factory(set)  #: the ids of the instances that have a slot
     serving: dict[str, str] = Factory(dict)  #: their services' ids, of those that were seen to listen
 
@@ -71,8 +72,14 @@ class LocalSlot:
         self._spec, self._instance_id, self._position = spec, instance_id, position
         self._log, self._shared = log, shared
         self._listener: socket.socket | None = None
-        self._port = spec.port  #: the last one it had; it is tried first at the next launch
+        leased = shared.leases.pop(instance_id, None)
+        self._port = leased if spec.port is None else spec.port
+        """The last one it had; it is tried first at the next launch."""
         self._lent: int | None = None
+        if leased is not None and spec.config.command and self._port == leased:
+            self._lent = leased
+        elif leased is not None:
+            shared.ports.take_back(leased)
         self._child: LocalChild | None = None  #: the last one
         self._lock = lock
         self._group = ControlGroup.of_instance(instance_id)
@@ -269,10 +276,12 @@ class LocalSlot:
                 on_serving=self._serves,
             )
 
-    def close(self) -> None:
+    def close(self, *, lease: bool = False) -> None:
         if self._listener is not None:
             self._listener.close()
-        if self._lent is not None:
+        if lease and self._port_now is not None:
+            self._shared.leases[self._instance_id] = self._port_now
+        elif self._lent is not None:
             self._shared.ports.take_back(self._lent)
         self._limits.lift()
         if not self._group.members():  # else the next sweep finds the group by the lock's file
@@ -290,6 +299,10 @@ class LocalSlot:
             and stat.start_ticks == record.process_start
             and procfs.token(record.pid) == record.token
         )
+
+    @property
+    def _port_now(self) -> int | None:
+        return self._port if self._lent is None else self._lent
 
     def _listen(self, host: str) -> int:
         if self._listener is None:

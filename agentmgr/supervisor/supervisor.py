@@ -225,11 +225,30 @@ class Supervisor:
             return
         service.stops += 1
         service.command.cancel()
+        service.end_leases()
         await service.end(service.tasks, force=force, wait=wait, for_good=True)
+
+    async def put_to_sleep(self, service_id: str, why: str) -> bool:
+        """Ends all its instances, because nothing uses them. The next ones get their ids and ports again.
+
+        A start that comes meanwhile begins when they have ended; a stop wins. Returns whether it did so: not
+        where another command is under way, or no instance is there.
+        """
+        service = self._services.get(service_id)
+        if service is None or service.is_busy or not service.tasks:
+            return False
+        try:
+            async with self._command(service.spec) as service:
+                service.resting = {task.view.slot: task.view.instance_id for task in service.tasks}
+                await service.end(service.tasks, unused=why)
+        except WrongState:  # it was stopped meanwhile, or all is
+            return False
+        return True
 
     def forget(self, service_id: str) -> None:
         """Drops a service that was stopped and will not be started again."""
-        self._services.pop(service_id, None)
+        if (service := self._services.pop(service_id, None)) is not None:
+            service.end_leases()
 
     async def restart(
         self, spec: ServiceSpec, *, rolling: bool = True, force: bool = False, wait: bool = True
@@ -330,6 +349,30 @@ class Supervisor:
                 return idle_s, min(timeout_s, limit_s)
         return None, timeout_s
 
+    async def quiet_s(self, service_id: str) -> float:
+        """For how long all its hosts say that they have had no connection and no turn; asks them now.
+
+        0: one has, or could not be asked. `math.inf` for a command.
+        """
+        quiet: list[float] = []
+
+        async def ask(task: InstanceTask) -> None:
+            quiet.append(await task.quiet_now_s())
+
+        async with trio.open_nursery() as nursery:
+            for task in self._tasks(service_id):
+                if not task.finished:
+                    nursery.start_soon(ask, task)
+        return min(quiet, default=0.0)
+
+    def resting(self) -> dict[str, str]:
+        """Of each service that was put to sleep: the id that its first instance had, and will have again."""
+        return {
+            service_id: service.resting[min(service.resting)]
+            for service_id, service in self._services.items()
+            if service.resting
+        }
+
     def troubles(self) -> tuple[str, ...]:
         """Faults that last now and end by themselves; services keep running."""
         unwritten = sum(task.entry.fails for task in self._tasks(None))
@@ -392,7 +435,7 @@ class Supervisor:
         return self._nursery
 
     def _new_instance(self, service: ServiceInstances, spec: ServiceSpec, position: int) -> InstanceTask:
-        instance_id = new_id("ins")
+        instance_id = service.resting.pop(position, None) or new_id("ins")
         return self._start_task(
             service, spec, instance_id, position, service.launcher.slot(spec, instance_id, position)
         )

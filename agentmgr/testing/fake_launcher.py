@@ -52,6 +52,7 @@ class FakeChild:
         self.completes = True
         self.said: str | None = None
         self.serves = True
+        self.quiet_s: float | None = None  #: for how long nothing has gone on in it, as it says
         self.behaviour = behaviour
         self.launched_at = trio.current_time()
         self.ended_at: float | None = None  #: by `end`
@@ -92,7 +93,7 @@ class FakeChild:
         begin, end = self.behaviour.unwell_between_s
         if begin <= now - self.launched_at < end:
             return ProbeResult(False, reason="the test makes it unwell")
-        return ProbeResult(True, 0.0)
+        return ProbeResult(True, 0.0, quiet_s=self.quiet_s)
 
     async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
         self.drained_with = code
@@ -145,6 +146,7 @@ class FakeLauncher:
         self.behaviours: Sequence[Behaviour | CannotLaunch] = behaviours or (Behaviour(),)
         self.children: list[FakeChild] = []  #: in the order of their launches
         self.launches = 0  #: tries, except those refused
+        self.leases: set[str] = set()  #: ids of instances whose port is kept for them
         self._refusals: deque[CannotLaunch] = deque()
 
     # Faults
@@ -180,7 +182,11 @@ class FakeLauncher:
         return ()
 
     def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> FakeSlot:
+        self.leases.discard(instance_id)
         return FakeSlot(self, spec, instance_id, position)
+
+    def end_lease(self, instance_id: str) -> None:
+        self.leases.discard(instance_id)
 
     def stranger(self, record: InstanceRecord) -> None:
         """Every record is one of its own."""
@@ -234,5 +240,7 @@ class FakeSlot:
         self._launcher.children.append(child)
         return child
 
-    def close(self) -> None:
+    def close(self, *, lease: bool = False) -> None:
         self.closed = True
+        if lease:
+            self._launcher.leases.add(self._instance_id)

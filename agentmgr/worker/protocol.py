@@ -21,8 +21,9 @@ from ..errors import InvalidRequest
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
-VERSION = 7
-"""6 had no `RoutingTable.portless_services`; 5 had no `RoutingTable.http_services`;
+VERSION = 8
+"""7 had no `Wake`, and no backend that is asleep;
+6 had no `RoutingTable.portless_services`; 5 had no `RoutingTable.http_services`;
 4 had no `RoutingTable.own_pages`; 3 had no `Backend.resume_within`;
 2 had `Backend.session_timeout`; 1 had no `Hello.version`, no token policy and no tokens of instances."""
 HEARTBEAT_S = 1.0  #: the longest that a manager sends nothing
@@ -100,6 +101,13 @@ class Redeem:
     ticket: str = field(repr=False)
 
 
+@frozen
+class Wake:
+    """A client waits for a service that is asleep."""
+
+    service_id: str
+
+
 # What a manager says, besides `Grant`s.
 
 
@@ -155,7 +163,19 @@ class Remembered:
     holders: Mapping[str, str]
 
 
-Report = Hello | Opened | Closed | Refused | Progress | Declared | Applied | Redeem | Remembered | SeatReport
+Report = (
+    Hello
+    | Opened
+    | Closed
+    | Refused
+    | Progress
+    | Declared
+    | Applied
+    | Redeem
+    | Wake
+    | Remembered
+    | SeatReport
+)
 Order = Table | OtherSeats | Drain | Disconnect | Redeemed | End | Remembered | Grant
 
 _BY_NAME = {kind.__name__: kind for kind in get_args(Report | Order)}

@@ -62,6 +62,7 @@ class Worker:
             authenticator=self._access,
             seats=self._seats,
             affinity=self._affinity,
+            wake=lambda service_id: self._say(protocol.Wake(service_id)),
         )
         self.serving = trio.Event()
         self._port = spec.port

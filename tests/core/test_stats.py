@@ -49,7 +49,7 @@ def test_every_status_is_counted_also_those_that_nobody_has() -> None:
     assert figures["services"] == {
         "total": 3, "running": 1, "stopped": 1, "error": 1,
         "starting": 0, "unhealthy": 0, "draining": 0, "stopping": 0, "backoff": 0,
-            "completed": 0, "scheduled": 0,
+            "completed": 0, "scheduled": 0, "asleep": 0,
     }  # fmt: skip
     assert figures["instances"]["total"] == 3
 

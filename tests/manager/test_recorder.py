@@ -13,6 +13,7 @@ from agentmgr.manager.control_plane import ControlPlane
 from agentmgr.manager.events import EventLog
 from agentmgr.manager.hooks import Hooks
 from agentmgr.manager.jobs import Jobs
+from agentmgr.manager.on_demand import OnDemand
 from agentmgr.manager.recorder import Recorder
 from agentmgr.manager.registry import Registry
 from agentmgr.manager.tokens import Tokens
@@ -41,6 +42,14 @@ class Recording:
             active=lambda service_id: self.active,
             hooks=lambda: Hooks(Registry(self.store, (), ()), EventLog(self.store), lambda: None),
             jobs=lambda: Jobs(self.store, Registry(self.store, (), ()), Supervisor(), {}),
+            on_demand=lambda: OnDemand(
+                Registry(self.store, (), ()),
+                Supervisor(),
+                None,
+                EventLog(self.store),
+                connections=len,
+                unfinished=None,
+            ),
         )
 
     def _changed(self) -> None:

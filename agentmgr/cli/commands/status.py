@@ -155,7 +155,7 @@ def _hook(hook: str | None) -> str | None:
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}/…"
 
 
-_AS_WANTED = (ServiceStatus.COMPLETED, ServiceStatus.SCHEDULED)
+_AS_WANTED = (ServiceStatus.COMPLETED, ServiceStatus.SCHEDULED, ServiceStatus.ASLEEP)
 
 
 def _schedule(config: ServiceConfig) -> str | None:

@@ -51,6 +51,8 @@ const SENTENCES = {
     who, from, to, reason: visibleText(String(reason ?? "")) }),
   "service.reload_failed": (who, { files, reason }) => withWhy(t("{files} of {who} does not start; the code before serves on", {
     who, files: visibleText(String(files)) }), { error_message: reason }),
+  "service.woken": (who, { reason }) => withWhy(t("{who} is woken", { who }), { error_message: reason }),
+  "service.asleep": (who, { reason }) => withWhy(t("{who} fell asleep", { who }), { error_message: reason }),
   "job.skipped": (who) => t("a run of {who} was skipped: the one before still ran", { who }),
   "job.missed": (who) => t("{who} missed a run while no manager ran", { who }),
   "instance.backoff": (who, detail, { at }) => {

@@ -7,6 +7,7 @@ export const ZH_FRAME = {
   "stopped": "已停止",
   "completed": "已完成",
   "scheduled": "等待计划",
+  "asleep": "休眠",
   "interrupted": "被中断",
   "starting": "启动中",
   "stopping": "停止中",

@@ -29,6 +29,8 @@ export const ZH_LIVE = {
   "{who} is draining: no new clients; those it has may finish": "{who} 正在排空：不再接受新客户端，已有的可以完成",
   "{who} is stopping": "{who} 正在停止",
   "{who} could not report {event}: {reason}": "{who} 未能上报 {event}：{reason}",
+  "{who} is woken": "{who} 被唤醒",
+  "{who} fell asleep": "{who} 进入休眠",
   "a run of {who} was skipped: the one before still ran": "{who} 的一次运行被跳过：上一次仍在运行",
   "{who} runs the new code of {files}": "{who} 已运行 {files} 的新代码",
   "{who} is to run {to} instances in place of {from}: {reason}": "{who} 的实例数由 {from} 调整为 {to}：{reason}",

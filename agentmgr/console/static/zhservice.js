@@ -39,6 +39,7 @@ export const ZH_SERVICE = {
   "It crashed, and will be restarted.": "它异常退出，将自动重启。",
   "It has done its work and ended. Start it to run it again.": "已完成工作并退出；再次启动可重新运行。",
   "It waits for the next run of its schedule.": "等待计划中的下一次运行。",
+  "It is asleep: nothing of it runs until a client comes.": "正在休眠：有客户端连接时才会启动。",
   "Last run": "上次运行",
   "Next run": "下次运行",
   "Run now": "立即运行",

@@ -26,6 +26,7 @@ function standing({ status, desired_status: wanted, health, ready, instances, wa
     case "backoff": return t("It crashed, and will be restarted.");
     case "completed": return t("It has done its work and ended. Start it to run it again.");
     case "scheduled": return t("It waits for the next run of its schedule.");
+    case "asleep": return t("It is asleep: nothing of it runs until a client comes.");
     case "error": return t("It crashed too often, or cannot start, and is not restarted any more. It stays down until you start it.");
     default: return wanted === "running" && id ? t("It is down, and about to be started.") : t("It is stopped, and stays so until you start it.");
   }
@@ -38,7 +39,7 @@ export function ServiceOverview({ service, figures, route }) {
     <${ServiceCharts} service=${service} figures=${figures} route=${route} />`;
 }
 
-const DOWN = new Set(["stopped", "completed", "scheduled", "backoff", "error"]);
+const DOWN = new Set(["stopped", "completed", "scheduled", "asleep", "backoff", "error"]);
 
 /** @param {{service: any, figures: any}} props */
 function Standing({ service, figures }) {

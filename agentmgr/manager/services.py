@@ -43,6 +43,7 @@ async def change(
 async def scale(plane: ControlPlane, ref: str, instances: int | str, *, wait: bool) -> Service:
     spec = await plane.registry.change_service(ref, {"instances": instances})
     _announce(plane, "service.changed", spec, fields="instances")
+    plane.on_demand.look_again(spec)
     await _fill(plane, spec, wait=wait)
     return plane.view(spec)
 

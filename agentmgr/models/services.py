@@ -346,11 +346,6 @@ class ServiceConfig(JobConfig):
         return instance_range(self.instances)
 
     @property
-    def on_demand(self) -> bool:
-        """Whether none of it runs while it has no clients."""
-        return self.instance_range.least == 0
-
-    @property
     def conversation_limit(self) -> int:
         """0: unlimited."""
         return self.max_sessions if self.max_conversations is None else self.max_conversations
@@ -368,8 +363,8 @@ class ServiceConfig(JobConfig):
 
     @property
     def on_demand(self) -> bool:
-        """Whether it falls asleep when nothing uses it."""
-        return self.start == StartMode.ON_DEMAND
+        """Whether none of it runs while nothing uses it."""
+        return self.start == StartMode.ON_DEMAND or self.instance_range.least == 0
 
     @property
     def idle_stop_s(self) -> float:
@@ -450,9 +445,10 @@ class ServiceSpec:
                 if misfit:
                     raise invalid(name, problem)
         if config.on_demand and config.schedule is not None:
-            raise invalid("start", "cannot be on-demand with a schedule, which says when it runs")
+            raise invalid("start", "cannot be on demand with a schedule, which says when it runs")
         if config.on_demand and config.command and config.is_job:
-            raise invalid("start", "cannot be on-demand for a job (restart=never): no client waits for one")
+            named = "start" if config.start == StartMode.ON_DEMAND else "instances"
+            raise invalid(named, "cannot be on demand for a job (restart=never): no client waits for one")
         if config.agent_factory_path and config.stop_signal is not StopSignal.TERM:
             raise invalid("stop_signal", "is for commands: an agent's host ends on SIGTERM")
         if config.agent_factory_path and config.user and config.sessions is Sessions.DURABLE:

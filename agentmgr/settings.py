@@ -99,6 +99,10 @@ class Settings:
     health_check_interval: float = option(
         10.0, "Between health checks.", between(0.05, DAY_S, " seconds"), metavar="SECONDS"
     )
+    fork_server: bool = option(
+        True,
+        "Start hosted agents as forks of a Python that has imported their host; off: each in a new Python.",
+    )
     allowed_origins: tuple[str, ...] = option(
         (),
         "A web page that may use the gateway, as in https://app.example; *: all.",

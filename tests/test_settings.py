@@ -42,6 +42,7 @@ def test_every_setting_has_an_environment_variable(here):
         "allowed_origins": "https://app.example",
         "trusted_proxies": "10.0.0.0/8",
         "proxy_protocol": "true",
+        "fork_server": "false",
         "proxy_workers": "4",
         "fronts": "none",
     }
@@ -51,7 +52,8 @@ def test_every_setting_has_an_environment_variable(here):
         value = getattr(settings, attribute.name)
         listed = isinstance(attribute.default, tuple)
         kind = int if attribute.default is None else type(attribute.default)
-        assert value == ((text,) if listed else kind(text))
+        expected = text == "true" if kind is bool else kind(text)
+        assert value == ((text,) if listed else expected)
         assert value != attribute.default
 
 

@@ -77,6 +77,7 @@ class ControlPlane:
             log_dir=paths.logs,
             sessions_dir=paths.sessions,
             health_check_interval=settings.health_check_interval,
+            fork_server=settings.fork_server,
         )
         self.jobs = Jobs(store, self.registry, self.supervisor, snapshot.jobs)
         self.hooks = Hooks(self.registry, self.events, lambda: self.sessions)

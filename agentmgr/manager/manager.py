@@ -361,6 +361,7 @@ class AgentManager:
             "background": self._in_background,
             "degraded": "; ".join(self._live().troubles()) or None,
             "listeners": [*self._listeners.open, *self._live().worker_manager.listeners()],
+            "fork_servers": self._live().supervisor.fork_servers(),
             "tokens_required": self.get_token_policy(),
             "limits": {
                 "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],

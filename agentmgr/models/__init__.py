@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from .tokens import Ticket as Ticket
     from .tokens import Token as Token
     from .tokens import TokenPolicy as TokenPolicy
+    from .views import ForkServerState as ForkServerState
     from .views import Instance as Instance
     from .views import Service as Service
     from .views import Usage as Usage
@@ -104,7 +105,7 @@ _NAMES = {
         ServiceStatus StartMode StopSignal""",
     "sessions": "SessionDetail SessionInfo SessionPage SessionQuestion SessionState SessionTurn",
     "tokens": "Ticket Token TokenPolicy",
-    "views": "Instance Service Usage",
+    "views": "ForkServerState Instance Service Usage",
 }
 
 __getattr__ = later(__name__, {name: place for place, names in _NAMES.items() for name in names.split()})

@@ -23,6 +23,18 @@ class Usage:
 
 
 @frozen
+class ForkServerState:
+    """A process that starts hosted agents by forking (`agentmgr.fork_server`)."""
+
+    python: str
+    user: str | None  #: whose instances it forks; None: the manager's own user
+    pid: int | None  #: None while none runs: a problem ended it, and another one is tried later
+    forks: int
+    memory_bytes: int  #: resident; each instance shares most of it
+    problem: str | None  #: why the last one ended
+
+
+@frozen
 class Instance:
     """One instance as the supervisor sees it now."""
 

@@ -10,7 +10,8 @@ Parts, in reading order:
   decided in `core.restart`, which status comes next in `core.lifecycle`.
 * `launcher`: the interface to what runs instances. `local` implements it with processes of this machine,
   `in_process` with async functions of this program, `agentmgr.testing.FakeLauncher` with neither.
-* A local instance: `slot` launches it with `spawn`, `accounts`, `environment`, `addresses` and `limits`;
+* A local instance: `slot` launches it with `forking` (hosted agents; `fork_server` is one process that forks)
+  or `spawn`, `accounts`, `environment`, `addresses` and `limits`;
   `child` judges whether it is ready and well, with `probe`, `notices`, `own_checks` and
   `listening_sockets`; `process` signals and ends it, with all its `descendants`; `host_drain` asks an
   agent's host to drain, by a `host_request`.

@@ -27,7 +27,7 @@ from ..boundary import Failure, contain, traceback_of
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
 from ..errors import InvalidRequest, leaves
-from ..models import InstanceRecord, ServiceConfig, ServiceSpec, Usage, utc_now
+from ..models import ForkServerState, InstanceRecord, ServiceConfig, ServiceSpec, Usage, utc_now
 from . import procfs
 from .launcher import Launcher, Slot
 
@@ -77,6 +77,9 @@ class NoProcesses:
         return 0
 
     def troubles(self) -> tuple[str, ...]:
+        return ()
+
+    def fork_servers(self) -> tuple[ForkServerState, ...]:
         return ()
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:

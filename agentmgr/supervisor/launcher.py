@@ -28,7 +28,7 @@ from typing import Protocol
 
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
-from ..models import InstanceRecord, ServiceSpec, Usage
+from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
 
 
 class CannotLaunch(Exception):
@@ -153,6 +153,9 @@ class Launcher(Protocol):
 
     def troubles(self) -> tuple[str, ...]:
         """Faults that last now and end by themselves, such as a full disk; for the user."""
+
+    def fork_servers(self) -> tuple[ForkServerState, ...]:
+        """The processes that fork instances."""
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """What the instance has used lately, oldest first."""

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import trio
 
-from ..models import InstanceRecord, ServiceSpec, Usage
+from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
 from . import logs
 from .addresses import Ports
 from .belonging import drop_copied, stranger
 from .cgroup import ControlGroup, remove_abandoned
 from .descendants import Descendants, Orphans, ProcessScan
+from .forking import ForkServers
 from .guard import Guard
 from .instance_lock import DIRECTORY, InstanceLock
 from .instance_tokens import InstanceTokens
@@ -25,19 +26,26 @@ from .upkeep import Upkeep
 class LocalLauncher:
     """Starts processes, adopts those of an earlier manager, and ends what that manager left."""
 
-    def __init__(self, log_dir: Path, sessions_dir: Path | None = None) -> None:
+    def __init__(self, log_dir: Path, sessions_dir: Path | None = None, *, fork_server: bool = True) -> None:
         self._log_dir = log_dir
         self._locks = log_dir / DIRECTORY
         if InstanceTokens.found(log_dir) is None:
             drop_copied(log_dir)
         self._shared = Shared(
-            InstanceTokens.of(log_dir), Ports(), ProcessScan(), Upkeep(log_dir), Guard(), sessions_dir
+            InstanceTokens.of(log_dir),
+            Ports(),
+            ProcessScan(),
+            Upkeep(log_dir),
+            Guard(),
+            ForkServers(enabled=fork_server),
+            sessions_dir,
         )
 
     async def run(self) -> None:
         with closing(self._shared.guard):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._shared.guard.keep)
+                nursery.start_soon(self._shared.fork_servers.run)
                 nursery.start_soon(self._shared.upkeep.run)
                 nursery.start_soon(partial(trio.to_thread.run_sync, remove_abandoned, abandon_on_cancel=True))
 
@@ -74,6 +82,9 @@ class LocalLauncher:
 
     def troubles(self) -> tuple[str, ...]:
         return self._shared.upkeep.troubles()
+
+    def fork_servers(self) -> tuple[ForkServerState, ...]:
+        return self._shared.fork_servers.states()
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return self._shared.upkeep.usage(instance_id)

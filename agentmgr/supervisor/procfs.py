@@ -16,6 +16,7 @@ from attrs import frozen
 # Only these mean that there is no such process. EMFILE must not: a process that cannot be read is not gone.
 _GONE = (FileNotFoundError, ProcessLookupError)
 
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TOKEN_VARIABLE = "AGENTMGR_INSTANCE_TOKEN"
 
 
@@ -71,6 +72,12 @@ def stat(pid: int) -> Stat | None:
         start_ticks=int(fields[19]),
         resident_pages=int(fields[21]),
     )
+
+
+def resident_bytes(pid: int) -> int:
+    """0 when there is no such process."""
+    facts = stat(pid)
+    return 0 if facts is None else facts.resident_pages * PAGE_BYTES
 
 
 def token(pid: int) -> str | None:

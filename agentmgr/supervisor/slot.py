@@ -25,11 +25,13 @@ from ..models import (
     Sessions,
     utc_now,
 )
+from ..process.handover import FIRST_FD
 from . import addresses, environment, listening_sockets, procfs
 from .accounts import Identity, find_account
 from .cgroup import ControlGroup, move
 from .child import LocalChild
 from .descendants import ProcessScan
+from .forking import ForkServers, Origin
 from .guard import Guard
 from .instance_lock import InstanceLock
 from .instance_tokens import InstanceTokens
@@ -38,7 +40,7 @@ from .limits import Limits
 from .notices import Notices, notify_address
 from .own_checks import CommandCheck
 from .process import Process
-from .spawn import Spawned, cannot, spawn
+from .spawn import Launch, Spawned, cannot, spawn
 from .upkeep import Upkeep
 
 log = logging.getLogger("agentmgr.supervisor")
@@ -53,6 +55,7 @@ class Shared:
     scan: ProcessScan
     upkeep: Upkeep
     guard: Guard
+    fork_servers: ForkServers
     sessions_dir: Path | None = None  #: of the journals
     leases: dict[str, int] = Factory(dict)  #: the ports that are kept for instances which sleep, by their ids
     open: set[str] = Factory(set)  #: the ids of the instances that have a slot
@@ -117,20 +120,22 @@ class LocalSlot:
             inherited = [] if self._listener is None else [self._listener.fileno()]
             digest = environment.digest(config)  # before it is read: a change between the two is seen later
             variables = environment.of_child(config, variables)
-            spawned = spawn(
-                self._argv(host, port, lifeline_fd),
-                environment=variables if config.command else bootstrap.environment(variables),
-                cwd=config.cwd,
-                output=self._log,
-                inherited=inherited if lifeline_fd is None else [*inherited, lifeline_fd],
-                token=token,
-                scan=shared.scan,
-                group=self._group,
-                lock=self._lock,
-                held=self._limits.wanted,
-                stop_signal=config.stop_signal,
-                account=account,
+            launch = Launch(
+                variables if config.command else bootstrap.environment(variables),
+                config.cwd,
+                self._log,
+                inherited if lifeline_fd is None else [*inherited, lifeline_fd],
+                token,
+                shared.scan,
+                self._group,
+                self._lock,
+                config.stop_signal,
+                account,
             )
+            spawned = await self._fork(launch)
+            if spawned is None:
+                argv = self._command(host, port) if config.command else self._host(launch.inherited)
+                spawned = spawn(argv, launch, held=self._limits.wanted)
             unenforced = await self._confine(spawned)
             record = InstanceRecord(
                 instance_id=self._instance_id,
@@ -215,13 +220,24 @@ class LocalSlot:
         spawning.callback(os.close, theirs)
         return theirs
 
+    async def _fork(self, launch: Launch) -> Spawned | None:
+        """A hosted agent's process; None where it cannot be forked."""
+        config = self._spec.config
+        if config.command:
+            return None
+        argv = self._host(range(FIRST_FD, FIRST_FD + len(launch.inherited)))
+        origin = Origin.of(argv[0], launch.environment, config.user, launch.account)
+        return await self._shared.fork_servers.start(argv, launch, origin)
+
     async def _confine(self, spawned: Spawned) -> tuple[str, ...]:
-        """Sets its limits, if it has any, before its program begins; returns those that could not be set."""
-        if not self._limits.wanted:
-            return ()
-        with spawned.gate:
-            with trio.CancelScope(shield=True):
-                unenforced = await move(self._limits.impose, spawned.process.pid)
+        """Sets its limits, if it has any, and lets its program begin; returns those that could not be set."""
+        unenforced: tuple[str, ...] = ()
+        with trio.CancelScope(shield=True):
+            try:
+                if self._limits.wanted:
+                    unenforced = await move(self._limits.impose, spawned.process.pid)
+            finally:
+                await spawned.begin()
         return unenforced
 
     def adopt(self, record: InstanceRecord) -> LocalChild | None:
@@ -329,16 +345,19 @@ class LocalSlot:
         self._lent = self._shared.ports.lend(host, self._spec.port)
         return self._lent
 
-    def _argv(self, host: str, port: int, lifeline_fd: int | None) -> Sequence[str]:
+    def _command(self, host: str, port: int) -> Sequence[str]:
+        words = self._spec.config.command
+        return [word.replace("{host}", host).replace("{port}", str(port)) for word in words]
+
+    def _host(self, inherited: Sequence[int]) -> Sequence[str]:
+        """`inherited`: the numbers of its listener and, if it has one, its lifeline."""
         config = self._spec.config
-        if config.command:
-            return [word.replace("{host}", host).replace("{port}", str(port)) for word in config.command]
         assert config.agent_factory_path is not None
-        assert self._listener is not None
+        listener, *lifeline = inherited
         argv = bootstrap.words("agentmgr.agent", config.python)
-        argv += [config.agent_factory_path, "--fd", str(self._listener.fileno())]
-        if lifeline_fd is not None:
-            argv += ["--lifeline-fd", str(lifeline_fd)]
+        argv += [config.agent_factory_path, "--fd", str(listener)]
+        if lifeline:
+            argv += ["--lifeline-fd", str(lifeline[0])]
         if config.sessions is Sessions.DURABLE and self._shared.sessions_dir is not None:
             argv += ["--journal", str(self._shared.sessions_dir / f"{self._spec.service_id}.db")]
         return argv + _host_options(config)

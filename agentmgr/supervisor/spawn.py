@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -35,48 +35,53 @@ _WHEN_LET_GO = ("/bin/sh", "-c", 'read -r _; exec "$@" </dev/null', "sh")
 
 
 @frozen
+class Launch:
+    """What a process gets besides its command line, and how it is known afterwards."""
+
+    environment: Mapping[str, str]
+    cwd: str | None
+    output: Path
+    inherited: Sequence[int]
+    token: str
+    scan: ProcessScan
+    group: ControlGroup
+    lock: InstanceLock
+    stop_signal: str = "SIGTERM"
+    account: Account | None = None
+
+
+@frozen
 class Spawned:
     process: Process
     log_start: int  #: where its output begins in the log
-    gate: ExitStack  #: for `held`: the program begins when this is closed
+    begin: Callable[[], Awaitable[None]]
+    """Lets its program begin, where that was held back. Must be called. Raises `CannotLaunch`, and then the
+    process is gone."""
 
 
-def spawn(
-    argv: Sequence[str],
-    *,
-    environment: Mapping[str, str],
-    cwd: str | None,
-    output: Path,
-    inherited: Iterable[int],
-    token: str,
-    scan: ProcessScan,
-    group: ControlGroup,
-    lock: InstanceLock,
-    held: bool = False,
-    stop_signal: str = "SIGTERM",
-    account: Account | None = None,
-) -> Spawned:
+def spawn(argv: Sequence[str], launch: Launch, *, held: bool = False) -> Spawned:
     """Starts a program in a session of its own. Raises `CannotLaunch`.
 
     Plain Popen takes 0.3 ms of the loop, a third of `trio.lowlevel.open_process`. It uses vfork, as no code
     runs between fork and exec; that is why `signals.children_get_defaults` resets ignored signals beforehand.
     Limits must hold before the first line of the program, which might be `fork()`: with `held`, a shell holds
-    the program back until the gate is closed.
+    the program back until `Spawned.begin`.
     """
     with ExitStack() as stack:
         try:
-            out = _open_log(output)
+            out = open_log(launch.output)
             stack.callback(os.close, out)
             log_start = os.fstat(out).st_size
-            if (descriptor := lock.open()) is not None:
+            inherited = list(launch.inherited)
+            if (descriptor := launch.lock.open()) is not None:
                 stack.callback(os.close, descriptor)
-                inherited = (*inherited, descriptor)
+                inherited.append(descriptor)
             stdin, gate = subprocess.DEVNULL, stack.enter_context(ExitStack())
             words = argv
             if held:
-                program = os.path.join(cwd or "", argv[0]) if "/" in argv[0] else argv[0]
+                program = os.path.join(launch.cwd or "", argv[0]) if "/" in argv[0] else argv[0]
                 if (
-                    shutil.which(program, path=environment.get("PATH")) is None
+                    shutil.which(program, path=launch.environment.get("PATH")) is None
                 ):  # the shell would only exit with 127
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
                 stdin, ours = os.pipe()
@@ -88,23 +93,35 @@ def spawn(
                 stdin=stdin,
                 stdout=out,
                 stderr=out,
-                cwd=cwd,
-                env=environment,
+                cwd=launch.cwd,
+                env=launch.environment,
                 start_new_session=True,
                 pass_fds=tuple(inherited),
-                **({} if account is None else account.identity),
+                **({} if launch.account is None else launch.account.identity),
             )
             try:
-                process = Process(popen.pid, token, scan, group, lock, stop_signal=stop_signal)
+                process = Process(
+                    popen.pid,
+                    launch.token,
+                    launch.scan,
+                    launch.group,
+                    launch.lock,
+                    stop_signal=launch.stop_signal,
+                )
             except OSError:  # no descriptor left to watch it with
                 os.killpg(popen.pid, signal.SIGKILL)
                 popen.wait()
                 raise
         except (OSError, ValueError) as error:  # ValueError: a null byte in a word
-            raise cannot(error, argv[0], cwd) from None
+            raise cannot(error, argv[0], launch.cwd) from None
         give_back(popen.pid)
         popen.returncode = 0  # `Process` reaps it from here on; Popen would poll it, and warn
-        return Spawned(process, log_start, gate.pop_all())
+        gate = gate.pop_all()
+
+    async def begin() -> None:
+        gate.close()
+
+    return Spawned(process, log_start, begin)
 
 
 def cannot(error: Exception, program: str | None = None, cwd: str | None = None) -> CannotLaunch:
@@ -122,7 +139,7 @@ def cannot(error: Exception, program: str | None = None, cwd: str | None = None)
     return CannotLaunch(Cause.CANNOT_EXECUTE, f"cannot {what}: {said}")
 
 
-def _open_log(file: Path) -> int:
+def open_log(file: Path) -> int:
     """Without a log file the service runs all the same, and its output is lost."""
     try:
         return logs.open_for_append(file)

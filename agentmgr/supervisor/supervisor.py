@@ -17,6 +17,7 @@ import trio
 from ..errors import AgentManagerError, ServiceGivenUp, WrongState
 from ..models import (
     DesiredStatus,
+    ForkServerState,
     HealthCheck,
     Instance,
     InstanceEnd,
@@ -66,13 +67,18 @@ class Supervisor:
         log_dir: str | os.PathLike[str] | None = None,
         sessions_dir: str | os.PathLike[str] | None = None,
         health_check_interval: float = 10.0,
+        fork_server: bool = True,
         launcher: Launcher | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
         self._log_dir = None if log_dir is None else Path(log_dir)
         sessions = None if sessions_dir is None else Path(sessions_dir)
         if launcher is None:
-            launcher = NoProcesses() if log_dir is None else LocalLauncher(Path(log_dir), sessions)
+            launcher = (
+                NoProcesses()
+                if log_dir is None
+                else LocalLauncher(Path(log_dir), sessions, fork_server=fork_server)
+            )
         self._launcher = launcher
         self._services: dict[str, ServiceInstances] = {}  # in the order of their starts
         self._context = SupervisorContext(
@@ -379,6 +385,10 @@ class Supervisor:
         what = "1 instance" if unwritten == 1 else f"{unwritten} instances"
         records = (f"{what} could not be written down",) if unwritten else ()
         return records + self._launcher.troubles()
+
+    def fork_servers(self) -> tuple[ForkServerState, ...]:
+        """The processes that fork hosted agents."""
+        return self._launcher.fork_servers()
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """Its resource use over the last hour: a sample every 10 s, oldest first."""

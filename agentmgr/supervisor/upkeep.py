@@ -30,7 +30,6 @@ USAGE_KEPT = 360
 """Samples per instance: an hour."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 _limiter = trio.CapacityLimiter(2)  # looking at logs does not wait for looking at processes
 
@@ -233,7 +232,7 @@ def _measure(leaders: dict[int, _Kept]) -> None:
             Usage(
                 at=at,
                 cpu_percent=round(percent, 1),
-                memory_bytes=sum(stat.resident_pages for _, stat in members) * _PAGE_BYTES,
+                memory_bytes=sum(stat.resident_pages for _, stat in members) * procfs.PAGE_BYTES,
                 processes=len(members),
                 threads=sum(stat.threads for _, stat in members),
                 open_files=sum(procfs.open_files(pid) for pid, _ in members),

@@ -22,7 +22,7 @@ from attrs import Factory, frozen
 
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
-from ..models import InstanceRecord, ServiceSpec, Usage, utc_now
+from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage, utc_now
 from ..supervisor.launcher import CannotLaunch
 
 SEGFAULT = Exit(signal=signal.SIGSEGV)
@@ -176,6 +176,9 @@ class FakeLauncher:
         await trio.sleep_forever()
 
     def troubles(self) -> tuple[str, ...]:
+        return ()
+
+    def fork_servers(self) -> tuple[ForkServerState, ...]:
         return ()
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:

@@ -53,10 +53,26 @@ def _of_the_manager(manager: dict[str, Any]) -> list[tuple[str, object]]:
         ("manager", f"running, pid {manager['pid']}, version {manager['version']}"),
         ("up", duration(manager["uptime_s"])),
         *(line for listener in manager["listeners"] for line in _lines(listener)),
+        *(("fork server", _fork_server(**each)) for each in manager.get("fork_servers", ())),
         ("tokens", _tokens(manager.get("tokens_required"))),
         ("connections", f"at most {manager['limits']['connections']} through the gateway"),
         ("degraded", manager.get("degraded")),
     ]
+
+
+def _fork_server(
+    python: str,
+    user: str | None,
+    pid: int | None,
+    forks: int,
+    memory_bytes: int,
+    problem: str | None,
+    **_: object,
+) -> str:
+    of = python if user is None else f"{python}, user {user}"
+    if pid is None:
+        return f"of {of}: none; the last one: {problem}"
+    return f"of {of}: pid {pid}, {forks} forks, {memory_bytes / 2**20:.0f} MiB"
 
 
 def _tokens(required: dict[str, bool] | None) -> str | None:

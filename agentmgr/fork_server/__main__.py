@@ -1,0 +1,100 @@
+"""`PYTHON -P bootstrap.py agentmgr.fork_server --fd N --parent PID`: run by `agentmgr.supervisor.forking`."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import random
+import socket
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+
+from ..agent.__main__ import main as run_host
+from ..process import handover
+from . import become, in_proc
+from .sibling import CannotFork, SiblingFork
+
+
+def main() -> int:
+    """Forks until the manager closes the socket; and in each child, runs the agent's host."""
+    parser = argparse.ArgumentParser("python -m agentmgr.fork_server")
+    parser.add_argument("--fd", type=int, required=True, help="a stream socket to the manager")
+    parser.add_argument("--parent", type=int, required=True, help="the manager")
+    options = parser.parse_args()
+    asked = socket.socket(fileno=options.fd)
+    os.set_inheritable(asked.fileno(), False)
+    try:
+        fork = SiblingFork()
+        in_proc.show(sys.orig_argv, os.environ)
+    except (CannotFork, OSError) as why:
+        return _refuse(f"cannot fork here: {why}")
+    if os.getppid() != options.parent:
+        return _refuse(f"{sys.executable} is no child of the manager: what starts it must exec it")
+    start = _serve(asked, fork)
+    return 0 if start is None else _begin(start)
+
+
+_USED_LATER = ("agentmgr.codec", "agentmgr.journal.sqlite")
+"""What a host imports only if it is needed; here it costs nothing."""
+
+
+def _refuse(reason: str) -> int:
+    sys.stderr.write(f"{reason}\n")
+    return os.EX_UNAVAILABLE
+
+
+def _serve(asked: socket.socket, fork: SiblingFork) -> socket.socket | None:
+    """In each child, its socket to the manager; None when there is nothing more to fork."""
+    for module in _USED_LATER:
+        import_module(module)
+    generators = [each for each in gc.get_objects() if isinstance(each, random.Random)]
+    gc.disable()
+    gc.collect()
+    gc.freeze()  # a collection in a child would write to, and so copy, the memory that it shares with all
+    handover.send(asked, {"version": handover.VERSION, "made_of": _made_of()})
+    with asked:
+        while True:
+            data, descriptors, _, _ = socket.recv_fds(asked, 1, 1)
+            if not data:
+                return None
+            if not descriptors:  # none was left to receive it with; its other end sees that it is closed
+                continue
+            with socket.socket(fileno=descriptors[0]) as start:
+                try:
+                    if fork() == 0:
+                        for each in generators:
+                            each.seed()
+                        gc.enable()
+                        return become.out_of_the_way(start)
+                except OSError as error:
+                    with suppress(OSError):  # the manager waits for it no more
+                        handover.send(start, {"error": [error.errno, error.strerror, None]})
+
+
+def _made_of() -> list[str]:
+    """The interpreter, and the directories that change when a package is installed, upgraded or removed."""
+    packages = [entry for entry in sys.path if os.path.basename(entry) in ("site-packages", "dist-packages")]
+    return [os.path.realpath(sys.executable), str(Path(__file__).parents[1]), *packages]
+
+
+def _begin(start: socket.socket) -> int:
+    try:
+        handover.send(start, {"forked": os.getpid()})
+        # Not before: should it die until then, the manager, which does not know its pid yet, finds it in the
+        # process group of the fork server.
+        os.setsid()
+        if (received := handover.receive(start)) is None:
+            return 0  # the manager does not want it any more
+        try:
+            become.become(*received, start)
+        except OSError as error:
+            handover.send(start, {"error": [error.errno, error.strerror, error.filename]})
+            return os.EX_UNAVAILABLE
+        handover.send(start, {"begun": True})
+        start.close()
+    except OSError:  # the manager has died, or does not want it any more
+        return 0
+    return run_host()

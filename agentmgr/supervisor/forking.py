@@ -1,0 +1,178 @@
+"""Starts hosted agents as forks of a process that has imported their host.
+
+There is one fork server (`fork_server`) for each interpreter, user and set of the variables that count only
+when Python starts. It is started with the first agent that it can serve. Where none is to be had, agents are
+spawned.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+import trio
+from attrs import define, field, frozen
+
+from ..models import ForkServerState
+from . import procfs
+from .accounts import Account, Identity
+from .fork_server import Fork, ForkServer
+from .process import Process
+from .spawn import Launch, Spawned, cannot, open_log
+
+log = logging.getLogger("agentmgr.supervisor")
+
+_MOST = 8  #: of one launcher; the one that was not used for longest ends first
+
+# These act when a process starts, or when it loads a library: in a forked one it would be too late. HOME is
+# where Python finds packages of the user's.
+_AT_START = re.compile(r"(PYTHON|LD_|MALLOC_|GLIBC_|LC_|OPENSSL_|COVERAGE_|COV_CORE_)|(LANG|HOME)$")
+
+
+@frozen
+class Origin:
+    """What the processes have in common that one fork server can fork."""
+
+    python: str
+    user: str | None
+    variables: tuple[tuple[str, str], ...] = field(repr=False)
+    identity: Identity = field(factory=Identity, eq=False, repr=False)
+
+    @classmethod
+    def of(
+        cls, python: str, environment: Mapping[str, str], user: str | None, account: Account | None
+    ) -> Origin:
+        at_start = sorted((name, value) for name, value in environment.items() if _AT_START.match(name))
+        return cls(python, user, tuple(at_start), Identity() if account is None else account.identity)
+
+
+@define
+class _Known:
+    """What is known of one origin."""
+
+    server: ForkServer | None = None
+    retry_at: float = 0.0  #: no other server before
+    problem: str | None = None  #: of the last one
+
+    def drop(self) -> None:
+        if self.server is not None:
+            self.server.close()
+            self.problem, self.retry_at = self.server.problem, trio.current_time() + self.server.pause_s
+            self.server = None
+
+
+class ForkServers:
+    """All those of one launcher."""
+
+    def __init__(self, *, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._known: dict[Origin, _Known] = {}  # the one that was used last comes last
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Until cancelled; then they end. Nothing is forked without it."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+
+    def states(self) -> tuple[ForkServerState, ...]:
+        """Those that run, or have failed."""
+        return tuple(
+            ForkServerState(
+                python=origin.python,
+                user=origin.user,
+                pid=None if known.server is None else known.server.pid,
+                forks=0 if known.server is None else known.server.forks,
+                memory_bytes=0 if known.server is None else procfs.resident_bytes(known.server.pid),
+                problem=known.problem,
+            )
+            for origin, known in self._known.items()
+            if known.server is not None or known.problem is not None
+        )
+
+    async def start(self, argv: Sequence[str], launch: Launch, origin: Origin) -> Spawned | None:
+        """As `spawn.spawn`, of a Python that runs the host: its descriptors have numbers from `FIRST` on.
+
+        None where it cannot be forked. Raises `CannotLaunch`.
+        """
+        try:
+            fork = await self._fork(origin)
+            return None if fork is None else _prepare(fork, argv, launch)
+        except (OSError, ValueError) as error:
+            raise cannot(error, argv[0], launch.cwd) from None
+
+    async def _fork(self, origin: Origin) -> Fork | None:
+        if not self._enabled or not os.path.isabs(origin.python):
+            return None
+        for _ in range(2):  # the first one may just die
+            server = self._find(origin)
+            fork = None if server is None else await server.fork()
+            if fork is not None or server is None:
+                return fork
+        return None
+
+    def _find(self, origin: Origin) -> ForkServer | None:
+        if self._nursery is None:
+            return None
+        known = self._known.pop(origin) if origin in self._known else _Known()
+        self._known[origin] = known
+        if known.server is not None and not known.server.usable:
+            known.drop()
+        if known.server is None and trio.current_time() >= known.retry_at:
+            try:
+                known.server = ForkServer(origin.python, dict(origin.variables), origin.identity)
+            except OSError:  # the spawn that follows says why
+                return None
+            self._nursery.start_soon(self._keep, known, known.server)
+            self._end_one_too_many()
+        return known.server
+
+    async def _keep(self, known: _Known, server: ForkServer) -> None:
+        await server.run()
+        if known.server is server:
+            known.drop()
+        if not server.replaced:
+            log.warning("fork server (pid %d): %s; agents start without it", server.pid, server.problem)
+
+    def _end_one_too_many(self) -> None:
+        running = [known for known in self._known.values() if known.server is not None]
+        for known in running[:-_MOST]:
+            known.drop()
+
+
+def _prepare(fork: Fork, argv: Sequence[str], launch: Launch) -> Spawned:
+    """Raises OSError, and ValueError for a null character; then the process is gone."""
+    with ExitStack() as resources, ExitStack() as undo:
+        undo.callback(fork.abandon)
+        if any("\0" in text for text in (*argv, *launch.environment, *launch.environment.values())):
+            raise ValueError("embedded null byte")
+        spec = {"argv": list(argv), "environment": dict(launch.environment), "cwd": launch.cwd}
+        directory = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        resources.callback(os.close, directory)
+        output = open_log(launch.output)
+        resources.callback(os.close, output)
+        log_start = os.fstat(output).st_size
+        descriptors = [directory, output, *launch.inherited]
+        if (lock := launch.lock.open()) is not None:
+            resources.callback(os.close, lock)
+            descriptors.append(lock)
+        process = Process(
+            fork.pid, launch.token, launch.scan, launch.group, launch.lock, stop_signal=launch.stop_signal
+        )
+        undo.pop_all()
+        opened = resources.pop_all()
+
+    async def begin() -> None:
+        with opened:
+            try:
+                await fork.begin(spec, descriptors)
+            except OSError as error:
+                await process.end(0)
+                raise cannot(error, argv[0], launch.cwd) from None
+
+    return Spawned(process, log_start, begin)

@@ -40,7 +40,7 @@ _LAST_WORDS = 2**12  #: bytes at the end of what it wrote on stderr
 class ForkServer:
     """One process that forks. `run` has to run beside the rest."""
 
-    def __init__(self, python: str, variables: Mapping[str, str], identity: Identity) -> None:
+    def __init__(self, python: str | None, variables: Mapping[str, str], identity: Identity) -> None:
         """Starts it. Raises OSError."""
         self.problem: str | None = None  #: why it forks no more
         self.pause_s = _PAUSE_UNREADY_S  #: before another one of its kind is tried

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
@@ -36,14 +37,14 @@ _AT_START = re.compile(r"(PYTHON|LD_|MALLOC_|GLIBC_|LC_|OPENSSL_|COVERAGE_|COV_C
 class Origin:
     """What the processes have in common that one fork server can fork."""
 
-    python: str
+    python: str | None  #: of another environment; None: this one
     user: str | None
     variables: tuple[tuple[str, str], ...] = field(repr=False)
     identity: Identity = field(factory=Identity, eq=False, repr=False)
 
     @classmethod
     def of(
-        cls, python: str, environment: Mapping[str, str], user: str | None, account: Account | None
+        cls, python: str | None, environment: Mapping[str, str], user: str | None, account: Account | None
     ) -> Origin:
         at_start = sorted((name, value) for name, value in environment.items() if _AT_START.match(name))
         return cls(python, user, tuple(at_start), Identity() if account is None else account.identity)
@@ -84,7 +85,7 @@ class ForkServers:
         """Those that run, or have failed."""
         return tuple(
             ForkServerState(
-                python=origin.python,
+                python=origin.python or sys.executable,
                 user=origin.user,
                 pid=None if known.server is None else known.server.pid,
                 forks=0 if known.server is None else known.server.forks,
@@ -107,7 +108,7 @@ class ForkServers:
             raise cannot(error, argv[0], launch.cwd) from None
 
     async def _fork(self, origin: Origin) -> Fork | None:
-        if not self._enabled or not os.path.isabs(origin.python):
+        if not self._enabled or not os.path.isabs(origin.python or sys.executable):
             return None
         for _ in range(2):  # the first one may just die
             server = self._find(origin)

@@ -226,7 +226,7 @@ class LocalSlot:
         if config.command:
             return None
         argv = self._host(range(FIRST_FD, FIRST_FD + len(launch.inherited)))
-        origin = Origin.of(argv[0], launch.environment, config.user, launch.account)
+        origin = Origin.of(config.python, launch.environment, config.user, launch.account)
         return await self._shared.fork_servers.start(argv, launch, origin)
 
     async def _confine(self, spawned: Spawned) -> tuple[str, ...]:

@@ -123,7 +123,7 @@ def hosted(tmp_path: Path) -> Callable[..., ServiceSpec]:
     def make(*options: str, name: str = "svc", port: int | None = None, **config: Any) -> ServiceSpec:
         interpreter = tmp_path / f"python-for-{name}"
         words = " ".join(f"'{option}'" for option in options)
-        interpreter.write_text(f'#!/bin/sh\nshift 3\nexec {sys.executable} -S {CHILD} "$@" {words}\n')
+        interpreter.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -S {CHILD} "$@" {words}\n')
         interpreter.chmod(0o755)
         config = {"restart_delay": 0.05, "agent_factory_path": "agent.py", **config}
         config["python"] = str(interpreter)

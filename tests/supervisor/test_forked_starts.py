@@ -30,7 +30,6 @@ facts = {
     "status": {k: status[k] for k in ("Name", "Umask", "Uid", "Gid", "Groups", "Threads", "SigBlk", "SigIgn",
         "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")},
     "limits": read("limits"),
-    "cgroup": read("cgroup"),
     "oom": read("oom_score_adj"),
     "descriptors": sorted(
         (os.readlink(f"/proc/self/fd/{n}").split(":")[0], os.get_inheritable(int(n)))

@@ -13,9 +13,12 @@ from crewai import Agent, BaseLLM, Crew, Task  # noqa: E402
 from crewai.flow.flow import Flow, listen, start  # noqa: E402
 
 from agentmgr.agent.adapt import adapt, needs  # noqa: E402
+from agentmgr.client.session import open_session  # noqa: E402
 from agentmgr.errors import AgentLoadError  # noqa: E402
 from agentmgr.models import Runtime  # noqa: E402
 from agentmgr.testing.agents import bare_client, hosted  # noqa: E402
+
+from .model_server import converse, example  # noqa: E402
 
 ASYNCIO = {"runtime": Runtime.ASYNCIO}
 pytestmark = pytest.mark.filterwarnings("default")  # for the framework's own
@@ -73,3 +76,18 @@ async def test_a_flow_has_the_message_and_the_sessions_id_in_its_state():
 def test_one_for_all_sessions_is_refused():
     with pytest.raises(AgentLoadError, match="def create_agent"):
         adapt(crews(ScriptedLLM(model="scripted", replies=[], heard=[]))())
+
+
+async def test_the_example():
+    async with example("crewai_agent.py") as url, open_session(url) as session:
+        assert (await converse(session, 'multiply {"a": 6, "b": 7}'))[0] == "I heard 42.0"
+
+
+async def test_the_example_of_llama_index():
+    pytest.importorskip("llama_index.llms.openai_like")  # it wants an older openai than the others
+    async with example("llama_index_agent.py") as url, open_session(url) as session:
+        answer, _, names = await converse(session, 'multiply {"a": 6, "b": 7}')
+        assert answer == "I heard 42"
+        assert names.count("agent.partial_answer") == 3
+        assert names.count("agent.tool_result") == 1
+        assert (await converse(session, "thanks"))[0] == "I heard thanks"

@@ -26,8 +26,11 @@ def working_in(directory: Path) -> list[int]:
 
 
 def end_all_in(directory: Path) -> None:
-    """Kills those, and what they start meanwhile, and waits for those that are our own children."""
+    """Kills those, as if at one moment, and waits for those that are our own children."""
     while pids := working_in(directory):
+        for pid in pids:  # none has the time to see that another one has died, and to start it again
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

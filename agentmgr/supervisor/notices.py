@@ -18,6 +18,7 @@ from ..process.peer import UCRED
 
 _MESSAGE_BYTES = 4096
 _SAID_LENGTH = 200
+_AT_ONCE = 100  #: messages; a sender that never pauses must not hold up others
 
 
 class Notices:
@@ -31,7 +32,8 @@ class Notices:
         self._alive_at = trio.current_time()
         self._rhythm_s = 0.0  #: between its last two WATCHDOG=1
         self._triggered = False
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._is_ours: Callable[[int], bool] = lambda pid: False
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # the kernel names the sender
             # Abstract: no path to be too long, and nothing to clear away after a crash.
@@ -39,21 +41,31 @@ class Notices:
         except OSError:
             sock.close()
             raise
-        self._socket = trio.socket.from_stdlib_socket(sock)
+        self._socket = sock
 
     async def listen(self, is_ours: Callable[[int], bool]) -> None:
         """Receives messages until cancelled. A sender blocks when they are not read.
 
         `is_ours`: whether a process belongs to the instance.
         """
+        self._is_ours = is_ours
         while True:
-            # No room for descriptors that a sender attaches: the kernel drops them.
-            message, ancillary, *_ = await self._socket.recvmsg(_MESSAGE_BYTES, socket.CMSG_SPACE(UCRED.size))
+            await trio.lowlevel.wait_readable(self._socket)
+            self._receive()
+
+    def _receive(self) -> None:
+        """Takes what has come."""
+        for _ in range(_AT_ONCE):
+            try:
+                # No room for descriptors that a sender attaches: the kernel drops them.
+                message, ancillary, *_ = self._socket.recvmsg(_MESSAGE_BYTES, socket.CMSG_SPACE(UCRED.size))
+            except BlockingIOError:
+                return
             for level, kind, data in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
                     pid, uid, _ = UCRED.unpack(data)
                     # A helper such as systemd-notify is often gone before it can be looked at.
-                    if uid == os.geteuid() or is_ours(pid):
+                    if uid == os.geteuid() or self._is_ours(pid):
                         self._take(message)
 
     def _take(self, message: bytes) -> None:
@@ -81,6 +93,7 @@ class Notices:
         Recent means within `within_s`, or within three times the rhythm in which the service itself sends it:
         a service that got no `WATCHDOG_USEC` chooses its own.
         """
+        self._receive()  # it may have spoken while this process was held up
         if self._triggered:
             return "it reported its own failure (WATCHDOG=trigger)"
         silent_s = trio.current_time() - self._alive_at
@@ -89,6 +102,7 @@ class Notices:
         return f"no WATCHDOG=1 for {silent_s:.1f} s"
 
     def close(self) -> None:
+        trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
 
 

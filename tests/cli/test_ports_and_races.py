@@ -16,6 +16,12 @@ def pid(shell: Any) -> int:
     return instance["pid"]
 
 
+def comes_up(shell: Any) -> None:
+    """Returns when a manager is on its way, or there already: this process may have been held up."""
+    while not (is_starting(shell.paths) or shell.manager_pid()):
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("leave", [True, False])
 @pytest.mark.parametrize(
     "command", [("daemon", "--proxy-port"), ("daemon", "--api-port"), ("proxy", "--port"), ("api", "--port")]
@@ -52,8 +58,8 @@ def test_a_command_and_a_daemon_that_begin_at_once_both_do_their_work(
     shell.ok("register", "echo", "my_agent.py")
     words = (*words, "--auto-start") if words[0] == "register" else words
     with shell.background("daemon") as daemon:
-        while first == "daemon" and not is_starting(shell.paths):
-            time.sleep(0.001)
+        if first == "daemon":
+            comes_up(shell)
         assert "is running at" in shell.ok(*words)
         daemon.until("managing")
         assert shell.manager_pid() == daemon.process.pid, "that of the terminal is the manager in the end"
@@ -63,8 +69,7 @@ def test_a_look_at_what_is_there_waits_for_a_manager_that_is_coming_up(shell: An
     shell.ok("register", "echo", "my_agent.py", "--auto-start")
     shell.ok("shutdown")
     with shell.background("daemon") as daemon:
-        while not is_starting(shell.paths):
-            time.sleep(0.001)
+        comes_up(shell)
         assert "the manager has ended" in shell.ok("shutdown")
         daemon.until("managing")
 

@@ -180,3 +180,16 @@ async def test_descriptors_that_come_along_are_not_taken(descriptors):
             nursery.cancel_scope.cancel()
     finally:
         notices.close()
+
+
+async def test_what_was_said_while_the_manager_was_held_up_counts(mock_clock: trio.testing.MockClock):
+    notices = Notices("token-of-this-test")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect("\0" + notify_address("token-of-this-test")[1:])
+            mock_clock.jump(5)
+            assert notices.silence(1) == "no WATCHDOG=1 for 5.0 s"
+            sender.send(b"WATCHDOG=1")
+            assert notices.silence(1) is None
+    finally:
+        notices.close()

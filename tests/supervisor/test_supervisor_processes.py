@@ -185,7 +185,8 @@ async def test_fifty_services_at_once_get_fifty_ports(supervisor, command, hoste
         make = [command, hosted]
         async with trio.open_nursery() as nursery:
             for i in range(50):
-                nursery.start_soon(s.start, make[i % 2](name=f"svc{i}"))
+                # On a busy machine fifty interpreters take longer than one is given.
+                nursery.start_soon(s.start, make[i % 2](name=f"svc{i}", startup_timeout=150))
         ports = {instance.port for instance in s.instances()}
         assert len(ports) == 50
         assert {instance.status for instance in s.instances()} == {ServiceStatus.RUNNING}

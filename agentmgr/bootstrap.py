@@ -18,7 +18,7 @@ TYPE_CHECKING = False  # as in typing, which is not imported yet
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_ASIDE = "AGENTMGR_PYTHONPATH"
+ASIDE = "AGENTMGR_PYTHONPATH"  #: where `environment` puts it
 
 
 def words(module: str, python: str | None = None) -> list[str]:
@@ -35,9 +35,9 @@ def words(module: str, python: str | None = None) -> list[str]:
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """The environment for such a process; it puts `PYTHONPATH` back for what it starts itself."""
     given = dict(variables)
-    given.pop(_ASIDE, None)
+    given.pop(ASIDE, None)
     if theirs := given.pop("PYTHONPATH", ""):
-        given[_ASIDE] = theirs
+        given[ASIDE] = theirs
     return given
 
 
@@ -84,7 +84,7 @@ def _absolute(entry: str) -> str:
 
 def search_python_path() -> None:
     """Puts `PYTHONPATH` back, and searches its directories last."""
-    theirs = os.environ.pop(_ASIDE, None)
+    theirs = os.environ.pop(ASIDE, None)
     if theirs is not None:
         os.environ["PYTHONPATH"] = theirs
     search_last(python_path())

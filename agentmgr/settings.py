@@ -103,6 +103,11 @@ class Settings:
         True,
         "Start hosted agents as forks of a Python that has imported their host; off: each in a new Python.",
     )
+    preload_max: int = option(
+        4,
+        "Processes that have imported what agents import, which then start faster: `preload`; 0: none.",
+        between(0, 64),
+    )
     allowed_origins: tuple[str, ...] = option(
         (),
         "A web page that may use the gateway, as in https://app.example; *: all.",

@@ -44,6 +44,7 @@ def test_every_setting_has_an_environment_variable(here):
         "proxy_protocol": "true",
         "fork_server": "false",
         "proxy_workers": "4",
+        "preload_max": "7",
         "fronts": "none",
     }
     for attribute in fields(Settings):

@@ -25,7 +25,8 @@ In reading order:
                      `holdings`, what a session has of it
     author           what of a session an author is handed
     events, message  the values that an author makes and gets
-    drain, health    what a manager asks the host; `output`, what a full disk does to a `print`
+    drain, health    what a manager asks the host; `loaded`, which modules it has imported
+    output           what a full disk does to a `print`
 
 Invariants:
 

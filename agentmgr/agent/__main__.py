@@ -16,6 +16,7 @@ from attrs import fields
 from ..errors import AgentManagerError
 from ..jsontext import NotJson, parse
 from ..models.host_config import HostConfig
+from . import loaded
 from .host import HostOptions, run
 from .output import print_what_has_room
 
@@ -83,6 +84,8 @@ def _number_or_word(text: str) -> Any:
     except NotJson:
         return text
 
+
+loaded.note_own()
 
 if __name__ == "__main__":
     sys.exit(main())

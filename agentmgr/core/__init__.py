@@ -7,6 +7,7 @@ An instance:
     health             what its checks show, over time
     scaling            how many of a service run, where that is a range
     dependencies       in which order services end
+    preloading         what is imported ahead of its start, and which second stages there are
 
 A client:
 

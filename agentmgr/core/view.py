@@ -88,6 +88,7 @@ def service_view(
     job: JobState | None = None,
     next_run_at: datetime | None = None,
     reload_error: str | None = None,
+    preloaded: str | None = None,
 ) -> Service:
     """One service as every interface shows it. `instances` are its own, in the order of their slots."""
     config = spec.config
@@ -122,6 +123,7 @@ def service_view(
         last_run=None if job is None else job.last,
         next_run_at=next_run_at,
         reload_error=reload_error,
+        preloaded=preloaded,
     )
 
 

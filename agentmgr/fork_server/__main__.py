@@ -12,9 +12,13 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
+from attrs import asdict
+
+from ..agent import loaded
 from ..agent.__main__ import main as run_host
 from ..process import handover
-from . import become, in_proc
+from . import become, in_proc, preloading
+from .preloading import Preloaded
 from .sibling import CannotFork, SiblingFork
 
 
@@ -23,6 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m agentmgr.fork_server")
     parser.add_argument("--fd", type=int, required=True, help="a stream socket to the manager")
     parser.add_argument("--parent", type=int, required=True, help="the manager")
+    parser.add_argument("--preload", action="store_true", help="its first message names modules to import")
     options = parser.parse_args()
     asked = socket.socket(fileno=options.fd)
     os.set_inheritable(asked.fileno(), False)
@@ -33,7 +38,17 @@ def main() -> int:
         return _refuse(f"cannot fork here: {why}")
     if os.getppid() != options.parent:
         return _refuse(f"{sys.executable} is no child of the manager: what starts it must exec it")
-    start = _serve(asked, fork)
+    preloaded = None
+    if options.preload:
+        received = handover.receive(asked)
+        if received is None:  # the manager has died
+            return 0
+        preloaded = preloading.preload(received[0]["modules"])
+    else:
+        for module in _USED_LATER:
+            import_module(module)
+        loaded.note_own()
+    start = _serve(asked, fork, preloaded)
     return 0 if start is None else _begin(start)
 
 
@@ -46,15 +61,16 @@ def _refuse(reason: str) -> int:
     return os.EX_UNAVAILABLE
 
 
-def _serve(asked: socket.socket, fork: SiblingFork) -> socket.socket | None:
+def _serve(asked: socket.socket, fork: SiblingFork, preloaded: Preloaded | None) -> socket.socket | None:
     """In each child, its socket to the manager; None when there is nothing more to fork."""
-    for module in _USED_LATER:
-        import_module(module)
     generators = [each for each in gc.get_objects() if isinstance(each, random.Random)]
     gc.disable()
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, the memory that it shares with all
-    handover.send(asked, {"version": handover.VERSION, "made_of": _made_of()})
+    hello = {"version": handover.VERSION, "made_of": _made_of()}
+    handover.send(asked, hello if preloaded is None else hello | asdict(preloaded))
+    if preloaded is not None and preloaded.unsafe is not None:
+        return None
     with asked:
         while True:
             data, descriptors, _, _ = socket.recv_fds(asked, 1, 1)
@@ -89,7 +105,7 @@ def _begin(start: socket.socket) -> int:
         if (received := handover.receive(start)) is None:
             return 0  # the manager does not want it any more
         try:
-            become.become(*received, start)
+            module = become.become(*received, start)
         except OSError as error:
             handover.send(start, {"error": [error.errno, error.strerror, error.filename]})
             return os.EX_UNAVAILABLE
@@ -97,4 +113,7 @@ def _begin(start: socket.socket) -> int:
         start.close()
     except OSError:  # the manager has died, or does not want it any more
         return 0
+    if module == become.FORK_SERVER:
+        return main()
+    preloading.in_child()
     return run_host()

@@ -22,8 +22,13 @@ def out_of_the_way(start: socket.socket) -> socket.socket:
         return socket.socket(fileno=fcntl.fcntl(start, fcntl.F_DUPFD_CLOEXEC, FIRST_FD + MOST))
 
 
-def become(spec: dict[str, Any], descriptors: Sequence[int], start: socket.socket) -> None:
-    """`spec`: `argv`, as for a spawn; `environment`; `cwd`, or None.
+AGENT, FORK_SERVER = "agentmgr.agent", "agentmgr.fork_server"
+
+
+def become(spec: dict[str, Any], descriptors: Sequence[int], start: socket.socket) -> str:
+    """Returns which it is to be, an `AGENT` or a `FORK_SERVER`.
+
+    `spec`: `argv`, as for a spawn; `environment`; `cwd`, or None.
 
     `descriptors`: the manager's directory, the log, and those to inherit, which get the numbers from
     `FIRST_FD` on. `start`, which is out of their way, stays open; all others are closed.
@@ -36,13 +41,16 @@ def become(spec: dict[str, Any], descriptors: Sequence[int], start: socket.socke
     argv, environment = spec["argv"], spec["environment"]
     in_proc.show(argv, environment)
     sys.orig_argv[:] = argv
-    module = argv.index("agentmgr.agent")  # PYTHON … bootstrap.py MODULE …
-    sys.argv[:] = [argv[module - 1], *argv[module + 1 :]]
+    # PYTHON … bootstrap.py MODULE …
+    module = AGENT if AGENT in argv else FORK_SERVER
+    at = argv.index(module)
+    sys.argv[:] = [argv[at - 1], *argv[at + 1 :]]
     os.environ.clear()
     os.environ.update(environment)
     bootstrap.search_python_path()
     time.tzset()
     threading.main_thread()._set_native_id()  # type: ignore[attr-defined]  # a fork leaves it as it was
+    return module
 
 
 def _take(output: int, inherited: Sequence[int], start: socket.socket) -> None:

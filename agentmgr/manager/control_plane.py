@@ -78,6 +78,7 @@ class ControlPlane:
             sessions_dir=paths.sessions,
             health_check_interval=settings.health_check_interval,
             fork_server=settings.fork_server,
+            preload_max=settings.preload_max,
         )
         self.jobs = Jobs(store, self.registry, self.supervisor, snapshot.jobs)
         self.hooks = Hooks(self.registry, self.events, lambda: self.sessions)
@@ -139,6 +140,7 @@ class ControlPlane:
             job=self.jobs.state(spec.service_id),
             next_run_at=self.scheduler.next_run(spec),
             reload_error=self.reloads.error(spec.service_id),
+            preloaded=self.supervisor.preloaded(spec.service_id),
         )
 
     def views(self) -> list[Service]:

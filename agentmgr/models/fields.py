@@ -222,6 +222,18 @@ def check_environment(_: Any, attribute: Attribute[Any], value: Mapping[str, str
             raise invalid(attribute.name, f"must have no NUL characters in {name}")
 
 
+_MODULES = r"[^\W\d]\w*(\.[^\W\d]\w*)*"  # Python's names, with dots between
+
+
+@rule(pattern=rf"^{_MODULES}(, *{_MODULES})*$")
+def check_preload(_: Any, attribute: Attribute[Any], value: str) -> None:
+    for name in value.split(","):
+        if not all(word.isidentifier() for word in name.strip().split(".")):
+            raise invalid(
+                attribute.name, f"must be auto, off, or names of modules with commas between, not {value!r}"
+            )
+
+
 def check_hook(_: Any, attribute: Attribute[Any], value: str | None) -> None:
     if value is None:
         return

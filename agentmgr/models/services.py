@@ -21,6 +21,7 @@ from .fields import (
     check_environment,
     check_hook,
     check_name,
+    check_preload,
     check_printable,
     check_tags,
     check_text,
@@ -186,6 +187,15 @@ class ServiceConfig(JobConfig):
             bare="auto",
             live=True,
         ),
+    )
+
+    preload: str = option(
+        "auto",
+        "What its next starts find imported: auto, the installed packages that its host has imported at an "
+        "earlier start, never its own files; off, the host alone; or these modules. Of an agent file.",
+        check_preload,
+        metavar="auto|off|MODULE,…",
+        live=True,
     )
 
     sessions: Sessions = option(
@@ -449,6 +459,8 @@ class ServiceSpec:
         if config.on_demand and config.command and config.is_job:
             named = "start" if config.start == StartMode.ON_DEMAND else "instances"
             raise invalid(named, "cannot be on demand for a job (restart=never): no client waits for one")
+        if config.command and config.preload not in ("auto", "off"):
+            raise invalid("preload", "is for agent files: the manager does not run a command's imports")
         if config.agent_factory_path and config.stop_signal is not StopSignal.TERM:
             raise invalid("stop_signal", "is for commands: an agent's host ends on SIGTERM")
         if config.agent_factory_path and config.user and config.sessions is Sessions.DURABLE:

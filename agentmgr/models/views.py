@@ -32,6 +32,7 @@ class ForkServerState:
     forks: int
     memory_bytes: int  #: resident; each instance shares most of it
     problem: str | None  #: why the last one ended
+    imported: int = 0  #: modules that its instances find imported beside their host (`preload` of a service)
 
 
 @frozen
@@ -95,6 +96,7 @@ class Service:
     port_is_fixed: bool = False  #: by the registration; else a free one is chosen at each start
     last_run: JobRun | None = None  #: of a job
     next_run_at: datetime | None = None  #: of one with a schedule
+    preloaded: str | None = None  #: what its next start finds imported, or why nothing; of an agent file
     reload_error: str | None = None  #: why what was saved last does not run, where its files are watched
 
     @property

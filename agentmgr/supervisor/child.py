@@ -78,12 +78,13 @@ class LocalChild:
         ready_after_s: float = 0.0,
         must_serve: bool = True,
         on_serving: Callable[[], None] = lambda: None,
+        on_ready: Callable[[HostRequest], None] = lambda _: None,
     ) -> None:
         """`notices`: what it reports by sd_notify. `group`: where to put it. `limits`: those set for it.
         `command_check`: for `--health command:…`.
         `resources`: closed when it has ended. `ready_after_s`: how long it took last time. `must_serve`: it
         is not ready before it answers, unless it says so. `on_serving`: called when a listener of its own was
-        seen.
+        seen. `on_ready`: called when it is ready, with a way to ask its host.
         """
         self.record = record
         self.unenforced = unenforced
@@ -113,7 +114,9 @@ class LocalChild:
         self._pause_s = _FIRST_PAUSE_S
         self._found: ProbeResult | None = None  #: the failed probe that says why it is not ready yet
         self.serves = not self._is_command  #: a hosted agent has its socket from the start
-        self._host_drain = HostDrain(HostRequest(record.host, record.port, record.token))
+        self._ask_host = HostRequest(record.host, record.port, record.token)
+        self._host_drain = HostDrain(self._ask_host)
+        self._on_ready = on_ready
 
     @property
     def said(self) -> str | None:
@@ -153,6 +156,7 @@ class LocalChild:
         self.ready_after_s = trio.current_time() - begin
         if notices is not None:
             notices.expect_watchdog()
+        self._on_ready(self._ask_host)
 
     async def _wait_a_moment(self) -> None:
         await trio.sleep(self._moment_s)

@@ -16,7 +16,7 @@ import tempfile
 from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from typing import Any
+from typing import IO, Any, Protocol, Self
 
 import trio
 
@@ -27,6 +27,7 @@ from . import procfs
 from .accounts import Identity
 
 _IMPORTING_S = 10.0  #: to be ready; on an idle machine it takes 0.2 s
+_PRELOADING_S = 120.0  #: with what an agent imports, which can take a minute on a busy machine
 _FORKING_S = 2.0  #: for a fork, which takes 1 ms
 _BEGINNING_S = 10.0  #: for the child to become what it is to be
 
@@ -37,47 +38,111 @@ _CREDENTIALS = struct.Struct("3i")  #: struct ucred: pid, user, group
 _LAST_WORDS = 2**12  #: bytes at the end of what it wrote on stderr
 
 
+class _Running(Protocol):
+    """A process of ours: a `subprocess.Popen`, or a `_Forked`."""
+
+    pid: int
+    returncode: int | Any
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+class _Forked:
+    """A process that another fork server has forked: it is our child all the same."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+
 class ForkServer:
     """One process that forks. `run` has to run beside the rest."""
 
-    def __init__(self, python: str | None, variables: Mapping[str, str], identity: Identity) -> None:
-        """Starts it. Raises OSError."""
+    def __init__(
+        self, process: _Running, asked: socket.socket, errors: IO[bytes], preload: Sequence[str] = ()
+    ) -> None:
+        """`asked`: our end of its socket. `errors`: its standard error. Both are closed with it.
+
+        `preload`: modules that it is to import before it is ready.
+        Raises OSError when there is no descriptor left to watch it with; then it is gone.
+        """
         self.problem: str | None = None  #: why it forks no more
         self.pause_s = _PAUSE_UNREADY_S  #: before another one of its kind is tried
         self.replaced = False
         self.forks = 0
+        self.imported = 0  #: modules that it has imported for its agents
+        self.packages: list[str] = []  #: that these are of
+        self.failed: str | None = None  #: one of those that it was to import and could not, and why
+        self.pid = process.pid
+        self._process, self._preload = process, preload
         self._known = trio.Event()  #: whether it is ready, or has a problem
         self._made_of: dict[str, tuple[int, int] | None] = {}
         with ExitStack() as stack:
-            ours, theirs = socket.socketpair()
-            self._asked = trio.socket.from_stdlib_socket(ours)
+            self._errors = stack.enter_context(errors)
+            self._asked = trio.socket.from_stdlib_socket(asked)
             stack.callback(self._asked.close)
-            self._errors = stack.enter_context(tempfile.TemporaryFile())
-            with theirs:
-                self._process = subprocess.Popen(
-                    [
-                        *bootstrap.words("agentmgr.fork_server", python),
-                        *("--fd", str(theirs.fileno()), "--parent", str(os.getpid())),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=self._errors,
-                    cwd="/",
-                    env=variables,
-                    start_new_session=True,
-                    pass_fds=(theirs.fileno(),),
-                    **identity,
-                )
-            self.pid = self._process.pid
             try:
                 self._pidfd = os.pidfd_open(self.pid)
-            except OSError:  # no descriptor left to watch it with
-                self._process.kill()
-                self._process.wait()
+            except OSError:
+                process.kill()
+                process.wait()
                 raise
             stack.callback(os.close, self._pidfd)
             self._resources = stack.pop_all()
-        give_back(self.pid)
+
+    @classmethod
+    def spawned(cls, python: str | None, variables: Mapping[str, str], identity: Identity) -> Self:
+        """A Python that imports the host. Raises OSError."""
+        with ExitStack() as undo, ExitStack() as theirs_too:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            theirs_too.callback(theirs.close)
+            errors = undo.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(
+                _words(python, theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                cwd="/",
+                env=variables,
+                start_new_session=True,
+                pass_fds=(theirs.fileno(),),
+                **identity,
+            )
+            undo.pop_all()
+            server = cls(process, ours, errors)
+        give_back(server.pid)
+        return server
+
+    @classmethod
+    async def second_stage(
+        cls, fork: Fork, python: str | None, environment: Mapping[str, str], modules: Sequence[str]
+    ) -> Self:
+        """A process that another one has forked, and that imports these too. Raises OSError."""
+        with ExitStack() as undo, ExitStack() as theirs_too:
+            undo.callback(fork.abandon)
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            theirs_too.callback(theirs.close)
+            errors = undo.enter_context(tempfile.TemporaryFile())
+            directory = os.open("/", os.O_PATH | os.O_CLOEXEC)
+            theirs_too.callback(os.close, directory)
+            argv = [*_words(python, handover.FIRST_FD), "--preload"]
+            spec = {"argv": argv, "environment": dict(environment), "cwd": None}
+            await fork.begin(spec, [directory, errors.fileno(), theirs.fileno()])
+            undo.pop_all()
+            return cls(_Forked(fork.pid), ours, errors, modules)
 
     @property
     def usable(self) -> bool:
@@ -109,29 +174,43 @@ class ForkServer:
             self._resources.close()
 
     async def _become_ready(self) -> None:
-        with trio.move_on_after(_IMPORTING_S):
+        patience_s = _PRELOADING_S if self._preload else _IMPORTING_S
+        with trio.move_on_after(patience_s):
+            if self._preload:
+                await _send(self._asked, *handover.packed({"modules": list(self._preload)}))
             if (answer := await _answer(self._asked)) is None:
-                return None  # it ends, as `run` notices
-            if answer[0]["version"] != handover.VERSION:
-                return self._fail("it has another version of agentmgr")
-            self._made_of = {path: _stamp(path) for path in answer[0]["made_of"]}
-            self.pause_s = 0.0
-            self._known.set()
-            return None
-        return self._fail(f"it was not ready within {_IMPORTING_S:g} s")
+                return  # it ends, as `run` notices
+            hello = answer[0]
+            if hello["version"] != handover.VERSION:
+                self._fail("it has another version of agentmgr")
+            elif hello.get("unsafe") is not None:
+                self._fail(hello["unsafe"])
+            else:
+                self.imported, self.packages = hello.get("imported", 0), hello.get("packages", [])
+                self.failed = hello.get("failed")
+                self._made_of = {path: _stamp(path) for path in hello["made_of"]}
+                self.pause_s = 0.0
+                self._known.set()
+            return
+        what = "it was not ready" if not self._preload else "its imports did not end"
+        self._fail(f"{what} within {patience_s:g} s")
 
     def _fail(self, problem: str) -> None:
         """Kills it. `run` notices."""
         self.problem, self.pause_s = problem, max(self.pause_s, _PAUSE_HUNG_S)
         self._process.kill()
 
+    async def ready(self) -> bool:
+        """Waits until it is, or has a problem."""
+        await self._known.wait()
+        return self.problem is None
+
     async def fork(self) -> Fork | None:
         """A process that waits to be told what to become; None where it has a problem.
 
         Raises OSError as fork(2) does.
         """
-        await self._known.wait()
-        if self.problem is not None:
+        if not await self.ready():
             return None
         ours, theirs = socket.socketpair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -211,14 +290,26 @@ class Fork:
                 trio.move_on_after(_BEGINNING_S) as patience,
                 suppress(BrokenPipeError, ConnectionResetError),
             ):
-                sent = await self._start.sendmsg([data], ancillary)
-                while sent < len(data):
-                    sent += await self._start.send(data[sent:])
+                await _send(self._start, data, ancillary)
                 answer = await _answer(self._start)
         if patience.cancelled_caught:
             os.kill(self.pid, signal.SIGKILL)
         if answer is not None and "error" in answer[0]:
             raise OSError(*answer[0]["error"])
+
+
+def _words(python: str | None, fd: int) -> list[str]:
+    """The command line of one that has its socket there."""
+    return [
+        *bootstrap.words("agentmgr.fork_server", python),
+        *("--fd", str(fd), "--parent", str(os.getpid())),
+    ]
+
+
+async def _send(to: trio.socket.SocketType, data: bytes, ancillary: handover.Ancillary) -> None:
+    sent = await to.sendmsg([data], ancillary)
+    while sent < len(data):
+        sent += await to.send(data[sent:])
 
 
 async def _answer(source: trio.socket.SocketType) -> tuple[Any, int] | None:

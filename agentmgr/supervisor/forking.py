@@ -96,16 +96,39 @@ class ForkServers:
             if known.server is not None or known.problem is not None
         )
 
-    async def start(self, argv: Sequence[str], launch: Launch, origin: Origin) -> Spawned | None:
+    async def start(
+        self, argv: Sequence[str], launch: Launch, origin: Origin, second_stage: ForkServer | None = None
+    ) -> Spawned | None:
         """As `spawn.spawn`, of a Python that runs the host: its descriptors have numbers from `FIRST` on.
 
-        None where it cannot be forked. Raises `CannotLaunch`.
+        `second_stage`: which is to fork it, if it can. None where it cannot be forked. Raises `CannotLaunch`.
         """
         try:
-            fork = await self._fork(origin)
+            fork = None if second_stage is None else await second_stage.fork()
+            fork = fork or await self._fork(origin)
             return None if fork is None else _prepare(fork, argv, launch)
         except (OSError, ValueError) as error:
             raise cannot(error, argv[0], launch.cwd) from None
+
+    async def second_stage(
+        self, origin: Origin, environment: Mapping[str, str], modules: Sequence[str]
+    ) -> ForkServer | None:
+        """One that has imported these modules too, and is ready or has a problem; it ends with the others.
+
+        None where none can be forked. Raises OSError.
+        """
+        fork = await self._fork(origin)
+        if fork is None:
+            return None
+        server = await ForkServer.second_stage(fork, origin.python, environment, modules)
+        if self._nursery is None:  # cancelled meanwhile
+            with trio.CancelScope() as ended:
+                ended.cancel()
+                await server.run()
+            return None
+        self._nursery.start_soon(server.run)
+        await server.ready()
+        return server
 
     async def _fork(self, origin: Origin) -> Fork | None:
         if not self._enabled or not os.path.isabs(origin.python or sys.executable):
@@ -126,7 +149,7 @@ class ForkServers:
             known.drop()
         if known.server is None and trio.current_time() >= known.retry_at:
             try:
-                known.server = ForkServer(origin.python, dict(origin.variables), origin.identity)
+                known.server = ForkServer.spawned(origin.python, dict(origin.variables), origin.identity)
             except OSError:  # the spawn that follows says why
                 return None
             self._nursery.start_soon(self._keep, known, known.server)

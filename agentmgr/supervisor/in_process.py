@@ -82,6 +82,12 @@ class NoProcesses:
     def fork_servers(self) -> tuple[ForkServerState, ...]:
         return ()
 
+    def forget(self, service_id: str) -> None:
+        pass
+
+    def preloaded(self, service_id: str) -> None:
+        return None
+
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return ()
 

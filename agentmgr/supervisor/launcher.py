@@ -157,5 +157,11 @@ class Launcher(Protocol):
     def fork_servers(self) -> tuple[ForkServerState, ...]:
         """The processes that fork instances."""
 
+    def forget(self, service_id: str) -> None:
+        """The service is no more."""
+
+    def preloaded(self, service_id: str) -> str | None:
+        """What the next start of an agent finds imported, or why nothing; for the user."""
+
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """What the instance has used lately, oldest first."""

@@ -18,6 +18,7 @@ from .forking import ForkServers
 from .guard import Guard
 from .instance_lock import DIRECTORY, InstanceLock
 from .instance_tokens import InstanceTokens
+from .preloads import PRELOAD_MAX, Preloads
 from .process import kill_all
 from .slot import LocalSlot, Shared
 from .upkeep import Upkeep
@@ -26,18 +27,27 @@ from .upkeep import Upkeep
 class LocalLauncher:
     """Starts processes, adopts those of an earlier manager, and ends what that manager left."""
 
-    def __init__(self, log_dir: Path, sessions_dir: Path | None = None, *, fork_server: bool = True) -> None:
+    def __init__(
+        self,
+        log_dir: Path,
+        sessions_dir: Path | None = None,
+        *,
+        fork_server: bool = True,
+        preload_max: int = PRELOAD_MAX,
+    ) -> None:
         self._log_dir = log_dir
         self._locks = log_dir / DIRECTORY
         if InstanceTokens.found(log_dir) is None:
             drop_copied(log_dir)
+        fork_servers = ForkServers(enabled=fork_server)
         self._shared = Shared(
             InstanceTokens.of(log_dir),
             Ports(),
             ProcessScan(),
             Upkeep(log_dir),
             Guard(),
-            ForkServers(enabled=fork_server),
+            fork_servers,
+            Preloads(fork_servers, preload_max),
             sessions_dir,
         )
 
@@ -46,6 +56,7 @@ class LocalLauncher:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._shared.guard.keep)
                 nursery.start_soon(self._shared.fork_servers.run)
+                nursery.start_soon(self._shared.preloads.run)
                 nursery.start_soon(self._shared.upkeep.run)
                 nursery.start_soon(partial(trio.to_thread.run_sync, remove_abandoned, abandon_on_cancel=True))
 
@@ -84,7 +95,13 @@ class LocalLauncher:
         return self._shared.upkeep.troubles()
 
     def fork_servers(self) -> tuple[ForkServerState, ...]:
-        return self._shared.fork_servers.states()
+        return (*self._shared.fork_servers.states(), *self._shared.preloads.states())
+
+    def forget(self, service_id: str) -> None:
+        self._shared.preloads.forget(service_id)
+
+    def preloaded(self, service_id: str) -> str | None:
+        return self._shared.preloads.summary(service_id)
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return self._shared.upkeep.usage(instance_id)

@@ -39,6 +39,7 @@ from .launcher import CannotLaunch
 from .limits import Limits
 from .notices import Notices, notify_address
 from .own_checks import CommandCheck
+from .preloads import Preloads, Start
 from .process import Process
 from .spawn import Launch, Spawned, cannot, spawn
 from .upkeep import Upkeep
@@ -56,6 +57,7 @@ class Shared:
     upkeep: Upkeep
     guard: Guard
     fork_servers: ForkServers
+    preloads: Preloads
     sessions_dir: Path | None = None  #: of the journals
     leases: dict[str, int] = Factory(dict)  #: the ports that are kept for instances which sleep, by their ids
     open: set[str] = Factory(set)  #: the ids of the instances that have a slot
@@ -132,7 +134,8 @@ class LocalSlot:
                 config.stop_signal,
                 account,
             )
-            spawned = await self._fork(launch)
+            start = self._agent_start(launch, digest)
+            spawned = None if start is None else await self._fork(start, launch)
             if spawned is None:
                 argv = self._command(host, port) if config.command else self._host(launch.inherited)
                 spawned = spawn(argv, launch, held=self._limits.wanted)
@@ -167,6 +170,7 @@ class LocalSlot:
                 ready_after_s=self._child.ready_after_s if self._child is not None else 0.0,
                 must_serve=self._must_serve(),
                 on_serving=self._serves,
+                on_ready=lambda ask: None if start is None else shared.preloads.is_ready(start, ask),
             )
             return self._child
 
@@ -220,14 +224,18 @@ class LocalSlot:
         spawning.callback(os.close, theirs)
         return theirs
 
-    async def _fork(self, launch: Launch) -> Spawned | None:
-        """A hosted agent's process; None where it cannot be forked."""
+    def _agent_start(self, launch: Launch, digest: str) -> Start | None:
         config = self._spec.config
         if config.command:
             return None
-        argv = self._host(range(FIRST_FD, FIRST_FD + len(launch.inherited)))
         origin = Origin.of(config.python, launch.environment, config.user, launch.account)
-        return await self._shared.fork_servers.start(argv, launch, origin)
+        return Start.of(self._spec, origin, launch.environment, digest)
+
+    async def _fork(self, start: Start, launch: Launch) -> Spawned | None:
+        """A hosted agent's process; None where it cannot be forked."""
+        argv = self._host(range(FIRST_FD, FIRST_FD + len(launch.inherited)))
+        second_stage = self._shared.preloads.stage_for(start, self._position)
+        return await self._shared.fork_servers.start(argv, launch, start.origin, second_stage)
 
     async def _confine(self, spawned: Spawned) -> tuple[str, ...]:
         """Sets its limits, if it has any, and lets its program begin; returns those that could not be set."""

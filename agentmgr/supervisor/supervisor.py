@@ -35,6 +35,7 @@ from .in_process import InProcessService, NoProcesses
 from .instance import InstanceTask, SupervisorContext
 from .launcher import Child, Launcher, Slot
 from .local import LocalLauncher
+from .preloads import PRELOAD_MAX
 from .recorder import InstanceRecorder, NullRecorder, RetryingRecorder
 from .service import ServiceInstances, missing, refuse_cycles, stop_waves
 from .spawn import children_get_defaults
@@ -68,6 +69,7 @@ class Supervisor:
         sessions_dir: str | os.PathLike[str] | None = None,
         health_check_interval: float = 10.0,
         fork_server: bool = True,
+        preload_max: int = PRELOAD_MAX,
         launcher: Launcher | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
@@ -77,7 +79,7 @@ class Supervisor:
             launcher = (
                 NoProcesses()
                 if log_dir is None
-                else LocalLauncher(Path(log_dir), sessions, fork_server=fork_server)
+                else LocalLauncher(Path(log_dir), sessions, fork_server=fork_server, preload_max=preload_max)
             )
         self._launcher = launcher
         self._services: dict[str, ServiceInstances] = {}  # in the order of their starts
@@ -255,6 +257,7 @@ class Supervisor:
         """Drops a service that was stopped and will not be started again."""
         if (service := self._services.pop(service_id, None)) is not None:
             service.end_leases()
+            self._launcher.forget(service_id)
 
     async def restart(
         self, spec: ServiceSpec, *, rolling: bool = True, force: bool = False, wait: bool = True
@@ -389,6 +392,10 @@ class Supervisor:
     def fork_servers(self) -> tuple[ForkServerState, ...]:
         """The processes that fork hosted agents."""
         return self._launcher.fork_servers()
+
+    def preloaded(self, service_id: str) -> str | None:
+        """What the next start of an agent finds imported, or why nothing."""
+        return self._launcher.preloaded(service_id)
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """Its resource use over the last hour: a sample every 10 s, oldest first."""

@@ -16,7 +16,7 @@ from agentmgr.core.proof import HEALTH_PATH, proof
 from agentmgr.testing.agents import bare_client
 
 AGENT = """
-import logging, os, sys
+import colorsys, logging, os, sys
 print("imported")
 logging.getLogger("mine").info("a log line")
 
@@ -81,6 +81,11 @@ async def test_a_host_proves_itself_serves_and_ends_at_sigterm(agent_file, tmp_p
         assert report == {
             "proof": proof("s3cret", "00ff"), "status": "healthy", "detail": None, "sessions": 0, "turns": 0,
         }  # fmt: skip
+        async with bare_client(f"{url}{HEALTH_PATH}?challenge=00ff&only=modules") as prober:
+            loaded = json.loads(await prober.websocket.get_message())["modules"]
+        assert {"colorsys", "trio_websocket", "agent"} & set(loaded) == {"colorsys"}, (
+            "the library's, not ours"
+        )
         async with bare_client(url) as client:
             assert (await client.ask("env"))["content"] == "mine"
             await client.say("user.message", content="sleep")

@@ -21,7 +21,9 @@ from agentmgr.settings import Settings
 
 
 async def main(database: str, interval_s: float) -> None:
-    async with AgentManager(database, settings=Settings(health_check_interval=interval_s)) as manager:
+    forks = os.environ.get("AGENTMGR_FORK_SERVER") != "0"
+    settings = Settings(health_check_interval=interval_s, fork_server=forks)
+    async with AgentManager(database, settings=settings) as manager:
         answer({"ready": True})
         async with trio.open_nursery() as nursery:
             async for line in lines():

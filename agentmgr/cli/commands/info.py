@@ -67,12 +67,14 @@ def _fork_server(
     forks: int,
     memory_bytes: int,
     problem: str | None,
+    imported: int = 0,
     **_: object,
 ) -> str:
     of = python if user is None else f"{python}, user {user}"
     if pid is None:
         return f"of {of}: none; the last one: {problem}"
-    return f"of {of}: pid {pid}, {forks} forks, {memory_bytes / 2**20:.0f} MiB"
+    preloaded = f", {imported} modules preloaded" if imported else ""
+    return f"of {of}: pid {pid}, {forks} forks, {memory_bytes / 2**20:.0f} MiB{preloaded}"
 
 
 def _tokens(required: dict[str, bool] | None) -> str | None:

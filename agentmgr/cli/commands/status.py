@@ -104,6 +104,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ("first byte", _percentiles(stats["response_time"]["first_byte"])),
             ("max sessions", config.max_sessions or None),
             ("instances", _instances(service)),
+            ("imports", service.preloaded),
             ("not enforced", _unenforced(service)),
             ("registered", service.created_at),
             ("version", service.version),

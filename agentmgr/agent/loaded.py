@@ -1,0 +1,45 @@
+"""Which modules of installed packages this host has imported: a manager has them imported ahead of its next
+start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+
+from ..core.preloading import installed
+
+_hosts_own: frozenset[str] = frozenset()
+
+
+def note_own() -> None:
+    """What is imported by now is the host's, and in each of its fork servers already."""
+    global _hosts_own
+    _hosts_own = frozenset(sys.modules)
+
+
+def modules() -> list[str]:
+    """Those that the author's code brought, in the order in which they began to be imported."""
+    import site
+    import sysconfig
+
+    paths = sysconfig.get_paths()
+    roots = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    roots.update(site.getsitepackages())
+    roots.add(os.path.dirname(os.path.dirname(__file__)))  # our own, that the agent needs, in a clone too
+    if site.ENABLE_USER_SITE:
+        roots.add(site.getusersitepackages())
+    return list(installed(_origins(), roots))
+
+
+def _origins() -> Iterator[tuple[str, str | None]]:
+    for name, module in list(sys.modules.items()):
+        if name not in _hosts_own:
+            try:  # not by `getattr`: modules that are imported when they are first used would be so now
+                spec = object.__getattribute__(module, "__dict__").get("__spec__")
+            except AttributeError:
+                continue
+            # An alias, as `six` makes them, cannot be imported by its name.
+            if getattr(spec, "name", None) == name:
+                yield name, getattr(spec, "origin", None)

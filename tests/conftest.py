@@ -4,12 +4,16 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.forks import forking
 
 # Where pytest sees these it shows differences whole: those of two long texts take it an hour to work out.
 for name in ("CI", "BUILD_NUMBER"):
@@ -57,3 +61,15 @@ def on_disk() -> Iterator[Path]:
     """A directory that is not in memory."""
     with tempfile.TemporaryDirectory(prefix="agentmgr-test-") as directory:
         yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[type[subprocess.Popen[Any]]]:
+    with forking() as popen:
+        yield popen
+
+
+@pytest.fixture
+def commands_fork(forks: type[subprocess.Popen[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started as `PYTHON -m agentmgr …` are forks: for tests of what commands do once they run."""
+    monkeypatch.setattr(subprocess, "Popen", forks)

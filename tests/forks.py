@@ -14,32 +14,56 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from agentmgr import bootstrap
+from agentmgr.process import detached
 
 _MODULES = ("agentmgr", "agentmgr.worker")
+_OF_THIS_PYTHON = (["-m"], bootstrap.words("")[1:-1])
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
 @contextmanager
 def forking() -> Iterator[type[subprocess.Popen[Any]]]:
-    """The `Popen` that forks, for `[PYTHON, …, MODULE, …]`. The forks are children of this process."""
+    """The `Popen` that forks, for `agentmgr …` and what such commands start in the background.
+
+    Other programs it starts as ever. The forks are children of the process that asks for them.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-P", "-c", "from tests.forks import serve; serve()"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(command, stdin=theirs, cwd=root, env=environment), ours:
+        theirs.close()
+        yield _popen_by(ours)  # the process ends when that is closed
+
+
+def _popen_by(ours: socket.socket) -> type[subprocess.Popen[Any]]:
     libc, one_at_a_time = ctypes.CDLL(None), threading.Lock()
 
     class Fork(subprocess.Popen[Any]):
         def _execute_child(
-            self, args: Any, executable: Any, preexec_fn: Any, close_fds: Any, pass_fds: Any, cwd: Any,
-            env: Any, startupinfo: Any, creationflags: Any, shell: Any, p2cread: int, p2cwrite: int,
-            c2pread: int, c2pwrite: int, errread: int, errwrite: int, restore_signals: Any, gid: Any,
-            gids: Any, uid: Any, umask: Any, start_new_session: bool, process_group: Any,
-        ) -> None:  # fmt: skip
-            words = list(args)
-            words = words[next(n for n, word in enumerate(words) if word in _MODULES) :]
+            self,
+            args: Any,
+            executable: Any,
+            preexec_fn: Any,
+            close_fds: Any,
+            pass_fds: Any,
+            cwd: Any,
+            env: Any,
+            *rest: Any,
+        ) -> None:
+            if (words := _ours(args)) is None:
+                given = (args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
+                return super()._execute_child(*given)  # type: ignore[misc]
+            p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = rest[3:9]
+            start_new_session = rest[-2]
             streams = {n: n if fd == -1 else fd for n, fd in enumerate((p2cread, c2pwrite, errwrite))}
             handed = {**streams, **{fd: fd for fd in pass_fds}}
             wanted = (words, dict(os.environ if env is None else env), start_new_session, list(handed))
@@ -54,16 +78,22 @@ def forking() -> Iterator[type[subprocess.Popen[Any]]]:
                 os.close(directory)
                 self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
             self._child_created = True
+            return None
 
-    root = Path(__file__).parents[1]
-    command = [sys.executable, "-P", "-c", "from tests.forks import serve; serve()"]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    with (
-        subprocess.Popen(command, stdin=theirs, cwd=root, env=environment),
-        ours,
-    ):  # it ends when that is closed
-        theirs.close()
-        yield Fork
+    return Fork
+
+
+def _ours(args: Any) -> list[str] | None:
+    """The module and its words; None for another program."""
+    if not isinstance(args, list | tuple):
+        return None
+    python, *words = (str(os.fspath(word)) for word in args)
+    if python == "agentmgr":
+        return [python, *words]
+    for start in _OF_THIS_PYTHON:
+        if python == sys.executable and words[: len(start)] == start and words[len(start)] in _MODULES:
+            return words[len(start) :]
+    return None
 
 
 def serve() -> None:
@@ -76,7 +106,11 @@ def serve() -> None:
     import agentmgr.worker.__main__  # noqa: F401
 
     gc.freeze()
-    with socket.socket(fileno=0) as asked:
+    _serve(socket.socket(fileno=0))
+
+
+def _serve(asked: socket.socket) -> None:
+    with asked:
         while True:
             data, descriptors, _, _ = socket.recv_fds(asked, 2**20, 16)
             if not data:
@@ -84,9 +118,12 @@ def serve() -> None:
             words, environment, new_session, targets = pickle.loads(data)
             reading, writing = os.pipe()
             if not (middle := os.fork()):
+                middle = os.getpid()
                 if pid := os.fork():
                     os.write(writing, str(pid).encode())
                     os._exit(0)  # its child becomes one of the process that asked
+                while os.getppid() == middle:
+                    time.sleep(0.0005)
                 if new_session:
                     os.setsid()
                 os.fchdir(descriptors.pop(0))
@@ -110,6 +147,8 @@ def _become(words: list[str], environment: Mapping[str, str], handed: Mapping[in
     keep = sorted(handed)
     for low, up in zip(keep, [*keep[1:], 2**16], strict=True):
         os.closerange(low + 1, up)
+    if words[0] == "agentmgr":
+        _fork_on()
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["agentmgr", *words[1:]]
@@ -134,3 +173,19 @@ def _become(words: list[str], environment: Mapping[str, str], handed: Mapping[in
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _fork_on() -> None:
+    """What this process is to start in the background forks from another one: this one will have threads."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if not os.fork():
+        os.setsid()
+        os.chdir("/")
+        for number in range(3):
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        os.closerange(3, theirs.fileno())
+        os.closerange(theirs.fileno() + 1, 2**16)
+        _serve(theirs)
+        os._exit(0)
+    theirs.close()
+    detached.subprocess = SimpleNamespace(Popen=_popen_by(ours))  # type: ignore[assignment]

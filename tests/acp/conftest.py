@@ -35,7 +35,7 @@ PARAMS = {
     "session/update": schema.SessionNotification,
     "session/request_permission": schema.RequestPermissionRequest,
 }
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 class Checked:
@@ -182,6 +182,11 @@ class Stage:
     async def restart(self) -> None:
         await self.stop()
         await self.start()
+
+
+@pytest.fixture(autouse=True)
+def _commands_fork(commands_fork: None) -> None:
+    """`agentmgr acp`, and managers."""
 
 
 @pytest.fixture

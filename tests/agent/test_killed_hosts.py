@@ -58,6 +58,7 @@ async def read_on(client, events):
         pass
 
 
+@pytest.mark.usefixtures("commands_fork")
 @pytest.mark.parametrize("policy", ["report", "retry"])
 async def test_kills_while_a_client_streams_lose_nothing_and_repeat_nothing(tmp_path, policy):
     seed = int(os.environ.get("SEED", random.randrange(10**6)))

@@ -19,7 +19,6 @@ import pytest
 from agentmgr.cli.entry import run
 from agentmgr.process import detached
 from agentmgr.process.paths import RuntimePaths
-from tests.forks import forking
 from tests.processes import alive, end_all_in, reap
 
 ECHO = """
@@ -178,12 +177,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     """For all that needs no manager."""
     (tmp_path / "my_agent.py").write_text(ECHO)
     return Shell(tmp_path, monkeypatch, capsys)
-
-
-@pytest.fixture(scope="session")
-def forks() -> Iterator[type[subprocess.Popen[Any]]]:
-    with forking() as popen:
-        yield popen
 
 
 @pytest.fixture

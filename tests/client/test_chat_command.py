@@ -114,7 +114,7 @@ async def test_yes_answers_every_question():
 
 
 @pytest.fixture(autouse=True)
-def state(tmp_path, monkeypatch):
+def state(tmp_path, monkeypatch, commands_fork):
     """Where the history of lines is."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 

@@ -23,6 +23,11 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.sta
 }
 
 
+@pytest.fixture(autouse=True)
+def _commands_fork(commands_fork):
+    """`agentmgr`, and managers in the background; what is an example's own is a process of its own."""
+
+
 @contextmanager
 def running(directory, *words, pattern):
     """The example, from the moment that it prints `pattern`, of which the first group is yielded."""

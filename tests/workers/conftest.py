@@ -23,7 +23,7 @@ from agentmgr.manager.worker_manager import WorkerHandle
 from agentmgr.process import detached
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.worker.pidfile import living
-from tests.cli.conftest import forks, here, shell  # noqa: F401  (fixtures)
+from tests.cli.conftest import here, shell  # noqa: F401  (fixtures)
 from tests.conditions import read_to
 from tests.proxy.conftest import connected, upgrade
 
@@ -163,7 +163,7 @@ def _running(manager: AgentManager) -> int:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Any) -> Any:  # noqa: F811
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Any) -> Any:
     """Opens one: `async with site(max_sessions=3) as s`; its workers are forks."""
     monkeypatch.setattr(detached, "subprocess", SimpleNamespace(Popen=forks))
     (tmp_path / "counting.py").write_text(COUNTING)

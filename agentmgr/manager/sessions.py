@@ -177,7 +177,7 @@ class Sessions(StoredSessions):
                 f"service {spec.name!r} is stopped, so it cannot answer: `agentmgr start {spec.name}` "
                 "starts it, and the session goes on"
             )
-        if all(instance.status is ServiceStatus.ERROR for instance in instances):
+        if instances and all(instance.status is ServiceStatus.ERROR for instance in instances):
             raise WrongState(
                 f"service {spec.name!r} has failed and was given up: `agentmgr status {spec.name}` says why, "
                 f"and when `agentmgr start {spec.name}` succeeds, the session goes on"

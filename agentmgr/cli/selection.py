@@ -19,7 +19,7 @@ from .out import complain, say, show_traceback
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_AT_ONCE = 64  #: requests to the manager
+AT_ONCE = 64  #: requests to the manager
 
 
 def selection_options(function: F) -> F:
@@ -80,7 +80,7 @@ async def all_of(cli: Cli, names: Sequence[str], done: str, do: Callable[[str], 
     Says which failed, and of several what came of all: `done` is what they are then. Returns the exit code.
     """
     failed: dict[str, str] = {}
-    at_once = trio.CapacityLimiter(_AT_ONCE)
+    at_once = trio.CapacityLimiter(AT_ONCE)
 
     async def one(name: str) -> None:
         try:

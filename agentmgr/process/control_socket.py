@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ from ..errors import DatabaseUnusable, StorageError
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 256
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.005, 0.1  #: between tries to connect, doubling
 _LONGEST_BYTES = 107  #: of the path in the address of a unix socket (unix(7))
 LOOK_S = 2.0  #: between looks at whether the file is still there
 
@@ -48,10 +50,16 @@ def control_listener(path: Path) -> Iterator[trio.SocketListener]:
 
 
 async def connect(path: Path) -> trio.SocketStream:
-    """A connection to the socket at `path`. Raises OSError, and `DatabaseUnusable` for a link to a socket."""
-    with _short(path) as name:
-        stream = await trio.open_unix_socket(name)
-    bound = Path(os.fsdecode(stream.socket.getpeername()))
+    """A connection to the socket at `path`. Raises OSError, and `DatabaseUnusable` for a link to a socket.
+
+    Where so many connect at once that the listener has no room for more, it waits for room; the deadline is
+    the caller's.
+    """
+    pause_s = _FIRST_PAUSE_S
+    while (found := await _connect_once(path)) is None:
+        await trio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    stream, bound = found
     if _is_link(path, bound):
         await trio.aclose_forcefully(stream)
         raise DatabaseUnusable(
@@ -59,6 +67,20 @@ async def connect(path: Path) -> trio.SocketStream:
             "use that database, or copy the files themselves, as `agentmgr backup` does"
         )
     return stream
+
+
+async def _connect_once(path: Path) -> tuple[trio.SocketStream, Path] | None:
+    """A connection, and where its other end was bound; None where the listener has no room."""
+    with _short(path) as name:
+        stream = await trio.open_unix_socket(name)
+    try:
+        return stream, Path(os.fsdecode(stream.socket.getpeername()))
+    except OSError as error:
+        await trio.aclose_forcefully(stream)
+        # connect(2) says EAGAIN then, which trio takes for the beginning of a connection, as of TCP.
+        if error.errno != errno.ENOTCONN:
+            raise
+        return None
 
 
 def _is_link(path: Path, bound: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from agentmgr import AgentManager
 from agentmgr.api import serve_control
@@ -77,3 +78,24 @@ async def test_a_database_with_a_long_path_has_its_sockets_beside_it(tmp_path: P
         nursery.cancel_scope.cancel()
     assert not path.exists()
     assert os.listdir("/proc/self/fd") == before
+
+
+async def test_more_clients_at_once_than_the_listener_has_room_for_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_socket, "_BACKLOG", 1)
+    path = tmp_path / "s"
+    with control_socket.control_listener(path) as listener, trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            connected: list[trio.SocketStream] = []
+
+            async def come() -> None:
+                connected.append(await control_socket.connect(path))
+
+            for _ in range(10):
+                nursery.start_soon(come)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            assert 0 < len(connected) < 10
+            accepted = [await listener.accept() for _ in range(10)]
+        for stream in (*connected, *accepted):
+            await stream.aclose()

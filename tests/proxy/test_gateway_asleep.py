@@ -105,6 +105,14 @@ async def test_of_many_one_is_started_by_the_rule_of_the_client(lab) -> None:
             await stage.connect(lab.upgrade("/"))
         await waiting(stage, 3)
         assert woken == ["svc_three"]
+    woken.clear()
+    async with lab.gateway(*backends, wake=woken.append) as stage:  # by turns, if they were awake
+        for _ in range(3):
+            await stage.connect(lab.upgrade("/"))
+        await waiting(stage, 3)
+        stage.gateway.update(RoutingTable(tuple(reversed(backends))))
+        assert len(woken) == 2
+        assert len(set(woken)) == 1
 
 
 async def test_a_stop_beats_it_and_its_clients_hear_so_at_once(lab) -> None:

@@ -27,6 +27,7 @@ from ..names import FILE
 from ..options import LIVE
 from ..out import complain, note, say
 from ..render import counted
+from ..selection import AT_ONCE
 from ..watch import progress
 
 
@@ -78,14 +79,15 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
     reach = for_running(cli) if starts else for_writing(cli, adopting=True)
     versions = {service.name: service.version for service in services}
     running = {service.name for service in services if service.desired_status == "running"}
-    failed = 0
+    failed, at_once = 0, trio.CapacityLimiter(AT_ONCE)
     async with reach as manager, progress(manager):
 
         async def attempt(step: Step) -> None:
             nonlocal failed
             restart = step.name in running and not no_restart and bool(step.changes.keys() - LIVE)
             try:
-                await _carry_out(manager, step, wanted, restart=restart, version=versions.get(step.name))
+                async with at_once:
+                    await _carry_out(manager, step, wanted, restart=restart, version=versions.get(step.name))
             except ServiceFailed as error:  # the other steps still run
                 failed += 1
                 complain(error.message)

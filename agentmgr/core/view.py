@@ -150,6 +150,9 @@ def _endpoint(spec: ServiceSpec, instance: Instance) -> str:
     return f"{scheme}://{authority(instance.host, instance.port or 0)}"
 
 
+Asleep = dict[str, tuple[ServiceSpec, Backend]]  #: by service id
+
+
 def routing_table(
     specs: Iterable[ServiceSpec],
     rules: Iterable[RoutingRule],
@@ -158,13 +161,16 @@ def routing_table(
     *,
     falling_asleep: Set[str] = frozenset(),
     resting: Mapping[str, str] = MappingProxyType({}),
+    asleep: Asleep | None = None,
 ) -> RoutingTable:
     """The table that the gateway routes by. It has no instances of services that were unregistered.
 
     `tokens`: those of hosted agents, by instance id. `falling_asleep`: the ids of services whose instances
     take no new client: one that comes has them stay, or start again. `resting`: by service id, the instance
-    id that a service had before it fell asleep.
+    id that a service had before it fell asleep. `asleep`: backends of an earlier table, which are used again
+    where nothing has changed; it gets those of this one.
     """
+    asleep = {} if asleep is None else asleep
     by_id = {spec.service_id: spec for spec in specs}
     backends = []
     of_service: dict[str, list[ServiceStatus]] = {}
@@ -181,7 +187,15 @@ def routing_table(
         found = of_service.get(spec.service_id, ())
         if is_asleep(spec, found) and not (found and spec.service_id in falling_asleep):
             known_as = resting.get(spec.service_id, spec.service_id)
-            backends.append(_backend(spec, known_as, BackendState.ASLEEP, spec.host, spec.port or 0))
+            before, backend = asleep.get(spec.service_id, (None, None))
+            if backend is None or before is not spec or backend.instance_id != known_as:
+                backend = _backend(spec, known_as, BackendState.ASLEEP, spec.host, spec.port or 0)
+                asleep[spec.service_id] = spec, backend
+            backends.append(backend)
+        else:
+            asleep.pop(spec.service_id, None)
+    for gone in asleep.keys() - by_id.keys():
+        del asleep[gone]
     return RoutingTable(
         backends=tuple(backends),
         rules=tuple(rules),

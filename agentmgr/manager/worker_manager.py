@@ -20,7 +20,7 @@ from ..core.affinity import Affinity
 from ..core.routing import RoutingTable
 from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
 from ..errors import ConnectionNotFound, InvalidRequest, WrongState, leaves
-from ..models import Connection, ConnectionEnd, utc_now
+from ..models import Connection, ConnectionEnd, Token, TokenPolicy, utc_now
 from ..process.peer import peer_pid
 from ..proxy import ConnectionObserver
 from ..settings import Settings
@@ -55,6 +55,7 @@ class WorkerHandle:
     link: ManagerLink[Report] | None = None  #: while it answers
     declared: bool = False  #: on this link
     sent: int = 0  #: the version of the table last sent to it
+    table: RoutingTable = field(factory=RoutingTable)  #: that one
     applied: int = 0  #: the version by which it routes
     others: Mapping[str, int] | None = None  #: the others' seats, as last sent to it
     reported_at: float = 0.0  #: when they were sent
@@ -100,7 +101,9 @@ class WorkerManager:
         self._drains: dict[str, tuple[float, protocol.Drain]] = {}  # by instance: the deadline, and the order
         self._version = 0
         self._table = RoutingTable()
-        self._table_line: bytes | None = None
+        self._whole_since = 0  # the version since which backends only have changed
+        self._known: tuple[object, ...] = ()  # all but the backends, of the latest table
+        self._lines: dict[int, bytes] = {}  # the latest table, by what a worker has of it; 0: nothing
         self._news = trio.Event()
 
     # For the manager
@@ -140,7 +143,10 @@ class WorkerManager:
 
     def publish(self, table: RoutingTable) -> None:
         self._version += 1
-        self._table, self._table_line = table, None
+        self._table, self._lines = table, {}
+        known = (evolve(table, backends=()), *self._who_may_connect())
+        if known != self._known:
+            self._known, self._whole_since = known, self._version
         for worker in self:
             self._send_table(worker)
         self._grant(self._ledger.serve_all())  # limits may have been raised
@@ -379,15 +385,20 @@ class WorkerManager:
         """One at a time: a slow worker next gets the latest table, and none of those in between."""
         if worker.link is None or worker.sent > worker.applied or worker.sent >= self._version:
             return
-        if self._table_line is None:
-            tokens = self._access.tokens
-            self._table_line = protocol.encode(
-                protocol.Table(
-                    self._version, self._table, tokens.all(), tokens.policy, frozenset(tokens.left_open)
-                )
-            )
-        worker.sent = self._version
-        worker.link.put_lines(self._table_line)
+        since = worker.sent if worker.sent >= self._whole_since else 0
+        if (line := self._lines.get(since)) is None:
+            order: protocol.Table | protocol.Changes
+            if since:
+                order = protocol.Changes.between(since, worker.table, self._version, self._table)
+            else:
+                order = protocol.Table(self._version, self._table, *self._who_may_connect())
+            line = self._lines[since] = protocol.encode(order)
+        worker.sent, worker.table = self._version, self._table
+        worker.link.put_lines(line)
+
+    def _who_may_connect(self) -> tuple[tuple[Token, ...], TokenPolicy, frozenset[str]]:
+        tokens = self._access.tokens
+        return tokens.all(), tokens.policy, frozenset(tokens.left_open)
 
     def _send_all(self, order: Order, *, but: WorkerHandle | None = None) -> None:
         linked = [worker.link for worker in self if worker.link is not None and worker is not but]

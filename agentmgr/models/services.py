@@ -371,7 +371,7 @@ class ServiceConfig(JobConfig):
         """0: none."""
         return self.session_timeout if self.idle_timeout is None else self.idle_timeout
 
-    @property
+    @cached_property
     def on_demand(self) -> bool:
         """Whether none of it runs while nothing uses it."""
         return self.start == StartMode.ON_DEMAND or self.instance_range.least == 0

@@ -17,6 +17,7 @@ from itertools import count
 import trio
 
 from ..core.affinity import Affinity
+from ..core.routing import RoutingTable
 from ..core.secrets import token_of
 from ..core.shared_seats import Grant, SharedSeats
 from ..errors import ConnectionNotFound, InvalidRequest, leaves
@@ -64,6 +65,7 @@ class Worker:
             affinity=self._affinity,
             wake=lambda service_id: self._say(protocol.Wake(service_id)),
         )
+        self._table, self._version = RoutingTable(), 0  # the manager's, and its number for it
         self.serving = trio.Event()
         self._port = spec.port
         self._has_table = trio.Event()
@@ -213,10 +215,12 @@ class Worker:
             case protocol.Table():
                 self._access.tokens, self._access.policy = order.tokens, order.token_policy
                 self._access.left_open |= order.left_open  # the next manager does not know of them
-                self.gateway.update(order.table)
+                self._route_by(order.table, order.version)
                 self.gateway.keep_tokens({t.token_id for t in order.tokens} | self._access.left_open)
-                self._say(protocol.Applied(order.version))
-                self._has_table.set()
+            case protocol.Changes() if order.since == self._version:
+                self._route_by(order.made_to(self._table), order.version)
+            case protocol.Changes():
+                raise InvalidRequest("changes of a table that this worker does not have")
             case protocol.OtherSeats():
                 self._seats.know(order.seats)
             case Grant():
@@ -244,6 +248,12 @@ class Worker:
                 self._redeeming[order.number].send_nowait(order.identity)
             case protocol.End():
                 self.end()
+
+    def _route_by(self, table: RoutingTable, version: int) -> None:
+        self._table, self._version = table, version
+        self.gateway.update(table)
+        self._say(protocol.Applied(version))
+        self._has_table.set()
 
     async def _report_progress(self) -> None:
         while True:

@@ -391,7 +391,8 @@ async def test_a_connection_that_goes_on_without_the_journal_is_closed_where_its
 
 
 async def health_of(url):
-    return json.loads(await report(url.server._agent, url.sessions, token="", target="/", stranger=False))
+    agent = url.server._agent
+    return json.loads(await report(agent, url.sessions, token="", target="/", quiet_s=0.0, stranger=False))
 
 
 async def test_two_requests_for_one_session_take_it_up_once(path, monkeypatch):

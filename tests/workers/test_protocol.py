@@ -5,16 +5,74 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from agentmgr.core.routing import Backend, RoutingTable
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentmgr.core.routing import Backend, BackendState, RoutingTable
+from agentmgr.models import RoutingRule
 from agentmgr.process.control_socket import connect
 from agentmgr.worker import protocol
 from tests.conditions import read_to
+from tests.workers.conftest import said
 
 
 def test_a_table_reaches_a_worker_whole() -> None:
     backend = Backend.at("127.0.0.1", 8081, token="secret")
     table = protocol.Table(1, RoutingTable((backend,)), (), protocol.TokenPolicy(), frozenset({"tok_1"}))
     assert protocol.decode_order(protocol.encode(table)) == table
+
+
+backends = st.lists(
+    st.builds(
+        Backend,
+        st.sampled_from("abcde"),
+        st.just("svc_1"),
+        st.just("svc"),
+        st.just("127.0.0.1"),
+        st.integers(1, 2),
+        state=st.sampled_from(BackendState),
+    ),
+    unique_by=lambda backend: backend.instance_id,
+).map(lambda found: RoutingTable(tuple(found), service_names=frozenset({"svc"})))
+
+
+@given(backends, backends)
+def test_what_has_changed_makes_the_next_table_of_the_one_before(
+    old: RoutingTable, new: RoutingTable
+) -> None:
+    said = protocol.decode_order(protocol.encode(protocol.Changes.between(1, old, 2, new)))
+    assert isinstance(said, protocol.Changes)
+    assert said.made_to(old) == new
+    assert set(said.backends) == set(new.backends) - set(old.backends)
+
+
+async def test_a_worker_is_sent_what_has_changed_and_the_whole_where_more_than_that_has(site: Any) -> None:
+    async with site(workers=1) as s:
+        (worker,) = s.workers
+        sent: list[str] = []
+        put = worker.link.put_lines
+
+        def put_lines(line: bytes) -> None:
+            sent.append(json.loads(line)[0])
+            put(line)
+
+        worker.link.put_lines = put_lines
+        for act in (
+            s.manager.restart_service("counting"),
+            s.manager.create_routing_rule(RoutingRule("r", target_services=("counting",))),
+            s.manager.scale_service("counting", 2),
+            s.manager.create_token("t", ["read"]),
+            s.manager.scale_service("counting", 1),
+        ):
+            before = len(sent)
+            await act
+            await s.manager._live().publisher.published()
+            kinds = set(sent[before:]) - {"OtherSeats", "Drain", "Grant"}
+            sent.append("Table" if "Table" in kinds else "Changes")
+            sent[before:] = sent[-1:]
+        assert sent == ["Changes", "Table", "Changes", "Table", "Changes"]
+        websocket = await s.client()
+        assert await said(websocket)
 
 
 async def test_a_worker_of_another_version_is_ended_and_gets_no_table(site: Any) -> None:

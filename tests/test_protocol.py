@@ -57,7 +57,8 @@ def test_the_limits_are_those_of_the_host() -> None:
         f"silent for {client_link.QUIET_S / 60:.0f} min",
         f"nothing for {client_link.GREETING_DELAY_S:.0f} s",
         f"from the client for {drain.LINGER_S:g} s ({drain.FIRST_FRAME_S:.0f} s, before its first frame)",
-        f"more than {drain.ROUTED_AWAY_S:.0f} s after the drain began",
+        f"between two turns once it drains for {drain.LONGEST_LINGER_S:.0f} s",
+        f"made more than {drain.ROUTED_AWAY_S:.0f} s after the drain began",
     ):
         assert said in text, said
     assert limits.SessionLimits().buffer_bytes == 2**20

@@ -17,7 +17,7 @@ from ..core.plain_text import AGAIN, as_plain_text, yes_or_no
 from ..protocol import ErrorCode, NoticeCode
 from .answers import Answers
 from .client_events import ClientEvents, describe
-from .drain import FIRST_FRAME_S, LINGER_S, Drain
+from .drain import FIRST_FRAME_S, LINGER_S, LONGEST_LINGER_S, Drain
 from .events import Event, addressed, encode
 from .incoming import BadInput, ClientEvent, looks_like_an_event, parse, text_of
 from .limits import weigh
@@ -81,7 +81,8 @@ class ClientLink:
         self._events = ClientEvents(self, self._sessions, sessions.budget, self._answers)
         self._news = trio.Event()
         self._spoke = trio.Event()  # the client's first frame
-        self._heard = trio.current_time()  # when the last frame came
+        self._began_at = trio.current_time()
+        self._heard = self._began_at  # when the last frame came
         self._closing = False
         self._is_at_rest = False  # and ends because the host drains
         self.must_reconnect = False  #: another instance holds a session of it
@@ -278,7 +279,10 @@ class ClientLink:
     def _rests_at(self) -> float:
         if not all(session.at_rest for session in self._sessions.attached):
             return math.inf
-        return self._heard + (LINGER_S if self._spoke.is_set() else FIRST_FRAME_S)
+        if self.resumable:  # what comes meanwhile, the gateway sends again
+            return self._drain.began_at
+        linger_s = LINGER_S if self._spoke.is_set() else FIRST_FRAME_S
+        return min(self._heard + linger_s, max(self._drain.began_at, self._began_at) + LONGEST_LINGER_S)
 
     def _limit_waiting(self) -> None:
         # The deadline is the whole connection's: a scope for each write would cost as much as it.

@@ -24,6 +24,8 @@ LINGER_S = 0.2
 """So long after a client's frame its connection stays: behind a reconnect come the messages."""
 FIRST_FRAME_S = 2.0
 """So long it stays for the first frame. Some clients wait for the greeting first, which comes after 1 s."""
+LONGEST_LINGER_S = 2.0
+"""From the drain's begin, or its own: a client that never pauses would keep it until the drain's deadline."""
 ROUTED_AWAY_S = 2.0
 """By then all gateways send new clients elsewhere; who comes later begins no session."""
 CLOSES_PER_S = 1000.0
@@ -55,7 +57,7 @@ class Drain:
         self._code = COME_BACK
         self._sessions = sessions
         self._connections: set[Drainable] = set()
-        self._began_at = 0.0
+        self.began_at = 0.0  #: if it is `on`
         self._last_left_at = trio.current_time()
         self._next_close = 0.0
 
@@ -67,7 +69,7 @@ class Drain:
     @property
     def begins_no_session(self) -> bool:
         """Whether a connection that is made now may only go on with sessions that are in memory."""
-        return self.on and trio.current_time() > self._began_at + ROUTED_AWAY_S
+        return self.on and trio.current_time() > self.began_at + ROUTED_AWAY_S
 
     @property
     def left(self) -> int:
@@ -87,7 +89,7 @@ class Drain:
             raise ValueError(f"a drain closes with 1001 or 1012, not {code}")
         self._code = code
         if not self.on:
-            self.on, self._began_at = True, trio.current_time()
+            self.on, self.began_at = True, trio.current_time()
             self._sessions.is_draining = True
             for connection in self._connections:
                 connection.wake()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -167,6 +167,21 @@ async def test_a_client_that_waits_for_the_greeting_is_answered() -> None:
         await trio.sleep(0.2)  # its round trip
         assert (await client.ask("q"))["content"] == "q"
         assert await close_of(client) == 1012
+
+
+async def test_a_client_that_never_pauses_is_closed_between_two_turns() -> None:
+    async def echo(message: str) -> str:
+        return message
+
+    async with hosted(echo, token=TOKEN) as url, bare_client(url) as client, draining(url) as over:
+        with trio.move_on_after(30) as patience:
+            while client.websocket.closed is None:
+                with suppress(trio.EndOfChannel, ConnectionClosed):
+                    assert (await client.ask("q"))["content"] == "q"
+                await trio.sleep(drain_module.LINGER_S / 4)
+        assert not patience.cancelled_caught
+        assert client.websocket.closed.code == 1012
+        await over.wait()
 
 
 async def test_what_arrives_in_the_step_that_closes_the_connection_is_not_begun() -> None:

@@ -42,3 +42,30 @@ async def test_what_is_not_to_be_resumed_is_closed_with_1012(tmp_path, config):
                     await websocket.get_message()
         assert websocket.closed.code == 1012
         nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_never_pauses_does_not_hold_a_restart(tmp_path):
+    (tmp_path / "agent.py").write_text(
+        "def create_agent():\n    async def answer(message):\n        return message\n    return answer\n"
+    )
+    async with AgentManager(tmp_path / "manager.db") as manager, trio.open_nursery() as nursery:
+        service = await manager.register_service(
+            "agent", str(tmp_path / "agent.py"), config=ServiceConfig(drain_timeout=120), auto_start=True
+        )
+        port = await nursery.start(manager.serve_proxy, "127.0.0.1", 0)
+        async with connected(f"ws://127.0.0.1:{port}") as websocket:
+
+            async def ask_without_a_pause(task_status):
+                for number in range(10**6):
+                    await websocket.send_message(f"message {number}")
+                    assert await websocket.get_message() == f"message {number}"
+                    if number == 10:
+                        task_status.started()
+
+            await nursery.start(ask_without_a_pause)
+            with trio.fail_after(60):
+                restarted = await manager.restart_service("agent")
+                while len(manager.get_service("agent").instances) > 1:  # the one before still drains
+                    await trio.sleep(0.01)
+            assert restarted.instances[0].pid != service.instances[0].pid
+            nursery.cancel_scope.cancel()

@@ -183,7 +183,7 @@ class _Passing:
     async def run(self) -> None:
         """Raises `Problem`, `ClientGone`."""
         connection = self._connection
-        connection.awaits_answer = True
+        connection.is_request = connection.awaits_answer = True
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:

@@ -177,7 +177,8 @@ class Recorder:
             self.first_bytes.observe(end.service_id, end.first_byte_s, minute_of(end.ended_at))
         self._store.record(end)
         self._count(end)
-        self._events.announce(end.event)
+        if not end.is_request:  # many a second: in an hour they would have driven out all else that happened
+            self._events.announce(end.event)
 
     def client_refused(self, code: str) -> None:
         self.figures.refusals[code] += 1

@@ -115,6 +115,7 @@ class ConnectionEnd:
 
     resumed: int = 0  #: as in `Connection`
     services_fault: bool = False  #: the gateway ended it for what the instance did or did not do
+    is_request: bool = False  #: it was one HTTP request: counted, and no event
 
     @property
     def failed(self) -> bool:

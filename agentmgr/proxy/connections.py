@@ -50,6 +50,7 @@ class LiveConnection:
         "connection_id",
         "ending",
         "handshake_s",
+        "is_request",
         "path",
         "resumed",
         "rule",
@@ -76,6 +77,7 @@ class LiveConnection:
         self.rule = rule
         self.tunnel = tunnel
         self.handshake_s = handshake_s
+        self.is_request = False  #: HTTP, and no WebSocket
         self.awaits_answer = False  #: of an HTTP request: its instance works on it
         self.resumed = 0  #: how often another instance went on with it
         self.started_at: datetime = utc_now()
@@ -126,6 +128,7 @@ class LiveConnection:
             handshake_s=self.handshake_s,
             first_byte_s=self.tunnel.first_byte_s,
             resumed=self.resumed,
+            is_request=self.is_request,
         )
 
 

@@ -403,3 +403,4 @@ async def test_a_failure_of_the_service_is_counted_as_one(bad):
         await stage.raw(request("GET", "/services/web/", None, CLOSE))
         await stage.at_base()
     assert [(end.failed, end.ended_by) for end in witness.closed] == [(True, "backend"), (False, "backend")]
+    assert all(end.is_request for end in witness.closed)

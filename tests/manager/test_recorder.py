@@ -17,7 +17,7 @@ from agentmgr.manager.on_demand import OnDemand
 from agentmgr.manager.recorder import Recorder
 from agentmgr.manager.registry import Registry
 from agentmgr.manager.tokens import Tokens
-from agentmgr.models import Connection, HealthStatus, Instance, ServiceStatus, utc_now
+from agentmgr.models import Connection, ConnectionEnd, HealthStatus, Instance, ServiceStatus, utc_now
 from agentmgr.process.ownership import ManagerLock
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.settings import Settings
@@ -88,6 +88,19 @@ async def test_only_a_higher_peak_counts() -> None:
         )
         peaks.append(it.recorder.totals("svc_1").sessions_peak)
     assert peaks == [1, 2, 2, 2, 3]
+
+
+async def test_an_http_request_is_counted_and_no_event() -> None:
+    it = Recording()
+    request = ConnectionEnd(
+        "con_1", "svc_1", "ins_1", utc_now(), utc_now(), "backend", 1000, "HTTP status 200", 0, 0, 1, 1,
+        is_request=True,
+    )  # fmt: skip
+    it.recorder.connection_closed(request)
+    assert await it.kinds() == []
+    assert it.recorder.totals("svc_1").completed == 1
+    it.recorder.connection_closed(evolve(request, is_request=False))
+    assert await it.kinds() == ["session.closed"]
 
 
 async def test_changes_that_come_together_share_one_table_and_are_announced_after_it(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -219,6 +219,12 @@ def _timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
+def _meant(name: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches  # for mistakes alone
+
+    return "".join(f"; {close} is one" for close in get_close_matches(name, known, 1))
+
+
 _passes_over_unknown = ContextVar("_passes_over_unknown", default=False)
 
 
@@ -236,7 +242,7 @@ def _reader(converter: BaseConverter, kind: type[Any]) -> Callable[[Any, Any], A
         for name, item in data.items():
             if name not in hooks:
                 if not _passes_over_unknown.get():
-                    problems.append(FieldProblem(name, "unknown field"))
+                    problems.append(FieldProblem(name, f"unknown field{_meant(name, hooks)}"))
                 continue
             hook, hint = hooks[name]
             try:

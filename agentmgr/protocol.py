@@ -185,7 +185,7 @@ above. Where no instance can go on with it within `resume_within`, the connectio
 A host that is asked to drain closes each connection with 1001 or 1012 when no turn runs on it and nothing
 came from the client for 0.2 s (2 s, before its first frame), or between two turns once it drains for 2 s. A
 connection that is made more than 2 s after the drain began can take up a session, and gets the error
-`draining` when it asks for a new one. One that another instance goes on with leaves between two turns at once.
+`draining` when it asks for a new one. One that another instance goes on with is led there at once.
 
 The 101 of a host of ours has `X-Agentmgr-Host: events`; one in another language may say so too. By it a front
 waits for a host that is silent, instead of taking it for a service without sessions.

@@ -270,7 +270,10 @@ REFUSED = [
     ({"config": {}}, "give either an agent file or a command"),
     ({"config": {"agent_factory_path": "a", "command": ["b"]}}, "give either an agent file or a command"),
     ({"config": []}, "config must be an object, not a list"),
-    ({"config": {"agent_factory_path": "a", "max_sesions": 1}}, "config.max_sesions unknown field"),
+    (
+        {"config": {"agent_factory_path": "a", "max_sesions": 1}},
+        "config.max_sesions unknown field; max_sessions is one",
+    ),
     ({"colour": "red"}, "colour unknown field"),
 ]
 

@@ -25,7 +25,7 @@ from attrs import Factory, frozen
 
 from ..codec import from_plain, parse_toml, to_plain
 from ..core.bodies import NewRule, NewService, rule_fields, service_fields
-from ..core.secrets import HIDDEN, restored
+from ..core.secrets import HIDDEN, restored, restored_hook
 from ..errors import AgentManagerError, InvalidRequest
 from ..manager.factory_path import located
 from ..models import DesiredStatus, RoutingRule, Service, ServiceStatus
@@ -67,14 +67,21 @@ def read(path: Path) -> Declaration:
         names = ", ".join(sorted(unknown))
         raise InvalidRequest(f"{path}: {names}: only [services.NAME] and [rules.NAME] are known")
     directory = absolute(path.resolve() if path.is_symlink() else path).parent
-    return Declaration(
-        services={
-            name: _service(path, directory, name, table) for name, table in _tables(path, data, "services")
-        },
-        rules={
-            name: _parsed(path, "rules", name, table, NewRule) for name, table in _tables(path, data, "rules")
-        },
-    )
+    services: dict[str, DeclaredService] = {}
+    rules: dict[str, NewRule] = {}
+    problems: list[str] = []
+    for kind in ("services", "rules"):
+        for name, table in _tables(path, data, kind):
+            try:
+                if kind == "services":
+                    services[name] = _service(path, directory, name, table)
+                else:
+                    rules[name] = _parsed(path, kind, name, table, NewRule)
+            except InvalidRequest as error:  # all of them are said at once
+                problems.append(error.message)
+    if problems:
+        raise InvalidRequest("\n".join(problems))
+    return Declaration(services, rules)
 
 
 def _tables(path: Path, data: Mapping[str, Any], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -153,11 +160,12 @@ def _service_steps(
 ) -> Iterator[Step]:
     try:
         restored(declared.env, now.config.env if now else {})
+        hook = restored_hook(declared.on_failure, now.config.on_failure if now else None)
     except InvalidRequest as error:
         raise InvalidRequest(
             f"services.{declared.name}: {error.message}, or apply what `agentmgr export --with-env` prints"
         ) from None
-    fields = to_plain(declared)
+    fields = to_plain(attrs.evolve(declared, on_failure=hook))
     running = fields.pop("running")
     changes = _changes(service_fields(now) if now else _defaults(DeclaredService), fields)
     if changes or now is None:

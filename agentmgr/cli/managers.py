@@ -11,14 +11,15 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
-from ..errors import ManagerAlreadyRunning, ManagerError, ManagerNotRunning
+from ..errors import AgentManagerError, ManagerAlreadyRunning, ManagerError, ManagerNotRunning
+from ..models import Service
 from ..process import detached
 from ..process.control_socket import connect
 from ..process.ownership import is_starting, manager_pid, start_permit
@@ -113,6 +114,20 @@ async def for_reading(cli: Cli) -> AsyncIterator[ReadsManager]:
             what = "1 service" if count == 1 else f"{count} services"
             note(f"{what} should run and no manager does: `agentmgr daemon`")
         yield manager
+
+
+async def with_secrets(manager: ReadsManager) -> list[Service]:
+    """The services in full: with what no interface shows of them."""
+    environments = await manager.get_environments()
+    hooks: dict[str, str] = {}
+    with suppress(AgentManagerError):  # a manager of an earlier version shows them
+        hooks = await manager.get_hooks()
+
+    def in_full(service: Service) -> Service:
+        env, hook = environments.get(service.name, {}), hooks.get(service.name, service.config.on_failure)
+        return evolve(service, config=evolve(service.config, env=env, on_failure=hook))
+
+    return [in_full(service) for service in await manager.list_services()]
 
 
 @asynccontextmanager

@@ -103,6 +103,10 @@ class OfflineManager:
     async def get_environments(self) -> dict[str, dict[str, str]]:
         return {spec.name: dict(spec.config.env) for spec in self._snapshot.services}
 
+    async def get_hooks(self) -> dict[str, str]:
+        services = self._snapshot.services
+        return {spec.name: spec.config.on_failure for spec in services if spec.config.on_failure is not None}
+
     async def get_digests(self) -> dict[str, Sequence[str]]:
         names = {spec.service_id: spec.name for spec in self._snapshot.services}
         return {names[record.service_id]: [record.digest] for record in self._running}

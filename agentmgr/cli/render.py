@@ -92,7 +92,8 @@ def last_run(run: JobRun | None) -> str | None:
     if run is None:
         return None
     if run.result is None or run.ended_at is None:
-        return f"runs since {clock(run.began_at)}"
+        skipped = f", {counted(run.skipped, 'later run')} skipped" if run.skipped else ""
+        return f"runs since {clock(run.began_at)}{skipped}"
     took = duration((run.ended_at - run.began_at).total_seconds())
     return f"{run.result} {ago(run.ended_at)} ago, after {took}"
 

@@ -348,6 +348,10 @@ class ManagerClient(RestClient):
         """The variables of each service, by its name, with their values."""
         return await self._json("GET", "/environments")
 
+    async def get_hooks(self) -> dict[str, str]:
+        """The `on_failure` of each service that has one, by its name, in full."""
+        return dict(await self._json("GET", "/hooks"))
+
     async def request_shutdown(self, *, leave_running: bool = False) -> int:
         """Ends the manager; returns the pid of its process, which goes on for a moment."""
         data = await self._json("POST", "/shutdown", params={"leave_running": flag(leave_running)})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hmac
 from collections.abc import Collection, Iterable, Mapping
 from hashlib import sha256
+from urllib.parse import urlsplit
 
 from ..errors import FieldProblem, InvalidRequest
-from ..models import Token
+from ..models import ServiceConfig, Token
 
 HIDDEN = "***"
 """Stands where a value is. Given back in a change, it means: as it was."""
@@ -30,6 +31,32 @@ def restored(env: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]
         problem = f'hides {", ".join(lost)} ("{HIDDEN}"), and there is no value to keep: give it'
         raise InvalidRequest(f"env {problem}", fields=[FieldProblem("env", problem)])
     return {name: known[name] if value == HIDDEN else value for name, value in env.items()}
+
+
+def shown_hook(hook: str | None) -> str | None:
+    """Of a URL only the host: user, path and query are often keys, as in Slack's `/services/T0/B0/X`."""
+    url = urlsplit(hook or "")
+    if hook is None or url.scheme not in ("http", "https"):
+        return hook
+    host = url.netloc.rpartition("@")[2]
+    rest = url.path not in ("", "/") or url.query or "@" in url.netloc
+    return f"{url.scheme}://{host}/{HIDDEN}" if rest else hook
+
+
+def restored_hook(hook: str | None, known: str | None) -> str | None:
+    """What `hook` means, where it was shown before. Raises `InvalidRequest` where that is not known."""
+    if hook is None or not hook.startswith(("http://", "https://")) or not hook.endswith(f"/{HIDDEN}"):
+        return hook
+    if known is None or hook not in (known, shown_hook(known)):
+        problem = f'hides its address ("{HIDDEN}"), and there is none to keep: give it'
+        raise InvalidRequest(f"on_failure {problem}", fields=[FieldProblem("on_failure", problem)])
+    return known
+
+
+def has_secrets(config: ServiceConfig) -> bool:
+    """Whether it has a value that is not shown. `config`: in full."""
+    hidden = shown(config.env, config.env_public) != config.env
+    return hidden or shown_hook(config.on_failure) != config.on_failure
 
 
 def key_digest(key: str) -> str:

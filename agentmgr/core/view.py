@@ -15,6 +15,7 @@ from ..models import (
     JobState,
     RoutingRule,
     Service,
+    ServiceConfig,
     ServiceSpec,
     ServiceStatus,
 )
@@ -22,7 +23,7 @@ from . import scaling, schedule
 from .hosts import authority
 from .on_demand import is_asleep
 from .routing import Backend, BackendState, RoutingTable
-from .secrets import shown
+from .secrets import shown, shown_hook
 
 #: The service is as well as its best instance: while one serves, clients are served.
 _BEST_FIRST = (
@@ -115,8 +116,7 @@ def service_view(
         restart_count=sum(i.restart_count for i in instances),
         next_restart_at=min((i.next_restart_at for i in instances if i.next_restart_at), default=None),
         active_sessions=active_sessions,
-        # Making a configuration validates it all: only where there is something to hide.
-        config=evolve(config, env=shown(config.env, config.env_public)) if config.env else config,
+        config=_shown(config),
         instances=tuple(instances),
         wanted_instances=scaling.wanted(config, instances),
         port_is_fixed=spec.port is not None,
@@ -125,6 +125,13 @@ def service_view(
         reload_error=reload_error,
         preloaded=preloaded,
     )
+
+
+def _shown(config: ServiceConfig) -> ServiceConfig:
+    if not config.env and config.on_failure is None:
+        return config  # to make one validates it all
+    env = shown(config.env, config.env_public)
+    return evolve(config, env=env, on_failure=shown_hook(config.on_failure))
 
 
 def matching(

@@ -81,12 +81,13 @@ class ControlPlane:
             preload_max=settings.preload_max,
         )
         self.jobs = Jobs(store, self.registry, self.supervisor, snapshot.jobs)
-        self.hooks = Hooks(self.registry, self.events, lambda: self.sessions)
+        self.hooks = Hooks(self.registry, self.events, lambda: self.sessions, self.supervisor.instances)
         self.scheduler = Scheduler(self.registry, self.supervisor, self.jobs, self.events)
         self.reloads = Reloads(
             self.registry,
             self.supervisor,
             self.events,
+            self.hooks,
             ignored=(paths.directory, *paths.of_sqlite),
         )
         self.worker_manager = WorkerManager(

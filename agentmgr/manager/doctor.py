@@ -22,13 +22,14 @@ from typing import Any
 from attrs import frozen
 
 from .. import bootstrap
-from ..models import InstanceRecord, Service, Token, TokenPolicy, utc_now
+from ..models import InstanceRecord, Service, ServiceStatus, Token, TokenPolicy, utc_now
 from ..process.paths import RuntimePaths
 from ..settings import Settings
 from ..supervisor.belonging import lives, strangers
 from ..version import __version__
 from ..worker.pidfile import PidFile, living
 
+_MANY_SKIPPED = 3  #: runs of a schedule that one run outlasts: it may never end
 _LOW_DISK_BYTES = 200 * 2**20  #: what logs and history of a busy day may need
 _PYTHON_TIMEOUT_S = 10
 _FEW_FILES = 1024  #: a session through the gateway takes two
@@ -133,6 +134,7 @@ def _database(paths: RuntimePaths, known: Known, info: dict[str, Any] | None) ->
     yield _open_files(most_files)
     for service in known.services:
         yield from _unless_refused(f"service {service.name}", partial(_service, service))
+        yield from _standing(service)
 
 
 def _tokens(tokens: Collection[Token], policy: TokenPolicy) -> Finding:
@@ -169,13 +171,31 @@ def _service(service: Service) -> Iterator[Finding]:
     if os.sep in program:
         program = os.path.join(config.cwd or "", program)
     if (found := shutil.which(program, path=config.env.get("PATH"))) is None:
-        yield Finding(
-            what, "error", f"{program} is not found, or not executable", "install it, or name its path"
-        )
+        if os.path.isfile(program):
+            yield Finding(what, "error", f"{program} is not executable", f"`chmod +x {program}`")
+        else:
+            yield Finding(what, "error", f"{program} is not found", "install it, or name its path")
     elif config.python and not config.user:  # what another user owns is not run as this one
         seen, advice = _python(found, config.env)
         if seen:
             yield Finding(what, "error", seen, advice)
+
+
+def _standing(service: Service) -> Iterator[Finding]:
+    """How it does, where it should run."""
+    what, name = f"service {service.name}", service.name
+    if service.status is ServiceStatus.ERROR and service.is_wanted:
+        first, *_ = (service.error_message or "no reason given").splitlines()
+        advice = f"`agentmgr logs {name}`; `agentmgr start {name}` tries again"
+        yield Finding(what, "error", f"was given up: {first}", advice)
+    if service.reload_error is not None:
+        seen = "what was saved last does not run"
+        yield Finding(what, "warning", seen, f"`agentmgr status {name}` says why")
+    run = service.last_run
+    if run is not None and run.result is None and run.skipped >= _MANY_SKIPPED:
+        seen = f"runs since {run.began_at:%Y-%m-%d %H:%M} UTC, and {run.skipped} later runs were skipped"
+        advice = f"a scheduled program has to end; else `agentmgr change {name} --unset schedule`"
+        yield Finding(what, "warning", seen, advice)
 
 
 def _python(python: str, variables: Mapping[str, str]) -> tuple[str, str]:

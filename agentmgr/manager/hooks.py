@@ -5,11 +5,14 @@ What it says is JSON, on the standard input of the command, or the body of a POS
     {"event": "given_up", "service": "echo", "service_id": "svc_…", "at": "2031-05-07T10:00:00+00:00",
      "instance_id": "ins_…", "status": "error", "last_exit": "exit code 1", "reason": "…"}
 
-`event` is `given_up`, `unhealthy`, or `question`, which has `session_id`, `step_id` and `content`. A command
-succeeds with exit code 0, a URL with a status from 200 to 299; else it is tried again. What is not delivered
-in the end, finds the queue full, or still waits some seconds after all services have ended with the manager,
-is an event, `hook.failed`; a question that was delivered is `hook.asked`, so the next manager does not
-deliver it again. Nothing else waits for a hook.
+`event` is `given_up`, `unhealthy`, `reload_failed` (what was saved does not start; `serving`: whether what
+ran before serves on), or `question`, which has `session_id`, `step_id` and `content`. An instance that was to
+take the place of one that serves on is not given up.
+
+A command succeeds with exit code 0, a URL with a status from 200 to 299; else it is tried again. What is not
+delivered in the end, finds the queue full, or still waits some seconds after all services have ended with the
+manager, is an event, `hook.failed`; a question that was delivered is `hook.asked`, so the next manager does
+not deliver it again. Nothing else waits for a hook.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import os
 import shlex
 import ssl
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -65,8 +68,15 @@ class _Call:
 
 
 class Hooks:
-    def __init__(self, registry: Registry, events: EventLog, sessions: Callable[[], Sessions]) -> None:
-        self._registry, self._events, self._sessions = registry, events, sessions
+    def __init__(
+        self,
+        registry: Registry,
+        events: EventLog,
+        sessions: Callable[[], Sessions],
+        instances: Callable[[str], Sequence[Instance]],
+    ) -> None:
+        """`instances`: those of a service."""
+        self._registry, self._events, self._sessions, self._instances = registry, events, sessions, instances
         self._send, self._receive = trio.open_memory_channel[_Call](QUEUE)
         self._open: set[_Call] = set()  # not delivered yet
         self._none_open = trio.Event()
@@ -74,8 +84,8 @@ class Hooks:
 
     def instance_changed(self, instance: Instance) -> None:
         """Its status is another one. Never blocks."""
-        spec = self._registry.by_id.get(instance.service_id)
-        if spec is not None and (what := _EVENTS.get(instance.status)) is not None:
+        spec, what = self._registry.by_id.get(instance.service_id), _EVENTS.get(instance.status)
+        if spec is not None and what is not None and not self._is_covered(instance):
             self._tell(
                 spec,
                 what,
@@ -84,6 +94,18 @@ class Hooks:
                 last_exit=instance.last_exit,
                 reason=instance.error_message,
             )
+
+    def reload_failed(self, spec: ServiceSpec, reason: str, *, serving: bool) -> None:
+        """What was saved does not start. Never blocks."""
+        self._tell(spec, "reload_failed", reason=reason, serving=serving)
+
+    def _is_covered(self, instance: Instance) -> bool:
+        """Whether another one serves in its place: it was to replace that in a rolling restart."""
+        return any(
+            other.slot == instance.slot and other.status is ServiceStatus.RUNNING
+            for other in self._instances(instance.service_id)
+            if other.instance_id != instance.instance_id
+        )
 
     def _tell(
         self, spec: ServiceSpec, what: str, *, question: dict[str, str] | None = None, **facts: Any
@@ -100,6 +122,7 @@ class Hooks:
             self._failed(call, f"{QUEUE} others wait already")
 
     def _failed(self, call: _Call, why: str) -> None:
+        logger.warning("what %s --on-failure was to get (%s) is lost: %s", call.spec.name, call.what, why)
         detail = {"name": call.spec.name, "event": call.what, "reason": why}
         self._events.announce(Event("hook.failed", service_id=call.spec.service_id, detail=detail))
 

@@ -20,7 +20,7 @@ from ..core import stats, view
 from ..core.recent import minute_of
 from ..core.request import ClientRequest
 from ..core.routing import RoutingDecision
-from ..core.secrets import restored
+from ..core.secrets import restored, restored_hook
 from ..core.stats import Histogram
 from ..errors import AgentManagerError, InvalidRequest, ManagerNotRunning, WrongState
 from ..models import RoutingRule, Service, ServiceConfig, ServiceStatus, Ticket, Token, TokenPolicy, utc_now
@@ -170,6 +170,7 @@ class AgentManager:
         if command:
             config = evolve(config, command=command)
         restored(config.env, {})  # a hidden value is none
+        restored_hook(config.on_failure, None)
         spec = models.ServiceSpec(
             name=name, config=settled(config), description=description, tags=tags, host=host, port=port
         )
@@ -248,6 +249,11 @@ class AgentManager:
     def get_environments(self) -> dict[str, dict[str, str]]:
         """The variables of each service, by its name, with their values, which may be secrets."""
         return {spec.name: dict(spec.config.env) for spec in self._live().registry.services()}
+
+    def get_hooks(self) -> dict[str, str]:
+        """The `on_failure` of each service that has one, in full: a secret, often enough."""
+        services = self._live().registry.services()
+        return {spec.name: spec.config.on_failure for spec in services if spec.config.on_failure is not None}
 
     def get_digests(self) -> dict[str, tuple[str, ...]]:
         """Of the agent file and env file that each instance was launched with, by service: a secret."""

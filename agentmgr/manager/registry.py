@@ -13,9 +13,10 @@ from attrs import evolve
 from ..codec import from_plain, to_plain
 from ..core import conditions, dependencies, lookup
 from ..core.bodies import OWN_FIELDS, NewRule, NewService, rule_fields, service_fields
-from ..core.secrets import restored
+from ..core.secrets import restored, restored_hook
 from ..errors import FieldProblem, InvalidRequest, NameTaken, PortNotAvailable, VersionMismatch, WrongState
-from ..models import DesiredStatus, RoutingRule, ServiceSpec
+from ..models import CheckKind, DesiredStatus, RoutingRule, ServiceSpec
+from ..process.command import misread
 from ..process.watching import require_watchfiles
 from ..process.zones import zone
 from ..storage.store import Store
@@ -70,7 +71,11 @@ class Registry:
             spec = self.service(ref)
             asked = from_plain(service_fields(spec) | to_plain(dict(changes)), NewService)
             _check_version(spec.name, spec.version, expected_version)  # a request that is wrong is so first
-            config = evolve(asked.config, env=restored(asked.env, spec.config.env))
+            config = evolve(
+                asked.config,
+                env=restored(asked.env, spec.config.env),
+                on_failure=restored_hook(asked.on_failure, spec.config.on_failure),
+            )
             if changes.keys() & _PATH_FIELDS:  # else an agent file that is gone would forbid a new tag
                 config = settled(config)
             changed = spec.changed(config=config, **{name: getattr(asked, name) for name in OWN_FIELDS})
@@ -142,6 +147,13 @@ class Registry:
 
         if (user := spec.config.user) is not None and (why := unusable(user)) is not None:
             raise InvalidRequest(f"user {why}", fields=[FieldProblem("user", why)])
+        hook, health = spec.config.on_failure, spec.config.health_method
+        for name, command in (
+            ("on_failure", None if hook is None or hook.startswith(("http://", "https://")) else hook),
+            ("health", health.path if health.kind is CheckKind.COMMAND else None),
+        ):
+            if command is not None and (why := misread(command)) is not None:
+                raise InvalidRequest(f"{name}: {why}", fields=[FieldProblem(name, why)])
         if spec.config.watch:
             require_watchfiles()
         if spec.config.schedule is not None:

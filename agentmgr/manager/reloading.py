@@ -20,6 +20,7 @@ from ..process.paths import file_of
 from ..process.watching import Saves, Watched, named, require_watchfiles, watch
 from ..supervisor import Supervisor
 from .events import EventLog
+from .hooks import Hooks
 from .registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -52,10 +53,11 @@ class Reloads:
         registry: Registry,
         supervisor: Supervisor,
         events: EventLog,
+        hooks: Hooks,
         ignored: Sequence[Path],
     ) -> None:
         self._registry, self._supervisor, self._events = registry, supervisor, events
-        self._ignored = ignored
+        self._hooks, self._ignored = hooks, ignored
         self._asked: set[str] = set()
         self._errors: dict[str, str] = {}
         self._saves: dict[str, Saves] = {}  # of services whose files were saved, until they run the new code
@@ -142,7 +144,9 @@ class Reloads:
                 break
             except AgentManagerError as error:
                 self._errors[service_id] = error.message
-                detail |= {"reason": error.message, "serving": self._serving(service_id)}
+                serving = self._serving(service_id)
+                detail |= {"reason": error.message, "serving": serving}
+                self._hooks.reload_failed(spec, error.message, serving=serving)
                 self._events.announce(Event("service.reload_failed", service_id=service_id, detail=detail))
             else:
                 self._errors.pop(service_id, None)

@@ -134,7 +134,19 @@ class Scheduler:
         elif spec.config.overlap is Overlap.QUEUE and state.waiting is None:
             self._jobs.set(spec.service_id, evolve(state, waiting=at or self._now()))
         else:
-            self._announce("job.skipped", spec, at)
+            self._skip(spec, at)
+
+    def _skip(self, spec: ServiceSpec, at: datetime | None) -> None:
+        last = self._jobs.state(spec.service_id).last
+        if last is not None and last.result is None:
+            if not last.skipped:
+                logger.warning(
+                    "service %s runs since %s: runs of its schedule are skipped until that one ends",
+                    spec.name, last.began_at.isoformat(timespec="seconds"),
+                )  # fmt: skip
+            last = evolve(last, skipped=last.skipped + 1)
+            self._jobs.set(spec.service_id, evolve(self._jobs.state(spec.service_id), last=last))
+        self._announce("job.skipped", spec, at, runs_since=last.began_at.isoformat() if last else None)
 
     def _begin(self, spec: ServiceSpec, due_at: datetime | None) -> None:
         """Has a run begin at once, and the present one end."""
@@ -165,8 +177,8 @@ class Scheduler:
             if self._beginning.get(service_id) is scope:
                 del self._beginning[service_id]
 
-    def _announce(self, kind: str, spec: ServiceSpec, at: datetime | None) -> None:
-        detail = {"name": spec.name} | ({} if at is None else {"due_at": at.isoformat()})
+    def _announce(self, kind: str, spec: ServiceSpec, at: datetime | None, **more: str | None) -> None:
+        detail = {"name": spec.name, **more} | ({} if at is None else {"due_at": at.isoformat()})
         self._events.announce(Event(kind, service_id=spec.service_id, detail=detail))
 
     # Commands

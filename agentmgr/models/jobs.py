@@ -84,6 +84,7 @@ class JobRun:
     ended_at: datetime | None = None
     result: RunResult | None = None  #: None: it runs, or is about to
     reason: str | None = None  #: why it did not complete
+    skipped: int = 0  #: later runs that were due while it ran, and are not made up for
 
 
 @frozen

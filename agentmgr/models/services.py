@@ -288,8 +288,9 @@ class ServiceConfig(JobConfig):
     )
     on_failure: str | None = option(
         None,
-        "A command or an http(s) URL that gets a JSON object, on stdin or by POST, when an instance is given "
-        "up or unhealthy, or a durable session asks a question.",
+        "A command (no shell reads it, but it may be `sh -c '…'`) or an http(s) URL that gets a JSON object, "
+        "on stdin or by POST, when an instance is given up or unhealthy, when new code does not start, and "
+        "when a durable session asks a question.",
         check_hook,
         metavar="COMMAND|URL",
         live=True,
@@ -423,7 +424,12 @@ class ServiceSpec:
         metadata=about("Its tags, for routing and for lists.", metavar="A,B", live=True),
     )
     host: str = option("localhost", "The address it listens on.", check_printable)
-    port: int | None = option(None, "Its port.", PORT, unset="a free one at each start")
+    port: int | None = option(
+        None,
+        "Its port. With a fixed one a restart ends the old instance before the new one starts.",
+        PORT,
+        unset="a free one at each start",
+    )
     service_id: str = Factory(lambda: new_id("svc"))
     desired_status: DesiredStatus = DesiredStatus.STOPPED
     version: int = 1  #: counts the changes, for `If-Match`

@@ -15,6 +15,13 @@ import trio
 SAID_CHARS = 200
 _KEPT_BYTES = 4 * SAID_CHARS  # of UTF-8
 _PIPE_BYTES = 2**20  #: the most that a pipe holds
+_OF_A_SHELL = frozenset({"|", "||", "&", "&&", ";", "<", ">", ">>", "2>", "2>&1", "&>"})
+
+
+def misread(command: str) -> str | None:
+    """What is wrong with a command that was written for a shell; None where nothing is."""
+    words = [word for word in shlex.split(command) if word in _OF_A_SHELL]
+    return f"no shell reads it, and {words[0]!r} is for one: `sh -c '…'`" if words else None
 
 
 async def run_command(

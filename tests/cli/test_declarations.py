@@ -16,6 +16,7 @@ tags = ["weather", "x"]
 max_sessions = 5
 running = false
 env = {API_KEY = "sk-secret", LANG = "zh"}
+on_failure = "https://hooks.example/sk-secret"
 
 [services."dotted.name"]
 command = ["node", "server.js", "--port", "{port}"]
@@ -54,10 +55,15 @@ def test_what_is_declared_is_made_and_made_once(here: Any, write: Any) -> None:
 
 
 def test_what_differs_is_changed_and_nothing_else(here: Any, write: Any) -> None:
-    write("services.toml", FILE.replace('API_KEY = "sk-secret", ', ""))
+    write("services.toml", FILE.replace('API_KEY = "sk-secret", ', "").replace("/sk-secret", ""))
     here.ok("apply", "services.toml")
     assert here.ok("apply", "services.toml") == "nothing to do\n"
-    changed = FILE.replace('API_KEY = "sk-secret", ', "").replace("= 5", "= 6").replace("= 1", "= 2")
+    changed = (
+        FILE.replace('API_KEY = "sk-secret", ', "")
+        .replace("/sk-secret", "")
+        .replace("= 5", "= 6")
+        .replace("= 1", "= 2")
+    )
     write("services.toml", changed)
     shown = here.ok("apply", "services.toml")
     assert "max_sessions: 5 -> 6" in shown
@@ -129,6 +135,8 @@ def test_no_command_shows_the_value_of_a_variable_that_is_not_public(shell: Any)
     shell.ok("register", "one", "my_agent.py", *env, "--env-public", "REGION", "--env-file", "more.env")
     shell.ok("start", "one")
     shell.ok("change", "one", "--env", "SLACK_WEBHOOK=https://hooks.example/p-7")
+    shell.ok("change", "one", "--on-failure", "https://me:p-8@hooks.example/p-8?key=p-8")
+    assert "https://hooks.example/***" in shell.ok("status", "one")
     shell.ok("restart", "one")
     for words in (
         ("list", "--format", "json"), ("status", "one"), ("status", "one", "--format", "json"), ("export",),
@@ -137,7 +145,8 @@ def test_no_command_shows_the_value_of_a_variable_that_is_not_public(shell: Any)
         assert "p-" not in shell.ok(*words), words
     assert "eu-5" in shell.ok("export")
     assert "p-" not in shell.paths.daemon_log.read_text()
-    assert "p-7" in shell.ok("export", "--with-env")
+    assert "p-7" in (complete := shell.ok("export", "--with-env"))
+    assert "https://me:p-8@hooks.example/p-8?key=p-8" in complete
     assert "p-" not in shell.ok("unregister", "one")
 
 
@@ -190,6 +199,15 @@ def test_a_mistake_is_named_with_the_file_and_the_line_or_key(
     assert "services.toml" in line
     assert said in line
     assert "none.toml" in here.fails("apply", "none.toml")
+
+
+def test_all_mistakes_are_said_at_once(here: Any, write: Any) -> None:
+    write("services.toml", "[services.x]\ncomand = ['x']\n[services.y]\nweight = 2\n[rules.z]\nto = 'x'")
+    said = here.fails("apply", "services.toml").splitlines()
+    assert len(said) == 3
+    assert "services.x.comand unknown field; command is one" in said[0]
+    assert "services.y: give" in said[1]
+    assert "rules.z.to unknown field" in said[2]
 
 
 def test_one_that_does_not_start_keeps_no_other_from_its_turn(shell: Any, write: Any) -> None:

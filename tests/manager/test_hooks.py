@@ -97,6 +97,30 @@ async def test_a_url_gets_it_by_post_and_is_tried_again(db: Path) -> None:
         assert "hook.failed" not in {event.kind for event in await manager.get_events()}
 
 
+async def test_one_that_was_to_take_the_place_of_one_that_serves_on_is_not_given_up(
+    db: Path, tmp_path: Path
+) -> None:
+    got, broken = tmp_path / "got", tmp_path / "broken"
+    hook = f"/bin/sh -c 'cat >> {got}; echo >> {got}'"
+    config = ServiceConfig(on_failure=hook, restart=RestartMode.NEVER)
+    async with AgentManager(db) as manager:
+        serves = ("/bin/sh", "-c", f"test ! -e {broken} && exec sleep 1000")
+        await manager.register_service("web", command=serves, config=config, auto_start=True)
+        broken.touch()
+        with pytest.raises(ServiceFailedToStart):
+            await manager.restart_service("web")
+        await fail(manager, hook)
+        await eventually(got.exists)
+    assert [json.loads(line)["service"] for line in got.read_text().splitlines()] == ["job"]
+
+
+async def test_a_command_that_only_a_shell_understands_is_refused(db: Path) -> None:
+    async with AgentManager(db) as manager:
+        for config in (ServiceConfig(on_failure="cat >> log"), ServiceConfig(health="command:a && b")):
+            with pytest.raises(InvalidRequest, match=r"no shell reads it, and .* is for one: `sh -c"):
+                await manager.register_service("web", command=("sleep", "1000"), config=config)
+
+
 @pytest.mark.parametrize(
     ("hook", "why"),
     [

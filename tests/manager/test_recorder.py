@@ -40,7 +40,9 @@ class Recording:
             changed=self._changed,
             drain=self._drain,
             active=lambda service_id: self.active,
-            hooks=lambda: Hooks(Registry(self.store, (), ()), EventLog(self.store), lambda: None),
+            hooks=lambda: Hooks(
+                Registry(self.store, (), ()), EventLog(self.store), lambda: None, lambda _: ()
+            ),
             jobs=lambda: Jobs(self.store, Registry(self.store, (), ()), Supervisor(), {}),
             on_demand=lambda: OnDemand(
                 Registry(self.store, (), ()),
@@ -98,7 +100,7 @@ async def test_an_http_request_is_counted_and_no_event() -> None:
     )  # fmt: skip
     it.recorder.connection_closed(request)
     assert await it.kinds() == []
-    assert it.recorder.totals("svc_1").completed == 1
+    assert it.recorder.totals("svc_1").sessions_total == 1
     it.recorder.connection_closed(evolve(request, is_request=False))
     assert await it.kinds() == ["session.closed"]
 

@@ -25,6 +25,10 @@ class World:
         self.spec = ServiceSpec("a", config, desired_status=DesiredStatus.RUNNING)
         self.fails: OSError | None = None
         self._saved: Callable[[str, str], None] | None = None
+        self.said: list[tuple[str, bool]] = []  # to the service's hook
+
+    def reload_failed(self, spec: ServiceSpec, reason: str, *, serving: bool) -> None:
+        self.said.append((reason, serving))
 
     def save(self) -> None:
         assert self._saved is not None
@@ -51,7 +55,8 @@ class World:
         await self.store.add_service(self.spec)
         async with Supervisor(log_dir="unused", launcher=self.launcher) as supervisor:
             registry = Registry(self.store, [self.spec], ())
-            reloads = Reloads(registry, supervisor, EventLog(self.store), ())
+            hooks: Any = self
+            reloads = Reloads(registry, supervisor, EventLog(self.store), hooks, ())
             await supervisor.start(self.spec)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(reloads.run)
@@ -86,7 +91,8 @@ async def test_what_does_not_start_leaves_what_ran_and_is_said_until_the_next_sa
         world.save()
         await trio.sleep(10)
         assert launcher.children[0].ended_at is None
-        assert "failed to start" in (reloads.error(world.spec.service_id) or "")
+        assert "failed to start" in (why := reloads.error(world.spec.service_id) or "")
+        assert world.said == [(why, True)]
         world.save()
         await trio.sleep(10)
         assert launcher.children[0].ended_at is not None

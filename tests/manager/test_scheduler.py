@@ -141,8 +141,10 @@ async def test_what_a_run_does_that_finds_another_one(
 ) -> None:
     world = World(FakeLauncher(Behaviour(exits_after_s=24 * M)))
     async with world.manager() as manager:
-        await manager.register("*/10 * * * *", overlap=Overlap(overlap))
-        await trio.sleep(75 * M)
+        spec = await manager.register("*/10 * * * *", overlap=Overlap(overlap))
+        await trio.sleep(31 * M)
+        assert manager.last(spec).skipped == events[:2].count("job.skipped") - (overlap == "queue")
+        await trio.sleep(44 * M)
         assert world.launches() == launches
         assert len(world.launcher.running) == 1
         assert await kinds(world) == events

@@ -26,6 +26,12 @@ class ShutdownQuery:
     leave_running: bool = False  #: the instances serve on, for the next manager
 
 
+@api.add("GET", "/hooks", gives={200: dict[str, Any]})
+async def get_hooks(call: Call) -> Answer:
+    """The `on_failure` of each service that has one in full, for a complete export."""
+    return Answer(call.manager.get_hooks())
+
+
 @api.add("GET", "/environments", gives={200: dict[str, Any]})
 async def get_environments(call: Call) -> Answer:
     """The variables of each service with their values, for a complete export."""

@@ -10,11 +10,11 @@ from typing import Any
 
 import asyncclick as click
 import trio
-from attrs import evolve
 
 from ...client.api import ManagerClient
 from ...codec import to_plain
 from ...core.dependencies import named, stop_order
+from ...core.secrets import shown_hook
 from ...errors import AgentManagerError, ServiceFailed
 from ...models import Service, ServiceConfig, ServiceStatus
 from ...supervisor.environment import digest
@@ -22,7 +22,7 @@ from ..declaration import Declaration, DeclaredService, Step, difference, given_
 from ..environment import mention_stale
 from ..group import Cli, subcommand
 from ..manager_interface import ManagerInterface
-from ..managers import for_reading, for_running, for_writing
+from ..managers import for_reading, for_running, for_writing, with_secrets
 from ..names import FILE
 from ..options import LIVE
 from ..out import complain, note, say
@@ -47,11 +47,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
     """
     wanted = read(Path(file))
     async with for_reading(cli) as seen:
-        rules, environments = await seen.list_routing_rules(), await seen.get_environments()
-        services = [
-            evolve(service, config=evolve(service.config, env=environments.get(service.name, {})))
-            for service in await seen.list_services()
-        ]
+        rules, services = await seen.list_routing_rules(), await with_secrets(seen)
         managed = isinstance(seen, ManagerClient)
         digests: Mapping[str, Sequence[str]] = {}
         with suppress(AgentManagerError):  # an older manager keeps none
@@ -161,14 +157,16 @@ def _print(step: Step) -> None:
         say("    what its agent file or env file contains has changed")
     for name, (now, value) in step.changes.items():
         if step.action == "create":
-            say(f"    {name}: {_shown(value)}")
+            say(f"    {name}: {_shown(name, value)}")
         else:
-            say(f"    {name}: {_shown(now)} -> {_shown(value)}")
+            say(f"    {name}: {_shown(name, now)} -> {_shown(name, value)}")
 
 
-def _shown(value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
     if isinstance(value, dict):  # of an environment, the names will do
         return "{" + ", ".join(value) + "}"
+    if name == "on_failure":
+        value = shown_hook(value)
     return value if isinstance(value, str) else json.dumps(to_plain(value), ensure_ascii=False)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @subcommand("doctor", example="agentmgr doctor")
 @format_option
 async def command(cli: Cli, output: str) -> int:
-    """Check the database, its files, the ports, the services' files, and leftovers.
+    """Check the database, its files, the ports, the services and their files, and leftovers.
 
     Exit code 1 when something is wrong; each finding says what to do about it.
     """

@@ -19,7 +19,11 @@ from ..render import clock
 @subcommand("events", example="agentmgr events --follow\nagentmgr events 'web-*' --kind 'service.reload*'")
 @click.argument("names", metavar="[NAME|PATTERN]...", nargs=-1, type=SERVICE)
 @click.option(
-    "--kind", "kinds", metavar="PATTERN", multiple=True, help="Only of this kind, as in 'hook.*'. May be repeated."
+    "--kind",
+    "kinds",
+    metavar="PATTERN",
+    multiple=True,
+    help="Only of this kind, as in 'hook.*'. May be repeated.",
 )
 @click.option("--follow", "-f", is_flag=True, help="Then show new events as they happen.")
 @click.option(

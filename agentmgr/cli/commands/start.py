@@ -52,7 +52,7 @@ async def command(
             for name in await _needed_first(manager, chosen):
                 with suppress(AgentManagerError):  # it comes again below, and is said there
                     await manager.start_service(name, wait=False)
-        code = await all_of(cli, chosen, "started", start)
+        code = await all_of(cli, chosen, "asked to start" if no_wait else "started", start)
         await mention_stale(cli, manager, chosen)
         return code
 

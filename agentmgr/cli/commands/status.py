@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncclick as click
 
@@ -86,7 +85,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ("schedule", _schedule(config)),
             ("last run", last_run(service.last_run)),
             ("next run", service.next_run_at),
-            ("on failure", _hook(config.on_failure)),
+            ("on failure", config.on_failure),
             ("ready by", config.ready if config.ready != "auto" else None),
             ("checked by", config.health if config.health != "auto" else None),
             ("tags", service.tags),
@@ -146,14 +145,6 @@ def _reload(service: Service) -> str | None:
         return f"failed: {service.reload_error}"
     watched = ["its code" if path == "auto" else path for path in service.config.watch]
     return f"when {', '.join(watched)} is saved" if watched else None
-
-
-def _hook(hook: str | None) -> str | None:
-    """Of a URL only whom it leads to: the rest may be a key."""
-    url = urlsplit(hook or "")
-    if hook is None or url.scheme not in ("http", "https"):
-        return hook
-    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}/…"
 
 
 _AS_WANTED = (ServiceStatus.COMPLETED, ServiceStatus.SCHEDULED, ServiceStatus.ASLEEP)

@@ -46,6 +46,7 @@ const SENTENCES = {
   "instance.completed": (who) => t("{who} has completed", { who }),
   "hook.failed": (who, { event, reason }) => t("{who} could not report {event}: {reason}", {
     who, event: visibleText(String(event)), reason: visibleText(String(reason)) }),
+  "hook.asked": (who) => t("a question of {who} was passed on", { who }),
   "service.reloaded": (who, { files }) => t("{who} runs the new code of {files}", { who, files: visibleText(String(files)) }),
   "service.scaled": (who, { from, to, reason }) => t("{who} is to run {to} instances in place of {from}: {reason}", {
     who, from, to, reason: visibleText(String(reason ?? "")) }),

@@ -31,6 +31,7 @@ export const ZH_LIVE = {
   "{who} could not report {event}: {reason}": "{who} 未能上报 {event}：{reason}",
   "{who} is woken": "{who} 被唤醒",
   "{who} fell asleep": "{who} 进入休眠",
+  "a question of {who} was passed on": "{who} 的一个问题已转达",
   "a run of {who} was skipped: the one before still ran": "{who} 的一次运行被跳过：上一次仍在运行",
   "{who} runs the new code of {files}": "{who} 已运行 {files} 的新代码",
   "{who} is to run {to} instances in place of {from}: {reason}": "{who} 的实例数由 {from} 调整为 {to}：{reason}",

@@ -195,8 +195,8 @@ class AgentLoadError(ServiceFailed):
 class AgentUnreachable(ServiceFailed):
     """No connection to the agent could be made, or made again in time.
 
-    `refusal`: the code with which the gateway or the agent's host refused the client, as in the README's
-    "Refusals"; None where the client was not refused.
+    `refusal`: the code with which the gateway or the agent's host refused the client, as
+    `agentmgr explain` has them; None where the client was not refused.
     """
 
     code = "agent_unreachable"

@@ -193,7 +193,7 @@ waits for a host that is silent, instead of taking it for a service without sess
 A handshake that the host itself refuses gets an HTTP status and `{"code", "reason"}`: 400 `bad_request`, 403
 `origin_not_allowed`, `host_not_allowed` or `user_not_allowed`, 421 `wrong_proof` (the gateway dials again) or
 `session_elsewhere`, 426 `upgrade_required` or `unsupported_version`, 431 `head_too_large`. The gateway's own
-refusals are in the README.
+refusals: `agentmgr explain`.
 
 Plain text
 ----------

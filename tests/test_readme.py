@@ -14,7 +14,7 @@ from attrs import fields
 from agentmgr.cli.group import COMMANDS
 from agentmgr.settings import Settings, environment_name
 from agentmgr.supervisor.addresses import Ports
-from agentmgr.websocket.refusal import RefusalCode
+from agentmgr.websocket.refusal import WHAT_HELPS, RefusalCode
 from tests.cli.test_usage import every_command
 from tests.processes import end_all_in
 
@@ -61,9 +61,10 @@ def run_until_it_serves(words, directory, environment):
         return process.wait(timeout=60), said
 
 
-def test_every_command_is_there_and_every_one_there_exists():
+def test_every_command_that_it_names_exists():
     named = set(re.findall(r"agentmgr ([a-z][a-z-]*)(?=[ `\n])", README)) - {"import"}
-    assert named == set(COMMANDS)
+    assert len(named) > 20
+    assert named <= set(COMMANDS)
 
 
 def test_a_command_shows_every_setting_and_every_one_that_the_readme_names_exists():
@@ -78,25 +79,14 @@ def test_a_command_shows_every_setting_and_every_one_that_the_readme_names_exist
     assert all(name in source for name in others)
 
 
-def test_every_refusal_of_the_gateway_is_there_and_every_one_there_exists():
-    told = re.findall(
-        r"`([a-z_]+)`", "".join(re.findall(r"^\| (`.+?) \|", section("Refusals"), re.MULTILINE))
-    )
+def test_of_every_refusal_of_the_gateway_it_is_said_what_helps():
     package = Path(__file__).parents[1] / "agentmgr"
     files = [*(package / "proxy").rglob("*.py"), package / "websocket" / "head.py"]
     source = "".join(path.read_text() for path in files)
     raised = {RefusalCode[name] for name in re.findall(r"\bRefusalCode\.([A-Z_]+)", source)}
-    assert set(told) == raised - {RefusalCode.BACKEND_REFUSED}  # the client gets the instance's own answer
-    assert len(told) == len(set(told)) > 15
-
-
-def section(heading):
-    return README.partition(f"### {heading}\n")[2].partition("\n#")[0]
-
-
-def rows(heading):
-    """The first two cells of each row of the table below that heading."""
-    return dict(re.findall(r"^\| `([^`]+)` \| (.+?) \|", section(heading), re.MULTILINE))
+    assert set(WHAT_HELPS) == raised - {
+        RefusalCode.BACKEND_REFUSED
+    }  # the client gets the instance's own answer
 
 
 @pytest.mark.parametrize(("name", "command"), every_command())

@@ -23,46 +23,62 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 # Here as well as in each module: `agentmgr --help` imports none of them.
-COMMANDS = {
-    "run": "Run agent files now: services, gateway and API in one terminal.",
-    "register": "Register an agent file or a command as a service.",
-    "change": "Change fields of a service.",
-    "unregister": "Forget a service.",
-    "start": "Start a service.",
-    "stop": "Stop a service.",
-    "restart": "Restart a service; new instances are ready before old ones go.",
-    "run-now": "Run a service with a schedule now.",
-    "scale": "Change how many instances a service has.",
-    "list": "List the services.",
-    "status": "Show one service in detail.",
-    "stats": "Show the figures of the whole system.",
-    "logs": "Show the output of a service.",
-    "events": "Show what happened.",
-    "connections": "List the connections that are open through the gateway.",
-    "disconnect": "Close a session.",
-    "sessions": "Conversations: list, watch, speak in and end them.",
-    "questions": "List and answer what agents ask a person.",
-    "routes": "List, add, change, remove and try routing rules.",
-    "tokens": "Make, list and revoke keys to the API and the gateway.",
-    "daemon": "Run the manager in the foreground.",
-    "proxy": "Open the gateway that clients connect to.",
-    "api": "Open the REST API, and its console.",
-    "console": "Open the console in a browser.",
-    "shutdown": "Shut down the manager and its services.",
-    "chat": "Talk to an agent.",
-    "acp": "Be a service's agent for an editor, over stdin and stdout.",
-    "serve": "Serve an agent file by hand, without a manager.",
-    "apply": "Apply a file that declares services and rules.",
-    "export": "Print services and rules as a file for `apply`.",
-    "backup": "Copy the database to a file, while everything runs.",
-    "restore": "Put a copy of the database back.",
-    "doctor": "Look for problems, and say how to fix them.",
-    "unit": "Print a systemd unit for the manager.",
-    "completion": "Print a shell completion script.",
-    "settings": "Show the settings that hold here, and how to set each.",
-    "info": "Show the running manager and where it keeps its files.",
-    "version": "Show the version.",
+_SECTIONS = {
+    "Run something now": {
+        "run": "Run agent files now: services, gateway and API in one terminal.",
+        "serve": "Serve an agent file by hand, without a manager.",
+        "chat": "Talk to an agent.",
+        "acp": "Be a service's agent for an editor, over stdin and stdout.",
+    },
+    "Register and change": {
+        "register": "Register an agent file or a command as a service.",
+        "change": "Change fields of a service.",
+        "unregister": "Forget a service.",
+        "apply": "Apply a file that declares services and rules.",
+        "export": "Print services and rules as a file for `apply`.",
+    },
+    "Steer": {
+        "start": "Start a service.",
+        "stop": "Stop a service.",
+        "restart": "Restart a service; new instances are ready before old ones go.",
+        "scale": "Change how many instances a service has.",
+        "run-now": "Run a service with a schedule now.",
+    },
+    "See": {
+        "list": "List the services.",
+        "status": "Show one service in detail.",
+        "stats": "Show the figures of the whole system.",
+        "logs": "Show the output of a service.",
+        "events": "Show what happened.",
+        "doctor": "Look for problems, and say how to fix them.",
+        "console": "Open the console in a browser.",
+    },
+    "Clients and conversations": {
+        "routes": "List, add, change, remove and try routing rules.",
+        "connections": "List the connections that are open through the gateway.",
+        "disconnect": "Close connections.",
+        "explain": "Say what helps a client that was refused.",
+        "sessions": "Conversations: list, watch, speak in and end them.",
+        "questions": "List and answer what agents ask a person.",
+        "tokens": "Make, list and revoke keys to the API and the gateway.",
+    },
+    "The manager": {
+        "daemon": "Run the manager in the foreground.",
+        "proxy": "Open the gateway that clients connect to.",
+        "api": "Open the REST API, and its console.",
+        "shutdown": "Shut down the manager and its services.",
+        "unit": "Print a systemd unit for the manager.",
+        "backup": "Copy the database to a file, while everything runs.",
+        "restore": "Put a copy of the database back.",
+    },
+    "About it": {
+        "info": "Show the running manager and where it keeps its files.",
+        "settings": "Show the settings that hold here, and how to set each.",
+        "version": "Show the version.",
+        "completion": "Print a shell completion script.",
+    },
 }
+COMMANDS = {name: what for section in _SECTIONS.values() for name, what in section.items()}
 
 
 class Cli:
@@ -158,8 +174,10 @@ class LazyGroup(_WithExample, click.Group):
         return found + click.Command.shell_complete(self, ctx, incomplete)  # without importing each of them
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        width = max(map(len, COMMANDS))  # one for all, so that the columns of the sections meet
+        for heading, commands in _SECTIONS.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), what) for name, what in commands.items()])
 
 
 def _set(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:

@@ -76,4 +76,5 @@ def question_text(content: Any) -> str:
     """What `agent.user_confirm` asks: its sentence, else the tool and its arguments."""
     if not isinstance(content, Mapping):
         return as_text(content)
-    return str(content.get("message") or f"{content.get('tool')} {as_text(content.get('args', ''))}")
+    args = content.get("args")
+    return str(content.get("message") or f"{content.get('tool')} {as_text(args) if args else ''}".strip())

@@ -38,8 +38,7 @@ def as_plain_text(event: Mapping[str, Any]) -> str | None:
     if name == protocol.FINAL_ANSWER:
         return as_text(content)
     if name == protocol.USER_CONFIRM:
-        what = content.get("message") or f"May I run {content.get('tool')}({_brief(content.get('args'))})?"
-        return f"{what} {ASKS}"
+        return f"{_question(content)} {ASKS}"
     if name in (protocol.AGENT_ERROR, protocol.ERROR):
         return (
             f"[error] {content.get('message', '')}" if isinstance(content, Mapping) else f"[error] {content}"
@@ -51,6 +50,14 @@ def as_plain_text(event: Mapping[str, Any]) -> str | None:
     if name == protocol.SESSION_END:
         return "[the session has ended]"
     return None
+
+
+def _question(content: Mapping[str, Any]) -> str:
+    tool, args = str(content.get("tool")), content.get("args")
+    if message := content.get("message"):
+        return str(message)
+    # Who has no tool to ask about, writes `confirm("Delete all?")`.
+    return tool if args is None and " " in tool else f"May I run {tool}({_brief(args)})?"
 
 
 def _brief(args: Any) -> str:

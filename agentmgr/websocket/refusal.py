@@ -11,7 +11,7 @@ JSON = ("Content-Type", "application/json")
 
 
 class RefusalCode(StrEnum):
-    """Why a client was refused, for programs. The values are public: README, "Refusals", says what helps."""
+    """Why a client was refused, for programs. The values are public; `WHAT_HELPS` says what to do."""
 
     # The request
     BAD_REQUEST = "bad_request"
@@ -41,6 +41,45 @@ class RefusalCode(StrEnum):
     BAD_GATEWAY = "bad_gateway"
     BACKEND_TIMEOUT = "backend_timeout"
     BACKEND_REFUSED = "backend_refused"  #: only counted: the client gets the instance's own answer
+
+
+WHAT_HELPS: Mapping[RefusalCode, tuple[str, str]] = {
+    RefusalCode.BAD_REQUEST: ("400", "a client that speaks HTTP as it should"),
+    RefusalCode.HEAD_TOO_LARGE: ("431", "fewer or shorter headers, and a shorter query"),
+    RefusalCode.REQUEST_TIMEOUT: ("408", "a client that sends its request in time"),
+    RefusalCode.UPGRADE_REQUIRED: (
+        "426",
+        "a WebSocket client; plain HTTP goes to /v1, /agui and the like, and to services with --ready http",
+    ),
+    RefusalCode.UNSUPPORTED_VERSION: ("426", "a WebSocket client of version 13, as all of today are"),
+    RefusalCode.UNAUTHORIZED: ("401", "a token (`agentmgr tokens create NAME --scope connect`) or a ticket"),
+    RefusalCode.FORBIDDEN: ("403", "a token that opens that service"),
+    RefusalCode.ORIGIN_NOT_ALLOWED: ("403", "--allow-origin for the page's origin; null for a file on disk"),
+    RefusalCode.PROXY_NOT_TRUSTED: (
+        "403",
+        "--trusted-proxy with the address of the proxy before the gateway",
+    ),
+    RefusalCode.BAD_PROXY_HEADER: ("400", "a proxy that sends the PROXY protocol, v1 or v2"),
+    RefusalCode.SERVICE_NOT_FOUND: ("404", "a name that `agentmgr list` shows"),
+    RefusalCode.SESSION_ELSEWHERE: (
+        "409 or 421",
+        "the address of the service that holds the session; the reason names it",
+    ),
+    RefusalCode.TOO_MANY_HANDSHAKES: ("429", "coming back later, as Retry-After says"),
+    RefusalCode.TOO_MANY_SESSIONS: ("429", "fewer connections from one address, or coming back later"),
+    RefusalCode.TOO_MANY_CONNECTIONS: ("503", "coming back later, or more open files for the gateway"),
+    RefusalCode.NO_SERVICE_AVAILABLE: (
+        "503",
+        "`agentmgr start`; `agentmgr routes test` says which service a client goes to",
+    ),
+    RefusalCode.AT_CAPACITY: ("503", "coming back later, `agentmgr scale`, or a larger --max-sessions"),
+    RefusalCode.BAD_GATEWAY: ("502", "a look at `agentmgr logs NAME`: the service broke the connection"),
+    RefusalCode.BACKEND_TIMEOUT: (
+        "504",
+        "a look at `agentmgr logs NAME`: the service did not answer in time",
+    ),
+}
+"""The HTTP status of each refusal of the gateway, and what helps. A service's own refusals are its own."""
 
 
 class Refusal(Exception):

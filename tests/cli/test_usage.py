@@ -17,6 +17,7 @@ from agentmgr.cli.commands.change import command as change
 from agentmgr.cli.commands.register import command as register
 from agentmgr.cli.group import _ELSEWHERE, COMMANDS, Command, Group, LazyGroup, root
 from agentmgr.models import ServiceConfig
+from agentmgr.websocket.refusal import WHAT_HELPS
 
 
 def every_command() -> list[tuple[str, click.Command]]:
@@ -176,9 +177,15 @@ def test_an_option_is_taken_back(here: Any) -> None:
     assert here("change", "x", "--unset", "name").returncode == 2
 
 
+def test_what_helps_against_a_refusal_is_explained(here: Any) -> None:
+    assert "at_capacity, HTTP status 503: " in here.ok("explain", "at_capacity")
+    assert "did you mean at_capacity?" in here.fails("explain", "at_capcity")
+    assert {line.split()[0] for line in here.ok("explain").splitlines()[1:]} == set(WHAT_HELPS)
+
+
 def test_status_shows_whom_a_hook_leads_to_and_not_its_key(here: Any) -> None:
     here.ok("register", "x", "--on-failure", "https://me:pw@hooks.example:8443/T0/s3cret?key=1", "--", "true")
-    assert "https://hooks.example:8443/…" in here.ok("status", "x")
+    assert "https://hooks.example:8443/***" in here.ok("status", "x")
     here.ok("change", "x", "--on-failure", "/bin/page me")
     assert "/bin/page me" in here.ok("status", "x")
 

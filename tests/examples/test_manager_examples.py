@@ -93,6 +93,7 @@ def test_services_declared_in_a_file(tmp_path):
         services = {s["name"]: s for s in json.loads(run(tmp_path, "agentmgr", "list", "--format", "json"))}
         assert {name: service["status"] for name, service in services.items()} == {
             "chinese-support": "running", "english-support": "running", "echo": "stopped",
+            "files": "running", "prepare": "completed", "nightly-report": "scheduled",
         }  # fmt: skip
         with running(tmp_path, "agentmgr", "proxy", "--port", "0", pattern=r"(ws://\S+)") as url:
             assert ask(f"{url}/?lang=zh").startswith("您好")

@@ -40,10 +40,11 @@ from ..watch import progress
 async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: bool, retry: bool) -> int:
     """Create, change and start services and routing rules as a TOML file declares them.
 
-    The file has tables [services.NAME] and [rules.NAME] with the fields of the REST API; `running = false` in
-    a service keeps it stopped. `agentmgr export` writes such a file. A service whose agent file or env file
-    contains something else than when it was started is restarted. Exit code 1 when a service does not
-    start, or was given up before.
+    The file has tables [services.NAME] and [rules.NAME]. A service's fields are `agent_factory_path` or
+    `command`, and the options of `agentmgr register` with _ in place of -; `running = false` keeps it
+    stopped. `agentmgr export` writes such a file. A service whose agent file or env file contains something
+    else than when it was started is restarted. Exit code 1 when a service does not start, or was given up
+    before.
     """
     wanted = read(Path(file))
     async with for_reading(cli) as seen:

@@ -41,6 +41,7 @@ class Moment(click.ParamType[datetime]):
 @selection_options
 @click.option(
     "--tail",
+    "-n",
     type=click.IntRange(0, 100_000),
     help="How many past lines of each instance.  [default: 100; with --since all]",
 )

@@ -380,7 +380,10 @@ class AgentManager:
         """What is wrong with the database, its files, the ports and the services' files, and what to do."""
         plane = self._live()
         snapshot = await plane.store.load()
-        known = doctor.Known(plane.views(), snapshot.instances, self.list_tokens(), self.get_token_policy())
+        configs = {spec.service_id: spec.config for spec in plane.registry.services()}
+        # In full: where its PATH is hidden, no program is found.
+        services = [evolve(view, config=configs[view.service_id]) for view in plane.views()]
+        known = doctor.Known(services, snapshot.instances, self.list_tokens(), self.get_token_policy())
         work = partial(doctor.examine, self.paths, self.settings, known, self.get_info())
         return await trio.to_thread.run_sync(work, limiter=self._diagnosing)
 

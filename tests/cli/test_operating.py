@@ -146,6 +146,25 @@ def test_the_doctor_says_what_the_system_does_not_let_it_look_at(here: Any, clos
     assert all(error["advice"] for error in errors)
 
 
+def test_the_doctor_says_which_services_have_failed_and_finds_programs_by_their_own_path(shell: Any) -> None:
+    (shell.directory / "bin").mkdir()
+    program = shell.directory / "bin" / "own-program"
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    path = f"PATH={program.parent}:{os.environ['PATH']}"
+    shell.ok("register", "well", "--auto-start", "--env", path, "--", "own-program")
+    (shell.directory / "locked").write_text("")
+    shell.ok("register", "locked", "--", "./locked")
+    shell.ok("register", "sick", "--max-restart-count", "0", "--", "sh", "-c", "echo no table; exit 3")
+    shell.fails("start", "sick")
+    done = shell("doctor", "--format", "json")
+    assert done.returncode == 1
+    found = {f["what"]: f for f in json.loads(done.stdout) if f["what"].startswith("service ")}
+    assert found.keys() == {"service sick", "service locked"}
+    assert "exit code 3" in found["service sick"]["found"]
+    assert "chmod +x" in found["service locked"]["advice"]
+
+
 @pytest.mark.parametrize("most", [40, 64, 128, 200])
 def test_the_doctor_counts_no_sessions_below_none(here: Any, most: int) -> None:
     done = subprocess.run(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from ...errors import AgentManagerError
 from .. import environment
 from ..group import Cli, format_option, subcommand
-from ..managers import find_manager
+from ..managers import find_manager, with_secrets
 from ..out import say_json
 from ..render import print_table
 
 if TYPE_CHECKING:
+    from ...client.api import ManagerClient
     from ...manager.doctor import Finding, Known
 
 
@@ -34,7 +35,7 @@ async def command(cli: Cli, output: str) -> int:
     else:
         client = (await find_manager(cli.paths)).client
         info = await client.get_info() if client is not None else None
-        known = await _known(cli)
+        known = await _known(cli, client)
         findings = doctor.examine(cli.paths, settings, known, info)
         for service in known.services if isinstance(known, doctor.Known) else ():
             if lacks := environment.lacking(cli.paths, service):
@@ -56,14 +57,15 @@ async def command(cli: Cli, output: str) -> int:
     return int(any(finding.result == "error" for finding in findings))
 
 
-async def _known(cli: Cli) -> Known | Finding:
+async def _known(cli: Cli, client: ManagerClient | None) -> Known | Finding:
+    """What the database has, and how its services do where a manager runs."""
     from ...manager import doctor
     from ..offline import offline
 
     try:
         async with offline(cli.paths) as manager:
             return doctor.Known(
-                await manager.list_services(),
+                await (manager.list_services() if client is None else with_secrets(client)),
                 manager.instances,
                 await manager.list_tokens(),
                 await manager.get_token_policy(),

@@ -102,9 +102,9 @@ def _begin(start: socket.socket) -> int:
         # Not before: should it die until then, the manager, which does not know its pid yet, finds it in the
         # process group of the fork server.
         os.setsid()
-        if (received := handover.receive(start)) is None:
-            return 0  # the manager does not want it any more
         try:
+            if (received := handover.receive(start)) is None:
+                return 0  # the manager does not want it any more
             module = become.become(*received, start)
         except OSError as error:
             handover.send(start, {"error": [error.errno, error.strerror, error.filename]})

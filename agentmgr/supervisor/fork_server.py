@@ -8,6 +8,7 @@ can hold the other end of a start's socket. So that brings either the hello of t
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import struct
@@ -35,6 +36,7 @@ _PAUSE_UNREADY_S = 30.0  #: it will hardly become ready now: there is a fault in
 _PAUSE_HUNG_S = 5.0
 
 _CREDENTIALS = struct.Struct("3i")  #: struct ucred: pid, user, group
+_ENDED = "it has ended"
 _LAST_WORDS = 2**12  #: bytes at the end of what it wrote on stderr
 
 
@@ -168,7 +170,8 @@ class ForkServer:
             self._process.kill()
             self._process.wait()
             self._reap_unborn()
-            self.problem = self.problem or f"it has ended{self._last_words()}"
+            if self.problem in (None, _ENDED):
+                self.problem = _ENDED + self._last_words()
             self._known.set()
             trio.lowlevel.notify_closing(self._pidfd)
             self._resources.close()
@@ -233,7 +236,10 @@ class ForkServer:
             self._fail(f"it did not fork within {_FORKING_S:g} s")
             answer = await _answer(start)
         if answer is None:
-            self._reap_unborn()
+            if self.problem is None and self._ended():
+                self.problem = _ENDED  # `run` notices it later; it must not be asked again meanwhile
+            if self.problem is None:
+                self._reap_unborn()
             return None
         value, pid = answer
         if "error" in value:
@@ -247,8 +253,16 @@ class ForkServer:
 
     async def _hand_over(self, theirs: socket.socket) -> None:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [theirs.fileno()]).tobytes())
-        with suppress(OSError):  # it has ended; then ours is at its end as soon as `theirs` is closed
+        with suppress(
+            OSError, trio.ClosedResourceError
+        ):  # it has ended; then ours is at its end as soon as `theirs` is closed
             await self._asked.sendmsg([b"f"], [rights])
+
+    def _ended(self) -> bool:
+        # Its pidfd says so later: a process that dies closes its files first.
+        poller = select.poll()
+        poller.register(self._asked.fileno(), select.POLLRDHUP)
+        return bool(poller.poll(0))
 
     def _reap_unborn(self) -> None:
         """Reaps children that have died before they said hello: they are in its process group."""

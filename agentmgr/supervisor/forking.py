@@ -192,11 +192,11 @@ def _prepare(fork: Fork, argv: Sequence[str], launch: Launch) -> Spawned:
         opened = resources.pop_all()
 
     async def begin() -> None:
-        with opened:
-            try:
+        try:
+            with opened:
                 await fork.begin(spec, descriptors)
-            except OSError as error:
-                await process.end(0)
-                raise cannot(error, argv[0], launch.cwd) from None
+        except OSError as error:
+            await process.end(0)  # our own descriptor of its lock is closed by now
+            raise cannot(error, argv[0], launch.cwd) from None
 
     return Spawned(process, log_start, begin)

@@ -1,8 +1,9 @@
-"""`python -m tests.faults --rounds N [--seed S] [--clients C] [--minutes M]`: random faults at length.
+"""`python -m tests.faults --rounds N [--seed S] [--clients C] [--minutes M] [--forks F]`: faults at length.
 
-So many rounds of each: kills of instances, commands at once on one service, kills of the manager; a tenth as
-many kills of a manager while C clients converse through its gateway. `--minutes` adds churn: services come
-and go, and at the end descriptors, threads, tasks and memory are where they were.
+So many rounds of each, at random: kills of instances, commands at once on one service, kills of the
+manager; a tenth as many kills of a manager while C clients converse through its gateway. `--minutes` adds
+churn: services come and go, and at the end descriptors, threads, tasks and memory are where they were.
+`--forks` has a fork server fork so often, and looks at the same.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from agentmgr.supervisor import Supervisor, procfs
 from agentmgr.supervisor.instance_tokens import InstanceTokens
 from tests.faults.conversations import kill_managers_under_clients
 from tests.faults.managers import kill_managers
+from tests.faults.many_forks import fork_many, fork_server
 from tests.faults.scenarios import commands_at_once, kill_instances
 from tests.supervisor.conftest import CHILD, MemoryRecorder
 
@@ -39,7 +41,9 @@ def command(*options: str, name: str = "svc", **config: Any) -> ServiceSpec:
     return ServiceSpec(name, ServiceConfig(**config), desired_status=DesiredStatus.RUNNING)
 
 
-async def main(rounds: int, clients: int, minutes: float, seed: int, directory: Path) -> Counter[str]:
+async def main(
+    rounds: int, clients: int, minutes: float, forks: int, seed: int, directory: Path
+) -> Counter[str]:
     total: Counter[str] = Counter()
     draw = random.Random(seed)
     tokens = InstanceTokens.of(directory / "logs")
@@ -56,6 +60,10 @@ async def main(rounds: int, clients: int, minutes: float, seed: int, directory: 
             await supervisor.shutdown(force=True)
         total["orphans"] += len(descendants())
 
+    if forks:
+        async with fork_server() as server:
+            await fork_many(server, forks)
+            total["forks"] += server.forks
     await supervised(lambda s, recorder: kill_instances(s, recorder, [command], rounds, draw))
     await supervised(lambda s, recorder: commands_at_once(s, recorder, command, descendants, rounds, draw))
     total.update(await kill_managers(directory / "manager.db", rounds, draw))
@@ -130,12 +138,15 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--forks", type=int, default=0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     args = parser.parse_args()
     print(f"seed={args.seed}", flush=True)
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
-        counts = trio.run(main, args.rounds, args.clients, args.minutes, args.seed, Path(directory))
+        counts = trio.run(
+            main, args.rounds, args.clients, args.minutes, args.forks, args.seed, Path(directory)
+        )
     for name, number in sorted(counts.items()):
         print(f"{number:8}  {name}")
     print(f"{time.monotonic() - begin:8.0f}  seconds; nothing lost, nobody orphaned, nothing twice")

@@ -253,9 +253,8 @@ class ForkServer:
 
     async def _hand_over(self, theirs: socket.socket) -> None:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [theirs.fileno()]).tobytes())
-        with suppress(
-            OSError, trio.ClosedResourceError
-        ):  # it has ended; then ours is at its end as soon as `theirs` is closed
+        # It may have ended; then the start's socket is at its end as soon as `theirs` is closed.
+        with suppress(OSError, trio.ClosedResourceError):
             await self._asked.sendmsg([b"f"], [rights])
 
     def _ended(self) -> bool:

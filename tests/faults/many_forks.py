@@ -16,7 +16,7 @@ from agentmgr.supervisor.fork_server import ForkServer
 @asynccontextmanager
 async def fork_server(python: str | None = None) -> AsyncIterator[ForkServer]:
     """One by itself, that ends with the block."""
-    server = ForkServer(python, {}, Identity())
+    server = ForkServer.spawned(python, {}, Identity())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.run)
         yield server

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 
 from ..core.preloading import installed
 
@@ -21,16 +22,25 @@ def note_own() -> None:
 
 def modules() -> list[str]:
     """Those that the author's code brought, in the order in which they began to be imported."""
+    return list(installed(_origins(), roots()))
+
+
+@cache
+def roots() -> frozenset[str]:
+    """The directories of the standard library and of installed packages.
+
+    A fork server finds them for its children, which would each import what that takes.
+    """
     import site
     import sysconfig
 
     paths = sysconfig.get_paths()
-    roots = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    roots.update(site.getsitepackages())
-    roots.add(os.path.dirname(os.path.dirname(__file__)))  # our own, that the agent needs, in a clone too
+    found = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    found.update(site.getsitepackages())
+    found.add(os.path.dirname(os.path.dirname(__file__)))  # our own, that the agent needs, in a clone too
     if site.ENABLE_USER_SITE:
-        roots.add(site.getusersitepackages())
-    return list(installed(_origins(), roots))
+        found.add(site.getusersitepackages())
+    return frozenset(found)
 
 
 def _origins() -> Iterator[tuple[str, str | None]]:

@@ -47,6 +47,7 @@ def main() -> int:
     else:
         for module in _USED_LATER:
             import_module(module)
+        loaded.roots()
         loaded.note_own()
     start = _serve(asked, fork, preloaded)
     return 0 if start is None else _begin(start)

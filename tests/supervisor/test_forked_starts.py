@@ -13,6 +13,7 @@ import pytest
 
 from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec
 from agentmgr.supervisor.procfs import token
+from tests.conditions import until
 
 # What a process can know of itself. Taken when the agent file is imported: the first line of the author's.
 FACTS = r"""
@@ -120,16 +121,27 @@ async def test_a_forked_child_is_as_a_spawned_one_field_by_field(
         "ODD": "a\udc80b=c\n",
     }
     spec = agent(
-        env=environment, cwd=str(tmp_path), on_manager_death="die", max_open_files=100, turn_timeout=9.0
-    )
+        env=environment, cwd=str(tmp_path), on_manager_death="die", max_open_files=100, turn_timeout=9.0,
+        preload="colorsys",
+    )  # fmt: skip
+    written = []
+    async with supervisor() as s:
+        await s.start(spec)
+        assert [it.forks for it in s.fork_servers()] == [1]
+        assert token(s.instances()[0].pid)
+        written.append((tmp_path / "facts").read_text())
+        await until(lambda: s.preloaded(spec.service_id) is not None)
+        await s.stop(spec.service_id)
+        await s.start(spec)
+        assert [it.forks for it in s.fork_servers() if it.imported] == [1], "by a second stage"
+        written.append((tmp_path / "facts").read_text())
+    async with supervisor(fork_server=False) as s:
+        await s.start(spec)
+        assert s.fork_servers() == ()
+        written.append((tmp_path / "facts").read_text())
     found = []
-    for fork_server in (True, False):
-        async with supervisor(fork_server=fork_server) as s:
-            await s.start(spec)
-            pid, fork_servers = s.instances()[0].pid, s.fork_servers()
-            assert [it.forks for it in fork_servers] == [1] * fork_server
-            assert token(pid)
-        text, chance = (tmp_path / "facts").read_text().split("\n")
+    for both in written:
+        text, chance = both.split("\n")
         variables = json.loads(text)["variables"]
         for name in ("AGENTMGR_INSTANCE_TOKEN", "AGENTMGR_INSTANCE_ID", "PORT"):
             text = text.replace(variables[name], name)
@@ -141,7 +153,8 @@ async def test_a_forked_child_is_as_a_spawned_one_field_by_field(
         for name in ("PWD", "_"):  # of the shell that holds a spawned one back until its limits are set
             facts["variables"].pop(name, None)
         found.append((facts, chance))
-    (forked, its_chance), (spawned, other_chance) = found
+    (forked, _), (preloaded, _), (spawned, _) = found
     assert differing(forked, spawned) == {}
+    assert differing(preloaded, spawned) == {}
     assert forked["variables"]["ONLY_OF_THE_MANAGER"] == "1"
-    assert its_chance != other_chance
+    assert len({chance for _, chance in found}) == 3

@@ -18,8 +18,9 @@ from ..models.host_config import Runtime
 from . import adapters, events
 from .events import as_event
 from .message import Message
-from .runtime import AgentRuntime, ClosableIterator, TrioRuntime, wrong_runtime
+from .runtime import AgentRuntime, ClosableIterator, TrioRuntime, remedy
 from .session import Session
+from .signatures import check_methods, positional, takes
 
 Make = Callable[[], Any]
 Arrange = Callable[[Any, Message], tuple[Any, ...]]
@@ -87,7 +88,7 @@ class HostedAgent:
 
     def explain(self, error: BaseException) -> str | None:
         """What an author can do about an error, where that is known."""
-        return wrong_runtime(error, self.runtime.kind)
+        return remedy(error, self.runtime.kind)
 
     async def _hook(self, name: str, session: Session) -> None:
         hook = getattr(self._subject, name, None)
@@ -255,9 +256,14 @@ def adapt(subject: Any, make: Make | None = None, runtime: AgentRuntime | None =
     Raises `AgentLoadError` when it is nothing that could answer a message.
     """
     runtime = runtime or TrioRuntime()
+    if inspect.isclass(subject):
+        name = subject.__name__
+        raise AgentLoadError(f"the factory returned the class {name}: return an object of it, {name}()")
     if callable(getattr(subject, "serve", None)):
+        check_methods(subject)
         return RawAgent(subject, runtime)
     if callable(on_message := getattr(subject, "on_message", None)):
+        check_methods(subject)
         return FunctionAgent(subject, on_message, _session_first, runtime)
     if (adapter := adapters.find(subject)) is not None:
         if getattr(adapter, "holds_conversation", False):
@@ -271,7 +277,7 @@ def adapt(subject: Any, make: Make | None = None, runtime: AgentRuntime | None =
         return FunctionAgent(adapted, adapted.on_message, _session_first, runtime)
     if callable(subject) and not inspect.isclass(subject) and not hasattr(subject, "run"):
         return FunctionAgent(subject, subject, _arrangement(subject), runtime)
-    if callable(run := getattr(subject, "run", None)) and _takes_one(run):
+    if callable(run := getattr(subject, "run", None)) and takes(run, "text"):
         return RunAgent(subject, make, runtime)
     raise AgentLoadError(
         f"the factory returned {_article(subject)}, which cannot answer a message; return a function, "
@@ -336,29 +342,21 @@ def _message_first(session: Any, message: Message) -> tuple[Any, ...]:
 
 
 def _arrangement(function: Callable[..., Any]) -> Arrange:
-    positional = [
-        parameter
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    if not positional:
-        raise AgentLoadError(f"{function!r} takes no message: write it as f(message) or f(message, session)")
-    if len(positional) == 1:
-        return _message_only
+    parameters = positional(function)
     # A second parameter that has a default and another name is the author's own business.
-    second = positional[1]
-    return _message_first if second.default is second.empty or second.name == "session" else _message_only
-
-
-def _takes_one(function: Callable[..., Any]) -> bool:
-    """Whether it can be called with one value, in its order."""
-    try:
-        inspect.signature(function).bind(None)
-    except TypeError:
-        return False
-    except ValueError:  # written in C, and does not say
-        return True
-    return True
+    arrange = _message_only
+    if len(parameters) > 1:
+        second = parameters[1]
+        if second.default is second.empty or second.name == "session":
+            arrange = _message_first
+    arguments = ("message",) if arrange is _message_only else ("message", "session")
+    if not takes(function, *arguments):
+        name = getattr(function, "__qualname__", repr(function))
+        raise AgentLoadError(
+            f"{name}{inspect.signature(function)} cannot answer a message: write it as f(message) or "
+            "f(message, session)"
+        )
+    return arrange
 
 
 def _close(items: Generator[Any]) -> None:

@@ -24,7 +24,7 @@ from .adapt import HostedAgent, RawAgent, adapt, needs, produce
 from .door import Door
 from .limits import SessionLimits
 from .load import LoadedFile, failed, guarded, load
-from .runtime import open_runtime, wrong_runtime
+from .runtime import open_runtime, remedy
 from .server import AgentServer
 from .session_registry import SessionRegistry
 
@@ -168,7 +168,7 @@ async def make_agent(file: LoadedFile, wanted: Runtime, nursery: trio.Nursery) -
     subject = await contain(lambda: runtime.call(produce, file.make))
     if isinstance(subject, Failure):
         what = f"{file.path}: the factory raised {name_of(subject.error)}"
-        hint = attempt(lambda: wrong_runtime(subject.error, runtime.kind))
+        hint = attempt(lambda: remedy(subject.error, runtime.kind))
         raise failed(f"{what}; {hint}" if isinstance(hint, str) else what, subject.error)
     unusable = f"{file.path}: what the factory returned cannot be used"
     if wanted is Runtime.AUTO and guarded(lambda: needs(subject), unusable) is Runtime.ASYNCIO:

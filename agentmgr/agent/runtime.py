@@ -93,10 +93,25 @@ _WANTS_TRIO = (
 )
 
 
-def wrong_runtime(error: BaseException, kind: Runtime) -> str | None:
-    """Which switch to set, when an error comes from code that needs the other event loop."""
+_WANTS_NO_LOOP = (
+    "asyncio.run() cannot be called from a running event loop",
+    "event loop is already running",
+    "while another loop is running",
+    "Attempted to call run() from inside a run()",
+)
+
+
+def remedy(error: BaseException, kind: Runtime) -> str | None:
+    """What an author can do about an error of his code, where that is known: mostly, which switch to set."""
+    said = list(map(message_of, causes(error)))
+
+    def has_one(signs: tuple[str, ...]) -> bool:
+        return any(sign in text for text in said for sign in signs)
+
+    if has_one(_WANTS_NO_LOOP):
+        return "an event loop runs here already: `await` it in an `async def`, in place of `run`"
     signs, needed = (_WANTS_TRIO, "trio") if kind is Runtime.ASYNCIO else (_WANTS_ASYNCIO, "asyncio")
-    if any(sign in text for text in map(message_of, causes(error)) for sign in signs):
+    if has_one(signs):
         return (
             f'this code needs {needed}: write RUNTIME = "{needed}" into the agent file, '
             f"or register or serve it with --runtime {needed}"

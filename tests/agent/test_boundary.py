@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentmgr.agent.limits import SessionLimits
-from agentmgr.agent.runtime import wrong_runtime
+from agentmgr.agent.runtime import remedy
 from agentmgr.boundary import (
     MAX_MESSAGE,
     MAX_TRACEBACK,
@@ -174,13 +174,13 @@ async def test_what_is_said_of_it_is_short_and_valid_whatever_it_is(form, caplog
 
 @forms
 async def test_a_hint_is_searched_for_in_any_exception(form):
-    attempt(lambda: wrong_runtime(FORMS[form](), Runtime.TRIO))
+    attempt(lambda: remedy(FORMS[form](), Runtime.TRIO))
 
 
 async def test_a_hint_is_found_behind_other_exceptions():
     error = ValueError("outer")
     error.__context__ = ExceptionGroup("", [looped(), RuntimeError("no running event loop")])
-    assert "asyncio" in wrong_runtime(error, Runtime.TRIO)
+    assert "asyncio" in remedy(error, Runtime.TRIO)
 
 
 async def test_a_log_handler_of_the_authors_may_fail_too(caplog):

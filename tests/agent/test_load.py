@@ -238,7 +238,24 @@ async def test_the_traceback_of_a_factory_begins_at_the_authors_file(write, loop
         ("def create_agent(): pass", "the factory returned None, which cannot answer a message"),
         ("def create_agent(): return 5", "the factory returned a int"),
         ("agent = lambda: 'x'", "the factory returned a str"),
-        ("def create_agent(): return lambda: 'x'", "takes no message"),
+        ("def create_agent(): return lambda: 'x'", r"cannot answer a message: write it as f\(message\)"),
+        ("def agent(message, session, key): pass", "agent.* cannot answer a message"),
+        ("class A: pass\ndef create_agent(): return A", r"the class A: return an object of it, A\(\)"),
+        (
+            "class A:\n async def on_message(self, message): pass\nagent = A",
+            r"A.on_message\(message\) is called as on_message\(session, message\): write it as",
+        ),
+        ("class A:\n def on_message(self, message, session): pass\nagent = A", "on_message"),
+        (
+            "class A:\n def on_message(self, s, m): pass\n def on_session_end(self): pass\nagent = A",
+            r"write it as on_session_end\(self, session\)",
+        ),
+        ("class A:\n async def serve(self): pass\nagent = A", r"write it as serve\(self, websocket\)"),
+        (
+            "import asyncio\ndef create_agent():\n loop = asyncio.get_running_loop()\n"
+            " loop.run_until_complete(loop.create_future())",
+            "an event loop runs here already: `await` it in an `async def`",
+        ),
     ],
 )
 async def test_a_file_without_an_agent_is_told_what_to_do(write, text, message):

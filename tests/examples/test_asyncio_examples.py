@@ -60,9 +60,8 @@ def test_fastapi_talks_to_an_agent_and_to_a_manager(tmp_path, streaming):
 def test_fastapi_has_a_manager_in_a_thread(tmp_path):
     for _ in range(2):  # the second run finds what the first one registered
         with serving(tmp_path, "fastapi_manager.py") as url:
-            told = json.loads(get(url))
-            assert told["services"] == {"echo": "running"}
-            assert ask(told["gateway"]) == "You said: hello"
+            assert ask(json.loads(get(url))["gateway"]) == "You said: hello"  # which waits for the agent
+            assert json.loads(get(url))["services"] == {"echo": "running"}
 
 
 def test_a_notebook_talks_to_an_agent_from_cell_to_cell(streaming, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 from ..boundary import Failure, contain, describe
 from ..core.proof import is_challenge, proof
 from . import loaded
-from .adapt import Health, HostedAgent
+from .adapt import Health, HostedAgent, RawAgent
 from .session_registry import SessionRegistry
 
 
@@ -24,8 +24,9 @@ async def report(
     """The JSON text for a probe of `target`, which may carry a `challenge` in its query.
 
     A stranger gets the proof and the status, no more. With `only=proof` the agent is not asked how it is:
-    its `check_health` may take its time; with `only=modules` the answer has what it has imported instead.
-    Many sessions and turns are "busy", not "unhealthy": they are reported, and change nothing.
+    its `check_health` may take its time; with `only=modules` the answer has what it has imported instead, and
+    with `only=turns` its turns. Many sessions and turns are "busy", not "unhealthy": they are reported, and
+    change nothing.
     """
     query = parse_qs(urlsplit(target).query)
     challenge = query.get("challenge", [""])[0]
@@ -35,6 +36,9 @@ async def report(
         return json.dumps({"proof": shown})
     if only == "modules" and not stranger:
         return json.dumps({"proof": shown, "modules": loaded.modules()})
+    if only == "turns" and not stranger:
+        turns = None if isinstance(agent, RawAgent) else sessions.turns  # which cannot be seen
+        return json.dumps({"proof": shown, "turns": turns, "asking": sessions.asking})
     health = await contain(agent.check_health)
     if isinstance(health, Failure):
         health = Health("unhealthy", f"check_health raised {describe(health.error)}")

@@ -93,6 +93,11 @@ class SessionRegistry:
         return sum(session.busy for session in self._sessions.values())
 
     @property
+    def asking(self) -> int:
+        """How many of those wait for a person's answer."""
+        return sum(session.questions.oldest is not None for session in self._sessions.values())
+
+    @property
     def turns_alone(self) -> int:
         """How many of those have no client at present."""
         return sum(session.busy and not session.connected for session in self._sessions.values())

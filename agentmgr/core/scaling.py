@@ -50,6 +50,18 @@ def share(config: ServiceConfig) -> Share:
 
 
 @frozen
+class Turns:
+    """Those of one instance that have begun and not ended."""
+
+    under_way: int
+    asking: int = 0  #: of them, those that wait for a person's answer, and so are no work
+
+    @property
+    def at_work(self) -> int:
+        return max(0, self.under_way - self.asking)
+
+
+@frozen
 class Load:
     """Of one service, at one time."""
 
@@ -141,7 +153,7 @@ class Standing:
 
     instance: Instance
     connections: int
-    turns: int | None = None  #: None: not known
+    turns: Turns | None = None  #: None: not known
     conversations: int | None = None  #: in its memory, as its last check has shown; None: not known
 
 
@@ -162,4 +174,4 @@ def surplus(config: ServiceConfig, standings: Sequence[Standing], count: int) ->
 def _value(one: Standing) -> tuple[bool, int, int, int]:
     """Those that serve nobody first, then those with the fewest turns, connections; then the latest slot."""
     serves = one.instance.status in _SERVING
-    return serves, one.turns or 0, one.connections, -one.instance.slot
+    return serves, one.turns.under_way if one.turns else 0, one.connections, -one.instance.slot

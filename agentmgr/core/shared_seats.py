@@ -18,7 +18,7 @@ choice, but never beyond a limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import frozen
 
@@ -184,6 +184,10 @@ class Ledger:
         """The number of seats that all but this worker have, by instance id."""
         mine = self.held(worker)
         return {name: n for name, all_ in self._seats.taken.items() if (n := all_ - mine.get(name, 0))}
+
+    def asking(self, instance_ids: Iterable[str]) -> int:
+        """How many requests wait for a seat at one of these."""
+        return len(set[tuple[str, int]]().union(*(self._queues.get(name, ()) for name in instance_ids)))
 
     def report(self, worker: str, report: SeatReport) -> list[tuple[str, Grant]]:
         match report:

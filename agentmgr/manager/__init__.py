@@ -12,6 +12,7 @@ In reading order:
     registry         services and rules, in memory and in the store, never apart
     publisher        the routing table: made after each change, given to the gateway and its workers
     jobs             what is known of each job's runs: in step with its instances, and in the store
+    scaling          services with a range of instances run as many as their load needs
     scheduler        when jobs run by their schedules
     reloading        services whose files are saved run the new code
     hooks            what a person should know of, by the command or URL of a service

@@ -31,6 +31,7 @@ from .recorder import Recorder
 from .registry import Registry
 from .reloading import Reloads
 from .sampling import Sampler
+from .scaling import Scaler
 from .scheduler import Scheduler
 from .sessions import Sessions
 from .summaries import Summaries
@@ -71,6 +72,7 @@ class ControlPlane:
             jobs=lambda: self.jobs,
             hooks=lambda: self.hooks,
             on_demand=lambda: self.on_demand,
+            load_changed=lambda service_id: self.scaler.load_changed(service_id),
         )
         self.supervisor = Supervisor(
             self.recorder,
@@ -96,8 +98,16 @@ class ControlPlane:
             access=self.access,
             wake=lambda service_id: self.on_demand.wake(service_id),
             vacated=lambda instance_id: self.on_demand.vacated(instance_id),
+            clients_wait=lambda: self.scaler.look_now(),
         )
         self.gateway = self.worker_manager.gateway
+        self.scaler = Scaler(
+            self.registry,
+            self.supervisor,
+            self.events,
+            taken=lambda: self.gateway.lobby.live,
+            waiting=self.worker_manager.waiting,
+        )
         self.publisher = Publisher(
             self.registry,
             self.supervisor,

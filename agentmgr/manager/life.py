@@ -138,6 +138,7 @@ class ManagerLife:
                     nursery.start_soon(plane.reloads.run)
                     nursery.start_soon(plane.hooks.run)
                     nursery.start_soon(plane.on_demand.run)
+                    nursery.start_soon(plane.scaler.run)
                 task_status.started()
 
     async def _talk_with_workers(

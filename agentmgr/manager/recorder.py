@@ -55,10 +55,12 @@ class Recorder:
         jobs: Callable[[], Jobs],
         hooks: Callable[[], Hooks],
         on_demand: Callable[[], OnDemand],
+        load_changed: Callable[[str], None],
     ) -> None:
         """`changed` is called when the gateway's table is out of date; `drain` ends the connections of an
         instance, in time; `active` counts those of a service; `jobs` keeps how jobs have ended;
-        `hooks` tells the outside of failures; `on_demand` puts to sleep what nothing uses.
+        `hooks` tells the outside of failures; `on_demand` puts to sleep what nothing uses; `load_changed` is
+        called with the id of a service when an instance of it has changed, or a client has come.
         """
         self.figures = Figures()
         self._store = store
@@ -68,6 +70,7 @@ class Recorder:
         self._drain = drain
         self._active = active
         self._jobs, self._hooks, self._on_demand = jobs, hooks, on_demand
+        self._load_changed = load_changed
         self._last_seen: dict[str, tuple[ServiceStatus, models.HealthStatus]] = {}
         self._touched: set[str] = set()
         self.first_bytes = RecentLatency()  #: by service id
@@ -134,6 +137,7 @@ class Recorder:
         self._touched.add(instance.service_id)
         self._jobs().instance_changed(instance)
         self._on_demand().instance_changed(instance)
+        self._load_changed(instance.service_id)
         self._changed()
 
     def instance_ended(self, end: models.InstanceEnd) -> None:
@@ -153,6 +157,7 @@ class Recorder:
 
     def connection_opened(self, connection: models.Connection) -> None:
         service_id = connection.service_id
+        self._load_changed(service_id)
         if (active := self._active(service_id)) > self.totals(service_id).sessions_peak:
             peak = models.ConnectionPeak(service_id, active)
             self._store.record(peak)

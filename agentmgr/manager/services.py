@@ -31,6 +31,7 @@ async def change(
     plane.scheduler.look_again()
     plane.reloads.look_again()
     plane.on_demand.look_again(spec)
+    plane.scaler.load_changed(spec.service_id)
     unscheduled = before.config.schedule is not None and spec.config.schedule is None
     if unscheduled:
         plane.scheduler.stop(spec.service_id)
@@ -44,6 +45,7 @@ async def scale(plane: ControlPlane, ref: str, instances: int | str, *, wait: bo
     spec = await plane.registry.change_service(ref, {"instances": instances})
     _announce(plane, "service.changed", spec, fields="instances")
     plane.on_demand.look_again(spec)
+    plane.scaler.load_changed(spec.service_id)
     await _fill(plane, spec, wait=wait)
     return plane.view(spec)
 

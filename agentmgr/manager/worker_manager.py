@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import trio
 from attrs import asdict, define, evolve, field
@@ -74,9 +74,11 @@ class WorkerManager:
         access: GatewayAccess,
         wake: Callable[[str], None],
         vacated: Callable[[str], None],
+        clients_wait: Callable[[], None],
     ) -> None:
         """`wake` is called with the id of a service that is asleep when a client waits for it, `vacated` with
-        that of an instance when its last connection has ended.
+        that of an instance when its last connection has ended, `clients_wait` when a worker asks for a seat,
+        for which its client may have to wait.
         """
         self._wake = wake
         self._seats = Seats(vacated=vacated)
@@ -96,6 +98,7 @@ class WorkerManager:
         )
         self._observer = observer
         self._access = access
+        self._clients_wait = clients_wait
         self.kept: set[str] = set()  #: ids of workers that this manager has started or taken over
         self._workers: dict[str, WorkerHandle] = {}
         self._drains: dict[str, tuple[float, protocol.Drain]] = {}  # by instance: the deadline, and the order
@@ -178,6 +181,10 @@ class WorkerManager:
         for worker in self:
             for live in worker.connections.values():
                 yield evolve(live.connection, idle_s=live.connection.idle_s + now - live.reported_at)
+
+    def waiting(self, instance_ids: Collection[str]) -> int:
+        """How many clients wait for a seat at one of these instances, here and in the workers."""
+        return self._ledger.asking(instance_ids) + self.gateway.lobby.waiting(instance_ids)
 
     def disconnect(self, connection_id: str, *, code: int, reason: str) -> None:
         """Raises `ConnectionNotFound`, and `WrongState` where its worker does not answer."""
@@ -317,6 +324,8 @@ class WorkerManager:
         match report:
             case Took() | Gave() | Ask() | Withdraw():
                 self._grant(self._ledger.report(worker_id, report))
+                if isinstance(report, Ask):
+                    self._clients_wait()
                 if isinstance(report, Gave):
                     if report.instance_id not in self._seats.full:
                         self.gateway.lobby.offer_seat(report.instance_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from itertools import count
@@ -112,6 +112,10 @@ class Lobby:
     def live(self) -> Mapping[str, int]:
         """Seats taken, by instance id."""
         return self._seats.taken
+
+    def waiting(self, instance_ids: Iterable[str]) -> int:
+        """How many clients wait for a seat at one of these."""
+        return len(set[int]().union(*(self._queues.get(name, ()) for name in instance_ids)))
 
     async def loss_code(self, backend: Backend, *, resuming_failed: bool) -> int:
         """The close code for the clients of an instance that was lost: 1012 when coming back helps.

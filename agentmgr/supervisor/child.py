@@ -30,7 +30,9 @@ from attrs import evolve
 
 from ..core.health import ProbeResult
 from ..core.hosts import authority
+from ..core.proof import HEALTH_PATH
 from ..core.restart import Cause, Exit
+from ..core.scaling import Turns
 from ..models import CheckKind, InstanceRecord, ServiceSpec
 from . import addresses, listening_sockets, logs
 from .cgroup import ControlGroup, move
@@ -39,7 +41,7 @@ from .host_request import HostRequest
 from .limits import Limits
 from .notices import Notices
 from .own_checks import CommandCheck, wait_for_line
-from .probe import Probe
+from .probe import Probe, count_of
 from .process import Process
 
 # The pause between two looks whether a command listens yet. No event reports that, so it costs either time or
@@ -274,6 +276,15 @@ class LocalChild:
             # A process that it has started before it is moved is known by its other marks.
             nursery.start_soon(move, self._group.take_in, self._process.pid)
             return await self._with_notices(self._process.wait_exit())
+
+    async def turns(self) -> Turns | None:
+        if self._is_command:
+            return None
+        answer = await self._ask_host(HEALTH_PATH, {"only": "turns"})
+        if answer is None:
+            raise OSError("its host gave no answer")
+        under_way, asking = (count_of(answer.get(name)) for name in ("turns", "asking"))
+        return None if under_way is None else Turns(under_way, asking or 0)
 
     async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
         if self._is_command:

@@ -26,6 +26,7 @@ from attrs import frozen
 from ..boundary import Failure, contain, traceback_of
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
+from ..core.scaling import Turns
 from ..errors import InvalidRequest, leaves
 from ..models import ForkServerState, InstanceRecord, ServiceConfig, ServiceSpec, Usage, utc_now
 from . import procfs
@@ -169,6 +170,9 @@ class _Task:
 
     async def probe(self, timeout_s: float) -> ProbeResult:
         return ProbeResult(ok=True, latency_s=0.0)
+
+    async def turns(self) -> Turns | None:
+        return None
 
     async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
         answered(False)

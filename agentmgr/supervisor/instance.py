@@ -22,6 +22,7 @@ from ..core import lifecycle, restart
 from ..core.health import ProbeResult
 from ..core.lifecycle import InstanceEvent
 from ..core.restart import Again, Cause, Ending, Exit, GiveUp, History
+from ..core.scaling import Turns
 from ..errors import PortNotAvailable, ServiceFailedToStart, WrongState, leaves
 from ..models import (
     HealthCheck,
@@ -447,6 +448,12 @@ class InstanceTask:
         self._leave = self._config.on_manager_death == OnManagerDeath.KEEP
         self.finished = True
         self._until_stopped.cancel()
+
+    async def ask_turns(self) -> Turns | None:
+        """How many turns are under way in it; None: it cannot tell. Raises OSError; the deadline is the
+        caller's.
+        """
+        return None if self._child is None else await self._child.turns()
 
     # Health
 

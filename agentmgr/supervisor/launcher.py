@@ -28,6 +28,7 @@ from typing import Protocol
 
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
+from ..core.scaling import Turns
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
 
 
@@ -76,6 +77,11 @@ class Child(Protocol):
 
     async def probe(self, timeout_s: float) -> ProbeResult:
         """Checks it once; never raises."""
+
+    async def turns(self) -> Turns | None:
+        """Those that are under way; None: that cannot be seen. Raises OSError; the deadline is the
+        caller's.
+        """
 
     async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
         """Makes it begin no sessions, and end each open one with this close code when the session is idle.

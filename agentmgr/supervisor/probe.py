@@ -179,7 +179,7 @@ def _judge(text: str, expected: str) -> ProbeResult:
         True,
         said=_said_of(journal) or None,
         journal_degraded=journal.get("degraded") is not None,
-        sessions=_count(answer.get("sessions")),
+        sessions=count_of(answer.get("sessions")),
         quiet_s=_seconds(answer.get("quiet_s")),
     )
     if status == "degraded":
@@ -187,7 +187,8 @@ def _judge(text: str, expected: str) -> ProbeResult:
     return result
 
 
-def _count(value: Any) -> int | None:
+def count_of(value: Any) -> int | None:
+    """A number of things, of what a host has answered."""
     return value if isinstance(value, int) and 0 <= value < 2**53 else None
 
 

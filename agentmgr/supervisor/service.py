@@ -37,6 +37,11 @@ class ServiceInstances:
             task.finished and not task.over.is_set() and not task.retired for task in self.tasks
         )
 
+    @property
+    def count(self) -> int:
+        """How many are to run: those that are, or were given up."""
+        return len({task.view.slot for task in self.tasks if not task.stopped})
+
     def positions(self, spec: ServiceSpec) -> list[int]:
         """Where instances are to run. Of a range: where they do now, and as many more as run at least."""
         bounds = spec.config.instance_range
@@ -52,8 +57,7 @@ class ServiceInstances:
 
     def grow(self, spec: ServiceSpec, count: int, begin: Begin) -> None:
         """Starts what is missing for so many, as far as positions are free."""
-        missing = count - len({task.view.slot for task in self.tasks if not task.stopped})
-        for position in self.free_positions(spec)[: max(0, missing)]:
+        for position in self.free_positions(spec)[: max(0, count - self.count)]:
             begin(self, spec, position)
 
     def shrink(self, surplus: Collection[str]) -> None:

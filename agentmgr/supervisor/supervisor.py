@@ -6,7 +6,7 @@ import logging
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 import trio
 
+from ..core.scaling import Turns
 from ..errors import AgentManagerError, ServiceGivenUp, WrongState
 from ..models import (
     DesiredStatus,
@@ -209,8 +210,9 @@ class Supervisor:
         except AgentManagerError as error:
             log.warning("service %s was not started: %s", spec.name, error)
 
-    def scale(self, spec: ServiceSpec, count: int, surplus: Collection[str] = ()) -> None:
-        """Has more or fewer instances of a range run; waits for nothing.
+    def scale(self, spec: ServiceSpec, count: int, surplus: Collection[str] = ()) -> tuple[int, int]:
+        """Has more or fewer instances of a range run; waits for nothing. Returns how many were to run before,
+        and how many are now.
 
         More: as far as positions are free of instances that drain, and only where one is up or coming: else
         it was stopped, or another command is about to start it. Fewer: those of `surplus` (ids) drain as long
@@ -218,10 +220,12 @@ class Supervisor:
         """
         service = self._services.get(spec.service_id)
         if service is None or all(task.finished for task in service.tasks):
-            return
+            return 0, 0
+        before = service.count
         service.grow(spec, count, self._new_instance)
         if not service.lock.locked():
             service.shrink(surplus)
+        return before, service.count
 
     async def stop(self, service_id: str, *, force: bool = False, wait: bool = True) -> None:
         """Ends all its instances: first their sessions, unless `force`, then their processes.
@@ -335,6 +339,22 @@ class Supervisor:
             for task in self._tasks(service_id):
                 nursery.start_soon(check, task)
         return tuple(checks)
+
+    async def ask_turns(self, service_id: str, timeout_s: float) -> dict[str, Turns | None]:
+        """The turns of each of its instances, by id; None: it cannot tell. Those that do
+        not answer in time are left out.
+        """
+        answers: dict[str, Turns | None] = {}
+
+        async def ask(task: InstanceTask) -> None:
+            with trio.move_on_after(timeout_s), suppress(OSError):
+                answers[task.view.instance_id] = await task.ask_turns()
+
+        async with trio.open_nursery() as nursery:
+            for task in self._tasks(service_id):
+                if task.serving:
+                    nursery.start_soon(ask, task)
+        return answers
 
     def instances(self, service_id: str | None = None) -> tuple[Instance, ...]:
         """The present state of all instances that are not stopped; those that were given up are included."""

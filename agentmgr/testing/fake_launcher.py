@@ -22,6 +22,7 @@ from attrs import Factory, frozen
 
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
+from ..core.scaling import Turns
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage, utc_now
 from ..supervisor.launcher import CannotLaunch
 
@@ -47,6 +48,7 @@ class FakeChild:
     def __init__(self, name: str, record: InstanceRecord, behaviour: Behaviour) -> None:
         self.name = name
         self.record = record
+        self.work: Turns | None = Turns(0)  #: None: it cannot tell
         self.hangs = False  #: it answers no check, and ends only when it is killed
         self.unenforced: tuple[str, ...] = ()
         self.completes = True
@@ -94,6 +96,10 @@ class FakeChild:
         if begin <= now - self.launched_at < end:
             return ProbeResult(False, reason="the test makes it unwell")
         return ProbeResult(True, 0.0, quiet_s=self.quiet_s)
+
+    async def turns(self) -> Turns | None:
+        await trio.lowlevel.checkpoint()
+        return self.work
 
     async def drain(self, code: int, answered: Callable[[bool], None]) -> None:
         self.drained_with = code

@@ -16,6 +16,7 @@ from agentmgr.core.scaling import (
     Share,
     Standing,
     Step,
+    Turns,
     decide,
     share,
     surplus,
@@ -132,9 +133,9 @@ AGENT = ServiceConfig(agent_factory_path="a.py", instances="1..8")
 
 def test_the_emptiest_ends_first() -> None:
     standings = [
-        Standing(instance(0), connections=3, turns=0),
-        Standing(instance(1), connections=1, turns=1),
-        Standing(instance(2), connections=3, turns=0),
+        Standing(instance(0), connections=3, turns=Turns(0)),
+        Standing(instance(1), connections=1, turns=Turns(1)),
+        Standing(instance(2), connections=3, turns=Turns(0)),
         Standing(instance(3, ServiceStatus.ERROR), connections=0),
         Standing(instance(4, ServiceStatus.STARTING), connections=0),
         Standing(instance(5), connections=2, turns=None),
@@ -145,10 +146,10 @@ def test_the_emptiest_ends_first() -> None:
 
 def test_what_only_its_memory_has_keeps_an_instance() -> None:
     standings = [
-        Standing(instance(0), connections=0, turns=0, conversations=1),
-        Standing(instance(1), connections=1, turns=0, conversations=0),
-        Standing(instance(2), connections=0, turns=0, conversations=None),
-        Standing(instance(3), connections=0, turns=0, conversations=0),
+        Standing(instance(0), connections=0, turns=Turns(0), conversations=1),
+        Standing(instance(1), connections=1, turns=Turns(0), conversations=0),
+        Standing(instance(2), connections=0, turns=Turns(0), conversations=None),
+        Standing(instance(3), connections=0, turns=Turns(0), conversations=0),
         Standing(instance(4, ServiceStatus.BACKOFF), connections=0),
     ]
     assert surplus(evolve(AGENT, sessions=Sessions.MEMORY), standings, 4) == ["ins_4", "ins_3"]

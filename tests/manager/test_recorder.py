@@ -32,6 +32,7 @@ class Recording:
 
     def __init__(self) -> None:
         self.changes = self.active = 0
+        self.loads: list[str] = []  # ids of services whose load may have changed
         self.store = MemoryStore()
         self.recorder = Recorder(
             self.store,
@@ -52,6 +53,7 @@ class Recording:
                 connections=len,
                 unfinished=None,
             ),
+            load_changed=self.loads.append,
         )
 
     def _changed(self) -> None:
@@ -72,6 +74,7 @@ async def test_each_change_outdates_the_table_and_a_new_status_or_health_is_an_e
     it.recorder.instance_changed(evolve(INSTANCE, status=ServiceStatus.BACKOFF))
     it.recorder.instance_changed(evolve(INSTANCE, status=ServiceStatus.STOPPED))
     assert it.changes == 6
+    assert it.loads == ["svc_1"] * 6
     assert await it.kinds() == [
         "instance.starting", "instance.running", "instance.health", "instance.backoff", "instance.stopped",
     ]  # fmt: skip
@@ -90,6 +93,7 @@ async def test_only_a_higher_peak_counts() -> None:
         )
         peaks.append(it.recorder.totals("svc_1").sessions_peak)
     assert peaks == [1, 2, 2, 2, 3]
+    assert it.loads == ["svc_1"] * 5
 
 
 async def test_an_http_request_is_counted_and_no_event() -> None:

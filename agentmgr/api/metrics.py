@@ -117,11 +117,13 @@ class _Figures(Collector):
         health = GaugeMetricFamily(
             "agentmgr_service_health", "1 for the health that it is in, 0 else.", labels=["service", "health"]
         )
+        many = gauge("instances_wanted", "Instances that are to run now: of a range, as its load needs.")
         for view in self.manager.list_services():
             wanted.add_metric([view.name], int(view.is_wanted))
+            many.add_metric([view.name], view.wanted_instances if view.is_wanted else 0)
             for state in HealthStatus:
                 health.add_metric([view.name, state], int(view.health is state))
-        yield from (wanted, health)
+        yield from (wanted, health, many)
         active = gauge("sessions_active", "Open sessions through the gateway.")
         running = gauge("instances_running", "Instances that serve.")
         in_memory = gauge("journal_degraded", "Instances that cannot keep their sessions just now.")

@@ -19,9 +19,11 @@ class Seats:
     `max_sessions` exact under any concurrency.
     """
 
-    def __init__(self, *, vacated: Callable[[str], None] | None = None) -> None:
-        """`vacated`: called with the instance whose last seat was given back."""
-        self._vacated = vacated
+    def __init__(
+        self, *, vacated: Callable[[str], None] | None = None, asked: Callable[[], None] | None = None
+    ) -> None:
+        """`vacated` is called with an instance whose last seat was given back, `asked` as a client waits."""
+        self._vacated, self._asked = vacated, asked
         self._taken: dict[str, int] = {}
         self._limits: dict[str, int] = {}
         self._full: set[str] = set()
@@ -66,7 +68,11 @@ class Seats:
         return instance_id not in self._full
 
     def ask(self, ticket: int, instance_ids: Sequence[str]) -> None:
-        """Asks other workers for a seat at one of these, for the client with this ticket. Here are none."""
+        """The client with this ticket waits for a seat at one of these: other workers are asked, if there are
+        any.
+        """
+        if self._asked is not None:
+            self._asked()
 
     def withdraw(self, ticket: int) -> None:
         """Takes the question back."""

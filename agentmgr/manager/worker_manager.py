@@ -77,11 +77,11 @@ class WorkerManager:
         clients_wait: Callable[[], None],
     ) -> None:
         """`wake` is called with the id of a service that is asleep when a client waits for it, `vacated` with
-        that of an instance when its last connection has ended, `clients_wait` when a worker asks for a seat,
-        for which its client may have to wait.
+        that of an instance when its last connection has ended, `clients_wait` when a client here waits for a
+        seat, or a worker asks for one.
         """
         self._wake = wake
-        self._seats = Seats(vacated=vacated)
+        self._seats = Seats(vacated=vacated, asked=clients_wait)
         self._ledger = Ledger(self._seats)
         self._ledger.pause()  # until `resume`
         self._affinity = Affinity(

@@ -43,6 +43,7 @@ async def test_it_counts_what_there_is(url: str, manager: AgentManager, agent_fi
     assert found["agentmgr_service_wanted", "idle"] == 0
     assert found["agentmgr_disk_free_bytes",] > 0
     assert found["agentmgr_service_instances_running", "echo"] == 1
+    assert found["agentmgr_service_instances_wanted", "echo"] == 1
     assert found["agentmgr_service_sessions_active", "idle"] == 0
     assert found["agentmgr_service_restarts_total", "echo"] == 0
     assert found["agentmgr_degraded",] == 0

@@ -255,6 +255,13 @@ async def test_from_registration_to_the_end_as_the_guide_does_it(
     assert (scaled.status_code, len(scaled.json()["instances"])) == (200, 2)
     assert '"fields":"instances"' in (await http.get("/events?since=0&follow=false")).text
 
+    ranged = (await http.post(f"/services/{ref}/scale?wait=true", json={"instances": "1..4"})).json()
+    assert (ranged["config"]["instances"], ranged["wanted_instances"]) == ("1..4", 2)
+    (row,) = (await http.get("/services?fields=rows&sort=-instances")).json()["items"]
+    assert row["instances"] == 2
+    refused = await http.post(f"/services/{ref}/scale", json={"instances": "5..2"})
+    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (400, "instances")
+
     restarted = await http.post(f"/services/{ref}/restart?wait=true")
     assert restarted.status_code == 200
     old = {i["instance_id"] for i in scaled.json()["instances"]}

@@ -13,6 +13,7 @@ FILE = """
 agent_factory_path = "my_agent.py"
 description = "Forecasts"
 tags = ["weather", "x"]
+instances = "0..8"
 max_sessions = 5
 running = false
 env = {API_KEY = "sk-secret", LANG = "zh"}
@@ -87,6 +88,7 @@ def test_what_is_exported_can_be_applied(here: Any, write: Any) -> None:
     assert "--with-env" in done.stderr
     exported = tomllib.loads(done.stdout)
     assert exported["services"]["weather"]["max_sessions"] == 5
+    assert exported["services"]["weather"]["instances"] == "0..8"
     assert "session_timeout" not in exported["services"]["weather"], "defaults are left out"
     write("exported.toml", done.stdout)
     assert here.ok("apply", "exported.toml", "--prune") == "nothing to do\n"

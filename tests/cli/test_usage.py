@@ -54,6 +54,7 @@ def test_the_version(here: Any, shell: Any) -> None:
         ["register", "x", "my_agent.py", "--", "node", "server.js"],
         ["start"],
         ["scale", "x", "0"],
+        ["scale", "x", "5..2"],
         ["change", "x"],
         ["routes", "change", "x"],
         ["proxy", "--port", "x"],

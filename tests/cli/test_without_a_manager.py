@@ -36,6 +36,12 @@ def test_registering_and_changing_needs_no_manager(here: Any) -> None:
     here.ok("routes", "add", "zh", "--when", "query.lang", "equals", "zh", "--service", "x")
     (service,) = json.loads(here.ok("list", "--format", "json"))
     assert (service["name"], service["config"]["instances"]) == ("x", 2)
+    assert "x has 2..5 instances" in here.ok("scale", "x", "2..5")
+    here.ok("change", "x", "--sessions-per-instance", "9")
+    assert "0/2 of 2..5" in here.ok("list")
+    assert "2 of 2..5, one for each 9 connections" in here.ok("status", "x")
+    refused = here.fails("register", "y", "--instances", "1..4", "--", "node", "server.js", "{port}")
+    assert "add sessions_per_instance or max_sessions" in refused
     assert service["agent_factory_path"] == str(here.directory / "my_agent.py")
     assert "query.lang equals zh" in here.ok("routes", "list")
     assert "unregistered" in here.ok("unregister", "x")

@@ -189,6 +189,26 @@ async def test_a_stop_beats_the_load_and_a_restart_keeps_the_number(autojump_clo
         assert await it.changes() == [(1, 3)]
 
 
+async def test_a_next_manager_goes_on_with_the_number_that_runs(autojump_clock: object) -> None:
+    async with world() as it:
+        it.spread(20)
+        await trio.sleep(1)
+        records = [child.record for child in it.launcher.running]
+        await it.supervisor.shutdown(leave_running=True)
+    following = World(FakeLauncher(Behaviour(conversation_takes_s=0)), it.spec)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(following.supervisor.run, adopt=[(it.spec, records)]))
+        nursery.start_soon(following.scaler.run)
+        await following.supervisor.start(it.spec)
+        assert len(following.launcher.children) == 3  # adopted, and none started or ended
+        await trio.sleep(DOWN_AFTER_S - 2)
+        assert len(following.statuses) == 3
+        await trio.sleep(5)
+        assert following.statuses == [(0, "running")]
+        await following.supervisor.shutdown(force=True)
+        nursery.cancel_scope.cancel()
+
+
 THINKS = """
 import os
 from pathlib import Path

@@ -25,6 +25,10 @@ def test_a_service_is_scaled_and_a_number_that_is_none_is_refused_beside_its_fie
     dialog.get_by_text("agentmgr scale echo_agent 2").wait_for()
     dialog.get_by_role("button", name="Scale", exact=True).click()
     page.get_by_text("It runs: all 2 instances are ready.").wait_for()
+    page.get_by_role("button", name="Scale", exact=True).click()
+    dialog.get_by_label("Instances").fill("1..4")
+    dialog.get_by_role("button", name="Scale", exact=True).click()
+    page.get_by_text("1..4, as many as the load needs; now 2").wait_for()
     page.errors.clear()  # Chromium says that a request was refused
 
 

@@ -28,6 +28,7 @@ from ..settings import Settings
 from ..supervisor.belonging import lives, strangers
 from ..version import __version__
 from ..worker.pidfile import PidFile, living
+from .reloading import watched
 
 _MANY_SKIPPED = 3  #: runs of a schedule that one run outlasts: it may never end
 _LOW_DISK_BYTES = 200 * 2**20  #: what logs and history of a busy day may need
@@ -165,6 +166,9 @@ def _service(service: Service) -> Iterator[Finding]:
         )
     if config.cwd and not Path(config.cwd).is_dir():
         yield Finding(what, "error", f"its directory {config.cwd} is gone", "put it back")
+    for place in watched(config, config.watch):
+        if not os.path.exists(place.path):
+            yield Finding(what, "warning", f"{place.path}, which it watches, is not there", "put it there")
     program = config.python or (config.command[0] if config.command else None)
     if program is None:
         return

@@ -210,8 +210,9 @@ def forget_bytecode(paths: Iterable[str]) -> None:
 
 
 def named(files: Sequence[str]) -> str:
-    """Some saved files, for people."""
-    names = list(dict.fromkeys(map(os.path.basename, files)))
+    """Some saved files, for people: where all are gone, those; else not what an editor wrote for a moment."""
+    left = [file for file in files if os.path.exists(file)] or files
+    names = list(dict.fromkeys(map(os.path.basename, left)))
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more
 

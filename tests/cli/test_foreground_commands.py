@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -122,3 +124,22 @@ def test_the_gateway_that_a_command_opens_is_said_once(shell: Any) -> None:
         assert line.startswith("gateway at")
         _, rest = proxy.interrupt()
     assert line.split(":")[-1].strip() not in rest
+
+
+def test_a_gateway_of_another_version_than_the_manager_says_that_it_is_to_be_started_again(
+    shell: Any,
+) -> None:
+    shell.ok("register", "echo", "my_agent.py", "--auto-start")
+    older = (
+        "from agentmgr.worker import protocol; protocol.VERSION -= 1; from agentmgr.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", older, "proxy", "--port", "0"],
+        cwd=shell.directory,
+        env=shell.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "of another version: start it again" in done.stderr

@@ -74,6 +74,7 @@ def test_who_talks_under_run_is_answered_by_what_was_saved_last(shell: Any, writ
             assert "serves on" in said
             assert talk.word() == "two"
             assert "SyntaxError" in shell.ok("status", "agent")
+            assert "agent: what was saved last does not run" in shell("list").stderr
             save(words, "WORD = 'four'\n")
             talk.until("four")
             running.until("agent runs the new code")
@@ -132,6 +133,8 @@ def test_a_registered_service_is_watched_also_by_the_next_manager(shell: Any, wr
         shell.ok("register", "other", "agent.py")  # in the database, which is in this directory
         (shell.directory / "prompt.txt").write_text("be kind")
         reloaded(shell, 2)
+        shell.ok("change", "agent", "--watch", "nowhere")
+        assert "nowhere, which it watches, is not there" in shell("doctor").stdout
         shell.ok("change", "agent", "--watch", "none")
         assert json.loads(shell.ok("status", "agent", "--format", "json"))["config"]["watch"] == []
 

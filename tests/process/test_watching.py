@@ -142,6 +142,7 @@ async def test_a_directory_that_comes_late_or_again_is_watched_beside_another_on
 
 def test_of_many_files_some_are_named() -> None:
     assert named(["/a/b.py", "/c/b.py", "/d.py"]) == "b.py, d.py"
+    assert named([f"{__file__}.sedX7k", __file__]) == "test_watching.py"
     assert named([f"/{number}" for number in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
 
 

@@ -8,7 +8,7 @@ from ...models import Service, ServiceStatus
 from ..group import Cli, format_option, subcommand
 from ..manager_interface import ReadsManager
 from ..options import split_tags
-from ..out import say_json
+from ..out import note, say_json
 from ..render import ago, last_run, print_table, size
 from ..watch import shown
 
@@ -46,6 +46,10 @@ async def command(
                 empty="no services" if status or tags or name else "no services are registered",
                 spare=["tags", "memory", "cpu", "restarts", "sessions", "up"],
             )
+            for service in services:
+                if service.reload_error is not None:
+                    what = "what was saved last does not run"
+                    note(f"{service.name}: {what}; `agentmgr status {service.name}` says why")
 
     await shown(cli, show, watching=watching)
 

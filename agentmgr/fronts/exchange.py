@@ -145,7 +145,8 @@ class Exchange:
         head = self.request.head
         if head.by_name.keys() >= _FRAMED:
             raise _bad_request("Content-Length and Transfer-Encoding exclude each other")
-        fields = "".join(f"{name}: {value}\r\n" for name, value in head.fields)
+        # An upgrade is not taken (RFC 9110, section 7.8), and h11 would wait for the word that it is.
+        fields = "".join(f"{name}: {value}\r\n" for name, value in head.fields if name.lower() != "upgrade")
         self._parser.receive_data(f"{head.method} {head.target} HTTP/1.1\r\n{fields}\r\n".encode("latin-1"))
         try:
             self._parser.next_event()
@@ -196,13 +197,14 @@ class Exchange:
                 if isinstance(event, h11.Data):
                     await trio.lowlevel.checkpoint()  # it may send faster than we read
                     return bytes(event.data)
-                if event is h11.NEED_DATA:
-                    if give_leave and parser.they_are_waiting_for_100_continue:
-                        await self.inform(100)
-                    data, wire.ahead = wire.ahead or await wire.receive(64 * 1024), b""
-                    if not data:
-                        raise ClientGone("it left before its request was complete")
-                    parser.receive_data(data)
+                if event is not h11.NEED_DATA:
+                    break
+                if give_leave and parser.they_are_waiting_for_100_continue:
+                    await self.inform(100)
+                data, wire.ahead = wire.ahead or await wire.receive(64 * 1024), b""
+                if not data:
+                    raise ClientGone("it left before its request was complete")
+                parser.receive_data(data)
         except h11.RemoteProtocolError as error:
             raise _bad_request(error) from None
         except OSError as error:

@@ -131,6 +131,20 @@ async def test_it_is_no_model_and_gets_no_client_that_does_not_name_it():
         assert "connect to /services/NAME" in answer["error"]["message"]
 
 
+async def test_an_upgrade_to_something_else_is_not_taken_and_the_request_answered():
+    h2c = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
+    heard: list[bytes] = []
+    async with service(prompt(OK, heard)) as stage:
+        path = "/services/web/"
+        asked = request("GET", path, None, h2c) + request("POST", path, b"hello", h2c)
+        said = await stage.raw(asked + request("GET", path, None, CLOSE))
+        assert said.count(b"HTTP/1.1 200 Fine\r\n") == 3
+        assert b"h2c" not in b"".join(heard)
+        status, _, _ = await stage.say(model="none", headers=h2c | {"Connection": "close, Upgrade"})
+        assert status == 404
+        await stage.at_base()
+
+
 async def test_requests_follow_each_other_on_one_connection_and_a_head_has_no_body():
     async with service(prompt(OK)) as stage:
         path = "/services/web/"

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.forks import forking
+from agentmgr.supervisor import fork_server
+from tests.forks import background, forking
 
 # Where pytest sees these it shows differences whole: those of two long texts take it an hour to work out.
 for name in ("CI", "BUILD_NUMBER"):
@@ -73,3 +74,9 @@ def forks() -> Iterator[type[subprocess.Popen[Any]]]:
 def commands_fork(forks: type[subprocess.Popen[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is started as `PYTHON -m agentmgr …` are forks: for tests of what commands do once they run."""
     monkeypatch.setattr(subprocess, "Popen", forks)
+
+
+@pytest.fixture
+def fork_servers_fork(forks: type[subprocess.Popen[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of managers in this process: for tests of what hosted agents do once they run."""
+    monkeypatch.setattr(fork_server, "subprocess", background(forks))

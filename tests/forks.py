@@ -1,5 +1,5 @@
-"""Starts commands and workers as forks of one process that has imported what they need: that takes a manager
-0.4 s of CPU time, a worker 0.2.
+"""Starts commands, workers and fork servers as forks of one process that has imported what they need: that
+takes a manager 0.4 s of CPU time, a worker or a fork server 0.2.
 
 For tests of what they do once they run. How one starts (what it imports from where, its environment, its
 descriptors) is tested with processes of their own.
@@ -7,6 +7,7 @@ descriptors) is tested with processes of their own.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import pickle
@@ -23,8 +24,9 @@ from typing import Any, NoReturn
 
 from agentmgr import bootstrap
 from agentmgr.process import detached
+from agentmgr.supervisor import fork_server
 
-_MODULES = ("agentmgr", "agentmgr.worker")
+_MODULES = ("agentmgr", "agentmgr.worker", "agentmgr.fork_server")
 _OF_THIS_PYTHON = (["-m"], bootstrap.words("")[1:-1])
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
@@ -59,7 +61,8 @@ def _popen_by(ours: socket.socket) -> type[subprocess.Popen[Any]]:
             env: Any,
             *rest: Any,
         ) -> None:
-            if (words := _ours(args)) is None:
+            gid, gids, uid = rest[10:13]
+            if (words := _ours(args)) is None or (gid, gids, uid) != (None, None, None):
                 given = (args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
                 return super()._execute_child(*given)  # type: ignore[misc]
             p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite = rest[3:9]
@@ -103,6 +106,7 @@ def serve() -> None:
     import agentmgr.api.server
     import agentmgr.cli.commands.daemon
     import agentmgr.cli.listeners
+    import agentmgr.fork_server.__main__
     import agentmgr.worker.__main__  # noqa: F401
 
     gc.freeze()
@@ -152,6 +156,7 @@ def _become(words: list[str], environment: Mapping[str, str], handed: Mapping[in
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = ["agentmgr", *words[1:]]
+    sys.orig_argv[:] = [*bootstrap.words(words[0]), *words[1:]]
     sys.stdin, sys.stdout, sys.stderr = (
         open(fd, mode, buffering, closefd=False, errors=errors)  # noqa: SIM115  # for good
         for fd, mode, buffering, errors in (
@@ -170,6 +175,8 @@ def _become(words: list[str], environment: Mapping[str, str], handed: Mapping[in
     except Exception:  # as the interpreter itself does with what a program raises
         sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
     finally:  # not back into the loop of `serve`
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -188,4 +195,10 @@ def _fork_on() -> None:
         _serve(theirs)
         os._exit(0)
     theirs.close()
-    detached.subprocess = SimpleNamespace(Popen=_popen_by(ours))  # type: ignore[assignment]
+    for module in (detached, fork_server):
+        module.subprocess = background(_popen_by(ours))  # type: ignore[attr-defined]
+
+
+def background(popen: type[subprocess.Popen[Any]]) -> SimpleNamespace:
+    """In place of `subprocess` where a manager starts processes of ours."""
+    return SimpleNamespace(Popen=popen, DEVNULL=subprocess.DEVNULL)

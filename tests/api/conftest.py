@@ -37,7 +37,7 @@ def settings() -> Settings:
 
 
 @pytest.fixture
-async def manager(tmp_path: Path, settings: Settings) -> AsyncIterator[AgentManager]:
+async def manager(tmp_path: Path, settings: Settings, fork_servers_fork: None) -> AsyncIterator[AgentManager]:
     async with AgentManager(tmp_path / "test.db", settings=settings) as manager:
         yield manager
 

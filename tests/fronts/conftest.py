@@ -133,6 +133,11 @@ class Teller:
         session.state["turns"] = self.turns
 
 
+@pytest.fixture(autouse=True)
+def _fork_servers_fork(fork_servers_fork: None) -> None:
+    pass
+
+
 @pytest.fixture
 def teller() -> Teller:
     return Teller()

@@ -13,6 +13,11 @@ def create_agent():
 """
 
 
+@pytest.fixture(autouse=True)
+def _fork_servers_fork(fork_servers_fork: None) -> None:
+    pass
+
+
 @pytest.fixture
 def db(tmp_path: Path) -> Path:
     return tmp_path / "manager.db"

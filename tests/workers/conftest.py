@@ -144,6 +144,11 @@ def cut_link(pid: int) -> None:
                         sock.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.fixture(autouse=True)
+def _fork_servers_fork(fork_servers_fork: None) -> None:
+    pass
+
+
 @pytest.fixture
 def paths(tmp_path: Path) -> RuntimePaths:
     return RuntimePaths.of(tmp_path / "agent_manager.db")

@@ -58,9 +58,10 @@ def address(target: str | None, gateway: str = DEFAULT_GATEWAY) -> str:
 
 
 async def managed_address(manager: ManagerClient, target: str | None) -> str:
-    """Where the manager that runs has its gateway; without one, where the service itself answers.
+    """Where the manager that runs has its gateway; without one, where the service itself answers, which is
+    started for that if it is asleep.
 
-    Raises `ServiceNotFound` and `NoServiceAvailable`.
+    Raises `ServiceNotFound`, `ServiceFailedToStart` and `NoServiceAvailable`.
     """
     if target is not None:
         address(target)  # refuses what cannot be a name
@@ -73,6 +74,9 @@ async def managed_address(manager: ManagerClient, target: str | None) -> str:
         raise NoServiceAvailable(
             "the manager has no gateway open: `agentmgr proxy` opens one, and `agentmgr chat NAME` needs none"
         )
+    if service.status is ServiceStatus.ASLEEP:
+        await manager.check_service_health(service.name)
+        service = await manager.get_service(service.name)
     if service.endpoint is None:
         raise NoServiceAvailable(what_helps(service))
     return service.endpoint.replace("http://", "ws://", 1)  # an HTTP service may speak WebSocket too

@@ -155,7 +155,7 @@ _STANDING = {
     _S.BACKOFF: ("has failed and will be started again", "`agentmgr logs {0}` shows its last words"),
     _S.COMPLETED: ("has completed", "`agentmgr start {0}` runs it again"),
     _S.SCHEDULED: ("waits for its next run", "`agentmgr run-now {0}` runs it now"),
-    _S.ASLEEP: ("is asleep until a client comes", "a client starts it"),
+    _S.ASLEEP: ("is asleep until a client comes", "`agentmgr chat {0}` wakes it"),
     _S.DRAINING: ("is stopping as its sessions end", "`agentmgr start {0}` starts it again"),
     _S.STOPPING: ("is stopping", "`agentmgr start {0}` starts it again"),
     _S.ERROR: (

@@ -82,6 +82,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ("command", service.command),
             ("endpoint", service.endpoint),
             ("serves", _serves(service)),
+            ("starts", _starts(config)),
             ("schedule", _schedule(config)),
             ("last run", last_run(service.last_run)),
             ("next run", service.next_run_at),
@@ -148,6 +149,10 @@ def _reload(service: Service) -> str | None:
 
 
 _AS_WANTED = (ServiceStatus.COMPLETED, ServiceStatus.SCHEDULED, ServiceStatus.ASLEEP)
+
+
+def _starts(config: ServiceConfig) -> str | None:
+    return f"on demand; falls asleep after {config.idle_stop_s:g} s without use" if config.on_demand else None
 
 
 def _schedule(config: ServiceConfig) -> str | None:

@@ -77,7 +77,7 @@ function Few() {
   const rows = all.filter((row) => !troubled(row));
   if (!rows.length || all.length > FEW) return null;
   return html`<${Panel} title=${t("Services")}><ul class="attention">${rows.map((row) => html`
-    <${Entry} key=${row.service_id} row=${row}>${row.status === "running" && can("connect")
+    <${Entry} key=${row.service_id} row=${row}>${(row.status === "running" || row.status === "asleep") && can("connect")
       && html`<a class="button" href=${address(["playground"], { service: row.name })}>${t("Talk to it")}</a>`}</${Entry}>`)}</ul></${Panel}>`;
 }
 

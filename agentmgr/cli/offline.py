@@ -83,11 +83,8 @@ class OfflineManager:
 
     @property
     def unserved(self) -> int:
-        """How many services should run, or wake for clients, and nothing of them does."""
-        return sum(
-            (service.is_wanted or service.status is ServiceStatus.ASLEEP) and not service.instances
-            for service in self._services
-        )
+        """How many services should run, now or when a client comes, and nothing of them does."""
+        return sum(service.is_offered and not service.instances for service in self._services)
 
     @property
     def sessions(self) -> ReadsSessions:

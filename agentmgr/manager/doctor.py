@@ -120,7 +120,7 @@ def _database(paths: RuntimePaths, known: Known, info: dict[str, Any] | None) ->
             advice = "`agentmgr daemon` adopts them; `agentmgr stop NAME` stops them"
             seen = f"none, but {_counted(left, 'instance')} left running"
             yield Finding("manager", "warning", seen, advice)
-        elif unserved := sum(service.is_wanted for service in known.services):
+        elif unserved := sum(service.is_offered for service in known.services):
             seen = f"{_counted(unserved, 'service')} should run and no manager does"
             yield Finding("manager", "warning", seen, "`agentmgr daemon` runs one, and with it them")
         else:

@@ -106,3 +106,8 @@ class Service:
         """
         resting = (ServiceStatus.COMPLETED, ServiceStatus.SCHEDULED, ServiceStatus.ASLEEP)
         return self.desired_status is DesiredStatus.RUNNING and self.status not in resting
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether it should run now, or as soon as a client comes."""
+        return self.is_wanted or self.status is ServiceStatus.ASLEEP

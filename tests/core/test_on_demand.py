@@ -78,7 +78,9 @@ def test_it_is_asleep_while_it_should_run_and_nothing_of_it_is_there() -> None:
 def test_one_that_is_asleep_is_as_it_should_be_and_does_not_alarm() -> None:
     service = service_view(SPEC, (), 0)
     assert (service.status, service.is_wanted, service.error_message) == ("asleep", False, None)
-    assert service_view(evolve(SPEC, desired_status=DesiredStatus.STOPPED), (), 0).status == "stopped"
+    assert service.is_offered
+    service = service_view(evolve(SPEC, desired_status=DesiredStatus.STOPPED), (), 0)
+    assert (service.status, service.is_offered) == ("stopped", False)
 
 
 def test_the_gateway_has_one_backend_for_it_that_a_client_may_wait_for() -> None:

@@ -233,6 +233,7 @@ def _reader(converter: BaseConverter, kind: type[Any]) -> Callable[[Any, Any], A
     hints = get_type_hints(kind)
     hooks = {a.name: (converter.get_structure_hook(hints[a.name]), hints[a.name]) for a in attrs.fields(kind)}
     required = [a.name for a in attrs.fields(kind) if a.default is attrs.NOTHING]
+    defaults = {a.name: a.default for a in attrs.fields(kind) if type(a.default) in (str, int, float)}
 
     def read(data: Any, _: Any) -> Any:
         if not isinstance(data, Mapping):
@@ -244,6 +245,9 @@ def _reader(converter: BaseConverter, kind: type[Any]) -> Callable[[Any, Any], A
                 if not _passes_over_unknown.get():
                     problems.append(FieldProblem(name, f"unknown field{_meant(name, hooks)}"))
                 continue
+            default = defaults.get(name, _ABSENT)
+            if type(item) is type(default) and item == default:
+                continue  # the default itself: read from a thousand rows, equal values would take a megabyte
             hook, hint = hooks[name]
             try:
                 values[name] = hook(item, hint)

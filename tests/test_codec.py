@@ -339,3 +339,9 @@ def test_an_answer_of_a_newer_manager_may_say_more() -> None:
     assert from_answer(newer, ServiceConfig) == ServiceConfig(instances=2)
     with pytest.raises(InvalidRequest, match="of_tomorrow unknown field"):
         from_plain(newer, ServiceConfig)
+
+
+def test_a_value_that_equals_the_default_is_the_default_and_takes_no_memory_of_its_own() -> None:
+    read = from_json('{"agent_factory_path": "a.py", "stop_timeout": 10.0, "log_files": 7}', ServiceConfig)
+    default = fields(ServiceConfig).stop_timeout.default
+    assert (read.stop_timeout is default, read.log_files) == (True, 7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -233,9 +234,10 @@ class StoredSessions:
         """The ids of those of these services that have turns which no instance has finished."""
 
         def look() -> Iterator[str]:
-            for spec in specs:
+            asked = {spec.service_id for spec in specs}
+            for spec in self._with_journals():
                 try:
-                    if archive.has_unfinished(self.journal(spec)):
+                    if spec.service_id in asked and archive.has_unfinished(self.journal(spec)):
                         yield spec.service_id
                 except StorageError as error:  # its host says so too, when a client comes
                     logger.warning("the turns of %s cannot be read: %s", spec.name, error)
@@ -278,8 +280,12 @@ class StoredSessions:
                 announce(Event("sessions.pruned", service_id=spec.service_id, detail=detail))
 
     def _with_journals(self) -> Sequence[ServiceSpec]:
-        """Most of a thousand services that start on demand have none."""
-        return [spec for spec in self._services() if self.journal(spec).exists()]
+        """Those of the services that have one: of a thousand that start on demand, few do."""
+        try:
+            names = set(os.listdir(self._directory))
+        except FileNotFoundError:
+            return []
+        return [spec for spec in self._services() if f"{spec.service_id}.db" in names]
 
     async def keep_pruned(self, announce: Callable[[Event], object]) -> None:
         """Until cancelled."""

@@ -179,8 +179,11 @@ def to_words(value: Iterable[str] | str) -> tuple[str, ...]:
     return tuple(value)
 
 
+_NO_WORDS = frozenset[str]()  #: one for all: an empty set takes 216 bytes
+
+
 def to_word_set(value: Iterable[str] | str) -> frozenset[str]:
-    return frozenset(to_words(value))
+    return frozenset(to_words(value)) or _NO_WORDS
 
 
 PORT = between(1, 65535)

@@ -520,8 +520,9 @@ class Supervisor:
             nursery.cancel_scope.cancel()
 
     async def _adopt(self, recorded: Recorded) -> None:
-        for spec, _ in recorded:
-            self._known(spec)
+        for spec, records in recorded:
+            if records:
+                self._known(spec)
         found = take_over(recorded, self._launcher)
         for it in found.adopted:
             service = self._known(it.spec)

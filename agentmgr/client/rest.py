@@ -107,6 +107,10 @@ def flag(value: bool) -> str:
     return "true" if value else "false"
 
 
+def if_match(version: int | None) -> dict[str, str]:
+    return {} if version is None else {"If-Match": f'"{version}"'}
+
+
 def _error(status: int, body: bytes) -> AgentManagerError:
     """What the manager raised, from its problem document."""
     try:

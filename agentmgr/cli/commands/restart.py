@@ -38,7 +38,8 @@ async def command(
     no_wait: bool,
 ) -> int:
     """Restart a service: each new instance is ready before an old one goes; its clients are asked to come
-    back, and those that the agent keeps in memory begin anew."""
+    back, and those that the agent keeps in memory begin anew. A turn that goes on for longer than
+    `--drain-timeout` is interrupted."""
     chosen = await selected(cli, names, tags, everything)
     async with for_running(cli, chosen) as manager, progress(manager):
 

@@ -109,16 +109,17 @@ class Scaler:
 
     def _load(self, spec: ServiceSpec, instances: Sequence[Instance]) -> tuple[Share, Load]:
         share, live = scaling.share(spec.config), self._taken()
-        waiting = self._waiting([i.instance_id for i in instances])
         if share.unit == "connections":
+            waiting = self._waiting([i.instance_id for i in instances])
             return share, Load(sum(live.get(i.instance_id, 0) for i in instances), waiting)
-        # Those of an instance that drains end there, and are no load of the others.
+        # Without a limit clients wait only until one instance serves: more would not serve them sooner. Turns
+        # of an instance that drains end there, and are no load of the others.
         ids = [i.instance_id for i in scaling.counted(instances)]
         turns = self._turns.get(spec.service_id, {})
         known = [turns[name] for name in ids if name in turns]
         if None in known:  # an agent whose turns cannot be seen
-            return evolve(share, unit="connections"), Load(sum(live.get(name, 0) for name in ids), waiting)
-        return share, Load(sum(each.at_work for each in known if each), waiting)
+            return evolve(share, unit="connections"), Load(sum(live.get(name, 0) for name in ids))
+        return share, Load(sum(each.at_work for each in known if each))
 
     def _standings(self, running: Sequence[Instance]) -> list[Standing]:
         live, service_id = self._taken(), running[0].service_id

@@ -212,8 +212,8 @@ class ServiceConfig(JobConfig):
     )
     sessions_per_instance: int | None = option(
         None,
-        "Connections of one instance on average, above which a range of `instances` runs one more. A second "
-        "one for two minutes without need ends again.",
+        "Connections of one instance on average: with more, a range of `instances` runs another one at once. "
+        "An instance that was not needed for two minutes ends.",
         between(1, 1_000_000),
         unset="70 % of `max_sessions`; without that, 4 turns under way",
         live=True,

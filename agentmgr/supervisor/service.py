@@ -51,9 +51,12 @@ class ServiceInstances:
         return sorted(kept + self.free_positions(spec)[: max(0, bounds.least_awake - len(kept))])
 
     def free_positions(self, spec: ServiceSpec) -> list[int]:
-        """Those of the range at which there is nothing, not even an instance that drains."""
+        """Those of the range at which there is nothing, not even an instance that drains; first those whose
+        instances sleep.
+        """
         taken = {task.view.slot for task in self.tasks}
-        return [position for position in range(spec.config.instance_range.most) if position not in taken]
+        free = [position for position in range(spec.config.instance_range.most) if position not in taken]
+        return sorted(free, key=lambda position: position not in self.resting)
 
     def grow(self, spec: ServiceSpec, count: int, begin: Begin) -> None:
         """Starts what is missing for so many, as far as positions are free."""

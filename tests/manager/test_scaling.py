@@ -110,6 +110,7 @@ async def test_more_run_at_once_and_fewer_after_two_minutes(autojump_clock: obje
 async def test_turns_are_what_counts_where_nothing_else_is_said(autojump_clock: object) -> None:
     async with world(evolve(AGENT, max_sessions=0)) as it:
         it.spread(50)
+        it.waiting = 90  # without a limit they wait for the first instance alone
         it.launcher.children[0].work = Turns(9, asking=5)
         await trio.sleep(5)
         assert len(it.statuses) == 1

@@ -168,12 +168,16 @@ async def _refusal(wire: Wire, received: bytes, limits: GatewayLimits) -> bytes:
     connection.send(h11.EndOfMessage())
     connection.receive_data(received)
     head: h11.Response | None = None
-    body = bytearray()
+    body, left = bytearray(), limits.head_bytes + limits.refusal_bytes
     try:
         while True:
             event = connection.next_event()
             if event is h11.NEED_DATA:
-                connection.receive_data(await wire.receive(limits.refusal_bytes))
+                if left <= 0:  # early answers without end
+                    break
+                more = await wire.receive(limits.refusal_bytes)
+                left -= len(more)
+                connection.receive_data(more)
             elif isinstance(event, h11.Response):
                 head = event
             elif isinstance(event, h11.Data):

@@ -117,6 +117,19 @@ async def test_a_websocket_to_it_goes_on_as_ever():
         assert b"Upgrade: websocket\r\n" in heard[0]
 
 
+async def test_early_answers_without_end_to_a_websocket_are_not_waited_for():
+    async def serve(stream: trio.SocketStream) -> None:
+        while True:
+            await stream.send_all(1000 * b"HTTP/1.1 103 Early\r\nLink: x\r\n\r\n")
+
+    async with service(serve) as stage:
+        upgrade = {"Upgrade": "websocket", "Connection": "upgrade", "Sec-WebSocket-Version": "13"}
+        key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+        with trio.fail_after(stage.gateway._limits.dial_timeout_s / 2):
+            said = await stage.raw(request("GET", "/services/web/", headers=upgrade | key))
+        assert b"it sent no final answer" in said
+
+
 async def test_it_is_no_model_and_gets_no_client_that_does_not_name_it():
     async with service(prompt(OK)) as stage:
         _, _, listed = await stage.ask("GET", "/v1/models", headers=CLOSE)

@@ -122,7 +122,8 @@ class Preloads:
         return stage.server
 
     def is_ready(self, start: Start, ask: HostRequest) -> None:
-        """An instance that was started so is ready, and can be asked what it has imported."""
+        """An instance that was started so, or adopted, is ready, and can be asked what it has imported."""
+        self._known.setdefault(start.spec.service_id, _Known())
         self._ready[start.spec.service_id] = start, ask
         self._news.set()
 
@@ -183,7 +184,7 @@ class Preloads:
         if key is None or key in self._stages or key == known.unfit:
             return
         kept = [(it, stage.kept) for it, stage in self._stages.items()]
-        may, goes = preloading.makes_room(kept, most=self._most, starts=max(known.starts.values()))
+        may, goes = preloading.makes_room(kept, most=self._most, starts=max(known.starts.values(), default=1))
         if not may:
             known.problem = f"preload_max is reached ({self._most})"
             return

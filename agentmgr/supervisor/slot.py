@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import trio
@@ -27,12 +27,13 @@ from ..models import (
 )
 from ..process.handover import FIRST_FD
 from . import addresses, environment, listening_sockets, procfs
-from .accounts import Identity, find_account
+from .accounts import Account, Identity, find_account
 from .cgroup import ControlGroup, move
 from .child import LocalChild
 from .descendants import ProcessScan
 from .forking import ForkServers, Origin
 from .guard import Guard
+from .host_request import HostRequest
 from .instance_lock import InstanceLock
 from .instance_tokens import InstanceTokens
 from .launcher import CannotLaunch
@@ -109,9 +110,8 @@ class LocalSlot:
             "AGENTMGR_INSTANCE_ID": self._instance_id,
             procfs.TOKEN_VARIABLE: token,
         }
-        account = None if config.user is None else find_account(config.user)
-        if account is not None:
-            variables |= {name: value for name, value in account.variables.items() if name not in config.env}
+        account, of_user = self._account()
+        variables |= of_user
         with ExitStack() as resources, ExitStack() as spawning:
             notices = _receive_notices(token, resources) if config.command else None
             if notices is not None:
@@ -170,7 +170,7 @@ class LocalSlot:
                 ready_after_s=self._child.ready_after_s if self._child is not None else 0.0,
                 must_serve=self._must_serve(),
                 on_serving=self._serves,
-                on_ready=lambda ask: None if start is None else shared.preloads.is_ready(start, ask),
+                on_ready=lambda ask: self._is_ready(start, ask),
             )
             return self._child
 
@@ -223,6 +223,31 @@ class LocalSlot:
         resources.callback(os.close, ours)
         spawning.callback(os.close, theirs)
         return theirs
+
+    def _account(self) -> tuple[Account | None, dict[str, str]]:
+        """Of the user it runs as, if that is another one; and its variables. Raises `CannotLaunch`."""
+        config = self._spec.config
+        if config.user is None:
+            return None, {}
+        account = find_account(config.user)
+        return account, {name: text for name, text in account.variables.items() if name not in config.env}
+
+    def _is_ready(self, start: Start | None, ask: HostRequest) -> None:
+        if start is not None:
+            self._shared.preloads.is_ready(start, ask)
+
+    def _next_start(self, digest: str) -> Start | None:
+        """As an adopted agent would be started now."""
+        config = self._spec.config
+        if config.command:
+            return None
+        with suppress(CannotLaunch):
+            account, of_user = self._account()
+            ours = {"AGENTMGR_SERVICE": self._spec.name} | of_user
+            variables = bootstrap.environment(environment.of_child(config, ours))
+            origin = Origin.of(config.python, variables, config.user, account)
+            return Start.of(self._spec, origin, variables, digest)
+        return None
 
     def _agent_start(self, launch: Launch, digest: str) -> Start | None:
         config = self._spec.config
@@ -279,6 +304,7 @@ class LocalSlot:
             log_start = self._log.stat().st_size
         except OSError:
             log_start = 0
+        start = self._next_start(record.digest)
         with ExitStack() as resources:
             notices = _receive_notices(record.token, resources) if self._spec.config.command else None
             if notices is None and self._spec.config.command:  # taken while no manager ran
@@ -298,6 +324,7 @@ class LocalSlot:
                 resources=resources.pop_all(),
                 must_serve=self._must_serve(),
                 on_serving=self._serves,
+                on_ready=lambda ask: self._is_ready(start, ask),
             )
 
     def close(self, *, lease: bool = False) -> None:

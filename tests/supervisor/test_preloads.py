@@ -146,6 +146,17 @@ async def test_packages_are_imported_by_a_second_stage_and_the_agents_own_files_
     assert not alive(stage_pid)
 
 
+async def test_an_adopted_agent_is_asked_too(supervisor: Any, venv: Environment, recorder: Any) -> None:
+    venv.install("package")
+    spec = venv.agent()
+    async with supervisor(leave_running=True) as running:
+        await running.start(spec)
+    async with supervisor(adopt=[(spec, list(recorder.records.values()))]) as running:
+        in_stage = stage(await said(running, spec, bool))
+        await again(running, spec)
+        assert venv.facts(spec)["package"] == in_stage
+
+
 async def test_what_is_unsafe_to_fork_is_not_preloaded_and_status_says_why(
     supervisor: Any, venv: Environment
 ) -> None:

@@ -144,6 +144,7 @@ async def test_what_cannot_be_delivered_is_an_event(
 
 async def test_a_flood_is_bounded_and_holds_up_nothing(db: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hooks, "QUEUE", 2)
+    monkeypatch.setattr(hooks, "LAST_S", 0.1)
     async with AgentManager(db) as manager:
         for number in range(8):  # 4 are on their way, 2 wait
             await fail(manager, "sleep 1000", f"job-{number}")
@@ -163,7 +164,7 @@ def create_agent():
 async def test_a_question_that_waits_is_told_once(db: Path, agent_file: Any) -> None:
     server = Server()
     async with server.open() as url, AgentManager(db) as manager:
-        config = ServiceConfig(on_failure=url)
+        config = ServiceConfig(on_failure=url, drain_timeout=0)
         service = await manager.register_service("asks", agent_file(ASKS), config=config, auto_start=True)
         assert service.endpoint is not None
         with trio.fail_after(60):

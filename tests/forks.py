@@ -17,12 +17,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from agentmgr import bootstrap
+from agentmgr.fork_server import in_proc
 from agentmgr.process import detached
 from agentmgr.supervisor import fork_server
 
@@ -157,6 +158,8 @@ def _become(words: list[str], environment: Mapping[str, str], handed: Mapping[in
     os.environ.update(environment)
     sys.argv = ["agentmgr", *words[1:]]
     sys.orig_argv[:] = [*bootstrap.words(words[0]), *words[1:]]
+    with suppress(OSError):  # of a kernel that cannot
+        in_proc.show(sys.orig_argv, environment)
     sys.stdin, sys.stdout, sys.stderr = (
         open(fd, mode, buffering, closefd=False, errors=errors)  # noqa: SIM115  # for good
         for fd, mode, buffering, errors in (

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("anew")  # /proc shows the environment that a process was started with
-
 AGENT = """
 import os
 async def agent(message):
@@ -101,7 +99,7 @@ def test_a_variable_that_is_required_and_lacks_is_named_and_where_it_is(old_mana
     assert "--env-from-shell COLOUR" in old_manager("status", "c", COLOUR="red").stderr
     assert "--env-from-shell" not in old_manager("status", "c").stderr
     found = json.loads(old_manager("doctor", "--format", "json", COLOUR="red").stdout)
-    (finding,) = [finding for finding in found if finding["what"] == "service c"]
+    (finding,) = [each for each in found if (each["what"], each["result"]) == ("service c", "warning")]
     assert "--env-from-shell COLOUR" in finding["advice"]
     old_manager.ok("restart", "c", "--env-from-shell", "COLOUR", COLOUR="red")
     assert old_manager.ok("chat", "c", "--once", "COLOUR") == "red\n"

@@ -191,13 +191,14 @@ def routing_table(
         token = tokens.get(instance.instance_id, "")
         backends.append(_backend(spec, instance.instance_id, state, instance.host, instance.port or 0, token))
     for spec in by_id.values():
+        known_as = resting.get(spec.service_id, spec.service_id)
         found = of_service.get(spec.service_id, ())
-        if is_asleep(spec, found) and not (found and spec.service_id in falling_asleep):
-            known_as = resting.get(spec.service_id, spec.service_id)
-            before, backend = asleep.get(spec.service_id, (None, None))
-            if backend is None or before is not spec or backend.instance_id != known_as:
-                backend = _backend(spec, known_as, BackendState.ASLEEP, spec.host, spec.port or 0)
-                asleep[spec.service_id] = spec, backend
+        kept = asleep.get(spec.service_id)
+        if not found and kept is not None and kept[0] is spec and kept[1].instance_id == known_as:
+            backends.append(kept[1])  # as most of a thousand: it sleeps on
+        elif is_asleep(spec, found) and not (found and spec.service_id in falling_asleep):
+            backend = _backend(spec, known_as, BackendState.ASLEEP, spec.host, spec.port or 0)
+            asleep[spec.service_id] = spec, backend
             backends.append(backend)
         else:
             asleep.pop(spec.service_id, None)

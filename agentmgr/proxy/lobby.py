@@ -80,7 +80,7 @@ class Lobby:
         before, self._router = self._router, router
         for gone in before.by_id.keys() - router.by_id.keys():
             self._seats.set_limit(gone, 0)
-        self._set_limits()
+        self._set_limits(before)
         self._outliers.forget_all_but(router.by_id.keys())
         now = trio.current_time()
         for backend in router.table.backends:
@@ -104,9 +104,10 @@ class Lobby:
         """No manager keeps the table up to date: what is asleep is asked for again when one does."""
         self._asked_for.clear()
 
-    def _set_limits(self) -> None:
+    def _set_limits(self, before: Router | None = None) -> None:
         for backend in self._router.table.backends:
-            self._seats.set_limit(backend.instance_id, backend.max_sessions)
+            if before is None or before.by_id.get(backend.instance_id) is not backend:
+                self._seats.set_limit(backend.instance_id, backend.max_sessions)
 
     @property
     def live(self) -> Mapping[str, int]:

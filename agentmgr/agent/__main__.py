@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import trio
@@ -38,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _options(argv: Sequence[str] | None) -> HostOptions:
-    """Raises `InvalidRequest` for options that no `HostConfig` has, and for values that it refuses."""
+@cache
+def parser() -> argparse.ArgumentParser:
+    """Of our command line. A fork server has it made: that takes 2 ms."""
     parser = argparse.ArgumentParser("python -m agentmgr.agent", description="Serves an agent file.")
     parser.add_argument(
         "agent_factory_path", metavar="FILE", help="agent.py, agent.py:NAME or package.module:NAME"
@@ -58,13 +60,21 @@ def _options(argv: Sequence[str] | None) -> HostOptions:
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--options", type=parse, default={}, help="a JSON object of those below")
-    names = [field.name for field in fields(HostConfig) if field.name != "agent_factory_path"]
-    for name in (*names, "max_sessions"):  # each is a flag too, as it was before 0.2
+    for name in (*_names(), "max_sessions"):  # each is a flag too, as it was before 0.2
         field = "max_conversations" if name == "max_sessions" else name
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, dest=field, metavar="JSON", type=_number_or_word, default=argparse.SUPPRESS)
-    words = vars(parser.parse_args(argv))
-    given = words.pop("options") | {name: words.pop(name) for name in names if name in words}
+    return parser
+
+
+def _names() -> list[str]:
+    return [field.name for field in fields(HostConfig) if field.name != "agent_factory_path"]
+
+
+def _options(argv: Sequence[str] | None) -> HostOptions:
+    """Raises `InvalidRequest` for options that no `HostConfig` has, and for values that it refuses."""
+    words = vars(parser().parse_args(argv))
+    given = words.pop("options") | {name: words.pop(name) for name in _names() if name in words}
     if given:
         from ..codec import from_plain  # 10 ms that a host of the defaults does not need
 

@@ -16,6 +16,8 @@ from attrs import asdict
 
 from ..agent import loaded
 from ..agent.__main__ import main as run_host
+from ..agent.__main__ import parser
+from ..core.proof import proof
 from ..process import handover
 from . import become, in_proc, preloading
 from .preloading import Preloaded
@@ -45,12 +47,19 @@ def main() -> int:
             return 0
         preloaded = preloading.preload(received[0]["modules"])
     else:
-        for module in _USED_LATER:
-            import_module(module)
-        loaded.roots()
+        _warm_up()
         loaded.note_own()
     start = _serve(asked, fork, preloaded)
     return 0 if start is None else _begin(start)
+
+
+def _warm_up() -> None:
+    """Does ahead what each host would do first, as far as that leaves nothing but memory."""
+    for module in _USED_LATER:
+        import_module(module)
+    parser().parse_args(["agent.py", "--fd", "3", "--journal", "agent.db"])
+    proof("", "")  # has OpenSSL initialise itself
+    loaded.roots()  # finds where packages are
 
 
 _USED_LATER = ("agentmgr.codec", "agentmgr.journal.sqlite")

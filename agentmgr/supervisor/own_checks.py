@@ -17,6 +17,7 @@ from .accounts import Identity
 
 _LOOK_EVERY_S = 0.1
 _PIECE_BYTES = 64 * 1024
+_LINES_AT_ONCE = 500
 
 
 async def wait_for_line(log: Path, since: int, pattern: str) -> None:
@@ -25,8 +26,11 @@ async def wait_for_line(log: Path, since: int, pattern: str) -> None:
     while True:
         position, piece = _read(log, position)
         *lines, rest = (rest + piece).split(b"\n")
-        if any(matches(line.decode(errors="replace")) for line in (*lines, rest)):
-            return
+        for number, line in enumerate((*lines, rest), 1):
+            if matches(line.decode(errors="replace")):
+                return
+            if number % _LINES_AT_ONCE == 0:  # a flood of them must not hold up the manager
+                await trio.lowlevel.checkpoint()
         rest = rest[-_PIECE_BYTES:]
         await trio.sleep(0 if piece else _LOOK_EVERY_S)
 

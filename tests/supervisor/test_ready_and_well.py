@@ -16,6 +16,7 @@ import trio
 from agentmgr.errors import InvalidRequest, ServiceFailedToStart
 from agentmgr.models import DesiredStatus, HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.supervisor import listening_sockets
+from agentmgr.supervisor.own_checks import wait_for_line
 from tests.ports import own_port
 
 PROGRAM = str(Path(__file__).with_name("program.py"))
@@ -324,6 +325,23 @@ async def test_it_is_ready_when_it_writes_the_line(supervisor, recorder, tmp_pat
             go.touch()
             await recorder.until(lambda: s.instances()[0].status is ServiceStatus.RUNNING)
             await s.stop(spec.service_id)
+
+
+async def test_a_flood_of_lines_holds_up_nothing_else(tmp_path):
+    log, turns = tmp_path / "log", 0
+    log.write_text(60_000 * "\n" + "loaded\n")
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await wait_for_line(log, 0, "loaded")
+        nursery.cancel_scope.cancel()
+    assert turns >= 100
 
 
 async def test_without_the_line_it_says_which(supervisor):

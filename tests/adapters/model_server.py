@@ -24,7 +24,13 @@ async def example(name):
         process = await trio.lowlevel.open_process(
             [sys.executable, "-m", "agentmgr.agent", str(EXAMPLES / name)],
             stderr=subprocess.PIPE,
-            env={**os.environ, "OPENAI_BASE_URL": f"http://localhost:{port}/v1", "OPENAI_API_KEY": "x"},
+            env={
+                **os.environ,
+                "OPENAI_BASE_URL": f"http://localhost:{port}/v1",
+                "OPENAI_API_KEY": "x",
+                "GOOGLE_GEMINI_BASE_URL": f"http://localhost:{port}",
+                "GOOGLE_API_KEY": "x",
+            },
         )
         try:
             with trio.fail_after(60):
@@ -51,7 +57,7 @@ async def converse(session, text, approve=True):
 
 
 async def _serve_model(stream):
-    """One request for a chat completion."""
+    """One request for a chat completion, or for what Gemini says."""
     parser = h11.Connection(h11.SERVER)
     body = b""
     while not isinstance(event := parser.next_event(), h11.EndOfMessage):
@@ -60,6 +66,9 @@ async def _serve_model(stream):
         elif isinstance(event, h11.Data):
             body += event.data
     request = json.loads(body)
+    if "contents" in request:
+        await _send(stream, "text/event-stream", _gemini(request))
+        return
     deltas = list(_completion(request["messages"], request.get("tools", [])))
     common = {"id": "x", "created": 0, "model": "local"}
     if request.get("stream"):
@@ -77,9 +86,36 @@ async def _serve_model(stream):
         used = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
         whole = {**common, "object": "chat.completion", "choices": [choice], "usage": used}
         kind, answer = "application/json", json.dumps(whole).encode()
+    await _send(stream, kind, answer)
+
+
+async def _send(stream, kind, answer):
     head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n".encode()
     await stream.send_all(head + answer)
     await stream.aclose()
+
+
+def _gemini(request):
+    """The same in Gemini's words."""
+    [part, *_] = request["contents"][-1]["parts"]
+    answered = part.get("functionResponse", {}).get("response")
+    said = part.get("text") or json.dumps(answered)
+    tools = [
+        {"function": {"name": function["name"]}}
+        for tool in request.get("tools", [])
+        for function in tool["functionDeclarations"]
+    ]
+    role = "user" if answered is None else "tool"
+    answer = b""
+    for delta in _completion([{"role": role, "content": said}], tools):
+        if calls := delta.get("tool_calls"):
+            call = calls[0]["function"]
+            part = {"functionCall": {"name": call["name"], "args": json.loads(call["arguments"])}}
+        else:
+            part = {"text": delta["content"]}
+        candidate = {"content": {"role": "model", "parts": [part]}, "finishReason": "STOP"}
+        answer += f"data: {json.dumps({'candidates': [candidate]})}\n\n".encode()
+    return answer
 
 
 def _completion(messages, tools):

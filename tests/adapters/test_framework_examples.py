@@ -80,3 +80,14 @@ async def test_strands():
         assert answer == "I heard 42.0"
         assert names.count("agent.tool_result") == 1
         assert (await converse(session, "thanks"))[0] == "I heard thanks"
+
+
+async def test_google_adk():
+    async with example("google_adk_agent.py") as url, open_session(url) as session:
+        answer, _, names = await converse(session, 'weather {"city": "Ulm"}')
+        assert answer == 'I heard {"weather": "sunny in Ulm"}'
+        assert names.count("agent.partial_answer") == 3
+        mail = 'send_mail {"to": "me", "text": "hi"}'
+        answer, questions, _ = await converse(session, mail)
+        assert (answer, questions) == ('I heard {"sent": "me"}', ["send_mail"])
+        assert (await converse(session, "thanks"))[0] == "I heard thanks"

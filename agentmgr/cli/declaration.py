@@ -114,6 +114,19 @@ def _parsed(path: Path, kind: str, name: str, table: dict[str, Any], cls: type[A
         raise InvalidRequest(f"{path}: {where or error.message}") from None
 
 
+def completed(wanted: Declaration, services: Sequence[Service]) -> Declaration:
+    """With the variables that a service requires, has, and was given by a shell (`--env-from-shell`): a file
+    that leaves them out does not take them away.
+    """
+    has = {service.name: service.config.env.keys() for service in services}
+
+    def complete(service: DeclaredService) -> DeclaredService:
+        given = dict.fromkeys(service.required_env & has.get(service.name, set()), HIDDEN)
+        return attrs.evolve(service, env={**given, **service.env}) if given else service
+
+    return Declaration({name: complete(each) for name, each in wanted.services.items()}, wanted.rules)
+
+
 def difference(
     wanted: Declaration,
     services: Sequence[Service],

@@ -170,7 +170,8 @@ class ServiceConfig(JobConfig):
         converter=to_word_set,
         validator=check_variable_names,
         metadata=about(
-            "A variable without which it is not started: of `env`, the `env_file` or the manager.",
+            "A variable without which it is not started: of `env`, the `env_file` or the manager. One that a "
+            "shell gave it stays when a file is applied that does not.",
             metavar="NAME",
         ),
     )

@@ -104,6 +104,12 @@ def test_a_variable_that_is_required_and_lacks_is_named_and_where_it_is(old_mana
     old_manager.ok("restart", "c", "--env-from-shell", "COLOUR", COLOUR="red")
     assert old_manager.ok("chat", "c", "--once", "COLOUR") == "red\n"
     assert "--env-from-shell" not in old_manager("status", "c", COLOUR="red").stderr
+    declared = '[services.c]\nagent_factory_path = "keyed.py"\nrestart = "never"\nrequired_env = ["COLOUR"]\n'
+    write("services.toml", declared)
+    assert old_manager.ok("apply", "services.toml") == "nothing to do\n", "the shell's value is kept"
+    write("services.toml", declared + 'env = {SIZE = "XL"}\n')
+    old_manager.ok("apply", "services.toml")
+    assert '"COLOUR" = "red"' in old_manager.ok("export", "--with-env")
     write("colour.env", "COLOUR=blue\n")
     old_manager.ok("register", "d", "keyed.py", "--auto-start", "--env-file", "colour.env", *required)
     assert "--env-from-shell" not in old_manager("status", "d", COLOUR="red").stderr

@@ -18,7 +18,7 @@ from ...core.secrets import shown_hook
 from ...errors import AgentManagerError, ServiceFailed
 from ...models import Service, ServiceConfig, ServiceStatus
 from ...supervisor.environment import digest
-from ..declaration import Declaration, DeclaredService, Step, difference, given_up, read
+from ..declaration import Declaration, DeclaredService, Step, completed, difference, given_up, read
 from ..environment import mention_stale
 from ..group import Cli, subcommand
 from ..manager_interface import ManagerInterface
@@ -53,6 +53,7 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
         digests: Mapping[str, Sequence[str]] = {}
         with suppress(AgentManagerError):  # an older manager keeps none
             digests = await seen.get_digests()
+    wanted = completed(wanted, services)
     steps = difference(wanted, services, rules, prune=prune, retry=retry, managed=managed)
     outdated = _outdated(wanted, services, digests, steps)
     if no_restart and outdated:

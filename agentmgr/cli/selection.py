@@ -31,30 +31,36 @@ def selection_options(function: F) -> F:
     return click.argument("names", metavar="[NAME|PATTERN]...", nargs=-1, type=SERVICE)(function)
 
 
-async def selected(cli: Cli, names: Sequence[str], tags: str, everything: bool) -> list[str]:
+async def selected(
+    cli: Cli, names: Sequence[str], tags: str, everything: bool, *, only_wanted: bool = False
+) -> list[str]:
     """Each name once. Raises `ServiceNotFound` for a pattern or tags that no service has.
 
-    A name without `*`, `?` and `[` may be one that is not registered.
+    A name without `*`, `?` and `[` may be one that is not registered. `only_wanted`: of those that are not
+    named, only the ones that should run now.
     """
     if not (names or tags or everything):
         raise click.UsageError("Name a service, or give a pattern such as 'web-*', --tags or --all.")
     if not (tags or everything or any(map(_is_pattern, names))):
         return list(dict.fromkeys(names))
     services = await _registered(cli)
-    chosen: list[str] = []
-    for name in names:
+    chosen = [name for name in names if not _is_pattern(name)]
+    which = " that should run" if only_wanted else ""
+    if only_wanted:
+        services = [service for service in services if service.is_wanted or service.name in chosen]
+    for name in filter(_is_pattern, names):
         matching = [service.name for service in services if fnmatchcase(service.name, name)]
-        if _is_pattern(name) and not matching:
-            raise ServiceNotFound(f"no service has a name like {name!r}; `agentmgr list` shows all")
-        chosen += matching if _is_pattern(name) else [name]
+        if not matching:
+            raise ServiceNotFound(f"no service{which} has a name like {name!r}; `agentmgr list` shows all")
+        chosen += matching
     if tags:
         tagged = [service.name for service in services if service.tags & split_tags(tags)]
         if not tagged:
-            raise ServiceNotFound(f"no service has one of the tags {tags}; `agentmgr list` shows all")
+            raise ServiceNotFound(f"no service{which} has one of the tags {tags}; `agentmgr list` shows all")
         chosen += tagged
     if everything:
         if not services:
-            raise ServiceNotFound("no services are registered")
+            raise ServiceNotFound("no service should run" if only_wanted else "no services are registered")
         chosen += [service.name for service in services]
     return list(dict.fromkeys(chosen))
 

@@ -26,6 +26,7 @@ from ..models import InstanceRecord, Service, ServiceStatus, Token, TokenPolicy,
 from ..process.paths import RuntimePaths
 from ..settings import Settings
 from ..supervisor.belonging import lives, strangers
+from ..supervisor.endings import LAST_OUTPUT
 from ..version import __version__
 from ..worker.pidfile import PidFile, living
 from .reloading import watched
@@ -189,7 +190,8 @@ def _standing(service: Service) -> Iterator[Finding]:
     """How it does, where it should run."""
     what, name = f"service {service.name}", service.name
     if service.status is ServiceStatus.ERROR and service.is_wanted:
-        first, *_ = (service.error_message or "no reason given").splitlines()
+        reason, _, _ = (service.error_message or "no reason given").partition(LAST_OUTPUT)
+        first, *_ = reason.splitlines()
         advice = f"`agentmgr logs {name}`; `agentmgr start {name}` tries again"
         yield Finding(what, "error", f"was given up: {first}", advice)
     if service.reload_error is not None:

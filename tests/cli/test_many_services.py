@@ -25,7 +25,11 @@ def test_services_are_chosen_by_pattern_tag_or_all(shell: Any) -> None:
     assert running(shell) == {"web-1", "web-2"}
     assert shell.ok("stop", "--tags", "new").startswith("web-2 ")
     assert running(shell) == {"web-1"}
-    assert shell.ok("restart", "--all").endswith("3 of 3 services restarted\n")
+    assert shell.ok("restart", "--all").startswith("web-1 is running"), "what was stopped stays so"
+    assert running(shell) == {"web-1"}
+    assert "no service that should run has one of the tags new" in shell.fails("restart", "--tags", "new")
+    assert shell.ok("restart", "web-2", "job", "web-*").endswith("3 of 3 services restarted\n")
+    assert running(shell) == {"web-1", "web-2", "job"}, "one that is named is started"
     assert shell.ok("stop", "web-?", "job").endswith("3 of 3 services stopped\n")
     assert running(shell) == set()
 

@@ -39,8 +39,12 @@ async def command(
 ) -> int:
     """Restart a service: each new instance is ready before an old one goes; its clients are asked to come
     back, and those that the agent keeps in memory begin anew. A turn that goes on for longer than
-    `--drain-timeout` is interrupted."""
-    chosen = await selected(cli, names, tags, everything)
+    `--drain-timeout` is interrupted.
+
+    A service that is named is started also if it was stopped or has completed; a pattern, --tags and --all
+    leave such a one alone, and one that waits for its next run.
+    """
+    chosen = await selected(cli, names, tags, everything, only_wanted=True)
     async with for_running(cli, chosen) as manager, progress(manager):
 
         async def restart(name: str) -> None:

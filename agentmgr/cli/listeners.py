@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 
 from ..api import serve_api
 from ..client.api import ListenerKind, ManagerClient
-from ..errors import ManagerError, ManagerNotRunning, PortNotAvailable
+from ..errors import ManagerNotRunning, PortNotAvailable
 from ..logging_setup import configure_logging
 from ..manager import AgentManager
 from ..manager.worker_set import WorkerSet
@@ -91,9 +91,9 @@ async def serve(cli: Cli, settings: Settings, wanted: Listeners, *, kept: Sequen
         if signals.first.is_set():
             return
         if wanted.gateway is not None and (await find_manager(cli.paths, patience_s=0)).client is not None:
-            why = "as it is of another version: start it again"
-            raise ManagerError(f"the manager that runs now has ended this gateway, {why}")
-        note("the manager has ended, and its listeners with it")
+            note("the manager has ended this gateway: it ends, or is of another version; then start it again")
+        else:
+            note("the manager has ended, and its listeners with it")
 
 
 async def check_ports(paths: RuntimePaths, wanted: Listeners) -> None:

@@ -29,7 +29,12 @@ from ..out import note, say
     help="Take an option back, as in `--unset schedule`: it has its default again. May be repeated.",
 )
 @service_options(
-    {"type": click.IntRange(0, 65535), "help": "Its port; 0: a free one at each start."}, defaults=False
+    {
+        "type": click.IntRange(0, 65535),
+        "help": "Its port. With a fixed one a restart ends the old instance before the new one starts; "
+        "0: a free one at each start.",
+    },
+    defaults=False,
 )
 async def command(cli: Cli, name: str, new_name: str | None, unset: tuple[str, ...], **options: Any) -> None:
     """Change fields of a service; fields that are not given stay as they are, and so do other variables

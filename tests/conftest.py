@@ -33,10 +33,11 @@ _MEMORY, _ENOUGH_BYTES = Path("/dev/shm"), 2**31
 if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ENOUGH_BYTES:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
-# No verdict depends on the machine's speed or on chance. `--hypothesis-profile=search` draws anew each time.
+# No verdict depends on the machine's speed or on chance. `--hypothesis-profile=search` draws anew each time,
+# and more.
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 settings.register_profile("search", patient)
-settings.register_profile("suite", patient, derandomize=True, database=None)
+settings.register_profile("suite", patient, derandomize=True, database=None, max_examples=60)
 settings.load_profile("suite")
 
 

@@ -383,7 +383,7 @@ PLACES = (_plain, _coroutine, _generator, _async_generator, _cleanup, _closed_an
           _class, _object, _run, _history)  # fmt: skip
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(PLACES), st.sampled_from(list(FORMS)), st.sampled_from([Runtime.TRIO, Runtime.ASYNCIO])
 )

@@ -150,6 +150,6 @@ async def live_through(hosts, steps):
 
 
 @given(st.lists(STEPS, min_size=10, max_size=50))
-def test_a_session_has_one_holder_and_all_that_was_committed(hosts_at, steps):
-    with tempfile.TemporaryDirectory() as directory:
+def test_a_session_has_one_holder_and_all_that_was_committed(hosts_at, tmp_path_factory, steps):
+    with tempfile.TemporaryDirectory(dir=tmp_path_factory.getbasetemp()) as directory:
         trio.run(live_through, hosts_at(Path(directory) / "sessions" / "svc_1.db"), steps)

@@ -101,8 +101,8 @@ async def everything(store: Store) -> tuple[object, ...]:
 
 @settings(max_examples=50, deadline=None)
 @given(operations=operations)
-async def test_the_stores_agree(make, operations):
-    with tempfile.TemporaryDirectory() as directory:
+async def test_the_stores_agree(tmp_path_factory, make, operations):
+    with tempfile.TemporaryDirectory(dir=tmp_path_factory.getbasetemp()) as directory:
         path = Path(directory) / "a.db"
         memory = MemoryStore()
         remaining = list(operations)

@@ -134,7 +134,7 @@ async def test_a_prompt_is_cancelled_while_the_gateway_is_away(stage_of):
             await editor.until(lambda: editor.text() == "I hang")
             await outside(stage.stop)
             await editor.agent.cancel(session_id=session)
-            assert await asyncio.wait_for(prompt, 10) == "cancelled"
+            assert await asyncio.wait_for(prompt, 60) == "cancelled"
             await outside(stage.start)
             assert await editor.say(session, "hi") == "end_turn"
             assert editor.text() == "I hangyou said hi"
@@ -387,7 +387,7 @@ async def test_it_ends_in_good_order(stage_of, how):
 
     async with stage_of(agent) as stage:
         assert await edit(scenario, "agent", *stage.words) == 0
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while stage.gateway.connections():  # noqa: ASYNC110  # not announced
                 await trio.sleep(0.005)
 

@@ -58,7 +58,7 @@ async def test_many_sessions_share_one_thread_that_ends_with_the_last():
 
     async with hosted(echo) as url:
         await in_asyncio(program, url)
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         await trio.to_thread.run_sync(lambda: [thread.join() for thread in threads()])
 
 

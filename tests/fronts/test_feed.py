@@ -19,7 +19,7 @@ def pair() -> tuple[Feed, socket.socket]:
 
 async def read(feed: Feed, ours: socket.socket, size: int) -> bytes:
     data = b""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(data) < size:
             data += await feed.receive(ours, 1000)
     return data

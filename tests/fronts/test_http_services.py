@@ -344,7 +344,7 @@ async def test_the_service_hears_that_its_client_has_left():
     async with service(serve) as stage:
         async with await stage.send(request("GET", "/services/web/")):
             await heard.wait()
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             await gone.wait()
         await stage.at_base()
 
@@ -362,7 +362,7 @@ async def test_a_reader_that_takes_nothing_is_cut_and_its_service_waits_meanwhil
 
     limits = GatewayLimits(close_timeout_s=0.1, stall_timeout_s=0.3)
     async with service(serve, limits) as stage, await stage.send(request("GET", "/services/web/")):
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not stage.gateway.connections():  # noqa: ASYNC110
                 await trio.sleep(0.005)  # not announced
         await stage.at_base()
@@ -407,7 +407,7 @@ async def test_the_gateway_says_which_pages_may_read_where_it_was_told():
 async def test_a_request_takes_a_seat_and_ends_by_a_drain_or_a_word():
     async with service(silent, facts={"max_sessions": 1}) as stage:
         async with await stage.send(request("GET", "/services/web/")) as stream:
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while not stage.gateway.connections():  # noqa: ASYNC110
                     await trio.sleep(0.005)  # not announced
             assert await refused(stage) == (503, "at_capacity")

@@ -47,7 +47,7 @@ async def socket(stage: Any, **more: Any) -> Any:
 
 
 async def receive(client: Any) -> dict[str, Any]:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         return json.loads(await client.get_message())
 
 
@@ -244,7 +244,7 @@ async def test_a_turn_that_asks_before_it_says_anything_is_read_from_its_beginni
             while b"response.queued" not in data:
                 data += await stream.receive_some(4096)
             asked.set()
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while b"mcp_approval_request" not in data:
                     data += await stream.receive_some(4096)
         _, _, seen = await stage.ask("GET", f"/v1/responses/{made['id']}")
@@ -294,7 +294,7 @@ async def test_a_background_response_goes_on_without_its_client_and_any_other_on
                 while b"output_text.delta" not in data:
                     data += await stream.receive_some(4096)
             known = sse(data)[0]["response"]["id"]
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while True:
                     _, _, answer = await stage.ask("GET", f"/v1/responses/{known}")
                     if answer["status"] not in ("in_progress", "queued"):

@@ -431,7 +431,7 @@ async def test_a_change_of_the_table_drops_no_session(lab) -> None:
 async def test_a_gateway_that_is_cancelled_before_it_is_up_ends() -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(Gateway(RoutingTable()).serve, listeners)
                 nursery.cancel_scope.cancel()

@@ -28,6 +28,9 @@ LOOK_S = 1.0  #: between looks, and between questions to agents for their turns
 _GATHER_S = 0.05  #: clients that come together are looked at together
 
 
+_UNKNOWN, _AT_REST = Turns(1), (None, Turns(0))
+
+
 class Scaler:
     def __init__(
         self,
@@ -145,8 +148,12 @@ class Scaler:
                         nursery.start_soon(self._ask, service_id)
 
     async def _ask(self, service_id: str) -> None:
-        answers = await self._supervisor.ask_turns(service_id, LOOK_S)
-        there = {instance.instance_id for instance in self._supervisor.instances(service_id)}
-        known = self._turns.get(service_id, {}) | answers  # one that is busy has what it had
-        self._turns[service_id] = {name: turns for name, turns in known.items() if name in there}
-        self._news.set()
+        live, known = self._taken(), self._turns.get(service_id, {})
+        there = [instance.instance_id for instance in self._supervisor.instances(service_id)]
+        # Without a client, and with no turn when it was asked last, none has begun that counts here.
+        busy = [name for name in there if live.get(name) or known.get(name, _UNKNOWN) not in _AT_REST]
+        if busy:
+            answers = await self._supervisor.ask_turns(service_id, busy, LOOK_S)
+            known |= answers  # one that does not answer has what it had
+            self._turns[service_id] = {name: known[name] for name in there if name in known}
+            self._news.set()

@@ -340,9 +340,11 @@ class Supervisor:
                 nursery.start_soon(check, task)
         return tuple(checks)
 
-    async def ask_turns(self, service_id: str, timeout_s: float) -> dict[str, Turns | None]:
-        """The turns of each of its instances, by id; None: it cannot tell. Those that do
-        not answer in time are left out.
+    async def ask_turns(
+        self, service_id: str, instance_ids: Collection[str], timeout_s: float
+    ) -> dict[str, Turns | None]:
+        """The turns of each of these instances, by id; None: it cannot tell. Those that do not answer in time
+        are left out.
         """
         answers: dict[str, Turns | None] = {}
 
@@ -352,7 +354,7 @@ class Supervisor:
 
         async with trio.open_nursery() as nursery:
             for task in self._tasks(service_id):
-                if task.serving:
+                if task.serving and task.view.instance_id in instance_ids:
                     nursery.start_soon(ask, task)
         return answers
 

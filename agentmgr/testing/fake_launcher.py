@@ -148,6 +148,8 @@ class FakeChild:
 class FakeLauncher:
     """Launches fakes: the n-th behaves as the n-th of `behaviours`, and all further ones as the last."""
 
+    adopted = Behaviour()  #: of instances that an earlier manager has launched
+
     def __init__(self, *behaviours: Behaviour | CannotLaunch) -> None:
         self.behaviours: Sequence[Behaviour | CannotLaunch] = behaviours or (Behaviour(),)
         self.children: list[FakeChild] = []  #: in the order of their launches
@@ -248,7 +250,7 @@ class FakeSlot:
 
     def adopt(self, record: InstanceRecord) -> FakeChild | None:
         """Whatever has `boot_id="fake"` is taken to be alive."""
-        return self._begin(record, Behaviour()) if record.boot_id == "fake" else None
+        return self._begin(record, self._launcher.adopted) if record.boot_id == "fake" else None
 
     def _begin(self, record: InstanceRecord, behaviour: Behaviour) -> FakeChild:
         child = FakeChild(self._spec.name, record, behaviour)

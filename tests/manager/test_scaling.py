@@ -23,6 +23,7 @@ from agentmgr.manager.scaling import Scaler
 from agentmgr.models import DesiredStatus, Instance, ServiceConfig, ServiceSpec
 from agentmgr.supervisor import NullRecorder, Supervisor
 from agentmgr.testing import Behaviour, FakeLauncher, MemoryStore
+from agentmgr.testing.fake_launcher import FakeChild
 from tests.conditions import until
 
 AGENT = ServiceConfig(agent_factory_path="agent.py", instances="1..4", max_sessions=10, drain_timeout=30)
@@ -117,7 +118,10 @@ async def test_turns_are_what_counts_where_nothing_else_is_said(autojump_clock: 
         it.launcher.children[0].work = Turns(9, asking=4)
         await trio.sleep(2.5)
         assert len(it.statuses) == 2
-        it.launcher.children[1].work = None  # it cannot tell: connections are counted
+        it.launcher.children[1].work = None
+        await trio.sleep(2.5)
+        assert len(it.statuses) == 2  # it has no client, and so is not asked
+        it.taken[it.instances[1].instance_id] = 1  # it cannot tell: connections are counted
         await trio.sleep(2.5)
         assert len(it.statuses) == 4
 
@@ -206,6 +210,33 @@ async def test_a_next_manager_goes_on_with_the_number_that_runs(autojump_clock: 
         assert len(following.statuses) == 3
         await trio.sleep(5)
         assert following.statuses == [(0, "running")]
+        await following.supervisor.shutdown(force=True)
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_that_drained_when_its_manager_was_killed_drains_on(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world() as it:
+        it.spread(20)
+        await trio.sleep(1)
+        records = [child.record for child in it.launcher.running]
+        await it.supervisor.shutdown(leave_running=True)
+
+    async def is_draining(child: FakeChild) -> bool:
+        return child.record.slot == 1
+
+    monkeypatch.setattr(FakeChild, "is_draining", is_draining)
+    following = World(FakeLauncher(), it.spec)
+    following.launcher.adopted = Behaviour(conversation_takes_s=600)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(following.supervisor.run, adopt=[(it.spec, records)]))
+        await following.supervisor.start(it.spec)
+        await trio.sleep(300)
+        assert following.statuses == [(0, "running"), (1, "draining"), (2, "running")]
+        assert len(following.launcher.children) == 3
+        await trio.sleep(301)
+        assert following.statuses == [(0, "running"), (2, "running")]
         await following.supervisor.shutdown(force=True)
         nursery.cancel_scope.cancel()
 

@@ -29,8 +29,10 @@ log = logging.getLogger("agentmgr.supervisor")
 _MOST = 8  #: of one launcher; the one that was not used for longest ends first
 
 # These act when a process starts, or when it loads a library: in a forked one it would be too late. HOME is
-# where Python finds packages of the user's.
-_AT_START = re.compile(r"(PYTHON|LD_|MALLOC_|GLIBC_|LC_|OPENSSL_|COVERAGE_|COV_CORE_)|(LANG|HOME)$")
+# where Python finds packages of the user's; `bootstrap` searches the last one for those of the host.
+_AT_START = re.compile(
+    r"(PYTHON|LD_|MALLOC_|GLIBC_|LC_|OPENSSL_|COVERAGE_|COV_CORE_)|(LANG|HOME|AGENTMGR_PYTHONPATH)$"
+)
 
 
 @frozen

@@ -17,6 +17,7 @@ import trio
 
 from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.supervisor import Supervisor, fork_server, procfs
+from agentmgr.supervisor.forking import Origin
 from tests.conditions import until
 from tests.faults.managers import ManagerProcess, instances_of, settled
 from tests.faults.many_forks import fork_many
@@ -236,6 +237,15 @@ async def test_many_forks_leave_nothing():
     """`python -m tests.faults --forks 10000` does it at length."""
     async with running() as server:
         await fork_many(server, 300)
+
+
+@pytest.mark.parametrize(
+    ("name", "shared"), [("API_KEY", True), ("PORT", True), ("PYTHONHASHSEED", False), ("LC_ALL", False),
+    ("LD_PRELOAD", False), ("HOME", False), ("HOMEPAGE", True), ("AGENTMGR_PYTHONPATH", False)]
+)  # fmt: skip
+def test_which_variables_need_a_fork_server_of_their_own(name, shared):
+    plain, with_it = ({"PATH": "/bin", "LANG": "C", **more} for more in ({}, {name: "1"}))
+    assert (Origin.of(None, plain, None, None) == Origin.of(None, with_it, None, None)) is shared
 
 
 async def test_two_supervisors_have_two_fork_servers(supervisor, agent, tmp_path):

@@ -56,8 +56,7 @@ def test_an_environment_says_what_to_install_and_serves_once_that_is_there(
     install = f"uv pip install --python {theirs.python} 'attrs>=24.2'"  # it has no pip
     assert f"{theirs.python} cannot run a hosted agent: it lacks attrs, cattrs," in refused
     assert install in refused
-    [finding] = _findings(shell)
-    assert "it lacks attrs" in finding["found"]
+    [finding] = [finding for finding in _findings(shell) if "lacks attrs" in finding["found"]]
     assert install in finding["advice"]
     assert json.loads(shell.ok("status", "x", "--format", "json"))["status"] == "error"  # and is left alone
     theirs.has_ours()

@@ -110,5 +110,5 @@ def test_a_daemon_takes_the_place_of_a_background_manager_but_of_no_other(termin
         assert ask(gateway, "hello") == "You said: hello"
     assert "already" in terminal.refused("daemon")
     assert daemon.interrupt() == 0
-    assert proxy.wait() == 0
+    assert proxy.wait() == 0, proxy.seen
     assert terminal.processes() == []

@@ -83,7 +83,7 @@ async def test_of_a_client_that_leaves_at_any_byte_nothing_is_left(stage_of, key
                 pass
 
         for leave, size in ((leave_within, len(whole())), (leave_behind, len(answer))):
-            cuts = range(1, size, 7 if keyed else 1)
+            cuts = range(1, size, 11 if keyed else 3)  # each end of a line or of a chunk is cut somewhere
             for begin in range(0, len(cuts), 20):
                 async with trio.open_nursery() as nursery:
                     for cut in cuts[begin : begin + 20]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -72,7 +73,10 @@ async def test_what_the_database_cannot_keep_is_counted(url: str, manager: Agent
 
 
 async def test_it_tells_what_a_service_uses(url: str, manager: AgentManager, agent_file: str) -> None:
-    await manager.register_service("echo", agent_file, auto_start=True)
+    busy = Path(agent_file).with_name("busy.py")  # a start alone may take less than a tick of the kernel's
+    tick = "import time\nwhile time.process_time() < 0.05:\n    pass\n"
+    busy.write_text(tick + Path(agent_file).read_text())
+    await manager.register_service("echo", str(busy), auto_start=True)
     await manager.register_service("idle", agent_file)
     with trio.fail_after(60):
         while ("agentmgr_service_memory_bytes", "echo") not in (found := await scrape(url)):

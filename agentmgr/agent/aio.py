@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -79,7 +80,7 @@ class AsyncioRuntime:
                     self._patience.deadline = trio.current_time() + STOP_TIMEOUT_S
                     self._stopping = True
                     if not ended.is_set():
-                        self._on_loop(self._loop.stop)
+                        self._tell(self._loop.stop)
         finally:
             self._ended = True
 
@@ -101,6 +102,11 @@ class AsyncioRuntime:
     def _on_loop(self, function: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(function)
 
+    def _tell(self, function: Callable[[], object]) -> None:
+        """As `_on_loop`, for what concerns only code that the loop has: when it is closed, that has ended."""
+        with suppress(RuntimeError):
+            self._on_loop(function)
+
     def _in_trio(self, function: Callable[[], object]) -> None:
         self._token.run_sync_soon(function, idempotent=True)
 
@@ -121,7 +127,7 @@ class AsyncioRuntime:
             await done.wait()
         finally:
             if not done.is_set():
-                self._on_loop(lambda: task.cancel())
+                self._tell(lambda: task.cancel())
                 await _patiently(done, function)
         return _unwrap(task)
 
@@ -147,7 +153,7 @@ class AsyncioRuntime:
         scope = trio.CancelScope()
 
         def settle(how: Callable[..., object], *value: Any) -> None:
-            self._on_loop(lambda: answer.done() or how(*value))
+            self._tell(lambda: answer.done() or how(*value))
 
         async def work() -> None:
             try:
@@ -202,13 +208,13 @@ class Items:
                 await self._arrived.wait()
         item = self._items.popleft()
         if len(self._items) == MAX_AHEAD // 2:
-            self._runtime._on_loop(self._room.set)
+            self._runtime._tell(self._room.set)
         return item
 
     async def aclose(self) -> None:
         """Ends the generator where it is, and waits for its clean-up."""
         if self._task is not None and not self._done.is_set():
-            self._runtime._on_loop(self._task.cancel)
+            self._runtime._tell(self._task.cancel)
             await _patiently(self._done, self._source)
 
     def _start(self) -> None:

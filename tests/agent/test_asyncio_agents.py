@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 import trio
 
-from agentmgr.agent.aio import MAX_AHEAD
+from agentmgr.agent.aio import MAX_AHEAD, AsyncioRuntime
 from agentmgr.agent.limits import SessionLimits
 from agentmgr.core.proof import HEALTH_PATH
 from agentmgr.models import Runtime
@@ -301,6 +301,29 @@ async def test_a_session_that_ends_takes_its_asyncio_code_with_it():
         url.sessions.end_all("restart")
         await client.until("agent.session_end")
         assert await trio.to_thread.run_sync(ended.wait, 60)
+
+
+async def test_what_it_awaits_in_trio_may_end_after_its_loop():
+    runtime, begun, loop_closed = AsyncioRuntime(), trio.Event(), trio.Event()
+
+    async def closes_slowly():
+        with trio.CancelScope(shield=True):
+            begun.set()
+            await loop_closed.wait()
+
+    async with trio.open_nursery() as nursery, trio.open_nursery() as host:
+        await host.start(runtime.run)
+        host.start_soon(runtime.call, runtime.await_in_trio, closes_slowly)
+        await begun.wait()
+
+        async def ends_the_host():
+            host.cancel_scope.cancel()
+            with trio.fail_after(30):
+                while not runtime._loop.is_closed():  # noqa: ASYNC110
+                    await trio.sleep(0.005)  # not announced
+            loop_closed.set()
+
+        nursery.start_soon(ends_the_host)
 
 
 async def _one():

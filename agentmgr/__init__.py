@@ -25,11 +25,15 @@ The words, which mean the same in code, commands, API and logs:
     slot        where an instance runs: its position among the instances of its service, address, environment
     host        the process of an agent file: it loads the file and speaks the wire protocol
                 (`agentmgr.agent`)
+    fork server a process that has imported the host, and forks instead of starting Python again; a second
+                stage has also imported an agent's packages
     agent       what the file defines: it answers messages
     supervisor  starts instances, checks them, restarts and ends them
     probe       one check of an instance: is it ready, is it healthy
     backoff     the pause before a restart; it grows with each failure
     drain       before an instance ends: no new clients, and time for its turns to end
+    asleep      of a service that starts on demand: nothing of it runs until something wakes it
+    range       how many instances a service may have, `2..8`: its load decides how many run
     manager     the one process that holds a database and runs its supervisor (`AgentManager`)
     adoption    the next manager takes over instances and workers that outlived the one before
 

@@ -7,7 +7,8 @@ In reading order:
 
     host             loads the file, makes the agent, serves it, ends in good order; `__main__` is its command
     load, imports    find the agent in a file or module, and the author's modules before ours
-    adapt, adapters  make one kind of agent (`HostedAgent`) of whatever the factory returned
+    adapt, adapters  make one kind of agent (`HostedAgent`) of whatever the factory returned;
+                     `signatures` checks what its methods take
     runtime, aio     where the author's code runs: in trio, or on an asyncio loop in a thread
     server, door     take a connection, judge its handshake, decide who may connect and what is believed
     client_link      one client's socket: frames become calls on sessions, events become frames. Under it:

@@ -14,7 +14,10 @@ In reading order:
     watch            what happens while a command waits or watches; `environment`, what services do not get of
                      this shell
     names, options, manager_options           parameters that several commands have
-    terminal, screen, talk, plain_chat        the parts of `chat`; `gateways`: where it and `acp` find agents
+    selection, json_output                    which services a command is for; which keys its JSON has
+    hosting, reloading                        `serve`: a host without a manager, replaced when files are saved
+    terminal, screen, talk, plain_chat        the parts of `chat`, with `line_editor`, a process of its own;
+                                              `gateways`: where it and `acp` find agents
 
 Exit code 0: done; 1: it could not be done, and one line on stderr says why; 2: wrong usage; 128 + N: ended
 by the signal N.

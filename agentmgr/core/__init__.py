@@ -6,8 +6,10 @@ An instance:
     restart            why it ended, and what follows: a pause and another start, or giving up
     health             what its checks show, over time
     scaling            how many of a service run, where that is a range
+    on_demand          when a service that starts on demand is asleep, and when it may fall asleep
+    schedule           when a job runs next, and which runs were missed
     dependencies       in which order services end
-    preloading         what is imported ahead of its start, and which second stages there are
+    preloading         what a second stage of the fork server imports ahead, and which second stages there are
 
 A client:
 

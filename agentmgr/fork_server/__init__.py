@@ -6,6 +6,7 @@ siblings. `agentmgr.supervisor.forking` is the manager's side.
 In reading order:
 
     __main__     imports the host, then waits for requests and forks
+    preloading   what makes it a second stage: it imports an agent's packages too, if it can still be forked
     sibling      the fork, whose parent is the manager
     become       what the child does to be as if it had been spawned
     in_proc      what `ps` and /proc show of it: its own command line and environment
@@ -19,8 +20,10 @@ How one instance starts:
 3. The manager opens a pidfd, sets limits, and sends the command line, the environment and the descriptors.
 4. The child becomes that, says so, closes the socket, and runs the host. No code of the author's ran before.
 
-Whatever dies on the way, both ends see it by the end of the socket: a child that the manager does not want
-any more ends, and without a child the manager gets no hello.
+A second stage is a fork server that another one has forked, in the same four steps.
+
+Whichever process dies on the way, the other one sees the end of the socket: a child that the manager no
+longer wants ends, and a manager whose child has died gets no hello.
 
 Invariants:
 

@@ -13,6 +13,7 @@ In reading order:
     publisher        the routing table: made after each change, given to the gateway and its workers
     jobs             what is known of each job's runs: in step with its instances, and in the store
     scaling          services with a range of instances run as many as their load needs
+    on_demand        wakes services that are asleep when something wants them, and puts them to sleep
     scheduler        when jobs run by their schedules
     reloading        services whose files are saved run the new code
     hooks            what a person should know of, by the command or URL of a service

@@ -9,9 +9,11 @@ In reading order:
     listening        binding an address, with errors that a user understands
     control_socket   the manager's unix sockets, which only its own user can open
     peer             which user is at the other end of a connection
+    handover         hands a value and open descriptors to another process, as to a fork server
     descriptors      how many files may be open at once, here and in children
     detached         starts processes of ours that outlive this one
     watching         saves of files: which count, and which are one
+    zones            time zones, as this machine knows them
     command          runs a short command of the user's, with bounded output
     companion        a coroutine that runs beside the body of an `async with` block, or between two calls
 

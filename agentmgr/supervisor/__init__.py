@@ -18,7 +18,8 @@ Parts, in reading order:
 * The marks of its processes: `instance_tokens`, `instance_lock` and its control group (`cgroup`). `procfs`
   reads them; `belonging` says by them whose a recorded process is, `pidfds` how another's child ended.
 * All local instances: `upkeep` bounds their `logs` (`writes`: which are written to; `tail`: the last lines
-  and new ones; `log_window`: any part, by position) and samples their usage; `guard` starts `guard_main`, the
+  and new ones; `log_window`: any part, by position; `log_times`: when lines were written) and samples their
+  usage; `guard` starts `guard_main`, the
   process that ends commands whose manager died.
 * `system`: what all this needs of the kernel.
 * `recorder`: what the outside learns of the instances.

@@ -70,7 +70,7 @@ class ServiceInstances:
                 task.retire()
         self.tasks = [task for task in self.tasks if not (task.stopped and task.over.is_set())]
 
-    def fill(self, spec: ServiceSpec, positions: Iterable[int], begin: Begin) -> list[InstanceTask]:
+    def fill(self, spec: ServiceSpec, positions: Collection[int], begin: Begin) -> list[InstanceTask]:
         """Starts missing instances, cuts backoffs short, stops surplus ones; returns those that remain."""
         tasks = {task.view.slot: task for task in self.tasks if not task.finished}
         for position in [position for position in tasks if position not in positions]:

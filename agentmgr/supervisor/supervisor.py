@@ -292,6 +292,8 @@ class Supervisor:
                     if old.view.slot in positions and not old.retired:
                         new = self._new_instance(service, spec, old.view.slot)
                         await service.replace(old, new, force=force)
+                # Of a range more may have started meanwhile: these stay.
+                positions = sorted({*positions, *service.positions(spec)})
                 tasks = service.fill(spec, positions, self._new_instance)
             for task in tasks:
                 await task.started()

@@ -194,6 +194,20 @@ async def test_a_stop_beats_the_load_and_a_restart_keeps_the_number(autojump_clo
         assert await it.changes() == [(1, 3)]
 
 
+async def test_what_starts_during_a_rolling_restart_stays(autojump_clock: object) -> None:
+    launcher = FakeLauncher(Behaviour(ready_after_s=5, conversation_takes_s=0))
+    async with world(launcher=launcher) as it, trio.open_nursery() as nursery:
+        nursery.start_soon(it.supervisor.restart, it.spec)
+        await trio.sleep(1)
+        it.spread(20)
+        await trio.sleep(1)
+        more = {i.instance_id for i in it.instances if i.slot in (1, 2)}
+        assert len(more) == 2
+        await trio.sleep(30)
+        assert it.statuses == [(0, "running"), (1, "running"), (2, "running")]
+        assert more < {i.instance_id for i in it.instances}
+
+
 async def test_a_next_manager_goes_on_with_the_number_that_runs(autojump_clock: object) -> None:
     async with world() as it:
         it.spread(20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from types import MappingProxyType
+from typing import Any
 
 from attrs import evolve
 
@@ -157,7 +158,27 @@ def _endpoint(spec: ServiceSpec, instance: Instance) -> str:
     return f"{scheme}://{authority(instance.host, instance.port or 0)}"
 
 
-Asleep = dict[str, tuple[ServiceSpec, Backend]]  #: by service id
+class Backends:
+    """Makes those of one table after another. What has not changed since the table before is used again: with
+    ten thousand services, to make them is most of what a table takes.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, tuple[tuple[Any, ...], Backend]] = {}
+        self._made: dict[str, tuple[tuple[Any, ...], Backend]] = {}
+
+    def next_table(self) -> None:
+        self._before, self._made = self._made, {}
+
+    def of(
+        self, spec: ServiceSpec, instance_id: str, state: BackendState, host: str, port: int, token: str = ""
+    ) -> Backend:
+        facts = (spec, state, host, port, token)
+        kept = self._before.get(instance_id)
+        if kept is None or kept[0] != facts:
+            kept = facts, _backend(spec, instance_id, state, host, port, token)
+        self._made[instance_id] = kept
+        return kept[1]
 
 
 def routing_table(
@@ -168,18 +189,18 @@ def routing_table(
     *,
     falling_asleep: Set[str] = frozenset(),
     resting: Mapping[str, str] = MappingProxyType({}),
-    asleep: Asleep | None = None,
+    backends: Backends | None = None,
 ) -> RoutingTable:
     """The table that the gateway routes by. It has no instances of services that were unregistered.
 
     `tokens`: those of hosted agents, by instance id. `falling_asleep`: the ids of services whose instances
     take no new client: one that comes has them stay, or start again. `resting`: by service id, the instance
-    id that a service had before it fell asleep. `asleep`: backends of an earlier table, which are used again
-    where nothing has changed; it gets those of this one.
+    id that a service had before it fell asleep. `backends`: has those of the table before.
     """
-    asleep = {} if asleep is None else asleep
+    made = Backends() if backends is None else backends
+    made.next_table()
     by_id = {spec.service_id: spec for spec in specs}
-    backends = []
+    found = []
     of_service: dict[str, list[ServiceStatus]] = {}
     for instance in instances:
         if (spec := by_id.get(instance.service_id)) is None:
@@ -189,23 +210,14 @@ def routing_table(
         if spec.service_id in falling_asleep and spec.desired_status is DesiredStatus.RUNNING:
             state = BackendState.ASLEEP
         token = tokens.get(instance.instance_id, "")
-        backends.append(_backend(spec, instance.instance_id, state, instance.host, instance.port or 0, token))
+        found.append(made.of(spec, instance.instance_id, state, instance.host, instance.port or 0, token))
     for spec in by_id.values():
-        known_as = resting.get(spec.service_id, spec.service_id)
-        found = of_service.get(spec.service_id, ())
-        kept = asleep.get(spec.service_id)
-        if not found and kept is not None and kept[0] is spec and kept[1].instance_id == known_as:
-            backends.append(kept[1])  # as most of a thousand: it sleeps on
-        elif is_asleep(spec, found) and not (found and spec.service_id in falling_asleep):
-            backend = _backend(spec, known_as, BackendState.ASLEEP, spec.host, spec.port or 0)
-            asleep[spec.service_id] = spec, backend
-            backends.append(backend)
-        else:
-            asleep.pop(spec.service_id, None)
-    for gone in asleep.keys() - by_id.keys():
-        del asleep[gone]
+        statuses = of_service.get(spec.service_id, ())
+        if is_asleep(spec, statuses) and not (statuses and spec.service_id in falling_asleep):
+            known_as = resting.get(spec.service_id, spec.service_id)
+            found.append(made.of(spec, known_as, BackendState.ASLEEP, spec.host, spec.port or 0))
     return RoutingTable(
-        backends=tuple(backends),
+        backends=tuple(found),
         rules=tuple(rules),
         service_names=frozenset(spec.name for spec in by_id.values()),
         http_services=frozenset(spec.name for spec in by_id.values() if spec.config.speaks_http),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Set
 import trio
 from attrs import evolve
 
-from ..core.view import Asleep, routing_table
+from ..core.view import Backends, routing_table
 from ..supervisor import Supervisor
 from .registry import Registry
 from .tokens import Tokens
@@ -38,7 +38,7 @@ class Publisher:
         self._tokens = tokens
         self._own_pages = own_pages
         self._falling_asleep = falling_asleep
-        self._asleep: Asleep = {}
+        self._backends = Backends()
         self._stale = trio.Event()
         self._published = trio.Event()
 
@@ -73,7 +73,7 @@ class Publisher:
                 self._supervisor.tokens(),
                 falling_asleep=self._falling_asleep(),
                 resting=self._supervisor.resting(),
-                asleep=self._asleep,
+                backends=self._backends,
             )
             table = evolve(table, own_pages=self._own_pages())
             gateway.update(table)

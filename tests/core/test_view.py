@@ -1,12 +1,23 @@
 """What a registration and its instances look like together."""
 
+from typing import Any
+
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentmgr.codec import from_plain
 from agentmgr.core.routing import BackendState
-from agentmgr.core.view import overall_health, overall_status, routing_table, service_view
-from agentmgr.models import HealthStatus, Instance, RestartMode, ServiceConfig, ServiceSpec, ServiceStatus
+from agentmgr.core.view import Backends, overall_health, overall_status, routing_table, service_view
+from agentmgr.models import (
+    DesiredStatus,
+    HealthStatus,
+    Instance,
+    RestartMode,
+    ServiceConfig,
+    ServiceSpec,
+    ServiceStatus,
+)
 
 SPEC = ServiceSpec(name="echo", config=ServiceConfig(command=("serve",), weight=3), tags={"a"})
 
@@ -59,6 +70,34 @@ def test_the_gateway_learns_of_each_instance_and_may_use_the_running(found: list
     assert routable == {i.instance_id for i in found if i.status is ServiceStatus.RUNNING}
     assert all((b.service_name, b.weight, b.tags) == ("echo", 3, {"a"}) for b in table.backends)
     assert len(table.backends) == len(found)
+
+
+_SPECS = [
+    SPEC,
+    SPEC.changed(config=evolve(SPEC.config, weight=4)),
+    SPEC.changed(config=evolve(SPEC.config, start="on-demand"), desired_status=DesiredStatus.RUNNING),
+]
+_moments = st.tuples(
+    st.sampled_from(_SPECS),
+    st.lists(st.sampled_from(["ins_1", "ins_2"]), unique=True),
+    st.sampled_from([ServiceStatus.RUNNING, ServiceStatus.DRAINING]),
+    st.sampled_from([1, 2]),
+    st.sampled_from(["", "secret"]),
+    st.booleans(),
+)
+
+
+@given(st.lists(_moments, min_size=2, max_size=5))
+def test_a_table_is_the_same_whatever_was_made_for_the_tables_before(moments: list[Any]) -> None:
+    backends = Backends()
+    for spec, ids, status, port, token, is_falling_asleep in moments:
+        found = [Instance(each, SPEC.service_id, 0, status, port=port, serves=True) for each in ids]
+        told: Any = {"falling_asleep": {SPEC.service_id} if is_falling_asleep else frozenset()}
+        tokens = dict.fromkeys(ids, token)
+        table = routing_table([spec], (), found, tokens, **told, backends=backends)
+        assert table == routing_table([spec], (), found, tokens, **told)
+        again = routing_table([spec], (), found, tokens, **told, backends=backends)
+        assert all(one is other for one, other in zip(table.backends, again.backends, strict=True))
 
 
 def test_the_gateway_may_use_what_was_seen_to_serve_and_waits_for_what_may_serve_yet() -> None:

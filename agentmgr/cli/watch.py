@@ -11,7 +11,7 @@ import trio
 
 from ..core.dependencies import Dependency
 from ..errors import AgentManagerError, ManagerNotRunning
-from ..models import Event, ServiceStatus
+from ..models import SERVING, Event, ServiceStatus
 from .group import Cli
 from .manager_interface import ManagerInterface, ReadsManager, ReadsServices
 from .managers import for_reading
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _SETTLE_S = 0.2  #: changes often come several at once
 _REFRESH_S = 2.0  #: for what changes without an event, such as a time
-_SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 
 
 async def shown(cli: Cli, show: Callable[[ReadsManager], Awaitable[None]], *, watching: bool) -> None:
@@ -106,7 +105,7 @@ async def waits(manager: ReadsServices, name: str) -> str | None:
     service = await manager.get_service(name)
     others = await manager.list_services()
     completed = {other.name for other in others if other.status is ServiceStatus.COMPLETED}
-    serving = {other.name for other in others if other.status in _SERVING} | completed
+    serving = {other.name for other in others if other.status in SERVING} | completed
     words = map(Dependency.parse, service.config.after)
     needed = [word.name for word in words if word.name not in (completed if word.completed else serving)]
     if not needed:

@@ -19,9 +19,8 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from ..models import DesiredStatus, ServiceSpec, ServiceStatus
+from ..models import SERVING, DesiredStatus, ServiceSpec, ServiceStatus
 
-_UP = frozenset({ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY})
 _AT_AN_END = frozenset({ServiceStatus.ERROR, ServiceStatus.STOPPED})
 
 
@@ -51,7 +50,7 @@ def sleeps_at(use: Use, idle_stop_s: float, now: float) -> float:
     `math.inf`: not before the status of an instance changes. `now` is monotonic.
     """
     statuses = set(use.instances)
-    if not statuses & _UP or statuses - _UP - _AT_AN_END:
+    if not statuses & SERVING or statuses - SERVING - _AT_AN_END:
         return math.inf
     if use.connections or use.needed or use.quiet_s <= 0:
         return now + idle_stop_s

@@ -3,7 +3,7 @@
 The rules:
 
 * The load is what the instances have under way, connections or turns, and the clients that wait for a seat.
-  `share` says which of the two counts, and how much of it one instance is for.
+  `share` says which of the two counts, and how much of it one instance takes.
 * Needed are so many instances that none has more than its share on average, within the range, and at least
   one: that none runs is decided elsewhere (`ServiceConfig.on_demand`).
 * What is needed and not there is started at once.
@@ -22,11 +22,11 @@ from typing import Literal
 
 from attrs import frozen
 
-from ..models import Instance, ServiceConfig, ServiceStatus, Sessions
+from ..models import SERVING, Instance, ServiceConfig, ServiceStatus, Sessions
 from ..models.instance_range import InstanceRange
 
 DOWN_AFTER_S = 120.0
-"""As long as it takes to see that a lull is none of those between two messages of a person."""
+"""Longer than a person pauses between two messages: a shorter lull is no reason to end an instance."""
 TURNS = 4  #: under way per instance: of an agent, they wait for a model most of the time
 _OF_MAX_SESSIONS = 0.7  #: a client that comes while another instance starts must find a seat
 
@@ -35,7 +35,7 @@ Unit = Literal["connections", "turns"]
 
 @frozen
 class Share:
-    """What one instance is for."""
+    """How much load one instance is to have."""
 
     most: int
     unit: Unit
@@ -85,7 +85,7 @@ class Needs:
         return cls(((now, count),))
 
     def with_need(self, now: float, needed: int) -> Needs:
-        # What was needed last was needed until now: nobody has looked in between.
+        # What was needed last was needed until now: there was no look in between.
         seen = [*self.seen[:-1], (now, self.seen[-1][1])] if self.seen else []
         kept = [(at, count) for at, count in seen if count > needed and now - at < DOWN_AFTER_S]
         return Needs((*kept, (now, needed)))
@@ -113,8 +113,8 @@ def decide(
     needed = load.needs(share, bounds)
     needs = needs.with_need(now, needed)
     if needed > running:
-        by_load = f"{_said(load, share)}, and one instance is for {share.most}"
-        of_range = f"at least {bounds.least_awake} are to run"
+        by_load = f"{_said(load, share)}, and one instance takes {share.most}"
+        of_range = f"at least {bounds.least_awake} must run"
         return needs, Step(needed, of_range if needed == bounds.least_awake else by_load)
     if (enough := max(min(needs.most, bounds.most), bounds.least_awake)) < running:
         return needs, Step(enough, f"{_said(load, share)}; for {DOWN_AFTER_S:g} s no more were needed")
@@ -130,7 +130,6 @@ def _said(load: Load, share: Share) -> str:
 
 
 _ENDING = (ServiceStatus.DRAINING, ServiceStatus.STOPPING, ServiceStatus.STOPPED)
-_SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 
 
 def counted(instances: Iterable[Instance]) -> tuple[Instance, ...]:
@@ -166,12 +165,12 @@ def surplus(config: ServiceConfig, standings: Sequence[Standing], count: int) ->
         standings = [
             one
             for one in standings
-            if one.instance.status not in _SERVING or (one.connections, one.conversations) == (0, 0)
+            if one.instance.status not in SERVING or (one.connections, one.conversations) == (0, 0)
         ]
     return [one.instance.instance_id for one in sorted(standings, key=_value)[:count]]
 
 
 def _value(one: Standing) -> tuple[bool, int, int, int]:
-    """Those that serve nobody first, then those with the fewest turns, connections; then the latest slot."""
-    serves = one.instance.status in _SERVING
+    """Those that do not serve first, then those with the fewest turns, connections; then the latest slot."""
+    serves = one.instance.status in SERVING
     return serves, one.turns.under_way if one.turns else 0, one.connections, -one.instance.slot

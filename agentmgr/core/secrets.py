@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ..errors import FieldProblem, InvalidRequest
 from ..models import ServiceConfig, Token
+from ..models.fields import is_url
 
 HIDDEN = "***"
 """Stands where a value is. Given back in a change, it means: as it was."""
@@ -35,9 +36,9 @@ def restored(env: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]
 
 def shown_hook(hook: str | None) -> str | None:
     """Of a URL only the host: user, path and query are often keys, as in Slack's `/services/T0/B0/X`."""
-    url = urlsplit(hook or "")
-    if hook is None or url.scheme not in ("http", "https"):
+    if hook is None or not is_url(hook):
         return hook
+    url = urlsplit(hook)
     host = url.netloc.rpartition("@")[2]
     rest = url.path not in ("", "/") or url.query or "@" in url.netloc
     return f"{url.scheme}://{host}/{HIDDEN}" if rest else hook
@@ -45,7 +46,7 @@ def shown_hook(hook: str | None) -> str | None:
 
 def restored_hook(hook: str | None, known: str | None) -> str | None:
     """What `hook` means, where it was shown before. Raises `InvalidRequest` where that is not known."""
-    if hook is None or not hook.startswith(("http://", "https://")) or not hook.endswith(f"/{HIDDEN}"):
+    if hook is None or not is_url(hook) or not hook.endswith(f"/{HIDDEN}"):
         return hook
     if known is None or hook not in (known, shown_hook(known)):
         problem = f'hides its address ("{HIDDEN}"), and there is none to keep: give it'

@@ -199,7 +199,7 @@ def _standing(service: Service) -> Iterator[Finding]:
         yield Finding(what, "warning", seen, f"`agentmgr status {name}` says why")
     run = service.last_run
     if run is not None and run.result is None and run.skipped >= _MANY_SKIPPED:
-        seen = f"runs since {run.began_at:%Y-%m-%d %H:%M} UTC, and {run.skipped} later runs were skipped"
+        seen = f"has run since {run.began_at:%Y-%m-%d %H:%M} UTC; {run.skipped} later runs were skipped"
         advice = f"a scheduled program has to end; else `agentmgr change {name} --unset schedule`"
         yield Finding(what, "warning", seen, advice)
 
@@ -217,12 +217,12 @@ def _python(python: str, variables: Mapping[str, str]) -> tuple[str, str]:
             errors="replace",
         )
     except subprocess.TimeoutExpired:
-        return f"{python} said nothing for {_PYTHON_TIMEOUT_S} s", "name a Python"
+        return f"{python} did not answer within {_PYTHON_TIMEOUT_S} s", "name another Python"
     if check.returncode == os.EX_CONFIG:
         seen, _, command = check.stderr.removeprefix("agentmgr: ").strip().partition(":\n")
         return seen, f"`{command}`" if command else "name another Python"
     if check.stdout.strip() != "ok":
-        return f"{python} is no Python that works: exit code {check.returncode}", "name another one"
+        return f"{python} does not work as a Python: exit code {check.returncode}", "name another Python"
     return "", ""
 
 

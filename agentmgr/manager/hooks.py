@@ -33,6 +33,7 @@ from attrs import frozen
 from ..codec import to_json
 from ..errors import AgentManagerError
 from ..models import Event, Instance, ServiceSpec, ServiceStatus, utc_now
+from ..models.fields import is_url
 from ..process.command import run_command
 from ..version import __version__
 from ..websocket.sockets import open_stream
@@ -122,7 +123,7 @@ class Hooks:
             self._failed(call, f"{QUEUE} others wait already")
 
     def _failed(self, call: _Call, why: str) -> None:
-        logger.warning("what %s --on-failure was to get (%s) is lost: %s", call.spec.name, call.what, why)
+        logger.warning("service %s: its --on-failure did not get %s: %s", call.spec.name, call.what, why)
         detail = {"name": call.spec.name, "event": call.what, "reason": why}
         self._events.announce(Event("hook.failed", service_id=call.spec.service_id, detail=detail))
 
@@ -213,7 +214,7 @@ class Hooks:
 
 async def _attempt(call: _Call) -> None:
     """Raises `_Failed`."""
-    work = _post if urlsplit(call.hook).scheme in ("http", "https") else _run
+    work = _post if is_url(call.hook) else _run
     try:
         with trio.fail_after(TIMEOUT_S):
             await work(call)

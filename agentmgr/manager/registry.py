@@ -16,6 +16,7 @@ from ..core.bodies import OWN_FIELDS, NewRule, NewService, rule_fields, service_
 from ..core.secrets import restored, restored_hook
 from ..errors import FieldProblem, InvalidRequest, NameTaken, PortNotAvailable, VersionMismatch, WrongState
 from ..models import CheckKind, DesiredStatus, RoutingRule, ServiceSpec
+from ..models.fields import is_url
 from ..process.command import misread
 from ..process.watching import require_watchfiles
 from ..process.zones import zone
@@ -149,7 +150,7 @@ class Registry:
             raise InvalidRequest(f"user {why}", fields=[FieldProblem("user", why)])
         hook, health = spec.config.on_failure, spec.config.health_method
         for name, command in (
-            ("on_failure", None if hook is None or hook.startswith(("http://", "https://")) else hook),
+            ("on_failure", None if hook is None or is_url(hook) else hook),
             ("health", health.path if health.kind is CheckKind.COMMAND else None),
         ):
             if command is not None and (why := misread(command)) is not None:

@@ -15,7 +15,7 @@ import trio
 
 from ..core.on_demand import is_asleep
 from ..errors import AgentManagerError, WrongState, leaves
-from ..models import DesiredStatus, Event, ServiceConfig, ServiceSpec, ServiceStatus
+from ..models import SERVING, DesiredStatus, Event, ServiceConfig, ServiceSpec
 from ..process.paths import file_of
 from ..process.watching import Saves, Watched, named, require_watchfiles, watch
 from ..supervisor import Supervisor
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 _AGAIN_S = 10.0  #: after a failure to watch, as where the system has no watches left
 
-_SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 AUTO = "auto"
 
 
@@ -158,7 +157,7 @@ class Reloads:
         return is_asleep(spec, (one.status for one in self._supervisor.instances(spec.service_id)))
 
     def _serving(self, service_id: str) -> bool:
-        return any(one.status in _SERVING for one in self._supervisor.instances(service_id))
+        return any(one.status in SERVING for one in self._supervisor.instances(service_id))
 
 
 def _should_run(spec: ServiceSpec) -> bool:

@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 LOOK_S = 1.0  #: between looks, and between questions to agents for their turns
 _GATHER_S = 0.05  #: clients that come together are looked at together
 
-
 _UNKNOWN, _AT_REST = Turns(1), (None, Turns(0))
 
 
@@ -106,7 +105,7 @@ class Scaler:
             return
         self._problems.pop(spec.service_id, None)
         if before != after:
-            logger.info("service %s: %d instances in place of %d: %s", spec.name, after, before, reason)
+            logger.info("service %s: from %d to %d instances: %s", spec.name, before, after, reason)
             detail: dict[str, str | int] = {"name": spec.name, "from": before, "to": after, "reason": reason}
             self._events.announce(Event("service.scaled", service_id=spec.service_id, detail=detail))
 

@@ -141,7 +141,7 @@ class Scheduler:
         if last is not None and last.result is None:
             if not last.skipped:
                 logger.warning(
-                    "service %s runs since %s: runs of its schedule are skipped until that one ends",
+                    "service %s: the run that began at %s goes on; later ones are skipped until it ends",
                     spec.name, last.began_at.isoformat(timespec="seconds"),
                 )  # fmt: skip
             last = evolve(last, skipped=last.skipped + 1)

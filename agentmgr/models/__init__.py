@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from .routing import RoutingCondition as RoutingCondition
     from .routing import RoutingRule as RoutingRule
     from .routing import RoutingStrategy as RoutingStrategy
+    from .services import SERVING as SERVING
     from .services import DesiredStatus as DesiredStatus
     from .services import HealthStatus as HealthStatus
     from .services import OnManagerDeath as OnManagerDeath
@@ -101,7 +102,7 @@ _NAMES = {
     "records": """Connection ConnectionEnd ConnectionPeak Event Fact HealthCheck InstanceEnd InstanceRecord
         Latency MinuteFigures ServiceTotals""",
     "routing": "ConditionOperator RoutingCondition RoutingRule RoutingStrategy",
-    "services": """DesiredStatus HealthStatus OnManagerDeath RestartMode ServiceConfig ServiceSpec
+    "services": """SERVING DesiredStatus HealthStatus OnManagerDeath RestartMode ServiceConfig ServiceSpec
         ServiceStatus StartMode StopSignal""",
     "sessions": "SessionDetail SessionInfo SessionPage SessionQuestion SessionState SessionTurn",
     "tokens": "Ticket Token TokenPolicy",

@@ -237,6 +237,11 @@ def check_preload(_: Any, attribute: Attribute[Any], value: str) -> None:
             )
 
 
+def is_url(hook: str) -> bool:
+    """Whether `on_failure` is posted to a URL; else it is a command."""
+    return hook.lower().startswith(("http://", "https://"))
+
+
 def check_hook(_: Any, attribute: Attribute[Any], value: str | None) -> None:
     if value is None:
         return

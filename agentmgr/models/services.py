@@ -55,6 +55,10 @@ class ServiceStatus(StrEnum):
     ERROR = "error"  #: given up; `error_message` says why
 
 
+SERVING = frozenset({ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY})
+"""In these an instance has connections."""
+
+
 class DesiredStatus(StrEnum):
     """What the user wants; the manager works towards it, also after a crash of its own."""
 

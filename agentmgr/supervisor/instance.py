@@ -25,6 +25,7 @@ from ..core.restart import Again, Cause, Ending, Exit, GiveUp, History
 from ..core.scaling import Turns
 from ..errors import PortNotAvailable, ServiceFailedToStart, WrongState, leaves
 from ..models import (
+    SERVING,
     HealthCheck,
     HealthStatus,
     Instance,
@@ -43,7 +44,6 @@ from .recorder import RetryingRecorder
 
 log = logging.getLogger("agentmgr.supervisor")
 
-_SERVING = (ServiceStatus.RUNNING, ServiceStatus.UNHEALTHY)
 
 _LAST_LOOK_S = 1.0
 """After the startup deadline it is asked once more, for so long: the deadline passes without a question while
@@ -290,7 +290,7 @@ class InstanceTask:
     async def _end(self, child: Child) -> None:
         """Drains it if it has to stop, ends its process, and records that it is gone."""
         adopted = self.view.adopted and self.view.status is ServiceStatus.STARTING
-        if self.stopped and (self.view.status in _SERVING or adopted):
+        if self.stopped and (self.view.status in SERVING or adopted):
             self._become(InstanceEvent.DRAIN)
             await self.drain.run(child, for_good=self._for_good)
         if InstanceEvent.STOP in lifecycle.TRANSITIONS[self.view.status]:
@@ -363,7 +363,7 @@ class InstanceTask:
 
     @property
     def serving(self) -> bool:
-        return self.view.status in _SERVING and not self.stopped
+        return self.view.status in SERVING and not self.stopped
 
     @property
     def token(self) -> str:
@@ -395,7 +395,7 @@ class InstanceTask:
 
     def start_now(self) -> None:
         """Forgets past failures and cuts the backoff short, because an operator asks for a start."""
-        if self.view.status not in _SERVING:
+        if self.view.status not in SERVING:
             self._history = History()
             if self._first_try.known:
                 self._first_try = Outcome()
@@ -464,7 +464,7 @@ class InstanceTask:
             return None
         async with self._context.probes:
             result = await child.probe(self._config.health_check_timeout)
-        if self._child is child and self.view.status in _SERVING:
+        if self._child is child and self.view.status in SERVING:
             self.sessions, self.quiet_s = result.sessions, result.quiet_s
             self._judge(result)
             if child.serves or self.view.serves is not None:

@@ -91,7 +91,7 @@ def test_an_old_package_and_what_is_no_python_are_named(here: Any, theirs: Envir
     assert done.stderr.endswith("'trio>=0.30'\n")
     here.ok("register", "x", "theirs_agent.py", "--python", "/bin/true")
     assert [finding["found"] for finding in _findings(here)] == [
-        "/bin/true is no Python that works: exit code 0"
+        "/bin/true does not work as a Python: exit code 0"
     ]
 
 

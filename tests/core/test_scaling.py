@@ -33,15 +33,15 @@ BOUNDS = InstanceRange(1, 4)
     ("load", "running", "lately", "expected"),
     [
         (Load(7), 1, 1, None),
-        (Load(8), 1, 1, Step(2, "8 connections, and one instance is for 7")),
-        (Load(10, waiting=20), 1, 1, Step(4, "10 connections, 20 clients wait, and one instance is for 7")),
-        (Load(1000), 1, 1, Step(4, "1000 connections, and one instance is for 7")),
+        (Load(8), 1, 1, Step(2, "8 connections, and one instance takes 7")),
+        (Load(10, waiting=20), 1, 1, Step(4, "10 connections, 20 clients wait, and one instance takes 7")),
+        (Load(1000), 1, 1, Step(4, "1000 connections, and one instance takes 7")),
         (Load(1000), 4, 4, None),
-        (Load(0), 0, 1, Step(1, "at least 1 are to run")),
+        (Load(0), 0, 1, Step(1, "at least 1 must run")),
         (Load(8), 3, 3, None),
         (Load(1), 3, 2, Step(2, "1 connection; for 120 s no more were needed")),
         (Load(0), 3, 1, Step(1, "0 connections; for 120 s no more were needed")),
-        (Load(22), 3, 1, Step(4, "22 connections, and one instance is for 7")),
+        (Load(22), 3, 1, Step(4, "22 connections, and one instance takes 7")),
     ],
 )
 def test_one_look(load: Load, running: int, lately: int, expected: Step | None) -> None:

@@ -323,7 +323,7 @@ async def test_behind_the_gateway_instances_come_with_clients_and_go_without_cut
         await until(lambda: len(manager.get_service("web").instances) == 1)
         found = scaled(await manager.get_events())
         assert [(before, after) for before, after, _ in found] == [(1, 2), (2, 3), (3, 1)]
-        assert found[0][2] == "1 connection, 1 client waits, and one instance is for 1"
+        assert found[0][2] == "1 connection, 1 client waits, and one instance takes 1"
         assert found[2][2] == "3 connections; for 0.5 s no more were needed"
         service = manager.get_service("web")
         assert (service.wanted_instances, service.config.instances) == (1, "1..3")

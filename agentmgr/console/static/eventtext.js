@@ -48,7 +48,7 @@ const SENTENCES = {
     who, event: visibleText(String(event)), reason: visibleText(String(reason)) }),
   "hook.asked": (who) => t("a question of {who} was passed on", { who }),
   "service.reloaded": (who, { files }) => t("{who} runs the new code of {files}", { who, files: visibleText(String(files)) }),
-  "service.scaled": (who, { from, to, reason }) => t("{who} is to run {to} instances in place of {from}: {reason}", {
+  "service.scaled": (who, { from, to, reason }) => t("{who} goes from {from} to {to} instances: {reason}", {
     who, from, to, reason: visibleText(String(reason ?? "")) }),
   "service.reload_failed": (who, { files, reason }) => withWhy(t("{files} of {who} does not start; the code before serves on", {
     who, files: visibleText(String(files)) }), { error_message: reason }),

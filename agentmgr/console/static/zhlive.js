@@ -34,7 +34,7 @@ export const ZH_LIVE = {
   "a question of {who} was passed on": "{who} 的一个问题已转达",
   "a run of {who} was skipped: the one before still ran": "{who} 的一次运行被跳过：上一次仍在运行",
   "{who} runs the new code of {files}": "{who} 已运行 {files} 的新代码",
-  "{who} is to run {to} instances in place of {from}: {reason}": "{who} 的实例数由 {from} 调整为 {to}：{reason}",
+  "{who} goes from {from} to {to} instances: {reason}": "{who} 的实例数由 {from} 调整为 {to}：{reason}",
   "{files} of {who} does not start; the code before serves on": "{who} 的 {files} 无法启动；先前的代码继续服务",
   "{who} missed a run while no manager ran": "管理器未运行期间，{who} 错过了一次运行",
   "{who} has completed": "{who} 已完成",

@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from attrs import asdict
 
@@ -77,8 +78,11 @@ def _serve(asked: socket.socket, fork: SiblingFork, preloaded: Preloaded | None)
     gc.disable()
     gc.collect()
     gc.freeze()  # a collection in a child would write to, and so copy, the memory that it shares with all
-    hello = {"version": handover.VERSION, "made_of": _made_of()}
-    handover.send(asked, hello if preloaded is None else hello | asdict(preloaded))
+    hello: dict[str, Any] = {"version": handover.VERSION, "made_of": _made_of()}
+    if preloaded is not None:
+        hello["made_of"] += preloaded.read
+        hello |= asdict(preloaded)
+    handover.send(asked, hello)
     if preloaded is not None and preloaded.unsafe is not None:
         return None
     with asked:

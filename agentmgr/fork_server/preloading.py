@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.machinery import all_suffixes
 from select import POLLIN, poll
 from signal import SIGKILL
 from typing import Any
@@ -36,6 +37,7 @@ class Preloaded:
     packages: list[str]  #: that these are of, and single modules
     failed: str | None  #: the first that cannot be imported, and why
     unsafe: str | None  #: why this process must not be forked, as in "grpc started 3 threads"
+    read: list[str]  #: files that imports have read, as litellm reads `.env`; those with code left out
 
 
 def preload(names: Sequence[str]) -> Preloaded:
@@ -43,7 +45,7 @@ def preload(names: Sequence[str]) -> Preloaded:
     before, environment, shared = {*sys.modules}, dict(os.environ), _shared()
     failed = None
     gc.disable()  # what is imported stays
-    with _blame(shared) as culprits:
+    with _blame(shared) as culprits, _note_read() as read:
         for name in names:
             outcome = attempt(partial(builtins.__import__, name))
             if isinstance(outcome, Failure) and failed is None:
@@ -60,7 +62,8 @@ def preload(names: Sequence[str]) -> Preloaded:
     left = _shared() - shared
     imported = sys.modules.keys() - before
     packages = sorted({name.partition(".")[0] for name in imported})
-    return Preloaded(len(imported), packages, failed, _reason(left, culprits) or _child())
+    unsafe = _reason(left, culprits) or _child()
+    return Preloaded(len(imported), packages, failed, unsafe, sorted(filter(_is_data, read)))
 
 
 def in_child() -> None:
@@ -72,7 +75,41 @@ def in_child() -> None:
             os.environ[name] = value
     if "numpy.random" in sys.modules:
         attempt(sys.modules["numpy.random"].seed)  # else all have the same random numbers
+    if "multiprocessing.process" in sys.modules:
+        sys.modules["multiprocessing"].current_process().authkey = os.urandom(32)  # a secret of each process
 
+
+@contextmanager
+def _note_read() -> Iterator[set[str]]:
+    read: set[str] = set()
+    noting = True
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:  # it stays: Python cannot remove it
+        if noting and event == "open":
+            path, _, flags = arguments
+            if isinstance(path, str | bytes | os.PathLike) and flags & os.O_ACCMODE == os.O_RDONLY:
+                read.add(os.path.abspath(os.fsdecode(path)))
+
+    sys.addaudithook(hook)
+    try:
+        yield read
+    finally:
+        noting = False
+
+
+def _is_data(path: str) -> bool:
+    """Whether it may differ at the next start, though the same packages are installed."""
+    parts = path.split(os.sep)
+    return (
+        not path.endswith(tuple(all_suffixes()))
+        and not path.startswith((*_OF_THE_KERNEL, os.path.dirname(os.__file__) + os.sep))
+        and "site-packages" not in parts
+        and "dist-packages" not in parts
+        and os.path.isfile(path)
+    )
+
+
+_OF_THE_KERNEL = ("/proc/", "/sys/")
 
 _THREAD = "thread "
 _POLL = "anon_inode:[eventpoll]"

@@ -129,7 +129,12 @@ class ForkServer:
 
     @classmethod
     async def second_stage(
-        cls, fork: Fork, python: str | None, environment: Mapping[str, str], modules: Sequence[str]
+        cls,
+        fork: Fork,
+        python: str | None,
+        environment: Mapping[str, str],
+        cwd: str | None,
+        modules: Sequence[str],
     ) -> Self:
         """A process that another one has forked, and that imports these too. Raises OSError."""
         with ExitStack() as undo, ExitStack() as theirs_too:
@@ -138,10 +143,10 @@ class ForkServer:
             undo.callback(ours.close)
             theirs_too.callback(theirs.close)
             errors = undo.enter_context(tempfile.TemporaryFile())
-            directory = os.open("/", os.O_PATH | os.O_CLOEXEC)
+            directory = os.open(".", os.O_PATH | os.O_CLOEXEC)
             theirs_too.callback(os.close, directory)
             argv = [*_words(python, handover.FIRST_FD), "--preload"]
-            spec = {"argv": argv, "environment": dict(environment), "cwd": None}
+            spec = {"argv": argv, "environment": dict(environment), "cwd": cwd}
             await fork.begin(spec, [directory, errors.fileno(), theirs.fileno()])
             undo.pop_all()
             return cls(_Forked(fork.pid), ours, errors, modules)

@@ -113,7 +113,7 @@ class ForkServers:
             raise cannot(error, argv[0], launch.cwd) from None
 
     async def second_stage(
-        self, origin: Origin, environment: Mapping[str, str], modules: Sequence[str]
+        self, origin: Origin, environment: Mapping[str, str], cwd: str | None, modules: Sequence[str]
     ) -> ForkServer | None:
         """One that has imported these modules too, and is ready or has a problem; it ends with the others.
 
@@ -122,7 +122,7 @@ class ForkServers:
         fork = await self._fork(origin)
         if fork is None:
             return None
-        server = await ForkServer.second_stage(fork, origin.python, environment, modules)
+        server = await ForkServer.second_stage(fork, origin.python, environment, cwd, modules)
         if self._nursery is None:  # cancelled meanwhile
             with trio.CancelScope() as ended:
                 ended.cancel()

@@ -2,7 +2,8 @@
 
 Once an agent is ready, its host is asked what it has imported (`agent.loaded`), and `core.preloading` decides
 what of that a second stage imports. It is made beside the rest, one at a time. Agents share one if they have
-the same interpreter, user, environment and modules: code may read its environment while it is imported.
+the same interpreter, user, environment, directory and modules: code may read its environment, and files by
+relative names, while it is imported.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class _Key:
 
     origin: Origin
     environment: tuple[tuple[str, str], ...] = field(repr=False)
+    cwd: str | None
     modules: tuple[str, ...] = field(repr=False)
 
 
@@ -188,7 +190,9 @@ class Preloads:
         if not may:
             known.problem = f"preload_max is reached ({self._most})"
             return
-        server = await self._fork_servers.second_stage(key.origin, dict(key.environment), key.modules)
+        server = await self._fork_servers.second_stage(
+            key.origin, dict(key.environment), key.cwd, key.modules
+        )
         if server is None:
             return
         asked_for = preloading.chosen(start.spec.config.preload) is not None
@@ -231,7 +235,7 @@ class Preloads:
     def _key(start: Start, known: _Known) -> _Key | None:
         if not known.modules or start.spec.config.preload == preloading.OFF:
             return None
-        return _Key(start.origin, start.environment, known.modules)
+        return _Key(start.origin, start.environment, start.spec.config.cwd, known.modules)
 
     def _end(self, key: _Key) -> None:
         self._stages.pop(key).server.close()

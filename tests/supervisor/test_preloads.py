@@ -214,3 +214,30 @@ async def test_a_module_that_hangs_ends_its_process_or_does_not_exist_holds_up_n
             assert await said(running, spec, bool) == reason
             await again(running, spec)
             assert venv.facts(spec)["package"] == venv.facts(spec)["pid"]
+
+
+async def test_packages_read_what_is_in_the_agents_directory_now_and_forks_share_no_secret(
+    supervisor: Any, venv: Environment
+) -> None:
+    reading = "import multiprocessing\nwith open('settings') as file: SETTINGS = file.read()\n"
+    venv.install("package", reading)
+    spec = venv.agent()
+    home = venv.directory / "svc"
+    (home / "settings").write_text("old")
+    key = "package.multiprocessing.current_process().authkey.hex()"
+    more = f"facts |= {{'settings': package.SETTINGS, 'key': {key}}}"
+    (home / "agent.py").write_text(AGENT.format(package="package").replace("\ndef ", f"\n{more}\ndef ", 1))
+    async with supervisor() as running:
+        await running.start(spec)
+        in_stage = stage(await said(running, spec, bool))
+        await again(running, spec)
+        first = venv.facts(spec)
+        await again(running, spec)
+        second = venv.facts(spec)
+        assert [first["package"], second["package"]] == [in_stage, in_stage]
+        assert [first["settings"], second["settings"]] == ["old", "old"]
+        assert first["key"] != second["key"]
+
+        (home / "settings").write_text("new")
+        await again(running, spec)
+        assert venv.facts(spec)["settings"] == "new"

@@ -26,7 +26,7 @@ from .spawn import Launch, Spawned, cannot, open_log
 
 log = logging.getLogger("agentmgr.supervisor")
 
-_MOST = 8  #: of one launcher; the one that was not used for longest ends first
+_MOST = 8  #: of one launcher, and as many problems; the one that was not used for longest goes first
 
 # These act when a process starts, or when it loads a library: in a forked one it would be too late. HOME is
 # where Python finds packages of the user's; `bootstrap` searches the last one for those of the host.
@@ -63,7 +63,8 @@ class _Known:
     def drop(self) -> None:
         if self.server is not None:
             self.server.close()
-            self.problem, self.retry_at = self.server.problem, trio.current_time() + self.server.pause_s
+            self.problem = None if self.server.replaced else self.server.problem
+            self.retry_at = trio.current_time() + self.server.pause_s
             self.server = None
 
 
@@ -155,7 +156,7 @@ class ForkServers:
             except OSError:  # the spawn that follows says why
                 return None
             self._nursery.start_soon(self._keep, known, known.server)
-            self._end_one_too_many()
+            self._forget_old()
         return known.server
 
     async def _keep(self, known: _Known, server: ForkServer) -> None:
@@ -165,10 +166,10 @@ class ForkServers:
         if not server.replaced:
             log.warning("fork server (pid %d): %s; agents start without it", server.pid, server.problem)
 
-    def _end_one_too_many(self) -> None:
-        running = [known for known in self._known.values() if known.server is not None]
-        for known in running[:-_MOST]:
-            known.drop()
+    def _forget_old(self) -> None:
+        running = [origin for origin, known in self._known.items() if known.server is not None]
+        for origin in (*running[:-_MOST], *[it for it in self._known if it not in running][:-_MOST]):
+            self._known.pop(origin).drop()
 
 
 def _prepare(fork: Fork, argv: Sequence[str], launch: Launch) -> Spawned:

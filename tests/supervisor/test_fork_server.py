@@ -15,8 +15,9 @@ import sys
 import pytest
 import trio
 
+from agentmgr.errors import AgentManagerError
 from agentmgr.models import DesiredStatus, ServiceConfig, ServiceSpec, ServiceStatus
-from agentmgr.supervisor import Supervisor, fork_server, procfs
+from agentmgr.supervisor import Supervisor, fork_server, forking, procfs
 from agentmgr.supervisor.forking import Origin
 from tests.conditions import until
 from tests.faults.managers import ManagerProcess, instances_of, settled
@@ -332,3 +333,20 @@ async def test_it_ends_with_a_killed_manager_and_its_instances_are_adopted(tmp_p
         assert instances_of(database) == {"svc": [instance]}
         await manager.ask("unregister", name="svc")
         assert instances_of(database) == {}
+
+
+async def test_few_servers_and_few_problems_are_kept_and_one_that_made_room_is_no_problem(
+    supervisor, agent, monkeypatch
+):
+    monkeypatch.setattr(forking, "_MOST", 1)
+    async with supervisor() as s:
+        for number in range(3):
+            await s.start(agent(f"good{number}", env={"LC_NUMBER": str(number)}))
+        assert [(it.problem, it.forks) for it in s.fork_servers()] == [(None, 1)]
+
+        for number in range(3):
+            bad = agent(f"bad{number}", env={"PYTHONHOME": f"/nonexistent{number}"}, restart="never")
+            with pytest.raises(AgentManagerError):
+                await s.start(bad)
+        problems = [it.problem for it in s.fork_servers() if it.problem is not None]
+        assert len(problems) == 2, "the last one, and one of those before"

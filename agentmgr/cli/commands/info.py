@@ -74,7 +74,7 @@ def _fork_server(
     if pid is None:
         return f"of {of}: none; the last one: {problem}"
     preloaded = f", {imported} modules preloaded" if imported else ""
-    return f"of {of}: pid {pid}, {forks} forks, {memory_bytes / 2**20:.0f} MiB{preloaded}"
+    return f"of {of}: pid {pid}, {forks} fork{'s' * (forks != 1)}, {memory_bytes / 2**20:.0f} MiB{preloaded}"
 
 
 def _tokens(required: dict[str, bool] | None) -> str | None:

@@ -216,7 +216,7 @@ class Router:
         reason = "the client names a session that this instance holds"
         return Pool((backend,), self.table.default_strategy, reason=reason, home=True)
 
-    def kin(self, backend: Backend) -> Pool:
+    def service_of(self, backend: Backend) -> Pool:
         """For a client that names a session of an instance that is not there now: its service takes it up."""
         return self._service(backend.service_name, "the client names a session of the service")
 

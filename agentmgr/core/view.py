@@ -188,13 +188,13 @@ def routing_table(
     tokens: Mapping[str, str] = MappingProxyType({}),
     *,
     falling_asleep: Set[str] = frozenset(),
-    resting: Mapping[str, str] = MappingProxyType({}),
+    kept_ids: Mapping[str, str] = MappingProxyType({}),
     backends: Backends | None = None,
 ) -> RoutingTable:
     """The table that the gateway routes by. It has no instances of services that were unregistered.
 
     `tokens`: those of hosted agents, by instance id. `falling_asleep`: the ids of services whose instances
-    take no new client: one that comes has them stay, or start again. `resting`: by service id, the instance
+    take no new client: one that comes has them stay, or start again. `kept_ids`: by service id, the instance
     id that a service had before it fell asleep. `backends`: has those of the table before.
     """
     made = Backends() if backends is None else backends
@@ -214,7 +214,7 @@ def routing_table(
     for spec in by_id.values():
         statuses = of_service.get(spec.service_id, ())
         if is_asleep(spec, statuses) and not (statuses and spec.service_id in falling_asleep):
-            known_as = resting.get(spec.service_id, spec.service_id)
+            known_as = kept_ids.get(spec.service_id, spec.service_id)
             found.append(made.of(spec, known_as, BackendState.ASLEEP, spec.host, spec.port or 0))
     return RoutingTable(
         backends=tuple(found),

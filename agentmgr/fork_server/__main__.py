@@ -32,8 +32,8 @@ def main() -> int:
     parser.add_argument("--parent", type=int, required=True, help="the manager")
     parser.add_argument("--preload", action="store_true", help="its first message names modules to import")
     options = parser.parse_args()
-    asked = socket.socket(fileno=options.fd)
-    os.set_inheritable(asked.fileno(), False)
+    requests = socket.socket(fileno=options.fd)
+    os.set_inheritable(requests.fileno(), False)
     try:
         fork = SiblingFork()
         in_proc.show(sys.orig_argv, os.environ)
@@ -43,14 +43,14 @@ def main() -> int:
         return _refuse(f"{sys.executable} is no child of the manager: what starts it must exec it")
     preloaded = None
     if options.preload:
-        received = handover.receive(asked)
+        received = handover.receive(requests)
         if received is None:  # the manager has died
             return 0
         preloaded = preloading.preload(received[0]["modules"])
     else:
         _warm_up()
         loaded.note_own()
-    start = _serve(asked, fork, preloaded)
+    start = _serve(requests, fork, preloaded)
     return 0 if start is None else _begin(start)
 
 
@@ -72,7 +72,7 @@ def _refuse(reason: str) -> int:
     return os.EX_UNAVAILABLE
 
 
-def _serve(asked: socket.socket, fork: SiblingFork, preloaded: Preloaded | None) -> socket.socket | None:
+def _serve(requests: socket.socket, fork: SiblingFork, preloaded: Preloaded | None) -> socket.socket | None:
     """In each child, its socket to the manager; None when there is nothing more to fork."""
     generators = [each for each in gc.get_objects() if isinstance(each, random.Random)]
     gc.disable()
@@ -82,12 +82,12 @@ def _serve(asked: socket.socket, fork: SiblingFork, preloaded: Preloaded | None)
     if preloaded is not None:
         hello["made_of"] += preloaded.read
         hello |= asdict(preloaded)
-    handover.send(asked, hello)
+    handover.send(requests, hello)
     if preloaded is not None and preloaded.unsafe is not None:
         return None
-    with asked:
+    with requests:
         while True:
-            data, descriptors, _, _ = socket.recv_fds(asked, 1, 1)
+            data, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
             if not data:
                 return None
             if not descriptors:  # none was left to receive it with; its other end sees that it is closed

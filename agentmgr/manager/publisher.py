@@ -72,7 +72,7 @@ class Publisher:
                 self._supervisor.instances(),
                 self._supervisor.tokens(),
                 falling_asleep=self._falling_asleep(),
-                resting=self._supervisor.resting(),
+                kept_ids=self._supervisor.kept_ids(),
                 backends=self._backends,
             )
             table = evolve(table, own_pages=self._own_pages())

@@ -223,7 +223,7 @@ class Lobby:
         if home is not None and home.state.keeps_sessions:
             return self._router.home(home)
         try:
-            pool = self._router.pool(visit.request) if home is None else self._router.kin(home)
+            pool = self._router.pool(visit.request) if home is None else self._router.service_of(home)
         except ServiceNotFound as error:
             raise Refusal(404, RefusalCode.SERVICE_NOT_FOUND, error.message) from None
         if visit.services is None:

@@ -72,9 +72,9 @@ class ForkServer:
     """One process that forks. `run` has to run beside the rest."""
 
     def __init__(
-        self, process: _Running, asked: socket.socket, errors: IO[bytes], preload: Sequence[str] = ()
+        self, process: _Running, requests: socket.socket, errors: IO[bytes], preload: Sequence[str] = ()
     ) -> None:
-        """`asked`: our end of its socket. `errors`: its standard error. Both are closed with it.
+        """`requests`: our end of its socket. `errors`: its standard error. Both are closed with it.
 
         `preload`: modules that it is to import before it is ready.
         Raises OSError when there is no descriptor left to watch it with; then it is gone.
@@ -88,12 +88,12 @@ class ForkServer:
         self.failed: str | None = None  #: one of those that it was to import and could not, and why
         self.pid = process.pid
         self._process, self._preload = process, preload
-        self._known = trio.Event()  #: whether it is ready, or has a problem
+        self._settled = trio.Event()  #: whether it is ready, or has a problem
         self._made_of: dict[str, tuple[int, int] | None] = {}
         with ExitStack() as stack:
             self._errors = stack.enter_context(errors)
-            self._asked = trio.socket.from_stdlib_socket(asked)
-            stack.callback(self._asked.close)
+            self._requests = trio.socket.from_stdlib_socket(requests)
+            stack.callback(self._requests.close)
             try:
                 self._pidfd = os.pidfd_open(self.pid)
             except OSError:
@@ -160,9 +160,9 @@ class ForkServer:
         """Lets it end when it has done what it was asked for."""
         if self.problem is None:
             self.problem, self.replaced = "it was replaced", True
-        self._known.set()
+        self._settled.set()
         with suppress(OSError):
-            self._asked.shutdown(socket.SHUT_WR)
+            self._requests.shutdown(socket.SHUT_WR)
 
     async def run(self) -> None:
         """Until it has ended, and is reaped; cancelled, it is ended."""
@@ -177,7 +177,7 @@ class ForkServer:
             self._reap_unborn()
             if self.problem in (None, _ENDED):
                 self.problem = _ENDED + self._last_words()
-            self._known.set()
+            self._settled.set()
             trio.lowlevel.notify_closing(self._pidfd)
             self._resources.close()
 
@@ -185,8 +185,8 @@ class ForkServer:
         patience_s = _PRELOADING_S if self._preload else _IMPORTING_S
         with trio.move_on_after(patience_s):
             if self._preload:
-                await _send(self._asked, *handover.packed({"modules": list(self._preload)}))
-            if (answer := await _answer(self._asked)) is None:
+                await _send(self._requests, *handover.packed({"modules": list(self._preload)}))
+            if (answer := await _answer(self._requests)) is None:
                 return  # it ends, as `run` notices
             hello = answer[0]
             if hello["version"] != handover.VERSION:
@@ -198,7 +198,7 @@ class ForkServer:
                 self.failed = hello.get("failed")
                 self._made_of = {path: _stamp(path) for path in hello["made_of"]}
                 self.pause_s = 0.0
-                self._known.set()
+                self._settled.set()
             return
         what = "it was not ready" if not self._preload else "its imports did not end"
         self._fail(f"{what} within {patience_s:g} s")
@@ -210,11 +210,11 @@ class ForkServer:
 
     async def ready(self) -> bool:
         """Waits until it is, or has a problem."""
-        await self._known.wait()
+        await self._settled.wait()
         return self.problem is None
 
     async def fork(self) -> Fork | None:
-        """A process that waits to be told what to become; None where it has a problem.
+        """A new process, for `Fork.begin`; None where the server has a problem.
 
         Raises OSError as fork(2) does.
         """
@@ -260,12 +260,12 @@ class ForkServer:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", [theirs.fileno()]).tobytes())
         # It may have ended; then the start's socket is at its end as soon as `theirs` is closed.
         with suppress(OSError, trio.ClosedResourceError):
-            await self._asked.sendmsg([b"f"], [rights])
+            await self._requests.sendmsg([b"f"], [rights])
 
     def _ended(self) -> bool:
         # Its pidfd says so later: a process that dies closes its files first.
         poller = select.poll()
-        poller.register(self._asked.fileno(), select.POLLRDHUP)
+        poller.register(self._requests.fileno(), select.POLLRDHUP)
         return bool(poller.poll(0))
 
     def _reap_unborn(self) -> None:
@@ -284,7 +284,7 @@ class ForkServer:
 
 
 class Fork:
-    """A process, our child, that waits to be told what to become."""
+    """A forked process, our child, which waits for `begin`."""
 
     def __init__(self, pid: int, start: trio.socket.SocketType) -> None:
         self.pid = pid
@@ -297,9 +297,10 @@ class Fork:
         os.waitpid(self.pid, 0)
 
     async def begin(self, spec: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-        """Tells it; see `agentmgr.fork_server.become`. Raises OSError that hinders it, and that it dies of.
+        """Has it become what `spec` says (`agentmgr.fork_server.become`).
 
-        One that dies of something else is noticed as any that dies.
+        Raises the OSError that prevents that; then it ends. Any other end of it is noticed as that of any
+        process.
         """
         answer = None
         data, ancillary = handover.packed(spec, descriptors)

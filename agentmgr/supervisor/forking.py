@@ -53,7 +53,7 @@ class Origin:
 
 
 @define
-class _Known:
+class _OriginState:
     """What is known of one origin."""
 
     server: ForkServer | None = None
@@ -73,7 +73,7 @@ class ForkServers:
 
     def __init__(self, *, enabled: bool = True) -> None:
         self._enabled = enabled
-        self._known: dict[Origin, _Known] = {}  # the one that was used last comes last
+        self._known: dict[Origin, _OriginState] = {}  # the one that was used last comes last
         self._nursery: trio.Nursery | None = None
 
     async def run(self) -> None:
@@ -102,9 +102,10 @@ class ForkServers:
     async def start(
         self, argv: Sequence[str], launch: Launch, origin: Origin, second_stage: ForkServer | None = None
     ) -> Spawned | None:
-        """As `spawn.spawn`, of a Python that runs the host: its descriptors have numbers from `FIRST` on.
+        """As `spawn.spawn`, for a Python that runs the host: it inherits descriptors from `FIRST_FD` on.
 
-        `second_stage`: which is to fork it, if it can. None where it cannot be forked. Raises `CannotLaunch`.
+        `second_stage`: the one to fork it, where it can. Returns None where it cannot be forked. Raises
+        `CannotLaunch`.
         """
         try:
             fork = None if second_stage is None else await second_stage.fork()
@@ -146,7 +147,7 @@ class ForkServers:
     def _find(self, origin: Origin) -> ForkServer | None:
         if self._nursery is None:
             return None
-        known = self._known.pop(origin) if origin in self._known else _Known()
+        known = self._known.pop(origin) if origin in self._known else _OriginState()
         self._known[origin] = known
         if known.server is not None and not known.server.usable:
             known.drop()
@@ -159,7 +160,7 @@ class ForkServers:
             self._forget_old()
         return known.server
 
-    async def _keep(self, known: _Known, server: ForkServer) -> None:
+    async def _keep(self, known: _OriginState, server: ForkServer) -> None:
         await server.run()
         if known.server is server:
             known.drop()

@@ -84,7 +84,7 @@ class _Stage:
 
 
 @define
-class _Known:
+class _ServiceImports:
     """What is known of one service."""
 
     starts: Counter[int] = Factory(Counter)  #: of the instance at each position
@@ -100,14 +100,14 @@ class Preloads:
 
     def __init__(self, fork_servers: ForkServers, most: int = PRELOAD_MAX) -> None:
         self._fork_servers, self._most = fork_servers, most
-        self._known: dict[str, _Known] = {}  # by service id
+        self._known: dict[str, _ServiceImports] = {}  # by service id
         self._stages: dict[_Key, _Stage] = {}
         self._ready: OrderedDict[str, tuple[Start, HostRequest]] = OrderedDict()  # by service id
         self._news = trio.Event()
 
     def stage_for(self, start: Start, position: int) -> ForkServer | None:
         """The second stage that is to fork the instance at this position."""
-        known = self._known.setdefault(start.spec.service_id, _Known())
+        known = self._known.setdefault(start.spec.service_id, _ServiceImports())
         known.starts[position] += 1
         key = known.key = self._key(start, known)
         stage = None if key is None else self._stages.get(key)
@@ -125,7 +125,7 @@ class Preloads:
 
     def is_ready(self, start: Start, ask: HostRequest) -> None:
         """An instance that was started so, or adopted, is ready, and can be asked what it has imported."""
-        self._known.setdefault(start.spec.service_id, _Known())
+        self._known.setdefault(start.spec.service_id, _ServiceImports())
         self._ready[start.spec.service_id] = start, ask
         self._news.set()
 
@@ -214,7 +214,7 @@ class Preloads:
             self._end(goes)
         self._stages[key] = _Stage(server, Kept(0, trio.current_time()), failed)
 
-    async def _find_modules(self, start: Start, ask: HostRequest, known: _Known) -> None:
+    async def _find_modules(self, start: Start, ask: HostRequest, known: _ServiceImports) -> None:
         config = start.spec.config
         if known.reported == (config.preload, start.digest):
             return
@@ -232,7 +232,7 @@ class Preloads:
         known.reported, known.problem = (config.preload, start.digest), None
 
     @staticmethod
-    def _key(start: Start, known: _Known) -> _Key | None:
+    def _key(start: Start, known: _ServiceImports) -> _Key | None:
         if not known.modules or start.spec.config.preload == preloading.OFF:
             return None
         return _Key(start.origin, start.environment, start.spec.config.cwd, known.modules)

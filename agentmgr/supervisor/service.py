@@ -24,7 +24,7 @@ class ServiceInstances:
     launcher: Launcher
     raises: bool = False  #: if it is given up, the supervisor ends
     tasks: list[InstanceTask] = field(factory=list)  #: in a rolling restart a position has two
-    resting: dict[int, str] = field(factory=dict)
+    kept_ids: dict[int, str] = field(factory=dict)
     """While it is asleep: the ids of its instances, by position. The next ones get them again."""
     lock: trio.Lock = field(factory=trio.Lock)
     stops: int = 0  #: how many so far; a command given before the last one does nothing
@@ -56,7 +56,7 @@ class ServiceInstances:
         """
         taken = {task.view.slot for task in self.tasks}
         free = [position for position in range(spec.config.instance_range.most) if position not in taken]
-        return sorted(free, key=lambda position: position not in self.resting)
+        return sorted(free, key=lambda position: position not in self.kept_ids)
 
     def grow(self, spec: ServiceSpec, count: int, begin: Begin) -> None:
         """Starts what is missing for so many, as far as positions are free."""
@@ -114,9 +114,9 @@ class ServiceInstances:
 
     def end_leases(self) -> None:
         """It is not asleep any more, and not about to be started either."""
-        for instance_id in self.resting.values():
+        for instance_id in self.kept_ids.values():
             self.launcher.end_lease(instance_id)
-        self.resting = {}
+        self.kept_ids = {}
 
 
 Services = Mapping[str, ServiceInstances]  #: by id

@@ -251,7 +251,7 @@ class Supervisor:
             return False
         try:
             async with self._command(service.spec) as service:
-                service.resting = {task.view.slot: task.view.instance_id for task in service.tasks}
+                service.kept_ids = {task.view.slot: task.view.instance_id for task in service.tasks}
                 await service.end(service.tasks, unused=why)
         except WrongState:  # it was stopped meanwhile, or all is
             return False
@@ -398,12 +398,12 @@ class Supervisor:
                     nursery.start_soon(ask, task)
         return min(quiet, default=0.0)
 
-    def resting(self) -> dict[str, str]:
+    def kept_ids(self) -> dict[str, str]:
         """Of each service that was put to sleep: the id that its first instance had, and will have again."""
         return {
-            service_id: service.resting[min(service.resting)]
+            service_id: service.kept_ids[min(service.kept_ids)]
             for service_id, service in self._services.items()
-            if service.resting
+            if service.kept_ids
         }
 
     def troubles(self) -> tuple[str, ...]:
@@ -476,7 +476,7 @@ class Supervisor:
         return self._nursery
 
     def _new_instance(self, service: ServiceInstances, spec: ServiceSpec, position: int) -> InstanceTask:
-        instance_id = service.resting.pop(position, None) or new_id("ins")
+        instance_id = service.kept_ids.pop(position, None) or new_id("ins")
         return self._start_task(
             service, spec, instance_id, position, service.launcher.slot(spec, instance_id, position)
         )

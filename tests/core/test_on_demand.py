@@ -87,7 +87,7 @@ def test_the_gateway_has_one_backend_for_it_that_a_client_may_wait_for() -> None
     (backend,) = routing_table([SPEC], (), ()).backends
     assert (backend.state, backend.instance_id) == (BackendState.ASLEEP, SPEC.service_id)
     assert (backend.starts_within, backend.max_sessions, backend.state.worth_waiting) == (25, 3, True)
-    (backend,) = routing_table([SPEC], (), (), resting={SPEC.service_id: "ins_1"}).backends
+    (backend,) = routing_table([SPEC], (), (), kept_ids={SPEC.service_id: "ins_1"}).backends
     assert backend.instance_id == "ins_1"  # by which its sessions find it
     instance = Instance("ins_1", SPEC.service_id, 0, S.RUNNING, port=1, serves=True)
     for status in (S.RUNNING, S.DRAINING, S.STOPPING, S.STOPPED):

@@ -123,11 +123,11 @@ async def test_it_sleeps_wakes_and_sleeps_again_with_its_id_and_port(begin, auto
         await trio.sleep(2)
         assert (world.awake(), world.supervisor.instances()) == (False, ())
         assert world.launcher.leases == seen
-        assert world.supervisor.resting() == {svc.service_id: next(iter(seen))}
+        assert world.supervisor.kept_ids() == {svc.service_id: next(iter(seen))}
     assert len(seen) == 1
     assert await world.kinds() == ["service.woken", "service.asleep"] * 2
     await world.supervisor.stop(svc.service_id)
-    assert (world.launcher.leases, world.supervisor.resting()) == (set(), {})
+    assert (world.launcher.leases, world.supervisor.kept_ids()) == (set(), {})
 
 
 async def test_one_that_nobody_came_to_after_all_falls_asleep_too(begin, autojump_clock) -> None:

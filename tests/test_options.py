@@ -3,6 +3,7 @@
 `tests/agent/test_host_flags.py` has the same of the process that hosts an agent.
 """
 
+import re
 from typing import Any
 
 import asyncclick as click
@@ -47,6 +48,8 @@ def test_each_option_is_explained_alike_everywhere(name, option):
     for command in (register, change, *([serve] if of_host else [])):
         found = [p for p in command.params if p.name == name and isinstance(p, click.Option)]
         assert len(found) == (not option.argument)
+        # A word in backticks becomes the flag of the field that it names.
+        assert {*re.findall(r"`(\w+)`", f"{option.help} {option.unset}")} <= OF_A_SERVICE.keys()
         first = option.help.partition("`")[0].rstrip(".")
         assert all(p.help.startswith(first) for p in found)
 

@@ -217,8 +217,8 @@ async def _start_what_should_run(plane: ControlPlane) -> None:
             and not plane.on_demand.is_asleep(spec)
         ):
             try:
-                await plane.on_demand.wake_needed(spec)
-                await plane.supervisor.start(spec, wait=False)
+                awake = await plane.on_demand.wake_needed(spec)
+                await plane.supervisor.start(awake, wait=False)
             except AgentManagerError as error:  # one service's trouble must not keep the others down
                 logger.error("service %s was not started: %s", spec.name, error)
 

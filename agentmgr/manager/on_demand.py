@@ -87,13 +87,20 @@ class OnDemand:
         elif spec.config.on_demand and ServiceStatus.STARTING in self._statuses(spec):
             await self._supervisor.start(spec)
 
-    async def wake_needed(self, spec: ServiceSpec) -> None:
-        """Starts what is asleep of the services that this one starts after."""
+    async def wake_needed(self, spec: ServiceSpec) -> ServiceSpec:
+        """Starts what is asleep of the services that this one, which is to be started, starts after.
+
+        Returns it as it is then. Raises `WrongState` when it was stopped meanwhile: a stop wins.
+        """
         if spec.config.after:
             needed = set(named(spec.config.after))
             for other in self._registry.services():
                 if other.name in needed and self._must_start(other):
                     await self._start(other.service_id, f"{spec.name} starts after it", wait=False)
+        spec = self._registry.service(spec.service_id)
+        if spec.desired_status is DesiredStatus.STOPPED:
+            raise WrongState(f"service {spec.name} was stopped meanwhile")
+        return spec
 
     async def wake_unfinished(self, specs: Iterable[ServiceSpec]) -> None:
         """Wakes those of them that have turns which no instance has finished."""
@@ -110,10 +117,7 @@ class OnDemand:
         return scope is None and spec.desired_status is DesiredStatus.RUNNING
 
     async def _start(self, service_id: str, why: str, *, wait: bool) -> None:
-        await self.wake_needed(self._registry.service(service_id))
-        spec = self._registry.service(service_id)  # which a stop may have changed
-        if spec.desired_status is DesiredStatus.STOPPED:
-            raise WrongState(f"service {spec.name} was stopped meanwhile")
+        spec = await self.wake_needed(self._registry.service(service_id))
         self._announce("service.woken", spec, why)
         await self._supervisor.start(spec, wait=wait)
 

@@ -57,7 +57,7 @@ async def _fill(plane: ControlPlane, spec: ServiceSpec, *, wait: bool) -> None:
         and spec.config.schedule is None
         and not plane.on_demand.is_asleep(spec)
     ):
-        await plane.on_demand.wake_needed(spec)
+        spec = await plane.on_demand.wake_needed(spec)
         await plane.supervisor.start(spec, wait=wait)
 
 
@@ -86,7 +86,8 @@ async def unregister(plane: ControlPlane, ref: str, *, force: bool) -> Service:
 
 
 # Between the end of `want` and the supervisor's taking of the command there is no checkpoint, so commands
-# reach the supervisor in the order in which the wishes were written down.
+# reach the supervisor in the order in which the wishes were written down. `wake_needed` has some, and looks
+# afterwards whether a stop came.
 
 
 async def start(plane: ControlPlane, ref: str, *, wait: bool) -> Service:
@@ -100,7 +101,7 @@ async def start(plane: ControlPlane, ref: str, *, wait: bool) -> Service:
         await plane.publisher.published()
         await plane.on_demand.wake_unfinished([spec])
         return plane.view(spec)
-    await plane.on_demand.wake_needed(spec)
+    spec = await plane.on_demand.wake_needed(spec)
     await plane.supervisor.start(spec, wait=wait)
     await plane.publisher.published()
     return plane.view(spec)
@@ -114,7 +115,7 @@ async def restart(plane: ControlPlane, ref: str, *, rolling: bool, force: bool, 
     plane.reloads.loaded(spec.service_id)
     if plane.on_demand.is_asleep(spec):  # the next start is one from the present registration
         return await start(plane, ref, wait=wait)
-    await plane.on_demand.wake_needed(spec)
+    spec = await plane.on_demand.wake_needed(spec)
     await plane.supervisor.restart(spec, rolling=rolling, force=force, wait=wait)
     await plane.publisher.published()
     return plane.view(spec)

@@ -251,7 +251,7 @@ class ServiceConfig(JobConfig):
     start: StartMode = option(
         StartMode.ALWAYS,
         "on-demand: nothing of it runs until a client comes, a health check is asked for or a turn has to be "
-        "retried; its status is `asleep` meanwhile.",
+        "retried; its status is then asleep.",
         live=True,
     )
     idle_stop: float | None = option(

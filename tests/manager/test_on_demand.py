@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from agentmgr.core.restart import Exit
-from agentmgr.errors import ServiceFailedToStart
+from agentmgr.errors import ServiceFailedToStart, WrongState
 from agentmgr.manager.events import EventLog
 from agentmgr.manager.on_demand import OnDemand
 from agentmgr.manager.registry import Registry
@@ -271,6 +271,23 @@ async def test_what_it_starts_after_is_woken_with_it_and_sleeps_after_it(begin, 
     assert (world.awake("top"), world.awake("base")) == (False, True)
     await trio.sleep(61)
     assert not world.awake("base")
+
+
+async def test_a_stop_beats_the_start_of_what_it_starts_after(begin, autojump_clock) -> None:
+    bases = [spec(name) for name in "abcdefgh"]  # so many that the stop comes while they are woken
+    top = spec("top", after=tuple("abcdefgh"), start=StartMode.ALWAYS)
+    world = await begin(*bases, top)
+
+    async def start() -> None:  # as `services.start` does it
+        with pytest.raises(WrongState, match="top was stopped meanwhile"):
+            await world.supervisor.start(await world.on_demand.wake_needed(top))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(start)
+        await world.registry.want("top", DesiredStatus.STOPPED)
+        await world.supervisor.stop(top.service_id)
+    await trio.sleep(1)
+    assert (world.awake("a"), world.awake("top")) == (True, False)
 
 
 async def test_one_that_was_given_up_stays_so_until_an_operator_starts_it(begin, autojump_clock) -> None:

@@ -11,15 +11,47 @@ import os
 import re
 import site
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.abc import PathEntryFinder
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
 from .. import bootstrap
 
+Finder = Callable[[str], PathEntryFinder]
+
 _hosts_path: list[str] = []  #: `sys.path` as it was before the author's directories
+_finders: list[Finder] = []  #: ours, of the author's directories
+
+_JUST_SAVED_S = 2.0  # what is kept of a time of modification is its second
+
+
+class AuthorsSource(SourceFileLoader):
+    """Reads and writes no bytecode of a file that was saved just now.
+
+    Python takes bytecode for that of a source which has as many bytes and was saved in the same second: the
+    new code of a file that is saved twice in one second, and started in between, would never run.
+    """
+
+    def path_stats(self, path: Any) -> Mapping[str, Any]:
+        """Raises OSError where there is to be no bytecode, as `importlib.abc.SourceLoader` has it."""
+        stats = super().path_stats(path)
+        if time.time() - stats["mtime"] < _JUST_SAVED_S:
+            raise OSError(f"{path} was saved just now")
+        return stats
 
 
 def authors_first(directory: Path | None) -> None:
@@ -29,10 +61,33 @@ def authors_first(directory: Path | None) -> None:
     directories = [] if directory is None else [str(directory)]
     with suppress(FileNotFoundError):  # it was removed
         directories.append(os.getcwd())
-    bootstrap.search_first(list(dict.fromkeys([*directories, *bootstrap.python_path()])))
+    directories = list(dict.fromkeys([*directories, *bootstrap.python_path()]))
+    bootstrap.search_first(directories)
+    if _finders:
+        sys.path_hooks.remove(_finders.pop())
+    _finders.append(_finder_in(directories))
+    sys.path_hooks.insert(0, _finders[0])
     if "sitecustomize" not in sys.modules:
         # One in PYTHONPATH, as tracing tools put it there: Python did not find it when it started.
         site.execsitecustomize()
+
+
+def _finder_in(directories: Sequence[str]) -> Finder:
+    """As Python's own, for these directories and what is below them."""
+    of = FileFinder.path_hook(
+        (ExtensionFileLoader, EXTENSION_SUFFIXES),
+        (AuthorsSource, SOURCE_SUFFIXES),
+        (SourcelessFileLoader, BYTECODE_SUFFIXES),
+    )
+
+    def finder(path: str) -> PathEntryFinder:
+        if not any(path == each or path.startswith(each + os.sep) for each in directories):
+            raise ImportError(f"{path} is no directory of the author's", path=path)
+        return of(path)
+
+    for known in [path for path in sys.path_importer_cache if path in directories]:
+        del sys.path_importer_cache[known]
+    return finder
 
 
 @contextmanager

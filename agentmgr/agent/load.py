@@ -19,7 +19,7 @@ from ..boundary import Failure, attempt, traceback_of
 from ..errors import AgentFileNotFound, AgentLoadError
 from ..models.host_config import Runtime
 from . import adapters
-from .imports import advice, authors_first, clashes
+from .imports import AuthorsSource, advice, authors_first, clashes
 
 T = TypeVar("T")
 
@@ -112,7 +112,8 @@ def _import(target: str) -> ModuleType:
     _make_way(file.parent)
     taken = file.stem in sys.modules or file.stem in sys.stdlib_module_names
     name = file.stem if file.stem.isidentifier() and not taken else "__agent__"
-    spec = importlib.util.spec_from_file_location(name, file)
+    source = AuthorsSource(name, str(file)) if file.suffix == ".py" else None
+    spec = importlib.util.spec_from_file_location(name, file, loader=source)
     if spec is None or spec.loader is None:
         raise AgentLoadError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)

@@ -1,8 +1,10 @@
 """Finding the agent in a file or module, and saying what is wrong in the author's own terms."""
 
+import os
 import re
 import sys
 import textwrap
+import time
 
 import pytest
 import trio
@@ -135,6 +137,27 @@ async def test_a_file_imports_its_neighbours_and_may_be_named_like_a_library(wri
     write("WORD = 'neighbour'", "my_neighbour.py")
     path = write("import my_neighbour\nasync def agent(m):\n    return my_neighbour.WORD", "json.py")
     assert await answer_of(path) == "neighbour"
+
+
+async def test_what_is_saved_twice_in_a_second_runs_as_it_was_saved_last(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (tmp_path / "parts").mkdir()
+    saved_at = int(time.time())
+    for word in ("one", "two"):
+        files = [
+            write(f"from parts import beside\nasync def agent(m):\n    return '{word} ' + beside.WORD"),
+            write(f"WORD = '{word}'", "parts/beside.py"),
+        ]
+        for file in files:
+            os.utime(file, (saved_at, saved_at))
+        for module in ("parts", "parts.beside", "my_agent"):
+            sys.modules.pop(module, None)
+        assert await answer_of(files[0]) == f"{word} {word}"
+    os.utime(files[1], (1, 1))  # what was saved long ago is compiled once
+    for module in ("parts", "parts.beside"):
+        del sys.modules[module]
+    assert await answer_of(files[0]) == "two two"
+    assert list((tmp_path / "parts").glob("__pycache__/beside.*.pyc"))
 
 
 @pytest.mark.parametrize("value", list(Runtime))

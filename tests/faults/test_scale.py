@@ -9,19 +9,19 @@ from agentmgr.models import ServiceStatus
 from tests.faults.__main__ import churn, footprint
 
 
-async def test_100_instances_are_started_and_stopped(supervisor, command, descendants):
+async def test_200_instances_are_started_and_stopped(supervisor, command, descendants):
     async with supervisor() as s:
         await s.start(warm_up := command(name="warm-up"))
         await s.stop(warm_up.service_id)
         await trio.testing.wait_all_tasks_blocked()
         before = footprint()
-        specs = [command(name=f"svc{i}", instances=10, startup_timeout=60) for i in range(10)]
+        specs = [command(name=f"svc{i}", instances=20, startup_timeout=60) for i in range(10)]
         async with trio.open_nursery() as nursery:
             for spec in specs:
                 nursery.start_soon(s.start, spec)
-        assert [view.status for view in s.instances()] == [ServiceStatus.RUNNING] * 100
-        assert len({view.port for view in s.instances()}) == 100
-        assert len(descendants()) == 100
+        assert [view.status for view in s.instances()] == [ServiceStatus.RUNNING] * 200
+        assert len({view.port for view in s.instances()}) == 200
+        assert len(descendants()) == 200
         async with trio.open_nursery() as nursery:
             for spec in specs:
                 nursery.start_soon(s.stop, spec.service_id)

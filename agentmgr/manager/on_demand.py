@@ -125,7 +125,8 @@ class OnDemand:
         try:
             await self._start(service_id, why, wait=False)
         except AgentManagerError as error:
-            logger.warning("service %s was not woken: %s", service_id, error)
+            spec = self._registry.by_id.get(service_id)
+            logger.warning("service %s was not woken: %s", spec.name if spec else service_id, error)
 
     # What happens to it
 

@@ -64,6 +64,9 @@ _BACKEND_STATES = {
 }
 
 
+_BEING_STOPPED = frozenset({ServiceStatus.STOPPING, ServiceStatus.STOPPED})
+
+
 def overall_status(instances: Iterable[Instance]) -> ServiceStatus:
     """The status of the best instance; `stopped` when there is none."""
     return min((i.status for i in instances), key=_BEST_FIRST.index, default=ServiceStatus.STOPPED)
@@ -188,14 +191,17 @@ def routing_table(
     tokens: Mapping[str, str] = MappingProxyType({}),
     *,
     falling_asleep: Set[str] = frozenset(),
+    restarting: Set[str] = frozenset(),
     kept_ids: Mapping[str, str] = MappingProxyType({}),
     backends: Backends | None = None,
 ) -> RoutingTable:
     """The table that the gateway routes by. It has no instances of services that were unregistered.
 
     `tokens`: those of hosted agents, by instance id. `falling_asleep`: the ids of services whose instances
-    take no new client: one that comes has them stay, or start again. `kept_ids`: by service id, the instance
-    id that a service had before it fell asleep. `backends`: has those of the table before.
+    take no new client: one that comes has them stay, or start again. `restarting`: the ids of services whose
+    instances, where they are being stopped, are followed by others, which clients wait for. `kept_ids`: by
+    service id, the instance id that a service had before it fell asleep. `backends`: has those of the table
+    before.
     """
     made = Backends() if backends is None else backends
     made.next_table()
@@ -209,6 +215,8 @@ def routing_table(
         state = _backend_state(instance)
         if spec.service_id in falling_asleep and spec.desired_status is DesiredStatus.RUNNING:
             state = BackendState.ASLEEP
+        elif spec.service_id in restarting and instance.status in _BEING_STOPPED:
+            state = BackendState.COMING if spec.desired_status is DesiredStatus.RUNNING else state
         token = tokens.get(instance.instance_id, "")
         found.append(made.of(spec, instance.instance_id, state, instance.host, instance.port or 0, token))
     for spec in by_id.values():

@@ -72,6 +72,7 @@ class Publisher:
                 self._supervisor.instances(),
                 self._supervisor.tokens(),
                 falling_asleep=self._falling_asleep(),
+                restarting=self._supervisor.restarting(),
                 kept_ids=self._supervisor.kept_ids(),
                 backends=self._backends,
             )

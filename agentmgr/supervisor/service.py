@@ -27,6 +27,7 @@ class ServiceInstances:
     kept_ids: dict[int, str] = field(factory=dict)
     """While it is asleep: the ids of its instances, by position. The next ones get them again."""
     lock: trio.Lock = field(factory=trio.Lock)
+    restarting: bool = False  #: another instance follows at once on each that ends now
     stops: int = 0  #: how many so far; a command given before the last one does nothing
     command: trio.CancelScope = field(factory=trio.CancelScope)
 

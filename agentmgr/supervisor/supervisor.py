@@ -285,9 +285,13 @@ class Supervisor:
         try:
             async with self._command(spec, stops) as service:
                 positions = service.positions(spec)
-                await service.end(
-                    [t for t in service.tasks if not (rolling and (t.serving or t.retired))], force=force
-                )
+                service.restarting = True
+                try:
+                    await service.end(
+                        [t for t in service.tasks if not (rolling and (t.serving or t.retired))], force=force
+                    )
+                finally:
+                    service.restarting = False
                 for old in list(service.tasks):
                     if old.view.slot in positions and not old.retired:
                         new = self._new_instance(service, spec, old.view.slot)
@@ -363,6 +367,10 @@ class Supervisor:
     def instances(self, service_id: str | None = None) -> tuple[Instance, ...]:
         """The present state of all instances that are not stopped; those that were given up are included."""
         return tuple(task.seen() for task in self._tasks(service_id))
+
+    def restarting(self) -> frozenset[str]:
+        """The ids of the services whose instances, where they are being stopped, are followed by others."""
+        return frozenset(service_id for service_id, service in self._services.items() if service.restarting)
 
     def tokens(self) -> dict[str, str]:
         """The token of each hosted agent's latest process, by instance id: a secret, for the gateway only."""

@@ -118,6 +118,26 @@ async def test_clients_that_come_as_it_falls_asleep_are_all_served(tmp_path: Pat
             assert not manager.get_figures().refusals
 
 
+async def test_clients_that_wait_for_a_start_wait_over_a_restart_too(tmp_path: Path, workers: int) -> None:
+    file, ready = tmp_path / "agent.py", tmp_path / "ready"
+    wait = f"import os, time\nwhile not os.path.exists({str(ready)!r}): time.sleep(0.01)\n"
+    file.write_text(COUNTING + wait)
+    config = ServiceConfig(sessions="memory", **ON_DEMAND)
+    async with AgentManager(tmp_path / "agent_manager.db") as manager:
+        await manager.register_service("svc", str(file), config=config, auto_start=True)
+        async with gateway(manager, workers) as port, trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(_visit, f"ws://localhost:{port}")
+            await eventually(lambda: any(it.pid for it in manager.get_service("svc").instances))
+            (first,) = manager.get_service("svc").instances
+            nursery.start_soon(manager.restart_service, "svc")
+            await eventually(
+                lambda: any(it.pid not in (None, first.pid) for it in manager.get_service("svc").instances)
+            )
+            ready.touch()
+        assert not manager.get_figures().refusals
+
+
 async def _visit(url: str) -> None:
     async with connected(url) as websocket:
         assert (await said(websocket)).startswith("1 ")

@@ -437,8 +437,7 @@ class Supervisor:
         """How many conversations are in the memory of each hosted agent, by instance id, as its last check
         has shown.
         """
-        services = self._services.values() if service_id is None else [self._services.get(service_id)]
-        tasks = (task for service in services if service is not None for task in service.tasks)
+        tasks = self._tasks(service_id)
         return {task.view.instance_id: task.sessions for task in tasks if task.sessions is not None}
 
     def log_path(self, name: str, slot: int = 0) -> Path:

@@ -29,9 +29,11 @@ log = logging.getLogger("agentmgr.supervisor")
 _MOST = 8  #: of one launcher, and as many problems; the one that was not used for longest goes first
 
 # These act when a process starts, or when it loads a library: in a forked one it would be too late. HOME is
-# where Python finds packages of the user's; `bootstrap` searches the last one for those of the host.
+# where Python finds packages of the user's; `bootstrap` searches AGENTMGR_PYTHONPATH for those of the host;
+# SQLite, which the host imports, asks but once where temporary files go.
 _AT_START = re.compile(
-    r"(PYTHON|LD_|MALLOC_|GLIBC_|LC_|OPENSSL_|COVERAGE_|COV_CORE_)|(LANG|HOME|AGENTMGR_PYTHONPATH)$"
+    r"(PYTHON|LD_|MALLOC_|GLIBC_|LC_|OPENSSL_|COVERAGE_|COV_CORE_)"
+    r"|(LANG|HOME|AGENTMGR_PYTHONPATH|(SQLITE_)?TMPDIR)$"
 )
 
 

@@ -350,3 +350,24 @@ async def test_few_servers_and_few_problems_are_kept_and_one_that_made_room_is_n
                 await s.start(bad)
         problems = [it.problem for it in s.fork_servers() if it.problem is not None]
         assert len(problems) == 2, "the last one, and one of those before"
+
+
+SPILLING = """
+import os, sqlite3
+database = sqlite3.connect("")
+database.execute("PRAGMA cache_size = 10")
+database.execute("CREATE TABLE t AS SELECT zeroblob(1000000)")
+links = [os.path.join("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
+with open("spilled", "w") as file:
+    file.write(" ".join(os.readlink(link) for link in links if os.path.lexists(link)))
+"""
+
+
+async def test_temporary_files_of_sqlite_go_where_the_agents_environment_says(supervisor, agent, tmp_path):
+    (temporary := tmp_path / "temporary").mkdir()
+    async with supervisor() as s:
+        await s.start(agent("other"))
+        config = {"env": {"TMPDIR": str(temporary)}, "cwd": str(tmp_path)}
+        await s.start(agent("spilling", AGENT + SPILLING, **config))
+        assert sum(it.forks for it in s.fork_servers()) == 2
+    assert f"{temporary}/" in (tmp_path / "spilled").read_text()

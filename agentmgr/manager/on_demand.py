@@ -58,6 +58,7 @@ class OnDemand:
         self._falling: dict[str, trio.CancelScope | None] = {}
         """Those that take no new client: the scope calls it off; None: they are being ended."""
         self._woken: dict[str, str] = {}  # why, by the id of the service; until it is being started
+        self._starting: set[str] = set()  #: those woken whose instances are not there yet
         self._news = trio.Event()
 
     @property
@@ -76,7 +77,7 @@ class OnDemand:
     def wake(self, service_id: str, why: str = "a client waits for it") -> None:
         """Has it started in a moment if it is asleep; if it falls asleep, that is called off."""
         spec = self._registry.by_id.get(service_id)
-        if spec is not None and self._must_start(spec):
+        if spec is not None and service_id not in self._starting and self._must_start(spec):
             self._woken.setdefault(service_id, why)
             self._news.set()
 
@@ -122,11 +123,14 @@ class OnDemand:
         await self._supervisor.start(spec, wait=wait)
 
     async def _start_soon(self, service_id: str, why: str) -> None:
+        self._starting.add(service_id)
         try:
             await self._start(service_id, why, wait=False)
         except AgentManagerError as error:
             spec = self._registry.by_id.get(service_id)
             logger.warning("service %s was not woken: %s", spec.name if spec else service_id, error)
+        finally:
+            self._starting.discard(service_id)
 
     # What happens to it
 

@@ -130,6 +130,16 @@ async def test_it_sleeps_wakes_and_sleeps_again_with_its_id_and_port(begin, auto
     assert (world.launcher.leases, world.supervisor.kept_ids()) == (set(), {})
 
 
+async def test_several_that_wake_it_at_once_are_one_wake(begin, autojump_clock) -> None:
+    svc = spec()
+    world = await begin(svc)
+    while not world.awake():
+        world.on_demand.wake(svc.service_id)
+        await trio.lowlevel.checkpoint()
+    await trio.sleep(1)
+    assert (await world.kinds()).count("service.woken") == 1
+
+
 async def test_one_that_nobody_came_to_after_all_falls_asleep_too(begin, autojump_clock) -> None:
     world = await begin(spec())
     world.on_demand.wake(*world.registry.by_id)

@@ -123,6 +123,9 @@ class OnDemand:
         await self._supervisor.start(spec, wait=wait)
 
     async def _start_soon(self, service_id: str, why: str) -> None:
+        spec = self._registry.by_id.get(service_id)
+        if spec is None or not self._must_start(spec):  # another wake came first
+            return
         self._starting.add(service_id)
         try:
             await self._start(service_id, why, wait=False)

@@ -112,7 +112,7 @@ class OnDemand:
     def _must_start(self, spec: ServiceSpec) -> bool:
         """Whether it is down, or about to be; calls that off where it can."""
         if spec.service_id not in self._falling:
-            return self.is_asleep(spec)
+            return self.is_asleep(spec) and not self._supervisor.is_begun(spec.service_id)
         if (scope := self._falling[spec.service_id]) is not None:
             scope.cancel()
         return scope is None and spec.desired_status is DesiredStatus.RUNNING
@@ -124,7 +124,7 @@ class OnDemand:
 
     async def _start_soon(self, service_id: str, why: str) -> None:
         spec = self._registry.by_id.get(service_id)
-        if spec is None or not self._must_start(spec):  # another wake came first
+        if spec is None or service_id in self._starting or not self._must_start(spec):  # another came first
             return
         self._starting.add(service_id)
         try:

@@ -368,6 +368,10 @@ class Supervisor:
         """The present state of all instances that are not stopped; those that were given up are included."""
         return tuple(task.seen() for task in self._tasks(service_id))
 
+    def is_begun(self, service_id: str) -> bool:
+        """Whether an instance of it is to run, also where its task has not taken its first step yet."""
+        return any(not task.finished for task in self._tasks(service_id))
+
     def restarting(self) -> frozenset[str]:
         """The ids of the services whose instances, where they are being stopped, are followed by others."""
         return frozenset(service_id for service_id, service in self._services.items() if service.restarting)

@@ -164,11 +164,15 @@ async def test_the_conversation_goes_on_with_a_checkpointer_that_keeps_it(in_two
         graph = StateGraph(MessagesState)
         graph.add_node(count)
         graph.add_edge(START, "count")
-        connection = await aiosqlite.connect(tmp_path / "saver.db")
-        return graph.compile(checkpointer=AsyncSqliteSaver(connection))
+        connections.append(await aiosqlite.connect(tmp_path / "saver.db"))
+        return graph.compile(checkpointer=AsyncSqliteSaver(connections[-1]))
 
+    connections: list[aiosqlite.Connection] = []
     answers, _ = await in_two_hosts(create_agent, ["a"], ["b"])
     assert answers == ["1 messages", "3 messages"]
+    for connection in connections:  # its loop is gone, in which it could be closed
+        await trio.to_thread.run_sync(connection.stop)
+        await trio.to_thread.run_sync(connection._thread.join)
 
 
 async def test_what_a_model_used_is_said(in_two_hosts):

@@ -13,9 +13,18 @@ from websockets.sync.client import connect
 
 from tests.conditions import heard
 
+WAITS = """
+import pathlib, time
+while not pathlib.Path("go").exists():
+    time.sleep(0.01)
+from my_agent import create_agent
+"""
 
-def on_terminal(shell: Any, *words: str, **environment: str) -> str:
-    """What the command shows on a terminal of its own; it must succeed."""
+
+def on_terminal(shell: Any, *words: str, until: str = "", **environment: str) -> str:
+    """What the command shows on a terminal of its own; it must succeed. `until`: an agent that `WAITS` starts
+    when that is shown.
+    """
     ours, theirs = pty.openpty()
     process = shell.popen(
         [sys.executable, "-m", "agentmgr", *words],
@@ -31,6 +40,8 @@ def on_terminal(shell: Any, *words: str, **environment: str) -> str:
         try:
             while piece := terminal.read(65536):
                 shown += piece
+                if until and until in shown.decode(errors="replace"):
+                    (shell.directory / "go").touch()
         except OSError:  # EIO: the last one who had it open has closed it
             pass
     assert process.returncode == 0, shown
@@ -49,11 +60,12 @@ def test_colours_are_for_terminals_whose_user_does_not_object(shell: Any, words:
         assert "\x1b" not in shell.ok(*words)
 
 
-def test_what_is_waited_for_is_said_on_a_terminal(shell: Any) -> None:
-    shell.ok("register", "one", "my_agent.py")
+def test_what_is_waited_for_is_said_on_a_terminal(shell: Any, write: Any) -> None:
+    write("waits.py", WAITS)
+    shell.ok("register", "one", "waits.py")
     with shell.background("daemon", "--proxy-port", "0") as daemon:
         gateway = daemon.until("gateway at").split()[-1]
-        started = on_terminal(shell, "start", "one")
+        started = on_terminal(shell, "start", "one", until="one, instance 0: starting")
         assert started.index("one, instance 0: starting") < started.index("one is running")
         with connect(gateway) as client:
             client.send("hi")
@@ -77,7 +89,9 @@ def test_a_table_has_fewer_columns_on_a_narrow_terminal_and_no_broken_words(shel
         assert ("my-echo-agent" in shown) == (columns != "40"), "it is folded when no more columns can go"
 
 
-def test_a_service_that_was_just_registered_is_called_by_its_name(shell: Any) -> None:
-    shown = on_terminal(shell, "register", "one", "my_agent.py", "--auto-start")
-    assert "one, instance 0: starting" in shown
-    assert "a service" not in shown
+def test_a_service_that_was_just_registered_is_called_by_its_name(shell: Any, write: Any) -> None:
+    write("waits.py", WAITS)
+    starting = "one, instance 0: starting"
+    assert "a service" not in on_terminal(
+        shell, "register", "one", "waits.py", "--auto-start", until=starting
+    )

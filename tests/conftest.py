@@ -45,7 +45,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """One more than there are processors for the whole suite, none for tests that were named."""
     if config.args != config.getini("testpaths"):
         return 0
-    return min(2 * len(os.sched_getaffinity(0)) + 1, 9)
+    return min(len(os.sched_getaffinity(0)) + 1, 8)
 
 
 # What was collected stays: to look for garbage in it, then and in each test, takes a tenth of their CPU time.

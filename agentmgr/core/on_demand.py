@@ -2,8 +2,8 @@
 
 The rules:
 
-* Asleep: it should run, it starts on demand, and nothing of it is there. What was given up is not asleep: it
-  needs an operator.
+* Asleep: it should run, it starts on demand, and it has no instance. A service that was given up is not
+  asleep: it needs an operator.
 * It falls asleep after `idle_stop` seconds in which it had no connection, no turn and no open question, as a
   whole, whatever its number of instances. The gateways count its connections, its hosts know the rest. What
   a command does without a connection cannot be seen.

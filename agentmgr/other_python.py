@@ -56,7 +56,7 @@ def lacking() -> str:
 
 
 def _versions() -> dict[str, str]:
-    """The version of a package. Empty if it says none, as a package in a directory of `PYTHONPATH`."""
+    """By package: its version; empty if it says none, as a package in a directory of `PYTHONPATH`."""
     from importlib.util import find_spec
 
     found: dict[str, str] = {}

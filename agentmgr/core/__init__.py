@@ -9,6 +9,7 @@ An instance:
     on_demand          when a service that starts on demand is asleep, and when it may fall asleep
     schedule           when a job runs next, and which runs were missed
     dependencies       in which order services end
+    placement          which node of a cluster it runs on
     preloading         what a second stage of the fork server imports ahead, and which second stages there are
 
 A client:

@@ -14,6 +14,7 @@ has to check it again. Parts, in reading order:
 - `sessions`: conversations as their journals have them, and open questions
 - `host_config`: what the host of an agent is configured with (`HostConfig`, a part of `ServiceConfig`)
 - `instance_range`: how many instances are to run, a number or a range (`InstanceRange`)
+- `nodes`: machines of a cluster: their labels, selectors of labels, `NodeState`
 - `checks`: how a service's readiness and health are checked (`CheckMethod`)
 - `fields`: options and validators. An option of a service is one field with its help and bounds
   (`fields.option`): the command line, the API's schema and the host are made of the fields
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from .jobs import JobState as JobState
     from .jobs import Overlap as Overlap
     from .jobs import RunResult as RunResult
+    from .nodes import NodeState as NodeState
+    from .nodes import Selector as Selector
     from .records import Connection as Connection
     from .records import ConnectionEnd as ConnectionEnd
     from .records import ConnectionPeak as ConnectionPeak
@@ -99,6 +102,7 @@ _NAMES = {
     "host_config": "HostConfig OnCrash OnDisconnect Runtime Sessions WhenBusy",
     "fields": "Check new_id utc_now",
     "jobs": "JobConfig JobRun JobState Overlap RunResult",
+    "nodes": "NodeState Selector",
     "records": """Connection ConnectionEnd ConnectionPeak Event Fact HealthCheck InstanceEnd InstanceRecord
         Latency MinuteFigures ServiceTotals""",
     "routing": "ConditionOperator RoutingCondition RoutingRule RoutingStrategy",

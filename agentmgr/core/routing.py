@@ -67,11 +67,20 @@ class Backend:
     """Seconds in which another instance may go on with a connection that it loses; 0: none does."""
     token: str = field(default="", repr=False)
     """Of a hosted agent: by it gateway and agent know each other (`core.proof`). Never shown."""
+    node_id: str = ""  #: of the machine on whose loopback it listens; "": the manager's own
 
     @classmethod
     def at(cls, host: str, port: int, service: str = "default", **facts: Any) -> Backend:
         """One that is not supervised, known by its address; `facts`: the other fields."""
         return cls(f"{host}:{port}", service, service, host, port, **facts)
+
+
+@frozen
+class Gate:
+    """Where gateways of other nodes reach the instances of a node (`proxy.gate`)."""
+
+    host: str
+    port: int
 
 
 @frozen
@@ -85,6 +94,8 @@ class RoutingTable:
     own_pages: frozenset[str] = frozenset()  #: origins that are let in besides those that are allowed
     http_services: frozenset[str] = frozenset()  #: names of those that answer HTTP requests too
     portless_services: frozenset[str] = frozenset()  #: names of those that need not listen, as jobs
+    gates: Mapping[str, Gate] = Factory(dict)
+    """By node id, "" for the manager's; none on one machine. A gate lets in gateways of these nodes only."""
 
     def takes_any_client(self, backend: Backend) -> bool:
         """Whether it takes clients that name no service: one that may not listen does once it is seen to."""

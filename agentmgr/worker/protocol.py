@@ -21,8 +21,9 @@ from ..errors import InvalidRequest
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
-VERSION = 8
-"""7 had no `Wake`, no `Changes`, and no backend that is asleep;
+VERSION = 9
+"""8 had no `Backend.node_id` and no `RoutingTable.gates`;
+7 had no `Wake`, no `Changes`, and no backend that is asleep;
 6 had no `RoutingTable.portless_services`; 5 had no `RoutingTable.http_services`;
 4 had no `RoutingTable.own_pages`; 3 had no `Backend.resume_within`;
 2 had `Backend.session_timeout`; 1 had no `Hello.version`, no token policy and no tokens of instances."""

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmgr.core.routing import Backend, BackendState, RoutingTable
+from agentmgr.core.routing import Backend, BackendState, Gate, RoutingTable
 from agentmgr.models import RoutingRule
 from agentmgr.process.control_socket import connect
 from agentmgr.worker import protocol
@@ -17,8 +17,9 @@ from tests.workers.conftest import said
 
 
 def test_a_table_reaches_a_worker_whole() -> None:
-    backend = Backend.at("127.0.0.1", 8081, token="secret")
-    table = protocol.Table(1, RoutingTable((backend,)), (), protocol.TokenPolicy(), frozenset({"tok_1"}))
+    backend = Backend.at("127.0.0.1", 8081, token="secret", node_id="n1")
+    far = RoutingTable((backend,), gates={"n1": Gate("127.0.0.2", 9444)})
+    table = protocol.Table(1, far, (), protocol.TokenPolicy(), frozenset({"tok_1"}))
     assert protocol.decode_order(protocol.encode(table)) == table
 
 

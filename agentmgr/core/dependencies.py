@@ -62,5 +62,6 @@ def stop_order(needs: Needs) -> list[list[str]]:
         needed = {name for other in left for name in needs[other]}
         wave = [name for name in left if name not in needed] or left  # a cycle must not keep us from stopping
         waves.append(wave)
-        left = [name for name in left if name not in wave]
+        ended = set(wave)
+        left = [name for name in left if name not in ended]
     return waves

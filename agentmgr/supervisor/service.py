@@ -125,6 +125,8 @@ Services = Mapping[str, ServiceInstances]  #: by id
 
 def missing(services: Services, spec: ServiceSpec) -> Missing | None:
     """The first dependency that is not there yet; None when all are."""
+    if not spec.config.after:  # most have none, and to look at all services takes longer than a launch
+        return None
     tasks = {service.spec.name: service.tasks for service in services.values()}
     for word in spec.config.after:
         needed = Dependency.parse(word)
@@ -142,6 +144,8 @@ def missing(services: Services, spec: ServiceSpec) -> Missing | None:
 
 def refuse_cycles(services: Services, spec: ServiceSpec) -> None:
     """Raises `InvalidRequest` when `spec` would close a cycle of dependencies."""
+    if not spec.config.after:
+        return
     needs = {service.spec.name: named(service.spec.config.after) for service in services.values()}
     if found := cycle({**needs, spec.name: named(spec.config.after)}):
         raise InvalidRequest(f"these services wait for each other: {' → '.join(found)}")

@@ -20,12 +20,12 @@ from ..core.affinity import Affinity
 from ..core.routing import RoutingTable
 from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
 from ..errors import ConnectionNotFound, InvalidRequest, WrongState, leaves
+from ..link import Link
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy, utc_now
 from ..process.peer import peer_pid
 from ..proxy import ConnectionObserver
 from ..settings import Settings
 from ..worker import protocol
-from ..worker.link import ManagerLink
 from ..worker.protocol import Order, Report
 from ..worker.spec import gateway
 from .gateway_access import GatewayAccess
@@ -52,7 +52,7 @@ class WorkerHandle:
     hello: protocol.Hello
     pid: int
     connections: dict[str, RemoteConnection] = field(factory=dict)
-    link: ManagerLink[Report] | None = None  #: while it answers
+    link: Link[Order, Report] | None = None  #: while it answers
     declared: bool = False  #: on this link
     sent: int = 0  #: the version of the table last sent to it
     table: RoutingTable = field(factory=RoutingTable)  #: that one
@@ -257,7 +257,7 @@ class WorkerManager:
 
     async def _serve(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         pid = peer_pid(stream.socket)
-        link = ManagerLink(stream, protocol.decode_report)
+        link = Link[Order, Report](stream, protocol.encode, protocol.decode_report)
         with trio.fail_after(_HELLO_S):
             hello = await link.receive()
         if not isinstance(hello, protocol.Hello):

@@ -6,10 +6,9 @@ manager takes them over. Parts, in reading order:
 
 - `spec`: the configuration that a worker reads from stdin
 - `__main__`: the process: lock file, signals, lifeline, listeners
-- `worker`: the gateway and the conversation with the manager that runs; it checks tokens by the manager's
-  last list, and has the manager redeem tickets
+- `worker`: the gateway and the conversation with the manager that runs (`agentmgr.link`); it
+  checks tokens by the manager's last list, and has the manager redeem tickets
 - `protocol`: the messages: reports of a worker, orders of a manager
-- `link`: one connection to a manager: JSON lines in both directions
 - `pidfile`: how the next manager finds the workers that live
 
 Words:

@@ -21,12 +21,12 @@ from ..core.routing import RoutingTable
 from ..core.secrets import token_of
 from ..core.shared_seats import Grant, SharedSeats
 from ..errors import ConnectionNotFound, InvalidRequest, leaves
+from ..link import Link
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy, utc_now
 from ..process.control_socket import connect
 from ..process.paths import RuntimePaths
 from ..proxy import Certificate, GatewayLimits, Identity
 from . import protocol
-from .link import ManagerLink
 from .protocol import Order, Report
 from .spec import WorkerSpec, gateway
 
@@ -48,7 +48,7 @@ class Worker:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._paths = RuntimePaths.of(spec.settings.db_path)
-        self._link: ManagerLink[Order] | None = None  # while a manager listens
+        self._link: Link[Report, Order] | None = None  # while a manager listens
         self._unheard: deque[ConnectionEnd] = deque(maxlen=_MOST_ENDS)
         self._reported: dict[str, int] = {}  # bytes of each connection at its last report
         self._redeeming: dict[int, trio.MemorySendChannel[Identity | None]] = {}
@@ -161,7 +161,9 @@ class Worker:
 
     async def _converse(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
         """Returns when the manager has gone, or does not answer."""
-        link = ManagerLink(stream, protocol.decode_order, silence_s=protocol.SILENCE_S)
+        link = Link[Report, Order](
+            stream, protocol.encode, protocol.decode_order, silence_s=protocol.SILENCE_S
+        )
         self._attach(link)
         try:
             async with trio.open_nursery() as talk:
@@ -186,7 +188,7 @@ class Worker:
             if not self._ending.is_set():
                 logger.info("no manager answers; serving on with the last routing table and tokens")
 
-    def _attach(self, link: ManagerLink[Order]) -> None:
+    def _attach(self, link: Link[Report, Order]) -> None:
         """All at once, so that nothing happens between what is declared and the reports that follow."""
         spec = self._spec
         link.put(

@@ -1,0 +1,1 @@
+"""Instances on other machines: the manager's side of the nodes."""

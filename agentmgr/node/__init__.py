@@ -1,0 +1,1 @@
+"""What runs on a node: the daemon, its instances, and what they need there."""

@@ -36,7 +36,9 @@ from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
 from ..supervisor import logs
 from ..supervisor.belonging import lives, strangers
-from ..supervisor.tail import Selection, log_label, show
+from ..supervisor.log_file import LogFile
+from ..supervisor.log_source import Selection
+from ..supervisor.tail import log_label, show
 from .manager_interface import ReadsSessions
 
 if TYPE_CHECKING:
@@ -138,7 +140,7 @@ class OfflineManager:
         timestamps: bool = False,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         several = not isinstance(ref, str)
-        files = {}
+        sources = {}
         for name in [ref] if isinstance(ref, str) else ref:
             service = await self.get_service(name)
             count = service.config.instance_range.most
@@ -147,18 +149,15 @@ class OfflineManager:
             for slot in range(count):
                 if instance in (None, slot):
                     label = log_label(service.name, slot, count) if several else str(slot)
-                    files[label] = logs.path(self._paths.logs, service.name, slot)
-        wanted = Selection(
-            100 if tail is None and since is None else tail,
-            since,
-            None if grep is None else pattern(grep, True, "grep"),
-            timestamps,
-        )
+                    sources[label] = LogFile(logs.path(self._paths.logs, service.name, slot))
+        if grep is not None:
+            pattern(grep, True, "grep")
+        wanted = Selection(100 if tail is None and since is None else tail, since, grep, timestamps)
         send, receive = trio.open_memory_channel[bytes](0)
 
         async def produce() -> None:
             async with send:
-                await show(files, send.send, wanted, following=follow)
+                await show(sources, send.send, wanted, following=follow)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(produce)

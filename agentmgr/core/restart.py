@@ -12,13 +12,14 @@ The rules:
 * At most `max_restart_count` restarts within any `restart_window`; the next failure gives up.
 * The n-th restart in a window waits `restart_delay` · 2ⁿ, at most `restart_delay_max`, ±20 %, so that
   instances that fell together do not rise together.
-* A job whose exit code is not known, as its process was adopted, is not repeated: its work might be
-  done twice.
+* A job whose exit code is not known, as its process was adopted or its node is lost, is not repeated: its
+  work might be done twice.
 * After being ready for `stable_after`, its earlier failures are forgiven.
 * A failure that cannot get better by itself is final: the program cannot be executed, or it says with exit
   code 78 (EX_CONFIG of sysexits.h) that it can never start.
-* A failure that is not the service's fault (the system cannot start a process, another program took the port)
-  does not count against the budget. A caller that waits for a start keeps waiting if the next try comes soon.
+* A failure that is not the service's fault (the system cannot start a process, another program took the port,
+  its node is lost) does not count against the budget. A caller that waits for a start keeps waiting if the
+  next try comes soon. After a node is lost it comes at once.
 * No restart loops without a pause: from the second restart on the delay is at least 0.1 s. With a
   `restart_delay` of zero it stays at that and does not double: zero asks for the service back at once.
 """
@@ -42,12 +43,20 @@ JITTER = 0.2
 
 @frozen
 class Exit:
-    """How a process ended. Both None: not known, as a manager before this one was its parent."""
+    """How a process ended. Neither code nor signal: not known, as this manager was not its parent."""
 
     code: int | None = None
     signal: int | None = None
+    node_lost: str = ""
+    """Why it is counted as ended though it may live: `node b was lost (silent for 15 s)`."""
+
+    @property
+    def is_known(self) -> bool:
+        return self.code is not None or self.signal is not None
 
     def __str__(self) -> str:
+        if self.node_lost:
+            return "lost with its node"
         if self.signal is not None:
             try:
                 return signal.Signals(self.signal).name
@@ -68,6 +77,7 @@ class Cause(Enum):
     PORT_TAKEN = auto()  #: another process holds the port that the user fixed
     PORT_LOST = auto()  #: another process took the port that the supervisor had chosen
     SHORTAGE = auto()  #: the system is out of processes, descriptors or memory just now
+    NODE_LOST = auto()  #: its node is given up, and what runs there is not known
 
 
 @frozen
@@ -92,7 +102,7 @@ class Ending:
 
     @property
     def blameless(self) -> bool:
-        return self.cause in (Cause.PORT_LOST, Cause.SHORTAGE)
+        return self.cause in (Cause.PORT_LOST, Cause.SHORTAGE, Cause.NODE_LOST)
 
 
 @frozen
@@ -147,8 +157,11 @@ def decide(config: ServiceConfig, history: History, ending: Ending, *, now: floa
     """What follows `ending`. `now` is monotonic, in seconds; `rand` is from [0, 1) and spreads the delay."""
     mode = config.restart_mode
     history = history.forgiven(config, ending.ready_for_s)
-    if config.is_job and config.command and ending.exit == Exit():
-        return Done()
+    if config.is_job and config.command:
+        if ending.cause is Cause.NODE_LOST:
+            return GiveUp(f"{ending.reason}; what it had done is not known, so it is not repeated")
+        if ending.exit is not None and not ending.exit.is_known:
+            return Done()
     if ending.cause is Cause.COMPLETED or (ending.well and mode != RestartMode.ALWAYS):
         return Done()
     # A fixed port that is taken at the first start is the operator's problem. On a restart it may come free.
@@ -158,7 +171,8 @@ def decide(config: ServiceConfig, history: History, ending: Ending, *, now: floa
     if mode == RestartMode.NEVER:
         return GiveUp(f"{ending.reason} (its policy is never to restart)")
     if ending.blameless:
-        delay = _delay(MIN_REPEATED_DELAY_S, config.restart_delay_max, history.blameless)
+        first_s = 0.0 if ending.cause is Cause.NODE_LOST else MIN_REPEATED_DELAY_S
+        delay = _delay(first_s, config.restart_delay_max, history.blameless)
         return Again(
             _spread(delay, rand),
             evolve(history, blameless=history.blameless + 1, total=history.total + 1),

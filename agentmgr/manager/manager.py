@@ -28,6 +28,7 @@ from ..process.companion import Companion, SystemRun
 from ..process.paths import RuntimePaths, absolute
 from ..proxy.certificate import Certificate
 from ..settings import Settings
+from ..supervisor.log_source import LogSource
 from ..version import __version__
 from ..worker.spec import WorkerSpec
 from . import doctor, services
@@ -303,6 +304,11 @@ class AgentManager:
         """The file that holds what this instance wrote; it may not exist yet."""
         plane = self._live()
         return plane.supervisor.log_path(plane.registry.service(ref).name, slot)
+
+    def open_log(self, ref: str, slot: int = 0) -> LogSource:
+        """What the instances at that position wrote, wherever they run."""
+        plane = self._live()
+        return plane.supervisor.open_log(plane.registry.service(ref), slot)
 
     @property
     def sessions(self) -> Sessions:

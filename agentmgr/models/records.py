@@ -36,6 +36,7 @@ class InstanceRecord:
     spec_version: int  #: the version of the registration that it runs
     started_at: datetime
     digest: str = ""  #: of its agent file and env file, as they were when it was launched; never shown
+    node_id: str = ""  #: of the node that it runs on; empty: the manager's own machine
     ready_unasked: bool = False
     """It was ready by its own word (sd_notify) or by running on, which no probe can find out again."""
 

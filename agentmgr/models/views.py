@@ -44,6 +44,8 @@ class Instance:
     slot: int
     status: ServiceStatus
     health: HealthStatus = HealthStatus.UNKNOWN
+    node_id: str = ""  #: of the node that it runs on; empty: the manager's own machine
+    node: str = ""  #: that node's name; empty where there is no cluster
     pid: int | None = None
     host: str = "localhost"
     port: int | None = None

@@ -17,10 +17,10 @@ Parts, in reading order:
   agent's host to drain, by a `host_request`.
 * The marks of its processes: `instance_tokens`, `instance_lock` and its control group (`cgroup`). `procfs`
   reads them; `belonging` says by them whose a recorded process is, `pidfds` how another's child ended.
-* All local instances: `upkeep` bounds their `logs` (`writes`: which are written to; `tail`: the last lines
-  and new ones; `log_window`: any part, by position; `log_times`: when lines were written) and samples their
-  usage; `guard` starts `guard_main`, the
-  process that ends commands whose manager died.
+* All local instances: `upkeep` bounds their `logs` (`writes`: which are written to; `log_file`: the last
+  lines and new ones; `log_window`: any part, by position; `log_times`: when lines were written) and samples
+  their usage; `guard` starts `guard_main`, the process that ends commands whose manager died.
+* `log_source`: the interface to what an instance wrote, wherever that is; `tail` shows several of them.
 * `system`: what all this needs of the kernel.
 * `recorder`: what the outside learns of the instances.
 

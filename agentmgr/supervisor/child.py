@@ -63,6 +63,8 @@ _SERVES_NOTHING = "where it serves no connections: --ready started"
 
 
 class LocalChild:
+    silent = ""
+
     def __init__(
         self,
         spec: ServiceSpec,
@@ -211,7 +213,7 @@ class LocalChild:
 
     # Well
 
-    async def probe(self, timeout_s: float) -> ProbeResult:
+    async def probe(self, timeout_s: float, *, fresh: bool = True) -> ProbeResult:
         kind = self._well_by.kind
         if not self._is_command or kind in _ASKED:
             return ProbeResult(True) if kind is CheckKind.NONE else await self._ask_if_well(timeout_s)

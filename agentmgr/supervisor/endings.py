@@ -25,6 +25,8 @@ async def not_ready(child: Child, timeout_s: float, seen: str) -> Ending:
 
 async def exited(child: Child, exit: Exit, ready_for_s: float | None, *, is_job: bool) -> Ending:
     """Its process has ended unasked. `ready_for_s`: None if it was never ready."""
+    if exit.node_lost:
+        return Ending(Cause.NODE_LOST, exit.node_lost, exit, ready_for_s)
     if is_job and child.completes and exit == Exit(code=0):
         return Ending(Cause.COMPLETED, "completed", exit, ready_for_s)
     if exit == Exit(code=EX_CONFIG) and (words := child.last_words()):

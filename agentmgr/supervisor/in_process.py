@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 from attrs import frozen
@@ -27,10 +27,10 @@ from ..boundary import Failure, contain, traceback_of
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
 from ..core.scaling import Turns
-from ..errors import InvalidRequest, leaves
+from ..errors import InvalidRequest, WrongState, leaves
 from ..models import ForkServerState, InstanceRecord, ServiceConfig, ServiceSpec, Usage, utc_now
 from . import procfs
-from .launcher import Launcher, Slot
+from .launcher import MAX_CONCURRENT_STARTS, Launcher, Slot
 
 ServiceFunction = Callable[..., Awaitable[object]]
 
@@ -92,18 +92,32 @@ class NoProcesses:
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return ()
 
+    def open_log(self, spec: ServiceSpec, position: int) -> NoReturn:
+        raise WrongState("this supervisor has no logs: it was made without log_dir")
+
+    def node_name(self, node_id: str) -> str:
+        return ""
+
 
 class InProcessLauncher(NoProcesses):
     def __init__(self, function: ServiceFunction) -> None:
         self._function = function
+        self._starts = trio.Semaphore(MAX_CONCURRENT_STARTS)
 
     def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> Slot:
-        return _Slot(self._function, spec, instance_id, position)
+        return _Slot(self._function, self._starts, spec, instance_id, position)
 
 
 class _Slot:
-    def __init__(self, function: ServiceFunction, spec: ServiceSpec, instance_id: str, position: int) -> None:
-        self._function = function
+    def __init__(
+        self,
+        function: ServiceFunction,
+        starts: trio.Semaphore,
+        spec: ServiceSpec,
+        instance_id: str,
+        position: int,
+    ) -> None:
+        self._function, self._starts = function, starts
         self._make_record: Callable[[], InstanceRecord] = lambda: InstanceRecord(
             instance_id=instance_id,
             service_id=spec.service_id,
@@ -117,6 +131,10 @@ class _Slot:
             spec_version=spec.version,
             started_at=utc_now(),
         )
+
+    async def place(self, waits: Callable[[str], None]) -> trio.Semaphore:
+        await trio.lowlevel.checkpoint()
+        return self._starts
 
     async def launch(self) -> _Task:
         return _Task(self._function, self._make_record())
@@ -134,6 +152,7 @@ class _Task:
     unenforced = ()
     completes = True
     said = None
+    silent = ""
     serves = False
 
     def __init__(self, function: ServiceFunction, record: InstanceRecord) -> None:
@@ -168,7 +187,7 @@ class _Task:
             self._ready.set()
             await self._function()
 
-    async def probe(self, timeout_s: float) -> ProbeResult:
+    async def probe(self, timeout_s: float, *, fresh: bool = True) -> ProbeResult:
         return ProbeResult(ok=True, latency_s=0.0)
 
     async def turns(self) -> Turns | None:

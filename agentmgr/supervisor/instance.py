@@ -67,7 +67,7 @@ class SupervisorContext:
     health_check_interval: float
     random: Callable[[], float]  #: from [0, 1)
     probes: trio.CapacityLimiter
-    starts: trio.Semaphore
+    node_name: Callable[[str], str]  #: of a node's id, for people; empty where there is no cluster
 
 
 class InstanceTask:
@@ -221,7 +221,7 @@ class InstanceTask:
         """Returns when it has been unhealthy for too long and its policy allows a restart."""
         while True:
             await self._health.next_check()
-            check = await self.check()
+            check = await self.check(fresh=False)
             if check is not None and self._health.overdue:
                 ending = Ending(
                     Cause.UNHEALTHY, f"unhealthy: {check.reason}", ready_for_s=self._ready_for_s()
@@ -231,12 +231,16 @@ class InstanceTask:
 
     @asynccontextmanager
     async def _start_permit(self) -> AsyncIterator[ExitStack]:
-        """Waits for its dependencies, then for a start permit. Closing the yielded stack releases it."""
+        """Waits for its dependencies, for a machine, and for a start permit of that machine.
+
+        Closing the yielded stack releases the permit.
+        """
         with ExitStack() as permit:
             if self._adopted is None:
                 await self._dependencies_ready()
-                await self._context.starts.acquire()
-                permit.callback(self._context.starts.release)
+                starts = await self._placed()
+                await starts.acquire()
+                permit.callback(starts.release)
             yield permit
 
     async def _release_permit(self, permit: ExitStack) -> None:
@@ -254,6 +258,28 @@ class InstanceTask:
                 )
             await self._context.recorder.news.park()
 
+    async def _placed(self) -> trio.Semaphore:
+        """Waits without limit; but `started` fails when there is no machine within the startup timeout."""
+        before, waits_for = self.view.error_message, ""
+
+        def waits(reason: str) -> None:
+            nonlocal waits_for
+            waits_for = reason
+            self._report(error_message=reason)
+
+        for patience_s in (self._config.startup_timeout, math.inf):
+            with trio.move_on_after(patience_s):
+                starts = await self._slot.place(waits)
+                break
+            self._first_try.fail(
+                ServiceFailedToStart(
+                    f"service {self.spec.name} {waits_for}; it starts as soon as there is one"
+                )
+            )
+        if waits_for:
+            self._report(error_message=before)
+        return starts
+
     @asynccontextmanager
     async def _launched(self) -> AsyncIterator[Child]:
         """The running process; leaving the block ends it. Raises `CannotLaunch`."""
@@ -266,6 +292,8 @@ class InstanceTask:
         self.entry.set(record)
         try:
             self._report(
+                node_id=record.node_id,
+                node=self._context.node_name(record.node_id),
                 pid=record.pid,
                 host=record.host,
                 port=record.port,
@@ -457,13 +485,20 @@ class InstanceTask:
 
     # Health
 
-    async def check(self) -> HealthCheck | None:
-        """Probes it and updates its health; None when it has no process."""
+    async def check(self, *, fresh: bool = True) -> HealthCheck | None:
+        """Probes it and updates its health; None when it has no process, or cannot be asked now.
+
+        Unless it is to be `fresh`, its node may answer with what it found out lately.
+        """
         child = self._child
         if child is None:
             return None
         async with self._context.probes:
-            result = await child.probe(self._config.health_check_timeout)
+            result = await child.probe(self._config.health_check_timeout, fresh=fresh)
+        if result is None:
+            if self._child is child and self.view.status in SERVING:
+                self._report(health=HealthStatus.UNKNOWN, error_message=child.silent)
+            return None
         if self._child is child and self.view.status in SERVING:
             self.sessions, self.quiet_s = result.sessions, result.quiet_s
             self._judge(result)

@@ -26,16 +26,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import trio
+
 from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
 from ..core.scaling import Turns
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
+from .log_source import LogSource
+
+MAX_CONCURRENT_STARTS = 16  #: on one machine
 
 
 class CannotLaunch(Exception):
     """The child could not be started, and why. It does not leave the supervisor."""
 
     def __init__(self, cause: Cause, reason: str) -> None:
+        """`Cause.NODE_LOST`: whether it was started before its node was lost is not known."""
         super().__init__(reason)
         self.cause = cause
         self.reason = reason
@@ -60,6 +66,10 @@ class Child(Protocol):
         """The status text that it last reported, as by sd_notify's `STATUS=`."""
 
     @property
+    def silent(self) -> str:
+        """Why it cannot be asked anything now, as in `node b is silent`; empty while it can."""
+
+    @property
     def serves(self) -> bool:
         """Whether clients can be sent to it: a process of it was seen to listen on its port."""
 
@@ -73,10 +83,16 @@ class Child(Protocol):
         """Why it is not ready yet: what was seen, and which option helps if that is no fault."""
 
     async def wait_exit(self) -> Exit:
-        """Returns as soon as it has exited by itself; one waiter at a time."""
+        """Returns as soon as it has exited by itself, or is lost with its node; one waiter at a time.
 
-    async def probe(self, timeout_s: float) -> ProbeResult:
-        """Checks it once; never raises."""
+        With `on_node_loss=wait` a lost node ends nothing: it returns when that node is back without it.
+        """
+
+    async def probe(self, timeout_s: float, *, fresh: bool = True) -> ProbeResult | None:
+        """Checks it once; never raises. None: it cannot be asked now (`silent`), and no verdict follows.
+
+        Unless it is to be `fresh`, the answer may be what its node found out lately.
+        """
 
     async def turns(self) -> Turns | None:
         """Those that are under way; None: that cannot be seen. Raises OSError; the deadline is the
@@ -100,6 +116,7 @@ class Child(Protocol):
         """Ends it and its descendants: asks, waits `grace_s` seconds, kills. Returns when none is left.
 
         It is called after the child has exited, too. It raises nothing, and is shielded from cancellation.
+        What is left on a lost node is ended when that is back: nothing waits for it here.
         """
 
     def kill(self) -> None:
@@ -123,6 +140,12 @@ class Child(Protocol):
 
 class Slot(Protocol):
     """Where one instance runs, over all its restarts: its address, environment and limits."""
+
+    async def place(self, waits: Callable[[str], None]) -> trio.Semaphore:
+        """The start permits of the machine that `launch` will use. Waits until there is such a machine.
+
+        `waits` is called with what it waits for, for the user, each time that changes.
+        """
 
     async def launch(self) -> Child:
         """Raises `CannotLaunch`."""
@@ -171,3 +194,9 @@ class Launcher(Protocol):
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         """What the instance has used lately, oldest first."""
+
+    def open_log(self, spec: ServiceSpec, position: int) -> LogSource:
+        """What the instances at that position wrote. Raises `AgentManagerError`."""
+
+    def node_name(self, node_id: str) -> str:
+        """What people call that node; empty where there is no cluster."""

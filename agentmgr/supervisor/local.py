@@ -18,6 +18,7 @@ from .forking import ForkServers
 from .guard import Guard
 from .instance_lock import DIRECTORY, InstanceLock
 from .instance_tokens import InstanceTokens
+from .log_file import LogFile
 from .preloads import PRELOAD_MAX, Preloads
 from .process import kill_all
 from .slot import LocalSlot, Shared
@@ -105,3 +106,9 @@ class LocalLauncher:
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return self._shared.upkeep.usage(instance_id)
+
+    def open_log(self, spec: ServiceSpec, position: int) -> LogFile:
+        return LogFile(logs.path(self._log_dir, spec.name, position))
+
+    def node_name(self, node_id: str) -> str:
+        return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from .guard import Guard
 from .host_request import HostRequest
 from .instance_lock import InstanceLock
 from .instance_tokens import InstanceTokens
-from .launcher import CannotLaunch
+from .launcher import MAX_CONCURRENT_STARTS, CannotLaunch
 from .limits import Limits
 from .notices import Notices, notify_address
 from .own_checks import CommandCheck
@@ -62,6 +62,7 @@ class Shared:
     sessions_dir: Path | None = None  #: of the journals
     leases: dict[str, int] = Factory(dict)  #: the ports that are kept for instances which sleep, by their ids
     open: set[str] = Factory(set)  #: the ids of the instances that have a slot
+    starts: trio.Semaphore = Factory(lambda: trio.Semaphore(MAX_CONCURRENT_STARTS))
     serving: dict[str, str] = Factory(dict)  #: their services' ids, of those that were seen to listen
 
 
@@ -91,6 +92,10 @@ class LocalSlot:
         self._group = ControlGroup.of_instance(instance_id)
         self._limits = Limits(spec.config, self._group.name)
         shared.open.add(instance_id)
+
+    async def place(self, waits: Callable[[str], None]) -> trio.Semaphore:
+        await trio.lowlevel.checkpoint()
+        return self._shared.starts
 
     async def launch(self) -> LocalChild:
         try:

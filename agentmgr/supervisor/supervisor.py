@@ -36,6 +36,7 @@ from .in_process import InProcessService, NoProcesses
 from .instance import InstanceTask, SupervisorContext
 from .launcher import Child, Launcher, Slot
 from .local import LocalLauncher
+from .log_source import LogSource
 from .preloads import PRELOAD_MAX
 from .recorder import InstanceRecorder, NullRecorder, RetryingRecorder
 from .service import ServiceInstances, missing, refuse_cycles, stop_waves
@@ -44,7 +45,6 @@ from .spawn import children_get_defaults
 log = logging.getLogger("agentmgr.supervisor")
 
 MAX_CONCURRENT_PROBES = 64
-MAX_CONCURRENT_STARTS = 16
 
 
 class Supervisor:
@@ -90,7 +90,7 @@ class Supervisor:
             health_check_interval=health_check_interval,
             random=random,
             probes=trio.CapacityLimiter(MAX_CONCURRENT_PROBES),
-            starts=trio.Semaphore(MAX_CONCURRENT_STARTS),
+            node_name=launcher.node_name,
         )
         self._nursery: trio.Nursery | None = None
         self._closing = False
@@ -449,6 +449,10 @@ class Supervisor:
         if self._log_dir is None:
             raise WrongState("this supervisor has no logs: it was made without log_dir")
         return logs.path(self._log_dir, name, slot)
+
+    def open_log(self, spec: ServiceSpec, position: int = 0) -> LogSource:
+        """What the instances at that position wrote, wherever they run. Raises `AgentManagerError`."""
+        return self._launcher.open_log(spec, position)
 
     def move_logs(self, old: str, new: str) -> None:
         """Lets a service that is called `new` from now on keep its logs."""

@@ -13,9 +13,11 @@ Under `trio.testing.MockClock(autojump_threshold=0)` an hour of crashes and back
 from __future__ import annotations
 
 import math
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import trio
 from attrs import Factory, frozen
@@ -24,7 +26,8 @@ from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
 from ..core.scaling import Turns
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage, utc_now
-from ..supervisor.launcher import CannotLaunch
+from ..supervisor.launcher import MAX_CONCURRENT_STARTS, CannotLaunch
+from ..supervisor.log_file import LogFile
 
 SEGFAULT = Exit(signal=signal.SIGSEGV)
 
@@ -49,6 +52,7 @@ class FakeChild:
         self.name = name
         self.record = record
         self.work: Turns | None = Turns(0)  #: None: it cannot tell
+        self.silent = ""  #: why it cannot be asked; it answers no check meanwhile
         self.hangs = False  #: it answers no check, and ends only when it is killed
         self.unenforced: tuple[str, ...] = ()
         self.completes = True
@@ -85,8 +89,10 @@ class FakeChild:
         self._exit = self._exit or self.behaviour.exit
         return self._exit
 
-    async def probe(self, timeout_s: float) -> ProbeResult:
+    async def probe(self, timeout_s: float, *, fresh: bool = True) -> ProbeResult | None:
         await trio.lowlevel.checkpoint()
+        if self.silent:
+            return None
         now = trio.current_time()
         self.probed_at.append(now)
         if self.hangs:
@@ -155,6 +161,9 @@ class FakeLauncher:
         self.children: list[FakeChild] = []  #: in the order of their launches
         self.launches = 0  #: tries, except those refused
         self.leases: set[str] = set()  #: ids of instances whose port is kept for them
+        self.starts = trio.Semaphore(MAX_CONCURRENT_STARTS)
+        self.waits_for = ""  #: what launches wait for until it is empty again, as `a node: none is linked`
+        self._changed = trio.Event()
         self._refusals: deque[CannotLaunch] = deque()
 
     # Faults
@@ -174,6 +183,12 @@ class FakeLauncher:
     ) -> None:
         """Makes the next launches fail, of any service, before `behaviours` go on."""
         self._refusals.extend(CannotLaunch(cause, reason) for _ in range(times))
+
+    def wait_for(self, what: str) -> None:
+        """Makes all launches wait for that, as for a node that is not linked; empty: they go on."""
+        self.waits_for = what
+        self._changed.set()
+        self._changed = trio.Event()
 
     def _of(self, name: str) -> list[FakeChild]:
         return [child for child in self.running if child.name == name]
@@ -197,6 +212,13 @@ class FakeLauncher:
 
     def usage(self, instance_id: str) -> tuple[Usage, ...]:
         return ()
+
+    def open_log(self, spec: ServiceSpec, position: int) -> LogFile:
+        """Empty: a fake writes nothing."""
+        return LogFile(Path(os.devnull))
+
+    def node_name(self, node_id: str) -> str:
+        return ""
 
     def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> FakeSlot:
         self.leases.discard(instance_id)
@@ -222,6 +244,13 @@ class FakeSlot:
     def __init__(self, launcher: FakeLauncher, spec: ServiceSpec, instance_id: str, position: int) -> None:
         self._launcher, self._spec, self._instance_id, self._position = launcher, spec, instance_id, position
         self.closed = False
+
+    async def place(self, waits: Callable[[str], None]) -> trio.Semaphore:
+        await trio.lowlevel.checkpoint()
+        while self._launcher.waits_for:
+            waits(f"waits for {self._launcher.waits_for}")
+            await self._launcher._changed.wait()
+        return self._launcher.starts
 
     async def launch(self) -> FakeChild:
         await trio.lowlevel.checkpoint()

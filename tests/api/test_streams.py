@@ -19,8 +19,9 @@ from agentmgr.client import ManagerClient
 from agentmgr.client.http import Lines, request
 from agentmgr.errors import PortNotAvailable
 from agentmgr.manager import AgentManager
+from agentmgr.supervisor.log_file import LogFile
 from agentmgr.supervisor.logs import rotate
-from agentmgr.supervisor.tail import follow, tail
+from tests.log_tail import tail
 
 
 @asynccontextmanager
@@ -165,7 +166,7 @@ async def test_following_goes_on_over_a_rotation(tmp_path: Path, nursery: trio.N
     log = tmp_path / "log"
     log.write_text("before\n")
     send, receive = trio.open_memory_channel[bytes](10)
-    nursery.start_soon(partial(follow, log, send.send, start=log.stat().st_size))
+    nursery.start_soon(partial(LogFile(log).follow, send.send, start=log.stat().st_size))
     with trio.fail_after(60):
         with log.open("a") as file:
             file.write("first\n")
@@ -182,12 +183,12 @@ async def test_who_follows_a_log_that_is_rotated_sees_each_line_once(
     """On a file system that can cut off a file's front, and on one that can only make holes (tmpfs)."""
     if where is not None and not Path(where).is_dir():
         pytest.skip("no /dev/shm on this machine")
-    monkeypatch.setattr("agentmgr.supervisor.tail.POLL_S", 0.01)
+    monkeypatch.setattr("agentmgr.supervisor.log_file.POLL_S", 0.01)
     with TemporaryDirectory(dir=where or on_disk) as directory:
         log, seen = Path(directory, "0.log"), b""
         log.write_bytes(b"before\n")
         send, receive = trio.open_memory_channel[bytes](0)
-        follower = partial(follow, log, send.send, start=(await tail(log, 1))[1])
+        follower = partial(LogFile(log).follow, send.send, start=(await tail(log, 1))[1])
         nursery.start_soon(follower)
         with log.open("ab", buffering=0) as file, trio.fail_after(60):
 

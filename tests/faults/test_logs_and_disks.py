@@ -16,8 +16,8 @@ from agentmgr.errors import ServiceFailedToStart, StorageError
 from agentmgr.models import ServiceStatus
 from agentmgr.supervisor import log_window, logs, upkeep
 from agentmgr.supervisor import recorder as recorder_module
-from agentmgr.supervisor.tail import tail
 from tests.faults.test_stubborn_processes import eventually, script
+from tests.log_tail import tail
 
 
 @pytest.fixture

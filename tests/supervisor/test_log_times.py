@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from agentmgr.supervisor import log_times, logs
-from agentmgr.supervisor.tail import Selection, show
+from agentmgr.supervisor.log_file import LogFile
+from agentmgr.supervisor.log_source import Selection
+from agentmgr.supervisor.tail import show
 
 
 @pytest.fixture
@@ -34,7 +36,9 @@ async def shown(files: dict[str, Path], **wanted: object) -> list[str]:
     async def take(piece: bytes) -> None:
         pieces.append(piece)
 
-    await show(files, take, Selection(**wanted), following=False)  # type: ignore[arg-type]
+    await show(
+        {key: LogFile(path) for key, path in files.items()}, take, Selection(**wanted), following=False
+    )  # type: ignore[arg-type]
     return b"".join(pieces).decode().splitlines()
 
 
@@ -52,7 +56,7 @@ async def test_lines_of_several_logs_come_in_the_order_of_time(tmp_path: Path) -
     assert await shown(files, lines=None, since=seconds(103)) == [
         f"[{'ab'[n % 2]}] line {n}" for n in (3, 4, 5)
     ]
-    assert await shown(files, lines=1, grep=lambda line: line in ("line 0", "line 1")) == [
+    assert await shown(files, lines=1, grep="^line [01]$") == [
         "[a] line 0",
         "[b] line 1",
     ]

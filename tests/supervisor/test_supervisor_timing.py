@@ -401,7 +401,7 @@ async def test_a_bug_in_one_task_is_told_and_leaves_the_others(supervisor, recor
         await s.start(spec("ill"))
         ill = launcher.children[1]
 
-        async def explode(_timeout_s):
+        async def explode(_timeout_s, **_):
             raise KeyError("a bug")
 
         ill.probe = explode
@@ -457,9 +457,9 @@ async def test_what_others_need_is_stopped_after_them(supervisor, autojump_clock
         assert [child.ended_at - begin for child in launcher.children] == [4, 2, 2]
 
 
-async def test_only_so_many_start_at_once(supervisor, autojump_clock, monkeypatch):
-    monkeypatch.setattr("agentmgr.supervisor.supervisor.MAX_CONCURRENT_STARTS", 5)
+async def test_only_so_many_start_at_once(supervisor, autojump_clock):
     launcher = FakeLauncher(Behaviour(ready_after_s=4))
+    launcher.starts = trio.Semaphore(5)
     async with supervisor(launcher=launcher) as s:
         begin = trio.current_time()
         await s.start(spec(instances=20))
@@ -468,9 +468,10 @@ async def test_only_so_many_start_at_once(supervisor, autojump_clock, monkeypatc
         assert launched == [0] * 5 + [4] * 5 + [8] * 5 + [12] * 5
 
 
-async def test_what_hangs_while_it_starts_keeps_nobody_else_from_it(supervisor, autojump_clock, monkeypatch):
-    monkeypatch.setattr("agentmgr.supervisor.supervisor.MAX_CONCURRENT_STARTS", 1)
-    async with supervisor(launcher=FakeLauncher(Behaviour(ready_after_s=25))) as s:
+async def test_what_hangs_while_it_starts_keeps_nobody_else_from_it(supervisor, autojump_clock):
+    launcher = FakeLauncher(Behaviour(ready_after_s=25))
+    launcher.starts = trio.Semaphore(1)
+    async with supervisor(launcher=launcher) as s:
         begin = trio.current_time()
         await s.start(spec("hangs"), wait=False)
         await s.start(spec("next"))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import trio
 from attrs import Attribute, field, frozen
 from quart import Response
 
@@ -16,19 +13,15 @@ from ...core import conditions
 from ...errors import FieldProblem, InvalidRequest
 from ...models import Service
 from ...models.fields import between, invalid, rule
-from ...supervisor import log_window
+from ...supervisor.log_source import LogSource, Selection
 from ...supervisor.log_window import LogMatches, LogWindow
-from ...supervisor.tail import MAX_LINES, Selection, log_label, show
+from ...supervisor.tail import MAX_LINES, log_label, show
 from ..operations import Answer, Call, Operations
 from ..streams import Send, StreamBody, stream
 
 api = Operations("services")
 
-T = TypeVar("T")
-
 _POSITION = between(-(2**62), 2**62)
-# Of their own: a search takes a while, and must not hold up what others read.
-_reading, _searching = trio.CapacityLimiter(4), trio.CapacityLimiter(1)
 
 
 def _pattern(_: Any, attribute: Attribute[Any], text: str | None) -> None:
@@ -51,8 +44,7 @@ class LinesQuery:
 
     def selection(self, position: int | None = None) -> Selection:
         lines = 100 if self.tail is None and self.written_since is None else self.tail
-        grep = None if self.grep is None else conditions.pattern(self.grep, True, "grep")
-        return Selection(lines, self.written_since, grep, self.timestamps, position)
+        return Selection(lines, self.written_since, self.grep, self.timestamps, position)
 
 
 @frozen
@@ -131,18 +123,20 @@ async def read_many_logs(call: Call, query: ManyLogsQuery) -> Response:
     return _shown(call, dict(_logs(call, chosen, query.instance)), query)
 
 
-def _logs(call: Call, services: Iterable[Service], only: int | None) -> Iterator[tuple[str, Path]]:
+def _logs(call: Call, services: Iterable[Service], only: int | None) -> Iterator[tuple[str, LogSource]]:
     for service in services:
         count = service.config.instance_range.most
         for slot in range(count) if only is None else range(only, min(only + 1, count)):
-            yield log_label(service.name, slot, count), call.manager.log_path(service.service_id, slot)
+            yield log_label(service.name, slot, count), call.manager.open_log(service.service_id, slot)
 
 
-def _shown(call: Call, files: Mapping[str, Path], query: LinesQuery, position: int | None = None) -> Response:
+def _shown(
+    call: Call, sources: Mapping[str, LogSource], query: LinesQuery, position: int | None = None
+) -> Response:
     wanted = query.selection(position)
 
     async def produce(send: Send) -> None:
-        await show(files, send, wanted, following=query.follow)
+        await show(sources, send, wanted, following=query.follow)
 
     return stream(StreamBody(produce, call), "text/plain; charset=utf-8")
 
@@ -156,8 +150,7 @@ async def read_log_window(call: Call, query: WindowQuery) -> Answer:
     given = {name: getattr(query, name) for name in ("at", "after", "before")}
     if sum(position is not None for position in given.values()) > 1:
         raise invalid("at", "is given with another position: give one of `at`, `after` and `before`")
-    read = partial(log_window.window, _log(call, call.ref, query.instance), query.limit, **given)
-    return Answer(await _in_thread(read, _reading))
+    return Answer(await _log(call, call.ref, query.instance).window(query.limit, **given))
 
 
 @api.add(
@@ -165,9 +158,8 @@ async def read_log_window(call: Call, query: WindowQuery) -> Answer:
 )
 async def search_log(call: Call, query: SearchQuery) -> Answer:
     """The lines of one instance's log that have a text in them, the newest first."""
-    path = _log(call, call.ref, query.instance)
-    search = partial(log_window.search, path, query.q, query.limit, before=query.before)
-    return Answer(await _in_thread(search, _searching))
+    source = _log(call, call.ref, query.instance)
+    return Answer(await source.search(query.q, query.limit, before=query.before))
 
 
 @api.add(
@@ -181,13 +173,14 @@ async def search_log(call: Call, query: SearchQuery) -> Answer:
 )
 async def download_log(call: Call, query: OneLog) -> Response:
     """All that is kept of one instance's log, with the rotated files."""
-    path = _log(call, call.ref, query.instance)
+    source = _log(call, call.ref, query.instance)
 
     async def produce(send: Send) -> None:
-        position, end = await _in_thread(partial(log_window.extent, path), _reading)
+        position, end = await source.extent()
         while position < end:
-            read = partial(log_window.read, path, position, min(end, position + 2**18))
-            if not (data := await _in_thread(read, _reading)):  # it was rotated away meanwhile
+            if not (
+                data := await source.read(position, min(end, position + 2**18))
+            ):  # it was rotated away meanwhile
                 return
             await send(data)
             position += len(data)
@@ -198,13 +191,9 @@ async def download_log(call: Call, query: OneLog) -> Response:
     return response
 
 
-def _log(call: Call, ref: str, slot: int) -> Path:
+def _log(call: Call, ref: str, slot: int) -> LogSource:
     count = call.manager.get_service(ref).config.instance_range.most
     if slot >= count:
         problem = f"must be from 0 to {count - 1}"
         raise InvalidRequest(f"instance {problem}", fields=[FieldProblem("instance", problem)])
-    return call.manager.log_path(ref, slot)
-
-
-async def _in_thread(work: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
-    return await trio.to_thread.run_sync(work, limiter=limiter)
+    return call.manager.open_log(ref, slot)

@@ -28,7 +28,6 @@ from ...models import DesiredStatus, Service, ServiceConfig, ServiceStatus
 from ...process.paths import absolute, file_of
 from ...settings import LogLevel
 from ...supervisor.endings import LAST_OUTPUT
-from ...supervisor.tail import follow, tail
 from ...visible import ProgramOutput
 from ...websocket.refusal import RefusalCode
 from ..foreground import managing, run_until_stopped, stop_signals
@@ -247,6 +246,6 @@ async def _show_log(manager: AgentManager, service: Service, number: int) -> Non
     async def show(lines: bytes) -> None:
         await say_as_it_is_read([(mark, program_line(line)) for line in output.feed(lines).splitlines()])
 
-    path = manager.log_path(service.name)
-    _, end = await tail(path, 0)
-    await follow(path, show, start=end)
+    source = manager.open_log(service.name)
+    _, end = await source.extent()
+    await source.follow(show, start=end)

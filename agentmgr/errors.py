@@ -19,7 +19,8 @@ refusals, and it does not change.
     │   ├── VersionMismatch       it was changed in between
     │   └── TooManyTickets        more than may wait to be used
     ├── Unprocessable             understood, and refused
-    │   └── AgentFileNotFound
+    │   ├── AgentFileNotFound
+    │   └── CannotUseCluster      what a cluster needs is missing or unfit
     ├── ServiceFailed             the user's program did not do its part
     │   ├── ServiceFailedToStart
     │   ├── ServiceGivenUp        it failed as often as its restart policy allows
@@ -166,6 +167,12 @@ class AgentFileNotFound(Unprocessable):
     """The agent file is missing, or is not a file."""
 
     code = "agent_file_not_found"
+
+
+class CannotUseCluster(Unprocessable):
+    """A package, a certificate or a key that a cluster needs is missing or unfit."""
+
+    code = "cannot_use_cluster"
 
 
 class ServiceFailed(AgentManagerError):

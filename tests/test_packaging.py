@@ -83,6 +83,8 @@ def test_what_is_imported_is_declared_and_the_reverse():
     names.remove("opentelemetry")  # a namespace of several, of the extra `otel`
     distributions = packages_distributions()
     needed = {distributions[name][0].lower().replace("_", "-") for name in names}
-    optional = PROJECT["optional-dependencies"]["reload"]
-    declared = {Requirement(line).name for line in (*PROJECT["dependencies"], *optional)}
+    extras = PROJECT["optional-dependencies"]
+    declared = {
+        Requirement(line).name for line in (*PROJECT["dependencies"], *extras["reload"], *extras["cluster"])
+    }
     assert needed == declared

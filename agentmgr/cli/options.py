@@ -157,6 +157,8 @@ def given_fields(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
         found["tags"] = split_tags(found["tags"])
     if "cwd" in found:
         found["cwd"] = str(absolute(found["cwd"]))
+    if found.get("ship", "off") != "off":
+        found["ship"] = str(absolute(found["ship"]))
     if os.sep in found.get("python", ""):  # else it is searched for in PATH
         found["python"] = str(absolute(found["python"]))
     config = {field.name: found.pop(field.name) for field in fields(ServiceConfig) if field.name in found}

@@ -142,6 +142,14 @@ class ServiceConfig(JobConfig):
     cwd: str | None = option(
         None, "Its working directory.", check_text, unset="the current directory", metavar="DIR"
     )
+    ship: str | None = option(
+        None,
+        "In a cluster, the directory that is sent to a node along with it, less what its `.agentmgrignore` "
+        "names; off: nothing, the nodes have all it needs.",
+        check_text,
+        unset="that of the agent file; of a module or a command, nothing",
+        metavar="DIR|off",
+    )
     user: str | None = option(
         None,
         "The user it runs as, with that user's groups; only root can choose one.",

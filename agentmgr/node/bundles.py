@@ -21,15 +21,19 @@ import shutil
 import tarfile
 import tempfile
 import time
+from base64 import b64decode
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
 from hashlib import file_digest
 from io import BufferedRandom
 from pathlib import Path, PurePosixPath
+from weakref import WeakValueDictionary
 
 import trio
+from attrs import evolve, frozen
 
+from ..models import ServiceSpec
 from ..process.paths import reason
 
 MAX_BUNDLE_BYTES = 200 * 2**20  #: of what the files contain
@@ -47,20 +51,62 @@ _SPARE_BYTES = 16 * 2**20  #: of the disk, which a bundle leaves to logs and jou
 class BadBundle(Exception):
     """The bundle cannot be kept here, and why; for the user."""
 
-    def __init__(self, reason: str, *, disk_full: bool = False) -> None:
+    def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.disk_full = disk_full
 
 
 def mebibytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
+@frozen
+class Shipment:
+    """What is sent along with a service, and where in that the service runs; paths are relative to it."""
+
+    digest: str
+    agent: str | None = None  #: of an agent file, as in `ServiceConfig.agent_factory_path`; None: not in it
+    cwd: str | None = None  #: None: it is elsewhere
+
+    def placed(self, spec: ServiceSpec, root: Path) -> ServiceSpec:
+        """The service, as it runs with the bundle at `root`.
+
+        A working directory that was not sent stays where this machine has one of that name: for data that
+        all machines share. Else it is the bundle.
+        """
+        config = spec.config
+        agent, cwd = config.agent_factory_path, config.cwd
+        if self.agent is not None:
+            agent = str(root / self.agent)
+        if self.cwd is not None or cwd is None or not os.path.isdir(cwd):
+            cwd = str(root / (self.cwd or "."))
+        return evolve(spec, config=evolve(config, agent_factory_path=agent, cwd=cwd))
+
+
+@frozen
+class PutBundle:
+    """An order: keep a part of a bundle. Answered by `HasBundle` or `BundleRefused`."""
+
+    digest: str
+    size_bytes: int  #: of the whole archive
+    begin: int  #: where the part begins
+    data: str  #: in Base64; an empty one asks what is there
+
+
+@frozen
+class HasBundle:
+    bytes_here: int  #: from the first on; all of them: it can be used
+
+
+@frozen
+class BundleRefused:
+    reason: str
+
+
 class NodeBundles:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._locks: dict[str, trio.Lock] = {}
+        self._locks = WeakValueDictionary[str, trio.Lock]()  # they live as long as they are used
         # Work on one bundle must not wait for that on another, nor take the threads of others.
         self._limiter = trio.CapacityLimiter(2)
 
@@ -84,19 +130,23 @@ class NodeBundles:
         path = self._path(digest)
         if not 0 < size_bytes <= _MAX_ARCHIVE_BYTES:
             raise BadBundle(f"an archive of {mebibytes(size_bytes)} is refused: bundles have at most 200 MiB")
-        lock = self._locks.setdefault(digest, trio.Lock())
-        async with lock:
-            try:
-                here = size_bytes
-                if self.find(digest) is None:
-                    # Whoever is cancelled must not leave a thread that writes to the file of the next.
-                    with trio.CancelScope(shield=True):
-                        keep = partial(_keep, path, size_bytes, begin, data)
-                        here = await trio.to_thread.run_sync(keep, limiter=self._limiter)
-                return here
-            finally:
-                if not lock.statistics().tasks_waiting:
-                    self._locks.pop(digest, None)
+        async with self._locks.setdefault(digest, trio.Lock()):
+            here = size_bytes
+            if self.find(digest) is None:
+                # Whoever is cancelled must not leave a thread that writes to the file of the next.
+                with trio.CancelScope(shield=True):
+                    keep = partial(_keep, path, size_bytes, begin, data)
+                    here = await trio.to_thread.run_sync(keep, limiter=self._limiter)
+            return here
+
+    async def answer(self, order: PutBundle) -> HasBundle | BundleRefused:
+        try:
+            data = b64decode(order.data, validate=True)
+            return HasBundle(await self.put(order.digest, order.size_bytes, order.begin, data))
+        except BadBundle as problem:
+            return BundleRefused(problem.reason)
+        except ValueError:
+            return BundleRefused("a part is not in Base64")
 
     async def tidy(self, used: Iterable[str]) -> None:
         """Removes the bundles that have not been in use for a week, and what was not received whole.
@@ -161,11 +211,9 @@ def _bad(problem: BadBundle | OSError | tarfile.TarError, directory: Path) -> Ba
         return problem
     if isinstance(problem, tarfile.TarError):
         return BadBundle(f"the archive cannot be unpacked: {problem}")
-    full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
-    return BadBundle(
-        f"no space is left in {directory}" if full else f"the bundle cannot be kept: {reason(problem)}",
-        disk_full=full,
-    )
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return BadBundle(f"no space is left in {directory}")
+    return BadBundle(f"the bundle cannot be kept: {reason(problem)}")
 
 
 def _ensure_space(directory: Path, size_bytes: int) -> None:
@@ -174,8 +222,7 @@ def _ensure_space(directory: Path, size_bytes: int) -> None:
     if free < needed:
         raise BadBundle(
             f"{mebibytes(free)} are free in {directory}, and {mebibytes(needed)} are needed to unpack a "
-            "bundle",
-            disk_full=True,
+            "bundle"
         )
 
 

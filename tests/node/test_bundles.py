@@ -137,11 +137,8 @@ async def test_a_full_disk_is_said_and_leaves_nothing(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
-        with pytest.raises(
-            BadBundle, match=r"1\.0 MiB are free in .*bundles, and 16\.0 MiB are needed"
-        ) as caught:
+        with pytest.raises(BadBundle, match=r"1\.0 MiB are free in .*bundles, and 16\.0 MiB are needed"):
             await put(node, GOOD)
-        assert caught.value.disk_full
     real_chmod = os.chmod
 
     def full(path: Any, mode: int) -> None:
@@ -150,9 +147,8 @@ async def test_a_full_disk_is_said_and_leaves_nothing(
         real_chmod(path, mode)
 
     monkeypatch.setattr(os, "chmod", full)
-    with pytest.raises(BadBundle, match=r"no space is left in .*bundles") as caught:
+    with pytest.raises(BadBundle, match=r"no space is left in .*bundles"):
         await put(node, GOOD)
-    assert caught.value.disk_full
     assert os.listdir(tmp_path / "bundles") == []
 
 

@@ -10,6 +10,7 @@ An instance:
     schedule           when a job runs next, and which runs were missed
     dependencies       in which order services end
     placement          which node of a cluster it runs on
+    liveness           which nodes are linked, silent or lost, and whether the manager itself is cut off
     preloading         what a second stage of the fork server imports ahead, and which second stages there are
 
 A client:

@@ -69,6 +69,8 @@ def test_fewest_of_its_service_then_fewest_at_all_then_by_name() -> None:
     assert place(Wish("mine", 3), ABC, placed) == "nod_b"
     assert place(Wish("mine", 3, pack=True), ABC, placed) == "nod_a"
     assert place(Wish("new", 0, pack=True), ABC, Placed()) == "nod_a"
+    by_name = [Candidate("1", "z", NodeState.LINKED), Candidate("2", "a", NodeState.LINKED)]
+    assert place(Wish("new", 0), by_name, Placed()) == "2"
 
 
 def test_a_position_goes_back_to_its_node_while_that_can_take_it() -> None:

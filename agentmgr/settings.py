@@ -6,6 +6,7 @@ Each is checked strictly where it stands, so that a mistake is named with the pl
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from ipaddress import ip_network
@@ -32,6 +33,11 @@ class LogFormat(StrEnum):
     AUTO = "auto"  #: pretty on a terminal, JSON elsewhere
     PRETTY = "pretty"
     JSON = "json"
+
+
+class ClusterMode(StrEnum):
+    OFF = "off"
+    JOINED = "joined"  #: with the machines that `agentmgr node --join` has made its nodes
 
 
 FRONTS = ("openai", "agui", "http")
@@ -69,6 +75,12 @@ def _fronts(_: Any, attribute: Attribute[Any], value: str) -> None:
     if value != "none" and not set(value.split(",")) <= set(FRONTS):
         known = ", ".join(FRONTS)
         raise invalid(attribute.name, f"must be none, or some of {known} with commas between, not {value!r}")
+
+
+@rule(pattern=r"^(head|all|[0-9]{1,4})$")
+def _gateways(_: Any, attribute: Attribute[Any], value: str) -> None:
+    if not re.fullmatch("head|all|[0-9]{1,4}", value):
+        raise invalid(attribute.name, f"must be head, all or a number, not {value!r}")
 
 
 @frozen
@@ -132,6 +144,25 @@ class Settings:
         _fronts,
         metavar="NAMES",
         flag="--fronts",
+    )
+    cluster: ClusterMode = option(
+        ClusterMode.OFF, "joined: services also run on machines that join: `agentmgr node --join`."
+    )
+    cluster_host: str = option(
+        "localhost", "The address where nodes reach the manager, by TLS; with a cluster.", check_text
+    )
+    cluster_port: int = option(9443, "The port where they do; 0: a free one.", _port)
+    gateways: str = option(
+        "head",
+        "Gateways in a cluster: head, the manager's alone; all, one on each node as well; or on how many.",
+        _gateways,
+        metavar="head|all|N",
+    )
+    node_lost_after: float = option(
+        15.0,
+        "A node that is silent for so long is lost: what ran there starts elsewhere.",
+        between(5.0, DAY_S, " seconds"),
+        metavar="SECONDS",
     )
     log_level: LogLevel = option(LogLevel.INFO, "What is logged, with all that is worse.", flag="--log-level")
     log_format: LogFormat = option(

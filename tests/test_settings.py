@@ -46,6 +46,8 @@ def test_every_setting_has_an_environment_variable(here):
         "proxy_workers": "4",
         "preload_max": "7",
         "fronts": "none",
+        "cluster": "joined",
+        "gateways": "all",
     }
     for attribute in fields(Settings):
         text = values.get(attribute.name, "1234")
@@ -56,6 +58,13 @@ def test_every_setting_has_an_environment_variable(here):
         expected = text == "true" if kind is bool else kind(text)
         assert value == ((text,) if listed else expected)
         assert value != attribute.default
+
+
+@pytest.mark.parametrize("gateways", ["", "none", "-1", "2.5", "12345"])
+def test_how_many_gateways_is_head_all_or_a_number(here, gateways):
+    assert load_settings({"gateways": "2"}, environ={}).gateways == "2"
+    with pytest.raises(InvalidRequest, match="head, all or a number"):
+        load_settings({"gateways": gateways}, environ={})
 
 
 def test_the_process_environment_is_read(here, monkeypatch):

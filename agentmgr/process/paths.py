@@ -107,6 +107,11 @@ class RuntimePaths:
         return self.directory / "sessions"
 
     @property
+    def cluster(self) -> Path:
+        """The keys and certificates of its cluster, where it has one (`agentmgr.ca`)."""
+        return self.directory / "cluster"
+
+    @property
     def of_sqlite(self) -> tuple[Path, ...]:
         """The database, and what SQLite keeps along with it."""
         name = self.database.name

@@ -33,7 +33,14 @@ from .shutdown import end
 @click.option(
     "--proxy-port", type=click.IntRange(0, 65535), help="Also open the gateway here; 0: a free port."
 )
-@manager_options(health_check_interval="--interval")
+@manager_options(
+    health_check_interval="--interval",
+    cluster="--cluster",
+    cluster_host="--cluster-host",
+    cluster_port="--cluster-port",
+    gateways="--gateways",
+    node_lost_after="--node-lost-after",
+)
 @click.option("--leave-running", is_flag=True, help="At the end, leave the instances for the next manager.")
 @click.option("--ready-fd", type=int, hidden=True, help="Gets a line when the manager is ready.")
 async def command(

@@ -9,6 +9,8 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from attrs import evolve
+
 from ..core.restart import Cause
 from ..models import ServiceConfig
 from ..process.paths import file_of
@@ -61,6 +63,16 @@ def of_child(config: ServiceConfig, ours: Mapping[str, str]) -> dict[str, str]:
         )
         raise CannotLaunch(Cause.CANNOT_EXECUTE, reason)
     return variables
+
+
+def with_file(config: ServiceConfig) -> ServiceConfig:
+    """The configuration with what its env file says in `env`, for a machine without that file. Raises
+    `CannotLaunch`.
+    """
+    if config.env_file is None:
+        return config
+    of_file = _read(Path(config.cwd or ".", config.env_file), os.environ)
+    return evolve(config, env=of_file | dict(config.env), env_file=None)
 
 
 def names_given(config: ServiceConfig) -> frozenset[str]:

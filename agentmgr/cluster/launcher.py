@@ -1,0 +1,194 @@
+"""The launcher of a cluster: the manager's own machine (node "") and each node that has joined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import trio
+
+from ..core.placement import Candidate, Nowhere, Placed, Wish, place
+from ..core.restart import Cause
+from ..errors import InvalidRequest
+from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
+from ..node.protocol import EndLease, ForgetService
+from ..supervisor.launcher import CannotLaunch, Child, Launcher, Slot
+from ..supervisor.log_source import LogSource
+from .engine import Engine
+from .joined import JoinedEngine
+from .node_handle import NodeHandle
+from .remote_slot import NothingShipped, RemoteSlot, Shipping
+
+
+class Members(Protocol):
+    """The nodes that the manager knows (`cluster.nodes`)."""
+
+    @property
+    def news(self) -> trio.lowlevel.ParkingLot:
+        """Unparked at each change that placement may care about."""
+
+    def __iter__(self) -> Iterator[NodeHandle]: ...
+
+    def get(self, node_id: str) -> NodeHandle | None: ...
+
+    def candidates(self) -> list[Candidate]:
+        """All, with the manager's own machine (node id "")."""
+
+    def name_of(self, node_id: str) -> str: ...
+
+
+class ClusterSlot:
+    """Implements `supervisor.launcher.Slot`: a slot on one node after another."""
+
+    def __init__(self, launcher: ClusterLauncher, spec: ServiceSpec, instance_id: str, position: int) -> None:
+        self._launcher = launcher
+        self._spec, self._instance_id, self._position = spec, instance_id, position
+        self._node_id = ""
+        self._slot: Slot | RemoteSlot | None = None  #: on that node
+
+    async def place(self, waits: Callable[[str], None]) -> trio.Semaphore:
+        nodes, placed = self._launcher.nodes, self._launcher.placed
+        while isinstance(found := place(self._wish(), nodes.candidates(), placed), Nowhere):
+            waits(found.reason)
+            await nodes.news.park()
+        self._be_on(found)
+        assert self._slot is not None
+        if isinstance(self._slot, RemoteSlot):
+            await trio.lowlevel.checkpoint()
+            return self._slot.handle.starts
+        return await self._slot.place(waits)
+
+    def _wish(self) -> Wish:
+        return Wish(self._spec.service_id, self._position)
+
+    def _be_on(self, node_id: str) -> None:
+        if self._slot is None or node_id != self._node_id:
+            if self._slot is not None:
+                self._slot.close()
+                self._slot = None
+            self._slot = self._launcher.slot_on(node_id, self._spec, self._instance_id, self._position)
+            self._node_id = node_id
+        self._launcher.placed.put(self._instance_id, self._spec.service_id, self._position, node_id)
+
+    async def launch(self) -> Child:
+        if self._slot is None:
+            raise CannotLaunch(Cause.SHORTAGE, "no node was chosen for it")
+        return await self._slot.launch()
+
+    def adopt(self, record: InstanceRecord) -> Child | None:
+        if record.node_id and self._launcher.nodes.get(record.node_id) is None:
+            return None  # the node was forgotten
+        self._be_on(record.node_id)
+        assert self._slot is not None
+        return self._slot.adopt(record)
+
+    def close(self, *, lease: bool = False) -> None:
+        self._launcher.placed.remove(self._instance_id)
+        if self._slot is not None:
+            self._slot.close(lease=lease)
+            if lease:
+                self._launcher.leases[self._instance_id] = self._node_id
+
+
+class ClusterLauncher:
+    """Implements `supervisor.launcher.Launcher`, with `local` as the manager's own machine."""
+
+    def __init__(
+        self,
+        local: Launcher,
+        nodes: Members,
+        *,
+        check_interval_s: float,
+        engine: Engine | None = None,
+        shipping: Shipping | None = None,
+    ) -> None:
+        """`check_interval_s`: of services whose configuration has none."""
+        self.nodes = nodes
+        self.placed = Placed()
+        self.leases: dict[str, str] = {}  #: the node that keeps a port for an instance, by its id
+        self._local = local
+        self._engine = engine or JoinedEngine()
+        self._shipping = shipping or NothingShipped()
+        self._check_interval_s = check_interval_s
+
+    async def run(self) -> None:
+        await self._local.run()
+
+    def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> ClusterSlot:
+        if (why := self._engine.refusal(spec.config)) is not None:
+            raise InvalidRequest(f"service {spec.name}: {why}")
+        self.leases.pop(instance_id, None)
+        return ClusterSlot(self, spec, instance_id, position)
+
+    def slot_on(self, node_id: str, spec: ServiceSpec, instance_id: str, position: int) -> Slot | RemoteSlot:
+        """Raises `CannotLaunch` where the node was forgotten just now."""
+        if not node_id:
+            return self._local.slot(spec, instance_id, position)
+        if (handle := self.nodes.get(node_id)) is None:
+            raise CannotLaunch(Cause.SHORTAGE, "its node was forgotten")
+        return RemoteSlot(
+            handle,
+            spec,
+            instance_id,
+            position,
+            check_interval_s=self._check_interval_s,
+            shipping=self._shipping,
+        )
+
+    def end_lease(self, instance_id: str) -> None:
+        node_id = self.leases.pop(instance_id, "")
+        if not node_id:
+            self._local.end_lease(instance_id)
+        elif (handle := self.nodes.get(node_id)) is not None:
+            handle.post(EndLease(instance_id))
+
+    def stranger(self, record: InstanceRecord) -> str | None:
+        return None if record.node_id else self._local.stranger(record)
+
+    async def sweep(self, keep: frozenset[str]) -> int:
+        """Of this machine; each node's daemon sweeps at its own start, and is told of strays as it links."""
+        for handle in self.nodes:
+            handle.know_all()
+        return await self._local.sweep(keep)
+
+    def open_log(self, spec: ServiceSpec, position: int) -> LogSource:
+        return self._local.open_log(spec, position)
+
+    def troubles(self) -> tuple[str, ...]:
+        of_nodes = (
+            f"node {handle.name}: {trouble}"
+            for handle in self.nodes
+            if handle.figures is not None and handle.linked
+            for trouble in handle.figures.troubles
+        )
+        return (*self._local.troubles(), *of_nodes, *self._engine.troubles())
+
+    def fork_servers(self) -> tuple[ForkServerState, ...]:
+        of_nodes = (
+            state
+            for handle in self.nodes
+            if handle.figures is not None and handle.linked
+            for state in handle.figures.fork_servers
+        )
+        return (*self._local.fork_servers(), *of_nodes)
+
+    def forget(self, service_id: str) -> None:
+        self.placed.forget(service_id)
+        self._local.forget(service_id)
+        for handle in self.nodes:
+            if handle.linked:  # another one's daemon forgets it with its last instance
+                handle.post(ForgetService(service_id))
+
+    def preloaded(self, service_id: str) -> str | None:
+        if (here := self._local.preloaded(service_id)) is not None:
+            return here
+        known = (handle.figures.preloaded for handle in self.nodes if handle.figures is not None)
+        return next((it[service_id] for it in known if service_id in it), None)
+
+    def usage(self, instance_id: str) -> tuple[Usage, ...]:
+        node_id = self.placed.node_of(instance_id)
+        handle = self.nodes.get(node_id) if node_id else None
+        return self._local.usage(instance_id) if handle is None else handle.usage(instance_id)
+
+    def node_name(self, node_id: str) -> str:
+        return self.nodes.name_of(node_id)

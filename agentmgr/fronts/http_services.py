@@ -21,12 +21,13 @@ from ..core.request import ClientRequest
 from ..protocol import FAILED, NORMAL
 from ..proxy.access import Identity, authenticate
 from ..proxy.connections import LiveConnection
+from ..proxy.dialer import DialFailed
 from ..proxy.forwarded import backend_fields
 from ..proxy.handshake import ClientGone
 from ..proxy.intake import note
 from ..proxy.lifetime import watch_limits
 from ..proxy.tunnel import Ending, Tunnel
-from ..proxy.upstream import DialFailed, gateway_fault, reach
+from ..proxy.upstream import gateway_fault
 from ..proxy.visit import Seat, Visit
 from ..telemetry import ConnectionSpan
 from ..websocket.head import Fields, RequestHead, end_to_end
@@ -118,12 +119,8 @@ async def _find(exchange: Exchange, visit: Visit, place: AsyncExitStack) -> tupl
             if seat is None:
                 break
             try:
-                wire = await reach(
-                    seat.backend,
-                    limits,
-                    deadline=began + limits.longest_wait_s(visit.starts_within),
-                    proving=intake.proving,
-                    dial=intake.dial,
+                wire, _ = await intake.dialer.reach(
+                    seat.backend, limits, deadline=began + limits.longest_wait_s(visit.starts_within)
                 )
             except DialFailed as fault:
                 failure = fault

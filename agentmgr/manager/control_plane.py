@@ -126,7 +126,13 @@ class ControlPlane:
         )
         self.console = Console(tokens, self.publisher, self.events)
         self.sessions = Sessions(
-            paths.sessions, self.registry, self.supervisor, self.publisher, self.on_demand, nursery
+            paths.sessions,
+            self.registry,
+            self.supervisor,
+            self.publisher,
+            self.on_demand,
+            self.gateway.dialer,
+            nursery,
         )
         self.summaries = Summaries(
             self.registry,

@@ -33,9 +33,9 @@ from ..models import ServiceSpec, ServiceStatus
 from ..models import Sessions as KeptWhere
 from ..models.sessions import SessionState
 from ..protocol import ErrorCode, NoticeCode
+from ..proxy.dialer import Dialer, DialFailed
 from ..proxy.limits import GatewayLimits
-from ..proxy.proving import Proving
-from ..proxy.upstream import BackendRefused, DialFailed, open_backend
+from ..proxy.upstream import BackendRefused, open_backend
 from ..supervisor import Supervisor
 from ..websocket.head import parse_request, upgrade_request
 from ..websocket.sockets import Wire
@@ -68,12 +68,14 @@ class Sessions(StoredSessions):
         supervisor: Supervisor,
         publisher: Publisher,
         on_demand: OnDemand,
+        dialer: Dialer,
         nursery: trio.Nursery,
     ) -> None:
         super().__init__(directory, registry.services)
         self._supervisor = supervisor
         self._publisher = publisher
         self._on_demand = on_demand
+        self._dialer = dialer
         self._nursery = nursery
 
     async def say(
@@ -154,7 +156,7 @@ class Sessions(StoredSessions):
             backend = self._backend(spec, holder)
             try:
                 # Here the client's stay has an owner that outlives the request.
-                await self._nursery.start(partial(talk, backend, summary.owner))
+                await self._nursery.start(partial(talk, backend, self._dialer, summary.owner))
                 return
             except _Elsewhere as elsewhere:
                 holder = elsewhere.instance_id
@@ -209,6 +211,7 @@ class _Elsewhere(Exception):
 
 async def _talk(
     backend: Backend,
+    dialer: Dialer,
     owner: str | None,
     *,
     session_id: str,
@@ -228,7 +231,7 @@ async def _talk(
     taken = False
     try:
         with trio.fail_after(PATIENCE_S) as patience:
-            wire = await _connected(backend, owner)
+            wire = await _connected(backend, dialer, owner)
             with closing(wire):
                 host = _Host(wire)
                 if ends:  # its end is heard when it is in the journal
@@ -269,7 +272,7 @@ async def _talk(
         raise _Gone(f"the instance {backend.instance_id} closed the connection")
 
 
-async def _connected(backend: Backend, owner: str | None) -> Wire:
+async def _connected(backend: Backend, dialer: Dialer, owner: str | None) -> Wire:
     """A WebSocket connection in the name of `owner`. Raises `_Gone`, `NoServiceAvailable`."""
     identity = () if owner is None else ((IDENTITY_HEADER, owner),)
     asked = upgrade_request(
@@ -285,7 +288,7 @@ async def _connected(backend: Backend, owner: str | None) -> Wire:
     deadline = trio.current_time() + limits.dial_timeout_s
     request = parse_request(asked)
     try:
-        wire, _ = await open_backend(backend, asked, request, limits, deadline=deadline, proving=Proving())
+        wire, _ = await open_backend(backend, asked, request, limits, deadline=deadline, dialer=dialer)
     except (DialFailed, BackendRefused) as failure:
         problem = f"the instance {backend.instance_id} cannot be asked now: {failure}"
         if isinstance(failure, BackendRefused) or failure.timed_out:

@@ -12,13 +12,15 @@ from typing import Protocol
 import trio
 
 from ..core.request import ClientRequest
-from ..core.routing import Backend
+from ..core.routing import Backend, BackendState, Router
 from ..errors import ConnectionNotFound
 from ..models import Connection, ConnectionEnd, utc_now
 from ..protocol import GOING_AWAY
 from .tunnel import Ending, Tunnel
 
 logger = logging.getLogger("agentmgr.gateway")
+
+_GONE_S = 2.0  # what an instance said last may arrive after the table that it is not in any more
 
 SHUTDOWN = Ending("gateway", GOING_AWAY, "the gateway is shutting down")
 
@@ -49,6 +51,7 @@ class LiveConnection:
         "client_port",
         "connection_id",
         "ending",
+        "gone_at",
         "handshake_s",
         "is_request",
         "path",
@@ -83,6 +86,7 @@ class LiveConnection:
         self.started_at: datetime = utc_now()
         self.ending = SHUTDOWN  # unless something else ends it first
         self.valid_until = math.inf  # when the token that opened it expires
+        self.gone_at = math.inf  # when it ends if its instance, on another node, has not said so by then
 
     def idle_s(self, now: float) -> float:
         """Seconds since the last data frame in either direction."""
@@ -177,6 +181,7 @@ class Connections:
 
     def rejoined(self, connection: LiveConnection) -> None:
         """Its `backend` goes on with it."""
+        connection.gone_at = math.inf
         self._join(connection)
         logger.info(
             "connection to %s resumed", connection.backend.service_name,
@@ -186,6 +191,20 @@ class Connections:
         )  # fmt: skip
         if self._observer is not None:
             self._observer.connection_resumed(connection.describe(trio.current_time()))
+
+    def follow(self, router: Router, node_id: str) -> None:
+        """Ends those whose instance, on another node than this, has gone by the routing table.
+
+        One on this node ends them itself when it goes. Of a node that was lost no word may come for minutes.
+        """
+        for instance_id, connections in self._by_instance.items():
+            known = router.by_id.get(instance_id)
+            if known is not None and known.state is not BackendState.COMING:
+                continue
+            for connection in connections:
+                if connection.backend.node_id != node_id and connection.gone_at == math.inf:
+                    connection.gone_at = trio.current_time() + _GONE_S
+                    connection.tunnel.changed.set()
 
     def refused(self, code: str) -> None:
         """Reports a refused client."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import trio
 from attrs import evolve
@@ -26,15 +27,19 @@ from . import guests
 from .access import Authenticator, Quotas
 from .certificate import Certificate
 from .connections import ConnectionObserver, Connections
+from .dialer import Dialer
 from .forwarded import networks
 from .intake import Fronts, Intake
 from .lifetime import Pacer
 from .limits import GatewayLimits
 from .listener import ConnectionLimit, SocketListener, accept_forever
 from .lobby import Lobby
-from .proving import Proving
 from .token_scopes import TokenScopes
 from .tunnel import Ending, Relay
+
+if TYPE_CHECKING:
+    from ..credentials import Credentials
+    from .gate import GateIntake
 
 _RESTARTING = Ending("gateway", COME_BACK, "the service is restarting: please come back", resumes=True)
 _STOPPING = Ending("gateway", GOING_AWAY, "the service is being stopped")
@@ -50,8 +55,9 @@ class Gateway:
     given its host and port; over TCP if None. `seats` and `affinity` are for gateways that share them with
     others (`agentmgr.core.shared_seats`); `seat_freed` is called with the instance whose seat came free,
     if no client here waited for it. `wake` is called with the id of a service that is asleep when a client
-    waits for it. `fronts` speak other protocols on its port. `telemetry` traces its connections. Raises
-    `ValueError` for a trusted proxy that is no address or network.
+    waits for it. `fronts` speak other protocols on its port. `telemetry` traces its connections. In a
+    cluster `node_id` is the id of this node, "" for the manager's, and `credentials` prove it to others.
+    Raises `ValueError` for a trusted proxy that is no address or network.
     """
 
     def __init__(
@@ -72,17 +78,21 @@ class Gateway:
         wake: Callable[[str], None] | None = None,
         fronts: Fronts | None = None,
         telemetry: Telemetry | None = None,
+        node_id: str = "",
+        credentials: Credentials | None = None,
     ) -> None:
         self._limits = limits or GatewayLimits()
         self._hints = hints
-        self._dial = dial
+        self.dialer = Dialer(dial=dial, node_id=node_id, credentials=credentials)
         self._authenticator = authenticator
         self._fronts = fronts
         self._telemetry = telemetry
         self._intakes: list[Intake] = []  # of each `serve` that runs
+        self._gates: list[GateIntake] = []
         self._trusted = networks(trusted_proxies)
         self._allowed_origins = origins(allowed_origins)
         router = Router(table or RoutingTable(), hints=hints)
+        self.dialer.update(router.table)
         self._lobby = Lobby(
             router,
             self._limits,
@@ -93,7 +103,6 @@ class Gateway:
             wake=wake,
         )
         self._connections = Connections(observer)
-        self._proving = Proving()
         self._token_scopes = TokenScopes()
         self._quotas = Quotas(self._limits)
         self._requests = Quotas(self._limits)
@@ -106,12 +115,16 @@ class Gateway:
 
     def update(self, table: RoutingTable) -> None:
         """From now on new clients are routed by this table. Connections that live are not touched."""
-        self._proving.end()
+        self.dialer.update(table)
         self._lobby.update(Router(table, hints=self._hints, rotations=self._lobby.router.rotations))
+        if self.dialer.credentials is not None:
+            self._connections.follow(self._lobby.router, self.dialer.node_id)
+            for gate in self._gates:
+                gate.update(table)
 
     def table_is_old(self) -> None:
         """Until the next `update` no manager keeps the table up to date: each instance must prove itself."""
-        self._proving.begin(self._lobby.router.table)
+        self.dialer.proving.begin(self._lobby.router.table)
         self._lobby.table_is_old()
 
     def route(self, request: ClientRequest) -> RoutingDecision:
@@ -224,12 +237,14 @@ class Gateway:
         *,
         certificate: Certificate | None = None,
         proxy_protocol: bool = False,
+        gate_listeners: Sequence[SocketListener] = (),
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Serves clients until cancelled; then ends their connections with 1001, in batches.
 
         With a certificate the listeners speak TLS only. With `proxy_protocol` they take connections of
-        trusted proxies only, which begin with that. They are the caller's, and not closed here.
+        trusted proxies only, which begin with that. At `gate_listeners` the gateways of other nodes reach the
+        instances of this one. They are the caller's, and not closed here.
         """
         relay = Relay(stall_timeout_s=self._limits.stall_timeout_s, busy_wait_s=self._limits.busy_wait_s)
         async with trio.open_nursery() as engine:
@@ -251,9 +266,8 @@ class Gateway:
                         self._allowed_origins,
                         self._authenticator,
                         certificate,
-                        self._dial,
                         proxy_protocol,
-                        self._proving,
+                        self.dialer,
                         self._fronts,
                         self._telemetry,
                         clients,
@@ -264,13 +278,27 @@ class Gateway:
                         clients.start_soon(
                             accept_forever, listener, intake.serve, clients, self._connection_limit
                         )
+                    for listener in gate_listeners:
+                        clients.start_soon(
+                            accept_forever, listener, self._gate(relay).serve, clients, self._connection_limit
+                        )
                     task_status.started()
                     await trio.sleep_forever()  # also where there is no listener
             finally:
                 self._intakes.remove(intake)
+                self._gates.clear()
                 relay.ended.cancel()
                 if self._telemetry is not None:
                     await self._telemetry.close()
+
+    def _gate(self, relay: Relay) -> GateIntake:
+        from .gate import GateIntake
+
+        if self.dialer.credentials is None:
+            raise ValueError("a gate needs the credentials of its node, and this gateway was given none")
+        gate = GateIntake(self._limits, self._lobby, self.dialer, self.dialer.credentials, relay)
+        self._gates.append(gate)
+        return gate
 
     async def relay(self, request: object, *, target: str | None = None) -> None:
         """Serves a client of a WebSocket server of the application's own, until its connection ends.

@@ -17,22 +17,22 @@ from ..core.routing import Router
 from ..telemetry import ConnectionSpan, Telemetry
 from ..websocket.head import RequestHead, ResponseHead, check_upgrade, upgrade_request
 from ..websocket.refusal import Refusal, RefusalCode
-from ..websocket.sockets import Dial, Wire
+from ..websocket.sockets import Wire
 from .access import Authenticator, Identity, Quotas, authenticate, check_origin
 from .certificate import Certificate
 from .connections import Connections, LiveConnection
+from .dialer import Dialer, DialFailed
 from .forwarded import Networks, Peer, backend_fields, client_address, within
 from .handshake import ClientGone, read_head, read_origin, refuse, switch_protocols
 from .lifetime import Pacer, run_connection
 from .limits import GatewayLimits
 from .listener import ConnectionLimit, let_in
 from .lobby import Lobby
-from .proving import Proving
 from .proxy_protocol import BadProxyHeader
 from .resuming import Resuming, asks_to, taken_in
 from .token_scopes import TokenScopes
 from .tunnel import Ending, Relay, Tunnel
-from .upstream import BackendRefused, DialFailed, gateway_fault, open_backend
+from .upstream import BackendRefused, gateway_fault, open_backend
 from .visit import Seat, Visit
 
 logger = logging.getLogger("agentmgr.gateway")
@@ -72,9 +72,8 @@ class Intake:
     allowed_origins: frozenset[str] | None
     authenticator: Authenticator | None
     certificate: Certificate | None
-    dial: Dial | None
     proxy_protocol: bool
-    proving: Proving
+    dialer: Dialer
     fronts: Fronts | None
     telemetry: Telemetry | None
     nursery: trio.Nursery  #: of all clients
@@ -257,8 +256,7 @@ class Intake:
                         head,
                         limits,
                         deadline=began + limits.longest_wait_s(visit.starts_within),
-                        proving=self.proving,
-                        dial=self.dial,
+                        dialer=self.dialer,
                     )
                 except DialFailed as fault:
                     failure = fault
@@ -293,8 +291,7 @@ class Intake:
             self.lobby,
             self.connections,
             self.limits,
-            self.proving,
-            self.dial,
+            self.dialer,
         )
 
     def _asked(

@@ -18,6 +18,7 @@ from .limits import GatewayLimits
 from .tunnel import Ending, Relay
 
 _EXPIRED = Ending("gateway", POLICY, "the token that opened this connection has expired")
+_GONE = Ending("backend", None, "the instance has gone, or its node was lost", resumes=True)
 
 
 class LossCode(Protocol):
@@ -67,7 +68,8 @@ async def run_connection(
                     ending = tunnel.ending or ending
                 if goes_on:
                     continue
-                if ending.by == "backend" and not ending.abrupt and at_boundary(tunnel.from_backend):
+                lost = ending.by == "backend" and ending.code is None and not ending.abrupt
+                if lost and at_boundary(tunnel.from_backend):
                     code = await loss_code(connection.backend, resuming_failed=tried)
                     ending = evolve(ending, code=code)
                 connection.ending = ending
@@ -91,6 +93,8 @@ async def watch_limits(connection: LiveConnection, limits: GatewayLimits) -> End
             overdue = Ending("gateway", GOING_AWAY, f"no message for {idle_limit_s:g} s")
             if connection.valid_until < deadline:
                 deadline, overdue = connection.valid_until, _EXPIRED
+            if connection.gone_at < deadline:
+                deadline, overdue = connection.gone_at, _GONE
         if trio.current_time() >= deadline:
             return overdue
         tunnel.changed = trio.Event()

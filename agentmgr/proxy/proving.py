@@ -24,16 +24,19 @@ _MOST_BYTES = 4096  # of the answer; a proof takes 300
 
 
 class Proving:
-    """Wanted from `begin` to `end`."""
+    """Wanted from `begin` to `end`, of the instances of this node."""
 
-    def __init__(self) -> None:
+    def __init__(self, node_id: str = "") -> None:
+        self._node_id = node_id
         self._owners: dict[str, int | None] | None = None  # of commands' listening sockets, by instance id
 
     def begin(self, table: RoutingTable) -> None:
         """The table has just stopped being kept up to date."""
         if self._owners is None:
             self._owners = {
-                b.instance_id: listener_uid(b.host, b.port) for b in table.backends if not b.token
+                b.instance_id: listener_uid(b.host, b.port)
+                for b in table.backends
+                if not b.token and b.node_id == self._node_id
             }
 
     def end(self) -> None:

@@ -23,14 +23,14 @@ from ..protocol import NO_CODE
 from ..websocket.frames import CLOSE, PING, PONG, FrameTracker, frame_head
 from ..websocket.head import HeadReader, ResponseHead
 from ..websocket.refusal import Refusal
-from ..websocket.sockets import Dial, Wire
+from ..websocket.sockets import Wire
 from .connections import Connections, LiveConnection
+from .dialer import Dialer, DialFailed
 from .limits import GatewayLimits
 from .lobby import Lobby
-from .proving import Proving
 from .tail import Tail, whole_frames
 from .tunnel import Ending
-from .upstream import BackendRefused, DialFailed, open_backend
+from .upstream import BackendRefused, open_backend
 from .visit import Seat, Visit
 
 _PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.5  # between tries at instances that cannot go on yet
@@ -67,8 +67,7 @@ class Resuming:
     lobby: Lobby
     connections: Connections
     limits: GatewayLimits
-    proving: Proving
-    dial: Dial | None
+    dialer: Dialer
 
     def __attrs_post_init__(self) -> None:
         inbound = self.connection.tunnel.from_client
@@ -134,8 +133,7 @@ class Resuming:
                 head,
                 limits,
                 deadline=trio.current_time() + limits.dial_timeout_s,
-                proving=self.proving,
-                dial=self.dial,
+                dialer=self.dialer,
             )
             tried.enter_context(closing(wire))
             taken, tail = taken_in(answer), tunnel.from_client.tail

@@ -22,8 +22,8 @@ from contextlib import contextmanager
 import trio
 from attrs import frozen
 
-from ..protocol import FAILED, NO_CODE, TOO_SLOW
-from ..websocket.frames import FrameTracker, FrameViolation
+from ..protocol import COME_BACK, FAILED, NO_CODE, TOO_SLOW
+from ..websocket.frames import FrameTracker, FrameViolation, OpaqueBytes
 from ..websocket.sockets import Wire
 from .tail import Tail
 
@@ -80,17 +80,21 @@ class Flow:
 
 
 class Tunnel:
-    """The two flows between a client and its instance."""
+    """The two flows between a client and its instance. With `opaque` no frames are followed, as at a gate."""
 
     __slots__ = (
         "asked_at", "changed", "closing_since", "ending", "first_byte_s", "first_close", "from_backend",
-        "from_client",
+        "from_client", "patience",
     )  # fmt: skip
 
-    def __init__(self, client: Wire, backend: Wire, *, max_message_bytes: int, now: float) -> None:
-        inbound = FrameTracker(masked=True, max_message_bytes=max_message_bytes)
-        self.from_client = Flow("client", client, backend, inbound, now)
-        self.from_backend = Flow("backend", backend, client, FrameTracker(masked=False), now)
+    def __init__(
+        self, client: Wire, backend: Wire, *, max_message_bytes: int = 0, now: float, opaque: bool = False
+    ) -> None:
+        kind = OpaqueBytes if opaque else FrameTracker
+        self.from_client = Flow(
+            "client", client, backend, kind(masked=True, max_message_bytes=max_message_bytes), now
+        )
+        self.from_backend = Flow("backend", backend, client, kind(masked=False), now)
         self.from_client.back, self.from_backend.back = self.from_backend, self.from_client
         self.from_client.tunnel = self.from_backend.tunnel = self
         self.changed = trio.Event()
@@ -99,6 +103,7 @@ class Tunnel:
         self.closing_since = 0.0  #: when that was
         self.asked_at = 0.0  #: when the client's first message went by
         self.first_byte_s: float | None = None  #: from then to what the instance said next
+        self.patience = 2.0 if opaque else 1.0  #: in stall timeouts: at a gate, the gateway's own comes first
 
     @property
     def flows(self) -> tuple[Flow, Flow]:
@@ -325,7 +330,7 @@ class Relay:
         """All that the source ever said has been delivered."""
         back = flow.back
         # After both close frames nothing more is said, and TLS has no half close that peers agree on.
-        said = back.ended or (back.tracker.closed and flow.tracker.closed) or flow.target.secure
+        said = back.ended or (back.tracker.closed and flow.tracker.closed) or not flow.target.half_closes
         if said and not back.pending:
             self._end(flow.tunnel, flow.tunnel.seen())
         else:
@@ -345,6 +350,10 @@ class Relay:
         tunnel = flow.tunnel
         if tunnel.first_close is not None:
             self._end(tunnel, tunnel.seen())
+            return
+        if flow.source.at_gate:  # the instance may live, as this is not how its own end is told
+            reason = "the gateway of its node was lost: please come back"
+            self._end(tunnel, Ending("backend", COME_BACK, reason, resumes=True))
             return
         reason = f"connection lost: {error.strerror or error}"
         by_client = flow is tunnel.from_client
@@ -386,7 +395,7 @@ class Relay:
                     assert flow.stalled_since is not None
                     # Time in which this process was stopped or had no processor is no fault of the others.
                     flow.stalled_since += now - due
-                    if now - flow.stalled_since >= self._stall_timeout_s:
+                    if now - flow.stalled_since >= self._stall_timeout_s * flow.tunnel.patience:
                         # Who cannot get rid of its answers soon stops reading too. An instance that waits for
                         # its client is not at fault: else one client could have instances ejected.
                         of_service = not flow.tunnel.from_backend.pending

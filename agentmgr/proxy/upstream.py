@@ -1,49 +1,21 @@
-"""The backend's side of the handshake: dial, ask, judge the answer."""
+"""The backend's side of the handshake: ask, and judge the answer."""
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack, closing
 from http import HTTPStatus
-from secrets import token_hex
 
 import h11
 import trio
 
 from ..core.gateway_headers import sets_login
-from ..core.hosts import authority
-from ..core.proof import PROOF_HEADER, sender_proof
+from ..core.proof import PROOF_HEADER
 from ..core.routing import Backend
 from ..websocket.head import BadResponse, RequestHead, ResponseHead, check_switch, parse_response
 from ..websocket.refusal import Refusal, RefusalCode, elsewhere, http_response
-from ..websocket.sockets import OUR_OWN_SHORTAGE, Dial, Wire, connect
+from ..websocket.sockets import Wire
+from .dialer import Dialer, DialFailed
 from .limits import GatewayLimits
-from .proving import Proving
-
-
-class DialFailed(Exception):
-    """This instance did not accept the client. `retry`: asking another one does no harm."""
-
-    def __init__(
-        self,
-        reason: str,
-        *,
-        retry: bool,
-        timed_out: bool = False,
-        outdated: bool = False,
-        blame: bool = True,
-        holder: str | None = None,
-    ) -> None:
-        """`outdated`: the table knows another process than the one that answers. `blame`: the instance.
-        `holder`: the instance that holds the client's session, as this one says.
-        """
-        super().__init__(reason)
-        self.reason = reason
-        self.retry = retry
-        self.timed_out = timed_out
-        self.outdated = outdated
-        self.blame = blame
-        self.holder = holder
 
 
 class BackendRefused(Exception):
@@ -64,66 +36,20 @@ async def open_backend(
     limits: GatewayLimits,
     *,
     deadline: float,
-    proving: Proving,
-    dial: Dial | None = None,
+    dialer: Dialer,
 ) -> tuple[Wire, ResponseHead]:
     """Connects, asks, and judges the answer; what came behind it is in `wire.ahead`.
 
     Raises `DialFailed` or `BackendRefused`.
     """
-    wire = await reach(backend, limits, deadline=deadline, proving=proving, dial=dial)
+    wire, proof = await dialer.reach(backend, limits, deadline=deadline, key=request.key)
     with ExitStack() as until_answered:
         until_answered.enter_context(closing(wire))
-        if backend.token:
-            asked = with_proof(asked, backend.token, request.key)
-        answer = await _ask(wire, asked, request, limits, deadline, proved=bool(backend.token))
+        if proof:
+            asked = asked[:-2] + f"{PROOF_HEADER}: {proof}\r\n\r\n".encode()
+        answer = await _ask(wire, asked, request, limits, deadline, proved=bool(proof))
         until_answered.pop_all()
     return wire, answer
-
-
-async def reach(
-    backend: Backend, limits: GatewayLimits, *, deadline: float, proving: Proving, dial: Dial | None = None
-) -> Wire:
-    """Connects, to the instance itself and to no other program. Raises `DialFailed`."""
-    wire = await _dial(backend, limits, deadline, dial)
-    with ExitStack() as until_proved:
-        until_proved.enter_context(closing(wire))
-        if proving.wanted and not await _proved(wire, backend, limits, deadline, proving):
-            wire.close()  # an agent's host of an older version answers one request
-            return await _dial(backend, limits, deadline, dial)
-        until_proved.pop_all()
-    return wire
-
-
-def with_proof(asked: bytes, token: str, key: str) -> bytes:
-    """The same head with a proof that the gateway knows the instance's token."""
-    shown = sender_proof(token, key, now=time.monotonic(), salt=token_hex(8))
-    return asked[:-2] + f"{PROOF_HEADER}: {shown}\r\n\r\n".encode()
-
-
-async def _proved(
-    wire: Wire, backend: Backend, limits: GatewayLimits, deadline: float, proving: Proving
-) -> bool:
-    """Raises `DialFailed`."""
-    try:
-        with trio.fail_at(min(deadline, trio.current_time() + limits.handshake_timeout_s)):
-            return await proving.passes(wire, backend)
-    except trio.TooSlowError:
-        raise DialFailed("it did not prove itself in time", retry=True, timed_out=True) from None
-    except (BadResponse, OSError) as fault:
-        raise DialFailed(str(fault), retry=True, outdated=True) from None
-
-
-async def _dial(backend: Backend, limits: GatewayLimits, deadline: float, dial: Dial | None) -> Wire:
-    where = authority(backend.host, backend.port)
-    try:
-        with trio.fail_at(min(deadline, trio.current_time() + limits.connect_timeout_s)):
-            return await connect(backend.host, backend.port, dial)
-    except trio.TooSlowError:
-        raise DialFailed(f"{where} did not accept in time", retry=True, timed_out=True) from None
-    except OSError as error:
-        blame = error.errno not in OUR_OWN_SHORTAGE
-        raise DialFailed(f"{where}: {error.strerror or error}", retry=True, blame=blame) from None
 
 
 async def _ask(

@@ -182,6 +182,18 @@ class FrameTracker:
                 self.close_reason = plain[2:].decode("utf-8", "replace")
 
 
+class OpaqueBytes(FrameTracker):
+    """In the place of a tracker where the frames are another one's business."""
+
+    __slots__ = ()
+
+    def is_message(self, buffer: bytearray, size: int) -> bool:
+        return size > 0
+
+    def feed(self, data: bytes | memoryview) -> None:
+        pass
+
+
 def frame_head(first: bytes, length: int) -> bytes:
     """The header of a frame that is not masked, as those of a server; `first` is its first byte."""
     if length < 126:

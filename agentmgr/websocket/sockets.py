@@ -25,12 +25,13 @@ OUR_OWN_SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, err
 """This process has no descriptor, memory or port left, which says nothing of its peer."""
 
 _AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError)
+_DISCARDED_BYTES = 64 * 1024
 
 
 class Wire:
     """Owns the socket; the owner of the wire closes it."""
 
-    __slots__ = ("ahead", "secure", "sock")
+    __slots__ = ("ahead", "at_gate", "half_closes", "secure", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         if sock.gettimeout() != 0:
@@ -38,11 +39,30 @@ class Wire:
         self.sock = sock
         self.ahead = b""  #: received along with the handshake; the first bytes of what follows it
         self.secure = isinstance(sock, ssl.SSLSocket)
+        self.half_closes = not self.secure  #: the peer sees `end_sending`, and goes on sending
+        self.at_gate = False  #: an instance of another node is at its end, behind the gate of that node
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
         """Becomes a TLS server. Raises `OSError` (`ssl.SSLError` is one)."""
-        sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
-        self.sock, self.secure = sock, True
+        await self._shake_hands(
+            context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        )
+
+    async def start_tls_client(
+        self, context: ssl.SSLContext, *, session: ssl.SSLSession | None = None
+    ) -> ssl.SSLSocket:
+        """Becomes a TLS client; `session`: of an earlier connection to the same server, which costs less.
+
+        A stream that ends without TLS saying so is an error then, as it may be cut. Raises `OSError`.
+        """
+        sock = context.wrap_socket(
+            self.sock, do_handshake_on_connect=False, suppress_ragged_eofs=False, session=session
+        )
+        await self._shake_hands(sock)
+        return sock
+
+    async def _shake_hands(self, sock: ssl.SSLSocket) -> None:
+        self.sock, self.secure, self.half_closes = sock, True, False
         while True:
             try:
                 return sock.do_handshake()
@@ -105,9 +125,32 @@ class Wire:
     def end_sending(self) -> None:
         """Half close: the peer sees the end of the stream, and may still send."""
         with suppress(OSError):
-            if isinstance(self.sock, ssl.SSLSocket):
-                return  # TLS has no half close that peers agree on; the close frame says it all
-            self.sock.shutdown(socket.SHUT_WR)
+            if self.half_closes:
+                # Of TCP, beneath TLS if there is TLS: OpenSSL would drop what comes after its own.
+                socket.socket.shutdown(self.sock, socket.SHUT_WR)
+            # Else TLS has no half close that peers agree on; the close frame says it all.
+
+    async def finish(self) -> None:
+        """Ends the stream in order: returns when the peer, which has got all of it, has ended it too.
+
+        Closing with unread data would be a reset, which overtakes what was sent last. Raises `OSError`.
+        """
+        if isinstance(self.sock, ssl.SSLSocket):
+            with suppress(OSError, ValueError):
+                self.sock.unwrap()  # as in `close`
+        socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        while True:
+            try:
+                if not socket.socket.recv(self.sock, _DISCARDED_BYTES):
+                    return
+                await trio.lowlevel.checkpoint()  # it may send faster than we read
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.sock)
+
+    def abort(self) -> None:
+        """Closes without a word: over TLS the peer knows that the stream was cut."""
+        with suppress(OSError):
+            self.sock.close()
 
     def close(self) -> None:
         with suppress(OSError, ValueError):

@@ -108,7 +108,7 @@ def _form(name: str, option: Option, hint: Any) -> dict[str, Any]:
     and what stands in an empty field.
     """
     suffix = next((suffix for suffix in _UNITS if name.endswith(suffix)), "")
-    unit = _UNITS.get(suffix) or ("s" if float in (hint, *get_args(hint)) else "")
+    unit = option.unit or _UNITS.get(suffix) or ("s" if float in (hint, *get_args(hint)) else "")
     label = name.removesuffix(suffix).replace("_", " ")
     hints = {
         "title": (label[0].upper() + label[1:]).replace("Cpu", "CPU"),

@@ -41,6 +41,10 @@ _AT_ONCE_S = 0.5
 JITTER = 0.2
 
 
+LOST = "lost with its node"
+"""How an `Exit` is shown that is `node_lost`."""
+
+
 @frozen
 class Exit:
     """How a process ended. Neither code nor signal: not known, as this manager was not its parent."""
@@ -56,7 +60,7 @@ class Exit:
 
     def __str__(self) -> str:
         if self.node_lost:
-            return "lost with its node"
+            return LOST
         if self.signal is not None:
             try:
                 return signal.Signals(self.signal).name

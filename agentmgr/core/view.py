@@ -94,6 +94,7 @@ def service_view(
     next_run_at: datetime | None = None,
     reload_error: str | None = None,
     preloaded: str | None = None,
+    remarks: tuple[str, ...] = (),
 ) -> Service:
     """One service as every interface shows it. `instances` are its own, in the order of their slots."""
     config = spec.config
@@ -128,6 +129,7 @@ def service_view(
         next_run_at=next_run_at,
         reload_error=reload_error,
         preloaded=preloaded,
+        remarks=remarks,
     )
 
 

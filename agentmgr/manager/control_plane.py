@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 from attrs import evolve
 
+from ..core import cluster_fields
+from ..core.placement import Candidate
 from ..core.stats import service_stats
 from ..core.view import service_view
 from ..errors import ConnectionNotFound
@@ -18,7 +20,7 @@ from ..process.ownership import ManagerLock
 from ..process.paths import RuntimePaths
 from ..settings import Settings
 from ..storage.store import Snapshot, Store
-from ..supervisor import Supervisor
+from ..supervisor import Launcher, Supervisor
 from .console import Console
 from .events import EventLog
 from .gateway_access import GatewayAccess
@@ -39,6 +41,16 @@ from .tokens import Tokens
 from .worker_manager import WorkerManager
 
 
+class Cluster(Protocol):
+    """The nodes of this manager, where it has any."""
+
+    @property
+    def launcher(self) -> Launcher: ...
+
+    def candidates(self) -> Iterable[Candidate]:
+        """All nodes that are known, the manager's own machine among them."""
+
+
 class ControlPlane:
     """Wires the live parts of one manager, and answers what only several of them know together."""
 
@@ -53,14 +65,17 @@ class ControlPlane:
         paths: RuntimePaths,
         *,
         supervises: bool,
+        cluster: Cluster | None = None,
     ) -> None:
         self._lock = lock
         self.nursery = nursery
         self.supervises = supervises
+        self.cluster = cluster
         self.store = store
         self.tokens = tokens
         self.access = GatewayAccess(tokens)
-        self.registry = Registry(store, snapshot.services, snapshot.rules)
+        in_cluster = cluster is not None
+        self.registry = Registry(store, snapshot.services, snapshot.rules, in_cluster=in_cluster)
         self.events = EventLog(store)
         self.recorder = Recorder(
             store,
@@ -81,6 +96,7 @@ class ControlPlane:
             health_check_interval=settings.health_check_interval,
             fork_server=settings.fork_server,
             preload_max=settings.preload_max,
+            launcher=None if cluster is None else cluster.launcher,
         )
         self.jobs = Jobs(store, self.registry, self.supervisor, snapshot.jobs)
         self.hooks = Hooks(self.registry, self.events, lambda: self.sessions, self.supervisor.instances)
@@ -158,7 +174,13 @@ class ControlPlane:
             next_run_at=self.scheduler.next_run(spec),
             reload_error=self.reloads.error(spec.service_id),
             preloaded=self.supervisor.preloaded(spec.service_id),
+            remarks=self._remarks(spec),
         )
+
+    def _remarks(self, spec: ServiceSpec) -> tuple[str, ...]:
+        if self.cluster is not None:
+            return cluster_fields.unplaceable(spec, self.cluster.candidates())
+        return cluster_fields.ignored(spec.config) if self.supervises else ()
 
     def views(self) -> list[Service]:
         return [self.view(spec) for spec in self.registry.services()]

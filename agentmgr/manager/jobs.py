@@ -15,7 +15,7 @@ import trio
 from attrs import evolve
 
 from ..core import schedule
-from ..core.restart import Exit
+from ..core.restart import LOST, Exit
 from ..errors import ServiceNotFound, StorageError
 from ..models import (
     DesiredStatus,
@@ -101,7 +101,7 @@ class Jobs:
                 assert state.last is not None
                 if spec.desired_status is DesiredStatus.STOPPED:  # it was run by a command, besides
                     self.finish(service_id, RunResult.INTERRUPTED)
-                elif boot_id and (record := launched.get(service_id)) and record.boot_id != boot_id:
+                elif boot_id and (record := launched.get(service_id)) and _ended_with(boot_id, record):
                     self.finish(service_id, RunResult.INTERRUPTED, "the machine was restarted")
                 elif state.last.instance_id is not None or service_id in launched:
                     self.finish(service_id, RunResult.UNKNOWN, "it ended while no manager ran")
@@ -136,6 +136,8 @@ class Jobs:
             reason = next((each.error_message for each in instances if each.error_message), None)
             if instance.last_exit == str(Exit()):
                 result, reason = RunResult.UNKNOWN, "an earlier manager had started it"
+            elif instance.last_exit == LOST:
+                result = RunResult.UNKNOWN
             elif result is RunResult.STOPPED and spec.desired_status is DesiredStatus.RUNNING:
                 result = RunResult.INTERRUPTED
             self.finish(service_id, result, reason)
@@ -189,3 +191,8 @@ class Jobs:
                 logger.warning("what is known of jobs cannot be written, retrying: %s", error)
                 await trio.sleep(_RETRY_S)
                 self._news.set()
+
+
+def _ended_with(boot_id: str, record: InstanceRecord) -> bool:
+    """Whether its machine was restarted since: of another one that is not known."""
+    return not record.node_id and record.boot_id != boot_id

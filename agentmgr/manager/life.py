@@ -8,7 +8,7 @@ from functools import partial
 
 import trio
 
-from ..errors import AgentManagerError, WrongState
+from ..errors import AgentManagerError, ManagerError, WrongState
 from ..models import DesiredStatus, InstanceRecord, ServiceSpec, utc_now
 from ..process.control_socket import control_listener, keep_bound
 from ..process.ownership import ManagerLock
@@ -79,6 +79,8 @@ class ManagerLife:
 
     async def _run_on(self, store: Store, tokens: Tokens, started: Callable[[], None]) -> None:
         snapshot = await store.load()
+        if self.supervises:
+            _check_nodes(snapshot)
         # Shielded in a task of its own: when `run` is cancelled, the supervisor must still be there to stop
         # what it started, and the gateway to get its last table. It is cancelled below, when that is done.
         machinery, talking = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
@@ -221,6 +223,20 @@ async def _start_what_should_run(plane: ControlPlane) -> None:
                 await plane.supervisor.start(awake, wait=False)
             except AgentManagerError as error:  # one service's trouble must not keep the others down
                 logger.error("service %s was not started: %s", spec.name, error)
+
+
+def _check_nodes(snapshot: Snapshot) -> None:
+    """Raises `ManagerError` where instances run on nodes that a manager without a cluster cannot ask.
+
+    It could neither adopt them, nor take them for gone, nor start others in their place.
+    """
+    services = {record.service_id for record in snapshot.instances if record.node_id}
+    if services:
+        names = ", ".join(sorted(spec.name for spec in snapshot.services if spec.service_id in services))
+        raise ManagerError(
+            f"instances of this database run on other machines ({names}): start the manager with "
+            "--cluster joined, as the one before was"
+        )
 
 
 def _by_service(

@@ -11,7 +11,7 @@ import trio
 from attrs import evolve
 
 from ..codec import from_plain, to_plain
-from ..core import conditions, dependencies, lookup
+from ..core import cluster_fields, conditions, dependencies, lookup
 from ..core.bodies import OWN_FIELDS, NewRule, NewService, rule_fields, service_fields
 from ..core.secrets import restored, restored_hook
 from ..errors import FieldProblem, InvalidRequest, NameTaken, PortNotAvailable, VersionMismatch, WrongState
@@ -30,11 +30,19 @@ _PATH_FIELDS = frozenset({"agent_factory_path", "cwd"})
 class Registry:
     """Makes all changes of services and rules. Each is durable before it is visible here."""
 
-    def __init__(self, store: Store, services: Iterable[ServiceSpec], rules: Iterable[RoutingRule]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        services: Iterable[ServiceSpec],
+        rules: Iterable[RoutingRule],
+        *,
+        in_cluster: bool = False,
+    ) -> None:
         self._store = store
         self._services = {spec.service_id: spec for spec in services}
         self._leaving: set[str] = set()  # ids of services that are being unregistered
         self._rules = {rule.rule_id: rule for rule in rules}
+        self._in_cluster = in_cluster
         # A change reads, decides and writes; two of them must not interleave.
         self._changing = trio.Lock()
 
@@ -155,6 +163,8 @@ class Registry:
         ):
             if command is not None and (why := misread(command)) is not None:
                 raise InvalidRequest(f"{name}: {why}", fields=[FieldProblem(name, why)])
+        if self._in_cluster:
+            cluster_fields.check(spec)
         if spec.config.watch:
             require_watchfiles()
         if spec.config.schedule is not None:

@@ -55,6 +55,7 @@ class Option:
     unset: str = ""  #: what None means
     metavar: str | None = None  #: `FILE`, `DIR` and `SERVICE` are completed by the shell
     flag: str = ""  #: where it is not the field's name
+    unit: str = ""  #: of a number whose name does not end with it; with a fraction it is seconds otherwise
     bare: str = ""  #: what the flag means without a value, if it may have none
     argument: bool = False  #: the command line has an argument for it, and no flag
     live: bool = False  #: running instances need no restart for it

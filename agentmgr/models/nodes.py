@@ -30,6 +30,8 @@ _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _KEY = re.compile(rf"(?:{_WORD}/)?{_WORD}")
 _VALUE = re.compile(_WORD)
 _SELECTOR = rf"(?:{_WORD}/)?{_WORD}=!?(?:{_WORD}|in\( *{_WORD} *(?:, *{_WORD} *)*\))"
+_NUMBER = r"(?:[0-9]{1,9}(?:\.[0-9]{1,6})?)"
+_AMOUNT = re.compile(_NUMBER)
 _FORMS = "KEY=VALUE, KEY=!VALUE, KEY=in(A,B) or KEY=!in(A,B)"
 _LETTERS = "1 to 63 letters, digits and '-_.', with a letter or digit at both ends"
 
@@ -41,6 +43,20 @@ class NodeState(StrEnum):
     CORDONED = "cordoned"  #: linked, and serves on; nothing new is placed there
     SILENT = "silent"  #: its link is down, and it may come back: its instances are taken to live on
     LOST = "lost"  #: it was silent for too long, or is surely gone: its instances are started elsewhere
+
+
+class Spread(StrEnum):
+    """How the instances of a service are spread over the nodes that may run them."""
+
+    NODES = "nodes"
+    PACK = "pack"
+
+
+class OnNodeLoss(StrEnum):
+    """What follows for an instance whose node is lost."""
+
+    REPLACE = "replace"
+    WAIT = "wait"
 
 
 def label(text: str) -> tuple[str, str]:
@@ -119,3 +135,24 @@ def check_selectors(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> 
             Selector.parse(text)
         except InvalidRequest as problem:
             raise invalid(attribute.name, f"cannot be read: {problem}") from None
+
+
+def resources(texts: Iterable[str]) -> dict[str, float]:
+    """Names and amounts, from words as `licence=1`. Raises `InvalidRequest`."""
+    found: dict[str, float] = {}
+    for text in texts:
+        name, equals, amount = text.partition("=")
+        if not (equals and _KEY.fullmatch(name) and _AMOUNT.fullmatch(amount)):
+            raise InvalidRequest(f"a resource is NAME=NUMBER, as in licence=1, not {text!r}")
+        if name in found:
+            raise InvalidRequest(f"the resource {name} is given twice")
+        found[name] = float(amount)
+    return found
+
+
+@rule(items={"type": "string", "pattern": f"^(?:{_WORD}/)?{_WORD}={_NUMBER}$"})
+def check_resources(_: Any, attribute: Attribute[Any], value: Iterable[str]) -> None:
+    try:
+        resources(value)
+    except InvalidRequest as problem:
+        raise invalid(attribute.name, f"cannot be read: {problem}") from None

@@ -37,6 +37,7 @@ from .fields import (
 from .host_config import Sessions
 from .instance_range import InstanceRange, check_instances, instance_range
 from .jobs import JobConfig
+from .nodes import OnNodeLoss, Spread, check_resources, check_selectors
 
 
 class ServiceStatus(StrEnum):
@@ -319,6 +320,51 @@ class ServiceConfig(JobConfig):
         ),
     )
 
+    cpus: float | None = option(
+        None,
+        "CPUs of a node that are reserved for an instance, in a cluster whose engine reserves them; "
+        "`cpu_limit_percent` limits them.",
+        between(0.001, 100_000),
+        unit="CPUs",
+    )
+    gpus: float | None = option(
+        None,
+        "GPUs that are reserved for an instance, and shown to it alone; 0.5: half of one.",
+        between(0.001, 1000),
+        unit="GPUs",
+    )
+    memory_mb: int | None = option(
+        None,
+        "Memory of a node that is reserved for an instance; `memory_limit_mb` limits it.",
+        between(1, 2**30),
+    )
+    resources: tuple[str, ...] = field(
+        default=(),
+        converter=to_words,
+        validator=check_resources,
+        metadata=about(
+            "What else of a node is reserved for an instance, as in licence=1.", metavar="NAME=NUMBER"
+        ),
+    )
+    place_on: tuple[str, ...] = field(
+        default=(),
+        converter=to_words,
+        validator=check_selectors,
+        metadata=about(
+            "A label of the nodes that may run it: zone=b, zone=!b, zone=in(a,b), zone=!in(a,b), node=NAME. "
+            "With several, all must match.",
+            metavar="LABEL=VALUE",
+        ),
+    )
+    spread: Spread = option(
+        Spread.NODES,
+        "nodes: its instances are on as many nodes of a cluster as there are; pack: on as few.",
+    )
+    on_node_loss: OnNodeLoss = option(
+        OnNodeLoss.REPLACE,
+        "When the node of an instance is lost: replace: it starts on another one at once, while the old one "
+        "may live on where it cannot be seen; wait: it waits for its node, so that it is never there twice.",
+    )
     memory_limit_mb: int | None = option(
         None, "Of an instance with all that it starts; where the platform enforces it.", between(1, 2**30)
     )

@@ -100,6 +100,7 @@ class Service:
     next_run_at: datetime | None = None  #: of one with a schedule
     preloaded: str | None = None  #: what its next start finds imported, or why nothing; of an agent file
     reload_error: str | None = None  #: why what was saved last does not run, where its files are watched
+    remarks: tuple[str, ...] = ()  #: what of its registration has no effect now, and why
 
     @property
     def is_wanted(self) -> bool:

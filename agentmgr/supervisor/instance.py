@@ -159,7 +159,8 @@ class InstanceTask:
                     problem.reason,
                 )
             )
-            return self._decide(Ending(problem.cause, problem.reason))
+            lost = Exit(node_lost=problem.reason) if problem.cause is Cause.NODE_LOST else None
+            return self._decide(Ending(problem.cause, problem.reason, lost))
 
     async def _watch(self, child: Child, permit: ExitStack) -> Ending:
         """Waits until it is ready, then checks it regularly, until it exits or must be ended."""

@@ -75,13 +75,14 @@ async def test_the_schema_of_a_registration_has_all_that_a_form_shows(url: str) 
         document = (await http.get(f"{url}/openapi.json")).json()
     properties = document["components"]["schemas"]["Registration"]["properties"]
     for field in attrs.fields(Registration):
-        if Option.of(field):
+        if option := Option.of(field):
             shown = properties[field.name]
             assert shown["title"], field.name
             assert shown["description"], field.name
             assert "default" in shown or field.name == "name"
-            # All numbers with a fraction are durations.
+            # All numbers with a fraction that name no unit are durations.
             is_duration = {"type": "number"} in [{"type": shown.get("type")}, *shown.get("anyOf", [])]
+            is_duration = is_duration and not option.unit
             assert is_duration <= (shown.get("x-unit") == "s" and "econds" in shown["description"]), (
                 field.name
             )

@@ -204,3 +204,25 @@ def test_an_exit_reads_as_a_person_would_say_it():
 def test_a_job_that_exits_with_0_has_completed_under_every_policy(config, ready_for_s):
     completed = Ending(Cause.COMPLETED, "completed", Exit(code=0), ready_for_s)
     assert decide(config, History(), completed, now=0, rand=0) == Done()
+
+
+lost = Ending(Cause.NODE_LOST, "node b was lost (silent for 15 s)", Exit(node_lost="it was"), ready_for_s=1)
+
+
+def test_what_is_lost_with_its_node_starts_again_at_once_and_uses_no_budget():
+    once = decide(config, History(), lost, now=0, rand=0.5)
+    assert once == Again(0.0, History((), blameless=1, total=1))
+    assert once.same_try
+    assert once.history.left(config, now=0) == config.max_restart_count
+    again = decide(config, once.history, lost, now=0, rand=0)
+    assert again.delay_s >= MIN_REPEATED_DELAY_S * (1 - JITTER), "launches that fail at once make no hot loop"
+
+
+def test_a_job_that_was_lost_with_its_node_is_not_repeated():
+    job = ServiceConfig(command=["work"], restart=RestartMode.NEVER)
+    for ending in (lost, evolve(lost, exit=None, ready_for_s=None)):  # also where its launch was not answered
+        decision = decide(job, History(), ending, now=0, rand=0.5)
+        assert isinstance(decision, GiveUp)
+        assert decision.reason == (
+            "node b was lost (silent for 15 s); what it had done is not known, so it is not repeated"
+        )

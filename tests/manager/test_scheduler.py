@@ -10,7 +10,7 @@ import pytest
 import trio
 from attrs import evolve
 
-from agentmgr.core.restart import Exit
+from agentmgr.core.restart import Cause, Exit
 from agentmgr.errors import StorageError, WrongState
 from agentmgr.manager.events import EventLog
 from agentmgr.manager.jobs import Jobs
@@ -273,3 +273,24 @@ async def test_a_full_disk_keeps_no_run_from_running(autojump_clock: Any) -> Non
         world.store.failure = None
         await trio.sleep(M)
         assert (await world.store.load()).jobs[spec.service_id] == manager.jobs.state(spec.service_id)
+
+
+@pytest.mark.parametrize("launched", [True, False])
+async def test_a_run_that_was_lost_with_its_node_is_not_repeated_and_the_next_one_comes(
+    autojump_clock: Any, launched: bool
+) -> None:
+    reason = "node b was lost (silent for 15 s)"
+    world = World(FakeLauncher(RUNS_5_MIN))
+    async with world.manager() as manager:
+        spec = await manager.register()
+        if not launched:
+            world.launcher.refuse_next(cause=Cause.NODE_LOST, reason=reason)
+        await trio.sleep(62 * M)
+        world.launcher.crash("job", Exit(node_lost=reason))
+        await trio.sleep(M)
+        last = manager.last(spec)
+        assert last.result is RunResult.UNKNOWN
+        assert last.reason == f"{reason}; what it had done is not known, so it is not repeated"
+        await trio.sleep(70 * M)
+        assert world.launches() == ([60, 120] if launched else [120])
+        assert manager.last(spec).result is RunResult.COMPLETED

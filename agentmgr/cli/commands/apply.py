@@ -95,6 +95,11 @@ async def command(cli: Cli, file: str, dry_run: bool, prune: bool, no_restart: b
                 for step in wave:
                     nursery.start_soon(attempt, step)
         await mention_stale(cli, manager, [step.name for step in steps if step.action == "start"])
+        written = {step.name for step in steps if step.action in ("create", "change")}
+        for service in await manager.list_services():
+            if service.name in written:
+                for remark in service.remarks:
+                    note(f"{service.name}: {remark}")
     say(f"done: {counted(len(steps) - failed, 'change')}")
     return int(failed > 0 or bool(dead))
 

@@ -63,6 +63,8 @@ async def command(cli: Cli, name: str, new_name: str | None, unset: tuple[str, .
         say(f"{service.name} is unchanged: it has these values already")
         return
     say(f"changed {service.name}")
+    for remark in service.remarks:
+        note(f"{service.name}: {remark}")
     if service.desired_status is not DesiredStatus.RUNNING:
         return
     if before.config.schedule is not None and service.config.schedule is None:

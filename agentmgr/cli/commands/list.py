@@ -40,11 +40,25 @@ async def command(
             say_json(services)
         else:
             scheduled = any(service.config.schedule is not None for service in services)
+            on_nodes = any(_nodes(service) for service in services)
             print_table(
-                (*_COLUMNS, *_RUNS) if scheduled else _COLUMNS,
-                [_row(service) + (_runs(service) if scheduled else []) for service in services],
+                (*_COLUMNS, *(_RUNS if scheduled else ()), *(("nodes",) if on_nodes else ())),
+                [
+                    _row(service)
+                    + (_runs(service) if scheduled else [])
+                    + ([_nodes(service)] if on_nodes else [])
+                    for service in services
+                ],
                 empty="no services" if status or tags or name else "no services are registered",
-                spare=["tags", "memory", "cpu", "restarts", "sessions", "up"],
+                spare=[
+                    "tags",
+                    *(["nodes"] if on_nodes else []),
+                    "memory",
+                    "cpu",
+                    "restarts",
+                    "sessions",
+                    "up",
+                ],
             )
             for service in services:
                 if service.reload_error is not None:
@@ -56,6 +70,11 @@ async def command(
 
 def _runs(service: Service) -> list[object]:
     return [last_run(service.last_run), service.next_run_at]
+
+
+def _nodes(service: Service) -> str:
+    """As in `vm vm-2`: those that it is on, in a cluster."""
+    return " ".join(sorted({i.node for i in service.instances if i.node and i.pid is not None}))
 
 
 def _wanted(service: Service) -> str:

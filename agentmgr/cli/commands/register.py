@@ -13,7 +13,7 @@ from ..group import Cli, Command, subcommand
 from ..managers import for_running, for_writing
 from ..names import FILE
 from ..options import directory_for, env_from_shell, given_fields, service_options
-from ..out import say
+from ..out import note, say
 from ..render import standing
 from ..watch import progress, waits
 
@@ -77,6 +77,8 @@ async def command(
         finally:
             if auto_start:
                 await mention_stale(cli, manager, [name])
+    for remark in service.remarks:
+        note(f"{service.name}: {remark}")
     if auto_start:
         say(f"registered {service.name}; it {standing(service)}")
     elif config.schedule:

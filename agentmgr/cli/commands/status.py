@@ -106,6 +106,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ("instances", _instances(service)),
             ("imports", service.preloaded),
             ("not enforced", _unenforced(service)),
+            ("remarks", "\n".join(service.remarks)),
             ("registered", service.created_at),
             ("version", service.version),
         ]
@@ -113,9 +114,27 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
     if service.instances:
         say()
         print_table(
-            ["instance", "status", "health", "pid", "address", "up", "last exit"],
             [
-                [i.slot, i.status, i.health, i.pid, _address(i), _up(i), i.last_exit]
+                "instance",
+                "status",
+                "health",
+                *_of_cluster(service, ["node"]),
+                "pid",
+                "address",
+                "up",
+                "last exit",
+            ],
+            [
+                [
+                    i.slot,
+                    i.status,
+                    i.health,
+                    *_of_cluster(service, [i.node]),
+                    i.pid,
+                    _address(i),
+                    _up(i),
+                    i.last_exit,
+                ]
                 for i in service.instances
             ],
             empty="",
@@ -130,6 +149,11 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
             ],
             empty="",
         )
+
+
+def _of_cluster(service: Service, cells: list[str]) -> list[str]:
+    """The cells of a column that is shown where instances are on nodes."""
+    return cells if any(instance.node for instance in service.instances) else []
 
 
 def _instances(service: Service) -> str | None:

@@ -76,7 +76,7 @@ export function fieldValue(field, typed) {
   if (field.kind === "switch") return typed;
   if (field.kind === "variables") return Object.fromEntries(typed.filter((/** @type {string[]} */ [name, value]) => name || value));
   if (field.kind === "words") return shellWords(typed);
-  if (field.kind === "list") return typed.split(",").map((/** @type {string} */ word) => word.trim()).filter(Boolean);
+  if (field.kind === "list") return typed.split(/,(?![^(]*\))/).map((/** @type {string} */ word) => word.trim()).filter(Boolean);
   if (typed.trim() === "" && (field.nullable || field.kind === "number")) return field.nullable ? null : field.standard;
   if (field.kind === "number") return Number.isNaN(Number(typed)) ? typed : Number(typed);
   return field.kind === "choice" ? typed : typed.trim();

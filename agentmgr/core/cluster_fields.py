@@ -1,0 +1,73 @@
+"""The fields of a registration that are about nodes: what a cluster refuses, what has no effect without one.
+
+The rules:
+
+* Without a cluster none of them has an effect, and nothing is refused: the same file serves a cluster and the
+  machine of a developer. A remark says which are ignored.
+* Nodes that have joined by themselves only say that they are there. None of them keeps account of what is
+  free, so a claim (`cpus`, `gpus`, `memory_mb`, `resources`) is refused there rather than ignored.
+* A port that is fixed is the same over all restarts, and so has to be on one node.
+* Labels that no known node has are accepted, as the node may come; a remark says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attrs import fields
+
+from ..errors import FieldProblem, InvalidRequest
+from ..models import ServiceConfig, ServiceSpec
+from ..models.nodes import one_node, selectors
+from .placement import Candidate, Nowhere, Placed, Wish, place
+
+CLAIMS = ("cpus", "gpus", "memory_mb", "resources")
+ABOUT_NODES = (*CLAIMS, "place_on", "spread", "on_node_loss")
+
+
+def given(config: ServiceConfig, names: Iterable[str] = ABOUT_NODES) -> tuple[str, ...]:
+    """Those that differ from their defaults."""
+    of_class = fields(ServiceConfig)
+    return tuple(name for name in names if getattr(config, name) != getattr(of_class, name).default)
+
+
+def unreservable(config: ServiceConfig) -> str | None:
+    """Why nodes that have joined cannot run it; None: they can."""
+    if not (claims := given(config, CLAIMS)):
+        return None
+    return (
+        f"{' and '.join(claims)} cannot be reserved: nothing keeps account of what is free on nodes that "
+        "joined by themselves (--cluster joined). Leave it out, and choose nodes by labels, with place_on"
+    )
+
+
+def check(spec: ServiceSpec) -> None:
+    """Raises `InvalidRequest` for what a cluster of joined nodes cannot do."""
+    config = spec.config
+    if (why := unreservable(config)) is not None:
+        fields = [FieldProblem(name, "cannot be reserved on joined nodes") for name in given(config, CLAIMS)]
+        raise InvalidRequest(f"service {spec.name}: {why}", fields=fields)
+    if spec.port is not None and one_node(config.place_on) is None:
+        problem = (
+            "is fixed, and so is on one node: name it by place_on, as in node=NAME, or leave the port out"
+        )
+        raise InvalidRequest(
+            f"service {spec.name}: port {spec.port} {problem}", fields=[FieldProblem("port", problem)]
+        )
+
+
+def ignored(config: ServiceConfig) -> tuple[str, ...]:
+    """The remark on it where there is no cluster."""
+    if not (names := given(config)):
+        return ()
+    have = "has" if len(names) == 1 else "have"
+    return (f"{', '.join(names)} {have} no effect: this manager has no cluster (`--cluster`)",)
+
+
+def unplaceable(spec: ServiceSpec, nodes: Iterable[Candidate]) -> tuple[str, ...]:
+    """The remark on it in a cluster where no node can run it now."""
+    if not spec.config.place_on:
+        return ()
+    wish = Wish(spec.service_id, 0, selectors(spec.config.place_on))
+    found = place(wish, nodes, Placed())
+    return (f"it {found.reason}",) if isinstance(found, Nowhere) else ()

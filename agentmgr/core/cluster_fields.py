@@ -22,7 +22,7 @@ from ..models.nodes import one_node, selectors
 from .placement import Candidate, Nowhere, Placed, Wish, place
 
 CLAIMS = ("cpus", "gpus", "memory_mb", "resources")
-ABOUT_NODES = (*CLAIMS, "place_on", "spread", "on_node_loss")
+ABOUT_NODES = (*CLAIMS, "place_on", "spread", "on_node_loss", "ship")
 
 
 def given(config: ServiceConfig, names: Iterable[str] = ABOUT_NODES) -> tuple[str, ...]:

@@ -365,6 +365,7 @@ class ServiceConfig(JobConfig):
         "When the node of an instance is lost: replace: it starts on another one at once, while the old one "
         "may live on where it cannot be seen; wait: it waits for its node, so that it is never there twice.",
     )
+
     memory_limit_mb: int | None = option(
         None, "Of an instance with all that it starts; where the platform enforces it.", between(1, 2**30)
     )

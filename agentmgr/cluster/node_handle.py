@@ -123,6 +123,7 @@ class NodeHandle:
         self.forgotten = False  #: it will not come back
         self.figures: Figures | None = None  #: the last ones
         self.news = trio.lowlevel.ParkingLot()  #: unparked when it links, falls silent or is lost
+        self.on_link: Callable[[], None] = lambda: None  #: called first when `linked` or `lost` changes
         self.starts = trio.Semaphore(MAX_CONCURRENT_STARTS)
         self._manager_id, self._numbers = manager_id, count(1)
         self._link: _Link | None = None
@@ -302,6 +303,7 @@ class NodeHandle:
         self._tell()
 
     def _tell(self) -> None:
+        self.on_link()
         for child in list(self._children.values()):
             child.link_changed()
         self.news.unpark_all()

@@ -141,7 +141,7 @@ class Liveness:
         linked = {node_id for node_id, facts in self._nodes.items() if facts.linked}
         silent = {node_id for node_id, it in self._nodes.items() if it.counts and self._is_silent(it)}
         if self._cut_off_from:
-            self._cut_off_from |= linked
+            self._cut_off_from |= linked | silent  # a manager that begins adds its nodes one by one
             if not silent or 2 * len(self._down()) <= len(self._cut_off_from):
                 self._cut_off_from = set()
                 self._in_touch_since = now

@@ -15,7 +15,7 @@ The rules:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from attrs import field, frozen
@@ -50,7 +50,7 @@ class Wish:
 class Nowhere:
     """No node can take it now."""
 
-    reason: str  #: for the user, as in `waits for a node with zone=b: none is linked`
+    reason: str  #: for the user, as in `waits for a node with zone=b: b2 is silent`
 
 
 class Placed:
@@ -102,7 +102,9 @@ def place(wish: Wish, nodes: Iterable[Candidate], placed: Placed) -> str | Nowhe
     fitting = [node for node in bound_to or nodes if all(it.matches(node.labels) for it in wish.place_on)]
     free = [node for node in fitting if node.state is NodeState.LINKED]
     if not free:
-        return Nowhere(f"waits for {_asked_for(wish, bound_to)}: {_why_none(fitting)}")
+        return Nowhere(
+            f"waits for {_asked_for(wish, bound_to)}: {_why_none(wish, bound_to or nodes, fitting)}"
+        )
     before = placed.last(wish.service_id, wish.position)
     if any(node.node_id == before for node in free):
         assert before is not None
@@ -125,12 +127,24 @@ def _asked_for(wish: Wish, bound_to: list[Candidate]) -> str:
 _NAMED = 5  #: more would fill the line
 
 
-def _why_none(fitting: list[Candidate]) -> str:
-    if not fitting:
-        return "none is linked"
-    by_name = sorted(fitting, key=lambda node: node.name)
-    named = ", ".join(f"{node.name} is {node.state}" for node in by_name[:_NAMED])
-    return named + (f", and {len(by_name) - _NAMED} more cannot take it" if len(by_name) > _NAMED else "")
+def _why_none(wish: Wish, nodes: Sequence[Candidate], fitting: Sequence[Candidate]) -> str:
+    if fitting:
+        by_name = sorted(fitting, key=lambda node: node.name)
+        return _listed([f"{node.name} is {node.state}" for node in by_name], "more cannot take it")
+    for selector in wish.place_on:
+        if any(selector.matches(node.labels) for node in nodes):
+            continue
+        values = sorted({node.labels[selector.key] for node in nodes if selector.key in node.labels})
+        if values:
+            return f"no node matches; they have {_listed([f'{selector.key}={it}' for it in values])}"
+        keys = sorted({f"{key}=…" for node in nodes for key in node.labels})
+        return f"no node has a label {selector.key}; they have {_listed(keys) or 'none'}"
+    return "each is on some node, and no node has all of them"
+
+
+def _listed(texts: Sequence[str], rest: str = "more") -> str:
+    more = len(texts) - _NAMED
+    return ", ".join(texts[:_NAMED]) + (f", and {more} {rest}" if more > 0 else "")
 
 
 def _count_down(counter: Counter[K], key: K) -> None:

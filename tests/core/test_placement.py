@@ -90,7 +90,22 @@ def test_a_position_goes_back_to_its_node_while_that_can_take_it() -> None:
 @pytest.mark.parametrize(
     ("nodes", "wish", "reason"),
     [
-        (ABC, Wish("s", 0, selectors(["zone=x"])), "waits for a node with zone=x: none is linked"),
+        (
+            ABC,
+            Wish("s", 0, selectors(["zone=x"])),
+            "waits for a node with zone=x: no node matches; they have zone=a, zone=b, zone=c",
+        ),
+        (
+            ABC,
+            Wish("s", 0, selectors(["node=!x", "gpu=!in(a,b)", "disk=ssd"])),
+            "waits for a node with node=!x and gpu=!in(a,b) and disk=ssd: no node has a label disk; "
+            "they have node=…, zone=…",
+        ),
+        (
+            ABC,
+            Wish("s", 0, selectors(["zone=a", "node=b"])),
+            "waits for a node with zone=a and node=b: each is on some node, and no node has all of them",
+        ),
         (
             cluster(a="linked", b="silent", b2="cordoned"),
             Wish("s", 0, selectors(["zone=b", "node=!a"])),

@@ -1,0 +1,207 @@
+"""The nodes that a manager knows: who is alive, and what may be placed where."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import trio
+
+from ..core.liveness import LOST_AFTER_S, Change, Liveness
+from ..core.placement import Candidate
+from ..models.nodes import NAME_LABEL, NodeState
+from .node_handle import NodeHandle
+
+log = logging.getLogger(__name__)
+
+OWN = ""  #: the node id of the manager's own machine
+
+
+class NodesObserver(Protocol):
+    """Learns what happens to nodes; all of it synchronous and quick."""
+
+    def node_changed(self, node_id: str, state: NodeState, reason: str) -> None:
+        """It is in another state. `reason` is for the user; "" where the state says it all."""
+
+    def node_described(self, handle: NodeHandle) -> None:
+        """It has linked with another address or other labels than were known."""
+
+
+class NoObserver:
+    """Keeps nothing."""
+
+    def node_changed(self, node_id: str, state: NodeState, reason: str) -> None:
+        pass
+
+    def node_described(self, handle: NodeHandle) -> None:
+        pass
+
+
+class Nodes:
+    """All of one cluster, by their ids. Iteration gives the handles of all but the manager's own machine."""
+
+    def __init__(
+        self,
+        manager_id: str,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        cordoned: bool = False,
+        lost_after_s: float = LOST_AFTER_S,
+        observer: NodesObserver | None = None,
+    ) -> None:
+        """`name`, `labels`, `cordoned`: of the manager's own machine. `manager_id`: of this run of it."""
+        self.name, self.labels = name, dict(labels or {})
+        self.news = trio.lowlevel.ParkingLot()  #: unparked at each change that placement may care about
+        self._manager_id = manager_id
+        self._handles: dict[str, NodeHandle] = {}
+        self._linked: set[str] = set()  #: as `_liveness` knows it
+        self._liveness = Liveness(lost_after_s)
+        self._observer = observer or NoObserver()
+        self._again = trio.Event()  #: set when the time of the next look may be another one
+        self._liveness.add(OWN, trio.current_time(), was_linked=True, cordoned=cordoned)
+        self._liveness.link_up(OWN, trio.current_time())
+        self._look()
+
+    async def run(self) -> None:
+        """Gives up nodes that are silent for too long; until cancelled."""
+        while True:
+            self._again = trio.Event()
+            with trio.move_on_at(self._liveness.next_look()) as until:
+                await self._again.wait()
+            if until.cancelled_caught:
+                self._look()
+
+    async def serve(self, node_id: str, stream: trio.abc.Stream) -> None:
+        """One link of a node, until it is down. Raises nothing, and does not close the stream.
+
+        Returns at once for a node that is not known, or was forgotten.
+        """
+        if (handle := self._handles.get(node_id)) is not None:
+            await handle.serve(stream)
+
+    # Which there are
+
+    def add(
+        self,
+        node_id: str,
+        name: str,
+        *,
+        address: str = "",
+        labels: Mapping[str, str] | None = None,
+        cordoned: bool = False,
+        ran: bool = False,
+    ) -> NodeHandle:
+        """A node that has joined, now or under an earlier manager. `ran`: there are records of its instances,
+        so that it is missed if it does not link.
+        """
+        handle = NodeHandle(node_id, name, address=address, labels=labels, manager_id=self._manager_id)
+        handle.on_link = lambda: self._link_changed(handle)
+        self._handles[node_id] = handle
+        self._liveness.add(node_id, trio.current_time(), was_linked=ran, cordoned=cordoned)
+        self._look()
+        return handle
+
+    def forget(self, node_id: str) -> None:
+        """It will not come back: what it ran is started elsewhere."""
+        if (handle := self._handles.pop(node_id, None)) is not None:
+            self._liveness.remove(node_id)
+            self._linked.discard(node_id)
+            handle.on_link = lambda: None
+            handle.forget()
+            self._look()
+
+    def cordon(self, node_id: str, cordoned: bool) -> None:
+        """Places nothing new there, or does so again. Raises `KeyError` for one that is not known."""
+        self._liveness.cordon(node_id, cordoned)
+        self._look()
+
+    def engine_says(self, node_id: str, gone: str) -> None:
+        """`gone`: why the engine takes it to be gone; "": it is alive. Raises `KeyError`."""
+        self._liveness.engine_says(node_id, gone)
+        self._look()
+
+    def __iter__(self) -> Iterator[NodeHandle]:
+        return iter(tuple(self._handles.values()))
+
+    def get(self, node_id: str) -> NodeHandle | None:
+        return self._handles.get(node_id)
+
+    def name_of(self, node_id: str) -> str:
+        """Its id where it is not known any more."""
+        if node_id == OWN:
+            return self.name
+        return self._handles[node_id].name if node_id in self._handles else node_id
+
+    def state_of(self, node_id: str) -> tuple[NodeState, str]:
+        """And why, for the user. Raises `KeyError`."""
+        return self._liveness.state(node_id), self._liveness.reason(node_id)
+
+    def candidates(self) -> list[Candidate]:
+        """All, the manager's own machine first."""
+        own = Candidate(OWN, self.name, self._liveness.state(OWN), {**self.labels, NAME_LABEL: self.name})
+        return [own, *map(self._candidate, self._handles.values())]
+
+    def troubles(self) -> tuple[str, ...]:
+        """Faults that last now, for the user."""
+        return (self._liveness.cut_off,) if self._liveness.cut_off else ()
+
+    def _candidate(self, handle: NodeHandle) -> Candidate:
+        return Candidate(
+            handle.node_id, handle.name, handle.state, {**handle.labels, NAME_LABEL: handle.name}
+        )
+
+    # Who is alive
+
+    def _link_changed(self, handle: NodeHandle) -> None:
+        node_id, now = handle.node_id, trio.current_time()
+        if handle.linked is (node_id in self._linked):
+            return
+        if handle.linked:
+            self._linked.add(node_id)
+            self._liveness.link_up(node_id, now)
+            self._take_description(handle)
+        else:
+            self._linked.discard(node_id)
+            self._liveness.link_down(node_id, now)
+        self._look()
+
+    def _take_description(self, handle: NodeHandle) -> None:
+        """What its daemon says of itself holds: it was started with that."""
+        if (facts := handle.facts) is None:
+            return
+        address = facts.address or handle.address
+        if (dict(facts.labels), address) == (dict(handle.labels), handle.address):
+            return
+        handle.labels, handle.address = dict(facts.labels), address
+        try:
+            self._observer.node_described(handle)
+        except Exception:  # what observes it must not hold up the link
+            log.exception("internal error: cannot write down what node %s says of itself", handle.name)
+
+    def _look(self) -> None:
+        """Decides, and tells of what has changed."""
+        was_cut_off, changes = self._liveness.cut_off, self._liveness.look(trio.current_time())
+        if (cut_off := self._liveness.cut_off) and not was_cut_off:
+            log.warning("%s", cut_off)
+        elif was_cut_off and not cut_off:
+            log.info("most nodes are linked again: this manager is not cut off any more")
+        for change in changes:  # first all states: what is told of one may place instances
+            if (handle := self._handles.get(change.node_id)) is not None:
+                handle.state, handle.state_reason = change.state, change.reason
+        for change in changes:
+            self._tell(change)
+            if change.state is NodeState.LOST and (handle := self._handles.get(change.node_id)) is not None:
+                handle.lose(change.reason)
+        self.news.unpark_all()
+        self._again.set()
+
+    def _tell(self, change: Change) -> None:
+        level = logging.WARNING if change.state is NodeState.LOST else logging.INFO
+        because = f": {change.reason}" if change.reason else ""
+        log.log(level, "node %s is %s%s", self.name_of(change.node_id), change.state, because)
+        try:
+            self._observer.node_changed(change.node_id, change.state, change.reason)
+        except Exception:  # what observes it must not hold up the cluster
+            log.exception("internal error: cannot report on node %s", self.name_of(change.node_id))

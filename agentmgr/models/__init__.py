@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from .jobs import JobState as JobState
     from .jobs import Overlap as Overlap
     from .jobs import RunResult as RunResult
+    from .members import Invitation as Invitation
+    from .members import JoinSecret as JoinSecret
+    from .members import Node as Node
+    from .members import NodeRecord as NodeRecord
     from .nodes import NodeState as NodeState
     from .nodes import Selector as Selector
     from .records import Connection as Connection
@@ -102,6 +106,7 @@ _NAMES = {
     "host_config": "HostConfig OnCrash OnDisconnect Runtime Sessions WhenBusy",
     "fields": "Check new_id utc_now",
     "jobs": "JobConfig JobRun JobState Overlap RunResult",
+    "members": "Invitation JoinSecret Node NodeRecord",
     "nodes": "NodeState Selector",
     "records": """Connection ConnectionEnd ConnectionPeak Event Fact HealthCheck InstanceEnd InstanceRecord
         Latency MinuteFigures ServiceTotals""",

@@ -31,7 +31,9 @@ from ..models import (
     InstanceEnd,
     InstanceRecord,
     JobState,
+    JoinSecret,
     MinuteFigures,
+    NodeRecord,
     RoutingRule,
     ServiceSpec,
     Token,
@@ -140,6 +142,26 @@ class SqliteStore:
 
     async def put_job(self, service_id: str, state: JobState) -> None:
         await self._write(lambda db: tables.put_job(db, service_id, state))
+
+    async def put_node(self, node: NodeRecord) -> None:
+        await self._write(lambda db: tables.put_node(db, node))
+
+    async def delete_node(self, node_id: str) -> None:
+        await self._write(lambda db: tables.delete_node(db, node_id))
+
+    async def join_secrets(self) -> tuple[JoinSecret, ...]:
+        return await self._read(tables.join_secrets, ())
+
+    async def put_join_secret(self, secret: JoinSecret, *, with_node: NodeRecord | None = None) -> None:
+        def job(db: sqlite3.Connection) -> None:
+            tables.put_join_secret(db, secret)
+            if with_node is not None:
+                tables.put_node(db, with_node)
+
+        await self._write(job)
+
+    async def delete_join_secret(self, digest: str) -> None:
+        await self._write(lambda db: tables.delete_join_secret(db, digest))
 
     def record(self, fact: F) -> F:
         if isinstance(fact, Event):

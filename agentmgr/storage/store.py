@@ -29,7 +29,9 @@ from ..models import (
     InstanceEnd,
     InstanceRecord,
     JobState,
+    JoinSecret,
     MinuteFigures,
+    NodeRecord,
     RoutingRule,
     ServiceSpec,
     ServiceTotals,
@@ -49,6 +51,7 @@ class Snapshot:
     instances: tuple[InstanceRecord, ...] = ()
     totals: Mapping[str, ServiceTotals] = Factory(dict)  #: by service id; absent: nothing counted yet
     jobs: Mapping[str, JobState] = Factory(dict)  #: by service id; absent: it has no runs yet
+    nodes: tuple[NodeRecord, ...] = ()  #: oldest first
 
 
 @frozen
@@ -128,6 +131,21 @@ class Store(Protocol):
 
     async def put_job(self, service_id: str, state: JobState) -> None:
         """Raises `ServiceNotFound`."""
+
+    async def put_node(self, node: NodeRecord) -> None:
+        """Its name is no other node's: the caller sees to that."""
+
+    async def delete_node(self, node_id: str) -> None:
+        """No error when it is not there."""
+
+    async def join_secrets(self) -> tuple[JoinSecret, ...]:
+        """All, oldest first."""
+
+    async def put_join_secret(self, secret: JoinSecret, *, with_node: NodeRecord | None = None) -> None:
+        """With a node that is put in the same transaction."""
+
+    async def delete_join_secret(self, digest: str) -> None:
+        """No error when it is not there."""
 
     def record(self, fact: F) -> F:
         """Takes a fact to be written within a second; never blocks, never raises.

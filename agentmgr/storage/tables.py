@@ -22,6 +22,8 @@ from ..models import (
     InstanceEnd,
     InstanceRecord,
     JobState,
+    JoinSecret,
+    NodeRecord,
     RoutingRule,
     ServiceSpec,
     ServiceTotals,
@@ -94,6 +96,33 @@ def put_job(db: sqlite3.Connection, service_id: str, state: JobState) -> None:
     db.execute("REPLACE INTO jobs (service_id, document) VALUES (?, ?)", (service_id, to_json(state)))
 
 
+# Nodes.
+
+
+def put_node(db: sqlite3.Connection, node: NodeRecord) -> None:
+    db.execute(
+        "INSERT INTO nodes (id, name, document) VALUES (?, ?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET name = excluded.name, document = excluded.document",
+        (node.node_id, node.name, to_json(node)),
+    )
+
+
+def delete_node(db: sqlite3.Connection, node_id: str) -> None:
+    db.execute("DELETE FROM nodes WHERE id = ?", (node_id,))
+
+
+def put_join_secret(db: sqlite3.Connection, secret: JoinSecret) -> None:
+    db.execute(
+        "INSERT INTO join_secrets (id, document) VALUES (?, ?)"
+        " ON CONFLICT (id) DO UPDATE SET document = excluded.document",
+        (secret.digest, to_json(secret)),
+    )
+
+
+def delete_join_secret(db: sqlite3.Connection, digest: str) -> None:
+    db.execute("DELETE FROM join_secrets WHERE id = ?", (digest,))
+
+
 # Reading.
 
 _TOTALS = tuple(attribute.name for attribute in fields(ServiceTotals))
@@ -114,6 +143,7 @@ def load(db: sqlite3.Connection) -> Snapshot:
             service_id: _job(service_id, document)
             for service_id, document in db.execute("SELECT service_id, document FROM jobs")
         },
+        nodes=_documents(db, NodeRecord, "nodes", "ORDER BY rowid"),
     )
 
 
@@ -136,6 +166,10 @@ def _totals(service_id: str, *row: Any) -> ServiceTotals:
 
 def tokens(db: sqlite3.Connection) -> tuple[Token, ...]:
     return _documents(db, Token, "tokens", "ORDER BY rowid")
+
+
+def join_secrets(db: sqlite3.Connection) -> tuple[JoinSecret, ...]:
+    return _documents(db, JoinSecret, "join_secrets", "ORDER BY rowid")
 
 
 def token_policy(db: sqlite3.Connection) -> TokenPolicy:

@@ -18,7 +18,9 @@ from ..models import (
     InstanceEnd,
     InstanceRecord,
     JobState,
+    JoinSecret,
     MinuteFigures,
+    NodeRecord,
     RoutingRule,
     ServiceSpec,
     ServiceTotals,
@@ -46,6 +48,8 @@ class MemoryStore:
         self._token_policy = TokenPolicy()
         self._instances: dict[str, InstanceRecord] = {}
         self._jobs: dict[str, JobState] = {}
+        self._nodes: dict[str, NodeRecord] = {}
+        self._join_secrets: dict[str, JoinSecret] = {}
         self._totals: dict[str, ServiceTotals] = {}
         self._health: dict[str, deque[HealthCheck]] = {}
         self._ends: dict[str, deque[InstanceEnd]] = {}
@@ -71,6 +75,7 @@ class MemoryStore:
             tuple(self._instances.values()),
             dict(self._totals),
             dict(self._jobs),
+            tuple(self._nodes.values()),
         )
 
     async def add_service(self, spec: ServiceSpec) -> None:
@@ -139,6 +144,28 @@ class MemoryStore:
         if service_id not in self._services:
             raise SERVICES.not_found(service_id)
         self._jobs[service_id] = state
+
+    async def put_node(self, node: NodeRecord) -> None:
+        await self._writable()
+        self._nodes[node.node_id] = node
+
+    async def delete_node(self, node_id: str) -> None:
+        await self._writable()
+        self._nodes.pop(node_id, None)
+
+    async def join_secrets(self) -> tuple[JoinSecret, ...]:
+        await trio.lowlevel.checkpoint()
+        return tuple(self._join_secrets.values())
+
+    async def put_join_secret(self, secret: JoinSecret, *, with_node: NodeRecord | None = None) -> None:
+        await self._writable()
+        self._join_secrets[secret.digest] = secret
+        if with_node is not None:
+            self._nodes[with_node.node_id] = with_node
+
+    async def delete_join_secret(self, digest: str) -> None:
+        await self._writable()
+        self._join_secrets.pop(digest, None)
 
     def record(self, fact: F) -> F:
         if isinstance(fact, Event):

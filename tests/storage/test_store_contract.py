@@ -21,7 +21,9 @@ from agentmgr.models import (
     Event,
     JobRun,
     JobState,
+    JoinSecret,
     Latency,
+    NodeRecord,
     RunResult,
     ServiceTotals,
     Token,
@@ -334,3 +336,22 @@ async def test_whether_tokens_are_asked_for_does_not_follow_from_the_tokens(open
         assert await store.token_policy() == TokenPolicy(api=True, gateway=True)
         await store.set_token_policy(TokenPolicy(gateway=True))
         assert await store.token_policy() == TokenPolicy(gateway=True)
+
+
+async def test_nodes_and_secrets_to_join_are_kept(opened):
+    async with opened() as store:
+        here = NodeRecord("", "vm", labels={"zone": "a"})
+        b = NodeRecord("nod_00112233aabbccdd", "b", "10.0.0.2", {"zone": "b"}, {"licence": 1.0}, "0" * 64)
+        secret = JoinSecret("1" * 64, utc_now(), uses=2)
+        await store.put_node(here)
+        await store.put_join_secret(secret)
+        await store.put_join_secret(secret.used("b"), with_node=b)
+        b = evolve(b, name="bb", cordoned=True)
+        await store.put_node(b)
+        assert (await store.load()).nodes == (here, b)
+        assert await store.join_secrets() == (secret.used("b"),)
+        for _ in range(2):
+            await store.delete_node(here.node_id)
+            await store.delete_join_secret(secret.digest)
+        assert (await store.load()).nodes == (b,)
+        assert await store.join_secrets() == ()

@@ -162,7 +162,7 @@ async def test_shutdown_is_asked_for_on_the_control_socket(
 
 def test_every_method_of_the_manager_is_there() -> None:
     """Except for what only makes sense in the manager's own process."""
-    inside = {"run", "start", "stop", "listening", "log_path", "serve_proxy", "subscribe"}
+    inside = {"run", "start", "stop", "listening", "log_path", "open_log", "serve_proxy", "subscribe"}
     inside |= {
         "wait_shutdown_requested",
         "add_routing_rule",

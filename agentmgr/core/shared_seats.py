@@ -11,6 +11,8 @@ The rules:
   stays with it for its next clients. So the bound cannot be passed, whatever happens meanwhile.
 * When a worker comes back, it declares the seats that its connections occupy, and gives up the others. Until
   all workers that live have declared, the ledger grants nothing (`Ledger.pause`).
+* A worker on another machine holds its seats by a lease (`leases`). When that is over it ends its connections
+  at the limited instances of other machines, and uses no seat there until it has a manager again.
 
 A worker's figures of the others' seats are slightly out of date. That may route a client to its second
 choice, but never beyond a limit.
@@ -18,7 +20,7 @@ choice, but never beyond a limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from attrs import frozen
 
@@ -74,6 +76,7 @@ class SharedSeats(Seats):
         self._spare: dict[str, int] = {}  # held, and not in use
         self._others: Mapping[str, int] = {}
         self._attached = False
+        self._kept: Set[str] | None = None  # once the lease is over: the instances whose seats stay
 
     def set_limit(self, instance_id: str, max_sessions: int) -> None:
         if not max_sessions:
@@ -97,11 +100,12 @@ class SharedSeats(Seats):
         """Whether the seat is free for another client of this worker. Raises `ValueError` for none taken."""
         remove_one(self._mine, instance_id)
         limited = instance_id in self._limits
-        if limited and not self._attached:
+        stays = not self._attached and (self._kept is None or instance_id in self._kept)
+        if limited and stays:
             self._spare[instance_id] = self._spare.get(instance_id, 0) + 1
         self._say(Gave(instance_id))
         super().give_back(instance_id)
-        return not (limited and self._attached)
+        return not limited or stays
 
     def ask(self, ticket: int, instance_ids: Sequence[str]) -> None:
         self._say(Ask(ticket, tuple(instance_ids)))
@@ -121,7 +125,7 @@ class SharedSeats(Seats):
 
     def attach(self) -> Mapping[str, int]:
         """A manager is connected; returns the seats in use, to be declared to it first."""
-        self._attached = True
+        self._attached, self._kept = True, None
         self._spare.clear()
         self._judge_all()
         return dict(self._mine)
@@ -129,6 +133,17 @@ class SharedSeats(Seats):
     def detach(self) -> None:
         self._attached = False
         self._judge_all()
+
+    def lapse(self, kept: Set[str]) -> list[str]:
+        """The lease is over, and no manager is connected: seats at other instances than these are given up.
+
+        Returns those instances where some are in use: the connections there have to end.
+        """
+        self._kept = kept
+        for name in self._spare.keys() - kept:
+            del self._spare[name]
+        self._judge_all()
+        return [name for name in self._mine if name not in kept]
 
     def know(self, others: Mapping[str, int]) -> None:
         """Sets the number of seats that the others have, by instance id."""

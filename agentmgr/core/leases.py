@@ -7,8 +7,8 @@ cut cable looks like a death, so there it holds its seats at limited instances b
   when the last question that was answered was *asked*: an answer that was long on its way, in a socket's
   buffer perhaps, renews nothing that the manager does not know of.
 * When it is over, the worker ends what it holds by it.
-* The manager takes that for free `LEASE_S + MARGIN_S` after it could last answer, and not before. The margin is
-  for the close frames of what the worker ends, and for clocks that do not run equally fast.
+* The manager takes that for free `LEASE_S + MARGIN_S` after it could last answer, and not before. The margin
+  is for the close frames of what the worker ends, and for clocks that do not run equally fast.
 
 So nothing is held twice, whatever the network does with messages. A machine whose clock stands still
 (a virtual one that is paused) is the exception.

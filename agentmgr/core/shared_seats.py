@@ -134,6 +134,10 @@ class SharedSeats(Seats):
         self._attached = False
         self._judge_all()
 
+    def in_use(self, instance_id: str) -> int:
+        """How many of this worker's own connections there are at the instance, or about to open."""
+        return self._mine.get(instance_id, 0)
+
     def lapse(self, kept: Set[str]) -> list[str]:
         """The lease is over, and no manager is connected: seats at other instances than these are given up.
 

@@ -15,14 +15,14 @@ from typing import get_args
 from attrs import evolve, field, fields, frozen
 
 from ..codec import from_plain, parse_json, to_plain
-from ..core.routing import Backend, RoutingTable
+from ..core.routing import Backend, Gate, RoutingTable
 from ..core.shared_seats import Grant, SeatReport
 from ..errors import InvalidRequest
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
 VERSION = 9
-"""8 had no `Backend.node_id` and no `RoutingTable.gates`;
+"""8 had no `Backend.node_id`, no `RoutingTable.gates`, no `Hello.pid`, `Hello.gate`, `Renew` and `Renewed`;
 7 had no `Wake`, no `Changes`, and no backend that is asleep;
 6 had no `RoutingTable.portless_services`; 5 had no `RoutingTable.http_services`;
 4 had no `RoutingTable.own_pages`; 3 had no `Backend.resume_within`;
@@ -43,6 +43,8 @@ class Hello:
     options: str  #: equal for those that do the same
     guest: bool  #: it belongs to a terminal of its own: no manager started it or starts it again
     version: int = 1  #: the `VERSION` that it speaks
+    pid: int = 0  #: on its machine
+    gate: Gate | None = None  #: where gateways of other nodes reach the instances of its node, by it
 
 
 @frozen
@@ -100,6 +102,13 @@ class Redeem:
 
     number: int
     ticket: str = field(repr=False)
+
+
+@frozen
+class Renew:
+    """Asks for the lease of a worker on a node (`core.leases`); `Renewed` answers, with the same number."""
+
+    number: int
 
 
 @frozen
@@ -184,6 +193,11 @@ class Redeemed:
 
 
 @frozen
+class Renewed:
+    number: int
+
+
+@frozen
 class End:
     """Close the connections with 1001, and exit."""
 
@@ -207,11 +221,12 @@ Report = (
     | Declared
     | Applied
     | Redeem
+    | Renew
     | Wake
     | Remembered
     | SeatReport
 )
-Order = Table | Changes | OtherSeats | Drain | Disconnect | Redeemed | End | Remembered | Grant
+Order = Table | Changes | OtherSeats | Drain | Disconnect | Redeemed | Renewed | End | Remembered | Grant
 
 _BY_NAME = {kind.__name__: kind for kind in get_args(Report | Order)}
 

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from .. import telemetry
 from ..codec import to_json, to_plain
+from ..core.leases import LEASE_S
 from ..fronts import Fronts
 from ..process.paths import RuntimePaths
 from ..proxy import Gateway
@@ -33,6 +34,15 @@ _IRRELEVANT = frozenset(
 
 
 @frozen
+class ClusterManager:
+    """Where a worker on a node finds the manager, and what shows that it belongs to the cluster."""
+
+    host: str
+    port: int
+    directory: str  #: its certificates (`agentmgr.ca`); read at each dial, as they are renewed
+
+
+@frozen
 class WorkerSpec:
     worker_id: str
     settings: Settings
@@ -42,19 +52,32 @@ class WorkerSpec:
     keyfile: str | None = None
     slot: int = 0  #: which of those that share the port
     guest: bool = False  #: of an `agentmgr proxy` in a terminal: no manager starts or restarts it
+    node_id: str = ""  #: of the machine that it is on; "": the manager's own
+    manager: ClusterManager | None = None  #: None: the socket beside the database
+    directory: str | None = None  #: of its log and its lock; None: beside the database
+    lease_s: float = LEASE_S  #: of its seats, where `node_id` is set
     lifeline: int | None = None  #: a pipe's descriptor; the worker ends at its end of file
     ready: int | None = None  #: a pipe's descriptor, which gets a line once it serves
 
     @property
+    def files(self) -> Path:
+        """The directory of its log and its lock."""
+        if self.directory is not None:
+            return Path(self.directory)
+        return RuntimePaths.of(self.settings.db_path).workers
+
+    @property
     def log(self) -> Path:
         """The file that it logs to."""
-        return RuntimePaths.of(self.settings.db_path).workers / f"{self.port}-{self.slot}.log"
+        return self.files / f"{self.port}-{self.slot}.log"
 
     @property
     def options(self) -> str:
         """Equal for workers that serve clients alike: a manager adopts only those that match its own."""
         settings = {k: v for k, v in to_plain(self.settings).items() if k not in _IRRELEVANT}
         same = [protocol.VERSION, self.host, self.certfile, self.keyfile, self.guest, settings]
+        if self.node_id:
+            same += [self.node_id, to_plain(self.manager), self.lease_s]
         return sha256(to_json(same).encode()).hexdigest()[:16]
 
 

@@ -1,12 +1,13 @@
 """One worker: a gateway, and its side of the talk with whichever manager runs.
 
 Without a manager it goes on: with the table, the tokens and the seats that it had last. What happens then is
-reported to the next manager.
+reported to the next manager. On a node it holds its seats elsewhere by a lease (`core.leases`).
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,16 +18,18 @@ from itertools import count
 import trio
 
 from ..core.affinity import Affinity
+from ..core.leases import Lease
 from ..core.routing import RoutingTable
 from ..core.secrets import token_of
 from ..core.shared_seats import Grant, SharedSeats
 from ..errors import ConnectionNotFound, InvalidRequest, leaves
-from ..link import Link
+from ..link import HEARTBEAT_S, SILENCE_S, Link
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy, utc_now
-from ..process.control_socket import connect
-from ..process.paths import RuntimePaths
+from ..protocol import COME_BACK
 from ..proxy import Certificate, GatewayLimits, Identity
+from ..proxy.tunnel import Ending
 from . import protocol
+from .dial import dial
 from .protocol import Order, Report
 from .spec import WorkerSpec, gateway
 
@@ -37,7 +40,11 @@ _PROGRESS_S = 1.0  # between two reports of what the connections have done
 _SOME = 500  # connections looked at before other tasks run
 _TICKET_S = 5.0  # for the manager to say whose ticket it is
 _LAST_WORDS_S = 2.0  # for the manager to take the last reports
+_RENEW_S = 1.0  # between two questions for the lease
+_LOOK_S = 0.25  # for connections that were about to open when the lease ended
 _MOST_ENDS = 100_000  # kept for the next manager
+
+_CUT_OFF = Ending("gateway", COME_BACK, "this gateway has lost its manager: please come back")
 
 LIMITS = GatewayLimits(busy_wait_s=0.001)  #: a worker relays, and does little else
 
@@ -47,8 +54,10 @@ class Worker:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
-        self._paths = RuntimePaths.of(spec.settings.db_path)
         self._link: Link[Report, Order] | None = None  # while a manager listens
+        self._talk = trio.CancelScope()  # with that one
+        self._lease = Lease(spec.lease_s) if spec.node_id else None
+        self._renewed = trio.Event()
         self._unheard: deque[ConnectionEnd] = deque(maxlen=_MOST_ENDS)
         self._reported: dict[str, int] = {}  # bytes of each connection at its last report
         self._redeeming: dict[int, trio.MemorySendChannel[Identity | None]] = {}
@@ -89,6 +98,8 @@ class Worker:
         async def talk() -> None:
             with talking:
                 async with trio.open_nursery() as nursery:
+                    if self._lease is not None:
+                        nursery.start_soon(self._hold_by, self._lease)
                     await self._keep_attached(nursery)
 
         async with trio.open_nursery() as nursery:
@@ -150,7 +161,7 @@ class Worker:
         pause = _FIRST_RETRY_S
         while True:
             try:
-                stream = await connect(self._paths.worker_socket)
+                stream = await dial(self._spec)
             except OSError:  # no manager runs now: try again
                 pause = min(pause * 2, _LAST_RETRY_S)
             else:
@@ -159,16 +170,22 @@ class Worker:
                 pause = _FIRST_RETRY_S
             await trio.sleep(pause * random.uniform(0.5, 1.5))
 
-    async def _converse(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
+    async def _converse(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
         """Returns when the manager has gone, or does not answer."""
-        link = Link[Report, Order](
-            stream, protocol.encode, protocol.decode_order, silence_s=protocol.SILENCE_S
-        )
+        if self._lease is not None:
+            link = Link[Report, Order](
+                stream, protocol.encode, protocol.decode_order, heartbeat_s=HEARTBEAT_S, silence_s=SILENCE_S
+            )
+        else:
+            link = Link(stream, protocol.encode, protocol.decode_order, silence_s=protocol.SILENCE_S)
         self._attach(link)
         try:
             async with trio.open_nursery() as talk:
+                self._talk = talk.cancel_scope
                 talk.start_soon(link.run)
                 talk.start_soon(self._report_progress)
+                if self._lease is not None:
+                    talk.start_soon(self._renew, self._lease)
                 while (order := await link.receive()) is not None:
                     self._obey(order, nursery)
                 talk.cancel_scope.cancel()
@@ -180,13 +197,7 @@ class Worker:
                 next(leaves(group)),
             )
         finally:
-            self._link = None
-            self.gateway.table_is_old()
-            self._seats.detach()
-            for answer in self._redeeming.values():
-                answer.close()
-            if not self._ending.is_set():
-                logger.info("no manager answers; serving on with the last routing table and tokens")
+            self._detach(link)
 
     def _attach(self, link: Link[Report, Order]) -> None:
         """All at once, so that nothing happens between what is declared and the reports that follow."""
@@ -201,16 +212,79 @@ class Worker:
                 options=spec.options,
                 guest=spec.guest,
                 version=protocol.VERSION,
+                pid=os.getpid(),
             ),
             *map(protocol.Opened, self.gateway.connections()),
             *map(protocol.Closed, self._unheard),
             *protocol.remembered(self._affinity.known),
             protocol.Declared(self._seats.attach()),
         )
+        if self._lease is not None:
+            link.put(protocol.Renew(self._lease.ask(trio.current_time())))
         self._unheard.clear()
         self._reported.clear()
         self._link = link
         self.gateway.lobby.serve_waiting()  # they ask again, this manager
+
+    def _detach(self, link: Link[Report, Order]) -> None:
+        """Once this link is no use any more; nothing where that is known."""
+        if self._link is not link:
+            return
+        self._link = None
+        self.gateway.table_is_old()
+        self._seats.detach()
+        if self._lease is not None:
+            self._lease.unlinked()
+        for answer in self._redeeming.values():
+            answer.close()
+        if not self._ending.is_set():
+            logger.info("no manager answers; serving on with the last routing table and tokens")
+
+    # The lease
+
+    async def _renew(self, lease: Lease) -> None:
+        while True:
+            await trio.sleep(_RENEW_S)
+            self._say(protocol.Renew(lease.ask(trio.current_time())))
+
+    async def _hold_by(self, lease: Lease) -> None:
+        """Whenever it is over, ends the connections at limited instances of other nodes; until cancelled."""
+        while True:
+            await self._renewed.wait()
+            while trio.current_time() < lease.ends_at:  # noqa: ASYNC110  (each renewal moves it on)
+                await trio.sleep_until(lease.ends_at)
+            self._renewed = trio.Event()
+            if self._link is not None:  # it is silent, or does not answer
+                self._talk.cancel()
+                self._detach(self._link)
+            kept = {
+                backend.instance_id
+                for backend in self._table.backends
+                if backend.node_id == self._spec.node_id or not backend.max_sessions
+            }
+            given_up = self._seats.lapse(kept)
+            logger.warning(
+                "no manager has answered for %g s: ending the connections at %d instances of other nodes, "
+                "those with max_sessions; the manager may give their seats to others",
+                self._spec.lease_s,
+                len(given_up),
+            )
+            async with trio.open_nursery() as ending:
+                for instance_id in given_up:
+                    ending.start_soon(self._vacate, instance_id)
+                await self._renewed.wait()
+                ending.cancel_scope.cancel()
+
+    async def _vacate(self, instance_id: str) -> None:
+        """Returns when no connection to the instance is left, nor about to open."""
+        connections = self.gateway.live_connections
+        while self._seats.in_use(instance_id):
+            for connection in connections.of(instance_id):
+                connection.tunnel.end(_CUT_OFF)
+            with trio.move_on_after(_LOOK_S):
+                await connections.next_end()
+
+    # Orders
 
     def _obey(self, order: Order, nursery: trio.Nursery) -> None:
         match order:
@@ -248,6 +322,10 @@ class Worker:
                     self.gateway.disconnect(order.connection_id, code=order.code, reason=order.reason)
             case protocol.Redeemed() if order.number in self._redeeming:
                 self._redeeming[order.number].send_nowait(order.identity)
+            case protocol.Renewed() if self._lease is not None:
+                self._lease.answered(order.number)
+                if trio.current_time() < self._lease.ends_at:
+                    self._renewed.set()
             case protocol.End():
                 self.end()
 

@@ -75,7 +75,7 @@ class Known:
 
 
 class WorkersBehindCables(RuleBasedStateMachine):
-    """Cables are pulled and plugged, either side may give a link up; what is under way may arrive at any time."""
+    """Cables are pulled, either side may give a link up, and what is under way may arrive at any time."""
 
     @initialize()
     def begin(self) -> None:
@@ -257,7 +257,9 @@ class WorkersBehindCables(RuleBasedStateMachine):
         for name, worker in self.workers.items():
             if not self.awaited:
                 held = self.ledger.held(name)
-                assert all(worker.live[which] <= held.get(which, 0) for which, limit in LIMITS.items() if limit)
+                assert all(
+                    worker.live[which] <= held.get(which, 0) for which, limit in LIMITS.items() if limit
+                )
 
 
 TestWorkersBehindCables = WorkersBehindCables.TestCase

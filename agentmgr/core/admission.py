@@ -27,6 +27,7 @@ class Seats:
         self._taken: dict[str, int] = {}
         self._limits: dict[str, int] = {}
         self._full: set[str] = set()
+        self._on_hold = False
 
     @property
     def taken(self) -> Mapping[str, int]:
@@ -45,6 +46,12 @@ class Seats:
         else:
             self._limits.pop(instance_id, None)
         self._judge(instance_id)
+
+    def hold(self, on: bool) -> None:
+        """While on, no limited instance has a seat: there may be connections that are not counted yet."""
+        self._on_hold = on
+        for name in self._limits:
+            self._judge(name)
 
     def take(self, backend: Backend) -> bool:
         """Takes a seat; raises `ValueError` when there is none."""
@@ -79,7 +86,7 @@ class Seats:
 
     def _judge(self, instance_id: str) -> None:
         limit = self._limits.get(instance_id)
-        if limit is not None and self._taken.get(instance_id, 0) >= limit:
+        if limit is not None and (self._on_hold or self._taken.get(instance_id, 0) >= limit):
             self._full.add(instance_id)
         else:
             self._full.discard(instance_id)

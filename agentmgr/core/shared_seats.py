@@ -187,13 +187,12 @@ class Ledger:
         self._held: dict[str, dict[str, int]] = {}  # by worker, by instance
         self._asks: dict[tuple[str, int], tuple[str, ...]] = {}
         self._queues: dict[str, dict[tuple[str, int], None]] = {}  # by instance, the oldest first
-        self._paused = False
 
     def pause(self) -> None:
-        self._paused = True
+        self._seats.hold(True)
 
     def resume(self) -> list[tuple[str, Grant]]:
-        self._paused = False
+        self._seats.hold(False)
         return self.serve_all()
 
     def held(self, worker: str) -> Mapping[str, int]:
@@ -247,11 +246,7 @@ class Ledger:
     def serve(self, instance_id: str) -> list[tuple[str, Grant]]:
         """Gives the free seats of an instance to those who have asked for longest."""
         grants: list[tuple[str, Grant]] = []
-        while (
-            not self._paused
-            and instance_id not in self._seats.full
-            and (queue := self._queues.get(instance_id))
-        ):
+        while instance_id not in self._seats.full and (queue := self._queues.get(instance_id)):
             worker, ticket = next(iter(queue))
             self._withdraw((worker, ticket))
             self._add(worker, instance_id)

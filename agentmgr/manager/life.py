@@ -146,18 +146,22 @@ class ManagerLife:
     async def _talk_with_workers(
         self, plane: ControlPlane, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]
     ) -> None:
-        """Counts as started when every worker of a former manager has declared its seats."""
+        """Counts as started when every worker of a former manager has declared its seats.
+
+        Those on nodes may take longer; until they have, no seat is granted at an instance with a limit.
+        """
         workers, path = plane.worker_manager, self._paths.worker_socket
         with scope, control_listener(path) as listener:
             async with trio.open_nursery() as nursery:
+                await nursery.start(workers.run)
                 nursery.start_soon(workers.serve, listener)
-                nursery.start_soon(workers.keep_reporting_seats)
                 nursery.start_soon(
                     partial(keep_bound, make_directory=self._paths.create), path, workers.serve
                 )
                 await await_returning(workers, self._paths)
-                workers.resume()
                 task_status.started()
+                await workers.await_nodes()
+                workers.resume()
 
     async def _end_services(self, plane: ControlPlane) -> None:
         async with trio.open_nursery() as nursery:

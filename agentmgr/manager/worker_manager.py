@@ -1,7 +1,8 @@
 """The workers that serve the gateway: the orders they get, their reports, their connections and seats.
 
-Every peer on the worker socket is one: only this user can connect to it. A worker that lives and does not
-answer keeps its connections and its seats here; they go when its process is gone.
+Every peer on the worker socket is one: only this user can connect to it; and so is each that a node's
+certificate lets in. A worker that lives and does not answer keeps its connections and its seats here; they go
+when its process is gone, or when its node is lost and its lease over (`node_workers`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from attrs import asdict, define, evolve, field
 
 from ..core.admission import Seats
 from ..core.affinity import Affinity
-from ..core.routing import RoutingTable
+from ..core.routing import Gate, RoutingTable
 from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
 from ..errors import ConnectionNotFound, InvalidRequest, WrongState, leaves
-from ..link import Link
+from ..link import HEARTBEAT_S, SILENCE_S, Link
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy, utc_now
 from ..process.peer import peer_pid
 from ..proxy import ConnectionObserver
@@ -29,6 +30,7 @@ from ..worker import protocol
 from ..worker.protocol import Order, Report
 from ..worker.spec import gateway
 from .gateway_access import GatewayAccess
+from .node_workers import NodeWorker, NodeWorkers
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,8 @@ class WorkerHandle:
     """A worker, from its first message to the end of its process."""
 
     hello: protocol.Hello
-    pid: int
+    pid: int  #: on its machine
+    node_id: str = ""
     connections: dict[str, RemoteConnection] = field(factory=dict)
     link: Link[Order, Report] | None = None  #: while it answers
     declared: bool = False  #: on this link
@@ -60,7 +63,16 @@ class WorkerHandle:
     others: Mapping[str, int] | None = None  #: the others' seats, as last sent to it
     reported_at: float = 0.0  #: when they were sent
     unlinked: trio.Event = field(factory=trio.Event)  #: this link has ended
+    unlinked_at: float = 0.0  #: when the last one did
+    given_up: bool = False  #: its node is lost, and its lease over
     gone: trio.Event = field(factory=trio.Event)  #: its process has exited, and is forgotten
+
+    @property
+    def on_node(self) -> NodeWorker:
+        return NodeWorker(self.node_id, self.hello.worker_id)
+
+    def silent_since(self) -> float | None:
+        return None if self.link is not None else self.unlinked_at
 
 
 class WorkerManager:
@@ -75,8 +87,10 @@ class WorkerManager:
         wake: Callable[[str], None],
         vacated: Callable[[str], None],
         clients_wait: Callable[[], None],
+        node_workers: NodeWorkers | None = None,
+        gates_changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`wake` is called with the id of a service that is asleep when a client waits for it, `vacated` with
+        """`node_workers` in a cluster; `gates_changed` is called when `gates` has. `wake` is called with the id of a service that is asleep when a client waits for it, `vacated` with
         that of an instance when its last connection has ended, `clients_wait` when a client here waits for a
         seat, or a worker asks for one.
         """
@@ -99,6 +113,9 @@ class WorkerManager:
         self._observer = observer
         self._access = access
         self._clients_wait = clients_wait
+        self._node_workers = node_workers
+        self._gates_changed = gates_changed
+        self.gates: dict[str, Gate] = {}  #: of the nodes, by id; "" is this machine's
         self.kept: set[str] = set()  #: ids of workers that this manager has started or taken over
         self._workers: dict[str, WorkerHandle] = {}
         self._drains: dict[str, tuple[float, protocol.Drain]] = {}  # by instance: the deadline, and the order
@@ -122,14 +139,15 @@ class WorkerManager:
         return [
             worker
             for worker in self
-            if not worker.hello.guest
+            if not (worker.hello.guest or worker.node_id)
             and worker.hello.host == host
             and worker.hello.worker_id not in self.kept
         ]
 
     def listeners(self) -> list[dict[str, str | int]]:
         """Where workers serve, and how many, for `get_info`."""
-        counts = Counter((worker.hello.host, worker.hello.port, worker.hello.tls) for worker in self)
+        serving = [worker.hello for worker in self if worker.hello.port]  # others have a gate only
+        counts = Counter((hello.host, hello.port, hello.tls) for hello in serving)
         return [
             {"kind": "proxy", "host": host, "port": port, "tls": tls, "workers": count}
             for (host, port, tls), count in counts.items()
@@ -143,6 +161,30 @@ class WorkerManager:
     def resume(self) -> None:
         """Starts to grant seats, once the limits and the seats of living workers are known."""
         self._grant(self._ledger.resume())
+        self.gateway.lobby.serve_waiting()
+
+    async def await_nodes(self) -> None:
+        """Returns when each worker on a node that a former manager knew has declared its seats, or has none."""
+        if self._node_workers is not None:
+            async with trio.open_nursery() as nursery:
+                for left in self._node_workers.left():
+                    nursery.start_soon(self._await, left, self._node_workers)
+
+    async def _await(self, left: NodeWorker, node_workers: NodeWorkers) -> None:
+        def declared() -> bool:
+            return (worker := self.get(left.worker_id)) is not None and worker.declared
+
+        async with trio.open_nursery() as nursery:
+
+            async def until_declared() -> None:
+                await self.until(declared)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(until_declared)
+            await node_workers.unheard_of(left)
+            if self.get(left.worker_id) is None:
+                node_workers.forget(left)
+            nursery.cancel_scope.cancel()
 
     def publish(self, table: RoutingTable) -> None:
         self._version += 1
@@ -237,32 +279,54 @@ class WorkerManager:
 
     # For the workers
 
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Watches the workers, and reports the seats to them, until cancelled."""
+        async with trio.open_nursery() as self._watching:
+            self._watching.start_soon(self.keep_reporting_seats)
+            task_status.started()
+
     async def serve(self, listener: trio.SocketListener) -> None:
-        """Serves the workers that connect, until cancelled."""
-        async with trio.open_nursery() as nursery:
+        """Serves the workers of this machine that connect, until cancelled. `run` runs."""
 
-            async def guarded(stream: trio.SocketStream) -> None:
-                try:
-                    await self._serve(stream, nursery)
-                except* (trio.BrokenResourceError, trio.TooSlowError):
-                    pass  # it has gone, or says nothing
-                except* (InvalidRequest, ValueError) as group:
-                    logger.error(
-                        "disconnecting a gateway worker: it sent an invalid message: %s", next(leaves(group))
-                    )
-                except* Exception:  # the boundary: one worker's trouble is not another's
-                    logger.exception("internal error in the manager while it served a gateway worker")
+        async def serve(stream: trio.SocketStream) -> None:
+            await self._guarded(stream, lambda: peer_pid(stream.socket), "")
 
-            await trio.serve_listeners(guarded, [listener], handler_nursery=nursery)
+        await trio.serve_listeners(serve, [listener])
 
-    async def _serve(self, stream: trio.SocketStream, nursery: trio.Nursery) -> None:
-        pid = peer_pid(stream.socket)
-        link = Link[Order, Report](stream, protocol.encode, protocol.decode_report)
-        with trio.fail_after(_HELLO_S):
-            hello = await link.receive()
-        if not isinstance(hello, protocol.Hello):
-            return
-        worker = await self._arrived(hello, pid, nursery)
+    async def serve_stream(self, stream: trio.abc.Stream, node_id: str) -> None:
+        """Serves the worker of a node, whose certificate was checked, until its link ends. `run` runs."""
+        await self._guarded(stream, lambda: None, node_id)
+
+    async def _guarded(self, stream: trio.abc.Stream, pid: Callable[[], int | None], node_id: str) -> None:
+        try:
+            await self._serve(stream, pid(), node_id)
+        except* (trio.BrokenResourceError, trio.TooSlowError):
+            pass  # it has gone, or says nothing
+        except* (InvalidRequest, ValueError) as group:
+            logger.error(
+                "disconnecting a gateway worker: it sent an invalid message: %s", next(leaves(group))
+            )
+        except* Exception:  # the boundary: one worker's trouble is not another's
+            logger.exception("internal error in the manager while it served a gateway worker")
+
+    async def _serve(self, stream: trio.abc.Stream, pid: int | None, node_id: str) -> None:
+        if node_id:
+            link = Link[Order, Report](
+                stream, protocol.encode, protocol.decode_report, heartbeat_s=HEARTBEAT_S, silence_s=SILENCE_S
+            )
+        else:
+            link = Link(stream, protocol.encode, protocol.decode_report)
+        async with trio.open_nursery() as talk:
+            with trio.fail_after(_HELLO_S):
+                hello = await link.receive()
+            if isinstance(hello, protocol.Hello):
+                await self._converse(link, hello, hello.pid if pid is None else pid, node_id, talk)
+            talk.cancel_scope.cancel()
+
+    async def _converse(
+        self, link: Link[Order, Report], hello: protocol.Hello, pid: int, node_id: str, talk: trio.Nursery
+    ) -> None:
+        worker = await self._arrived(hello, pid, node_id)
         worker.link, worker.declared, worker.sent, worker.applied = link, False, 0, 0
         worker.others, worker.unlinked = None, trio.Event()
         if hello.version != protocol.VERSION:  # left by another release: it would misread its orders
@@ -274,50 +338,93 @@ class WorkerManager:
         for deadline, order in self._drains.values():  # it may have missed the order
             link.put(evolve(order, timeout_s=max(0.0, deadline - trio.current_time())))
         claimed = set(worker.connections)  # of which it may have nothing to say any more
+        talk.start_soon(link.run)
         try:
-            async with trio.open_nursery() as talk:
-                talk.start_soon(link.run)
-                while (report := await link.receive()) is not None:
-                    self._hear(worker, report, claimed, talk)
-                talk.cancel_scope.cancel()
+            while (report := await link.receive()) is not None:
+                self._hear(worker, report, claimed, talk)
         finally:
-            worker.link = None
+            worker.link, worker.unlinked_at = None, trio.current_time()
             self._ledger.detach(hello.worker_id)
             worker.unlinked.set()
             self._changed()
 
-    async def _arrived(self, hello: protocol.Hello, pid: int, nursery: trio.Nursery) -> WorkerHandle:
+    async def _arrived(self, hello: protocol.Hello, pid: int, node_id: str) -> WorkerHandle:
         worker = self._workers.get(hello.worker_id)
+        if worker is not None and worker.given_up:  # it comes back just as its seats are freed
+            await worker.gone.wait()
+            worker = None
         if worker is None:
-            worker = self._workers[hello.worker_id] = WorkerHandle(hello, pid)
-            await nursery.start(self._watch, worker)
+            worker = WorkerHandle(hello, pid, node_id)
+            if self._node_workers is not None and node_id:
+                self._node_workers.keep(worker.on_node)
+            self._workers[hello.worker_id] = worker
+            await self._watching.start(self._watch, worker)
             logger.debug("gateway worker %s serves %s:%d", pid, hello.host, hello.port)
+        elif worker.node_id != node_id:
+            raise InvalidRequest("it names a worker of another machine")
         elif worker.link is not None:  # it has given up the former one, and we have not seen that yet
             await worker.unlinked.wait()
+        worker.hello = hello
         return worker
 
     async def _watch(self, worker: WorkerHandle, *, task_status: trio.TaskStatus[None]) -> None:
-        """Forgets the worker when its process has exited, and all that it reported was read."""
-        try:
-            process = os.pidfd_open(worker.pid)
-        except ProcessLookupError:
+        """Forgets the worker when its process has exited and all that it reported was read, or when it is
+        given up.
+        """
+        if self._node_workers is not None and worker.node_id:
             task_status.started()
+            worker.given_up = not await self._node_workers.gone(worker.on_node, worker.silent_since)
         else:
-            try:
-                task_status.started()
-                await trio.lowlevel.wait_readable(process)
-            finally:
-                os.close(process)
+            await self._exited(worker.pid, task_status)
+        if worker.given_up:
+            await self._fence()
         if worker.link is not None:
             await worker.unlinked.wait()
         del self._workers[worker.hello.worker_id]
         for live in tuple(worker.connections.values()):
-            self._observer.connection_closed(_lost(live.connection))
+            self._observer.connection_closed(_lost(live.connection, node_lost=worker.given_up))
         worker.connections.clear()
         self._grant(self._ledger.forget(worker.hello.worker_id))
         self.gateway.lobby.serve_waiting()
+        if self._node_workers is not None and worker.node_id:
+            self._node_workers.forget(worker.on_node)
+        self._find_gates()
         worker.gone.set()
         self._changed()
+
+    async def _exited(self, pid: int, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            task_status.started()
+            return
+        try:
+            task_status.started()
+            await trio.lowlevel.wait_readable(process)
+        finally:
+            os.close(process)
+
+    def _find_gates(self) -> None:
+        """The gate of each node that has a worker: the same one for as long as its worker is there."""
+        found = {
+            worker.node_id: worker.hello.gate
+            for worker in reversed(self._workers.values())
+            if worker.hello.gate is not None and worker.declared and not worker.given_up
+        }
+        if found != self.gates:
+            self.gates = found
+            self._gates_changed()
+
+    async def _fence(self) -> None:
+        """Has the gates of the other nodes end what still comes from one that is given up.
+
+        Its connections there may look alive for as long as the cable is cut.
+        """
+        before, version = self.gates, self._version
+        self._find_gates()
+        if self.gates != before:
+            await self.until(lambda: self._version > version)
+            await self.applied()
 
     def _hear(self, worker: WorkerHandle, report: Report, claimed: set[str], talk: trio.Nursery) -> None:
         worker_id = worker.hello.worker_id
@@ -358,6 +465,7 @@ class WorkerManager:
                     worker.connections.pop(connection_id, None)
                 claimed.clear()
                 worker.declared = True
+                self._find_gates()
                 self._grant(self._ledger.declare(worker_id, seats))
                 self.gateway.lobby.serve_waiting()  # it may have less than was known
                 self._changed()
@@ -365,6 +473,9 @@ class WorkerManager:
                 worker.applied = version
                 self._send_table(worker)
                 self._changed()
+            case protocol.Renew(number):
+                if worker.link is not None:
+                    worker.link.put(protocol.Renewed(number))
             case protocol.Wake(service_id):
                 self._wake(service_id)
             case protocol.Redeem():
@@ -427,7 +538,7 @@ class WorkerManager:
         self._news = trio.Event()
 
 
-def _lost(connection: Connection) -> ConnectionEnd:
+def _lost(connection: Connection, *, node_lost: bool) -> ConnectionEnd:
     return ConnectionEnd(
         connection_id=connection.connection_id,
         service_id=connection.service_id,
@@ -436,7 +547,7 @@ def _lost(connection: Connection) -> ConnectionEnd:
         ended_at=utc_now(),
         ended_by="gateway",
         code=None,
-        reason="the gateway worker that served it has died",
+        reason="its gateway's node was lost" if node_lost else "the gateway worker that served it has died",
         bytes_from_client=connection.bytes_from_client,
         bytes_to_client=connection.bytes_to_client,
         messages_from_client=connection.messages_from_client,

@@ -27,6 +27,7 @@ from .gateway_access import GatewayAccess
 from .hooks import Hooks
 from .jobs import Jobs
 from .minutes import MinuteLog
+from .node_workers import NodeWorkers
 from .on_demand import OnDemand
 from .publisher import Publisher
 from .recorder import Recorder
@@ -46,6 +47,9 @@ class Cluster(Protocol):
 
     @property
     def launcher(self) -> Launcher: ...
+
+    @property
+    def node_workers(self) -> NodeWorkers: ...
 
     def candidates(self) -> Iterable[Candidate]:
         """All nodes that are known, the manager's own machine among them."""
@@ -115,6 +119,8 @@ class ControlPlane:
             wake=lambda service_id: self.on_demand.wake(service_id),
             vacated=lambda instance_id: self.on_demand.vacated(instance_id),
             clients_wait=lambda: self.scaler.look_now(),
+            node_workers=None if cluster is None else cluster.node_workers,
+            gates_changed=lambda: self.publisher.changed(),
         )
         self.gateway = self.worker_manager.gateway
         self.scaler = Scaler(

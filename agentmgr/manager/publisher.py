@@ -79,7 +79,7 @@ class Publisher:
                 kept_ids=self._supervisor.kept_ids(),
                 backends=self._backends,
             )
-            table = evolve(table, own_pages=self._own_pages())
+            table = evolve(table, own_pages=self._own_pages(), gates=self._worker_manager.gates)
             gateway.update(table)
             gateway.keep_tokens(self._tokens.ids | self._tokens.left_open)
             self._worker_manager.publish(table)

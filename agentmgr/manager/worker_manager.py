@@ -90,9 +90,10 @@ class WorkerManager:
         node_workers: NodeWorkers | None = None,
         gates_changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`node_workers` in a cluster; `gates_changed` is called when `gates` has. `wake` is called with the id of a service that is asleep when a client waits for it, `vacated` with
+        """`wake` is called with the id of a service that is asleep when a client waits for it, `vacated` with
         that of an instance when its last connection has ended, `clients_wait` when a client here waits for a
-        seat, or a worker asks for one.
+        seat, or a worker asks for one. `node_workers`: in a cluster; `gates_changed` is called when `gates`
+        has changed.
         """
         self._wake = wake
         self._seats = Seats(vacated=vacated, asked=clients_wait)
@@ -164,7 +165,7 @@ class WorkerManager:
         self.gateway.lobby.serve_waiting()
 
     async def await_nodes(self) -> None:
-        """Returns when each worker on a node that a former manager knew has declared its seats, or has none."""
+        """Returns when the workers that a former manager knew on nodes have declared their seats, or are gone."""
         if self._node_workers is not None:
             async with trio.open_nursery() as nursery:
                 for left in self._node_workers.left():

@@ -39,7 +39,11 @@ class ClusterManager:
 
     host: str
     port: int
-    directory: str  #: its certificates (`agentmgr.ca`); read at each dial, as they are renewed
+    directory: str  #: of its `agentmgr.credentials`
+    source: str | None = None  #: the local address to dial from
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
 
 
 @frozen

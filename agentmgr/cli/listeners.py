@@ -101,7 +101,7 @@ async def check_ports(paths: RuntimePaths, wanted: Listeners) -> None:
 
     Raises `PortNotAvailable`, `InvalidRequest`.
     """
-    running = living(paths)
+    running = living(paths.workers)
     # The port of workers that a former manager left is shared, or will be given up.
     left = not all(worker.guest for worker in running)
     for port, shared in ((wanted.gateway, left), (wanted.api, False)):
@@ -204,7 +204,7 @@ async def _serve_by_this_process(
     paths: RuntimePaths, spec: WorkerSpec, wanted: Listeners, stop: trio.Event
 ) -> None:
     worker = Worker(spec)
-    with locked(paths, PidFile(spec.worker_id, os.getpid(), guest=True)):
+    with locked(paths.workers, PidFile(spec.worker_id, os.getpid(), guest=True)):
         listeners = await open_listeners(spec.host, spec.port)
         port = listeners[0].socket.getsockname()[1]
         async with trio.open_nursery() as nursery:

@@ -120,6 +120,7 @@ class ControlPlane:
             vacated=lambda instance_id: self.on_demand.vacated(instance_id),
             clients_wait=lambda: self.scaler.look_now(),
             node_workers=None if cluster is None else cluster.node_workers,
+            credentials=None if cluster is None else paths.cluster,
             gates_changed=lambda: self.publisher.changed(),
         )
         self.gateway = self.worker_manager.gateway

@@ -230,7 +230,7 @@ def _workers_and_ports(settings: Settings, paths: RuntimePaths, ours: set[int]) 
     unreadable: list[Finding] = []
     workers: list[PidFile] = []
     try:
-        workers = living(paths)
+        workers = living(paths.workers)
     except OSError as error:
         unreadable = [refused("workers", error)]
     return [*unreadable, *_unmanaged(ours, workers), *_ports(settings, ours, workers)]

@@ -12,6 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 
 import trio
 from attrs import asdict, define, evolve, field
@@ -88,12 +89,13 @@ class WorkerManager:
         vacated: Callable[[str], None],
         clients_wait: Callable[[], None],
         node_workers: NodeWorkers | None = None,
+        credentials: Path | None = None,
         gates_changed: Callable[[], None] = lambda: None,
     ) -> None:
         """`wake` is called with the id of a service that is asleep when a client waits for it, `vacated` with
         that of an instance when its last connection has ended, `clients_wait` when a client here waits for a
-        seat, or a worker asks for one. `node_workers`: in a cluster; `gates_changed` is called when `gates`
-        has changed.
+        seat, or a worker asks for one. `node_workers` and `credentials` in a cluster; `gates_changed` is
+        called when `gates` has changed.
         """
         self._wake = wake
         self._seats = Seats(vacated=vacated, asked=clients_wait)
@@ -104,6 +106,7 @@ class WorkerManager:
         )
         self.gateway = gateway(
             settings,
+            credentials=credentials,
             observer=observer,
             authenticator=access,
             seats=self._seats,
@@ -165,7 +168,7 @@ class WorkerManager:
         self.gateway.lobby.serve_waiting()
 
     async def await_nodes(self) -> None:
-        """Returns when the workers that a former manager knew on nodes have declared their seats, or are gone."""
+        """Returns when those that a former manager knew on nodes have declared their seats, or are gone."""
         if self._node_workers is not None:
             async with trio.open_nursery() as nursery:
                 for left in self._node_workers.left():

@@ -53,7 +53,9 @@ async def await_returning(worker_manager: WorkerManager, paths: RuntimePaths) ->
     """
     give_up_at = trio.current_time() + _RETURN_S
     while True:
-        silent = [worker for worker in living(paths) if not _declared(worker_manager.get(worker.worker_id))]
+        silent = [
+            worker for worker in living(paths.workers) if not _declared(worker_manager.get(worker.worker_id))
+        ]
         if not silent or trio.current_time() > give_up_at:
             break
         await trio.sleep(_LOOK_S)
@@ -70,7 +72,7 @@ async def end_left(paths: RuntimePaths) -> int:
 
     Returns how many there were.
     """
-    left = [worker for worker in living(paths) if not worker.guest]
+    left = [worker for worker in living(paths.workers) if not worker.guest]
     async with trio.open_nursery() as nursery:
         for worker in left:
             nursery.start_soon(_end, paths, worker, _END_S)
@@ -80,7 +82,7 @@ async def end_left(paths: RuntimePaths) -> int:
 async def _end(paths: RuntimePaths, worker: PidFile, grace_s: float) -> None:
     with suppress(OSError):  # it has just died
         process = Leader(worker.pid)
-        if worker in living(paths):  # so the pid is still that worker's
+        if worker in living(paths.workers):  # so the pid is still that worker's
             await process.end(grace_s)
         else:
             process.release()

@@ -14,7 +14,6 @@ from ..errors import AgentManagerError, leaves
 from ..logging_setup import configure_logging, logging_to
 from ..process.descriptors import raise_limit
 from ..process.listening import open_listeners
-from ..process.paths import RuntimePaths
 from ..proxy import Certificate
 from .pidfile import PidFile, locked
 from .spec import WorkerSpec
@@ -25,10 +24,11 @@ async def serve(spec: WorkerSpec) -> None:
     worker = Worker(spec)
     certificate = Certificate(spec.certfile, spec.keyfile) if spec.certfile else None
     with (
-        locked(RuntimePaths.of(spec.settings.db_path), PidFile(spec.worker_id, os.getpid(), spec.guest)),
+        locked(spec.files, PidFile(spec.worker_id, os.getpid(), spec.guest)),
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
     ):
-        listeners = await open_listeners(spec.host, spec.port, shared=True)
+        listeners = await open_listeners(spec.host, spec.port, shared=True) if spec.listens else []
+        gate_listeners = [] if spec.gate_host is None else await open_listeners(spec.gate_host, 0)
         async with trio.open_nursery() as nursery:
 
             async def obey_signals() -> None:
@@ -52,7 +52,7 @@ async def serve(spec: WorkerSpec) -> None:
                 nursery.start_soon(watch_lifeline, spec.lifeline)
             if spec.ready is not None:
                 nursery.start_soon(announce, spec.ready)
-            await worker.serve(listeners, certificate)
+            await worker.serve(listeners, certificate, gate_listeners=gate_listeners)
             nursery.cancel_scope.cancel()
 
 

@@ -17,16 +17,17 @@ async def dial(spec: WorkerSpec) -> trio.abc.Stream:
     """A connection to the manager that runs. Raises OSError where none does, or not this cluster's."""
     if spec.manager is None:
         return await connect(RuntimePaths.of(spec.settings.db_path).worker_socket)
-    return await _dial(spec.manager)
+    assert spec.credentials is not None
+    return await _dial(spec.manager, spec.credentials)
 
 
-async def _dial(manager: ClusterManager) -> trio.abc.Stream:
+async def _dial(manager: ClusterManager, credentials: str) -> trio.abc.Stream:
     from ..credentials import MANAGER, Credentials, explain, peer  # here: `ssl` is for nodes only
     from ..errors import CannotUseCluster
 
     with trio.move_on_after(_DIAL_S):
         try:
-            context = Credentials(manager.directory).client_context(ALPN)
+            context = Credentials(credentials).client_context(ALPN)
             tcp = await trio.open_tcp_stream(manager.host, manager.port, local_address=manager.source)
             stream = trio.SSLStream(tcp, context, https_compatible=True)
             try:

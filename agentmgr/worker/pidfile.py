@@ -12,7 +12,6 @@ from attrs import frozen
 from ..codec import from_json, to_json
 from ..errors import InvalidRequest
 from ..process.locks import try_lock
-from ..process.paths import RuntimePaths
 
 
 @frozen
@@ -25,10 +24,10 @@ class PidFile:
 
 
 @contextmanager
-def locked(paths: RuntimePaths, content: PidFile) -> Iterator[None]:
+def locked(directory: Path, content: PidFile) -> Iterator[None]:
     """Inside the block, `living` lists this process."""
-    paths.workers.mkdir(mode=0o700, exist_ok=True)
-    path = paths.workers / f"{content.worker_id}.lock"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    path = directory / f"{content.worker_id}.lock"
     draft = path.with_suffix(".new")
     fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -41,9 +40,9 @@ def locked(paths: RuntimePaths, content: PidFile) -> Iterator[None]:
         os.close(fd)
 
 
-def living(paths: RuntimePaths) -> list[PidFile]:
+def living(directory: Path) -> list[PidFile]:
     """The files of the workers that live; those of dead ones are removed."""
-    return [found for path in paths.workers.glob("*.lock") if (found := _read(path)) is not None]
+    return [found for path in directory.glob("*.lock") if (found := _read(path)) is not None]
 
 
 def _read(path: Path) -> PidFile | None:

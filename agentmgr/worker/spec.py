@@ -35,11 +35,10 @@ _IRRELEVANT = frozenset(
 
 @frozen
 class ClusterManager:
-    """Where a worker on a node finds the manager, and what shows that it belongs to the cluster."""
+    """Where a worker on a node finds the manager."""
 
     host: str
     port: int
-    directory: str  #: of its `agentmgr.credentials`
     source: str | None = None  #: the local address to dial from
 
     def __str__(self) -> str:
@@ -56,7 +55,10 @@ class WorkerSpec:
     keyfile: str | None = None
     slot: int = 0  #: which of those that share the port
     guest: bool = False  #: of an `agentmgr proxy` in a terminal: no manager starts or restarts it
+    listens: bool = True  #: False: it has a gate only, and no clients of its own
     node_id: str = ""  #: of the machine that it is on; "": the manager's own
+    credentials: str | None = None  #: in a cluster, the directory of `agentmgr.credentials`
+    gate_host: str | None = None  #: in a cluster, the address of its gate
     manager: ClusterManager | None = None  #: None: the socket beside the database
     directory: str | None = None  #: of its log and its lock; None: beside the database
     lease_s: float = LEASE_S  #: of its seats, where `node_id` is set
@@ -73,20 +75,28 @@ class WorkerSpec:
     @property
     def log(self) -> Path:
         """The file that it logs to."""
-        return self.files / f"{self.port}-{self.slot}.log"
+        return self.files / f"{self.port if self.listens else 'gate'}-{self.slot}.log"
 
     @property
     def options(self) -> str:
         """Equal for workers that serve clients alike: a manager adopts only those that match its own."""
         settings = {k: v for k, v in to_plain(self.settings).items() if k not in _IRRELEVANT}
         same = [protocol.VERSION, self.host, self.certfile, self.keyfile, self.guest, settings]
-        if self.node_id:
-            same += [self.node_id, to_plain(self.manager), self.lease_s]
+        if self.credentials is not None:
+            gate = [self.node_id, self.credentials, self.gate_host, to_plain(self.manager), self.lease_s]
+            same += [self.listens, *gate]
         return sha256(to_json(same).encode()).hexdigest()[:16]
 
 
-def gateway(settings: Settings, **parts: Any) -> Gateway:
-    """A gateway with these settings, for a worker and for the manager's own process."""
+def gateway(settings: Settings, *, credentials: str | Path | None = None, **parts: Any) -> Gateway:
+    """A gateway with these settings, for a worker and for the manager's own process.
+
+    `credentials`: in a cluster, the directory of its node's.
+    """
+    if credentials is not None:
+        from ..credentials import Credentials  # here: `ssl` is for clusters only
+
+        parts["credentials"] = Credentials(credentials)
     return Gateway(
         allowed_origins=settings.allowed_origins or None,
         trusted_proxies=settings.trusted_proxies,

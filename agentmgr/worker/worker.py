@@ -19,7 +19,7 @@ import trio
 
 from ..core.affinity import Affinity
 from ..core.leases import Lease
-from ..core.routing import RoutingTable
+from ..core.routing import Gate, RoutingTable
 from ..core.secrets import token_of
 from ..core.shared_seats import Grant, SharedSeats
 from ..errors import ConnectionNotFound, InvalidRequest, leaves
@@ -67,6 +67,8 @@ class Worker:
         self._affinity = Affinity(on_news=lambda key, holder: self._say(protocol.Remembered({key: holder})))
         self.gateway = gateway(
             spec.settings,
+            credentials=spec.credentials,
+            node_id=spec.node_id,
             limits=LIMITS,
             observer=self,
             authenticator=self._access,
@@ -76,7 +78,8 @@ class Worker:
         )
         self._table, self._version = RoutingTable(), 0  # the manager's, and its number for it
         self.serving = trio.Event()
-        self._port = spec.port
+        self._port = spec.port if spec.listens else 0
+        self._gate: Gate | None = None
         self._has_table = trio.Event()
         self._ending = trio.Event()
 
@@ -85,13 +88,21 @@ class Worker:
         self._ending.set()
 
     async def serve(
-        self, listeners: Sequence[trio.SocketListener], certificate: Certificate | None = None
+        self,
+        listeners: Sequence[trio.SocketListener],
+        certificate: Certificate | None = None,
+        *,
+        gate_listeners: Sequence[trio.SocketListener] = (),
     ) -> None:
         """Serves until `end`; then closes its connections with 1001, in batches. Closes the listeners.
 
-        It accepts clients from when a manager has sent the first routing table.
+        It accepts clients from when a manager has sent the first routing table. At `gate_listeners` gateways
+        of other nodes reach the instances of its own.
         """
-        self._port = listeners[0].socket.getsockname()[1]
+        if listeners:
+            self._port = listeners[0].socket.getsockname()[1]
+        if gate_listeners:
+            self._gate = Gate(*gate_listeners[0].socket.getsockname()[:2])
         # Whatever ends the worker, it relays and reports ends until it has no connection left.
         talking = trio.CancelScope(shield=True)
 
@@ -106,10 +117,10 @@ class Worker:
             nursery.start_soon(talk)
             try:
                 with ExitStack() as listening:
-                    for listener in listeners:
+                    for listener in (*listeners, *gate_listeners):
                         listening.callback(listener.socket.close)
                     async with trio.open_nursery() as serving:
-                        serving.start_soon(self._serve_clients, listeners, certificate)
+                        serving.start_soon(self._serve_clients, listeners, certificate, gate_listeners)
                         await self._ending.wait()
                         serving.cancel_scope.cancel()
                         listening.close()  # the next clients are for the other workers
@@ -120,7 +131,10 @@ class Worker:
                 talking.cancel()
 
     async def _serve_clients(
-        self, listeners: Sequence[trio.SocketListener], certificate: Certificate | None
+        self,
+        listeners: Sequence[trio.SocketListener],
+        certificate: Certificate | None,
+        gate_listeners: Sequence[trio.SocketListener],
     ) -> None:
         await self._has_table.wait()
         serve = partial(
@@ -128,6 +142,7 @@ class Worker:
             listeners,
             certificate=certificate,
             proxy_protocol=self._spec.settings.proxy_protocol,
+            gate_listeners=gate_listeners,
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(serve)
@@ -213,6 +228,7 @@ class Worker:
                 guest=spec.guest,
                 version=protocol.VERSION,
                 pid=os.getpid(),
+                gate=self._gate,
             ),
             *map(protocol.Opened, self.gateway.connections()),
             *map(protocol.Closed, self._unheard),

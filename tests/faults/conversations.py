@@ -61,7 +61,7 @@ async def kill_managers_under_clients(
             for client in range(clients):
                 nursery.start_soon(converse, client, url)
             await each_goes_on()
-            connections, gateway = await known(), living(paths)
+            connections, gateway = await known(), living(paths.workers)
             assert (len(connections), len(gateway)) == (clients, 1)
             for _ in range(kills):
                 await trio.sleep(random.uniform(0, 0.2))
@@ -70,14 +70,14 @@ async def kill_managers_under_clients(
                 await each_goes_on()
                 daemon, again = await start_daemon(directory, int(url.rpartition(":")[2]))
                 await each_goes_on()
-                assert (again, living(paths), await known()) == (url, gateway, connections)
+                assert (again, living(paths.workers), await known()) == (url, gateway, connections)
             over.set()
         finally:
             daemon.terminate()
             with trio.CancelScope(shield=True):
                 await daemon.wait()
     assert daemon.returncode == 0
-    assert not living(paths)
+    assert not living(paths.workers)
     return Counter({"kills of managers under clients": kills, "messages answered": sum(answered)})
 
 

@@ -112,7 +112,7 @@ class Faults:
         await self._start()
 
     async def kill_the_gateway(self) -> None:
-        for worker in living(self._paths):
+        for worker in living(self._paths.workers):
             self._kill(worker.pid)
 
     async def suspend_a_host(self) -> None:

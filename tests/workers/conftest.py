@@ -157,7 +157,7 @@ def paths(tmp_path: Path) -> RuntimePaths:
 @pytest.fixture(autouse=True)
 def no_worker_is_left(paths: RuntimePaths) -> Iterator[None]:
     yield
-    left = living(paths)
+    left = living(paths.workers)
     for mark in left:
         os.kill(mark.pid, 9)
     assert not left

@@ -84,7 +84,7 @@ def listed(shell: Any) -> list[Connection]:
 
 
 def pids(shell: Any) -> set[int]:
-    return {mark.pid for mark in living(shell.paths)}
+    return {mark.pid for mark in living(shell.paths.workers)}
 
 
 def daemon(shell: Any, port: str, *options: str) -> Any:

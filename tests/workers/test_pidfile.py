@@ -19,7 +19,7 @@ import os, sys
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.worker.pidfile import PidFile, locked
 
-with locked(RuntimePaths.of(sys.argv[1]), PidFile("wrk_1", os.getpid(), guest=False)):
+with locked(RuntimePaths.of(sys.argv[1]).workers, PidFile("wrk_1", os.getpid(), guest=False)):
     print("locked", flush=True)
     sys.stdin.read()
 """
@@ -34,7 +34,7 @@ def test_a_copy_of_the_directory_has_none_of_its_workers(tmp_path: Path, copy: C
         assert worker.stdout is not None
         worker.stdout.readline()
         shutil.copytree(paths.directory, elsewhere.directory, copy_function=copy)
-        assert living(elsewhere) == []
-        assert [found.pid for found in living(paths)] == [worker.pid]
+        assert living(elsewhere.workers) == []
+        assert [found.pid for found in living(paths.workers)] == [worker.pid]
         paths.directory.rename(moved.directory)
-        assert [found.pid for found in living(moved)] == [worker.pid]
+        assert [found.pid for found in living(moved.workers)] == [worker.pid]

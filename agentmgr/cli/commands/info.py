@@ -44,7 +44,7 @@ async def command(cli: Cli, output: str) -> None:
 
 def _without_one(paths: RuntimePaths) -> Iterator[tuple[str, object]]:
     yield "manager", "not running"
-    if left := ", ".join(str(worker.pid) for worker in living(paths) if not worker.guest):
+    if left := ", ".join(str(worker.pid) for worker in living(paths.workers) if not worker.guest):
         yield "gateway", f"left by a manager (pid {left}); `agentmgr daemon` adopts it, `shutdown` ends it"
 
 

@@ -14,11 +14,12 @@ import os
 import tempfile
 import time
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from pwd import getpwall
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import trio
@@ -47,8 +48,17 @@ _SETTLED_S = 2.0
 shortly before it was packed is packed anew. It is a second on the coarsest ones."""
 _PERSON_UID = 1000  #: users from here on are people, by all distributions' rules
 
-Put = Callable[[PutBundle], Awaitable[HasBundle | BundleRefused]]
-"""Has a node keep a part, and gives its answer; raises what the node's loss raises."""
+
+class Node(Protocol):
+    """What is needed of a `NodeHandle`."""
+
+    @property
+    def node_id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    async def ask(self, order: PutBundle) -> object: ...
 
 
 @frozen
@@ -86,12 +96,12 @@ class Bundles:
             cause = Cause.CANNOT_EXECUTE if problem.lasting else Cause.SHORTAGE
             raise CannotLaunch(cause, problem.reason) from None
 
-    async def send(self, node_id: str, shipment: Shipment, put: Put) -> None:
+    async def send(self, node: Node, shipment: Shipment) -> None:
         """Returns once the node has the bundle. Two that send the same to one node send it once.
 
-        Raises `CannotLaunch`, and what `put` raises.
+        Raises `CannotLaunch`, and what `node.ask` raises.
         """
-        async with self._sending.setdefault((node_id, shipment.digest), trio.Lock()):
+        async with self._sending.setdefault((node.node_id, shipment.digest), trio.Lock()):
             started = trio.current_time()
             try:
                 file = await trio.open_file(self._archive(shipment.digest), "rb")
@@ -100,18 +110,20 @@ class Bundles:
                 raise CannotLaunch(Cause.SHORTAGE, f"what was to be sent has changed ({error})") from None
             async with file:
                 size = os.fstat(file.fileno()).st_size
-                here = first = await _put(put, PutBundle(shipment.digest, size, 0, ""))
+                here = first = await _put(node, PutBundle(shipment.digest, size, 0, ""))
                 while here < size:
                     await file.seek(here)
                     data = b64encode(await file.read(PART_BYTES)).decode()
-                    more = await _put(put, PutBundle(shipment.digest, size, here, data))
+                    more = await _put(node, PutBundle(shipment.digest, size, here, data))
                     if more <= here:
-                        raise CannotLaunch(Cause.SHORTAGE, "the node does not keep the bundle's parts")
+                        raise CannotLaunch(
+                            Cause.SHORTAGE, f"node {node.name} does not keep the bundle's parts"
+                        )
                     here = more
             if here > first:
                 took = trio.current_time() - started
                 logger.info(
-                    "sent %s to the node %s in %.1f s (%s)", mebibytes(here - first), node_id, took,
+                    "sent %s to node %s in %.1f s (%s)", mebibytes(here - first), node.name, took,
                     shipment.digest[:12],
                 )  # fmt: skip
 
@@ -155,13 +167,15 @@ class Bundles:
                     os.unlink(entry.path)
 
 
-async def _put(put: Put, part: PutBundle) -> int:
-    match await put(part):
+async def _put(node: Node, part: PutBundle) -> int:
+    match await node.ask(part):
         case HasBundle(here):
             return here
         case BundleRefused(why):
             # Also where it is no shortage: another try sends it anew, and costs no restart.
-            raise CannotLaunch(Cause.SHORTAGE, f"the node cannot keep what is sent along: {why}")
+            raise CannotLaunch(Cause.SHORTAGE, f"node {node.name} cannot keep what is sent along: {why}")
+        case other:
+            raise AssertionError(f"an answer to something else: {other}")
 
 
 def shipped_directory(spec: ServiceSpec) -> Path | None:

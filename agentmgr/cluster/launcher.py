@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol
 
 import trio
 
 from ..core.placement import Candidate, Nowhere, Placed, Wish, place
 from ..core.restart import Cause
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, WrongState
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
+from ..node.logs import MoveLogs
 from ..node.protocol import EndLease, ForgetService
 from ..supervisor.launcher import CannotLaunch, Child, Launcher, Slot
 from ..supervisor.log_source import LogSource
 from .engine import Engine
 from .joined import JoinedEngine
 from .node_handle import NodeHandle
+from .remote_log import MovingLog, RemoteLog, newest
 from .remote_slot import NothingShipped, RemoteSlot, Shipping
 
 
@@ -152,7 +155,29 @@ class ClusterLauncher:
         return await self._local.sweep(keep)
 
     def open_log(self, spec: ServiceSpec, position: int) -> LogSource:
-        return self._local.open_log(spec, position)
+        def node_now() -> str | None:
+            return self.placed.last(spec.service_id, position)
+
+        return MovingLog(partial(self._find_log, spec, position, node_now), node_now)
+
+    async def _find_log(
+        self, spec: ServiceSpec, position: int, node_now: Callable[[], str | None]
+    ) -> tuple[str, LogSource]:
+        """Where it is; where no instance was seen at that position, wherever one was written to last."""
+        node_id = node_now()
+        here = self._local.open_log(spec, position)
+        if node_id is None:
+            node_id = await newest(here, [RemoteLog(it, spec.name, position) for it in self.nodes])
+        if not node_id:
+            return "", here
+        if (handle := self.nodes.get(node_id)) is None:
+            raise WrongState("the log was lost with the node that it was on, which was forgotten")
+        return node_id, RemoteLog(handle, spec.name, position)
+
+    def move_logs(self, old: str, new: str) -> None:
+        self._local.move_logs(old, new)
+        for handle in self.nodes:
+            handle.post(MoveLogs(old, new))
 
     def troubles(self) -> tuple[str, ...]:
         of_nodes = (

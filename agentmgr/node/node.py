@@ -22,6 +22,7 @@ from ..supervisor.supervisor import MAX_CONCURRENT_PROBES
 from .bundles import NodeBundles, PutBundle
 from .instance import ChildRun, Closed, InstanceContext, NodeInstance, words_of
 from .journal import NodeJournal
+from .logs import LogExtent, LogLook, LogNext, LogRead, LogSearch, LogTail, MoveLogs, NodeLogs
 from .orders import Handler, Kind, Orders
 from .protocol import (
     FIGURES_EVERY_S,
@@ -76,6 +77,7 @@ _Link = Link[Sent, Told]
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
 _DIAL_PAUSE_S = (0.05, 2.0)  #: the first and the longest between two dials, half as long or longer by chance
+_TIDY_EVERY_S = 3600.0
 _LOOK_EVERY_S = 1.0  #: for what no event reports: a status text, the lease
 
 
@@ -90,6 +92,7 @@ class Node:
         dial: Dial,
         *,
         bundles: NodeBundles | None = None,
+        logs: NodeLogs | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
         """`dial` raises `OSError` or `AgentManagerError`, and is called again. `random`: from [0, 1)."""
@@ -109,6 +112,10 @@ class Node:
             self._orders.handle(kind, handler)
         if bundles is not None:
             self._orders.handle(PutBundle, bundles.answer)
+            self._beside.append(self._tidy_bundles)
+        if logs is not None:
+            for kind in (LogTail, LogNext, LogLook, LogSearch, LogExtent, LogRead, MoveLogs):
+                self._orders.handle(kind, logs.answer)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; then the instances live on, except those that must die with their manager.
@@ -260,6 +267,13 @@ class Node:
                     {key: text for key, text in preloaded.items() if text is not None},
                 )
             )
+
+    async def _tidy_bundles(self) -> None:
+        assert self._bundles is not None
+        while True:
+            shipments = (instance.order.shipment for instance in self.instances.values())
+            await self._bundles.tidy(it.digest for it in shipments if it is not None)
+            await trio.sleep(_TIDY_EVERY_S)
 
     async def _keep_lease(self) -> None:
         """Ends what dies with its manager once the link was down for `LEASE_S`: another node may start it."""

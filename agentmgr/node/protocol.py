@@ -31,7 +31,21 @@ from ..core.restart import Cause, Exit
 from ..core.scaling import Turns
 from ..errors import InvalidRequest
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
+from ..supervisor.log_window import LogMatches, LogWindow
 from .bundles import BundleRefused, HasBundle, PutBundle, Shipment
+from .logs import (
+    LogExtent,
+    LogKept,
+    LogLines,
+    LogLook,
+    LogNext,
+    LogPiece,
+    LogRead,
+    LogSearch,
+    LogsMoved,
+    LogTail,
+    MoveLogs,
+)
 
 VERSION = 1
 """Of a daemon and a manager that understand each other. New fields with defaults do not change it."""
@@ -346,6 +360,13 @@ Order = (
     | AskUnready
     | Check
     | PutBundle
+    | LogTail
+    | LogNext
+    | LogLook
+    | LogSearch
+    | LogExtent
+    | LogRead
+    | MoveLogs
 )
 Answer = (
     Done
@@ -360,6 +381,12 @@ Answer = (
     | Checked
     | HasBundle
     | BundleRefused
+    | LogLines
+    | LogPiece
+    | LogKept
+    | LogsMoved
+    | LogWindow
+    | LogMatches
 )
 
 Body = TypeVar("Body")

@@ -198,5 +198,8 @@ class Launcher(Protocol):
     def open_log(self, spec: ServiceSpec, position: int) -> LogSource:
         """What the instances at that position wrote. Raises `AgentManagerError`."""
 
+    def move_logs(self, old: str, new: str) -> None:
+        """Lets a service that is called `new` from now on keep its logs."""
+
     def node_name(self, node_id: str) -> str:
         """What people call that node; empty where there is no cluster."""

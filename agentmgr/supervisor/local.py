@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,8 @@ from .preloads import PRELOAD_MAX, Preloads
 from .process import kill_all
 from .slot import LocalSlot, Shared
 from .upkeep import Upkeep
+
+log = logging.getLogger("agentmgr.supervisor")
 
 
 class LocalLauncher:
@@ -109,6 +112,12 @@ class LocalLauncher:
 
     def open_log(self, spec: ServiceSpec, position: int) -> LogFile:
         return LogFile(logs.path(self._log_dir, spec.name, position))
+
+    def move_logs(self, old: str, new: str) -> None:
+        try:
+            logs.move(self._log_dir, old, new)
+        except OSError as error:  # no reason to keep the old name
+            log.warning("cannot move the logs of service %s from its old name %s: %s", new, old, error)
 
     def node_name(self, node_id: str) -> str:
         return ""

@@ -11,10 +11,16 @@ from datetime import datetime
 from functools import cached_property
 from typing import Protocol
 
+import trio
 from attrs import frozen
 
 from ..models.fields import searcher
 from .log_window import LogMatches, LogWindow
+
+PIECE_BYTES = 64 * 1024
+POLL_S = 0.2
+"""How often a followed file is looked at: a stat costs microseconds, and inotify is scarce, 128 per user."""
+_PATIENCE_S = 20.0
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -43,6 +49,35 @@ class Selection:
 class Line:
     at: float | None  #: seconds since 1970; None: not known
     data: bytes
+
+
+@frozen
+class Reached:
+    """How far a log has been followed."""
+
+    position: int | None  #: None: to the beginning of what is kept
+    inode: int | None = None  #: of the live file; 0: there was none, None: it is not known yet
+
+
+async def follow(
+    piece: Callable[[Reached, float], Awaitable[tuple[bytes, Reached]]], write: Write, start: int
+) -> None:
+    """`LogSource.follow`, by pieces: `piece` waits so many seconds for the next one; else it is empty."""
+    reached, rest = Reached(start), b""
+    while True:
+        data, reached = await piece(reached, 0 if rest else _PATIENCE_S)
+        if data:
+            whole, newline, rest = (rest + data).rpartition(b"\n")
+            if newline:
+                await write(whole + newline)
+            if len(rest) > PIECE_BYTES:  # never a newline
+                await write(rest)
+                rest = b""
+        elif rest:
+            await write(rest)
+            rest = b""
+        if len(data) < PIECE_BYTES:
+            await trio.sleep(POLL_S)
 
 
 class LogSource(Protocol):

@@ -78,9 +78,9 @@ def read(log: Path, *, shift: int, end: int, now_ms: int) -> Times:
     """
     ends, at = [], []
     pairs = list(_pairs(log))
-    if not pairs:
+    if not pairs and not _index(log).exists():
         pairs = [(0, end)]
-    elif pairs[-1][1] < end:
+    elif not pairs or pairs[-1][1] < end:
         pairs.append((now_ms, end))  # not noted yet
     latest = 0
     for ms, length in pairs:

@@ -456,11 +456,7 @@ class Supervisor:
 
     def move_logs(self, old: str, new: str) -> None:
         """Lets a service that is called `new` from now on keep its logs."""
-        if self._log_dir is not None:
-            try:
-                logs.move(self._log_dir, old, new)
-            except OSError as error:  # no reason to keep the old name
-                log.warning("cannot move the logs of service %s from its old name %s: %s", new, old, error)
+        self._launcher.move_logs(old, new)
 
     # How they are carried out
 

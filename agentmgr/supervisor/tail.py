@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
 import trio
 
+from ..errors import AgentManagerError
 from .log_source import Line, LogSource, Selection, Write
 
 T = TypeVar("T")
@@ -19,6 +21,7 @@ _MAX_TAIL_BYTES = 16 * 2**20  #: of one log
 _MAX_TAILS_BYTES = 64 * 2**20  #: of several
 _LEAST_BYTES = 64 * 1024  #: of each
 _LINES_AT_ONCE = 1000
+_AGAIN_S = 1.0  #: until what could not be read is tried again
 
 
 def log_label(service: str, slot: int, count: int) -> str:
@@ -38,7 +41,10 @@ async def show(sources: Mapping[str, LogSource], write: Write, wanted: Selection
     )
     for key, source in sources.items():
         if wanted.position is None:
-            lines, ends[key] = await source.last(wanted, most)
+            try:
+                lines, ends[key] = await source.last(wanted, most)
+            except AgentManagerError as error:  # the others can be shown
+                lines = [Line(time.time(), f"agentmgr: {error}\n".encode())]
             found += [(key, line) for line in lines]
         else:
             ends[key] = wanted.position
@@ -52,7 +58,16 @@ async def show(sources: Mapping[str, LogSource], write: Write, wanted: Selection
     async with trio.open_nursery() as nursery:
         for key, source in sources.items():
             marked = partial(_write_new, write, marks[key], wanted)
-            nursery.start_soon(partial(source.follow, marked, start=ends[key]))
+            nursery.start_soon(_follow, source, marked, ends.get(key))
+
+
+async def _follow(source: LogSource, write: Write, start: int | None) -> None:
+    """`start`: None where it could not be read; then from its end on, once it can."""
+    while start is None:
+        await trio.sleep(_AGAIN_S)
+        with suppress(AgentManagerError):
+            _, start = await source.last(Selection(0), 0)
+    await source.follow(write, start=start)
 
 
 def _batched(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -217,6 +217,9 @@ class FakeLauncher:
         """Empty: a fake writes nothing."""
         return LogFile(Path(os.devnull))
 
+    def move_logs(self, old: str, new: str) -> None:
+        pass
+
     def node_name(self, node_id: str) -> str:
         return ""
 

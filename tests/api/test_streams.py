@@ -183,7 +183,8 @@ async def test_who_follows_a_log_that_is_rotated_sees_each_line_once(
     """On a file system that can cut off a file's front, and on one that can only make holes (tmpfs)."""
     if where is not None and not Path(where).is_dir():
         pytest.skip("no /dev/shm on this machine")
-    monkeypatch.setattr("agentmgr.supervisor.log_file.POLL_S", 0.01)
+    for module in ("log_file", "log_source"):
+        monkeypatch.setattr(f"agentmgr.supervisor.{module}.POLL_S", 0.01)
     with TemporaryDirectory(dir=where or on_disk) as directory:
         log, seen = Path(directory, "0.log"), b""
         log.write_bytes(b"before\n")

@@ -26,7 +26,9 @@ class Node:
         self.received_bytes = 0
         self.before: Callable[[PutBundle], None] = lambda part: None
 
-    async def put(self, part: PutBundle) -> HasBundle | BundleRefused:
+    node_id, name = "nod_b", "b"
+
+    async def ask(self, part: PutBundle) -> HasBundle | BundleRefused:
         await trio.lowlevel.checkpoint()
         self.before(part)
         self.received_bytes += len(part.data) * 3 // 4
@@ -179,14 +181,14 @@ async def test_two_launches_at_once_send_it_once_and_a_third_not_at_all(
     assert shipment is not None
     async with trio.open_nursery() as nursery:
         for _ in range(2):
-            nursery.start_soon(bundles.send, "b", shipment, node.put)
-    await bundles.send("b", shipment, node.put)
+            nursery.start_soon(bundles.send, node, shipment)
+    await bundles.send(node, shipment)
     found = node.bundles.find(shipment.digest)
     assert found is not None
     assert (found / "agent.py").read_text() == "import lib\n"
     assert 2_000_000 < node.received_bytes < 2_100_000
     assert len(caplog.records) == 1
-    assert "to the node b" in caplog.text
+    assert "to node b" in caplog.text
 
 
 async def test_a_start_that_is_given_up_leaves_the_rest_to_the_next(
@@ -202,11 +204,11 @@ async def test_a_start_that_is_given_up_leaves_the_rest_to_the_next(
                 scope.cancel()
 
         node.before = cancel
-        await bundles.send("b", shipment, node.put)
+        await bundles.send(node, shipment)
     assert scope.cancelled_caught
     before = node.received_bytes
     node.before = lambda part: None
-    await bundles.send("b", shipment, node.put)
+    await bundles.send(node, shipment)
     assert node.bundles.find(shipment.digest) is not None
     assert node.received_bytes < before + 1_600_000
 
@@ -217,21 +219,23 @@ async def test_a_node_that_cannot_keep_it_costs_no_restart(
     shipment = await bundles.shipment(service(agent))
     assert shipment is not None
 
-    async def full(part: PutBundle) -> BundleRefused:
-        return BundleRefused("no space is left in /var/node")
+    class Unfit(Node):
+        answer: HasBundle | BundleRefused = BundleRefused("no space is left in /var/node")
 
-    async def forgetful(part: PutBundle) -> HasBundle:
-        return HasBundle(0)
+        async def ask(self, part: PutBundle) -> HasBundle | BundleRefused:
+            await trio.lowlevel.checkpoint()
+            return self.answer
 
-    for put, said in (
-        (full, "no space is left in /var/node"),
-        (forgetful, "does not keep the bundle's parts"),
-    ):
-        with pytest.raises(CannotLaunch, match=said) as caught:
-            await bundles.send("b", shipment, put)  # type: ignore[arg-type]
-        assert caught.value.cause is Cause.SHORTAGE
+    node = Unfit(tmp_path)
+    with pytest.raises(CannotLaunch, match=r"node b cannot keep .*no space is left in /var/node") as caught:
+        await bundles.send(node, shipment)
+    assert caught.value.cause is Cause.SHORTAGE
+    node.answer = HasBundle(0)
+    with pytest.raises(CannotLaunch, match="does not keep the bundle's parts") as caught:
+        await bundles.send(node, shipment)
+    assert caught.value.cause is Cause.SHORTAGE
     with pytest.raises(CannotLaunch, match="what was to be sent has changed"):
-        await bundles.send("b", evolve(shipment, digest="0" * 64), full)
+        await bundles.send(node, evolve(shipment, digest="0" * 64))
 
 
 async def test_what_is_no_base64_is_refused(node: Node) -> None:

@@ -11,7 +11,8 @@ refusals, and it does not change.
     │   ├── RuleNotFound
     │   ├── ConnectionNotFound
     │   ├── SessionNotFound
-    │   └── TokenNotFound
+    │   ├── TokenNotFound
+    │   └── NodeNotFound
     ├── Conflict                  right in itself, but not now
     │   ├── NameTaken
     │   ├── PortNotAvailable
@@ -32,7 +33,8 @@ refusals, and it does not change.
     ├── NoServiceAvailable        no instance to route a client to
     ├── ManagerError              about the manager's own process
     │   ├── ManagerAlreadyRunning
-    │   └── ManagerNotRunning
+    │   ├── ManagerNotRunning
+    │   └── CannotReachManager    from a node: another program answers, or none
     ├── StorageError              the database cannot be used
     │   ├── DatabaseUnusable
     │   ├── DatabaseDamaged
@@ -119,6 +121,12 @@ class TokenNotFound(NotFound):
     """No token has that name or id."""
 
     code = "token_not_found"
+
+
+class NodeNotFound(NotFound):
+    """No node of the cluster has that name or id."""
+
+    code = "node_not_found"
 
 
 class Conflict(AgentManagerError):
@@ -260,6 +268,12 @@ class ManagerNotRunning(ManagerError):
     """No process manages this database."""
 
     code = "manager_not_running"
+
+
+class CannotReachManager(ManagerError):
+    """What answers a node is not the manager of its cluster, or does not let it in now."""
+
+    code = "cannot_reach_manager"
 
 
 class StorageError(AgentManagerError):

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import trio
 
+from ..core.cluster_fields import unreservable
 from ..models import ServiceConfig
 from .engine import Claim, EngineObserver, Wish
-
-_CLAIMS = ("cpus", "gpus", "memory_mb", "resources")
 
 
 class JoinedEngine:
@@ -18,13 +17,7 @@ class JoinedEngine:
         await trio.sleep_forever()
 
     def refusal(self, config: ServiceConfig) -> str | None:
-        asked = [name for name in _CLAIMS if getattr(config, name, None)]
-        if not asked:
-            return None
-        return (
-            f"{', '.join(asked)}: nothing is reserved in a cluster of joined nodes; leave it out, and choose "
-            "nodes by their labels with place_on (memory_limit_mb and cpu_limit_percent limit an instance)"
-        )
+        return unreservable(config)
 
     async def claim(self, wish: Wish, claim_id: str, prefer: str | None) -> Claim:
         raise AssertionError("refusal() comes first")

@@ -10,8 +10,9 @@ import trio
 
 from ..core.placement import Candidate, Nowhere, Placed, Wish, place
 from ..core.restart import Cause
-from ..errors import InvalidRequest, WrongState
+from ..errors import AgentManagerError, WrongState
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
+from ..models.nodes import OnNodeLoss, Spread, selectors
 from ..node.logs import MoveLogs
 from ..node.protocol import EndLease, ForgetService
 from ..supervisor.launcher import CannotLaunch, Child, Launcher, Slot
@@ -51,10 +52,15 @@ class ClusterSlot:
 
     async def place(self, waits: Callable[[str], None]) -> trio.Semaphore:
         nodes, placed = self._launcher.nodes, self._launcher.placed
+        if (why := self._launcher.engine.refusal(self._spec.config)) is not None:
+            raise CannotLaunch(Cause.CANNOT_EXECUTE, why)  # it was registered before there was a cluster
         while isinstance(found := place(self._wish(), nodes.candidates(), placed), Nowhere):
             waits(found.reason)
             await nodes.news.park()
-        self._be_on(found)
+        try:
+            self._be_on(found)
+        except AgentManagerError as error:
+            raise CannotLaunch(Cause.CANNOT_EXECUTE, str(error)) from None
         assert self._slot is not None
         if isinstance(self._slot, RemoteSlot):
             await trio.lowlevel.checkpoint()
@@ -62,7 +68,15 @@ class ClusterSlot:
         return await self._slot.place(waits)
 
     def _wish(self) -> Wish:
-        return Wish(self._spec.service_id, self._position)
+        spec, config, placed = self._spec, self._spec.config, self._launcher.placed
+        waits = config.on_node_loss == OnNodeLoss.WAIT
+        return Wish(
+            spec.service_id,
+            self._position,
+            selectors(config.place_on),
+            pack=config.spread == Spread.PACK,
+            bound_to=placed.last(spec.service_id, self._position) if waits else None,
+        )
 
     def _be_on(self, node_id: str) -> None:
         if self._slot is None or node_id != self._node_id:
@@ -110,7 +124,7 @@ class ClusterLauncher:
         self.placed = Placed()
         self.leases: dict[str, str] = {}  #: the node that keeps a port for an instance, by its id
         self._local = local
-        self._engine = engine or JoinedEngine()
+        self.engine = engine or JoinedEngine()
         self._shipping = shipping or NothingShipped()
         self._check_interval_s = check_interval_s
 
@@ -118,8 +132,6 @@ class ClusterLauncher:
         await self._local.run()
 
     def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> ClusterSlot:
-        if (why := self._engine.refusal(spec.config)) is not None:
-            raise InvalidRequest(f"service {spec.name}: {why}")
         self.leases.pop(instance_id, None)
         return ClusterSlot(self, spec, instance_id, position)
 
@@ -186,7 +198,7 @@ class ClusterLauncher:
             if handle.figures is not None and handle.linked
             for trouble in handle.figures.troubles
         )
-        return (*self._local.troubles(), *of_nodes, *self._engine.troubles())
+        return (*self._local.troubles(), *of_nodes, *self.engine.troubles())
 
     def fork_servers(self) -> tuple[ForkServerState, ...]:
         of_nodes = (

@@ -136,6 +136,7 @@ class NodeHandle:
         self._slots = set[str]()  #: instance ids
         self._all_known = False
         self._left_alone = set[str]()  #: tokens of strays that are being ended, or not to be ended
+        self._left_running = set[str]()  #: ids of instances that are left to the next manager
         self._usage: dict[str, deque[Usage]] = {}
 
     # What is asked of it
@@ -213,10 +214,11 @@ class NodeHandle:
         if state is not None and state.token == token:
             self._end_if_stray(state)
 
-    def leave(self, token: str) -> None:
+    def leave(self, instance_id: str, token: str) -> None:
         """The child lives on, for the next manager."""
         self._left_alone.add(token)
         self._children.pop(token, None)
+        self._left_running.add(instance_id)
 
     def open_slot(self, instance_id: str) -> None:
         self._slots.add(instance_id)
@@ -224,7 +226,8 @@ class NodeHandle:
     def close_slot(self, instance_id: str, *, lease: bool) -> None:
         self._slots.discard(instance_id)
         self._usage.pop(instance_id, None)
-        self.post(CloseSlot(instance_id, lease))
+        if instance_id not in self._left_running:
+            self.post(CloseSlot(instance_id, lease))
 
     def know_all(self) -> None:
         """From now on what is not attached is a stray, and ended: the manager has adopted what it knows."""
@@ -283,7 +286,8 @@ class NodeHandle:
         if self.lost is None:
             self.lost = reason
             for call in list(self._calls.values()):
-                self._give_up(call, reason)
+                if call.answer is None:
+                    self._give_up(call, reason)
             self._left_alone.clear()
             self._tell()
 
@@ -330,11 +334,11 @@ class NodeHandle:
                 self._end_if_stray(state)
             case Numbered(number, answer):
                 self._answered(opening.link, number, answer)
-            case _:
-                if isinstance(message, Figures):
-                    self._measured(message)
-                for receive in self._receivers.get(type(message), ()):
-                    receive(message)
+            case Figures():
+                self._measured(message)
+        if opening.welcome:
+            for receive in self._receivers.get(type(message), ()):
+                receive(message)
 
     def _greet(self, opening: _Opening, scope: trio.CancelScope, hello: Hello) -> None:
         opening.welcome = False
@@ -352,7 +356,8 @@ class NodeHandle:
             self.clock_skew_s = (hello.now - utc_now()).total_seconds()
             opening.link.put(Welcome(self._manager_id, tuple(self._calls)))
             for call in self._calls.values():
-                self._send(opening.link, call)
+                if call.answer is None:
+                    self._send(opening.link, call)
 
     def _is_linked(self, states: dict[str, InstanceState]) -> None:
         """All that runs there was said."""

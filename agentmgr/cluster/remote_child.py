@@ -14,6 +14,7 @@ from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
 from ..core.scaling import Turns
 from ..models import InstanceRecord, OnManagerDeath, ServiceSpec
+from ..models.nodes import OnNodeLoss
 from ..node.protocol import (
     AskDraining,
     AskTurns,
@@ -114,12 +115,8 @@ class RemoteChild:
                 known = evolve(known, quiet_s=figures.quiet_s[instance_id])
             return known
         with trio.move_on_after(timeout_s + _ANSWER_S):
-            try:
+            with suppress(NodeLost, OrderFailed):
                 return (await self._handle.call(Check(*self._key, timeout_s), Checked)).result
-            except NodeLost:
-                return None
-            except OrderFailed as problem:
-                return ProbeResult(False, reason=str(problem))
         return None
 
     async def turns(self) -> Turns | None:
@@ -177,7 +174,7 @@ class RemoteChild:
         handle = self._handle
         if handle.forgotten:
             return Exit(node_lost=self._lost_with_it)
-        if handle.lost is None:
+        if handle.lost is None or self._config.on_node_loss == OnNodeLoss.WAIT:
             return None
         if self._dies_alone and trio.current_time() < handle.unlinked_since + CUT_OFF_S:
             return None
@@ -185,7 +182,7 @@ class RemoteChild:
 
     @property
     def _dies_alone(self) -> bool:
-        return self._config.on_manager_death is OnManagerDeath.DIE
+        return self._config.on_manager_death == OnManagerDeath.DIE
 
     @property
     def _lost_with_it(self) -> str:
@@ -228,7 +225,7 @@ class RemoteChild:
         self._news.unpark_all()
 
     def release(self) -> None:
-        self._handle.leave(self.record.token)
+        self._handle.leave(*self._key)
 
     def last_words(self) -> str:
         if self._end is not None:

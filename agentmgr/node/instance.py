@@ -46,33 +46,39 @@ class ChildRun:
         self.state = InstanceState(
             entry.record.instance_id, entry.record.token, child.completes, serves=child.serves
         )
-        self.over = trio.Event()
+        self.done = trio.Event()  #: it is over, or left to the next daemon
         self._context = context
         self._config = entry.spec.config
         self._asked_to_end = trio.CancelScope()
         self._grace_s = self._config.stop_timeout  #: of the end that nobody has asked for
         self._health = HealthWatch(self._config, entry.check_interval_s, context.random)
-        self._leaving = False
 
     async def live(self) -> None:
-        """Watches it, and ends it when it has exited or `end` was called; when cancelled it lives on."""
+        """Watches it, and ends it when it has exited or `end` was called.
+
+        When it is cancelled it is left to the next daemon, unless it must not outlive this one.
+        """
+        leave = self._config.on_manager_death == OnManagerDeath.KEEP
         try:
             with self._asked_to_end:
                 await self._watch()
-        except trio.Cancelled:
-            await self._leave()
-            raise
+            leave = False
         except Exception:  # a fault of ours must not reach other instances
-            log.exception("internal error: watching instance %s failed", self.state.instance_id)
-        with trio.CancelScope(shield=True):
-            await self._end()
+            log.exception("internal error: watching instance %s failed; ending it", self.state.instance_id)
+            leave = False
+        finally:
+            if leave and not self._asked_to_end.cancel_called:
+                self.child.release()
+            else:
+                with trio.CancelScope(shield=True):
+                    await self._end()
+            self.done.set()
 
     async def end(self, grace_s: float) -> End:
-        """Ends it and its descendants, if that was not done yet; shielded by the caller."""
+        """Ends it and its descendants, if that was not done yet."""
         self.give_up(grace_s)
-        await self.over.wait()
-        assert self.state.end is not None
-        return self.state.end
+        await self.done.wait()
+        return self.state.end or End(Exit())
 
     async def checked(self, timeout_s: float) -> ProbeResult | None:
         """Probes it now."""
@@ -111,7 +117,12 @@ class ChildRun:
                 await child.wait_ready()
                 self.entry = evolve(self.entry, record=child.record)
                 self._context.journal.write(self.entry)
-                self._report(ready=True, ready_unasked=child.record.ready_unasked, serves=child.serves)
+                self._report(
+                    ready=True,
+                    ready_unasked=child.record.ready_unasked,
+                    serves=child.serves,
+                    health=ProbeResult(True),
+                )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._check_regularly)
             if not child.serves:
@@ -130,15 +141,6 @@ class ChildRun:
         if self.state.end is None:
             self._ended(End(exit, output=await self.child.last_output()))
         self._report(over=True)
-        self.over.set()
-
-    async def _leave(self) -> None:
-        """The daemon ends: the next one adopts it, unless it must not outlive this one."""
-        if self._config.on_manager_death is OnManagerDeath.DIE or self._asked_to_end.cancel_called:
-            with trio.CancelScope(shield=True):
-                await self._end()
-        else:
-            self.child.release()
 
     async def _how(self, exit: Exit) -> End:
         child = self.child
@@ -177,12 +179,18 @@ class NodeInstance:
 
     def __init__(self, order: Launch, slot: Slot, context: InstanceContext) -> None:
         self.order = order  #: that its slot was made for
-        self.run: ChildRun | None = None  #: the last one
+        self.run: ChildRun | None = None  #: the last one; None: none was launched or adopted
         self.closing = False
         self.closed = trio.Event()
         self._slot, self._context = slot, context
-        self._found_gone: InstanceState | None = None
+        self._found_gone: InstanceState | None = None  #: an earlier daemon's child
+        self._gone_entry: Entry | None = None
         self._lock = trio.Lock()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing was launched in it, or is being launched."""
+        return self.state is None and not self._lock.locked()
 
     @property
     def state(self) -> InstanceState | None:
@@ -203,10 +211,11 @@ class NodeInstance:
         async with self._lock:
             if self.closing:
                 raise Closed
-            run = self.run
-            if run is not None and run.entry.try_id == order.try_id:
-                return Launched(run.entry.record, run.entry.unenforced, run.child.completes)
-            if run is not None and not run.over.is_set():
+            run, state = self.run, self.state
+            entry = self._gone_entry if run is None else run.entry
+            if entry is not None and state is not None and entry.try_id == order.try_id:
+                return Launched(entry.record, entry.unenforced, state.completes)
+            if run is not None and not run.done.is_set():
                 await run.end(run.entry.spec.config.stop_timeout)
             try:
                 child = await self._slot.launch()
@@ -232,6 +241,7 @@ class NodeInstance:
         if child is not None:
             self._begin(ChildRun(child, entry, self._context))
             return True
+        self._gone_entry = entry
         self._found_gone = InstanceState(
             entry.record.instance_id,
             entry.record.token,
@@ -246,12 +256,26 @@ class NodeInstance:
         self.closing = True
         with trio.CancelScope(shield=True):
             async with self._lock:
-                if self.closed.is_set():
-                    return
-                if self.run is not None:
-                    await self.run.end(self.order.spec.config.stop_timeout)
-                self._slot.close(lease=lease)
-                self.closed.set()
+                if not self.closed.is_set():
+                    if self.run is not None:
+                        await self.run.end(self.order.spec.config.stop_timeout)
+                    self._slot.close(lease=lease)
+                    self.closed.set()
+
+    async def close_after(self, token: str) -> bool:
+        """Gives the slot up if the last child is over, and was the one with this token; returns whether."""
+        with trio.CancelScope(shield=True):
+            await self._lock.acquire()  # a launch may be under way
+        try:
+            state = self.state
+            if self.closing or state is None or state.token != token or not state.over:
+                return False
+            self.closing = True
+            self._slot.close()
+            self.closed.set()
+            return True
+        finally:
+            self._lock.release()
 
     def _begin(self, run: ChildRun) -> None:
         self.run = run

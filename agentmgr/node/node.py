@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..link import HEARTBEAT_S, SILENCE_S, Link
 from ..models import OnManagerDeath, ServiceSpec, utc_now
 from ..protocol import COME_BACK
 from ..supervisor.launcher import Launcher
+from ..supervisor.spawn import children_get_defaults
 from ..supervisor.supervisor import MAX_CONCURRENT_PROBES
 from .bundles import NodeBundles, PutBundle
 from .instance import ChildRun, Closed, InstanceContext, NodeInstance, words_of
@@ -124,6 +126,10 @@ class Node:
         `task_status.started()`; then it dials the manager, for ever.
         """
         self._unlinked_since = trio.current_time()
+        with children_get_defaults():
+            await self._run(task_status)
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             self._context = InstanceContext(
                 nursery,
@@ -230,6 +236,7 @@ class Node:
                 log.info("linked with the manager")
                 self.manager_id = manager_id
                 self._orders.keep_only(frozenset(open_numbers))
+                self._close_idle()
             case Settled(number):
                 self._orders.settle(number)
             case Cancel(number):
@@ -283,7 +290,7 @@ class Node:
                 continue
             for instance in self.instances.values():
                 config = instance.order.spec.config
-                if config.on_manager_death is OnManagerDeath.DIE and instance.run is not None:
+                if config.on_manager_death == OnManagerDeath.DIE and instance.run is not None:
                     instance.run.give_up(config.stop_timeout)
 
     # Orders
@@ -342,10 +349,22 @@ class Node:
 
     async def _close_instance(self, instance: NodeInstance, *, lease: bool) -> None:
         await instance.close(lease=lease)
+        self._drop(instance)
+
+    def _drop(self, instance: NodeInstance) -> None:
+        """It was closed."""
         instance_id = instance.order.instance_id
         if self.instances.get(instance_id) is instance:
             del self.instances[instance_id]
             self._journal.remove(instance_id)
+
+    def _close_idle(self) -> None:
+        """Drops the slots whose launch has failed: another manager does not know of them."""
+        assert self._context is not None
+        for instance in list(self.instances.values()):
+            if instance.is_idle:
+                instance.closing = True
+                self._context.nursery.start_soon(partial(self._close_instance, instance, lease=False))
 
     def _run_of(self, order: EndChild | Kill | EndStray | Drain | Any) -> ChildRun | None:
         instance = self.instances.get(order.instance_id)
@@ -378,8 +397,8 @@ class Node:
             with trio.move_on_after(instance.order.spec.config.drain_timeout):
                 await run.drain(COME_BACK)
             await run.end(instance.order.spec.config.stop_timeout)
-        if instance.run is run:  # else it was launched again meanwhile
-            await self._close_instance(instance, lease=False)
+        if await instance.close_after(order.token):
+            self._drop(instance)
         return Done()
 
     def _close(self, order: CloseSlot) -> Awaitable[Answer] | Answer:

@@ -1,29 +1,73 @@
 """Instances on another node: the real daemon, its link and the launcher, over memory streams and fakes."""
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 import trio
 import trio.testing
+from attrs import evolve
 
 from agentmgr.cluster.launcher import ClusterLauncher
 from agentmgr.cluster.node_handle import NodeHandle
 from agentmgr.core.placement import Candidate
 from agentmgr.core.restart import Exit
-from agentmgr.models import ServiceConfig, ServiceSpec, ServiceStatus
+from agentmgr.errors import AgentManagerError
+from agentmgr.models import DesiredStatus, HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.models.nodes import NodeState
 from agentmgr.node.node import Node
-from agentmgr.node.protocol import Facts
+from agentmgr.node.protocol import Changed, Facts
 from agentmgr.supervisor import Supervisor
 from agentmgr.testing.fake_launcher import Behaviour, FakeLauncher
+from tests.supervisor.conftest import MemoryRecorder
 
 
 def spec(name="svc", **config):
     return ServiceSpec(name, ServiceConfig(agent_factory_path="agent.py", **config))
 
 
+class Hooked(FakeLauncher):
+    """Calls `as_it_launches`, once, between a launch and its answer."""
+
+    as_it_launches = staticmethod(trio.lowlevel.checkpoint)
+
+    def slot(self, spec, instance_id, position):
+        slot = super().slot(spec, instance_id, position)
+        launch = slot.launch
+
+        async def launch_and_call():
+            child = await launch()
+            with trio.CancelScope(shield=True):
+                call, self.as_it_launches = self.as_it_launches, trio.lowlevel.checkpoint
+                await call()
+            return child
+
+        slot.launch = launch_and_call
+        return slot
+
+
+class Members:
+    """Of a manager whose only node is `b`, and that runs nothing on its own machine."""
+
+    def __init__(self, handle):
+        self.handle, self.news = handle, handle.news
+
+    def __iter__(self):
+        return iter([self.handle])
+
+    def get(self, node_id):
+        return self.handle if node_id == "node-b" else None
+
+    def candidates(self):
+        state = NodeState.LINKED if self.handle.linked else NodeState.SILENT
+        return [Candidate("node-b", "b", NodeState.LOST if self.handle.lost else state)]
+
+    def name_of(self, node_id):
+        return "b" if node_id else "a"
+
+
 class OneNode:
-    """A manager whose only node is `b`: it has none itself."""
+    """The daemon of `b`, and the handle that its manager has of it."""
 
     def __init__(self, directory, nursery, launcher):
         self.directory, self.nursery, self.launcher = directory, nursery, launcher
@@ -34,28 +78,23 @@ class OneNode:
     # The manager
 
     def new_manager(self):
-        self.manager_nursery = None
         self.handle = NodeHandle("node-b", "b", manager_id=f"m{len(self.streams)}")
-        self.news = self.handle.news
 
-    def __iter__(self):
-        return iter([self.handle])
-
-    def get(self, node_id):
-        return self.handle if node_id == "node-b" else None
-
-    def candidates(self):
-        state = NodeState.LINKED if self.handle.linked else NodeState.SILENT
-        return [Candidate("node-b", "b", state)]
-
-    def name_of(self, node_id):
-        return "b" if node_id else "a"
+    async def kill_manager(self):
+        """It never says a word again; what its tasks do from here on reaches no node."""
+        dead = self.handle
+        await self.cut()
+        self.new_manager()
+        dead.lose("its manager was killed")
 
     @asynccontextmanager
-    async def supervisor(self, **options):
-        launcher = ClusterLauncher(FakeLauncher(), self, check_interval_s=10)
-        async with Supervisor(launcher=launcher, log_dir=self.directory, random=lambda: 0.5, **options) as it:
-            yield it
+    async def supervisor(self, recorder=None, adopt=()):
+        launcher = ClusterLauncher(FakeLauncher(), Members(self.handle), check_interval_s=10)
+        supervisor = Supervisor(recorder, launcher=launcher, log_dir=self.directory, random=lambda: 0.5)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(supervisor.run, adopt=adopt))
+            yield supervisor
+            await supervisor.shutdown()
 
     # The node
 
@@ -64,10 +103,12 @@ class OneNode:
         self.daemon = await self.nursery.start(self._run_daemon, node)
 
     async def _run_daemon(self, node, *, task_status):
+        self.daemon_over = trio.Event()
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 await nursery.start(node.run)
                 task_status.started(scope)
+        self.daemon_over.set()
 
     async def dial(self):
         await trio.lowlevel.checkpoint()
@@ -89,6 +130,21 @@ class OneNode:
         await trio.aclose_forcefully(self.streams[-1])
         await self.until(lambda: not self.handle.linked)
 
+    async def mend(self):
+        self.cut_off = False
+        await self.until(lambda: self.handle.linked)
+
+    async def restart_daemon(self):
+        self.daemon.cancel()
+        await self.daemon_over.wait()
+        await self.start_daemon()
+
+    async def start_and_forget(self, spec):
+        """By a manager that will be killed."""
+        with suppress(AgentManagerError):
+            async with self.supervisor() as supervisor:
+                await supervisor.start(spec)
+
     async def until(self, holds):
         while not holds():
             await self.handle.news.park()
@@ -96,7 +152,7 @@ class OneNode:
 
 @pytest.fixture
 async def launcher():
-    return FakeLauncher()
+    return Hooked()
 
 
 @pytest.fixture
@@ -137,27 +193,191 @@ async def test_a_short_cut_of_the_link_changes_nothing(b, launcher, autojump_clo
         await b.cut()
         await trio.sleep(5)
         assert supervisor.instances()[0].status is ServiceStatus.RUNNING
-        b.cut_off = False
-        await b.until(lambda: b.handle.linked)
+        assert await supervisor.check(before[0].service_id) == ()  # no check, no verdict
+        assert supervisor.instances()[0].error_message.startswith("node b is silent")
+        await b.mend()
         await trio.sleep(60)
         assert supervisor.instances() == before
         assert launcher.launches == 1
 
 
-async def test_a_lost_node_is_ended_anew_when_it_returns(b, launcher, autojump_clock):
-    async with b.supervisor() as supervisor:
-        await supervisor.start(spec())
+async def test_what_a_lost_node_ran_starts_anew_and_is_ended_when_it_returns(b, launcher, autojump_clock):
+    async with b.supervisor(recorder := MemoryRecorder()) as supervisor:
+        await supervisor.start(spec(max_restart_count=0))
         await b.cut()
         b.handle.lose("silent for 15 s")
         await trio.sleep(1)
         (instance,) = supervisor.instances()
         assert instance.status is ServiceStatus.STARTING
+        assert recorder.ends[-1].reason == "node b was lost (silent for 15 s)"
+        assert len(launcher.running) == 1  # it cannot be reached
+        await b.mend()
+        await trio.sleep(60)
+        (instance,) = supervisor.instances()
+        assert (instance.status, instance.restart_count) == (ServiceStatus.RUNNING, 1)
+        assert launcher.launches == 2
+        assert len(launcher.running) == 1  # never two for good
+
+
+async def test_an_answer_that_was_lost_is_given_again(b, launcher, autojump_clock):
+    async def lose_the_answer():
+        await b.cut()
+        b.nursery.start_soon(b.mend)
+
+    launcher.as_it_launches = lose_the_answer
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec())
+        assert launcher.launches == 1
         assert len(launcher.running) == 1
-        b.cut_off = False
+
+
+async def test_what_a_killed_manager_was_about_to_launch_is_ended_by_the_next(b, launcher, autojump_clock):
+    launcher.as_it_launches = b.kill_manager
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.start_and_forget, spec())
+        await b.until(lambda: launcher.launches == 1)
+        nursery.cancel_scope.cancel()
+    async with b.supervisor():
+        await b.mend()
+        await trio.sleep(60)
+        assert launcher.running == []
+        assert b.handle.instances == 0
+
+
+async def test_the_next_manager_adopts_what_it_knows_and_ends_what_it_does_not(b, launcher, autojump_clock):
+    recorder, known, unknown = MemoryRecorder(), spec("known", instances=2), spec("unknown")
+    async with b.supervisor(recorder) as supervisor:
+        await supervisor.start(known)
+        await supervisor.start(unknown)
+        await supervisor.shutdown(leave_running=True)
+    records = [it for it in recorder.records.values() if it.service_id == known.service_id]
+    assert len(launcher.running) == 3
+    b.new_manager()
+    await b.restart_daemon()
+    known = evolve(known, desired_status=DesiredStatus.RUNNING)
+    async with b.supervisor(adopt=[(known, records)]) as supervisor:
+        await b.until(lambda: b.handle.linked)
+        await trio.sleep(60)
+        assert [it.status for it in supervisor.instances()] == [ServiceStatus.RUNNING] * 2
+        assert {it.pid for it in supervisor.instances()} == {it.pid for it in records}
+        assert [it.name for it in launcher.running] == ["known"] * 2
+
+
+async def test_an_end_does_not_wait_for_a_node_that_is_lost(b, launcher, autojump_clock):
+    async with b.supervisor() as supervisor:
+        service = spec(stop_timeout=600, drain_timeout=0)
+        launcher.behaviours = [Behaviour(stop_takes_s=600)]
+        await supervisor.start(service)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(supervisor.stop, service.service_id)
+            await trio.sleep(1)
+            await b.cut()
+            b.handle.lose("silent for 15 s")
+        assert supervisor.instances() == ()
+
+
+async def test_a_stop_waits_15_s_for_a_silent_node_which_then_ends_it_by_itself(b, launcher, autojump_clock):
+    async with b.supervisor() as supervisor:
+        service = spec(drain_timeout=0)
+        await supervisor.start(service)
+        await b.cut()
+        began = trio.current_time()
+        await supervisor.stop(service.service_id)
+        assert trio.current_time() - began == pytest.approx(15, abs=1)
+        assert len(launcher.running) == 1
+        await b.mend()
+        await trio.sleep(1)
+        assert launcher.running == []
+
+
+async def test_a_forced_end_does_not_wait_for_a_silent_node(b, launcher, autojump_clock):
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec())
+        await b.cut()
+        began = trio.current_time()
+        await supervisor.shutdown(force=True, kill=True)
+        assert trio.current_time() - began < 0.1
+
+
+async def test_what_dies_with_its_manager_does_so_after_30_s_and_starts_anew_after_40(
+    b, launcher, autojump_clock
+):
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec(on_manager_death="die"))
+        await b.cut()
+        began = trio.current_time()
+        b.handle.lose("silent for 15 s")
+        await trio.sleep(29)
+        assert len(launcher.running) == 1
+        await trio.sleep(3)
+        assert launcher.running == []
+        await trio.sleep_until(began + 39.9)
+        assert supervisor.instances()[0].status is ServiceStatus.RUNNING
+        await trio.sleep_until(began + 40.1)
+        assert supervisor.instances()[0].status is ServiceStatus.STARTING
+
+
+async def test_a_launch_on_a_silent_node_ends_when_that_is_lost_and_begins_elsewhere(
+    b, launcher, autojump_clock
+):
+    launcher.as_it_launches = b.cut
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec(max_restart_count=0), wait=False)
+        await b.until(lambda: not b.handle.linked)
+        await trio.sleep(100)
+        assert supervisor.instances()[0].status is ServiceStatus.STARTING  # the manager may be cut off
+        b.handle.lose("silent for 15 s")
+        await trio.sleep(1)
+        assert supervisor.instances()[0].error_message == "waits for a node: b is lost"
+        await b.mend()
+        await trio.sleep(60)
+        assert supervisor.instances()[0].status is ServiceStatus.RUNNING
+        assert len(launcher.running) == 1
+
+
+async def test_a_daemon_that_ends_leaves_its_instances_to_the_next(b, launcher, autojump_clock):
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec(instances=3))
+        before = supervisor.instances()
+        await b.restart_daemon()
+        await b.until(lambda: b.handle.linked)
+        await trio.sleep(60)
+        assert supervisor.instances() == before
+        assert launcher.launches == 3
+
+
+async def test_a_node_that_returns_without_an_instance_has_lost_it(b, launcher, autojump_clock):
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec(max_restart_count=0))
+        for file in (b.directory / "instances").iterdir():
+            file.unlink()
+        await b.restart_daemon()
         await b.until(lambda: b.handle.linked)
         await trio.sleep(60)
         (instance,) = supervisor.instances()
-        assert instance.status is ServiceStatus.RUNNING
-        assert instance.restart_count == 1
-        assert launcher.launches == 2
-        assert len(launcher.running) == 1
+        assert (instance.status, instance.restart_count) == (ServiceStatus.RUNNING, 1)
+
+
+async def test_a_failing_check_is_reported_when_it_changes(b, launcher, autojump_clock):
+    launcher.behaviours = [Behaviour(unwell_between_s=(60, 90))]
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec(health_check_interval=1))
+        await trio.sleep(50)
+        said = []
+        b.handle.on(Changed, said.append)
+        await trio.sleep(8)
+        assert said == []
+        await trio.sleep(10)
+        assert supervisor.instances()[0].health is HealthStatus.UNHEALTHY
+        await trio.sleep(30)
+        assert supervisor.instances()[0].health is HealthStatus.HEALTHY
+
+
+async def test_200_instances_attach_again_at_once(b, launcher, autojump_clock):
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec(instances=200))
+        await b.restart_daemon()
+        await b.until(lambda: b.handle.linked)
+        await trio.sleep(30)
+        assert {it.status for it in supervisor.instances()} == {ServiceStatus.RUNNING}
+        assert launcher.launches == 200

@@ -9,41 +9,28 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from functools import partial
 from secrets import token_hex
 
 import trio
 from attrs import evolve
 
-from ..codec import to_json
-from ..core.restart import Again, Cause, Ending, Exit, History, decide
+from ..core.restart import Exit
 from ..errors import ManagerError, leaves
-from ..models import RestartMode, ServiceConfig
-from ..process import detached
 from ..process.listening import bind
-from ..process.paths import RuntimePaths, reason
-from ..supervisor import logs
+from ..process.paths import RuntimePaths
 from ..supervisor.process import Leader
+from ..worker.keeping import END_S, DidNotStart, keep, start
 from ..worker.pidfile import PidFile, living
 from ..worker.spec import WorkerSpec
 from .worker_manager import WorkerHandle, WorkerManager
 
 logger = logging.getLogger(__name__)
 
-_START_S = 30.0  #: until a new worker serves
 _RETURN_S = 3.0  #: a worker that lives connects to the next manager sooner than that
 _LOOK_S = 0.02
-_END_S = 30.0  #: from SIGTERM to SIGKILL: its connections are closed in batches, and each may take a while
-_STEADY = ServiceConfig(
-    # Not zero, which would not double: a worker that cannot start would be tried ten times a second for ever.
-    restart=RestartMode.ALWAYS,
-    restart_delay=0.05,
-    restart_delay_max=30.0,
-    max_restart_count=10**6,
-)
 
 
 async def await_returning(worker_manager: WorkerManager, paths: RuntimePaths) -> None:
@@ -75,7 +62,7 @@ async def end_left(paths: RuntimePaths) -> int:
     left = [worker for worker in living(paths.workers) if not worker.guest]
     async with trio.open_nursery() as nursery:
         for worker in left:
-            nursery.start_soon(_end, paths, worker, _END_S)
+            nursery.start_soon(_end, paths, worker, END_S)
     return len(left)
 
 
@@ -174,30 +161,17 @@ class WorkerSet:
         if process is None:
             try:
                 process = await self._start(slot)
-            except _DidNotStart as words:
+            except DidNotStart as words:
                 raise ManagerError(f"a gateway worker did not start: {words}") from None
         task_status.started()
-        history = History()
-        while True:
-            begun, served_s = trio.current_time(), None
-            try:
-                if process is None:
-                    process = await self._start(slot)
-                begun = trio.current_time()
-                exit = await self._attend(process)
-                if self._worker_manager is None and exit == Exit(code=0):
-                    return  # its manager sent `End`
-                what = f"(pid {process.pid}) ended ({exit})"
-                served_s = trio.current_time() - begun
-            except _DidNotStart as words:
-                what = f"did not start ({words})"
-            process = None
-            ending = Ending(Cause.EXITED, what, ready_for_s=served_s)
-            decision = decide(_STEADY, history, ending, now=trio.current_time(), rand=random.random())
-            assert isinstance(decision, Again), "it is always tried again"
-            history = decision.history
-            logger.warning("gateway worker %d %s; starting another in %.1f s", slot, what, decision.delay_s)
-            await trio.sleep(decision.delay_s)
+        await keep(
+            process,
+            partial(self._start, slot),
+            name=f"gateway worker {slot}",
+            leaving=lambda: self._leaving,
+            # Of a terminal's: its manager has sent `End`.
+            is_last=lambda exit: self._worker_manager is None and exit == Exit(code=0),
+        )
 
     def _adopt(self, worker: WorkerHandle) -> Leader | None:
         try:
@@ -206,24 +180,12 @@ class WorkerSet:
             return None
 
     async def _start(self, slot: int) -> Leader:
-        """A worker that serves. Raises `_DidNotStart`."""
+        """A worker that serves. Raises `DidNotStart`."""
         lifeline = None if self._lifeline is None else self._lifeline[0]
         spec = evolve(self._spec, worker_id=f"wrk_{token_hex(8)}", slot=slot, lifeline=lifeline)
         if self._worker_manager is not None:
             self._worker_manager.kept.add(spec.worker_id)
-        return await _start(spec, spec.log.with_suffix(".err"))
-
-    async def _attend(self, process: Leader) -> Exit:
-        """Returns how the process ended. When cancelled, ends it, or leaves it running (`stop`)."""
-        exit: Exit | None = None
-        try:
-            exit = await process.wait_exit()
-            return exit
-        finally:
-            if exit is not None or self._leaving:
-                process.release()
-            else:
-                await process.end(_END_S)
+        return await start(spec)
 
     @contextmanager
     def _lifeline_open(self) -> Iterator[None]:
@@ -240,58 +202,3 @@ def _by_slot(count: int, adopted: Iterable[WorkerHandle]) -> list[WorkerHandle |
     left = {worker.hello.slot: worker for worker in adopted}
     kept = [left.pop(slot, None) for slot in range(count)]
     return [worker or (left.popitem()[1] if left else None) for worker in kept]
-
-
-class _DidNotStart(Exception):
-    """A worker ended or was not ready in time; the message is the last line of its output."""
-
-
-async def _start(spec: WorkerSpec, output: Path) -> Leader:
-    """Returns when it serves. Raises `_DidNotStart`."""
-    reading, writing = os.pipe()
-    async with trio.lowlevel.FdStream(reading) as ready:
-        try:
-            process = _spawn(evolve(spec, ready=writing), output)
-        except OSError as error:
-            raise _DidNotStart(reason(error)) from None
-        finally:
-            os.close(writing)
-        serving, exit = b"", Exit()
-        try:
-            with trio.move_on_after(_START_S) as patience:
-                serving = bytes(await ready.receive_some())
-        finally:
-            if not serving:
-                exit = await process.end(0)
-    if not serving:
-        said = logs.last_words(output, 0).splitlines()
-        silent = f"it was not ready within {_START_S:g} s" if patience.cancelled_caught else str(exit)
-        raise _DidNotStart(said[-1] if said else silent)
-    return process
-
-
-def _spawn(spec: WorkerSpec, output: Path) -> Leader:
-    """Raises OSError."""
-    with ExitStack() as stack:
-        out = logs.open_for_append(output)
-        stack.callback(os.close, out)
-        os.ftruncate(out, 0)
-        spec_file = stack.enter_context(open(os.memfd_create("spec"), "w+b"))  # needs no room on a disk
-        spec_file.write(to_json(spec).encode())
-        spec_file.seek(0)
-        popen = detached.start(
-            "agentmgr.worker",
-            f"{spec.host}:{spec.port}",  # not read by the worker: it is there for `ps`
-            stdin=spec_file,
-            stdout=out,
-            stderr=out,
-            inherited=[fd for fd in (spec.ready, spec.lifeline) if fd is not None],
-        )
-        try:
-            process = Leader(popen.pid)
-        except OSError:  # no descriptor left for watching it
-            popen.kill()
-            popen.wait()
-            raise
-        detached.disown(popen)  # `Leader` reaps it
-        return process

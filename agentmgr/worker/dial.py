@@ -6,10 +6,9 @@ import trio
 
 from ..process.control_socket import connect
 from ..process.paths import RuntimePaths
-from .protocol import VERSION
 from .spec import ClusterManager, WorkerSpec
 
-ALPN = f"agentmgr-worker/{VERSION}"
+ALPN = "agentmgr-worker/1"  #: whatever `protocol.VERSION` is: the manager ends one of another version
 _DIAL_S = 10.0  #: for the TCP connection and the TLS handshake
 
 

@@ -17,10 +17,10 @@ from trio_websocket import ConnectionClosed
 from agentmgr import bootstrap
 from agentmgr.core.restart import Again, Cause, Ending, Exit, History, decide
 from agentmgr.errors import ManagerError, PortNotAvailable
-from agentmgr.manager.worker_set import _STEADY
 from agentmgr.models import RoutingRule, RoutingStrategy
 from agentmgr.process import detached
 from agentmgr.proxy import Certificate
+from agentmgr.worker.keeping import STEADY
 from tests.processes import alive
 from tests.workers.conftest import connected, cut_link, eventually, said
 
@@ -269,7 +269,7 @@ async def test_workers_that_cannot_start_say_why(
 def test_a_worker_that_cannot_start_is_tried_ever_more_rarely() -> None:
     history, delays = History(), []
     for _ in range(12):
-        again = decide(_STEADY, history, Ending(Cause.EXITED, "it fell", Exit(code=1)), now=0, rand=0.5)
+        again = decide(STEADY, history, Ending(Cause.EXITED, "it fell", Exit(code=1)), now=0, rand=0.5)
         assert isinstance(again, Again)
         delays.append(again.delay_s)
         history = again.history

@@ -28,8 +28,8 @@ from attrs import Factory, field, frozen
 from ..ca import fingerprint
 from ..codec import from_answer, parse_json, to_json
 from ..credentials import Credentials, context_of, write
+from ..dialing import ManagerAddress, connect, dial
 from ..errors import CannotReachManager, InvalidRequest
-from .dialing import ManagerAddress, connect, dial
 
 JOIN_PROTOCOL = "agentmgr-join/1"
 LONGEST_BYTES = 2**16  #: of one message

@@ -41,9 +41,6 @@ class ClusterManager:
     port: int
     source: str | None = None  #: the local address to dial from
 
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
 
 @frozen
 class WorkerSpec:

@@ -22,7 +22,7 @@ from ..core.leases import Lease
 from ..core.routing import Gate, RoutingTable
 from ..core.secrets import token_of
 from ..core.shared_seats import Grant, SharedSeats
-from ..errors import ConnectionNotFound, InvalidRequest, leaves
+from ..errors import AgentManagerError, ConnectionNotFound, InvalidRequest, leaves
 from ..link import HEARTBEAT_S, SILENCE_S, Link
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy, utc_now
 from ..protocol import COME_BACK
@@ -173,16 +173,19 @@ class Worker:
             self._link.put(report)
 
     async def _keep_attached(self, nursery: trio.Nursery) -> None:
-        pause = _FIRST_RETRY_S
+        pause, trouble = _FIRST_RETRY_S, ""
         while True:
             try:
                 stream = await dial(self._spec)
-            except OSError:  # no manager runs now: try again
+            except (OSError, AgentManagerError) as error:  # no manager runs now: try again
                 pause = min(pause * 2, _LAST_RETRY_S)
+                if self._spec.manager is not None and str(error) != trouble:
+                    trouble = str(error)
+                    logger.warning("not linked with the manager: %s; trying again", trouble)
             else:
                 async with stream:
                     await self._converse(stream, nursery)
-                pause = _FIRST_RETRY_S
+                pause, trouble = _FIRST_RETRY_S, ""
             await trio.sleep(pause * random.uniform(0.5, 1.5))
 
     async def _converse(self, stream: trio.abc.Stream, nursery: trio.Nursery) -> None:

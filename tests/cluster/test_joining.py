@@ -18,9 +18,9 @@ from agentmgr.cluster.joining import FORGOTTEN, Joining
 from agentmgr.cluster.listener import ClusterListener
 from agentmgr.cluster.nodes import Nodes
 from agentmgr.credentials import Credentials
+from agentmgr.dialing import NODE_PROTOCOL, ManagerAddress, dial
 from agentmgr.errors import AgentManagerError, CannotReachManager, Conflict, InvalidRequest, NodeNotFound
 from agentmgr.models import NodeRecord, new_id
-from agentmgr.node.dialing import NODE_PROTOCOL, ManagerAddress, dial
 from agentmgr.node.joining import JoinRequest, Secret, join, learn_ca, renew
 from agentmgr.testing import MemoryStore
 

@@ -1,4 +1,4 @@
-"""How the daemon of a node reaches the manager: TCP, TLS 1.3, and a look at who answers."""
+"""How a node reaches the manager: TCP, TLS 1.3, and a look at who answers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import ssl
 import trio
 from attrs import frozen
 
-from ..credentials import MANAGER, Credentials, explain, peer
-from ..errors import CannotReachManager, InvalidRequest
+from .credentials import MANAGER, Credentials, explain, peer
+from .errors import CannotReachManager, InvalidRequest
 
 NODE_PROTOCOL = "agentmgr-node/1"
 """As ALPN names it. Which messages the two sides know is `protocol.VERSION`, which they say themselves."""

@@ -84,7 +84,9 @@ class GateIntake:
 
     async def _introduced(self, wire: Wire) -> str:
         """Of which node the gateway is. Raises `_Stranger`, `InvalidRequest`, `OSError`."""
-        await wire.start_tls(self._credentials.server_context(gate_protocol.PROTOCOL))
+        context = self._credentials.server_context(gate_protocol.PROTOCOL)
+        context.options |= ssl.OP_IGNORE_UNEXPECTED_EOF  # `Wire.end_sending` of a gateway: it can be answered
+        await wire.start_tls(context)
         sock = wire.sock
         assert isinstance(sock, ssl.SSLSocket)
         gate_protocol.check_spoken(sock)

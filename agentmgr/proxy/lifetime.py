@@ -22,7 +22,7 @@ _GONE = Ending("backend", None, "the instance has gone, or its node was lost", r
 
 
 class LossCode(Protocol):
-    async def __call__(self, backend: Backend, *, resuming_failed: bool) -> int:
+    async def __call__(self, backend: Backend, *, resuming_failed: bool, at_gate: bool) -> int:
         """The close code for the client of an instance that is gone."""
 
 
@@ -68,9 +68,8 @@ async def run_connection(
                     ending = tunnel.ending or ending
                 if goes_on:
                     continue
-                lost = ending.by == "backend" and ending.code is None and not ending.abrupt
-                if lost and at_boundary(tunnel.from_backend):
-                    code = await loss_code(connection.backend, resuming_failed=tried)
+                if ending.by == "backend" and not ending.abrupt and at_boundary(tunnel.from_backend):
+                    code = await loss_code(connection.backend, resuming_failed=tried, at_gate=ending.at_gate)
                     ending = evolve(ending, code=code)
                 connection.ending = ending
             finally:

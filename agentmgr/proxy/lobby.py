@@ -118,8 +118,10 @@ class Lobby:
         """How many clients wait for a seat at one of these."""
         return len(set[int]().union(*(self._queues.get(name, ()) for name in instance_ids)))
 
-    async def loss_code(self, backend: Backend, *, resuming_failed: bool) -> int:
+    async def loss_code(self, backend: Backend, *, resuming_failed: bool, at_gate: bool = False) -> int:
         """The close code for the clients of an instance that was lost: 1012 when coming back helps.
+
+        `at_gate`: it may have been the gateway of its node that was lost, and not the instance.
 
         The table learns of the loss at about the same time, so this waits for it a moment.
         """
@@ -128,7 +130,7 @@ class Lobby:
                 while self._is_routable(backend.instance_id):
                     await self._news.wait()
             if self._is_routable(backend.instance_id):
-                return FAILED  # it lives, and dropped the connection
+                return COME_BACK if at_gate else FAILED  # it lives, and dropped the connection
         peers = (b for b in self._router.table.backends if b.service_id == backend.service_id)
         return COME_BACK if any(b.state.worth_waiting for b in peers) else FAILED
 

@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
-from ..protocol import COME_BACK, FAILED, NO_CODE, TOO_SLOW
+from ..protocol import FAILED, NO_CODE, TOO_SLOW
 from ..websocket.frames import FrameTracker, FrameViolation, OpaqueBytes
 from ..websocket.sockets import Wire
 from .tail import Tail
@@ -49,6 +49,7 @@ class Ending:
     abrupt: bool = False  #: nothing more can or needs to be said to either side
     services_fault: bool = False  #: of the gateway's own endings, those that the instance has caused
     resumes: bool = False  #: another instance may go on with the connection
+    at_gate: bool = False  #: on the way to another node, so that its instance may live
 
 
 class Flow:
@@ -351,13 +352,10 @@ class Relay:
         if tunnel.first_close is not None:
             self._end(tunnel, tunnel.seen())
             return
-        if flow.source.at_gate:  # the instance may live, as this is not how its own end is told
-            reason = "the gateway of its node was lost: please come back"
-            self._end(tunnel, Ending("backend", COME_BACK, reason, resumes=True))
-            return
         reason = f"connection lost: {error.strerror or error}"
         by_client = flow is tunnel.from_client
-        self._end(tunnel, Ending(flow.name, None, reason, abrupt=by_client, resumes=not by_client))
+        ending = Ending(flow.name, None, reason, abrupt=by_client, resumes=not by_client)
+        self._end(tunnel, evolve(ending, at_gate=flow.source.at_gate))
 
     def _closing(self, flow: Flow, now: float) -> None:
         flow.tunnel.closing(flow, now)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,56 @@ async def crossing(
         ) as stage:
             yield Crossing(stage, far, gate, table, scope)
         nursery.cancel_scope.cancel()
+
+
+class Cable:
+    """The way to a gate, on which TLS records can be counted, held and cut."""
+
+    def __init__(self, to: Gate, nursery: trio.Nursery) -> None:
+        self._to = to
+        self._nursery = nursery
+        self._scopes: set[trio.CancelScope] = set()
+        self.cut_after: int | None = None  #: once, after so many records of the gate on one connection
+        self.up = trio.Event()
+        self.up.set()
+
+    async def lay(self) -> Gate:
+        listeners = await self._nursery.start(partial(trio.serve_tcp, self._carry, 0, host="127.0.0.1"))
+        return Gate("127.0.0.1", listeners[0].socket.getsockname()[1])
+
+    def pull(self) -> None:
+        """Nothing goes through any more, and neither end notices."""
+        self.up = trio.Event()
+
+    def cut(self) -> None:
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def _carry(self, near: trio.SocketStream) -> None:
+        far = await trio.open_tcp_stream(self._to.host, self._to.port)
+        async with near, far, trio.open_nursery() as nursery:
+            self._scopes.add(nursery.cancel_scope)
+            nursery.start_soon(self._there, near, far)
+            await self._back(far, near)
+            nursery.cancel_scope.cancel()
+
+    async def _there(self, near: trio.SocketStream, far: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            async for data in near:
+                await self.up.wait()
+                await far.send_all(data)
+            await far.send_eof()
+
+    async def _back(self, far: trio.SocketStream, near: trio.SocketStream) -> None:
+        received, records = b"", 0
+        with suppress(trio.BrokenResourceError):
+            async for data in far:
+                received += data
+                while 5 <= len(received) >= (size := 5 + int.from_bytes(received[3:5], "big")):
+                    await self.up.wait()
+                    if records == self.cut_after:
+                        self.cut_after = None
+                        return
+                    await near.send_all(received[:size])
+                    received = received[size:]
+                    records += 1

@@ -87,7 +87,7 @@ class RemoteSlot:
                     record = evolve(record, node_id=handle.node_id, digest=digest)
                     return RemoteChild(handle, self._spec, record, unenforced=unenforced, completes=completes)
                 case CannotStart(cause, reason):
-                    raise CannotLaunch(Cause[cause], reason)
+                    raise CannotLaunch(Cause[cause], f"on node {handle.name}: {reason}")
                 case NeedsBundle() if shipment is not None:
                     await self._shipping.send(handle, shipment)
                 case other:

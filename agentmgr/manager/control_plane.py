@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from ..settings import Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor import Launcher, Supervisor
 from .console import Console
+from .doctor import Finding
 from .events import EventLog
 from .gateway_access import GatewayAccess
 from .hooks import Hooks
@@ -53,6 +54,9 @@ class Cluster(Protocol):
 
     def candidates(self) -> Iterable[Candidate]:
         """All nodes that are known, the manager's own machine among them."""
+
+    async def examine(self, services: Sequence[Service]) -> list[Finding]:
+        """What is wrong with the nodes that are to run these services (`node_doctor`)."""
 
 
 class ControlPlane:

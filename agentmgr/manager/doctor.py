@@ -12,29 +12,27 @@ import resource
 import shutil
 import socket
 import stat
-import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
-from .. import bootstrap
 from ..models import InstanceRecord, Service, ServiceStatus, Token, TokenPolicy, utc_now
 from ..process.paths import RuntimePaths
 from ..settings import Settings
 from ..supervisor.belonging import lives, strangers
 from ..supervisor.endings import LAST_OUTPUT
+from ..supervisor.python_check import unfit_python
 from ..version import __version__
 from ..worker.pidfile import PidFile, living
 from .reloading import watched
 
 _MANY_SKIPPED = 3  #: runs of a schedule that one run outlasts: it may never end
-_LOW_DISK_BYTES = 200 * 2**20  #: what logs and history of a busy day may need
-_PYTHON_TIMEOUT_S = 10
-_FEW_FILES = 1024  #: a session through the gateway takes two
+LOW_DISK_BYTES = 200 * 2**20  #: what logs and history of a busy day may need
+FEW_FILES = 1024  #: a session through the gateway takes two
 
 
 @frozen
@@ -181,7 +179,7 @@ def _service(service: Service) -> Iterator[Finding]:
         else:
             yield Finding(what, "error", f"{program} is not found", "install it, or name its path")
     elif config.python and not config.user:  # what another user owns is not run as this one
-        seen, advice = _python(found, config.env)
+        seen, advice = unfit_python(found, config.env)
         if seen:
             yield Finding(what, "error", seen, advice)
 
@@ -202,28 +200,6 @@ def _standing(service: Service) -> Iterator[Finding]:
         seen = f"has run since {run.began_at:%Y-%m-%d %H:%M} UTC; {run.skipped} later runs were skipped"
         advice = f"a scheduled program has to end; else `agentmgr change {name} --unset schedule`"
         yield Finding(what, "warning", seen, advice)
-
-
-def _python(python: str, variables: Mapping[str, str]) -> tuple[str, str]:
-    """Why it cannot run a hosted agent, and what to do; empty where it can."""
-    try:
-        check = subprocess.run(
-            bootstrap.words("--check", python),
-            env=bootstrap.environment({**os.environ, **variables}),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PYTHON_TIMEOUT_S,
-            text=True,
-            errors="replace",
-        )
-    except subprocess.TimeoutExpired:
-        return f"{python} did not answer within {_PYTHON_TIMEOUT_S} s", "name another Python"
-    if check.returncode == os.EX_CONFIG:
-        seen, _, command = check.stderr.removeprefix("agentmgr: ").strip().partition(":\n")
-        return seen, f"`{command}`" if command else "name another Python"
-    if check.stdout.strip() != "ok":
-        return f"{python} does not work as a Python: exit code {check.returncode}", "name another Python"
-    return "", ""
 
 
 def _workers_and_ports(settings: Settings, paths: RuntimePaths, ours: set[int]) -> list[Finding]:
@@ -275,14 +251,14 @@ def _disk(paths: RuntimePaths) -> Finding:
     place = next(parent for parent in (paths.database, *paths.database.parents) if parent.exists())
     free = shutil.disk_usage(place).free
     seen = f"{free / 2**30:.1f} GiB free at {paths.database.parent}"
-    if free < _LOW_DISK_BYTES:
+    if free < LOW_DISK_BYTES:
         return Finding("disk", "error", seen, "free some space: logs and history stop when it is full")
     return Finding("disk", "ok", seen)
 
 
 def _open_files(most: int) -> Finding:
     seen = f"at most {most}" if most != resource.RLIM_INFINITY else "no limit"
-    if most != resource.RLIM_INFINITY and most <= _FEW_FILES:
+    if most != resource.RLIM_INFINITY and most <= FEW_FILES:
         advice = "raise the hard limit of open files, as with LimitNOFILE= in a systemd unit"
         sessions = most // 2 - 64
         room = f"about {sessions} sessions" if sessions > 0 else "too few for sessions through the gateway"

@@ -391,7 +391,8 @@ class AgentManager:
         services = [evolve(view, config=configs[view.service_id]) for view in plane.views()]
         known = doctor.Known(services, snapshot.instances, self.list_tokens(), self.get_token_policy())
         work = partial(doctor.examine, self.paths, self.settings, known, self.get_info())
-        return await trio.to_thread.run_sync(work, limiter=self._diagnosing)
+        findings = await trio.to_thread.run_sync(work, limiter=self._diagnosing)
+        return findings if plane.cluster is None else findings + await plane.cluster.examine(services)
 
     # Routing
 

@@ -110,11 +110,13 @@ class NodeBundles:
         # Work on one bundle must not wait for that on another, nor take the threads of others.
         self._limiter = trio.CapacityLimiter(2)
 
-    def find(self, digest: str) -> Path | None:
-        """Its directory; None where it is not here. Counts as a use."""
+    def find(self, digest: str, *, others: bool = False) -> Path | None:
+        """Its directory; None where it is not here. Counts as a use. `others`: another user must read it."""
         path = self._path(digest)
         try:
             os.utime(path)
+            if others:
+                path.chmod(0o755)
         except OSError:
             return None
         return path
@@ -182,7 +184,7 @@ class NodeBundles:
 def _keep(path: Path, size_bytes: int, begin: int, data: bytes) -> int:
     part = path.with_suffix(".part")
     try:
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        path.parent.mkdir(mode=0o711, exist_ok=True)
         fd = os.open(part, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with open(fd, "r+b") as file:
             here = os.fstat(fd).st_size

@@ -22,6 +22,7 @@ from ..supervisor.launcher import Launcher
 from ..supervisor.spawn import children_get_defaults
 from ..supervisor.supervisor import MAX_CONCURRENT_PROBES
 from .bundles import NodeBundles, PutBundle
+from .checkup import Checkup, Examine, lacking_python
 from .instance import ChildRun, Closed, InstanceContext, NodeInstance, words_of
 from .journal import NodeJournal
 from .logs import LogExtent, LogLook, LogNext, LogRead, LogSearch, LogTail, MoveLogs, NodeLogs
@@ -112,6 +113,7 @@ class Node:
         self._orders = Orders(self._answer)
         for kind, handler in self._handlers().items():
             self._orders.handle(kind, handler)
+        self._orders.handle(Examine, Checkup(directory).answer)
         if bundles is not None:
             self._orders.handle(PutBundle, bundles.answer)
             self._beside.append(self._tidy_bundles)
@@ -323,8 +325,11 @@ class Node:
                 continue
             if instance is None:
                 try:
-                    if order.shipment is not None and self._placed(order) is None:
+                    if (spec := self._placed(order)) is None:
+                        assert order.shipment is not None
                         return NeedsBundle(order.shipment.digest)
+                    if (lacking := lacking_python(spec)) is not None:
+                        return CannotStart(Cause.CANNOT_EXECUTE.name, lacking)
                     instance = self._new_instance(order)
                 except AgentManagerError as error:
                     return CannotStart(Cause.CANNOT_EXECUTE.name, str(error))
@@ -336,7 +341,8 @@ class Node:
         shipment = order.shipment
         if shipment is None:
             return order.spec
-        root = None if self._bundles is None else self._bundles.find(shipment.digest)
+        others = order.spec.config.user is not None
+        root = None if self._bundles is None else self._bundles.find(shipment.digest, others=others)
         return None if root is None else shipment.placed(order.spec, root)
 
     def _new_instance(self, order: Launch) -> NodeInstance:

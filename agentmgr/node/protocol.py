@@ -33,6 +33,7 @@ from ..errors import InvalidRequest
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
 from ..supervisor.log_window import LogMatches, LogWindow
 from .bundles import BundleRefused, HasBundle, PutBundle, Shipment
+from .checkup import Examine, Examined
 from .logs import (
     LogExtent,
     LogKept,
@@ -367,6 +368,7 @@ Order = (
     | LogExtent
     | LogRead
     | MoveLogs
+    | Examine
 )
 Answer = (
     Done
@@ -387,6 +389,7 @@ Answer = (
     | LogsMoved
     | LogWindow
     | LogMatches
+    | Examined
 )
 
 Body = TypeVar("Body")

@@ -20,10 +20,16 @@ class Seats:
     """
 
     def __init__(
-        self, *, vacated: Callable[[str], None] | None = None, asked: Callable[[], None] | None = None
+        self,
+        *,
+        vacated: Callable[[str], None] | None = None,
+        asked: Callable[[], None] | None = None,
+        changed: Callable[[str], None] | None = None,
     ) -> None:
-        """`vacated` is called with an instance whose last seat was given back, `asked` as a client waits."""
-        self._vacated, self._asked = vacated, asked
+        """`vacated` is called with an instance whose last seat was given back, `asked` as a client waits,
+        `changed` with an instance at which `take` or `give_back` have changed how many are taken.
+        """
+        self._vacated, self._asked, self._changed = vacated, asked, changed
         self._taken: dict[str, int] = {}
         self._limits: dict[str, int] = {}
         self._full: set[str] = set()
@@ -59,6 +65,8 @@ class Seats:
         if name in self._full:
             raise ValueError(f"instance {name} has no seat left")
         self.add(name)
+        if self._changed is not None:
+            self._changed(name)
         return True
 
     def add(self, instance_id: str) -> None:
@@ -66,12 +74,18 @@ class Seats:
         self._taken[instance_id] = self._taken.get(instance_id, 0) + 1
         self._judge(instance_id)
 
-    def give_back(self, instance_id: str) -> bool:
-        """Whether the next client can have it. Raises `ValueError` when none was taken."""
+    def remove(self, instance_id: str) -> None:
+        """Takes back `add`. Raises `ValueError` when there is none."""
         remove_one(self._taken, instance_id)
         self._judge(instance_id)
         if self._vacated is not None and instance_id not in self._taken:
             self._vacated(instance_id)
+
+    def give_back(self, instance_id: str) -> bool:
+        """Whether the next client can have it. Raises `ValueError` when none was taken."""
+        self.remove(instance_id)
+        if self._changed is not None:
+            self._changed(instance_id)
         return instance_id not in self._full
 
     def ask(self, ticket: int, instance_ids: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Mapping, Set
 
 from attrs import define, frozen
 
@@ -86,6 +86,5 @@ class Outliers:
                 found[name] = weights[name] * share
         return found
 
-    def forget_all_but(self, instance_ids: Collection[str]) -> None:
-        for gone in self._records.keys() - instance_ids:
-            del self._records[gone]
+    def forget(self, instance_id: str) -> None:
+        self._records.pop(instance_id, None)

@@ -1,17 +1,19 @@
 """Who may take a client: from a request and a table of rules and instances to the candidates.
 
-The table is a value. The gateway is handed a new one whenever a service, a rule or an instance's state
-changes; connections that are open are not touched by that.
+The table is a value. The gateway is handed a new one, or how it differs from the one before
+(`core.table_change`), whenever a service, a rule or an instance's state changes; connections that are open
+are not touched by that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 from ..errors import InvalidRequest, ServiceNotFound
 from ..models import RoutingCondition, RoutingRule, RoutingStrategy
@@ -20,6 +22,9 @@ from .lookup import in_order
 from .request import ClientRequest
 from .strategies import Rotation
 from .verdicts import RuleVerdict
+
+if TYPE_CHECKING:
+    from .table_change import TableChange
 
 
 class BackendState(StrEnum):
@@ -162,23 +167,31 @@ class Pool:
         return request.client_ip if self.hash_key is None else request.first(self.hash_key)
 
 
+Takes = Callable[[Backend], object]  #: whether a backend is a member of a pool
+
+
 class Router:
     """A table made ready for use: rules compiled and in order, pools made when first needed.
 
-    `rotations` keeps whose turn it is; it is passed from each router to the next, so that a change of the
-    table does not start every rotation again.
+    `change` makes it that of the next table. `rotations` keeps whose turn it is; it is passed from each
+    router to the next, so that a change of the table does not start every rotation again.
     """
 
     def __init__(
         self, table: RoutingTable, *, hints: bool = True, rotations: dict[str, Rotation] | None = None
     ) -> None:
-        self.table = table
+        self._made_of = table  # in all but backends it is as this one
+        self._takes_anyone = table.takes_any_client
+        self._table: RoutingTable | None = table
         self.by_id = {backend.instance_id: backend for backend in table.backends}
+        self._services: dict[str, dict[str, Backend]] = {}  # by name, by id; in the order of the table
+        for backend in table.backends:
+            self._services.setdefault(backend.service_name, {})[backend.instance_id] = backend
+        self._names = list(self._services)
         self.rotations: dict[str, Rotation] = {} if rotations is None else rotations
         self._hints = hints
-        self._pools: dict[str, Pool] = {}
-        self._known = table.service_names | {backend.service_name for backend in table.backends}
-        self._anyone = tuple(filter(table.takes_any_client, table.backends))
+        self._of_service: dict[str, Pool] = {}  # by its name
+        self._pools: dict[str, tuple[Pool, Takes]] = {}  # all others
         self._rules = [
             (rule, holds)
             for rule in in_order(table.rules)
@@ -186,6 +199,60 @@ class Router:
         ]
         for rotation in self.rotations.values():
             rotation.forget_all_but(self.by_id.keys())
+
+    @property
+    def table(self) -> RoutingTable:
+        """All of it; made anew after a change, which takes its time where there are many backends."""
+        if self._table is None:
+            found = tuple(b for name in self._names for b in self._services[name].values())
+            self._table = evolve(self._made_of, backends=found)
+        return self._table
+
+    @property
+    def own_pages(self) -> frozenset[str]:
+        return self._made_of.own_pages
+
+    @property
+    def gates(self) -> Mapping[str, Gate]:
+        return self._made_of.gates
+
+    def change(self, change: TableChange) -> None:
+        """Routes by the next table, as a router that is made of it, at the cost of what has changed."""
+        touched: list[Backend] = []
+        inserted: dict[
+            str, dict[str, list[Backend]]
+        ] = {}  # by service, by the id of that which is behind them
+        for instance_id in change.gone:
+            touched.append(backend := self.by_id.pop(instance_id))
+            del self._services[backend.service_name][instance_id]
+        for backend in change.backends:
+            name, instance_id = backend.service_name, backend.instance_id
+            if (known := self.by_id.get(instance_id)) is not None:
+                touched.append(known)
+            touched.append(backend)
+            self.by_id[instance_id] = backend
+            if name not in self._services:
+                self._services[name] = {}
+                insort(self._names, name)
+            if (behind := change.before.get(instance_id)) is None:
+                self._services[name][instance_id] = backend
+            else:
+                inserted.setdefault(name, {}).setdefault(behind, []).append(backend)
+        for name, new in inserted.items():
+            self._services[name] = {
+                each.instance_id: each
+                for instance_id, backend in self._services[name].items()
+                for each in (*new.get(instance_id, ()), backend)
+            }
+        for name in {backend.service_name for backend in touched}:
+            self._of_service.pop(name, None)
+            if not self._services[name]:
+                del self._services[name]
+                del self._names[bisect_left(self._names, name)]
+        self._pools = {
+            key: (pool, takes) for key, (pool, takes) in self._pools.items() if not any(map(takes, touched))
+        }
+        self._table = None
 
     def pool(self, request: ClientRequest) -> Pool:
         """The candidates for this client; there may be none. Raises `ServiceNotFound`.
@@ -206,11 +273,14 @@ class Router:
                     return self._fallback(rule, rule.fallback_strategy)
                 return pool
         why = "no rule matched" if self._rules else "there are no routing rules"
-        if not self.table.backends:
+        found = self._of_anyone("default", self._made_of.default_strategy, why)
+        if found.backends:
+            return found
+        if not self.by_id:
             why = "no service is running"
-        elif not self._anyone:
+        else:
             why += ", and only services that must be named are running: connect to /services/NAME"
-        return self._made("default", self._anyone, self.table.default_strategy, why)
+        return evolve(found, reason=why)
 
     def service_named_by(self, request: ClientRequest) -> str | None:
         """The service that the client asks for by name, in the path or as a hint; there may be none such."""
@@ -220,41 +290,71 @@ class Router:
         return name
 
     def knows(self, service_name: str) -> bool:
-        return service_name in self._known
+        return service_name in self._made_of.service_names or service_name in self._services
+
+    def peers(self, backend: Backend) -> Iterable[Backend]:
+        """All of its service, or of what that is called now; itself too, while it is in the table."""
+        known = self.by_id.get(backend.instance_id, backend)
+        return self._services.get(known.service_name, {}).values()
 
     def home(self, backend: Backend) -> Pool:
         """For a client that names a session which `backend` holds: no rule, hint or check matters to it."""
         reason = "the client names a session that this instance holds"
-        return Pool((backend,), self.table.default_strategy, reason=reason, home=True)
+        return Pool((backend,), self._made_of.default_strategy, reason=reason, home=True)
 
     def service_of(self, backend: Backend) -> Pool:
         """For a client that names a session of an instance that is not there now: its service takes it up."""
         return self._service(backend.service_name, "the client names a session of the service")
 
     def _service(self, name: str, why: str) -> Pool:
-        if name not in self._known:
+        if not self.knows(name):
             raise ServiceNotFound(
                 f"there is no service named {name!r}; `agentmgr list` shows those there are"
             )
-        members = (b for b in self.table.backends if b.service_name == name)
-        return self._made(f"service:{name}", members, self.table.default_strategy, f"{why} {name}")
+        pool = self._of_service.get(name)
+        if pool is None:
+            members = self._services.get(name, {}).values()
+            strategy = self._made_of.default_strategy
+            pool = self._of_service[name] = self._pool(f"service:{name}", members, strategy, f"{why} {name}")
+        return pool
 
     def _tagged(self, tag: str) -> Pool:
-        strategy, why = self.table.default_strategy, f"the query asks for the tag {tag!r}"
+        strategy, why = self._made_of.default_strategy, f"the query asks for the tag {tag!r}"
+        if (known := self._pools.get(f"tag:{tag}")) is not None:
+            return known[0]
         if not any(tag in b.tags for b in self.table.backends):
             return Pool((), strategy, reason=why)  # not remembered: clients could name any number of tags
-        return self._made(f"tag:{tag}", (b for b in self.table.backends if tag in b.tags), strategy, why)
+        return self._made(f"tag:{tag}", lambda backend: tag in backend.tags, strategy, why)
 
     def _targets(self, rule: RoutingRule) -> Pool:
-        named = rule.target_services or rule.target_tags
-        members = _members(rule, self.table.backends) if named else self._anyone
-        return self._made(f"rule:{rule.rule_id}", members, rule.target_strategy, "the rule matched", rule)
+        if not (rule.target_services or rule.target_tags):
+            return self._of_anyone(f"rule:{rule.rule_id}", rule.target_strategy, "the rule matched", rule)
+        return self._made(
+            f"rule:{rule.rule_id}", partial(_is_target, rule), rule.target_strategy, "the rule matched", rule
+        )
 
     def _fallback(self, rule: RoutingRule, strategy: RoutingStrategy) -> Pool:
         why = "the rule matched, and none of its targets can take a client: its fallback applies"
-        return self._made(f"fallback:{rule.rule_id}", self._anyone, strategy, why, rule)
+        return self._of_anyone(f"fallback:{rule.rule_id}", strategy, why, rule)
+
+    def _of_anyone(
+        self, key: str, strategy: RoutingStrategy, why: str, rule: RoutingRule | None = None
+    ) -> Pool:
+        return self._made(key, self._takes_anyone, strategy, why, rule)
 
     def _made(
+        self, key: str, takes: Takes, strategy: RoutingStrategy, why: str, rule: RoutingRule | None = None
+    ) -> Pool:
+        if (known := self._pools.get(key)) is not None:
+            return known[0]
+        members = tuple(filter(takes, self.table.backends))
+        if rule is not None and takes is not self._takes_anyone:  # `manual` goes by the order of its targets
+            members = _in_order_of_targets(rule, members)
+        pool = self._pool(key, members, strategy, why, rule)
+        self._pools[key] = pool, takes
+        return pool
+
+    def _pool(
         self,
         key: str,
         members: Iterable[Backend],
@@ -262,16 +362,15 @@ class Router:
         why: str,
         rule: RoutingRule | None = None,
     ) -> Pool:
-        pool = self._pools.get(key)
-        if pool is None:
-            pool = self._pools[key] = Pool(
-                tuple(members),
-                strategy,
-                rule=rule.name if rule else None,
-                hash_key=rule.hash_key if rule else None,
-                reason=why,
-                rotation=self.rotations.setdefault(key, Rotation()),
-            )
+        pool = Pool(
+            tuple(members),
+            strategy,
+            rule=rule.name if rule else None,
+            hash_key=rule.hash_key if rule else None,
+            reason=why,
+            rotation=self.rotations.setdefault(key, Rotation()),
+        )
+        pool.rotation.forget_all_but(pool.by_id.keys())
         return pool
 
 
@@ -284,13 +383,16 @@ def _compiled(conditions: tuple[RoutingCondition, ...]) -> Predicate | None:
         return None
 
 
-def _members(rule: RoutingRule, backends: Iterable[Backend]) -> Iterable[Backend]:
+def _is_target(rule: RoutingRule, backend: Backend) -> bool:
     if rule.target_services:
-        found = list(backends)
-        for target in rule.target_services:  # in the order of the rule: `manual` goes by it
-            yield from (b for b in found if target in (b.service_name, b.service_id))
-    else:
-        for backend in backends:
-            common = rule.target_tags & backend.tags
-            if common and (common == rule.target_tags or not rule.match_all_tags):
-                yield backend
+        return backend.service_name in rule.target_services or backend.service_id in rule.target_services
+    common = rule.target_tags & backend.tags
+    return bool(common) and (common == rule.target_tags or not rule.match_all_tags)
+
+
+def _in_order_of_targets(rule: RoutingRule, backends: tuple[Backend, ...]) -> tuple[Backend, ...]:
+    if not rule.target_services:
+        return backends
+    return tuple(
+        b for target in rule.target_services for b in backends if target in (b.service_name, b.service_id)
+    )

@@ -74,7 +74,7 @@ class SharedSeats(Seats):
         self._tell = tell
         self._mine: dict[str, int] = {}  # in use
         self._spare: dict[str, int] = {}  # held, and not in use
-        self._others: Mapping[str, int] = {}
+        self._others: dict[str, int] = {}
         self._attached = False
         self._kept: Set[str] | None = None  # once the lease is over: the instances whose seats stay
 
@@ -149,12 +149,16 @@ class SharedSeats(Seats):
         self._judge_all()
         return [name for name in self._mine if name not in kept]
 
-    def know(self, others: Mapping[str, int]) -> None:
-        """Sets the number of seats that the others have, by instance id."""
-        changed = self._others.keys() | others.keys()
-        self._others = others
-        for name in changed:
-            if total := self._mine.get(name, 0) + others.get(name, 0):
+    def know(self, others: Mapping[str, int], *, whole: bool = False) -> None:
+        """Sets the number of seats that the others have, by instance id; with `whole` they have no more."""
+        if whole:
+            others = {**dict.fromkeys(self._others, 0), **others}
+        for name, count in others.items():
+            if count:
+                self._others[name] = count
+            else:
+                self._others.pop(name, None)
+            if total := self._mine.get(name, 0) + count:
                 self._taken[name] = total
             else:
                 self._taken.pop(name, None)
@@ -187,6 +191,7 @@ class Ledger:
         self._held: dict[str, dict[str, int]] = {}  # by worker, by instance
         self._asks: dict[tuple[str, int], tuple[str, ...]] = {}
         self._queues: dict[str, dict[tuple[str, int], None]] = {}  # by instance, the oldest first
+        self._unsaid: dict[str, set[str]] = {}  # by worker: where the others' seats have changed
 
     def pause(self) -> None:
         self._seats.hold(True)
@@ -199,9 +204,26 @@ class Ledger:
         return self._held.get(worker, {})
 
     def others(self, worker: str) -> dict[str, int]:
-        """The number of seats that all but this worker have, by instance id."""
+        """The seats that all but this worker have, by instance id; `changes` follows them from now on."""
+        self._unsaid[worker] = set()
         mine = self.held(worker)
         return {name: n for name, all_ in self._seats.taken.items() if (n := all_ - mine.get(name, 0))}
+
+    def unsaid(self, worker: str) -> int | None:
+        """At how many instances they have changed since; None: `others` was not asked since `detach`."""
+        return None if (names := self._unsaid.get(worker)) is None else len(names)
+
+    def changes(self, worker: str) -> dict[str, int]:
+        """The seats that all but this worker have at these instances."""
+        mine, taken = self.held(worker), self._seats.taken
+        names, self._unsaid[worker] = self._unsaid[worker], set()
+        return {name: taken.get(name, 0) - mine.get(name, 0) for name in names}
+
+    def changed(self, instance_id: str, by: str | None = None) -> None:
+        """This worker, or the manager's own gateway, has taken a seat there or given one back."""
+        for worker, names in self._unsaid.items():
+            if worker != by:
+                names.add(instance_id)
 
     def asking(self, instance_ids: Iterable[str]) -> int:
         """How many requests wait for a seat at one of these."""
@@ -235,6 +257,7 @@ class Ledger:
 
     def detach(self, worker: str) -> None:
         """The worker does not answer: it keeps its seats, and its requests are dropped."""
+        self._unsaid.pop(worker, None)
         for key in [key for key in self._asks if key[0] == worker]:
             self._withdraw(key)
 
@@ -283,10 +306,12 @@ class Ledger:
         held = self._held.setdefault(worker, {})
         held[name] = held.get(name, 0) + 1
         self._seats.add(name)
+        self.changed(name, worker)
 
     def _remove(self, worker: str, name: str) -> None:
         held = self._held.get(worker, {})
         remove_one(held, name)
         if not held:
             del self._held[worker]
-        self._seats.give_back(name)
+        self._seats.remove(name)
+        self.changed(name, worker)

@@ -197,7 +197,8 @@ def routing_table(
     kept_ids: Mapping[str, str] = MappingProxyType({}),
     backends: Backends | None = None,
 ) -> RoutingTable:
-    """The table that the gateway routes by. It has no instances of services that were unregistered.
+    """The table that the gateway routes by: its backends in the order of their services' names, and of each
+    service in that of `instances`. It has none of services that were unregistered.
 
     `tokens`: those of hosted agents, by instance id. `falling_asleep`: the ids of services whose instances
     take no new client: one that comes has them stay, or start again. `restarting`: the ids of services whose
@@ -226,6 +227,7 @@ def routing_table(
         if is_asleep(spec, statuses) and not (statuses and spec.service_id in falling_asleep):
             known_as = kept_ids.get(spec.service_id, spec.service_id)
             found.append(made.of(spec, known_as, BackendState.ASLEEP, spec.host, spec.port or 0))
+    found.sort(key=lambda backend: backend.service_name)  # stable: of each service as the supervisor has them
     return RoutingTable(
         backends=tuple(found),
         rules=tuple(rules),

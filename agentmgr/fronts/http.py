@@ -164,7 +164,7 @@ def check_page(intake: Intake, head: RequestHead) -> None:
     """
     if "origin" not in head.by_name and head.by_name.get("user-agent", "").startswith("Mozilla/"):
         head = head.replaced("Origin", f"http://{head.by_name['host']}")
-    check_origin(head, intake.allowed_origins, intake.lobby.router.table.own_pages)
+    check_origin(head, intake.allowed_origins, intake.lobby.router.own_pages)
 
 
 def most_bytes(intake: Intake) -> int:
@@ -230,7 +230,7 @@ def _is_preflight(exchange: Exchange, front: Front) -> bool:
 async def _preflight(exchange: Exchange) -> None:
     """What a browser asks before it sends a page's request. Raises `Refusal`, `ClientGone`."""
     head = exchange.request.head
-    check_origin(head, exchange.intake.allowed_origins, exchange.intake.lobby.router.table.own_pages)
+    check_origin(head, exchange.intake.allowed_origins, exchange.intake.lobby.router.own_pages)
     allowed: Headers = ()
     if cors(exchange.intake, head):
         wanted = head.by_name.get("access-control-request-headers", "Authorization, Content-Type")

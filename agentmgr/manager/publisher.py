@@ -7,6 +7,8 @@ from collections.abc import Callable, Set
 import trio
 from attrs import evolve
 
+from ..core.routing import RoutingTable
+from ..core.table_change import TableChange
 from ..core.view import Backends, routing_table
 from ..supervisor import Supervisor
 from .registry import Registry
@@ -65,7 +67,7 @@ class Publisher:
 
     async def run(self) -> None:
         """Publishes a table after each change, until cancelled."""
-        gateway = self._worker_manager.gateway
+        gateway, before = self._worker_manager.gateway, RoutingTable()
         while True:
             await self._stale.wait()
             self._stale = trio.Event()
@@ -80,7 +82,11 @@ class Publisher:
                 backends=self._backends,
             )
             table = evolve(table, own_pages=self._own_pages(), gates=self._worker_manager.gates)
-            gateway.update(table)
+            if (change := TableChange.between(before, table)) is not None:
+                gateway.change(change)
+            else:
+                gateway.update(table)
+            before = table
             gateway.keep_tokens(self._tokens.ids | self._tokens.left_open)
             self._worker_manager.publish(table)
             self._published.set()

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import trio
@@ -21,6 +21,7 @@ from ..core.admission import Seats
 from ..core.affinity import Affinity
 from ..core.routing import Gate, RoutingTable
 from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
+from ..core.table_change import TableChange
 from ..errors import ConnectionNotFound, InvalidRequest, WrongState, leaves
 from ..link import HEARTBEAT_S, SILENCE_S, Link
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy, utc_now
@@ -35,7 +36,8 @@ from .node_workers import NodeWorker, NodeWorkers
 
 logger = logging.getLogger(__name__)
 
-_OTHERS_S = 0.1  #: how old a worker's figures of the others' connections may be
+_SEATS_S = 0.1  #: how old a worker's figures of the others' seats may be
+_MANY_SEATS = 1000  #: of more that have changed a worker is told once in `HEARTBEAT_S`
 _APPLIED_S = 2.0  #: a worker that has not taken a table by then is not waited for
 _DRAIN_MARGIN_S = 15.0  #: beyond the drain's own deadline: its close frames wait for answers
 _HELLO_S = 5.0  #: from connecting to the first message
@@ -61,8 +63,7 @@ class WorkerHandle:
     sent: int = 0  #: the version of the table last sent to it
     table: RoutingTable = field(factory=RoutingTable)  #: that one
     applied: int = 0  #: the version by which it routes
-    others: Mapping[str, int] | None = None  #: the others' seats, as last sent to it
-    reported_at: float = 0.0  #: when they were sent
+    reported_at: float = 0.0  #: when it was last told of the others' seats
     unlinked: trio.Event = field(factory=trio.Event)  #: this link has ended
     unlinked_at: float = 0.0  #: when the last one did
     given_up: bool = False  #: its node is lost, and its lease over
@@ -98,7 +99,9 @@ class WorkerManager:
         called when `gates` has changed.
         """
         self._wake = wake
-        self._seats = Seats(vacated=vacated, asked=clients_wait)
+        self._seats = Seats(
+            vacated=vacated, asked=clients_wait, changed=lambda name: self._ledger.changed(name)
+        )
         self._ledger = Ledger(self._seats)
         self._ledger.pause()  # until `resume`
         self._affinity = Affinity(
@@ -332,7 +335,7 @@ class WorkerManager:
     ) -> None:
         worker = await self._arrived(hello, pid, node_id)
         worker.link, worker.declared, worker.sent, worker.applied = link, False, 0, 0
-        worker.others, worker.unlinked = None, trio.Event()
+        worker.unlinked = trio.Event()
         if hello.version != protocol.VERSION:  # left by another release: it would misread its orders
             logger.info("ending gateway worker %s: it is of another version", pid)
             link.put(protocol.End())
@@ -496,14 +499,22 @@ class WorkerManager:
         """Reports to each worker how many seats the others have, when that changes and as a heartbeat."""
         while True:
             await self.until(lambda: self._workers)
-            now = trio.current_time()
             for worker in self:
                 if worker.link is not None:
-                    others = self._ledger.others(worker.hello.worker_id)
-                    if others != worker.others or now - worker.reported_at >= protocol.HEARTBEAT_S:
-                        worker.others, worker.reported_at = others, now
-                        worker.link.put(protocol.OtherSeats(others))
-            await trio.sleep(_OTHERS_S)
+                    self._report_seats(worker, worker.link)
+            await trio.sleep(_SEATS_S)
+
+    def _report_seats(self, worker: WorkerHandle, link: Link[Order, Report]) -> None:
+        worker_id, now = worker.hello.worker_id, trio.current_time()
+        unsaid = self._ledger.unsaid(worker_id)
+        if unsaid is None:
+            order = protocol.SeatChanges(self._ledger.others(worker_id), whole=True)
+        elif 0 < unsaid <= _MANY_SEATS or now - worker.reported_at >= protocol.HEARTBEAT_S:
+            order = protocol.SeatChanges(self._ledger.changes(worker_id))
+        else:
+            return
+        worker.reported_at = now
+        link.put(order)
 
     def _send_table(self, worker: WorkerHandle) -> None:
         """One at a time: a slow worker next gets the latest table, and none of those in between."""
@@ -512,8 +523,9 @@ class WorkerManager:
         since = worker.sent if worker.sent >= self._whole_since else 0
         if (line := self._lines.get(since)) is None:
             order: protocol.Table | protocol.Changes
-            if since:
-                order = protocol.Changes.between(since, worker.table, self._version, self._table)
+            change = TableChange.between(worker.table, self._table) if since else None
+            if change is not None:
+                order = protocol.Changes(since, self._version, change)
             else:
                 order = protocol.Table(self._version, self._table, *self._who_may_connect())
             line = self._lines[since] = protocol.encode(order)

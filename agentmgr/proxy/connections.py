@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Protocol
@@ -192,12 +192,16 @@ class Connections:
         if self._observer is not None:
             self._observer.connection_resumed(connection.describe(trio.current_time()))
 
-    def follow(self, router: Router, node_id: str) -> None:
-        """Ends those whose instance, on another node than this, has gone by the routing table.
+    def follow(self, router: Router, node_id: str, changed: Set[str] | None = None) -> None:
+        """Ends those whose instance, on another node than this, has gone by the routing table. `changed`: the
+        instances that are to be looked at; None: all.
 
         One on this node ends them itself when it goes. Of a node that was lost no word may come for minutes.
         """
-        for instance_id, connections in self._by_instance.items():
+        for instance_id in (
+            self._by_instance.keys() if changed is None else self._by_instance.keys() & changed
+        ):
+            connections = self._by_instance[instance_id]
             known = router.by_id.get(instance_id)
             if known is not None and known.state is not BackendState.COMING:
                 continue

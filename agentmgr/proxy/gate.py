@@ -19,7 +19,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 
 import trio
 
-from ..core.routing import Backend, Router, RoutingTable
+from ..core.routing import Backend, Router
 from ..credentials import Credentials, explain, peer
 from ..errors import AgentManagerError, InvalidRequest
 from ..websocket.sockets import Wire
@@ -56,10 +56,10 @@ class GateIntake:
         self._tunnels: dict[str, set[Tunnel]] = {}  # by the node id of the gateway at the other end
         self._news = trio.Event()
 
-    def update(self, table: RoutingTable) -> None:
-        """Cuts off the gateways of nodes that are in the table no more."""
+    def update(self) -> None:
+        """The gateway has another table: cuts off the gateways of nodes that are in it no more."""
         for node_id, tunnels in self._tunnels.items():
-            if not _is_member(node_id, table):
+            if not _is_member(node_id, self._router):
                 for tunnel in tunnels:
                     tunnel.end(_CUT)  # its own task takes it out of here
         self._news.set()
@@ -95,9 +95,9 @@ class GateIntake:
             raise _Stranger("its certificate has expired, or is none of a node")
         node_id = member.node_id
         with trio.move_on_after(_NEWS_S):
-            while not _is_member(node_id, self._router.table):
+            while not _is_member(node_id, self._router):
                 await self._news.wait()
-        if not _is_member(node_id, self._router.table):
+        if not _is_member(node_id, self._router):
             raise _Stranger(f"node {node_id} is not among the nodes of this cluster that have a gateway")
         return node_id
 
@@ -184,7 +184,7 @@ class GateIntake:
         tunnels = self._tunnels.setdefault(node_id, set())
         tunnels.add(tunnel)
         try:
-            if not _is_member(node_id, self._router.table):  # it was taken out while the instance was dialled
+            if not _is_member(node_id, self._router):  # it was taken out while the instance was dialled
                 tunnel.end(_CUT)
             yield
         finally:
@@ -199,5 +199,5 @@ def _has_expired(sock: ssl.SSLSocket) -> bool:
     return ssl.cert_time_to_seconds(str(shown["notAfter"])) < time.time()
 
 
-def _is_member(node_id: str, table: RoutingTable) -> bool:
-    return not node_id or node_id in table.gates  # the manager's own needs no gate for its dials
+def _is_member(node_id: str, router: Router) -> bool:
+    return not node_id or node_id in router.gates  # the manager's own needs no gate for its dials

@@ -16,6 +16,7 @@ from ..core.hosts import origins
 from ..core.outliers import OutlierPolicy
 from ..core.request import ClientRequest
 from ..core.routing import BackendState, Router, RoutingDecision, RoutingTable
+from ..core.table_change import TableChange
 from ..core.verdicts import verdicts
 from ..models import Connection
 from ..protocol import COME_BACK, GOING_AWAY, POLICY
@@ -120,7 +121,17 @@ class Gateway:
         if self.dialer.credentials is not None:
             self._connections.follow(self._lobby.router, self.dialer.node_id)
             for gate in self._gates:
-                gate.update(table)
+                gate.update()
+
+    def change(self, change: TableChange) -> None:
+        """As `update` with the table that follows the one it has, at the cost of what has changed."""
+        self.dialer.proving.end()
+        self._lobby.change(change)
+        if self.dialer.credentials is not None:
+            changed = {*change.gone, *(backend.instance_id for backend in change.backends)}
+            self._connections.follow(self._lobby.router, self.dialer.node_id, changed)
+            for gate in self._gates:
+                gate.update()
 
     def table_is_old(self) -> None:
         """Until the next `update` no manager keeps the table up to date: each instance must prove itself."""

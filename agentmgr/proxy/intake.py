@@ -194,7 +194,7 @@ class Intake:
         limits, began = self.limits, trio.current_time()
         client_ip = self.client_ip(head, peer)
         with self.quotas.admit(client_ip, trio.current_time()):
-            check_origin(head, self.allowed_origins, self.lobby.router.table.own_pages)
+            check_origin(head, self.allowed_origins, self.lobby.router.own_pages)
             identity = None
             if self.authenticator is not None:
                 identity, head = await authenticate(head, self.authenticator)

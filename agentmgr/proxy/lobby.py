@@ -17,6 +17,7 @@ from ..core.outliers import OutlierPolicy, Outliers
 from ..core.request import ClientRequest
 from ..core.routing import Backend, BackendState, Pool, Router
 from ..core.strategies import Rotation, choose
+from ..core.table_change import TableChange
 from ..errors import ServiceNotFound
 from ..protocol import COME_BACK, FAILED
 from ..websocket.refusal import Refusal, RefusalCode
@@ -70,7 +71,8 @@ class Lobby:
         self._asked_for: dict[str, trio.Event] = {}
         """Backends that are asleep and were asked for, each with the `_news` of the table by which it was."""
         self._news = trio.Event()
-        self._set_limits()
+        for backend in router.by_id.values():
+            self._seats.set_limit(backend.instance_id, backend.max_sessions)
 
     @property
     def router(self) -> Router:
@@ -78,13 +80,30 @@ class Lobby:
 
     def update(self, router: Router) -> None:
         before, self._router = self._router, router
-        for gone in before.by_id.keys() - router.by_id.keys():
-            self._seats.set_limit(gone, 0)
-        self._set_limits(before)
-        self._outliers.forget_all_but(router.by_id.keys())
+        self._follow(
+            before.by_id,
+            gone=before.by_id.keys() - router.by_id.keys(),
+            changed=(b for b in router.by_id.values() if before.by_id.get(b.instance_id) is not b),
+        )
+
+    def change(self, change: TableChange) -> None:
+        """As `update` by a router of the table that follows, at the cost of what has changed."""
+        known, changed = self._router.by_id, {b.instance_id for b in change.backends}
+        before = {name: known[name] for name in (*change.gone, *changed) if name in known}
+        self._router.change(change)
+        self._follow(before, gone=set(change.gone) - changed, changed=change.backends)
+
+    def _follow(
+        self, before: Mapping[str, Backend], *, gone: Iterable[str], changed: Iterable[Backend]
+    ) -> None:
+        """`before`: those that are gone or have changed, as they were."""
         now = trio.current_time()
-        for backend in router.table.backends:
-            old = before.by_id.get(backend.instance_id)
+        for name in gone:
+            self._seats.set_limit(name, 0)
+            self._outliers.forget(name)
+        for backend in changed:
+            self._seats.set_limit(backend.instance_id, backend.max_sessions)
+            old = before.get(backend.instance_id)
             if backend.state is BackendState.ROUTABLE and (old is None or old.state is not backend.state):
                 self._outliers.recovered(backend.instance_id, now)
         for waiter in self._waiting.values():
@@ -93,7 +112,7 @@ class Lobby:
         self._asked_for = {
             name: asked
             for name, asked in self._asked_for.items()
-            if name in router.by_id and router.by_id[name].state is BackendState.ASLEEP
+            if name in self._router.by_id and self._router.by_id[name].state is BackendState.ASLEEP
         }
         self._queues = {}  # who waits on lines up anew
         self._news.set()
@@ -103,11 +122,6 @@ class Lobby:
     def table_is_old(self) -> None:
         """No manager keeps the table up to date: what is asleep is asked for again when one does."""
         self._asked_for.clear()
-
-    def _set_limits(self, before: Router | None = None) -> None:
-        for backend in self._router.table.backends:
-            if before is None or before.by_id.get(backend.instance_id) is not backend:
-                self._seats.set_limit(backend.instance_id, backend.max_sessions)
 
     @property
     def live(self) -> Mapping[str, int]:
@@ -131,7 +145,7 @@ class Lobby:
                     await self._news.wait()
             if self._is_routable(backend.instance_id):
                 return COME_BACK if at_gate else FAILED  # it lives, and dropped the connection
-        peers = (b for b in self._router.table.backends if b.service_id == backend.service_id)
+        peers = self._router.peers(backend)
         return COME_BACK if any(b.state.worth_waiting for b in peers) else FAILED
 
     @asynccontextmanager
@@ -180,8 +194,8 @@ class Lobby:
         visit.tried.add(name)
         if seat.pool.home:
             visit.home = name
-        if blame and name not in visit.blamed:  # a client that tries again and again is no new evidence
-            visit.blamed.add(name)
+        if blame and name not in visit.blamed and name in self._router.by_id:
+            visit.blamed.add(name)  # a client that tries again and again is no new evidence
             self._outliers.failed(name, trio.current_time())
 
     async def noticed(self, backend: Backend) -> None:

@@ -12,17 +12,19 @@ from itertools import islice
 from json import dumps
 from typing import get_args
 
-from attrs import evolve, field, fields, frozen
+from attrs import field, fields, frozen
 
 from ..codec import from_plain, parse_json, to_plain
-from ..core.routing import Backend, Gate, RoutingTable
+from ..core.routing import Gate, RoutingTable
 from ..core.shared_seats import Grant, SeatReport
+from ..core.table_change import TableChange
 from ..errors import InvalidRequest
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
 VERSION = 9
-"""8 had no `Backend.node_id`, no `RoutingTable.gates`, no `Hello.pid`, `Hello.gate`, `Renew` and `Renewed`;
+"""8 had no `Backend.node_id`, no `RoutingTable.gates`, no `Hello.pid`, `Hello.gate`, `Renew` and `Renewed`,
+and `OtherSeats` in place of `SeatChanges`, and no `TableChange`;
 7 had no `Wake`, no `Changes`, and no backend that is asleep;
 6 had no `RoutingTable.portless_services`; 5 had no `RoutingTable.http_services`;
 4 had no `RoutingTable.own_pages`; 3 had no `Backend.resume_within`;
@@ -132,43 +134,22 @@ class Table:
 
 @frozen
 class Changes:
-    """How the table of `version` differs from that of the version `since`: in backends only.
-
-    A thousand services of which one is started would else be read a thousand times, by each worker: 20 ms for
-    each change (measured).
-    """
+    """How the table of `version` differs from that of the version `since`."""
 
     since: int
     version: int
-    backends: tuple[Backend, ...]  #: those that are new or have changed
-    order: tuple[str, ...] | None = None  #: the ids of all, where they are others or in another order
-
-    @classmethod
-    def between(cls, since: int, old: RoutingTable, version: int, new: RoutingTable) -> Changes:
-        before = {backend.instance_id: backend for backend in old.backends}
-        order = tuple(backend.instance_id for backend in new.backends)
-        changed = tuple(
-            backend
-            for backend in new.backends
-            # Most are the same object; to compare all fields of a thousand takes 2 ms.
-            if (known := before.get(backend.instance_id)) is not backend and known != backend
-        )
-        return cls(since, version, changed, None if order == tuple(before) else order)
-
-    def made_to(self, table: RoutingTable) -> RoutingTable:
-        """The table that follows `table`, which is that of the version `since`."""
-        known = {backend.instance_id: backend for backend in (*table.backends, *self.backends)}
-        order = self.order
-        if order is None:
-            order = tuple(backend.instance_id for backend in table.backends)
-        return evolve(table, backends=tuple(known[instance_id] for instance_id in order))
+    change: TableChange
 
 
 @frozen
-class OtherSeats:
-    """Seats that all others have, by instance id. It is the manager's heartbeat too (`HEARTBEAT_S`)."""
+class SeatChanges:
+    """Seats that all others have, by instance id, as far as that has changed since it was last said.
+
+    It is the manager's heartbeat too (`HEARTBEAT_S`).
+    """
 
     seats: Mapping[str, int]
+    whole: bool = False  #: there are no others: the first one of a link
 
 
 @frozen
@@ -226,7 +207,7 @@ Report = (
     | Remembered
     | SeatReport
 )
-Order = Table | Changes | OtherSeats | Drain | Disconnect | Redeemed | Renewed | End | Remembered | Grant
+Order = Table | Changes | SeatChanges | Drain | Disconnect | Redeemed | Renewed | End | Remembered | Grant
 
 _BY_NAME = {kind.__name__: kind for kind in get_args(Report | Order)}
 

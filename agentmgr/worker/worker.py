@@ -19,7 +19,7 @@ import trio
 
 from ..core.affinity import Affinity
 from ..core.leases import Lease
-from ..core.routing import Gate, RoutingTable
+from ..core.routing import Gate
 from ..core.secrets import token_of
 from ..core.shared_seats import Grant, SharedSeats
 from ..errors import AgentManagerError, ConnectionNotFound, InvalidRequest, leaves
@@ -76,7 +76,7 @@ class Worker:
             affinity=self._affinity,
             wake=lambda service_id: self._say(protocol.Wake(service_id)),
         )
-        self._table, self._version = RoutingTable(), 0  # the manager's, and its number for it
+        self._version = 0  # the manager's number for the table that the gateway has
         self.serving = trio.Event()
         self._port = spec.port if spec.listens else 0
         self._gate: Gate | None = None
@@ -278,7 +278,7 @@ class Worker:
                 self._detach(self._link)
             kept = {
                 backend.instance_id
-                for backend in self._table.backends
+                for backend in self.gateway.lobby.router.by_id.values()
                 if backend.node_id == self._spec.node_id or not backend.max_sessions
             }
             given_up = self._seats.lapse(kept)
@@ -310,14 +310,16 @@ class Worker:
             case protocol.Table():
                 self._access.tokens, self._access.policy = order.tokens, order.token_policy
                 self._access.left_open |= order.left_open  # the next manager does not know of them
-                self._route_by(order.table, order.version)
+                self.gateway.update(order.table)
+                self._routes_by(order.version)
                 self.gateway.keep_tokens({t.token_id for t in order.tokens} | self._access.left_open)
             case protocol.Changes() if order.since == self._version:
-                self._route_by(order.made_to(self._table), order.version)
+                self.gateway.change(order.change)
+                self._routes_by(order.version)
             case protocol.Changes():
                 raise InvalidRequest("changes of a table that this worker does not have")
-            case protocol.OtherSeats():
-                self._seats.know(order.seats)
+            case protocol.SeatChanges():
+                self._seats.know(order.seats, whole=order.whole)
             case Grant():
                 self._seats.granted(order.instance_id)
                 self.gateway.lobby.granted(order.ticket, order.instance_id)
@@ -348,9 +350,8 @@ class Worker:
             case protocol.End():
                 self.end()
 
-    def _route_by(self, table: RoutingTable, version: int) -> None:
-        self._table, self._version = table, version
-        self.gateway.update(table)
+    def _routes_by(self, version: int) -> None:
+        self._version = version
         self._say(protocol.Applied(version))
         self._has_table.set()
 

@@ -57,6 +57,31 @@ def test_a_grant_whose_client_has_left_goes_back() -> None:
     assert told == [Gave("a")]
 
 
+def test_a_worker_hears_what_the_others_have_changed_and_nothing_of_itself() -> None:
+    counts = Seats(changed=lambda name: book.changed(name))
+    book = Ledger(counts)
+    counts.take(instance("free"))  # the manager's own gateway
+    assert book.unsaid("w0") is None
+    assert book.others("w0") == {"free": 1}
+    book.report("w0", Took("free"))
+    assert book.unsaid("w0") == 0
+    book.report("w1", Took("free"))
+    book.report("w1", Took("b"))
+    counts.give_back("free")
+    assert book.unsaid("w0") == 2
+    assert book.changes("w0") == {"free": 1, "b": 1}
+    book.forget("w1")
+    assert book.changes("w0") == {"free": 0, "b": 0}
+    book.detach("w0")
+    assert book.unsaid("w0") is None
+    mine = shared([])
+    mine.know({"b": 1, "free": 2}, whole=True)
+    mine.know({"b": 0, "a": 1})
+    assert (mine.taken, mine.full) == ({"free": 2, "a": 1}, {"a", "b"})  # without a manager none is free
+    mine.know({"b": 1}, whole=True)
+    assert mine.taken == {"b": 1}
+
+
 def test_without_a_manager_only_the_seats_that_are_held_can_be_used() -> None:
     seats = shared([])
     seats.attach()
@@ -202,8 +227,11 @@ class WorkersAgainstTheFacts(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(WORKERS))
     def a_worker_hears_of_the_others(self, name: str) -> None:
-        if self.workers[name].attached:
-            self.workers[name].seats.know(self.ledger.others(name))
+        worker = self.workers[name]
+        if worker.attached and self.ledger.unsaid(name) is None:
+            worker.seats.know(self.ledger.others(name), whole=True)
+        elif worker.attached:
+            worker.seats.know(self.ledger.changes(name))
 
     @rule(name=st.sampled_from(WORKERS))
     def a_link_breaks(self, name: str) -> None:
@@ -252,7 +280,7 @@ class WorkersAgainstTheFacts(RuleBasedStateMachine):
         assert self.counts.taken == +total
         for name, worker in self.workers.items():
             assert self.ledger.held(name) == +worker.live
-            worker.seats.know(self.ledger.others(name))
+            self.a_worker_hears_of_the_others(name)
             assert worker.seats.taken == +total
             for wanted in worker.asking.values():
                 assert set(wanted) <= self.counts.full, "nobody waits for a seat that is free"

@@ -340,7 +340,7 @@ async def test_a_page_of_an_allowed_origin_may_do_all_of_it(stage_of):
 async def test_a_thousand_services_are_listed_fast(stage_of):
     async with stage_of(asking) as stage:
         names = frozenset(f"service-{number}" for number in range(1000))
-        stage.gateway.lobby.router.table = RoutingTable((), service_names=names)
+        stage.gateway.update(RoutingTable((), service_names=names))
         began = trio.current_time()
         _, _, info = await stage.ask("GET", "/copilotkit/info")
         assert len(info["agents"]) == 1001

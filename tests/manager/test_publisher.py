@@ -45,7 +45,7 @@ async def test_large_tables_are_made_less_often_and_published_waits_for_the_one_
     async with plane_with(services, tmp_path) as plane:
         published: list[tuple[float, RoutingTable]] = []
         monkeypatch.setattr(
-            plane.gateway, "update", lambda table: published.append((trio.current_time(), table))
+            plane.worker_manager, "publish", lambda table: published.append((trio.current_time(), table))
         )
         begin = trio.current_time()
         plane.publisher.changed()

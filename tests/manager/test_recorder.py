@@ -119,7 +119,7 @@ async def test_changes_that_come_together_share_one_table_and_are_announced_afte
             paths, supervises=False,
         )  # fmt: skip
         tables: list[RoutingTable] = []
-        monkeypatch.setattr(plane.gateway, "update", tables.append)
+        monkeypatch.setattr(plane.worker_manager, "publish", tables.append)
         nursery.start_soon(plane.publisher.run)
         with plane.events.subscribe() as events:
             for _ in range(1000):

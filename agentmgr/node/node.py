@@ -18,9 +18,8 @@ from ..errors import AgentManagerError
 from ..link import HEARTBEAT_S, SILENCE_S, Link
 from ..models import OnManagerDeath, ServiceSpec, utc_now
 from ..protocol import COME_BACK
-from ..supervisor.launcher import Launcher
+from ..supervisor.launcher import MAX_CONCURRENT_PROBES, Launcher
 from ..supervisor.spawn import children_get_defaults
-from ..supervisor.supervisor import MAX_CONCURRENT_PROBES
 from .bundles import NodeBundles, PutBundle
 from .checkup import Checkup, Examine, lacking_python
 from .instance import ChildRun, Closed, InstanceContext, NodeInstance, words_of

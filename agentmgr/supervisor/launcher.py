@@ -35,6 +35,7 @@ from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
 from .log_source import LogSource
 
 MAX_CONCURRENT_STARTS = 16  #: on one machine
+MAX_CONCURRENT_PROBES = 64
 
 
 class CannotLaunch(Exception):

@@ -35,7 +35,7 @@ LAST_OUTPUT_LINES = 20  #: before an end, that are kept with it
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _ROOM_BYTES = 256 * 1024  #: kept free for what instances write until the next look
 _LAST_WORDS_BYTES = 4096
-_LAST_OUTPUT_BYTES = 16 * 1024
+LAST_OUTPUT_BYTES = 16 * 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _KEEP_SIZE, _PUNCH_HOLE, _COLLAPSE_RANGE = 0x01, 0x02, 0x08  # linux/falloc.h
@@ -118,7 +118,7 @@ def last_output(file: Path, since: int) -> str:
         with open_to_read(file) as log:
             end = log.seek(0, os.SEEK_END)
             begin = since if since <= end else 0  # if it is shorter than it was, it was rotated since
-            start = max(begin, end - _LAST_OUTPUT_BYTES)
+            start = max(begin, end - LAST_OUTPUT_BYTES)
             log.seek(start)
             data = log.read(end - start)
     except OSError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,36 +15,24 @@ from typing import Literal, Self
 import trio
 
 from ..core.scaling import Turns
-from ..errors import AgentManagerError, ServiceGivenUp, WrongState
-from ..models import (
-    DesiredStatus,
-    ForkServerState,
-    HealthCheck,
-    Instance,
-    InstanceEnd,
-    ServiceSpec,
-    ServiceStatus,
-    Usage,
-    new_id,
-    utc_now,
-)
+from ..errors import AgentManagerError, WrongState
+from ..models import ForkServerState, HealthCheck, Instance, ServiceSpec, Usage
 from ..process.companion import Companion
-from . import logs, system
-from .adoption import Recorded, take_over
+from . import adoption, logs, system
+from .adoption import Recorded
 from .endings import Outcome
 from .in_process import InProcessService, NoProcesses
-from .instance import InstanceTask, SupervisorContext
-from .launcher import Child, Launcher, Slot
+from .instance import InstanceTask
+from .launcher import Launcher
 from .local import LocalLauncher
 from .log_source import LogSource
 from .preloads import PRELOAD_MAX
 from .recorder import InstanceRecorder, NullRecorder, RetryingRecorder
-from .service import ServiceInstances, missing, refuse_cycles, stop_waves
+from .service import refuse_cycles, stop_waves
 from .spawn import children_get_defaults
+from .tasks import InstanceTasks
 
 log = logging.getLogger("agentmgr.supervisor")
-
-MAX_CONCURRENT_PROBES = 64
 
 
 class Supervisor:
@@ -83,21 +71,15 @@ class Supervisor:
                 else LocalLauncher(Path(log_dir), sessions, fork_server=fork_server, preload_max=preload_max)
             )
         self._launcher = launcher
-        self._services: dict[str, ServiceInstances] = {}  # in the order of their starts
-        self._context = SupervisorContext(
-            recorder=RetryingRecorder(recorder or NullRecorder()),
-            missing=lambda spec: missing(self._services, spec),
+        self._tasks = InstanceTasks(
+            launcher,
+            RetryingRecorder(recorder or NullRecorder()),
             health_check_interval=health_check_interval,
             random=random,
-            probes=trio.CapacityLimiter(MAX_CONCURRENT_PROBES),
-            node_name=launcher.node_name,
         )
-        self._nursery: trio.Nursery | None = None
-        self._closing = False
+        self._services = self._tasks.services
         self._closed = trio.Event()
         self._companion = Companion()
-        self._failure: ServiceGivenUp | None = None
-        self._failed = trio.Event()
 
     async def __aenter__(self) -> Self:
         await self._companion.begin(self.run)
@@ -135,10 +117,10 @@ class Supervisor:
             async with trio.open_nursery() as outside:
                 with trio.CancelScope() as scope:
                     async with trio.open_nursery() as nursery:
-                        self._nursery = nursery
-                        nursery.start_soon(self._run_launcher)
-                        await self._adopt(adopt)
-                        self._remember(completed)
+                        self._tasks.open(nursery)
+                        nursery.start_soon(self._tasks.run_launcher)
+                        await adoption.adopt(adopt, self._tasks)
+                        adoption.remember(completed, self._tasks)
                         # From here on only `_wait_for_the_end` sees a cancellation, and all ends in order.
                         scope.shield = True
                         outside.start_soon(self._wait_for_the_end)
@@ -146,13 +128,13 @@ class Supervisor:
                         await self._closed.wait()
                         nursery.cancel_scope.cancel()
                 outside.cancel_scope.cancel()
-        if self._failure is not None:
-            raise self._failure
+        if self._tasks.failure is not None:
+            raise self._tasks.failure
 
     async def _wait_for_the_end(self) -> None:
         """Shuts down when `run` is cancelled, or when a service is given up that must not be."""
         try:
-            await self._failed.wait()
+            await self._tasks.failed.wait()
         finally:
             if not self._closed.is_set():
                 with trio.CancelScope(shield=True):
@@ -186,7 +168,7 @@ class Supervisor:
             else (service, self._launcher)
         )
         refuse_cycles(self._services, spec)
-        nursery, known = self._open_nursery(), self._known(spec)
+        nursery, known = self._tasks.nursery, self._tasks.known(spec)
         begin = partial(self._start, spec, known.stops, launcher, raises=on_give_up == "raise")
         if not wait and known.is_busy:
             nursery.start_soon(self._start_later, spec, begin)
@@ -199,10 +181,10 @@ class Supervisor:
     async def _start(
         self, spec: ServiceSpec, stops: int, launcher: Launcher, *, raises: bool
     ) -> list[InstanceTask]:
-        async with self._command(spec, stops) as known:
+        async with self._tasks.command(spec, stops) as known:
             known.launcher, known.raises = launcher, raises
             await known.end([t for t in known.tasks if not t.retired and (t.finished or t.outdated(spec))])
-            return known.fill(spec, known.positions(spec), self._new_instance)
+            return known.fill(spec, known.positions(spec), self._tasks.begin)
 
     async def _start_later(self, spec: ServiceSpec, begin: Callable[[], Awaitable[object]]) -> None:
         try:
@@ -222,7 +204,7 @@ class Supervisor:
         if service is None or all(task.finished for task in service.tasks):
             return 0, 0
         before = service.count
-        service.grow(spec, count, self._new_instance)
+        service.grow(spec, count, self._tasks.begin)
         if not service.lock.locked():
             service.shrink(surplus)
         return before, service.count
@@ -250,7 +232,7 @@ class Supervisor:
         if service is None or service.is_busy or not service.tasks:
             return False
         try:
-            async with self._command(service.spec) as service:
+            async with self._tasks.command(service.spec) as service:
                 service.kept_ids = {task.view.slot: task.view.instance_id for task in service.tasks}
                 await service.end(service.tasks, unused=why)
         except WrongState:  # it was stopped meanwhile, or all is
@@ -273,8 +255,8 @@ class Supervisor:
         only one process can have, the old one is stopped first.
         """
         outcome = Outcome()
-        nursery = self._open_nursery()
-        stops = self._known(spec).stops  # those that are asked for from here on win
+        nursery = self._tasks.nursery
+        stops = self._tasks.known(spec).stops  # those that are asked for from here on win
         nursery.start_soon(self._restart, spec, stops, rolling and spec.port is None, force, outcome, wait)
         if wait:
             await outcome.wait()
@@ -283,7 +265,7 @@ class Supervisor:
         self, spec: ServiceSpec, stops: int, rolling: bool, force: bool, outcome: Outcome, waited_for: bool
     ) -> None:
         try:
-            async with self._command(spec, stops) as service:
+            async with self._tasks.command(spec, stops) as service:
                 positions = service.positions(spec)
                 service.restarting = True
                 try:
@@ -294,11 +276,11 @@ class Supervisor:
                     service.restarting = False
                 for old in list(service.tasks):
                     if old.view.slot in positions and not old.retired:
-                        new = self._new_instance(service, spec, old.view.slot)
+                        new = self._tasks.begin(service, spec, old.view.slot)
                         await service.replace(old, new, force=force)
                 # Of a range more may have started meanwhile: these stay.
                 positions = sorted({*positions, *service.positions(spec)})
-                tasks = service.fill(spec, positions, self._new_instance)
+                tasks = service.fill(spec, positions, self._tasks.begin)
             for task in tasks:
                 await task.started()
             outcome.succeed()
@@ -318,7 +300,7 @@ class Supervisor:
         A second call with `force`, while the first one waits, cuts the draining short; one with `kill` also
         kills processes at once.
         """
-        self._closing = True
+        self._tasks.closing = True
         for service in self._services.values():
             service.stops += 1
             service.command.cancel()
@@ -342,7 +324,7 @@ class Supervisor:
                 checks.append(result)
 
         async with trio.open_nursery() as nursery:
-            for task in self._tasks(service_id):
+            for task in self._tasks.of(service_id):
                 nursery.start_soon(check, task)
         return tuple(checks)
 
@@ -359,18 +341,18 @@ class Supervisor:
                 answers[task.view.instance_id] = await task.ask_turns()
 
         async with trio.open_nursery() as nursery:
-            for task in self._tasks(service_id):
+            for task in self._tasks.of(service_id):
                 if task.serving and task.view.instance_id in instance_ids:
                     nursery.start_soon(ask, task)
         return answers
 
     def instances(self, service_id: str | None = None) -> tuple[Instance, ...]:
         """The present state of all instances that are not stopped; those that were given up are included."""
-        return tuple(task.seen() for task in self._tasks(service_id))
+        return tuple(task.seen() for task in self._tasks.of(service_id))
 
     def is_begun(self, service_id: str) -> bool:
         """Whether an instance of it is to run, also where its task has not taken its first step yet."""
-        return any(not task.finished for task in self._tasks(service_id))
+        return any(not task.finished for task in self._tasks.of(service_id))
 
     def restarting(self) -> frozenset[str]:
         """The ids of the services whose instances, where they are being stopped, are followed by others."""
@@ -378,17 +360,17 @@ class Supervisor:
 
     def tokens(self) -> dict[str, str]:
         """The token of each hosted agent's latest process, by instance id: a secret, for the gateway only."""
-        return {task.view.instance_id: task.token for task in self._tasks(None) if task.token}
+        return {task.view.instance_id: task.token for task in self._tasks.of(None) if task.token}
 
     def digests(self, service_id: str) -> tuple[str, ...]:
         """Of the agent file and env file that each of its instances was launched with: a secret."""
-        return tuple(task.digest for task in self._tasks(service_id))
+        return tuple(task.digest for task in self._tasks.of(service_id))
 
     async def drain_terms(self, instance_id: str, timeout_s: float) -> tuple[float | None, float]:
         """While it drains: the seconds of silence after which to end a session (None: its host ends them),
         and the seconds for all of them, `timeout_s` at most.
         """
-        for task in self._tasks(None):
+        for task in self._tasks.of(None):
             if task.view.instance_id == instance_id:
                 idle_s, limit_s = await task.drain.terms()
                 return idle_s, min(timeout_s, limit_s)
@@ -405,7 +387,7 @@ class Supervisor:
             quiet.append(await task.quiet_now_s())
 
         async with trio.open_nursery() as nursery:
-            for task in self._tasks(service_id):
+            for task in self._tasks.of(service_id):
                 if not task.finished:
                     nursery.start_soon(ask, task)
         return min(quiet, default=0.0)
@@ -420,7 +402,7 @@ class Supervisor:
 
     def troubles(self) -> tuple[str, ...]:
         """Faults that last now and end by themselves; services keep running."""
-        unwritten = sum(task.entry.fails for task in self._tasks(None))
+        unwritten = sum(task.entry.fails for task in self._tasks.of(None))
         what = "1 instance" if unwritten == 1 else f"{unwritten} instances"
         records = (f"{what} could not be written down",) if unwritten else ()
         return records + self._launcher.troubles()
@@ -441,7 +423,7 @@ class Supervisor:
         """How many conversations are in the memory of each hosted agent, by instance id, as its last check
         has shown.
         """
-        tasks = self._tasks(service_id)
+        tasks = self._tasks.of(service_id)
         return {task.view.instance_id: task.sessions for task in tasks if task.sessions is not None}
 
     def log_path(self, name: str, slot: int = 0) -> Path:
@@ -457,170 +439,3 @@ class Supervisor:
     def move_logs(self, old: str, new: str) -> None:
         """Lets a service that is called `new` from now on keep its logs."""
         self._launcher.move_logs(old, new)
-
-    # How they are carried out
-
-    @asynccontextmanager
-    async def _command(self, spec: ServiceSpec, stops: int | None = None) -> AsyncIterator[ServiceInstances]:
-        """Waits for the service's lock; raises `WrongState` when the service was stopped since.
-
-        `stops`: `service.stops` when the command was given; None: it is given now.
-        """
-        self._open_nursery()
-        service = self._known(spec)
-        stops = service.stops if stops is None else stops
-        async with service.lock:
-            if stops == service.stops:
-                with trio.CancelScope() as service.command:
-                    yield service
-        if stops != service.stops:
-            raise WrongState(f"service {spec.name} was stopped meanwhile")
-
-    def _known(self, spec: ServiceSpec) -> ServiceInstances:
-        return self._services.setdefault(spec.service_id, ServiceInstances(spec, self._launcher))
-
-    def _open_nursery(self) -> trio.Nursery:
-        if self._closing or self._nursery is None:
-            raise WrongState(
-                "the supervisor is shutting down" if self._closing else "the supervisor is not running"
-            )
-        return self._nursery
-
-    def _new_instance(self, service: ServiceInstances, spec: ServiceSpec, position: int) -> InstanceTask:
-        instance_id = service.kept_ids.pop(position, None) or new_id("ins")
-        return self._start_task(
-            service, spec, instance_id, position, service.launcher.slot(spec, instance_id, position)
-        )
-
-    def _start_task(
-        self, service: ServiceInstances, spec: ServiceSpec, instance_id: str, position: int, slot: Slot,
-        adopted: Child | None = None,
-    ) -> InstanceTask:  # fmt: skip
-        view = Instance(
-            instance_id, spec.service_id, position, ServiceStatus.STOPPED, spec_version=spec.version
-        )
-        task = InstanceTask(spec, view, slot, self._context, adopted)
-        service.spec = spec
-        service.tasks.append(task)
-        self._open_nursery().start_soon(self._run, service, task, name=f"{spec.name}/{position}")
-        self._open_nursery().start_soon(self._keep_entry, task)
-        return task
-
-    async def _run(self, service: ServiceInstances, task: InstanceTask) -> None:
-        try:
-            await task.run()
-        finally:
-            if task.stopped and task in service.tasks:
-                service.tasks.remove(task)
-        if service.raises and task.view.status is ServiceStatus.ERROR and self._failure is None:
-            self._failure = ServiceGivenUp(
-                f"service {task.spec.name} was given up: {task.view.error_message}"
-            )
-            self._failed.set()
-
-    async def _run_launcher(self) -> None:
-        """Runs the launcher's housekeeping (logs, usage); its failure must not end the instances."""
-        while True:
-            try:
-                await self._launcher.run()
-            except* Exception:
-                log.exception("internal error: housekeeping (logs, usage) failed; starting it again in 1 s")
-                await trio.sleep(1)
-
-    async def _keep_entry(self, task: InstanceTask) -> None:
-        """A task of its own: a stop must not wait for the disk, and must not lose a write."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(task.entry.keep)
-            await task.over.wait()
-            nursery.cancel_scope.cancel()
-
-    async def _adopt(self, recorded: Recorded) -> None:
-        for spec, records in recorded:
-            if records:
-                self._known(spec)
-        found = take_over(recorded, self._launcher)
-        for it in found.adopted:
-            service = self._known(it.spec)
-            older = [task for task in service.tasks if task.view.slot == it.record.slot]
-            task = self._start_task(
-                service, it.spec, it.record.instance_id, it.record.slot, it.slot, it.child
-            )
-            if it.spec.desired_status is DesiredStatus.STOPPED:
-                task.stop(for_good=True)
-            else:
-                self._open_nursery().start_soon(self._replace_if_draining, it.spec, task)
-            for old in older:  # that manager was killed in the middle of a rolling restart
-                self._open_nursery().start_soon(self._finish_replacement, service, old, task)
-        await self._launcher.sweep(found.tokens)
-        for spec, record in found.gone:
-            log_dir = self._log_dir
-            self._context.recorder.instance_ended(
-                InstanceEnd(
-                    service_id=spec.service_id,
-                    instance_id=record.instance_id,
-                    slot=record.slot,
-                    at=utc_now(),
-                    planned=False,
-                    reason="found gone: its process ended while no manager ran",
-                    pid=record.pid,
-                    output=logs.last_output(logs.path(log_dir, spec.name, record.slot), 0) if log_dir else "",
-                )
-            )
-            await self._context.recorder.instance_gone(record.instance_id)
-
-    def _remember(self, completed: Iterable[ServiceSpec]) -> None:
-        for spec in completed:
-            service = self._known(spec)
-            if service.tasks:  # one of its processes lives
-                continue
-            for position in service.positions(spec):
-                instance_id = new_id("ins")
-                view = Instance(
-                    instance_id, spec.service_id, position, ServiceStatus.COMPLETED, spec_version=spec.version
-                )
-                slot = self._launcher.slot(spec, instance_id, position)
-                task = InstanceTask(spec, view, slot, self._context)
-                task.rest()
-                service.tasks.append(task)
-
-    async def _finish_replacement(
-        self, service: ServiceInstances, old: InstanceTask, new: InstanceTask
-    ) -> None:
-        try:
-            await service.replace(old, new, force=False)
-        except AgentManagerError as error:
-            log.warning("service %s was not restarted: %s", new.spec.name, error)
-
-    async def _replace_if_draining(self, spec: ServiceSpec, task: InstanceTask) -> None:
-        """Replaces an adopted instance that drains, as its killed manager asked: it takes no new clients."""
-        try:
-            await task.started()
-            if not await task.is_draining():
-                return
-            position = task.view.slot
-            async with self._command(spec) as service:
-                taken = any(other.view.slot == position for other in service.tasks if other is not task)
-                if task.stopped or taken or position >= spec.config.instance_range.most:
-                    return  # it is being replaced or stopped already
-                await task.promise_another()
-                bounds = spec.config.instance_range
-                others = [other for other in service.tasks if not other.stopped and other is not task]
-                if not bounds.is_fixed and len(others) >= bounds.least_awake:
-                    task.retire()  # the load decides whether another one starts
-                    return
-                if spec.port is None:
-                    await service.replace(task, self._new_instance(service, spec, position), force=False)
-                else:
-                    await service.end([task])
-                    service.fill(spec, service.positions(spec), self._new_instance)
-        except AgentManagerError as error:
-            log.warning("service %s was not restarted: %s", spec.name, error)
-
-    def _tasks(self, service_id: str | None) -> list[InstanceTask]:
-        services = self._services.values() if service_id is None else [self._services.get(service_id)]
-        return [
-            task
-            for service in services
-            if service is not None
-            for task in sorted(service.tasks, key=lambda task: task.view.slot)
-        ]

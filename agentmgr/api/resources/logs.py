@@ -141,7 +141,9 @@ def _shown(
     return stream(StreamBody(produce, call), "text/plain; charset=utf-8")
 
 
-@api.add("GET", "/services/{ref}/logs/lines", query=WindowQuery, gives={200: LogWindow}, problems=(400, 404))
+@api.add(
+    "GET", "/services/{ref}/logs/lines", query=WindowQuery, gives={200: LogWindow}, problems=(400, 404, 409)
+)
 async def read_log_window(call: Call, query: WindowQuery) -> Answer:
     """Lines of one instance's log around a position, which is an offset in bytes over all kept files.
 
@@ -154,7 +156,11 @@ async def read_log_window(call: Call, query: WindowQuery) -> Answer:
 
 
 @api.add(
-    "GET", "/services/{ref}/logs/matches", query=SearchQuery, gives={200: LogMatches}, problems=(400, 404)
+    "GET",
+    "/services/{ref}/logs/matches",
+    query=SearchQuery,
+    gives={200: LogMatches},
+    problems=(400, 404, 409),
 )
 async def search_log(call: Call, query: SearchQuery) -> Answer:
     """The lines of one instance's log that have a text in them, the newest first."""
@@ -168,15 +174,16 @@ async def search_log(call: Call, query: SearchQuery) -> Answer:
     query=OneLog,
     gives={200: str},
     media_type="text/plain",
-    problems=(400, 404),
+    problems=(400, 404, 409),
     streams=True,
 )
 async def download_log(call: Call, query: OneLog) -> Response:
     """All that is kept of one instance's log, with the rotated files."""
     source = _log(call, call.ref, query.instance)
+    begin, end = await source.extent()
 
     async def produce(send: Send) -> None:
-        position, end = await source.extent()
+        position = begin
         while position < end:
             if not (
                 data := await source.read(position, min(end, position + 2**18))

@@ -6,8 +6,9 @@ unchanged, or checked out anew, makes the same archive.
 
 What is ignored: what the file `.agentmgrignore` in the directory names, in the syntax of a .gitignore; where
 it says nothing of a name, directories that hold what tools can make again (version control, caches, virtual
-environments, `node_modules`; `!node_modules/` in the file has it packed); and the manager's own files.
-Sockets, pipes and devices are left out, as another machine has no use for them.
+environments, `node_modules`; `!node_modules/` in the file has it packed); and what belongs to managers and
+node daemons, as their databases and directories hold keys. Sockets, pipes and devices are left out, as
+another machine has no use for them.
 
 A symbolic link that leads out of the directory cannot be packed: it would lead elsewhere on another machine.
 """
@@ -19,7 +20,7 @@ import os
 import stat
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from hashlib import file_digest
 from operator import attrgetter
@@ -29,7 +30,7 @@ from typing import IO, TYPE_CHECKING
 from attrs import frozen
 
 from ..node.bundles import MAX_BUNDLE_BYTES, MAX_ENTRIES, mebibytes
-from ..process.paths import reason
+from ..process.paths import RuntimePaths, reason
 
 if TYPE_CHECKING:
     import pathspec
@@ -42,7 +43,8 @@ _IGNORED_DIRECTORIES = frozenset(
         *("__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"),
     }
 )
-_VIRTUAL_ENVIRONMENT = "pyvenv.cfg"  #: is in each, whatever its name; its programs name its own path
+_FOREIGN = (("pyvenv.cfg",), ("node.json", "credentials"))
+"""What a virtual environment has in it, whatever its name, and the directory of a node daemon."""
 _TIME = 315_532_800  #: of all files: 1980, the first year that a zip file can have
 _TRIES = 3  #: of a directory in which something changes while it is read
 
@@ -203,7 +205,7 @@ def _changed(found: os.stat_result) -> tuple[int, ...]:
 
 class _Scan:
     def __init__(self, directory: Path, own: frozenset[str]) -> None:
-        self._directory, self._own = directory, own
+        self._directory, self._own = directory, set(own)
         self._real = os.path.realpath(directory)
         self._ignored = _ignore_file(directory)
         self.left_out: list[str] = []
@@ -232,14 +234,15 @@ class _Scan:
                     pending.append(path)
         return found
 
-    def _children(self, inside: str) -> Iterator[os.DirEntry[str]]:
+    def _children(self, inside: str) -> list[os.DirEntry[str]]:
         directory = self._directory / inside
         try:
             with os.scandir(directory) as children:
-                yield from children
+                found = list(children)
         except FileNotFoundError:
             if not inside:
                 raise CannotPack(f"{directory} does not exist") from None
+            return []
         except NotADirectoryError:
             raise CannotPack(f"{directory} is no directory: name one with --ship") from None
         except OSError as error:
@@ -247,6 +250,12 @@ class _Scan:
                 f"{directory} cannot be read ({error.strerror}): name it in {self._directory / IGNORE_FILE} "
                 "if the agent does not need it"
             ) from None
+        for each in found:
+            database = os.path.join(directory, each.name.removesuffix(".d"))
+            if each.name.endswith(".d") and os.path.exists(database) and os.path.exists(f"{database}.d/lock"):
+                paths = RuntimePaths.of(database)
+                self._own |= {str(paths.directory), *map(str, paths.of_sqlite)}
+        return found
 
     def _entry(self, path: str, found: os.stat_result) -> Entry | None:
         """None: it is ignored."""
@@ -274,7 +283,9 @@ class _Scan:
             return False
         if os.path.basename(path) in _IGNORED_DIRECTORIES:
             return True
-        return os.path.lexists(self._directory / path / _VIRTUAL_ENVIRONMENT)
+        return any(
+            all(os.path.lexists(self._directory / path / mark) for mark in marks) for marks in _FOREIGN
+        )
 
     def _target(self, path: str) -> str:
         """Where the link leads, relative to itself. Raises `CannotPack`."""

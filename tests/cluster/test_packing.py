@@ -236,6 +236,18 @@ def seen(directory: Path) -> dict[str, object]:
     }
 
 
+def test_what_belongs_to_any_manager_or_node_is_left_out(project: Path) -> None:
+    write(
+        project,
+        **{"agent_manager.db": "", "agent_manager.db-wal": "", "agent_manager.db.d/lock": ""},
+        **{"agent_manager.db.d/cluster/key.pem": "secret", "notes.db": "", "conf.d/lock": "", "conf.d/x": ""},
+        **{"node.d/node.json": "", "node.d/credentials/key.pem": "secret", "sub/other.db.d/lock": ""},
+        **{"sub/other.db": "", "sub/node.json": ""},
+    )
+    kept = ["agent.py", "conf.d", "conf.d/lock", "conf.d/x", "notes.db", "sub", "sub/node.json"]
+    assert paths(project) == kept
+
+
 @settings(max_examples=25)
 @given(st.dictionaries(names, trees, min_size=1, max_size=5), st.integers(1000, 9000))
 async def test_what_is_unpacked_is_what_was_packed(

@@ -40,6 +40,9 @@ class Members(Protocol):
 
     def name_of(self, node_id: str) -> str: ...
 
+    def know_all(self) -> None:
+        """From now on what a node runs that is not attached to its handle is a stray, and ended."""
+
 
 class ClusterSlot:
     """Implements `supervisor.launcher.Slot`: a slot on one node after another."""
@@ -162,8 +165,7 @@ class ClusterLauncher:
 
     async def sweep(self, keep: frozenset[str]) -> int:
         """Of this machine; each node's daemon sweeps at its own start, and is told of strays as it links."""
-        for handle in self.nodes:
-            handle.know_all()
+        self.nodes.know_all()
         return await self._local.sweep(keep)
 
     def open_log(self, spec: ServiceSpec, position: int) -> LogSource:

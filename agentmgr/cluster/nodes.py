@@ -59,6 +59,7 @@ class Nodes:
         self._linked: set[str] = set()  #: as `_liveness` knows it
         self._liveness = Liveness(lost_after_s)
         self._observer = observer or NoObserver()
+        self._all_known = False
         self._again = trio.Event()  #: set when the time of the next look may be another one
         self._liveness.add(OWN, trio.current_time(), was_linked=True, cordoned=cordoned)
         self._liveness.link_up(OWN, trio.current_time())
@@ -99,9 +100,17 @@ class Nodes:
         handle = NodeHandle(node_id, name, address=address, labels=labels, manager_id=self._manager_id)
         handle.on_link = lambda: self._link_changed(handle)
         self._handles[node_id] = handle
+        if self._all_known:
+            handle.know_all()
         self._liveness.add(node_id, trio.current_time(), was_linked=ran, cordoned=cordoned)
         self._look()
         return handle
+
+    def know_all(self) -> None:
+        """The manager has adopted all that it knows: what else its nodes run is ended, now and later."""
+        self._all_known = True
+        for handle in self:
+            handle.know_all()
 
     def forget(self, node_id: str) -> None:
         """It will not come back: what it ran is started elsewhere."""

@@ -46,6 +46,7 @@ class ChildRun:
         self.state = InstanceState(
             entry.record.instance_id, entry.record.token, child.completes, serves=child.serves
         )
+        self.is_stray = False  #: it drains, and ends: its manager does not know it
         self.done = trio.Event()  #: it is over, or left to the next daemon
         self._context = context
         self._config = entry.spec.config

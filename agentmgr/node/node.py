@@ -332,8 +332,18 @@ class Node:
                     instance = self._new_instance(order)
                 except AgentManagerError as error:
                     return CannotStart(Cause.CANNOT_EXECUTE.name, str(error))
+            await self._end_strays_of(instance)
             with suppress(Closed):
                 return await instance.launch(order)
+
+    async def _end_strays_of(self, instance: NodeInstance) -> None:
+        """Those whose place it takes end first: they may have its port. A rolling restart has none."""
+        order = instance.order
+        place = order.spec.service_id, order.position
+        for other in list(self.instances.values()):
+            run, its = other.run, other.order
+            if run is not None and run.is_stray and (its.spec.service_id, its.position) == place:
+                await run.end(order.spec.config.stop_timeout)
 
     def _placed(self, order: Launch) -> ServiceSpec | None:
         """The service as it runs here; None: what was to be sent along is not here."""
@@ -396,6 +406,7 @@ class Node:
             return Done()
         run = instance.run
         if run is not None and run.state.end is None:
+            run.is_stray = True
             log.info(
                 "ending instance %s: the manager has replaced it, or does not know it", order.instance_id
             )

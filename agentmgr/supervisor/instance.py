@@ -187,15 +187,9 @@ class InstanceTask:
         return await endings.exited(child, exit, self._ready_for_s(), is_job=self._config.is_job)
 
     async def _become_ready(self, child: Child) -> Ending | None:
-        timeout_s = self._config.startup_timeout
-        record, seen = child.record, ""
-        for patience_s in (timeout_s, min(timeout_s, _LAST_LOOK_S)):
-            with trio.move_on_after(patience_s):
-                await child.wait_ready()
-                break
-            seen = seen or await child.unready()
-        else:
-            return await endings.not_ready(child, timeout_s, seen)
+        record = child.record
+        if (seen := await self._unready(child)) is not None:
+            return await endings.not_ready(child, self._config.startup_timeout, seen)
         if child.record != record:
             self.entry.set(child.record)
         await self.entry.written()
@@ -210,6 +204,21 @@ class InstanceTask:
         )
         self._first_try.succeed()
         return None
+
+    async def _unready(self, child: Child) -> str | None:
+        """What it has shown instead of being ready in time; None: it is ready."""
+        timeout_s = self._config.startup_timeout
+        while True:
+            seen, silent = "", False
+            for patience_s in (timeout_s, min(timeout_s, _LAST_LOOK_S)):
+                with trio.move_on_after(patience_s):
+                    await child.wait_ready()
+                    return None
+                silent |= bool(child.silent)  # time in which it cannot be asked does not count
+                seen = seen or await child.unready()
+            if not silent:
+                return seen
+            self._report(error_message=child.silent or None)
 
     async def _notice_serving(self, child: Child) -> None:
         """Reports it as soon as it opens its port. Checks notice that too, but later."""

@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 import trio
 import trio.testing
-from attrs import evolve
 
 from agentmgr.cluster.launcher import ClusterLauncher
 from agentmgr.cluster.node_handle import NodeHandle
@@ -22,8 +21,9 @@ from agentmgr.testing.fake_launcher import Behaviour, FakeLauncher
 from tests.supervisor.conftest import MemoryRecorder
 
 
-def spec(name="svc", **config):
-    return ServiceSpec(name, ServiceConfig(agent_factory_path="agent.py", **config))
+def spec(name="svc", port=None, **config):
+    config = ServiceConfig(agent_factory_path="agent.py", **config)
+    return ServiceSpec(name, config, port=port, desired_status=DesiredStatus.RUNNING)
 
 
 class Hooked(FakeLauncher):
@@ -61,6 +61,9 @@ class Members:
     def candidates(self):
         state = NodeState.LINKED if self.handle.linked else NodeState.SILENT
         return [Candidate("node-b", "b", NodeState.LOST if self.handle.lost else state)]
+
+    def know_all(self):
+        self.handle.know_all()
 
     def name_of(self, node_id):
         return "b" if node_id else "a"
@@ -254,7 +257,6 @@ async def test_the_next_manager_adopts_what_it_knows_and_ends_what_it_does_not(b
     assert len(launcher.running) == 3
     b.new_manager()
     await b.restart_daemon()
-    known = evolve(known, desired_status=DesiredStatus.RUNNING)
     async with b.supervisor(adopt=[(known, records)]) as supervisor:
         await b.until(lambda: b.handle.linked)
         await trio.sleep(60)
@@ -381,3 +383,54 @@ async def test_200_instances_attach_again_at_once(b, launcher, autojump_clock):
         await trio.sleep(30)
         assert {it.status for it in supervisor.instances()} == {ServiceStatus.RUNNING}
         assert launcher.launches == 200
+
+
+async def test_an_adopted_instance_waits_for_its_node_beyond_its_startup_timeout(b, autojump_clock):
+    recorder, service = MemoryRecorder(), spec()
+    async with b.supervisor(recorder) as supervisor:
+        await supervisor.start(service)
+        await supervisor.shutdown(leave_running=True)
+    await b.cut()
+    b.new_manager()
+    async with b.supervisor(adopt=[(service, list(recorder.records.values()))]) as supervisor:
+        await trio.sleep(100)
+        (instance,) = supervisor.instances()
+        assert (instance.status, instance.node) == (ServiceStatus.STARTING, "b")
+        assert instance.error_message.startswith("node b is silent")
+        await b.mend()
+        await trio.sleep(1)
+        (instance,) = supervisor.instances()
+        assert (instance.status, instance.restart_count) == (ServiceStatus.RUNNING, 0)
+
+
+async def test_what_waits_for_its_node_goes_on_there_and_starts_elsewhere_only_when_that_is_forgotten(
+    b, launcher, autojump_clock
+):
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec(on_node_loss="wait"))
+        before = supervisor.instances()
+        await b.cut()
+        b.handle.lose("silent for 15 s")
+        await trio.sleep(1000)
+        assert supervisor.instances()[0].status is ServiceStatus.RUNNING
+        await b.mend()
+        await trio.sleep(60)
+        assert (supervisor.instances(), launcher.launches) == (before, 1)
+        b.handle.forget()
+        await trio.sleep(1)
+        assert supervisor.instances()[0].status is ServiceStatus.STARTING
+
+
+async def test_a_fixed_port_is_free_before_the_next_takes_it(b, launcher, autojump_clock):
+    launcher.behaviours = [Behaviour(stop_takes_s=5)]
+    launcher.as_it_launches = b.kill_manager
+    service = spec(port=8100, drain_timeout=600)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(b.start_and_forget, service)
+        await b.until(lambda: launcher.launches == 1)
+        nursery.cancel_scope.cancel()
+    async with b.supervisor() as supervisor:
+        await b.mend()
+        await supervisor.start(service)
+        old, new = launcher.children
+        assert old.ended_at <= new.launched_at

@@ -1,4 +1,5 @@
-"""Runs the Autobahn fuzzing client against two echo servers, straight and through the gateway.
+"""Runs the Autobahn fuzzing client against two echo servers: straight, through the gateway, and across, which
+is through a gateway and the gate of another node.
 
 `tests/autobahn/run` installs the client and calls this. Exit code 1 when any verdict differs, where
 
@@ -24,13 +25,18 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from attrs import evolve
 from trio_websocket import ConnectionClosed, HandshakeError, wrap_server_stream
 from websockets.asyncio.server import ServerConnection, serve
 
-from agentmgr.core.routing import Backend, RoutingTable
+from agentmgr.ca import Authority
+from agentmgr.core.routing import Backend, Gate, RoutingTable
+from agentmgr.credentials import Credentials
 from agentmgr.proxy import Gateway
 
 HOST = "127.0.0.1"
+NODES = ("nod_00000000000000aa", "nod_00000000000000bb")
+WAYS = ("through", "across")
 _TRIES = 6
 
 Verdict = tuple[str, str, int | None]  # on the messages, on the closing, and the close code that came
@@ -90,10 +96,10 @@ async def compare(wstest: list[str], reports: Path, cases: list[str]) -> int:
         )
         listeners = await trio.open_tcp_listeners(0, host=HOST)
         await nursery.start(partial(Gateway(RoutingTable(backends=instances)).serve, listeners))
-        front = f"ws://{HOST}:{listeners[0].socket.getsockname()[1]}/services"
-        straight = {name: f"ws://{HOST}:{port}" for name, port in ports.items()}
-        through = {name: f"{front}/{name}" for name in ports}
-        ways = {"straight": straight, "through": through}
+        across = await two_nodes(instances, reports, nursery)
+        ways = {"straight": {name: f"ws://{HOST}:{port}" for name, port in ports.items()}}
+        for way, front in {"through": listeners[0].socket.getsockname()[1], "across": across}.items():
+            ways[way] = {name: f"ws://{HOST}:{front}/services/{name}" for name in ports}
         seen = await judge(wstest, ways, reports, cases)
         for again in range(1, _TRIES):
             if not (differing := sorted({case for _, case in differences(seen)})):
@@ -106,10 +112,30 @@ async def compare(wstest: list[str], reports: Path, cases: list[str]) -> int:
     return report(seen)
 
 
+async def two_nodes(instances: tuple[Backend, ...], directory: Path, nursery: trio.Nursery) -> int:
+    """The port of a gateway, whose instances are behind the gate of another one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    authority = Authority.open(directory / "ca")
+    gate_listeners = await trio.open_tcp_listeners(0, host=HOST)
+    gates = {node_id: Gate(HOST, gate_listeners[0].socket.getsockname()[1]) for node_id in NODES}
+    backends = tuple(evolve(backend, node_id=NODES[1]) for backend in instances)
+    ports = []
+    for node_id in NODES:
+        credentials = Credentials(directory / node_id)
+        credentials.directory.mkdir(exist_ok=True)
+        credentials.keep(authority.issue(credentials.make_request(), node_id), authority.pem)
+        gateway = Gateway(RoutingTable(backends, gates=gates), node_id=node_id, credentials=credentials)
+        listeners = await trio.open_tcp_listeners(0, host=HOST)
+        ports.append(listeners[0].socket.getsockname()[1])
+        here = gate_listeners if node_id == NODES[1] else ()
+        await nursery.start(partial(gateway.serve, listeners, gate_listeners=here))
+    return int(ports[0])
+
+
 async def judge(
     wstest: list[str], ways: dict[str, dict[str, str]], reports: Path, cases: list[str]
 ) -> dict[str, Verdicts]:
-    """Runs these cases both ways at once."""
+    """Runs these cases all ways at once."""
     async with trio.open_nursery() as nursery:
         for way, urls in ways.items():
             nursery.start_soon(run_cases, wstest, urls, reports / way, cases)
@@ -143,12 +169,13 @@ def verdicts(index: Path) -> Verdicts:
 
 
 def differences(seen: dict[str, Verdicts]) -> list[Key]:
-    """The cases of which no verdict was seen on both ways."""
-    straight, through = seen["straight"], seen["through"]
+    """The cases of which no verdict was seen both straight and another way."""
+    straight = seen["straight"]
     return [
         key
         for key in straight
-        if not any(same(one, other) for one in straight[key] for other in through.get(key, ()))
+        for way in WAYS
+        if not any(same(one, other) for one in straight[key] for other in seen[way].get(key, ()))
     ]
 
 
@@ -162,19 +189,21 @@ def lost(straight: Verdict, through: Verdict) -> bool:
 
 
 def report(seen: dict[str, Verdicts]) -> int:
-    """Prints how the two ways compare; returns the number of cases in which they differ."""
-    straight, through = seen["straight"], seen["through"]
-    for server in dict.fromkeys(server for server, _ in straight):
-        keys = [key for key in straight if key[0] == server]
-        counts = Counter(" or ".join(sorted({verdict[0] for verdict in through[key]})) for key in keys)
-        print(f"{server}: {len(keys)} cases, {', '.join(f'{n} {what}' for what, n in counts.most_common())}")
-        dropped = sum(any(lost(a, b) for a in straight[key] for b in through[key]) for key in keys)
-        if dropped:
-            print(f"  in {dropped} cases the server dropped the connection, and the gateway said 1011")
+    """Prints how the ways compare; returns the number of cases in which they differ."""
+    straight = seen["straight"]
+    for way in WAYS:
+        there = seen[way]
+        for server in dict.fromkeys(server for server, _ in straight):
+            keys = [key for key in straight if key[0] == server]
+            counts = Counter(" or ".join(sorted({verdict[0] for verdict in there[key]})) for key in keys)
+            told = ", ".join(f"{n} {what}" for what, n in counts.most_common())
+            print(f"{way}, {server}: {len(keys)} cases, {told}")
+            dropped = sum(any(lost(a, b) for a in straight[key] for b in there[key]) for key in keys)
+            if dropped:
+                print(f"  in {dropped} cases the server dropped the connection, and the gateway said 1011")
     differing = differences(seen)
-    for server, case in differing:
-        key = (server, case)
-        print(f"  {server} {case}: straight {straight[key]}, through the gateway {through[key]}")
+    for key in differing:
+        print(f"  {' '.join(key)}: " + "; ".join(f"{way} {found[key]}" for way, found in seen.items()))
     return len(differing)
 
 

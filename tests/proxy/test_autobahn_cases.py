@@ -1,4 +1,5 @@
-"""Autobahn's cases of framing, pings, fragments, UTF-8 and closing: the same verdicts through the gateway.
+"""Autobahn's cases of framing, pings, fragments, UTF-8 and closing: the same verdicts through the gateway,
+and through a gateway and the gate of another node.
 
 kosoku runs the Autobahn suite's own case files on a runner of its own, on today's Python and in seconds. All
 groups, judged by Autobahn itself, take long and are a command: tests/autobahn/run.
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 import trio
+
+from .gates import Cluster, crossing
 
 kosoku = pytest.importorskip("kosoku", reason="kosoku has no wheel for this kind of machine")
 
@@ -53,27 +56,32 @@ def verdicts(port: int, cases: list[str]) -> dict[str, Verdict]:
     }
 
 
-async def test_the_verdicts_are_those_straight_to_the_server(lab, server_port: int) -> None:
-    async with lab.gateway(lab.backend(server_port)) as stage:
+async def test_the_verdicts_are_those_straight_to_the_server(lab, server_port: int, tmp_path: Path) -> None:
+    backend = lab.backend(server_port)
+    async with lab.gateway(backend) as stage, crossing(lab, Cluster(tmp_path), backend) as c:
+        ways = {"straight": server_port, "through": stage.port, "across": c.near.port}
 
-        async def judged(cases: list[str]) -> tuple[dict[str, Verdict], dict[str, Verdict]]:
-            straight = await trio.to_thread.run_sync(verdicts, server_port, cases)
-            through = await trio.to_thread.run_sync(verdicts, stage.port, cases)
-            assert straight.keys() == through.keys()
-            return straight, through
+        async def judged(cases: list[str]) -> dict[str, dict[str, Verdict]]:
+            found = {way: await trio.to_thread.run_sync(verdicts, port, cases) for way, port in ways.items()}
+            assert found["straight"].keys() == found["through"].keys() == found["across"].keys()
+            return found
 
-        straight, through = await judged(CASES)
-        assert len(straight) == len(stage.witness.opened) > 240
+        first = await judged(CASES)
+        straight = first["straight"]
+        assert len(straight) == len(stage.witness.opened) == len(c.near.witness.opened) > 240
         assert sum(verdict[0] == "OK" for verdict in straight.values()) > 200
 
         # Whether a server still echoes what came before a fault is up to how many bytes it reads at once, so
         # some cases have two right verdicts. They differ where none is seen on both ways.
-        seen = {case: ({straight[case]}, {through[case]}) for case in straight}
+        seen = {case: {way: {first[way][case]} for way in ways} for case in straight}
         for _ in range(10):
-            differing = [case for case, (one, other) in seen.items() if not one & other]
-            if not differing:
+            if not (differing := [case for case in seen if differ(seen[case])]):
                 break
-            for side, more in enumerate(await judged(differing)):
-                for case, verdict in more.items():
-                    seen[case][side].add(verdict)
-        assert {case: pair for case, pair in seen.items() if not pair[0] & pair[1]} == {}
+            for way, found in (await judged(differing)).items():
+                for case, verdict in found.items():
+                    seen[case][way].add(verdict)
+        assert {case: verdicts for case, verdicts in seen.items() if differ(verdicts)} == {}
+
+
+def differ(seen: dict[str, set[Verdict]]) -> bool:
+    return not all(seen["straight"] & found for found in seen.values())

@@ -198,15 +198,15 @@ class Connections:
 
         One on this node ends them itself when it goes. Of a node that was lost no word may come for minutes.
         """
-        for instance_id in (
-            self._by_instance.keys() if changed is None else self._by_instance.keys() & changed
-        ):
-            connections = self._by_instance[instance_id]
+        looked_at = self._by_instance.keys() if changed is None else self._by_instance.keys() & changed
+        for instance_id in looked_at:
             known = router.by_id.get(instance_id)
-            if known is not None and known.state is not BackendState.COMING:
-                continue
-            for connection in connections:
-                if connection.backend.node_id != node_id and connection.gone_at == math.inf:
+            lives = known is not None and known.state is not BackendState.COMING
+            for connection in self._by_instance[instance_id]:
+                its = connection.backend.node_id
+                if its == node_id or connection.gone_at < math.inf:
+                    continue
+                if not lives or (known is not None and known.node_id != its):
                     connection.gone_at = trio.current_time() + _GONE_S
                     connection.tunnel.changed.set()
 

@@ -27,10 +27,12 @@ from attrs import Factory, evolve, field, frozen
 
 from ..codec import from_answer, parse_json, to_plain
 from ..core.health import ProbeResult
+from ..core.leases import LEASE_S as SEATS_LEASE_S
 from ..core.restart import Cause, Exit
 from ..core.scaling import Turns
 from ..errors import InvalidRequest
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
+from ..settings import Settings
 from ..supervisor.log_window import LogMatches, LogWindow
 from .bundles import BundleRefused, HasBundle, PutBundle, Shipment
 from .checkup import Examine, Examined
@@ -140,6 +142,13 @@ class Figures:
     troubles: tuple[str, ...] = ()
     fork_servers: tuple[ForkServerState, ...] = ()
     preloaded: Mapping[str, str] = Factory(dict)  #: by service id
+
+
+@frozen
+class GatewayTroubles:
+    """Why gateways that the node is to keep do not run, for people; none where all do."""
+
+    reasons: tuple[str, ...]
 
 
 # What a manager says that has no answer.
@@ -282,6 +291,39 @@ class Check:
     timeout_s: float
 
 
+@frozen
+class GatewayOrder:
+    """One gateway worker that a node is to keep; what depends on the node its daemon adds."""
+
+    settings: Settings
+    address: str  #: of the node
+    port: int  #: of its clients
+    listens: bool = True  #: False: it has a gate only, and no clients of its own
+    lease_s: float = SEATS_LEASE_S
+
+
+@frozen
+class KeepGateways:
+    """The gateways that the node is to keep, and no others. Answered by `Done` when that is written down."""
+
+    gateways: tuple[GatewayOrder, ...]
+    at_least: bool = False  #: those that it keeps already may stay, if there are any
+
+
+@frozen
+class AwaitGateway:
+    """Answered by `Done` when that worker's process has ended."""
+
+    worker_id: str
+
+
+@frozen
+class KillGateway:
+    """Kills a worker that does not answer. Answered by `Done` when it has ended."""
+
+    worker_id: str
+
+
 # Answers.
 
 
@@ -344,7 +386,7 @@ class Checked:
     result: ProbeResult
 
 
-Report = Hello | Has | Complete | Changed | Figures
+Report = Hello | Has | Complete | Changed | Figures | GatewayTroubles
 Directive = Welcome | Unwelcome | Settled | Cancel
 Order = (
     Launch
@@ -361,6 +403,9 @@ Order = (
     | AskUnready
     | Check
     | PutBundle
+    | KeepGateways
+    | AwaitGateway
+    | KillGateway
     | LogTail
     | LogNext
     | LogLook

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import trio
 
+from ..errors import AgentManagerError
 from ..process.control_socket import connect
 from ..process.paths import RuntimePaths
 from .spec import WorkerSpec
@@ -13,7 +14,9 @@ WORKER_PROTOCOL = "agentmgr-worker/1"
 
 
 async def dial(spec: WorkerSpec) -> trio.abc.Stream:
-    """A connection to the manager that runs. Raises `OSError`, `AgentManagerError`."""
+    """A connection to the manager that runs. Raises `OSError`: on another machine also where that is not this
+    cluster's manager. Raises `DatabaseUnusable`, as `connect`.
+    """
     if spec.manager is None:
         return await connect(RuntimePaths.of(spec.settings.db_path).worker_socket)
     from .. import dialing  # here: `ssl` is for clusters only
@@ -21,6 +24,8 @@ async def dial(spec: WorkerSpec) -> trio.abc.Stream:
 
     assert spec.credentials is not None
     address = dialing.ManagerAddress(spec.manager.host, spec.manager.port)
-    return await dialing.dial(
-        address, Credentials(spec.credentials), WORKER_PROTOCOL, source=spec.manager.source
-    )
+    credentials = Credentials(spec.credentials)
+    try:
+        return await dialing.dial(address, credentials, WORKER_PROTOCOL, source=spec.manager.source)
+    except AgentManagerError as error:
+        raise OSError(error.message) from error

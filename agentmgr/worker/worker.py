@@ -22,7 +22,7 @@ from ..core.leases import Lease
 from ..core.routing import Gate
 from ..core.secrets import token_of
 from ..core.shared_seats import Grant, SharedSeats
-from ..errors import AgentManagerError, ConnectionNotFound, InvalidRequest, leaves
+from ..errors import ConnectionNotFound, InvalidRequest, leaves
 from ..link import HEARTBEAT_S, SILENCE_S, Link
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy, utc_now
 from ..protocol import COME_BACK
@@ -177,7 +177,7 @@ class Worker:
         while True:
             try:
                 stream = await dial(self._spec)
-            except (OSError, AgentManagerError) as error:  # no manager runs now: try again
+            except OSError as error:  # no manager runs now: try again
                 pause = min(pause * 2, _LAST_RETRY_S)
                 if self._spec.manager is not None and str(error) != trouble:
                     trouble = str(error)

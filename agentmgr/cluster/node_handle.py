@@ -121,6 +121,7 @@ class NodeHandle:
         self.unlinked_why = "not linked since the manager has started"
         self.lost: str | None = None  #: the reason, from when it was given up until it links again
         self.forgotten = False  #: it will not come back
+        self.refused = ""  #: why its last daemon was not let in; "": it was
         self.figures: Figures | None = None  #: the last ones
         self.news = trio.lowlevel.ParkingLot()  #: unparked when it links, falls silent or is lost
         self.on_link: Callable[[], None] = lambda: None  #: called first when `linked` or `lost` changes
@@ -341,16 +342,15 @@ class NodeHandle:
                 receive(message)
 
     def _greet(self, opening: _Opening, scope: trio.CancelScope, hello: Hello) -> None:
-        opening.welcome = False
-        if hello.facts.node_id != self.node_id:
-            opening.link.put(Unwelcome(f"the certificate is that of node {self.name}, another one"))
-        elif hello.version != VERSION:
-            older = "the manager" if hello.version > VERSION else "the node"
-            reason = f"it speaks version {hello.version} of the protocol, the manager {VERSION}"
-            opening.link.put(Unwelcome(f"{reason}: update agentmgr on {older}"))
-            log.warning("node %s is not let in: %s; update agentmgr on %s", self.name, reason, older)
-        elif not self.forgotten:
-            opening.welcome = True
+        refusal = self._refusal(hello)
+        opening.welcome = refusal is None
+        if refusal is not None:
+            opening.link.put(Unwelcome(refusal))
+            if refusal != self.refused:
+                log.warning("a daemon of node %s is not let in: %s", self.name, refusal)
+            self.refused = refusal
+        else:
+            self.refused = ""
             self._serving.cancel()
             self._serving, self._link, self.facts = scope, opening.link, hello.facts
             self.clock_skew_s = (hello.now - utc_now()).total_seconds()
@@ -358,6 +358,24 @@ class NodeHandle:
             for call in self._calls.values():
                 if call.answer is None:
                     self._send(opening.link, call)
+
+    def _refusal(self, hello: Hello) -> str | None:
+        facts, known = hello.facts, self.facts
+        if self.forgotten:
+            return "the node was forgotten: join it anew"
+        if facts.node_id != self.node_id:
+            return f"its certificate is that of node {self.name}, which it is not"
+        if hello.version != VERSION:
+            older = "of the manager" if hello.version > VERSION else "on the node"
+            return (
+                f"it speaks version {hello.version} of the protocol, not {VERSION}: update agentmgr {older}"
+            )
+        if self.linked and known is not None and _machine(facts) != _machine(known):
+            return (
+                f"a daemon of it on {known.host_name} is linked, and this one is on {facts.host_name}: its "
+                "directory was copied; give this machine another one, and join it"
+            )
+        return None
 
     def _is_linked(self, states: dict[str, InstanceState]) -> None:
         """All that runs there was said."""
@@ -393,3 +411,7 @@ class NodeHandle:
             self._usage.setdefault(instance_id, deque(maxlen=USAGE_KEPT)).append(usage)
         for instance_id in self._usage.keys() - self._states.keys():
             del self._usage[instance_id]
+
+
+def _machine(facts: Facts) -> tuple[str, str]:
+    return facts.host_name, facts.boot_id

@@ -30,11 +30,12 @@ from ..node.protocol import (
     Ended,
     InstanceState,
     Kill,
+    Order,
     TurnsNow,
     Unready,
     misfortune_of,
 )
-from .node_handle import NodeHandle, NodeLost, OrderFailed
+from .node_handle import Kind, NodeHandle, NodeLost, OrderFailed
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +97,8 @@ class RemoteChild:
         self.record = evolve(self.record, ready_unasked=self._state.ready_unasked)
 
     async def unready(self) -> str:
-        if self.silent:
-            return self.silent
-        try:
-            self._unready = await self._handle.call(AskUnready(*self._key), Unready)
-        except (NodeLost, OrderFailed) as problem:
-            return str(problem)
-        return self._unready.seen
+        self._unready = await self._ask(AskUnready(*self._key), Unready)
+        return self._said_nothing if self._unready is None else self._unready.seen
 
     async def probe(self, timeout_s: float, *, fresh: bool = True) -> ProbeResult | None:
         """`fresh`: asked now; else as its daemon has found it at its last regular check."""
@@ -115,17 +111,36 @@ class RemoteChild:
                 known = evolve(known, quiet_s=figures.quiet_s[instance_id])
             return known
         with trio.move_on_after(timeout_s + _ANSWER_S):
-            with suppress(NodeLost, OrderFailed):
-                return (await self._handle.call(Check(*self._key, timeout_s), Checked)).result
+            checked = await self._ask(Check(*self._key, timeout_s), Checked)
+            return None if checked is None else checked.result
         return None
 
     async def turns(self) -> Turns | None:
-        if self.silent:
-            raise OSError(self.silent)
-        try:
-            return (await self._handle.call(AskTurns(*self._key), TurnsNow)).turns
-        except (NodeLost, OrderFailed) as problem:
-            raise OSError(str(problem)) from None
+        answer = await self._ask(AskTurns(*self._key), TurnsNow)
+        if answer is None:
+            raise OSError(self._said_nothing)
+        return answer.turns
+
+    async def _ask(self, order: Order, kind: type[Kind]) -> Kind | None:
+        """None: its node is silent, or falls silent before it answers, or cannot tell."""
+        answer: Kind | None = None
+        if not self.silent:
+            async with trio.open_nursery() as nursery:
+
+                async def until_silent() -> None:
+                    while not self.silent:
+                        await self._news.park()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(until_silent)
+                with suppress(NodeLost, OrderFailed):
+                    answer = await self._handle.call(order, kind)
+                nursery.cancel_scope.cancel()
+        return answer
+
+    @property
+    def _said_nothing(self) -> str:
+        return self.silent or f"node {self._handle.name} could not ask it"
 
     # Draining
 

@@ -26,6 +26,8 @@ from .protocol import (
 
 log = logging.getLogger(__name__)
 
+_DIED_WITH_DAEMON = "the daemon of its node ended, and it with that"  #: where `on_manager_death` is `die`
+
 
 @frozen
 class InstanceContext:
@@ -51,6 +53,7 @@ class ChildRun:
         self._context = context
         self._config = entry.spec.config
         self._asked_to_end = trio.CancelScope()
+        self._not_its_fault = ""
         self._grace_s = self._config.stop_timeout  #: of the end that nobody has asked for
         self._health = HealthWatch(self._config, entry.check_interval_s, context.random)
 
@@ -59,18 +62,21 @@ class ChildRun:
 
         When it is cancelled it is left to the next daemon, unless it must not outlive this one.
         """
-        leave = self._config.on_manager_death == OnManagerDeath.KEEP
+        cancelled = True
         try:
             with self._asked_to_end:
                 await self._watch()
-            leave = False
+            cancelled = False
         except Exception:  # a fault of ours must not reach other instances
             log.exception("internal error: watching instance %s failed; ending it", self.state.instance_id)
-            leave = False
+            cancelled, self._not_its_fault = False, "internal error on its node; its daemon's log says more"
         finally:
-            if leave and not self._asked_to_end.cancel_called:
+            leave = cancelled and not self._asked_to_end.cancel_called
+            if leave and self._config.on_manager_death == OnManagerDeath.KEEP:
                 self.child.release()
             else:
+                if leave:
+                    self._not_its_fault = _DIED_WITH_DAEMON
                 with trio.CancelScope(shield=True):
                     await self._end()
             self.done.set()
@@ -98,9 +104,10 @@ class ChildRun:
         """As `Child.drain`; reports whether it knows when a session is idle."""
         await self.child.drain(code, lambda knows: self._report(knows_idle=knows))
 
-    def give_up(self, grace_s: float) -> None:
-        """As `end`, without waiting."""
+    def give_up(self, grace_s: float, why: str = "") -> None:
+        """As `end`, without waiting. `why`: the reason, where that is neither its own fault nor an order."""
         self._grace_s = grace_s
+        self._not_its_fault = self._not_its_fault or why
         self._asked_to_end.cancel()
 
     async def _watch(self) -> None:
@@ -140,6 +147,8 @@ class ChildRun:
     async def _end(self) -> None:
         exit = await self.child.end(self._grace_s)
         if self.state.end is None:
+            if self._not_its_fault:
+                exit = Exit(node_lost=self._not_its_fault)
             self._ended(End(exit, output=await self.child.last_output()))
         self._report(over=True)
 
@@ -242,12 +251,14 @@ class NodeInstance:
         if child is not None:
             self._begin(ChildRun(child, entry, self._context))
             return True
+        dies = entry.spec.config.on_manager_death == OnManagerDeath.DIE
+        exit = Exit(node_lost=_DIED_WITH_DAEMON) if dies else Exit()
         self._gone_entry = entry
         self._found_gone = InstanceState(
             entry.record.instance_id,
             entry.record.token,
             completes=bool(entry.spec.config.command),
-            end=entry.end or End(Exit()),
+            end=entry.end or End(exit),
             over=True,
         )
         return False

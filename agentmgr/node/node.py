@@ -292,7 +292,7 @@ class Node:
             for instance in self.instances.values():
                 config = instance.order.spec.config
                 if config.on_manager_death == OnManagerDeath.DIE and instance.run is not None:
-                    instance.run.give_up(config.stop_timeout)
+                    instance.run.give_up(config.stop_timeout, f"its node had no manager for {LEASE_S:g} s")
 
     # Orders
 

@@ -434,3 +434,39 @@ async def test_a_fixed_port_is_free_before_the_next_takes_it(b, launcher, autoju
         await supervisor.start(service)
         old, new = launcher.children
         assert old.ended_at <= new.launched_at
+
+
+async def test_what_dies_with_the_daemon_is_not_at_fault_for_that(b, launcher, autojump_clock):
+    async with b.supervisor(recorder := MemoryRecorder()) as supervisor:
+        await supervisor.start(spec(on_manager_death="die", max_restart_count=0))
+        await b.restart_daemon()
+        await trio.sleep(5)
+        assert recorder.ends[0].reason.startswith("the daemon of its node ended")
+        (instance,) = supervisor.instances()
+        assert instance.status is ServiceStatus.RUNNING
+        assert len(launcher.running) == 1
+
+
+async def test_a_question_ends_as_soon_as_the_node_is_silent(b, autojump_clock):
+    async with b.supervisor() as supervisor:
+        service = spec(health_check_timeout=100)
+        await supervisor.start(service)
+        b.launcher.hang("svc")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(supervisor.check, service.service_id)
+            await trio.sleep(1)
+            await b.cut()
+            began = trio.current_time()
+        assert trio.current_time() - began < 0.1
+        b.launcher.running[0].hangs = False
+
+
+async def test_a_daemon_that_is_not_let_in_says_why_and_so_does_the_manager(b, caplog, autojump_clock):
+    await b.until(lambda: b.handle.linked)
+    other = Node(b.directory / "copy", FakeLauncher(), Facts("node-b", "elsewhere"), b.dial)
+    b.nursery.start_soon(other.run)
+    await trio.sleep(10)
+    assert b.handle.linked
+    assert b.handle.facts.host_name == "host-b"
+    refusals = [it for it in caplog.messages if "its directory was copied" in it]
+    assert len(refusals) == 2  # each of them, once

@@ -33,6 +33,7 @@ _STATUS: Mapping[type[AgentManagerError], int] = {
     errors.ServiceFailed: 422,  # the request was right, the program that it names was not
     errors.NoServiceAvailable: 503,
     errors.ManagerNotRunning: 503,
+    errors.CannotReachManager: 503,  # of nodes: no interface answers with it
     errors.StorageError: 503,
 }
 

@@ -71,6 +71,10 @@ _SECTIONS = {
         "backup": "Copy the database to a file, while everything runs.",
         "restore": "Put a copy of the database back.",
     },
+    "More machines": {
+        "node": "Run this machine as a node of a manager's cluster.",
+        "nodes": "List the nodes of the cluster; invite, cordon and forget them.",
+    },
     "About it": {
         "info": "Show the running manager and where it keeps its files.",
         "settings": "Show the settings that hold here, and how to set each.",

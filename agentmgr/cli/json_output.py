@@ -17,6 +17,10 @@ _SESSION = """
     session_id service name owner state instance_id turns input_tokens output_tokens created_at
     last_used_at ended_at end_reason
 """
+_NODE = """
+    node_id name address state reason instances sessions cpu_percent memory_bytes labels resources
+    joined_at cordoned agentmgr python clock_skew_s troubles
+"""
 _KEYS = {
     "list": ("array", _SERVICE),
     "status NAME": ("object", f"{_SERVICE} stats"),
@@ -50,6 +54,8 @@ _KEYS = {
     ),
     "routes test": ("object", "rule strategy candidates chosen service code reason rules"),
     "tokens list": ("array", "token_id name scopes created_at expires_at"),
+    "nodes list": ("array", _NODE),
+    "nodes show NAME": ("object", _NODE),
     "doctor": ("array", "what result found advice"),
     "info": ("object", "version manager files"),
     "version": ("object", "agentmgr python trio trio-websocket hypercorn quart-trio platform"),

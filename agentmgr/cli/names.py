@@ -52,6 +52,7 @@ def _names(ctx: click.Context, table: str) -> list[str]:
 SERVICE = Name("services")
 RULE = Name("rules")
 TOKEN = Name("tokens")
+NODE = Name("nodes")
 
 # Completed as the shell does it; who uses the file says what is wrong with it.
 FILE = click.Path(readable=False)

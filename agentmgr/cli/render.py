@@ -129,7 +129,7 @@ def url(kind: str, host: str, port: int, *, tls: bool = False, **others: object)
 
     `others`: what a manager of another version says besides.
     """
-    scheme = {"proxy": "ws", "api": "http"}[kind] + ("s" if tls else "")
+    scheme = {"proxy": "ws", "api": "http"}.get(kind, kind) + ("s" if tls and kind != "cluster" else "")
     if is_wildcard(host):
         host = "localhost"
     return f"{scheme}://{authority(host, port)}"
@@ -143,7 +143,7 @@ def console(host: str, port: int, *, tls: bool = False, **others: object) -> str
 def address(kind: str, host: str, port: int, *, tls: bool, **others: object) -> str:
     """As in `gateway at ws://localhost:9090`."""
     where = url(kind, host, port, tls=tls)
-    return f"gateway at {where}" if kind == "proxy" else f"API at {where}/docs"
+    return {"proxy": f"gateway at {where}", "api": f"API at {where}/docs"}.get(kind, where)
 
 
 _S = ServiceStatus

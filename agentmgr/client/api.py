@@ -15,6 +15,7 @@ from .. import models
 from ..codec import from_answer
 from ..errors import AgentManagerError
 from .http import Lines
+from .nodes import NodeCalls
 from .rest import flag, quoted
 from .routing import RoutingCalls
 from .services import ServiceCalls
@@ -24,7 +25,7 @@ from .tokens import TokenCalls
 ListenerKind = Literal["proxy", "api"]
 
 
-class ManagerClient(ServiceCalls, RoutingCalls, TokenCalls):
+class ManagerClient(ServiceCalls, RoutingCalls, NodeCalls, TokenCalls):
     """Asks a running manager.
 
         async with ManagerClient(RuntimePaths.of("agents.db").control_socket) as manager:

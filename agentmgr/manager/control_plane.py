@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import evolve
 
 from ..core import cluster_fields
-from ..core.placement import Candidate
 from ..core.stats import service_stats
 from ..core.view import service_view
 from ..errors import ConnectionNotFound
@@ -20,15 +19,13 @@ from ..process.ownership import ManagerLock
 from ..process.paths import RuntimePaths
 from ..settings import Settings
 from ..storage.store import Snapshot, Store
-from ..supervisor import Launcher, Supervisor
+from ..supervisor import Supervisor
 from .console import Console
-from .doctor import Finding
 from .events import EventLog
 from .gateway_access import GatewayAccess
 from .hooks import Hooks
 from .jobs import Jobs
 from .minutes import MinuteLog
-from .node_workers import NodeWorkers
 from .on_demand import OnDemand
 from .publisher import Publisher
 from .recorder import Recorder
@@ -42,21 +39,8 @@ from .summaries import Summaries
 from .tokens import Tokens
 from .worker_manager import WorkerManager
 
-
-class Cluster(Protocol):
-    """The nodes of this manager, where it has any."""
-
-    @property
-    def launcher(self) -> Launcher: ...
-
-    @property
-    def node_workers(self) -> NodeWorkers: ...
-
-    def candidates(self) -> Iterable[Candidate]:
-        """All nodes that are known, the manager's own machine among them."""
-
-    async def examine(self, services: Sequence[Service]) -> list[Finding]:
-        """What is wrong with the nodes that are to run these services (`node_doctor`)."""
+if TYPE_CHECKING:
+    from .cluster import JoinedCluster
 
 
 class ControlPlane:
@@ -73,7 +57,7 @@ class ControlPlane:
         paths: RuntimePaths,
         *,
         supervises: bool,
-        cluster: Cluster | None = None,
+        cluster: JoinedCluster | None = None,
     ) -> None:
         self._lock = lock
         self.nursery = nursery
@@ -213,7 +197,8 @@ class ControlPlane:
     def troubles(self) -> tuple[str, ...]:
         """Faults that last now and end by themselves; services keep running."""
         of_the_file, of_storage = self._lock.trouble(), self.store.degraded
-        return (*filter(None, (of_the_file, of_storage)), *self.supervisor.troubles())
+        of_cluster = () if self.cluster is None else self.cluster.troubles()
+        return (*filter(None, (of_the_file, of_storage)), *of_cluster, *self.supervisor.troubles())
 
     def stats(self, specs: Iterable[ServiceSpec]) -> dict[str, dict[str, Any]]:
         """What each of these services did ever, and its live connections, by its name."""

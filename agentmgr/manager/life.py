@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -13,7 +14,7 @@ from ..models import DesiredStatus, InstanceRecord, ServiceSpec, utc_now
 from ..process.control_socket import control_listener, keep_bound
 from ..process.ownership import ManagerLock
 from ..process.paths import RuntimePaths
-from ..settings import Settings
+from ..settings import ClusterMode, Settings
 from ..storage.sqlite import check, open_store
 from ..storage.store import Snapshot, Store
 from ..supervisor import procfs, system
@@ -21,6 +22,9 @@ from .control_plane import ControlPlane
 from .listeners import ManagerListeners
 from .tokens import Tokens
 from .worker_set import await_returning
+
+if TYPE_CHECKING:
+    from .cluster import JoinedCluster
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +83,25 @@ class ManagerLife:
 
     async def _run_on(self, store: Store, tokens: Tokens, started: Callable[[], None]) -> None:
         snapshot = await store.load()
+        if self.supervises and self._settings.cluster is not ClusterMode.OFF:
+            from .cluster import JoinedCluster  # here: one machine does not pay for it
+
+            opened = JoinedCluster.opened(self._settings, self._paths, store, snapshot, self._listeners)
+            async with opened as cluster:
+                await self._run_with(cluster, store, snapshot, tokens, started)
+            return
         if self.supervises:
             _check_nodes(snapshot)
+        await self._run_with(None, store, snapshot, tokens, started)
+
+    async def _run_with(
+        self,
+        cluster: JoinedCluster | None,
+        store: Store,
+        snapshot: Snapshot,
+        tokens: Tokens,
+        started: Callable[[], None],
+    ) -> None:
         # Shielded in a task of its own: when `run` is cancelled, the supervisor must still be there to stop
         # what it started, and the gateway to get its last table. It is cancelled below, when that is done.
         machinery, talking = trio.CancelScope(shield=True), trio.CancelScope(shield=True)
@@ -88,7 +109,7 @@ class ManagerLife:
         async with trio.open_nursery() as nursery:
             plane = ControlPlane(
                 store, snapshot, tokens, self.lock, nursery, self._settings, self._paths,
-                supervises=self.supervises,
+                supervises=self.supervises, cluster=cluster,
             )  # fmt: skip
             try:
                 await nursery.start(self._run_machinery, plane, snapshot, machinery)
@@ -130,6 +151,8 @@ class ManagerLife:
                 nursery.start_soon(plane.minute_log.run)
                 nursery.start_soon(plane.jobs.run)
                 nursery.start_soon(self._watch_database)
+                if plane.cluster is not None:
+                    await nursery.start(plane.cluster.run, plane)
                 if self.supervises:
                     nursery.start_soon(plane.sessions.keep_pruned, plane.events.announce)
                     adopt = _by_service(snapshot.services, snapshot.instances)
@@ -154,6 +177,8 @@ class ManagerLife:
         with scope, control_listener(path) as listener:
             async with trio.open_nursery() as nursery:
                 await nursery.start(workers.run)
+                if plane.cluster is not None:
+                    plane.cluster.let_workers_in()
                 nursery.start_soon(workers.serve, listener)
                 nursery.start_soon(
                     partial(keep_bound, make_directory=self._paths.create), path, workers.serve

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import trio
 from attrs import evolve
@@ -42,6 +42,9 @@ from .recorder import Figures
 from .sampling import Viewer
 from .sessions import Sessions
 from .summaries import Row
+
+if TYPE_CHECKING:
+    from .cluster import JoinedCluster
 
 logger = logging.getLogger(__name__)
 
@@ -502,6 +505,42 @@ class AgentManager:
         path = absolute(destination)
         await self._live().sessions.back_up(self._live().store, path)
         return path
+
+    # Nodes
+
+    def _cluster(self) -> JoinedCluster:
+        """Raises `WrongState`."""
+        if (cluster := self._live().cluster) is None:
+            raise WrongState("this manager has no cluster: `agentmgr daemon --cluster joined` has one")
+        return cluster
+
+    def list_nodes(self) -> list[models.Node]:
+        """The nodes of its cluster, the manager's own machine first. Raises `WrongState` without one."""
+        return self._cluster().nodes_shown()
+
+    def get_node(self, ref: str) -> models.Node:
+        """By its name or id. Raises `NodeNotFound`, `WrongState`."""
+        return self._cluster().get(ref)
+
+    async def invite_nodes(self, *, uses: int = 1, expires_in_s: float = 300.0) -> models.Invitation:
+        """A secret with which so many machines may join, by `agentmgr node --join`. Raises `InvalidRequest`,
+        `WrongState`.
+        """
+        return await self._cluster().invite(uses, expires_in_s)
+
+    async def forget_node(self, ref: str) -> models.Node:
+        """It will not come back: its certificate lets it in no longer, what ran there starts elsewhere.
+
+        Raises `NodeNotFound`, `WrongState`, and `Conflict` while it is linked.
+        """
+        return await self._cluster().forget(ref)
+
+    async def cordon_node(self, ref: str, *, cordoned: bool = True) -> models.Node:
+        """Place nothing new there, or do so again; what runs there stays.
+
+        Raises `NodeNotFound`, `WrongState`.
+        """
+        return await self._cluster().cordon(ref, cordoned)
 
     # Tokens
 

@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from ..core.restart import Cause, Exit
-from ..errors import AgentManagerError
+from ..errors import AgentManagerError, CannotReachManager
 from ..link import HEARTBEAT_S, SILENCE_S, Link
 from ..models import OnManagerDeath, ServiceSpec, utc_now
 from ..protocol import COME_BACK
@@ -472,7 +472,7 @@ class Node:
         return Failed("it has ended") if result is None else Checked(result)
 
 
-class NotWelcome(AgentManagerError):
+class NotWelcome(CannotReachManager):
     """The manager will not have this daemon, and why."""
 
 

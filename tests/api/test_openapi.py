@@ -93,6 +93,9 @@ async def test_the_examples_run(document: dict[str, Any], http: httpx2.AsyncClie
                 url = url.replace("known", "other")
                 text = text.replace("my-service", "other")
             response = await http.request(method, url, json=json.loads(text))
+            if "/node" in path:  # this manager has none
+                assert (response.status_code, response.json()["code"]) == (409, "wrong_state")
+                continue
             assert str(response.status_code) in operation["responses"], response.text
             assert response.is_success, response.text
             ran += 1

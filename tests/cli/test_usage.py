@@ -66,7 +66,7 @@ def test_wrong_usage_is_2(here: Any, words: list[str]) -> None:
 
 def test_a_slip_of_the_finger_gets_a_hint(here: Any) -> None:
     assert "Did you mean stats or start?" in here.fails("strat", "x", code=2)
-    assert "Did you mean" not in here.fails("nonsense", code=2)
+    assert "Did you mean" not in here.fails("gibberish", code=2)
     assert "Did you mean list?" in here.fails("ps", code=2)
     assert set(_ELSEWHERE.values()) <= set(COMMANDS)
     assert not _ELSEWHERE.keys() & COMMANDS.keys()

@@ -14,7 +14,7 @@ from ..managers import find_manager
 from ..out import say_json
 from ..render import console, duration, print_fields, url
 
-_LISTENERS = {"proxy": "gateway", "api": "API"}
+_LISTENERS = {"proxy": "gateway", "api": "API", "cluster": "cluster"}
 
 
 @subcommand("info", example="agentmgr info")

@@ -1,0 +1,191 @@
+"""`agentmgr node`"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import asyncclick as click
+import trio
+from attrs import evolve
+
+from ...errors import InvalidRequest
+from ...logging_setup import configure_logging
+from ...process.descriptors import raise_limit
+from ...process.paths import absolute
+from ..foreground import stop_signals
+from ..group import Cli, subcommand
+from ..manager_options import settings_options
+from ..names import DIRECTORY, FILE
+from ..out import note, say
+from .daemon import Notifier
+
+if TYPE_CHECKING:
+    from ...node.daemon import NodeConfig
+    from ...node.joining import Secret
+
+_SECRET = "AGENTMGR_JOIN_SECRET"
+
+
+@subcommand(
+    "node",
+    example="agentmgr node --join manager.example:9443 --secret-file ~/.agentmgr-join --label zone=b\n"
+    "agentmgr node                # again, after a restart of this machine",
+)
+@click.option("--join", metavar="HOST:PORT", help="The manager.  [default: the one that was joined]")
+@click.option(
+    "--secret-file",
+    type=FILE,
+    metavar="FILE",
+    help=f"Has a secret of `agentmgr nodes invite`; or {_SECRET}.  [default: a terminal is asked]",
+)
+@click.option("--name", help="What the node is called.  [default: the host's name]")
+@click.option(
+    "--address",
+    help="Where other nodes reach this one.  [default: where its connection to the manager comes from]",
+)
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="For --place-on. May be repeated."
+)
+@click.option(
+    "--resource",
+    "resources",
+    multiple=True,
+    metavar="KEY=NUMBER",
+    help="What the node has, as `agentmgr nodes` shows it. May be repeated.",
+)
+@click.option(
+    "--directory",
+    type=DIRECTORY,
+    default="agent_node.d",
+    show_default=True,
+    metavar="DIR",
+    help="What the node keeps; one for each node.",
+)
+@settings_options(
+    without=(
+        "proxy_workers",
+        "allowed_origins",
+        "trusted_proxies",
+        "proxy_protocol",
+        "fronts",
+    )
+)
+async def command(
+    cli: Cli,
+    join: str | None,
+    secret_file: str | None,
+    name: str | None,
+    address: str | None,
+    labels: tuple[str, ...],
+    resources: tuple[str, ...],
+    directory: str,
+    flags: dict[str, Any],
+) -> None:
+    """Run this machine as a node of a cluster, in the foreground, until Ctrl-C.
+
+    The manager (`agentmgr daemon --cluster joined`) then starts instances here as well. They live on when
+    this command ends, is killed or loses its connection: the next one in the same directory takes them over.
+
+    The first time it needs a secret, which `agentmgr nodes invite` prints on the manager's machine.
+    """
+    from ...node import daemon
+
+    secret_text = os.environ.pop(_SECRET, None)  # what runs here does not get it
+    settings = cli.settings(**flags)
+    configure_logging(settings.log_level, settings.log_format)
+    raise_limit()
+    place = absolute(directory)
+    with daemon.held(place):
+        config = daemon.NodeConfig.read(place)
+        config = _described(_joined_by(config, join), name, address, labels, resources)
+        if (why := daemon.needs_secret(place)) is not None:
+            secret = await _secret(secret_text, secret_file, why)
+            note(f"joining the cluster of {config.manager}")
+            config = await daemon.join_cluster(place, config, secret)
+        else:
+            config.write(place)
+        notifier = Notifier()
+        async with stop_signals() as signals:
+            node = daemon.NodeDaemon(
+                place, config, fork_server=settings.fork_server, preload_max=settings.preload_max
+            )
+            async with daemon.running(node), trio.open_nursery() as nursery:
+                say(f"node {config.name} of the manager at {config.manager}, pid {os.getpid()}", flush=True)
+                notifier.send("READY=1")
+                nursery.start_soon(notifier.keep_alive)
+                await signals.first.wait()
+                notifier.send("STOPPING=1")
+                nursery.cancel_scope.cancel()
+            if count := sum(instance.run is not None for instance in node.node.instances.values()):
+                lives = "1 instance lives" if count == 1 else f"{count} instances live"
+                note(f"{lives} on here; `agentmgr node --directory {directory}` takes over again")
+
+
+def _joined_by(config: NodeConfig | None, join: str | None) -> NodeConfig:
+    """Raises `InvalidRequest`."""
+    from ...dialing import ManagerAddress
+    from ...node import daemon
+
+    if join is None:
+        if config is not None:
+            return config
+        raise InvalidRequest(
+            "no node was made here yet: `agentmgr node --join HOST:PORT`, with a secret of "
+            "`agentmgr nodes invite` on the manager's machine; or name its --directory"
+        )
+    manager = ManagerAddress.parse(join)
+    return daemon.new_config(manager) if config is None else evolve(config, manager=manager)
+
+
+def _described(
+    config: NodeConfig,
+    name: str | None,
+    address: str | None,
+    labels: tuple[str, ...],
+    resources: tuple[str, ...],
+) -> NodeConfig:
+    """With what was given; the rest is as it was. Raises `InvalidRequest`."""
+    from ...models.nodes import NAME_LABEL, label
+    from ...models.nodes import resources as read_resources
+
+    given: dict[str, Any] = {}
+    if name is not None and name != config.name:
+        if config.name:
+            raise InvalidRequest(
+                f"this node is called {config.name}, and services may be placed by that: `agentmgr nodes "
+                f"forget {config.name}`, and join anew from another directory"
+            )
+        given["name"] = name
+    if address is not None:
+        given["address"] = address
+    if labels:
+        given["labels"] = dict(map(label, labels))
+        if NAME_LABEL in given["labels"]:
+            raise InvalidRequest(f"the label {NAME_LABEL} is the node's name: --name gives it")
+    if resources:
+        given["resources"] = dict(read_resources(resources))
+    return evolve(config, **given)
+
+
+async def _secret(text: str | None, file: str | None, why: str) -> Secret:
+    """Raises `InvalidRequest`."""
+    from ...node.joining import Secret, read_secret
+
+    if file is not None:
+        return read_secret(Path(file))
+    if text is not None:
+        return Secret.parse(text)
+    if not sys.stdin.isatty():
+        raise InvalidRequest(
+            f"{why}: give a secret of `agentmgr nodes invite`, with --secret-file FILE or {_SECRET}"
+        )
+    import getpass
+
+    note(f"{why}")
+    typed = await trio.to_thread.run_sync(
+        getpass.getpass, "secret of `agentmgr nodes invite`: ", abandon_on_cancel=True
+    )
+    return Secret.parse(typed)

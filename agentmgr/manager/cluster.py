@@ -1,0 +1,316 @@
+"""The nodes of a manager that was started with `--cluster`, wired. Only then is this imported."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Self
+
+import trio
+from attrs import evolve
+
+from ..ca import Authority
+from ..cluster.bundles import Bundles
+from ..cluster.joining import INVITED_S, Joining
+from ..cluster.launcher import ClusterLauncher
+from ..cluster.listener import ClusterListener
+from ..cluster.node_handle import NodeHandle
+from ..cluster.nodes import Nodes
+from ..core.placement import Candidate
+from ..credentials import MANAGER, Credentials
+from ..dialing import NODE_PROTOCOL
+from ..errors import AgentManagerError, StorageError
+from ..models import SERVING, Event, Invitation, Node, NodeRecord, Service
+from ..models.members import unique_name
+from ..models.nodes import NodeState
+from ..process.listening import open_listeners
+from ..process.paths import RuntimePaths
+from ..settings import Settings
+from ..storage.store import Snapshot, Store
+from ..supervisor.local import LocalLauncher
+from ..version import __version__
+from ..worker.dial import WORKER_PROTOCOL
+from .doctor import Finding
+from .listeners import ManagerListeners
+from .node_doctor import examine_nodes
+from .node_workers import NodeWorker, NodeWorkers
+
+if TYPE_CHECKING:
+    from .control_plane import ControlPlane
+
+logger = logging.getLogger(__name__)
+
+_RENEW_EVERY_S = 3600.0
+_EVERYWHERE = ("", "0.0.0.0", "::")
+
+
+class JoinedCluster:
+    """The nodes that have joined, and the manager's own machine."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        paths: RuntimePaths,
+        authority: Authority,
+        own: NodeRecord,
+        snapshot: Snapshot,
+        listeners: list[trio.SocketListener],
+    ) -> None:
+        self._plane: ControlPlane | None = None
+        self._settings, self._authority, self._listeners = settings, authority, listeners
+        self.port: int = listeners[0].socket.getsockname()[1]
+        manager_id = f"man_{secrets.token_hex(8)}"
+        self.nodes = Nodes(
+            manager_id,
+            own.name,
+            labels=own.labels,
+            cordoned=own.cordoned,
+            lost_after_s=settings.node_lost_after,
+            observer=self,
+        )
+        ran = {record.node_id for record in snapshot.instances}
+        for node in snapshot.nodes:
+            if node.node_id != MANAGER:
+                self.nodes.add(
+                    node.node_id,
+                    node.name,
+                    address=node.address,
+                    labels=node.labels,
+                    cordoned=node.cordoned,
+                    ran=node.node_id in ran,
+                )
+        self.launcher = ClusterLauncher(
+            LocalLauncher(
+                paths.logs,
+                paths.sessions,
+                fork_server=settings.fork_server,
+                preload_max=settings.preload_max,
+            ),
+            self.nodes,
+            check_interval_s=settings.health_check_interval,
+            shipping=Bundles(paths.directory / "bundles", own=(paths.directory, *paths.of_sqlite)),
+        )
+        self.node_workers = NodeWorkers(NoGateways(self.nodes), paths.workers)
+        self.joining: Joining
+        self._credentials = Credentials(paths.cluster)
+        self._workers_served = trio.Event()
+        self._described = set[str]()  # ids of nodes whose description is to be written
+        self._news = trio.Event()
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(
+        cls,
+        settings: Settings,
+        paths: RuntimePaths,
+        store: Store,
+        snapshot: Snapshot,
+        listeners: ManagerListeners,
+    ) -> AsyncIterator[Self]:
+        """Raises `CannotUseCluster`, `PortNotAvailable`, `InvalidRequest`, `StorageError`."""
+        authority = await trio.to_thread.run_sync(Authority.open, paths.cluster)
+        own = await _own_record(store, snapshot)
+        host, port = settings.cluster_host, settings.cluster_port
+        with ExitStack() as stack:
+            sockets = await open_listeners(host, port)
+            for listener in sockets:
+                stack.callback(listener.socket.close)
+            self = cls(settings, paths, authority, own, snapshot, sockets)
+            others = [node for node in snapshot.nodes if node.node_id != MANAGER]
+            self.joining = Joining(
+                store, authority, self.nodes, [own, *others], await store.join_secrets(), self._joined
+            )
+            stack.enter_context(listeners.named("cluster", host, self.port, tls=True))
+            yield self
+
+    async def run(
+        self, plane: ControlPlane, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Lets nodes in, and judges them, until cancelled."""
+        self._plane = plane
+
+        async def serve_worker(stream: trio.abc.Stream, node_id: str) -> None:
+            await self._workers_served.wait()
+            await plane.worker_manager.serve_stream(stream, node_id)
+
+        serving = {NODE_PROTOCOL: self._serve_node, WORKER_PROTOCOL: serve_worker}
+        listener = ClusterListener(self._credentials, self.joining, self._authority.pem, serving)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.nodes.run)
+            nursery.start_soon(self._keep_certificate)
+            nursery.start_soon(self._write_descriptions)
+            await nursery.start(listener.serve, self._listeners)
+            task_status.started()
+
+    def let_workers_in(self) -> None:
+        """From now on `plane.worker_manager` runs."""
+        self._workers_served.set()
+
+    async def _serve_node(self, stream: trio.abc.Stream, node_id: str) -> None:
+        await self.nodes.serve(node_id, stream)
+
+    def candidates(self) -> list[Candidate]:
+        return self.nodes.candidates()
+
+    def troubles(self) -> tuple[str, ...]:
+        return self.nodes.troubles()
+
+    # For those who operate it
+
+    def nodes_shown(self) -> list[Node]:
+        """The manager's own machine first, then by name."""
+        assert self._plane is not None
+        instances = Counter[str]()
+        usage = defaultdict[str, list[tuple[float, int]]](list)
+        node_of = dict[str, str]()
+        for instance in self._plane.supervisor.instances():
+            node_of[instance.instance_id] = instance.node_id
+            if instance.status in SERVING or instance.pid is not None:
+                instances[instance.node_id] += 1
+                for sample in self._plane.supervisor.usage(instance.instance_id)[-1:]:
+                    usage[instance.node_id].append((sample.cpu_percent, sample.memory_bytes))
+        sessions = Counter(node_of.get(it.instance_id, "?") for it in self._plane.connections())
+        found = []
+        for record in self.joining.all():
+            node_id = record.node_id
+            state, reason = self.nodes.state_of(node_id)
+            handle, used = self.nodes.get(node_id), usage[node_id]
+            facts = None if handle is None else handle.facts
+            versions = (__version__, _python()) if not node_id else ("", "")
+            if facts is not None:
+                versions = (facts.agentmgr, facts.python)
+            found.append(
+                Node(
+                    node_id,
+                    record.name,
+                    record.address or (self._settings.cluster_host if not node_id else ""),
+                    state,
+                    reason,
+                    instances[node_id],
+                    sessions[node_id],
+                    sum(cpu for cpu, _ in used) if used else None,
+                    sum(memory for _, memory in used) if used else None,
+                    self.nodes.labels if handle is None else handle.labels,
+                    record.resources if facts is None else facts.resources,
+                    record.joined_at,
+                    record.cordoned,
+                    *versions,
+                    clock_skew_s=None if handle is None else handle.clock_skew_s,
+                    troubles=handle.figures.troubles if handle is not None and handle.figures else (),
+                )
+            )
+        return found
+
+    def get(self, ref: str) -> Node:
+        """Raises `NodeNotFound`."""
+        node_id = self.joining.find(ref).node_id
+        return next(node for node in self.nodes_shown() if node.node_id == node_id)
+
+    async def invite(self, uses: int = 1, expires_s: float = INVITED_S) -> Invitation:
+        """Raises `InvalidRequest`."""
+        kept, secret = await self.joining.invite(uses, expires_s)
+        host = self._settings.cluster_host
+        if host in _EVERYWHERE:
+            host = socket.gethostname()
+        return Invitation(str(secret), kept.expires_at, kept.uses, host, self.port)
+
+    async def forget(self, ref: str) -> Node:
+        """Raises `NodeNotFound`, `Conflict`."""
+        node = self.get(ref)
+        await self.joining.forget(ref, linked=self._is_linked)
+        self._announce("node.forgotten", node.name)
+        return node
+
+    async def cordon(self, ref: str, cordoned: bool) -> Node:
+        """Raises `NodeNotFound`."""
+        record = await self.joining.cordon(ref, cordoned)
+        self._announce("node.cordon_set" if cordoned else "node.cordon_lifted", record.name)
+        return self.get(record.name)
+
+    def _is_linked(self, node_id: str) -> bool:
+        return (handle := self.nodes.get(node_id)) is not None and handle.linked
+
+    async def examine(self, services: Sequence[Service]) -> list[Finding]:
+        """What is wrong with the nodes that are to run these services."""
+        return await examine_nodes(self.nodes, services)
+
+    # What happens to nodes (`NodesObserver`, and `Joining`)
+
+    def _joined(self, record: NodeRecord) -> None:
+        self._announce("node.joined", record.name, address=record.address)
+
+    def node_changed(self, node_id: str, state: NodeState, reason: str) -> None:
+        if self._plane is not None:
+            self._announce(f"node.{state}", self.nodes.name_of(node_id), reason=reason)
+            self._plane.publisher.changed()
+
+    def node_described(self, handle: NodeHandle) -> None:
+        self._described.add(handle.node_id)
+        self._news.set()
+
+    def _announce(self, kind: str, node: str, **detail: str) -> None:
+        if self._plane is not None:  # what it finds at its start is no news
+            self._plane.events.announce(Event(kind, detail={"node": node, **detail}))
+
+    async def _write_descriptions(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            described, self._described = self._described, set()
+            for node_id in described:
+                try:
+                    await self.joining.describe(node_id)
+                except StorageError as error:
+                    logger.error("cannot write down what node %s is now: %s", node_id, error)
+
+    async def _keep_certificate(self) -> None:
+        """Renews the manager's own."""
+        while True:
+            await trio.sleep(_RENEW_EVERY_S)
+            try:
+                if await trio.to_thread.run_sync(self._authority.renew_own):
+                    logger.info("the manager has a new certificate for its cluster")
+            except (OSError, ValueError, AgentManagerError) as error:
+                logger.error("the manager's certificate cannot be renewed: %s", error)
+
+
+class NoGateways:
+    """Implements `node_workers.NodeProcesses` where nodes have no gateways: their daemons started none."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
+
+    async def ended(self, worker: NodeWorker) -> bool:
+        await self.linked(worker.node_id)
+        return True
+
+    async def kill(self, worker: NodeWorker) -> bool:
+        return await self.ended(worker)
+
+    async def linked(self, node_id: str) -> None:
+        while (handle := self._nodes.get(node_id)) is not None and not handle.linked:
+            await self._nodes.news.park()
+
+
+async def _own_record(store: Store, snapshot: Snapshot) -> NodeRecord:
+    """The manager's machine: named for its host, which may be another one since the database was moved."""
+    host = socket.gethostname()
+    known = next((node for node in snapshot.nodes if node.node_id == MANAGER), None)
+    taken = frozenset(node.name for node in snapshot.nodes if node is not known)
+    wanted = unique_name(host, frozenset())
+    if known is not None and (known.name == wanted or known.name.startswith(f"{wanted}-")):
+        return known
+    name = unique_name(host, taken)
+    own = NodeRecord(MANAGER, name) if known is None else evolve(known, name=name)
+    await store.put_node(own)
+    return own
+
+
+def _python() -> str:
+    import platform
+
+    return platform.python_version()

@@ -1,0 +1,261 @@
+"""`agentmgr node`: this machine as a node of a cluster, in one directory.
+
+The directory has `node.json` (what this node is), `lock` (of the daemon that runs), `credentials` (its key
+and certificate), `instances` (what runs), and the `logs`, `sessions` and `bundles` of its instances.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import trio
+from attrs import Factory, evolve, frozen
+
+from ..codec import from_answer, parse_json, to_json
+from ..credentials import Credentials, write
+from ..dialing import NODE_PROTOCOL, ManagerAddress, dial
+from ..errors import AgentManagerError, CannotReachManager, CannotUseCluster, InvalidRequest
+from ..models.fields import new_id
+from ..process.locks import try_lock
+from ..process.trust import distrust
+from ..supervisor import procfs, system
+from ..supervisor.local import LocalLauncher
+from ..supervisor.preloads import PRELOAD_MAX
+from ..version import __version__
+from .bundles import NodeBundles
+from .joining import JoinRequest, Secret, join, learn_ca, renew
+from .logs import NodeLogs
+from .node import Node
+from .protocol import Facts
+
+logger = logging.getLogger(__name__)
+
+_JOIN_PATIENCE_S = 30.0  #: for a manager that is not there yet, or is busy
+_JOIN_PAUSE_S = 0.5
+_RENEW_RETRY_S = 600.0
+
+
+@frozen
+class NodeConfig:
+    """The content of `node.json`: what this node is, also when its daemon is started again."""
+
+    node_id: str
+    manager: ManagerAddress
+    name: str = ""  #: as the manager calls it
+    address: str = ""  #: where other nodes reach it; empty: where its link comes from
+    labels: Mapping[str, str] = Factory(dict)
+    resources: Mapping[str, float] = Factory(dict)
+
+    @classmethod
+    def read(cls, directory: Path) -> NodeConfig | None:
+        """None where the directory is none of a node. Raises `CannotUseCluster`."""
+        file = directory / _FILE
+        try:
+            return from_answer(parse_json(file.read_bytes()), cls)
+        except FileNotFoundError:
+            return None
+        except (OSError, InvalidRequest) as error:
+            raise CannotUseCluster(
+                f"{file} cannot be read ({error}): remove {directory} if nothing runs there, and join again"
+            ) from None
+
+    def write(self, directory: Path) -> None:
+        """Raises OSError."""
+        write(directory / _FILE, to_json(self).encode())
+
+
+_FILE = "node.json"
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Makes the directory and holds its lock, so that it has one daemon. Raises `CannotUseCluster`."""
+    try:
+        # Services that run as other users than root must reach their bundles below it.
+        directory.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+        if (problem := distrust(directory)) is not None:
+            raise CannotUseCluster(problem)
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotUseCluster(
+            f"{directory} cannot be used ({error.strerror}): name another one with --directory"
+        ) from None
+    try:
+        if not try_lock(fd):
+            pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            raise CannotUseCluster(
+                f"the daemon of a node runs in {directory} already, pid {pid or 'unknown'}: end that one, or "
+                "name another directory with --directory"
+            )
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+class NodeDaemon:
+    """The parts of a node, wired; its directory is `held`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: NodeConfig,
+        *,
+        fork_server: bool = True,
+        preload_max: int = PRELOAD_MAX,
+    ) -> None:
+        self.directory, self.config = directory, config
+        self._credentials = Credentials(directory / "credentials")
+        self._source = config.address if _is_local(config.address) else None
+        self._renew_at = -float("inf")
+        facts = Facts(
+            node_id=config.node_id,
+            host_name=socket.gethostname(),
+            address=config.address,
+            labels=config.labels,
+            resources=config.resources,
+            boot_id=procfs.boot_id(),
+            agentmgr=__version__,
+            python=platform.python_version(),
+        )
+        logs = directory / "logs"
+        logs.mkdir(mode=0o700, exist_ok=True)
+        launcher = LocalLauncher(
+            logs, directory / "sessions", fork_server=fork_server, preload_max=preload_max
+        )
+        self.node = Node(
+            directory,
+            launcher,
+            facts,
+            self._dial,
+            bundles=NodeBundles(directory / "bundles"),
+            logs=NodeLogs(logs),
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled; the instances live on. Counts as started when those of before are adopted."""
+        system.check()
+        await self.node.run(task_status=task_status)
+
+    async def _dial(self) -> trio.abc.Stream:
+        await self._renew_if_due()
+        manager = self.config.manager
+        stream = await dial(manager, self._credentials, NODE_PROTOCOL, source=self._source)
+        if not self.config.address:
+            address = stream.transport_stream.socket.getsockname()[0]
+            self.node.facts = evolve(self.node.facts, address=address)
+        return stream
+
+    async def _renew_if_due(self) -> None:
+        """Raises `CannotUseCluster` where the certificate has expired."""
+        until = self._credentials.valid_until()
+        if until is not None and until <= datetime.now(UTC):
+            raise CannotUseCluster(expired(until))
+        if trio.current_time() < self._renew_at or not self._credentials.is_due():
+            return
+        self._renew_at = trio.current_time() + _RENEW_RETRY_S
+        try:
+            await renew(self.config.manager, self._credentials, self.config.node_id, source=self._source)
+            logger.info("this node has a new certificate")
+        except (OSError, AgentManagerError) as error:
+            logger.warning("the certificate of this node, good until %s, was not renewed: %s", until, error)
+
+    async def keep_certificate(self) -> None:
+        """Renews it in time also while the link is up."""
+        while True:
+            await trio.sleep(_RENEW_RETRY_S)
+            try:
+                await self._renew_if_due()
+            except CannotUseCluster as error:
+                logger.error("%s", error)
+
+
+def expired(until: datetime) -> str:
+    return (
+        f"the certificate of this node has expired, on {until:%Y-%m-%d}: join again, with --join and a "
+        "secret of `agentmgr nodes invite`; what runs here is kept"
+    )
+
+
+def needs_secret(directory: Path) -> str | None:
+    """Why a secret is needed to start the daemon there; None: its certificate is good."""
+    until = Credentials(directory / "credentials").valid_until()
+    if until is None:
+        return "this machine has not joined a cluster yet"
+    return expired(until) if until <= datetime.now(UTC) else None
+
+
+async def join_cluster(directory: Path, config: NodeConfig, secret: Secret) -> NodeConfig:
+    """Joins, and keeps what this node is now. The directory is `held`.
+
+    Waits some time for a manager that is not there yet. Raises `InvalidRequest`, `CannotReachManager`,
+    `CannotUseCluster`, OSError.
+    """
+    credentials = Credentials(directory / "credentials")
+    credentials.directory.mkdir(mode=0o700, exist_ok=True)
+    source = config.address if _is_local(config.address) else None
+    try:
+        request = credentials.make_request().decode()
+    except ValueError as error:
+        raise CannotUseCluster(f"the key in {credentials.directory} cannot be read: {error}") from None
+    ask = JoinRequest(
+        config.node_id,
+        request,
+        secret.word,
+        config.name or socket.gethostname(),
+        config.address,
+        config.labels,
+        config.resources,
+    )
+    give_up_at = trio.current_time() + _JOIN_PATIENCE_S
+    while True:
+        try:
+            ca = await learn_ca(config.manager, secret.fingerprint, source=source)
+            answer = await join(config.manager, credentials, ask, ca, source=source)
+            break
+        except OSError as error:
+            if trio.current_time() > give_up_at:
+                why = error.strerror or error
+                raise CannotReachManager(
+                    f"no manager answers at {config.manager} ({why}): does it run with `--cluster joined`, "
+                    "and listen there (`--cluster-host`, `--cluster-port`)?"
+                ) from None
+            await trio.sleep(_JOIN_PAUSE_S)
+    joined = evolve(config, name=answer.name)
+    joined.write(directory)
+    return joined
+
+
+def new_config(manager: ManagerAddress) -> NodeConfig:
+    return NodeConfig(new_id("nod"), manager)
+
+
+def _is_local(address: str) -> bool:
+    """Whether connections can come from it: behind a translation of addresses they cannot."""
+    if not address:
+        return False
+    try:
+        (family, kind, protocol, _, name) = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.bind(name)
+    except OSError:
+        return False
+    return True
+
+
+@asynccontextmanager
+async def running(daemon: NodeDaemon) -> AsyncIterator[None]:
+    """Within it the daemon runs."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(daemon.run)
+        nursery.start_soon(daemon.keep_certificate)
+        yield
+        nursery.cancel_scope.cancel()

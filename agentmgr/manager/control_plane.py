@@ -75,7 +75,7 @@ class ControlPlane:
             snapshot.totals,
             changed=lambda: self.publisher.changed(),  # which is made after those that report
             drain=self._drain,
-            active=lambda service_id: self._active(self.supervisor.instances(service_id)),
+            active=lambda service_id: self.worker_manager.active(service_id),
             jobs=lambda: self.jobs,
             hooks=lambda: self.hooks,
             on_demand=lambda: self.on_demand,

@@ -288,7 +288,7 @@ class AgentManager:
         return min(checks, key=lambda check: check.ok)
 
     async def get_health_history(self, ref: str, *, limit: int = 100) -> tuple[models.HealthCheck, ...]:
-        """Past probes, the newest first."""
+        """Past probes that found something else than the one before of their instance, the newest first."""
         plane = self._live()
         return await plane.store.health_history(plane.registry.service(ref).service_id, limit=limit)
 

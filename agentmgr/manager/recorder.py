@@ -12,7 +12,7 @@ from attrs import field, frozen
 from .. import models
 from ..core.recent import HourlyCount, RecentLatency, minute_of
 from ..core.stats import Histogram, counted
-from ..models import ConnectionEnd, Event, HealthCheck, Instance, ServiceStatus, ServiceTotals
+from ..models import SERVING, ConnectionEnd, Event, HealthCheck, Instance, ServiceStatus, ServiceTotals
 from ..storage.store import Store
 from .events import EventLog
 
@@ -72,6 +72,7 @@ class Recorder:
         self._jobs, self._hooks, self._on_demand = jobs, hooks, on_demand
         self._load_changed = load_changed
         self._last_seen: dict[str, tuple[ServiceStatus, models.HealthStatus]] = {}
+        self._last_found: dict[str, tuple[bool, models.HealthStatus, str | None]] = {}  # by the last check
         self._touched: set[str] = set()
         self.first_bytes = RecentLatency()  #: by service id
         self.rule_hits = HourlyCount()  #: connections, by the name of the rule that chose, if one did
@@ -118,7 +119,11 @@ class Recorder:
         await self._drain(instance_id, timeout_s, for_good)
 
     def health_checked(self, check: HealthCheck) -> None:
-        self._store.record(check)
+        found = (check.ok, check.status, check.reason)
+        if self._last_found.get(check.instance_id) != found:  # of 10,000 instances, all would be 8 GB a day
+            self._store.record(check)
+            if check.instance_id in self._last_seen:
+                self._last_found[check.instance_id] = found
         self.figures.checks_failed[not check.ok] += 1
         if check.latency_s is not None:
             self.figures.checks.observe(check.latency_s)
@@ -132,6 +137,8 @@ class Recorder:
             self._announce(f"instance.{changed}", instance)
             if changed != "health":
                 self._hooks().instance_changed(instance)
+        if instance.status not in SERVING:  # what the next checks find is news, be it the same
+            self._last_found.pop(instance.instance_id, None)
         if instance.status is ServiceStatus.STOPPED:
             del self._last_seen[instance.instance_id]
         self._touched.add(instance.service_id)

@@ -125,6 +125,7 @@ class WorkerManager:
         self.gates: dict[str, Gate] = {}  #: of the nodes, by id; "" is this machine's
         self.kept: set[str] = set()  #: ids of workers that this manager has started or taken over
         self._workers: dict[str, WorkerHandle] = {}
+        self._active = Counter[str]()  # connections of workers, by service id
         self._drains: dict[str, tuple[float, protocol.Drain]] = {}  # by instance: the deadline, and the order
         self._version = 0
         self._table = RoutingTable()
@@ -230,6 +231,10 @@ class WorkerManager:
         for worker in self:
             for live in worker.connections.values():
                 yield evolve(live.connection, idle_s=live.connection.idle_s + now - live.reported_at)
+
+    def active(self, service_id: str) -> int:
+        """How many connections the service has, here and in the workers."""
+        return self._active[service_id] + self.gateway.live_connections.of_service(service_id)
 
     def waiting(self, instance_ids: Collection[str]) -> int:
         """How many clients wait for a seat at one of these instances, here and in the workers."""
@@ -388,9 +393,9 @@ class WorkerManager:
         if worker.link is not None:
             await worker.unlinked.wait()
         del self._workers[worker.hello.worker_id]
-        for live in tuple(worker.connections.values()):
+        for connection_id, live in tuple(worker.connections.items()):
+            self._drop(worker, connection_id)
             self._observer.connection_closed(_lost(live.connection, node_lost=worker.given_up))
-        worker.connections.clear()
         self._grant(self._ledger.forget(worker.hello.worker_id))
         self.gateway.lobby.serve_waiting()
         if self._node_workers is not None and worker.node_id:
@@ -450,12 +455,13 @@ class WorkerManager:
                 known = RemoteConnection(connection, trio.current_time())
                 worker.connections[connection.connection_id] = known
                 if before is None:
+                    self._active[connection.service_id] += 1
                     self._observer.connection_opened(connection)
                 elif connection.resumed > before.connection.resumed:
                     self._observer.connection_resumed(connection)
             case protocol.Closed(end):
                 claimed.discard(end.connection_id)
-                worker.connections.pop(end.connection_id, None)
+                self._drop(worker, end.connection_id)
                 self._observer.connection_closed(end)
             case protocol.Refused(code):
                 self._observer.client_refused(code)
@@ -469,7 +475,7 @@ class WorkerManager:
                 self._send_all(report, but=worker)
             case protocol.Declared(seats):
                 for connection_id in claimed:  # which it reported on a former link
-                    worker.connections.pop(connection_id, None)
+                    self._drop(worker, connection_id)
                 claimed.clear()
                 worker.declared = True
                 self._find_gates()
@@ -489,6 +495,12 @@ class WorkerManager:
                 talk.start_soon(self._redeem, worker, report)
             case protocol.Hello():
                 raise InvalidRequest("it sent Hello twice")
+
+    def _drop(self, worker: WorkerHandle, connection_id: str) -> None:
+        if (live := worker.connections.pop(connection_id, None)) is not None:
+            self._active[live.connection.service_id] -= 1
+            if not self._active[live.connection.service_id]:
+                del self._active[live.connection.service_id]
 
     async def _redeem(self, worker: WorkerHandle, report: protocol.Redeem) -> None:
         identity = await self._access.ticket(report.ticket)

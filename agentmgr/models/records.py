@@ -43,7 +43,11 @@ class InstanceRecord:
 
 @frozen
 class HealthCheck:
-    """The result of one probe of one instance."""
+    """The result of one probe of one instance.
+
+    In the history of a service: the first probe of that result since the instance started, or since another
+    result; those that follow it found the same, up to the next row of that instance.
+    """
 
     service_id: str
     instance_id: str

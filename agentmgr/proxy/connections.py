@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from datetime import datetime
@@ -143,11 +144,14 @@ class Connections:
         self._observer = observer
         self._by_id: dict[str, LiveConnection] = {}
         self._by_instance: dict[str, set[LiveConnection]] = {}
+        self._of_service = Counter[str]()  # by its id
         self._ended = trio.Event()
 
     @contextmanager
     def open(self, connection: LiveConnection) -> Iterator[None]:
         self._by_id[connection.connection_id] = connection
+        service_id = connection.backend.service_id  # that of every instance which goes on with it
+        self._of_service[service_id] += 1
         self._join(connection)
         try:
             if self._observer is not None:
@@ -155,6 +159,9 @@ class Connections:
             yield
         finally:
             del self._by_id[connection.connection_id]
+            self._of_service[service_id] -= 1
+            if not self._of_service[service_id]:
+                del self._of_service[service_id]
             self.adrift(connection)
             end = connection.end()
             # repr: the reason may be text of a peer, and must not begin a new line of the log.
@@ -230,6 +237,10 @@ class Connections:
             return self._by_id[connection_id]
         except KeyError:
             raise ConnectionNotFound(f"there is no connection {connection_id!r}") from None
+
+    def of_service(self, service_id: str) -> int:
+        """How many there are."""
+        return self._of_service[service_id]
 
     def of(self, instance_id: str) -> frozenset[LiveConnection]:
         return frozenset(self._by_instance.get(instance_id, ()))

@@ -58,7 +58,7 @@ class Snapshot:
 class HistoryLimits:
     """How much history is kept; what is beyond goes soon after, not at once.
 
-    A check each 10 s makes the default about three hours of health history in full.
+    Of health checks only those are recorded that found something else than the one before.
     """
 
     health_checks: int = 1000  #: per service

@@ -17,7 +17,17 @@ from agentmgr.manager.on_demand import OnDemand
 from agentmgr.manager.recorder import Recorder
 from agentmgr.manager.registry import Registry
 from agentmgr.manager.tokens import Tokens
-from agentmgr.models import Connection, ConnectionEnd, HealthStatus, Instance, ServiceStatus, utc_now
+from agentmgr.models import (
+    Connection,
+    ConnectionEnd,
+    HealthCheck,
+    HealthStatus,
+    Instance,
+    ServiceConfig,
+    ServiceSpec,
+    ServiceStatus,
+    utc_now,
+)
 from agentmgr.process.ownership import ManagerLock
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.settings import Settings
@@ -94,6 +104,45 @@ async def test_only_a_higher_peak_counts() -> None:
         peaks.append(it.recorder.totals("svc_1").sessions_peak)
     assert peaks == [1, 2, 2, 2, 3]
     assert it.loads == ["svc_1"] * 5
+
+
+async def test_a_check_is_a_row_where_it_finds_something_else_than_the_one_before() -> None:
+    it = Recording()
+    await it.store.add_service(ServiceSpec("echo", ServiceConfig("agent.py"), service_id="svc_1"))
+    running = evolve(INSTANCE, status=ServiceStatus.RUNNING)
+
+    def check(ok: bool, reason: str | None = None, instance_id: str = "ins_1") -> None:
+        health = HealthStatus.HEALTHY if ok else HealthStatus.DEGRADED
+        it.recorder.health_checked(
+            HealthCheck("svc_1", instance_id, health, utc_now(), ok, 0.01 if ok else None, reason)
+        )
+
+    it.recorder.instance_changed(running)
+    it.recorder.instance_changed(evolve(running, instance_id="ins_2"))
+    for ok, reason in (
+        (True, None),
+        (True, None),
+        (False, "slow"),
+        (False, "slow"),
+        (False, "gone"),
+        (True, None),
+    ):
+        check(ok, reason)
+        check(True, None, "ins_2")
+    for status in (ServiceStatus.BACKOFF, ServiceStatus.RUNNING):
+        it.recorder.instance_changed(evolve(INSTANCE, status=status))
+    check(True)
+    rows = [(row.instance_id, row.reason, row.ok) for row in await it.store.health_history("svc_1")][::-1]
+    assert rows == [
+        ("ins_1", None, True),
+        ("ins_2", None, True),
+        ("ins_1", "slow", False),
+        ("ins_1", "gone", False),
+        ("ins_1", None, True),
+        ("ins_1", None, True),  # the first since it started again
+    ]
+    assert it.recorder.figures.checks_failed == {False: 10, True: 3}
+    assert list(it.recorder.figures.checks.cumulative())[-1][1] == 10
 
 
 async def test_an_http_request_is_counted_and_no_event() -> None:

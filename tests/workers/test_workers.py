@@ -37,7 +37,9 @@ async def test_a_workers_death_costs_its_own_sessions_and_nothing_else(site: Any
         for websocket in clients[survivor]:
             await said(websocket)
         await eventually(lambda: len(s.manager.list_connections()) == len(clients[survivor]))
-        assert s.manager.get_service("counting").active_sessions == len(clients[survivor])
+        service = s.manager.get_service("counting")
+        assert service.active_sessions == len(clients[survivor])
+        assert s.manager._live().worker_manager.active(service.service_id) == len(clients[survivor])
         sessions = s.manager.get_service_stats("counting")["sessions"]
         assert (sessions["completed"], sessions["failed"]) == (lost, 0)  # the service did not break them off
         await eventually(lambda: len(s.workers) == 2)  # it is replaced
@@ -58,7 +60,8 @@ async def test_sessions_are_seen_and_closed_whoever_serves_them(site: Any) -> No
                 await websocket.get_message()
             assert (closed.value.reason.code, closed.value.reason.reason) == (4321, "be gone")
         await eventually(lambda: not s.manager.list_connections())
-        assert s.manager.get_service_stats("counting")["sessions"]["completed"] == len(clients)
+        stats = s.manager.get_service_stats("counting")
+        assert stats["sessions"]["completed"] == stats["connections"]["peak"] == len(clients)
 
 
 async def test_max_sessions_holds_over_all_workers_in_a_storm(site: Any) -> None:

@@ -16,8 +16,10 @@ import logging
 import math
 import select
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, cast
 
 import trio
 from attrs import evolve, frozen
@@ -35,6 +37,7 @@ _IN, _OUT = select.EPOLLIN, select.EPOLLOUT
 # A 64 KiB message and its header in one slice. And more than a TLS record, so that nothing stays behind in
 # OpenSSL, where no epoll would report it; what the handshake left there is read without being reported.
 _BUFFER_BYTES = 128 * 1024
+_RECORD_BYTES = 16 * 1024  # the most that one of TLS has
 _BATCH = 64  # ready sockets for each look at the epoll
 _SLICE_S = 0.001  # after which, and the batch that is in hand, other tasks run
 
@@ -68,7 +71,7 @@ class Flow:
         self.source = source
         self.target = target
         self.tracker = tracker
-        self.receive_into = source.sock.recv_into
+        self.receive_into = receiving(source)
         self.send = target.sock.send
         self.interest = 0  #: the epoll events that are wanted of the source
         self.pending = b""  #: received and not sent yet; while there is some, nothing more is received
@@ -78,6 +81,16 @@ class Flow:
         self.stalled_since: float | None = None  #: when the target last took anything, if it makes us wait
         self.awaited = name == "client"  #: its next message is the first, or the answer to that
         self.tail: Tail | None = None  #: of what a client sent, where its connection can be resumed
+
+
+def receiving(source: Wire) -> Callable[[memoryview], int]:
+    """What fills a buffer from a socket, and says how many bytes that were."""
+    sock = source.sock
+    if isinstance(sock, ssl.SSLSocket):
+        # `recv_into` is another call around it.
+        read: Callable[[memoryview], int] = partial(cast(Any, sock.read), _BUFFER_BYTES)
+        return read
+    return sock.recv_into
 
 
 class Tunnel:
@@ -116,7 +129,7 @@ class Tunnel:
 
     def rejoin(self, backend: Wire) -> None:
         """Another instance goes on where the one before ended; it was sent what that had not taken in."""
-        self.from_backend.source, self.from_backend.receive_into = backend, backend.sock.recv_into
+        self.from_backend.source, self.from_backend.receive_into = backend, receiving(backend)
         self.from_client.target, self.from_client.send = backend, backend.sock.send
         self.from_client.pending = b""
         self.from_client.ended = self.from_backend.ended = False
@@ -243,6 +256,8 @@ class Relay:
         except OSError as error:
             self._lost(flow, error)
             return
+        if size == _RECORD_BYTES and flow.source.secure:
+            size += self._more(flow)
         if flow.tracker.is_message(self._received, size):
             flow.bytes += size
             flow.last_data = now
@@ -255,6 +270,19 @@ class Relay:
             self._pass_on(flow, self._buffer[:size], now)
         else:
             self._at_end(flow, now)
+
+    def _more(self, flow: Flow) -> int:
+        """After a full record of TLS: takes those behind it, as far as they are there. To send each by itself
+        costs more than TLS itself does. What ends the stream is left for the next time.
+        """
+        size = _RECORD_BYTES
+        with suppress(OSError):
+            while size % _RECORD_BYTES == 0 and size <= _BUFFER_BYTES - _RECORD_BYTES:
+                taken = flow.receive_into(self._buffer[size:])
+                if not taken:
+                    break
+                size += taken
+        return size - _RECORD_BYTES
 
     def _pass_on(self, flow: Flow, data: memoryview, now: float) -> None:
         tracker = flow.tracker

@@ -58,10 +58,11 @@ class OfflineManager:
         self._paths = paths
         self.strangers = strangers(snapshot.instances, paths.logs)
         others = {stranger.record.instance_id for stranger in self.strangers}
-        self._running = [
+        self._node_names = {node.node_id: node.name for node in snapshot.nodes}
+        self._running = [  # one on another node as far as is known here
             record
             for record in sorted(snapshot.instances, key=lambda record: record.slot)
-            if record.instance_id not in others and lives(record)
+            if record.instance_id not in others and (record.node_id or lives(record))
         ]
         self._services = [self._view(spec) for spec in sorted(snapshot.services, key=lambda spec: spec.name)]
 
@@ -71,12 +72,27 @@ class OfflineManager:
         return view.service_view(spec, self._instances(spec), 0, job=job, next_run_at=next_run_at)
 
     def _instances(self, spec: ServiceSpec) -> list[Instance]:
-        running = [_seen(record) for record in self._running if record.service_id == spec.service_id]
+        running = [self._seen(record) for record in self._running if record.service_id == spec.service_id]
         state = self._snapshot.jobs.get(spec.service_id)
         wanted = spec.desired_status is DesiredStatus.RUNNING
         if running or state is None or not (wanted and spec.config.is_job and state.completed):
             return running
         return [Instance(f"{spec.name}/0", spec.service_id, 0, ServiceStatus.COMPLETED)]
+
+    def _seen(self, record: InstanceRecord) -> Instance:
+        return Instance(
+            instance_id=record.instance_id,
+            service_id=record.service_id,
+            slot=record.slot,
+            status=ServiceStatus.RUNNING,  # as far as can be seen from outside
+            node_id=record.node_id,
+            node=self._node_names.get(record.node_id, record.node_id),
+            pid=record.pid,
+            host=record.host,
+            port=record.port,
+            spec_version=record.spec_version,
+            started_at=record.started_at,
+        )
 
     @property
     def unsupervised(self) -> int:
@@ -235,18 +251,4 @@ def _supposed(spec: ServiceSpec, slot: int) -> Instance:
         status=ServiceStatus.RUNNING,
         host=spec.host,
         port=spec.port,
-    )
-
-
-def _seen(record: InstanceRecord) -> Instance:
-    return Instance(
-        instance_id=record.instance_id,
-        service_id=record.service_id,
-        slot=record.slot,
-        status=ServiceStatus.RUNNING,  # as far as can be seen from outside
-        pid=record.pid,
-        host=record.host,
-        port=record.port,
-        spec_version=record.spec_version,
-        started_at=record.started_at,
     )

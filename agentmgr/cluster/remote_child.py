@@ -82,7 +82,16 @@ class RemoteChild:
     def silent(self) -> str:
         """Why it cannot be asked now; "": it can."""
         handle = self._handle
-        return "" if handle.linked else f"node {handle.name} is silent: {handle.unlinked_why}"
+        if handle.linked:
+            return ""
+        if handle.lost is not None and self._config.on_node_loss == OnNodeLoss.WAIT:
+            return f"waits for node {handle.name}, which is lost ({handle.lost})"
+        return f"node {handle.name} is silent: {handle.unlinked_why}"
+
+    async def wait_heard(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self.silent:
+            await self._news.park()
 
     # Ready, and well
 

@@ -176,12 +176,19 @@ class Backends:
         self._before, self._made = self._made, {}
 
     def of(
-        self, spec: ServiceSpec, instance_id: str, state: BackendState, host: str, port: int, token: str = ""
+        self,
+        spec: ServiceSpec,
+        instance_id: str,
+        state: BackendState,
+        host: str,
+        port: int,
+        token: str = "",
+        node_id: str = "",
     ) -> Backend:
-        facts = (spec, state, host, port, token)
+        facts = (spec, state, host, port, token, node_id)
         kept = self._before.get(instance_id)
         if kept is None or kept[0] != facts:
-            kept = facts, _backend(spec, instance_id, state, host, port, token)
+            kept = facts, _backend(spec, instance_id, state, host, port, token, node_id)
         self._made[instance_id] = kept
         return kept[1]
 
@@ -221,7 +228,17 @@ def routing_table(
         elif spec.service_id in restarting and instance.status in _BEING_STOPPED:
             state = BackendState.COMING if spec.desired_status is DesiredStatus.RUNNING else state
         token = tokens.get(instance.instance_id, "")
-        found.append(made.of(spec, instance.instance_id, state, instance.host, instance.port or 0, token))
+        found.append(
+            made.of(
+                spec,
+                instance.instance_id,
+                state,
+                instance.host,
+                instance.port or 0,
+                token,
+                instance.node_id,
+            )
+        )
     for spec in by_id.values():
         statuses = of_service.get(spec.service_id, ())
         if is_asleep(spec, statuses) and not (statuses and spec.service_id in falling_asleep):
@@ -238,7 +255,13 @@ def routing_table(
 
 
 def _backend(
-    spec: ServiceSpec, instance_id: str, state: BackendState, host: str, port: int, token: str = ""
+    spec: ServiceSpec,
+    instance_id: str,
+    state: BackendState,
+    host: str,
+    port: int,
+    token: str,
+    node_id: str,
 ) -> Backend:
     config = spec.config
     return Backend(
@@ -256,6 +279,7 @@ def _backend(
         starts_within=config.startup_timeout if config.on_demand else 0.0,
         resume_within=config.resumes_within,
         token=token,
+        node_id=node_id,
     )
 
 

@@ -155,6 +155,8 @@ class Recorder:
             name: getattr(instance, name)
             for name in ("slot", "pid", "status", "health", "last_exit", "error_message")
         }
+        if instance.node:
+            detail["node"] = instance.node
         if instance.next_restart_at is not None:
             detail["next_restart_at"] = instance.next_restart_at.isoformat()
         event = Event(kind, service_id=instance.service_id, instance_id=instance.instance_id, detail=detail)

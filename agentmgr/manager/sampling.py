@@ -159,7 +159,10 @@ class Sampler:
         if overview or SERVICES in wants:
             await self._summaries.refresh()
         instances = {spec.service_id: self._plane.supervisor.instances(spec.service_id) for spec in specs}
-        leaders = {i.pid for found in instances.values() for i in found if i.pid is not None}
+        # One of another node is measured there.
+        leaders = {
+            i.pid for found in instances.values() for i in found if i.pid is not None and not i.node_id
+        }
         journals = self._some_journals() if overview else ()
         await trio.to_thread.run_sync(self._measure, leaders, os.getpid(), journals, limiter=self._limiter)
         sample = Sample(
@@ -290,7 +293,8 @@ class Sampler:
         }
 
     def _instance(self, instance: Instance, sessions: Mapping[str, int]) -> dict[str, Any]:
-        used = None if instance.pid is None else self._processes.get(instance.pid)
+        here = instance.pid if not instance.node_id else None
+        used = None if here is None else self._processes.get(here)
         cpu = None if used is None else used.cpu
         if cpu is None and (last := self._plane.latest_usage(instance)) is not None:
             cpu = last.cpu_percent / 100
@@ -299,6 +303,7 @@ class Sampler:
             "instance_id": instance.instance_id,
             "status": str(instance.status),
             "health": str(instance.health),
+            "node": instance.node,
             "pid": instance.pid,
             "port": instance.port,
             "spec_version": instance.spec_version,

@@ -40,8 +40,12 @@ class Stranger:
 
 
 def lives(record: InstanceRecord) -> bool:
-    """Whether the recorded process still runs; another process with its pid does not count."""
-    found = procfs.stat(record.pid) if record.boot_id == procfs.boot_id() else None
+    """Whether the recorded process still runs; another process with its pid does not count.
+
+    One that a node's daemon has started is that daemon's business, on this machine too: False.
+    """
+    here = not record.node_id and record.boot_id == procfs.boot_id()
+    found = procfs.stat(record.pid) if here else None
     return found is not None and found.start_ticks == record.process_start and found.lives
 
 

@@ -126,6 +126,9 @@ class LocalChild:
     def said(self) -> str | None:
         return None if self._notices is None else self._notices.said
 
+    async def wait_heard(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     # Ready
 
     async def wait_ready(self) -> None:

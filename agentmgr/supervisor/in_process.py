@@ -165,6 +165,9 @@ class _Task:
         self._exit = Exit()
         self._last_words = ""
 
+    async def wait_heard(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     async def wait_ready(self) -> None:
         await self._ready.wait()
 

@@ -209,16 +209,18 @@ class InstanceTask:
         """What it has shown instead of being ready in time; None: it is ready."""
         timeout_s = self._config.startup_timeout
         while True:
+            if child.silent:  # no time counts in which nothing is heard of it, as of one to be adopted
+                self._report(error_message=child.silent)
+                await child.wait_heard()
             seen, silent = "", False
             for patience_s in (timeout_s, min(timeout_s, _LAST_LOOK_S)):
                 with trio.move_on_after(patience_s):
                     await child.wait_ready()
                     return None
-                silent |= bool(child.silent)  # time in which it cannot be asked does not count
+                silent |= bool(child.silent)
                 seen = seen or await child.unready()
             if not silent:
                 return seen
-            self._report(error_message=child.silent or None)
 
     async def _notice_serving(self, child: Child) -> None:
         """Reports it as soon as it opens its port. Checks notice that too, but later."""

@@ -70,6 +70,9 @@ class Child(Protocol):
     def silent(self) -> str:
         """Why it cannot be asked anything now, as in `node b is silent`; empty while it can."""
 
+    async def wait_heard(self) -> None:
+        """Returns as soon as it can be asked, which is at once unless it is `silent`."""
+
     @property
     def serves(self) -> bool:
         """Whether clients can be sent to it: a process of it was seen to listen on its port."""

@@ -43,6 +43,7 @@ class Behaviour:
     stop_takes_s: float = 0.0
     conversation_takes_s: float | None = None  #: from when it is asked to drain; None: it cannot tell
     last_words: str = ""
+    silent: str = ""  #: why it cannot be asked, from its launch on
 
 
 class FakeChild:
@@ -52,7 +53,8 @@ class FakeChild:
         self.name = name
         self.record = record
         self.work: Turns | None = Turns(0)  #: None: it cannot tell
-        self.silent = ""  #: why it cannot be asked; it answers no check meanwhile
+        self.silent = behaviour.silent  #: why it cannot be asked, until `fall_silent` says otherwise
+        self._heard = trio.Event()
         self.hangs = False  #: it answers no check, and ends only when it is killed
         self.unenforced: tuple[str, ...] = ()
         self.completes = True
@@ -74,7 +76,20 @@ class FakeChild:
         self._exit = self._exit or exit
         self._exited.set()
 
+    def fall_silent(self, why: str) -> None:
+        """It cannot be asked, nor found ready, until it is called with an empty reason."""
+        self.silent = why
+        if not why:
+            self._heard.set()
+            self._heard = trio.Event()
+
+    async def wait_heard(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self.silent:
+            await self._heard.wait()
+
     async def wait_ready(self) -> None:
+        await self.wait_heard()
         await trio.sleep_until(self.launched_at + self.behaviour.ready_after_s)
 
     async def wait_serving(self) -> None:

@@ -83,6 +83,7 @@ _moments = st.tuples(
     st.sampled_from([ServiceStatus.RUNNING, ServiceStatus.DRAINING]),
     st.sampled_from([1, 2]),
     st.sampled_from(["", "secret"]),
+    st.sampled_from(["", "nod_1"]),
     st.booleans(),
 )
 
@@ -90,12 +91,17 @@ _moments = st.tuples(
 @given(st.lists(_moments, min_size=2, max_size=5))
 def test_a_table_is_the_same_whatever_was_made_for_the_tables_before(moments: list[Any]) -> None:
     backends = Backends()
-    for spec, ids, status, port, token, is_falling_asleep in moments:
-        found = [Instance(each, SPEC.service_id, 0, status, port=port, serves=True) for each in ids]
+    for spec, ids, status, port, token, node, is_falling_asleep in moments:
+        found = [
+            Instance(each, SPEC.service_id, 0, status, port=port, serves=True, node_id=node) for each in ids
+        ]
         told: Any = {"falling_asleep": {SPEC.service_id} if is_falling_asleep else frozenset()}
         tokens = dict.fromkeys(ids, token)
         table = routing_table([spec], (), found, tokens, **told, backends=backends)
         assert table == routing_table([spec], (), found, tokens, **told)
+        assert {each.node_id for each in table.backends if each.instance_id in ids} == (
+            {node} if ids else set()
+        )
         again = routing_table([spec], (), found, tokens, **told, backends=backends)
         assert all(one is other for one, other in zip(table.backends, again.backends, strict=True))
 

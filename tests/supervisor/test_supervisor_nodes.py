@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import trio
+from attrs import evolve
 
 from agentmgr.core.restart import Cause, Exit
 from agentmgr.errors import ServiceFailedToStart
-from agentmgr.models import HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
+from agentmgr.models import DesiredStatus, HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.testing.fake_launcher import Behaviour, FakeLauncher, FakeSlot
 
 LOST = Exit(node_lost="node b was lost (silent for 15 s)")
@@ -68,17 +69,46 @@ async def test_an_instance_that_cannot_be_asked_gets_no_verdict(supervisor, reco
     async with supervisor(launcher=launcher, health_check_interval=10.0) as s:
         await s.start(spec())
         (child,) = launcher.children
-        child.silent = "node b is silent"
+        child.fall_silent("node b is silent")
         await trio.sleep(3600)
         (instance,) = s.instances()
         assert instance.status is ServiceStatus.RUNNING
         assert (instance.health, instance.error_message) == (HealthStatus.UNKNOWN, "node b is silent")
         assert recorder.checks == []
-        child.silent = ""
+        child.fall_silent("")
         await trio.sleep(20)
         (instance,) = s.instances()
         assert (instance.health, instance.error_message) == (HealthStatus.HEALTHY, None)
         assert instance.restart_count == 0
+
+
+async def test_no_startup_timeout_passes_while_nothing_is_heard_of_an_adopted_instance(
+    supervisor, recorder, autojump_clock
+):
+    """Else a manager that starts while its nodes are cut off would start all of it a second time."""
+    launcher = FakeLauncher()
+    service = evolve(spec(startup_timeout=30), desired_status=DesiredStatus.RUNNING)
+    async with supervisor(launcher=launcher) as s:
+        await s.start(service)
+        (record,) = recorder.records.values()
+        await s.shutdown(leave_running=True)
+    launcher.adopted = Behaviour(silent="waits for node b, which is lost", ready_after_s=3600)
+    async with supervisor(launcher=launcher, adopt=[(service, [record])]) as s:
+        await trio.sleep(3600 + 1)
+        (instance,) = s.instances()
+        assert (instance.status, instance.adopted) == (ServiceStatus.STARTING, True)
+        assert instance.error_message == "waits for node b, which is lost"
+        launcher.children[1].fall_silent("")
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.RUNNING, 1)
+        assert s.instances()[0].error_message is None
+
+        launcher.children[1].die(LOST)
+        launcher.behaviours = [Behaviour(silent="node b is silent", ready_after_s=7200)]
+        await trio.sleep(100)
+        assert s.instances()[0].status is ServiceStatus.STARTING
+        launcher.children[2].fall_silent("")
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF, 40)
+        assert "not ready within 30 s" in s.instances()[0].error_message
 
 
 async def test_a_launch_whose_node_was_lost_is_tried_again_and_its_caller_waits_on(

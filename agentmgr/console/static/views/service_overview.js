@@ -59,6 +59,7 @@ function Standing({ service, figures }) {
     ${!down && service.started_at && html`<p class="hint">${t("Started")}: <${Ago} at=${service.started_at} /></p>`}
     ${said.map((one) => html`<p>${t("It reports:")} <${Foreign} text=${one} most=${300} /></p>`)}
     ${reason && html`<h3>${t("Reason")}</h3><div class="words"><${Foreign} text=${reason} most=${4000} /></div>`}
+    ${(service.remarks ?? []).map((/** @type {string} */ one) => html`<p class="hint"><${Foreign} text=${one} most=${300} /></p>`)}
     ${last && html`<h3>${t("Last end")}</h3><${EndEntry} end=${last} open=${down && !reason} />
       <p><a href=${address(["services", service.name], { tab: "history" })}>${t("All ends")}</a></p>`}
     ${down && !last && !reason && ends && !ran.current && html`<p>${t("It has never run.")}</p>`}
@@ -87,12 +88,13 @@ function About({ service }) {
       <${CommandLine} text=${commandText("chat", url ?? service.name)} /></details></${Panel}>`;
 }
 
-/** @type {(name: string) => import("../table.js").Column[]} */
-const instanceColumns = (name) => [
+/** @type {(name: string, onNodes: boolean) => import("../table.js").Column[]} */
+const instanceColumns = (name, onNodes) => [
   { name: "slot", label: t("Instance"), kind: "fill", by: (row) => row.slot,
     cell: (row) => html`<a href=${address(["services", name], { tab: "logs", instance: row.slot })}>${t("instance {slot}", { slot: row.slot })}</a>` },
   { name: "status", label: t("Status"), by: (row) => row.status,
     cell: (row) => html`<${Status} value=${row.status === "running" && row.health !== "unknown" ? row.health : row.status} />` },
+  .../** @type {import("../table.js").Column[]} */ (onNodes ? [{ name: "node", label: t("Node"), by: (row) => row.node, cell: (row) => row.node || "–" }] : []),
   { name: "pid", label: "pid", kind: "number", by: (row) => row.pid, cell: (row) => row.pid ?? "–" },
   { name: "port", label: t("Port"), kind: "number wide", by: (row) => row.port, cell: (row) => (row.pid ? row.port : null) ?? "–" },
   { name: "cpu", label: t("Processor"), kind: "number", by: (row) => row.cpu ?? -1, cell: (row) => cpuText(row.cpu) },
@@ -112,7 +114,7 @@ function Instances({ service, figures }) {
   const rows = (figures?.instances ?? []).filter((/** @type {any} */ one) => one.status !== "stopped");
   const older = rows.filter((/** @type {any} */ one) => one.pid && one.spec_version < service.version).length;
   return html`<${Panel} title=${t("Instances")}>
-    <${Table} label=${t("Instances")} rows=${rows} columns=${instanceColumns(service.name)} sort="slot"
+    <${Table} label=${t("Instances")} rows=${rows} columns=${instanceColumns(service.name, rows.some((/** @type {any} */ one) => one.node))} sort="slot"
       keyOf=${(/** @type {any} */ row) => row.instance_id} empty=${t("None: it does not run.")} />
     ${older > 0 && html`<p class="hint">${t("{count} of them run an older version of the configuration, until they are restarted.", { count: older })}</p>`}</${Panel}>`;
 }

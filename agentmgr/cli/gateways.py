@@ -78,6 +78,9 @@ async def managed_address(manager: ManagerClient, target: str | None) -> str:
         await manager.check_service_health(service.name)
         service = await manager.get_service(service.name)
     if service.endpoint is None:
+        if service.status is ServiceStatus.RUNNING and any(i.node_id for i in service.instances):
+            problem = f"{service.name} runs on other nodes; `agentmgr proxy` opens a gateway to it"
+            raise NoServiceAvailable(problem)
         raise NoServiceAvailable(what_helps(service))
     return service.endpoint.replace("http://", "ws://", 1)  # an HTTP service may speak WebSocket too
 

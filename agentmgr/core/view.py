@@ -99,7 +99,9 @@ def service_view(
     """One service as every interface shows it. `instances` are its own, in the order of their slots."""
     config = spec.config
     status, why = schedule.status(spec, overall_status(instances), job)
-    serving = next((i for i in instances if i.status is ServiceStatus.RUNNING and i.port and i.serves), None)
+    serves = [i for i in instances if i.status is ServiceStatus.RUNNING and i.port and i.serves]
+    serving = serves[0] if serves else None
+    here = next((i for i in serves if not i.node_id), None)  # one of another node is behind a gateway's gate
     return Service(
         service_id=spec.service_id,
         name=spec.name,
@@ -108,7 +110,7 @@ def service_view(
         command=config.command,
         host=spec.host,
         port=spec.port or (serving.port if serving else None),
-        endpoint=_endpoint(spec, serving) if serving else None,
+        endpoint=_endpoint(spec, here) if here else None,
         tags=spec.tags,
         status=status,
         desired_status=spec.desired_status,

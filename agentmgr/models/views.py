@@ -79,7 +79,8 @@ class Service:
     command: tuple[str, ...]
     host: str
     port: int | None
-    endpoint: str | None  #: where its first running instance answers, as in `ws://localhost:8081`
+    endpoint: str | None
+    """Where its first running instance on the manager's machine answers, as in `ws://localhost:8081`."""
     tags: frozenset[str]
     status: ServiceStatus
     desired_status: DesiredStatus

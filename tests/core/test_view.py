@@ -168,3 +168,4 @@ def test_a_service_that_speaks_http_or_needs_no_port_is_known_as_such() -> None:
     spec = ServiceSpec("web", configs["web"])
     up = Instance("i", spec.service_id, 0, ServiceStatus.RUNNING, host="localhost", port=9, serves=True)
     assert service_view(spec, [up], 0).endpoint == "http://localhost:9"
+    assert service_view(spec, [evolve(up, node_id="nod_1")], 0).endpoint is None  # behind a gate

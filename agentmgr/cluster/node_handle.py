@@ -249,6 +249,8 @@ class NodeHandle:
         token, instance_id = state.token, state.instance_id
         if not self._all_known or token in self._children or token in self._left_alone:
             return
+        if self.lost is not None:  # it is judged anew when its node links
+            return
         if self._launching[instance_id]:  # its launch may have been answered, by a link that is down now
             return
         if state.over and instance_id in self._slots:  # it will be launched again

@@ -154,7 +154,7 @@ class Nodes:
 
     def troubles(self) -> tuple[str, ...]:
         """Faults that last now, for the user."""
-        return (self._liveness.cut_off,) if self._liveness.cut_off else ()
+        return (self._liveness.held_back,) if self._liveness.held_back else ()
 
     def _candidate(self, handle: NodeHandle) -> Candidate:
         return Candidate(
@@ -191,10 +191,10 @@ class Nodes:
 
     def _look(self) -> None:
         """Decides, and tells of what has changed."""
-        was_cut_off, changes = self._liveness.cut_off, self._liveness.look(trio.current_time())
-        if (cut_off := self._liveness.cut_off) and not was_cut_off:
-            log.warning("%s", cut_off)
-        elif was_cut_off and not cut_off:
+        before, changes = self._liveness.held_back, self._liveness.look(trio.current_time())
+        if (held_back := self._liveness.held_back) and not before:
+            log.warning("%s", held_back)
+        elif before and not held_back:
             log.info("most nodes are linked again: this manager is not cut off any more")
         for change in changes:  # first all states: what is told of one may place instances
             if (handle := self._handles.get(change.node_id)) is not None:

@@ -184,8 +184,8 @@ class RemoteChild:
 
     async def wait_exit(self) -> Exit:
         while (exit := self._exit()) is None:
-            waits = self._handle.lost is not None and self._dies_alone
-            with trio.move_on_at(self._handle.unlinked_since + CUT_OFF_S if waits else math.inf):
+            dead_at = self._handle.unlinked_since + CUT_OFF_S
+            with trio.move_on_at(dead_at if trio.current_time() < dead_at else math.inf):
                 await self._news.park()
         return exit
 

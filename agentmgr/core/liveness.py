@@ -59,6 +59,8 @@ class Liveness:
         self.lost_after_s = lost_after_s
         self._nodes: dict[str, _Facts] = {}
         self._cut_off_from: set[str] = set()  # while it is cut off: the nodes that were linked before
+        self._cut_off_at = math.inf
+        self._looked_at = -math.inf
         self._in_touch_since = -math.inf  # the manager is not cut off since then
 
     def add(self, node_id: str, now: float, *, was_linked: bool, cordoned: bool = False) -> None:
@@ -93,9 +95,14 @@ class Liveness:
         return self._nodes[node_id].reason
 
     @property
-    def cut_off(self) -> str:
-        """What follows from the manager being cut off, for the user; "": it is not."""
-        if not self._cut_off_from:
+    def cut_off(self) -> bool:
+        """Whether the manager is."""
+        return bool(self._cut_off_from)
+
+    @property
+    def held_back(self) -> str:
+        """What does not happen because the manager is cut off, for the user; "": nothing, so far."""
+        if not self._cut_off_from or self._looked_at < self._cut_off_at + self.lost_after_s:
             return ""
         down, of = len(self._down()), len(self._cut_off_from)
         return (
@@ -105,6 +112,7 @@ class Liveness:
 
     def look(self, now: float) -> tuple[Change, ...]:
         """Decides the state of each node; returns what has changed since the last look."""
+        self._looked_at = now
         self._judge_ourselves(now)
         changes = []
         for node_id, facts in self._nodes.items():
@@ -115,9 +123,10 @@ class Liveness:
         return tuple(changes)
 
     def next_look(self) -> float:
-        """When the next node may be lost, if nothing else happens before."""
+        """When the next node may be lost, or `held_back` another one, if nothing else happens before."""
         if self._cut_off_from:
-            return math.inf
+            due = self._cut_off_at + self.lost_after_s
+            return due if self._looked_at < due else math.inf
         silent = (self._lost_at(it) for it in self._nodes.values() if it.state is NodeState.SILENT)
         return min(silent, default=math.inf)
 
@@ -146,7 +155,7 @@ class Liveness:
                 self._cut_off_from = set()
                 self._in_touch_since = now
         elif len(silent) > len(linked):
-            self._cut_off_from = linked | silent
+            self._cut_off_from, self._cut_off_at = linked | silent, now
 
     def _is_silent(self, facts: _Facts) -> bool:
         return not (facts.linked or facts.gone or facts.state is NodeState.LOST)

@@ -18,6 +18,7 @@ from .journal import Entry, NodeJournal
 from .protocol import (
     CannotStart,
     End,
+    Facts,
     InstanceState,
     Launch,
     Launched,
@@ -176,6 +177,13 @@ class ChildRun:
             self._context.changed(self.state)
 
 
+def _found_gone(entry: Entry, facts: Facts) -> Exit:
+    if facts.boot_id and entry.record.boot_id != facts.boot_id:
+        return Exit(node_lost=f"machine {facts.host_name} was booted since")
+    dies = entry.spec.config.on_manager_death == OnManagerDeath.DIE
+    return Exit(node_lost=_DIED_WITH_DAEMON) if dies else Exit()
+
+
 def words_of(misfortune: tuple[Cause, str] | None) -> tuple[str, ...]:
     return () if misfortune is None else (misfortune[0].name, misfortune[1])
 
@@ -245,14 +253,13 @@ class NodeInstance:
             self._begin(ChildRun(child, entry, self._context))
             return Launched(entry.record, entry.unenforced, child.completes)
 
-    def adopt(self, entry: Entry) -> bool:
+    def adopt(self, entry: Entry, facts: Facts) -> bool:
         """Takes over what an earlier daemon has launched; returns whether it lives."""
         child = self._slot.adopt(entry.record) if entry.end is None else None
         if child is not None:
             self._begin(ChildRun(child, entry, self._context))
             return True
-        dies = entry.spec.config.on_manager_death == OnManagerDeath.DIE
-        exit = Exit(node_lost=_DIED_WITH_DAEMON) if dies else Exit()
+        exit = _found_gone(entry, facts)
         self._gone_entry = entry
         self._found_gone = InstanceState(
             entry.record.instance_id,

@@ -184,7 +184,7 @@ class Node:
                 log.warning("cannot adopt instance %s, ending it: %s", order.instance_id, error)
                 self._journal.remove(order.instance_id)
                 continue
-            if instance.adopt(entry):
+            if instance.adopt(entry, self.facts):
                 yield entry.record.token
 
     # The link

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .credentials import MANAGER, Credentials, Member, import_cryptography, load_key, make_key, write
-from .errors import CannotUseCluster, InvalidRequest
+from .errors import CannotUseCluster, InvalidRequest, StorageError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -23,6 +23,7 @@ VALID = timedelta(days=30)  #: a member's certificate
 _CA_VALID = timedelta(days=365 * 30)
 _CLOCKS_DIFFER = timedelta(days=1)  # a certificate is valid from then on before it was made
 _LARGEST_REQUEST_BYTES = 10_000
+_OF_THE_CA = ("ca-key.pem", "ca.pem")  # the certificate last: a directory that has one has a whole CA
 
 
 class Authority:
@@ -94,6 +95,42 @@ class Authority:
             now=now,
         )
         return made.public_bytes(Encoding.PEM)
+
+
+def back_up(directory: Path, destination: Path) -> None:
+    """Copies the CA of a directory, where there is one, to another one, which is made. The manager's own
+    certificate is made anew by whoever uses the copy. Raises `StorageError`.
+    """
+    if not (directory / "ca.pem").exists():
+        return
+    try:
+        destination.parent.mkdir(mode=0o700, exist_ok=True)
+        destination.mkdir(mode=0o700, exist_ok=True)
+        for name in _OF_THE_CA:
+            write(destination / name, (directory / name).read_bytes())
+    except OSError as error:
+        raise StorageError(f"the cluster's CA in {directory} cannot be copied: {error}") from error
+
+
+def put_back(copied: Path, directory: Path) -> Path | None:
+    """Puts the CA of a copy in the place of another one. Returns where that is kept now; None where the copy
+    has no CA, it was there already, or there was none. Raises `StorageError`.
+    """
+    if not (copied / "ca.pem").exists():
+        return None
+    kept = None
+    try:
+        if all((directory / name).exists() for name in _OF_THE_CA):
+            if all((directory / name).read_bytes() == (copied / name).read_bytes() for name in _OF_THE_CA):
+                return None
+            kept = directory.with_name(
+                f"{directory.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+            )
+            directory.rename(kept)
+    except OSError as error:
+        raise StorageError(f"the cluster's CA in {directory} cannot be replaced: {error}") from error
+    back_up(copied, directory)
+    return kept
 
 
 def key_digest(request: bytes) -> str:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from trio.testing import memory_stream_pair
 
 from agentmgr import credentials
-from agentmgr.ca import VALID, Authority, fingerprint, key_digest
+from agentmgr.ca import VALID, Authority, back_up, fingerprint, key_digest, put_back
 from agentmgr.credentials import MANAGER, RENEWED, Credentials, Member, explain, peer
 from agentmgr.errors import CannotUseCluster, InvalidRequest
 
@@ -220,3 +220,31 @@ def test_a_cluster_without_cryptography_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "cryptography.x509", None)
     with pytest.raises(CannotUseCluster, match=r"agentmgr-trio\[cluster\]"):
         Authority.open(tmp_path / "cluster")
+
+
+def test_a_backup_has_the_ca_and_a_restored_manager_is_the_same_to_its_nodes(
+    authority: Authority, tmp_path: Path
+) -> None:
+    back_up(tmp_path / "none", tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+    copy = tmp_path / "copy.d" / "cluster"
+    back_up(authority.directory, copy)
+    assert sorted(file.name for file in copy.iterdir()) == ["ca-key.pem", "ca.pem"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in copy.iterdir()} == {0o600}
+    assert put_back(copy, authority.directory) is None  # it is there
+
+    (elsewhere := tmp_path / "elsewhere.d").mkdir()
+    assert put_back(copy, elsewhere / "cluster") is None
+    assert Authority.open(elsewhere / "cluster").fingerprint == authority.fingerprint
+    server, client = meet(
+        Credentials(elsewhere / "cluster").server_context(),
+        a_node(tmp_path / "node", authority).client_context(),
+    )
+    assert not isinstance(server, str)
+    assert not isinstance(client, str)
+
+    other = Authority.open(tmp_path / "other")
+    kept = put_back(copy, other.directory)
+    assert kept is not None
+    assert (kept / "ca.pem").read_bytes() == other.pem
+    assert Authority.open(other.directory).pem == authority.pem

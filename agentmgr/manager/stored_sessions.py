@@ -295,13 +295,18 @@ class StoredSessions:
 
     async def back_up(self, store: Store, destination: Path) -> None:
         """Copies the database to `destination`, and each journal, as it is at one moment, to where those of a
-        database of that name are. Leaves nothing there when it fails. Raises `Conflict`, `StorageError`.
+        database of that name are, with the CA of its cluster. Leaves nothing there when it fails. Raises
+        `Conflict`, `StorageError`.
         """
         await store.backup(destination)
         done = False
         try:
             journals = [path for spec in self._services() if (path := self.journal(spec)).exists()]
             await self._in_thread(copies.back_up, journals, RuntimePaths.of(destination).sessions)
+            if (cluster := self._directory.with_name("cluster")).exists():
+                from .. import ca  # here: one machine has none
+
+                await self._in_thread(ca.back_up, cluster, RuntimePaths.of(destination).cluster)
             done = True
         finally:
             if not done:

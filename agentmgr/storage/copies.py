@@ -49,7 +49,9 @@ def back_up(path: Path, destination: Path) -> None:
             destination.unlink(missing_ok=True)
 
 
-async def restore(source: Path, path: Path, *, forget: frozenset[str] = frozenset()) -> Path | None:
+async def restore(
+    source: Path, path: Path, *, forget: frozenset[str] = frozenset(), as_new: bool = False
+) -> Path | None:
     """Puts a copy of the database `source` in the place of the one at `path`, at once and whole.
 
     The caller holds the lock of `path`: no manager runs on it. The copy is checked, page by page and row by
@@ -58,12 +60,14 @@ async def restore(source: Path, path: Path, *, forget: frozenset[str] = frozense
     then `path` is as it was.
 
     `forget`: ids of instances that it is not to record. What asks for tokens at `path` goes on asking, also
-    when the copy is from before the tokens.
+    when the copy is from before the tokens. `as_new`: the nodes of its cluster are another database's.
     """
-    return await trio.to_thread.run_sync(_put_back, source, path, forget, limiter=trio.CapacityLimiter(1))
+    return await trio.to_thread.run_sync(
+        _put_back, source, path, forget, as_new, limiter=trio.CapacityLimiter(1)
+    )
 
 
-def _put_back(source: Path, path: Path, forget: frozenset[str]) -> Path | None:
+def _put_back(source: Path, path: Path, forget: frozenset[str], as_new: bool) -> Path | None:
     source, path = Path(os.path.realpath(source)), Path(os.path.realpath(path))
     if source == path:
         raise Conflict(f"{source} cannot be restored from itself: name a copy that `agentmgr backup` made")
@@ -73,7 +77,7 @@ def _put_back(source: Path, path: Path, forget: frozenset[str]) -> Path | None:
         with _draft(path) as restored:
             copy(source, restored)
             _check(restored, source)
-            _adapt(restored, path, forget)
+            _adapt(restored, path, forget, as_new)
             kept = _keep(path) if path.exists() else None
             _remove_beside(path)  # next to the new file, SQLite would take them for a part of it
             restored.replace(path)
@@ -107,7 +111,7 @@ def _refuse_strange(source: Path, found: str | None) -> None:
         )
 
 
-def _adapt(restored: Path, path: Path, forget: frozenset[str]) -> None:
+def _adapt(restored: Path, path: Path, forget: frozenset[str], as_new: bool) -> None:
     """To its new place: what asks for tokens there goes on asking, and what runs elsewhere is not its own."""
     with closing(schema.open_for_writing(restored)) as db:
         policy = tables.token_policy(db)
@@ -118,6 +122,8 @@ def _adapt(restored: Path, path: Path, forget: frozenset[str]) -> None:
         tables.set_token_policy(db, policy)
         for instance_id in forget:
             tables.delete_instance(db, instance_id)
+        if as_new:
+            tables.leave_cluster(db)
 
 
 def _keep(path: Path) -> Path:

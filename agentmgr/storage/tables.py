@@ -111,6 +111,13 @@ def delete_node(db: sqlite3.Connection, node_id: str) -> None:
     db.execute("DELETE FROM nodes WHERE id = ?", (node_id,))
 
 
+def leave_cluster(db: sqlite3.Connection) -> None:
+    """Forgets the nodes, and what runs on them: they are another database's."""
+    db.execute("DELETE FROM instances WHERE json_extract(document, '$.node_id') != ''")
+    db.execute("DELETE FROM nodes")
+    db.execute("DELETE FROM join_secrets")
+
+
 def put_join_secret(db: sqlite3.Connection, secret: JoinSecret) -> None:
     db.execute(
         "INSERT INTO join_secrets (id, document) VALUES (?, ?)"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import trio
+from attrs import evolve
 
 from agentmgr.errors import AgentManagerError, Conflict, DatabaseDamaged, DatabaseTooNew, DatabaseUnusable
-from agentmgr.models import Event, TokenPolicy
+from agentmgr.models import Event, JoinSecret, NodeRecord, TokenPolicy, utc_now
 from agentmgr.storage import copies, open_store, restore
 
 
@@ -269,3 +270,19 @@ async def test_a_copy_from_before_the_tokens_opens_nothing_that_asks_for_them(tm
     await restore(copy, tmp_path / "new.db")
     async with open_store(tmp_path / "new.db") as store:
         assert await store.token_policy() == TokenPolicy()
+
+
+async def test_a_copy_that_is_restored_as_new_leaves_the_nodes_to_the_other_database(tmp_path, make):
+    path, copy = tmp_path / "a.db", tmp_path / "copy.db"
+    async with open_store(copy) as store:
+        await store.add_service(make.service("echo", service_id="svc_1"))
+        for instance_id, node_id in (("ins_here", ""), ("ins_there", "nod_1")):
+            await store.put_instance(evolve(make.instance("svc_1", instance_id), node_id=node_id))
+        await store.put_node(NodeRecord("nod_1", "b"))
+        await store.put_join_secret(JoinSecret("1" * 64, utc_now(), 1))
+    for as_new, left in ((False, {"ins_here", "ins_there"}), (True, {"ins_here"})):
+        await restore(copy, path, as_new=as_new)
+        async with open_store(path) as store:
+            snapshot = await store.load()
+            assert {record.instance_id for record in snapshot.instances} == left
+            assert bool(snapshot.nodes) is bool(await store.join_secrets()) is not as_new

@@ -19,7 +19,8 @@ from ..out import say
 async def command(cli: Cli, file: str) -> None:
     """Copy the database, as it is at one moment, to a new file; services and clients notice nothing.
 
-    The sessions of services go to FILE.d/sessions beside it, where `restore` finds them.
+    The sessions of services go to FILE.d/sessions beside it, and the keys of a cluster to FILE.d/cluster,
+    where `restore` finds them: keep both as secret as the database.
     """
     destination = absolute(file)
     manager = (await find_manager(cli.paths)).client

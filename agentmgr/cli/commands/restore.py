@@ -29,7 +29,7 @@ async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
 
     The copy is checked before anything is replaced. What was there is kept: the database, and its sessions
     where the copy has some. What asked for tokens still does. A copy of another database may record instances
-    that run: say whose they are now.
+    that run: say whose they are now. The nodes of a cluster are the copy's, except with --as-new.
     """
     if as_new and take_over:
         raise click.UsageError("--as-new and --take-over exclude each other.")
@@ -44,15 +44,20 @@ async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
             _check_owners(file, others, take_over)
         forget = frozenset(other.record.instance_id for other in others if not take_over)
         copied = RuntimePaths.of(file)
-        if copied.sessions.is_dir():
+        if copied.sessions.is_dir() or copied.cluster.is_dir():
             copied.check()
         journals = await trio.to_thread.run_sync(draft, copied.sessions, cli.paths.sessions)
         try:
-            kept = await restore(Path(file), cli.paths.database, forget=forget)
+            kept = await restore(Path(file), cli.paths.database, forget=forget, as_new=as_new)
             kept_journals = None if journals is None else put_back(journals, cli.paths.sessions)
         finally:
             if journals is not None:
                 shutil.rmtree(journals, ignore_errors=True)
+        kept_ca = None
+        if copied.cluster.is_dir() and not as_new:
+            from ...ca import put_back as put_back_ca  # here: one machine has none
+
+            kept_ca = put_back_ca(copied.cluster, cli.paths.cluster)
         for other in others if take_over else ():
             claim(other, cli.paths.logs)
         async with open_store(cli.paths.database, read_only=True) as store:
@@ -61,6 +66,8 @@ async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
     if kept is not None:
         say(f"what was there before is now {kept}")
     say(f"tokens: {policy}")
+    if kept_ca is not None:
+        say(f"the keys of the cluster of before are kept in {kept_ca}: its nodes have to join again")
     if kept_journals is not None:
         say(f"the sessions of before are kept in {kept_journals}, until you remove it or restore again")
 

@@ -298,7 +298,7 @@ class LocalChild:
         async with trio.open_nursery() as nursery:
 
             async def stop_asking() -> None:
-                await self._process.wait_exit()
+                await self._process.wait_gone()
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(stop_asking)

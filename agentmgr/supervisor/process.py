@@ -34,6 +34,8 @@ class Leader:
         self._ours_to_reap = stat is not None and stat.parent == os.getpid()
         self._grace = trio.CancelScope(shield=True)
         self._pidfd = os.pidfd_open(pid)
+        self._seen_to_exit = self._is_watched = False
+        self._news = trio.lowlevel.ParkingLot()
 
     def exited(self) -> bool:
         """Whether the leader has; it may still be a zombie."""
@@ -41,8 +43,23 @@ class Leader:
         poller.register(self._pidfd, POLLIN)
         return bool(poller.poll(0))
 
+    async def wait_gone(self) -> None:
+        """Returns when it has exited, whatever has become of its descriptor; for several tasks at once."""
+        await trio.lowlevel.checkpoint()
+        while not self._seen_to_exit:
+            if self._is_watched:  # trio lets one task wait for a descriptor
+                await self._news.park()
+                continue
+            self._is_watched = True
+            try:
+                await trio.lowlevel.wait_readable(self._pidfd)
+                self._seen_to_exit = True
+            finally:
+                self._is_watched = False
+                self._news.unpark_all()
+
     async def wait_exit(self) -> Exit:
-        await trio.lowlevel.wait_readable(self._pidfd)
+        await self.wait_gone()
         return self._exit() if self._ours_to_reap else await pidfds.foreign_exit(self._pidfd)
 
     def _exit(self) -> Exit:
@@ -89,6 +106,7 @@ class Leader:
 
     def release(self) -> None:
         """Reaps it if it has ended, and closes its descriptor."""
+        self._seen_to_exit = True  # or it is left to another manager, and nothing here waits for it any more
         trio.lowlevel.notify_closing(self._pidfd)
         os.close(self._pidfd)
         if self._ours_to_reap:

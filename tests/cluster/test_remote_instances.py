@@ -234,6 +234,23 @@ async def test_an_answer_that_was_lost_is_given_again(b, launcher, autojump_cloc
         assert len(launcher.running) == 1
 
 
+async def test_a_launch_is_not_repeated_by_the_next_daemon(b, launcher, autojump_clock):
+    async def lose_the_answer_and_the_daemon():
+        await b.cut()
+        b.nursery.start_soon(go_on)
+
+    async def go_on():
+        await trio.sleep(1)  # of the test's clock: the launch is written down
+        await b.restart_daemon()
+        await b.mend()
+
+    launcher.as_it_launches = lose_the_answer_and_the_daemon
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec())
+        assert launcher.launches == 1
+        assert len(launcher.running) == 1
+
+
 async def test_what_a_killed_manager_was_about_to_launch_is_ended_by_the_next(b, launcher, autojump_clock):
     launcher.as_it_launches = b.kill_manager
     async with trio.open_nursery() as nursery:
@@ -257,8 +274,8 @@ async def test_the_next_manager_adopts_what_it_knows_and_ends_what_it_does_not(b
     assert len(launcher.running) == 3
     b.new_manager()
     await b.restart_daemon()
+    await b.until(lambda: b.handle.linked)  # nothing is known yet, and nothing a stray
     async with b.supervisor(adopt=[(known, records)]) as supervisor:
-        await b.until(lambda: b.handle.linked)
         await trio.sleep(60)
         assert [it.status for it in supervisor.instances()] == [ServiceStatus.RUNNING] * 2
         assert {it.pid for it in supervisor.instances()} == {it.pid for it in records}
@@ -335,6 +352,7 @@ async def test_a_launch_on_a_silent_node_ends_when_that_is_lost_and_begins_elsew
         await trio.sleep(60)
         assert supervisor.instances()[0].status is ServiceStatus.RUNNING
         assert len(launcher.running) == 1
+    assert launcher.running == []
 
 
 async def test_a_daemon_that_ends_leaves_its_instances_to_the_next(b, launcher, autojump_clock):
@@ -367,7 +385,9 @@ async def test_a_failing_check_is_reported_when_it_changes(b, launcher, autojump
         await trio.sleep(50)
         said = []
         b.handle.on(Changed, said.append)
-        await trio.sleep(8)
+        for quiet_s in range(8):
+            launcher.running[0].quiet_s = quiet_s  # differs at each check, and is no news
+            await trio.sleep(1)
         assert said == []
         await trio.sleep(10)
         assert supervisor.instances()[0].health is HealthStatus.UNHEALTHY

@@ -71,6 +71,7 @@ class Credentials:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
+        self._files = [str(file) for file in (self.ca_file, self.certificate_file, self.key_file)]
         self._contexts: dict[tuple[object, ...], ssl.SSLContext] = {}
         self._stamp: object = None
 
@@ -125,7 +126,7 @@ class Credentials:
         return context
 
     def _looks(self) -> Iterator[tuple[int, int, int]]:
-        for file in (self.ca_file, self.certificate_file, self.key_file):
+        for file in self._files:
             found = os.stat(file)
             yield found.st_mtime_ns, found.st_size, found.st_ino
 

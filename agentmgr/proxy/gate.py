@@ -22,6 +22,7 @@ import trio
 from ..core.routing import Backend, Router
 from ..credentials import Credentials, explain, peer
 from ..errors import AgentManagerError, InvalidRequest
+from ..websocket.head import is_key
 from ..websocket.sockets import Wire
 from . import gate_protocol
 from .dialer import Dialer, DialFailed
@@ -73,6 +74,8 @@ class GateIntake:
                 request = await gate_protocol.receive(wire)
             if not isinstance(request, Open):
                 raise InvalidRequest("it answers, and was not asked")
+            if request.key and not is_key(request.key):  # no proof is made over anything else
+                raise InvalidRequest("it names a key that is none of a WebSocket")
         except trio.TooSlowError:
             logger.info(
                 "gate: a connection from %s was closed: it did not say in time what it wants", address[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -290,9 +291,9 @@ class Gateway:
                             accept_forever, listener, intake.serve, clients, self._connection_limit
                         )
                     for listener in gate_listeners:
-                        clients.start_soon(
-                            accept_forever, listener, self._gate(relay).serve, clients, self._connection_limit
-                        )
+                        accept = partial(accept_forever, refusal=b"")  # it speaks TLS only
+                        gate = self._gate(relay)
+                        clients.start_soon(accept, listener, gate.serve, clients, self._connection_limit)
                     task_status.started()
                     await trio.sleep_forever()  # also where there is no listener
             finally:

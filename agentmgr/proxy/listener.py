@@ -67,11 +67,17 @@ class ConnectionLimit:
 
 
 async def accept_forever(
-    listener: SocketListener, handler: Handler, nursery: trio.Nursery, limit: ConnectionLimit
+    listener: SocketListener,
+    handler: Handler,
+    nursery: trio.Nursery,
+    limit: ConnectionLimit,
+    *,
+    refusal: bytes = _FULL.response,
 ) -> None:
     """Runs `handler(wire, (host, port))` in `nursery` for each client, until cancelled.
 
-    The handler's wire is closed when it returns or raises. Exceptions are logged and go no further.
+    The handler's wire is closed when it returns or raises. Exceptions are logged and go no further. Above the
+    limit a client gets the `refusal`.
     """
     # A duplicate, because accepting several clients for one wait is not something trio's listener does.
     with socket.socket(fileno=os.dup(listener.socket.fileno())) as sock:
@@ -94,7 +100,7 @@ async def accept_forever(
                         )
                         await trio.sleep(_BACKOFF_S)
                     break  # else: that client has left already (ECONNABORTED and the like)
-                let_in(Wire(client), _peer(address), handler, nursery, limit)
+                let_in(Wire(client), _peer(address), handler, nursery, limit, refusal=refusal)
 
 
 def let_in(
@@ -103,12 +109,14 @@ def let_in(
     handler: Handler,
     nursery: trio.Nursery,
     limit: ConnectionLimit,
+    *,
+    refusal: bytes = _FULL.response,
 ) -> None:
     """Runs `handler(wire, address)` in `nursery`, guarded as above; above the limit the client is refused."""
     if limit.take():
         nursery.start_soon(_guarded, handler, wire, address, limit)
     else:
-        _turn_away(wire)
+        _turn_away(wire, refusal)
 
 
 def _peer(address: Any) -> tuple[str, int]:
@@ -126,6 +134,6 @@ async def _guarded(handler: Handler, wire: Wire, address: tuple[str, int], limit
         limit.give_back()
 
 
-def _turn_away(wire: Wire) -> None:
+def _turn_away(wire: Wire, refusal: bytes) -> None:
     with closing(wire), suppress(OSError):
-        wire.sock.send(_FULL.response)
+        wire.sock.send(refusal)

@@ -99,6 +99,11 @@ def accept_token(key: str) -> str:
     return b64encode(sha1(key.encode() + _ACCEPT_GUID, usedforsecurity=False).digest()).decode()
 
 
+def is_key(text: str) -> bool:
+    """Whether it can be a `Sec-WebSocket-Key`."""
+    return _KEY.fullmatch(text) is not None
+
+
 class HeadReader:
     """Collects bytes until a request's head is complete; refuses as soon as it cannot become a good one."""
 
@@ -174,7 +179,7 @@ def check_upgrade(request: RequestHead, http_paths: str = "") -> None:
     offered = by_name.get("sec-websocket-protocol")
     if offered is not None and not _TOKEN_LIST.fullmatch(offered):
         raise _bad("Sec-WebSocket-Protocol must be a list of tokens")
-    if not _KEY.fullmatch(by_name.get("sec-websocket-key", "")):
+    if not is_key(by_name.get("sec-websocket-key", "")):
         raise _bad("Sec-WebSocket-Key must be 16 bytes in base64")
 
 

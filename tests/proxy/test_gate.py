@@ -18,7 +18,7 @@ import trio
 from attrs import evolve
 
 from agentmgr.agent.door import Door
-from agentmgr.core.proof import PROOF_HEADER
+from agentmgr.core.proof import PROOF_HEADER, SenderProofs
 from agentmgr.core.routing import Backend, BackendState
 from agentmgr.credentials import Credentials
 from agentmgr.proxy import gate
@@ -26,7 +26,7 @@ from agentmgr.proxy.gate_protocol import PROTOCOL, Failed, Message, Open, Opened
 from agentmgr.testing.agents import bare_client, hosted
 from agentmgr.websocket.sockets import Wire, connect
 
-from .conftest import Lab, connected
+from .conftest import KEY, Lab, connected
 from .gates import FAR, NEAR, THIRD, Cluster, Crossing, crossing
 
 TEXT = 1
@@ -146,6 +146,20 @@ async def test_a_gate_waits_a_moment_for_news_of_an_instance_or_a_node(lab: Lab,
             c.gateway.update(evolve(c.table, backends=()))
             await trio.testing.wait_all_tasks_blocked(0.05)
             c.gateway.update(c.table)
+
+
+async def test_a_gate_makes_a_proof_over_the_key_of_a_handshake_and_nothing_else(
+    lab: Lab, cluster: Cluster
+) -> None:
+    """The target of a probe, or of an order to drain, is proved in the same way."""
+    backend = await lab.instance(token="secret")
+    async with crossing(lab, cluster, backend) as c:
+        context = cluster.member(NEAR).client_context(PROTOCOL)
+        answer = await answered(await reached(c, context), Open(backend.instance_id, KEY))
+        assert isinstance(answer, Opened)
+        assert SenderProofs("secret").accepts(answer.proof, KEY, now=time.monotonic())
+        asked = Open(backend.instance_id, "/.well-known/agentmgr/drain?code=1001")
+        assert await answered(await reached(c, context), asked) is None
 
 
 def nobody(cluster: Cluster, other: Cluster) -> ssl.SSLContext:

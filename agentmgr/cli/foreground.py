@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import trio
-from attrs import Factory, frozen
 
 from ..api import serve_control
 from ..manager import AgentManager
@@ -15,8 +13,7 @@ from ..process.descriptors import raise_limit
 from ..settings import Settings
 from .group import Cli
 from .out import note
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from .signals import StopSignals
 
 
 @asynccontextmanager
@@ -49,47 +46,6 @@ async def _hurry_at_further_signals(manager: AgentManager, signals: StopSignals)
     manager.hurry()
     await signals.third.wait()
     manager.hurry(kill=True)
-
-
-@frozen
-class StopSignals:
-    """Set by the first, second and third SIGINT (Ctrl-C), SIGTERM or SIGHUP (a closed terminal)."""
-
-    first: trio.Event = Factory(trio.Event)
-    second: trio.Event = Factory(trio.Event)
-    third: trio.Event = Factory(trio.Event)
-
-    def received(self) -> None:
-        for event in (self.first, self.second, self.third):
-            if not event.is_set():
-                event.set()
-                break
-
-
-@asynccontextmanager
-async def stop_signals() -> AsyncIterator[StopSignals]:
-    """Receives the signals that stop this process, and reports each.
-
-    The receiver stays open while the block winds up: without it, a second signal would kill the clean-up.
-    """
-    stop = StopSignals()
-    # What the receiver puts back at its end: a second signal must not kill the interpreter's own end either.
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
-    try:
-        with trio.open_signal_receiver(*_SIGNALS) as received:
-            async with trio.open_nursery() as nursery:
-
-                async def listen() -> None:
-                    async for _ in received:
-                        stop.received()
-
-                nursery.start_soon(listen)
-                yield stop
-                nursery.cancel_scope.cancel()
-    finally:
-        if not stop.first.is_set():
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 async def run_until_stopped(manager: AgentManager, signals: StopSignals) -> None:

@@ -28,11 +28,12 @@ from ..settings import Settings
 from ..worker.pidfile import PidFile, living, locked
 from ..worker.spec import WorkerSpec
 from ..worker.worker import Worker
-from .foreground import managing, run_until_stopped, stop_signals
+from .foreground import managing, run_until_stopped
 from .group import Cli
 from .managers import find_manager, manages_unless_another_does
 from .out import note, say
 from .render import address, console
+from .signals import stop_signals
 
 _SUCCESSION_S = 3.0  #: a manager that takes the place of another one answers sooner than that
 _LOOK_S = 0.1  #: between looks for it

@@ -24,9 +24,9 @@ from ..manager.factory_path import located
 from ..models import new_id
 from ..process.paths import file_of
 from ..process.watching import Saves, Watched, named, require_watchfiles, watch
-from .foreground import stop_signals
 from .hosting import announce, host_command, host_environment
 from .out import note
+from .signals import stop_signals
 
 _AGAIN_S = 10.0  #: after a failure to watch, as where the system has no watches left
 _GRACE_S = 10.0  #: for a process that is asked to end; its sessions are given up within 7 s

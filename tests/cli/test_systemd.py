@@ -28,6 +28,12 @@ def test_the_unit_runs_this_python_on_this_database(here: Any) -> None:
     assert getpwnam(service["User"]).pw_uid == os.geteuid()
     (path,) = shlex.split(service["Environment"])
     assert path == f"PATH={here.environment['PATH']}".replace("%", "%%")
+    (here.directory / "node").mkdir()
+    assert "is no node's: run `agentmgr node --directory node --join" in here.fails("unit", "--node", "node")
+    (here.directory / "node" / "node.json").touch()
+    of_a_node = here.ok("unit", "--node", "node")
+    assert f"agentmgr node --directory {here.directory}/node\n" in of_a_node
+    assert "Its instances live on" in of_a_node
     of_the_user = here.ok("unit", "--user")
     assert "WantedBy=default.target" in of_the_user
     assert "User=" not in of_the_user

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -16,12 +15,13 @@ from ...process.ownership import start_permit
 from ...proxy.certificate import Certificate
 from ...settings import Settings
 from ...storage.sqlite import check
-from ..foreground import managing, run_until_stopped, stop_signals
+from ..foreground import managing, run_until_stopped
 from ..group import Cli, subcommand
 from ..listeners import Listeners, check_ports, open_here
 from ..manager_options import manager_options
 from ..managers import find_manager
 from ..out import say
+from ..signals import Notifier, stop_signals
 from .shutdown import end
 
 
@@ -118,32 +118,3 @@ def _tell(fd: int | None, line: str) -> None:
             os.set_inheritable(fd, False)
             os.write(fd, line.encode() + b"\n")
             os.close(fd)
-
-
-class Notifier:
-    """Reports to systemd that the manager is ready, alive or stopping (sd_notify(3)), if it asks for that."""
-
-    def __init__(self) -> None:
-        # Taken out of the environment: it is for this process, not for the services.
-        self._address = os.environ.pop("NOTIFY_SOCKET", "")
-        watchdog_us = os.environ.pop("WATCHDOG_USEC", "")
-        self._watchdog_s = int(watchdog_us) / 1e6 if watchdog_us.isdigit() else None
-
-    def send(self, state: str) -> None:
-        """Sends a state such as `READY=1`. It is no error when nothing listens."""
-        if not self._address:
-            return
-        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-            try:
-                sock.sendto(state.encode(), address)
-            except OSError:
-                return
-
-    async def keep_alive(self) -> None:
-        """Says twice in each watchdog interval that the event loop turns; until cancelled."""
-        if self._watchdog_s is None:
-            return
-        while True:
-            self.send("WATCHDOG=1")
-            await trio.sleep(self._watchdog_s / 2)

@@ -15,12 +15,11 @@ from ...errors import InvalidRequest
 from ...logging_setup import configure_logging
 from ...process.descriptors import raise_limit
 from ...process.paths import absolute
-from ..foreground import stop_signals
 from ..group import Cli, subcommand
 from ..manager_options import settings_options
 from ..names import DIRECTORY, FILE
 from ..out import note, say
-from .daemon import Notifier
+from ..signals import Notifier, stop_signals
 
 if TYPE_CHECKING:
     from ...node.daemon import NodeConfig

@@ -30,13 +30,14 @@ from ...settings import LogLevel
 from ...supervisor.endings import LAST_OUTPUT
 from ...visible import ProgramOutput
 from ...websocket.refusal import RefusalCode
-from ..foreground import managing, run_until_stopped, stop_signals
+from ..foreground import managing, run_until_stopped
 from ..group import Cli, subcommand
 from ..manager_options import settings_options
 from ..names import FILE
 from ..options import directory_for, given_fields, option_of
 from ..out import note, painted, program_line, say, say_as_it_is_read
 from ..render import console, url
+from ..signals import stop_signals
 
 _LOOK_S = 0.5
 _REFUSALS = {

@@ -77,6 +77,10 @@ async def managed_address(manager: ManagerClient, target: str | None) -> str:
     if service.status is ServiceStatus.ASLEEP:
         await manager.check_service_health(service.name)
         service = await manager.get_service(service.name)
+    if service.endpoint is None and any(instance.node_id for instance in service.instances):
+        raise NoServiceAvailable(
+            f"{service.name} runs on other nodes, and only gateways reach it: `agentmgr proxy` opens one"
+        )
     if service.endpoint is None:
         if service.status is ServiceStatus.RUNNING and any(i.node_id for i in service.instances):
             problem = f"{service.name} runs on other nodes; `agentmgr proxy` opens a gateway to it"

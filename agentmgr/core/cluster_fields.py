@@ -65,9 +65,9 @@ def ignored(config: ServiceConfig) -> tuple[str, ...]:
 
 
 def unplaceable(spec: ServiceSpec, nodes: Iterable[Candidate]) -> tuple[str, ...]:
-    """The remark on it in a cluster where no node can run it now."""
-    if not spec.config.place_on:
+    """The remark on it in a cluster where no node that is known has the labels that it asks for."""
+    wanted, nodes = selectors(spec.config.place_on), tuple(nodes)
+    if any(all(selector.matches(node.labels) for selector in wanted) for node in nodes):
         return ()
-    wish = Wish(spec.service_id, 0, selectors(spec.config.place_on))
-    found = place(wish, nodes, Placed())
+    found = place(Wish(spec.service_id, 0, wanted), nodes, Placed())
     return (f"it {found.reason}",) if isinstance(found, Nowhere) else ()

@@ -179,7 +179,7 @@ class InstanceTask:
                 hopeless = await self._become_ready(child)
             if hopeless is None:
                 nursery.start_soon(self._notice_serving, child)
-                hopeless = await self._check_regularly()
+                hopeless = await self._check_regularly(child)
             nursery.cancel_scope.cancel()
         if exit is None:
             assert hopeless is not None
@@ -229,10 +229,10 @@ class InstanceTask:
                 await child.wait_serving()
             self._report(serves=child.serves)
 
-    async def _check_regularly(self) -> Ending:
+    async def _check_regularly(self, child: Child) -> Ending:
         """Returns when it has been unhealthy for too long and its policy allows a restart."""
         while True:
-            await self._health.next_check()
+            await self._next_check(child)
             check = await self.check(fresh=False)
             if check is not None and self._health.overdue:
                 ending = Ending(
@@ -240,6 +240,21 @@ class InstanceTask:
                 )
                 if isinstance(self._decision(ending), Again):
                     return ending
+
+    async def _next_check(self, child: Child) -> None:
+        """Returns when the next regular check is due; of one that is silent, also as soon as it is heard."""
+        if not child.silent:
+            await self._health.next_check()
+            return
+        async with trio.open_nursery() as nursery:
+
+            async def hear() -> None:
+                await child.wait_heard()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(hear)
+            await self._health.next_check()
+            nursery.cancel_scope.cancel()
 
     @asynccontextmanager
     async def _start_permit(self) -> AsyncIterator[ExitStack]:

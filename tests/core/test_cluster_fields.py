@@ -43,8 +43,12 @@ def test_a_fixed_port_is_on_one_node() -> None:
 
 def test_labels_that_no_node_has_are_a_remark() -> None:
     nodes = [Candidate("", "head", NodeState.LINKED), Candidate("n1", "b", NodeState.LINKED, {"zone": "b"})]
-    assert cluster_fields.unplaceable(spec(), []) == ()
+    assert cluster_fields.unplaceable(spec(), nodes) == ()
     assert cluster_fields.unplaceable(spec(place_on=["zone=b"]), nodes) == ()
+    lost = [Candidate("n1", "b", NodeState.LOST, {"zone": "b"})]
+    assert cluster_fields.unplaceable(spec(place_on=["zone=b"]), lost) == (), (
+        "its instances say that they wait"
+    )
     (remark,) = cluster_fields.unplaceable(spec(place_on=["zone=c"]), nodes)
     assert remark.startswith("it waits for a node with zone=c: ")
 

@@ -63,6 +63,13 @@ def test_the_endpoint_is_that_of_a_running_instance(found: list[Instance]) -> No
     assert service.endpoint in running if running else service.endpoint is None
 
 
+def test_an_instance_of_another_node_has_no_address_that_reaches_it() -> None:
+    afar = Instance("ins_1", SPEC.service_id, 0, ServiceStatus.RUNNING, port=9, node_id="nod_1", node="b")
+    here = Instance("ins_2", SPEC.service_id, 1, ServiceStatus.RUNNING, port=10, node="vm")
+    assert service_view(SPEC, [afar], 0).endpoint is None
+    assert service_view(SPEC, [afar, here], 0).endpoint == "ws://localhost:10"
+
+
 @given(instances)
 def test_the_gateway_learns_of_each_instance_and_may_use_the_running(found: list[Instance]) -> None:
     table = routing_table([SPEC], [], found)

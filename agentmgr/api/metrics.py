@@ -26,7 +26,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from ..core.stats import Histogram
-from ..models import HealthStatus, RunResult
+from ..models import HealthStatus, NodeState, RunResult
 
 if TYPE_CHECKING:
     from ..manager import AgentManager
@@ -103,6 +103,25 @@ class _Figures(Collector):
             yield GaugeMetricFamily("agentmgr_disk_free_bytes", about, free)
         yield from _measured(manager)
         yield from self._by_service()
+        if manager.has_cluster:
+            yield from self._by_node()
+
+    def _by_node(self) -> Iterable[Metric]:
+        def gauge(name: str, help: str, *labels: str) -> GaugeMetricFamily:
+            return GaugeMetricFamily(f"agentmgr_node_{name}", help, labels=["node", *labels])
+
+        state = gauge("state", "1 for the state that the node is in, 0 else.", "state")
+        instances = gauge("instances", "Instances that run on the node.")
+        sessions = gauge("sessions", "Open sessions through the gateways with these.")
+        skew = gauge("clock_skew_seconds", "By how much its clock is before the manager's.")
+        for node in self.manager.list_nodes():
+            for each in NodeState:
+                state.add_metric([node.name, each], int(node.state is each))
+            instances.add_metric([node.name], node.instances)
+            sessions.add_metric([node.name], node.sessions)
+            if node.clock_skew_s is not None:
+                skew.add_metric([node.name], node.clock_skew_s)
+        yield from (state, instances, sessions, skew)
 
     def _by_service(self) -> Iterable[Metric]:
         def gauge(name: str, help: str) -> GaugeMetricFamily:

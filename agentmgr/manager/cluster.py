@@ -227,9 +227,7 @@ class JoinedCluster:
 
     async def cordon(self, ref: str, cordoned: bool) -> Node:
         """Raises `NodeNotFound`."""
-        record = await self.joining.cordon(ref, cordoned)
-        self._announce("node.cordon_set" if cordoned else "node.cordon_lifted", record.name)
-        return self.get(record.name)
+        return self.get((await self.joining.cordon(ref, cordoned)).name)
 
     def _is_linked(self, node_id: str) -> bool:
         return (handle := self.nodes.get(node_id)) is not None and handle.linked

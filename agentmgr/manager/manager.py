@@ -514,6 +514,10 @@ class AgentManager:
             raise WrongState("this manager has no cluster: `agentmgr daemon --cluster joined` has one")
         return cluster
 
+    @property
+    def has_cluster(self) -> bool:
+        return self._live().cluster is not None
+
     def list_nodes(self) -> list[models.Node]:
         """The nodes of its cluster, the manager's own machine first. Raises `WrongState` without one."""
         return self._cluster().nodes_shown()

@@ -10,7 +10,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import httpx2
 import pytest
+import trio
 from websockets.sync.client import ClientConnection, connect
 
 from agentmgr.cli.json_output import PRINTED
@@ -98,6 +100,9 @@ def test_services_run_on_nodes_and_live_through_the_death_of_each_part(a_cluster
         assert len({instance["restarts_left"] for instance in cluster.instances("spread").values()}) == 1
         cluster.until(lambda: "zone=c" in str(cluster.instances("bound")[0]["error_message"]))
         assert "node.lost" in shell.ok("events")
+        metrics = trio.run(_metrics, shell.paths.control_socket)
+        assert 'agentmgr_node_state{node="c",state="lost"} 1.0' in metrics
+        assert 'agentmgr_node_instances{node="c"} 0.0' in metrics
 
         # It comes back, and with it what waits for it. Nothing is there twice.
         cluster.start_node("c")
@@ -123,6 +128,12 @@ def test_services_run_on_nodes_and_live_through_the_death_of_each_part(a_cluster
         shell.ok("shutdown")
         cluster.processes.pop("").wait()
         cluster.until(lambda: not any(alive(pid) for pid in pids[0].values()))
+
+
+async def _metrics(control_socket: Path) -> str:
+    transport = httpx2.AsyncHTTPTransport(uds=str(control_socket))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://manager") as http:
+        return (await http.get("/metrics")).text
 
 
 def _check_what_is_printed(cluster: Cluster, head: str) -> None:

@@ -80,11 +80,22 @@ const SENTENCES = {
   "rule.created": (who) => t("the routing rule {who} was added", { who }),
   "rule.changed": (who) => t("the routing rule {who} was changed", { who }),
   "rule.deleted": (who) => t("the routing rule {who} was deleted", { who }),
+  "node.joined": (_, { node, address }) => t("node {node} has joined, at {address}", { node: visibleText(String(node)), address: visibleText(String(address)) }),
+  "node.linked": (_, { node }) => t("node {node} is linked", { node: visibleText(String(node)) }),
+  "node.cordoned": (_, detail) => nodeText(t("nothing new is placed on node {node}", { node: visibleText(String(detail.node)) }), detail),
+  "node.silent": (_, detail) => nodeText(t("nothing is heard of node {node}", { node: visibleText(String(detail.node)) }), detail),
+  "node.lost": (_, detail) => nodeText(t("node {node} is lost, and what ran there starts elsewhere", { node: visibleText(String(detail.node)) }), detail),
+  "node.forgotten": (_, { node }) => t("node {node} was forgotten", { node: visibleText(String(node)) }),
   "token.created": (who) => t("the token {who} was created", { who }),
   "token.revoked": (who) => t("the token {who} was revoked", { who }),
   "token.policy_changed": (_, { api, gateway }) => t("tokens are required now: API {api}, gateway {gateway}", {
     api: api ? t("yes") : t("no"), gateway: gateway ? t("yes") : t("no") }),
 };
+
+/** The sentence with its reason, if there is one. @param {string} sentence @param {any} detail */
+function nodeText(sentence, { reason }) {
+  return reason ? t("{sentence}: {why}", { sentence, why: visibleText(String(reason)) }) : sentence;
+}
 
 /**
  * The sentence with its reason, what comes next, and what the program said last: that is what the reader looks for.

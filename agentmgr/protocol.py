@@ -292,6 +292,7 @@ class LossReason(StrEnum):
     ENDED = "ended"
     EXPIRED = "expired"  #: it was without a connection for longer than `session_timeout`
     INSTANCE_LOST = "instance_lost"  #: it was in memory only, and its instance has ended or was restarted
+    NODE_LOST = "node_lost"  #: in a cluster: its machine is lost, and its journal with it
     UNKNOWN = "unknown"  #: there is none of that id, or it belongs to another identity
 
 

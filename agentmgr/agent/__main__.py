@@ -85,6 +85,7 @@ def _options(argv: Sequence[str] | None) -> HostOptions:
         **given,
         token=os.environ.get("AGENTMGR_INSTANCE_TOKEN", ""),
         instance_id=os.environ.get("AGENTMGR_INSTANCE_ID", ""),
+        node_id=os.environ.get("AGENTMGR_NODE", ""),
     )
 
 

@@ -48,6 +48,7 @@ class HostOptions(SessionLimits):
     allowed_origins: tuple[str, ...] | None = None  #: pages that may connect; None: those of this machine
     open_beyond_loopback: bool = False  #: where `host` is more than loopback, any machine may connect
     instance_id: str = ""  #: under which a manager knows this process
+    node_id: str = ""  #: of this machine in a cluster; "": the manager's, or there is none
     lifeline_fd: int | None = None  #: a pipe; at its end of file the manager is gone, and this process ends
     ready_fd: int | None = None  #: a pipe, which gets a byte when the agent is served
     journal: str | None = None  #: the file that keeps the sessions; None: they are in memory only
@@ -114,7 +115,12 @@ async def _serve(
         if traces is not None:
             stack.push_async_callback(traces.close)
         sessions = SessionRegistry(
-            agent, options, instance_id=options.instance_id, journal=journal, telemetry=traces
+            agent,
+            options,
+            instance_id=options.instance_id,
+            node_id=options.node_id,
+            journal=journal,
+            telemetry=traces,
         )
         await _serve_sessions(agent, sessions, listener, options, signals, task_status)
 

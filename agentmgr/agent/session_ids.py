@@ -6,6 +6,7 @@ import re
 import secrets
 from collections import OrderedDict
 
+from ..core.affinity import named_node
 from ..protocol import EndReason, ErrorCode, LossReason
 from .incoming import BadInput
 from .limits import MAX_REMEMBERED_ENDS
@@ -16,6 +17,7 @@ _MESSAGES = {
     LossReason.ENDED: "the session has ended",
     LossReason.EXPIRED: "the session expired: it was without a connection for longer than the service allows",
     LossReason.INSTANCE_LOST: "the session was lost with its instance, which has ended or was restarted",
+    LossReason.NODE_LOST: "the session was lost with its machine; a new one can be begun",
     LossReason.UNKNOWN: "there is no such session; it may have ended",
 }
 # Every other end is `ended`.
@@ -33,13 +35,16 @@ def how_it_ended(session: Session) -> LossReason:
 class SessionIds:
     """Makes ids, and remembers the latest of those whose sessions have ended.
 
-    An id names the instance that holds the session: a gateway finds the way back without having to remember.
+    An id names the instance that holds the session, and its node: a gateway finds the way back without having
+    to remember.
     It also has a mark of the process that made it: an instance keeps its id over its restarts, and sessions
     that are in memory only do not live on.
     """
 
-    def __init__(self, instance_id: str) -> None:
-        self._end = secrets.token_hex(4) + (f".{instance_id}" if instance_id else "")
+    def __init__(self, instance_id: str, node_id: str = "") -> None:
+        self._node_id = node_id
+        place = ".".join(filter(None, (node_id, instance_id)))
+        self._end = secrets.token_hex(4) + (f".{place}" if place else "")
         self._ends: OrderedDict[str, tuple[str | None, LossReason]] = OrderedDict()  # owner and reason
 
     def new(self) -> str:
@@ -63,5 +68,7 @@ class SessionIds:
         if session_id.endswith(self._end):
             its_owner, reason = self._ends.get(session_id, (owner, LossReason.UNKNOWN))
             return no_session(reason if owner == its_owner else LossReason.UNKNOWN)
+        if (node_id := named_node(session_id)) is not None and node_id != self._node_id:
+            return no_session(LossReason.NODE_LOST)  # while that is known, its clients are not led here
         lost = self.may_be(session_id) and not durable
         return no_session(LossReason.INSTANCE_LOST if lost else LossReason.UNKNOWN)

@@ -62,6 +62,7 @@ class SessionRegistry:
         limits: SessionLimits,
         *,
         instance_id: str = "",
+        node_id: str = "",
         host_bytes: int = HOST_BYTES,
         journal: SessionJournal | None = None,
         telemetry: Telemetry | None = None,
@@ -73,7 +74,7 @@ class SessionRegistry:
         self._agent = agent
         self._telemetry = telemetry
         self.limits = limits
-        self._ids = SessionIds(instance_id)
+        self._ids = SessionIds(instance_id, node_id)
         self._sessions: dict[str, Session] = {}
         self._names: dict[tuple[str | None, str], str] = {}  # of those that are in memory only
         self._arrivals: dict[str, _Arrival] = {}

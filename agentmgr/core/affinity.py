@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
+
+_OF_A_HOST = re.compile(r"ses_[0-9a-f]{32,}(?:\.(?P<node>nod_\w+))?\.ins_\w+")
 
 
 def named_instance(session_id: str) -> str | None:
@@ -14,6 +17,14 @@ def named_instance(session_id: str) -> str | None:
     """
     _, dot, instance_id = session_id.rpartition(".")
     return instance_id if dot else None
+
+
+def named_node(session_id: str) -> str | None:
+    """The node that a session id of a host names, as `ses_HEX.NODE_ID.INSTANCE_ID` does; "" is the manager's
+    own machine. None: it is no such id.
+    """
+    found = _OF_A_HOST.fullmatch(session_id)
+    return None if found is None else found["node"] or ""
 
 
 class Affinity:
@@ -32,19 +43,19 @@ class Affinity:
 
     @property
     def known(self) -> Mapping[str, str]:
-        """Instance ids by the digest of the session id, the oldest first."""
+        """Instance ids, or `INSTANCE_ID@NODE_ID`, by the digest of the session id, the oldest first."""
         return self._holders
 
-    def remember(self, session_id: str, instance_id: str) -> None:
-        key = _digest(session_id)
-        news = self._holders.get(key) != instance_id
-        self.learn(key, instance_id)
+    def remember(self, session_id: str, instance_id: str, node_id: str = "") -> None:
+        key, holder = _digest(session_id), f"{instance_id}@{node_id}" if node_id else instance_id
+        news = self._holders.get(key) != holder
+        self.learn(key, holder)
         if news and self._on_news is not None:
-            self._on_news(key, instance_id)
+            self._on_news(key, holder)
 
-    def learn(self, key: str, instance_id: str) -> None:
-        """Remembers what another gateway reported: the digest of a session id, and its holder."""
-        self._holders[key] = instance_id
+    def learn(self, key: str, holder: str) -> None:
+        """Remembers what another gateway reported, as `known` has it."""
+        self._holders[key] = holder
         self._holders.move_to_end(key)
         if len(self._holders) > self._max_sessions:
             self._holders.popitem(last=False)
@@ -52,7 +63,12 @@ class Affinity:
     def holder(self, session_id: str) -> str | None:
         """The instance id, as far as it is known; it may be gone."""
         known = self._holders.get(_digest(session_id))
-        return named_instance(session_id) if known is None else known
+        return named_instance(session_id) if known is None else known.partition("@")[0]
+
+    def node(self, session_id: str) -> str | None:
+        """The id of the node that the holder was on, "" for the manager's own machine; None: not known."""
+        known = self._holders.get(_digest(session_id))
+        return named_node(session_id) if known is None else known.partition("@")[2]
 
 
 def _digest(session_id: str) -> str:

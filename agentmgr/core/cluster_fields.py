@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from attrs import fields
 
 from ..errors import FieldProblem, InvalidRequest
-from ..models import ServiceConfig, ServiceSpec
+from ..models import Instance, ServiceConfig, ServiceSpec, Sessions
 from ..models.nodes import one_node, selectors
 from .placement import Candidate, Nowhere, Placed, Wish, place
 
@@ -71,3 +71,17 @@ def unplaceable(spec: ServiceSpec, nodes: Iterable[Candidate]) -> tuple[str, ...
         return ()
     found = place(Wish(spec.service_id, 0, wanted), nodes, Placed())
     return (f"it {found.reason}",) if isinstance(found, Nowhere) else ()
+
+
+def scattered(spec: ServiceSpec, instances: Iterable[Instance]) -> tuple[str, ...]:
+    """The remark on it where its sessions are kept on several nodes, each on that of its instance."""
+    config = spec.config
+    if config.agent_factory_path is None or config.sessions is not Sessions.DURABLE:
+        return ()
+    nodes = sorted({instance.node for instance in instances if instance.node})
+    if len(nodes) < 2:
+        return ()
+    return (
+        f"its sessions are kept on {', '.join(nodes)}, each on the node of its instance, and no journal is "
+        "kept elsewhere: those of a node that is lost are lost with it",
+    )

@@ -73,6 +73,7 @@ class Backend:
     token: str = field(default="", repr=False)
     """Of a hosted agent: by it gateway and agent know each other (`core.proof`). Never shown."""
     node_id: str = ""  #: of the machine on whose loopback it listens; "": the manager's own
+    journaled: bool = False  #: its sessions are in a journal on that machine, and can go on there only
 
     @classmethod
     def at(cls, host: str, port: int, service: str = "default", **facts: Any) -> Backend:

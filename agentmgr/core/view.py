@@ -19,6 +19,7 @@ from ..models import (
     ServiceConfig,
     ServiceSpec,
     ServiceStatus,
+    Sessions,
 )
 from . import scaling, schedule
 from .hosts import authority
@@ -280,6 +281,7 @@ def _backend(
         state=state,
         starts_within=config.startup_timeout if config.on_demand else 0.0,
         resume_within=config.resumes_within,
+        journaled=not config.command and config.sessions is Sessions.DURABLE,
         token=token,
         node_id=node_id,
     )

@@ -169,12 +169,13 @@ class ControlPlane:
             next_run_at=self.scheduler.next_run(spec),
             reload_error=self.reloads.error(spec.service_id),
             preloaded=self.supervisor.preloaded(spec.service_id),
-            remarks=self._remarks(spec),
+            remarks=self._remarks(spec, instances),
         )
 
-    def _remarks(self, spec: ServiceSpec) -> tuple[str, ...]:
+    def _remarks(self, spec: ServiceSpec, instances: Iterable[Instance]) -> tuple[str, ...]:
         if self.cluster is not None:
-            return cluster_fields.unplaceable(spec, self.cluster.candidates())
+            unplaceable = cluster_fields.unplaceable(spec, self.cluster.candidates())
+            return unplaceable + cluster_fields.scattered(spec, instances)
         return cluster_fields.ignored(spec.config) if self.supervises else ()
 
     def views(self) -> list[Service]:

@@ -129,7 +129,11 @@ class NodeDaemon:
         logs = directory / "logs"
         logs.mkdir(mode=0o700, exist_ok=True)
         launcher = LocalLauncher(
-            logs, directory / "sessions", fork_server=fork_server, preload_max=preload_max
+            logs,
+            directory / "sessions",
+            fork_server=fork_server,
+            preload_max=preload_max,
+            node_id=config.node_id,
         )
         self.node = Node(
             directory,

@@ -12,7 +12,7 @@ import trio
 from attrs import define, evolve, field
 
 from ..core.admission import Seats
-from ..core.affinity import Affinity, named_instance
+from ..core.affinity import Affinity, named_instance, named_node
 from ..core.outliers import OutlierPolicy, Outliers
 from ..core.request import ClientRequest
 from ..core.routing import Backend, BackendState, Pool, Router
@@ -168,8 +168,11 @@ class Lobby:
         """The instance took the client."""
         name, session_id = seat.backend.instance_id, visit.request.session_id
         self._outliers.succeeded(name, trio.current_time())
-        if session_id is not None and self._affinity.holder(session_id) != name:
-            self._affinity.remember(session_id, name)
+        if session_id is not None and (
+            self._affinity.holder(session_id) != name
+            or (self._affinity.node(session_id) or "") != seat.backend.node_id
+        ):
+            self._affinity.remember(session_id, name, seat.backend.node_id)
 
     def moved(self, visit: Visit, seat: Seat, holder: str) -> None:
         """The instance does not hold the client's session, and says which one of its service does; or "": any
@@ -181,7 +184,7 @@ class Lobby:
         if known is not None and known.service_id == seat.backend.service_id and visit.patience_s is not None:
             visit.sought = holder
         elif known is not None and known.service_id == seat.backend.service_id and session_id is not None:
-            self._affinity.remember(session_id, holder)
+            self._affinity.remember(session_id, holder, known.node_id)
         else:
             self.failed(visit, seat, blame=False)
 
@@ -242,12 +245,46 @@ class Lobby:
             pool = self._router.pool(visit.request) if home is None else self._router.service_of(home)
         except ServiceNotFound as error:
             raise Refusal(404, RefusalCode.SERVICE_NOT_FOUND, error.message) from None
+        if (node_id := self._journal_at(visit, pool)) is not None:
+            pool = evolve(
+                pool,
+                backends=tuple(b for b in pool.backends if b.node_id == node_id or not b.journaled),
+                reason=f"the session is kept on node {node_id or 'of the manager'}, and can go on there only",
+            )
         if visit.services is None:
             return pool
         allowed = tuple(b for b in pool.backends if b.service_name in visit.services)
         if pool.backends and not allowed:
             raise Refusal(403, RefusalCode.FORBIDDEN, "this token does not allow connecting there")
         return evolve(pool, backends=allowed)
+
+    def _journal_at(self, visit: Visit, pool: Pool) -> str | None:
+        """The id of the node that has the journal of what the client is to go on with; None: any will do.
+
+        That of a node which is lost will not do: a host there is says so to the client. A name of a client's
+        own leads to any node as soon as its service is not on that one any more.
+        """
+        gates = self._router.gates
+        if not gates or visit.node_id is not None:
+            return visit.node_id
+        if (named := visit.request.named_session) is None:
+            return None
+        session_id, _ = named
+        node_id = self._affinity.node(session_id)
+        if node_id is None or (node_id and node_id not in gates):
+            return None
+        is_there = any(backend.node_id == node_id for backend in pool.backends)
+        return node_id if is_there or named_node(session_id) is not None else None
+
+    def can_go_on(self, backend: Backend) -> bool:
+        """Whether an instance may come that goes on with a connection which this one has lost."""
+        gates = self._router.gates
+        if not gates:
+            return True
+        if backend.node_id and backend.node_id not in gates:  # its node is lost
+            return False
+        peers = tuple(self._router.peers(backend))
+        return not peers or any(peer.node_id == backend.node_id for peer in peers)
 
     def _pick(self, visit: Visit) -> Seat | None:
         """A seat, taken, or None when it takes a wait. Raises `Refusal` when waiting does not help."""
@@ -310,7 +347,12 @@ class Lobby:
             return None
         session_id, deliberate = named
         certain = self._router.by_id.get(named_instance(session_id) or "")
+        if certain is not None and named_node(session_id) not in (None, certain.node_id):
+            certain = None  # started again on another node, where no journal has the session
         home = self._router.by_id.get(self._affinity.holder(session_id) or "")  # it may have moved
+        kept_at = self._affinity.node(session_id)
+        if home is not None and home.journaled and kept_at not in (None, home.node_id):
+            home = None
         if certain is not None and (
             home is None or home.service_id != certain.service_id or not _is_home(home)
         ):

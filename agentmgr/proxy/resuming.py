@@ -96,11 +96,12 @@ class Resuming:
         visit = Visit(
             ClientRequest(f"/services/{quote(before.service_name, safe='')}", connection.client_ip),
             patience_s=before.resume_within,
+            node_id=before.node_id if self.lobby.router.gates else None,
         )
         hopeless_at, pause_s = trio.current_time() + self.limits.queue_timeout_s, _PAUSE_S
         if ending.by == "backend":
             await self.lobby.noticed(before)
-        while True:
+        while self.lobby.can_go_on(before):
             if ending.by == "gateway":
                 visit.tried.add(before.instance_id)  # it lives, and is to lose its clients
             try:
@@ -117,6 +118,7 @@ class Resuming:
             visit.tried.clear()
             await trio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return False
 
     async def _try(self, visit: Visit, seat: Seat, tried: AsyncExitStack, flushed: trio.Event) -> bool:
         """Raises `Hopeless`."""

@@ -30,6 +30,7 @@ class Visit:
     home: str | None = None  #: the one that holds the client's session, once it has failed it
     given_up: set[str] = field(factory=set)  #: those that do not hold its session any more, and end soon
     left: Callable[[], Awaitable[None]] = trio.sleep_forever  #: returns when the client has gone
+    node_id: str | None = None  #: of the only machine that can go on with a connection; None: any
     sought: str | None = None  #: the instance that holds what a resumed connection goes on with
     patience_s: float | None = None  #: how long it waits for a seat; None: as long as the gateway says
     starts_within: float = 0.0  #: how long what it waits for may take to start; 0: nothing starts for it

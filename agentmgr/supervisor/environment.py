@@ -27,6 +27,7 @@ _MANAGERS_OWN = (
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
     "AGENTMGR_TOKEN",
+    "AGENTMGR_NODE",  # of the instance that a nested manager itself is
 )
 
 

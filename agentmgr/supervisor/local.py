@@ -38,7 +38,9 @@ class LocalLauncher:
         *,
         fork_server: bool = True,
         preload_max: int = PRELOAD_MAX,
+        node_id: str = "",
     ) -> None:
+        """`node_id`: of this machine, where a node daemon starts them; sessions are named by it."""
         self._log_dir = log_dir
         self._locks = log_dir / DIRECTORY
         if InstanceTokens.found(log_dir) is None:
@@ -53,6 +55,7 @@ class LocalLauncher:
             fork_servers,
             Preloads(fork_servers, preload_max),
             sessions_dir,
+            node_id,
         )
 
     async def run(self) -> None:

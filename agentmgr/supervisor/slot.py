@@ -60,6 +60,7 @@ class Shared:
     fork_servers: ForkServers
     preloads: Preloads
     sessions_dir: Path | None = None  #: of the journals
+    node_id: str = ""
     leases: dict[str, int] = Factory(dict)  #: the ports that are kept for instances which sleep, by their ids
     open: set[str] = Factory(set)  #: the ids of the instances that have a slot
     starts: trio.Semaphore = Factory(lambda: trio.Semaphore(MAX_CONCURRENT_STARTS))
@@ -115,6 +116,8 @@ class LocalSlot:
             "AGENTMGR_INSTANCE_ID": self._instance_id,
             procfs.TOKEN_VARIABLE: token,
         }
+        if shared.node_id:
+            variables["AGENTMGR_NODE"] = shared.node_id
         account, of_user = self._account()
         variables |= of_user
         with ExitStack() as resources, ExitStack() as spawning:

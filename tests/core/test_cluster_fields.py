@@ -7,7 +7,7 @@ import pytest
 from agentmgr.core import cluster_fields
 from agentmgr.core.placement import Candidate
 from agentmgr.errors import InvalidRequest
-from agentmgr.models import ServiceConfig, ServiceSpec
+from agentmgr.models import Instance, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.models.nodes import NodeState, OnNodeLoss
 
 
@@ -57,3 +57,18 @@ def test_labels_that_no_node_has_are_a_remark() -> None:
 def test_a_resource_is_a_name_and_an_amount(resources: list[str]) -> None:
     with pytest.raises(InvalidRequest, match="resources cannot be read"):
         spec(resources=resources)
+
+
+def test_durable_sessions_on_several_nodes_are_remarked_on() -> None:
+    agent = ServiceConfig("agent.py")
+    instances = [
+        Instance(f"ins_{n}", "svc", n, ServiceStatus.RUNNING, node=node) for n, node in enumerate("bcb")
+    ]
+    (remark,) = cluster_fields.scattered(ServiceSpec("a", agent), instances)
+    assert "kept on b, c," in remark
+    assert cluster_fields.scattered(ServiceSpec("a", agent), instances[::2]) == ()
+    assert (
+        cluster_fields.scattered(ServiceSpec("a", ServiceConfig("agent.py", sessions="memory")), instances)
+        == ()
+    )
+    assert cluster_fields.scattered(ServiceSpec("a", ServiceConfig(command=("x",))), instances) == ()

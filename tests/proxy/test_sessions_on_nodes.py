@@ -1,0 +1,98 @@
+"""In a cluster a session goes on at the machine that has its journal, and nowhere else."""
+
+from __future__ import annotations
+
+from attrs import evolve
+
+from agentmgr.agent.session_ids import SessionIds
+from agentmgr.core.affinity import Affinity, named_node
+from agentmgr.core.outliers import OutlierPolicy
+from agentmgr.core.request import ClientRequest
+from agentmgr.core.routing import Backend, BackendState, Gate, Router, RoutingTable
+from agentmgr.protocol import LossReason
+from agentmgr.proxy import Gateway
+from agentmgr.proxy.limits import GatewayLimits
+from agentmgr.proxy.lobby import Lobby
+from agentmgr.websocket.refusal import RefusalCode
+
+OURS = f"ses_{'0' * 40}"
+GATES = {"": Gate("10.0.0.1", 1), "nod_b": Gate("10.0.0.2", 1), "nod_c": Gate("10.0.0.3", 1)}
+
+
+def instance(name: str, node_id: str, **facts: object) -> Backend:
+    return Backend(
+        f"ins_{name}", "svc", "svc", "127.0.0.1", 1, node_id=node_id, **{"journaled": True} | facts
+    )  # type: ignore[arg-type]
+
+
+AT_HEAD, AT_B, AT_C = instance("1", ""), instance("2", "nod_b"), instance("3", "nod_c")
+
+
+def chosen(session_id: str, *backends: Backend, gates: dict[str, Gate] | None = None) -> object:
+    """The node that a client of the session is led to, or why to none."""
+    table = RoutingTable(backends, service_names=frozenset({"svc"}), gates=GATES if gates is None else gates)
+    found = Gateway(table).route(ClientRequest("/services/svc", headers={"x-session-id": session_id}))
+    return next((b.node_id for b in backends if b.instance_id == found.chosen), found.code)
+
+
+def test_an_id_names_its_node() -> None:
+    assert named_node(f"{OURS}.nod_b.ins_2") == "nod_b"
+    assert named_node(f"{OURS}.ins_2") == ""
+    assert named_node("my chat.nod_b.ins_2") is None
+
+
+async def test_when_its_instance_is_gone_another_one_of_its_node_takes_it_up_and_none_elsewhere() -> None:
+    for node_id, its_id in (("", f"{OURS}.ins_gone"), ("nod_b", f"{OURS}.nod_b.ins_gone")):
+        for backends in ((AT_HEAD, AT_B, AT_C), (AT_C, AT_B, AT_HEAD)):
+            assert chosen(its_id, *backends) == node_id
+    lost = f"{OURS}.nod_b.ins_gone"
+    assert chosen(lost, AT_HEAD, AT_C) == RefusalCode.NO_SERVICE_AVAILABLE
+    coming = evolve(AT_B, state=BackendState.COMING)
+    assert chosen(lost, AT_HEAD, coming) == RefusalCode.NO_SERVICE_AVAILABLE  # its clients wait
+
+
+async def test_when_its_node_is_lost_any_host_says_so() -> None:
+    without_b = {node_id: gate for node_id, gate in GATES.items() if node_id != "nod_b"}
+    assert chosen(f"{OURS}.nod_b.ins_gone", AT_C, gates=without_b) == "nod_c"
+    moved = evolve(AT_C, instance_id=AT_B.instance_id)  # the same instance, started again elsewhere
+    assert chosen(f"{OURS}.nod_b.ins_2", moved, gates=without_b) == "nod_c"
+    assert chosen(f"{OURS}.nod_b.ins_2", moved) == RefusalCode.NO_SERVICE_AVAILABLE  # b may have it still
+
+
+async def test_without_a_cluster_or_a_journal_any_instance_will_do() -> None:
+    assert chosen(f"{OURS}.ins_gone", AT_C, gates={}) == "nod_c"
+    assert chosen(f"{OURS}.nod_b.ins_gone", evolve(AT_C, journaled=False)) == "nod_c"
+    assert chosen("my chat", AT_C) == "nod_c"
+
+
+async def test_a_name_of_a_clients_own_leads_to_its_node_while_its_service_is_there() -> None:
+    affinity = Affinity()
+    affinity.remember("my chat", "ins_gone", "nod_b")
+    assert (affinity.holder("my chat"), affinity.node("my chat")) == ("ins_gone", "nod_b")
+    for backends, node_id in (((AT_C, AT_B), "nod_b"), ((AT_C,), "nod_c")):
+        gateway = Gateway(RoutingTable(backends, gates=GATES), affinity=affinity)
+        found = gateway.route(ClientRequest("/services/svc", headers={"x-session-id": "my chat"}))
+        assert [b.node_id for b in backends if b.instance_id == found.chosen] == [node_id]
+
+
+def test_a_host_of_another_node_says_that_it_was_lost_with_its_machine() -> None:
+    here = SessionIds("ins_3", "nod_c")
+    assert named_node(here.new()) == "nod_c"
+    assert here.missing(f"{OURS}.nod_b.ins_2", None, durable=True).details["reason"] is LossReason.NODE_LOST
+    assert here.missing(f"{OURS}.nod_c.ins_9", None, durable=True).details["reason"] is LossReason.UNKNOWN
+    assert (
+        SessionIds("ins_1").missing(f"{OURS}.ins_2", None, durable=True).details["reason"]
+        is LossReason.UNKNOWN
+    )
+
+
+def test_a_connection_is_resumed_at_its_node_only() -> None:
+    def can_go_on(*backends: Backend, gates: dict[str, Gate] = GATES) -> bool:
+        router = Router(RoutingTable(backends, gates=gates))
+        return Lobby(router, GatewayLimits(), OutlierPolicy()).can_go_on(AT_B)
+
+    assert can_go_on(AT_C, AT_B)
+    assert can_go_on(AT_C, evolve(AT_B, instance_id="ins_4"))
+    assert not can_go_on(AT_C)
+    assert not can_go_on(AT_B, gates={"": GATES[""]})
+    assert can_go_on(AT_C, gates={})

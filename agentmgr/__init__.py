@@ -37,12 +37,17 @@ The words, which mean the same in code, commands, API and logs:
     manager     the one process that holds a database and runs its supervisor (`AgentManager`)
     adoption    the next manager takes over instances and workers that outlived the one before
 
+    cluster     a manager and its nodes, which trust the same certificate authority (`agentmgr.ca`)
+    node        a machine that services run on; its daemon is `agentmgr node`. The manager's own is one too
+    link        the connection of a node's daemon to the manager
+    gate        where the gateway of a node lets those of other nodes reach its instances
+
     client      a program that talks to an agent
     gateway     the address that clients connect to; it picks an instance for each, by rules
     rule        conditions on a client's request, and the services that clients which meet them go to
     backend     an instance as the gateway sees it
     connection  one client's WebSocket through the gateway; `con_…`
-    link        the host's side of a socket; `lnk_…` where no gateway is before it
+    link        of a host: its side of a socket; `lnk_…` where no gateway is before it
     refusal     an HTTP status and a code in place of a WebSocket
     worker      a process that serves the gateway for a manager
 

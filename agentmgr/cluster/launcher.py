@@ -47,8 +47,16 @@ class Members(Protocol):
 class ClusterSlot:
     """Implements `supervisor.launcher.Slot`: a slot on one node after another."""
 
-    def __init__(self, launcher: ClusterLauncher, spec: ServiceSpec, instance_id: str, position: int) -> None:
-        self._launcher = launcher
+    def __init__(
+        self,
+        launcher: ClusterLauncher,
+        spec: ServiceSpec,
+        instance_id: str,
+        position: int,
+        leased: str | None = None,
+    ) -> None:
+        """`leased`: the node that keeps a port for it."""
+        self._launcher, self._leased = launcher, leased
         self._spec, self._instance_id, self._position = spec, instance_id, position
         self._node_id = ""
         self._slot: Slot | RemoteSlot | None = None  #: on that node
@@ -82,6 +90,9 @@ class ClusterSlot:
         )
 
     def _be_on(self, node_id: str) -> None:
+        leased, self._leased = self._leased, None
+        if leased is not None and leased != node_id:
+            self._launcher.end_lease_on(leased, self._instance_id)
         if self._slot is None or node_id != self._node_id:
             if self._slot is not None:
                 self._slot.close()
@@ -106,8 +117,12 @@ class ClusterSlot:
         self._launcher.placed.remove(self._instance_id)
         if self._slot is not None:
             self._slot.close(lease=lease)
-            if lease:
-                self._launcher.leases[self._instance_id] = self._node_id
+            self._leased = self._node_id if lease else None
+        elif self._leased is not None and not lease:  # it was stopped before there was a node for it
+            self._launcher.end_lease_on(self._leased, self._instance_id)
+            self._leased = None
+        if self._leased is not None:
+            self._launcher.leases[self._instance_id] = self._leased
 
 
 class ClusterLauncher:
@@ -135,8 +150,7 @@ class ClusterLauncher:
         await self._local.run()
 
     def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> ClusterSlot:
-        self.leases.pop(instance_id, None)
-        return ClusterSlot(self, spec, instance_id, position)
+        return ClusterSlot(self, spec, instance_id, position, self.leases.pop(instance_id, None))
 
     def slot_on(self, node_id: str, spec: ServiceSpec, instance_id: str, position: int) -> Slot | RemoteSlot:
         """Raises `CannotLaunch` where the node was forgotten just now."""
@@ -154,7 +168,9 @@ class ClusterLauncher:
         )
 
     def end_lease(self, instance_id: str) -> None:
-        node_id = self.leases.pop(instance_id, "")
+        self.end_lease_on(self.leases.pop(instance_id, ""), instance_id)
+
+    def end_lease_on(self, node_id: str, instance_id: str) -> None:
         if not node_id:
             self._local.end_lease(instance_id)
         elif (handle := self.nodes.get(node_id)) is not None:

@@ -429,7 +429,10 @@ class Node:
 
         return close()
 
-    def _end_lease(self, order: EndLease) -> Answer:
+    async def _end_lease(self, order: EndLease) -> Answer:
+        instance = self.instances.get(order.instance_id)
+        if instance is not None and instance.closing:  # which is what makes the lease
+            await instance.closed.wait()
         self.launcher.end_lease(order.instance_id)
         return Done()
 

@@ -65,6 +65,12 @@ def test_services_run_on_nodes_and_live_through_the_death_of_each_part(a_cluster
             "c": 3,
         }
         shell.ok("register", "nowhere", "my_agent.py", "--place-on", "zone=x")
+        assert "remarks" in shell.ok("status", "nowhere")
+        refused = shell.fails("register", "claims", "my_agent.py", "--gpus", "1")
+        assert "gpus cannot be reserved" in refused
+        assert "node=NAME" in shell.fails("register", "fixed", "my_agent.py", "--port", "9555")
+        (listed,) = [line for line in shell.ok("list").splitlines() if line.startswith("spread")]
+        assert listed.split()[-3:] == sorted([head, "b", "c"])
         assert "zone=x" in shell.ok("start", "nowhere", "--no-wait") + shell.ok("status", "nowhere")
         shell.ok("unregister", "nowhere", "--force")
 
@@ -81,6 +87,7 @@ def test_services_run_on_nodes_and_live_through_the_death_of_each_part(a_cluster
             cluster.until(lambda: cluster.states()["c"] == "linked")
             cluster.kill_manager()
             assert "3" in said(client, "three")
+            assert "--cluster joined" in shell.fails("daemon", "--proxy-port", str(cluster.proxy_port))
             cluster.start_manager()
             cluster.until(lambda: set(cluster.states().values()) == {"linked"})
             assert "4" in said(client, "four")

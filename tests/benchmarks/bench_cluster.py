@@ -1,16 +1,19 @@
 """What growth costs: starts, changes of the routing table, seats, new connections. It asserts nothing.
 
-    python tests/benchmarks/bench_cluster.py [--only starts,table,seats,connections] [--instances 1000,3000]
+    python tests/benchmarks/bench_cluster.py [--only starts,table,…,launch] [--instances 1000,3000]
 
 CPU is this process's own (`time.process_time`), so that other work on the machine disturbs little. The parts
 are real: supervisor, control plane, gateway, messages; only instances are fakes, which cost nothing
-themselves, and records go to memory.
+themselves, and records go to memory. `launch` starts real agents, on a real node.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 import trio  # noqa: E402
 from attrs import evolve  # noqa: E402
 
+from agentmgr import AgentManager  # noqa: E402
 from agentmgr.core.admission import Seats  # noqa: E402
 from agentmgr.core.request import ClientRequest  # noqa: E402
 from agentmgr.core.routing import Backend, BackendState, RoutingTable  # noqa: E402
@@ -39,7 +43,7 @@ from agentmgr.models import ServiceStatus as Status  # noqa: E402
 from agentmgr.process.ownership import ManagerLock  # noqa: E402
 from agentmgr.process.paths import RuntimePaths  # noqa: E402
 from agentmgr.proxy import Gateway  # noqa: E402
-from agentmgr.settings import Settings  # noqa: E402
+from agentmgr.settings import ClusterMode, Settings  # noqa: E402
 from agentmgr.testing import FakeLauncher, MemoryStore  # noqa: E402
 from agentmgr.worker import protocol  # noqa: E402
 
@@ -197,8 +201,57 @@ async def connections(_: list[int]) -> None:
         print(f"a connection opened, {instances:,} instances of its service: {taken_s * 1e3:.1f} µs")
 
 
+async def launch(_: list[int]) -> None:
+    """A hosted agent, from the start to ready: on the manager's machine, and on a node, by turns.
+
+    Wall time, of a real manager and a real daemon that are linked by TLS on this machine.
+    """
+    port = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{port.getsockname()[1]}"
+    port.close()
+    settings = Settings(
+        cluster=ClusterMode.JOINED, cluster_host="127.0.0.1", cluster_port=int(address.split(":")[1])
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        agent = Path(directory, "agents", "echo.py")
+        agent.parent.mkdir()
+        agent.write_text("async def agent(message):\n    return message\n")
+        async with AgentManager(f"{directory}/bench.db", settings=settings) as manager:
+            invitation = await manager.invite_nodes()
+            words = [sys.executable, "-m", "agentmgr", "node", "--join", address, "--name", "b"]
+            daemon = subprocess.Popen(
+                [*words, "--directory", f"{directory}/node"],
+                env={**os.environ, "AGENTMGR_JOIN_SECRET": invitation.secret},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            try:
+                times: dict[str, list[float]] = {"here": [], "there": []}
+                for name, selector in (("here", "node=!b"), ("there", "node=b")):
+                    await manager.register_service(
+                        name, str(agent), config=ServiceConfig(place_on=(selector,))
+                    )
+                    await manager.start_service(name)  # what comes once: the bundle, the fork server
+                    await manager.stop_service(name)
+                for _ in range(20):
+                    for name, taken in times.items():
+                        began = time.perf_counter()
+                        await manager.start_service(name)
+                        taken.append(time.perf_counter() - began)
+                        await manager.stop_service(name)
+            finally:
+                daemon.terminate()
+                daemon.wait()
+    here, there = (statistics.median(times[name]) for name in ("here", "there"))
+    print(
+        f"launch of a hosted agent, median of 20: here {here * 1e3:.1f} ms, on a node {there * 1e3:.1f} ms, "
+        f"{there / here:.2f} ×"
+    )
+
+
 FIGURES: dict[str, Callable[[list[int]], Awaitable[None]]] = {
     "starts": starts, "table": table, "seats": seats, "connections": connections,
+    "launch": launch,
 }  # fmt: skip
 
 

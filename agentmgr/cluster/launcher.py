@@ -23,6 +23,10 @@ from .node_handle import NodeHandle
 from .remote_log import MovingLog, RemoteLog, newest
 from .remote_slot import NothingShipped, RemoteSlot, Shipping
 
+SETTLE_S = 3.0
+"""Longer than a daemon takes to link with a manager that has started anew: else all that should run would be
+placed on the manager's own machine, the only one that is linked then."""
+
 
 class Members(Protocol):
     """The nodes that the manager knows (`cluster.nodes`)."""
@@ -63,6 +67,7 @@ class ClusterSlot:
 
     async def place(self, waits: Callable[[str], None]) -> trio.Semaphore:
         nodes, placed = self._launcher.nodes, self._launcher.placed
+        await self._launcher.settled(waits)
         if (why := self._launcher.engine.refusal(self._spec.config)) is not None:
             raise CannotLaunch(Cause.CANNOT_EXECUTE, why)  # it was registered before there was a cluster
         while isinstance(found := place(self._wish(), nodes.candidates(), placed), Nowhere):
@@ -142,12 +147,28 @@ class ClusterLauncher:
         self.placed = Placed()
         self.leases: dict[str, str] = {}  #: the node that keeps a port for an instance, by its id
         self._local = local
+        self._settled = trio.Event()
         self.engine = engine or JoinedEngine()
         self._shipping = shipping or NothingShipped()
         self._check_interval_s = check_interval_s
 
     async def run(self) -> None:
-        await self._local.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._settle)
+            await self._local.run()
+            nursery.cancel_scope.cancel()
+
+    async def _settle(self) -> None:
+        with trio.move_on_after(SETTLE_S):
+            while not all(handle.linked for handle in self.nodes):
+                await self.nodes.news.park()
+        self._settled.set()
+
+    async def settled(self, waits: Callable[[str], None]) -> None:
+        """Waits until the known nodes have linked, for some seconds after the manager has started."""
+        if not self._settled.is_set():
+            waits("waits for the nodes to link, as the manager has just started")
+            await self._settled.wait()
 
     def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> ClusterSlot:
         return ClusterSlot(self, spec, instance_id, position, self.leases.pop(instance_id, None))

@@ -137,7 +137,7 @@ class ClusterListener:
         """Tells a daemon, which would else see a closed connection."""
         self._log(who, why)
         with trio.move_on_after(_FAREWELL_S):
-            await stream.send_all(encode(Unwelcome(why)))
+            await stream.send_all(encode(Unwelcome(why, forgotten=why == FORGOTTEN)))
             await _read_until_closed(stream)
 
     def _log(self, who: str, why: str) -> None:

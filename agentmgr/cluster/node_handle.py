@@ -347,7 +347,7 @@ class NodeHandle:
         refusal = self._refusal(hello)
         opening.welcome = refusal is None
         if refusal is not None:
-            opening.link.put(Unwelcome(refusal))
+            opening.link.put(Unwelcome(refusal, forgotten=self.forgotten))
             if refusal != self.refused:
                 log.warning("a daemon of node %s is not let in: %s", self.name, refusal)
             self.refused = refusal

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import trio
 
 from ..errors import AgentManagerError
-from .protocol import Answer, Failed, Order
+from .protocol import Answer, Failed, Order, Unknown
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,16 @@ class Orders:
     def handle(self, kind: type[Kind], handler: Handler[Kind]) -> None:
         self._handlers[kind] = handler
 
-    def begin(self, number: str, order: Order, nursery: trio.Nursery) -> None:
+    def begin(self, number: str, order: Order | Unknown, nursery: trio.Nursery) -> None:
         """Answers it, now or when it is done; does nothing where it is under way."""
         if number in self._under_way:
             return
         if number in self._answers:
             self._send(number, self._answers[number])
+            return
+        if isinstance(order, Unknown) or type(order) not in self._handlers:
+            name = order.name if isinstance(order, Unknown) else type(order).__name__
+            self._done(number, Failed(f"it does not know the order {name}: update agentmgr on the node"))
             return
         try:
             answer = self._handlers[type(order)](order)

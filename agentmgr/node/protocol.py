@@ -165,6 +165,7 @@ class Unwelcome:
     """The manager closes the link after it."""
 
     reason: str
+    forgotten: bool = False  #: it is no node of this manager, which runs what it ran elsewhere
 
 
 @frozen
@@ -446,12 +447,20 @@ class Numbered(Generic[Body]):
     body: Body
 
 
+@frozen
+class Unknown:
+    """A message of a newer version, which has more of them."""
+
+    name: str
+    number: str | None = None  #: of an order or an answer
+
+
 _SAID = {kind.__name__: kind for kind in get_args(Report | Directive)}
 _NUMBERED = {kind.__name__: kind for kind in get_args(Order | Answer)}
 
 
-Sent = Report | Numbered[Answer]  #: by a daemon
-Told = Directive | Numbered[Order]  #: by a manager
+Sent = Report | Numbered[Answer] | Unknown  #: by a daemon
+Told = Directive | Numbered[Order] | Numbered[Unknown] | Unknown  #: by a manager
 
 
 def encode(message: Sent | Told) -> bytes:
@@ -466,6 +475,10 @@ def decode_report(line: bytes) -> Sent:
     match _decoded(line):
         case Numbered(number, body) if isinstance(body, Answer):
             return Numbered(number, body)
+        case Unknown(name) as message:
+            if message.number is not None:
+                return Numbered(message.number, Failed(f"it has answered {name}, which is not known here"))
+            return message
         case message if isinstance(message, Report):
             return message
     raise InvalidRequest("a node daemon does not send this")
@@ -476,6 +489,8 @@ def decode_order(line: bytes) -> Told:
     match _decoded(line):
         case Numbered(number, body) if isinstance(body, Order):
             return Numbered(number, body)
+        case Unknown() as message:
+            return message if message.number is None else Numbered(message.number, message)
         case message if isinstance(message, Directive):
             return message
     raise InvalidRequest("a manager does not send this to a node daemon")
@@ -488,6 +503,10 @@ def _decoded(line: bytes) -> object:
             return from_answer(data, _SAID[name])
         case [str(number), str(name), data] if name in _NUMBERED:
             return Numbered(number, from_answer(data, _NUMBERED[name]))
+        case [str(name), dict()]:
+            return Unknown(name)
+        case [str(number), str(name), dict()]:
+            return Unknown(name, number)
     raise InvalidRequest("this is none of the messages that managers and node daemons exchange")
 
 

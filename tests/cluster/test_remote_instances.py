@@ -6,16 +6,17 @@ from functools import partial
 import pytest
 import trio
 import trio.testing
+from attrs import frozen
 
 from agentmgr.cluster.launcher import ClusterLauncher
-from agentmgr.cluster.node_handle import NodeHandle
+from agentmgr.cluster.node_handle import NodeHandle, OrderFailed
 from agentmgr.core.placement import Candidate
 from agentmgr.core.restart import Exit
 from agentmgr.errors import AgentManagerError
 from agentmgr.models import DesiredStatus, HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.models.nodes import NodeState
 from agentmgr.node.node import Node
-from agentmgr.node.protocol import Changed, Facts
+from agentmgr.node.protocol import Changed, Done, Facts
 from agentmgr.supervisor import Supervisor
 from agentmgr.testing.fake_launcher import Behaviour, FakeLauncher
 from tests.supervisor.conftest import MemoryRecorder
@@ -47,10 +48,10 @@ class Hooked(FakeLauncher):
 
 
 class Members:
-    """Of a manager whose only node is `b`, and that runs nothing on its own machine."""
+    """The manager's own machine, `a`, and `b`."""
 
-    def __init__(self, handle):
-        self.handle, self.news = handle, handle.news
+    def __init__(self, handle, own):
+        self.handle, self.news, self.own = handle, handle.news, own
 
     def __iter__(self):
         return iter([self.handle])
@@ -60,7 +61,8 @@ class Members:
 
     def candidates(self):
         state = NodeState.LINKED if self.handle.linked else NodeState.SILENT
-        return [Candidate("node-b", "b", NodeState.LOST if self.handle.lost else state)]
+        state = NodeState.LOST if self.handle.lost else state
+        return [Candidate("", "a", self.own), Candidate("node-b", "b", state)]
 
     def know_all(self):
         self.handle.know_all()
@@ -91,8 +93,10 @@ class OneNode:
         dead.lose("its manager was killed")
 
     @asynccontextmanager
-    async def supervisor(self, recorder=None, adopt=()):
-        launcher = ClusterLauncher(FakeLauncher(), Members(self.handle), check_interval_s=10)
+    async def supervisor(self, recorder=None, adopt=(), here=None):
+        """`here`: what the manager's own machine runs instances with; None: it runs none."""
+        nodes = Members(self.handle, NodeState.CORDONED if here is None else NodeState.LINKED)
+        launcher = ClusterLauncher(here or FakeLauncher(), nodes, check_interval_s=10)
         supervisor = Supervisor(recorder, launcher=launcher, log_dir=self.directory, random=lambda: 0.5)
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(supervisor.run, adopt=adopt))
@@ -347,7 +351,7 @@ async def test_a_launch_on_a_silent_node_ends_when_that_is_lost_and_begins_elsew
         assert supervisor.instances()[0].status is ServiceStatus.STARTING  # the manager may be cut off
         b.handle.lose("silent for 15 s")
         await trio.sleep(1)
-        assert supervisor.instances()[0].error_message == "waits for a node: b is lost"
+        assert supervisor.instances()[0].error_message.endswith("b is lost")
         await b.mend()
         await trio.sleep(60)
         assert supervisor.instances()[0].status is ServiceStatus.RUNNING
@@ -490,3 +494,45 @@ async def test_a_daemon_that_is_not_let_in_says_why_and_so_does_the_manager(b, c
     assert b.handle.facts.host_name == "host-b"
     refusals = [it for it in caplog.messages if "its directory was copied" in it]
     assert len(refusals) == 2  # each of them, once
+
+
+async def test_a_node_that_was_forgotten_ends_what_it_runs_after_ten_minutes(b, launcher, autojump_clock):
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec())
+        b.handle.forget()
+        await trio.sleep(590)
+        assert len(launcher.running) == 1  # it may have been a mistake
+        await trio.sleep(20)
+        assert launcher.running == []
+
+
+async def test_nothing_is_placed_before_the_known_nodes_had_time_to_link(b, launcher, autojump_clock):
+    await b.cut()
+    b.nursery.start_soon(b.mend)
+    here = FakeLauncher()
+    async with b.supervisor(here=here) as supervisor:
+        await supervisor.start(spec(instances=2))
+        assert {it.node for it in supervisor.instances()} == {"a", "b"}
+
+
+async def test_a_node_that_stays_away_delays_the_first_starts_by_three_seconds(b, autojump_clock):
+    await b.cut()
+    async with b.supervisor(here=FakeLauncher()) as supervisor:
+        began = trio.current_time()
+        await supervisor.start(spec())
+        assert trio.current_time() - began == pytest.approx(3, abs=0.1)
+        await supervisor.start(spec("second"))
+        assert trio.current_time() - began == pytest.approx(3, abs=0.1)
+
+
+async def test_an_order_that_a_daemon_does_not_know_fails_and_its_link_stays_up(b, autojump_clock):
+    @frozen
+    class Dance:
+        steps: int
+
+    await b.until(lambda: b.handle.linked)
+    with pytest.raises(OrderFailed, match="does not know the order Dance: update agentmgr on the node"):
+        await b.handle.call(Dance(3), Done)
+    b.handle._link.put(Dance(3))  # no order: nothing to be answered
+    await trio.sleep(10)
+    assert b.handle.linked

@@ -179,7 +179,7 @@ def services(draw: random.Random) -> list[ServiceSpec]:
     return [ServiceSpec("plain", plain), ServiceSpec("strict", strict), ServiceSpec("dies", dies)]
 
 
-async def run(directory: Path, seed: int) -> tuple[Counter[str], list[str]]:
+async def run(directory: Path, seed: int, most_faults: int) -> tuple[Counter[str], list[str]]:
     """What was done, and what should not have been."""
     draw = random.Random(seed)
     names = "bcde"[: draw.randint(1, 4)]
@@ -195,7 +195,7 @@ async def run(directory: Path, seed: int) -> tuple[Counter[str], list[str]]:
             for spec in specs:
                 await trio.sleep(draw.choice([0, 3]))
                 await cluster.register(spec)
-            for _ in range(draw.randint(5, 40)):
+            for _ in range(draw.randint(5, most_faults)):
                 await faults.one()
                 await trio.sleep(draw.choice([0, 0.01, 0.5, 2, 5, 12, 20, 60]))
             await faults.mend_all()
@@ -222,14 +222,17 @@ def check_whole(cluster: Watched, specs: list[ServiceSpec]) -> None:
         cluster.wrong(f"{alive} run, {recorded} are recorded")
 
 
-def run_seeded(seed: int) -> tuple[Counter[str], list[str]]:
+def run_seeded(seed: int, *, most_faults: int = 40) -> tuple[Counter[str], list[str]]:
     """One run, whose tasks are scheduled by the seed."""
-    run_module = sys.modules["trio._core._run"]
-    run_module._ALLOW_DETERMINISTIC_SCHEDULING = True
-    run_module._r.seed(seed)
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        clock = trio.testing.MockClock(autojump_threshold=0)
-        return trio.run(partial(run, Path(directory), seed), clock=clock)
+    trio_run = sys.modules["trio._core._run"]
+    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]  # as Hypothesis' trio does
+    trio_run._r.seed(seed)  # type: ignore[attr-defined]
+    try:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+            clock = trio.testing.MockClock(autojump_threshold=0)
+            return trio.run(partial(run, Path(directory), seed, most_faults), clock=clock)
+    finally:
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = False  # type: ignore[attr-defined]
 
 
 def main() -> None:

@@ -43,8 +43,11 @@ class ControlGroup:
         self._in_proc = ""  #: as /proc/PID/cgroup calls it
 
     @classmethod
-    def of_instance(cls, instance_id: str) -> ControlGroup:
-        return cls(_PREFIX + instance_id)
+    def of_instance(cls, instance_id: str, node_id: str = "") -> ControlGroup:
+        """`node_id`: of the node daemon that runs it. What has replaced it may run on the same machine, by
+        another daemon or by the manager, and has the same instance id.
+        """
+        return cls(f"{_PREFIX}{instance_id}{node_id and f'.{node_id}'}")
 
     def take_in(self, pid: int) -> None:
         """Moves the process into it, and with it the later descendants. Never raises; blocks."""

@@ -89,7 +89,8 @@ class LocalLauncher:
         # holding its lock.
         for file in self._locks.iterdir() if self._locks.is_dir() else ():
             if file.name not in self._shared.open:
-                group, lock = ControlGroup.of_instance(file.name), InstanceLock(file)
+                group = ControlGroup.of_instance(file.name, self._shared.node_id)
+                lock = InstanceLock(file)
                 group.find()
                 if group.members() or lock.held():
                     group.kill()

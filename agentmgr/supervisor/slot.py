@@ -90,7 +90,7 @@ class LocalSlot:
             shared.ports.take_back(leased)
         self._child: LocalChild | None = None  #: the last one
         self._lock = lock
-        self._group = ControlGroup.of_instance(instance_id)
+        self._group = ControlGroup.of_instance(instance_id, shared.node_id)
         self._limits = Limits(spec.config, self._group.name)
         shared.open.add(instance_id)
 

@@ -1,0 +1,107 @@
+"""A node's directory: one daemon in it, what it remembers, and its certificate, which is renewed in time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import trio
+from attrs import evolve
+
+from agentmgr.ca import VALID
+from agentmgr.credentials import RENEWED, Credentials
+from agentmgr.dialing import ManagerAddress
+from agentmgr.errors import CannotReachManager, CannotUseCluster
+from agentmgr.models import new_id
+from agentmgr.node import daemon
+from agentmgr.node.daemon import NodeConfig, NodeDaemon, held, join_cluster, needs_secret
+from tests.cluster.test_joining import Place
+from tests.cluster.test_joining import place as place
+from tests.ports import own_port
+
+
+@pytest.fixture
+async def joined(place: Place, tmp_path: Path) -> AsyncIterator[NodeConfig]:
+    """What a machine is that has joined, in `tmp_path/node`."""
+    directory = tmp_path / "node"
+    with held(directory):
+        assert needs_secret(directory) == "this machine has not joined a cluster yet"
+        _, secret = await place.joining.invite()
+        config = NodeConfig(new_id("nod"), place.address, "b", "127.0.0.2", {"zone": "b"}, {"licence": 1.0})
+        config = await join_cluster(directory, config, secret)
+        assert (config.name, needs_secret(directory)) == ("b", None)
+        yield config
+
+
+def issued(place: Place, directory: Path, node_id: str, age: timedelta) -> Credentials:
+    """Its certificate is that old."""
+    credentials = Credentials(directory / "credentials")
+    request = credentials.make_request()
+    credentials.keep(place.authority.issue(request, node_id, datetime.now(UTC) - age))
+    return credentials
+
+
+async def welcome(node: NodeDaemon) -> bytes:
+    """What the manager says first."""
+    stream = await node.node._dial()
+    try:
+        return bytes(await stream.receive_some(10))
+    finally:
+        await trio.aclose_forcefully(stream)
+
+
+async def test_a_directory_has_one_daemon_and_keeps_what_its_node_is(
+    joined: NodeConfig, tmp_path: Path
+) -> None:
+    directory = tmp_path / "node"
+    assert NodeConfig.read(directory) == joined
+    with (
+        pytest.raises(CannotUseCluster, match=rf"runs in {directory} already, pid {os.getpid()}: end"),
+        held(directory),
+    ):
+        pass
+    (directory / "node.json").write_text("{")
+    with pytest.raises(CannotUseCluster, match=r"node\.json cannot be read"):
+        NodeConfig.read(directory)
+    assert NodeConfig.read(tmp_path) is None
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotUseCluster, match="name another one with --directory"), held(tmp_path / "file"):
+        pass
+
+
+async def test_a_certificate_is_renewed_as_the_daemon_dials_and_an_expired_one_asks_for_a_secret(
+    joined: NodeConfig, place: Place, tmp_path: Path
+) -> None:
+    directory = tmp_path / "node"
+    credentials = issued(place, directory, joined.node_id, VALID - RENEWED + timedelta(hours=1))
+    assert credentials.is_due()
+    node = NodeDaemon(directory, evolve(joined, address=""))
+    assert await welcome(node) == b"welcome\n"
+    assert not credentials.is_due()
+    assert node.node.facts.address == "127.0.0.1"  # where its connection comes from
+
+    issued(place, directory, joined.node_id, VALID + timedelta(hours=1))
+    with pytest.raises(CannotUseCluster, match=r"has expired, on [-0-9]+: join again, with --join"):
+        await welcome(node)
+    assert "has expired" in str(needs_secret(directory))
+    _, secret = await place.joining.invite()
+    assert await join_cluster(directory, joined, secret) == joined
+    assert await welcome(node) == b"welcome\n"
+
+
+async def test_a_machine_waits_some_time_for_the_manager_that_it_joins(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "_JOIN_PATIENCE_S", 0.2)
+    monkeypatch.setattr(daemon, "_JOIN_PAUSE_S", 0.05)
+    _, secret = await place.joining.invite()
+    nowhere = NodeConfig(new_id("nod"), ManagerAddress("127.0.0.1", own_port()))
+    with held(tmp_path / "node"):
+        began = trio.current_time()
+        with pytest.raises(CannotReachManager, match="does it run with `--cluster joined`, and listen there"):
+            await join_cluster(tmp_path / "node", nowhere, secret)
+        assert trio.current_time() - began >= 0.2
+        assert NodeConfig.read(tmp_path / "node") is None

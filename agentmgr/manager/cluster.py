@@ -20,6 +20,7 @@ from ..cluster.launcher import ClusterLauncher
 from ..cluster.listener import ClusterListener
 from ..cluster.node_handle import NodeHandle
 from ..cluster.nodes import Nodes
+from ..core.hosts import is_loopback
 from ..core.placement import Candidate
 from ..credentials import MANAGER, Credentials
 from ..dialing import NODE_PROTOCOL
@@ -233,8 +234,13 @@ class JoinedCluster:
         return (handle := self.nodes.get(node_id)) is not None and handle.linked
 
     async def examine(self, services: Sequence[Service]) -> list[Finding]:
-        """What is wrong with the nodes that are to run these services."""
-        return await examine_nodes(self.nodes, services)
+        """What is wrong with the nodes that are to run these services, and with where they join."""
+        findings, host = await examine_nodes(self.nodes, services), self._settings.cluster_host
+        if is_loopback(host) and not any(self.nodes):
+            advice = "`agentmgr daemon --cluster joined --cluster-host ADDRESS`"
+            seen = f"other machines cannot join: its listener is at {host}, port {self.port}"
+            findings.append(Finding("cluster", "warning", seen, advice))
+        return findings
 
     # What happens to nodes (`NodesObserver`, and `Joining`)
 

@@ -196,6 +196,11 @@ def test_what_keeps_a_machine_from_being_a_node_is_said_in_one_line(
         assert "HOST:PORT" in refused("--join", "a:b:c", "--secret-file", used)
         assert "a label is KEY=VALUE" in refused("--join", where, "--label", "zone")
         assert "called b, and services may be placed by that" not in refused("--name", "x")
+        assert "other machines cannot join" not in shell("doctor").stdout
+        cluster.kill_machine("b")
+        cluster.until(lambda: cluster.states()["b"] == "silent")
+        shell.ok("nodes", "forget", "b")
+        assert "--cluster-host ADDRESS" in shell("doctor").stdout
     # Without a cluster.
     with shell.background("daemon"):
         cluster.until(lambda: shell.manager_pid() is not None)

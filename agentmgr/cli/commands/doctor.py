@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...errors import AgentManagerError
 from .. import environment
@@ -43,6 +43,8 @@ async def command(cli: Cli, output: str) -> int:
                 words = " ".join(f"--env-from-shell {variable}" for variable in lacks)
                 advice = f"`agentmgr restart {service.name} {words}`"
                 findings.append(doctor.Finding(f"service {service.name}", "warning", seen, advice))
+        if client is not None and info is not None:
+            findings += await _of_nodes(client, info)
         if info is not None and (missed := environment.stale(cli.paths)):
             seen = f"the manager does not have this shell's {', '.join(missed)}"
             findings.append(doctor.Finding("environment", "warning", seen, environment.advice()))
@@ -55,6 +57,19 @@ async def command(cli: Cli, output: str) -> int:
             empty="",
         )
     return int(any(finding.result == "error" for finding in findings))
+
+
+async def _of_nodes(client: ManagerClient, info: dict[str, Any]) -> list[Finding]:
+    """What only the manager can ask, and about."""
+    from ...manager.doctor import Finding
+
+    if all(listener["kind"] != "cluster" for listener in info["listeners"]):
+        return []
+    return [
+        Finding(**found)
+        for found in await client.diagnose()
+        if found["what"] == "cluster" or found["what"].startswith("node ")
+    ]
 
 
 async def _known(cli: Cli, client: ManagerClient | None) -> Known | Finding:

@@ -193,7 +193,17 @@ async def _serve_gateway(
     settings.check_gateway()
     assert wanted.gateway is not None
     ours = evolve(settings, db_path=str(cli.paths.database))
-    spec = WorkerSpec(f"wrk_{token_hex(8)}", ours, wanted.host, wanted.gateway, *wanted.files, guest=True)
+    # In a cluster, by which it reaches the instances of other nodes.
+    credentials = str(cli.paths.cluster) if cli.paths.cluster.exists() else None
+    spec = WorkerSpec(
+        f"wrk_{token_hex(8)}",
+        ours,
+        wanted.host,
+        wanted.gateway,
+        *wanted.files,
+        guest=True,
+        credentials=credentials,
+    )
     async with _naming_port_owner(client, "proxy", wanted.gateway):
         if (count := settings.proxy_workers or 1) > 1:
             await _serve_by_several(spec, count, wanted, stop)

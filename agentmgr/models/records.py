@@ -171,6 +171,7 @@ class InstanceEnd:
     pid: int | None = None
     ran_s: float | None = None  #: since its launch
     output: str = ""  #: the last lines before it, as they were written; what is not UTF-8 is replaced
+    node: str = ""  #: the name of the node where it ran; empty where there is no cluster
 
 
 @frozen(kw_only=True)

@@ -5,9 +5,10 @@ Parts, in reading order:
 * `supervisor`: the commands (start, stop, restart, shutdown); `tasks`: one task per instance, and how one
   begins; `service`: the instances of one service, and the order in which services stop; `adoption`: which
   processes of an earlier manager are taken over, and what it had begun.
-* `instance`: one instance from its first launch to its end, in one coroutine. It uses `health_watch` (when to
-  check, and the verdict), `draining`, and `endings` (why it has ended). What follows from an ending is
-  decided in `core.restart`, which status comes next in `core.lifecycle`.
+* `instance`: one instance from its first launch to its end, in one coroutine. It uses `start_permit` (what it
+  waits for before a launch), `health_watch` (when to check, and the verdict), `draining`, and `endings` (why
+  it has ended). What follows from an ending is decided in `core.restart`, which status comes next in
+  `core.lifecycle`.
 * `launcher`: the interface to what runs instances. `local` implements it with processes of this machine,
   `in_process` with async functions of this program, `agentmgr.testing.FakeLauncher` with neither.
 * A local instance: `slot` launches it with `forking` (hosted agents; `fork_server` is one process that forks,

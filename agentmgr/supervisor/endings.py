@@ -60,6 +60,7 @@ async def report(view: Instance, child: Child, exit: Exit, ending: Ending | None
         pid=child.record.pid,
         ran_s=max(0.0, (now - child.record.started_at).total_seconds()),
         output=await child.last_output(),
+        node=view.node,
     )
 
 

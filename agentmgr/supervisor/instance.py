@@ -41,6 +41,7 @@ from .endings import Outcome
 from .health_watch import HealthWatch
 from .launcher import CannotLaunch, Child, Slot
 from .recorder import RetryingRecorder
+from .start_permit import Missing, StartPermit, release_late
 
 log = logging.getLogger("agentmgr.supervisor")
 
@@ -48,13 +49,6 @@ log = logging.getLogger("agentmgr.supervisor")
 _LAST_LOOK_S = 1.0
 """After the startup deadline it is asked once more, for so long: the deadline passes without a question while
 the manager itself is suspended."""
-_PERMIT_S = 5.0  #: a start that takes longer no longer delays the next one
-
-
-@frozen
-class Missing:
-    reason: str  #: what it waits for
-    coming: bool  #: whether that is on its way
 
 
 @frozen
@@ -100,6 +94,14 @@ class InstanceTask:
         self._first_try = Outcome()
         self._until_stopped = trio.CancelScope()
         self._backoff = trio.CancelScope()
+        self._permit = StartPermit(
+            spec,
+            slot,
+            context.missing,
+            context.recorder.news,
+            waits=lambda reason: self._report(error_message=reason),
+            fail=self._fail_waiting,
+        )
         self.drain = InstanceDrain(view.instance_id, self._config, context.recorder)
         self._for_good = False  # no other instance takes its place, and its clients learn that
         self._leave = False
@@ -174,7 +176,7 @@ class InstanceTask:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(notice_exit)
-            nursery.start_soon(self._release_permit, permit)
+            nursery.start_soon(release_late, permit)
             with permit:  # held until it is ready, or has failed to be
                 hopeless = await self._become_ready(child)
             if hopeless is None:
@@ -258,54 +260,14 @@ class InstanceTask:
 
     @asynccontextmanager
     async def _start_permit(self) -> AsyncIterator[ExitStack]:
-        """Waits for its dependencies, for a machine, and for a start permit of that machine.
-
-        Closing the yielded stack releases the permit.
-        """
-        with ExitStack() as permit:
-            if self._adopted is None:
-                await self._dependencies_ready()
-                starts = await self._placed()
-                await starts.acquire()
-                permit.callback(starts.release)
-            yield permit
-
-    async def _release_permit(self, permit: ExitStack) -> None:
-        """Releases the permit of an instance that hangs at its start, so that others can start."""
-        await trio.sleep(_PERMIT_S)
-        permit.close()
-
-    async def _dependencies_ready(self) -> None:
-        """Waits without limit; but `started` fails when a dependency is not even starting."""
-        while missing := self._context.missing(self.spec):
-            self._report(error_message=missing.reason)
-            if not missing.coming:
-                self._first_try.fail(
-                    ServiceFailedToStart(f"service {self.spec.name} {missing.reason}; start it first")
-                )
-            await self._context.recorder.news.park()
-
-    async def _placed(self) -> trio.Semaphore:
-        """Waits without limit; but `started` fails when there is no machine within the startup timeout."""
-        before, waits_for = self.view.error_message, ""
-
-        def waits(reason: str) -> None:
-            nonlocal waits_for
-            waits_for = reason
-            self._report(error_message=reason)
-
-        for patience_s in (self._config.startup_timeout, math.inf):
-            with trio.move_on_after(patience_s):
-                starts = await self._slot.place(waits)
-                break
-            self._first_try.fail(
-                ServiceFailedToStart(
-                    f"service {self.spec.name} {waits_for}; it starts as soon as there is one"
-                )
-            )
-        if waits_for:
+        """Waits until it may be launched. Closing the yielded stack lets another one."""
+        if self._adopted is not None:
+            yield ExitStack()
+            return
+        before = self.view.error_message
+        async with self._permit.wait() as permit:
             self._report(error_message=before)
-        return starts
+            yield permit
 
     @asynccontextmanager
     async def _launched(self) -> AsyncIterator[Child]:
@@ -397,6 +359,9 @@ class InstanceTask:
             self._first_try.succeed()
         self.finished = True
         return None
+
+    def _fail_waiting(self, why: str) -> None:
+        self._first_try.fail(ServiceFailedToStart(f"service {self.spec.name} {why}"))
 
     def _fail_first_try(self, ending: Ending, reason: str) -> None:
         taken = ending.cause is Cause.PORT_TAKEN

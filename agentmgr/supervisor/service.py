@@ -10,8 +10,9 @@ from attrs import define, field
 from ..core.dependencies import Dependency, cycle, named, stop_order
 from ..errors import AgentManagerError, InvalidRequest
 from ..models import ServiceSpec, ServiceStatus
-from .instance import InstanceTask, Missing
+from .instance import InstanceTask
 from .launcher import Launcher
+from .start_permit import Missing
 
 Begin = Callable[["ServiceInstances", ServiceSpec, int], InstanceTask]  #: starts one at that position
 

@@ -31,7 +31,7 @@ export function EndEntry({ end, open }) {
   const output = plainLine((end.output ?? "").trimEnd());
   return html`<div class="end"><p><${Status} value=${end.planned ? "completed" : "failed"} text=${end.planned ? t("planned") : t("unplanned")} />${" "}
       <strong><${Foreign} text=${end.reason.trim().split("\n").at(-1)} most=${500} /></strong></p>
-    <p class="hint"><${Ago} at=${end.at} /> · ${[t("instance {slot}", { slot: end.slot }),
+    <p class="hint"><${Ago} at=${end.at} /> · ${[t("instance {slot}", { slot: end.slot }), end.node,
       end.pid && `pid ${end.pid}`, end.exit, end.ran_s !== null && t("after {time}", { time: durationText(end.ran_s) })].filter(Boolean).join(" · ")}</p>
     ${output && html`<details open=${open}><summary>${t("Last output")}</summary>
       <div class="words"><${Foreign} text=${output} most=${8000} /></div></details>`}</div>`;

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
+from attrs import evolve
 
 from ..core.admission import RateLimit
 from ..credentials import MANAGER, Credentials, Member, explain, peer
@@ -125,7 +126,7 @@ class ClusterListener:
             except CannotReachManager:  # it wanted to know the CA, or says nothing sensible
                 return
             if self._joins.allows("", trio.current_time()):
-                answer = await self._joining.answer(ask, member)
+                answer = await self._joining.answer(evolve(ask, address=ask.address or host), member)
             else:
                 answer = JoinAnswer(refusal="many machines join just now: ask again in a moment", busy=True)
             await send(stream, answer)

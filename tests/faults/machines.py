@@ -18,7 +18,7 @@ from agentmgr.models import Instance, Node
 from agentmgr.models.nodes import NodeState
 from agentmgr.process.paths import RuntimePaths
 from tests.ports import own_port
-from tests.processes import end_all_in, working_in
+from tests.processes import alive, end_all_in, working_in
 
 HEAD = "head"  #: the name here of the manager's own machine
 LOST_AFTER_S = 5  #: the shortest that there is
@@ -161,7 +161,7 @@ class Machines:
         instances = await self.instances()
         if instances is None or not await self._all_linked():
             return False
-        running = [it for it in instances if it.status == "running"]
+        running = [it for it in instances if it.status == "running" and it.pid and alive(it.pid)]
         return len(running) == len(instances) == sum(expected.values())
 
     async def _start(self, name: str, *words: str) -> None:

@@ -42,10 +42,10 @@ from ..node.protocol import (
     encode,
 )
 from ..node.talk import talk
+from ..supervisor.launcher import MAX_CONCURRENT_STARTS
 
 log = logging.getLogger(__name__)
 
-MAX_CONCURRENT_STARTS = 16  #: of one node
 USAGE_KEPT = 360  #: samples of one instance: an hour
 
 Kind = TypeVar("Kind", bound=Answer)

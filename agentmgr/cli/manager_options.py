@@ -25,25 +25,25 @@ def manager_options(**flags: str) -> Callable[[F], F]:
     def add(function: F) -> F:
         @wraps(function)
         async def with_tls(*args: Any, certfile: str | None, keyfile: str | None, **others: Any) -> Any:
-            return await function(*args, tls=_certificate(certfile, keyfile), **others)
+            return await function(*args, tls=read_certificate(certfile, keyfile), **others)
 
-        wrapped: Any = with_tls
-        for option in (
-            click.option(
-                "--keyfile", type=FILE, metavar="FILE", help="Its key, in PEM.  [default: in the same file]"
-            ),
-            click.option(
-                "--certfile",
-                type=FILE,
-                metavar="FILE",
-                help="A certificate, in PEM: speak TLS only. Read again when it changes.",
-            ),
-            settings_options(**flags),
-        ):
-            wrapped = option(wrapped)
-        return wrapped  # type: ignore[no-any-return]  # click's decorators keep what they are given
+        return settings_options(**flags)(certificate_options(with_tls))  # type: ignore[return-value]
 
     return add
+
+
+def certificate_options(function: F) -> F:
+    """The parameters `certfile` and `keyfile`."""
+    key = click.option(
+        "--keyfile", type=FILE, metavar="FILE", help="Its key, in PEM.  [default: in the same file]"
+    )
+    certificate = click.option(
+        "--certfile",
+        type=FILE,
+        metavar="FILE",
+        help="A certificate, in PEM: speak TLS only. Read again when it changes.",
+    )
+    return certificate(key(function))
 
 
 def settings_options(*, without: Collection[str] = (), **flags: str) -> Callable[[F], F]:
@@ -87,7 +87,7 @@ def kept(given: dict[str, Any], *, gateway: bool) -> list[str]:
     return [flag for name, flag in flags.items() if given[name] is not None]
 
 
-def _certificate(certfile: str | None, keyfile: str | None) -> Certificate | None:
+def read_certificate(certfile: str | None, keyfile: str | None) -> Certificate | None:
     """Raises `InvalidRequest` where the files are unfit."""
     if certfile is None:
         if keyfile is not None:

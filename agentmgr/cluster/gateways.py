@@ -68,14 +68,11 @@ class ClusterGateways:
             self._ports.remove(served)
             self._order()
 
-    def end(self) -> None:
-        """The manager ends, and so do they all."""
-        self._is_over = True
-        for handle in self._nodes:
-            handle.post(KeepGateways(()))
-
-    def leave(self) -> None:
-        """The manager ends, and they go on, for the next one."""
+    def stop(self, *, leave: bool) -> None:
+        """Nothing more is ordered: the manager ends. With `leave` they serve on, for the next one."""
+        if not (self._is_over or leave):
+            for handle in self._nodes:
+                handle.post(KeepGateways(()))
         self._is_over = True
 
     def troubles(self) -> tuple[str, ...]:

@@ -15,11 +15,13 @@ from attrs import evolve
 
 from ..ca import Authority
 from ..cluster.bundles import Bundles
+from ..cluster.gateways import ClusterGateways
 from ..cluster.joining import INVITED_S, Joining
 from ..cluster.launcher import ClusterLauncher
 from ..cluster.listener import ClusterListener
 from ..cluster.node_handle import NodeHandle
 from ..cluster.nodes import Nodes
+from ..core import leases
 from ..core.hosts import is_loopback
 from ..core.placement import Candidate
 from ..credentials import MANAGER, Credentials
@@ -38,7 +40,7 @@ from ..worker.dial import WORKER_PROTOCOL
 from .doctor import Finding
 from .listeners import ManagerListeners
 from .node_doctor import examine_nodes
-from .node_workers import NodeWorker, NodeWorkers
+from .node_workers import NodeWorkers
 
 if TYPE_CHECKING:
     from .control_plane import ControlPlane
@@ -95,7 +97,10 @@ class JoinedCluster:
             check_interval_s=settings.health_check_interval,
             shipping=Bundles(paths.directory / "bundles", own=(paths.directory, *paths.of_sqlite)),
         )
-        self.node_workers = NodeWorkers(NoGateways(self.nodes), paths.workers)
+        self.gateways = ClusterGateways(self.nodes, settings, lease_s=leases.LEASE_S)
+        self.node_workers = NodeWorkers(self.gateways, paths.workers)
+        self.gate_host = settings.cluster_host  #: of the gate of this machine
+        self.credentials = paths.cluster  #: the directory of its own
         self.joining: Joining
         self._credentials = Credentials(paths.cluster)
         self._workers_served = trio.Event()
@@ -142,6 +147,7 @@ class JoinedCluster:
         listener = ClusterListener(self._credentials, self.joining, self._authority.pem, serving)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.nodes.run)
+            nursery.start_soon(self.gateways.run)
             nursery.start_soon(self._keep_certificate)
             nursery.start_soon(self._write_descriptions)
             await nursery.start(listener.serve, self._listeners)
@@ -158,7 +164,7 @@ class JoinedCluster:
         return self.nodes.candidates()
 
     def troubles(self) -> tuple[str, ...]:
-        return self.nodes.troubles()
+        return (*self.nodes.troubles(), *self.gateways.troubles())
 
     # For those who operate it
 
@@ -280,24 +286,6 @@ class JoinedCluster:
                     logger.info("the manager has a new certificate for its cluster")
             except (OSError, ValueError, AgentManagerError) as error:
                 logger.error("the manager's certificate cannot be renewed: %s", error)
-
-
-class NoGateways:
-    """Implements `node_workers.NodeProcesses` where nodes have no gateways: their daemons started none."""
-
-    def __init__(self, nodes: Nodes) -> None:
-        self._nodes = nodes
-
-    async def ended(self, worker: NodeWorker) -> bool:
-        await self.linked(worker.node_id)
-        return True
-
-    async def kill(self, worker: NodeWorker) -> bool:
-        return await self.ended(worker)
-
-    async def linked(self, node_id: str) -> None:
-        while (handle := self._nodes.get(node_id)) is not None and not handle.linked:
-            await self._nodes.news.park()
 
 
 async def _own_record(store: Store, snapshot: Snapshot) -> NodeRecord:

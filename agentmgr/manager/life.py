@@ -200,6 +200,8 @@ class ManagerLife:
             # First, while workers serve on: they drain their connections as the gateway of this process does.
             await plane.supervisor.shutdown(leave_running=self._leave_running)
             self._listeners.stop_workers(leave=self._leave_running)
+            if plane.cluster is not None:
+                plane.cluster.gateways.stop(leave=self._leave_running)
             if not self._leave_running:
                 with trio.CancelScope() as farewell:
                     nursery.start_soon(_cancel_at, self._hurried, farewell)
@@ -225,6 +227,8 @@ class ManagerLife:
         self.end_requested.set()
         if leave_running:  # at once: a cancel of `serve_proxy` that follows must not end them
             self._listeners.stop_workers(leave=True)
+            if self.plane is not None and self.plane.cluster is not None:
+                self.plane.cluster.gateways.stop(leave=True)
 
     def hurry(self, *, kill: bool = False) -> None:
         """While it ends: waits for no connection any more; with `kill`, for no process either."""

@@ -8,13 +8,14 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import trio
+from attrs import evolve
 
 from ..core.hosts import is_loopback
 from ..process.listening import open_listeners
 from ..proxy.certificate import Certificate
-from ..worker.spec import WorkerSpec
+from ..worker.spec import WorkerSpec, gate_of
 from .control_plane import ControlPlane
-from .worker_set import WorkerSet
+from .worker_set import OnNodes, WorkerSet, on_no_nodes
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,12 @@ class ManagerListeners:
             )
         # Without a number given, those that a former manager left there are kept: their connections go on.
         left = plane.worker_manager.left_at(spec.host)
+        on_nodes: OnNodes = on_no_nodes
+        if (cluster := plane.cluster) is not None:
+            on_nodes = partial(cluster.gateways.serving, spec.settings)
+            spec = evolve(spec, credentials=str(cluster.credentials), gate_host=cluster.gate_host)
         if count := workers or sum(worker.hello.port == spec.port for worker in left):
-            worker_set = WorkerSet(spec, count, worker_manager=plane.worker_manager)
+            worker_set = WorkerSet(spec, count, worker_manager=plane.worker_manager, on_nodes=on_nodes)
             self._worker_sets.add(worker_set)
             try:
                 await worker_set.run(task_status=task_status)
@@ -71,11 +76,19 @@ class ManagerListeners:
             for listener in listeners:
                 stack.callback(listener.socket.close)
             stack.enter_context(self.named("proxy", spec.host, port, tls=certificate is not None))
+            gate_listeners: list[trio.SocketListener] = []
+            if spec.gate_host is not None:
+                gate_listeners = await open_listeners(spec.gate_host, 0)
+                for listener in gate_listeners:
+                    stack.callback(listener.socket.close)
+                stack.enter_context(plane.worker_manager.own_gate(gate_of(spec, gate_listeners)))
+            stack.enter_context(on_nodes(port))
             serve = partial(
                 plane.gateway.serve,
                 listeners,
                 certificate=certificate,
                 proxy_protocol=spec.settings.proxy_protocol,
+                gate_listeners=gate_listeners,
             )
             async with trio.open_nursery() as nursery:
                 await nursery.start(serve)

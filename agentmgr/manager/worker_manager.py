@@ -12,6 +12,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -122,6 +123,7 @@ class WorkerManager:
         self._clients_wait = clients_wait
         self._node_workers = node_workers
         self._gates_changed = gates_changed
+        self._own_gate: Gate | None = None  # of this process
         self.gates: dict[str, Gate] = {}  #: of the nodes, by id; "" is this machine's
         self.kept: set[str] = set()  #: ids of workers that this manager has started or taken over
         self._workers: dict[str, WorkerHandle] = {}
@@ -287,7 +289,7 @@ class WorkerManager:
             self.end(worker)
         with trio.move_on_after(_END_S):
             for worker in linked:
-                await worker.gone.wait()
+                await (worker.unlinked if worker.node_id else worker.gone).wait()
 
     # For the workers
 
@@ -418,7 +420,8 @@ class WorkerManager:
 
     def _find_gates(self) -> None:
         """The gate of each node that has a worker: the same one for as long as its worker is there."""
-        found = {
+        found = {} if self._own_gate is None else {"": self._own_gate}
+        found |= {
             worker.node_id: worker.hello.gate
             for worker in reversed(self._workers.values())
             if worker.hello.gate is not None and worker.declared and not worker.given_up
@@ -426,6 +429,17 @@ class WorkerManager:
         if found != self.gates:
             self.gates = found
             self._gates_changed()
+
+    @contextmanager
+    def own_gate(self, gate: Gate | None) -> Iterator[None]:
+        """Inside the block this process has the gate of its machine, unless a worker has."""
+        self._own_gate = gate
+        self._find_gates()
+        try:
+            yield
+        finally:
+            self._own_gate = None
+            self._find_gates()
 
     async def _fence(self) -> None:
         """Has the gates of the other nodes end what still comes from one that is given up.

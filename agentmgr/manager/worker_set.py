@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from secrets import token_hex
 
@@ -79,14 +79,32 @@ def _declared(worker: WorkerHandle | None) -> bool:
     return worker is not None and worker.declared
 
 
+OnNodes = Callable[[int], AbstractContextManager[None]]
+
+
+def on_no_nodes(port: int) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class WorkerSet:
     """`count` workers on one port. `spec` is what they have in common."""
 
-    def __init__(self, spec: WorkerSpec, count: int, *, worker_manager: WorkerManager | None) -> None:
-        """Without `worker_manager` they are a terminal's (`WorkerSpec.guest`), and end with this process."""
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        count: int,
+        *,
+        worker_manager: WorkerManager | None,
+        on_nodes: OnNodes = on_no_nodes,
+    ) -> None:
+        """Without `worker_manager` they are a terminal's (`WorkerSpec.guest`), and end with this process.
+
+        Inside the context that `on_nodes` makes, nodes serve that port too.
+        """
         self._spec = spec
         self._count = count
         self._worker_manager = worker_manager
+        self._on_nodes = on_nodes
         self._scope = trio.CancelScope()
         self._leaving = False
         self._lifeline: tuple[int, int] | None = None
@@ -118,6 +136,7 @@ class WorkerSet:
         with ExitStack() as stack:
             port = await self._reserve(stack, exclusive=not adopted)
             self._spec = evolve(self._spec, port=port)
+            stack.enter_context(self._on_nodes(port))
             if self._worker_manager is None:
                 stack.enter_context(self._lifeline_open())
             fit = [worker for worker in adopted if worker.hello.options == self._spec.options][: self._count]

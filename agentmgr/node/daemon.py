@@ -1,7 +1,8 @@
 """`agentmgr node`: this machine as a node of a cluster, in one directory.
 
 The directory has `node.json` (what this node is), `lock` (of the daemon that runs), `credentials` (its key
-and certificate), `instances` (what runs), and the `logs`, `sessions` and `bundles` of its instances.
+and certificate), `instances` (what runs), `gateways` (its gateway worker), and the `logs`, `sessions` and
+`bundles` of its instances.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from ..supervisor import procfs, system
 from ..supervisor.local import LocalLauncher
 from ..supervisor.preloads import PRELOAD_MAX
 from ..version import __version__
+from ..worker.spec import ClusterManager
 from .bundles import NodeBundles
+from .gateways import NodeGateways, OwnFacts
 from .joining import JoinRequest, Secret, join, learn_ca, renew
 from .logs import NodeLogs
 from .node import Node
-from .protocol import Facts
+from .protocol import AwaitGateway, Facts, GatewayTroubles, KeepGateways, KillGateway
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +55,8 @@ class NodeConfig:
     address: str = ""  #: where other nodes reach it; empty: where its link comes from
     labels: Mapping[str, str] = Factory(dict)
     resources: Mapping[str, float] = Factory(dict)
+    certfile: str | None = None  #: for the clients of its gateway
+    keyfile: str | None = None
 
     @classmethod
     def read(cls, directory: Path) -> NodeConfig | None:
@@ -143,6 +148,19 @@ class NodeDaemon:
             bundles=NodeBundles(directory / "bundles"),
             logs=NodeLogs(logs),
         )
+        own = OwnFacts(
+            config.node_id,
+            self._credentials.directory,
+            ClusterManager(config.manager.host, config.manager.port, self._source),
+            config.certfile,
+            config.keyfile,
+        )
+        say_troubles = lambda reasons: self.node.stand("gateways", GatewayTroubles(reasons))  # noqa: E731
+        self.gateways = NodeGateways(directory / "gateways", own, say_troubles)
+        self.node.add(self.gateways.run)
+        self.node.handle(KeepGateways, self.gateways.keep)
+        self.node.handle(AwaitGateway, self.gateways.ended)
+        self.node.handle(KillGateway, self.gateways.kill)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; the instances live on. Counts as started when those of before are adopted."""

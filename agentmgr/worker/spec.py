@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import trio
 from attrs import frozen
 
 from .. import telemetry
 from ..codec import to_json, to_plain
 from ..core.leases import LEASE_S
+from ..core.routing import Gate
 from ..fronts import Fronts
 from ..process.paths import RuntimePaths
 from ..proxy import Gateway
@@ -83,6 +87,14 @@ class WorkerSpec:
             gate = [self.node_id, self.credentials, self.gate_host, to_plain(self.manager), self.lease_s]
             same += [self.listens, *gate]
         return sha256(to_json(same).encode()).hexdigest()[:16]
+
+
+def gate_of(spec: WorkerSpec, listeners: Sequence[trio.SocketListener]) -> Gate | None:
+    """Where gateways of other nodes find the gate that listens there; None where there is none."""
+    if not listeners or spec.gate_host is None:
+        return None
+    host = socket.gethostname() if spec.gate_host in ("", "0.0.0.0", "::") else spec.gate_host
+    return Gate(host, listeners[0].socket.getsockname()[1])
 
 
 def gateway(settings: Settings, *, credentials: str | Path | None = None, **parts: Any) -> Gateway:

@@ -31,7 +31,7 @@ from ..proxy.tunnel import Ending
 from . import protocol
 from .dial import dial
 from .protocol import Order, Report
-from .spec import WorkerSpec, gateway
+from .spec import WorkerSpec, gate_of, gateway
 
 logger = logging.getLogger("agentmgr.gateway")
 
@@ -101,8 +101,7 @@ class Worker:
         """
         if listeners:
             self._port = listeners[0].socket.getsockname()[1]
-        if gate_listeners:
-            self._gate = Gate(*gate_listeners[0].socket.getsockname()[:2])
+        self._gate = gate_of(self._spec, gate_listeners)
         # Whatever ends the worker, it relays and reports ends until it has no connection left.
         talking = trio.CancelScope(shield=True)
 

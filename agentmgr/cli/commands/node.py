@@ -16,7 +16,7 @@ from ...logging_setup import configure_logging
 from ...process.descriptors import raise_limit
 from ...process.paths import absolute
 from ..group import Cli, subcommand
-from ..manager_options import settings_options
+from ..manager_options import certificate_options, read_certificate, settings_options
 from ..names import DIRECTORY, FILE
 from ..out import note, say
 from ..signals import Notifier, stop_signals
@@ -63,6 +63,7 @@ _SECRET = "AGENTMGR_JOIN_SECRET"
     metavar="DIR",
     help="What the node keeps; one for each node.",
 )
+@certificate_options
 @settings_options(
     without=(
         "proxy_workers",
@@ -81,6 +82,8 @@ async def command(
     labels: tuple[str, ...],
     resources: tuple[str, ...],
     directory: str,
+    certfile: str | None,
+    keyfile: str | None,
     flags: dict[str, Any],
 ) -> None:
     """Run this machine as a node of a cluster, in the foreground, until Ctrl-C.
@@ -100,6 +103,7 @@ async def command(
     with daemon.held(place):
         config = daemon.NodeConfig.read(place)
         config = _described(_joined_by(config, join), name, address, labels, resources)
+        config = _with_certificate(config, certfile, keyfile)
         if (why := daemon.needs_secret(place)) is not None:
             secret = await _secret(secret_text, secret_file, why)
             note(f"joining the cluster of {config.manager}")
@@ -167,6 +171,14 @@ def _described(
     if resources:
         given["resources"] = dict(read_resources(resources))
     return evolve(config, **given)
+
+
+def _with_certificate(config: NodeConfig, certfile: str | None, keyfile: str | None) -> NodeConfig:
+    """With that for the clients of its gateway. Raises `InvalidRequest`."""
+    if (certificate := read_certificate(certfile, keyfile)) is None:
+        return config
+    certificate_file, key_file = certificate.files
+    return evolve(config, certfile=certificate_file, keyfile=key_file)
 
 
 async def _secret(text: str | None, file: str | None, why: str) -> Secret:

@@ -40,7 +40,7 @@ _PROGRESS_S = 1.0  # between two reports of what the connections have done
 _SOME = 500  # connections looked at before other tasks run
 _TICKET_S = 5.0  # for the manager to say whose ticket it is
 _LAST_WORDS_S = 2.0  # for the manager to take the last reports
-_RENEW_S = 1.0  # between two questions for the lease
+_RENEW_S = 1.0  # between two questions for the lease; five within a short one
 _LOOK_S = 0.25  # for connections that were about to open when the lease ended
 _MOST_ENDS = 100_000  # kept for the next manager
 
@@ -262,7 +262,7 @@ class Worker:
 
     async def _renew(self, lease: Lease) -> None:
         while True:
-            await trio.sleep(_RENEW_S)
+            await trio.sleep(min(_RENEW_S, self._spec.lease_s / 5))
             self._say(protocol.Renew(lease.ask(trio.current_time())))
 
     async def _hold_by(self, lease: Lease) -> None:

@@ -66,7 +66,7 @@ class WorkerHandle:
     applied: int = 0  #: the version by which it routes
     reported_at: float = 0.0  #: when it was last told of the others' seats
     unlinked: trio.Event = field(factory=trio.Event)  #: this link has ended
-    unlinked_at: float = 0.0  #: when the last one did
+    unlinked_at: float = field(factory=trio.current_time)  #: when the last one did
     given_up: bool = False  #: its node is lost, and its lease over
     gone: trio.Event = field(factory=trio.Event)  #: its process has exited, and is forgotten
 
@@ -387,7 +387,12 @@ class WorkerManager:
         """
         if self._node_workers is not None and worker.node_id:
             task_status.started()
-            worker.given_up = not await self._node_workers.gone(worker.on_node, worker.silent_since)
+            has_ended = False
+            while not has_ended:
+                has_ended = await self._node_workers.gone(worker.on_node, worker.silent_since)
+                if worker.link is None:  # else it has come back just now
+                    break
+            worker.given_up = not has_ended
         else:
             await self._exited(worker.pid, task_status)
         if worker.given_up:

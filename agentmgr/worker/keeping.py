@@ -6,7 +6,7 @@ import logging
 import os
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import trio
@@ -94,7 +94,8 @@ async def start(spec: WorkerSpec) -> Leader:
     """Returns when it serves. Raises `DidNotStart`."""
     output = spec.log.with_suffix(".err")
     reading, writing = os.pipe()
-    async with trio.lowlevel.FdStream(reading) as ready:
+    # Closed without a checkpoint: a cancellation there would lose sight of a worker that serves.
+    with closing(trio.lowlevel.FdStream(reading)) as ready:
         try:
             process = _spawn(evolve(spec, ready=writing), output)
         except OSError as error:

@@ -241,3 +241,18 @@ async def test_a_node_cannot_speak_for_a_worker_of_another_one(
         assert "a worker of another machine" in caplog.text
         assert site.workers.get("wrk_1").node_id == "node_a"
         assert site.workers.get("wrk_1").link is not None
+
+
+async def test_a_gateway_that_links_before_the_daemon_of_its_lost_node_is_kept(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with a_manager(tmp_path) as site:
+        site.daemons.lost.add("node_a")
+        await trio.sleep(LEASE_S)
+        await site.worker("wrk_1", "node_a", {"ins_a": 1})
+        await trio.sleep(2 * (LEASE_S + MARGIN_S))
+        worker = site.workers.get("wrk_1")
+        assert worker is not None
+        assert worker.link is not None
+        assert not worker.given_up
+        assert set(site.workers.gates) == {"node_a"}

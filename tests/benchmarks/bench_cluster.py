@@ -4,7 +4,7 @@
 
 CPU is this process's own (`time.process_time`), so that other work on the machine disturbs little. The parts
 are real: supervisor, control plane, gateway, messages; only instances are fakes, which cost nothing
-themselves, and records go to memory. `launch` starts real agents, on a real node.
+themselves, and records go to memory. `launch` and `bundle` start real agents, on a real node.
 """
 
 from __future__ import annotations
@@ -201,47 +201,51 @@ async def connections(_: list[int]) -> None:
         print(f"a connection opened, {instances:,} instances of its service: {taken_s * 1e3:.1f} µs")
 
 
-async def launch(_: list[int]) -> None:
-    """A hosted agent, from the start to ready: on the manager's machine, and on a node, by turns.
+@asynccontextmanager
+async def one_node(directory: Path) -> AsyncIterator[AgentManager]:
+    """A real manager, and a real daemon of a node `b`, linked by TLS on this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = Settings(cluster=ClusterMode.JOINED, cluster_host="127.0.0.1", cluster_port=port)
+    async with AgentManager(directory / "bench.db", settings=settings) as manager:
+        invitation = await manager.invite_nodes()
+        words = [sys.executable, "-m", "agentmgr", "node", "--join", f"127.0.0.1:{port}", "--name", "b"]
+        daemon = subprocess.Popen(
+            [*words, "--directory", str(directory / "node")],
+            env={**os.environ, "AGENTMGR_JOIN_SECRET": invitation.secret},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield manager
+        finally:
+            daemon.terminate()
+            daemon.wait()
 
-    Wall time, of a real manager and a real daemon that are linked by TLS on this machine.
-    """
-    port = socket.create_server(("127.0.0.1", 0))
-    address = f"127.0.0.1:{port.getsockname()[1]}"
-    port.close()
-    settings = Settings(
-        cluster=ClusterMode.JOINED, cluster_host="127.0.0.1", cluster_port=int(address.split(":")[1])
-    )
-    with tempfile.TemporaryDirectory() as directory:
-        agent = Path(directory, "agents", "echo.py")
-        agent.parent.mkdir()
-        agent.write_text("async def agent(message):\n    return message\n")
-        async with AgentManager(f"{directory}/bench.db", settings=settings) as manager:
-            invitation = await manager.invite_nodes()
-            words = [sys.executable, "-m", "agentmgr", "node", "--join", address, "--name", "b"]
-            daemon = subprocess.Popen(
-                [*words, "--directory", f"{directory}/node"],
-                env={**os.environ, "AGENTMGR_JOIN_SECRET": invitation.secret},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            try:
-                times: dict[str, list[float]] = {"here": [], "there": []}
-                for name, selector in (("here", "node=!b"), ("there", "node=b")):
-                    await manager.register_service(
-                        name, str(agent), config=ServiceConfig(place_on=(selector,))
-                    )
-                    await manager.start_service(name)  # what comes once: the bundle, the fork server
+
+def agent_in(directory: Path) -> str:
+    directory.mkdir()
+    (directory / "echo.py").write_text("async def agent(message):\n    return message\n")
+    return str(directory / "echo.py")
+
+
+async def launch(_: list[int]) -> None:
+    """A hosted agent, from start to ready, in wall time: on the manager's machine and on a node, by turns."""
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        agent = agent_in(directory / "agents")
+        async with one_node(directory) as manager:
+            times: dict[str, list[float]] = {"here": [], "there": []}
+            for name, selector in (("here", "node=!b"), ("there", "node=b")):
+                await manager.register_service(name, agent, config=ServiceConfig(place_on=(selector,)))
+                await manager.start_service(name)  # what comes once: the bundle, the fork server
+                await manager.stop_service(name)
+            for _ in range(20):
+                for name, taken in times.items():
+                    began = time.perf_counter()
+                    await manager.start_service(name)
+                    taken.append(time.perf_counter() - began)
                     await manager.stop_service(name)
-                for _ in range(20):
-                    for name, taken in times.items():
-                        began = time.perf_counter()
-                        await manager.start_service(name)
-                        taken.append(time.perf_counter() - began)
-                        await manager.stop_service(name)
-            finally:
-                daemon.terminate()
-                daemon.wait()
     here, there = (statistics.median(times[name]) for name in ("here", "there"))
     print(
         f"launch of a hosted agent, median of 20: here {here * 1e3:.1f} ms, on a node {there * 1e3:.1f} ms, "
@@ -249,9 +253,30 @@ async def launch(_: list[int]) -> None:
     )
 
 
+async def bundle(_: list[int]) -> None:
+    """An agent beside which 50 MB lie that do not compress: its first start on a node, and a later one."""
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        small, large = agent_in(directory / "small"), agent_in(directory / "large")
+        for number in range(50):
+            (directory / "large" / f"{number}").write_bytes(os.urandom(10**6))
+        await trio.sleep(3)  # what was written just now is packed at each start
+        async with one_node(directory) as manager:
+            for name, agent in (("small", small), ("large", large)):
+                config = ServiceConfig(place_on=("node=b",))
+                await manager.register_service(name, agent, config=config)
+            taken = []
+            for name in ("small", "large", "large"):
+                began = time.perf_counter()
+                await manager.start_service(name)
+                taken.append(time.perf_counter() - began)
+                await manager.stop_service(name)
+    print(f"an agent with 50 MB, on a node: first start {taken[1]:.2f} s, the next {taken[2]:.2f} s")
+
+
 FIGURES: dict[str, Callable[[list[int]], Awaitable[None]]] = {
     "starts": starts, "table": table, "seats": seats, "connections": connections,
-    "launch": launch,
+    "launch": launch, "bundle": bundle,
 }  # fmt: skip
 
 

@@ -143,10 +143,20 @@ class Credentials:
         return request.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     def keep(self, certificate: bytes, ca: bytes | None = None) -> None:
-        """Writes a certificate that was issued for this member's key, in PEM."""
+        """Writes a certificate that was issued for this member's key, in PEM. Raises `CannotUseCluster`."""
         if ca is not None:
-            write(self.ca_file, ca)
-        write(self.certificate_file, certificate)
+            self.trust(ca)
+        self._write(self.certificate_file, certificate)
+
+    def trust(self, ca: bytes) -> None:
+        """Writes the CA's certificate, in PEM. Raises `CannotUseCluster`."""
+        self._write(self.ca_file, ca)
+
+    def _write(self, file: Path, content: bytes) -> None:
+        try:
+            write(file, content)
+        except OSError as error:
+            raise CannotUseCluster(f"{file} cannot be written: {error.strerror or error}") from error
 
     def is_due(self, now: datetime | None = None) -> bool:
         """Whether the certificate is missing, or so old that it has to be made anew."""

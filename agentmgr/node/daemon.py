@@ -72,8 +72,12 @@ class NodeConfig:
             ) from None
 
     def write(self, directory: Path) -> None:
-        """Raises OSError."""
-        write(directory / _FILE, to_json(self).encode())
+        """Raises `CannotUseCluster`."""
+        file = directory / _FILE
+        try:
+            write(file, to_json(self).encode())
+        except OSError as error:
+            raise CannotUseCluster(f"{file} cannot be written: {error.strerror or error}") from None
 
 
 _FILE = "node.json"
@@ -99,8 +103,11 @@ def held(directory: Path) -> Iterator[None]:
                 f"the daemon of a node runs in {directory} already, pid {pid or 'unknown'}: end that one, or "
                 "name another directory with --directory"
             )
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, str(os.getpid()).encode(), 0)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode(), 0)
+        except OSError as error:  # a full disk
+            raise CannotUseCluster(f"{directory} cannot be written ({error.strerror})") from None
         yield
     finally:
         os.close(fd)
@@ -219,15 +226,15 @@ async def join_cluster(directory: Path, config: NodeConfig, secret: Secret) -> N
     """Joins, and keeps what this node is now. The directory is `held`.
 
     Waits some time for a manager that is not there yet. Raises `InvalidRequest`, `CannotReachManager`,
-    `CannotUseCluster`, OSError.
+    `CannotUseCluster`.
     """
     credentials = Credentials(directory / "credentials")
-    credentials.directory.mkdir(mode=0o700, exist_ok=True)
     source = config.address if _is_local(config.address) else None
     try:
+        credentials.directory.mkdir(mode=0o700, exist_ok=True)
         request = credentials.make_request().decode()
-    except ValueError as error:
-        raise CannotUseCluster(f"the key in {credentials.directory} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise CannotUseCluster(f"the key in {credentials.directory} cannot be used: {error}") from None
     ask = JoinRequest(
         config.node_id,
         request,

@@ -27,7 +27,7 @@ from attrs import Factory, field, frozen
 
 from ..ca import fingerprint
 from ..codec import from_answer, parse_json, to_json
-from ..credentials import Credentials, context_of, write
+from ..credentials import Credentials, context_of
 from ..dialing import ManagerAddress, connect, dial
 from ..errors import CannotReachManager, InvalidRequest
 
@@ -123,7 +123,7 @@ async def join(
     """Makes this machine a node, and keeps its certificate. Raises as `learn_ca`, and `InvalidRequest` where
     the manager refuses it.
     """
-    write(credentials.ca_file, ca)
+    credentials.trust(ca)
     context = context_of(False, credentials.ca_file)
     context.set_alpn_protocols([JOIN_PROTOCOL])
     stream = await connect(manager, context, source=source)

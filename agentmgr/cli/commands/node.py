@@ -195,8 +195,6 @@ async def _secret(text: str | None, file: str | None, why: str) -> Secret:
         )
     import getpass
 
-    note(f"{why}")
-    typed = await trio.to_thread.run_sync(
-        getpass.getpass, "secret of `agentmgr nodes invite`: ", abandon_on_cancel=True
-    )
-    return Secret.parse(typed)
+    note(why)
+    # Not in a thread: nothing else runs yet, and Ctrl-C has to end it with the terminal as it was.
+    return Secret.parse(getpass.getpass("secret of `agentmgr nodes invite`: "))

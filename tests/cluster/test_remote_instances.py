@@ -107,7 +107,7 @@ class OneNode:
 
     async def start_daemon(self):
         node = Node(self.directory, self.launcher, Facts("node-b", "host-b"), self.dial, random=lambda: 0.5)
-        self.daemon = await self.nursery.start(self._run_daemon, node)
+        self.node, self.daemon = node, await self.nursery.start(self._run_daemon, node)
 
     async def _run_daemon(self, node, *, task_status):
         self.daemon_over = trio.Event()
@@ -364,6 +364,7 @@ async def test_a_daemon_that_ends_leaves_its_instances_to_the_next(b, launcher, 
         await supervisor.start(spec(instances=3))
         before = supervisor.instances()
         await b.restart_daemon()
+        assert all(child.released for child in launcher.children[:3])
         await b.until(lambda: b.handle.linked)
         await trio.sleep(60)
         assert supervisor.instances() == before
@@ -531,8 +532,20 @@ async def test_an_order_that_a_daemon_does_not_know_fails_and_its_link_stays_up(
         steps: int
 
     await b.until(lambda: b.handle.linked)
-    with pytest.raises(OrderFailed, match="does not know the order Dance: update agentmgr on the node"):
+    refused = pytest.raises(OrderFailed, match="does not know the order Dance: update agentmgr on the node")
+    with refused, trio.fail_after(60):
         await b.handle.call(Dance(3), Done)
     b.handle._link.put(Dance(3))  # no order: nothing to be answered
     await trio.sleep(10)
     assert b.handle.linked
+
+
+async def test_a_slot_is_closed_after_the_end_of_the_child_that_was_meant_and_of_no_other(b, autojump_clock):
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec())
+        (instance,) = b.node.instances.values()
+        token = instance.state.token
+        assert not await instance.close_after(token)  # it lives
+        await instance.run.end(0)
+        assert not await instance.close_after("the token of an earlier child")
+        assert await instance.close_after(token)

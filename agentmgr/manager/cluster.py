@@ -21,6 +21,7 @@ from ..cluster.launcher import ClusterLauncher
 from ..cluster.listener import ClusterListener
 from ..cluster.node_handle import NodeHandle
 from ..cluster.nodes import Nodes
+from ..cluster.remote_sessions import RemoteSessions
 from ..core import leases
 from ..core.hosts import is_loopback
 from ..core.placement import Candidate
@@ -97,6 +98,7 @@ class JoinedCluster:
             check_interval_s=settings.health_check_interval,
             shipping=Bundles(paths.directory / "bundles", own=(paths.directory, *paths.of_sqlite)),
         )
+        self.sessions = RemoteSessions(self.nodes, self.nodes.get)
         self.gateways = ClusterGateways(self.nodes, settings, lease_s=leases.LEASE_S)
         self.node_workers = NodeWorkers(self.gateways, paths.workers)
         self.gate_host = settings.cluster_host  #: of the gate of this machine

@@ -144,6 +144,7 @@ class ControlPlane:
             self.on_demand,
             self.gateway.dialer,
             nursery,
+            nodes=None if cluster is None else cluster.sessions,
         )
         self.summaries = Summaries(
             self.registry,

@@ -22,6 +22,7 @@ from wsproto.utilities import ProtocolError
 
 from .. import protocol
 from ..codec import parse_json
+from ..core.affinity import named_node
 from ..core.gateway_headers import IDENTITY_HEADER
 from ..core.hosts import authority
 from ..core.routing import Backend, BackendState
@@ -42,7 +43,8 @@ from ..websocket.sockets import Wire
 from .on_demand import OnDemand
 from .publisher import Publisher
 from .registry import Registry
-from .stored_sessions import StoredSessions, not_found
+from .session_views import not_found
+from .stored_sessions import SessionsOfNodes, StoredSessions
 
 PATIENCE_S = 10.0
 """For an instance to say whether it took something. It answers at once, unless its agent blocks it."""
@@ -70,8 +72,9 @@ class Sessions(StoredSessions):
         on_demand: OnDemand,
         dialer: Dialer,
         nursery: trio.Nursery,
+        nodes: SessionsOfNodes | None = None,
     ) -> None:
-        super().__init__(directory, registry.services)
+        super().__init__(directory, registry.services, nodes)
         self._supervisor = supervisor
         self._publisher = publisher
         self._on_demand = on_demand
@@ -153,7 +156,7 @@ class Sessions(StoredSessions):
         """Raises `_Gone`."""
         holder = summary.instance_id
         for _ in range(2):  # it may have moved meanwhile
-            backend = self._backend(spec, holder)
+            backend = self._backend(spec, summary.session_id, holder)
             try:
                 # Here the client's stay has an owner that outlives the request.
                 await self._nursery.start(partial(talk, backend, self._dialer, summary.owner))
@@ -166,11 +169,12 @@ class Sessions(StoredSessions):
                 raise WrongState(_only_in_memory(spec.name)) from None
         raise NoServiceAvailable(f"the session moves among the instances of {spec.name!r}: try again")
 
-    def _backend(self, spec: ServiceSpec, holder: str | None) -> Backend:
+    def _backend(self, spec: ServiceSpec, session_id: str, holder: str | None) -> Backend:
         """Raises `WrongState` where none runs or comes, `_Gone` where none can be asked now."""
         instances = self._supervisor.instances(spec.service_id)
         backends = routing_table([spec], (), instances, self._supervisor.tokens()).backends
-        known = [backend for backend in backends if backend.token and backend.state.keeps_sessions]
+        at = named_node(session_id) or ""  # where its journal is
+        known = [b for b in backends if b.token and b.state.keeps_sessions and b.node_id == at]
         for backend in known:
             if backend.instance_id == holder or (holder is None and backend.state is BackendState.ROUTABLE):
                 return backend

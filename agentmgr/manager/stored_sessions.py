@@ -5,37 +5,33 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import trio
 from attrs import asdict, evolve
 
 from ..agent.events import expand
-from ..codec import to_plain
 from ..core import lookup
-from ..errors import SessionNotFound, StorageError
+from ..core.affinity import named_node
+from ..errors import StorageError
 from ..journal import archive, copies
-from ..journal.archive import OpenQuestion, SaidMessage, SessionSummary
-from ..journal.journal import Question, SessionSnapshot, TurnRecord
+from ..journal.archive import SaidMessage, SessionSummary
+from ..journal.journal import SessionSnapshot
 from ..models import Event, ServiceSpec
 from ..models.sessions import (
-    SHOWN_OF_AN_ID,
     SessionDetail,
-    SessionInfo,
     SessionPage,
     SessionQuestion,
     SessionState,
-    SessionTurn,
 )
 from ..process.paths import RuntimePaths
-from ..protocol import MESSAGE, SESSION_END, TOOL_CALL
+from ..protocol import TOOL_CALL
 from ..storage.store import Store
-from ..visible import json_text
+from .session_views import ends_session, export_line, info_of, message_event, not_found, question_of, turn_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +44,41 @@ Send = Callable[[Sequence[tuple[int | None, bytes]]], Awaitable[None]]
 """Takes events: a number (None: a person's message), and the JSON text that the session's clients get."""
 
 
-class StoredSessions:
-    """Reads the journals `DIRECTORY/SERVICE_ID.db`, and erases what is in them."""
+class SessionsOfNodes(Protocol):
+    """What nodes keep (`cluster.remote_sessions`); `do` is a function of `journal.archive`."""
 
-    def __init__(self, directory: Path, services: Callable[[], Iterable[ServiceSpec]]) -> None:
+    def node_ids(self) -> Sequence[str]: ...
+
+    def name(self, node_id: str) -> str: ...
+
+    async def read(
+        self,
+        node_id: str,
+        do: Callable[..., Any],
+        *args: object,
+        of: Mapping[str, Mapping[str, object]] | None = None,
+        **options: object,
+    ) -> tuple[dict[str, Any], Mapping[str, str]]: ...
+
+    def post(self, do: Callable[..., Any], service_id: str) -> None: ...
+
+
+class StoredSessions:
+    """Reads the journals `DIRECTORY/SERVICE_ID.db`, and those of nodes, and erases what is in them.
+
+    The id of a session says on which node its journal is.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        services: Callable[[], Iterable[ServiceSpec]],
+        nodes: SessionsOfNodes | None = None,
+    ) -> None:
+        """`nodes`: None without a cluster."""
         self._directory = directory
         self._services = services
+        self._nodes = nodes
         self._limiter = trio.CapacityLimiter(4)
 
     # To read
@@ -72,12 +97,16 @@ class StoredSessions:
 
         Raises `ServiceNotFound`, `InvalidRequest`.
         """
-        read = partial(archive.sessions, state=state, owner=owner, text=text, limit=limit)
+        options: dict[str, Any] = {"state": state, "owner": owner, "text": text, "limit": limit}
+        read = partial(archive.sessions, **options)
+        specs = [lookup.service(self._services(), service)] if service else list(self._services())
+        if self._nodes is not None:
+            return await self._of_cluster(self._nodes, specs, options, cursor)
         if service is None:
             return await self._in_thread(self._of_all, read, limit, cursor)
-        spec = lookup.service(self._services(), service)
+        (spec,) = specs
         found = await self._in_thread(partial(read, cursor=cursor), self.journal(spec))
-        items = tuple(_info(spec, summary) for summary in found.items)
+        items = tuple(info_of(spec, summary) for summary in found.items)
         return SessionPage(items, limit, found.next_cursor)
 
     def _of_all(
@@ -99,37 +128,83 @@ class StoredSessions:
         found.sort(key=lambda one: -one[1].last_used_at)
         shown, more = found[:limit], more or len(found) > limit
         next_cursor = f"{shown[-1][1].place}:{shown[-1][0].service_id}" if shown and more else None
-        return SessionPage(tuple(_info(*one) for one in shown), limit, next_cursor, tuple(unreadable))
+        return SessionPage(tuple(info_of(*one) for one in shown), limit, next_cursor, tuple(unreadable))
+
+    async def _of_cluster(
+        self,
+        nodes: SessionsOfNodes,
+        specs: Sequence[ServiceSpec],
+        options: Mapping[str, Any],
+        cursor: str | None,
+    ) -> SessionPage:
+        """A page of these services on all machines; what cannot be read is named, and left out."""
+        by_id = {spec.service_id: spec for spec in specs}
+        found: list[tuple[str, ServiceSpec, SessionSummary]] = []
+        unreadable: list[str] = []
+        more = False
+
+        def add(key: str, spec: ServiceSpec, page: archive.SessionPage) -> None:
+            nonlocal more
+            found.extend((key, spec, summary) for summary in page.items)
+            more = more or page.next_cursor is not None
+
+        for spec in await self._in_thread(self._with_journals):
+            if spec.service_id in by_id:
+                read = partial(archive.sessions, cursor=archive.place_in(spec.service_id, cursor), **options)
+                try:
+                    add(spec.service_id, spec, await self._in_thread(read, self.journal(spec)))
+                except StorageError as error:
+                    logger.warning("the sessions of %s cannot be read: %s", spec.name, error)
+                    unreadable.append(spec.name)
+        for node_id in nodes.node_ids():
+            keys = {service_id: f"{service_id}@{node_id}" for service_id in by_id}
+            of = {it: {"cursor": archive.place_in(key, cursor)} for it, key in keys.items()}
+            try:
+                pages, failed = await nodes.read(node_id, archive.sessions, of=of, **options)
+            except StorageError as error:
+                logger.warning("%s", error)
+                unreadable.append(f"all services on node {nodes.name(node_id)}")
+                continue
+            for service_id, page in pages.items():
+                add(keys[service_id], by_id[service_id], page)
+            unreadable += (f"{by_id[it].name} on node {nodes.name(node_id)}" for it in failed)
+        found.sort(key=lambda one: (-one[2].last_used_at, one[0]))
+        limit = options["limit"]
+        shown, more = found[:limit], more or len(found) > limit
+        next_cursor = f"{shown[-1][2].place}:{shown[-1][0]}" if shown and more else None
+        items = tuple(info_of(spec, summary) for _, spec, summary in shown)
+        return SessionPage(items, limit, next_cursor, tuple(unreadable))
 
     async def get(self, session_id: str) -> SessionDetail:
         """One, with its last turns. Raises `SessionNotFound`."""
         spec, summary, snapshot = await self.find(session_id)
-        calls = await self._in_thread(
-            archive.events_with, self.journal(spec), session_id, json.dumps(TOOL_CALL)
-        )
+        calls = await self._in_journal(archive.events_with, spec, session_id, json.dumps(TOOL_CALL))
         tools: dict[int, list[str]] = {}
         for frame in calls:
             event = json.loads(frame.line) if frame.line.startswith(b"{") else {}
             if event.get("event") == TOOL_CALL and isinstance(event["content"], dict):
                 tools.setdefault(frame.turn, []).append(str(event["content"].get("tool")))
-        info = _info(spec, summary)
+        info = info_of(spec, summary)
         return SessionDetail(
             **asdict(info, recurse=False),
-            history=tuple(_turn(turn, tools.get(turn.number, ())) for turn in snapshot.turns),
-            questions=tuple(_question(spec, summary, question) for question in snapshot.questions),
+            history=tuple(turn_of(turn, tools.get(turn.number, ())) for turn in snapshot.turns),
+            questions=tuple(question_of(spec, summary, question) for question in snapshot.questions),
             session_state=json.loads(snapshot.record.state),
         )
 
     async def questions(self, of: Iterable[ServiceSpec] | None = None) -> tuple[SessionQuestion, ...]:
         """All that wait for a person, of these services or every one, the oldest first."""
         found: list[SessionQuestion] = []
-        for spec in self._services() if of is None else of:
+        specs = tuple(self._services() if of is None else of)
+        for spec in specs:
             try:
                 open_ones = await self._in_thread(archive.questions, self.journal(spec))
             except StorageError as error:  # those of the other services wait all the same
                 logger.warning("the questions of %s cannot be read: %s", spec.name, error)
                 continue
-            found += [_question(spec, one, one.question) for one in open_ones]
+            found += [question_of(spec, one, one.question) for one in open_ones]
+        async for by_spec in self._on_nodes(archive.questions, specs):
+            found += [question_of(spec, one, one.question) for spec, ones in by_spec for one in ones]
         return tuple(sorted(found, key=lambda question: question.asked_at))
 
     async def pass_on_events(
@@ -141,34 +216,34 @@ class StoredSessions:
         `SessionNotFound`.
         """
         spec, summary, _ = await self.find(session_id)
-        path, ended = self.journal(spec), summary.state is SessionState.ENDED
+        ended = summary.state is SessionState.ENDED
         read = running = 0  # numbers of turns
         said: dict[int, SaidMessage] = {}  # those that were read, until the first event of their turn
         if messages and since:
-            read = await self._in_thread(archive.turn_of, path, session_id, since)
+            read = await self._in_journal(archive.turn_of, spec, session_id, since)
         while True:
             if messages:  # before its events are looked for: none of an earlier turn is to come after it
-                running = await self._in_thread(archive.turn_that_runs, path, session_id)
-            found = await self._in_thread(archive.events, path, session_id, since)
+                running = await self._in_journal(archive.turn_that_runs, spec, session_id)
+            found = await self._in_journal(archive.events, spec, session_id, since)
             newest = max((frame.turn for frame in found), default=0) if found else running
             if messages and newest > read:
-                said.update(await self._in_thread(archive.messages, path, session_id, read, newest))
+                said.update(await self._in_journal(archive.messages, spec, session_id, read, newest))
                 read = newest
             batch: list[tuple[int | None, bytes]] = []
             for frame in found or ():
                 if (message := said.pop(frame.turn, None)) is not None:
-                    batch.append((None, _message(session_id, message)))
+                    batch.append((None, message_event(session_id, message)))
                 text = expand(frame.line, frame.seq, session_id=session_id, step_id=frame.step_id)
                 batch.append((frame.seq, text))
                 since = frame.seq
             if not found and (message := said.pop(running, None)) is not None:
-                batch.append((None, _message(session_id, message)))
+                batch.append((None, message_event(session_id, message)))
             if batch:
                 await send(batch)
             if found is None or (not found and (ended or not following)):
                 return
             if found:
-                ended = _ends(found[-1].line)
+                ended = ends_session(found[-1].line)
             else:
                 await trio.sleep(LOOK_S)
 
@@ -205,9 +280,9 @@ class StoredSessions:
         its events. Raises `SessionNotFound`.
         """
         detail = await self.get(session_id)
-        await send(_line("session", evolve(detail, history=())))
+        await send(export_line("session", evolve(detail, history=())))
         for turn in detail.history:
-            await send(_line("turn", turn))
+            await send(export_line("turn", turn))
 
         async def pass_on(events: Sequence[tuple[int | None, bytes]]) -> None:
             await send(b"".join(b'{"kind":"event",' + text[1:] + b"\n" for _, text in events))
@@ -217,6 +292,14 @@ class StoredSessions:
     async def find(self, session_id: str) -> tuple[ServiceSpec, SessionSummary, SessionSnapshot]:
         """Raises `SessionNotFound`; `StorageError` where it may be in a journal that cannot be read."""
         unreadable: StorageError | None = None
+        if self._nodes is not None and (node_id := named_node(session_id)):
+            there, failed = await self._nodes.read(node_id, archive.session, session_id)
+            for spec in self._services():
+                if (one := there.get(spec.service_id)) is not None:
+                    return spec, *one
+            if failed:
+                raise StorageError(next(iter(failed.values())))
+            raise not_found(session_id)
         for spec in self._services():
             try:
                 found = await self._in_thread(archive.session, self.journal(spec), session_id)
@@ -228,7 +311,10 @@ class StoredSessions:
         raise unreadable or not_found(session_id)
 
     async def count(self, spec: ServiceSpec) -> int:
-        return (await self._in_thread(archive.figures, self.journal(spec))).sessions
+        count = (await self._in_thread(archive.figures, self.journal(spec))).sessions
+        async for by_spec in self._on_nodes(archive.figures, [spec]):
+            count += sum(figures.sessions for _, figures in by_spec)
+        return count
 
     async def unfinished(self, specs: Iterable[ServiceSpec]) -> frozenset[str]:
         """The ids of those of these services that have turns which no instance has finished."""
@@ -242,7 +328,11 @@ class StoredSessions:
                 except StorageError as error:  # its host says so too, when a client comes
                     logger.warning("the turns of %s cannot be read: %s", spec.name, error)
 
-        return await self._in_thread(lambda: frozenset(look()))
+        specs = tuple(specs)
+        found = set(await self._in_thread(lambda: frozenset(look())))
+        async for by_spec in self._on_nodes(archive.has_unfinished, specs):
+            found |= {spec.service_id for spec, has_some in by_spec if has_some}
+        return frozenset(found)
 
     # To erase
 
@@ -252,12 +342,14 @@ class StoredSessions:
         Raises `SessionNotFound`.
         """
         spec, _, _ = await self.find(session_id)
-        if not await self._in_thread(archive.erase, self.journal(spec), session_id):
+        if not await self._in_journal(archive.erase, spec, session_id):
             raise not_found(session_id)
 
     async def remove(self, spec: ServiceSpec) -> None:
         """Removes the journal of a service that has no instances any more."""
         await self._in_thread(copies.remove, self.journal(spec))
+        if self._nodes is not None:
+            self._nodes.post(copies.remove, spec.service_id)
 
     async def prune(self, announce: Callable[[Event], object]) -> None:
         """Erases what each service no longer keeps, and announces how many sessions that were."""
@@ -273,11 +365,17 @@ class StoredSessions:
             except StorageError as error:  # a host says it too, and sets aside what is damaged
                 logger.warning("sessions of %s are not pruned now: %s", spec.name, error)
                 continue
-            unused, for_room = len(pruned.unused), len(pruned.for_room)
-            if unused or for_room:
-                detail = {"unused": unused, "for_room": for_room}
-                logger.info("%s: erased %d sessions unused, %d for room", spec.name, unused, for_room)
-                announce(Event("sessions.pruned", service_id=spec.service_id, detail=detail))
+            _announce_pruned(spec, pruned, announce)
+        limits = {
+            spec.service_id: {
+                "retention_s": spec.config.session_retention,
+                "max_bytes": spec.config.sessions_max_bytes,
+            }
+            for spec in self._services()
+        }
+        async for by_spec in self._on_nodes(archive.prune, tuple(self._services()), limits):
+            for spec, pruned in by_spec:
+                _announce_pruned(spec, pruned, announce)
 
     def _with_journals(self) -> Sequence[ServiceSpec]:
         """Those of the services that have one: of a thousand that start on demand, few do."""
@@ -312,6 +410,40 @@ class StoredSessions:
             if not done:
                 destination.unlink(missing_ok=True)  # noqa: ASYNC240  # at once, also when cancelled
 
+    async def _in_journal(self, do: Callable[..., T], spec: ServiceSpec, session_id: str, *args: object) -> T:
+        """`do` on the journal that has the session. Raises `StorageError`, `SessionNotFound`."""
+        if self._nodes is None or not (node_id := named_node(session_id)):
+            return await self._in_thread(do, self.journal(spec), session_id, *args)
+        found, failed = await self._nodes.read(node_id, do, session_id, *args, of={spec.service_id: {}})
+        if spec.service_id in failed:
+            raise StorageError(failed[spec.service_id])
+        if spec.service_id not in found:
+            raise not_found(session_id)
+        value: T = found[spec.service_id]
+        return value
+
+    async def _on_nodes(
+        self,
+        do: Callable[..., T],
+        specs: Sequence[ServiceSpec],
+        options: Mapping[str, Mapping[str, object]] | None = None,
+    ) -> AsyncIterator[Sequence[tuple[ServiceSpec, T]]]:
+        """What `do` gives for the journals of these services, node after node; of what cannot be read
+        nothing.
+        """
+        by_id = {spec.service_id: spec for spec in specs}
+        of = options or {service_id: {} for service_id in by_id}
+        for node_id in self._nodes.node_ids() if self._nodes is not None and by_id else ():
+            assert self._nodes is not None
+            try:
+                found, failed = await self._nodes.read(node_id, do, of=of)
+            except StorageError as error:
+                logger.debug("%s", error)  # `agentmgr nodes` says so
+                continue
+            for service_id, why in failed.items():
+                logger.warning("the journal of %s on a node: %s", by_id[service_id].name, why)
+            yield [(by_id[service_id], value) for service_id, value in found.items()]
+
     def journal(self, spec: ServiceSpec) -> Path:
         return self._directory / f"{spec.service_id}.db"
 
@@ -336,93 +468,9 @@ async def _iterated(
         nursery.cancel_scope.cancel()
 
 
-def not_found(session_id: str) -> SessionNotFound:
-    return SessionNotFound(f"no session has the id {session_id!r}: `agentmgr sessions` lists them")
-
-
-def shortened(info: SessionInfo) -> SessionInfo:
-    """As who may not speak in it sees it: of what gives access to a session, neither id nor name."""
-    return evolve(info, session_id=_short(info.session_id), name=info.name if info.owner else None)
-
-
-def without_content(question: SessionQuestion) -> SessionQuestion:
-    """The same for a question."""
-    name = question.name if question.owner else None
-    return evolve(question, session_id=_short(question.session_id), name=name, step_id="", content=None)
-
-
-def _short(session_id: str) -> str:
-    return session_id[:SHOWN_OF_AN_ID] + "…"
-
-
-def _info(spec: ServiceSpec, summary: SessionSummary) -> SessionInfo:
-    return SessionInfo(
-        session_id=summary.session_id,
-        service=spec.name,
-        name=summary.name,
-        owner=summary.owner,
-        state=summary.state,
-        instance_id=summary.instance_id,
-        turns=summary.turns,
-        input_tokens=summary.input_tokens,
-        output_tokens=summary.output_tokens,
-        created_at=_moment(summary.created_at),
-        last_used_at=_moment(summary.last_used_at),
-        ended_at=_perhaps(summary.ended_at),
-        end_reason=summary.end_reason,
-    )
-
-
-def _turn(turn: TurnRecord, tools: Iterable[str]) -> SessionTurn:
-    message, answer = json.loads(turn.message), json.loads(turn.answer or "{}")
-    return SessionTurn(
-        number=turn.number,
-        step_id=turn.step_id,
-        message=message.get("content"),
-        metadata=message.get("metadata") or {},
-        status=turn.status,
-        attempts=turn.attempts,
-        accepted_at=_moment(turn.accepted_at),
-        started_at=_perhaps(turn.started_at),
-        ended_at=_perhaps(turn.ended_at),
-        ended_by=turn.ended_by,
-        answer=answer.get("content"),
-        incomplete=bool(answer.get("incomplete")),
-        tools=tuple(tools),
-    )
-
-
-def _question(spec: ServiceSpec, whose: SessionSummary | OpenQuestion, question: Question) -> SessionQuestion:
-    return SessionQuestion(
-        session_id=whose.session_id,
-        service=spec.name,
-        name=whose.name,
-        owner=whose.owner,
-        instance_id=whose.instance_id,
-        step_id=question.step_id,
-        content=json.loads(question.content),
-        asked_at=_moment(question.asked_at),
-    )
-
-
-def _message(session_id: str, said: SaidMessage) -> bytes:
-    head = {"event": MESSAGE, "session_id": session_id, "step_id": said.step_id}
-    at = _moment(said.accepted_at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return json_text({**head, "timestamp": at, **json.loads(said.message)}, indent=None).encode()
-
-
-def _ends(line: bytes) -> bool:
-    """Whether this is the last event of its session."""
-    return line.startswith(b"{") and json.loads(line).get("event") == SESSION_END
-
-
-def _line(kind: str, value: SessionDetail | SessionTurn) -> bytes:
-    return (json_text({"kind": kind, **to_plain(value)}) + "\n").encode()
-
-
-def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def _perhaps(seconds: float | None) -> datetime | None:
-    return None if seconds is None else _moment(seconds)
+def _announce_pruned(spec: ServiceSpec, pruned: archive.Pruned, announce: Callable[[Event], object]) -> None:
+    unused, for_room = len(pruned.unused), len(pruned.for_room)
+    if unused or for_room:
+        detail = {"unused": unused, "for_room": for_room}
+        logger.info("%s: erased %d sessions unused, %d for room", spec.name, unused, for_room)
+        announce(Event("sessions.pruned", service_id=spec.service_id, detail=detail))

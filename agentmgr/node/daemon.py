@@ -37,6 +37,7 @@ from .joining import JoinRequest, Secret, join, learn_ca, renew
 from .logs import NodeLogs
 from .node import Node
 from .protocol import AwaitGateway, Facts, GatewayTroubles, KeepGateways, KillGateway
+from .session_archives import SessionArchives
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +155,7 @@ class NodeDaemon:
             self._dial,
             bundles=NodeBundles(directory / "bundles"),
             logs=NodeLogs(logs),
+            sessions=SessionArchives(directory / "sessions"),
         )
         own = OwnFacts(
             config.node_id,

@@ -45,6 +45,7 @@ from .protocol import (
     encode,
     in_pieces,
 )
+from .session_archives import ReadSessions, SessionArchives
 from .talk import talk
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Node:
         *,
         bundles: NodeBundles | None = None,
         logs: NodeLogs | None = None,
+        sessions: SessionArchives | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
         """`dial` raises `OSError` or `AgentManagerError`, and is called again. `random`: from [0, 1)."""
@@ -98,6 +100,8 @@ class Node:
             about_logs = (LogTail, LogNext, LogLook, LogSearch, LogExtent, LogRead, MoveLogs)
             for kind in about_logs:
                 self._orders.handle(kind, logs.answer)
+        if sessions is not None:
+            self._orders.handle(ReadSessions, sessions.answer)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; then the instances live on, except those that must die with their manager.

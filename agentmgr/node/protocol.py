@@ -49,6 +49,7 @@ from .logs import (
     LogTail,
     MoveLogs,
 )
+from .session_archives import ReadSessions, SessionsRead
 
 VERSION = 1
 """Of a daemon and a manager that understand each other. New fields with defaults do not change it."""
@@ -414,6 +415,7 @@ Order = (
     | LogExtent
     | LogRead
     | MoveLogs
+    | ReadSessions
     | Examine
 )
 Answer = (
@@ -435,6 +437,7 @@ Answer = (
     | LogsMoved
     | LogWindow
     | LogMatches
+    | SessionsRead
     | Examined
 )
 

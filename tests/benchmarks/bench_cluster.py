@@ -60,7 +60,9 @@ async def plane_of(services: int, instances: int) -> AsyncIterator[ControlPlane]
         await store.add_service(ServiceSpec(f"s{number:05}", config, desired_status=DesiredStatus.RUNNING))
     with tempfile.TemporaryDirectory() as directory:
         paths = RuntimePaths.of(f"{directory}/bench.db")
-        cluster: Any = SimpleNamespace(launcher=FakeLauncher(), node_workers=None, candidates=lambda: ())
+        cluster: Any = SimpleNamespace(
+            launcher=FakeLauncher(), node_workers=None, sessions=None, candidates=lambda: ()
+        )
         async with trio.open_nursery() as nursery:
             plane = ControlPlane(
                 store, await store.load(), await Tokens.load(store), ManagerLock(paths), nursery,

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import Factory, evolve, frozen
 from quart import Response
 
-from ...manager.stored_sessions import shortened, without_content
+from ...manager.session_views import shortened, without_content
 from ...models.sessions import SessionDetail, SessionPage, SessionQuestion, SessionState
 from ...websocket.refusal import RefusalCode
 from ..operations import Answer, Call, Operations

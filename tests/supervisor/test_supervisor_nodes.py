@@ -112,6 +112,14 @@ async def test_no_startup_timeout_passes_while_nothing_is_heard_of_an_adopted_in
         await recorder.until(lambda: s.instances()[0].status is ServiceStatus.BACKOFF, 40)
         assert "not ready within 30 s" in s.instances()[0].error_message
 
+        launcher.behaviours = [Behaviour(ready_after_s=3600)]
+        await recorder.until(lambda: len(launcher.children) == 4, 10)
+        await trio.sleep(10)
+        launcher.children[3].fall_silent("node b is silent")  # while it starts
+        await trio.sleep(3580)
+        launcher.children[3].fall_silent("")
+        await recorder.until(lambda: s.instances()[0].status is ServiceStatus.RUNNING, 30)
+
 
 async def test_a_launch_whose_node_was_lost_is_tried_again_and_its_caller_waits_on(
     supervisor, recorder, autojump_clock

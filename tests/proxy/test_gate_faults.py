@@ -55,7 +55,7 @@ async def test_a_frame_of_64_kib_that_is_cut_at_each_tls_record_arrives_whole(
             if not c.near.witness.resumed:
                 break  # all that was said took fewer records
             resumed += 1
-    assert resumed >= 5
+    assert resumed >= 4  # records of 16 KiB, besides the one with the 101
 
 
 @pytest.mark.parametrize("kill", ["gate", "cable"])

@@ -43,6 +43,7 @@ class Watched(MemoryCluster):
 
     strict: frozenset[str] = frozenset()  #: services of which there are never two of one
     kills = 0  #: processes that were killed
+    planned = False  #: services are restarted as well: a new instance beside the old one
     wrongs: list[str]
 
     def wrong(self, what: str) -> None:
@@ -54,6 +55,8 @@ class Watched(MemoryCluster):
             where = f"{process.name}/{process.key[1]} on {process.machine} beside {other.machine}"
             if process.key[0] in self.strict:
                 self.wrong(f"a second {where}")
+            elif self.planned and other.record.instance_id != process.record.instance_id:
+                pass
             elif self._is_current(other) and not self.is_lost(other.machine):
                 self.wrong(f"launched {where}, whose machine is not lost")
 
@@ -70,7 +73,9 @@ class Watched(MemoryCluster):
 
     def _check_over(self, record: InstanceRecord) -> None:
         for process in self.alive:
-            if process.record.token == record.token and not self.is_lost(process.machine):
+            # The end of one that is replaced is waited for, for some seconds.
+            given_up = self.planned and not self.is_linked(process.machine)
+            if process.record.token == record.token and not (self.is_lost(process.machine) or given_up):
                 self.wrong(f"{process.record.token} is taken to be over, and its machine is not lost")
 
     def _is_current(self, process: Process) -> bool:
@@ -106,8 +111,10 @@ class Faults:
         kinds: list[tuple[int, Callable[[], object]]] = [
             (5, self.cut), (6, self.mend), (2, self.power_off), (4, self.power_on), (3, self.kill_daemon),
             (3, self.start_daemon), (3, self.kill_manager), (4, self.start_manager), (5, self.kill_a_process),
-            (1, self.cut_off_the_manager), (2, self.mend_the_manager),
+            (1, self.cut_off_the_manager), (2, self.mend_the_manager), (1, self.cordon), (2, self.uncordon),
         ]  # fmt: skip
+        if self._cluster.planned:
+            kinds.append((3, self.restart))
         weights, faults = zip(*kinds, strict=True)
         [fault] = self._draw.choices(faults, weights)
         self.count[fault.__name__.replace("_", " ")] += 1
@@ -125,6 +132,22 @@ class Faults:
 
     def mend_the_manager(self) -> None:
         self._cluster.mend(OWN)
+
+    def cordon(self, cordoned: bool = True) -> None:
+        if self._cluster.manager is not None:
+            machine = self._cluster.machines[self._draw.choice([OWN, *self._names])]
+            self._cluster.manager.nodes.cordon(machine.node_id, cordoned)
+
+    def uncordon(self) -> None:
+        self.cordon(False)
+
+    async def restart(self) -> None:
+        """A rolling one, of a service of which two may be there."""
+        if self._cluster.manager is not None:
+            specs = [
+                it for it in self._cluster.services.values() if it.service_id not in self._cluster.strict
+            ]
+            await self._cluster.supervisor.restart(self._draw.choice(specs), wait=False)
 
     def power_off(self) -> None:
         name = self._draw.choice(self._names)
@@ -167,6 +190,9 @@ class Faults:
             if self._cluster.machines[name].daemon is None:
                 await self._cluster.start_daemon(name)
         await self.start_manager()
+        for machine in self._cluster.machines.values():
+            assert self._cluster.manager is not None
+            self._cluster.manager.nodes.cordon(machine.node_id, False)
 
 
 def services(draw: random.Random) -> list[ServiceSpec]:
@@ -188,6 +214,7 @@ async def run(directory: Path, seed: int, most_faults: int) -> tuple[Counter[str
         cluster.wrongs = []
         specs = services(draw)
         cluster.strict = frozenset(spec.service_id for spec in specs if spec.name == "strict")
+        cluster.planned = draw.random() < 0.3
         faults = Faults(cluster, draw)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cluster.watch)

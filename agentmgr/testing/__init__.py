@@ -6,6 +6,8 @@
   hangs and cuts what goes over it, at whatever byte;
 * what embeds a supervisor: a `FakeLauncher` starts instances that do as their `Behaviour` says, crashes them,
   hangs them and refuses to start them, on trio's mock clock, so that an hour of it takes a millisecond;
+* what spans machines: `memory_cluster`, a module of its own, has nodes whose cables, power and managers fail
+  on demand;
 * what uses a store: `MemoryStore` has the same contract as the one on disk.
 """
 

@@ -34,10 +34,12 @@ from ..cluster.launcher import ClusterLauncher
 from ..cluster.nodes import Nodes
 from ..core.liveness import LOST_AFTER_S
 from ..core.restart import Exit
+from ..errors import WrongState
 from ..models import DesiredStatus, InstanceRecord, OnManagerDeath, ServiceSpec
 from ..node.node import Node
 from ..node.protocol import Facts
 from ..supervisor import NullRecorder, Supervisor
+from ..supervisor.log_file import LogFile
 from .fake_launcher import Behaviour, FakeChild, FakeLauncher, FakeSlot
 
 OWN = "a"  #: the name of the manager's own machine
@@ -84,6 +86,10 @@ class _Processes(FakeLauncher):
 
     def slot(self, spec: ServiceSpec, instance_id: str, position: int) -> FakeSlot:
         return _MachineSlot(self, spec, instance_id, position)
+
+    def open_log(self, spec: ServiceSpec, position: int) -> LogFile:
+        # A file is read in a thread, and the mock clock runs on meanwhile.
+        raise WrongState("fake processes write no log")
 
     async def sweep(self, keep: frozenset[str]) -> int:
         await trio.lowlevel.checkpoint()

@@ -30,8 +30,9 @@ Node = dict[str, Any]
 class Cluster:
     """A manager, started with `--cluster joined`, and daemons of nodes named b, c, …, at 127.0.0.2 and up."""
 
-    def __init__(self, shell: Shell) -> None:
-        self.shell = shell
+    def __init__(self, shell: Shell, *words: str) -> None:
+        """`words`: options of each manager."""
+        self.shell, self._words = shell, words
         self.port, self.proxy_port = own_port(), own_port()
         self.url = f"ws://localhost:{self.proxy_port}"
         self.processes: dict[str, subprocess.Popen[Any]] = {}  #: by node name; "": the manager
@@ -39,7 +40,7 @@ class Cluster:
 
     # The manager
 
-    def start_manager(self, *words: str) -> None:
+    def start_manager(self) -> None:
         """Returns when it serves."""
         self._start(
             "",
@@ -53,7 +54,7 @@ class Cluster:
                     str(self.proxy_port),
                 ),
                 *("--cluster", "joined", "--cluster-host", HOST, "--cluster-port", str(self.port)),
-                *("--node-lost-after", str(LOST_AFTER_S), "--interval", "0.5", *words),
+                *("--node-lost-after", str(LOST_AFTER_S), "--interval", "0.5", *self._words),
             ],
         )
         self.until(lambda: "gateway at" in self.log("head"))
@@ -169,9 +170,9 @@ def a_cluster(shell: Shell) -> ACluster:
 
     @contextmanager
     def make(nodes: int = 2, *words: str) -> Iterator[Cluster]:
-        cluster = Cluster(shell)
+        cluster = Cluster(shell, *words)
         try:
-            cluster.start_manager(*words)
+            cluster.start_manager()
             names = [chr(ord("b") + number) for number in range(nodes)]
             secret = cluster.invite(uses=max(nodes, 1))
             for name in names:

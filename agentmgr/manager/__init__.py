@@ -30,6 +30,7 @@ In reading order:
     console          who may log in to the API's page, and where that page is
     worker_set       the worker processes that serve the gateway on one port: start, adoption, restart, end
     worker_manager   the orders that workers get and their reports: seats, tables, connections
+    node_workers     whether the workers on nodes live, and what their leases say
     factory_path     where an agent's factory is: a file, a file and a name, or a module and a name
 
 Invariants:

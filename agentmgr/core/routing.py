@@ -100,6 +100,7 @@ class RoutingTable:
     own_pages: frozenset[str] = frozenset()  #: origins that are let in besides those that are allowed
     http_services: frozenset[str] = frozenset()  #: names of those that answer HTTP requests too
     portless_services: frozenset[str] = frozenset()  #: names of those that need not listen, as jobs
+    lost_nodes: frozenset[str] = frozenset()  #: ids; a gate of one is there some time longer
     gates: Mapping[str, Gate] = Factory(dict)
     """By node id, "" for the manager's; none on one machine. A gate lets in gateways of these nodes only."""
 
@@ -216,6 +217,10 @@ class Router:
     @property
     def gates(self) -> Mapping[str, Gate]:
         return self._made_of.gates
+
+    def has_node(self, node_id: str) -> bool:
+        """Whether what is on that node may be reached, now or later: it is not lost or forgotten."""
+        return not node_id or (node_id in self.gates and node_id not in self._made_of.lost_nodes)
 
     def change(self, change: TableChange) -> None:
         """Routes by the next table, as a router that is made of it, at the cost of what has changed."""

@@ -162,6 +162,9 @@ class JoinedCluster:
     async def _serve_node(self, stream: trio.abc.Stream, node_id: str) -> None:
         await self.nodes.serve(node_id, stream)
 
+    def lost_nodes(self) -> frozenset[str]:
+        return frozenset(it.node_id for it in self.nodes if it.state is NodeState.LOST)
+
     def candidates(self) -> list[Candidate]:
         return self.nodes.candidates()
 

@@ -35,6 +35,7 @@ class Publisher:
         *,
         own_pages: Callable[[], frozenset[str]],
         falling_asleep: Callable[[], Set[str]],
+        lost_nodes: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         """`falling_asleep`: the ids of services whose instances take no new client."""
         self._registry = registry
@@ -42,7 +43,7 @@ class Publisher:
         self._worker_manager = worker_manager
         self._tokens = tokens
         self._own_pages = own_pages
-        self._falling_asleep = falling_asleep
+        self._falling_asleep, self._lost_nodes = falling_asleep, lost_nodes
         self._backends = Backends()
         self._stale = trio.Event()
         self._published = trio.Event()
@@ -81,7 +82,12 @@ class Publisher:
                 kept_ids=self._supervisor.kept_ids(),
                 backends=self._backends,
             )
-            table = evolve(table, own_pages=self._own_pages(), gates=self._worker_manager.gates)
+            table = evolve(
+                table,
+                own_pages=self._own_pages(),
+                gates=self._worker_manager.gates,
+                lost_nodes=self._lost_nodes(),
+            )
             if (change := TableChange.between(before, table)) is not None:
                 gateway.change(change)
             else:

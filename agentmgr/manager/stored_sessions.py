@@ -163,7 +163,7 @@ class StoredSessions:
                 pages, failed = await nodes.read(node_id, archive.sessions, of=of, **options)
             except StorageError as error:
                 logger.warning("%s", error)
-                unreadable.append(f"all services on node {nodes.name(node_id)}")
+                unreadable.append(f"node {nodes.name(node_id)}")
                 continue
             for service_id, page in pages.items():
                 add(keys[service_id], by_id[service_id], page)

@@ -271,7 +271,7 @@ class Lobby:
             return None
         session_id, _ = named
         node_id = self._affinity.node(session_id)
-        if node_id is None or (node_id and node_id not in gates):
+        if node_id is None or not self._router.has_node(node_id):
             return None
         is_there = any(backend.node_id == node_id for backend in pool.backends)
         return node_id if is_there or named_node(session_id) is not None else None
@@ -281,7 +281,7 @@ class Lobby:
         gates = self._router.gates
         if not gates:
             return True
-        if backend.node_id and backend.node_id not in gates:  # its node is lost
+        if not self._router.has_node(backend.node_id):
             return False
         peers = tuple(self._router.peers(backend))
         return not peers or any(peer.node_id == backend.node_id for peer in peers)

@@ -23,8 +23,8 @@ from ..models import Connection, ConnectionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
 VERSION = 9
-"""8 had no `Backend.node_id` and `Backend.journaled`, no `RoutingTable.gates`, no `Hello.pid`, `Hello.gate`,
-`Renew` and `Renewed`, and `OtherSeats` in place of `SeatChanges`, and no `TableChange`;
+"""8 had no `Backend.node_id` and `.journaled`, no `RoutingTable.gates` and `.lost_nodes`, no `Hello.pid` and
+`.gate`, no `Renew` and `Renewed`, no `TableChange`, and `OtherSeats` in place of `SeatChanges`;
 7 had no `Wake`, no `Changes`, and no backend that is asleep;
 6 had no `RoutingTable.portless_services`; 5 had no `RoutingTable.http_services`;
 4 had no `RoutingTable.own_pages`; 3 had no `Backend.resume_within`;

@@ -61,7 +61,11 @@ async def plane_of(services: int, instances: int) -> AsyncIterator[ControlPlane]
     with tempfile.TemporaryDirectory() as directory:
         paths = RuntimePaths.of(f"{directory}/bench.db")
         cluster: Any = SimpleNamespace(
-            launcher=FakeLauncher(), node_workers=None, sessions=None, candidates=lambda: ()
+            launcher=FakeLauncher(),
+            node_workers=None,
+            sessions=None,
+            lost_nodes=frozenset,
+            candidates=lambda: (),
         )
         async with trio.open_nursery() as nursery:
             plane = ControlPlane(

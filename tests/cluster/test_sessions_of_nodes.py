@@ -125,7 +125,7 @@ async def test_what_nodes_keep_is_shown_as_if_it_were_kept_here(tmp_path: Path) 
     page = await stored.list()
     assert ([info.session_id for info in page.items], page.unreadable) == (
         [at_head],
-        ("all services on node b",),
+        ("node b",),
     )
     with pytest.raises(StorageError, match="silent"):
         await stored.get(ids[0])

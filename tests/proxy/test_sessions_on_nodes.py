@@ -54,6 +54,10 @@ async def test_when_its_instance_is_gone_another_one_of_its_node_takes_it_up_and
 async def test_when_its_node_is_lost_any_host_says_so() -> None:
     without_b = {node_id: gate for node_id, gate in GATES.items() if node_id != "nod_b"}
     assert chosen(f"{OURS}.nod_b.ins_gone", AT_C, gates=without_b) == "nod_c"
+    router = Router(RoutingTable((AT_C,), gates=GATES, lost_nodes=frozenset({"nod_b"})))
+    assert [router.has_node(node_id) for node_id in ("", "nod_a", "nod_b", "nod_c")] == [
+        *(True, False, False, True)
+    ]
     moved = evolve(AT_C, instance_id=AT_B.instance_id)  # the same instance, started again elsewhere
     assert chosen(f"{OURS}.nod_b.ins_2", moved, gates=without_b) == "nod_c"
     assert chosen(f"{OURS}.nod_b.ins_2", moved) == RefusalCode.NO_SERVICE_AVAILABLE  # b may have it still

@@ -11,6 +11,7 @@ import asyncclick as click
 
 from ... import protocol
 from ...client.events import decode
+from ...core.affinity import named_node
 from ...core.plain_text import as_text
 from ...errors import InvalidRequest, SessionNotFound
 from ...models import Service, Sessions
@@ -66,6 +67,8 @@ async def whole_id(manager: ReadsManager, given: str) -> str:
     _note_unreadable(page)
     if given in found or len(found) == 1:
         return given if given in found else found[0]
+    if named_node(given):  # a whole id: what is asked for next says what is wrong with its node
+        return given
     if found:
         raise InvalidRequest(f"the ids of {len(found)} sessions begin with {given!r}: give more of it")
     raise SessionNotFound(f"the id of no session begins with {given!r}: `agentmgr sessions` lists them")
@@ -73,7 +76,9 @@ async def whole_id(manager: ReadsManager, given: str) -> str:
 
 def _note_unreadable(page: SessionPage) -> None:
     for name in page.unreadable:
-        note(f"the sessions of {name} cannot be read now: `agentmgr sessions {name}` says why")
+        of_node = " " in name  # as in `node b`; the name of a service has no space
+        how = "`agentmgr nodes` and the manager's log say" if of_node else f"`agentmgr sessions {name}` says"
+        note(f"the sessions of {name} cannot be read now: {how} why")
 
 
 @_sessions("list", "List sessions.", example="list my-echo-agent --state asking")

@@ -129,9 +129,9 @@ class ClusterListener:
                 answer = await self._joining.answer(evolve(ask, address=ask.address or host), member)
             else:
                 answer = JoinAnswer(refusal="many machines join just now: ask again in a moment", busy=True)
-            await send(stream, answer)
-            if answer.refusal and not answer.busy:
+            if answer.refusal and not answer.busy:  # first: it is in the log when the machine hears of it
                 self._log(host, answer.refusal)
+            await send(stream, answer)
             await _read_until_closed(stream)
 
     async def _refuse(self, stream: trio.SSLStream[trio.SocketStream], who: str, why: str) -> None:

@@ -28,10 +28,15 @@ def test_each_block_runs(kind, text, tmp_path):
     if "pip install" in text or ".venv/" in text:
         pytest.skip("it installs the package or uses that installation; .ci/run does that")
     (tmp_path / "my_agent.py").write_text(AGENT)
-    text = re.sub(r"\b9090\b", str(Ports().lend("127.0.0.1", None)), text)
+    ports = Ports()
+    text = re.sub(r"\b9090\b", str(ports.lend("127.0.0.1", None)), text)
+    cluster_port = str(ports.lend("127.0.0.1", None))
+    text = text.replace("9443", cluster_port)
+    text = re.sub(r"^agentmgr (daemon|node) .*", in_the_background, text, flags=re.MULTILINE)
     words = {"sh": ["bash", "-euxc", text], "python": [sys.executable, "-uc", text]}[kind]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AGENTMGR_")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    environment["AGENTMGR_CLUSTER_PORT"] = cluster_port
     try:
         for _ in range(2 if "AgentManager" in text else 1):  # what remembers finds what the first run left
             code, said = run_until_it_serves(words, tmp_path, environment)
@@ -40,6 +45,11 @@ def test_each_block_runs(kind, text, tmp_path):
         end_all_in(tmp_path)
     if "Supervisor" in text:
         assert "error 2 " in said, said
+
+
+def in_the_background(command):
+    """Where a reader gives it a terminal of its own: it serves until it is ended."""
+    return f"{command[0]} > said 2>&1 &\nuntil grep -qE '^(gateway at|node )' said; do sleep 0.1; done"
 
 
 def run_until_it_serves(words, directory, environment):

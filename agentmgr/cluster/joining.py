@@ -105,13 +105,13 @@ class Joining:
 
     async def _join(self, ask: JoinRequest) -> JoinAnswer:
         """Raises `InvalidRequest`."""
-        request, known = ask.request.encode(), self._records.get(ask.node_id)
-        digest = key_digest(request)
         secret = self._secrets.get(word_digest(ask.secret))
         if secret is None:
             raise InvalidRequest(
                 "this secret is not known here, or expired long ago: make one with `agentmgr nodes invite`"
             )
+        request, known = ask.request.encode(), self._records.get(ask.node_id)
+        digest = key_digest(request)
         # The answer to a machine that has asked already may have been lost.
         again = known is not None and known.key_digest == digest and known.name in secret.used_by
         if not again and (refusal := secret.refusal(utc_now())) is not None:

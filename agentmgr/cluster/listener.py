@@ -26,12 +26,13 @@ from ..node.joining import JOIN_PROTOCOL, Greeting, JoinAnswer, JoinRequest, rec
 from ..node.protocol import Unwelcome, encode
 from ..version import __version__
 from .joining import FORGOTTEN, Joining
+from .newcomers import Newcomers
 
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_S = 5.0
-_HANDSHAKES = 200  #: at once; more wait
-_JOINS_PER_S = 20.0  #: that are answered; more are told to ask again
+_NEWCOMERS = 500  #: at once: connections of which it is not known yet whose they are
+_JOINS_PER_S = 20.0  #: that are answered, of one address; more are told to ask again
 _FAREWELL_S = 2.0  #: for a peer to read why it was refused
 _QUIET_S = 60.0  #: before the same refusal is logged again
 _MOST_REFUSALS = 1000  #: that are remembered for that
@@ -48,7 +49,7 @@ class ClusterListener:
         self._joining = joining
         self._greeting = Greeting(ca.decode(), __version__)
         self._serving = serving
-        self._handshakes = trio.CapacityLimiter(_HANDSHAKES)
+        self._newcomers = Newcomers(_NEWCOMERS)
         self._joins = RateLimit(_JOINS_PER_S)
         self._refusals = OrderedDict[tuple[str, str], float]()  # when it was logged, by address and reason
 
@@ -79,9 +80,22 @@ class ClusterListener:
             await trio.aclose_forcefully(tcp)
 
     async def _serve(self, tcp: trio.SocketStream, host: str) -> None:
+        introduced = None
+        with self._newcomers.admitted(host) as newcomer:
+            introduced = await self._introduced(tcp, host)
+        if newcomer.ousted:
+            self._log(host, "too many connections were not over, most of them from there: this one made room")
+        elif introduced is not None:
+            serve, stream, node_id = introduced
+            await serve(stream, node_id)
+
+    async def _introduced(
+        self, tcp: trio.SocketStream, host: str
+    ) -> tuple[Serve, trio.abc.Stream, str] | None:
+        """Who serves it as a connection of which node; None: that was all."""
         stream = await self._shake_hands(tcp, host)
         if stream is None:
-            return
+            return None
         member, protocol = peer(stream), stream.selected_alpn_protocol()
         if protocol == JOIN_PROTOCOL:
             await self._join(stream, member, host)
@@ -95,18 +109,18 @@ class ClusterListener:
         elif member.node_id == MANAGER or member.node_id not in self._joining:
             await self._refuse(stream, f"{host}, {member}", FORGOTTEN)
         else:
-            await serve(stream, member.node_id)
+            return serve, stream, member.node_id
+        return None
 
     async def _shake_hands(
         self, tcp: trio.SocketStream, host: str
     ) -> trio.SSLStream[trio.SocketStream] | None:
         try:
             with trio.fail_after(HANDSHAKE_S):
-                async with self._handshakes:
-                    context = self._credentials.server_context(JOIN_PROTOCOL, *self._serving, strangers=True)
-                    stream = trio.SSLStream(tcp, context, server_side=True, https_compatible=True)
-                    await stream.do_handshake()
-                    return stream
+                context = self._credentials.server_context(JOIN_PROTOCOL, *self._serving, strangers=True)
+                stream = trio.SSLStream(tcp, context, server_side=True, https_compatible=True)
+                await stream.do_handshake()
+                return stream
         except trio.TooSlowError:
             self._log(host, "it did not finish the TLS handshake in time")
         except trio.BrokenResourceError as error:
@@ -125,7 +139,7 @@ class ClusterListener:
                 ask = await receive(stream, JoinRequest, host)
             except CannotReachManager:  # it wanted to know the CA, or says nothing sensible
                 return
-            if self._joins.allows("", trio.current_time()):
+            if self._joins.allows(host, trio.current_time()):
                 answer = await self._joining.answer(evolve(ask, address=ask.address or host), member)
             else:
                 answer = JoinAnswer(refusal="many machines join just now: ask again in a moment", busy=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import trio
 from attrs import define, field
 
 from agentmgr.ca import VALID, Authority
+from agentmgr.cluster import listener as listener_module
 from agentmgr.cluster.joining import FORGOTTEN, Joining
 from agentmgr.cluster.listener import ClusterListener
 from agentmgr.cluster.nodes import Nodes
@@ -203,6 +204,27 @@ async def test_strangers_and_nodes_that_were_forgotten_are_refused_and_logged_on
     assert place.came == [node.node_id]
 
 
+async def test_connections_of_strangers_keep_no_machine_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener_module, "_NEWCOMERS", 4)
+    async with AsyncExitStack() as held, trio.open_nursery() as nursery:
+        place = await _place(tmp_path / "cluster", nursery)
+        _, secret = await place.joining.invite()
+        opened = [
+            await held.enter_async_context(await trio.open_tcp_stream("127.0.0.1", place.address.port))
+            for _ in range(20)
+        ]
+        node = Machine.at(tmp_path / "1")
+        began = trio.current_time()
+        await node.join(place, secret, name="b")
+        assert await node.dial(place) == b"welcome\n"
+        assert not await opened[0].receive_some(1)  # the oldest made room
+        assert trio.current_time() - began < listener_module.HANDSHAKE_S
+        nursery.cancel_scope.cancel()
+    assert "most of them from there: this one made room" in "\n".join(caplog.messages)
+
+
 @pytest.mark.parametrize(
     ("ask", "told"),
     [
@@ -231,7 +253,8 @@ async def test_a_copy_of_a_node_with_another_key_does_not_take_its_place(
     thief.node_id = node.node_id
     with pytest.raises(InvalidRequest, match="node b has this id, and another key"):
         await thief.join(place, secret)
-    thief.credentials.keep(place.authority.issue(thief.credentials.make_request(), node.node_id))
+    stolen = place.authority.issue(thief.credentials.make_request(), node.node_id)
+    thief.credentials.keep(stolen, place.authority.pem)
     with pytest.raises(InvalidRequest, match="joined with another key"):
         await renew(place.address, thief.credentials, node.node_id)
 

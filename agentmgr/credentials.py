@@ -173,13 +173,13 @@ class Credentials:
             return None
 
 
-def context_of(server: bool, ca_file: Path) -> ssl.SSLContext:
-    """TLS 1.3 with that CA alone; the peer has to show a certificate. Raises OSError."""
+def context_of(server: bool, ca_file: Path | None = None, *, ca: bytes | None = None) -> ssl.SSLContext:
+    """TLS 1.3 with that CA alone (`ca`: in PEM); the peer has to show a certificate. Raises OSError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # whom it names is compared after the handshake
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(ca_file)
+    context.load_verify_locations(ca_file, cadata=None if ca is None else ca.decode())
     return context
 
 
@@ -206,6 +206,7 @@ _VERIFICATION = {
     20: _FOREIGN,
     21: _FOREIGN,
 }
+CLOSED = "it closed the connection during the TLS handshake"
 _ALERTS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it asks for a certificate of its cluster, and got none",
     "PEER_DID_NOT_RETURN_A_CERTIFICATE": "it showed no certificate",
@@ -220,7 +221,7 @@ _ALERTS = {
     "HTTP_REQUEST": "it sent an HTTP request: this is the port of the cluster, and not of the API",
     "UNSUPPORTED_PROTOCOL": "it does not speak TLS 1.3",
     "TLSV1_ALERT_PROTOCOL_VERSION": "it does not speak TLS 1.3",
-    "UNEXPECTED_EOF_WHILE_READING": "it closed the connection during the TLS handshake",
+    "UNEXPECTED_EOF_WHILE_READING": CLOSED,
 }
 
 

@@ -8,7 +8,7 @@ import ssl
 import trio
 from attrs import frozen
 
-from .credentials import MANAGER, Credentials, explain, peer
+from .credentials import CLOSED, MANAGER, Credentials, explain, peer
 from .errors import CannotReachManager, InvalidRequest
 
 NODE_PROTOCOL = "agentmgr-node/1"
@@ -18,6 +18,10 @@ DEFAULT_PORT = 9443
 DIAL_S = 5.0  #: until the manager has answered
 
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>[0-9]{1,5}))?")
+
+
+class NotNow(CannotReachManager):
+    """It is busy, or went away meanwhile: the same may succeed in a moment."""
 
 
 @frozen
@@ -69,7 +73,8 @@ async def connect(
     except trio.TooSlowError:
         raise OSError(f"{manager} did not answer within {DIAL_S:g} s") from None
     except trio.BrokenResourceError as error:
-        raise CannotReachManager(f"{manager}: {explain(error) or 'it closed the connection'}") from error
+        why = explain(error) or CLOSED
+        raise (NotNow if why == CLOSED else CannotReachManager)(f"{manager}: {why}") from error
     if stream.selected_alpn_protocol() is None:
         await trio.aclose_forcefully(stream)
         raise CannotReachManager(

@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
-from attrs import Factory, evolve, frozen
+from attrs import Factory, evolve, field, frozen
 
 from ..codec import from_answer, parse_json, to_json
 from ..credentials import Credentials, write
-from ..dialing import NODE_PROTOCOL, ManagerAddress, dial
+from ..dialing import NODE_PROTOCOL, ManagerAddress, NotNow, dial
 from ..errors import AgentManagerError, CannotReachManager, CannotUseCluster, InvalidRequest
 from ..models.fields import new_id
 from ..process.locks import try_lock
@@ -58,6 +58,7 @@ class NodeConfig:
     resources: Mapping[str, float] = Factory(dict)
     certfile: str | None = None  #: for the clients of its gateway
     keyfile: str | None = None
+    directory: str = field(default="", eq=False)  #: where it was written, by which a copy is known
 
     @classmethod
     def read(cls, directory: Path) -> NodeConfig | None:
@@ -72,11 +73,27 @@ class NodeConfig:
                 f"{file} cannot be read ({error}): remove {directory} if nothing runs there, and join again"
             ) from None
 
+    def refuse_copy(self, directory: Path) -> None:
+        """Two daemons of one node would take its instances from each other. Raises `CannotUseCluster` where
+        this was read from a copy of a directory that is there still; one that was moved is all right.
+        """
+        original = Path(self.directory or directory)
+        try:
+            if original.samefile(directory) or (there := NodeConfig.read(original)) is None:
+                return
+        except (OSError, CannotUseCluster):
+            return
+        if there.node_id == self.node_id:
+            raise CannotUseCluster(
+                f"{directory} is a copy of {original}, which is node {self.name}: use that one, or remove "
+                "this one and join another node, with --join and a secret of `agentmgr nodes invite`"
+            )
+
     def write(self, directory: Path) -> None:
         """Raises `CannotUseCluster`."""
         file = directory / _FILE
         try:
-            write(file, to_json(self).encode())
+            write(file, to_json(evolve(self, directory=str(directory))).encode())
         except OSError as error:
             raise CannotUseCluster(f"{file} cannot be written: {error.strerror or error}") from None
 
@@ -170,6 +187,7 @@ class NodeDaemon:
         self.node.handle(KeepGateways, self.gateways.keep)
         self.node.handle(AwaitGateway, self.gateways.ended)
         self.node.handle(KillGateway, self.gateways.kill)
+        self.node.given_up = lambda: self.gateways.keep(KeepGateways(()))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled; the instances live on. Counts as started when those of before are adopted."""
@@ -224,6 +242,20 @@ def needs_secret(directory: Path) -> str | None:
     return expired(until) if until <= datetime.now(UTC) else None
 
 
+async def unwelcome(directory: Path, config: NodeConfig) -> str | None:
+    """Why the manager does not take this node for one of its own, although the certificate is good; None: it
+    does, or cannot be asked now. The certificate is renewed by that.
+    """
+    source = config.address if _is_local(config.address) else None
+    try:
+        await renew(config.manager, Credentials(directory / "credentials"), config.node_id, source=source)
+    except (OSError, NotNow, CannotUseCluster):
+        return None
+    except (InvalidRequest, CannotReachManager) as error:
+        return error.message
+    return None
+
+
 async def join_cluster(directory: Path, config: NodeConfig, secret: Secret) -> NodeConfig:
     """Joins, and keeps what this node is now. The directory is `held`.
 
@@ -252,6 +284,10 @@ async def join_cluster(directory: Path, config: NodeConfig, secret: Secret) -> N
             ca = await learn_ca(config.manager, secret.fingerprint, source=source)
             answer = await join(config.manager, credentials, ask, ca, source=source)
             break
+        except NotNow:
+            if trio.current_time() > give_up_at:
+                raise
+            await trio.sleep(_JOIN_PAUSE_S)
         except OSError as error:
             if trio.current_time() > give_up_at:
                 why = error.strerror or error

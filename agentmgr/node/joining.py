@@ -28,7 +28,7 @@ from attrs import Factory, field, frozen
 from ..ca import fingerprint
 from ..codec import from_answer, parse_json, to_json
 from ..credentials import Credentials, context_of
-from ..dialing import ManagerAddress, connect, dial
+from ..dialing import ManagerAddress, NotNow, connect, dial
 from ..errors import CannotReachManager, InvalidRequest
 
 JOIN_PROTOCOL = "agentmgr-join/1"
@@ -123,11 +123,10 @@ async def join(
     """Makes this machine a node, and keeps its certificate. Raises as `learn_ca`, and `InvalidRequest` where
     the manager refuses it.
     """
-    credentials.trust(ca)
-    context = context_of(False, credentials.ca_file)
+    context = context_of(False, ca=ca)
     context.set_alpn_protocols([JOIN_PROTOCOL])
     stream = await connect(manager, context, source=source)
-    return await _ask(stream, manager, credentials, ask)
+    return await _ask(stream, manager, credentials, ask, ca)
 
 
 async def renew(
@@ -144,19 +143,20 @@ async def _ask(
     manager: ManagerAddress,
     credentials: Credentials,
     ask: JoinRequest,
+    ca: bytes | None = None,
 ) -> JoinAnswer:
     try:
         await receive(stream, Greeting, manager)
         await send(stream, ask)
         answer = await receive(stream, JoinAnswer, manager)
     except trio.BrokenResourceError as error:
-        raise CannotReachManager(f"{manager} closed the connection") from error
+        raise NotNow(f"{manager} closed the connection") from error
     finally:
         await trio.aclose_forcefully(stream)
     if answer.refusal:
-        kind = CannotReachManager if answer.busy else InvalidRequest
+        kind = NotNow if answer.busy else InvalidRequest
         raise kind(answer.refusal)
-    credentials.keep(answer.certificate.encode())
+    credentials.keep(answer.certificate.encode(), ca)
     return answer
 
 
@@ -180,7 +180,7 @@ async def receive(stream: trio.abc.ReceiveStream, kind: type[T], who: object) ->
             return from_answer(parse_json(line), kind)
         except InvalidRequest as error:
             raise CannotReachManager(f"{who} sends what is no {kind.__name__}: {error}") from None
-    raise CannotReachManager(f"{who} does not say what is expected, or closed the connection")
+    raise NotNow(f"{who} does not say what is expected, or closed the connection")
 
 
 def read_secret(file: Path) -> Secret:

@@ -77,6 +77,7 @@ class Node:
         """`dial` raises `OSError` or `AgentManagerError`, and is called again. `random`: from [0, 1)."""
         self.facts = facts  #: said at each new link
         self.manager_id: str | None = None  #: of the manager that it is linked with
+        self.given_up: Callable[[], object] = lambda: None  #: called as all ends here: the node was forgotten
         self._launcher = launcher
         self._instances = NodeInstances(
             launcher, NodeJournal(directory), bundles, random, changed=lambda state: self.say(Changed(state))
@@ -267,6 +268,7 @@ class Node:
                 assert self._nursery is not None
                 for order in self._instances.ends():
                     self._orders.begin(new_id("own"), order, self._nursery)
+                self.given_up()
             if self._link is None and trio.current_time() >= self._unlinked_since + LEASE_S:
                 self._instances.end_mortals(f"its node had no manager for {LEASE_S:g} s")
 

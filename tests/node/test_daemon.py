@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,13 +13,15 @@ import trio
 from attrs import evolve
 
 from agentmgr.ca import VALID
-from agentmgr.credentials import RENEWED, Credentials
+from agentmgr.credentials import RENEWED, Credentials, Member
 from agentmgr.dialing import ManagerAddress
-from agentmgr.errors import CannotReachManager, CannotUseCluster
+from agentmgr.errors import CannotReachManager, CannotUseCluster, InvalidRequest
 from agentmgr.models import new_id
 from agentmgr.node import daemon
 from agentmgr.node.daemon import NodeConfig, NodeDaemon, held, join_cluster, needs_secret
-from tests.cluster.test_joining import Place
+from agentmgr.node.joining import JoinAnswer, JoinRequest
+from tests.cluster.test_joining import Machine, Place
+from tests.cluster.test_joining import _place as place_in
 from tests.cluster.test_joining import place as place
 from tests.ports import own_port
 
@@ -63,6 +66,19 @@ async def test_a_directory_has_one_daemon_and_keeps_what_its_node_is(
         held(directory),
     ):
         pass
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    config = NodeConfig.read(copy)
+    assert config is not None
+    with pytest.raises(
+        CannotUseCluster, match=rf"{copy} is a copy of {directory}, which is node b: use that"
+    ):
+        config.refuse_copy(copy)
+    config.refuse_copy(directory)
+    directory.rename(tmp_path / "moved")
+    config.refuse_copy(copy)  # it is the only one now
+    (tmp_path / "moved").rename(directory)
+
     (directory / "node.json").write_text("{")
     with pytest.raises(CannotUseCluster, match=r"node\.json cannot be read"):
         NodeConfig.read(directory)
@@ -105,3 +121,45 @@ async def test_a_machine_waits_some_time_for_the_manager_that_it_joins(
             await join_cluster(tmp_path / "node", nowhere, secret)
         assert trio.current_time() - began >= 0.2
         assert NodeConfig.read(tmp_path / "node") is None
+
+
+async def test_a_machine_that_joins_asks_again_while_the_manager_is_busy(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "_JOIN_PAUSE_S", 0.05)
+    _, secret = await place.joining.invite()
+    busy, answer = iter([True, True, False]), place.joining.answer
+
+    async def some_busy(ask: JoinRequest, shown: Member | None) -> JoinAnswer:
+        return JoinAnswer(refusal="ask again", busy=True) if next(busy) else await answer(ask, shown)
+
+    monkeypatch.setattr(place.joining, "answer", some_busy)
+    with held(tmp_path / "node"):
+        config = NodeConfig(new_id("nod"), place.address, "b")
+        assert (await join_cluster(tmp_path / "node", config, secret)).name == "b"
+    assert next(busy, None) is None
+
+
+async def test_a_node_that_was_forgotten_joins_again_and_a_refused_one_keeps_what_it_has(
+    joined: NodeConfig, place: Place, tmp_path: Path
+) -> None:
+    directory = tmp_path / "node"
+    credentials = Credentials(directory / "credentials")
+    assert await daemon.unwelcome(directory, joined) is None
+    await place.joining.forget("b", linked=lambda node_id: False)
+    assert "this node was forgotten" in str(await daemon.unwelcome(directory, joined))
+
+    before = credentials.ca_file.read_bytes(), credentials.certificate_file.read_bytes()
+    async with trio.open_nursery() as nursery:
+        other = await place_in(tmp_path / "other", nursery)
+        _, secret = await other.joining.invite()
+        await Machine.at(tmp_path / "first").join(other, secret)
+        with pytest.raises(InvalidRequest, match="was used already"):
+            await join_cluster(directory, evolve(joined, manager=other.address), secret)
+        nursery.cancel_scope.cancel()
+    assert (credentials.ca_file.read_bytes(), credentials.certificate_file.read_bytes()) == before
+
+    _, secret = await place.joining.invite()
+    assert await join_cluster(directory, joined, secret) == joined
+    assert await daemon.unwelcome(directory, joined) is None
+    assert await daemon.unwelcome(directory, evolve(joined, manager=evolve(place.address, port=1))) is None

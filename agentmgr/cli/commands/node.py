@@ -11,7 +11,7 @@ import asyncclick as click
 import trio
 from attrs import evolve
 
-from ...errors import InvalidRequest
+from ...errors import AgentManagerError, InvalidRequest
 from ...logging_setup import configure_logging
 from ...process.descriptors import raise_limit
 from ...process.paths import absolute
@@ -101,7 +101,8 @@ async def command(
     raise_limit()
     place = absolute(directory)
     with daemon.held(place):
-        config = daemon.NodeConfig.read(place)
+        if (config := daemon.NodeConfig.read(place)) is not None:
+            config.refuse_copy(place)
         config = _described(_joined_by(config, join), name, address, labels, resources)
         config = _with_certificate(config, certfile, keyfile)
         if (why := daemon.needs_secret(place)) is not None:
@@ -110,6 +111,8 @@ async def command(
             config = await daemon.join_cluster(place, config, secret)
         else:
             config.write(place)
+            if secret_file is not None or secret_text is not None:
+                config = await _joined_anew(place, config, secret_text, secret_file)
         notifier = Notifier()
         async with stop_signals() as signals:
             node = daemon.NodeDaemon(
@@ -125,6 +128,20 @@ async def command(
             if count := sum(instance.run is not None for instance in node.node.instances.values()):
                 lives = "1 instance lives" if count == 1 else f"{count} instances live"
                 note(f"{lives} on here; `agentmgr node --directory {directory}` takes over again")
+
+
+async def _joined_anew(place: Path, config: NodeConfig, text: str | None, file: str | None) -> NodeConfig:
+    """A unit gives an old secret at each start: it is used where the manager does not know the node."""
+    from ...node import daemon
+
+    if (why := await daemon.unwelcome(place, config)) is None:
+        return config
+    note(f"{why}: joining the cluster of {config.manager} again")
+    try:
+        return await daemon.join_cluster(place, config, await _secret(text, file, why))
+    except AgentManagerError as error:
+        note(f"cannot join again: {error.message}")  # what runs here still needs a daemon
+        return config
 
 
 def _joined_by(config: NodeConfig | None, join: str | None) -> NodeConfig:

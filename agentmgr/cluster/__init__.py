@@ -8,7 +8,6 @@ Parts, in reading order:
 * `listener`: where nodes link, by certificate; `joining`: who may be a node.
 * `bundles` and `packing`: directories of agent files, sent as archives; `remote_log`: logs on nodes;
   `gateways`: gateway workers on nodes.
-* `engine`: what may reserve parts of machines, and add some; `joined`: the engine that does neither.
 
 Invariants:
 

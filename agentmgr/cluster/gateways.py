@@ -83,9 +83,6 @@ class ClusterGateways:
             for reason in self._troubles.get(handle.node_id, ())
         )
 
-    def serves_clients(self, node_id: str) -> bool:
-        return node_id in self._chosen and bool(self._ports)
-
     def _order(self) -> None:
         if self._is_over:
             return
@@ -100,9 +97,7 @@ class ClusterGateways:
                 self._known.add(node_id)
                 handle.on(GatewayTroubles, partial(self._has_troubles, node_id))
             if handle.lost is not None:
-                self._given.pop(
-                    node_id, None
-                )  # what it was given is dropped, and given again when it is back
+                self._given.pop(node_id, None)  # it was dropped, and is given again when the node is back
             elif handle.linked and (order := self._wanted(handle)) != self._given.get(node_id):
                 self._given[node_id] = order
                 handle.post(order)

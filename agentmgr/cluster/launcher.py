@@ -8,6 +8,7 @@ from typing import Protocol
 
 import trio
 
+from ..core.cluster_fields import unreservable
 from ..core.placement import Candidate, Nowhere, Placed, Wish, place
 from ..core.restart import Cause
 from ..errors import AgentManagerError, WrongState
@@ -17,8 +18,6 @@ from ..node.logs import MoveLogs
 from ..node.protocol import EndLease, ForgetService
 from ..supervisor.launcher import CannotLaunch, Child, Launcher, Slot
 from ..supervisor.log_source import LogSource
-from .engine import Engine
-from .joined import JoinedEngine
 from .node_handle import NodeHandle
 from .remote_log import MovingLog, RemoteLog, newest
 from .remote_slot import NothingShipped, RemoteSlot, Shipping
@@ -68,7 +67,7 @@ class ClusterSlot:
     async def place(self, waits: Callable[[str], None]) -> trio.Semaphore:
         nodes, placed = self._launcher.nodes, self._launcher.placed
         await self._launcher.settled(waits)
-        if (why := self._launcher.engine.refusal(self._spec.config)) is not None:
+        if (why := unreservable(self._spec.config)) is not None:
             raise CannotLaunch(Cause.CANNOT_EXECUTE, why)  # it was registered before there was a cluster
         while isinstance(found := place(self._wish(), nodes.candidates(), placed), Nowhere):
             waits(found.reason)
@@ -139,7 +138,6 @@ class ClusterLauncher:
         nodes: Members,
         *,
         check_interval_s: float,
-        engine: Engine | None = None,
         shipping: Shipping | None = None,
     ) -> None:
         """`check_interval_s`: of services whose configuration has none."""
@@ -148,7 +146,6 @@ class ClusterLauncher:
         self.leases: dict[str, str] = {}  #: the node that keeps a port for an instance, by its id
         self._local = local
         self._settled = trio.Event()
-        self.engine = engine or JoinedEngine()
         self._shipping = shipping or NothingShipped()
         self._check_interval_s = check_interval_s
 
@@ -201,7 +198,7 @@ class ClusterLauncher:
         return None if record.node_id else self._local.stranger(record)
 
     async def sweep(self, keep: frozenset[str]) -> int:
-        """Of this machine; each node's daemon sweeps at its own start, and is told of strays as it links."""
+        """Of this machine; each node's daemon sweeps at its own start, and ends its strays as it links."""
         self.nodes.know_all()
         return await self._local.sweep(keep)
 
@@ -237,7 +234,7 @@ class ClusterLauncher:
             if handle.figures is not None and handle.linked
             for trouble in handle.figures.troubles
         )
-        return (*self._local.troubles(), *of_nodes, *self.engine.troubles())
+        return (*self._local.troubles(), *of_nodes)
 
     def fork_servers(self) -> tuple[ForkServerState, ...]:
         of_nodes = (

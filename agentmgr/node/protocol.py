@@ -92,10 +92,6 @@ class End:
     out_of_memory: str | None = None
     misfortune: tuple[str, ...] = ()  #: the name of a `Cause` and a reason, or nothing
 
-    @property
-    def its_misfortune(self) -> tuple[Cause, str] | None:
-        return misfortune_of(self.misfortune)
-
 
 @frozen
 class InstanceState:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from secrets import token_hex
 
 import trio
 from attrs import evolve
@@ -22,8 +21,8 @@ from ..errors import ManagerError, leaves
 from ..process.listening import bind
 from ..process.paths import RuntimePaths
 from ..supervisor.process import Leader
-from ..worker.keeping import END_S, DidNotStart, keep, start
-from ..worker.pidfile import PidFile, living
+from ..worker.keeping import END_S, DidNotStart, end, keep, new_id, start
+from ..worker.pidfile import living
 from ..worker.spec import WorkerSpec
 from .worker_manager import WorkerHandle, WorkerManager
 
@@ -51,7 +50,7 @@ async def await_returning(worker_manager: WorkerManager, paths: RuntimePaths) ->
             logger.warning("gateway worker %d does not answer; its connections are not counted", worker.pid)
         else:
             logger.warning("killing gateway worker %d: it does not answer", worker.pid)
-            await _end(paths, worker, 0)
+            await end(worker, paths.workers, 0)
 
 
 async def end_left(paths: RuntimePaths) -> int:
@@ -62,17 +61,8 @@ async def end_left(paths: RuntimePaths) -> int:
     left = [worker for worker in living(paths.workers) if not worker.guest]
     async with trio.open_nursery() as nursery:
         for worker in left:
-            nursery.start_soon(_end, paths, worker, END_S)
+            nursery.start_soon(end, worker, paths.workers, END_S)
     return len(left)
-
-
-async def _end(paths: RuntimePaths, worker: PidFile, grace_s: float) -> None:
-    with suppress(OSError):  # it has just died
-        process = Leader(worker.pid)
-        if worker in living(paths.workers):  # so the pid is still that worker's
-            await process.end(grace_s)
-        else:
-            process.release()
 
 
 def _declared(worker: WorkerHandle | None) -> bool:
@@ -201,7 +191,7 @@ class WorkerSet:
     async def _start(self, slot: int) -> Leader:
         """A worker that serves. Raises `DidNotStart`."""
         lifeline = None if self._lifeline is None else self._lifeline[0]
-        spec = evolve(self._spec, worker_id=f"wrk_{token_hex(8)}", slot=slot, lifeline=lifeline)
+        spec = evolve(self._spec, worker_id=new_id(), slot=slot, lifeline=lifeline)
         if self._worker_manager is not None:
             self._worker_manager.kept.add(spec.worker_id)
         return await start(spec)

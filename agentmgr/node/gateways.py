@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from secrets import token_hex
 
 import trio
 from attrs import define, evolve, field, frozen
@@ -93,7 +92,7 @@ class NodeGateways:
                 self._begin(known.order, alive.pop(known.worker_id, None) if alike else None)
             for left in alive.values():  # it was just being replaced, or has another manager's address
                 log.info("ending gateway worker %d: it was replaced", left.pid)
-                self._nursery.start_soon(self._end, left, keeping.END_S)
+                self._nursery.start_soon(keeping.end, left, self._directory, keeping.END_S)
             await trio.sleep_forever()
 
     # Orders
@@ -129,7 +128,7 @@ class NodeGateways:
     async def kill(self, order: KillGateway) -> Done:
         if (found := self._alive(order.worker_id)) is not None:
             log.warning("killing gateway worker %d: it does not answer the manager", found.pid)
-            await self._end(found, 0)
+            await keeping.end(found, self._directory, 0)
         return Done()
 
     # What is kept
@@ -137,23 +136,16 @@ class NodeGateways:
     def _begin(self, order: GatewayOrder, found: PidFile | None) -> _Gateway:
         """Keeps such a gateway; `found` is its worker, if it lives."""
         assert self._nursery is not None
-        spec = self._spec(order, new_id() if found is None else found.worker_id)
+        spec = self._spec(order, keeping.new_id() if found is None else found.worker_id)
         gateway = _Gateway(order, spec)
         self._gateways.append(gateway)
         self._nursery.start_soon(self._keep, gateway, found)
         return gateway
 
     async def _keep(self, gateway: _Gateway, found: PidFile | None) -> None:
-        process: Leader | None = None
-        if found is not None:
-            with suppress(OSError):  # it has just died
-                process = Leader(found.pid)
-                if self._alive(found.worker_id) != found:
-                    process.release()
-                    process = None
         with gateway.scope:
             await keeping.keep(
-                process,
+                None if found is None else keeping.adopt(found, self._directory),
                 partial(self._start, gateway),
                 name=f"the gateway at {gateway.order.address}:{gateway.order.port or 'its gate'}",
                 leaving=lambda: not gateway.is_over,
@@ -162,7 +154,7 @@ class NodeGateways:
 
     async def _start(self, gateway: _Gateway) -> Leader:
         """Raises `DidNotStart`."""
-        gateway.spec = evolve(gateway.spec, worker_id=new_id())
+        gateway.spec = evolve(gateway.spec, worker_id=keeping.new_id())
         try:
             self._write()  # first: a worker that is not in the file is ended
         except OSError as error:
@@ -210,14 +202,6 @@ class NodeGateways:
     def _alive(self, worker_id: str) -> PidFile | None:
         return next((found for found in living(self._directory) if found.worker_id == worker_id), None)
 
-    async def _end(self, found: PidFile, grace_s: float) -> None:
-        with suppress(OSError):  # it has just died
-            process = Leader(found.pid)
-            if self._alive(found.worker_id) == found:
-                await process.end(grace_s)
-            else:
-                process.release()
-
     def _read(self) -> list[_Written]:
         path = self._directory / _FILE
         try:
@@ -236,7 +220,3 @@ class NodeGateways:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(to_json(written))
         draft.replace(path)
-
-
-def new_id() -> str:
-    return f"wrk_{token_hex(8)}"

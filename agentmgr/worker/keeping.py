@@ -1,4 +1,4 @@
-"""A worker's process, from outside: it is started, and another one is started whenever it ends."""
+"""A worker's process, from outside: started or adopted, ended, and replaced whenever it has ended."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import logging
 import os
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from secrets import token_hex
 
 import trio
 from attrs import evolve
@@ -19,6 +20,7 @@ from ..process import detached
 from ..process.paths import reason
 from ..supervisor import logs
 from ..supervisor.process import Leader
+from .pidfile import PidFile, living
 from .spec import WorkerSpec
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,25 @@ async def _attend(process: Leader, leaving: Callable[[], bool]) -> Exit:
             process.release()
         else:
             await process.end(END_S)
+
+
+def new_id() -> str:
+    return f"wrk_{token_hex(8)}"
+
+
+def adopt(worker: PidFile, directory: Path) -> Leader | None:
+    """The process of a worker whose file is in `directory`; None: it has just ended."""
+    with suppress(OSError):
+        process = Leader(worker.pid)
+        if worker in living(directory):  # so the pid is still that worker's
+            return process
+        process.release()
+    return None
+
+
+async def end(worker: PidFile, directory: Path, grace_s: float) -> None:
+    if (process := adopt(worker, directory)) is not None:
+        await process.end(grace_s)
 
 
 async def start(spec: WorkerSpec) -> Leader:

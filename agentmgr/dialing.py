@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
+from contextlib import AsyncExitStack
 
 import trio
 from attrs import frozen
@@ -65,11 +66,10 @@ async def connect(
         with trio.fail_after(DIAL_S):
             tcp = await trio.open_tcp_stream(manager.host, manager.port, local_address=source)
             stream = trio.SSLStream(tcp, context, https_compatible=True)
-            try:
+            async with AsyncExitStack() as unless_greeted:
+                unless_greeted.push_async_callback(trio.aclose_forcefully, stream)
                 await stream.do_handshake()
-            except BaseException:
-                await trio.aclose_forcefully(stream)
-                raise
+                unless_greeted.pop_all()
     except trio.TooSlowError:
         raise OSError(f"{manager} did not answer within {DIAL_S:g} s") from None
     except trio.BrokenResourceError as error:

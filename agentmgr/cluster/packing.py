@@ -123,10 +123,9 @@ def pack(contents: Contents, into: Path) -> Packed:
                 digest = file_digest(file, "sha256").hexdigest()
                 archive = into / f"{digest}.tar"
                 os.replace(file.name, archive)
-            except BaseException:
-                with suppress(OSError):
+            finally:
+                with suppress(OSError):  # it has its name by now, unless something went wrong
                     os.unlink(file.name)
-                raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = f"no space is left in {into}" if full else reason(error)

@@ -238,9 +238,8 @@ def _unpack(file: BufferedRandom, path: Path) -> None:
             _extract(archive, new)
         os.utime(new)
         os.rename(new, path)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)  # it has its name by now, unless something went wrong
 
 
 def _extract(archive: tarfile.TarFile, to: Path) -> None:

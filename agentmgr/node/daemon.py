@@ -12,7 +12,7 @@ import os
 import platform
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -90,10 +90,11 @@ class NodeConfig:
             )
 
     def write(self, directory: Path) -> None:
-        """Raises `CannotUseCluster`."""
-        file = directory / _FILE
+        """Where it says anything new: a full disk is no reason not to run. Raises `CannotUseCluster`."""
+        file, content = directory / _FILE, to_json(evolve(self, directory=str(directory))).encode()
         try:
-            write(file, to_json(evolve(self, directory=str(directory))).encode())
+            if not (file.is_file() and file.read_bytes() == content):
+                write(file, content)
         except OSError as error:
             raise CannotUseCluster(f"{file} cannot be written: {error.strerror or error}") from None
 
@@ -121,11 +122,9 @@ def held(directory: Path) -> Iterator[None]:
                 f"the daemon of a node runs in {directory} already, pid {pid or 'unknown'}: end that one, or "
                 "name another directory with --directory"
             )
-        try:
+        with suppress(OSError):  # a full disk: what runs here needs its daemon all the same
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode(), 0)
-        except OSError as error:  # a full disk
-            raise CannotUseCluster(f"{directory} cannot be written ({error.strerror})") from None
         yield
     finally:
         os.close(fd)

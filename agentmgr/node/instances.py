@@ -100,6 +100,10 @@ class NodeInstances:
         states = [instance.state for instance in self.by_id.values()]
         return [EndStray(state.instance_id, state.token) for state in states if state is not None]
 
+    def write_left(self) -> None:
+        """What could not be written down, as the disk was full."""
+        self._journal.write_left()
+
     def end_mortals(self, why: str) -> None:
         """Ends those that die with their manager; waits for nothing."""
         for instance in self.by_id.values():

@@ -43,13 +43,15 @@ class Entry:
 class NodeJournal:
     def __init__(self, directory: Path) -> None:
         self._directory = directory / _DIRECTORY
+        self._left: dict[str, Entry] = {}  # what could not be written, by instance id
 
     def write(self, entry: Entry) -> None:
         """It survives a kill of the daemon at any moment; raises nothing.
 
         A power cut ends the instances too, so nothing waits for the disk.
         """
-        path = self._path(entry.record.instance_id)
+        instance_id = entry.record.instance_id
+        path = self._path(instance_id)
         draft = path.with_suffix(".draft")
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -58,9 +60,19 @@ class NodeJournal:
             draft.replace(path)
         except OSError as error:
             # The instance runs on. If this daemon is killed now, the next one ends it, and it starts anew.
-            log.warning("cannot write down instance %s: %s", entry.record.instance_id, error.strerror)
+            if instance_id not in self._left:
+                log.warning("cannot write down instance %s: %s", instance_id, error.strerror)
+            self._left[instance_id] = entry
+        else:
+            self._left.pop(instance_id, None)
+
+    def write_left(self) -> None:
+        """Tries again with what could not be written; raises nothing."""
+        for entry in list(self._left.values()):
+            self.write(entry)
 
     def remove(self, instance_id: str) -> None:
+        self._left.pop(instance_id, None)
         with suppress(OSError):
             self._path(instance_id).unlink()
 

@@ -225,6 +225,7 @@ class Node:
         due = trio.current_time() + FIGURES_EVERY_S
         while True:
             await trio.sleep(_LOOK_EVERY_S)
+            self._instances.write_left()
             runs = [(key, it.run) for key, it in self.instances.items() if it.run is not None]
             for _, run in runs:
                 run.look()

@@ -193,6 +193,22 @@ async def test_a_crash_is_known_at_once_with_its_last_words_and_it_starts_again(
         assert len(launcher.running) == 1
 
 
+async def test_what_a_full_disk_kept_from_being_written_down_is_written_later(
+    b, tmp_path, autojump_clock, caplog
+):
+    instances = tmp_path / "instances"
+    instances.touch()  # as if nothing could be written there
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec())
+        await trio.sleep(60)
+        assert [it for it in caplog.messages if "cannot write down" in it][1:] == []  # said once
+        (instance,) = supervisor.instances()
+        instances.unlink()
+        await trio.sleep(2)
+        assert [file.stem for file in instances.iterdir()] == [instance.instance_id]
+    assert list(instances.iterdir()) == []
+
+
 async def test_a_short_cut_of_the_link_changes_nothing(b, launcher, autojump_clock):
     async with b.supervisor() as supervisor:
         await supervisor.start(spec())

@@ -61,11 +61,15 @@ async def test_a_directory_has_one_daemon_and_keeps_what_its_node_is(
 ) -> None:
     directory = tmp_path / "node"
     assert NodeConfig.read(directory) == joined
+    written = os.stat(directory / "node.json").st_mtime_ns
     with (
         pytest.raises(CannotUseCluster, match=rf"runs in {directory} already, pid {os.getpid()}: end"),
         held(directory),
     ):
         pass
+    joined.write(directory)  # nothing new
+    assert os.stat(directory / "node.json").st_mtime_ns == written
+
     copy = tmp_path / "copy"
     shutil.copytree(directory, copy)
     config = NodeConfig.read(copy)

@@ -12,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .credentials import MANAGER, Credentials, Member, import_cryptography, load_key, make_key, write
+from .credentials import MANAGER, Credentials, Member, import_cryptography, load_key, make_key
 from .errors import CannotUseCluster, InvalidRequest, StorageError
+from .replacing import replace
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -107,7 +108,7 @@ def back_up(directory: Path, destination: Path) -> None:
         destination.parent.mkdir(mode=0o700, exist_ok=True)
         destination.mkdir(mode=0o700, exist_ok=True)
         for name in _OF_THE_CA:
-            write(destination / name, (directory / name).read_bytes())
+            replace(destination / name, (directory / name).read_bytes(), lasting=True)
     except OSError as error:
         raise StorageError(f"the cluster's CA in {directory} cannot be copied: {error}") from error
 
@@ -156,7 +157,11 @@ def _make_ca(directory: Path) -> None:
     key = make_key(directory / "ca-key.pem")
     for left in ("certificate.pem", "key.pem"):  # of another CA
         (directory / left).unlink(missing_ok=True)
-    write(directory / "ca.pem", _certificate(name, key, key.public_key()).public_bytes(Encoding.PEM))
+    replace(
+        directory / "ca.pem",
+        _certificate(name, key, key.public_key()).public_bytes(Encoding.PEM),
+        lasting=True,
+    )
 
 
 def _certificate(

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import frozen
 
 from .errors import CannotUseCluster
+from .replacing import replace
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -154,7 +155,7 @@ class Credentials:
 
     def _write(self, file: Path, content: bytes) -> None:
         try:
-            write(file, content)
+            replace(file, content, lasting=True)
         except OSError as error:
             raise CannotUseCluster(f"{file} cannot be written: {error.strerror or error}") from error
 
@@ -243,7 +244,7 @@ def make_key(file: Path) -> EllipticCurvePrivateKey:
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    write(file, pem)
+    replace(file, pem, lasting=True)
     return key
 
 
@@ -257,14 +258,3 @@ def load_key(file: Path) -> EllipticCurvePrivateKey:
     if not isinstance(key, EllipticCurvePrivateKey):
         raise ValueError(f"{file.name} has a key of another kind")
     return key
-
-
-def write(file: Path, content: bytes) -> None:
-    """For its owner only, whole or not at all, and on the disk when it returns."""
-    draft = file.with_name(f"{file.name}.new")
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(fd, "wb") as written:
-        written.write(content)
-        written.flush()
-        os.fsync(fd)
-    os.replace(draft, file)

@@ -8,7 +8,6 @@ one: it grants no seat until each has declared its own, or can have none.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from attrs import frozen
 from ..codec import from_json, to_json
 from ..core import leases
 from ..errors import InvalidRequest
+from ..replacing import replace
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +57,8 @@ class NodeWorkers:
     def keep(self, worker: NodeWorker) -> None:
         """Makes its file, before it gets a seat. Raises OSError."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
-        path = self._file(worker)
-        draft = path.with_suffix(".new")
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, to_json(worker).encode())
-            os.fsync(fd)  # a power cut may end this manager, and not the worker
-        finally:
-            os.close(fd)
-        draft.rename(path)
+        # A power cut may end this manager, and not the worker.
+        replace(self._file(worker), to_json(worker).encode(), lasting=True)
 
     def forget(self, worker: NodeWorker) -> None:
         """Its seats are free."""

@@ -20,12 +20,13 @@ import trio
 from attrs import Factory, evolve, field, frozen
 
 from ..codec import from_answer, parse_json, to_json
-from ..credentials import Credentials, write
+from ..credentials import Credentials
 from ..dialing import NODE_PROTOCOL, ManagerAddress, NotNow, dial
 from ..errors import AgentManagerError, CannotReachManager, CannotUseCluster, InvalidRequest
 from ..models.fields import new_id
 from ..process.locks import try_lock
 from ..process.trust import distrust
+from ..replacing import replace
 from ..supervisor import procfs, system
 from ..supervisor.local import LocalLauncher
 from ..supervisor.preloads import PRELOAD_MAX
@@ -94,7 +95,7 @@ class NodeConfig:
         file, content = directory / _FILE, to_json(evolve(self, directory=str(directory))).encode()
         try:
             if not (file.is_file() and file.read_bytes() == content):
-                write(file, content)
+                replace(file, content, lasting=True)
         except OSError as error:
             raise CannotUseCluster(f"{file} cannot be written: {error.strerror or error}") from None
 

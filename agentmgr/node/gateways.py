@@ -19,6 +19,7 @@ from attrs import define, evolve, field, frozen
 from ..codec import from_answer, parse_json, to_json
 from ..errors import InvalidRequest
 from ..process.paths import reason
+from ..replacing import replace
 from ..supervisor.process import Leader
 from ..worker import keeping
 from ..worker.pidfile import PidFile, living
@@ -215,8 +216,5 @@ class NodeGateways:
     def _write(self) -> None:
         """Raises OSError."""
         written = [_Written(it.order, it.spec.worker_id, it.spec.options) for it in self._gateways]
-        path = self._directory / _FILE
-        draft = path.with_suffix(".draft")
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(to_json(written))
-        draft.replace(path)
+        # A power cut ends the workers too.
+        replace(self._directory / _FILE, to_json(written).encode(), lasting=False)

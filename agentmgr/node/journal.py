@@ -7,7 +7,6 @@ that its next one ends (`Launcher.sweep`); the manager's order is asked again, a
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from attrs import frozen
 from ..codec import from_answer, parse_json, to_json
 from ..errors import InvalidRequest
 from ..models import InstanceRecord, ServiceSpec
+from ..replacing import replace
 from .bundles import Shipment
 from .protocol import End
 
@@ -51,13 +51,9 @@ class NodeJournal:
         A power cut ends the instances too, so nothing waits for the disk.
         """
         instance_id = entry.record.instance_id
-        path = self._path(instance_id)
-        draft = path.with_suffix(".draft")
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(to_json(entry))
-            draft.replace(path)
+            replace(self._path(instance_id), to_json(entry).encode(), lasting=False)
         except OSError as error:
             # The instance runs on. If this daemon is killed now, the next one ends it, and it starts anew.
             if instance_id not in self._left:

@@ -68,10 +68,14 @@ class Shell:
                 patch.setattr(sys, "stdin", nothing)
                 patch.setattr(detached, "subprocess", SimpleNamespace(Popen=self.popen))
                 patch.setattr(logging.getLogger(), "handlers", [])  # as its stderr, for this call
+                levels = {logger: logger.level for logger in map(logging.getLogger, ("", "agentmgr"))}
                 try:
                     code = run(words)
                 except SystemExit as end:  # after completion
                     code = end.code  # type: ignore[assignment]
+                finally:
+                    for logger, level in levels.items():  # what others see in the log is theirs to choose
+                        logger.setLevel(level)
         said = self._capsys.readouterr()
         return subprocess.CompletedProcess(words, code, said.out, said.err)
 

@@ -58,7 +58,7 @@ def test_a_nodes_gateway_outlives_manager_and_daemon_and_is_started_again(a_clus
             cluster.kill_node("b")
             talk(near, "without a daemon")
             talk(far, "without a daemon")
-            cluster.start_manager("--gateways", "all")
+            cluster.start_manager()
             cluster.start_node("b")
             cluster.until(lambda: cluster.states()["b"] == "linked")
             cluster.until(lambda: len(json.loads(shell.ok("connections", "--format", "json"))) == 2)

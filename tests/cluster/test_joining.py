@@ -156,6 +156,7 @@ async def test_strangers_and_nodes_that_were_forgotten_are_refused_and_logged_on
     place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
+    caplog.clear()  # of what came before, in `place`
     _, secret = await place.joining.invite(uses=5)
     node = Machine.at(tmp_path / "1")
     await node.join(place, secret, name="b")

@@ -131,6 +131,11 @@ async def cluster_of(directory: Path, count: int) -> AsyncIterator[OfMachines]:
             yield cluster
 
 
+def pids(instances: dict[str, Instance]) -> dict[str, int | None]:
+    """By node. Their figures change all the time."""
+    return {node: it.pid for node, it in instances.items()}
+
+
 async def test_cuts_and_power_cuts(on_disk: Path) -> None:
     async with cluster_of(on_disk, 4) as cluster:
         manager, (_, m2, m3, m4) = cluster.manager, cluster.made
@@ -158,11 +163,10 @@ async def test_cuts_and_power_cuts(on_disk: Path) -> None:
         # A short cut changes nothing.
         m3.pull_cable()
         await cluster.is_in_state("m3", "silent")
-        assert await cluster.running("svc") == before
+        assert pids(await cluster.running("svc")) == pids(before)
         m3.put_cable_back()
         await cluster.is_in_state("m3", "linked")
-        after = await cluster.running("svc")
-        assert {node: it.pid for node, it in after.items()} == {node: it.pid for node, it in before.items()}
+        assert pids(await cluster.running("svc")) == pids(before)
 
         # A long one, and a power cut: it starts elsewhere, also with no restarts allowed.
         (old,) = cluster.pids(m3, "agentmgr.agent")

@@ -126,11 +126,6 @@ class Nodes:
         self._liveness.cordon(node_id, cordoned)
         self._look()
 
-    def engine_says(self, node_id: str, gone: str) -> None:
-        """`gone`: why the engine takes it to be gone; "": it is alive. Raises `KeyError`."""
-        self._liveness.engine_says(node_id, gone)
-        self._look()
-
     def __iter__(self) -> Iterator[NodeHandle]:
         return iter(tuple(self._handles.values()))
 

@@ -16,16 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import trio
-from attrs import asdict, define, evolve, field
+from attrs import asdict, evolve
 
 from ..core.admission import Seats
 from ..core.affinity import Affinity
 from ..core.routing import Gate, RoutingTable
 from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
-from ..core.table_change import TableChange
 from ..errors import ConnectionNotFound, InvalidRequest, WrongState, leaves
 from ..link import HEARTBEAT_S, SILENCE_S, Link
-from ..models import Connection, ConnectionEnd, Token, TokenPolicy, utc_now
+from ..models import Connection
 from ..process.peer import peer_pid
 from ..proxy import ConnectionObserver
 from ..settings import Settings
@@ -33,7 +32,9 @@ from ..worker import protocol
 from ..worker.protocol import Order, Report
 from ..worker.spec import gateway
 from .gateway_access import GatewayAccess
+from .latest_table import LatestTable
 from .node_workers import NodeWorker, NodeWorkers
+from .worker_handle import RemoteConnection, WorkerHandle
 
 logger = logging.getLogger(__name__)
 
@@ -43,39 +44,6 @@ _APPLIED_S = 2.0  #: a worker that has not taken a table by then is not waited f
 _DRAIN_MARGIN_S = 15.0  #: beyond the drain's own deadline: its close frames wait for answers
 _HELLO_S = 5.0  #: from connecting to the first message
 _END_S = 30.0  #: from `End` to the end of a worker's process
-
-
-@define
-class RemoteConnection:
-    connection: Connection  #: as last reported
-    reported_at: float  #: when it was reported
-
-
-@define(eq=False)
-class WorkerHandle:
-    """A worker, from its first message to the end of its process."""
-
-    hello: protocol.Hello
-    pid: int  #: on its machine
-    node_id: str = ""
-    connections: dict[str, RemoteConnection] = field(factory=dict)
-    link: Link[Order, Report] | None = None  #: while it answers
-    declared: bool = False  #: on this link
-    sent: int = 0  #: the version of the table last sent to it
-    table: RoutingTable = field(factory=RoutingTable)  #: that one
-    applied: int = 0  #: the version by which it routes
-    reported_at: float = 0.0  #: when it was last told of the others' seats
-    unlinked: trio.Event = field(factory=trio.Event)  #: this link has ended
-    unlinked_at: float = field(factory=trio.current_time)  #: when the last one did
-    given_up: bool = False  #: its node is lost, and its lease over
-    gone: trio.Event = field(factory=trio.Event)  #: its process has exited, and is forgotten
-
-    @property
-    def on_node(self) -> NodeWorker:
-        return NodeWorker(self.node_id, self.hello.worker_id)
-
-    def silent_since(self) -> float | None:
-        return None if self.link is not None else self.unlinked_at
 
 
 class WorkerManager:
@@ -129,11 +97,7 @@ class WorkerManager:
         self._workers: dict[str, WorkerHandle] = {}
         self._active = Counter[str]()  # connections of workers, by service id
         self._drains: dict[str, tuple[float, protocol.Drain]] = {}  # by instance: the deadline, and the order
-        self._version = 0
-        self._table = RoutingTable()
-        self._whole_since = 0  # the version since which backends only have changed
-        self._known: tuple[object, ...] = ()  # all but the backends, of the latest table
-        self._lines: dict[int, bytes] = {}  # the latest table, by what a worker has of it; 0: nothing
+        self._table = LatestTable(access)
         self._news = trio.Event()
 
     # For the manager
@@ -197,11 +161,7 @@ class WorkerManager:
             nursery.cancel_scope.cancel()
 
     def publish(self, table: RoutingTable) -> None:
-        self._version += 1
-        self._table, self._lines = table, {}
-        known = (evolve(table, backends=()), *self._who_may_connect())
-        if known != self._known:
-            self._known, self._whole_since = known, self._version
+        self._table.put(table)
         for worker in self:
             self._send_table(worker)
         self._grant(self._ledger.serve_all())  # limits may have been raised
@@ -211,7 +171,7 @@ class WorkerManager:
 
         True: so do all that live.
         """
-        version = self._version
+        version = self._table.version
         with trio.move_on_after(_APPLIED_S) as patience:
             await self.until(
                 lambda: all(worker.applied >= version for worker in self if worker.link is not None)
@@ -400,9 +360,9 @@ class WorkerManager:
         if worker.link is not None:
             await worker.unlinked.wait()
         del self._workers[worker.hello.worker_id]
-        for connection_id, live in tuple(worker.connections.items()):
-            self._drop(worker, connection_id)
-            self._observer.connection_closed(_lost(live.connection, node_lost=worker.given_up))
+        for end in worker.ends():
+            self._drop(worker, end.connection_id)
+            self._observer.connection_closed(end)
         self._grant(self._ledger.forget(worker.hello.worker_id))
         self.gateway.lobby.serve_waiting()
         if self._node_workers is not None and worker.node_id:
@@ -451,10 +411,10 @@ class WorkerManager:
 
         Its connections there may look alive for as long as the cable is cut.
         """
-        before, version = self.gates, self._version
+        before, version = self.gates, self._table.version
         self._find_gates()
         if self.gates != before:
-            await self.until(lambda: self._version > version)
+            await self.until(lambda: self._table.version > version)
             await self.applied()
 
     def _hear(self, worker: WorkerHandle, report: Report, claimed: set[str], talk: trio.Nursery) -> None:
@@ -549,23 +509,12 @@ class WorkerManager:
 
     def _send_table(self, worker: WorkerHandle) -> None:
         """One at a time: a slow worker next gets the latest table, and none of those in between."""
-        if worker.link is None or worker.sent > worker.applied or worker.sent >= self._version:
+        version = self._table.version
+        if worker.link is None or worker.sent > worker.applied or worker.sent >= version:
             return
-        since = worker.sent if worker.sent >= self._whole_since else 0
-        if (line := self._lines.get(since)) is None:
-            order: protocol.Table | protocol.Changes
-            change = TableChange.between(worker.table, self._table) if since else None
-            if change is not None:
-                order = protocol.Changes(since, self._version, change)
-            else:
-                order = protocol.Table(self._version, self._table, *self._who_may_connect())
-            line = self._lines[since] = protocol.encode(order)
-        worker.sent, worker.table = self._version, self._table
+        line, worker.table = self._table.after(worker.sent, worker.table)
+        worker.sent = version
         worker.link.put_lines(line)
-
-    def _who_may_connect(self) -> tuple[tuple[Token, ...], TokenPolicy, frozenset[str]]:
-        tokens = self._access.tokens
-        return tokens.all(), tokens.policy, frozenset(tokens.left_open)
 
     def _send_all(self, order: Order, *, but: WorkerHandle | None = None) -> None:
         linked = [worker.link for worker in self if worker.link is not None and worker is not but]
@@ -583,20 +532,3 @@ class WorkerManager:
     def _changed(self) -> None:
         self._news.set()
         self._news = trio.Event()
-
-
-def _lost(connection: Connection, *, node_lost: bool) -> ConnectionEnd:
-    return ConnectionEnd(
-        connection_id=connection.connection_id,
-        service_id=connection.service_id,
-        instance_id=connection.instance_id,
-        started_at=connection.started_at,
-        ended_at=utc_now(),
-        ended_by="gateway",
-        code=None,
-        reason="its gateway's node was lost" if node_lost else "the gateway worker that served it has died",
-        bytes_from_client=connection.bytes_from_client,
-        bytes_to_client=connection.bytes_to_client,
-        messages_from_client=connection.messages_from_client,
-        messages_to_client=connection.messages_to_client,
-    )

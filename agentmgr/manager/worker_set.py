@@ -24,7 +24,8 @@ from ..supervisor.process import Leader
 from ..worker.keeping import END_S, DidNotStart, end, keep, new_id, start
 from ..worker.pidfile import living
 from ..worker.spec import WorkerSpec
-from .worker_manager import WorkerHandle, WorkerManager
+from .worker_handle import WorkerHandle
+from .worker_manager import WorkerManager
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from agentmgr.core.leases import LEASE_S
 from agentmgr.core.routing import RoutingTable
 from agentmgr.credentials import Credentials, peer
 from agentmgr.manager.node_workers import NodeWorker, NodeWorkers
-from agentmgr.manager.worker_manager import WorkerHandle, WorkerManager
+from agentmgr.manager.worker_handle import WorkerHandle
+from agentmgr.manager.worker_manager import WorkerManager
 from agentmgr.models import TokenPolicy
 from agentmgr.node.gateways import NodeGateways, OwnFacts
 from agentmgr.node.protocol import AwaitGateway, GatewayOrder, KeepGateways, KillGateway

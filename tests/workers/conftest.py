@@ -19,7 +19,7 @@ from attrs import define
 from trio_websocket import WebSocketConnection
 
 from agentmgr import AgentManager, ServiceConfig
-from agentmgr.manager.worker_manager import WorkerHandle
+from agentmgr.manager.worker_handle import WorkerHandle
 from agentmgr.process import detached
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.worker.pidfile import living

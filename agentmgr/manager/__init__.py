@@ -8,7 +8,8 @@ In reading order:
     control_plane    the live parts, wired: store, registry, supervisor, gateway, workers and those below
     services         what an operator does with services, step by step
     stored_sessions  conversations: read off their journals, erased, pruned, copied
-    sessions         the same, and spoken in, as a client of the instance that has them
+    session_views    what is read off journals, as interfaces show it
+    sessions         conversations as above, and spoken in, as a client of the instance that has them
     registry         services and rules, in memory and in the store, never apart
     publisher        the routing table: made after each change, given to the gateway and its workers
     jobs             what is known of each job's runs: in step with its instances, and in the store
@@ -30,7 +31,10 @@ In reading order:
     console          who may log in to the API's page, and where that page is
     worker_set       the worker processes that serve the gateway on one port: start, adoption, restart, end
     worker_manager   the orders that workers get and their reports: seats, tables, connections
+    worker_handle    one worker: its link, what it has reported; `latest_table` what it is sent of the table
     node_workers     whether the workers on nodes live, and what their leases say
+    cluster          the nodes (`agentmgr.cluster`), wired; imported only with `--cluster`
+    node_doctor      what is wrong with nodes, and what to do
     factory_path     where an agent's factory is: a file, a file and a name, or a module and a name
 
 Invariants:

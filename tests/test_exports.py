@@ -3,6 +3,7 @@
 import ast
 import inspect
 import pydoc
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -96,6 +97,15 @@ def test_a_host_of_the_defaults_loads_no_more_of_the_models_than_it_needs() -> N
     code = "import sys; from agentmgr.agent.__main__ import _options; _options(['a.py']); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"agentmgr.models.services", "agentmgr.codec", "cattrs"} & set(done.stdout.split())
+
+
+def test_a_package_names_its_modules_where_a_reader_begins() -> None:
+    for package in Path(agentmgr.__file__).parent.glob("*/__init__.py"):
+        if package.parent.name == "testing":  # it names what it exports instead, to those who write tests
+            continue
+        begun = ast.get_docstring(ast.parse(package.read_text())) or ""
+        modules = {path.stem for path in package.parent.glob("*.py") if path.stem[0] != "_"}
+        assert modules - set(re.findall(r"\w+", begun)) == set(), package.parent.name
 
 
 @pytest.mark.parametrize("module", ["agentmgr", "agentmgr.client", "agentmgr.client.aio"])

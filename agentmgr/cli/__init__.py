@@ -8,6 +8,7 @@ In reading order:
                      database where none runs; `manager_interface`: what all three can be asked
     commands         the commands, one file each
     foreground       a command that is the manager: `daemon`, `run`, and `api` and `proxy` without another one
+    signals          what stops such a command, and what systemd hears of it
     listeners        the gateway and the API that `daemon`, `api` and `proxy` open, also beside a manager
     declaration      services and rules in a TOML file, for `apply` and `export`
     out, render      the one writer to the terminal; tables for people, JSON for programs

@@ -8,7 +8,7 @@ Two clients that share nothing, and each of which imports only what it needs:
     transport  one WebSocket connection, over TCP, TLS or a stream of the caller's
 
     api        `ManagerClient`: the methods of `AgentManager`, over the REST API or the control socket; in
-               `services`, `routing` and `tokens` are those for them
+               `services`, `routing`, `tokens` and `nodes` are those for them
     sessions   `ManagerClient.sessions`: the conversations
     rest       JSON calls, pages, and the manager's errors raised again
     http       one HTTP request per connection, read whole or in pieces

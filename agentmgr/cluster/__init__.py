@@ -5,9 +5,18 @@ Parts, in reading order:
 * `launcher`: implements `supervisor.launcher` over all nodes; `core.placement` chooses among them. The slot
   and the child of an instance on another node are `remote_slot` and `remote_child`.
 * `node_handle`: one node, with its link and the calls that outlive it; `nodes`: all, and which are alive.
-* `listener`: where nodes link, by certificate; `joining`: who may be a node.
+* `listener`: where nodes link, by certificate (`newcomers`: who that is, is not known yet); `joining`: who
+  may be a node.
 * `bundles` and `packing`: directories of agent files, sent as archives; `remote_log`: logs on nodes;
-  `gateways`: gateway workers on nodes.
+  `remote_sessions`: journals on nodes; `gateways`: gateway workers on nodes.
+
+Words:
+
+* linked: its daemon has a link, and has said all that it runs; silent: it has none, and its instances are
+  taken to live; lost: given up, until it links again; forgotten: given up for good, by an operator.
+* stray: what a node runs and this manager has replaced, or does not know. (An orphan, as in
+  `agentmgr.supervisor`, is a process that not even the node's daemon knows.)
+* attached: a child of this manager, which is told what its node reports of it.
 
 Invariants:
 

@@ -11,6 +11,7 @@ An instance:
     dependencies       in which order services end
     placement          which node of a cluster it runs on
     liveness           which nodes are linked, silent or lost, and whether the manager itself is cut off
+    cluster_fields     the fields of a registration that are about nodes: what is refused, what has no effect
     preloading         what a second stage of the fork server imports ahead, and which second stages there are
 
 A client:
@@ -22,7 +23,9 @@ A client:
     verdicts           what each rule makes of a request, for people
     affinity           a session's clients go to the instance that holds it
     outliers           instances that fail their clients are left out for a while
-    admission          seats under `max_sessions`, and the rate of one address; `shared_seats`: of workers
+    admission          seats under `max_sessions`, and the rate of one address; `shared_seats`: of workers;
+                       `leases`: how long a worker on a node keeps them without a manager
+    table_change       how one routing table follows another
     hosts              which pages may connect; which names can only mean this machine
     proof              how gateway and host show each other that they are genuine
     gateway_headers    which headers only a gateway may send, and which it passes on for a trusted proxy

@@ -15,6 +15,7 @@ has to check it again. Parts, in reading order:
 - `host_config`: what the host of an agent is configured with (`HostConfig`, a part of `ServiceConfig`)
 - `instance_range`: how many instances are to run, a number or a range (`InstanceRange`)
 - `nodes`: machines of a cluster: their labels, selectors of labels, `NodeState`
+- `members`: nodes as the database has them and as they are shown (`Node`), and secrets to join
 - `checks`: how a service's readiness and health are checked (`CheckMethod`)
 - `fields`: options and validators. An option of a service is one field with its help and bounds
   (`fields.option`): the command line, the API's schema and the host are made of the fields

@@ -10,7 +10,8 @@ order in which a client meets them:
 - `certificate`, `proxy_protocol`, `handshake`, `forwarded`: what a client sends first; its address
 - `access`, `token_scopes`: tokens, tickets, origins, quotas; what is ended when a token is
 - `visit`, `lobby`: chooses an instance, takes a seat there, or waits for one
-- `upstream`, `proving`: the handshake with the instance; proof that it is the instance and no other program
+- `upstream`, `proving`: the handshake with the instance; proof that it is the instance and no other program.
+  `dialer` connects to it: over loopback, or by `gate_dialer` through the `gate` of its node (`gate_protocol`)
 - `connections`, `lifetime`: the live connections; relays one, watches its limits, ends it
 - `tunnel`, `farewell`: the relay loop; close frames at its end
 - `guests`: clients of another WebSocket server, which hands them over (`Gateway.relay`)
@@ -26,6 +27,7 @@ Words:
 - seat: the right to one connection at an instance, counted against `max_sessions`
 - to resume: to have another instance go on with a connection, whose client notices nothing
 - home: the instance that holds the session which a client names
+- gate: where the gateway of a node lets gateways of other nodes reach its instances
 - slice: how long the relay serves sockets before other tasks run
 - refusal: the HTTP answer of a client that gets no 101 (`websocket.refusal`)
 - ending: why a connection is over, who ended it, and the close code

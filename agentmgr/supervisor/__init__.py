@@ -13,9 +13,9 @@ Parts, in reading order:
   `in_process` with async functions of this program, `agentmgr.testing.FakeLauncher` with neither.
 * A local instance: `slot` launches it with `forking` (hosted agents; `fork_server` is one process that forks,
   `preloads` are such that have also imported what an agent imports) or `spawn`, `accounts`, `environment`,
-  `addresses` and `limits`; `child` judges whether it is ready and well, with `probe`, `notices`, `own_checks`
-  and `listening_sockets`; `process` signals and ends it, with all its `descendants`; `host_drain` asks an
-  agent's host to drain, by a `host_request`.
+  `addresses` and `limits` (`python_check`: whether a Python can host agents); `child` judges whether it is
+  ready and well, with `probe`, `notices`, `own_checks` and `listening_sockets`; `process` signals and ends
+  it, with all its `descendants`; `host_drain` asks an agent's host to drain, by a `host_request`.
 * The marks of its processes: `instance_tokens`, `instance_lock` and its control group (`cgroup`). `procfs`
   reads them; `belonging` says by them whose a recorded process is, `pidfds` how another's child ended.
 * All local instances: `upkeep` bounds their `logs` (`writes`: which are written to; `log_file`: the last

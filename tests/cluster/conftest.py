@@ -22,7 +22,8 @@ from tests.ports import own_port
 from tests.processes import end_all_in
 
 HOST = "127.0.0.1"
-LOST_AFTER_S = 5.0  #: the shortest that there is
+LOST_AFTER_S = 5.0
+"""The shortest that there is, for what is to be lost: the daemon of a busy machine may be late for it."""
 
 Node = dict[str, Any]
 
@@ -33,6 +34,7 @@ class Cluster:
     def __init__(self, shell: Shell, *words: str) -> None:
         """`words`: options of each manager."""
         self.shell, self._words = shell, words
+        self.lost_after_s = PATIENCE_S  #: of managers that start from now on: by default nothing is
         self.port, self.proxy_port = own_port(), own_port()
         self.url = f"ws://localhost:{self.proxy_port}"
         self.processes: dict[str, subprocess.Popen[Any]] = {}  #: by node name; "": the manager
@@ -54,7 +56,7 @@ class Cluster:
                     str(self.proxy_port),
                 ),
                 *("--cluster", "joined", "--cluster-host", HOST, "--cluster-port", str(self.port)),
-                *("--node-lost-after", str(LOST_AFTER_S), "--interval", "0.5", *self._words),
+                *("--node-lost-after", str(self.lost_after_s), "--interval", "0.5", *self._words),
             ],
         )
         self.until(lambda: "gateway at" in self.log("head"))
@@ -169,8 +171,9 @@ def a_cluster(shell: Shell) -> ACluster:
     """`with a_cluster(nodes=2) as cluster:`, of a manager with that many linked nodes, `b`, `c`, …"""
 
     @contextmanager
-    def make(nodes: int = 2, *words: str) -> Iterator[Cluster]:
+    def make(nodes: int = 2, *words: str, lost_after_s: float = PATIENCE_S) -> Iterator[Cluster]:
         cluster = Cluster(shell, *words)
+        cluster.lost_after_s = lost_after_s
         try:
             cluster.start_manager()
             names = [chr(ord("b") + number) for number in range(nodes)]

@@ -17,7 +17,7 @@ import trio
 from websockets.sync.client import ClientConnection, connect
 
 from agentmgr.cli.json_output import PRINTED
-from tests.cluster.conftest import HOST, ACluster, Cluster
+from tests.cluster.conftest import HOST, LOST_AFTER_S, ACluster, Cluster
 from tests.processes import alive, working_in
 
 AGENT = """
@@ -94,6 +94,7 @@ def test_services_run_on_nodes_and_live_through_the_death_of_each_part(a_cluster
             cluster.kill_manager()
             assert "3" in said(client, "three")
             assert "--cluster joined" in shell.fails("daemon", "--proxy-port", str(cluster.proxy_port))
+            cluster.lost_after_s = LOST_AFTER_S  # of which one is killed, below
             cluster.start_manager()
             cluster.until(lambda: set(cluster.states().values()) == {"linked"})
             assert "4" in said(client, "four")

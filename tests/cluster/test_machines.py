@@ -23,7 +23,7 @@ from agentmgr.process.paths import RuntimePaths
 from tests.cluster.machines import Machine, machines
 from tests.conditions import PATIENCE_S
 
-LOST_AFTER_S = 5.0
+LOST_AFTER_S = 10.0  #: a busy machine takes some of it to see that a cable is out, and to link again
 
 AGENT = """
 import os, words

@@ -22,7 +22,7 @@ def test_random_faults_in_memory(seed: int) -> None:
 def test_random_kills_of_real_processes(tmp_path: Path) -> None:
     async def run() -> tuple[list[str], int]:
         done, clients = await run_faults(
-            tmp_path, random.Random(1), seconds=5, clients=3, nodes=2, gateways="head", settle_s=3
+            tmp_path, random.Random(1), seconds=5, clients=3, nodes=2, gateways="head"
         )
         return done.faults, min(client.answered for client in clients)
 

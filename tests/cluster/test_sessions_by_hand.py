@@ -10,7 +10,7 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-from tests.cluster.conftest import ACluster
+from tests.cluster.conftest import LOST_AFTER_S, ACluster
 
 AGENT = """
 def create_agent():
@@ -38,7 +38,7 @@ def ask(client: ClientConnection, content: str, **fields: str) -> Any:
 def test_a_session_goes_on_at_its_node_is_steered_from_the_manager_and_lost_with_its_machine(
     a_cluster: ACluster,
 ) -> None:
-    with a_cluster(nodes=2) as cluster:
+    with a_cluster(nodes=2, lost_after_s=LOST_AFTER_S) as cluster:
         shell = cluster.shell
         (shell.directory / "my_agent.py").write_text(AGENT)
         head = next(name for name in cluster.nodes() if name not in "bc")

@@ -34,6 +34,7 @@ from trio_websocket import WebSocketConnection
 from agentmgr.client.transport import CannotConnect, with_connection
 from agentmgr.models import OnManagerDeath, ServiceConfig
 from agentmgr.models.nodes import NodeState, OnNodeLoss
+from agentmgr.supervisor import procfs
 from tests.faults.machines import HEAD, LOST_AFTER_S, Machines
 from tests.processes import alive
 
@@ -42,7 +43,8 @@ import json, os
 from pathlib import Path
 
 # Shows the test that it runs, wherever that is.
-mark = {"pid": os.getpid(), "instance": os.environ["AGENTMGR_INSTANCE_ID"]}
+started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+mark = {"pid": os.getpid(), "started": started, "instance": os.environ["AGENTMGR_INSTANCE_ID"]}
 Path(MARKS, f"{os.getpid()}.json").write_text(json.dumps(mark))
 
 def create_agent():
@@ -63,6 +65,12 @@ class Seen:
 
     node: str
     what: str
+
+
+def _lives(pid: int, started: int, instance: str) -> bool:
+    """Not: whether another process has its pid now, which is to be neither counted nor killed."""
+    stat = procfs.stat(pid)
+    return stat is not None and stat.lives and stat.start_ticks == started
 
 
 @define
@@ -180,7 +188,7 @@ class Run:
     def living(self) -> dict[int, str]:
         """The id of its instance, by pid, as each has written down at its start."""
         marks = (json.loads(file.read_text() or "{}") for file in self._marks.glob("*.json"))
-        return {mark["pid"]: mark["instance"] for mark in marks if mark and alive(mark["pid"])}
+        return {mark["pid"]: mark["instance"] for mark in marks if mark and _lives(**mark)}
 
     def _is_unheard(self, node: str) -> bool:
         return trio.current_time() < self._unheard_until.get(node, 0.0)
@@ -273,8 +281,8 @@ class Run:
         async with self.machines.client() as manager:
             self._strict_id = (await manager.get_service(STRICT)).service_id
 
-    async def check_end(self, clients: list[Client], settle_s: float) -> None:
-        """All is mended: what runs is what the manager shows, and each client is answered."""
+    async def check_end(self, clients: list[Client]) -> None:
+        """All is mended: each client is answered, and soon what runs is what the manager shows."""
         await self.whole("the end")
         before = [client.answered for client in clients]
 
@@ -286,9 +294,13 @@ class Run:
                 await trio.sleep(0.1)
         if unanswered():
             self.faults.append(f"clients {unanswered()} are not answered any more")
-        await trio.sleep(settle_s)
-        shown = {it.pid for it in await self.machines.instances() or ()}
-        if shown != (there := set(self.living())):
+        shown, there = set[int | None](), set[int]()
+        with trio.move_on_after(UNHEARD_S):
+            while not shown or shown != there:  # what was replaced drains
+                await trio.sleep(0.1)
+                shown = {it.pid for it in await self.machines.instances() or ()}
+                there = set(self.living())
+        if shown != there:
             self.faults.append(f"orphans {sorted(there - shown)}, missing {sorted(shown - there)}")
 
 
@@ -300,9 +312,7 @@ async def run_faults(
     clients: int,
     nodes: int,
     gateways: str,
-    settle_s: float = UNHEARD_S / 2,
 ) -> tuple[Run, list[Client]]:
-    """`settle_s`: from when all is mended until what was replaced has surely ended."""
     run = Run(Machines(directory, nodes, gateways), draw)
     talkers = [Client(number) for number in range(clients)]
     try:
@@ -319,7 +329,7 @@ async def run_faults(
                     with trio.CancelScope(shield=True):
                         await run.one()
                     await trio.sleep(draw.uniform(0, 2))
-            await run.check_end(talkers, settle_s)
+            await run.check_end(talkers)
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):

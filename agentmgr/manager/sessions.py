@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..core.view import routing_table
 from ..errors import AgentManagerError, InvalidRequest, NoServiceAvailable, SessionNotFound, WrongState
 from ..journal.archive import SessionSummary
 from ..jsontext import encode
-from ..models import ServiceSpec, ServiceStatus
+from ..models import SERVING, Instance, ServiceSpec, ServiceStatus
 from ..models import Sessions as KeptWhere
 from ..models.sessions import SessionState
 from ..protocol import ErrorCode, NoticeCode
@@ -190,8 +190,21 @@ class Sessions(StoredSessions):
             )
         if spec.config.command:
             raise WrongState(f"service {spec.name!r} is a command by now: no agent takes the session up")
+        if self._is_elsewhere(at, instances):
+            assert self._nodes is not None
+            where = f"node {self._nodes.name(at)}" if at else "the manager's machine"
+            raise WrongState(
+                f"the session is kept on {where}, where no instance of {spec.name!r} runs now; it goes on "
+                "when one does: `agentmgr nodes` shows what is cordoned, `agentmgr scale` starts more"
+            )
         who = f"the instance {holder} of" if holder is not None else "no instance of"
         raise _Gone(f"{who} {spec.name!r} can be asked now")
+
+    def _is_elsewhere(self, node_id: str, instances: Sequence[Instance]) -> bool:
+        """Whether nothing runs on the node of a journal, and nothing is about to: waiting would not help."""
+        if self._nodes is None or not instances:
+            return False
+        return all(one.status in SERVING and one.node_id != node_id for one in instances)
 
 
 def _only_in_memory(name: str) -> str:

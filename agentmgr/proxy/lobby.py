@@ -246,10 +246,12 @@ class Lobby:
         except ServiceNotFound as error:
             raise Refusal(404, RefusalCode.SERVICE_NOT_FOUND, error.message) from None
         if (node_id := self._journal_at(visit, pool)) is not None:
+            where = f"node {node_id}" if node_id else "the manager's machine"
             pool = evolve(
                 pool,
                 backends=tuple(b for b in pool.backends if b.node_id == node_id or not b.journaled),
-                reason=f"the session is kept on node {node_id or 'of the manager'}, and can go on there only",
+                reason=f"the session is kept on {where}, where no instance of its service runs now, and can go "
+                "on there only",
             )
         if visit.services is None:
             return pool

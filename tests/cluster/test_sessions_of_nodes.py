@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 
 from agentmgr.cluster.remote_sessions import RemoteSessions
-from agentmgr.errors import SessionNotFound, StorageError
+from agentmgr.errors import SessionNotFound, StorageError, WrongState
 from agentmgr.journal import archive
 from agentmgr.journal.sqlite import open_journal
+from agentmgr.manager.sessions import Sessions
 from agentmgr.manager.stored_sessions import StoredSessions
-from agentmgr.models import ServiceConfig, ServiceSpec
+from agentmgr.models import Instance, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.node import protocol
 from agentmgr.node.session_archives import SessionArchives, SessionsRead, asks
 from agentmgr.testing.agents import bare_client, hosted
@@ -140,6 +143,36 @@ async def test_what_nodes_keep_is_shown_as_if_it_were_kept_here(tmp_path: Path) 
     pruned: list[Any] = []
     await StoredSessions(tmp_path / "nothing", lambda: [one, kept], nodes).prune(pruned.append)
     assert sum(event.detail["unused"] for event in pruned) == 2  # that on b, and that of this machine
+
+
+async def test_who_speaks_in_a_session_of_a_node_without_an_instance_is_told_so_at_once(
+    tmp_path: Path,
+) -> None:
+    one, _ = SPECS
+    session_id = await converse(tmp_path / "b", one, "nod_b.ins_1")
+    running = Instance("ins_1", one.service_id, 0, ServiceStatus.RUNNING, node_id="nod_c")
+    instances = [running]
+    of_the_manager: Any = SimpleNamespace(
+        services=lambda: SPECS,
+        instances=lambda service_id: instances,
+        tokens=dict,
+        next_table=trio.Event(),
+        wake=lambda *args: None,
+        is_asleep=lambda spec: False,
+    )
+    nodes = Nodes({"nod_b": tmp_path / "b"})
+    async with trio.open_nursery() as nursery:
+        parts: Any = (*[of_the_manager] * 4, None, nursery, nodes)
+        sessions = Sessions(tmp_path / "nothing", *parts)
+        with (
+            trio.fail_after(2),
+            pytest.raises(WrongState, match="on node b, where no instance of 'one' runs"),
+        ):
+            await sessions.say(session_id, "there?")
+        instances[:] = [running, evolve(running, slot=1, status=ServiceStatus.STARTING)]  # it may come there
+        with trio.move_on_after(0.1) as patience:
+            await sessions.say(session_id, "there?")
+        assert patience.cancelled_caught
 
 
 async def test_a_node_that_is_not_linked_is_not_waited_for(tmp_path: Path) -> None:

@@ -380,7 +380,8 @@ class Relay:
         if tunnel.first_close is not None:
             self._end(tunnel, tunnel.seen())
             return
-        reason = f"connection lost: {error.strerror or error}"
+        cut = isinstance(error, ssl.SSLEOFError)  # what OpenSSL says of it is for nobody who reads a close reason
+        reason = f"connection lost: {'it was cut' if cut else error.strerror or error}"
         by_client = flow is tunnel.from_client
         ending = Ending(flow.name, None, reason, abrupt=by_client, resumes=not by_client)
         self._end(tunnel, evolve(ending, at_gate=flow.source.at_gate))

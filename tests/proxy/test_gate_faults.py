@@ -73,6 +73,7 @@ async def test_a_gate_that_is_lost_has_its_clients_come_back(lab: Lab, cluster: 
         assert await peer.close_code() == 1012
         (end,) = await c.near.witness.ends()
         assert not end.services_fault
+        assert "SSL" not in end.reason, end.reason  # a client reads it
 
 
 async def test_the_next_gate_of_a_node_is_waited_for(lab: Lab, cluster: Cluster) -> None:

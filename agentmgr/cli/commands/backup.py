@@ -6,12 +6,13 @@ import os
 
 import asyncclick as click
 
-from ...errors import DatabaseUnusable
+from ...client import ManagerClient
+from ...errors import DatabaseUnusable, WrongState
 from ...process.paths import absolute
 from ..group import Cli, subcommand
 from ..managers import find_manager
 from ..names import FILE
-from ..out import say
+from ..out import note, say
 
 
 @subcommand("backup", example="agentmgr backup agents-monday.db")
@@ -20,12 +21,14 @@ async def command(cli: Cli, file: str) -> None:
     """Copy the database, as it is at one moment, to a new file; services and clients notice nothing.
 
     The sessions of services go to FILE.d/sessions beside it, and the keys of a cluster to FILE.d/cluster,
-    where `restore` finds them: keep both as secret as the database.
+    where `restore` finds them: keep both as secret as the database. What other nodes of a cluster keep, their
+    sessions and logs, is not in it.
     """
     destination = absolute(file)
     manager = (await find_manager(cli.paths)).client
     if manager is not None:
         await manager.backup(str(destination))
+        elsewhere = await _other_nodes(manager)
     else:
         from ...manager.stored_sessions import StoredSessions
         from ...storage import open_store
@@ -33,6 +36,17 @@ async def command(cli: Cli, file: str) -> None:
         if not os.path.exists(cli.paths.database):  # noqa: ASYNC240  # one look, before any work begins
             raise DatabaseUnusable(f"there is no database at {cli.paths.database} to copy")
         async with open_store(cli.paths.database, read_only=True) as store:
-            services = (await store.load()).services
+            snapshot = await store.load()
+            services, elsewhere = snapshot.services, [node.name for node in snapshot.nodes]
             await StoredSessions(cli.paths.sessions, lambda: services).back_up(store, destination)
     say(f"copied {cli.paths.database} to {destination}")
+    if elsewhere:
+        names = ", ".join(elsewhere)
+        note(f"the sessions that nodes keep are not in it; they are in the nodes' own directories ({names})")
+
+
+async def _other_nodes(manager: ManagerClient) -> list[str]:
+    try:
+        return [node.name for node in await manager.list_nodes() if node.node_id]
+    except WrongState:  # it has no cluster
+        return []

@@ -125,6 +125,8 @@ def test_services_run_on_nodes_and_live_through_the_death_of_each_part(a_cluster
         on_c = set(cluster.pids("bound").values())
         cluster.until(lambda: len([p for p in working_in(cluster.directory("c")) if p in on_c]) == 2)
 
+        assert "(b, c)" in shell("backup", "copy.db").stderr  # whose sessions are not in it
+
         # Cordoned, nothing new goes there; forgotten, it is out.
         shell.ok("nodes", "cordon", "c", head)
         assert cluster.states() == {head: "cordoned", "b": "linked", "c": "cordoned"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import trio
@@ -64,12 +64,8 @@ async def _fill(plane: ControlPlane, spec: ServiceSpec, *, wait: bool) -> None:
 async def unregister(plane: ControlPlane, ref: str, *, force: bool) -> Service:
     registered = plane.registry.service(ref)
     last = plane.view(registered)
-    if not force and (stored := await plane.sessions.count(registered)):
-        raise Conflict(
-            f"{'1 session' if stored == 1 else f'{stored} sessions'} of {last.name!r} would be erased: "
-            f"`agentmgr unregister --force {last.name}` does it (over REST, force=true); "
-            "`agentmgr backup` and `agentmgr sessions export` save them before"
-        )
+    if not force:
+        refuse_to_erase(last.name, *await plane.sessions.kept(registered))
     # Shielded: a client that goes away stops waiting for the work, it does not leave it half done.
     with trio.CancelScope(shield=True):
         async with plane.registry.leaving(ref) as spec:
@@ -83,6 +79,24 @@ async def unregister(plane: ControlPlane, ref: str, *, force: bool) -> Service:
     _announce(plane, "service.unregistered", spec, name=spec.name)
     plane.publisher.changed()
     return last
+
+
+def refuse_to_erase(name: str, sessions: int, on_nodes: int, unread: Sequence[str]) -> None:
+    """Raises `Conflict` where a service has sessions, or may have, as `StoredSessions.kept` says."""
+    does_it = f"`agentmgr unregister --force {name}` does it (over REST, force=true)"
+    if sessions:
+        saves = (
+            "`agentmgr sessions export`" if on_nodes else "`agentmgr backup` and `agentmgr sessions export`"
+        )
+        raise Conflict(
+            f"{'1 session' if sessions == 1 else f'{sessions} sessions'} of {name!r} would be erased: "
+            f"{does_it}; {saves} {'saves' if on_nodes else 'save'} them before"
+        )
+    if unread:
+        raise Conflict(
+            f"sessions of {name!r} may be kept where nobody can look now, on {', '.join(unread)}, and would "
+            f"be erased there: {does_it}"
+        )
 
 
 # Between the end of `want` and the supervisor's taking of the command there is no checkpoint, so commands

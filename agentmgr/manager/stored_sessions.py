@@ -310,11 +310,25 @@ class StoredSessions:
                 return spec, *found
         raise unreadable or not_found(session_id)
 
-    async def count(self, spec: ServiceSpec) -> int:
-        count = (await self._in_thread(archive.figures, self.journal(spec))).sessions
-        async for by_spec in self._on_nodes(archive.figures, [spec]):
-            count += sum(figures.sessions for _, figures in by_spec)
-        return count
+    async def kept(self, spec: ServiceSpec) -> tuple[int, int, tuple[str, ...]]:
+        """How many sessions of it there are, how many of them are on nodes, and the names of the nodes that
+        cannot say so now.
+        """
+        here = (await self._in_thread(archive.figures, self.journal(spec))).sessions
+        on_nodes, unread = 0, list[str]()
+        for node_id in self._nodes.node_ids() if self._nodes is not None else ():
+            assert self._nodes is not None
+            try:
+                found, failed = await self._nodes.read(node_id, archive.figures, of={spec.service_id: {}})
+            except StorageError as error:
+                logger.debug("%s", error)  # `agentmgr nodes` says so
+                if not spec.config.command:
+                    unread.append(self._nodes.name(node_id))
+                continue
+            on_nodes += sum(figures.sessions for figures in found.values())
+            if failed:
+                unread.append(self._nodes.name(node_id))
+        return here + on_nodes, on_nodes, tuple(unread)
 
     async def unfinished(self, specs: Iterable[ServiceSpec]) -> frozenset[str]:
         """The ids of those of these services that have turns which no instance has finished."""

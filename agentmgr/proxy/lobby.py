@@ -250,8 +250,8 @@ class Lobby:
             pool = evolve(
                 pool,
                 backends=tuple(b for b in pool.backends if b.node_id == node_id or not b.journaled),
-                reason=f"the session is kept on {where}, where no instance of its service runs now, and can go "
-                "on there only",
+                reason=f"the session is kept on {where}, where no instance of its service runs now, and "
+                "can go on there only",
             )
         if visit.services is None:
             return pool

@@ -380,7 +380,7 @@ class Relay:
         if tunnel.first_close is not None:
             self._end(tunnel, tunnel.seen())
             return
-        cut = isinstance(error, ssl.SSLEOFError)  # what OpenSSL says of it is for nobody who reads a close reason
+        cut = isinstance(error, ssl.SSLEOFError)  # OpenSSL's words are for no client
         reason = f"connection lost: {'it was cut' if cut else error.strerror or error}"
         by_client = flow is tunnel.from_client
         ending = Ending(flow.name, None, reason, abrupt=by_client, resumes=not by_client)

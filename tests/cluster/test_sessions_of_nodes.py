@@ -13,9 +13,10 @@ import trio
 from attrs import evolve
 
 from agentmgr.cluster.remote_sessions import RemoteSessions
-from agentmgr.errors import SessionNotFound, StorageError, WrongState
+from agentmgr.errors import Conflict, SessionNotFound, StorageError, WrongState
 from agentmgr.journal import archive
 from agentmgr.journal.sqlite import open_journal
+from agentmgr.manager.services import refuse_to_erase
 from agentmgr.manager.sessions import Sessions
 from agentmgr.manager.stored_sessions import StoredSessions
 from agentmgr.models import Instance, ServiceConfig, ServiceSpec, ServiceStatus
@@ -102,7 +103,7 @@ async def seen(stored: StoredSessions, ids: Sequence[str]) -> list[Any]:
         exports,
         await stored.questions(),
         await stored.unfinished(SPECS),
-        [await stored.count(spec) for spec in SPECS],
+        [(await stored.kept(spec))[0] for spec in SPECS],
     ]
 
 
@@ -132,7 +133,14 @@ async def test_what_nodes_keep_is_shown_as_if_it_were_kept_here(tmp_path: Path) 
     )
     with pytest.raises(StorageError, match="silent"):
         await stored.get(ids[0])
+    assert await stored.kept(one) == (0, 0, ("b",))
+    with pytest.raises(Conflict, match="nobody can look now, on b"):  # they would be erased when b is back
+        refuse_to_erase("one", *await stored.kept(one))
     nodes.silent.clear()
+    with pytest.raises(
+        Conflict, match=r"2 sessions of 'one' would be erased: .*; `agentmgr sessions export` saves"
+    ):
+        refuse_to_erase("one", *await stored.kept(one))  # a backup would not have them
 
     await stored.erase(ids[0])
     with pytest.raises(SessionNotFound):

@@ -87,6 +87,8 @@ class RemoteSlot:
                     record = evolve(record, node_id=handle.node_id, digest=digest)
                     return RemoteChild(handle, self._spec, record, unenforced=unenforced, completes=completes)
                 case CannotStart(cause, reason):
+                    if shipment is None and Cause[cause] is Cause.CANNOT_EXECUTE:
+                        reason += " (no directory was sent there; `--ship DIR` of a service sends one)"
                     raise CannotLaunch(Cause[cause], f"on node {handle.name}: {reason}")
                 case NeedsBundle() if shipment is not None:
                     await self._shipping.send(handle, shipment)

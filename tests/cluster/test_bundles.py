@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from attrs import evolve
 
 from agentmgr.cluster import bundles as module
 from agentmgr.cluster.bundles import Bundles
+from agentmgr.cluster.remote_slot import NothingShipped, RemoteSlot
 from agentmgr.core.restart import Cause
 from agentmgr.models import ServiceConfig, ServiceSpec
 from agentmgr.node.bundles import BundleRefused, HasBundle, NodeBundles, PutBundle, Shipment
+from agentmgr.node.protocol import CannotStart
 from agentmgr.supervisor.launcher import CannotLaunch
 
 
@@ -240,3 +243,16 @@ async def test_a_node_that_cannot_keep_it_costs_no_restart(
 
 async def test_what_is_no_base64_is_refused(node: Node) -> None:
     assert isinstance(await node.bundles.answer(PutBundle("0" * 64, 10, 0, "!")), BundleRefused)
+
+
+async def test_a_command_whose_directory_is_not_there_is_told_how_to_send_it() -> None:
+    async def ask(order: object) -> CannotStart:
+        return CannotStart("CANNOT_EXECUTE", "cannot work in directory '/home/me'")
+
+    node: Any = SimpleNamespace(linked=True, name="b", open_slot=lambda instance_id: None, ask=ask)
+    spec = ServiceSpec("job", ServiceConfig(command=("python3", "job.py"), cwd="/home/me"))
+    slot = RemoteSlot(node, spec, "ins_1", 0, check_interval_s=10, shipping=NothingShipped())
+    with pytest.raises(
+        CannotLaunch, match=r"on node b: cannot work in .* `--ship DIR` of a service sends one"
+    ):
+        await slot.launch()

@@ -35,9 +35,8 @@ _ANSWER_S = 10.0  #: a search reads 64 MiB, of a disk that may be slow
 _AGAIN_S = 5.0
 _MOVED_S = 0.5  #: between looks at where an instance is whose log is followed
 _MOST_AFTER_MOVE_BYTES = 2**20
-_SAME_CLOCK = timedelta(
-    seconds=0.5
-)  #: clocks that differ by less are taken for one: a message takes its time
+_SAME_CLOCK = timedelta(seconds=0.5)
+"""Clocks that differ by less are taken for one: a message takes its time."""
 
 Kind = TypeVar("Kind", bound=Answer)
 

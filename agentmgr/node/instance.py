@@ -55,7 +55,7 @@ class ChildRun:
         self._config = entry.spec.config
         self._asked_to_end = trio.CancelScope()
         self._not_its_fault = ""
-        self._grace_s = self._config.stop_timeout  #: of the end that nobody has asked for
+        self._grace_s = self._config.stop_timeout  #: of an end that was not ordered
         self._health = HealthWatch(self._config, entry.check_interval_s, context.random)
 
     async def live(self) -> None:

@@ -20,7 +20,7 @@ import trio
 from agentmgr.client import ManagerClient
 from agentmgr.models import Instance, ServiceConfig, ServiceStatus
 from agentmgr.process.paths import RuntimePaths
-from tests.cluster.machines import Machine, machines
+from tests.cluster.namespaces import Machine, machines
 from tests.conditions import PATIENCE_S
 
 LOST_AFTER_S = 10.0  #: a busy machine takes some of it to see that a cable is out, and to link again

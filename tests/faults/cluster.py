@@ -126,6 +126,7 @@ class Run:
         self._seen: dict[int, Seen] = {}
         self._explained: set[int] = set()  # pids that may be gone
         self._unheard_until: dict[str, float] = {}  # by node: what ran there may be there twice
+        self._losses = Counter[str]()  # that the managers have written down, by node
         self._manager_name = ""
 
     async def begin(self) -> None:
@@ -165,14 +166,21 @@ class Run:
             if it.pid and it.status == "running":
                 node = HEAD if it.node in ("", self._manager_name) else it.node
                 self._seen[it.pid] = Seen(node, f"{it.service_id}/{it.slot}")
-        for pid, seen in list(self._seen.items()):
-            if not alive(pid):
-                del self._seen[pid]
-                if pid not in self._explained and not self._is_unheard(seen.node):
-                    self.faults.append(
-                        f"pid {pid} of {seen.what} on {seen.node} died, and nothing explains it"
-                    )
+        dead = [pid for pid in self._seen if not alive(pid)]
+        self._hear_of_losses()
+        for pid in dead:
+            seen = self._seen.pop(pid)
+            if pid not in self._explained and not self._is_unheard(seen.node):
+                self.faults.append(f"pid {pid} of {seen.what} on {seen.node} died, and nothing explains it")
         self._look_for_two()
+
+    def _hear_of_losses(self) -> None:
+        """Also of one that was over between two looks: the managers write down each before they act on it."""
+        log = self.machines.log(HEAD).read_text()
+        for node in self.machines.names:
+            if (losses := log.count(f"node {node} is lost")) > self._losses[node]:
+                self._losses[node] = losses
+                self._not_heard(node)
 
     def _look_for_two(self) -> None:
         of: dict[str, list[int]] = {}

@@ -17,7 +17,7 @@ import trio
 from websockets.sync.client import ClientConnection, connect
 
 from agentmgr.cli.json_output import PRINTED
-from tests.cluster.conftest import HOST, LOST_AFTER_S, ACluster, Cluster
+from tests.cluster.conftest import HOST, ACluster, Cluster
 from tests.processes import alive, working_in
 
 AGENT = """
@@ -47,7 +47,7 @@ def said(client: ClientConnection, message: str) -> str:
 
 
 def test_services_run_on_nodes_and_live_through_the_death_of_each_part(a_cluster: ACluster) -> None:
-    with a_cluster(2, "--gateways", "all") as cluster:
+    with a_cluster(2, "--gateways", "all", lost_after_s=15) as cluster:  # a daemon is back sooner
         shell = cluster.shell
         (shell.directory / "my_agent.py").write_text(AGENT)
         head = next(name for name in cluster.nodes() if name not in "bc")
@@ -94,7 +94,6 @@ def test_services_run_on_nodes_and_live_through_the_death_of_each_part(a_cluster
             cluster.kill_manager()
             assert "3" in said(client, "three")
             assert "--cluster joined" in shell.fails("daemon", "--proxy-port", str(cluster.proxy_port))
-            cluster.lost_after_s = LOST_AFTER_S  # of which one is killed, below
             cluster.start_manager()
             cluster.until(lambda: set(cluster.states().values()) == {"linked"})
             assert "4" in said(client, "four")

@@ -163,6 +163,7 @@ def test_any_schedule_of_commands_and_crashes_keeps_the_rules(
             for command, pause in commands:
                 nursery.start_soon(give, command)
                 await trio.sleep(pause)
+                await trio.testing.wait_all_tasks_blocked()  # what ends now is known as ended
                 check()
             await trio.testing.wait_all_tasks_blocked()  # all have been heard
             await supervisor.stop(service.service_id)

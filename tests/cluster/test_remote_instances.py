@@ -15,7 +15,7 @@ from agentmgr.core.restart import Exit
 from agentmgr.errors import AgentManagerError
 from agentmgr.models import DesiredStatus, HealthStatus, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.models.nodes import NodeState
-from agentmgr.node.node import Node
+from agentmgr.node.node import FORGOTTEN_S, Node
 from agentmgr.node.protocol import Changed, Done, Facts
 from agentmgr.supervisor import Supervisor
 from agentmgr.testing.fake_launcher import Behaviour, FakeLauncher
@@ -191,6 +191,18 @@ async def test_a_crash_is_known_at_once_with_its_last_words_and_it_starts_again(
         (instance,) = supervisor.instances()
         assert instance.status is ServiceStatus.RUNNING
         assert len(launcher.running) == 1
+
+
+async def test_a_forgotten_node_ends_all_that_runs_there_after_some_time(b, launcher, autojump_clock):
+    given_up = []
+    b.node.given_up = lambda: given_up.append(trio.current_time())
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec())
+        b.handle.forget()
+        await trio.sleep(FORGOTTEN_S - 10)
+        assert (len(launcher.running), given_up) == (1, [])
+        await trio.sleep(20)
+        assert (launcher.running, len(given_up)) == ([], 1)
 
 
 async def test_what_a_full_disk_kept_from_being_written_down_is_written_later(

@@ -250,9 +250,15 @@ class _Scan:
                 "if the agent does not need it"
             ) from None
         for each in found:
-            database = os.path.join(directory, each.name.removesuffix(".d"))
-            if each.name.endswith(".d") and os.path.exists(database) and os.path.exists(f"{database}.d/lock"):
-                paths = RuntimePaths.of(database)
+            if not each.name.endswith(".d"):
+                continue
+            paths = RuntimePaths.of(directory / each.name.removesuffix(".d"))
+            marks = (
+                paths.lock,
+                paths.cluster,
+                paths.sessions,
+            )  # the last two: a backup has them, with the CA's key
+            if paths.database.exists() and any(map(os.path.lexists, marks)):
                 self._own |= {str(paths.directory), *map(str, paths.of_sqlite)}
         return found
 

@@ -242,6 +242,12 @@ def test_what_belongs_to_any_manager_or_node_is_left_out(project: Path) -> None:
         **{"agent_manager.db": "", "agent_manager.db-wal": "", "agent_manager.db.d/lock": ""},
         **{"agent_manager.db.d/cluster/key.pem": "secret", "notes.db": "", "conf.d/lock": "", "conf.d/x": ""},
         **{"node.d/node.json": "", "node.d/credentials/key.pem": "secret", "sub/other.db.d/lock": ""},
+        **{
+            "backup": "",
+            "backup.d/cluster/ca-key.pem": "secret",
+            "old.db": "",
+            "old.db.d/sessions/svc.db": "",
+        },
         **{"sub/other.db": "", "sub/node.json": ""},
     )
     kept = ["agent.py", "conf.d", "conf.d/lock", "conf.d/x", "notes.db", "sub", "sub/node.json"]

@@ -236,10 +236,10 @@ def import_cryptography() -> None:
 
 
 def make_key(file: Path) -> EllipticCurvePrivateKey:
+    import_cryptography()
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    import_cryptography()
     key = ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -199,8 +199,11 @@ def _trust(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
         trust(path)
 
 
-def common_options(function: F) -> F:
-    """`--db-path`, `--trust` and `--debug`, which may stand before the command's name or after it."""
+def common_options(function: F, *, database: bool = True) -> F:
+    """`--db-path`, `--trust` and `--debug`, which may stand before the command's name or after it.
+
+    `database`: whether the command has to do with one.
+    """
     function = click.option(
         "--debug",
         is_flag=True,
@@ -216,6 +219,8 @@ def common_options(function: F) -> F:
         callback=_trust,
         help="Use a file or directory that another user owns or can write; or AGENTMGR_TRUST.",
     )(function)
+    if not database:
+        return function
     return click.option(
         "--db-path",
         metavar="PATH",
@@ -273,12 +278,14 @@ class DefaultGroup(Group):
         return None
 
 
-def subcommand(name: str, *, example: str, **details: Any) -> Callable[[Callable[..., Any]], Command]:
+def subcommand(
+    name: str, *, example: str, database: bool = True, **details: Any
+) -> Callable[[Callable[..., Any]], Command]:
     """Makes a `Command` that gets the `Cli` first, with the common options and its line of `COMMANDS`."""
 
     def make(function: Callable[..., Any]) -> Command:
         short = details.pop("short_help", COMMANDS.get(name))
-        wrapped = click.pass_obj(common_options(function))
+        wrapped = click.pass_obj(common_options(function, database=database))
         cls: type[Command] = details.pop("cls", Command)
         command = click.command(
             name, cls=cls, example=example, short_help=short, context_settings=_CONTEXT, **details

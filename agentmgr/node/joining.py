@@ -186,7 +186,11 @@ async def receive(stream: trio.abc.ReceiveStream, kind: type[T], who: object) ->
 def read_secret(file: Path) -> Secret:
     """Raises `InvalidRequest`."""
     try:
-        return Secret.parse(file.read_text())
+        text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise InvalidRequest(f"the secret in {file} cannot be read: {why}") from None
+    try:
+        return Secret.parse(text)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{file}: {error.message if text.strip() else 'it is empty'}") from None

@@ -125,6 +125,7 @@ def _prepare(sock: trio.socket.SocketType, shared: bool) -> None:
 def _not_ours(host: str, port: int, failure: OSError) -> PortNotAvailable | InvalidRequest:
     if failure.errno == errno.EADDRINUSE:
         return PortNotAvailable(
-            f"port {port} on {host} is not available; stop what holds it, or choose another with --port"
+            f"port {port} on {host} is not available; stop what holds it, or choose another with --port (of "
+            "`agentmgr daemon`: --proxy-port, --api-port, --cluster-port)"
         )
     return InvalidRequest(f"cannot listen on {host}:{port}: {failure.strerror}")

@@ -33,6 +33,15 @@ def every_command() -> list[tuple[str, click.Command]]:
     return found
 
 
+def test_a_node_without_the_extra_says_what_to_install_and_makes_nothing(
+    here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.x509", None)
+    assert "pip install 'agentmgr-trio[cluster]'" in here.fails("node", "--join", "localhost:9443")
+    assert not (here.directory / "agent_node.d").exists()
+    assert "--db-path" not in here.ok("node", "--help"), "it has no database"
+
+
 def test_the_version(here: Any, shell: Any) -> None:
     assert shell.process("--version").stdout == here.ok("--version")
     assert here.ok("--version") == f"agentmgr {__version__}\n"

@@ -169,7 +169,7 @@ async def test_strangers_and_nodes_that_were_forgotten_are_refused_and_logged_on
         assert b'["Unwelcome",{"reason":"this node was forgotten' in await node.dial(place)
     with pytest.raises(InvalidRequest, match="this node was forgotten"):
         await renew(place.address, node.credentials, node.node_id)
-    assert [re.sub(".*refused", "refused", line) for line in caplog.messages] == [
+    assert [re.sub(".*refused", "refused", line) for line in caplog.messages if "refused" in line] == [
         f"refused a machine at 127.0.0.1, agentmgr://{place.authority.cluster_id}/node/{node.node_id}: "
         f"{FORGOTTEN}",
         f"refused a machine at 127.0.0.1: {FORGOTTEN}",

@@ -32,6 +32,7 @@ _SECRET = "AGENTMGR_JOIN_SECRET"
     "node",
     example="agentmgr node --join manager.example:9443 --secret-file ~/.agentmgr-join --label zone=b\n"
     "agentmgr node                # again, after a restart of this machine",
+    database=False,  # its directory has all that it keeps
 )
 @click.option("--join", metavar="HOST:PORT", help="The manager.  [default: the one that was joined]")
 @click.option(
@@ -93,8 +94,10 @@ async def command(
 
     The first time it needs a secret, which `agentmgr nodes invite` prints on the manager's machine.
     """
+    from ...credentials import import_cryptography
     from ...node import daemon
 
+    import_cryptography()
     secret_text = os.environ.pop(_SECRET, None)  # what runs here does not get it
     settings = cli.settings(**flags)
     configure_logging(settings.log_level, settings.log_format)

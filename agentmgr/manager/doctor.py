@@ -192,6 +192,9 @@ def _standing(service: Service) -> Iterator[Finding]:
         first, *_ = reason.splitlines()
         advice = f"`agentmgr logs {name}`; `agentmgr start {name}` tries again"
         yield Finding(what, "error", f"was given up: {first}", advice)
+    elif service.status is ServiceStatus.STARTING and service.error_message:
+        advice = f"see to that; or `agentmgr change {name}`, then `agentmgr restart {name}`"
+        yield Finding(what, "warning", f"has not started yet: {service.error_message}", advice)
     if service.reload_error is not None:
         seen = "what was saved last does not run"
         yield Finding(what, "warning", seen, f"`agentmgr status {name}` says why")

@@ -157,10 +157,13 @@ def test_the_doctor_says_which_services_have_failed_and_finds_programs_by_their_
     shell.ok("register", "locked", "--", "./locked")
     shell.ok("register", "sick", "--max-restart-count", "0", "--", "sh", "-c", "echo no table; exit 3")
     shell.fails("start", "sick")
+    shell.ok("register", "later", "--after", "sick", "--", "sleep", "1000")
+    shell.fails("start", "later")
     done = shell("doctor", "--format", "json")
     assert done.returncode == 1
     found = {f["what"]: f for f in json.loads(done.stdout) if f["what"].startswith("service ")}
-    assert found.keys() == {"service sick", "service locked"}
+    assert found.keys() == {"service sick", "service locked", "service later"}
+    assert found["service later"]["found"].startswith("has not started yet: waits for service 'sick'")
     assert "exit code 3" in found["service sick"]["found"]
     assert "chmod +x" in found["service locked"]["advice"]
 

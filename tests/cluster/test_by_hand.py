@@ -202,6 +202,15 @@ def test_what_keeps_a_machine_from_being_a_node_is_said_in_one_line(
         assert "was used already, by b: make another one" in refused("--join", where, "--secret-file", used)
         assert "no secret of `agentmgr nodes invite`" in refused("--join", where, AGENTMGR_JOIN_SECRET="x")
         assert "cannot be read" in refused("--join", where, "--secret-file", "none")
+        (shell.directory / "nothing").touch()
+        assert "nothing: it is empty" in refused("--join", where, "--secret-file", "nothing")
+        # What waits for a node is on none.
+        shell.ok("register", "far", "--place-on", "zone=far", "--", "sleep", "1000")
+        shell.fails("start", "far")
+        (head,) = cluster.states().keys() - {"b"}
+        assert "far/0" not in shell.ok("nodes", "show", head)
+        assert "has not started yet: waits for a node with zone=far" in shell.ok("doctor", "--format", "json")
+        shell.ok("unregister", "far")
         assert "HOST:PORT" in refused("--join", "a:b:c", "--secret-file", used)
         assert "a label is KEY=VALUE" in refused("--join", where, "--label", "zone")
         assert "other machines cannot join" not in shell("doctor").stdout

@@ -63,7 +63,7 @@ async def _list(cli: Cli, output: str) -> None:
     )
     for node in nodes:
         if node.reason:
-            note(f"{node.name}: {node.reason}")
+            note(f"{node.name} is {node.state}: {node.reason}")
 
 
 def _used(node: Node) -> tuple[str, str]:
@@ -90,7 +90,8 @@ async def _show(cli: Cli, name: str, output: str) -> None:
         f"{service.name}/{instance.slot} ({instance.status})"
         for service in await manager.list_services()
         for instance in service.instances
-        if instance.node_id == node.node_id and (instance.pid or instance.error_message)
+        # What waits for a node has no process, and is on none yet.
+        if instance.node_id == node.node_id and (instance.pid or (instance.error_message and node.node_id))
     ]
     skew = node.clock_skew_s
     print_fields(

@@ -147,7 +147,9 @@ connection for `session_timeout`.
 
 One instance holds a session at a time. Another one answers `session_elsewhere` {instance}; if the handshake
 named the session, it refuses that with 421 and the same code and field, and a gateway dials the holder. One
-that drains does so with an empty `instance` for a session that it has given up: any other may take it up.
+that drains does so with an empty `instance` for a session that it has given up: any other may take it up. In
+a cluster so does one on another machine than the session's, until the handshake names it: only a gateway
+knows whether that machine is lost, which is `session_not_found` then.
 
 Limits
 ------

@@ -20,6 +20,7 @@ class Client:
     address: str | None = None
     identity: str | None = None  #: as the gateway authenticated it; None: anonymous
     headers: Mapping[str, str] = Factory(dict)
+    named_session: str | None = None  #: the id in its handshake, by which a gateway has led it here
 
 
 @frozen

@@ -250,10 +250,9 @@ class AgentServer:
 
     async def _check_session(self, request: RequestHead, client: Client) -> None:
         """Takes up the session that a handshake names. Raises `Refusal`: another instance holds it."""
-        named = ClientRequest(path=request.target, headers=client.headers).session_id
-        if named is None:
+        if client.named_session is None:
             return
-        problem = await self._sessions.is_elsewhere(named, client)
+        problem = await self._sessions.is_elsewhere(client.named_session, client)
         if problem is not None:
             raise Refusal(421, RefusalCode.SESSION_ELSEWHERE, str(problem), details=problem.details)
 
@@ -331,7 +330,8 @@ def _client_of(head: RequestHead, stream: trio.SocketStream, *, gateway: bool) -
     address = peer[0] if isinstance(peer, tuple) else None
     if gateway and (forwarded := head.by_name.get("x-forwarded-for")):
         address = forwarded.rpartition(",")[2].strip()
-    return Client(address, head.by_name.get(IDENTITY_HEADER.lower()), head.by_name)
+    named = ClientRequest(path=head.target, headers=head.by_name).session_id
+    return Client(address, head.by_name.get(IDENTITY_HEADER.lower()), head.by_name, named)
 
 
 def _link_id(client: Client) -> str:

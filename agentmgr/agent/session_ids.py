@@ -6,10 +6,11 @@ import re
 import secrets
 from collections import OrderedDict
 
-from ..core.affinity import named_node
+from ..core.affinity import named_instance, named_node
 from ..protocol import EndReason, ErrorCode, LossReason
 from .incoming import BadInput
 from .limits import MAX_REMEMBERED_ENDS
+from .message import Client
 from .session import Session
 
 _OURS = re.compile(r"ses_[0-9a-f]{32,}(\.[\w:.-]+)?")
@@ -26,6 +27,14 @@ _REASON_OF_END = {EndReason.TIMEOUT: LossReason.EXPIRED, EndReason.RESTART: Loss
 
 def no_session(reason: LossReason, message: str = "") -> BadInput:
     return BadInput(ErrorCode.SESSION_NOT_FOUND, message or _MESSAGES[reason], reason=reason)
+
+
+def elsewhere(instance_id: str) -> BadInput:
+    return BadInput(
+        ErrorCode.SESSION_ELSEWHERE,
+        "another instance holds the session; connect again, and name it in the handshake",
+        instance=instance_id,
+    )
 
 
 def how_it_ended(session: Session) -> LossReason:
@@ -60,15 +69,18 @@ class SessionIds:
         """Whether one of our instances can have made it."""
         return _OURS.fullmatch(session_id) is not None
 
-    def missing(self, session_id: str, owner: str | None, *, durable: bool) -> BadInput:
-        """What to tell the client `owner` that names it; of another owner's session, nothing but this.
+    def missing(self, session_id: str, client: Client, *, durable: bool) -> BadInput:
+        """What to tell the client that names it; of another owner's session, nothing but this.
 
         `durable`: a journal was asked too.
         """
         if session_id.endswith(self._end):
-            its_owner, reason = self._ends.get(session_id, (owner, LossReason.UNKNOWN))
-            return no_session(reason if owner == its_owner else LossReason.UNKNOWN)
+            its_owner, reason = self._ends.get(session_id, (client.identity, LossReason.UNKNOWN))
+            return no_session(reason if client.identity == its_owner else LossReason.UNKNOWN)
         if (node_id := named_node(session_id)) is not None and node_id != self._node_id:
-            return no_session(LossReason.NODE_LOST)  # while that is known, its clients are not led here
+            if client.named_session == session_id:
+                return no_session(LossReason.NODE_LOST)  # while that is known, a gateway leads none here
+            # A gateway has not seen which session it is, and only a gateway knows of the machine.
+            return elsewhere(named_instance(session_id) or "")
         lost = self.may_be(session_id) and not durable
         return no_session(LossReason.INSTANCE_LOST if lost else LossReason.UNKNOWN)

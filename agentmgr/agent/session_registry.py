@@ -29,7 +29,7 @@ from .keeping import NotDurable, history_text
 from .limits import HOST_BYTES, SESSION_BYTES, SessionLimits
 from .message import Client
 from .session import Session
-from .session_ids import SessionIds, how_it_ended, no_session
+from .session_ids import SessionIds, elsewhere, how_it_ended, no_session
 from .work import Agent
 
 logger = logging.getLogger("agentmgr.agent")
@@ -225,7 +225,7 @@ class SessionRegistry:
 
     async def _take_up(self, session_id: str, client: Client) -> Session:
         if self.journal is None or not self._ids.may_be(session_id):
-            raise self._ids.missing(session_id, client.identity, durable=self.journal is not None)
+            raise self._ids.missing(session_id, client, durable=self.journal is not None)
         if self.is_draining or self._going_away:
             raise BadInput(ErrorCode.DRAINING, "this agent ends soon and takes no session up; connect again")
         while True:
@@ -239,7 +239,7 @@ class SessionRegistry:
             if arrival.session is not None:
                 return arrival.session
             if arrival.client.identity == client.identity:  # else another one asked, who may not have it
-                raise arrival.problem or self._ids.missing(session_id, client.identity, durable=True)
+                raise arrival.problem or self._ids.missing(session_id, client, durable=True)
 
     async def _arrive(self, session_id: str, arrival: _Arrival, journal: SessionJournal) -> None:
         self._reserved += 1
@@ -388,11 +388,7 @@ def _problem(session_id: str, error: BaseException) -> BadInput:
         case BadInput():
             return error
         case HeldElsewhere():
-            return BadInput(
-                ErrorCode.SESSION_ELSEWHERE,
-                "another instance holds the session; connect again, and name it in the handshake",
-                instance=error.holder,
-            )
+            return elsewhere(error.holder)
         case Unreachable():
             why = f"the session cannot be read just now: {error}; try again later"
         case _:

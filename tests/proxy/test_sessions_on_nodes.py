@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from attrs import evolve
 
+from agentmgr.agent.message import Client
 from agentmgr.agent.session_ids import SessionIds
 from agentmgr.core.affinity import Affinity, named_node
 from agentmgr.core.outliers import OutlierPolicy
 from agentmgr.core.request import ClientRequest
 from agentmgr.core.routing import Backend, BackendState, Gate, Router, RoutingTable
-from agentmgr.protocol import LossReason
+from agentmgr.protocol import ErrorCode, LossReason
 from agentmgr.proxy import Gateway
 from agentmgr.proxy.limits import GatewayLimits
 from agentmgr.proxy.lobby import Lobby
@@ -82,12 +83,20 @@ async def test_a_name_of_a_clients_own_leads_to_its_node_while_its_service_is_th
 def test_a_host_of_another_node_says_that_it_was_lost_with_its_machine() -> None:
     here = SessionIds("ins_3", "nod_c")
     assert named_node(here.new()) == "nod_c"
-    assert here.missing(f"{OURS}.nod_b.ins_2", None, durable=True).details["reason"] is LossReason.NODE_LOST
-    assert here.missing(f"{OURS}.nod_c.ins_9", None, durable=True).details["reason"] is LossReason.UNKNOWN
-    assert (
-        SessionIds("ins_1").missing(f"{OURS}.ins_2", None, durable=True).details["reason"]
-        is LossReason.UNKNOWN
-    )
+
+    def told(ids: SessionIds, session_id: str) -> dict[str, str]:
+        return ids.missing(session_id, Client(named_session=session_id), durable=True).details
+
+    assert told(here, f"{OURS}.nod_b.ins_2") == {"reason": LossReason.NODE_LOST}
+    assert told(here, f"{OURS}.nod_c.ins_9") == {"reason": LossReason.UNKNOWN}
+    assert told(SessionIds("ins_1"), f"{OURS}.ins_2") == {"reason": LossReason.UNKNOWN}
+
+
+def test_a_client_that_no_gateway_could_lead_is_not_told_that_its_session_is_lost() -> None:
+    for named in (None, f"{OURS}.nod_b.ins_7"):
+        client = Client(named_session=named)
+        told = SessionIds("ins_3", "nod_c").missing(f"{OURS}.nod_b.ins_2", client, durable=True)
+        assert (told.code, told.details) == (ErrorCode.SESSION_ELSEWHERE, {"instance": "ins_2"})
 
 
 def test_a_connection_is_resumed_at_its_node_only() -> None:

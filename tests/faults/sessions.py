@@ -161,7 +161,7 @@ async def converse_under_faults(
         await faults.begin(on_crash)
         talkers = [
             Talker(
-                number, faults.url, random.Random(draw.random()), count, faults.kills,
+                number, [faults.url], random.Random(draw.random()), count, faults.kills,
                 eager=draw.random() < eager,
             )
             for number in range(clients)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -56,27 +57,44 @@ class Talker:
     """One client and its one session, over as many connections as it takes."""
 
     def __init__(
-        self, number: int, url: str, random: Random, count: Counter[str], kills: Kills, *, eager: bool
+        self,
+        number: int,
+        urls: Sequence[str],
+        random: Random,
+        count: Counter[str],
+        kills: Kills,
+        *,
+        eager: bool,
+        may_lose: Callable[[str], bool] = lambda session_id: False,
     ) -> None:
-        """`eager`: it has always one more message under way."""
-        self.number, self._url, self._random, self._count = number, url, random, count
-        self._kills, self._eager = kills, eager
-        self.session_id: str | None = None
-        self.events: list[dict[str, Any]] = []  #: those of the session
+        """`urls`: of gateways, any of which will do. `eager`: it has always one more message under way.
+
+        `may_lose`: whether the machine of a session is given up, so that its client may be told that it is
+        lost; it begins another one then.
+        """
+        self.number, self._urls, self._random, self._count = number, urls, random, count
+        self._kills, self._eager, self._may_lose = kills, eager, may_lose
         self.faults: list[str] = []
-        self._sent: dict[str, dict[str, Any]] = {}  # by step_id, what no event has shown to be there
-        self._due: dict[str, tuple[str, int]] = {}  # messages without an end: text, kills by then
-        self._ended: dict[str, str] = {}
         self._turns = 0
         self._acks = random.random() < 0.5
         self._names = random.random() < 0.5  # its session in each message
         self._style = random.choice(("header", "query", "in band"))
+        self._over = False
+        self._silence = trio.CancelScope()
+        self.heard_at = 0.0
+        self.longest_s = 0.0  #: without an event
+        self._forget()
+
+    def _forget(self) -> None:
+        self.session_id: str | None = None
+        self.events: list[dict[str, Any]] = []  #: those of the session
+        self._sent: dict[str, dict[str, Any]] = {}  # by step_id, what no event has shown to be there
+        self._due: dict[str, tuple[str, int]] = {}  # messages without an end: text, kills by then
+        self._ended: dict[str, str] = {}
         self._elsewhere = False
         self._streamed: dict[str, str] = {}
         self._history: list[dict[str, Any]] = []
         self._answers = self._answers_at_most = 0
-        self._over = False
-        self._silence = trio.CancelScope()
 
     @property
     def last_seq(self) -> int:
@@ -126,6 +144,8 @@ class Talker:
                 while len(seen) < len(self.events) or not exported:
                     seen.clear()
                     await self._once(read)
+                    if self.session_id is None:
+                        return
             if (found := [_bare(event) for event in seen]) != [_bare(event) for event in self.events]:
                 place = next((i for i, pair in enumerate(zip(found, map(_bare, self.events), strict=False))
                               if pair[0] != pair[1]), min(len(seen), len(self.events)))  # fmt: skip
@@ -139,7 +159,7 @@ class Talker:
             self._say(fault)
 
     async def _once(self, use: Any) -> None:
-        headers, url = [("X-Talker", str(self.number))], self._url
+        headers, url = [("X-Talker", str(self.number))], self._random.choice(self._urls)
         if self.session_id is not None:
             if self._style == "header" or self._elsewhere:
                 headers.append(("X-Session-Id", self.session_id))
@@ -228,6 +248,13 @@ class Talker:
         if code == "session_elsewhere":
             self._elsewhere = True
             return True
+        if code == "session_not_found" and content.get("reason") == "node_lost":
+            assert self.session_id is not None
+            if self._may_lose(self.session_id):
+                self._count["sessions lost with their machine, and said so"] += 1
+                self._count["turns lost with their machine"] += len(self._due)
+                self._forget()
+                return True
         if code in ("session_unreachable", "draining", "max_sessions", "host_full"):
             return True
         raise Fault(f"refused: {content}")
@@ -308,7 +335,10 @@ class Talker:
         await websocket.send_message(json.dumps({"event": event, **fields}))
 
     def _heard(self) -> None:
-        self._silence.deadline = trio.current_time() + SILENCE_S
+        now = trio.current_time()
+        self.longest_s = max(self.longest_s, now - (self.heard_at or now))
+        self.heard_at = now
+        self._silence.deadline = now + SILENCE_S
 
     def _say(self, fault: Fault) -> None:
         last = [(e["seq"], e["event"], e["step_id"]) for e in self.events[-3:]]

@@ -50,7 +50,7 @@ class Authority:
         import_cryptography()
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
-            if not (directory / "ca.pem").exists():
+            if not cls.is_in(directory):
                 _make_ca(directory)
             authority = cls._load(directory)
             authority.renew_own()
@@ -61,6 +61,10 @@ class Authority:
                 "`agentmgr restore`, or remove that directory, and let each node join again"
             ) from error
         return authority
+
+    @staticmethod
+    def is_in(directory: Path) -> bool:
+        return (directory / "ca.pem").exists()
 
     @classmethod
     def _load(cls, directory: Path) -> Authority:
@@ -102,7 +106,7 @@ def back_up(directory: Path, destination: Path) -> None:
     """Copies the CA of a directory, where there is one, to another one, which is made. The manager's own
     certificate is made anew by whoever uses the copy. Raises `StorageError`.
     """
-    if not (directory / "ca.pem").exists():
+    if not Authority.is_in(directory):
         return
     try:
         destination.parent.mkdir(mode=0o700, exist_ok=True)
@@ -117,7 +121,7 @@ def put_back(copied: Path, directory: Path) -> Path | None:
     """Puts the CA of a copy in the place of another one. Returns where that is kept now; None where the copy
     has no CA, it was there already, or there was none. Raises `StorageError`.
     """
-    if not (copied / "ca.pem").exists():
+    if not Authority.is_in(copied):
         return None
     kept = None
     try:

@@ -27,7 +27,7 @@ from ..core.hosts import is_loopback
 from ..core.placement import Candidate
 from ..credentials import MANAGER, Credentials
 from ..dialing import NODE_PROTOCOL
-from ..errors import AgentManagerError, StorageError
+from ..errors import AgentManagerError, CannotUseCluster, StorageError
 from ..models import SERVING, Event, Invitation, Node, NodeRecord, Service
 from ..models.members import unique_name
 from ..models.nodes import NodeState
@@ -120,6 +120,7 @@ class JoinedCluster:
         listeners: ManagerListeners,
     ) -> AsyncIterator[Self]:
         """Raises `CannotUseCluster`, `PortNotAvailable`, `InvalidRequest`, `StorageError`."""
+        _refuse_copies(snapshot, paths)
         authority = await trio.to_thread.run_sync(Authority.open, paths.cluster)
         own = await _own_record(store, snapshot)
         host, port = settings.cluster_host, settings.cluster_port
@@ -291,6 +292,19 @@ class JoinedCluster:
                     logger.info("the manager has a new certificate for its cluster")
             except (OSError, ValueError, AgentManagerError) as error:
                 logger.error("the manager's certificate cannot be renewed: %s", error)
+
+
+def _refuse_copies(snapshot: Snapshot, paths: RuntimePaths) -> None:
+    """Of a database that was copied without its directory: it would start a second one of all that its nodes
+    run, which cannot link with it. Raises `CannotUseCluster`.
+    """
+    names = [node.name for node in snapshot.nodes if node.node_id != MANAGER]
+    if names and not Authority.is_in(paths.cluster):
+        raise CannotUseCluster(
+            f"the database knows {'nodes' if names[1:] else 'node'} {', '.join(names)}, and "
+            f"{paths.cluster} has no CA of theirs: it is a copy, or its directory was removed; bring both "
+            "back with `agentmgr restore FILE`, or leave its nodes out: `agentmgr restore --as-new FILE`"
+        )
 
 
 async def _own_record(store: Store, snapshot: Snapshot) -> NodeRecord:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from agentmgr.ca import VALID, Authority
 from agentmgr.cluster import listener as listener_module
@@ -20,9 +20,20 @@ from agentmgr.cluster.listener import ClusterListener
 from agentmgr.cluster.nodes import Nodes
 from agentmgr.credentials import Credentials
 from agentmgr.dialing import NODE_PROTOCOL, ManagerAddress, dial
-from agentmgr.errors import AgentManagerError, CannotReachManager, Conflict, InvalidRequest, NodeNotFound
+from agentmgr.errors import (
+    AgentManagerError,
+    CannotReachManager,
+    CannotUseCluster,
+    Conflict,
+    InvalidRequest,
+    NodeNotFound,
+)
+from agentmgr.manager.cluster import JoinedCluster
+from agentmgr.manager.listeners import ManagerListeners
 from agentmgr.models import NodeRecord, new_id
 from agentmgr.node.joining import JoinRequest, Secret, join, learn_ca, renew
+from agentmgr.process.paths import RuntimePaths
+from agentmgr.settings import ClusterMode, Settings
 from agentmgr.testing import MemoryStore
 
 
@@ -324,3 +335,16 @@ async def test_a_dial_says_what_is_there_in_place_of_the_manager(tmp_path: Path,
         await dial(place.address, node.credentials, "agentmgr-node/99")
     with pytest.raises(AgentManagerError, match="`agentmgr node --join`"):
         await dial(place.address, Credentials(tmp_path), NODE_PROTOCOL)
+
+
+async def test_a_database_that_was_copied_without_its_ca_does_not_start_what_its_nodes_run(
+    tmp_path: Path,
+) -> None:
+    paths, store = RuntimePaths.of(tmp_path / "copy.db"), MemoryStore()
+    paths.create()
+    snapshot = evolve(await store.load(), nodes=(NodeRecord("", "vm"), NodeRecord("nod_1", "b")))
+    settings = Settings(cluster=ClusterMode.JOINED, cluster_port=0)
+    with pytest.raises(CannotUseCluster, match=r"knows node b, and .* `agentmgr restore --as-new FILE`"):
+        async with JoinedCluster.opened(settings, paths, store, snapshot, ManagerListeners()):
+            pass
+    assert not paths.cluster.exists()

@@ -21,20 +21,8 @@ from ..proxy import Gateway
 from ..settings import Settings
 from . import protocol
 
-# Settings that do not affect how a worker serves its clients.
-_IRRELEVANT = frozenset(
-    {
-        "api_host",
-        "api_port",
-        "api_rate_limit",
-        "health_check_interval",
-        "log_format",
-        "log_level",
-        "proxy_host",
-        "proxy_port",
-        "proxy_workers",
-    }
-)
+#: Settings that affect how a worker serves its clients.
+_USED = ("db_path", "allowed_origins", "trusted_proxies", "proxy_protocol", "fronts")
 
 
 @frozen
@@ -81,7 +69,7 @@ class WorkerSpec:
     @property
     def options(self) -> str:
         """Equal for workers that serve clients alike: a manager adopts only those that match its own."""
-        settings = {k: v for k, v in to_plain(self.settings).items() if k not in _IRRELEVANT}
+        settings = to_plain({name: getattr(self.settings, name) for name in _USED})
         same = [protocol.VERSION, self.host, self.certfile, self.keyfile, self.guest, settings]
         if self.credentials is not None:
             gate = [self.node_id, self.credentials, self.gate_host, to_plain(self.manager), self.lease_s]

@@ -8,7 +8,9 @@ from typing import Any
 from agentmgr.core.routing import Backend, Gate, RoutingTable
 from agentmgr.models import RoutingRule
 from agentmgr.process.control_socket import connect
+from agentmgr.settings import LogLevel, Settings
 from agentmgr.worker import protocol
+from agentmgr.worker.spec import WorkerSpec
 from tests.conditions import read_to
 from tests.workers.conftest import said
 
@@ -60,3 +62,28 @@ async def test_a_worker_of_another_version_is_ended_and_gets_no_table(site: Any)
             said = await read_to(stream, b"\n")
         assert b'["End"' in said
         assert b'["Table"' not in said
+
+
+def test_only_what_a_worker_uses_tells_workers_apart() -> None:
+    """A manager that comes back with other settings of its own must not cost clients their connections."""
+
+    def options(**settings: Any) -> str:
+        return WorkerSpec("w", Settings(**settings), "localhost", 9090).options
+
+    of_the_manager = {
+        "api_port": 1,
+        "cluster_port": 1,
+        "gateways": "all",
+        "node_lost_after": 99.0,
+        "health_check_interval": 1.0,
+        "fork_server": False,
+        "log_level": LogLevel.DEBUG,
+    }
+    assert options(**of_the_manager) == options()
+    for name, value in {
+        "allowed_origins": ("https://app.example",),
+        "trusted_proxies": ("10.0.0.0/8",),
+        "proxy_protocol": True,
+        "fronts": "none",
+    }.items():
+        assert options(**{name: value}) != options(), name

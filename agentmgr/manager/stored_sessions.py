@@ -99,7 +99,8 @@ class StoredSessions:
         """
         options: dict[str, Any] = {"state": state, "owner": owner, "text": text, "limit": limit}
         read = partial(archive.sessions, **options)
-        specs = [lookup.service(self._services(), service)] if service else list(self._services())
+        services = list(self._services())
+        specs = services if service is None else [lookup.service(services, service)]
         if self._nodes is not None:
             return await self._of_cluster(self._nodes, specs, options, cursor)
         if service is None:

@@ -55,9 +55,9 @@ async def kill_managers_under_clients(
         async with ManagerClient(paths.control_socket) as manager:
             return {connection.connection_id for connection in await manager.list_connections()}
 
-    async with trio.open_nursery() as nursery:
-        daemon, url = await start_daemon(directory, 0)
-        try:
+    daemon, url = await start_daemon(directory, 0)
+    try:
+        async with trio.open_nursery() as nursery:  # left when all clients have had their last answers
             for client in range(clients):
                 nursery.start_soon(converse, client, url)
             await each_goes_on()
@@ -72,10 +72,10 @@ async def kill_managers_under_clients(
                 await each_goes_on()
                 assert (again, living(paths.workers), await known()) == (url, gateway, connections)
             over.set()
-        finally:
-            daemon.terminate()
-            with trio.CancelScope(shield=True):
-                await daemon.wait()
+    finally:
+        daemon.terminate()
+        with trio.CancelScope(shield=True):
+            await daemon.wait()
     assert daemon.returncode == 0
     assert not living(paths.workers)
     return Counter({"kills of managers under clients": kills, "messages answered": sum(answered)})

@@ -16,7 +16,7 @@ Words:
   taken to live; lost: given up, until it links again; forgotten: given up for good, by an operator.
 * stray: what a node runs and this manager has replaced, or does not know. (An orphan, as in
   `agentmgr.supervisor`, is a process that not even the node's daemon knows.)
-* attached: a child of this manager, which is told what its node reports of it.
+* attached: a child of this manager: it gets what its node reports of it.
 
 Invariants:
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 HANDSHAKE_S = 5.0
 _NEWCOMERS = 500  #: at once: connections of which it is not known yet whose they are
-_JOINS_PER_S = 20.0  #: that are answered, of one address; more are told to ask again
+_JOINS_PER_S = 20.0  #: answered for one address; further ones get the answer to ask again
 _FAREWELL_S = 2.0  #: for a peer to read why it was refused
 _QUIET_S = 60.0  #: before the same refusal is logged again
 _MOST_REFUSALS = 1000  #: that are remembered for that

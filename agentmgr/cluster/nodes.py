@@ -191,7 +191,7 @@ class Nodes:
             log.warning("%s", held_back)
         elif before and not held_back:
             log.info("most nodes are linked again: this manager is not cut off any more")
-        for change in changes:  # first all states: what is told of one may place instances
+        for change in changes:  # all states first: an observer of one change may place instances
             if (handle := self._handles.get(change.node_id)) is not None:
                 handle.state, handle.state_reason = change.state, change.reason
         for change in changes:

@@ -64,7 +64,7 @@ class RemoteChild:
         self._news = trio.lowlevel.ParkingLot()
         self._unready: Unready | None = None  #: the last answer
         self._killed = False
-        self._left: str | None = None  #: why it is there no more, if it is not known how it ended
+        self._left: str | None = None  #: why it ended, where its exit is not known
         self._end: End | None = None
         self._state: InstanceState | None = None  #: None: its node has not said anything of it yet
         if (state := handle.attach(record.instance_id, record.token, self)) is not None:

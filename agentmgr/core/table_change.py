@@ -24,7 +24,7 @@ class TableChange:
         """None: more than backends differs, or they are not in that order, or were in another one."""
         if evolve(old, backends=()) != evolve(new, backends=()):
             return None
-        # Nearly all backends are the same objects: those are told by identity, as fields take far longer.
+        # Nearly all backends are the same objects: identity shows that; to compare fields takes far longer.
         was, now = set(map(id, old.backends)), set(map(id, new.backends))
         touched = {b.service_name for b in old.backends if id(b) not in now}
         touched |= {b.service_name for b in new.backends if id(b) not in was}

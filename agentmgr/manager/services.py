@@ -94,8 +94,8 @@ def refuse_to_erase(name: str, sessions: int, on_nodes: int, unread: Sequence[st
         )
     if unread:
         raise Conflict(
-            f"sessions of {name!r} may be kept where nobody can look now, on {', '.join(unread)}, and would "
-            f"be erased there: {does_it}"
+            f"sessions of {name!r} may be kept on nodes that cannot be asked now, {', '.join(unread)}, and "
+            f"would be erased there: {does_it}"
         )
 
 

@@ -39,7 +39,7 @@ from .worker_handle import RemoteConnection, WorkerHandle
 logger = logging.getLogger(__name__)
 
 _SEATS_S = 0.1  #: how old a worker's figures of the others' seats may be
-_MANY_SEATS = 1000  #: of more that have changed a worker is told once in `HEARTBEAT_S`
+_MANY_SEATS = 1000  #: of more changes than that a worker hears once in `HEARTBEAT_S`
 _APPLIED_S = 2.0  #: a worker that has not taken a table by then is not waited for
 _DRAIN_MARGIN_S = 15.0  #: beyond the drain's own deadline: its close frames wait for answers
 _HELLO_S = 5.0  #: from connecting to the first message

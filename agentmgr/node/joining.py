@@ -3,7 +3,7 @@
 The secret that `agentmgr nodes invite` prints has two parts: the fingerprint of the cluster's CA, by which
 the machine knows the manager, and a word, by which the manager knows the machine:
 
-1. The machine connects without knowing whom it will find, is told the CA's certificate, and compares its
+1. The machine connects without knowing whom it will find, gets the CA's certificate, and compares its
    fingerprint. Nothing else has been said.
 2. It connects again, trusts that CA alone, and sends the word and a request for a certificate, a
    `JoinRequest`. The answer is the certificate, or why not.

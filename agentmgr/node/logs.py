@@ -42,7 +42,7 @@ class LogTail(LogOrder):
 
 @frozen(kw_only=True)
 class LogNext(LogOrder):
-    """What comes after a position, as soon as it is there. Answered by `LogPiece`."""
+    """What comes after a position, as soon as it is written. Answered by `LogPiece`."""
 
     after: int | None
     inode: int | None

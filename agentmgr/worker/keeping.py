@@ -148,7 +148,7 @@ def _spawn(spec: WorkerSpec, output: Path) -> Leader:
         spec_file.seek(0)
         popen = detached.start(
             "agentmgr.worker",
-            f"{spec.host}:{spec.port}",  # not read by the worker: it is there for `ps`
+            f"{spec.host}:{spec.port}",  # the worker does not read it: it is for `ps`
             stdin=spec_file,
             stdout=out,
             stderr=out,

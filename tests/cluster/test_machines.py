@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from agentmgr.client import ManagerClient
+from agentmgr.errors import AgentManagerError
 from agentmgr.models import Instance, ServiceConfig, ServiceStatus
 from agentmgr.process.paths import RuntimePaths
 from tests.cluster.namespaces import Machine, machines
@@ -114,7 +115,7 @@ async def cluster_of(directory: Path, count: int) -> AsyncIterator[OfMachines]:
             async def answers() -> bool:
                 try:
                     return bool(await cluster.manager.list_nodes())
-                except Exception:
+                except AgentManagerError:  # it does not listen yet
                     return False
 
             await cluster.until(answers, "the manager answers")

@@ -134,7 +134,9 @@ async def test_what_nodes_keep_is_shown_as_if_it_were_kept_here(tmp_path: Path) 
     with pytest.raises(StorageError, match="silent"):
         await stored.get(ids[0])
     assert await stored.kept(one) == (0, 0, ("b",))
-    with pytest.raises(Conflict, match="nobody can look now, on b"):  # they would be erased when b is back
+    with pytest.raises(
+        Conflict, match="nodes that cannot be asked now, b"
+    ):  # they would be erased when b is back
         refuse_to_erase("one", *await stored.kept(one))
     nodes.silent.clear()
     with pytest.raises(

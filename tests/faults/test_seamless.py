@@ -53,7 +53,8 @@ async def test_a_client_that_never_pauses_does_not_hold_a_restart(tmp_path):
             "agent", str(tmp_path / "agent.py"), config=ServiceConfig(drain_timeout=120), auto_start=True
         )
         port = await nursery.start(manager.serve_proxy, "127.0.0.1", 0)
-        async with connected(f"ws://127.0.0.1:{port}") as websocket:
+        # The client is ended before its connection is closed: it would meet a closed one else.
+        async with connected(f"ws://127.0.0.1:{port}") as websocket, trio.open_nursery() as clients:
 
             async def ask_without_a_pause(task_status):
                 for number in range(10**6):
@@ -62,9 +63,10 @@ async def test_a_client_that_never_pauses_does_not_hold_a_restart(tmp_path):
                     if number == 10:
                         task_status.started()
 
-            await nursery.start(ask_without_a_pause)
+            await clients.start(ask_without_a_pause)
             with trio.fail_after(60):
                 await manager.restart_service("agent")
             [instance] = manager.get_service("agent").instances
             assert instance.pid != service.instances[0].pid
-            nursery.cancel_scope.cancel()
+            clients.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()

@@ -9,6 +9,7 @@ Parts, in reading order:
   may be a node.
 * `bundles` and `packing`: directories of agent files, sent as archives; `remote_log`: logs on nodes;
   `remote_sessions`: journals on nodes; `gateways`: gateway workers on nodes.
+* `engine`: what knows the machines and reserves parts of them, where a cluster has that.
 
 Words:
 

@@ -16,6 +16,9 @@ import pytest
 from websockets.sync.client import connect
 from websockets.sync.server import serve
 
+from tests.ports import own_port
+from tests.processes import end_all_in, working_in
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("AGENTMGR_")} | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -83,6 +86,23 @@ def test_three_services_share_one_address(tmp_path):
             assert {ask(url) for _ in range(3)} == {f"ai-service-{i} heard: hello" for i in (1, 2, 3)}
     finally:
         run(tmp_path, "agentmgr", "shutdown")
+
+
+def test_services_on_three_machines(tmp_path):
+    gateway, manager = own_port(), own_port()
+    words = ("--port", str(gateway), "--cluster-port", str(manager))
+    example = (sys.executable, EXAMPLES / "cluster/cluster.py", *words)
+    there = tmp_path / "cluster-demo"
+    try:
+        for _ in range(2):  # the second run finds the nodes of the first one
+            with running(tmp_path, *example, pattern=r"clients connect to (ws://\S+)") as url:
+                places = {ask(url).partition(" in ")[2].partition("/bundles/")[0] for _ in range(3)}
+                assert places == {str(EXAMPLES / "cluster"), f"{there}/node-b", f"{there}/node-c"}
+                # By the gateway of the one node to the other one.
+                assert f"{there}/node-b" in ask(f"ws://127.0.0.3:{gateway}/services/near")
+            assert working_in(tmp_path) == []
+    finally:
+        end_all_in(tmp_path)
 
 
 def test_services_declared_in_a_file(tmp_path):

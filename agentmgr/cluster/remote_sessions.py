@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import trio
 
 from ..errors import StorageError
+from ..journal import copies, sqlite_archive
+from ..journal.archive import Found, SessionSummary
+from ..journal.file_archive import Do, FileArchive, Options
+from ..journal.journal import SessionSnapshot
 from ..models.nodes import NodeState
 from ..node.session_archives import SessionsRead, asks
 from .node_handle import NodeHandle, NodeLost, OrderFailed
@@ -21,8 +25,12 @@ class RemoteSessions:
     def __init__(self, nodes: Iterable[NodeHandle], get: Callable[[str], NodeHandle | None]) -> None:
         self._nodes, self._get = nodes, get
 
-    def node_ids(self) -> list[str]:
-        return [handle.node_id for handle in self._nodes]
+    def archives(self) -> list[NodeArchive]:
+        """Of all nodes that are known."""
+        return [NodeArchive(self, handle.node_id) for handle in self._nodes]
+
+    def archive(self, node_id: str) -> NodeArchive:
+        return NodeArchive(self, node_id)
 
     def name(self, node_id: str) -> str:
         handle = self._get(node_id)
@@ -36,8 +44,8 @@ class RemoteSessions:
         of: Mapping[str, Mapping[str, object]] | None = None,
         **options: object,
     ) -> tuple[dict[str, Any], Mapping[str, str]]:
-        """What `do`, a function of `journal.archive`, gives for the journals of these services (None: all
-        that have one there), by service id; and why others cannot be read. Raises `StorageError`.
+        """What `do`, a function of `journal.sqlite_archive`, gives for the journals of these services (None:
+        all that have one there), by service id; and why others cannot be read. Raises `StorageError`.
         """
         handle = self._get(node_id)
         if handle is None:
@@ -52,7 +60,34 @@ class RemoteSessions:
             raise StorageError(f"node {handle.name} cannot read its journals: {error}") from error
         return answer.values(do), answer.unreadable
 
-    def post(self, do: Callable[..., Any], service_id: str) -> None:
-        """Has it done on each node, now or when that links again."""
-        for handle in self._nodes:
+    def post(self, node_id: str, do: Callable[..., Any], service_id: str) -> None:
+        """Has it done on the node, now or when that links again."""
+        if (handle := self._get(node_id)) is not None:
             handle.post(asks(do, of={service_id: {}}))
+
+
+class NodeArchive(FileArchive):
+    """The journals of one node."""
+
+    def __init__(self, nodes: RemoteSessions, node_id: str) -> None:
+        self._nodes = nodes
+        self.key = node_id
+
+    @property
+    def label(self) -> str:
+        return f"node {self._nodes.name(self.key)}"
+
+    async def ask(self, do: Do, of: Options, *args: object, **options: object) -> Found[Any]:
+        values, unreadable = await self._nodes.read(self.key, do, *args, of=of, **options)
+        return Found(values, unreadable)
+
+    async def session(
+        self, services: Collection[str], session_id: str
+    ) -> Found[tuple[SessionSummary, SessionSnapshot] | None]:
+        """Of all that the node has, so that the order names no services; there may be thousands."""
+        values, unreadable = await self._nodes.read(self.key, sqlite_archive.session, session_id)
+        return Found({it: one for it, one in values.items() if it in services}, unreadable)
+
+    async def remove(self, service_id: str) -> None:
+        self._nodes.post(self.key, copies.remove, service_id)
+        await trio.lowlevel.checkpoint()

@@ -12,7 +12,9 @@ In reading order:
     links     what is kept of clients' connections, so that they outlive their host
     writing   the changes of many sessions in one transaction; claims
     reading   a session, and its events
-    archive   the sessions as a manager sees them: lists, erasing, pruning
+    archive   the sessions as a manager sees them: lists, erasing, pruning; what it asks of any journal
+    sqlite_archive  the same of one SQLite file: functions of its path
+    file_archive    an archive of such files
     copies    of whole journals, for `agentmgr backup` and `restore`
 
 A host *holds* a session while it has a copy of it in memory. What happens to the copy is a `Change`: it is

@@ -22,7 +22,8 @@ from ..core.recent import minute_of
 from ..core.stats import percentiles
 from ..core.view import overall_health, overall_status
 from ..errors import StorageError
-from ..journal import archive
+from ..journal.archive import ArchiveFigures
+from ..journal.sqlite_archive import figures as figures_of
 from ..models import Instance, ServiceSpec, utc_now
 from ..supervisor import procfs
 from .summaries import Row, Summaries
@@ -217,9 +218,9 @@ class Sampler:
             stamp = _stamp(path)
             if known is None or stamp != known.stamp:
                 try:
-                    figures = archive.figures(Path(path))
+                    figures = figures_of(Path(path))
                 except StorageError:  # whoever opens its sessions hears why
-                    figures = archive.ArchiveFigures()
+                    figures = ArchiveFigures()
                 self._journals[service_id] = _Journal(path, stamp, figures.sessions, figures.questions)
 
     # In the loop

@@ -81,20 +81,22 @@ async def unregister(plane: ControlPlane, ref: str, *, force: bool) -> Service:
     return last
 
 
-def refuse_to_erase(name: str, sessions: int, on_nodes: int, unread: Sequence[str]) -> None:
+def refuse_to_erase(name: str, sessions: int, not_in_backup: int, unread: Sequence[str]) -> None:
     """Raises `Conflict` where a service has sessions, or may have, as `StoredSessions.kept` says."""
     does_it = f"`agentmgr unregister --force {name}` does it (over REST, force=true)"
     if sessions:
         saves = (
-            "`agentmgr sessions export`" if on_nodes else "`agentmgr backup` and `agentmgr sessions export`"
+            "`agentmgr sessions export`"
+            if not_in_backup
+            else "`agentmgr backup` and `agentmgr sessions export`"
         )
         raise Conflict(
             f"{'1 session' if sessions == 1 else f'{sessions} sessions'} of {name!r} would be erased: "
-            f"{does_it}; {saves} {'saves' if on_nodes else 'save'} them before"
+            f"{does_it}; {saves} {'saves' if not_in_backup else 'save'} them before"
         )
     if unread:
         raise Conflict(
-            f"sessions of {name!r} may be kept on nodes that cannot be asked now, {', '.join(unread)}, and "
+            f"sessions of {name!r} may be kept where none can be read now ({', '.join(unread)}), and "
             f"would be erased there: {does_it}"
         )
 

@@ -114,7 +114,7 @@ class Sessions(StoredSessions):
 
         Raises `SessionNotFound`.
         """
-        _, summary, _ = await self.find(session_id)
+        summary = (await self.find(session_id)).summary
         if summary.instance_id is not None and summary.state is not SessionState.ENDED:
             with suppress(AgentManagerError), trio.move_on_after(PATIENCE_S):  # erased it is all the same
                 await self._converse(session_id, protocol.END_SESSION, {})
@@ -127,14 +127,15 @@ class Sessions(StoredSessions):
         again = False
         while True:
             changed = self._publisher.next_table
-            spec, summary, snapshot = await self.find(session_id)
+            found = await self.find(session_id)
+            spec, summary = found.spec, found.summary
             if summary.state is SessionState.ENDED:
                 raise WrongState(f"this session has ended; another one of {spec.name!r} can be begun")
             self._on_demand.wake(spec.service_id, "an operator speaks in a session of it")
             talk = partial(
                 _talk,
                 session_id=session_id,
-                last_seq=snapshot.record.last_seq,
+                last_seq=found.snapshot.record.last_seq,
                 event=event,
                 fields=fields,
                 stays_for=stays_for,

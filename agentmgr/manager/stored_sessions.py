@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import trio
-from attrs import asdict, evolve
+from attrs import asdict, evolve, frozen
 
 from ..agent.events import expand
 from ..core import lookup
 from ..core.affinity import named_node
-from ..errors import StorageError
-from ..journal import archive, copies
-from ..journal.archive import SaidMessage, SessionSummary
+from ..errors import InvalidRequest, StorageError
+from ..journal import copies
+from ..journal.archive import Archive, Found, Limits, Pruned, Query, SaidMessage, SessionSummary, place_in
+from ..journal.archive import SessionPage as Page
+from ..journal.file_archive import DirectoryArchive
 from ..journal.journal import SessionSnapshot
 from ..models import Event, ServiceSpec
 from ..models.sessions import (
@@ -45,22 +45,23 @@ Send = Callable[[Sequence[tuple[int | None, bytes]]], Awaitable[None]]
 
 
 class SessionsOfNodes(Protocol):
-    """What nodes keep (`cluster.remote_sessions`); `do` is a function of `journal.archive`."""
+    """What nodes keep: `cluster.remote_sessions`."""
 
-    def node_ids(self) -> Sequence[str]: ...
+    def archives(self) -> Sequence[Archive]: ...
+
+    def archive(self, node_id: str) -> Archive: ...
 
     def name(self, node_id: str) -> str: ...
 
-    async def read(
-        self,
-        node_id: str,
-        do: Callable[..., Any],
-        *args: object,
-        of: Mapping[str, Mapping[str, object]] | None = None,
-        **options: object,
-    ) -> tuple[dict[str, Any], Mapping[str, str]]: ...
 
-    def post(self, do: Callable[..., Any], service_id: str) -> None: ...
+@frozen
+class StoredSession:
+    """One, and where it was found."""
+
+    spec: ServiceSpec
+    archive: Archive
+    summary: SessionSummary
+    snapshot: SessionSnapshot
 
 
 class StoredSessions:
@@ -79,7 +80,19 @@ class StoredSessions:
         self._directory = directory
         self._services = services
         self._nodes = nodes
-        self._limiter = trio.CapacityLimiter(4)
+        self._here = DirectoryArchive(directory)
+
+    # Where
+
+    def archives(self) -> Sequence[Archive]:
+        """All places that have sessions."""
+        return [self._here, *(self._nodes.archives() if self._nodes is not None else ())]
+
+    def _archives_of(self, session_id: str) -> Sequence[Archive]:
+        """Those that may have this session."""
+        if self._nodes is not None and (node_id := named_node(session_id)):
+            return [self._nodes.archive(node_id)]
+        return [self._here]
 
     # To read
 
@@ -93,84 +106,40 @@ class StoredSessions:
         limit: int = 100,
         cursor: str | None = None,
     ) -> SessionPage:
-        """Those of one service or of all, the last used first; `text`: in their name or id.
+        """Those of one service or of all, the last used first; `text`: in their name or id. What cannot be
+        read is named, and left out.
 
-        Raises `ServiceNotFound`, `InvalidRequest`.
+        Raises `ServiceNotFound`, `InvalidRequest`; of one service on one machine, `StorageError`.
         """
-        options: dict[str, Any] = {"state": state, "owner": owner, "text": text, "limit": limit}
-        read = partial(archive.sessions, **options)
         services = list(self._services())
-        specs = services if service is None else [lookup.service(services, service)]
-        if self._nodes is not None:
-            return await self._of_cluster(self._nodes, specs, options, cursor)
-        if service is None:
-            return await self._in_thread(self._of_all, read, limit, cursor)
-        (spec,) = specs
-        found = await self._in_thread(partial(read, cursor=cursor), self.journal(spec))
-        items = tuple(info_of(spec, summary) for summary in found.items)
-        return SessionPage(items, limit, found.next_cursor)
+        asked = services if service is None else [lookup.service(services, service)]
+        specs = {spec.service_id: spec for spec in asked}
+        query = Query(state, owner, text, limit)
 
-    def _of_all(
-        self, read: Callable[..., archive.SessionPage], limit: int, cursor: str | None
-    ) -> SessionPage:
-        """A page of all services. Those that were used at one moment are ordered by their services' ids."""
-        found: list[tuple[ServiceSpec, SessionSummary]] = []
-        unreadable: list[str] = []
-        more = False
-        for spec in sorted(self._services(), key=lambda spec: spec.service_id):
-            try:
-                page = read(self.journal(spec), cursor=archive.place_in(spec.service_id, cursor))
-            except StorageError as error:  # those of the other services are shown all the same
-                logger.warning("the sessions of %s cannot be read: %s", spec.name, error)
-                unreadable.append(spec.name)
-                continue
-            found += [(spec, summary) for summary in page.items]
-            more = more or page.next_cursor is not None
-        found.sort(key=lambda one: -one[1].last_used_at)
-        shown, more = found[:limit], more or len(found) > limit
-        next_cursor = f"{shown[-1][1].place}:{shown[-1][0].service_id}" if shown and more else None
-        return SessionPage(tuple(info_of(*one) for one in shown), limit, next_cursor, tuple(unreadable))
+        async def read(archive: Archive) -> Found[Page]:
+            cursors = {service_id: place_in(_key(archive, service_id), cursor) for service_id in specs}
+            return await archive.sessions(query, cursors)
 
-    async def _of_cluster(
-        self,
-        nodes: SessionsOfNodes,
-        specs: Sequence[ServiceSpec],
-        options: Mapping[str, Any],
-        cursor: str | None,
-    ) -> SessionPage:
-        """A page of these services on all machines; what cannot be read is named, and left out."""
-        by_id = {spec.service_id: spec for spec in specs}
         found: list[tuple[str, ServiceSpec, SessionSummary]] = []
         unreadable: list[str] = []
         more = False
-
-        def add(key: str, spec: ServiceSpec, page: archive.SessionPage) -> None:
-            nonlocal more
-            found.extend((key, spec, summary) for summary in page.items)
-            more = more or page.next_cursor is not None
-
-        for spec in await self._in_thread(self._with_journals):
-            if spec.service_id in by_id:
-                read = partial(archive.sessions, cursor=archive.place_in(spec.service_id, cursor), **options)
-                try:
-                    add(spec.service_id, spec, await self._in_thread(read, self.journal(spec)))
-                except StorageError as error:
-                    logger.warning("the sessions of %s cannot be read: %s", spec.name, error)
-                    unreadable.append(spec.name)
-        for node_id in nodes.node_ids():
-            keys = {service_id: f"{service_id}@{node_id}" for service_id in by_id}
-            of = {it: {"cursor": archive.place_in(key, cursor)} for it, key in keys.items()}
-            try:
-                pages, failed = await nodes.read(node_id, archive.sessions, of=of, **options)
-            except StorageError as error:
-                logger.warning("%s", error)
-                unreadable.append(f"node {nodes.name(node_id)}")
+        answers = await self._everywhere(read)
+        for archive, pages in answers:
+            if isinstance(pages, StorageError):
+                logger.warning("%s", pages)
+                unreadable.append(archive.label)
                 continue
-            for service_id, page in pages.items():
-                add(keys[service_id], by_id[service_id], page)
-            unreadable += (f"{by_id[it].name} on node {nodes.name(node_id)}" for it in failed)
+            for service_id, page in pages.values.items():
+                key, spec = _key(archive, service_id), specs[service_id]
+                found.extend((key, spec, summary) for summary in page.items)
+                more = more or page.next_cursor is not None
+            for service_id, why in pages.unreadable.items():
+                if service is not None and len(answers) == 1:
+                    raise StorageError(why)
+                logger.warning("the sessions of %s cannot be read: %s", specs[service_id].name, why)
+                where = f" on {archive.label}" if archive.key else ""
+                unreadable.append(specs[service_id].name + where)
         found.sort(key=lambda one: (-one[2].last_used_at, one[0]))
-        limit = options["limit"]
         shown, more = found[:limit], more or len(found) > limit
         next_cursor = f"{shown[-1][2].place}:{shown[-1][0]}" if shown and more else None
         items = tuple(info_of(spec, summary) for _, spec, summary in shown)
@@ -178,8 +147,9 @@ class StoredSessions:
 
     async def get(self, session_id: str) -> SessionDetail:
         """One, with its last turns. Raises `SessionNotFound`."""
-        spec, summary, snapshot = await self.find(session_id)
-        calls = await self._in_journal(archive.events_with, spec, session_id, json.dumps(TOOL_CALL))
+        found = await self.find(session_id)
+        spec, summary, snapshot = found.spec, found.summary, found.snapshot
+        calls = await found.archive.events_with(spec.service_id, session_id, json.dumps(TOOL_CALL))
         tools: dict[int, list[str]] = {}
         for frame in calls:
             event = json.loads(frame.line) if frame.line.startswith(b"{") else {}
@@ -195,17 +165,13 @@ class StoredSessions:
 
     async def questions(self, of: Iterable[ServiceSpec] | None = None) -> tuple[SessionQuestion, ...]:
         """All that wait for a person, of these services or every one, the oldest first."""
-        found: list[SessionQuestion] = []
-        specs = tuple(self._services() if of is None else of)
-        for spec in specs:
-            try:
-                open_ones = await self._in_thread(archive.questions, self.journal(spec))
-            except StorageError as error:  # those of the other services wait all the same
-                logger.warning("the questions of %s cannot be read: %s", spec.name, error)
-                continue
-            found += [question_of(spec, one, one.question) for one in open_ones]
-        async for by_spec in self._on_nodes(archive.questions, specs):
-            found += [question_of(spec, one, one.question) for spec, ones in by_spec for one in ones]
+        specs = {spec.service_id: spec for spec in (self._services() if of is None else of)}
+        found = [
+            question_of(specs[service_id], one, one.question)
+            for archive, answer in await self._everywhere(lambda archive: archive.questions(specs))
+            for service_id, ones in self._readable(archive, answer, specs)
+            for one in ones
+        ]
         return tuple(sorted(found, key=lambda question: question.asked_at))
 
     async def pass_on_events(
@@ -216,19 +182,20 @@ class StoredSessions:
         With `messages`, also the `user.message` that began each turn, before its first event. Raises
         `SessionNotFound`.
         """
-        spec, summary, _ = await self.find(session_id)
-        ended = summary.state is SessionState.ENDED
+        one = await self.find(session_id)
+        archive, service_id = one.archive, one.spec.service_id
+        ended = one.summary.state is SessionState.ENDED
         read = running = 0  # numbers of turns
         said: dict[int, SaidMessage] = {}  # those that were read, until the first event of their turn
         if messages and since:
-            read = await self._in_journal(archive.turn_of, spec, session_id, since)
+            read = await archive.turn_of(service_id, session_id, since)
         while True:
             if messages:  # before its events are looked for: none of an earlier turn is to come after it
-                running = await self._in_journal(archive.turn_that_runs, spec, session_id)
-            found = await self._in_journal(archive.events, spec, session_id, since)
+                running = await archive.turn_that_runs(service_id, session_id)
+            found = await archive.events(service_id, session_id, since)
             newest = max((frame.turn for frame in found), default=0) if found else running
             if messages and newest > read:
-                said.update(await self._in_journal(archive.messages, spec, session_id, read, newest))
+                said.update(await archive.messages(service_id, session_id, read, newest))
                 read = newest
             batch: list[tuple[int | None, bytes]] = []
             for frame in found or ():
@@ -290,64 +257,53 @@ class StoredSessions:
 
         await self.pass_on_events(session_id, pass_on, following=False)
 
-    async def find(self, session_id: str) -> tuple[ServiceSpec, SessionSummary, SessionSnapshot]:
+    async def find(self, session_id: str) -> StoredSession:
         """Raises `SessionNotFound`; `StorageError` where it may be in a journal that cannot be read."""
+        specs = {spec.service_id: spec for spec in self._services()}
         unreadable: StorageError | None = None
-        if self._nodes is not None and (node_id := named_node(session_id)):
-            there, failed = await self._nodes.read(node_id, archive.session, session_id)
-            for spec in self._services():
-                if (one := there.get(spec.service_id)) is not None:
-                    return spec, *one
-            if failed:
-                raise StorageError(next(iter(failed.values())))
-            raise not_found(session_id)
-        for spec in self._services():
+        for archive in self._archives_of(session_id):
             try:
-                found = await self._in_thread(archive.session, self.journal(spec), session_id)
+                found = await archive.session(specs, session_id)
             except StorageError as error:
                 unreadable = error
                 continue
-            if found is not None:
-                return spec, *found
+            for service_id, one in found.values.items():
+                if one is not None:
+                    return StoredSession(specs[service_id], archive, *one)
+            for why in found.unreadable.values():
+                unreadable = StorageError(why)
         raise unreadable or not_found(session_id)
 
     async def kept(self, spec: ServiceSpec) -> tuple[int, int, tuple[str, ...]]:
-        """How many sessions of it there are, how many of them are on nodes, and the names of the nodes that
+        """How many sessions of it there are, how many of them `back_up` leaves out, and the places that
         cannot say so now.
         """
-        here = (await self._in_thread(archive.figures, self.journal(spec))).sessions
-        on_nodes, unread = 0, list[str]()
-        for node_id in self._nodes.node_ids() if self._nodes is not None else ():
-            assert self._nodes is not None
-            try:
-                found, failed = await self._nodes.read(node_id, archive.figures, of={spec.service_id: {}})
-            except StorageError as error:
-                logger.debug("%s", error)  # `agentmgr nodes` says so
+        count, elsewhere = 0, 0
+        unread: list[str] = []
+        for archive, answer in await self._everywhere(lambda archive: archive.figures([spec.service_id])):
+            if isinstance(answer, StorageError):
+                logger.debug("%s", answer)  # `agentmgr nodes` says so
                 if not spec.config.command:
-                    unread.append(self._nodes.name(node_id))
+                    unread.append(archive.label)
                 continue
-            on_nodes += sum(figures.sessions for figures in found.values())
-            if failed:
-                unread.append(self._nodes.name(node_id))
-        return here + on_nodes, on_nodes, tuple(unread)
+            if answer.unreadable:
+                if not archive.key:
+                    raise StorageError(*answer.unreadable.values())
+                unread.append(archive.label)
+            sessions = sum(figures.sessions for figures in answer.values.values())
+            count += sessions
+            elsewhere += sessions if archive.key else 0
+        return count, elsewhere, tuple(unread)
 
     async def unfinished(self, specs: Iterable[ServiceSpec]) -> frozenset[str]:
         """The ids of those of these services that have turns which no instance has finished."""
-
-        def look() -> Iterator[str]:
-            asked = {spec.service_id for spec in specs}
-            for spec in self._with_journals():
-                try:
-                    if spec.service_id in asked and archive.has_unfinished(self.journal(spec)):
-                        yield spec.service_id
-                except StorageError as error:  # its host says so too, when a client comes
-                    logger.warning("the turns of %s cannot be read: %s", spec.name, error)
-
-        specs = tuple(specs)
-        found = set(await self._in_thread(lambda: frozenset(look())))
-        async for by_spec in self._on_nodes(archive.has_unfinished, specs):
-            found |= {spec.service_id for spec, has_some in by_spec if has_some}
-        return frozenset(found)
+        by_id = {spec.service_id: spec for spec in specs}
+        return frozenset(
+            service_id
+            for archive, answer in await self._everywhere(lambda archive: archive.has_unfinished(by_id))
+            for service_id, has_some in self._readable(archive, answer, by_id)
+            if has_some
+        )
 
     # To erase
 
@@ -356,49 +312,25 @@ class StoredSessions:
 
         Raises `SessionNotFound`.
         """
-        spec, _, _ = await self.find(session_id)
-        if not await self._in_journal(archive.erase, spec, session_id):
+        found = await self.find(session_id)
+        if not await found.archive.erase(found.spec.service_id, session_id):
             raise not_found(session_id)
 
     async def remove(self, spec: ServiceSpec) -> None:
-        """Removes the journal of a service that has no instances any more."""
-        await self._in_thread(copies.remove, self.journal(spec))
-        if self._nodes is not None:
-            self._nodes.post(copies.remove, spec.service_id)
+        """Removes the journals of a service that has no instances any more."""
+        for archive in self.archives():
+            await archive.remove(spec.service_id)
 
     async def prune(self, announce: Callable[[Event], object]) -> None:
         """Erases what each service no longer keeps, and announces how many sessions that were."""
-        for spec in await self._in_thread(self._with_journals):
-            config = spec.config
-            prune = partial(
-                archive.prune,
-                retention_s=config.session_retention,
-                max_bytes=config.sessions_max_bytes,
-            )
-            try:
-                pruned = await self._in_thread(prune, self.journal(spec))
-            except StorageError as error:  # a host says it too, and sets aside what is damaged
-                logger.warning("sessions of %s are not pruned now: %s", spec.name, error)
-                continue
-            _announce_pruned(spec, pruned, announce)
+        specs = {spec.service_id: spec for spec in self._services()}
         limits = {
-            spec.service_id: {
-                "retention_s": spec.config.session_retention,
-                "max_bytes": spec.config.sessions_max_bytes,
-            }
-            for spec in self._services()
+            service_id: Limits(spec.config.session_retention, spec.config.sessions_max_bytes)
+            for service_id, spec in specs.items()
         }
-        async for by_spec in self._on_nodes(archive.prune, tuple(self._services()), limits):
-            for spec, pruned in by_spec:
-                _announce_pruned(spec, pruned, announce)
-
-    def _with_journals(self) -> Sequence[ServiceSpec]:
-        """Those of the services that have one: of a thousand that start on demand, few do."""
-        try:
-            names = set(os.listdir(self._directory))
-        except FileNotFoundError:
-            return []
-        return [spec for spec in self._services() if f"{spec.service_id}.db" in names]
+        for archive, answer in await self._everywhere(lambda archive: archive.prune(limits)):
+            for service_id, pruned in self._readable(archive, answer, specs):
+                _announce_pruned(specs[service_id], pruned, announce)
 
     async def keep_pruned(self, announce: Callable[[Event], object]) -> None:
         """Until cancelled."""
@@ -415,55 +347,61 @@ class StoredSessions:
         done = False
         try:
             journals = [path for spec in self._services() if (path := self.journal(spec)).exists()]
-            await self._in_thread(copies.back_up, journals, RuntimePaths.of(destination).sessions)
+            await trio.to_thread.run_sync(copies.back_up, journals, RuntimePaths.of(destination).sessions)
             if (cluster := self._directory.with_name("cluster")).exists():
                 from .. import ca  # here: one machine has none
 
-                await self._in_thread(ca.back_up, cluster, RuntimePaths.of(destination).cluster)
+                await trio.to_thread.run_sync(ca.back_up, cluster, RuntimePaths.of(destination).cluster)
             done = True
         finally:
             if not done:
                 destination.unlink(missing_ok=True)  # noqa: ASYNC240  # at once, also when cancelled
 
-    async def _in_journal(self, do: Callable[..., T], spec: ServiceSpec, session_id: str, *args: object) -> T:
-        """`do` on the journal that has the session. Raises `StorageError`, `SessionNotFound`."""
-        if self._nodes is None or not (node_id := named_node(session_id)):
-            return await self._in_thread(do, self.journal(spec), session_id, *args)
-        found, failed = await self._nodes.read(node_id, do, session_id, *args, of={spec.service_id: {}})
-        if spec.service_id in failed:
-            raise StorageError(failed[spec.service_id])
-        if spec.service_id not in found:
-            raise not_found(session_id)
-        value: T = found[spec.service_id]
-        return value
-
-    async def _on_nodes(
-        self,
-        do: Callable[..., T],
-        specs: Sequence[ServiceSpec],
-        options: Mapping[str, Mapping[str, object]] | None = None,
-    ) -> AsyncIterator[Sequence[tuple[ServiceSpec, T]]]:
-        """What `do` gives for the journals of these services, node after node; of what cannot be read
-        nothing.
+    async def _everywhere(
+        self, ask: Callable[[Archive], Awaitable[Found[T]]]
+    ) -> Sequence[tuple[Archive, Found[T] | StorageError]]:
+        """What each place answers, in the order of `archives`; all are asked at once. Raises
+        `InvalidRequest`.
         """
-        by_id = {spec.service_id: spec for spec in specs}
-        of = options or {service_id: {} for service_id in by_id}
-        for node_id in self._nodes.node_ids() if self._nodes is not None and by_id else ():
-            assert self._nodes is not None
+        archives = self.archives()
+        answers: dict[int, Found[T] | StorageError] = {}
+        refused: list[InvalidRequest] = []
+
+        async def one(number: int, archive: Archive) -> None:
             try:
-                found, failed = await self._nodes.read(node_id, do, of=of)
+                answers[number] = await ask(archive)
             except StorageError as error:
-                logger.debug("%s", error)  # `agentmgr nodes` says so
-                continue
-            for service_id, why in failed.items():
-                logger.warning("the journal of %s on a node: %s", by_id[service_id].name, why)
-            yield [(by_id[service_id], value) for service_id, value in found.items()]
+                answers[number] = error
+            except InvalidRequest as error:
+                refused.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for number, archive in enumerate(archives):
+                nursery.start_soon(one, number, archive)
+        if refused:
+            raise refused[0]
+        return [(archive, answers[number]) for number, archive in enumerate(archives)]
+
+    @staticmethod
+    def _readable(
+        archive: Archive, answer: Found[T] | StorageError, specs: Mapping[str, ServiceSpec]
+    ) -> Iterable[tuple[str, T]]:
+        """What was found, by service id; what cannot be read is left out, and logged."""
+        if isinstance(answer, StorageError):
+            logger.debug("%s", answer)  # `agentmgr nodes` says so
+            return ()
+        for service_id, why in answer.unreadable.items():
+            # A host says it too, and sets aside what is damaged.
+            logger.warning("the journal of %s on %s: %s", specs[service_id].name, archive.label, why)
+        return answer.values.items()
 
     def journal(self, spec: ServiceSpec) -> Path:
-        return self._directory / f"{spec.service_id}.db"
+        return self._here.path(spec.service_id)
 
-    async def _in_thread(self, do: Callable[..., T], *args: Any) -> T:
-        return await trio.to_thread.run_sync(do, *args, limiter=self._limiter)
+
+def _key(archive: Archive, service_id: str) -> str:
+    """What a cursor calls a journal, and what orders those of one moment."""
+    return f"{service_id}@{archive.key}" if archive.key else service_id
 
 
 @asynccontextmanager
@@ -483,7 +421,7 @@ async def _iterated(
         nursery.cancel_scope.cancel()
 
 
-def _announce_pruned(spec: ServiceSpec, pruned: archive.Pruned, announce: Callable[[Event], object]) -> None:
+def _announce_pruned(spec: ServiceSpec, pruned: Pruned, announce: Callable[[Event], object]) -> None:
     unused, for_room = len(pruned.unused), len(pruned.for_room)
     if unused or for_room:
         detail = {"unused": unused, "for_room": for_room}

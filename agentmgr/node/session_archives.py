@@ -1,15 +1,14 @@
 """The journals of a node's services, as the manager reads them: one order, its answer, and what answers it.
 
-What is asked is a function of `journal.archive`, by its name; the node runs it on its own files.
+What is asked is a function of `journal.sqlite_archive`, by its name; the node runs it on its own files.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +16,31 @@ import trio
 from attrs import Factory, asdict, field, frozen
 
 from ..codec import from_answer, parse_json, to_plain
-from ..errors import InvalidRequest, StorageError
-from ..journal import archive, copies
+from ..errors import InvalidRequest
+from ..journal import archive, copies, sqlite_archive
+from ..journal.file_archive import ask_files, services_in
 from ..journal.journal import Frame, SessionSnapshot, StoredFrame
 
 log = logging.getLogger(__name__)
 
 _KINDS: dict[Callable[..., Any], Any] = {
-    archive.sessions: archive.SessionPage,
-    archive.session: None,
-    archive.events: None,
-    archive.events_with: None,
-    archive.messages: dict[str, archive.SaidMessage],
-    archive.turn_that_runs: int,
-    archive.turn_of: int,
-    archive.has_unfinished: bool,
-    archive.questions: tuple[archive.OpenQuestion, ...],
-    archive.figures: archive.ArchiveFigures,
-    archive.erase: bool,
-    archive.prune: archive.Pruned,
+    sqlite_archive.sessions: archive.SessionPage,
+    sqlite_archive.session: None,
+    sqlite_archive.events: None,
+    sqlite_archive.events_with: None,
+    sqlite_archive.messages: dict[str, archive.SaidMessage],
+    sqlite_archive.turn_that_runs: int,
+    sqlite_archive.turn_of: int,
+    sqlite_archive.has_unfinished: bool,
+    sqlite_archive.questions: tuple[archive.OpenQuestion, ...],
+    sqlite_archive.figures: archive.ArchiveFigures,
+    sqlite_archive.erase: bool,
+    sqlite_archive.prune: archive.Pruned,
     copies.remove: None,
 }
 """What may be asked, and what it gives; None: see `_value`."""
 _BY_NAME = {do.__name__: do for do in _KINDS}
-_FRAMES = {archive.events: StoredFrame, archive.events_with: Frame}
+_FRAMES = {sqlite_archive.events: StoredFrame, sqlite_archive.events_with: Frame}
 
 
 def _is_asked(_: object, attribute: object, name: str) -> None:
@@ -96,26 +96,16 @@ class SessionArchives:
     def _read(self, order: ReadSessions) -> SessionsRead:
         do = _BY_NAME[order.what]
         args, options = json.loads(order.args), json.loads(order.options)
-        found: dict[str, str] = {}
-        unreadable: dict[str, str] = {}
-        for service_id in self._services():
-            if order.options_of is not None and service_id not in order.options_of:
-                continue
-            more = {} if order.options_of is None else json.loads(order.options_of[service_id])
-            try:
-                value = do(self._directory / f"{service_id}.db", *args, **options, **more)
-            except (StorageError, InvalidRequest) as error:
-                unreadable[service_id] = str(error)
-            else:
-                found[service_id] = json.dumps(_plain(do, value))
-        return SessionsRead(found, unreadable)
-
-    def _services(self) -> Sequence[str]:
+        if order.options_of is None:
+            of: Mapping[str, Mapping[str, object]] = {it: {} for it in services_in(self._directory)}
+        else:
+            of = {service_id: json.loads(more) for service_id, more in order.options_of.items()}
         try:
-            names = os.listdir(self._directory)
-        except FileNotFoundError:
-            return ()
-        return sorted(name[:-3] for name in names if name.endswith(".db"))
+            found = ask_files(self._directory, do, of, *args, **options)
+        except InvalidRequest as error:
+            return SessionsRead(unreadable=dict.fromkeys(of, str(error)))
+        values = {service_id: json.dumps(_plain(do, value)) for service_id, value in found.values.items()}
+        return SessionsRead(values, found.unreadable)
 
 
 def _plain(do: Callable[..., Any], value: Any) -> Any:
@@ -127,9 +117,9 @@ def _plain(do: Callable[..., Any], value: Any) -> Any:
 def _value(do: Callable[..., Any], plain: Any) -> Any:
     if do in _FRAMES and plain is not None:
         return [_FRAMES[do](**{**frame, "line": b64decode(frame["line"])}) for frame in plain]
-    if do is archive.session and plain is not None:
+    if do is sqlite_archive.session and plain is not None:
         summary, snapshot = plain
         return from_answer(summary, archive.SessionSummary), from_answer(snapshot, SessionSnapshot)
     kind = _KINDS[do]
     value: Any = None if kind is None else from_answer(plain, kind)
-    return {int(number): said for number, said in value.items()} if do is archive.messages else value
+    return {int(number): said for number, said in value.items()} if do is sqlite_archive.messages else value

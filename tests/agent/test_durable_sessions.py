@@ -17,7 +17,7 @@ from agentmgr.agent.limits import MAX_HISTORY, SessionLimits
 from agentmgr.agent.session_ids import SessionIds
 from agentmgr.client.transport import CannotConnect, with_connection
 from agentmgr.core.gateway_headers import CONNECTION_HEADER, RESUME_HEADER
-from agentmgr.journal import archive
+from agentmgr.journal import sqlite_archive
 from agentmgr.journal.holders import revoke
 from agentmgr.journal.journal import SessionRecord
 from agentmgr.journal.sqlite import open_journal
@@ -772,7 +772,7 @@ async def test_a_question_is_closed_when_its_instance_dies(path):
         assert (await again.until(*TURN_ENDS))["content"]["code"] == "instance_lost"
         await again.say("user.response", step_id=question["step_id"], content=True)
         assert (await again.until("system.error"))["content"]["code"] == "unknown_step"
-        assert archive.questions(path) == []
+        assert sqlite_archive.questions(path) == []
 
 
 async def test_numbers_that_a_client_made_a_session_leave_out_are_not_looked_for(path):

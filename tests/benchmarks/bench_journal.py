@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 from attrs import evolve
 
-from agentmgr.journal import archive
+from agentmgr.journal import sqlite_archive
 from agentmgr.journal.journal import Accepted, Frame, SessionRecord, SessionSnapshot, TurnEnded, TurnRecord
 from agentmgr.journal.memory import MemoryJournal
 from agentmgr.journal.sqlite import SqliteJournal, open_journal
@@ -146,13 +146,13 @@ async def stored(path: Path, number: int) -> None:
             await held.settled()
             created.append(time.perf_counter() - began)
         print_row(f"create one beside {number:,} sessions, named", spread(created))
-        cursor = archive.sessions(path, limit=100).next_cursor
+        cursor = sqlite_archive.sessions(path, limit=100).next_cursor
         looks: dict[str, Callable[[], object]] = {
-            "list the first page of 100": lambda: archive.sessions(path, limit=100),
-            "list the next page": lambda: archive.sessions(path, limit=100, cursor=cursor),
-            "list an owner's": lambda: archive.sessions(path, owner="user_7", limit=100),
-            "find a name": lambda: archive.sessions(path, text=f"chat {number + 5}", limit=100),
-            "count them": lambda: archive.figures(path),
+            "list the first page of 100": lambda: sqlite_archive.sessions(path, limit=100),
+            "list the next page": lambda: sqlite_archive.sessions(path, limit=100, cursor=cursor),
+            "list an owner's": lambda: sqlite_archive.sessions(path, owner="user_7", limit=100),
+            "find a name": lambda: sqlite_archive.sessions(path, text=f"chat {number + 5}", limit=100),
+            "count them": lambda: sqlite_archive.figures(path),
         }
         for what, look in looks.items():
             found = []

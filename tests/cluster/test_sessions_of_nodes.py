@@ -12,9 +12,9 @@ import pytest
 import trio
 from attrs import evolve
 
-from agentmgr.cluster.remote_sessions import RemoteSessions
+from agentmgr.cluster.remote_sessions import NodeArchive, RemoteSessions
 from agentmgr.errors import Conflict, SessionNotFound, StorageError, WrongState
-from agentmgr.journal import archive
+from agentmgr.journal import sqlite_archive
 from agentmgr.journal.sqlite import open_journal
 from agentmgr.manager.services import refuse_to_erase
 from agentmgr.manager.sessions import Sessions
@@ -31,11 +31,15 @@ class Nodes:
     """Some that answer by what their journals have, over the messages of nodes; `silent` ones do not."""
 
     def __init__(self, directories: Mapping[str, Path]) -> None:
-        self.archives = {node_id: SessionArchives(path) for node_id, path in directories.items()}
+        self.of = {node_id: SessionArchives(path) for node_id, path in directories.items()}
         self.silent: set[str] = set()
 
-    def node_ids(self) -> Sequence[str]:
-        return sorted(self.archives)
+    def archives(self) -> Sequence[NodeArchive]:
+        return [self.archive(node_id) for node_id in sorted(self.of)]
+
+    def archive(self, node_id: str) -> NodeArchive:
+        itself: Any = self
+        return NodeArchive(itself, node_id)
 
     def name(self, node_id: str) -> str:
         return node_id.removeprefix("nod_")
@@ -47,13 +51,10 @@ class Nodes:
             raise StorageError("it is silent")
         order = protocol.Numbered("1", asks(do, *args, **options))
         heard = protocol.decode_order(protocol.encode(order))
-        answer = protocol.Numbered("1", await self.archives[node_id].answer(heard.body))
+        answer = protocol.Numbered("1", await self.of[node_id].answer(heard.body))
         said = protocol.decode_report(protocol.encode(answer))
         assert isinstance(said.body, SessionsRead)
         return said.body.values(do), said.body.unreadable
-
-    def post(self, do: Callable[..., Any], service_id: str) -> None:
-        raise AssertionError("not asked")
 
 
 @asynccontextmanager
@@ -133,9 +134,9 @@ async def test_what_nodes_keep_is_shown_as_if_it_were_kept_here(tmp_path: Path) 
     )
     with pytest.raises(StorageError, match="silent"):
         await stored.get(ids[0])
-    assert await stored.kept(one) == (0, 0, ("b",))
+    assert await stored.kept(one) == (0, 0, ("node b",))
     with pytest.raises(
-        Conflict, match="nodes that cannot be asked now, b"
+        Conflict, match="none can be read now \\(node b\\)"
     ):  # they would be erased when b is back
         refuse_to_erase("one", *await stored.kept(one))
     nodes.silent.clear()
@@ -147,7 +148,7 @@ async def test_what_nodes_keep_is_shown_as_if_it_were_kept_here(tmp_path: Path) 
     await stored.erase(ids[0])
     with pytest.raises(SessionNotFound):
         await stored.get(ids[0])
-    assert archive.figures(here / f"{one.service_id}.db").sessions == 1
+    assert sqlite_archive.figures(here / f"{one.service_id}.db").sessions == 1
     kept = ServiceSpec("two", ServiceConfig("agent.py", session_retention=0.001), service_id=two.service_id)
     await trio.sleep(0.01)
     pruned: list[Any] = []
@@ -188,5 +189,5 @@ async def test_who_speaks_in_a_session_of_a_node_without_an_instance_is_told_so_
 async def test_a_node_that_is_not_linked_is_not_waited_for(tmp_path: Path) -> None:
     remote = RemoteSessions([], lambda node_id: None)
     with pytest.raises(StorageError, match="node nod_b was forgotten"):
-        await remote.read("nod_b", archive.figures)
+        await remote.read("nod_b", sqlite_archive.figures)
     assert remote.name("nod_b") == "nod_b"

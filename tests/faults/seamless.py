@@ -24,7 +24,7 @@ from trio_websocket import WebSocketConnection
 
 from agentmgr import AgentManager
 from agentmgr.agent.events import expand
-from agentmgr.journal import archive
+from agentmgr.journal import sqlite_archive
 from agentmgr.models import ServiceConfig
 from agentmgr.models.host_config import OnCrash
 from agentmgr.process.paths import RuntimePaths
@@ -119,7 +119,7 @@ class Lines:
 
 def stored(path: Path, session_id: str) -> list[bytes]:
     found: list[bytes] = []
-    while more := archive.events(path, session_id, len(found)):
+    while more := sqlite_archive.events(path, session_id, len(found)):
         found += [expand(it.line, it.seq, session_id=session_id, step_id=it.step_id) for it in more]
     return found
 

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 import pytest
 import trio
 
-from agentmgr.journal import archive, schema
+from agentmgr.journal import schema, sqlite_archive
 from agentmgr.journal.journal import Accepted, Asked, Question, TurnRecord, Unreachable
 
 TURN = TurnRecord(1, "turn_1", '{"content":"hello"}', 2.0)
@@ -64,7 +64,7 @@ async def test_locked_for_longer_than_is_waited(hosts):
             new.say("in memory")
             assert new.visible == 1
         await well_again(journal, copy)
-        assert archive.session(hosts.path, "ses_2")[0].name == "new"
+        assert sqlite_archive.session(hosts.path, "ses_2")[0].name == "new"
 
 
 async def test_locked_for_less_than_is_waited(hosts):
@@ -116,7 +116,7 @@ async def test_replaced_by_an_older_copy(hosts):
         os.replace(older, hosts.path)
         await degraded(journal, copy)
         await well_again(journal, copy)
-        _, found = archive.session(hosts.path, "ses_1")
+        _, found = sqlite_archive.session(hosts.path, "ses_1")
         assert [turn.step_id for turn in found.turns] == ["turn_1"]
         assert [question.step_id for question in found.questions] == ["ask_1"]
 
@@ -133,7 +133,7 @@ async def test_two_hosts_whose_file_is_removed_agree_on_the_new_one(hosts):
         await degraded(other, second)
         await well_again(other, second)
         await well_again(journal, copy)
-        assert archive.figures(hosts.path).sessions == 2
+        assert sqlite_archive.figures(hosts.path).sessions == 2
 
 
 def set_aside(hosts, kind):

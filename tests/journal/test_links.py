@@ -5,7 +5,7 @@ from contextlib import closing
 
 import trio
 
-from agentmgr.journal import archive, writing
+from agentmgr.journal import sqlite_archive, writing
 from agentmgr.journal.links import OUTDATED
 from tests.proxy.conftest import eventually
 
@@ -73,7 +73,7 @@ async def test_it_is_erased_with_a_session_that_it_reads_and_does_not_come_back(
         copy = Link()
         held = journal.keep_link("con_1", copy)
         await write(held, copy, '{"ses_1": 1, "answer": "a secret"}')
-        assert await trio.to_thread.run_sync(archive.erase, hosts.path, "ses_1")
+        assert await trio.to_thread.run_sync(sqlite_archive.erase, hosts.path, "ses_1")
         await write(held, copy, '{"ses_1": 2, "answer": "a secret"}')
         assert copy.is_lost
         assert await journal.take_link("con_1") is None

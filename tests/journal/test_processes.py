@@ -10,7 +10,7 @@ import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
-from agentmgr.journal import archive, holders
+from agentmgr.journal import holders, sqlite_archive
 
 SCRIPT = Path(__file__).parent / "host_process.py"
 KILLS = int(os.environ.get("JOURNAL_KILLS", "6"))
@@ -53,7 +53,7 @@ class Process:
 def events(path):
     """The numbers of all events, and who said each."""
     found = []
-    while more := archive.events(path, "ses_1", len(found)):
+    while more := sqlite_archive.events(path, "ses_1", len(found)):
         found += more
     return [frame.seq for frame in found], [frame.line.decode().split() for frame in found]
 

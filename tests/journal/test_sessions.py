@@ -6,7 +6,7 @@ import pytest
 import trio
 from attrs import evolve
 
-from agentmgr.journal import archive, schema
+from agentmgr.journal import schema, sqlite_archive
 from agentmgr.journal.holders import revoke
 from agentmgr.journal.journal import (
     FRAMES_LOADED,
@@ -213,8 +213,10 @@ async def test_an_answer_is_stored_once_and_is_in_its_event_as_it_was_said(hosts
             lines = db.execute("SELECT lines FROM frames ORDER BY id").fetchall()
         assert (b"all that was said" in lines[-1][0]) != at_once
         assert [frame.line.decode() for frame in await copy.held.frames(2, 2, max_bytes=1)] == [END]
-        assert [frame.line.decode() for frame in archive.events(hosts.path, "ses_1")] == ["one", END]
-        assert [frame.line.decode() for frame in archive.events_with(hosts.path, "ses_1", "final")] == [END]
+        assert [frame.line.decode() for frame in sqlite_archive.events(hosts.path, "ses_1")] == ["one", END]
+        assert [
+            frame.line.decode() for frame in sqlite_archive.events_with(hosts.path, "ses_1", "final")
+        ] == [END]
     async with hosts.open("inst_2") as journal:
         found = (await journal.take_up("ses_1")).loaded
     assert [frame.line.decode() for frame in found.frames] == ["one", END]
@@ -229,7 +231,7 @@ async def test_an_answer_stays_when_its_host_writes_the_turn_anew_without_it(hos
         copy.say("two")
         while journal.degraded is not None:  # noqa: ASYNC110 - a journal does not announce it
             await trio.sleep(0.01)
-        assert archive.session(hosts.path, "ses_1")[1].turns[0].ended_at is None  # it was written anew
+        assert sqlite_archive.session(hosts.path, "ses_1")[1].turns[0].ended_at is None  # it was written anew
         lines = [frame.line.decode() for frame in await copy.held.frames(1, 9, max_bytes=1000)]
         assert lines == ["one", END, "two"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import trio
 
-from agentmgr.journal import archive
+from agentmgr.journal import sqlite_archive
 from agentmgr.journal.journal import Frame, SessionRecord
 from agentmgr.journal.sqlite import open_journal
 from agentmgr.manager import AgentManager
@@ -46,7 +46,7 @@ async def test_what_is_not_used_is_erased_and_counted_in_one_event(db, agent_fil
                 await trio.sleep(0.02)
         left = {}
         for service in (kept, brief, little):
-            page = archive.sessions(directory / f"{service.service_id}.db")
+            page = sqlite_archive.sessions(directory / f"{service.service_id}.db")
             left[service.name] = [one.session_id for one in page.items]
     assert left["kept"] == ["ses_29"]
     assert left["brief"] == ["ses_0.5"]

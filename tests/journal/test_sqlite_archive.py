@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 
 from agentmgr.errors import InvalidRequest, StorageError
-from agentmgr.journal import archive, copies, schema
+from agentmgr.journal import copies, schema, sqlite_archive
 from agentmgr.journal.archive import Pruned, SessionState
 from agentmgr.journal.journal import Accepted, Asked, Kept, Question, SessionEnded, TurnEnded, TurnRecord
 
@@ -36,7 +36,7 @@ async def stocked(hosts, journal):
 async def test_sessions_are_listed_the_last_used_first(hosts):
     async with hosts.open("inst_1") as journal:
         await stocked(hosts, journal)
-        found = archive.sessions(hosts.path).items
+        found = sqlite_archive.sessions(hosts.path).items
         assert [(one.session_id, one.state, one.instance_id) for one in found] == [
             ("ses_5", SessionState.ENDED, None),
             ("ses_4", SessionState.IDLE, "inst_1"),
@@ -44,11 +44,11 @@ async def test_sessions_are_listed_the_last_used_first(hosts):
             ("ses_2", SessionState.RUNNING, "inst_1"),
             ("ses_1", SessionState.IDLE, "inst_1"),
         ]
-        first = archive.sessions(hosts.path, limit=3)
+        first = sqlite_archive.sessions(hosts.path, limit=3)
         assert [one.session_id for one in first.items] == ["ses_5", "ses_4", "ses_3"]
-        rest = archive.sessions(hosts.path, limit=3, cursor=first.next_cursor)
+        rest = sqlite_archive.sessions(hosts.path, limit=3, cursor=first.next_cursor)
         assert ([one.session_id for one in rest.items], rest.next_cursor) == (["ses_2", "ses_1"], None)
-    states = [one.state for one in archive.sessions(hosts.path).items]
+    states = [one.state for one in sqlite_archive.sessions(hosts.path).items]
     assert states[1] == states[4] == SessionState.HIBERNATED
 
 
@@ -64,32 +64,32 @@ async def test_sessions_are_found_by_state_owner_and_text(hosts):
             ({"text": "s_4"}, ["ses_4"]),
             ({"text": "plan", "state": SessionState.ENDED}, []),
         ):
-            assert [one.session_id for one in archive.sessions(hosts.path, **wanted).items] == found
+            assert [one.session_id for one in sqlite_archive.sessions(hosts.path, **wanted).items] == found
     for cursor in ("nonsense", "1.0:9223372036854775808", "1.0:-1"):
         with pytest.raises(InvalidRequest):
-            archive.sessions(hosts.path, cursor=cursor)
+            sqlite_archive.sessions(hosts.path, cursor=cursor)
 
 
 async def test_one_session_its_events_and_all_open_questions(hosts):
     async with hosts.open("inst_1") as journal:
         await stocked(hosts, journal)
-    summary, whole = archive.session(hosts.path, "ses_2")
+    summary, whole = sqlite_archive.session(hosts.path, "ses_2")
     assert (summary.name, summary.turns, [one.step_id for one in whole.turns]) == ("Plans", 1, ["turn_1"])
-    assert [(one.seq, one.step_id, one.line) for one in archive.events(hosts.path, "ses_2", 1)] == [
+    assert [(one.seq, one.step_id, one.line) for one in sqlite_archive.events(hosts.path, "ses_2", 1)] == [
         (2, "turn_1", b"two")
     ]
-    (question,) = archive.questions(hosts.path)
+    (question,) = sqlite_archive.questions(hosts.path)
     assert (question.session_id, question.question.step_id) == ("ses_3", "ask_1")
-    assert archive.session(hosts.path, "ses_9") is None
-    assert archive.events(hosts.path, "ses_2", 2**63 - 1) == []
-    assert archive.events(hosts.path, "ses_9") is None
+    assert sqlite_archive.session(hosts.path, "ses_9") is None
+    assert sqlite_archive.events(hosts.path, "ses_2", 2**63 - 1) == []
+    assert sqlite_archive.events(hosts.path, "ses_9") is None
 
 
 def test_an_absent_journal_has_no_sessions_and_is_not_made(hosts):
-    assert list(archive.sessions(hosts.path).items) == list(archive.questions(hosts.path)) == []
-    assert not archive.erase(hosts.path, "ses_1")
-    assert archive.figures(hosts.path).sessions == 0
-    assert archive.prune(hosts.path, retention_s=1).unused == ()
+    assert list(sqlite_archive.sessions(hosts.path).items) == list(sqlite_archive.questions(hosts.path)) == []
+    assert not sqlite_archive.erase(hosts.path, "ses_1")
+    assert sqlite_archive.figures(hosts.path).sessions == 0
+    assert sqlite_archive.prune(hosts.path, retention_s=1).unused == ()
     assert not hosts.path.exists()
 
 
@@ -109,7 +109,7 @@ async def test_what_is_erased_is_in_no_file_any_more(hosts, held):
         other = await hosts.create(journal, "ses_2")
         other.say("stays")
         await other.held.settled()
-        assert archive.erase(hosts.path, "ses_1")
+        assert sqlite_archive.erase(hosts.path, "ses_1")
         files = [file for file in hosts.path.parent.iterdir() if file.is_file()]
         assert not [file for file in files if SECRET.encode() in file.read_bytes()]
         assert await journal.take_up("ses_1") is None
@@ -117,7 +117,7 @@ async def test_what_is_erased_is_in_no_file_any_more(hosts, held):
             copy.say("more")
             await copy.held.settled()
             assert copy.is_lost
-        assert [one.session_id for one in archive.sessions(hosts.path).items] == ["ses_2"]
+        assert [one.session_id for one in sqlite_archive.sessions(hosts.path).items] == ["ses_2"]
 
 
 async def test_for_room_the_longest_unused_go_first_and_those_that_a_host_holds_last(hosts):
@@ -130,13 +130,13 @@ async def test_for_room_the_longest_unused_go_first_and_those_that_a_host_holds_
                 await copy.held.settled()
         await copy.held.settled()
         give_up(hosts.path, from_number=10)
-        size = archive.figures(hosts.path).bytes
-        pruned = archive.prune(hosts.path, max_bytes=size // 2).for_room
+        size = sqlite_archive.figures(hosts.path).bytes
+        pruned = sqlite_archive.prune(hosts.path, max_bytes=size // 2).for_room
         assert 45 < len(pruned) < 60
         assert list(pruned) == [f"ses_{number}" for number in range(10, 10 + len(pruned))]
-        assert archive.figures(hosts.path).bytes <= size // 2
+        assert sqlite_archive.figures(hosts.path).bytes <= size // 2
         assert os.stat(hosts.path).st_size < size * 0.6
-        assert len(archive.prune(hosts.path, max_bytes=1).for_room) == 100 - len(pruned)
+        assert len(sqlite_archive.prune(hosts.path, max_bytes=1).for_room) == 100 - len(pruned)
 
 
 def give_up(path, from_number):
@@ -150,9 +150,9 @@ async def test_sessions_that_were_not_used_for_long_are_pruned_unless_a_host_hol
             copy = await hosts.create(journal, f"ses_{number}", at=float(number))
             copy.say("one")
             await copy.held.settled()
-        assert archive.prune(hosts.path, retention_s=10, now=12.5) == Pruned()
-    assert archive.prune(hosts.path, retention_s=10, now=12.5) == Pruned(unused=("ses_1", "ses_2"))
-    assert [one.session_id for one in archive.sessions(hosts.path).items] == ["ses_3"]
+        assert sqlite_archive.prune(hosts.path, retention_s=10, now=12.5) == Pruned()
+    assert sqlite_archive.prune(hosts.path, retention_s=10, now=12.5) == Pruned(unused=("ses_1", "ses_2"))
+    assert [one.session_id for one in sqlite_archive.sessions(hosts.path).items] == ["ses_3"]
 
 
 async def test_a_journal_that_cannot_be_read_says_what_to_do(hosts):
@@ -160,7 +160,7 @@ async def test_a_journal_that_cannot_be_read_says_what_to_do(hosts):
         copy.say("one")
     hosts.path.write_bytes(b"no database at all" * 1000)
     with pytest.raises(StorageError, match="damaged"):
-        archive.sessions(hosts.path)
+        sqlite_archive.sessions(hosts.path)
 
 
 async def test_a_journal_that_is_removed_leaves_nothing_that_was_set_aside_of_it(hosts):

@@ -4,7 +4,9 @@ In reading order:
 
     journal   what a host asks of a journal, and the values that go in and out
     memory    one that keeps nothing
-    sqlite    one in an SQLite file: the task that writes, and what is done when it cannot
+    durable   one that outlives its hosts: the task that writes, what is done when it cannot, and what it asks
+              of a store
+    sqlite    the store that is an SQLite file
     held      a session that a host holds, between its copy in memory and that task
     holders   which hosts live
     file      the file as a host has it open

@@ -78,6 +78,14 @@ class HeldSession:
         self._writing, self._changes = self._changes, []
         return self._writing
 
+    def gather(self) -> None:
+        """What is to be written, too, is in the snapshot that is."""
+        self._writing, self._changes = self._writing + self._changes, []
+
+    @property
+    def is_writing(self) -> bool:
+        return bool(self._writing)
+
     def wrote(self) -> None:
         written, self._writing = self._writing, []
         self._tell(written)

@@ -17,9 +17,10 @@ import trio
 from attrs import evolve
 
 from agentmgr.journal import sqlite_archive
+from agentmgr.journal.durable import DurableJournal
 from agentmgr.journal.journal import Accepted, Frame, SessionRecord, SessionSnapshot, TurnEnded, TurnRecord
 from agentmgr.journal.memory import MemoryJournal
-from agentmgr.journal.sqlite import SqliteJournal, open_journal
+from agentmgr.journal.sqlite import open_journal
 
 SESSIONS, RATE = 200, 50
 TEXT = b'1795982576007 "' + b"x" * 60 + b'"'
@@ -124,7 +125,7 @@ async def take_up(path: Path) -> None:
     print_row("take up a session of 10,000 events", spread(found))
 
 
-async def fill(journal: SqliteJournal, number: int) -> None:
+async def fill(journal: DurableJournal, number: int) -> None:
     for start in range(0, number, 1000):
         several = [await journal.create(evolve(record(n), name=None)) for n in range(start, start + 1000)]
         for held in several:

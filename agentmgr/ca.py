@@ -5,6 +5,7 @@ Each cluster has one of its own, and trusts no other. It is made when a manager 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import ssl
@@ -100,6 +101,25 @@ class Authority:
             now=now,
         )
         return made.public_bytes(Encoding.PEM)
+
+    def sign(self, content: bytes) -> str:
+        """In Base64. Nothing else is signed by this key but certificates, which are no text."""
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        return base64.b64encode(self._key.sign(content, ec.ECDSA(hashes.SHA256()))).decode()
+
+    def has_signed(self, content: bytes, signature: str) -> bool:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives import hashes
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        try:
+            key = self._key.public_key()
+            key.verify(base64.b64decode(signature), content, ec.ECDSA(hashes.SHA256()))
+        except (InvalidSignature, ValueError):
+            return False
+        return True
 
 
 def back_up(directory: Path, destination: Path) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 
 import trio
 from attrs import frozen
 
+from .codec import from_answer, parse_json, to_json
 from .credentials import CLOSED, MANAGER, Credentials, explain, peer
-from .errors import CannotReachManager, InvalidRequest
+from .errors import CannotReachManager, CannotUseCluster, InvalidRequest
+from .replacing import replace
 
 NODE_PROTOCOL = "agentmgr-node/1"
 """As ALPN names it. Which messages the two sides know is `protocol.VERSION`, which they say themselves."""
 
 DEFAULT_PORT = 9443
 DIAL_S = 5.0  #: until the manager has answered
+
+_LOOK_S = 1.0  #: between looks for another address of the manager
 
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>[0-9]{1,5}))?")
 
@@ -41,6 +47,67 @@ class ManagerAddress:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@frozen
+class _Written(ManagerAddress):
+    """What the file of a node says."""
+
+    before: ManagerAddress | None = None  #: where it was until then
+
+
+class ManagerFile:
+    """The file of a node that says where its manager is. Whoever moves the manager replaces it; the node's
+    daemon and its gateway read it at each dial, and look at it each second.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._dialled: ManagerAddress | None = None
+
+    def read(self) -> ManagerAddress:
+        """Raises `CannotUseCluster`."""
+        found = self._read()
+        return ManagerAddress(found.host, found.port)
+
+    def before(self) -> ManagerAddress | None:
+        """Where the manager was before it moved; None: it has not. Raises `CannotUseCluster`."""
+        return self._read().before
+
+    def _read(self) -> _Written:
+        try:
+            return from_answer(parse_json(self.path.read_bytes()), _Written)
+        except (OSError, InvalidRequest) as error:
+            why = getattr(error, "strerror", None) or error
+            raise CannotUseCluster(
+                f"{self.path} does not say where the manager is ({why}): `agentmgr node --join HOST:PORT "
+                f"--directory {self.path.parent}` does"
+            ) from None
+
+    def to_dial(self) -> ManagerAddress:
+        """As `read`; `moved` compares with it from now on."""
+        self._dialled = self.read()
+        return self._dialled
+
+    def write(self, manager: ManagerAddress) -> None:
+        """Where it says anything new: a full disk is no reason not to run. Raises `CannotUseCluster`."""
+        before = None
+        with suppress(CannotUseCluster):
+            if (before := self.read()) == manager:
+                return
+        written = _Written(manager.host, manager.port, before)
+        try:
+            replace(self.path, to_json(written).encode(), lasting=True)
+        except OSError as error:
+            raise CannotUseCluster(f"{self.path} cannot be written: {error.strerror or error}") from None
+
+    async def moved(self) -> None:
+        """Returns when it names another address than was dialled last."""
+        while True:
+            await trio.sleep(_LOOK_S)
+            with suppress(CannotUseCluster):  # it is said as it is dialled
+                if self._dialled is not None and self.read() != self._dialled:
+                    return
 
 
 async def dial(

@@ -34,6 +34,7 @@ refusals, and it does not change.
     ├── ManagerError              about the manager's own process
     │   ├── ManagerAlreadyRunning
     │   ├── ManagerNotRunning
+    │   ├── ManagerReplaced       its cluster has a newer one
     │   └── CannotReachManager    from a node: another program answers, or none
     ├── StorageError              the database cannot be used
     │   ├── DatabaseUnusable
@@ -268,6 +269,12 @@ class ManagerNotRunning(ManagerError):
     """No process manages this database."""
 
     code = "manager_not_running"
+
+
+class ManagerReplaced(ManagerError):
+    """The nodes of its cluster obey a newer manager: its database was restored elsewhere."""
+
+    code = "manager_replaced"
 
 
 class CannotReachManager(ManagerError):

@@ -13,6 +13,7 @@ from ..ca import Authority, key_digest
 from ..core.secrets import key_digest as word_digest
 from ..credentials import MANAGER, Member
 from ..errors import Conflict, InvalidRequest, NodeNotFound
+from ..generation import Generation
 from ..models import JoinSecret, NodeRecord, utc_now
 from ..models.fields import ID
 from ..models.members import unique_name
@@ -41,9 +42,13 @@ class Joining:
         records: Iterable[NodeRecord],
         secrets: Iterable[JoinSecret],
         joined: Callable[[NodeRecord], None],
+        obeys: Callable[[str, Generation], None] = lambda node_id, newer: None,
     ) -> None:
-        """`joined` is called with each node that was not known before."""
+        """`joined` is called with each node that was not known before; `obeys` with the id of one that says
+        which manager it obeys now, in place of the one that was here.
+        """
         self._store, self._authority, self._nodes, self._joined = store, authority, nodes, joined
+        self._obeys = obeys
         self._records = {record.node_id: record for record in records}
         self._secrets = {secret.digest: secret for secret in secrets}
         self._writing = trio.Lock()
@@ -85,6 +90,9 @@ class Joining:
 
     async def answer(self, ask: JoinRequest, shown: Member | None) -> JoinAnswer:
         """What a machine is answered that has shown this certificate, or none."""
+        if ask.obeys is not None and shown is not None and shown.node_id in self._records:
+            self._obeys(shown.node_id, ask.obeys)
+            return JoinAnswer()
         async with self._writing:
             try:
                 if shown is None:

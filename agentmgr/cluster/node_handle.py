@@ -12,6 +12,7 @@ import trio
 from attrs import Factory, define
 
 from ..errors import AgentManagerError, InvalidRequest
+from ..generation import Generation
 from ..link import HEARTBEAT_S, SILENCE_S, Link
 from ..models import Usage, utc_now
 from ..models.nodes import NodeState
@@ -96,6 +97,7 @@ class _Opening:
     link: _Link
     welcome: bool | None = None  #: None: it has not said `Hello` yet
     states: dict[str, InstanceState] = Factory(dict)
+    newer: Generation | None = None  #: of the manager that it obeys
 
 
 class NodeHandle:
@@ -109,6 +111,7 @@ class NodeHandle:
         address: str = "",
         labels: Mapping[str, str] | None = None,
         manager_id: str,
+        generation: Generation | None = None,
     ) -> None:
         """`manager_id`: of this run of the manager; numbers of orders begin with it."""
         self.node_id, self.name, self.address = node_id, name, address
@@ -125,8 +128,11 @@ class NodeHandle:
         self.figures: Figures | None = None  #: the last ones
         self.news = trio.lowlevel.ParkingLot()  #: unparked when it links, falls silent or is lost
         self.on_link: Callable[[], None] = lambda: None  #: called first when `linked` or `lost` changes
+        self.on_newer: Callable[[Generation], None] = lambda newer: None
+        """Called when it was shown a newer manager, which the node obeys; its daemon has been told."""
         self.starts = trio.Semaphore(MAX_CONCURRENT_STARTS)
         self._manager_id, self._numbers = manager_id, count(1)
+        self._generation = generation
         self._link: _Link | None = None
         self._serving = trio.CancelScope()  #: of the newest link
         self._calls: dict[str, _Call] = {}  #: by number, the first one first
@@ -283,6 +289,8 @@ class NodeHandle:
         finally:
             if self._link is link:
                 self._unlink(why)
+            if opening.newer is not None:
+                self.on_newer(opening.newer)
 
     def lose(self, reason: str) -> None:
         """It is given up until it links again: its calls raise `NodeLost`, its children end."""
@@ -344,6 +352,8 @@ class NodeHandle:
                 receive(message)
 
     def _greet(self, opening: _Opening, scope: trio.CancelScope, hello: Hello) -> None:
+        if self._is_replaced(hello):
+            opening.newer = hello.obeys
         refusal = self._refusal(hello)
         opening.welcome = refusal is None
         if refusal is not None:
@@ -356,13 +366,19 @@ class NodeHandle:
             self._serving.cancel()
             self._serving, self._link, self.facts = scope, opening.link, hello.facts
             self.clock_skew_s = (hello.now - utc_now()).total_seconds()
-            opening.link.put(Welcome(self._manager_id, tuple(self._calls)))
+            opening.link.put(Welcome(self._manager_id, tuple(self._calls), self._generation))
             for call in self._calls.values():
                 if call.answer is None:
                     self._send(opening.link, call)
 
+    def _is_replaced(self, hello: Hello) -> bool:
+        known = hello.obeys
+        return known is not None and self._generation is not None and self._generation.yields_to(known)
+
     def _refusal(self, hello: Hello) -> str | None:
         facts, known = hello.facts, self.facts
+        if self._is_replaced(hello):
+            return f"this manager was replaced: the node obeys {hello.obeys}"
         if self.forgotten:
             return "the node was forgotten: join it anew"
         if facts.node_id != self.node_id:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import trio
 
 from ..core.liveness import LOST_AFTER_S, Change, Liveness
 from ..core.placement import Candidate
+from ..generation import Generation
 from ..models.nodes import NAME_LABEL, NodeState
 from .node_handle import NodeHandle
 
@@ -27,6 +29,9 @@ class NodesObserver(Protocol):
     def node_described(self, handle: NodeHandle) -> None:
         """It has linked with another address or other labels than were known."""
 
+    def node_obeys(self, node_id: str, newer: Generation) -> None:
+        """Its daemon says that it obeys a newer manager, and was refused."""
+
 
 class NoObserver:
     """Keeps nothing."""
@@ -35,6 +40,9 @@ class NoObserver:
         pass
 
     def node_described(self, handle: NodeHandle) -> None:
+        pass
+
+    def node_obeys(self, node_id: str, newer: Generation) -> None:
         pass
 
 
@@ -50,11 +58,13 @@ class Nodes:
         cordoned: bool = False,
         lost_after_s: float = LOST_AFTER_S,
         observer: NodesObserver | None = None,
+        generation: Generation | None = None,
     ) -> None:
         """`name`, `labels`, `cordoned`: of the manager's own machine. `manager_id`: of this run of it."""
         self.name, self.labels = name, dict(labels or {})
         self.news = trio.lowlevel.ParkingLot()  #: unparked at each change that placement may care about
-        self._manager_id = manager_id
+        self.retired = False
+        self._manager_id, self._generation = manager_id, generation
         self._handles: dict[str, NodeHandle] = {}
         self._linked: set[str] = set()  #: as `_liveness` knows it
         self._liveness = Liveness(lost_after_s)
@@ -69,7 +79,7 @@ class Nodes:
         """Gives up nodes that are silent for too long; until cancelled."""
         while True:
             self._again = trio.Event()
-            with trio.move_on_at(self._liveness.next_look()) as until:
+            with trio.move_on_at(math.inf if self.retired else self._liveness.next_look()) as until:
                 await self._again.wait()
             if until.cancelled_caught:
                 self._look()
@@ -97,8 +107,16 @@ class Nodes:
         """A node that has joined, now or under an earlier manager. `ran`: there are records of its instances,
         so that it is missed if it does not link.
         """
-        handle = NodeHandle(node_id, name, address=address, labels=labels, manager_id=self._manager_id)
+        handle = NodeHandle(
+            node_id,
+            name,
+            address=address,
+            labels=labels,
+            manager_id=self._manager_id,
+            generation=self._generation,
+        )
         handle.on_link = lambda: self._link_changed(handle)
+        handle.on_newer = lambda newer: self._observer.node_obeys(node_id, newer)
         self._handles[node_id] = handle
         if self._all_known:
             handle.know_all()
@@ -126,6 +144,12 @@ class Nodes:
         self._liveness.cordon(node_id, cordoned)
         self._look()
 
+    def retire(self) -> None:
+        """A newer manager has them: none is given up, and nothing is placed any more."""
+        self.retired = True
+        self.news.unpark_all()
+        self._again.set()
+
     def __iter__(self) -> Iterator[NodeHandle]:
         return iter(tuple(self._handles.values()))
 
@@ -144,6 +168,8 @@ class Nodes:
 
     def candidates(self) -> list[Candidate]:
         """All, the manager's own machine first."""
+        if self.retired:
+            return []
         own = Candidate(OWN, self.name, self._liveness.state(OWN), {**self.labels, NAME_LABEL: self.name})
         return [own, *map(self._candidate, self._handles.values())]
 
@@ -186,6 +212,8 @@ class Nodes:
 
     def _look(self) -> None:
         """Decides, and tells of what has changed."""
+        if self.retired:
+            return
         before, changes = self._liveness.held_back, self._liveness.look(trio.current_time())
         if (held_back := self._liveness.held_back) and not before:
             log.warning("%s", held_back)

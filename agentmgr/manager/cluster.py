@@ -28,6 +28,7 @@ from ..core.placement import Candidate
 from ..credentials import MANAGER, Credentials
 from ..dialing import NODE_PROTOCOL
 from ..errors import AgentManagerError, CannotUseCluster, StorageError
+from ..generation import Generation, begin, note_replaced, replaced
 from ..models import SERVING, Event, Invitation, Node, NodeRecord, Service
 from ..models.members import unique_name
 from ..models.nodes import NodeState
@@ -60,6 +61,7 @@ class JoinedCluster:
         settings: Settings,
         paths: RuntimePaths,
         authority: Authority,
+        generation: Generation,
         own: NodeRecord,
         snapshot: Snapshot,
         listeners: list[trio.SocketListener],
@@ -67,14 +69,17 @@ class JoinedCluster:
         self._plane: ControlPlane | None = None
         self._settings, self._authority, self._listeners = settings, authority, listeners
         self.port: int = listeners[0].socket.getsockname()[1]
-        manager_id = f"man_{secrets.token_hex(8)}"
+        self.generation = generation
+        self.newer: Generation | None = None  #: the one that has replaced this manager
+        self.replaced = trio.Event()  #: this manager is to end
         self.nodes = Nodes(
-            manager_id,
+            generation.manager_id,
             own.name,
             labels=own.labels,
             cordoned=own.cordoned,
             lost_after_s=settings.node_lost_after,
             observer=self,
+            generation=generation,
         )
         ran = {record.node_id for record in snapshot.instances}
         for node in snapshot.nodes:
@@ -105,6 +110,7 @@ class JoinedCluster:
         self.credentials = paths.cluster  #: the directory of its own
         self.joining: Joining
         self._credentials = Credentials(paths.cluster)
+        self._open = trio.CancelScope()  # the links of all other machines
         self._workers_served = trio.Event()
         self._described = set[str]()  # ids of nodes whose description is to be written
         self._news = trio.Event()
@@ -119,19 +125,29 @@ class JoinedCluster:
         snapshot: Snapshot,
         listeners: ManagerListeners,
     ) -> AsyncIterator[Self]:
-        """Raises `CannotUseCluster`, `PortNotAvailable`, `InvalidRequest`, `StorageError`."""
+        """Raises `CannotUseCluster`, `ManagerReplaced`, `PortNotAvailable`, `InvalidRequest` and
+        `StorageError`.
+        """
         _refuse_copies(snapshot, paths)
         authority = await trio.to_thread.run_sync(Authority.open, paths.cluster)
+        manager_id = f"man_{secrets.token_hex(8)}"
+        generation = await trio.to_thread.run_sync(begin, paths.cluster, manager_id, authority)
         own = await _own_record(store, snapshot)
         host, port = settings.cluster_host, settings.cluster_port
         with ExitStack() as stack:
             sockets = await open_listeners(host, port)
             for listener in sockets:
                 stack.callback(listener.socket.close)
-            self = cls(settings, paths, authority, own, snapshot, sockets)
+            self = cls(settings, paths, authority, generation, own, snapshot, sockets)
             others = [node for node in snapshot.nodes if node.node_id != MANAGER]
             self.joining = Joining(
-                store, authority, self.nodes, [own, *others], await store.join_secrets(), self._joined
+                store,
+                authority,
+                self.nodes,
+                [own, *others],
+                await store.join_secrets(),
+                self._joined,
+                self.node_obeys,
             )
             stack.enter_context(listeners.named("cluster", host, self.port, tls=True))
             yield self
@@ -153,8 +169,12 @@ class JoinedCluster:
             nursery.start_soon(self.gateways.run)
             nursery.start_soon(self._keep_certificate)
             nursery.start_soon(self._write_descriptions)
-            await nursery.start(listener.serve, self._listeners)
+            await nursery.start(self._listen, listener)
             task_status.started()
+
+    async def _listen(self, listener: ClusterListener, *, task_status: trio.TaskStatus[None]) -> None:
+        with self._open:
+            await listener.serve(self._listeners, task_status=task_status)
 
     def let_workers_in(self) -> None:
         """From now on `plane.worker_manager` runs."""
@@ -267,6 +287,31 @@ class JoinedCluster:
     def node_described(self, handle: NodeHandle) -> None:
         self._described.add(handle.node_id)
         self._news.set()
+
+    def node_obeys(self, node_id: str, newer: Generation) -> None:
+        if not self.generation.yields_to(newer):
+            return
+        if self._authority.has_signed(newer.signed, newer.signature):
+            self.give_way(newer)
+        else:
+            logger.error(
+                "node %s claims to obey a newer manager, and cannot prove it: it is not let in",
+                self.nodes.name_of(node_id),
+            )
+
+    def give_way(self, newer: Generation) -> None:
+        """To a manager that has replaced this one: what runs on nodes is left to it, and this one ends."""
+        if self.newer is not None:
+            return
+        self.newer = newer
+        logger.error("%s", replaced(newer))
+        try:
+            note_replaced(self.credentials, newer)
+        except CannotUseCluster as error:
+            logger.error("the next manager that is started here will not know it at once: %s", error)
+        self.nodes.retire()
+        self._open.cancel()
+        self.replaced.set()
 
     def _announce(self, kind: str, node: str, **detail: str) -> None:
         if self._plane is not None:  # what it finds at its start is no news

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ..errors import AgentManagerError, ManagerError, WrongState
+from ..errors import AgentManagerError, ManagerError, ManagerReplaced, WrongState
+from ..generation import replaced
 from ..models import DesiredStatus, InstanceRecord, ServiceSpec, utc_now
 from ..process.control_socket import control_listener, keep_bound
 from ..process.ownership import ManagerLock
@@ -113,6 +114,8 @@ class ManagerLife:
             )  # fmt: skip
             try:
                 await nursery.start(self._run_machinery, plane, snapshot, machinery)
+                if cluster is not None:
+                    nursery.start_soon(self._end_if_replaced, cluster)
                 if self.supervises:
                     await _start_what_should_run(plane)
                 plane.publisher.changed()
@@ -134,6 +137,12 @@ class ManagerLife:
                     talking.cancel()
                     machinery.cancel()
                     nursery.cancel_scope.cancel()
+        if cluster is not None and cluster.newer is not None:
+            raise ManagerReplaced(replaced(cluster.newer))
+
+    async def _end_if_replaced(self, cluster: JoinedCluster) -> None:
+        await cluster.replaced.wait()
+        self.end()
 
     async def _run_machinery(
         self,
@@ -198,10 +207,11 @@ class ManagerLife:
             nursery.start_soon(partial(hurry, self._hurried, kill=False))
             nursery.start_soon(partial(hurry, self._killing, kill=True))
             # First, while workers serve on: they drain their connections as the gateway of this process does.
-            await plane.supervisor.shutdown(leave_running=self._leave_running)
+            is_replaced = plane.cluster is not None and plane.cluster.newer is not None
+            await plane.supervisor.shutdown(leave_running=self._leave_running, leave_nodes=is_replaced)
             self._listeners.stop_workers(leave=self._leave_running)
             if plane.cluster is not None:
-                plane.cluster.gateways.stop(leave=self._leave_running)
+                plane.cluster.gateways.stop(leave=self._leave_running or is_replaced)
             if not self._leave_running:
                 with trio.CancelScope() as farewell:
                     nursery.start_soon(_cancel_at, self._hurried, farewell)

@@ -9,7 +9,8 @@ Parts, in reading order:
 * `bundles`: the directories that were sent for agents to run in; `logs`: what their managers read of them;
   `session_archives`: the same of journals;
   `checkup`: what `agentmgr doctor` wants to know; `gateways`: the gateway workers of the node.
-* `daemon`: `agentmgr node`, all of it wired; `joining`: how a machine becomes a node.
+* `daemon`: `agentmgr node`, all of it wired; `joining`: how a machine becomes a node; `following`: where its
+  manager is.
 
 Invariants:
 
@@ -18,6 +19,7 @@ Invariants:
 * A launch is written down before it is answered. What is not written down is ended by the next daemon, before
   that links with a manager.
 * Nothing is ended by its id alone: the token of its launch has to be the one that is meant.
+* Of two managers the newer one is obeyed (`agentmgr.generation`), wherever each is.
 * What is silent is not dead: only the manager decides that a node is lost. A daemon ends by itself what dies
   with its manager, 30 s after its link went down, and all that it has, 10 minutes after it learned that its
   node was forgotten.

@@ -1,7 +1,8 @@
 """`agentmgr node`: this machine as a node of a cluster, in one directory.
 
-The directory has `node.json` (what this node is), `lock` (of the daemon that runs), `credentials` (its key
-and certificate), `instances` (what runs), `gateways` (its gateway worker), and the `logs`, `sessions` and
+The directory has `node.json` (what this node is), `manager.json` (where its manager is), `generation.json`
+(the newest manager that it has obeyed), `lock` (of the daemon that runs), `credentials` (its key and
+certificate), `instances` (what runs), `gateways` (its gateway worker), and the `logs`, `sessions` and
 `bundles` of its instances.
 """
 
@@ -11,10 +12,11 @@ import logging
 import os
 import platform
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 from attrs import Factory, evolve, field, frozen
@@ -33,8 +35,20 @@ from ..supervisor.preloads import PRELOAD_MAX
 from ..version import __version__
 from ..worker.spec import ClusterManager
 from .bundles import NodeBundles
+from .following import manager_file
 from .gateways import NodeGateways, OwnFacts
-from .joining import JoinRequest, Secret, join, learn_ca, renew
+from .joining import (
+    JOIN_PROTOCOL,
+    Greeting,
+    JoinAnswer,
+    JoinRequest,
+    Secret,
+    join,
+    learn_ca,
+    receive,
+    renew,
+    tell_of_newer,
+)
 from .logs import NodeLogs
 from .node import Node
 from .protocol import AwaitGateway, Facts, GatewayTroubles, KeepGateways, KillGateway
@@ -42,9 +56,12 @@ from .session_archives import SessionArchives
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _JOIN_PATIENCE_S = 30.0  #: for a manager that is not there yet, or is busy
 _JOIN_PAUSE_S = 0.5
 _RENEW_RETRY_S = 600.0
+_TELL_S = 5.0
 
 
 @frozen
@@ -52,7 +69,7 @@ class NodeConfig:
     """The content of `node.json`: what this node is, also when its daemon is started again."""
 
     node_id: str
-    manager: ManagerAddress
+    manager: ManagerAddress  #: as `--join` had it; where it is now says another file (`node.following`)
     name: str = ""  #: as the manager calls it
     address: str = ""  #: where other nodes reach it; empty: where its link comes from
     labels: Mapping[str, str] = Factory(dict)
@@ -131,6 +148,18 @@ def held(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
+def runs_in(directory: Path) -> str | None:
+    """The pid of the daemon that holds the directory, if it is known; None: there is none."""
+    try:
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return None if try_lock(fd) else os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+    finally:
+        os.close(fd)
+
+
 class NodeDaemon:
     """The parts of a node, wired; its directory is `held`."""
 
@@ -145,6 +174,7 @@ class NodeDaemon:
         self.directory, self.config = directory, config
         self._credentials = Credentials(directory / "credentials")
         self._source = config.address if _is_local(config.address) else None
+        self._manager = manager_file(directory)
         self._renew_at = -float("inf")
         facts = Facts(
             node_id=config.node_id,
@@ -173,11 +203,12 @@ class NodeDaemon:
             bundles=NodeBundles(directory / "bundles"),
             logs=NodeLogs(logs),
             sessions=SessionArchives(directory / "sessions"),
+            moved=self._manager.moved,
         )
         own = OwnFacts(
             config.node_id,
             self._credentials.directory,
-            ClusterManager(config.manager.host, config.manager.port, self._source),
+            ClusterManager(str(self._manager.path), self._source),
             config.certfile,
             config.keyfile,
         )
@@ -196,7 +227,7 @@ class NodeDaemon:
 
     async def _dial(self) -> trio.abc.Stream:
         await self._renew_if_due()
-        manager = self.config.manager
+        manager = self._manager.to_dial()
         stream = await dial(manager, self._credentials, NODE_PROTOCOL, source=self._source)
         if not self.config.address:
             address = stream.transport_stream.socket.getsockname()[0]
@@ -212,10 +243,25 @@ class NodeDaemon:
             return
         self._renew_at = trio.current_time() + _RENEW_RETRY_S
         try:
-            await renew(self.config.manager, self._credentials, self.config.node_id, source=self._source)
+            manager = self._manager.read()
+            await renew(manager, self._credentials, self.config.node_id, source=self._source)
             logger.info("this node has a new certificate")
         except (OSError, AgentManagerError) as error:
             logger.warning("the certificate of this node, good until %s, was not renewed: %s", until, error)
+
+    async def tell_former_manager(self) -> None:
+        """One that lives on, or comes back, where the manager was before: it would take this node for lost,
+        and start a second one of all.
+        """
+        while True:
+            await trio.sleep(_TELL_S)
+            newer = self.node.obeys
+            if not self.node.linked or newer is None:
+                continue
+            with suppress(OSError, AgentManagerError):
+                if (former := self._manager.before()) is not None:
+                    credentials, node_id = self._credentials, self.config.node_id
+                    await tell_of_newer(former, credentials, node_id, newer, source=self._source)
 
     async def keep_certificate(self) -> None:
         """Renews it in time also while the link is up."""
@@ -248,7 +294,8 @@ async def unwelcome(directory: Path, config: NodeConfig) -> str | None:
     """
     source = config.address if _is_local(config.address) else None
     try:
-        await renew(config.manager, Credentials(directory / "credentials"), config.node_id, source=source)
+        manager = manager_file(directory).read()
+        await renew(manager, Credentials(directory / "credentials"), config.node_id, source=source)
     except (OSError, NotNow, CannotUseCluster):
         return None
     except (InvalidRequest, CannotReachManager) as error:
@@ -278,27 +325,53 @@ async def join_cluster(directory: Path, config: NodeConfig, secret: Secret) -> N
         config.labels,
         config.resources,
     )
+
+    async def once() -> JoinAnswer:
+        ca = await learn_ca(config.manager, secret.fingerprint, source=source)
+        return await join(config.manager, credentials, ask, ca, source=source)
+
+    answer = await _patiently(config.manager, once)
+    joined = evolve(config, name=answer.name)
+    joined.write(directory)
+    manager_file(directory).write(joined.manager)
+    return joined
+
+
+async def move(directory: Path, config: NodeConfig, manager: ManagerAddress) -> None:
+    """Has the daemon that runs there, and its gateway, link with the manager at that address; that it is one
+    of this node's cluster is made sure of first. Raises `CannotReachManager`, `CannotUseCluster`.
+    """
+    source = config.address if _is_local(config.address) else None
+    credentials = Credentials(directory / "credentials")
+
+    async def look() -> None:
+        stream = await dial(manager, credentials, JOIN_PROTOCOL, source=source)
+        try:
+            await receive(stream, Greeting, manager)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    await _patiently(manager, look)
+    manager_file(directory).write(manager)
+
+
+async def _patiently(manager: ManagerAddress, ask: Callable[[], Awaitable[T]]) -> T:
+    """What a manager answers that may not be there yet, or be busy. Raises what `ask` raises of ours."""
     give_up_at = trio.current_time() + _JOIN_PATIENCE_S
     while True:
         try:
-            ca = await learn_ca(config.manager, secret.fingerprint, source=source)
-            answer = await join(config.manager, credentials, ask, ca, source=source)
-            break
+            return await ask()
         except NotNow:
             if trio.current_time() > give_up_at:
                 raise
-            await trio.sleep(_JOIN_PAUSE_S)
         except OSError as error:
             if trio.current_time() > give_up_at:
                 why = error.strerror or error
                 raise CannotReachManager(
-                    f"no manager answers at {config.manager} ({why}): does it run with `--cluster joined`, "
+                    f"no manager answers at {manager} ({why}): does it run with `--cluster joined`, "
                     "and listen there (`--cluster-host`, `--cluster-port`)?"
                 ) from None
-            await trio.sleep(_JOIN_PAUSE_S)
-    joined = evolve(config, name=answer.name)
-    joined.write(directory)
-    return joined
+        await trio.sleep(_JOIN_PAUSE_S)
 
 
 def new_config(manager: ManagerAddress) -> NodeConfig:
@@ -324,5 +397,6 @@ async def running(daemon: NodeDaemon) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
         nursery.start_soon(daemon.keep_certificate)
+        nursery.start_soon(daemon.tell_former_manager)
         yield
         nursery.cancel_scope.cancel()

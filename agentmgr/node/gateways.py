@@ -103,14 +103,13 @@ class NodeGateways:
         assert self._nursery is not None
         if order.at_least and self._gateways:
             return Done()
-        wanted, unwanted = list(order.gateways), []
+        # Another manager may have other settings: what does not concern a gateway leaves it as it is.
+        wanted, unwanted = {self._serves(each): each for each in order.gateways}, []
         for gateway in self._gateways:
-            if gateway.order in wanted:
-                wanted.remove(gateway.order)
-            else:
+            if wanted.pop(self._serves(gateway.order), None) is None:
                 unwanted.append(gateway)
         self._gateways = [gateway for gateway in self._gateways if gateway not in unwanted]
-        new = [self._begin(each, None) for each in wanted]
+        new = [self._begin(each, None) for each in wanted.values()]
         self._write()
         self._nursery.start_soon(self._replace, unwanted, new)
         return Done()
@@ -199,6 +198,10 @@ class NodeGateways:
             directory=str(self._directory),
             lease_s=order.lease_s,
         )
+
+    def _serves(self, order: GatewayOrder) -> tuple[int, str]:
+        """Equal for orders whose gateways serve clients alike."""
+        return order.port, self._spec(order, "").options
 
     def _alive(self, worker_id: str) -> PidFile | None:
         return next((found for found in living(self._directory) if found.worker_id == worker_id), None)

@@ -30,6 +30,7 @@ from ..codec import from_answer, parse_json, to_json
 from ..credentials import Credentials, context_of
 from ..dialing import ManagerAddress, NotNow, connect, dial
 from ..errors import CannotReachManager, InvalidRequest
+from ..generation import Generation
 
 JOIN_PROTOCOL = "agentmgr-join/1"
 LONGEST_BYTES = 2**16  #: of one message
@@ -57,6 +58,7 @@ class JoinRequest:
     address: str = ""
     labels: Mapping[str, str] = Factory(dict)
     resources: Mapping[str, float] = Factory(dict)
+    obeys: Generation | None = None  #: nothing is asked for: a manager of before is told of the newer one
 
 
 @frozen
@@ -136,6 +138,26 @@ async def renew(
     ask = JoinRequest(node_id, credentials.make_request().decode())
     stream = await dial(manager, credentials, JOIN_PROTOCOL, source=source)
     await _ask(stream, manager, credentials, ask)
+
+
+async def tell_of_newer(
+    manager: ManagerAddress,
+    credentials: Credentials,
+    node_id: str,
+    newer: Generation,
+    *,
+    source: str | None = None,
+) -> None:
+    """Tells a manager of before, which may be there still, that it was replaced. Raises as `learn_ca`."""
+    stream = await dial(manager, credentials, JOIN_PROTOCOL, source=source)
+    try:
+        await receive(stream, Greeting, manager)
+        await send(stream, JoinRequest(node_id, "", obeys=newer))
+        await receive(stream, JoinAnswer, manager)
+    except trio.BrokenResourceError as error:
+        raise NotNow(f"{manager} closed the connection") from error
+    finally:
+        await trio.aclose_forcefully(stream)
 
 
 async def _ask(

@@ -11,7 +11,8 @@ from typing import Any
 
 import trio
 
-from ..errors import AgentManagerError, CannotReachManager
+from ..errors import AgentManagerError, CannotReachManager, CannotUseCluster
+from ..generation import Generation, Obeyed
 from ..link import HEARTBEAT_S, SILENCE_S, Link
 from ..models import new_id, utc_now
 from ..supervisor.launcher import Launcher
@@ -72,9 +73,12 @@ class Node:
         bundles: NodeBundles | None = None,
         logs: NodeLogs | None = None,
         sessions: SessionArchives | None = None,
+        moved: Callable[[], Awaitable[None]] = trio.sleep_forever,
         random: Callable[[], float] = random.random,
     ) -> None:
-        """`dial` raises `OSError` or `AgentManagerError`, and is called again. `random`: from [0, 1)."""
+        """`dial` raises `OSError` or `AgentManagerError`, and is called again. `moved` returns when it leads
+        elsewhere now: what it gave before is left then. `random`: from [0, 1).
+        """
         self.facts = facts  #: said at each new link
         self.manager_id: str | None = None  #: of the manager that it is linked with
         self.given_up: Callable[[], object] = lambda: None  #: called as all ends here: the node was forgotten
@@ -82,7 +86,9 @@ class Node:
         self._instances = NodeInstances(
             launcher, NodeJournal(directory), bundles, random, changed=lambda state: self.say(Changed(state))
         )
-        self._dial, self._bundles, self._random = dial, bundles, random
+        self._dial, self._moved, self._bundles, self._random = dial, moved, bundles, random
+        self._obeyed = Obeyed(directory)
+        self._obeys: Generation | None = None
         self._beside: list[Callable[[], Awaitable[None]]] = [launcher.run]
         self._standing: dict[Hashable, Report] = {}
         self._link: _Link | None = None
@@ -115,6 +121,10 @@ class Node:
             await self._run(task_status)
 
     async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            self._obeys = self._obeyed.read()
+        except CannotUseCluster as error:  # what runs here needs its daemon all the same
+            log.error("it is not known which manager this node has obeyed: %s", error)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for run in self._beside:
@@ -123,7 +133,12 @@ class Node:
             task_status.started()
             nursery.start_soon(_keep_running, self._report_figures)
             nursery.start_soon(_keep_running, self._keep_lease)
-            await self._keep_linked()
+            while True:
+                async with trio.open_nursery() as following:
+                    following.start_soon(self._keep_linked)
+                    await self._moved()
+                    log.info("the manager is elsewhere now: linking with it there")
+                    following.cancel_scope.cancel()
 
     @property
     def instances(self) -> Mapping[str, NodeInstance]:
@@ -133,6 +148,11 @@ class Node:
     @property
     def linked(self) -> bool:
         return self._link is not None
+
+    @property
+    def obeys(self) -> Generation | None:
+        """The newest manager that it has obeyed."""
+        return self._obeys
 
     def handle(self, kind: type[Kind], handler: Handler[Kind]) -> None:
         """Has `handler` do such orders. What it does before it returns, or awaits, happens in the order in
@@ -186,7 +206,7 @@ class Node:
         """
         link = _Link(stream, encode, decode_order, heartbeat_s=HEARTBEAT_S, silence_s=SILENCE_S)
         states = (instance.state for instance in self.instances.values())
-        link.put(Hello(self.facts, VERSION, utc_now()), *in_pieces(tuple(filter(None, states))))
+        link.put(Hello(self.facts, VERSION, utc_now(), self._obeys), *in_pieces(tuple(filter(None, states))))
         link.put(*self._standing.values(), Complete())
         self._link = link  # what changes from here on is said after that
         try:
@@ -200,7 +220,8 @@ class Node:
             case Numbered(number, order):
                 assert self._nursery is not None
                 self._orders.begin(number, order, self._nursery)
-            case Welcome(manager_id, open_numbers):
+            case Welcome(manager_id, open_numbers, generation):
+                self._submit_to(generation)
                 log.info("linked with the manager")
                 self.manager_id, self._forgotten_since = manager_id, None
                 self._orders.keep_only(frozenset(open_numbers))
@@ -214,6 +235,18 @@ class Node:
                     self._forgotten_since = trio.current_time()
                     log.warning("what runs here ends in %g minutes: %s", FORGOTTEN_S / 60, reason)
                 raise NotWelcome(reason)
+
+    def _submit_to(self, generation: Generation | None) -> None:
+        """Raises `NotWelcome` where a newer manager is known."""
+        if generation is None or generation == self._obeys:
+            return
+        if self._obeys is not None and generation.yields_to(self._obeys):
+            raise NotWelcome(f"{generation} is not obeyed: this node obeys {self._obeys}, which is newer")
+        self._obeys = generation
+        try:
+            self._obeyed.write(generation)  # before its first order is done
+        except CannotUseCluster as error:  # as on a full disk: it is known until this daemon ends
+            log.error("%s", error)
 
     def _answer(self, number: str, answer: Answer) -> None:
         if self._link is not None:
@@ -275,7 +308,7 @@ class Node:
 
 
 class NotWelcome(CannotReachManager):
-    """The manager will not have this daemon, and why."""
+    """The manager will not have this daemon, or the daemon not this manager, and why."""
 
 
 async def _keep_running(run: Callable[[], Awaitable[None]]) -> None:

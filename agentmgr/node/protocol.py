@@ -31,6 +31,7 @@ from ..core.leases import LEASE_S as SEATS_LEASE_S
 from ..core.restart import Cause, Exit
 from ..core.scaling import Turns
 from ..errors import InvalidRequest
+from ..generation import Generation
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
 from ..settings import Settings
 from ..supervisor.log_window import LogMatches, LogWindow
@@ -80,6 +81,7 @@ class Hello:
     facts: Facts
     version: int  #: the `VERSION` that it speaks
     now: datetime  #: by its clock
+    obeys: Generation | None = None  #: the newest manager that it has obeyed
 
 
 @frozen
@@ -155,6 +157,7 @@ class GatewayTroubles:
 class Welcome:
     manager_id: str  #: of one run of a manager
     open: tuple[str, ...]  #: the numbers of the orders that it still waits for
+    generation: Generation | None = None  #: of the manager, as of all that has nodes
 
 
 @frozen

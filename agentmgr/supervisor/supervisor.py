@@ -293,8 +293,16 @@ class Supervisor:
         finally:
             outcome.fail(WrongState(f"the restart of service {spec.name} was interrupted"))
 
-    async def shutdown(self, *, leave_running: bool = False, force: bool = False, kill: bool = False) -> None:
-        """Ends all services, or leaves them to the next manager; then `run` returns.
+    async def shutdown(
+        self,
+        *,
+        leave_running: bool = False,
+        leave_nodes: bool = False,
+        force: bool = False,
+        kill: bool = False,
+    ) -> None:
+        """Ends all services, or leaves them to the next manager; then `run` returns. `leave_nodes`: leaves
+        what runs on other machines than this one.
 
         A service ends after those that depend on it; independent ones end together, the last started first.
         A second call with `force`, while the first one waits, cuts the draining short; one with `kill` also
@@ -307,7 +315,7 @@ class Supervisor:
         for wave in stop_waves(self._services):
             tasks = [task for service in wave for task in service.tasks]
             for task in tasks:
-                if leave_running:
+                if leave_running or (leave_nodes and task.view.node_id):
                     task.leave()
                 else:
                     task.stop(force=force, kill=kill, for_good=True)

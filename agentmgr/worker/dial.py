@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import trio
 
 from ..errors import AgentManagerError
@@ -13,19 +15,29 @@ WORKER_PROTOCOL = "agentmgr-worker/1"
 """As ALPN names it, whatever `protocol.VERSION` is: the manager ends a worker of another one."""
 
 
-async def dial(spec: WorkerSpec) -> trio.abc.Stream:
-    """A connection to the manager that runs. Raises `OSError`: on another machine also where that is not this
-    cluster's manager. Raises `DatabaseUnusable`, as `connect`.
-    """
-    if spec.manager is None:
-        return await connect(RuntimePaths.of(spec.settings.db_path).worker_socket)
-    from .. import dialing  # here: `ssl` is for clusters only
-    from ..credentials import Credentials
+class Dialer:
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.moved: Callable[[], Awaitable[None]] = trio.sleep_forever
+        """Returns when the manager is elsewhere than it was dialled last."""
+        self._spec = spec
+        if spec.manager is not None:
+            from ..credentials import Credentials  # here: `ssl` is for clusters only
+            from ..dialing import ManagerFile
 
-    assert spec.credentials is not None
-    address = dialing.ManagerAddress(spec.manager.host, spec.manager.port)
-    credentials = Credentials(spec.credentials)
-    try:
-        return await dialing.dial(address, credentials, WORKER_PROTOCOL, source=spec.manager.source)
-    except AgentManagerError as error:
-        raise OSError(error.message) from error
+            assert spec.credentials is not None
+            self._file, self._credentials = ManagerFile(spec.manager.file), Credentials(spec.credentials)
+            self.moved = self._file.moved
+
+    async def dial(self) -> trio.abc.Stream:
+        """A connection to the manager that runs. Raises `OSError`: on another machine also where that is not
+        this cluster's manager. Raises `DatabaseUnusable`, as `connect`.
+        """
+        if self._spec.manager is None:
+            return await connect(RuntimePaths.of(self._spec.settings.db_path).worker_socket)
+        from ..dialing import dial
+
+        try:
+            source = self._spec.manager.source
+            return await dial(self._file.to_dial(), self._credentials, WORKER_PROTOCOL, source=source)
+        except AgentManagerError as error:
+            raise OSError(error.message) from error

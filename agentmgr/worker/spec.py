@@ -22,15 +22,15 @@ from ..settings import Settings
 from . import protocol
 
 #: Settings that affect how a worker serves its clients.
-_USED = ("db_path", "allowed_origins", "trusted_proxies", "proxy_protocol", "fronts")
+_USED_ON_NODES = ("allowed_origins", "trusted_proxies", "proxy_protocol", "fronts")
+_USED = ("db_path", *_USED_ON_NODES)
 
 
 @frozen
 class ClusterManager:
-    """Where a worker on a node finds the manager."""
+    """How a worker on a node finds the manager."""
 
-    host: str
-    port: int
+    file: str  #: as `dialing.ManagerFile`
     source: str | None = None  #: the local address to dial from
 
 
@@ -69,7 +69,8 @@ class WorkerSpec:
     @property
     def options(self) -> str:
         """Equal for workers that serve clients alike: a manager adopts only those that match its own."""
-        settings = to_plain({name: getattr(self.settings, name) for name in _USED})
+        used = _USED if self.directory is None else _USED_ON_NODES
+        settings = to_plain({name: getattr(self.settings, name) for name in used})
         same = [protocol.VERSION, self.host, self.certfile, self.keyfile, self.guest, settings]
         if self.credentials is not None:
             gate = [self.node_id, self.credentials, self.gate_host, to_plain(self.manager), self.lease_s]

@@ -29,7 +29,7 @@ from ..protocol import COME_BACK
 from ..proxy import Certificate, GatewayLimits, Identity
 from ..proxy.tunnel import Ending
 from . import protocol
-from .dial import dial
+from .dial import Dialer
 from .protocol import Order, Report
 from .spec import WorkerSpec, gate_of, gateway
 
@@ -110,7 +110,12 @@ class Worker:
                 async with trio.open_nursery() as nursery:
                     if self._lease is not None:
                         nursery.start_soon(self._hold_by, self._lease)
-                    await self._keep_attached(nursery)
+                    dialer = Dialer(self._spec)
+                    while True:
+                        async with trio.open_nursery() as following:
+                            following.start_soon(self._keep_attached, dialer, nursery)
+                            await dialer.moved()
+                            following.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(talk)
@@ -171,11 +176,11 @@ class Worker:
         if self._link is not None:
             self._link.put(report)
 
-    async def _keep_attached(self, nursery: trio.Nursery) -> None:
+    async def _keep_attached(self, dialer: Dialer, nursery: trio.Nursery) -> None:
         pause, trouble = _FIRST_RETRY_S, ""
         while True:
             try:
-                stream = await dial(self._spec)
+                stream = await dialer.dial()
             except OSError as error:  # no manager runs now: try again
                 pause = min(pause * 2, _LAST_RETRY_S)
                 if self._spec.manager is not None and str(error) != trouble:

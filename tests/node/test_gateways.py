@@ -18,6 +18,7 @@ from agentmgr.ca import Authority
 from agentmgr.core.leases import LEASE_S
 from agentmgr.core.routing import RoutingTable
 from agentmgr.credentials import Credentials, peer
+from agentmgr.dialing import ManagerAddress, ManagerFile
 from agentmgr.manager.node_workers import NodeWorker, NodeWorkers
 from agentmgr.manager.worker_handle import WorkerHandle
 from agentmgr.manager.worker_manager import WorkerManager
@@ -51,9 +52,9 @@ class Site:
 
     def daemon(self) -> NodeGateways:
         """Another one, which the manager asks from now on."""
-        facts = OwnFacts(
-            NODE, self.directory / "credentials", ClusterManager("127.0.0.1", self.port, ADDRESS)
-        )
+        file = ManagerFile(self.directory / "manager.json")
+        file.write(ManagerAddress("127.0.0.1", self.port))
+        facts = OwnFacts(NODE, self.directory / "credentials", ClusterManager(str(file.path), ADDRESS))
         self.daemons.append(NodeGateways(self.directory / "gateways", facts, self.troubles.append))
         return self.daemons[-1]
 

@@ -91,11 +91,13 @@ async def command(
 
     The manager (`agentmgr daemon --cluster joined`) then starts instances here as well. They live on when
     this command ends, is killed or loses its connection: the next one in the same directory takes them over.
+    When the manager has moved to another machine, `--join` beside the daemon that runs tells it where to.
 
     The first time it needs a secret, which `agentmgr nodes invite` prints on the manager's machine.
     """
     from ...credentials import import_cryptography
     from ...node import daemon
+    from ...node.following import manager_file
 
     import_cryptography()
     secret_text = os.environ.pop(_SECRET, None)  # what runs here does not get it
@@ -103,10 +105,13 @@ async def command(
     configure_logging(settings.log_level, settings.log_format)
     raise_limit()
     place = absolute(directory)
+    described = name is not None or address is not None or labels or resources or certfile is not None
+    if join is not None and await _moved(place, join, bool(described)):
+        return
     with daemon.held(place):
         if (config := daemon.NodeConfig.read(place)) is not None:
             config.refuse_copy(place)
-        config = _described(_joined_by(config, join), name, address, labels, resources)
+        known, config = config, _described(_joined_by(config, join), name, address, labels, resources)
         config = _with_certificate(config, certfile, keyfile)
         if (why := daemon.needs_secret(place)) is not None:
             secret = await _secret(secret_text, secret_file, why)
@@ -114,6 +119,7 @@ async def command(
             config = await daemon.join_cluster(place, config, secret)
         else:
             config.write(place)
+            _keep_manager(place, known, config)
             if secret_file is not None or secret_text is not None:
                 config = await _joined_anew(place, config, secret_text, secret_file)
         notifier = Notifier()
@@ -122,7 +128,8 @@ async def command(
                 place, config, fork_server=settings.fork_server, preload_max=settings.preload_max
             )
             async with daemon.running(node), trio.open_nursery() as nursery:
-                say(f"node {config.name} of the manager at {config.manager}, pid {os.getpid()}", flush=True)
+                at = manager_file(place).read()
+                say(f"node {config.name} of the manager at {at}, pid {os.getpid()}", flush=True)
                 notifier.send("READY=1")
                 nursery.start_soon(notifier.keep_alive)
                 await signals.first.wait()
@@ -131,6 +138,42 @@ async def command(
             if count := sum(instance.run is not None for instance in node.node.instances.values()):
                 lives = "1 instance lives" if count == 1 else f"{count} instances live"
                 note(f"{lives} on here; `agentmgr node --directory {directory}` takes over again")
+
+
+async def _moved(place: Path, join: str, described: bool) -> bool:
+    """Whether a daemon runs there, which links with the manager at this address from now on. Raises
+    `InvalidRequest`, `CannotReachManager`, `CannotUseCluster`.
+    """
+    from ...dialing import ManagerAddress
+    from ...node import daemon
+    from ...node.following import manager_file
+
+    manager = ManagerAddress.parse(join)
+    pid, config = daemon.runs_in(place), daemon.NodeConfig.read(place)
+    if pid is None or config is None or manager == manager_file(place).read():
+        return False
+    if described:
+        raise InvalidRequest(
+            f"the daemon of node {config.name} runs in {place}, pid {pid}: beside it --join can be given "
+            "alone, to tell it where its manager is now; end it first for anything else"
+        )
+    await daemon.move(place, config, manager)
+    say(f"node {config.name} links with the manager at {manager} now: its daemon, pid {pid}, goes on")
+    return True
+
+
+def _keep_manager(place: Path, known: NodeConfig | None, config: NodeConfig) -> None:
+    """A unit gives the same --join at each start, and its manager may have moved since."""
+    from ...node.following import manager_file
+
+    file = manager_file(place)
+    if known is None or known.manager != config.manager or not file.path.exists():
+        file.write(config.manager)
+    elif (now := file.read()) != config.manager:
+        note(
+            f"the manager was at {config.manager} when this node joined, and has moved to {now}, where it is "
+            "looked for (--join in another terminal, once this runs, tells it otherwise)"
+        )
 
 
 async def _joined_anew(place: Path, config: NodeConfig, text: str | None, file: str | None) -> NodeConfig:

@@ -55,9 +55,13 @@ async def command(cli: Cli, file: str, as_new: bool, take_over: bool) -> None:
                 shutil.rmtree(journals, ignore_errors=True)
         kept_ca = None
         if copied.cluster.is_dir() and not as_new:
-            from ...ca import put_back as put_back_ca  # here: one machine has none
+            from ...ca import Authority  # here: one machine has none
+            from ...ca import put_back as put_back_ca
+            from ...generation import note_restored
 
             kept_ca = put_back_ca(copied.cluster, cli.paths.cluster)
+            if Authority.is_in(cli.paths.cluster):
+                note_restored(cli.paths.cluster)
         for other in others if take_over else ():
             claim(other, cli.paths.logs)
         async with open_store(cli.paths.database, read_only=True) as store:

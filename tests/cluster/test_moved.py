@@ -1,0 +1,105 @@
+"""The manager moves to another machine while all runs: its nodes follow it, and the old one gives way.
+
+Both managers are on this machine, at addresses of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+from websockets.sync.client import connect
+
+from tests.cluster.conftest import ACluster
+from tests.cluster.test_by_hand import AGENT, said
+from tests.conditions import PATIENCE_S
+from tests.processes import alive
+
+ELSEWHERE = "127.0.0.9"
+
+
+def test_a_restored_manager_takes_the_nodes_and_the_old_one_ends_what_is_its_own(
+    a_cluster: ACluster,
+) -> None:
+    with a_cluster(2, "--gateways", "all") as cluster:
+        shell, port = cluster.shell, str(cluster.port)
+        (shell.directory / "my_agent.py").write_text(AGENT)
+        head = next(name for name in cluster.nodes() if name not in "bc")
+        shell.ok("register", "svc", "my_agent.py", "--instances", "2", "--place-on", "zone=in(b,c)")
+        shell.ok("start", "svc")
+        pids = cluster.pids("svc")
+        shell.ok("backup", "copy.db")
+        shell.ok("register", "own", "my_agent.py", "--place-on", f"node={head}", "--auto-start")
+        (own,) = cluster.pids("own").values()
+
+        there = {"AGENTMGR_DB": str(shell.directory / "moved.db")}
+        shell.ok("restore", "copy.db", **there)
+        with (
+            connect(f"ws://127.0.0.2:{cluster.proxy_port}/services/svc") as client,
+            open(shell.directory / "moved.log", "w") as log,
+        ):
+            assert said(client, "one").startswith("1 from")
+            words = ["daemon", "--cluster", "joined", "--cluster-host", ELSEWHERE, "--cluster-port", port]
+            words += ["--host", ELSEWHERE, "--proxy-port", str(cluster.proxy_port), "--gateways", "all"]
+            manager: subprocess.Popen[Any] = shell.popen(
+                [sys.executable, "-m", "agentmgr", *words],
+                cwd=shell.directory,
+                env={**shell.environment, **there},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+            cluster.processes["moved"] = manager
+            cluster.until(lambda: "gateway at" in cluster.log("moved"))
+
+            # Nothing is changed by an address where no manager is, or that of another cluster's.
+            in_b = ["--directory", str(cluster.directory("b") / "agent_node.d")]
+            in_c = ["--directory", str(cluster.directory("c") / "agent_node.d")]
+            assert "beside it --join can be given alone" in shell.fails(
+                "node", "--join", f"{ELSEWHERE}:{port}", "--label", "x=y", *in_b
+            )
+            assert cluster.states()["b"] == "linked"
+
+            # One command for each node; its daemon, its gateway and its instances go on.
+            began = time.monotonic()
+            told = shell.ok("node", "--join", f"{ELSEWHERE}:{port}", *in_b)
+            assert f"links with the manager at {ELSEWHERE}:{port} now" in told
+            shell.ok("node", "--join", f"{ELSEWHERE}:{port}", *in_c)
+
+            def followed() -> bool:
+                nodes = json.loads(shell.ok("nodes", "--format", "json", **there))
+                return {it["name"]: it["state"] for it in nodes}.items() >= {
+                    "b": "linked",
+                    "c": "linked",
+                }.items()
+
+            cluster.until(followed)
+            assert time.monotonic() - began < 10  # 5 s on a machine that is not busy
+            found = json.loads(shell.ok("status", "svc", "--format", "json", **there))
+            assert {it["slot"]: it["pid"] for it in found["instances"]} == pids
+            assert said(client, "two").startswith("2 from")
+
+            # The old one ends by itself, and what it has started on its own machine since.
+            assert cluster.processes.pop("").wait(PATIENCE_S) == 1
+            assert "this manager was replaced: the nodes of its cluster obey the manager on" in cluster.log(
+                "head"
+            )
+            assert not alive(own)
+            assert all(map(alive, pids.values()))
+            refused = shell.fails("daemon", "--cluster", "joined", "--cluster-host", "127.0.0.1")
+            assert "this manager was replaced" in refused
+
+            # A daemon that starts anew, with the address that it joined by, is where the manager is now.
+            cluster.kill_node("b")
+            cluster.start_node("b", "--join", f"127.0.0.1:{port}")
+            cluster.until(lambda: f"of the manager at {ELSEWHERE}:{port}" in cluster.log("b"))
+            assert f"has moved to {ELSEWHERE}:{port}" in cluster.log("b")
+            cluster.until(followed)
+            assert said(client, "three").startswith("3 from")
+
+        # Back again, once the other one is gone for good.
+        manager.terminate()
+        assert cluster.processes.pop("moved").wait(PATIENCE_S) == 0

@@ -73,7 +73,7 @@ _SECTIONS = {
     },
     "More machines": {
         "node": "Run this machine as a node of a manager's cluster.",
-        "nodes": "List the nodes of the cluster; invite, cordon and forget them.",
+        "nodes": "List the nodes of the cluster; invite, drain and forget them.",
     },
     "About it": {
         "info": "Show the running manager and where it keeps its files.",

@@ -21,6 +21,11 @@ class NodeCalls(RestClient):
         """Place nothing new there, or do so again."""
         return await self._one(models.Node, "PATCH", f"/nodes/{quoted(ref)}", json={"cordoned": cordoned})
 
+    async def drain_node(self, ref: str, *, timeout_s: float = 300.0) -> models.DrainedNode:
+        """Move what runs there to other nodes. The manager goes on with it also when this is cancelled."""
+        path, body = f"/nodes/{quoted(ref)}/drain", {"timeout_s": timeout_s}
+        return await self._one(models.DrainedNode, "POST", path, json=body, waits=True)
+
     async def forget_node(self, ref: str) -> None:
         """It will not come back: what ran there starts elsewhere."""
         await self._answer("DELETE", f"/nodes/{quoted(ref)}")

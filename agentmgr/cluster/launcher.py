@@ -70,6 +70,7 @@ class ClusterSlot:
         if (why := unreservable(self._spec.config)) is not None:
             raise CannotLaunch(Cause.CANNOT_EXECUTE, why)  # it was registered before there was a cluster
         while isinstance(found := place(self._wish(), nodes.candidates(), placed), Nowhere):
+            placed.remove(self._instance_id)
             waits(found.reason)
             await nodes.news.park()
         try:
@@ -184,6 +185,17 @@ class ClusterLauncher:
             check_interval_s=self._check_interval_s,
             shipping=self._shipping,
         )
+
+    def bound(self, spec: ServiceSpec, position: int, node_id: str) -> str | None:
+        """Why no other node than that one can run it now; None: another one can."""
+        if spec.config.on_node_loss == OnNodeLoss.WAIT:
+            return (
+                "it must never be there twice (on_node_loss=wait), so none is started beside it: "
+                f"`agentmgr stop {spec.name}` ends it"
+            )
+        others = [node for node in self.nodes.candidates() if node.node_id != node_id]
+        found = place(Wish(spec.service_id, position, selectors(spec.config.place_on)), others, Placed())
+        return found.reason.replace("waits for", "it needs", 1) if isinstance(found, Nowhere) else None
 
     def end_lease(self, instance_id: str) -> None:
         self.end_lease_on(self.leases.pop(instance_id, ""), instance_id)

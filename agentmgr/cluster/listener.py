@@ -4,6 +4,7 @@ What a connection is for, its client says by ALPN:
 
     agentmgr-node/1     the daemon of a node
     agentmgr-worker/1   a gateway worker on a node
+    agentmgr-drain/1    a node that is to be drained, as its machine will go
     agentmgr-join/1     a machine that wants to join, without a certificate; or a node, to renew its own
 
 A certificate has to be of this cluster's CA, not expired, and of a node that was not forgotten. Whoever is

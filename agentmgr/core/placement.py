@@ -60,6 +60,7 @@ class Placed:
         self._nodes: dict[str, tuple[str, int, str]] = {}  # service, position and node, by instance
         self._of_service: Counter[tuple[str, str]] = Counter()  # by service and node
         self._on_node: Counter[str] = Counter()
+        self._at: dict[tuple[str, int], dict[str, str]] = {}  # nodes by instance, by service and position
         self._last: dict[tuple[str, int], str] = {}  # node, by service and position
 
     def put(self, instance_id: str, service_id: str, position: int, node_id: str) -> None:
@@ -67,14 +68,24 @@ class Placed:
         self._nodes[instance_id] = service_id, position, node_id
         self._of_service[service_id, node_id] += 1
         self._on_node[node_id] += 1
+        self._at.setdefault((service_id, position), {})[instance_id] = node_id
         self._last[service_id, position] = node_id
 
     def remove(self, instance_id: str) -> None:
-        """It runs no more. What comes next to its position knows still where it was."""
-        if (found := self._nodes.pop(instance_id, None)) is not None:
-            service_id, _, node_id = found
-            _count_down(self._of_service, (service_id, node_id))
-            _count_down(self._on_node, node_id)
+        """It runs no more, or is on no node yet. What comes next to its position knows still where it was; of
+        two at a position, as in a rolling restart, it is the node of the one that remains.
+        """
+        if (found := self._nodes.pop(instance_id, None)) is None:
+            return
+        service_id, position, node_id = found
+        _count_down(self._of_service, (service_id, node_id))
+        _count_down(self._on_node, node_id)
+        others = self._at[service_id, position]
+        del others[instance_id]
+        if others:
+            self._last[service_id, position] = list(others.values())[-1]
+        else:
+            del self._at[service_id, position]
 
     def forget(self, service_id: str) -> None:
         """The service is no more."""

@@ -34,6 +34,7 @@ In reading order:
     worker_handle    one worker: its link, what it has reported; `latest_table` what it is sent of the table
     node_workers     whether the workers on nodes live, and what their leases say
     cluster          the nodes (`agentmgr.cluster`), wired; imported only with `--cluster`
+    node_drain       a node's instances move to others, before its machine goes
     node_doctor      what is wrong with nodes, and what to do
     factory_path     where an agent's factory is: a file, a file and a name, or a module and a name
 

@@ -32,6 +32,7 @@ from ..generation import Generation, begin, note_replaced, replaced
 from ..models import SERVING, Event, Invitation, Node, NodeRecord, Service
 from ..models.members import unique_name
 from ..models.nodes import NodeState
+from ..node.draining import DRAIN_PROTOCOL
 from ..process.listening import open_listeners
 from ..process.paths import RuntimePaths
 from ..settings import Settings
@@ -42,6 +43,7 @@ from ..worker.dial import WORKER_PROTOCOL
 from .doctor import Finding
 from .listeners import ManagerListeners
 from .node_doctor import examine_nodes
+from .node_drain import drain_for
 from .node_workers import NodeWorkers
 
 if TYPE_CHECKING:
@@ -162,7 +164,14 @@ class JoinedCluster:
             await self._workers_served.wait()
             await plane.worker_manager.serve_stream(stream, node_id)
 
-        serving = {NODE_PROTOCOL: self._serve_node, WORKER_PROTOCOL: serve_worker}
+        async def serve_drain(stream: trio.abc.Stream, node_id: str) -> None:
+            await drain_for(plane, self, stream, node_id)
+
+        serving = {
+            NODE_PROTOCOL: self._serve_node,
+            WORKER_PROTOCOL: serve_worker,
+            DRAIN_PROTOCOL: serve_drain,
+        }
         listener = ClusterListener(self._credentials, self.joining, self._authority.pem, serving)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.nodes.run)

@@ -546,6 +546,16 @@ class AgentManager:
         """
         return await self._cluster().cordon(ref, cordoned)
 
+    async def drain_node(self, ref: str, *, timeout_s: float = 300.0) -> models.DrainedNode:
+        """Move what runs there to other nodes, and place nothing new there: the machine may go then. What
+        cannot move, or has not in time, runs on, and the answer says why. It may be asked again at any time.
+
+        Raises `NodeNotFound`, `WrongState`.
+        """
+        from .node_drain import drain  # only where there is a cluster
+
+        return await drain(self._supervising(), self._cluster(), ref, timeout_s)
+
     # Tokens
 
     def list_tokens(self) -> tuple[Token, ...]:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from .jobs import JobState as JobState
     from .jobs import Overlap as Overlap
     from .jobs import RunResult as RunResult
+    from .members import DrainedNode as DrainedNode
     from .members import Invitation as Invitation
     from .members import JoinSecret as JoinSecret
     from .members import Node as Node
@@ -107,7 +108,7 @@ _NAMES = {
     "host_config": "HostConfig OnCrash OnDisconnect Runtime Sessions WhenBusy",
     "fields": "Check new_id utc_now",
     "jobs": "JobConfig JobRun JobState Overlap RunResult",
-    "members": "Invitation JoinSecret Node NodeRecord",
+    "members": "DrainedNode Invitation JoinSecret Node NodeRecord StaysThere",
     "nodes": "NodeState Selector",
     "records": """Connection ConnectionEnd ConnectionPeak Event Fact HealthCheck InstanceEnd InstanceRecord
         Latency MinuteFigures ServiceTotals""",

@@ -95,6 +95,25 @@ class Node:
 
 
 @frozen
+class StaysThere:
+    """An instance that a drain of its node has left there, which runs on."""
+
+    service: str
+    instance_id: str
+    slot: int  #: its position among the instances of its service
+    reason: str  #: why, for the user
+
+
+@frozen
+class DrainedNode:
+    """What a drain of a node has done."""
+
+    node: str
+    moved: int  #: instances that ran there and do not any more
+    left: tuple[StaysThere, ...]  #: what runs there still; empty: the machine may go
+
+
+@frozen
 class Invitation:
     """A join secret, as it is shown once."""
 

@@ -3,8 +3,9 @@
 Parts, in reading order:
 
 * `supervisor`: the commands (start, stop, restart, shutdown); `tasks`: one task per instance, and how one
-  begins; `service`: the instances of one service, and the order in which services stop; `adoption`: which
-  processes of an earlier manager are taken over, and what it had begun.
+  begins; `service`: the instances of one service, and the order in which services stop; `moving`: how some of
+  them move to other machines; `adoption`: which processes of an earlier manager are taken over, and what it
+  had begun.
 * `instance`: one instance from its first launch to its end, in one coroutine. It uses `start_permit` (what it
   waits for before a launch), `health_watch` (when to check, and the verdict), `draining`, and `endings` (why
   it has ended). What follows from an ending is decided in `core.restart`, which status comes next in

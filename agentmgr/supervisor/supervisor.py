@@ -18,7 +18,7 @@ from ..core.scaling import Turns
 from ..errors import AgentManagerError, WrongState
 from ..models import ForkServerState, HealthCheck, Instance, ServiceSpec, Usage
 from ..process.companion import Companion
-from . import adoption, logs, system
+from . import adoption, logs, moving, system
 from .adoption import Recorded
 from .endings import Outcome
 from .in_process import InProcessService, NoProcesses
@@ -293,6 +293,18 @@ class Supervisor:
         finally:
             outcome.fail(WrongState(f"the restart of service {spec.name} was interrupted"))
 
+    async def move(self, service_id: str, instance_ids: Collection[str], left: dict[str, str]) -> None:
+        """Replaces these instances by new ones, each ready before the old one is drained and ended, where the
+        launcher now puts them. `left` says why, by id, of each that is still there; also when cancelled.
+
+        Raises `WrongState` when the service is stopped meanwhile.
+        """
+        await moving.move(self._tasks, service_id, instance_ids, left)
+
+    async def changed(self) -> None:
+        """Returns at the next change of any instance."""
+        await self._tasks.recorder.news.park()
+
     async def shutdown(
         self,
         *,
@@ -357,6 +369,10 @@ class Supervisor:
     def instances(self, service_id: str | None = None) -> tuple[Instance, ...]:
         """The present state of all instances that are not stopped; those that were given up are included."""
         return tuple(task.seen() for task in self._tasks.of(service_id))
+
+    def spec(self, service_id: str) -> ServiceSpec:
+        """What its instances are started from now. Raises `KeyError` where it has none."""
+        return self._services[service_id].spec
 
     def is_begun(self, service_id: str) -> bool:
         """Whether an instance of it is to run, also where its task has not taken its first step yet."""

@@ -144,8 +144,8 @@ class Machine:
 class Manager:
     """One run of a manager."""
 
-    def __init__(self, cluster: MemoryCluster, nodes: Nodes, supervisor: Supervisor) -> None:
-        self.nodes, self.supervisor = nodes, supervisor
+    def __init__(self, nodes: Nodes, launcher: ClusterLauncher, supervisor: Supervisor) -> None:
+        self.nodes, self.launcher, self.supervisor = nodes, launcher, supervisor
         self.is_alive = True
         self.links: set[trio.CancelScope] = set()
         self.scope = trio.CancelScope()
@@ -258,7 +258,7 @@ class MemoryCluster:
         launcher = ClusterLauncher(self.machines[OWN].processes, nodes, check_interval_s=10)
         recorder = _Recorder(self)
         supervisor = Supervisor(recorder, launcher=launcher, random=self._draw.random)
-        recorder.manager = manager = Manager(self, nodes, supervisor)
+        recorder.manager = manager = Manager(nodes, launcher, supervisor)
         records = list(self.records.values())
         adopt = [
             (spec, [record for record in records if record.service_id == spec.service_id])

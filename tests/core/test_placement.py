@@ -185,3 +185,14 @@ def test_counts_are_those_of_what_is_placed(changes: list[tuple[int, str, str | 
             assert placed.of_service(service, node) == sum(it == (service, node) for it in model.values())
     for number in range(6):
         assert placed.node_of(f"i{number}") == model.get(f"i{number}", (None, None))[1]
+
+
+def test_of_two_at_a_position_it_is_the_node_of_the_one_that_remains() -> None:
+    placed = Placed()
+    placed.put("old", "svc", 0, "nod_b")
+    placed.put("new", "svc", 0, "nod_c")
+    assert placed.last("svc", 0) == "nod_c"
+    placed.remove("new")  # it did not become ready
+    assert placed.last("svc", 0) == "nod_b"
+    placed.remove("old")
+    assert placed.last("svc", 0) == "nod_b"

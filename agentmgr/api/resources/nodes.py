@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
-from ...models import Invitation, Node
+from ...models import DrainedNode, Invitation, Node
 from ...models.fields import between, up_to
 from ..operations import Answer, Call, Operations
 from ..queries import Page, PageQuery, page
@@ -18,6 +18,11 @@ _WEEK_S = 7 * 86400.0
 class NewInvitation:
     uses: int = field(default=1, validator=between(1, 10_000))  #: how many machines it lets in
     expires_in_s: float = field(default=300.0, validator=up_to(_WEEK_S))
+
+
+@frozen(kw_only=True)
+class Drain:
+    timeout_s: float = field(default=300.0, validator=up_to(_WEEK_S))  #: what has not moved by then stays
 
 
 @frozen(kw_only=True)
@@ -48,6 +53,25 @@ async def get_node(call: Call) -> Answer:
 async def change_node(call: Call, body: NodeChanges) -> Answer:
     """Cordons a node, or lifts the cordon: what runs there stays, and nothing new is placed there."""
     return Answer(await call.carry_out(lambda: call.manager.cordon_node(call.ref, cordoned=body.cordoned)))
+
+
+@api.add(
+    "POST",
+    "/nodes/{ref}/drain",
+    body=Drain,
+    body_required=False,
+    gives={200: DrainedNode},
+    problems=(400, 404, 409, 413, 415),
+    example={"timeout_s": 120},
+)
+async def drain_node(call: Call, body: Drain | None) -> Answer:
+    """Cordons a node, and moves what runs there to others; each new instance is ready before an old one goes.
+
+    Answers when nothing can move any more, or in time. What is in `left` runs there still, with the reason.
+    The manager goes on with it when the client goes away; it may be asked again at any time.
+    """
+    timeout_s = (body or Drain()).timeout_s
+    return Answer(await call.carry_out(lambda: call.manager.drain_node(call.ref, timeout_s=timeout_s)))
 
 
 @api.add("DELETE", "/nodes/{ref}", gives={204: None}, problems=(404, 409))

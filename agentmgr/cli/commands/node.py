@@ -64,6 +64,21 @@ _SECRET = "AGENTMGR_JOIN_SECRET"
     metavar="DIR",
     help="What the node keeps; one for each node.",
 )
+@click.option(
+    "--drain",
+    "drains",
+    is_flag=True,
+    help="Have the manager move all that runs here to other nodes, and return: for what ends the machine, as "
+    "a pod's preStop. As `agentmgr nodes drain` does; the daemon runs on.",
+)
+@click.option(
+    "--timeout",
+    "patience",
+    default="5m",
+    show_default=True,
+    metavar="TIME",
+    help="With --drain: what has not moved by then stays.",
+)
 @certificate_options
 @settings_options(
     without=(
@@ -83,10 +98,12 @@ async def command(
     labels: tuple[str, ...],
     resources: tuple[str, ...],
     directory: str,
+    drains: bool,
+    patience: str,
     certfile: str | None,
     keyfile: str | None,
     flags: dict[str, Any],
-) -> None:
+) -> int:
     """Run this machine as a node of a cluster, in the foreground, until Ctrl-C.
 
     The manager (`agentmgr daemon --cluster joined`) then starts instances here as well. They live on when
@@ -105,9 +122,11 @@ async def command(
     configure_logging(settings.log_level, settings.log_format)
     raise_limit()
     place = absolute(directory)
+    if drains:
+        return await _drain(place, patience)
     described = name is not None or address is not None or labels or resources or certfile is not None
     if join is not None and await _moved(place, join, bool(described)):
-        return
+        return 0
     with daemon.held(place):
         if (config := daemon.NodeConfig.read(place)) is not None:
             config.refuse_copy(place)
@@ -138,6 +157,18 @@ async def command(
             if count := sum(instance.run is not None for instance in node.node.instances.values()):
                 lives = "1 instance lives" if count == 1 else f"{count} instances live"
                 note(f"{lives} on here; `agentmgr node --directory {directory}` takes over again")
+    return 0
+
+
+async def _drain(place: Path, patience: str) -> int:
+    from ...node import daemon, draining
+    from ...node.following import manager_file
+    from .nodes import say_drained, seconds
+
+    if daemon.NodeConfig.read(place) is None:
+        raise InvalidRequest(f"{place} is the directory of no node: name it with --directory")
+    manager = manager_file(place).read()
+    return say_drained(await draining.drain(place, manager, seconds("--timeout", patience)))
 
 
 async def _moved(place: Path, join: str, described: bool) -> bool:

@@ -13,11 +13,12 @@ from ...errors import InvalidRequest
 from ..group import COMMANDS, Cli, Command, DefaultGroup, common_options, each, format_option, subcommand
 from ..managers import running
 from ..names import NODE
-from ..out import note, say, say_json
+from ..out import complain, note, say, say_json
 from ..render import clock, counted, print_fields, print_table, size
+from ..watch import progress
 
 if TYPE_CHECKING:
-    from ...models import Node
+    from ...models import DrainedNode, Node
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -122,7 +123,7 @@ async def _show(cli: Cli, name: str, output: str) -> None:
 @click.option("--expires", default="5m", show_default=True, metavar="TIME", help="As in 90s, 5m, 2h, 1d.")
 async def _invite(cli: Cli, uses: int, expires: str) -> None:
     """Make a secret, and print it: this once. A machine joins with it by `agentmgr node --join`."""
-    made = await (await running(cli)).invite_nodes(uses=uses, expires_in_s=_seconds(expires))
+    made = await (await running(cli)).invite_nodes(uses=uses, expires_in_s=seconds("--expires", expires))
     host = f"[{made.host}]" if ":" in made.host else made.host
     note(f"good for {counted(made.uses, 'machine')}, until {clock(made.expires_at)}; it is not shown again:")
     say(made.secret)
@@ -134,17 +135,17 @@ async def _invite(cli: Cli, uses: int, expires: str) -> None:
         )
 
 
-def _seconds(text: str) -> float:
+def seconds(option: str, text: str) -> float:
     """Raises `InvalidRequest`."""
     if (found := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text.strip())) is None:
-        raise InvalidRequest(f"--expires is a time as in 90s, 5m, 2h or 1d, not {text!r}")
+        raise InvalidRequest(f"{option} is a time as in 90s, 5m, 2h or 1d, not {text!r}")
     return float(found[1]) * _UNITS[found[2]]
 
 
 @_nodes("cordon", "Place nothing new on a node.", example="agentmgr nodes cordon b")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, type=NODE)
 async def _cordon(cli: Cli, names: tuple[str, ...]) -> int:
-    """Place nothing new on a node. What runs there stays; `agentmgr restart NAME` moves a service away."""
+    """Place nothing new on a node. What runs there stays; `agentmgr nodes drain NAME` moves it away."""
     manager = await running(cli)
 
     async def cordon(name: str) -> None:
@@ -167,6 +168,51 @@ async def _uncordon(cli: Cli, names: tuple[str, ...]) -> int:
     return await each(cli, names, uncordon)
 
 
+@_nodes("drain", "Move all that a node runs to others.", example="agentmgr nodes drain b --timeout 10m")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, type=NODE)
+@click.option(
+    "--timeout",
+    "patience",
+    default="5m",
+    show_default=True,
+    metavar="TIME",
+    help="What has not moved by then stays, as in 90s, 5m, 2h.",
+)
+async def _drain(cli: Cli, names: tuple[str, ...], patience: str) -> int:
+    """Cordon a node and move all that it runs to others, before its machine is taken away.
+
+    Each new instance is ready before the one on this node is drained (--drain-timeout of its service) and
+    ended; its clients come back to the new one. A job is not moved: its end is waited for.
+
+    What cannot move, as --place-on allows no other node, runs on, and the exit code is 1. The manager goes on
+    when this command is interrupted; to drain a node again goes on with what is left there.
+    """
+    timeout_s = seconds("--timeout", patience)
+    manager = await running(cli)
+    code = 0
+
+    async def cordon(name: str) -> None:
+        await manager.cordon_node(name)
+
+    async def drain(name: str) -> None:
+        nonlocal code
+        code |= say_drained(await manager.drain_node(name, timeout_s=timeout_s))
+
+    if await each(cli, names, cordon):  # all first: nothing is moved from one to the next
+        return 1
+    async with progress(manager):
+        return await each(cli, names, drain) | code
+
+
+def say_drained(done: DrainedNode) -> int:
+    """Returns the exit code."""
+    for it in done.left:
+        complain(f"{it.service}/{it.slot} stays on {done.node}: {it.reason}")
+    left = f", {counted(len(done.left), 'instance')} left" if done.left else ""
+    say(f"drained {done.node}: {counted(done.moved, 'instance')} moved{left}")
+    return int(bool(done.left))
+
+
 @_nodes("forget", "Forget a node that will not come back.", example="agentmgr nodes forget b")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, type=NODE)
 async def _forget(cli: Cli, names: tuple[str, ...]) -> int:
@@ -183,5 +229,5 @@ async def _forget(cli: Cli, names: tuple[str, ...]) -> int:
     return await each(cli, names, forget)
 
 
-for _command in (_list, _show, _invite, _cordon, _uncordon, _forget):
+for _command in (_list, _show, _invite, _cordon, _uncordon, _drain, _forget):
     command.add_command(_command)

@@ -83,6 +83,8 @@ const SENTENCES = {
   "node.joined": (_, { node, address }) => t("node {node} has joined, at {address}", { node: visibleText(String(node)), address: visibleText(String(address)) }),
   "node.linked": (_, { node }) => t("node {node} is linked", { node: visibleText(String(node)) }),
   "node.cordoned": (_, detail) => nodeText(t("nothing new is placed on node {node}", { node: visibleText(String(detail.node)) }), detail),
+  "node.drained": (_, { node, moved = 0, left = 0 }) =>
+    t("node {node} was drained: {moved} instances moved, {left} left", { node: visibleText(String(node)), moved, left }),
   "node.silent": (_, detail) => nodeText(t("nothing is heard of node {node}", { node: visibleText(String(detail.node)) }), detail),
   "node.lost": (_, detail) => nodeText(t("node {node} is lost, and what ran there starts elsewhere", { node: visibleText(String(detail.node)) }), detail),
   "node.forgotten": (_, { node }) => t("node {node} was forgotten", { node: visibleText(String(node)) }),

@@ -63,13 +63,19 @@ class EngineObserver(Protocol):
         """
 
     def machine_gone(self, engine_id: str, reason: str) -> None:
-        """The engine has given it up. Its node may serve on nevertheless, or be back as another machine:
-        `machine_up` comes first then.
+        """The engine says that it is dead. Its node may serve on nevertheless, or be back as another machine,
+        for which `machine_up` was said by then.
+        """
+
+    def machine_forgotten(self, engine_id: str) -> None:
+        """The engine does not know it: it was started anew, and the machine has not come back to it yet. So
+        it says nothing of the node, neither that it lives nor that it is dead.
         """
 
     def claims_found(self, claims: Mapping[str, Claim]) -> None:
         """All claims of this cluster that are there, by their ids. Said each time the engine can be asked
-        again: after a restart of the engine none is left.
+        again (after a restart of the engine none is left), and when one has gone without being released, or
+        is on another machine now.
         """
 
 
@@ -95,6 +101,9 @@ class Engine(Protocol):
 
     def hold(self, engine_ids: frozenset[str]) -> None:
         """These machines are held from now on, and no others."""
+
+    def revive(self, node_id: str) -> None:
+        """The link of this node is down: its daemon is started again, if that is what has ended."""
 
     def machines(self) -> Sequence[Machine]:
         """As last known."""

@@ -1,0 +1,156 @@
+"""Real Ray clusters on this machine: a head and workers, each with a raylet and a loopback address.
+
+They need Ray itself, which is no part of the development extras: `.ci/ray` installs it and runs these tests.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import here as here
+from tests.cli.conftest import shell as shell
+from tests.ports import own_port
+from tests.processes import alive, end_all_in
+
+HEAD = "127.0.0.2"
+START_S = 90.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if importlib.util.find_spec("ray") is None:
+        reason = pytest.mark.skip(reason="Ray is not installed: `.ci/ray` installs it and runs these tests")
+        for item in items:
+            if Path(__file__).parent in item.path.parents:
+                item.add_marker(reason)
+
+
+class Ray:
+    """One cluster. Its processes are known by a variable in their environment; no daemon of ours has it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.token = secrets.token_hex(16)
+        self.address = f"{HEAD}:{own_port()}"
+        self.state = directory / "state"  #: where the daemons of nodes have their directories
+        self._mark = f"RAY_TEST_MARK={secrets.token_hex(8)}"
+        self._sessions = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # paths of sockets must be short
+        self.environment = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_ADDRESS": "",
+            "XDG_STATE_HOME": str(self.state),
+        }
+
+    def start(self, workers: int = 2) -> None:
+        self.start_head()
+        for number in range(workers):
+            self.start_worker(number)
+
+    def start_head(self) -> None:
+        port = self.address.rpartition(":")[2]
+        words = ["--head", "--port", port, "--node-ip-address", HEAD, "--include-dashboard=false"]
+        self._start("head", *words, "--temp-dir", str(self._sessions))
+
+    def start_worker(self, number: int, *words: str) -> None:
+        """At 127.0.0.3 and up, with the label `zone`: z0, z1, …"""
+        own = ["--address", self.address, "--node-ip-address", self.host(number)]
+        self._start(f"worker {number}", *own, "--labels", f"zone=z{number}", *words)
+
+    def host(self, number: int) -> str:
+        return f"127.0.0.{number + 3}"
+
+    def _start(self, what: str, *words: str) -> None:
+        """Returns when it has joined."""
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus", "2"]
+        command += ["--object-store-memory", "80000000", "--disable-usage-stats", *words]
+        command += ["--min-worker-port", "0", "--max-worker-port", "0"]  # any: others are taken by tests
+        name, _, mark = self._mark.partition("=")
+        # On a busy machine a raylet takes longer than Ray waits for it by default.
+        patience = {"RAY_raylet_start_wait_time_s": "60", "RAY_worker_niceness": "0", name: mark}
+        done = subprocess.run(
+            command,
+            env={**os.environ, **self.environment, **patience},
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+        )
+        assert done.returncode == 0, f"Ray's {what} has not started: {done.stdout} {done.stderr}"
+
+    # Faults
+
+    def kill_raylet(self, number: int) -> None:
+        """All of a worker's Ray. Its daemon lives on."""
+        host = self.host(number)
+        self._kill(
+            lambda command: f"--node_ip_address={host}" in command or f"--node-ip-address={host}" in command
+        )
+
+    def kill_gcs(self) -> None:
+        self._kill(lambda command: "gcs_server" in command)
+
+    def stop(self) -> None:
+        """All of Ray is gone, as after `ray stop`."""
+        self._kill(lambda command: True)
+
+    def _kill(self, which: Callable[[str], bool]) -> None:
+        pids = [pid for pid, command in self.processes() if which(command)]
+        assert pids
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        give_up_at = time.monotonic() + 10
+        while any(map(alive, pids)):
+            assert time.monotonic() < give_up_at
+            time.sleep(0.01)  # between looks: these are not our children
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Pid and command line of each."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    if self._mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                        found.append(
+                            (int(entry.name), (entry / "cmdline").read_bytes().decode().replace("\0", " "))
+                        )
+        return found
+
+    def end(self) -> None:
+        if self.processes():
+            self.stop()
+        end_all_in(self.state)
+        shutil.rmtree(self._sessions, ignore_errors=True)
+
+
+ARay = Callable[..., AbstractContextManager[Ray]]
+
+
+@pytest.fixture
+def a_ray(tmp_path: Path) -> ARay:
+    """`with a_ray(workers=2) as ray:`"""
+
+    @contextmanager
+    def make(workers: int = 2) -> Iterator[Ray]:
+        ray = Ray(tmp_path)
+        try:
+            ray.start(workers)
+            yield ray
+        finally:
+            ray.end()
+
+    return make

@@ -19,6 +19,7 @@ from .codec import from_plain, parse_toml
 from .core.hosts import is_origin
 from .errors import FieldProblem, InvalidRequest
 from .models.fields import DAY_S, between, check_text, invalid, option, rule, type_of
+from .models.nodes import NAME_LABEL, label
 from .process.trust import Distrusted, read_text
 
 
@@ -69,6 +70,16 @@ def _networks(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None
         except ValueError:
             problem = f"must be addresses or networks, as in 10.0.0.0/8, not {network!r}"
             raise invalid(attribute.name, problem) from None
+
+
+def _labels(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    for each in value:
+        try:
+            key, _value = label(each)
+        except InvalidRequest as error:
+            raise invalid(attribute.name, f"must be labels: {error.message}") from None
+        if key == NAME_LABEL:
+            raise invalid(attribute.name, f"must not have {NAME_LABEL}, which is the name of a node")
 
 
 def _fronts(_: Any, attribute: Attribute[Any], value: str) -> None:
@@ -152,6 +163,12 @@ class Settings:
         "localhost", "The address where nodes reach the manager, by TLS; with a cluster.", check_text
     )
     cluster_port: int = option(9443, "The port where they do; 0: a free one.", _port)
+    node_labels: tuple[str, ...] = option(
+        (),
+        "A label of the manager's own machine in its cluster, for `place_on`.",
+        _labels,
+        metavar="KEY=VALUE",
+    )
     gateways: str = option(
         "head",
         "Gateways in a cluster: head, the manager's alone; all, one on each node as well; or on how many.",

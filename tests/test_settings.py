@@ -48,6 +48,7 @@ def test_every_setting_has_an_environment_variable(here):
         "fronts": "none",
         "cluster": "joined",
         "gateways": "all",
+        "node_labels": "zone=a",
     }
     for attribute in fields(Settings):
         text = values.get(attribute.name, "1234")
@@ -58,6 +59,12 @@ def test_every_setting_has_an_environment_variable(here):
         expected = text == "true" if kind is bool else kind(text)
         assert value == ((text,) if listed else expected)
         assert value != attribute.default
+
+
+@pytest.mark.parametrize("label", ["zone", "zone=", "node=x"])
+def test_a_label_of_the_managers_machine_is_one_that_a_node_may_have(here, label):
+    with pytest.raises(InvalidRequest, match=r"^node_labels must"):
+        load_settings({"node_labels": ("a=b", label)}, environ={})
 
 
 @pytest.mark.parametrize("gateways", ["", "none", "-1", "2.5", "12345"])

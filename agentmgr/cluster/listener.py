@@ -14,13 +14,13 @@ refused is named in the log once a minute.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 from attrs import evolve
 
 from ..core.admission import RateLimit
+from ..core.news import News
 from ..credentials import MANAGER, Credentials, Member, explain, peer
 from ..errors import CannotReachManager, CannotUseCluster
 from ..node.joining import JOIN_PROTOCOL, Greeting, JoinAnswer, JoinRequest, receive, send
@@ -35,8 +35,6 @@ HANDSHAKE_S = 5.0
 _NEWCOMERS = 500  #: at once: connections of which it is not known yet whose they are
 _JOINS_PER_S = 20.0  #: answered for one address; further ones get the answer to ask again
 _FAREWELL_S = 2.0  #: for a peer to read why it was refused
-_QUIET_S = 60.0  #: before the same refusal is logged again
-_MOST_REFUSALS = 1000  #: that are remembered for that
 
 Serve = Callable[[trio.abc.Stream, str], Awaitable[None]]
 
@@ -52,7 +50,7 @@ class ClusterListener:
         self._serving = serving
         self._newcomers = Newcomers(_NEWCOMERS)
         self._joins = RateLimit(_JOINS_PER_S)
-        self._refusals = OrderedDict[tuple[str, str], float]()  # when it was logged, by address and reason
+        self._refusals = News()
 
     async def serve(
         self,
@@ -157,14 +155,8 @@ class ClusterListener:
             await _read_until_closed(stream)
 
     def _log(self, who: str, why: str) -> None:
-        now = trio.current_time()
-        before = self._refusals.pop((who, why), -_QUIET_S)
-        if now - before >= _QUIET_S:
-            before = now
+        if self._refusals.is_new((who, why), trio.current_time()):
             logger.warning("refused a machine at %s: %s", who, why)
-        self._refusals[(who, why)] = before
-        if len(self._refusals) > _MOST_REFUSALS:
-            self._refusals.popitem(last=False)
 
 
 async def _read_until_closed(stream: trio.abc.ReceiveStream) -> None:

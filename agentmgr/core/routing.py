@@ -100,9 +100,11 @@ class RoutingTable:
     own_pages: frozenset[str] = frozenset()  #: origins that are let in besides those that are allowed
     http_services: frozenset[str] = frozenset()  #: names of those that answer HTTP requests too
     portless_services: frozenset[str] = frozenset()  #: names of those that need not listen, as jobs
-    lost_nodes: frozenset[str] = frozenset()  #: ids; a gate of one is there some time longer
+    nodes: frozenset[str] = frozenset()  #: ids of those that are neither lost nor forgotten
     gates: Mapping[str, Gate] = Factory(dict)
-    """By node id, "" for the manager's; none on one machine. A gate lets in gateways of these nodes only."""
+    """By node id, "" for the manager's; none on one machine. A gate lets in gateways of these nodes only. A
+    lost node's is there some time longer.
+    """
 
     def takes_any_client(self, backend: Backend) -> bool:
         """Whether it takes clients that name no service: one that may not listen does once it is seen to."""
@@ -219,8 +221,10 @@ class Router:
         return self._made_of.gates
 
     def has_node(self, node_id: str) -> bool:
-        """Whether what is on that node may be reached, now or later: it is not lost or forgotten."""
-        return not node_id or (node_id in self.gates and node_id not in self._made_of.lost_nodes)
+        """Whether what is on that node may be reached, now or later: also while it has no gate, as when its
+        gateway is started anew, or the manager.
+        """
+        return not node_id or node_id in self._made_of.nodes
 
     def change(self, change: TableChange) -> None:
         """Routes by the next table, as a router that is made of it, at the cost of what has changed."""

@@ -6,7 +6,7 @@ import logging
 import secrets
 import socket
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Self
 
@@ -31,7 +31,7 @@ from ..errors import AgentManagerError, CannotUseCluster, StorageError
 from ..generation import Generation, begin, note_replaced, replaced
 from ..models import SERVING, Event, Invitation, Node, NodeRecord, Service
 from ..models.members import unique_name
-from ..models.nodes import NodeState
+from ..models.nodes import NodeState, label
 from ..node.draining import DRAIN_PROTOCOL
 from ..process.listening import open_listeners
 from ..process.paths import RuntimePaths
@@ -134,7 +134,7 @@ class JoinedCluster:
         authority = await trio.to_thread.run_sync(Authority.open, paths.cluster)
         manager_id = f"man_{secrets.token_hex(8)}"
         generation = await trio.to_thread.run_sync(begin, paths.cluster, manager_id, authority)
-        own = await _own_record(store, snapshot)
+        own = await _own_record(store, snapshot, dict(map(label, settings.node_labels)))
         host, port = settings.cluster_host, settings.cluster_port
         with ExitStack() as stack:
             sockets = await open_listeners(host, port)
@@ -192,8 +192,9 @@ class JoinedCluster:
     async def _serve_node(self, stream: trio.abc.Stream, node_id: str) -> None:
         await self.nodes.serve(node_id, stream)
 
-    def lost_nodes(self) -> frozenset[str]:
-        return frozenset(it.node_id for it in self.nodes if it.state is NodeState.LOST)
+    def nodes_left(self) -> frozenset[str]:
+        """The ids of those that are not lost."""
+        return frozenset(it.node_id for it in self.nodes if it.state is not NodeState.LOST)
 
     def candidates(self) -> list[Candidate]:
         return self.nodes.candidates()
@@ -265,6 +266,8 @@ class JoinedCluster:
         node = self.get(ref)
         await self.joining.forget(ref, linked=self._is_linked)
         self._announce("node.forgotten", node.name)
+        if self._plane is not None:
+            self._plane.publisher.changed()
         return node
 
     async def cordon(self, ref: str, cordoned: bool) -> Node:
@@ -361,17 +364,19 @@ def _refuse_copies(snapshot: Snapshot, paths: RuntimePaths) -> None:
         )
 
 
-async def _own_record(store: Store, snapshot: Snapshot) -> NodeRecord:
+async def _own_record(store: Store, snapshot: Snapshot, labels: Mapping[str, str]) -> NodeRecord:
     """The manager's machine: named for its host, which may be another one since the database was moved."""
     host = socket.gethostname()
     known = next((node for node in snapshot.nodes if node.node_id == MANAGER), None)
     taken = frozenset(node.name for node in snapshot.nodes if node is not known)
     wanted = unique_name(host, frozenset())
     if known is not None and (known.name == wanted or known.name.startswith(f"{wanted}-")):
-        return known
-    name = unique_name(host, taken)
-    own = NodeRecord(MANAGER, name) if known is None else evolve(known, name=name)
-    await store.put_node(own)
+        name = known.name
+    else:
+        name = unique_name(host, taken)
+    own = evolve(known or NodeRecord(MANAGER, name), name=name, labels=labels)
+    if own != known:
+        await store.put_node(own)
     return own
 
 

@@ -126,7 +126,7 @@ class ControlPlane:
             tokens,
             own_pages=lambda: self.console.origins,
             falling_asleep=lambda: self.on_demand.falling_asleep,
-            lost_nodes=frozenset if cluster is None else cluster.lost_nodes,
+            nodes=frozenset if cluster is None else cluster.nodes_left,
         )
         self.on_demand = OnDemand(
             self.registry,

@@ -35,15 +35,17 @@ class Publisher:
         *,
         own_pages: Callable[[], frozenset[str]],
         falling_asleep: Callable[[], Set[str]],
-        lost_nodes: Callable[[], frozenset[str]] = frozenset,
+        nodes: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
-        """`falling_asleep`: the ids of services whose instances take no new client."""
+        """`falling_asleep`: the ids of services whose instances take no new client; `nodes`: of the nodes
+        that are neither lost nor forgotten.
+        """
         self._registry = registry
         self._supervisor = supervisor
         self._worker_manager = worker_manager
         self._tokens = tokens
         self._own_pages = own_pages
-        self._falling_asleep, self._lost_nodes = falling_asleep, lost_nodes
+        self._falling_asleep, self._nodes = falling_asleep, nodes
         self._backends = Backends()
         self._stale = trio.Event()
         self._published = trio.Event()
@@ -86,7 +88,7 @@ class Publisher:
                 table,
                 own_pages=self._own_pages(),
                 gates=self._worker_manager.gates,
-                lost_nodes=self._lost_nodes(),
+                nodes=self._nodes(),
             )
             if (change := TableChange.between(before, table)) is not None:
                 gateway.change(change)

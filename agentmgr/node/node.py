@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
 _DIAL_PAUSE_S = (0.05, 2.0)  #: the first and the longest between two dials; by chance down to half as long
 FORGOTTEN_S = 600.0  #: for an operator to restore the right database, or to join the node again
+_JOINS_AGAIN_S = 60.0  #: the least of that for each daemon
 _TIDY_EVERY_S = 3600.0
 _LOOK_EVERY_S = 1.0  #: for what no event reports: a status text, the lease
 
@@ -89,6 +91,7 @@ class Node:
         self._dial, self._moved, self._bundles, self._random = dial, moved, bundles, random
         self._obeyed = Obeyed(directory)
         self._obeys: Generation | None = None
+        self._forgotten_file = directory / "forgotten"  # as old as it is known
         self._beside: list[Callable[[], Awaitable[None]]] = [launcher.run]
         self._standing: dict[Hashable, Report] = {}
         self._link: _Link | None = None
@@ -224,6 +227,7 @@ class Node:
                 self._submit_to(generation)
                 log.info("linked with the manager")
                 self.manager_id, self._forgotten_since = manager_id, None
+                self._forgotten_file.unlink(missing_ok=True)
                 self._orders.keep_only(frozenset(open_numbers))
                 self._instances.close_idle()
             case Settled(number):
@@ -232,9 +236,22 @@ class Node:
                 self._orders.cancel(number)
             case Unwelcome(reason, forgotten):
                 if forgotten and self._forgotten_since is None:
-                    self._forgotten_since = trio.current_time()
-                    log.warning("what runs here ends in %g minutes: %s", FORGOTTEN_S / 60, reason)
+                    for_s = self._forgotten_for_s()
+                    self._forgotten_since = trio.current_time() - for_s
+                    log.warning("what runs here ends in %.0f s: %s", FORGOTTEN_S - for_s, reason)
                 raise NotWelcome(reason)
+
+    def _forgotten_for_s(self) -> float:
+        """How long it has been known, to earlier daemons too; less than `FORGOTTEN_S`, so that it can join
+        again with this one.
+        """
+        try:
+            if not self._forgotten_file.exists():
+                self._forgotten_file.touch(mode=0o600)
+            for_s = time.time() - self._forgotten_file.stat().st_mtime
+        except OSError:
+            for_s = 0.0
+        return min(max(for_s, 0.0), FORGOTTEN_S - _JOINS_AGAIN_S)
 
     def _submit_to(self, generation: Generation | None) -> None:
         """Raises `NotWelcome` where a newer manager is known."""

@@ -19,6 +19,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 
 import trio
 
+from ..core.news import News
 from ..core.routing import Backend, Router
 from ..credentials import Credentials, explain, peer
 from ..errors import AgentManagerError, InvalidRequest
@@ -56,6 +57,7 @@ class GateIntake:
         self._relay = relay
         self._tunnels: dict[str, set[Tunnel]] = {}  # by the node id of the gateway at the other end
         self._news = trio.Event()
+        self._refusals = News()
 
     def update(self) -> None:
         """The gateway has another table: cuts off the gateways of nodes that are in it no more."""
@@ -77,13 +79,15 @@ class GateIntake:
             if request.key and not is_key(request.key):  # no proof is made over anything else
                 raise InvalidRequest("it names a key that is none of a WebSocket")
         except trio.TooSlowError:
-            logger.info(
-                "gate: a connection from %s was closed: it did not say in time what it wants", address[0]
-            )
+            self._log(address[0], "it did not say in time what it wants")
         except (_Stranger, AgentManagerError, OSError) as error:
-            logger.info("gate: a connection from %s was refused: %s", address[0], explain(error) or error)
+            self._log(address[0], explain(error) or str(error))
         else:
             await self._serve(wire, node_id, request)
+
+    def _log(self, host: str, why: str) -> None:
+        if self._refusals.is_new((host, why), trio.current_time()):
+            logger.info("gate: a connection from %s was refused: %s", host, why)
 
     async def _introduced(self, wire: Wire) -> str:
         """Of which node the gateway is. Raises `_Stranger`, `InvalidRequest`, `OSError`."""

@@ -23,7 +23,7 @@ from ..models import Connection, ConnectionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
 VERSION = 9
-"""8 had no `Backend.node_id` and `.journaled`, no `RoutingTable.gates` and `.lost_nodes`, no `Hello.pid` and
+"""8 had no `Backend.node_id` and `.journaled`, no `RoutingTable.gates` and `.nodes`, no `Hello.pid` and
 `.gate`, no `Renew` and `Renewed`, no `TableChange`, and `OtherSeats` in place of `SeatChanges`;
 7 had no `Wake`, no `Changes`, and no backend that is asleep;
 6 had no `RoutingTable.portless_services`; 5 had no `RoutingTable.http_services`;

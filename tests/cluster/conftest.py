@@ -69,7 +69,9 @@ class Cluster:
     def invite(self, uses: int = 1) -> Path:
         """A file with the secret."""
         file = self.shell.directory / "secret"
-        file.write_text(self.shell.ok("nodes", "invite", "--uses", str(uses)))
+        told = self.shell.ok("nodes", "invite", "--uses", str(uses), "--file", str(file))
+        assert "agj_" not in told
+        assert file.stat().st_mode & 0o777 == 0o600
         return file
 
     def directory(self, name: str) -> Path:

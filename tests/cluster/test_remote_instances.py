@@ -1,5 +1,6 @@
 """Instances on another node: the real daemon, its link and the launcher, over memory streams and fakes."""
 
+import os
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 
@@ -203,6 +204,22 @@ async def test_a_forgotten_node_ends_all_that_runs_there_after_some_time(b, laun
         assert (len(launcher.running), given_up) == (1, [])
         await trio.sleep(20)
         assert (launcher.running, len(given_up)) == ([], 1)
+
+
+async def test_the_time_that_a_forgotten_node_has_does_not_begin_anew_with_each_daemon(
+    b, tmp_path, launcher, autojump_clock
+):
+    async with b.supervisor() as supervisor:
+        await supervisor.start(spec())
+        known = tmp_path / "forgotten"
+        assert not known.exists()
+        known.touch()
+        os.utime(known, (1, 1))  # an earlier daemon was told, long ago
+        b.handle.forget()
+        await trio.sleep(50)  # this one may join again
+        assert len(launcher.running) == 1
+        await trio.sleep(20)
+        assert launcher.running == []
 
 
 async def test_what_a_full_disk_kept_from_being_written_down_is_written_later(

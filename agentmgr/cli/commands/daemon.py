@@ -38,6 +38,7 @@ from .shutdown import end
     cluster="--cluster",
     cluster_host="--cluster-host",
     cluster_port="--cluster-port",
+    node_labels="--node-label",
     gateways="--gateways",
     node_lost_after="--node-lost-after",
 )

@@ -10,9 +10,11 @@ import asyncclick as click
 
 from ...core.hosts import is_loopback
 from ...errors import InvalidRequest
+from ...process.paths import absolute
+from ...replacing import replace
 from ..group import COMMANDS, Cli, Command, DefaultGroup, common_options, each, format_option, subcommand
 from ..managers import running
-from ..names import NODE
+from ..names import FILE, NODE
 from ..out import complain, note, say, say_json
 from ..render import clock, counted, print_fields, print_table, size
 from ..watch import progress
@@ -121,18 +123,36 @@ async def _show(cli: Cli, name: str, output: str) -> None:
 @_nodes("invite", "Make a secret to join with.", example="agentmgr nodes invite --uses 3 --expires 1h")
 @click.option("--uses", type=int, default=1, show_default=True, help="How many machines it lets in.")
 @click.option("--expires", default="5m", show_default=True, metavar="TIME", help="As in 90s, 5m, 2h, 1d.")
-async def _invite(cli: Cli, uses: int, expires: str) -> None:
+@click.option("--file", type=FILE, metavar="FILE", help="Write it there, for its owner only to read.")
+async def _invite(cli: Cli, uses: int, expires: str, file: str | None) -> None:
     """Make a secret, and print it: this once. A machine joins with it by `agentmgr node --join`."""
-    made = await (await running(cli)).invite_nodes(uses=uses, expires_in_s=seconds("--expires", expires))
+    manager = await running(cli)
+    if file is not None:
+        _write(file, "")  # first: what cannot be written would be lost
+    made = await manager.invite_nodes(uses=uses, expires_in_s=seconds("--expires", expires))
     host = f"[{made.host}]" if ":" in made.host else made.host
-    note(f"good for {counted(made.uses, 'machine')}, until {clock(made.expires_at)}; it is not shown again:")
-    say(made.secret)
-    note(f"on the other machine: agentmgr node --join {host}:{made.port}")
+    good = f"good for {counted(made.uses, 'machine')}, until {clock(made.expires_at)}"
+    if file is not None:
+        _write(file, f"{made.secret}\n")
+        note(f"the secret is in {file}: {good}")
+    else:
+        note(f"{good}; it is not shown again:")
+        say(made.secret)
+    from_file = "" if file is None else f" --secret-file {file}"
+    note(f"on the other machine: agentmgr node --join {host}:{made.port}{from_file}")
     if is_loopback(made.host):
         note(
             "the manager listens on loopback only, where no other machine reaches it: "
             "`agentmgr daemon --cluster joined --cluster-host ADDRESS`"
         )
+
+
+def _write(file: str, text: str) -> None:
+    """Raises `InvalidRequest`."""
+    try:
+        replace(absolute(file), text.encode(), lasting=False)
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be written: {error.strerror or error}") from None
 
 
 def seconds(option: str, text: str) -> float:

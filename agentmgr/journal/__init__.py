@@ -19,6 +19,17 @@ In reading order:
     file_archive    an archive of such files
     copies    of whole journals, for `agentmgr backup` and `restore`
 
+In Redis, for services on more than one machine; nothing else imports these:
+
+    redis             the store that is a Redis
+    redis_keys        how a journal lies there
+    redis_scripts     what is done there as one
+    redis_writing     changes, as the commands that make them
+    redis_reading     a session, and its events
+    redis_leases      which hosts live
+    redis_connection  where it is, and how it is asked
+    redis_look        whether sessions are safe there
+
 A host *holds* a session while it has a copy of it in memory. What happens to the copy is a `Change`: it is
 handed over without waiting, and one writer commits all that is pending, of all sessions, in one transaction.
 Then each copy hears how far it is kept (`Copy.committed`), and what was waiting for that goes to clients.
@@ -29,7 +40,8 @@ Invariants:
   a client hold an event that its session does not, nor numbers two events alike.
 * One host holds a session. A claim raises the session's epoch; each write names the epoch of its holder and
   changes nothing when that is old: an instance that wakes up after its session moved writes nothing more.
-* A holder that lives is not robbed. Its lock file, which the kernel releases with its process, says so.
+* A holder that lives is not robbed. Its lock file, which the kernel releases with its process, says so; in
+  Redis a lease that it renews.
 * While a journal cannot be written, sessions go on in memory; once it can, each is written anew from its
   copy, and no host goes on with a connection from what was kept of it before. Nothing that waits for a disk
   grows without bound.

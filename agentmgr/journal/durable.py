@@ -181,9 +181,9 @@ class DurableJournal:
             while True:
                 if self._degraded is not None:
                     await trio.sleep(self._retry_s)
-                    await self._recover()
-                elif self._has_work():
-                    await self._work()
+                if self._degraded is not None or self._has_work():
+                    with trio.CancelScope(shield=True):  # what is on its way to the store would be lost
+                        await (self._work() if self._degraded is None else self._recover())
                 else:
                     self._arrived = trio.Event()
                     await self._arrived.wait()

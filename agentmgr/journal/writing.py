@@ -182,7 +182,7 @@ def write_whole(
             "SELECT ifnull(max(last_seq), 0) FROM frames WHERE session = ?", (whole.row,)
         ).fetchone()
         new = [frame for frame in snapshot.frames if frame.seq > last_seq]
-        _write_frames(db, list(_rows(whole, new)))
+        _write_frames(db, list(rows(whole, new)))
     place.row, place.epoch = whole.row, whole.epoch
     return True
 
@@ -235,10 +235,10 @@ def _write_frames(db: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> bool:
 
 
 def _all_rows(work: Work) -> list[tuple[Any, ...]]:
-    return [row for place, changes in work for row in _rows(place, changes)]
+    return [row for place, changes in work for row in rows(place, changes)]
 
 
-def _rows(place: Place, changes: Sequence[Change | Released]) -> Iterator[tuple[Any, ...]]:
+def rows(place: Place, changes: Sequence[Change | Released]) -> Iterator[tuple[Any, ...]]:
     """The events among the changes; consecutive ones of a turn share a row."""
     answers = {it.turn: schema.content_of(it.answer) for it in changes if type(it) is TurnEnded and it.answer}
     lines: list[bytes] = []

@@ -1,13 +1,18 @@
 """A session's copy, as a host has it, and hosts' journals on one file."""
 
+import itertools
 from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+import trio
 from attrs import evolve
 
+from agentmgr.journal import holders, redis, redis_keys, redis_leases, sqlite_archive
 from agentmgr.journal.journal import Frame, SessionRecord, SessionSnapshot
+from agentmgr.journal.redis_connection import RedisAddress, open_redis
 from agentmgr.journal.sqlite import open_journal
+from tests.redis_server import NEEDS_REDIS, running_redis
 
 
 class Copy:
@@ -50,9 +55,7 @@ class Copy:
 
 
 class Hosts:
-    def __init__(self, path):
-        self.path = path
-        self.open = partial(open_journal, path, lock_patience_s=0.3, retry_s=0.02)
+    """On one journal, whatever keeps it."""
 
     @staticmethod
     def record(session_id="ses_1", owner=None, at=1.0, **changes):
@@ -73,11 +76,89 @@ class Hosts:
             yield journal, await self.create(journal)
 
 
+class FileHosts(Hosts):
+    """On an SQLite file."""
+
+    def __init__(self, path):
+        self.path = path
+        self.open = partial(open_journal, path, lock_patience_s=0.3, retry_s=0.02)
+
+    async def revoke(self, instance_id):
+        holders.revoke(self.path.parent, instance_id)
+
+    async def erase(self, session_id):
+        await trio.to_thread.run_sync(sqlite_archive.erase, self.path, session_id)
+
+    async def lose(self):
+        self.path.unlink()
+
+
+_services = itertools.count(1)
+
+
+class RedisHosts(Hosts):
+    """In Redis, each under keys of their own. All runs of an instance are one holder."""
+
+    def __init__(self, server, **options):
+        self.server = server
+        self.keys = redis_keys.Keys(f"svc_{next(_services)}")
+        options = {"patience_s": 0.3, "retry_s": 0.02, "renew_s": 0.3} | options
+        self._open = partial(redis.open_journal, server.url, self.keys.service_id, **options)
+        self._runs = itertools.count(1)
+        self._run_of = {}
+
+    def open(self, instance_id):
+        run = self._run_of[instance_id] = f"{next(self._runs)}"
+        return self._open(instance_id, run=run)
+
+    @asynccontextmanager
+    async def redis(self):
+        async with open_redis(RedisAddress.parse(self.server.url)) as connected:
+            yield connected
+
+    async def revoke(self, instance_id):
+        async with self.redis() as connected:
+            holder = f"{instance_id}:{self._run_of[instance_id]}"
+            await redis_leases.revoke(connected, self.keys, holder)
+
+    async def lose(self):
+        async with self.redis() as connected:
+            ours = await connected.call("KEYS", self.keys.base.replace("{", "\\{") + "*")
+            await connected.call("DEL", *ours)
+
+
+@pytest.fixture(scope="session")
+def redis_server():
+    with running_redis() as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def hosts_at():
-    return Hosts
+    return FileHosts
+
+
+@pytest.fixture(scope="session")
+def redis_hosts_at():
+    return RedisHosts
+
+
+STORES = ["sqlite", pytest.param("redis", marks=NEEDS_REDIS)]
+
+
+@pytest.fixture(params=STORES)
+def any_hosts(request, tmp_path):
+    if request.param == "sqlite":
+        return FileHosts(tmp_path / "sessions" / "svc_1.db")
+    return RedisHosts(request.getfixturevalue("redis_server"))
 
 
 @pytest.fixture
 def hosts(tmp_path):
-    return Hosts(tmp_path / "sessions" / "svc_1.db")
+    """Those of SQLite alone."""
+    return FileHosts(tmp_path / "sessions" / "svc_1.db")
+
+
+@pytest.fixture
+def redis_hosts(redis_server):
+    return RedisHosts(redis_server)

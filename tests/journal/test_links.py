@@ -28,8 +28,8 @@ async def write(held, copy, text):
         await held.settled()
 
 
-async def test_it_is_committed_with_what_sessions_hand_over(hosts):
-    async with hosts.one() as (journal, session):
+async def test_it_is_committed_with_what_sessions_hand_over(any_hosts):
+    async with any_hosts.one() as (journal, session):
         copy = Link()
         held = journal.keep_link("con_1", copy)
         assert held.is_settled
@@ -43,8 +43,8 @@ async def test_it_is_committed_with_what_sessions_hand_over(hosts):
         assert await journal.take_link("con_2") is None
 
 
-async def test_one_host_goes_on_with_it(hosts):
-    async with hosts.open("one") as first, hosts.open("two") as second:
+async def test_one_host_goes_on_with_it(any_hosts):
+    async with any_hosts.open("one") as first, any_hosts.open("two") as second:
         old, new = Link(), Link()
         before = first.keep_link("con_1", old)
         await write(before, old, "first")
@@ -57,8 +57,8 @@ async def test_one_host_goes_on_with_it(hosts):
         assert await second.take_link("con_1") == "second"
 
 
-async def test_it_is_deleted_when_the_connection_is_over(hosts):
-    async with hosts.open("one") as journal:
+async def test_it_is_deleted_when_the_connection_is_over(any_hosts):
+    async with any_hosts.open("one") as journal:
         copy = Link()
         held = journal.keep_link("con_1", copy)
         await write(held, copy, "here")
@@ -80,12 +80,12 @@ async def test_it_is_erased_with_a_session_that_it_reads_and_does_not_come_back(
         session.is_lost = True
 
 
-async def test_it_is_written_anew_where_the_journal_could_not_be_written(hosts):
-    async with hosts.one() as (journal, session):
+async def test_it_is_written_anew_where_the_journal_could_not_be_written(any_hosts):
+    async with any_hosts.one() as (journal, session):
         copy = Link()
         held = journal.keep_link("con_1", copy)
         await write(held, copy, "before")
-        hosts.path.unlink()
+        await any_hosts.lose()
         session.say("one")
         await write(held, copy, "meanwhile")
         await eventually(lambda: journal.degraded is None and held.is_settled)

@@ -9,8 +9,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentmgr.journal.holders import revoke
 from agentmgr.journal.journal import HeldElsewhere
+from tests.redis_server import NEEDS_REDIS
 
 HOSTS = st.sampled_from(["inst_a", "inst_b"])
 SESSIONS = st.sampled_from(["ses_1", "ses_2"])
@@ -119,7 +119,7 @@ class World:
         await self.start(host)
 
     async def revoke(self, host, _):
-        revoke(self.hosts.path.parent, host)
+        await self.hosts.revoke(host)
         self.revoked.add(host)
 
     async def rob(self, host, session):
@@ -149,7 +149,16 @@ async def live_through(hosts, steps):
             assert len(found) >= world.committed[session]
 
 
-@given(st.lists(STEPS, min_size=10, max_size=50))
+CASES = st.lists(STEPS, min_size=10, max_size=50)
+
+
+@given(CASES)
 def test_a_session_has_one_holder_and_all_that_was_committed(hosts_at, tmp_path_factory, steps):
     with tempfile.TemporaryDirectory(dir=tmp_path_factory.getbasetemp()) as directory:
         trio.run(live_through, hosts_at(Path(directory) / "sessions" / "svc_1.db"), steps)
+
+
+@NEEDS_REDIS
+@given(CASES)
+def test_so_it_is_in_redis(redis_hosts_at, redis_server, steps):
+    trio.run(live_through, redis_hosts_at(redis_server), steps)

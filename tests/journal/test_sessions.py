@@ -7,7 +7,6 @@ import trio
 from attrs import evolve
 
 from agentmgr.journal import schema, sqlite_archive
-from agentmgr.journal.holders import revoke
 from agentmgr.journal.journal import (
     FRAMES_LOADED,
     Accepted,
@@ -35,15 +34,15 @@ def held_elsewhere(by):
     assert caught.value.holder == by
 
 
-async def test_what_was_handed_over_is_there_for_the_next_host(hosts):
-    async with hosts.one() as (_, copy):
+async def test_what_was_handed_over_is_there_for_the_next_host(any_hosts):
+    async with any_hosts.one() as (_, copy):
         copy.held.write(Accepted(TURN), Started(1, 1, 2.5))
         copy.say("one", "two", turn=1)
         copy.held.write(Asked(Question("ask_1", "{}", 3.0)), Asked(Question("ask_2", '{"tool":"x"}', 3.5)))
         copy.held.write(Answered("ask_1"), Kept(state='{"a":1}'), Used(10, 20), Used(1, 2))
         await copy.held.settled()
         copy.say("three", turn=1)
-    async with hosts.open("inst_2") as journal:
+    async with any_hosts.open("inst_2") as journal:
         found = (await journal.take_up("ses_1")).loaded
     assert [(frame.seq, frame.turn, frame.line) for frame in found.frames] == [
         (1, 1, b"one"),
@@ -58,27 +57,27 @@ async def test_what_was_handed_over_is_there_for_the_next_host(hosts):
     assert (record.input_tokens, record.output_tokens) == (11, 22)
 
 
-async def test_the_end_of_a_turn_and_what_the_author_keeps_are_one_transaction(hosts):
-    async with hosts.one() as (_, copy):
+async def test_the_end_of_a_turn_and_what_the_author_keeps_are_one_transaction(any_hosts):
+    async with any_hosts.one() as (_, copy):
         copy.held.write(Accepted(TURN), Kept(state="{}", memory="[1]", history="[]", history_turn=0))
         ended = TurnEnded(1, "agent.final_answer", '{"role":"assistant"}', 4.0)
         copy.held.write(ended, Kept(state='{"a":2}'))
-    async with hosts.open("inst_2") as journal:
+    async with any_hosts.open("inst_2") as journal:
         found = (await journal.take_up("ses_1")).loaded
     assert (found.turns[0].status, found.turns[0].ended_by) == (TurnStatus.ENDED, "agent.final_answer")
     assert (found.record.state, found.record.memory, found.record.history) == ('{"a":2}', "[1]", "[]")
     assert found.record.last_used_at >= 4.0
 
 
-async def test_a_session_without_any_change_leaves_nothing(hosts):
-    async with hosts.one():
+async def test_a_session_without_any_change_leaves_nothing(any_hosts):
+    async with any_hosts.one():
         pass
-    async with hosts.open("inst_2") as journal:
+    async with any_hosts.open("inst_2") as journal:
         assert await journal.take_up("ses_1") is None
 
 
-async def test_an_event_is_called_back_once_it_is_committed(hosts):
-    async with hosts.one() as (journal, copy):
+async def test_an_event_is_called_back_once_it_is_committed(any_hosts):
+    async with any_hosts.one() as (journal, copy):
         copy.say("one")
         assert copy.visible == 0
         await copy.held.settled()
@@ -88,8 +87,8 @@ async def test_an_event_is_called_back_once_it_is_committed(hosts):
         assert journal.degraded is None
 
 
-async def test_old_events_are_read_in_pieces(hosts):
-    async with hosts.one() as (_, copy):
+async def test_old_events_are_read_in_pieces(any_hosts):
+    async with any_hosts.one() as (_, copy):
         copy.held.write(Accepted(TURN))
         for number in range(100):
             copy.say(f"{number}" * 10, turn=1)
@@ -103,11 +102,11 @@ async def test_old_events_are_read_in_pieces(hosts):
         assert list(await copy.held.frames(101, 200, max_bytes=100)) == []
 
 
-async def test_of_a_long_session_the_last_events_are_loaded_and_all_can_be_read(hosts):
+async def test_of_a_long_session_the_last_events_are_loaded_and_all_can_be_read(any_hosts):
     number = FRAMES_LOADED + 1000
-    async with hosts.one() as (_, copy):
+    async with any_hosts.one() as (_, copy):
         copy.say(*(f"{n}" for n in range(1, number + 1)))
-    async with hosts.open("inst_2") as journal:
+    async with any_hosts.open("inst_2") as journal:
         held = await journal.take_up("ses_1")
         loaded = [frame.seq for frame in held.loaded.frames]
         assert loaded == list(range(number - FRAMES_LOADED + 1, number + 1))
@@ -115,25 +114,25 @@ async def test_of_a_long_session_the_last_events_are_loaded_and_all_can_be_read(
         assert [int(frame.line) for frame in read] == list(range(1, number + 1))
 
 
-async def test_a_holder_that_lives_is_not_robbed_and_a_released_session_is_anyones(hosts):
-    async with hosts.one() as (_, copy), hosts.open("inst_2") as other:
+async def test_a_holder_that_lives_is_not_robbed_and_a_released_session_is_anyones(any_hosts):
+    async with any_hosts.one() as (_, copy), any_hosts.open("inst_2") as other:
         copy.say("one")
         await copy.held.settled()
         with held_elsewhere(by="inst_1"):
             await other.take_up("ses_1")
         await copy.held.release()
-        taken = await hosts.take_up(other)
+        taken = await any_hosts.take_up(other)
         taken.say("two")
         await taken.held.settled()
         assert taken.visible == 2
 
 
-async def test_who_lost_a_session_writes_nothing_more(hosts):
-    async with hosts.one() as (_, copy), hosts.open("inst_2") as other:
+async def test_who_lost_a_session_writes_nothing_more(any_hosts):
+    async with any_hosts.one() as (_, copy), any_hosts.open("inst_2") as other:
         copy.say("one")
         await copy.held.settled()
-        revoke(hosts.path.parent, "inst_1")
-        taken = await hosts.take_up(other)
+        await any_hosts.revoke("inst_1")
+        taken = await any_hosts.take_up(other)
         copy.say("stale")
         copy.held.write(Accepted(TURN))
         await copy.held.settled()
@@ -144,46 +143,46 @@ async def test_who_lost_a_session_writes_nothing_more(hosts):
         assert (await other.take_up("ses_1")).loaded.turns == []
 
 
-async def test_an_instance_of_the_same_id_that_starts_after_it_was_revoked_may_hold(hosts):
-    async with hosts.open("inst_1"):
-        revoke(hosts.path.parent, "inst_1")
-        async with hosts.one() as (_, copy), hosts.open("inst_2") as other:
+async def test_an_instance_of_the_same_id_that_starts_after_it_was_revoked_may_hold(any_hosts):
+    async with any_hosts.open("inst_1"):
+        await any_hosts.revoke("inst_1")
+        async with any_hosts.one() as (_, copy), any_hosts.open("inst_2") as other:
             copy.say("one")
             await copy.held.settled()
             with held_elsewhere(by="inst_1"):
                 await other.take_up("ses_1")
 
 
-async def test_a_name_is_of_one_session_of_its_owner_until_that_ends(hosts):
-    async with hosts.open("inst_1") as journal:
-        first = await hosts.create(journal, "ses_1", owner="ann", name="plans")
-        await hosts.create(journal, "ses_2", owner="bob", name="plans")
+async def test_a_name_is_of_one_session_of_its_owner_until_that_ends(any_hosts):
+    async with any_hosts.open("inst_1") as journal:
+        first = await any_hosts.create(journal, "ses_1", owner="ann", name="plans")
+        await any_hosts.create(journal, "ses_2", owner="bob", name="plans")
         with pytest.raises(SessionNameTaken) as caught:
-            await hosts.create(journal, "ses_3", owner="ann", name="plans")
+            await any_hosts.create(journal, "ses_3", owner="ann", name="plans")
         assert caught.value.session_id == "ses_1"
         first.held.write(SessionEnded("ended", 5.0))
         await first.held.settled()
-        await hosts.create(journal, "ses_4", owner="ann", name="plans")
+        await any_hosts.create(journal, "ses_4", owner="ann", name="plans")
 
 
-async def test_a_session_that_has_ended_is_shown_and_not_claimed(hosts):
-    async with hosts.one() as (journal, copy):
+async def test_a_session_that_has_ended_is_shown_and_not_claimed(any_hosts):
+    async with any_hosts.one() as (journal, copy):
         copy.held.write(SessionEnded("ended", 5.0))
         await copy.held.release()
-        found = await hosts.take_up(journal)
+        found = await any_hosts.take_up(journal)
         assert (found.record.ended_at, found.record.end_reason) == (5.0, "ended")
         found.say("more")
         await found.held.settled()
         assert found.is_lost
 
 
-async def test_unfinished_turns_of_holders_that_are_gone_are_found(hosts):
-    async with hosts.one() as (_, copy):
+async def test_unfinished_turns_of_holders_that_are_gone_are_found(any_hosts):
+    async with any_hosts.one() as (_, copy):
         copy.held.write(Accepted(TURN))
         await copy.held.settled()
-        async with hosts.open("inst_2") as other:
+        async with any_hosts.open("inst_2") as other:
             assert await other.unfinished() == []
-    async with hosts.open("inst_2") as other:
+    async with any_hosts.open("inst_2") as other:
         assert await other.unfinished() == ["ses_1"]
 
 
@@ -236,9 +235,9 @@ async def test_an_answer_stays_when_its_host_writes_the_turn_anew_without_it(hos
         assert lines == ["one", END, "two"]
 
 
-async def test_answers_count_in_what_is_read_at_once(hosts):
-    async with hosts.open("inst_1") as journal:
-        copy = await answered(hosts, journal)
+async def test_answers_count_in_what_is_read_at_once(any_hosts):
+    async with any_hosts.open("inst_1") as journal:
+        copy = await answered(any_hosts, journal)
         for number in range(2, 12):
             copy.held.write(Accepted(evolve(TURN, number=number, step_id=f"turn_{number}")))
             copy.say(END, turn=number)

@@ -3,7 +3,8 @@
 Parts, in reading order:
 
 * `store`: what the manager may ask of a storage (`Store`); `agentmgr.testing.MemoryStore` is another one.
-* `sqlite`: the store in a file (`open_store`): one thread, the queue of facts, waiting for locks.
+* `sqlite`: the store in a file (`open_store`): one thread, the queue of facts, waiting for locks;
+  `group_commit`: one transaction for the records of many instances that start at once.
 * `tables`: what each operation reads and writes, inside a transaction that the caller began.
 * `minutes`: what each service did in each minute of the last day.
 * `pruning`: keeps events, health checks and ends within `HistoryLimits`, a little with each batch.

@@ -41,6 +41,7 @@ from ..models import (
     utc_now,
 )
 from . import copies, minutes, schema, tables
+from .group_commit import GroupCommit
 from .pruning import Pruner
 from .schema import UnreadableRow
 from .store import RULES, SERVICES, TOKENS, F, HistoryLimits, Snapshot, event_id
@@ -73,6 +74,7 @@ class SqliteStore:
         self._db = db  # None: for reading only
         self._limiter = limiter
         self._lock_patience_s = lock_patience_s
+        self._group_commit = GroupCommit(self._write)
         self._pruner = Pruner(limits)
         self._prune_by_age_at = trio.current_time()
         self._queue: deque[Fact] = deque()
@@ -135,10 +137,10 @@ class SqliteStore:
         await self._write(lambda db: tables.set_token_policy(db, policy))
 
     async def put_instance(self, record: InstanceRecord) -> None:
-        await self._write(lambda db: tables.put_instance(db, record))
+        await self._group_commit.do(lambda db: tables.put_instance(db, record))
 
     async def delete_instance(self, instance_id: str) -> None:
-        await self._write(lambda db: tables.delete_instance(db, instance_id))
+        await self._group_commit.do(lambda db: tables.delete_instance(db, instance_id))
 
     async def put_job(self, service_id: str, state: JobState) -> None:
         await self._write(lambda db: tables.put_job(db, service_id, state))

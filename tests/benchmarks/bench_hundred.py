@@ -300,8 +300,9 @@ class Trial:
             await self.manager.client.register_service(name, config=config)
         before = await self.sums()
         async with self.spent() as spent:
-            for name in self.services:
-                await self.manager.client.start_service(name, wait=False)
+            async with trio.open_nursery() as nursery:
+                for name in self.services:
+                    nursery.start_soon(partial(self.manager.client.start_service, name, wait=False))
             await self.all_routable()
         tables = await self.sums()
         row(

@@ -185,13 +185,15 @@ class FakeGateway:
         )
         self._unheard.clear()
         self._link = link
-        with suppress(trio.BrokenResourceError):
+        try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(link.run)
                 nursery.start_soon(self._renew)
                 while (order := await link.receive()) is not None:
                     self._obey(order)
                 nursery.cancel_scope.cancel()
+        except* trio.BrokenResourceError:
+            pass
 
     def _detach(self) -> None:
         if self._link is not None:

@@ -257,9 +257,9 @@ class Trial:
         share = per_s / len(self.players)
         await self.all_do("clients", count=count, per_s=share, churn=churn, busy=busy)
 
-    async def settle(self, seconds: float = 2.0) -> None:
+    async def settle(self) -> None:
         """What the part before has left to do is not the next one's."""
-        await trio.sleep(seconds)
+        await trio.sleep(min(15.0, self.options.seconds / 2))
 
     # The parts, in their order
 
@@ -314,7 +314,7 @@ class Trial:
 
     async def idle(self) -> None:
         """All run, and no client is there."""
-        await self.settle(self.options.seconds / 2)
+        await self.settle()
         async with self.spent() as spent:
             await trio.sleep(self.options.seconds)
         row(f"{self.instances:,} instances at rest", f"{spent.share}, {spent.bytes_per_s}")
@@ -324,7 +324,7 @@ class Trial:
         """One instance crashes, and is back, with no other change."""
         waits, delays, count = [], [], min(_CRASHES, self.instances // 2)
         async with self.spent() as rest:
-            await trio.sleep(5)
+            await trio.sleep(min(5.0, self.options.seconds))
         async with self.spent() as spent:
             for number in range(count):
                 version = (await self.sums()).newest
@@ -446,7 +446,7 @@ class Trial:
 
     async def _console(self) -> None:
         async with self.spent() as rest:
-            await trio.sleep(5)
+            await trio.sleep(min(5.0, self.options.seconds))
         async with self.manager.client.samples(["overview", "services"]) as samples:
             await anext(samples)
             async with self.spent() as spent:
@@ -458,7 +458,7 @@ class Trial:
     async def restart(self) -> None:
         """Rolling, of one service, with its sessions."""
         async with self.spent() as rest:
-            await trio.sleep(5)
+            await trio.sleep(min(5.0, self.options.seconds))
         async with self.spent() as spent:
             await self.manager.client.restart_service(self.services[0])
             await self.all_routable()
@@ -502,7 +502,7 @@ class Trial:
         name = self.names[-1]
         player = next(it for it in self.players if name in self._of(it))
         async with self.spent() as rest:
-            await trio.sleep(5)
+            await trio.sleep(min(5.0, self.options.seconds))
         async with self.spent() as spent:
             lost = await player.do("lose", node=name)
             self.names.remove(name)

@@ -1,4 +1,4 @@
-"""The benchmark of a manager with many nodes, in a tiny form: its machines are played well enough to be managed."""
+"""The benchmark of a manager with many nodes, in a tiny form: the manager takes those played for real ones."""
 
 import re
 import sys

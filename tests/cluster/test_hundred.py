@@ -1,4 +1,4 @@
-"""The benchmark of a manager with many nodes, in a tiny form: the manager takes those played for real ones."""
+"""The benchmark of a manager with many nodes, in a tiny form: the manager takes what is played for real."""
 
 import re
 import sys

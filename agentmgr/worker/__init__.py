@@ -11,6 +11,7 @@ manager by TLS. Parts, in reading order:
   checks tokens by the manager's last list, and has the manager redeem tickets
 - `dial`: how it reaches the manager
 - `protocol`: the messages: reports of a worker, orders of a manager
+- `kept`: what a gateway of a node leaves to the next one
 - `pidfile`: how the next manager, or daemon, finds the workers that live
 - `keeping`: a worker's process, from outside: started, and another one whenever it ends
 

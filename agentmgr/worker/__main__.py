@@ -15,6 +15,7 @@ from ..logging_setup import configure_logging, logging_to
 from ..process.descriptors import raise_limit
 from ..process.listening import open_listeners
 from ..proxy import Certificate
+from .kept import open_gate
 from .pidfile import PidFile, locked
 from .spec import WorkerSpec
 from .worker import Worker
@@ -28,7 +29,7 @@ async def serve(spec: WorkerSpec) -> None:
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
     ):
         listeners = await open_listeners(spec.host, spec.port, shared=True) if spec.listens else []
-        gate_listeners = [] if spec.gate_host is None else await open_listeners(spec.gate_host, 0)
+        gate_listeners = [] if spec.gate_host is None else await open_gate(spec)
         async with trio.open_nursery() as nursery:
 
             async def obey_signals() -> None:

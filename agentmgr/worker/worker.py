@@ -30,12 +30,14 @@ from ..proxy import Certificate, GatewayLimits, Identity
 from ..proxy.tunnel import Ending
 from . import protocol
 from .dial import Dialer
+from .kept import KeptTable
 from .protocol import Order, Report
 from .spec import WorkerSpec, gate_of, gateway
 
 logger = logging.getLogger("agentmgr.gateway")
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.02, 0.5  # between looks for a manager, doubling
+_MANAGER_S = 2.0  # for a manager to send the first table, before that of an earlier gateway is used
 _PROGRESS_S = 1.0  # between two reports of what the connections have done
 _SOME = 500  # connections looked at before other tasks run
 _TICKET_S = 5.0  # for the manager to say whose ticket it is
@@ -81,6 +83,7 @@ class Worker:
         self._port = spec.port if spec.listens else 0
         self._gate: Gate | None = None
         self._has_table = trio.Event()
+        self._kept = KeptTable(spec) if spec.node_id else None
         self._ending = trio.Event()
 
     def end(self) -> None:
@@ -96,8 +99,9 @@ class Worker:
     ) -> None:
         """Serves until `end`; then closes its connections with 1001, in batches. Closes the listeners.
 
-        It accepts clients from when a manager has sent the first routing table. At `gate_listeners` gateways
-        of other nodes reach the instances of its own.
+        It accepts clients from when a manager has sent the first routing table; on a node where none answers,
+        by the table of the gateway before. At `gate_listeners` gateways of other nodes reach the instances of
+        its own.
         """
         if listeners:
             self._port = listeners[0].socket.getsockname()[1]
@@ -110,6 +114,8 @@ class Worker:
                 async with trio.open_nursery() as nursery:
                     if self._lease is not None:
                         nursery.start_soon(self._hold_by, self._lease)
+                    if self._kept is not None:
+                        nursery.start_soon(self._kept.run, self._table)
                     dialer = Dialer(self._spec)
                     while True:
                         async with trio.open_nursery() as following:
@@ -140,6 +146,13 @@ class Worker:
         certificate: Certificate | None,
         gate_listeners: Sequence[trio.SocketListener],
     ) -> None:
+        if self._kept is not None:
+            with trio.move_on_after(_MANAGER_S):
+                await self._has_table.wait()
+            if not self._has_table.is_set() and (table := self._kept.read()) is not None:
+                logger.warning("no manager answers; serving by the routing table of the gateway before")
+                self._use(table)
+                self._has_table.set()
         await self._has_table.wait()
         serve = partial(
             self.gateway.serve,
@@ -312,11 +325,8 @@ class Worker:
     def _obey(self, order: Order, nursery: trio.Nursery) -> None:
         match order:
             case protocol.Table():
-                self._access.tokens, self._access.policy = order.tokens, order.token_policy
-                self._access.left_open |= order.left_open  # the next manager does not know of them
-                self.gateway.update(order.table)
+                self._use(order)
                 self._routes_by(order.version)
-                self.gateway.keep_tokens({t.token_id for t in order.tokens} | self._access.left_open)
             case protocol.Changes() if order.since == self._version:
                 self.gateway.change(order.change)
                 self._routes_by(order.version)
@@ -354,8 +364,20 @@ class Worker:
             case protocol.End():
                 self.end()
 
+    def _use(self, order: protocol.Table) -> None:
+        self._access.tokens, self._access.policy = order.tokens, order.token_policy
+        self._access.left_open |= order.left_open  # the next manager does not know of them
+        self.gateway.update(order.table)
+        self.gateway.keep_tokens({t.token_id for t in order.tokens} | self._access.left_open)
+
+    def _table(self) -> protocol.Table:
+        access, table = self._access, self.gateway.lobby.router.table
+        return protocol.Table(0, table, access.tokens, access.policy, access.left_open)
+
     def _routes_by(self, version: int) -> None:
         self._version = version
+        if self._kept is not None:
+            self._kept.changed()
         self._say(protocol.Applied(version))
         self._has_table.set()
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 from attrs import define
 
+from agentmgr import dialing
 from agentmgr.ca import Authority
 from agentmgr.core.leases import LEASE_S
 from agentmgr.core.routing import RoutingTable
@@ -27,10 +28,11 @@ from agentmgr.node.gateways import NodeGateways, OwnFacts
 from agentmgr.node.protocol import AwaitGateway, GatewayOrder, KeepGateways, KillGateway
 from agentmgr.process import detached
 from agentmgr.settings import Settings
+from agentmgr.worker import worker
 from agentmgr.worker.dial import WORKER_PROTOCOL
 from agentmgr.worker.pidfile import living
 from agentmgr.worker.spec import ClusterManager
-from tests.conditions import read_to
+from tests.conditions import PATIENCE_S, read_to
 from tests.ports import own_port
 from tests.processes import alive
 from tests.proxy.conftest import upgrade
@@ -142,6 +144,39 @@ async def status(port: int) -> int:
     async with await trio.open_tcp_stream(ADDRESS, port) as stream:
         await stream.send_all(upgrade("/"))
         return int((await read_to(stream, b"\r\n\r\n")).split()[1])
+
+
+async def test_without_a_manager_a_new_gateway_has_the_gate_and_the_table_of_the_one_before(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_MANAGER_S", 0.2)
+    monkeypatch.setattr(dialing, "_LOOK_S", 0.1)
+    port = own_port()
+    async with site() as s, trio.open_nursery() as nursery:
+        nursery.start_soon((daemon := s.daemon()).run)
+        await trio.testing.wait_all_tasks_blocked()
+        daemon.keep(KeepGateways((s.order(port),)))
+        first, gate = await s.linked(), s.workers.gates[NODE]
+        await eventually((s.directory / "gateways" / f"{port}-0.table").exists)
+        manager = ManagerFile(s.directory / "manager.json")
+        manager.write(ManagerAddress("127.0.0.1", own_port()))  # where none is
+        await eventually(lambda: first.link is None)
+
+        os.kill(first.pid, signal.SIGKILL)
+        await eventually(lambda: s.processes and first.pid not in s.processes.values())
+        for each in (gate.port, port):
+            with trio.fail_after(PATIENCE_S):
+                while True:
+                    with suppress(OSError):
+                        await (await trio.open_tcp_stream(ADDRESS, each)).aclose()
+                        break
+                    await trio.sleep(0.05)  # nothing tells of a listener
+        assert await status(port) == 503, "it serves, and there is no service"
+
+        manager.write(ManagerAddress("127.0.0.1", s.port))
+        await eventually(lambda: any(it.link and it is not first for it in s.workers))
+        assert s.workers.gates[NODE] == gate
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_gateway_is_kept_through_its_own_death_and_its_daemons(site: Any) -> None:

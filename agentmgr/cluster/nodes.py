@@ -150,6 +150,11 @@ class Nodes:
         self.news.unpark_all()
         self._again.set()
 
+    def engine_says(self, node_id: str, gone: str) -> None:
+        """`gone`: why the engine takes it to be gone; "": it is alive. Raises `KeyError`."""
+        self._liveness.engine_says(node_id, gone)
+        self._look()
+
     def __iter__(self) -> Iterator[NodeHandle]:
         return iter(tuple(self._handles.values()))
 

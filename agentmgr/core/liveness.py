@@ -1,16 +1,21 @@
-"""Which nodes of a cluster are alive, as far as their links show.
+"""Which nodes of a cluster are alive, as far as their links and the engine show.
 
 The rules, for each node:
 
-    link                     state
-    up                       linked, or cordoned if an operator wants it so
-    down                     silent: its instances are taken to live on
-    down for `lost_after_s`  lost: its instances are started elsewhere
+    link                     engine says   state
+    up                       alive         linked, or cordoned if an operator wants it so
+    up                       gone          cordoned: it serves on, and nothing new is placed there
+    down                     alive         silent: its instances are taken to live on
+    down for `lost_after_s`  alive         lost: its instances are started elsewhere
+    down                     gone          lost, at once
 
+* A cluster without an engine, and nodes that are on none of its machines: it says nothing, as if alive.
+* The engine's word that a node is gone makes it lost only if it is given while the link is down. One that
+  came before was wrong: the node was linked then.
 * A lost node stays lost until its link is up again.
-* When more than half of the nodes that were linked are down together, it is the manager that is cut off, and
-  none of them is lost: else the manager would start all instances on the one node that it reaches, its own,
-  which counts as linked.
+* When more than half of the nodes that were linked are down together, it is the manager that is cut off.
+  Then none of them is lost before the engine says so: else the manager would start all instances on the one
+  node that it reaches, its own, which counts as linked.
 * That ends when at most half of these nodes are still down. They get `lost_after` from then on: nodes come
   back one after the other.
 * Nodes that an earlier manager knew count as linked ones only if they ran something, or have linked since:
@@ -45,6 +50,8 @@ class _Facts:
     counts: bool  #: it was linked, so that its silence is a sign
     linked: bool = False
     cordoned: bool = False
+    gone: str = ""  #: why the engine says that it is gone
+    surely_gone: bool = False  #: it says so since the link is down
     state: NodeState = NodeState.SILENT
     reason: str = ""
 
@@ -70,7 +77,7 @@ class Liveness:
 
     def link_up(self, node_id: str, now: float) -> None:
         facts = self._nodes[node_id]
-        facts.linked, facts.counts, facts.since = True, True, now
+        facts.linked, facts.counts, facts.surely_gone, facts.since = True, True, False, now
 
     def link_down(self, node_id: str, now: float) -> None:
         facts = self._nodes[node_id]
@@ -78,6 +85,11 @@ class Liveness:
 
     def cordon(self, node_id: str, cordoned: bool) -> None:
         self._nodes[node_id].cordoned = cordoned
+
+    def engine_says(self, node_id: str, gone: str) -> None:
+        """`gone`: why it is gone; "": it is alive."""
+        facts = self._nodes[node_id]
+        facts.gone, facts.surely_gone = gone, bool(gone) and not facts.linked
 
     def state(self, node_id: str) -> NodeState:
         """As it was at the last look."""
@@ -128,9 +140,13 @@ class Liveness:
 
     def _judged(self, facts: _Facts, now: float) -> tuple[NodeState, str]:
         if facts.linked:
+            if facts.gone:
+                return NodeState.CORDONED, f"the engine says that it is gone: {facts.gone}"
             return (NodeState.CORDONED, "by an operator") if facts.cordoned else (NodeState.LINKED, "")
         if facts.state is NodeState.LOST:
             return facts.state, facts.reason
+        if facts.surely_gone:
+            return NodeState.LOST, facts.gone
         if not self._cut_off_from and now >= self._lost_at(facts):
             return NodeState.LOST, f"silent for {now - facts.since:.0f} s"
         return NodeState.SILENT, ""
@@ -147,7 +163,7 @@ class Liveness:
             self._cut_off_from, self._cut_off_at = linked | silent, now
 
     def _is_silent(self, facts: _Facts) -> bool:
-        return not (facts.linked or facts.state is NodeState.LOST)
+        return not (facts.linked or facts.surely_gone or facts.state is NodeState.LOST)
 
     def _down(self) -> set[str]:
         """Of those that were linked before it was cut off; also such as are lost or forgotten by now."""

@@ -53,6 +53,34 @@ def test_a_link_that_comes_back_in_time_begins_a_new_silence() -> None:
     assert liveness.next_look() == 145
 
 
+def test_what_the_engine_says() -> None:
+    liveness = cluster("b", "c")
+    liveness.engine_says("b", "its raylet died")
+    assert liveness.look(1) == (Change("b", CORDONED, "the engine says that it is gone: its raylet died"),)
+    liveness.engine_says("b", "")
+    assert liveness.look(2) == (Change("b", LINKED, ""),)
+    liveness.link_down("c", 3)
+    liveness.look(3)
+    liveness.engine_says("c", "terminated")
+    assert liveness.look(4) == (Change("c", LOST, "terminated"),)
+
+
+def test_the_engines_word_is_no_reason_to_give_up_a_node_that_was_linked_then() -> None:
+    """Ray was stopped, its machine lives on, and a link breaks for a moment."""
+    liveness = cluster("b", "c")
+    liveness.engine_says("b", "its raylet died")
+    liveness.look(1)
+    liveness.link_down("b", 2)
+    assert liveness.look(2) == (Change("b", SILENT, ""),)
+    assert liveness.next_look() == 17
+    liveness.link_up("b", 3)
+    assert liveness.look(3)[0].state is CORDONED
+    liveness.link_down("b", 4)
+    liveness.look(4)
+    liveness.engine_says("b", "terminated")  # anew, of the machine that it had next
+    assert liveness.look(5) == (Change("b", LOST, "terminated"),)
+
+
 def test_an_operator_cordons_any_node_and_the_managers_too() -> None:
     liveness = cluster("b")
     for name in ("", "b"):
@@ -102,15 +130,16 @@ def test_losses_one_after_the_other_are_no_cut() -> None:
         assert liveness.look(at + 15) == (Change(name, LOST, "silent for 15 s"),)
 
 
-def test_in_a_cut_an_operator_gives_up_one_node_after_the_other() -> None:
+def test_in_a_cut_the_engines_word_and_an_operators_go_for_one_node_each() -> None:
     liveness = cluster("b", "c", "d")
     for name in "bcd":
         liveness.link_down(name, 0)
     liveness.look(0)
-    for name in "bc":
-        liveness.remove(name)
-        assert liveness.look(20) == ()
-    assert states(liveness, "d") == [SILENT]
+    liveness.engine_says("b", "terminated")
+    liveness.look(20)
+    liveness.remove("c")
+    assert liveness.look(40) == ()
+    assert states(liveness, "b", "d") == [LOST, SILENT]
     assert liveness.held_back.startswith("3 of 4")
     liveness.remove("d")
     liveness.look(50)
@@ -135,12 +164,14 @@ def test_a_cut_ends_when_half_are_back_and_new_nodes_count() -> None:
 
 def test_what_is_lost_already_is_no_sign_of_a_cut_and_stays_lost_in_one() -> None:
     liveness = cluster("b", "c", "d", "e", "f")
-    for name in "bc":
+    for name, gone in (("b", ""), ("c", "terminated")):
         liveness.link_down(name, 0)
-    liveness.look(0)
+        liveness.engine_says(name, gone)
+        liveness.look(0)
     liveness.look(15)
-    for name in "de":
-        liveness.link_down(name, 20)
+    liveness.link_down("d", 20)
+    liveness.link_down("e", 20)
+    liveness.engine_says("e", "terminated")
     liveness.look(20)
     assert not liveness.cut_off
     liveness.link_down("f", 21)
@@ -148,7 +179,18 @@ def test_what_is_lost_already_is_no_sign_of_a_cut_and_stays_lost_in_one() -> Non
     assert liveness.cut_off
     liveness.link_up("f", 30)
     liveness.look(30)
-    assert states(liveness, *"bcdef") == [LOST, LOST, SILENT, SILENT, LINKED]
+    assert states(liveness, *"bcdef") == [LOST, LOST, SILENT, LOST, LINKED]
+
+
+def test_what_the_engine_knows_to_be_gone_is_no_sign_of_a_cut() -> None:
+    liveness = cluster("b", "c")
+    for name in "bc":
+        liveness.link_down(name, 0)
+    liveness.engine_says("b", "terminated")
+    liveness.look(0)
+    assert not liveness.cut_off
+    liveness.look(15)
+    assert states(liveness, "b", "c") == [LOST, LOST]
 
 
 def test_only_nodes_that_ran_something_are_missed_by_the_next_manager() -> None:
@@ -178,7 +220,7 @@ HAPPENINGS = st.lists(
         Happening,
         st.sampled_from([0, 0, 0.5, 1, 4, 7, 14, 15, 16, 40]),
         st.sampled_from("abcde"),
-        st.sampled_from(["up", "down", "down", "cordon", "uncordon"]),
+        st.sampled_from(["up", "down", "down", "gone", "alive", "cordon", "uncordon"]),
     ),
     max_size=25,
 )
@@ -191,6 +233,8 @@ def apply(liveness: Liveness, it: Happening, now: float) -> None:
             liveness.link_up(it.node, now)
         case "down":
             liveness.link_down(it.node, now)
+        case "gone" | "alive":
+            liveness.engine_says(it.node, "terminated" if it.what == "gone" else "")
         case _:
             liveness.cordon(it.node, it.what == "cordon")
 
@@ -200,6 +244,8 @@ class Truth:
     """What is so, whatever the manager makes of it."""
 
     down_since: dict[str, float] = Factory(dict)
+    gone: set[str] = Factory(set)
+    surely_gone: set[str] = Factory(set)
     cordoned: set[str] = Factory(set)
 
     def can_be(self, it: Happening) -> bool:
@@ -211,8 +257,14 @@ class Truth:
             self.down_since[it.node] = now
         elif it.what == "up":
             del self.down_since[it.node]
+            self.surely_gone.discard(it.node)
         else:
-            (self.cordoned.add if it.what == "cordon" else self.cordoned.discard)(it.node)
+            if it.what == "alive":
+                self.surely_gone.discard(it.node)
+            elif it.what == "gone" and it.node in self.down_since:
+                self.surely_gone.add(it.node)
+            names = self.gone if it.what in ("gone", "alive") else self.cordoned
+            (names.add if it.what in ("gone", "cordon") else names.discard)(it.node)
 
 
 @given(HAPPENINGS)
@@ -240,7 +292,9 @@ def test_any_history(history: list[Happening]) -> None:
 def check_state(liveness: Liveness, truth: Truth, name: str, now: float) -> None:
     state = liveness.state(name)
     if name not in truth.down_since:
-        assert state is (CORDONED if name in truth.cordoned else LINKED)
+        assert state is (CORDONED if name in truth.gone | truth.cordoned else LINKED)
+    elif name in truth.surely_gone:
+        assert state is LOST
     else:
         assert state in (SILENT, LOST)
         if liveness.reason(name).startswith("silent"):

@@ -39,6 +39,7 @@ class LogFormat(StrEnum):
 class ClusterMode(StrEnum):
     OFF = "off"
     JOINED = "joined"  #: with the machines that `agentmgr node --join` has made its nodes
+    RAY = "ray"  #: with the machines of a Ray cluster too
 
 
 FRONTS = ("openai", "agui", "http")
@@ -157,10 +158,15 @@ class Settings:
         flag="--fronts",
     )
     cluster: ClusterMode = option(
-        ClusterMode.OFF, "joined: services also run on machines that join: `agentmgr node --join`."
+        ClusterMode.OFF,
+        "joined: services also run on machines that join: `agentmgr node --join`. ray: and on all machines "
+        "of the Ray cluster that this machine belongs to.",
     )
-    cluster_host: str = option(
-        "localhost", "The address where nodes reach the manager, by TLS; with a cluster.", check_text
+    cluster_host: str | None = option(
+        None,
+        "The address where nodes reach the manager, by TLS; with a cluster.",
+        check_text,
+        unset="localhost; with Ray, this machine's address",
     )
     cluster_port: int = option(9443, "The port where they do; 0: a free one.", _port)
     node_labels: tuple[str, ...] = option(
@@ -168,6 +174,19 @@ class Settings:
         "A label of the manager's own machine in its cluster, for `place_on`.",
         _labels,
         metavar="KEY=VALUE",
+    )
+    ray_address: str = option(
+        "auto",
+        "The Ray cluster, as HOST:PORT of its head; auto: the one that runs on this machine.",
+        check_text,
+        metavar="HOST:PORT",
+    )
+    cluster_python: str | None = option(
+        None,
+        "The Python whose Ray talks with the cluster: of the same version as on its machines, as is Ray.",
+        check_text,
+        unset="the manager's",
+        metavar="FILE",
     )
     gateways: str = option(
         "head",

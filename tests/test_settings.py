@@ -8,6 +8,7 @@ import pytest
 from attrs import fields
 
 from agentmgr.errors import DatabaseUnusable, InvalidRequest
+from agentmgr.models.fields import type_of
 from agentmgr.process.paths import RuntimePaths
 from agentmgr.settings import LogFormat, LogLevel, Settings, environment_name, load_settings
 
@@ -55,7 +56,7 @@ def test_every_setting_has_an_environment_variable(here):
         settings = load_settings(environ={environment_name(attribute.name): text})
         value = getattr(settings, attribute.name)
         listed = isinstance(attribute.default, tuple)
-        kind = int if attribute.default is None else type(attribute.default)
+        kind = type_of(Settings, attribute.name)
         expected = text == "true" if kind is bool else kind(text)
         assert value == ((text,) if listed else expected)
         assert value != attribute.default

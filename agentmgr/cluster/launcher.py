@@ -8,16 +8,18 @@ from typing import Protocol
 
 import trio
 
+from ..core.amounts import asked
 from ..core.cluster_fields import unreservable
 from ..core.placement import Candidate, Nowhere, Placed, Wish, place
 from ..core.restart import Cause
 from ..errors import AgentManagerError, WrongState
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
-from ..models.nodes import OnNodeLoss, Spread, selectors
+from ..models.nodes import OnNodeLoss, Spread, one_node, selectors
 from ..node.logs import MoveLogs
 from ..node.protocol import EndLease, ForgetService
-from ..supervisor.launcher import CannotLaunch, Child, Launcher, Slot
+from ..supervisor.launcher import CannotLaunch, Child, GpuIds, Launcher, Slot
 from ..supervisor.log_source import LogSource
+from .claims import Claims
 from .node_handle import NodeHandle
 from .remote_log import MovingLog, RemoteLog, newest
 from .remote_slot import NothingShipped, RemoteSlot, Shipping
@@ -67,14 +69,19 @@ class ClusterSlot:
     async def place(self, waits: Callable[[str], None]) -> trio.Semaphore:
         nodes, placed = self._launcher.nodes, self._launcher.placed
         await self._launcher.settled(waits)
-        if (why := unreservable(self._spec.config)) is not None:
+        claims, config = self._launcher.claims, self._spec.config
+        if claims is None and (why := unreservable(config)) is not None:
             raise CannotLaunch(Cause.CANNOT_EXECUTE, why)  # it was registered before there was a cluster
-        while isinstance(found := place(self._wish(), nodes.candidates(), placed), Nowhere):
-            placed.remove(self._instance_id)
-            waits(found.reason)
-            await nodes.news.park()
+        if claims is not None and asked(config):
+            node_id = await claims.obtain(self._instance_id, self._wish(), config, waits)
+        else:
+            while isinstance(found := place(self._wish(), nodes.candidates(), placed), Nowhere):
+                placed.remove(self._instance_id)
+                waits(found.reason)
+                await nodes.news.park()
+            node_id = found
         try:
-            self._be_on(found)
+            self._be_on(node_id)
         except AgentManagerError as error:
             raise CannotLaunch(Cause.CANNOT_EXECUTE, str(error)) from None
         assert self._slot is not None
@@ -105,21 +112,34 @@ class ClusterSlot:
             self._slot = self._launcher.slot_on(node_id, self._spec, self._instance_id, self._position)
             self._node_id = node_id
         self._launcher.placed.put(self._instance_id, self._spec.service_id, self._position, node_id)
+        if self._launcher.claims is not None:
+            self._launcher.claims.update_holds()
 
-    async def launch(self) -> Child:
+    async def launch(self, gpus: GpuIds = None) -> Child:
         if self._slot is None:
             raise CannotLaunch(Cause.SHORTAGE, "no node was chosen for it")
-        return await self._slot.launch()
+        if (claims := self._launcher.claims) is not None:
+            gpus = claims.gpus(self._instance_id)
+        return await self._slot.launch(gpus)
 
     def adopt(self, record: InstanceRecord) -> Child | None:
         if record.node_id and self._launcher.nodes.get(record.node_id) is None:
             return None  # the node was forgotten
         self._be_on(record.node_id)
         assert self._slot is not None
-        return self._slot.adopt(record)
+        child, claims = self._slot.adopt(record), self._launcher.claims
+        if child is not None and claims is not None and asked(self._spec.config):
+            claims.keep(self._instance_id, self._spec.config, record.node_id, record.gpus)
+        return child
 
-    def close(self, *, lease: bool = False) -> None:
+    def close(self, *, lease: bool = False, leave: bool = False) -> None:
         self._launcher.placed.remove(self._instance_id)
+        if (claims := self._launcher.claims) is not None:
+            if leave:
+                claims.forget(self._instance_id)
+            else:
+                claims.release(self._instance_id)
+                claims.update_holds()
         if self._slot is not None:
             self._slot.close(lease=lease)
             self._leased = self._node_id if lease else None
@@ -140,10 +160,11 @@ class ClusterLauncher:
         *,
         check_interval_s: float,
         shipping: Shipping | None = None,
+        claims: Claims | None = None,
     ) -> None:
-        """`check_interval_s`: of services whose configuration has none."""
-        self.nodes = nodes
-        self.placed = Placed()
+        """`check_interval_s`: of services whose configuration has none. `claims`: None without an engine."""
+        self.nodes, self.claims = nodes, claims
+        self.placed = Placed() if claims is None else claims.placed
         self.leases: dict[str, str] = {}  #: the node that keeps a port for an instance, by its id
         self._local = local
         self._settled = trio.Event()
@@ -193,6 +214,8 @@ class ClusterLauncher:
                 "it must never be there twice (on_node_loss=wait), so none is started beside it: "
                 f"`agentmgr stop {spec.name}` ends it"
             )
+        if self.claims is not None and asked(spec.config) and one_node(spec.config.place_on) is None:
+            return None  # the engine may add a machine
         others = [node for node in self.nodes.candidates() if node.node_id != node_id]
         found = place(Wish(spec.service_id, position, selectors(spec.config.place_on)), others, Placed())
         return found.reason.replace("waits for", "it needs", 1) if isinstance(found, Nowhere) else None
@@ -212,6 +235,8 @@ class ClusterLauncher:
     async def sweep(self, keep: frozenset[str]) -> int:
         """Of this machine; each node's daemon sweeps at its own start, and ends its strays as it links."""
         self.nodes.know_all()
+        if self.claims is not None:
+            self.claims.know_all()
         return await self._local.sweep(keep)
 
     def open_log(self, spec: ServiceSpec, position: int) -> LogSource:

@@ -13,6 +13,7 @@ from ..core.liveness import LOST_AFTER_S, Change, Liveness
 from ..core.placement import Candidate
 from ..generation import Generation
 from ..models.nodes import NAME_LABEL, NodeState
+from ..node.protocol import Changed
 from .node_handle import NodeHandle
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class Nodes:
         self._liveness = Liveness(lost_after_s)
         self._observer = observer or NoObserver()
         self._all_known = False
+        self._of_machines: dict[str, Mapping[str, str]] = {}  # labels, by node id
+        self._gone: dict[str, str] = {}  # what the engine says, by node id
         self._again = trio.Event()  #: set when the time of the next look may be another one
         self._liveness.add(OWN, trio.current_time(), was_linked=True, cordoned=cordoned)
         self._liveness.link_up(OWN, trio.current_time())
@@ -117,10 +120,12 @@ class Nodes:
         )
         handle.on_link = lambda: self._link_changed(handle)
         handle.on_newer = lambda newer: self._observer.node_obeys(node_id, newer)
+        handle.on(Changed, self._instance_changed)
         self._handles[node_id] = handle
         if self._all_known:
             handle.know_all()
         self._liveness.add(node_id, trio.current_time(), was_linked=ran, cordoned=cordoned)
+        self._liveness.engine_says(node_id, self._gone.get(node_id, ""))
         self._look()
         return handle
 
@@ -150,10 +155,16 @@ class Nodes:
         self.news.unpark_all()
         self._again.set()
 
-    def engine_says(self, node_id: str, gone: str) -> None:
-        """`gone`: why the engine takes it to be gone; "": it is alive. Raises `KeyError`."""
-        self._liveness.engine_says(node_id, gone)
-        self._look()
+    def engine_says(self, node_id: str, gone: str, labels: Mapping[str, str] | None = None) -> None:
+        """`gone`: why the engine takes it to be gone; "": it is alive, or not known. `labels`: those of its
+        machine. The node may join later.
+        """
+        self._gone[node_id] = gone
+        if labels is not None:
+            self._of_machines[node_id] = labels
+        if node_id == OWN or node_id in self._handles:
+            self._liveness.engine_says(node_id, gone)
+            self._look()
 
     def __iter__(self) -> Iterator[NodeHandle]:
         return iter(tuple(self._handles.values()))
@@ -175,19 +186,31 @@ class Nodes:
         """All, the manager's own machine first."""
         if self.retired:
             return []
-        own = Candidate(OWN, self.name, self._liveness.state(OWN), {**self.labels, NAME_LABEL: self.name})
+        own = Candidate(OWN, self.name, self._liveness.state(OWN), self._all_labels(OWN, self.name))
         return [own, *map(self._candidate, self._handles.values())]
+
+    def labels_of(self, node_id: str) -> dict[str, str]:
+        """Its own, which hold, and those of its machine; without `node`, its name."""
+        handle = self._handles.get(node_id)
+        own = self.labels if handle is None else handle.labels
+        return {**self._of_machines.get(node_id, {}), **own}
 
     def troubles(self) -> tuple[str, ...]:
         """Faults that last now, for the user."""
         return (self._liveness.held_back,) if self._liveness.held_back else ()
 
     def _candidate(self, handle: NodeHandle) -> Candidate:
-        return Candidate(
-            handle.node_id, handle.name, handle.state, {**handle.labels, NAME_LABEL: handle.name}
-        )
+        labels = self._all_labels(handle.node_id, handle.name)
+        return Candidate(handle.node_id, handle.name, handle.state, labels)
+
+    def _all_labels(self, node_id: str, name: str) -> dict[str, str]:
+        return {**self.labels_of(node_id), NAME_LABEL: name}
 
     # Who is alive
+
+    def _instance_changed(self, changed: Changed) -> None:
+        if changed.state.over and changed.state.gpus:  # another one may wait for these
+            self.news.unpark_all()
 
     def _link_changed(self, handle: NodeHandle) -> None:
         node_id, now = handle.node_id, trio.current_time()

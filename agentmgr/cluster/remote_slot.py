@@ -12,7 +12,7 @@ from ..models import InstanceRecord, ServiceSpec, new_id
 from ..node.bundles import Shipment
 from ..node.protocol import CannotStart, Launch, Launched, NeedsBundle
 from ..supervisor import environment
-from ..supervisor.launcher import CannotLaunch
+from ..supervisor.launcher import CannotLaunch, GpuIds
 from .node_handle import NodeHandle, NodeLost, OrderFailed
 from .remote_child import RemoteChild
 
@@ -59,18 +59,18 @@ class RemoteSlot:
         self._check_interval_s, self._shipping = check_interval_s, shipping
         handle.open_slot(instance_id)
 
-    async def launch(self) -> RemoteChild:
+    async def launch(self, gpus: GpuIds = None) -> RemoteChild:
         """Raises `CannotLaunch`."""
         handle = self.handle
         try:
-            return await self._launch()
+            return await self._launch(gpus)
         except NodeLost as lost:
             cause = Cause.NODE_LOST if lost.sent else Cause.SHORTAGE
             raise CannotLaunch(cause, f"node {handle.name} was lost ({lost.reason})") from None
         except OrderFailed as problem:
             raise CannotLaunch(Cause.SHORTAGE, f"node {handle.name} cannot launch it: {problem}") from None
 
-    async def _launch(self) -> RemoteChild:
+    async def _launch(self, gpus: GpuIds) -> RemoteChild:
         handle = self.handle
         if not handle.linked:  # it was, when it was chosen
             raise CannotLaunch(Cause.SHORTAGE, f"node {handle.name} is silent: {handle.unlinked_why}")
@@ -79,7 +79,7 @@ class RemoteSlot:
         shipment = await self._shipping.shipment(spec)
         while True:
             order = Launch(
-                new_id("try"), self._instance_id, self._position, spec, self._check_interval_s, shipment
+                new_id("try"), self._instance_id, self._position, spec, self._check_interval_s, shipment, gpus
             )
             match await handle.ask(order):
                 case Launched(record, unenforced, completes):
@@ -99,5 +99,5 @@ class RemoteSlot:
         """Whether it still lives is known when its node links; until then it is taken to."""
         return RemoteChild(self.handle, self._spec, record)
 
-    def close(self, *, lease: bool = False) -> None:
+    def close(self, *, lease: bool = False, leave: bool = False) -> None:
         self.handle.close_slot(self._instance_id, lease=lease)

@@ -5,7 +5,8 @@ The rules:
 * Without a cluster none of them has an effect, and nothing is refused: the same file serves a cluster and the
   machine of a developer. A remark says which are ignored.
 * Nodes that have joined by themselves only say that they are there. None of them keeps account of what is
-  free, so a claim (`cpus`, `gpus`, `memory_mb`, `resources`) is refused there rather than ignored.
+  free, so a claim (`cpus`, `gpus`, `memory_mb`, `resources`) is refused there rather than ignored. Where an
+  engine does (`--cluster ray`), a remark says so of what no machine that is known has: one may be added.
 * A port that is fixed is the same over all restarts, and so has to be on one node.
 * Labels that no known node has are accepted, as the node may come; a remark says so.
 """
@@ -18,7 +19,8 @@ from attrs import fields
 
 from ..errors import FieldProblem, InvalidRequest
 from ..models import Instance, ServiceConfig, ServiceSpec, Sessions
-from ..models.nodes import one_node, selectors
+from ..models.nodes import one_node, resources, selectors
+from . import amounts
 from .placement import Candidate, Nowhere, Placed, Wish, place
 
 CLAIMS = ("cpus", "gpus", "memory_mb", "resources")
@@ -33,20 +35,23 @@ def given(config: ServiceConfig, names: Iterable[str] = ABOUT_NODES) -> tuple[st
 
 def unreservable(config: ServiceConfig) -> str | None:
     """Why nodes that have joined cannot run it; None: they can."""
-    if not (claims := given(config, CLAIMS)):
+    if not (asked := given(config, CLAIMS)):
         return None
     return (
-        f"{' and '.join(claims)} cannot be reserved: nothing keeps account of what is free on nodes that "
-        "joined by themselves (--cluster joined). Leave it out, and choose nodes by labels, with place_on"
+        f"{' and '.join(asked)} cannot be reserved: nothing keeps account of what is free on nodes that "
+        "joined by themselves (--cluster joined). Leave it out, and choose nodes by labels, with place_on; "
+        "or run the manager with --cluster ray"
     )
 
 
-def check(spec: ServiceSpec) -> None:
-    """Raises `InvalidRequest` for what a cluster of joined nodes cannot do."""
+def check(spec: ServiceSpec, *, reserves: bool) -> None:
+    """Raises `InvalidRequest` for what the cluster cannot do. `reserves`: it has an engine that does."""
     config = spec.config
-    if (why := unreservable(config)) is not None:
+    if not reserves and (why := unreservable(config)) is not None:
         fields = [FieldProblem(name, "cannot be reserved on joined nodes") for name in given(config, CLAIMS)]
         raise InvalidRequest(f"service {spec.name}: {why}", fields=fields)
+    if reserves:
+        _check_amounts(spec)
     if spec.port is not None and one_node(config.place_on) is None:
         problem = (
             "is fixed, and so is on one node: name it by place_on, as in node=NAME, or leave the port out"
@@ -54,6 +59,32 @@ def check(spec: ServiceSpec) -> None:
         raise InvalidRequest(
             f"service {spec.name}: port {spec.port} {problem}", fields=[FieldProblem("port", problem)]
         )
+
+
+def _check_amounts(spec: ServiceSpec) -> None:
+    gpus = spec.config.gpus or 0.0
+    if gpus > 1 and gpus != int(gpus):
+        problem = (
+            f"must be a whole number, or less than 1, not {gpus:g}: no part of a further GPU is reserved"
+        )
+        raise InvalidRequest(f"service {spec.name}: gpus {problem}", fields=[FieldProblem("gpus", problem)])
+    for name in resources(spec.config.resources):
+        if (option := _OPTION_OF.get(name)) is not None:
+            problem = f"cannot have {name}: {option} reserves that"
+            raise InvalidRequest(
+                f"service {spec.name}: resources {problem}", fields=[FieldProblem("resources", problem)]
+            )
+
+
+_OPTION_OF = {amounts.CPU: "cpus", amounts.GPU: "gpus", amounts.MEMORY: "memory_mb"}
+
+
+def unmet(config: ServiceConfig, machines: Iterable[amounts.Amounts]) -> tuple[str, ...]:
+    """The remark on it where no machine that is known has what it asks for. None is known: no remark."""
+    machines = tuple(machines)
+    if not machines or (why := amounts.unmet(amounts.asked(config), machines)) is None:
+        return ()
+    return (f"{why}; it waits until a machine that has it comes",)
 
 
 def ignored(config: ServiceConfig) -> tuple[str, ...]:

@@ -64,12 +64,16 @@ class Placed:
         self._last: dict[tuple[str, int], str] = {}  # node, by service and position
 
     def put(self, instance_id: str, service_id: str, position: int, node_id: str) -> None:
+        self.expect(instance_id, service_id, position, node_id)
+        self._at.setdefault((service_id, position), {})[instance_id] = node_id
+        self._last[service_id, position] = node_id
+
+    def expect(self, instance_id: str, service_id: str, position: int, node_id: str) -> None:
+        """It will probably be there, and counts already: else all that wait would choose the same node."""
         self.remove(instance_id)
         self._nodes[instance_id] = service_id, position, node_id
         self._of_service[service_id, node_id] += 1
         self._on_node[node_id] += 1
-        self._at.setdefault((service_id, position), {})[instance_id] = node_id
-        self._last[service_id, position] = node_id
 
     def remove(self, instance_id: str) -> None:
         """It runs no more, or is on no node yet. What comes next to its position knows still where it was; of
@@ -80,8 +84,9 @@ class Placed:
         service_id, position, node_id = found
         _count_down(self._of_service, (service_id, node_id))
         _count_down(self._on_node, node_id)
-        others = self._at[service_id, position]
-        del others[instance_id]
+        others = self._at.get((service_id, position), {})
+        if others.pop(instance_id, None) is None:
+            return  # it was only expected there
         if others:
             self._last[service_id, position] = list(others.values())[-1]
         else:
@@ -104,6 +109,10 @@ class Placed:
 
     def on_node(self, node_id: str) -> int:
         return self._on_node[node_id]
+
+    def nodes(self) -> frozenset[str]:
+        """The ids of those where there is anything."""
+        return frozenset(self._on_node)
 
 
 def place(wish: Wish, nodes: Iterable[Candidate], placed: Placed) -> str | Nowhere:

@@ -15,6 +15,7 @@ from attrs import evolve
 
 from ..ca import Authority
 from ..cluster.bundles import Bundles
+from ..cluster.claims import Claims
 from ..cluster.gateways import ClusterGateways
 from ..cluster.joining import INVITED_S, Joining
 from ..cluster.launcher import ClusterLauncher
@@ -22,24 +23,26 @@ from ..cluster.listener import ClusterListener
 from ..cluster.node_handle import NodeHandle
 from ..cluster.nodes import Nodes
 from ..cluster.remote_sessions import RemoteSessions
-from ..core import leases
+from ..core import cluster_fields, leases
 from ..core.hosts import is_loopback
 from ..core.placement import Candidate
 from ..credentials import MANAGER, Credentials
 from ..dialing import NODE_PROTOCOL
 from ..errors import AgentManagerError, CannotUseCluster, StorageError
 from ..generation import Generation, begin, note_replaced, replaced
-from ..models import SERVING, Event, Invitation, Node, NodeRecord, Service
+from ..models import SERVING, Event, Invitation, Node, NodeRecord, Service, ServiceSpec
 from ..models.members import unique_name
 from ..models.nodes import NodeState, label
 from ..node.draining import DRAIN_PROTOCOL
 from ..process.listening import open_listeners
 from ..process.paths import RuntimePaths
-from ..settings import Settings
+from ..settings import ClusterMode, Settings
 from ..storage.store import Snapshot, Store
+from ..supervisor.environment import OF_RAY
 from ..supervisor.local import LocalLauncher
 from ..version import __version__
 from ..worker.dial import WORKER_PROTOCOL
+from .cluster_ray import listen_host, own_host, ray_engine
 from .doctor import Finding
 from .listeners import ManagerListeners
 from .node_doctor import examine_nodes
@@ -70,6 +73,8 @@ class JoinedCluster:
     ) -> None:
         self._plane: ControlPlane | None = None
         self._settings, self._authority, self._listeners = settings, authority, listeners
+        self.host = own_host(settings)  #: the address of this machine
+        self.cluster_id = authority.fingerprint[:16]
         self.port: int = listeners[0].socket.getsockname()[1]
         self.generation = generation
         self.newer: Generation | None = None  #: the one that has replaced this manager
@@ -94,21 +99,26 @@ class JoinedCluster:
                     cordoned=node.cordoned,
                     ran=node.node_id in ran,
                 )
+        self.claims: Claims | None = None
+        if settings.cluster is ClusterMode.RAY:
+            self.claims = Claims(ray_engine(self, settings), self.cluster_id, self.nodes)
         self.launcher = ClusterLauncher(
             LocalLauncher(
                 paths.logs,
                 paths.sessions,
                 fork_server=settings.fork_server,
                 preload_max=settings.preload_max,
+                withheld=None if self.claims is None else OF_RAY,
             ),
             self.nodes,
             check_interval_s=settings.health_check_interval,
             shipping=Bundles(paths.directory / "bundles", own=(paths.directory, *paths.of_sqlite)),
+            claims=self.claims,
         )
         self.sessions = RemoteSessions(self.nodes, self.nodes.get)
         self.gateways = ClusterGateways(self.nodes, settings, lease_s=leases.LEASE_S)
         self.node_workers = NodeWorkers(self.gateways, paths.workers)
-        self.gate_host = settings.cluster_host  #: of the gate of this machine
+        self.gate_host = self.host  #: of the gate of this machine
         self.credentials = paths.cluster  #: the directory of its own
         self.joining: Joining
         self._credentials = Credentials(paths.cluster)
@@ -135,7 +145,7 @@ class JoinedCluster:
         manager_id = f"man_{secrets.token_hex(8)}"
         generation = await trio.to_thread.run_sync(begin, paths.cluster, manager_id, authority)
         own = await _own_record(store, snapshot, dict(map(label, settings.node_labels)))
-        host, port = settings.cluster_host, settings.cluster_port
+        host, port = listen_host(settings), settings.cluster_port
         with ExitStack() as stack:
             sockets = await open_listeners(host, port)
             for listener in sockets:
@@ -179,6 +189,8 @@ class JoinedCluster:
             nursery.start_soon(self._keep_certificate)
             nursery.start_soon(self._write_descriptions)
             await nursery.start(self._listen, listener)
+            if self.claims is not None:
+                nursery.start_soon(self.claims.run)
             task_status.started()
 
     async def _listen(self, listener: ClusterListener, *, task_status: trio.TaskStatus[None]) -> None:
@@ -200,7 +212,20 @@ class JoinedCluster:
         return self.nodes.candidates()
 
     def troubles(self) -> tuple[str, ...]:
-        return (*self.nodes.troubles(), *self.gateways.troubles())
+        of_claims = () if self.claims is None else self.claims.troubles()
+        return (*self.nodes.troubles(), *self.gateways.troubles(), *of_claims)
+
+    def check_fields(self, spec: ServiceSpec) -> None:
+        """Raises `InvalidRequest` for what this cluster cannot do."""
+        cluster_fields.check(spec, reserves=self.claims is not None)
+
+    def remarks(self, spec: ServiceSpec) -> tuple[str, ...]:
+        """What of it no node that is known can do, though one may come that can."""
+        found = cluster_fields.unplaceable(spec, self.nodes.candidates())
+        if self.claims is not None:
+            machines = [machine.resources for machine in self.claims.machines()]
+            found += cluster_fields.unmet(spec.config, machines)
+        return found
 
     # For those who operate it
 
@@ -230,14 +255,14 @@ class JoinedCluster:
                 Node(
                     node_id,
                     record.name,
-                    record.address or (self._settings.cluster_host if not node_id else ""),
+                    record.address or (self.host if not node_id else ""),
                     state,
                     reason,
                     instances[node_id],
                     sessions[node_id],
                     sum(cpu for cpu, _ in used) if used else None,
                     sum(memory for _, memory in used) if used else None,
-                    self.nodes.labels if handle is None else handle.labels,
+                    self.nodes.labels_of(node_id),
                     record.resources if facts is None else facts.resources,
                     record.joined_at,
                     record.cordoned,
@@ -256,10 +281,12 @@ class JoinedCluster:
     async def invite(self, uses: int = 1, expires_s: float = INVITED_S) -> Invitation:
         """Raises `InvalidRequest`."""
         kept, secret = await self.joining.invite(uses, expires_s)
-        host = self._settings.cluster_host
-        if host in _EVERYWHERE:
-            host = socket.gethostname()
+        host = socket.gethostname() if self.host in _EVERYWHERE else self.host
         return Invitation(str(secret), kept.expires_at, kept.uses, host, self.port)
+
+    async def invite_machine(self) -> str:
+        """A secret for one machine of the engine."""
+        return str((await self.joining.invite())[1])
 
     async def forget(self, ref: str) -> Node:
         """Raises `NodeNotFound`, `Conflict`."""
@@ -279,7 +306,7 @@ class JoinedCluster:
 
     async def examine(self, services: Sequence[Service]) -> list[Finding]:
         """What is wrong with the nodes that are to run these services, and with where they join."""
-        findings, host = await examine_nodes(self.nodes, services), self._settings.cluster_host
+        findings, host = await examine_nodes(self.nodes, services), self.host
         if is_loopback(host) and not any(self.nodes):
             advice = "`agentmgr daemon --cluster joined --cluster-host ADDRESS`"
             seen = f"other machines cannot join: its listener is at {host}, port {self.port}"
@@ -292,6 +319,8 @@ class JoinedCluster:
         self._announce("node.joined", record.name, address=record.address)
 
     def node_changed(self, node_id: str, state: NodeState, reason: str) -> None:
+        if state is NodeState.SILENT and self.claims is not None:
+            self.claims.engine.revive(node_id)
         if self._plane is not None:
             self._announce(f"node.{state}", self.nodes.name_of(node_id), reason=reason)
             self._plane.publisher.changed()

@@ -66,8 +66,12 @@ class ControlPlane:
         self.store = store
         self.tokens = tokens
         self.access = GatewayAccess(tokens)
-        in_cluster = cluster is not None
-        self.registry = Registry(store, snapshot.services, snapshot.rules, in_cluster=in_cluster)
+        self.registry = Registry(
+            store,
+            snapshot.services,
+            snapshot.rules,
+            check_fields=None if cluster is None else cluster.check_fields,
+        )
         self.events = EventLog(store)
         self.recorder = Recorder(
             store,
@@ -176,8 +180,7 @@ class ControlPlane:
 
     def _remarks(self, spec: ServiceSpec, instances: Iterable[Instance]) -> tuple[str, ...]:
         if self.cluster is not None:
-            unplaceable = cluster_fields.unplaceable(spec, self.cluster.candidates())
-            return unplaceable + cluster_fields.scattered(spec, instances)
+            return self.cluster.remarks(spec) + cluster_fields.scattered(spec, instances)
         return cluster_fields.ignored(spec.config) if self.supervises else ()
 
     def views(self) -> list[Service]:

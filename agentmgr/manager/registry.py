@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +11,7 @@ import trio
 from attrs import evolve
 
 from ..codec import from_plain, to_plain
-from ..core import cluster_fields, conditions, dependencies, lookup
+from ..core import conditions, dependencies, lookup
 from ..core.bodies import OWN_FIELDS, NewRule, NewService, rule_fields, service_fields
 from ..core.secrets import restored, restored_hook
 from ..errors import FieldProblem, InvalidRequest, NameTaken, PortNotAvailable, VersionMismatch, WrongState
@@ -36,13 +36,14 @@ class Registry:
         services: Iterable[ServiceSpec],
         rules: Iterable[RoutingRule],
         *,
-        in_cluster: bool = False,
+        check_fields: Callable[[ServiceSpec], None] | None = None,
     ) -> None:
+        """`check_fields` raises `InvalidRequest` for what the cluster cannot do; None: there is none."""
         self._store = store
         self._services = {spec.service_id: spec for spec in services}
         self._leaving: set[str] = set()  # ids of services that are being unregistered
         self._rules = {rule.rule_id: rule for rule in rules}
-        self._in_cluster = in_cluster
+        self._check_fields = check_fields
         # A change reads, decides and writes; two of them must not interleave.
         self._changing = trio.Lock()
 
@@ -163,8 +164,8 @@ class Registry:
         ):
             if command is not None and (why := misread(command)) is not None:
                 raise InvalidRequest(f"{name}: {why}", fields=[FieldProblem(name, why)])
-        if self._in_cluster:
-            cluster_fields.check(spec)
+        if self._check_fields is not None:
+            self._check_fields(spec)
         if spec.config.watch:
             require_watchfiles()
         if spec.config.schedule is not None:

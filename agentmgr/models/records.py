@@ -37,6 +37,7 @@ class InstanceRecord:
     started_at: datetime
     digest: str = ""  #: of its agent file and env file, as they were when it was launched; never shown
     node_id: str = ""  #: of the node that it runs on; empty: the manager's own machine
+    gpus: tuple[str, ...] = ()  #: the GPUs of its node that are reserved for it
     ready_unasked: bool = False
     """It was ready by its own word (sd_notify) or by running on, which no probe can find out again."""
 

@@ -46,6 +46,7 @@ class Instance:
     health: HealthStatus = HealthStatus.UNKNOWN
     node_id: str = ""  #: of the node that it runs on; empty: the manager's own machine
     node: str = ""  #: that node's name; empty where there is no cluster
+    gpus: tuple[str, ...] = ()  #: the GPUs of that node that are reserved for it, as its node numbers them
     pid: int | None = None
     host: str = "localhost"
     port: int | None = None

@@ -47,7 +47,11 @@ class ChildRun:
     def __init__(self, child: Child, entry: Entry, context: InstanceContext) -> None:
         self.child, self.entry = child, entry
         self.state = InstanceState(
-            entry.record.instance_id, entry.record.token, child.completes, serves=child.serves
+            entry.record.instance_id,
+            entry.record.token,
+            child.completes,
+            serves=child.serves,
+            gpus=entry.record.gpus,
         )
         self.is_stray = False  #: it drains, and ends: its manager does not know it
         self.done = trio.Event()  #: it is over, or left to the next daemon
@@ -236,7 +240,7 @@ class NodeInstance:
             if run is not None and not run.done.is_set():
                 await run.end(run.entry.spec.config.stop_timeout)
             try:
-                child = await self._slot.launch()
+                child = await self._slot.launch(order.gpus)
             except CannotLaunch as problem:
                 return CannotStart(problem.cause.name, problem.reason)
             # From here to the start of its task nothing waits: a cancellation cannot lose it.

@@ -34,6 +34,7 @@ from ..errors import InvalidRequest
 from ..generation import Generation
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage
 from ..settings import Settings
+from ..supervisor.launcher import GpuIds
 from ..supervisor.log_window import LogMatches, LogWindow
 from .bundles import BundleRefused, HasBundle, PutBundle, Shipment
 from .checkup import Examine, Examined
@@ -110,6 +111,7 @@ class InstanceState:
     knows_idle: bool | None = (
         None  #: whether it knows when a session is idle; None: it was not asked to drain
     )
+    gpus: tuple[str, ...] = ()  #: as in its record
     end: End | None = None  #: it has exited
     over: bool = False  #: and none of its descendants is left
 
@@ -198,6 +200,7 @@ class Launch:
     spec: ServiceSpec  #: with what its env file says in `env`
     check_interval_s: float  #: where its configuration has none
     shipment: Shipment | None = None  #: what it runs in, where that was sent along
+    gpus: GpuIds = None
 
 
 @frozen

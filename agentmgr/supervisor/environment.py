@@ -30,6 +30,11 @@ _MANAGERS_OWN = (
     "AGENTMGR_NODE",  # of the instance that a nested manager itself is
 )
 
+OF_RAY = "RAY_"
+"""Variables for Ray: its token is one of them, with which whoever has it can run anything on all machines."""
+GPUS = "CUDA_VISIBLE_DEVICES"
+"""The GPUs that a process may use, by their numbers; ROCm reads it too. Empty: none."""
+
 
 def digest(config: ServiceConfig) -> str:
     """Of what the agent file and the env file contain; a file that cannot be read counts as empty.
@@ -49,9 +54,18 @@ def _bytes(file: Path) -> bytes:
     return file.read_bytes() if file.is_file() else b""  # a named pipe would be waited for
 
 
-def of_child(config: ServiceConfig, ours: Mapping[str, str]) -> dict[str, str]:
-    """The manager's environment, then the file's, the service's, and `ours`. Raises `CannotLaunch`."""
-    variables = {name: value for name, value in os.environ.items() if name not in _MANAGERS_OWN}
+def of_child(
+    config: ServiceConfig, ours: Mapping[str, str], *, withheld: str | None = None
+) -> dict[str, str]:
+    """The manager's environment, then the file's, the service's, and `ours`. Raises `CannotLaunch`.
+
+    `withheld`: the prefix of variables of the manager that it does not get.
+    """
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if not (name in _MANAGERS_OWN or (withheld and name.startswith(withheld)))
+    }
     variables["PYTHONUNBUFFERED"] = "1"
     if config.env_file is not None:
         variables |= _read(Path(config.cwd or ".", config.env_file), variables)

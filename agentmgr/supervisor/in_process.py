@@ -30,7 +30,7 @@ from ..core.scaling import Turns
 from ..errors import InvalidRequest, WrongState, leaves
 from ..models import ForkServerState, InstanceRecord, ServiceConfig, ServiceSpec, Usage, utc_now
 from . import procfs
-from .launcher import MAX_CONCURRENT_STARTS, Launcher, Slot
+from .launcher import MAX_CONCURRENT_STARTS, GpuIds, Launcher, Slot
 
 ServiceFunction = Callable[..., Awaitable[object]]
 
@@ -139,13 +139,13 @@ class _Slot:
         await trio.lowlevel.checkpoint()
         return self._starts
 
-    async def launch(self) -> _Task:
+    async def launch(self, gpus: GpuIds = None) -> _Task:
         return _Task(self._function, self._make_record())
 
     def adopt(self, record: InstanceRecord) -> None:
         """None: a function does not outlive its program."""
 
-    def close(self, *, lease: bool = False) -> None:
+    def close(self, *, lease: bool = False, leave: bool = False) -> None:
         pass
 
 

@@ -137,7 +137,7 @@ class InstanceTask:
         finally:
             with trio.CancelScope(shield=True):
                 await self.entry.written()
-            self._slot.close(lease=self._unused is not None)
+            self._slot.close(lease=self._unused is not None, leave=self._leave)
             if self.stopped or not self.finished:
                 self._end_of_story()
             self.finished = True
@@ -283,6 +283,7 @@ class InstanceTask:
             self._report(
                 node_id=record.node_id,
                 node=self._context.node_name(record.node_id),
+                gpus=record.gpus,
                 pid=record.pid,
                 host=record.host,
                 port=record.port,

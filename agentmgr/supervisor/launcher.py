@@ -37,6 +37,9 @@ from .log_source import LogSource
 MAX_CONCURRENT_STARTS = 16  #: on one machine
 MAX_CONCURRENT_PROBES = 64
 
+GpuIds = tuple[str, ...] | None
+"""The GPUs that an instance may use, as its machine numbers them; None: what its environment says."""
+
 
 class CannotLaunch(Exception):
     """The child could not be started, and why. It does not leave the supervisor."""
@@ -151,16 +154,17 @@ class Slot(Protocol):
         `waits` is called with what it waits for, for the user, each time that changes.
         """
 
-    async def launch(self) -> Child:
+    async def launch(self, gpus: GpuIds = None) -> Child:
         """Raises `CannotLaunch`."""
 
     def adopt(self, record: InstanceRecord) -> Child | None:
         """The child that `record` describes, if it still lives and is verifiably the same process."""
 
-    def close(self, *, lease: bool = False) -> None:
+    def close(self, *, lease: bool = False, leave: bool = False) -> None:
         """Gives the address up; the instance will not be launched again.
 
-        With `lease` its port is kept, without a socket, for the next slot of the same instance id.
+        With `lease` its port is kept, without a socket, for the next slot of the same instance id. With
+        `leave` its child, if it has one, lives on for the next manager.
         """
 
 

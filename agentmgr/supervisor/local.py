@@ -39,8 +39,11 @@ class LocalLauncher:
         fork_server: bool = True,
         preload_max: int = PRELOAD_MAX,
         node_id: str = "",
+        withheld: str | None = None,
     ) -> None:
-        """`node_id`: of this machine, where a node daemon starts them; sessions are named by it."""
+        """`node_id`: of this machine, where a node daemon starts them; sessions are named by it. `withheld`:
+        the prefix of variables of ours that no instance gets.
+        """
         self._log_dir = log_dir
         self._locks = log_dir / DIRECTORY
         if InstanceTokens.found(log_dir) is None:
@@ -56,6 +59,7 @@ class LocalLauncher:
             Preloads(fork_servers, preload_max),
             sessions_dir,
             node_id,
+            withheld,
         )
 
     async def run(self) -> None:

@@ -36,7 +36,7 @@ from .guard import Guard
 from .host_request import HostRequest
 from .instance_lock import InstanceLock
 from .instance_tokens import InstanceTokens
-from .launcher import MAX_CONCURRENT_STARTS, CannotLaunch
+from .launcher import MAX_CONCURRENT_STARTS, CannotLaunch, GpuIds
 from .limits import Limits
 from .notices import Notices, notify_address
 from .own_checks import CommandCheck
@@ -61,6 +61,7 @@ class Shared:
     preloads: Preloads
     sessions_dir: Path | None = None  #: of the journals
     node_id: str = ""
+    withheld: str | None = None  #: the prefix of variables of ours that no instance gets
     leases: dict[str, int] = Factory(dict)  #: the ports that are kept for instances which sleep, by their ids
     open: set[str] = Factory(set)  #: the ids of the instances that have a slot
     starts: trio.Semaphore = Factory(lambda: trio.Semaphore(MAX_CONCURRENT_STARTS))
@@ -98,13 +99,13 @@ class LocalSlot:
         await trio.lowlevel.checkpoint()
         return self._shared.starts
 
-    async def launch(self) -> LocalChild:
+    async def launch(self, gpus: GpuIds = None) -> LocalChild:
         try:
-            return await self._launch()
+            return await self._launch(gpus)
         except OSError as error:
             raise cannot(error) from None
 
-    async def _launch(self) -> LocalChild:
+    async def _launch(self, gpus: GpuIds) -> LocalChild:
         spec, config, shared = self._spec, self._spec.config, self._shared
         host = await addresses.resolve(spec.host)
         port = self._lend_port(host) if config.command else self._listen(host)
@@ -118,6 +119,8 @@ class LocalSlot:
         }
         if shared.node_id:
             variables["AGENTMGR_NODE"] = shared.node_id
+        if gpus is not None and environment.GPUS not in environment.names_given(config):
+            variables[environment.GPUS] = ",".join(gpus)
         account, of_user = self._account()
         variables |= of_user
         with ExitStack() as resources, ExitStack() as spawning:
@@ -129,7 +132,7 @@ class LocalSlot:
             lifeline_fd = self._tie_to_manager(token, resources, spawning)
             inherited = [] if self._listener is None else [self._listener.fileno()]
             digest = environment.digest(config)  # before it is read: a change between the two is seen later
-            variables = environment.of_child(config, variables)
+            variables = environment.of_child(config, variables, withheld=shared.withheld)
             launch = Launch(
                 variables if config.command else bootstrap.environment(variables),
                 config.cwd,
@@ -161,6 +164,7 @@ class LocalSlot:
                 spec_version=spec.version,
                 started_at=utc_now(),
                 digest=digest,
+                gpus=gpus or (),
             )
             shared.upkeep.watch(self._instance_id, record.pid, self._log, config)
             self._child = LocalChild(
@@ -197,7 +201,7 @@ class LocalSlot:
         if config.user is not None:
             account = find_account(config.user)
             identity, variables = account.identity, account.variables | variables
-        variables = environment.of_child(config, variables)
+        variables = environment.of_child(config, variables, withheld=self._shared.withheld)
         return CommandCheck(method.path, config.cwd, variables, identity)
 
     def _must_serve(self) -> bool:
@@ -252,7 +256,8 @@ class LocalSlot:
         with suppress(CannotLaunch):
             account, of_user = self._account()
             ours = {"AGENTMGR_SERVICE": self._spec.name} | of_user
-            variables = bootstrap.environment(environment.of_child(config, ours))
+            ours = environment.of_child(config, ours, withheld=self._shared.withheld)
+            variables = bootstrap.environment(ours)
             origin = Origin.of(config.python, variables, config.user, account)
             return Start.of(self._spec, origin, variables, digest)
         return None
@@ -335,7 +340,7 @@ class LocalSlot:
                 on_ready=lambda ask: self._is_ready(start, ask),
             )
 
-    def close(self, *, lease: bool = False) -> None:
+    def close(self, *, lease: bool = False, leave: bool = False) -> None:
         if self._listener is not None:
             self._listener.close()
         if lease and self._port_now is not None:

@@ -26,7 +26,7 @@ from ..core.health import ProbeResult
 from ..core.restart import Cause, Exit
 from ..core.scaling import Turns
 from ..models import ForkServerState, InstanceRecord, ServiceSpec, Usage, utc_now
-from ..supervisor.launcher import MAX_CONCURRENT_STARTS, CannotLaunch
+from ..supervisor.launcher import MAX_CONCURRENT_STARTS, CannotLaunch, GpuIds
 from ..supervisor.log_file import LogFile
 
 SEGFAULT = Exit(signal=signal.SIGSEGV)
@@ -270,7 +270,7 @@ class FakeSlot:
             await self._launcher._changed.wait()
         return self._launcher.starts
 
-    async def launch(self) -> FakeChild:
+    async def launch(self, gpus: GpuIds = None) -> FakeChild:
         await trio.lowlevel.checkpoint()
         launcher = self._launcher
         if launcher._refusals:
@@ -292,6 +292,7 @@ class FakeSlot:
             port=self._spec.port or 20_000 + launcher.launches,
             spec_version=self._spec.version,
             started_at=utc_now(),
+            gpus=gpus or (),
         )
         return self._begin(record, behaviour)
 
@@ -304,7 +305,7 @@ class FakeSlot:
         self._launcher.children.append(child)
         return child
 
-    def close(self, *, lease: bool = False) -> None:
+    def close(self, *, lease: bool = False, leave: bool = False) -> None:
         self.closed = True
         if lease:
             self._launcher.leases.add(self._instance_id)

@@ -30,6 +30,7 @@ import trio
 import trio.testing
 from attrs import evolve
 
+from ..cluster.claims import Claims
 from ..cluster.launcher import ClusterLauncher
 from ..cluster.nodes import Nodes
 from ..core.liveness import LOST_AFTER_S
@@ -41,6 +42,7 @@ from ..node.protocol import Facts
 from ..supervisor import NullRecorder, Supervisor
 from ..supervisor.log_file import LogFile
 from .fake_launcher import Behaviour, FakeChild, FakeLauncher, FakeSlot
+from .memory_engine import MemoryEngine, MemoryRay
 
 OWN = "a"  #: the name of the manager's own machine
 _CONNECT_S = 5.0  #: a dial over a cut cable takes so long to fail
@@ -146,6 +148,7 @@ class Manager:
 
     def __init__(self, nodes: Nodes, launcher: ClusterLauncher, supervisor: Supervisor) -> None:
         self.nodes, self.launcher, self.supervisor = nodes, launcher, supervisor
+        self.claims = launcher.claims
         self.is_alive = True
         self.links: set[trio.CancelScope] = set()
         self.scope = trio.CancelScope()
@@ -185,14 +188,14 @@ class MemoryCluster:
         behaviour: Behaviour,
         lost_after_s: float,
         draw: random.Random,
+        ray: MemoryRay | None = None,
     ) -> None:
+        self.ray = ray
         self.records: dict[str, InstanceRecord] = {}  #: the manager's database
         self.services: dict[str, ServiceSpec] = {}
         self.manager: Manager | None = None
-        self.machines = {
-            name: Machine(name, _Processes(name, self.launched, behaviour), directory / name)
-            for name in (OWN, *names)
-        }
+        self._directory, self._behaviour = directory, behaviour
+        self.machines = {name: self.new_machine(name) for name in (OWN, *names)}
         self._nursery = nursery
         self._lost_after_s = lost_after_s
         self._draw = draw
@@ -212,6 +215,10 @@ class MemoryCluster:
         self.records.pop(instance_id, None)
 
     # What there is
+
+    def new_machine(self, name: str) -> Machine:
+        """One that can join: `machines` has to have it, and the manager's nodes."""
+        return Machine(name, _Processes(name, self.launched, self._behaviour), self._directory / name)
 
     @property
     def alive(self) -> list[Process]:
@@ -255,7 +262,11 @@ class MemoryCluster:
             if machine.node_id:
                 ran = any(record.node_id == machine.node_id for record in self.records.values())
                 nodes.add(machine.node_id, machine.name, ran=ran)
-        launcher = ClusterLauncher(self.machines[OWN].processes, nodes, check_interval_s=10)
+        claims = None
+        if self.ray is not None:
+            claims = Claims(MemoryEngine(self.ray, draw=self._draw), "memory", nodes)
+        own = self.machines[OWN].processes
+        launcher = ClusterLauncher(own, nodes, check_interval_s=10, claims=claims)
         recorder = _Recorder(self)
         supervisor = Supervisor(recorder, launcher=launcher, random=self._draw.random)
         recorder.manager = manager = Manager(nodes, launcher, supervisor)
@@ -267,6 +278,8 @@ class MemoryCluster:
         with manager.scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(nodes.run)
+                if claims is not None:
+                    nursery.start_soon(claims.run)
                 if self._draw.random() < 0.5:  # links may come while it adopts
                     self.manager = manager
                 await nursery.start(partial(supervisor.run, adopt=adopt))
@@ -396,11 +409,12 @@ async def memory_cluster(
     behaviour: Behaviour | None = None,
     lost_after_s: float = LOST_AFTER_S,
     draw: random.Random | None = None,
+    ray: MemoryRay | None = None,
     kind: type[MemoryCluster] = MemoryCluster,
 ) -> AsyncIterator[MemoryCluster]:
     """A cluster of these machines, whose daemons run; a manager does not yet. All ends with the block.
 
-    `behaviour`: of all processes. `draw`: delays, backoffs and jitter.
+    `behaviour`: of all processes. `draw`: delays, backoffs and jitter. `ray`: the engine, if it has one.
     """
     async with trio.open_nursery() as nursery:
         cluster = kind(
@@ -410,6 +424,7 @@ async def memory_cluster(
             behaviour=behaviour or Behaviour(ready_after_s=0.3, stop_takes_s=0.1),
             lost_after_s=lost_after_s,
             draw=draw or random.Random(0),
+            ray=ray,
         )
         for name in names:
             await cluster.start_daemon(name)

@@ -37,8 +37,8 @@ class Hooked(FakeLauncher):
         slot = super().slot(spec, instance_id, position)
         launch = slot.launch
 
-        async def launch_and_call():
-            child = await launch()
+        async def launch_and_call(gpus=None):
+            child = await launch(gpus)
             with trio.CancelScope(shield=True):
                 call, self.as_it_launches = self.as_it_launches, trio.lowlevel.checkpoint
                 await call()

@@ -39,6 +39,8 @@ from .shutdown import end
     cluster_host="--cluster-host",
     cluster_port="--cluster-port",
     node_labels="--node-label",
+    ray_address="--ray-address",
+    cluster_python="--cluster-python",
     gateways="--gateways",
     node_lost_after="--node-lost-after",
 )

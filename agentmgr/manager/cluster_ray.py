@@ -1,0 +1,63 @@
+"""What a manager with `--cluster ray` needs beside its nodes: the engine, and how others reach it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from ..generation import Generation
+from ..settings import ClusterMode, Settings
+
+if TYPE_CHECKING:
+    from ..cluster.ray_engine import RayEngine
+
+_ANYWHERE = "0.0.0.0"
+_FAR_AWAY = ("192.0.2.1", 9)  #: of no machine (RFC 5737); a datagram socket that is connected sends nothing
+
+
+class Manager(Protocol):
+    """`JoinedCluster`, as far as an engine needs it."""
+
+    cluster_id: str
+    port: int
+    generation: Generation
+
+    @property
+    def invite_machine(self) -> Callable[[], Awaitable[str]]: ...
+
+    @property
+    def node_obeys(self) -> Callable[[str, Generation], None]: ...
+
+
+def ray_engine(manager: Manager, settings: Settings) -> RayEngine:
+    from ..cluster.ray_engine import RayEngine  # here: other clusters do not pay for it
+
+    return RayEngine(
+        manager.cluster_id,
+        manager.invite_machine,
+        manager_port=manager.port,
+        manager_host=settings.cluster_host or "",  # that which Ray has of this machine
+        generation=manager.generation,
+        obeys=manager.node_obeys,
+        address=settings.ray_address,
+        python=settings.cluster_python,
+    )
+
+
+def listen_host(settings: Settings) -> str:
+    """Where the manager listens for nodes."""
+    if settings.cluster_host is not None:
+        return settings.cluster_host
+    return _ANYWHERE if settings.cluster is ClusterMode.RAY else "localhost"
+
+
+def own_host(settings: Settings) -> str:
+    """The address by which others reach this machine, as far as that is known without Ray."""
+    if settings.cluster_host is not None or settings.cluster is not ClusterMode.RAY:
+        return settings.cluster_host or "localhost"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock, suppress(OSError):
+        sock.connect(_FAR_AWAY)
+        return str(sock.getsockname()[0])
+    return socket.gethostname()

@@ -52,6 +52,7 @@ class RedisStore:
             redis.address, keys, holder, self._written, patience_s=patience_s, renew_s=renew_s
         )
         self._stale: Callable[[], None] = lambda: None
+        self._attended: trio.Event | None = None  # `attend` is over; None: it has not begun
 
     @property
     def shown(self) -> str:
@@ -167,12 +168,16 @@ class RedisStore:
 
     async def attend(self, troubled: Callable[[Trouble], None], stale: Callable[[], None]) -> None:
         self._stale = stale
+        self._attended = trio.Event()
         try:
             await self._lease.keep(lambda trouble: troubled(Trouble(str(trouble))), stale)
         finally:
             self._patience_s = min(self._patience_s, CLOSING_S)
+            self._attended.set()
 
     async def close(self) -> None:
+        if self._attended is not None:
+            await self._attended.wait()  # else the lease might be renewed once more after this
         await self._asked(lambda: self._redis.run(CLOSE, [self._keys.meta], self.holder))
 
     async def _claim(self, script: Script, *args: Word) -> Any:

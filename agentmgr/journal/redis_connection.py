@@ -181,6 +181,8 @@ class Redis:
         self._nursery: trio.Nursery | None = None  # of connections
         self._connection: BaseConnection | None = None
         self._connecting = trio.Lock()
+        self._scope = trio.CancelScope(shield=True)  # of connections
+        self._is_served = trio.Event()
 
     async def call(self, *words: Word) -> Any:
         """Of one command, the answer. Texts are bytes in it."""
@@ -212,11 +214,11 @@ class Redis:
             self._connection.invalidate()
             self._connection = None
 
-    async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
+    async def serve(self) -> None:
         """Runs connections until `stop`, whatever is cancelled around: the last writes still need them."""
-        with trio.CancelScope(shield=True) as self._scope:
+        with self._scope:
             async with trio.open_nursery() as self._nursery:
-                task_status.started()
+                self._is_served.set()
                 await trio.sleep_forever()
 
     def stop(self) -> None:
@@ -229,7 +231,8 @@ class Redis:
             return self._connection
 
     async def _connect(self) -> BaseConnection:
-        assert self._nursery is not None, "serve() is not running"
+        await self._is_served.wait()
+        assert self._nursery is not None
         with _translated():
             connection = _Connection(self.address, await self.address.connect())
             await self._nursery.start(connection.run)
@@ -247,7 +250,8 @@ async def open_redis(address: RedisAddress) -> AsyncIterator[Redis]:
     redis = Redis(address)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        await nursery.start(redis.serve)
+        # Not `start`: where that is cancelled, it waits for the task, and this one shields itself.
+        nursery.start_soon(redis.serve)  # noqa: ASYNC113
         try:
             yield redis
         except Exception as error:  # so that it leaves as it is, and not in the nursery's group

@@ -41,8 +41,6 @@ for `SILENCE_S`, Redis itself was away, and leases of living hosts have run out:
 
 from __future__ import annotations
 
-import json
-
 from attrs import define, field
 
 VERSION = 1
@@ -95,5 +93,8 @@ class Keys:
 
 
 def name_field(owner: str | None, name: str) -> str:
-    """A name is of one session of its owner; no owner is an owner too, as in SQLite's journal."""
-    return json.dumps([owner or "", name])
+    """A name is of one session of its owner; no owner is an owner too, as in SQLite's journal.
+
+    Scripts make it as well, of what a session's hash has: no other owner and name give the same.
+    """
+    return f"{len((owner or '').encode())}:{owner or ''}{name}"

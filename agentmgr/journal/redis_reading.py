@@ -103,8 +103,8 @@ async def frames(
             size += len(frame.line)
         after = f"({entries[-1][0].decode()}" if entries else ""
     numbers = sorted({frame.turn for frame in found if frame.turn})
-    heads = await redis.call("HMGET", keys.turns(session_id), *numbers) if numbers else ()
-    steps = {n: _head(head)[0][0] for n, head in zip(numbers, heads, strict=True) if head is not None}
+    begun = await redis.call("HMGET", keys.turns(session_id), *numbers) if numbers else ()
+    steps = {n: head(text)[0][0] for n, text in zip(numbers, begun, strict=True) if text is not None}
     return [StoredFrame(it.seq, steps.get(it.turn), it.line, it.turn) for it in found]
 
 
@@ -150,10 +150,10 @@ def unpacked(entry: Entry) -> list[Frame]:
 
 def turn_of(number: int, values: Sequence[bytes | None]) -> TurnRecord | None:
     """`values`: of the fields `turn_fields`."""
-    head, begun, ended, answer = values
-    if head is None:
+    accepted, begun, ended, answer = values
+    if accepted is None:
         return None
-    (step_id, accepted_at), message = _head(head)
+    (step_id, accepted_at), message = head(accepted)
     status, attempts, started_at = json.loads(begun) if begun else (TurnStatus.WAITING, 0, None)
     ended_by, ended_at = json.loads(ended) if ended else (None, None)
     return TurnRecord(
@@ -217,17 +217,17 @@ def _last_of(entry: Entry) -> int:
     return int(entry[0].partition(b"-")[0])
 
 
-def _head(text: bytes) -> tuple[Any, str]:
+def head(text: bytes) -> tuple[Any, str]:
     """What is in brackets, and what follows the line break."""
-    head, _, rest = text.decode().partition("\n")
+    said, _, rest = text.decode().partition("\n")
     try:
-        return json.loads(head), rest
+        return json.loads(said), rest
     except ValueError as error:
         raise RedisTrouble(f"what it has is damaged: {error}") from error
 
 
 def _question(step_id: bytes, text: bytes) -> Question:
-    (asked_at,), content = _head(text)
+    (asked_at,), content = head(text)
     return Question(step_id.decode(), content, asked_at)
 
 

@@ -92,12 +92,20 @@ local function take_name(id, field)
         redis.call('HDEL', session_key(id), 'name') -- another session got it
     end
 end
-local function ended(id, field)
+local function free_name(id)
+    local found = redis.call('HMGET', session_key(id), 'owner', 'name')
+    if found[2] then
+        local owner = found[1] or ''
+        local field = #owner .. ':' .. owner .. found[2]
+        if redis.call('HGET', base .. 'names', field) == id then
+            redis.call('HDEL', base .. 'names', field)
+        end
+    end
+end
+local function ended(id)
     drop_questions(id)
     redis.call('ZREMRANGEBYLEX', base .. 'unfinished', '[' .. id .. ' ', '(' .. id .. '!')
-    if field ~= '' and redis.call('HGET', base .. 'names', field) == id then
-        redis.call('HDEL', base .. 'names', field)
-    end
+    free_name(id)
 end
 
 -- Reads the changes of a session off the arguments, and does them unless they are `skipped`.
@@ -115,7 +123,7 @@ local function change(id, skipped)
         elseif words[1] == 'NAME' then
             take_name(id, words[2])
         elseif words[1] == 'ENDED' then
-            ended(id, words[2])
+            ended(id)
         elseif words[1] == 'XADD' then
             local done = redis.pcall(unpack(words)) -- what has a number is there already
             if type(done) == 'table' and done.err

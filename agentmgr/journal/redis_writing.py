@@ -1,7 +1,7 @@
 """The changes of sessions as the commands that make them in Redis; a script runs them where they are due.
 
-Beside those of Redis, `redis_scripts` knows a few of its own: KEEP FIELD TEXT …, NAME FIELD, ENDED FIELD, and
-ASKED, which closes all questions.
+Beside those of Redis, `redis_scripts` knows a few of its own: KEEP FIELD TEXT …, NAME FIELD, ASKED, which
+closes all questions, and ENDED, which also frees the name and leaves no turn unfinished.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def changes(keys: Keys, place: Place, several: Sequence[Change | Released]) -> l
                 fields += ("ended_at", repr(at), "end_reason", reason)
             case Released(at=used_at):
                 pass
-        commands += _commands(keys, record.session_id, change, record)
+        commands += _commands(keys, record.session_id, change)
     if commands:
         if last_seq:
             fields += ("last_seq", last_seq)
@@ -94,7 +94,7 @@ def whole(keys: Keys, place: Place, snapshot: SessionSnapshot, last_seq: int) ->
         commands += _commands(keys, id_, Asked(question))
     commands += _events(keys, place, [frame for frame in snapshot.frames if frame.seq > last_seq])
     if record.ended_at is not None:
-        commands += _commands(keys, id_, SessionEnded(record.end_reason or "", record.ended_at), record)
+        commands += _commands(keys, id_, SessionEnded(record.end_reason or "", record.ended_at))
     return commands
 
 
@@ -118,9 +118,7 @@ def packed(several: Sequence[Command], more_bytes: int = 0) -> Iterator[Word]:
         yield from command
 
 
-def _commands(
-    keys: Keys, id_: str, change: Change | Released, record: SessionRecord | None = None
-) -> list[Command]:
+def _commands(keys: Keys, id_: str, change: Change | Released) -> list[Command]:
     match change:
         case Accepted(turn):
             return _turn(keys, id_, turn)
@@ -154,9 +152,7 @@ def _commands(
                 ("HINCRBY", key, "output_tokens", output_tokens),
             ]
         case SessionEnded():
-            assert record is not None
-            name = "" if record.name is None else name_field(record.owner, record.name)
-            return [("HDEL", keys.session(id_), "holder"), ("ENDED", name)]
+            return [("HDEL", keys.session(id_), "holder"), ("ENDED",)]
         case Released():
             return [("HDEL", keys.session(id_), "holder")]
     return []

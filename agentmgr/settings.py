@@ -13,12 +13,13 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, get_origin
 
-from attrs import Attribute, fields, frozen
+from attrs import Attribute, field, fields, frozen
 
 from .codec import from_plain, parse_toml
 from .core.hosts import is_origin
 from .errors import FieldProblem, InvalidRequest
-from .models.fields import DAY_S, between, check_text, invalid, option, rule, type_of
+from .models.fields import DAY_S, about, between, check_text, invalid, option, rule, type_of
+from .models.network_journal import check_url
 from .models.nodes import NAME_LABEL, label
 from .process.trust import Distrusted, read_text
 
@@ -199,6 +200,17 @@ class Settings:
         "A node that is silent for so long is lost: what ran there starts elsewhere.",
         between(5.0, DAY_S, " seconds"),
         metavar="SECONDS",
+    )
+    sessions_url: str | None = field(
+        default=None,
+        repr=False,
+        validator=check_url,
+        metadata=about(
+            "The Redis that keeps durable sessions, so that they go on on any machine: redis://HOST:6379/0. "
+            "One with a password belongs into the environment: others see a command line.",
+            unset="a file beside the database",
+            metavar="URL",
+        ),
     )
     log_level: LogLevel = option(LogLevel.INFO, "What is logged, with all that is worse.", flag="--log-level")
     log_format: LogFormat = option(

@@ -50,6 +50,7 @@ def test_every_setting_has_an_environment_variable(here):
         "cluster": "joined",
         "gateways": "all",
         "node_labels": "zone=a",
+        "sessions_url": "redis://host:6379/0",
     }
     for attribute in fields(Settings):
         text = values.get(attribute.name, "1234")

@@ -56,7 +56,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--ready-fd", type=int, help="a pipe; it gets a byte when the agent is served")
     parser.add_argument("--open-beyond-loopback", action="store_true")
     parser.add_argument("--allow-origin", dest="allowed_origins", action="append", metavar="ORIGIN")
-    parser.add_argument("--journal", metavar="FILE", help="keeps the sessions; without it they end with this")
+    parser.add_argument(
+        "--journal",
+        metavar="FILE|URL#SERVICE",
+        help="keeps the sessions, as AGENTMGR_SESSIONS_URL does; without both they end with this",
+    )
     parser.add_argument("--host", default="localhost")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--options", type=parse, default={}, help="a JSON object of those below")
@@ -80,6 +84,9 @@ def _options(argv: Sequence[str] | None) -> HostOptions:
 
         config = from_plain(given, HostConfig)
         given = {name: getattr(config, name) for name in given}
+    # Nothing that the agent starts needs it, and it may have a password.
+    if (url := os.environ.pop("AGENTMGR_SESSIONS_URL", None)) is not None and words["journal"] is None:
+        words["journal"] = url
     return HostOptions(
         **words,
         **given,

@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 from attrs import field, frozen
@@ -27,6 +28,9 @@ from .load import LoadedFile, failed, guarded, load
 from .runtime import open_runtime, remedy
 from .server import AgentServer
 from .session_registry import SessionRegistry
+
+if TYPE_CHECKING:
+    from ..journal.journal import SessionJournal
 
 SHUTDOWN_TIMEOUT_S = 5.0
 """For close frames and `on_session_end`. A supervisor waits 10 s by default before it kills."""
@@ -51,7 +55,8 @@ class HostOptions(SessionLimits):
     node_id: str = ""  #: of this machine in a cluster; "": the manager's, or there is none
     lifeline_fd: int | None = None  #: a pipe; at its end of file the manager is gone, and this process ends
     ready_fd: int | None = None  #: a pipe, which gets a byte when the agent is served
-    journal: str | None = None  #: the file that keeps the sessions; None: they are in memory only
+    journal: str | None = field(default=None, repr=False)
+    """The file that keeps the sessions, or `URL#SERVICE` of a Redis; None: they are in memory only."""
     log_level: str = "INFO"
 
 
@@ -107,10 +112,7 @@ async def _serve(
     async with AsyncExitStack() as stack:
         journal = None
         if options.journal is not None and not isinstance(agent, RawAgent):  # that one has no sessions
-            from ..journal.sqlite import open_journal  # not before it is needed: sqlite3 takes 5 ms to import
-
-            opening = open_journal(Path(options.journal), options.instance_id)
-            journal = await stack.enter_async_context(opening)
+            journal = await stack.enter_async_context(_journal(options.journal, options))
         traces = telemetry.begin(os.environ.get("AGENTMGR_SERVICE", "agent"))
         if traces is not None:
             stack.push_async_callback(traces.close)
@@ -118,11 +120,24 @@ async def _serve(
             agent,
             options,
             instance_id=options.instance_id,
-            node_id=options.node_id,
+            node_id=None if "://" in (options.journal or "") else options.node_id,
             journal=journal,
             telemetry=traces,
         )
         await _serve_sessions(agent, sessions, listener, options, signals, task_status)
+
+
+def _journal(where: str, options: HostOptions) -> AbstractAsyncContextManager[SessionJournal]:
+    # Not before they are needed: sqlite3 takes 5 ms to import.
+    if "://" not in where:
+        from ..journal.sqlite import open_journal as open_file
+
+        return open_file(Path(where), options.instance_id)
+    from ..journal.holders import run_of
+    from ..journal.redis import open_journal
+
+    url, _, service_id = where.partition("#")
+    return open_journal(url, service_id, options.instance_id, run=run_of(options.token))
 
 
 async def _serve_sessions(

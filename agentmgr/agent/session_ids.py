@@ -44,13 +44,13 @@ def how_it_ended(session: Session) -> LossReason:
 class SessionIds:
     """Makes ids, and remembers the latest of those whose sessions have ended.
 
-    An id names the instance that holds the session, and its node: a gateway finds the way back without having
-    to remember.
+    An id names the instance that holds the session, and the node of its journal, if it is on one: a gateway
+    finds the way back without having to remember.
     It also has a mark of the process that made it: an instance keeps its id over its restarts, and sessions
     that are in memory only do not live on.
     """
 
-    def __init__(self, instance_id: str, node_id: str = "") -> None:
+    def __init__(self, instance_id: str, node_id: str | None = "") -> None:
         self._node_id = node_id
         place = ".".join(filter(None, (node_id, instance_id)))
         self._end = secrets.token_hex(4) + (f".{place}" if place else "")
@@ -77,7 +77,7 @@ class SessionIds:
         if session_id.endswith(self._end):
             its_owner, reason = self._ends.get(session_id, (client.identity, LossReason.UNKNOWN))
             return no_session(reason if client.identity == its_owner else LossReason.UNKNOWN)
-        if (node_id := named_node(session_id)) is not None and node_id != self._node_id:
+        if self._node_id is not None and named_node(session_id) not in (None, self._node_id):
             if client.named_session == session_id:
                 return no_session(LossReason.NODE_LOST)  # while that is known, a gateway leads none here
             # A gateway has not seen which session it is, and only a gateway knows of the machine.

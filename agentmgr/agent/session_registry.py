@@ -62,12 +62,14 @@ class SessionRegistry:
         limits: SessionLimits,
         *,
         instance_id: str = "",
-        node_id: str = "",
+        node_id: str | None = "",
         host_bytes: int = HOST_BYTES,
         journal: SessionJournal | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
-        """`journal`: where sessions are kept; without one they live as long as this process."""
+        """`journal`: where sessions are kept; without one they live as long as this process. `node_id`: of
+        the machine that has it; None: any machine has.
+        """
         self.budget = Budget(host_bytes)
         self.journal = journal
         self.not_durable = NotDurable()

@@ -32,6 +32,7 @@ from ..models import (
 )
 from ..process.paths import RuntimePaths
 from ..process.zones import zone
+from ..settings import load_settings
 from ..storage.sqlite import open_store
 from ..storage.store import Snapshot, Store
 from ..supervisor import logs
@@ -106,9 +107,15 @@ class OfflineManager:
 
     @property
     def sessions(self) -> ReadsSessions:
+        from ..manager.network_journals import NetworkJournals
         from ..manager.stored_sessions import StoredSessions  # with all of the manager: 0.1 s
 
-        return StoredSessions(self._paths.sessions, lambda: self._snapshot.services)
+        directory, url = self._paths.sessions, load_settings().sessions_url
+
+        def services() -> Iterable[ServiceSpec]:
+            return self._snapshot.services
+
+        return StoredSessions(directory, services, network=NetworkJournals(url, services, directory))
 
     async def get_service(self, ref: str) -> Service:
         return lookup.service(self._services, ref)

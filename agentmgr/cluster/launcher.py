@@ -161,14 +161,18 @@ class ClusterLauncher:
         check_interval_s: float,
         shipping: Shipping | None = None,
         claims: Claims | None = None,
+        sessions_url: str | None = None,
     ) -> None:
-        """`check_interval_s`: of services whose configuration has none. `claims`: None without an engine."""
+        """`check_interval_s`: of services whose configuration has none. `claims`: None without an engine.
+        `sessions_url`: of the manager's network journal, if it has one.
+        """
         self.nodes, self.claims = nodes, claims
         self.placed = Placed() if claims is None else claims.placed
         self.leases: dict[str, str] = {}  #: the node that keeps a port for an instance, by its id
         self._local = local
         self._settled = trio.Event()
         self._shipping = shipping or NothingShipped()
+        self._sessions_url = sessions_url
         self._check_interval_s = check_interval_s
 
     async def run(self) -> None:
@@ -205,6 +209,7 @@ class ClusterLauncher:
             position,
             check_interval_s=self._check_interval_s,
             shipping=self._shipping,
+            sessions_url=self._sessions_url,
         )
 
     def bound(self, spec: ServiceSpec, position: int, node_id: str) -> str | None:

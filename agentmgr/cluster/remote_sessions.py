@@ -71,7 +71,7 @@ class NodeArchive(FileArchive):
 
     def __init__(self, nodes: RemoteSessions, node_id: str) -> None:
         self._nodes = nodes
-        self.key = node_id
+        self.key = self.node_id = node_id
 
     @property
     def label(self) -> str:

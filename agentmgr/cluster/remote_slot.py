@@ -8,7 +8,8 @@ import trio
 from attrs import evolve
 
 from ..core.restart import Cause
-from ..models import InstanceRecord, ServiceSpec, new_id
+from ..models import InstanceRecord, ServiceSpec, network_journal, new_id
+from ..models.network_journal import SESSIONS_URL
 from ..node.bundles import Shipment
 from ..node.protocol import CannotStart, Launch, Launched, NeedsBundle
 from ..supervisor import environment
@@ -53,10 +54,13 @@ class RemoteSlot:
         *,
         check_interval_s: float,
         shipping: Shipping,
+        sessions_url: str | None = None,
     ) -> None:
+        """`sessions_url`: of the manager's network journal, if it has one."""
         self.handle = handle
         self._spec, self._instance_id, self._position = spec, instance_id, position
         self._check_interval_s, self._shipping = check_interval_s, shipping
+        self._sessions_url = sessions_url
         handle.open_slot(instance_id)
 
     async def launch(self, gpus: GpuIds = None) -> RemoteChild:
@@ -75,7 +79,11 @@ class RemoteSlot:
         if not handle.linked:  # it was, when it was chosen
             raise CannotLaunch(Cause.SHORTAGE, f"node {handle.name} is silent: {handle.unlinked_why}")
         digest = environment.digest(self._spec.config)  # before it is read: a change between is seen later
-        spec = evolve(self._spec, config=environment.with_file(self._spec.config))
+        config = environment.with_file(self._spec.config)
+        if (url := config.journal_url(self._sessions_url)) is not None:
+            address = network_journal.of_service(environment.expanded(url), self._spec.service_id)
+            config = evolve(config, env={**config.env, SESSIONS_URL: address})
+        spec = evolve(self._spec, config=config)
         shipment = await self._shipping.shipment(spec)
         while True:
             order = Launch(

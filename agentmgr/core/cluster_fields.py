@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from attrs import fields
 
 from ..errors import FieldProblem, InvalidRequest
-from ..models import Instance, ServiceConfig, ServiceSpec, Sessions
+from ..models import Instance, ServiceConfig, ServiceSpec
 from ..models.nodes import one_node, resources, selectors
 from . import amounts
 from .placement import Candidate, Nowhere, Placed, Wish, place
@@ -104,15 +104,20 @@ def unplaceable(spec: ServiceSpec, nodes: Iterable[Candidate]) -> tuple[str, ...
     return (f"it {found.reason}",) if isinstance(found, Nowhere) else ()
 
 
-def scattered(spec: ServiceSpec, instances: Iterable[Instance]) -> tuple[str, ...]:
-    """The remark on it where its sessions are kept on several nodes, each on that of its instance."""
-    config = spec.config
-    if config.agent_factory_path is None or config.sessions is not Sessions.DURABLE:
+def scattered(
+    spec: ServiceSpec, instances: Iterable[Instance], sessions_url: str | None = None
+) -> tuple[str, ...]:
+    """The remark on it where its sessions are kept on several nodes, each on that of its instance.
+
+    `sessions_url`: of the manager's network journal, if it has one.
+    """
+    if not spec.config.keeps_sessions or spec.config.journal_url(sessions_url) is not None:
         return ()
     nodes = sorted({instance.node for instance in instances if instance.node})
     if len(nodes) < 2:
         return ()
     return (
         f"its sessions are kept on {', '.join(nodes)}, each on the node of its instance, and no journal is "
-        "kept elsewhere: those of a node that is lost are lost with it",
+        "kept elsewhere: those of a node that is lost are lost with it. With `--sessions redis://…` all are "
+        "in a Redis",
     )

@@ -22,7 +22,7 @@ from typing import Literal
 
 from attrs import frozen
 
-from ..models import SERVING, Instance, ServiceConfig, ServiceStatus, Sessions
+from ..models import SERVING, Instance, ServiceConfig, ServiceStatus
 from ..models.instance_range import InstanceRange
 
 DOWN_AFTER_S = 120.0
@@ -161,7 +161,7 @@ def surplus(config: ServiceConfig, standings: Sequence[Standing], count: int) ->
 
     What only an instance's memory has would be lost with it: it stays until it has no conversation.
     """
-    if config.agent_factory_path and config.sessions is Sessions.MEMORY:
+    if config.agent_factory_path and not config.keeps_sessions:
         standings = [
             one
             for one in standings

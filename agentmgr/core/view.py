@@ -19,7 +19,6 @@ from ..models import (
     ServiceConfig,
     ServiceSpec,
     ServiceStatus,
-    Sessions,
 )
 from . import scaling, schedule
 from .hosts import authority
@@ -171,7 +170,9 @@ class Backends:
     ten thousand services, to make them is most of what a table takes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sessions_url: str | None = None) -> None:
+        """`sessions_url`: of the manager's network journal, if it has one."""
+        self._sessions_url = sessions_url
         self._before: dict[str, tuple[tuple[Any, ...], Backend]] = {}
         self._made: dict[str, tuple[tuple[Any, ...], Backend]] = {}
 
@@ -191,7 +192,7 @@ class Backends:
         facts = (spec, state, host, port, token, node_id)
         kept = self._before.get(instance_id)
         if kept is None or kept[0] != facts:
-            kept = facts, _backend(spec, instance_id, state, host, port, token, node_id)
+            kept = facts, _backend(spec, instance_id, state, host, port, token, node_id, self._sessions_url)
         self._made[instance_id] = kept
         return kept[1]
 
@@ -265,6 +266,7 @@ def _backend(
     port: int,
     token: str,
     node_id: str,
+    sessions_url: str | None,
 ) -> Backend:
     config = spec.config
     return Backend(
@@ -281,7 +283,7 @@ def _backend(
         state=state,
         starts_within=config.startup_timeout if config.on_demand else 0.0,
         resume_within=config.resumes_within,
-        journaled=not config.command and config.sessions is Sessions.DURABLE,
+        journaled=config.keeps_sessions and config.journal_url(sessions_url) is None,
         token=token,
         node_id=node_id,
     )

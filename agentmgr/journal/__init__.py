@@ -29,6 +29,8 @@ In Redis, for services on more than one machine; nothing else imports these:
     redis_leases      which hosts live
     redis_connection  where it is, and how it is asked
     redis_look        whether sessions are safe there
+    redis_archive     the sessions as a manager sees them
+    redis_archive_scripts  what it does there as one
 
 A host *holds* a session while it has a copy of it in memory. What happens to the copy is a `Change`: it is
 handed over without waiting, and one writer commits all that is pending, of all sessions, in one transaction.

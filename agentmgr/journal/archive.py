@@ -114,6 +114,10 @@ class Archive(Protocol):
         """Distinguishes the place from others, over restarts; "" is the manager's own directory."""
 
     @property
+    def node_id(self) -> str | None:
+        """Of the machine whose instances alone can take up what it has; "": the manager's, None: all can."""
+
+    @property
     def label(self) -> str:
         """The same for people."""
 
@@ -133,10 +137,10 @@ class Archive(Protocol):
 
     async def figures(self, services: Collection[str]) -> Found[ArchiveFigures]: ...
 
-    async def prune(self, limits: Mapping[str, Limits]) -> Found[Pruned]:
+    async def prune(self, limits: Mapping[str, Limits], *, now: float | None = None) -> Found[Pruned]:
         """Erases what was not used for `retention_s`, then the longest unused beyond `max_bytes`.
 
-        Sessions that a host holds go last, and only for room.
+        `now`: Unix time; None: the clock's. Sessions that a host holds go last, and only for room.
         """
 
     # Of one session. Raise `StorageError`.

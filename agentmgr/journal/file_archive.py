@@ -58,8 +58,9 @@ class FileArchive(ABC):
     async def figures(self, services: Collection[str]) -> Found[ArchiveFigures]:
         return await self.ask(file.figures, _each(services))
 
-    async def prune(self, limits: Mapping[str, Limits]) -> Found[Pruned]:
-        return await self.ask(file.prune, {service_id: asdict(kept) for service_id, kept in limits.items()})
+    async def prune(self, limits: Mapping[str, Limits], *, now: float | None = None) -> Found[Pruned]:
+        of = {service_id: asdict(kept) for service_id, kept in limits.items()}
+        return await self.ask(file.prune, of, now=now)
 
     async def events(
         self, service_id: str, session_id: str, since: int = 0, *, max_bytes: int = EVENT_BYTES
@@ -103,7 +104,7 @@ class FileArchive(ABC):
 class DirectoryArchive(FileArchive):
     """The files `DIRECTORY/SERVICE_ID.db` of this machine."""
 
-    key = ""
+    key = node_id = ""
     label = "this machine"
 
     def __init__(self, directory: Path) -> None:

@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -30,6 +31,15 @@ def _close_locks() -> None:
 
 
 os.register_at_fork(after_in_child=_close_locks)  # it is not the holder, and may live longer
+
+
+def run_of(token: str) -> str:
+    """What distinguishes a run of an instance from others: by the secret that each is started with."""
+    return sha256(token.encode()).hexdigest()[:16] if token else secrets.token_hex(8)
+
+
+def holder_of(instance_id: str, token: str) -> str:
+    return f"{instance_id}:{run_of(token)}"
 
 
 def instance_of(holder: str) -> str:

@@ -90,6 +90,8 @@ local function take_name(id, field)
     if redis.call('HSETNX', base .. 'names', field, id) == 0
         and redis.call('HGET', base .. 'names', field) ~= id then
         redis.call('HDEL', session_key(id), 'name') -- another session got it
+    else
+        redis.call('HSET', session_key(id), 'named', field)
     end
 end
 local function free_name(id)

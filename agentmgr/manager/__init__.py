@@ -8,6 +8,7 @@ In reading order:
     control_plane    the live parts, wired: store, registry, supervisor, gateway, workers and those below
     services         what an operator does with services, step by step
     stored_sessions  conversations: read off their journals, erased, pruned, copied
+    network_journals the journals that are on the network, and what is said there of instances that ended
     session_views    what is read off journals, as interfaces show it
     sessions         conversations as above, and spoken in, as a client of the instance that has them
     registry         services and rules, in memory and in the store, never apart

@@ -109,9 +109,11 @@ class JoinedCluster:
                 fork_server=settings.fork_server,
                 preload_max=settings.preload_max,
                 withheld=None if self.claims is None else OF_RAY,
+                sessions_url=settings.sessions_url,
             ),
             self.nodes,
             check_interval_s=settings.health_check_interval,
+            sessions_url=settings.sessions_url,
             shipping=Bundles(paths.directory / "bundles", own=(paths.directory, *paths.of_sqlite)),
             claims=self.claims,
         )

@@ -14,7 +14,7 @@ from ..core import cluster_fields
 from ..core.stats import service_stats
 from ..core.view import service_view
 from ..errors import ConnectionNotFound
-from ..models import Connection, Event, Instance, Service, ServiceSpec, Usage, utc_now
+from ..models import Connection, Event, Instance, InstanceRecord, Service, ServiceSpec, Usage, utc_now
 from ..process.ownership import ManagerLock
 from ..process.paths import RuntimePaths
 from ..settings import Settings
@@ -26,6 +26,7 @@ from .gateway_access import GatewayAccess
 from .hooks import Hooks
 from .jobs import Jobs
 from .minutes import MinuteLog
+from .network_journals import NetworkJournals
 from .on_demand import OnDemand
 from .publisher import Publisher
 from .recorder import Recorder
@@ -66,6 +67,7 @@ class ControlPlane:
         self.store = store
         self.tokens = tokens
         self.access = GatewayAccess(tokens)
+        self._sessions_url = settings.sessions_url
         self.registry = Registry(
             store,
             snapshot.services,
@@ -73,6 +75,10 @@ class ControlPlane:
             check_fields=None if cluster is None else cluster.check_fields,
         )
         self.events = EventLog(store)
+        self.network = NetworkJournals(settings.sessions_url, self.registry.services, paths.sessions)
+        for record in snapshot.instances:
+            if (spec := self.registry.by_id.get(record.service_id)) is not None:
+                self.network.runs(record, spec.config)
         self.recorder = Recorder(
             store,
             self.events,
@@ -84,11 +90,14 @@ class ControlPlane:
             hooks=lambda: self.hooks,
             on_demand=lambda: self.on_demand,
             load_changed=lambda service_id: self.scaler.load_changed(service_id),
+            launched=self._launched,
+            ended=self.network.ended,
         )
         self.supervisor = Supervisor(
             self.recorder,
             log_dir=paths.logs,
             sessions_dir=paths.sessions,
+            sessions_url=settings.sessions_url,
             health_check_interval=settings.health_check_interval,
             fork_server=settings.fork_server,
             preload_max=settings.preload_max,
@@ -131,6 +140,7 @@ class ControlPlane:
             own_pages=lambda: self.console.origins,
             falling_asleep=lambda: self.on_demand.falling_asleep,
             nodes=frozenset if cluster is None else cluster.nodes_left,
+            sessions_url=settings.sessions_url,
         )
         self.on_demand = OnDemand(
             self.registry,
@@ -150,6 +160,7 @@ class ControlPlane:
             self.gateway.dialer,
             nursery,
             nodes=None if cluster is None else cluster.sessions,
+            network=self.network,
         )
         self.summaries = Summaries(
             self.registry,
@@ -163,6 +174,10 @@ class ControlPlane:
         self.minute_log = MinuteLog(self)
 
     # Services
+
+    def _launched(self, record: InstanceRecord) -> None:
+        if (spec := self.registry.by_id.get(record.service_id)) is not None:
+            self.network.runs(record, spec.config)
 
     def view(self, spec: ServiceSpec) -> Service:
         """The service as every interface shows it."""
@@ -180,7 +195,8 @@ class ControlPlane:
 
     def _remarks(self, spec: ServiceSpec, instances: Iterable[Instance]) -> tuple[str, ...]:
         if self.cluster is not None:
-            return self.cluster.remarks(spec) + cluster_fields.scattered(spec, instances)
+            scattered = cluster_fields.scattered(spec, instances, self._sessions_url)
+            return self.cluster.remarks(spec) + scattered
         return cluster_fields.ignored(spec.config) if self.supervises else ()
 
     def views(self) -> list[Service]:
@@ -204,7 +220,8 @@ class ControlPlane:
         """Faults that last now and end by themselves; services keep running."""
         of_the_file, of_storage = self._lock.trouble(), self.store.degraded
         of_cluster = () if self.cluster is None else self.cluster.troubles()
-        return (*filter(None, (of_the_file, of_storage)), *of_cluster, *self.supervisor.troubles())
+        others = (*of_cluster, *self.network.troubles(), *self.supervisor.troubles())
+        return (*filter(None, (of_the_file, of_storage)), *others)
 
     def stats(self, specs: Iterable[ServiceSpec]) -> dict[str, dict[str, Any]]:
         """What each of these services did ever, and its live connections, by its name."""

@@ -159,6 +159,7 @@ class ManagerLife:
                 nursery.start_soon(plane.sampler.run)
                 nursery.start_soon(plane.minute_log.run)
                 nursery.start_soon(plane.jobs.run)
+                await nursery.start(plane.network.run)
                 nursery.start_soon(self._watch_database)
                 if plane.cluster is not None:
                     await nursery.start(plane.cluster.run, plane)

@@ -36,6 +36,7 @@ class Publisher:
         own_pages: Callable[[], frozenset[str]],
         falling_asleep: Callable[[], Set[str]],
         nodes: Callable[[], frozenset[str]] = frozenset,
+        sessions_url: str | None = None,
     ) -> None:
         """`falling_asleep`: the ids of services whose instances take no new client; `nodes`: of the nodes
         that are neither lost nor forgotten.
@@ -46,7 +47,7 @@ class Publisher:
         self._tokens = tokens
         self._own_pages = own_pages
         self._falling_asleep, self._nodes = falling_asleep, nodes
-        self._backends = Backends()
+        self._backends = Backends(sessions_url)
         self._stale = trio.Event()
         self._published = trio.Event()
 

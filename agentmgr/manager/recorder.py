@@ -56,11 +56,14 @@ class Recorder:
         hooks: Callable[[], Hooks],
         on_demand: Callable[[], OnDemand],
         load_changed: Callable[[str], None],
+        launched: Callable[[models.InstanceRecord], None],
+        ended: Callable[[str], None],
     ) -> None:
         """`changed` is called when the gateway's table is out of date; `drain` ends the connections of an
         instance, in time; `active` counts those of a service; `jobs` keeps how jobs have ended;
         `hooks` tells the outside of failures; `on_demand` puts to sleep what nothing uses; `load_changed` is
-        called with the id of a service when an instance of it has changed, or a client has come.
+        called with the id of a service when an instance of it has changed, or a client has come; `launched`
+        and `ended` hear of each run of an instance.
         """
         self.figures = Figures()
         self._store = store
@@ -71,6 +74,7 @@ class Recorder:
         self._active = active
         self._jobs, self._hooks, self._on_demand = jobs, hooks, on_demand
         self._load_changed = load_changed
+        self._launched, self._ended = launched, ended
         self._last_seen: dict[str, tuple[ServiceStatus, models.HealthStatus]] = {}
         self._last_found: dict[str, tuple[bool, models.HealthStatus, str | None]] = {}  # by the last check
         self._touched: set[str] = set()
@@ -107,6 +111,7 @@ class Recorder:
     # Of the supervisor
 
     async def instance_spawned(self, record: models.InstanceRecord) -> None:
+        self._launched(record)
         await self._store.put_instance(record)
         self._jobs().launched(record)
         await self._jobs().written()
@@ -148,6 +153,7 @@ class Recorder:
         self._changed()
 
     def instance_ended(self, end: models.InstanceEnd) -> None:
+        self._ended(end.instance_id)
         self._store.record(end)
 
     def _announce(self, kind: str, instance: Instance) -> None:

@@ -240,6 +240,10 @@ class Sampler:
         plane = self._plane
         statuses, healths = self._summaries.counts()
         read = len(self._journals) == statuses["total"]
+        journals: tuple[_Journal | ArchiveFigures, ...] = (
+            *self._journals.values(),
+            *plane.network.figures().values(),
+        )
         cpu, memory_bytes = self._totals_of_all()
         me = self._processes.get(os.getpid())
         return {
@@ -247,8 +251,8 @@ class Sampler:
             "health": healths,
             "connections": sum(plane.gateway.lobby.live.values()),
             "sessions": sum(plane.supervisor.sessions().values()),
-            "stored_sessions": sum(j.sessions for j in self._journals.values()) if read else None,
-            "questions": sum(j.questions for j in self._journals.values()) if read else None,
+            "stored_sessions": sum(j.sessions for j in journals) if read else None,
+            "questions": sum(j.questions for j in journals) if read else None,
             "refusals": dict(plane.recorder.figures.refusals),
             "cpu": cpu,
             "memory_bytes": memory_bytes,

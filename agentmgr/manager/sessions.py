@@ -22,16 +22,13 @@ from wsproto.utilities import ProtocolError
 
 from .. import protocol
 from ..codec import parse_json
-from ..core.affinity import named_node
 from ..core.gateway_headers import IDENTITY_HEADER
 from ..core.hosts import authority
 from ..core.routing import Backend, BackendState
 from ..core.view import routing_table
 from ..errors import AgentManagerError, InvalidRequest, NoServiceAvailable, SessionNotFound, WrongState
-from ..journal.archive import SessionSummary
 from ..jsontext import encode
 from ..models import SERVING, Instance, ServiceSpec, ServiceStatus
-from ..models import Sessions as KeptWhere
 from ..models.sessions import SessionState
 from ..protocol import ErrorCode, NoticeCode
 from ..proxy.dialer import Dialer, DialFailed
@@ -40,11 +37,12 @@ from ..proxy.upstream import BackendRefused, open_backend
 from ..supervisor import Supervisor
 from ..websocket.head import parse_request, upgrade_request
 from ..websocket.sockets import Wire
+from .network_journals import NetworkJournals
 from .on_demand import OnDemand
 from .publisher import Publisher
 from .registry import Registry
 from .session_views import not_found
-from .stored_sessions import SessionsOfNodes, StoredSessions
+from .stored_sessions import SessionsOfNodes, StoredSession, StoredSessions
 
 PATIENCE_S = 10.0
 """For an instance to say whether it took something. It answers at once, unless its agent blocks it."""
@@ -73,8 +71,9 @@ class Sessions(StoredSessions):
         dialer: Dialer,
         nursery: trio.Nursery,
         nodes: SessionsOfNodes | None = None,
+        network: NetworkJournals | None = None,
     ) -> None:
-        super().__init__(directory, registry.services, nodes)
+        super().__init__(directory, registry.services, nodes, network)
         self._supervisor = supervisor
         self._publisher = publisher
         self._on_demand = on_demand
@@ -142,7 +141,7 @@ class Sessions(StoredSessions):
                 again=again,
             )
             try:
-                await self._ask(spec, summary, talk)
+                await self._ask(found, talk)
                 return
             except _Gone as gone:
                 again = True
@@ -151,31 +150,35 @@ class Sessions(StoredSessions):
                 if patience.cancelled_caught:
                     raise NoServiceAvailable(f"{gone}; try again in a moment") from gone
 
-    async def _ask(
-        self, spec: ServiceSpec, summary: SessionSummary, talk: Callable[..., Awaitable[None]]
-    ) -> None:
+    async def _ask(self, found: StoredSession, talk: Callable[..., Awaitable[None]]) -> None:
         """Raises `_Gone`."""
-        holder = summary.instance_id
+        spec, holder = found.spec, found.summary.instance_id
         for _ in range(2):  # it may have moved meanwhile
-            backend = self._backend(spec, summary.session_id, holder)
+            backend = self._backend(spec, found.archive.node_id, holder)
             try:
                 # Here the client's stay has an owner that outlives the request.
-                await self._nursery.start(partial(talk, backend, self._dialer, summary.owner))
+                await self._nursery.start(partial(talk, backend, self._dialer, found.summary.owner))
                 return
             except _Elsewhere as elsewhere:
                 holder = elsewhere.instance_id
             except SessionNotFound:
-                if spec.config.sessions is KeptWhere.DURABLE:
-                    raise
-                raise WrongState(_only_in_memory(spec.name)) from None
+                if not spec.config.keeps_sessions:
+                    raise WrongState(_only_in_memory(spec.name)) from None
+                if (found.archive.node_id is None) != self._is_on_network(spec):
+                    raise WrongState(_left_behind(spec.name, found.archive.label)) from None
+                raise
         raise NoServiceAvailable(f"the session moves among the instances of {spec.name!r}: try again")
 
-    def _backend(self, spec: ServiceSpec, session_id: str, holder: str | None) -> Backend:
-        """Raises `WrongState` where none runs or comes, `_Gone` where none can be asked now."""
+    def _is_on_network(self, spec: ServiceSpec) -> bool:
+        return self._network is not None and self._network.url_of(spec.config) is not None
+
+    def _backend(self, spec: ServiceSpec, at: str | None, holder: str | None) -> Backend:
+        """`at`: the id of the node that its journal is on, None for any. Raises `WrongState` where none runs
+        or comes, `_Gone` where none can be asked now.
+        """
         instances = self._supervisor.instances(spec.service_id)
         backends = routing_table([spec], (), instances, self._supervisor.tokens()).backends
-        at = named_node(session_id) or ""  # where its journal is
-        known = [b for b in backends if b.token and b.state.keeps_sessions and b.node_id == at]
+        known = [b for b in backends if b.token and b.state.keeps_sessions and at in (None, b.node_id)]
         for backend in known:
             if backend.instance_id == holder or (holder is None and backend.state is BackendState.ROUTABLE):
                 return backend
@@ -191,7 +194,7 @@ class Sessions(StoredSessions):
             )
         if spec.config.command:
             raise WrongState(f"service {spec.name!r} is a command by now: no agent takes the session up")
-        if self._is_elsewhere(at, instances):
+        if at is not None and self._is_elsewhere(at, instances):
             assert self._nodes is not None
             where = f"node {self._nodes.name(at)}" if at else "the manager's machine"
             raise WrongState(
@@ -212,6 +215,13 @@ def _only_in_memory(name: str) -> str:
     return (
         f"service {name!r} has its sessions in memory only now, and takes up none that it kept before: "
         f"`agentmgr change {name} --sessions durable`, then `agentmgr restart {name}`, bring this one back"
+    )
+
+
+def _left_behind(name: str, where: str) -> str:
+    return (
+        f"the session is kept on {where}, where instances of {name!r} look no more since its `sessions` was "
+        "changed; it can be read and exported, and goes on when that is changed back"
     )
 
 

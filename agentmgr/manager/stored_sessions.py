@@ -31,6 +31,7 @@ from ..models.sessions import (
 from ..process.paths import RuntimePaths
 from ..protocol import TOOL_CALL
 from ..storage.store import Store
+from .network_journals import NetworkJournals
 from .session_views import ends_session, export_line, info_of, message_event, not_found, question_of, turn_of
 
 logger = logging.getLogger(__name__)
@@ -65,9 +66,10 @@ class StoredSession:
 
 
 class StoredSessions:
-    """Reads the journals `DIRECTORY/SERVICE_ID.db`, and those of nodes, and erases what is in them.
+    """Reads the journals `DIRECTORY/SERVICE_ID.db`, those of nodes and those of the network, and erases what
+    is in them.
 
-    The id of a session says on which node its journal is.
+    The id of a session says on which node its journal is, if it is on one.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class StoredSessions:
         directory: Path,
         services: Callable[[], Iterable[ServiceSpec]],
         nodes: SessionsOfNodes | None = None,
+        network: NetworkJournals | None = None,
     ) -> None:
         """`nodes`: None without a cluster."""
+        self._network = network
         self._directory = directory
         self._services = services
         self._nodes = nodes
@@ -86,13 +90,16 @@ class StoredSessions:
 
     def archives(self) -> Sequence[Archive]:
         """All places that have sessions."""
-        return [self._here, *(self._nodes.archives() if self._nodes is not None else ())]
+        return [self._here, *(self._nodes.archives() if self._nodes is not None else ()), *self._of_network()]
 
     def _archives_of(self, session_id: str) -> Sequence[Archive]:
         """Those that may have this session."""
         if self._nodes is not None and (node_id := named_node(session_id)):
             return [self._nodes.archive(node_id)]
-        return [self._here]
+        return [self._here, *self._of_network()]
+
+    def _of_network(self) -> Sequence[Archive]:
+        return () if self._network is None else self._network.archives()
 
     # To read
 

@@ -37,6 +37,7 @@ from .fields import (
 from .host_config import Sessions
 from .instance_range import InstanceRange, check_instances, instance_range
 from .jobs import JobConfig
+from .network_journal import SESSIONS_URL, check_sessions
 from .nodes import OnNodeLoss, Spread, check_resources, check_selectors
 
 
@@ -212,9 +213,15 @@ class ServiceConfig(JobConfig):
         live=True,
     )
 
-    sessions: Sessions = option(
-        Sessions.DURABLE,
-        "Whether an agent's sessions are kept on disk, and so outlive its instances; a command's do not.",
+    sessions: str = field(
+        default=Sessions.DURABLE.value,
+        converter=str,  # of a `Sessions`
+        validator=check_sessions,
+        metadata=about(
+            "Where an agent's sessions are kept, so that they outlive its instances. durable: on disk, or in "
+            "the manager's AGENTMGR_SESSIONS_URL; a URL: in that Redis; memory: nowhere. A command's never.",
+            metavar="durable|memory|URL",
+        ),
     )
     instances: int | str = option(
         1,
@@ -424,8 +431,20 @@ class ServiceConfig(JobConfig):
     @property
     def resumes_within(self) -> float:
         """0: its clients' connections end with their instance."""
-        durable = self.agent_factory_path is not None and self.sessions is Sessions.DURABLE
-        return self.resume_within if self.seamless and durable else 0.0
+        return self.resume_within if self.seamless and self.keeps_sessions else 0.0
+
+    @property
+    def keeps_sessions(self) -> bool:
+        """Whether they outlive its instances."""
+        return self.agent_factory_path is not None and self.sessions != Sessions.MEMORY
+
+    def journal_url(self, default: str | None) -> str | None:
+        """Of the network journal that has its sessions, `default` being the manager's; None: a file, if any
+        does.
+        """
+        if not self.keeps_sessions:
+            return None
+        return default if self.sessions == Sessions.DURABLE else self.sessions
 
     @property
     def idle_limit(self) -> float:
@@ -512,6 +531,10 @@ class ServiceSpec:
                     f"protocol: {name} may be {' or '.join(allowed)} here, not {value!r}",
                     fields=[FieldProblem(name, f"may be {' or '.join(allowed)} for an agent file")],
                 )
+        if not config.env.get(SESSIONS_URL, self.service_id).endswith(self.service_id):
+            raise invalid(
+                "env", f"cannot have {SESSIONS_URL}, which is the manager's: give the URL as sessions"
+            )
         if config.schedule is not None:
             for name, misfit, problem in (
                 ("agent_factory_path", config.agent_factory_path, "never ends: a schedule is for a command"),
@@ -529,7 +552,7 @@ class ServiceSpec:
             raise invalid("preload", "is for agent files: the manager does not run a command's imports")
         if config.agent_factory_path and config.stop_signal is not StopSignal.TERM:
             raise invalid("stop_signal", "is for commands: an agent's host ends on SIGTERM")
-        if config.agent_factory_path and config.user and config.sessions is Sessions.DURABLE:
+        if config.agent_factory_path and config.user and config.sessions == Sessions.DURABLE:
             raise invalid("user", "cannot write the journals of durable sessions: add --sessions memory")
         if config.command and config.instance_range.most > config.instance_range.least_awake:
             if config.is_job:

@@ -272,6 +272,8 @@ class Lobby:
         if (named := visit.request.named_session) is None:
             return None
         session_id, _ = named
+        if pool.backends and not any(backend.journaled for backend in pool.backends):
+            return None
         node_id = self._affinity.node(session_id)
         if node_id is None or not self._router.has_node(node_id):
             return None
@@ -281,7 +283,7 @@ class Lobby:
     def can_go_on(self, backend: Backend) -> bool:
         """Whether an instance may come that goes on with a connection which this one has lost."""
         gates = self._router.gates
-        if not gates:
+        if not gates or not backend.journaled:
             return True
         if not self._router.has_node(backend.node_id):
             return False
@@ -349,7 +351,11 @@ class Lobby:
             return None
         session_id, deliberate = named
         certain = self._router.by_id.get(named_instance(session_id) or "")
-        if certain is not None and named_node(session_id) not in (None, certain.node_id):
+        if (
+            certain is not None
+            and certain.journaled
+            and named_node(session_id) not in (None, certain.node_id)
+        ):
             certain = None  # started again on another node, where no journal has the session
         home = self._router.by_id.get(self._affinity.holder(session_id) or "")  # it may have moved
         kept_at = self._affinity.node(session_id)

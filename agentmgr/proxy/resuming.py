@@ -96,7 +96,7 @@ class Resuming:
         visit = Visit(
             ClientRequest(f"/services/{quote(before.service_name, safe='')}", connection.client_ip),
             patience_s=before.resume_within,
-            node_id=before.node_id if self.lobby.router.gates else None,
+            node_id=before.node_id if self.lobby.router.gates and before.journaled else None,
         )
         hopeless_at, pause_s = trio.current_time() + self.limits.queue_timeout_s, _PAUSE_S
         if ending.by == "backend":

@@ -12,7 +12,9 @@ from pathlib import Path
 from attrs import evolve
 
 from ..core.restart import Cause
-from ..models import ServiceConfig
+from ..errors import StorageError
+from ..models import ServiceConfig, network_journal
+from ..models.network_journal import SESSIONS_URL
 from ..process.paths import file_of
 from ..process.trust import Distrusted, read_text
 from .launcher import CannotLaunch
@@ -27,6 +29,7 @@ _MANAGERS_OWN = (
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
     "AGENTMGR_TOKEN",
+    SESSIONS_URL,  # a host gets that of its service
     "AGENTMGR_NODE",  # of the instance that a nested manager itself is
 )
 
@@ -88,6 +91,16 @@ def with_file(config: ServiceConfig) -> ServiceConfig:
         return config
     of_file = _read(Path(config.cwd or ".", config.env_file), os.environ)
     return evolve(config, env=of_file | dict(config.env), env_file=None)
+
+
+def expanded(url: str) -> str:
+    """The address of a network journal, with the values of the variables that it names. Raises
+    `CannotLaunch`.
+    """
+    try:
+        return network_journal.expanded(url, os.environ)
+    except StorageError as error:
+        raise CannotLaunch(Cause.CANNOT_EXECUTE, error.message) from None
 
 
 def names_given(config: ServiceConfig) -> frozenset[str]:

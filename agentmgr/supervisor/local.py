@@ -40,9 +40,11 @@ class LocalLauncher:
         preload_max: int = PRELOAD_MAX,
         node_id: str = "",
         withheld: str | None = None,
+        sessions_url: str | None = None,
     ) -> None:
         """`node_id`: of this machine, where a node daemon starts them; sessions are named by it. `withheld`:
-        the prefix of variables of ours that no instance gets.
+        the prefix of variables of ours that no instance gets. `sessions_url`: of the network journal, in
+        place of files in `sessions_dir`.
         """
         self._log_dir = log_dir
         self._locks = log_dir / DIRECTORY
@@ -60,6 +62,7 @@ class LocalLauncher:
             sessions_dir,
             node_id,
             withheld,
+            sessions_url,
         )
 
     async def run(self) -> None:

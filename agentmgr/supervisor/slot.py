@@ -22,9 +22,10 @@ from ..models import (
     OnManagerDeath,
     ServiceConfig,
     ServiceSpec,
-    Sessions,
+    network_journal,
     utc_now,
 )
+from ..models.network_journal import SESSIONS_URL
 from ..process.handover import FIRST_FD
 from . import addresses, environment, listening_sockets, procfs
 from .accounts import Account, Identity, find_account
@@ -62,6 +63,7 @@ class Shared:
     sessions_dir: Path | None = None  #: of the journals
     node_id: str = ""
     withheld: str | None = None  #: the prefix of variables of ours that no instance gets
+    sessions_url: str | None = None  #: of the network journal that has them instead
     leases: dict[str, int] = Factory(dict)  #: the ports that are kept for instances which sleep, by their ids
     open: set[str] = Factory(set)  #: the ids of the instances that have a slot
     starts: trio.Semaphore = Factory(lambda: trio.Semaphore(MAX_CONCURRENT_STARTS))
@@ -121,6 +123,8 @@ class LocalSlot:
             variables["AGENTMGR_NODE"] = shared.node_id
         if gpus is not None and environment.GPUS not in environment.names_given(config):
             variables[environment.GPUS] = ",".join(gpus)
+        if (url := self._journal_url()) is not None:
+            variables[SESSIONS_URL] = network_journal.of_service(environment.expanded(url), spec.service_id)
         account, of_user = self._account()
         variables |= of_user
         with ExitStack() as resources, ExitStack() as spawning:
@@ -185,6 +189,13 @@ class LocalSlot:
                 on_ready=lambda ask: self._is_ready(start, ask),
             )
             return self._child
+
+    def _journal_url(self) -> str | None:
+        """Of the network journal that its host is to be given; None where the manager of this node has put
+        that into its environment.
+        """
+        config = self._spec.config
+        return None if SESSIONS_URL in config.env else config.journal_url(self._shared.sessions_url)
 
     def _command_check(self, record: InstanceRecord) -> CommandCheck | None:
         """As the service's own processes, but without their token: it is none of them."""
@@ -406,7 +417,8 @@ class LocalSlot:
         argv += [config.agent_factory_path, "--fd", str(listener)]
         if lifeline:
             argv += ["--lifeline-fd", str(lifeline[0])]
-        if config.sessions is Sessions.DURABLE and self._shared.sessions_dir is not None:
+        in_redis = SESSIONS_URL in config.env or self._journal_url() is not None
+        if config.keeps_sessions and not in_redis and self._shared.sessions_dir is not None:
             argv += ["--journal", str(self._shared.sessions_dir / f"{self._spec.service_id}.db")]
         return argv + _host_options(config)
 

@@ -47,7 +47,8 @@ class Supervisor:
     `recorder` receives all events; `NullRecorder` is a base class for one. `log_dir` is where processes write
     their output; it is required for services that are processes. It also marks them as this supervisor's: the
     next one with the same `log_dir` ends processes that a killed program has left running. `sessions_dir` is
-    where the journals of durable sessions are; without it sessions are in memory only.
+    where the journals of durable sessions are, and `sessions_url` the Redis that has them instead; without
+    both, sessions are in memory only.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Supervisor:
         *,
         log_dir: str | os.PathLike[str] | None = None,
         sessions_dir: str | os.PathLike[str] | None = None,
+        sessions_url: str | None = None,
         health_check_interval: float = 10.0,
         fork_server: bool = True,
         preload_max: int = PRELOAD_MAX,
@@ -68,7 +70,13 @@ class Supervisor:
             launcher = (
                 NoProcesses()
                 if log_dir is None
-                else LocalLauncher(Path(log_dir), sessions, fork_server=fork_server, preload_max=preload_max)
+                else LocalLauncher(
+                    Path(log_dir),
+                    sessions,
+                    fork_server=fork_server,
+                    preload_max=preload_max,
+                    sessions_url=sessions_url,
+                )
             )
         self._launcher = launcher
         self._tasks = InstanceTasks(

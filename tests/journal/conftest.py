@@ -9,9 +9,12 @@ import trio
 from attrs import evolve
 
 from agentmgr.journal import holders, redis, redis_keys, redis_leases, sqlite_archive
+from agentmgr.journal.file_archive import DirectoryArchive
 from agentmgr.journal.journal import Frame, SessionRecord, SessionSnapshot
+from agentmgr.journal.redis_archive import RedisArchive
 from agentmgr.journal.redis_connection import RedisAddress, open_redis
 from agentmgr.journal.sqlite import open_journal
+from agentmgr.models import network_journal
 from tests.redis_server import NEEDS_REDIS, running_redis
 
 
@@ -81,6 +84,7 @@ class FileHosts(Hosts):
 
     def __init__(self, path):
         self.path = path
+        self.service_id, self.archive = path.stem, DirectoryArchive(path.parent)
         self.open = partial(open_journal, path, lock_patience_s=0.3, retry_s=0.02)
 
     async def revoke(self, instance_id):
@@ -90,7 +94,7 @@ class FileHosts(Hosts):
         await trio.to_thread.run_sync(sqlite_archive.erase, self.path, session_id)
 
     async def lose(self):
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
 
 _services = itertools.count(1)
@@ -101,7 +105,9 @@ class RedisHosts(Hosts):
 
     def __init__(self, server, **options):
         self.server = server
-        self.keys = redis_keys.Keys(f"svc_{next(_services)}")
+        self.service_id = f"svc_{next(_services)}"
+        self.keys = redis_keys.Keys(self.service_id)
+        self.archive = self.archive_at(server.url)
         options = {"patience_s": 0.3, "retry_s": 0.02, "renew_s": 0.3} | options
         self._open = partial(redis.open_journal, server.url, self.keys.service_id, **options)
         self._runs = itertools.count(1)
@@ -110,6 +116,10 @@ class RedisHosts(Hosts):
     def open(self, instance_id):
         run = self._run_of[instance_id] = f"{next(self._runs)}"
         return self._open(instance_id, run=run)
+
+    @staticmethod
+    def archive_at(url):
+        return RedisArchive(network_journal.shown(url), lambda: open_redis(RedisAddress.parse(url)))
 
     @asynccontextmanager
     async def redis(self):
@@ -124,7 +134,8 @@ class RedisHosts(Hosts):
     async def lose(self):
         async with self.redis() as connected:
             ours = await connected.call("KEYS", self.keys.base.replace("{", "\\{") + "*")
-            await connected.call("DEL", *ours)
+            if ours:
+                await connected.call("DEL", *ours)
 
 
 @pytest.fixture(scope="session")

@@ -1,88 +1,19 @@
-"""What a manager sees of the sessions while hosts run or not, and what is erased is gone."""
+"""What a manager does with a journal that is an SQLite file: what it erases is gone from the disk, too."""
 
 import os
 from contextlib import closing
 
 import pytest
 
-from agentmgr.errors import InvalidRequest, StorageError
+from agentmgr.errors import StorageError
 from agentmgr.journal import copies, schema, sqlite_archive
-from agentmgr.journal.archive import Pruned, SessionState
-from agentmgr.journal.journal import Accepted, Asked, Kept, Question, SessionEnded, TurnEnded, TurnRecord
+from agentmgr.journal.journal import Accepted, Asked, Kept, Question, TurnEnded, TurnRecord
 
 SECRET = "a secret that nobody is to find again"
 
 
 def turn(number=1, at=2.0):
     return TurnRecord(number, f"turn_{number}", '{"content":"hello"}', at)
-
-
-async def stocked(hosts, journal):
-    """A session in each state, the last used first: ses_5 … ses_1."""
-    for number in range(1, 6):
-        owner, name = ("ann", "Plans") if number == 2 else (None, None)
-        copy = await hosts.create(journal, f"ses_{number}", at=float(number), owner=owner, name=name)
-        copy.held.write(Kept(state="{}"))
-        if number == 2:
-            copy.held.write(Accepted(turn(at=2.0)))
-            copy.say("one", "two", turn=1)
-        if number == 3:
-            copy.held.write(Accepted(turn(at=3.0)), Asked(Question("ask_1", '{"tool":"x"}', 3.5)))
-        if number == 5:
-            copy.held.write(SessionEnded("ended", 5.0))
-        await copy.held.settled()
-
-
-async def test_sessions_are_listed_the_last_used_first(hosts):
-    async with hosts.open("inst_1") as journal:
-        await stocked(hosts, journal)
-        found = sqlite_archive.sessions(hosts.path).items
-        assert [(one.session_id, one.state, one.instance_id) for one in found] == [
-            ("ses_5", SessionState.ENDED, None),
-            ("ses_4", SessionState.IDLE, "inst_1"),
-            ("ses_3", SessionState.ASKING, "inst_1"),
-            ("ses_2", SessionState.RUNNING, "inst_1"),
-            ("ses_1", SessionState.IDLE, "inst_1"),
-        ]
-        first = sqlite_archive.sessions(hosts.path, limit=3)
-        assert [one.session_id for one in first.items] == ["ses_5", "ses_4", "ses_3"]
-        rest = sqlite_archive.sessions(hosts.path, limit=3, cursor=first.next_cursor)
-        assert ([one.session_id for one in rest.items], rest.next_cursor) == (["ses_2", "ses_1"], None)
-    states = [one.state for one in sqlite_archive.sessions(hosts.path).items]
-    assert states[1] == states[4] == SessionState.HIBERNATED
-
-
-async def test_sessions_are_found_by_state_owner_and_text(hosts):
-    async with hosts.open("inst_1") as journal:
-        await stocked(hosts, journal)
-        for wanted, found in (
-            ({"state": SessionState.ASKING}, ["ses_3"]),
-            ({"state": SessionState.RUNNING}, ["ses_2"]),
-            ({"state": SessionState.IDLE}, ["ses_4", "ses_1"]),
-            ({"owner": "ann"}, ["ses_2"]),
-            ({"text": "plan"}, ["ses_2"]),
-            ({"text": "s_4"}, ["ses_4"]),
-            ({"text": "plan", "state": SessionState.ENDED}, []),
-        ):
-            assert [one.session_id for one in sqlite_archive.sessions(hosts.path, **wanted).items] == found
-    for cursor in ("nonsense", "1.0:9223372036854775808", "1.0:-1"):
-        with pytest.raises(InvalidRequest):
-            sqlite_archive.sessions(hosts.path, cursor=cursor)
-
-
-async def test_one_session_its_events_and_all_open_questions(hosts):
-    async with hosts.open("inst_1") as journal:
-        await stocked(hosts, journal)
-    summary, whole = sqlite_archive.session(hosts.path, "ses_2")
-    assert (summary.name, summary.turns, [one.step_id for one in whole.turns]) == ("Plans", 1, ["turn_1"])
-    assert [(one.seq, one.step_id, one.line) for one in sqlite_archive.events(hosts.path, "ses_2", 1)] == [
-        (2, "turn_1", b"two")
-    ]
-    (question,) = sqlite_archive.questions(hosts.path)
-    assert (question.session_id, question.question.step_id) == ("ses_3", "ask_1")
-    assert sqlite_archive.session(hosts.path, "ses_9") is None
-    assert sqlite_archive.events(hosts.path, "ses_2", 2**63 - 1) == []
-    assert sqlite_archive.events(hosts.path, "ses_9") is None
 
 
 def test_an_absent_journal_has_no_sessions_and_is_not_made(hosts):
@@ -142,17 +73,6 @@ async def test_for_room_the_longest_unused_go_first_and_those_that_a_host_holds_
 def give_up(path, from_number):
     with closing(schema.connect(path)) as db:
         db.execute("UPDATE sessions SET holder = NULL WHERE last_used_at >= ?", (from_number,))
-
-
-async def test_sessions_that_were_not_used_for_long_are_pruned_unless_a_host_holds_them(hosts):
-    async with hosts.open("inst_1") as journal:
-        for number in range(1, 4):
-            copy = await hosts.create(journal, f"ses_{number}", at=float(number))
-            copy.say("one")
-            await copy.held.settled()
-        assert sqlite_archive.prune(hosts.path, retention_s=10, now=12.5) == Pruned()
-    assert sqlite_archive.prune(hosts.path, retention_s=10, now=12.5) == Pruned(unused=("ses_1", "ses_2"))
-    assert [one.session_id for one in sqlite_archive.sessions(hosts.path).items] == ["ses_3"]
 
 
 async def test_a_journal_that_cannot_be_read_says_what_to_do(hosts):

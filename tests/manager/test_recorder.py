@@ -23,6 +23,7 @@ from agentmgr.models import (
     HealthCheck,
     HealthStatus,
     Instance,
+    InstanceRecord,
     ServiceConfig,
     ServiceSpec,
     ServiceStatus,
@@ -42,6 +43,8 @@ class Recording:
 
     def __init__(self) -> None:
         self.changes = self.active = 0
+        self.launched: list[InstanceRecord] = []
+        self.ended: list[str] = []  # ids of instances
         self.loads: list[str] = []  # ids of services whose load may have changed
         self.store = MemoryStore()
         self.recorder = Recorder(
@@ -64,6 +67,8 @@ class Recording:
                 unfinished=None,
             ),
             load_changed=self.loads.append,
+            launched=self.launched.append,
+            ended=self.ended.append,
         )
 
     def _changed(self) -> None:

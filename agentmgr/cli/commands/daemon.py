@@ -43,6 +43,7 @@ from .shutdown import end
     cluster_python="--cluster-python",
     gateways="--gateways",
     node_lost_after="--node-lost-after",
+    sessions_url="--sessions-url",
 )
 @click.option("--leave-running", is_flag=True, help="At the end, leave the instances for the next manager.")
 @click.option("--ready-fd", type=int, hidden=True, help="Gets a line when the manager is ready.")

@@ -14,7 +14,7 @@ from ...client.events import decode
 from ...core.affinity import named_node
 from ...core.plain_text import as_text
 from ...errors import InvalidRequest, SessionNotFound
-from ...models import Service, Sessions
+from ...models import Service
 from ...models.sessions import (
     SHOWN_OF_AN_ID,
     SessionDetail,
@@ -124,7 +124,7 @@ def _none_kept(service: Service | None) -> str:
     if service is None:
         return "no sessions are kept"
     config = service.config
-    if config.agent_factory_path is None or config.sessions is Sessions.MEMORY:
+    if not config.keeps_sessions:
         return f"{service.name} has no sessions that are kept: what is in memory only is not listed"
     return f"{service.name} has no sessions that are kept"
 

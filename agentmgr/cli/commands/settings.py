@@ -6,6 +6,7 @@ from attrs import fields
 
 from ...codec import to_plain
 from ...models.fields import Option
+from ...models.network_journal import shown
 from ...settings import Settings, environment_name
 from ..group import Cli, format_option, subcommand
 from ..out import say_json
@@ -26,6 +27,8 @@ async def command(cli: Cli, output: str) -> None:
         name, option = attribute.name, Option.of(attribute)
         assert option is not None
         value, variable = to_plain(getattr(settings, name)), environment_name(name)
+        if name == "sessions_url" and value is not None:
+            value = shown(value)
         default = to_plain(attribute.default)
         row = {"name": name, "value": value, "default": default, "environment": variable, "help": option.help}
         rows.append(row)

@@ -79,10 +79,12 @@ class Ray:
         command += ["--min-worker-port", "0", "--max-worker-port", "0"]  # any: others are taken by tests
         name, _, mark = self._mark.partition("=")
         # On a busy machine a raylet takes longer than Ray waits for it by default.
-        patience = {"RAY_raylet_start_wait_time_s": "60", "RAY_worker_niceness": "0", name: mark}
+        settings = {"RAY_raylet_start_wait_time_s": "60", "RAY_worker_niceness": "0", name: mark}
+        # The head notices within seconds that a raylet was killed.
+        settings |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
         done = subprocess.run(
             command,
-            env={**os.environ, **self.environment, **patience},
+            env={**os.environ, **self.environment, **settings},
             cwd=self.directory,
             stdin=subprocess.DEVNULL,
             capture_output=True,

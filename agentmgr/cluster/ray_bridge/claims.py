@@ -225,13 +225,13 @@ class ClaimKeeper:
                 pending = any(it.given is None for it in self._entries.values())
                 self._news.wait(_LOOK_AT_PENDING_S if pending else _LOOK_S)
                 entries, held = dict(self._entries), self._held
-            if entries:
-                self._look(entries)
+            table = _table(self._prefix) if entries or held is not None else {}
+            self._look(entries, table)
             if held is not None:
-                self._keep_holds(held)
+                self._keep_holds(held, table)
 
-    def _look(self, entries: Mapping[str, _Entry]) -> None:
-        rows, lost = self._rows(), False
+    def _look(self, entries: Mapping[str, _Entry], rows: Mapping[str, Mapping[str, Any]]) -> None:
+        lost = False
         for claim_id, entry in entries.items():
             if (given := entry.given) is not None:
                 if not self._stands(given, rows.get(claim_id)):
@@ -272,9 +272,9 @@ class ClaimKeeper:
                 entry.feasible = feasible
                 self._say(Pending(entry.ask.number, claim_id, feasible))
 
-    def _keep_holds(self, held: frozenset[str]) -> None:
+    def _keep_holds(self, held: frozenset[str], table: Mapping[str, Mapping[str, Any]]) -> None:
         start = f"{self._prefix}{_HOLD}"
-        there = {name.removeprefix(start) for name in self._rows(holds=True)}
+        there = {name.removeprefix(start) for name in table if name.startswith(start)}
         wanted = {engine_id for engine_id in held if self._is_alive(engine_id)}
         for engine_id in there - wanted:
             self._remove(start + engine_id)
@@ -286,16 +286,10 @@ class ClaimKeeper:
     def _given(self) -> tuple[Claim, ...]:
         return tuple(entry.given for entry in self._entries.values() if entry.given is not None)
 
-    def _rows(self, *, holds: bool = False) -> dict[str, dict[str, Any]]:
-        """All groups of this cluster, by name: those of claims, or of holds."""
+    def _rows(self) -> dict[str, dict[str, Any]]:
+        """The groups of all claims, by name."""
         hold = f"{self._prefix}{_HOLD}"
-        return {
-            row["name"]: row
-            for row in placement_group_table().values()
-            if row["name"].startswith(self._prefix)
-            and row["state"] != "REMOVED"
-            and row["name"].startswith(hold) is holds
-        }
+        return {name: row for name, row in _table(self._prefix).items() if not name.startswith(hold)}
 
     def _row(self, name: str) -> dict[str, Any] | None:
         try:
@@ -303,6 +297,15 @@ class ClaimKeeper:
         except ValueError:  # there is none
             return None
         return row or None
+
+
+def _table(prefix: str) -> dict[str, dict[str, Any]]:
+    """All groups whose names begin so, by name."""
+    return {
+        row["name"]: row
+        for row in placement_group_table().values()
+        if row["name"].startswith(prefix) and row["state"] != "REMOVED"
+    }
 
 
 def _work(queue: SimpleQueue[Callable[[], None]]) -> None:

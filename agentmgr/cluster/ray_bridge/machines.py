@@ -144,7 +144,11 @@ class Machines:
     def _run(self, engine_id: str, told: dict[str, Any]) -> dict[str, Any]:
         there = NodeAffinitySchedulingStrategy(engine_id, soft=False)
         asked = self._ensure.options(scheduling_strategy=there).remote(told)
-        found: dict[str, Any] = ray.get(asked, timeout=_ENSURE_S)
+        try:
+            found: dict[str, Any] = ray.get(asked, timeout=_ENSURE_S)
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(asked, force=True)
+            raise
         return found
 
     def _unfit(self, engine_id: str, keeping: _Keeping, reason: str) -> bool:

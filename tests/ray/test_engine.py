@@ -115,7 +115,7 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manager]:
         yield manager
     finally:
         manager.process.terminate()
-        manager.process.wait()
+        manager.process.communicate()
         end_all_in(directory)
 
 

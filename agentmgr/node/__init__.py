@@ -10,7 +10,8 @@ Parts, in reading order:
   `session_archives`: the same of journals;
   `checkup`: what `agentmgr doctor` wants to know; `gateways`: the gateway workers of the node.
 * `daemon`: `agentmgr node`, all of it wired; `joining`: how a machine becomes a node; `following`: where its
-  manager is; `draining`: how it has its manager move away what it runs.
+  manager is; `draining`: how it has its manager move away what it runs; `kept`: the
+  nodes that Ray had started.
 
 Invariants:
 

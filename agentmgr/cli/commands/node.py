@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ...node.joining import Secret
 
 _SECRET = "AGENTMGR_JOIN_SECRET"
+_DIRECTORY = "agent_node.d"
 
 
 @subcommand(
@@ -59,7 +60,7 @@ _SECRET = "AGENTMGR_JOIN_SECRET"
 @click.option(
     "--directory",
     type=DIRECTORY,
-    default="agent_node.d",
+    default=_DIRECTORY,
     show_default=True,
     metavar="DIR",
     help="What the node keeps; one for each node.",
@@ -123,7 +124,9 @@ async def command(
     raise_limit()
     place = absolute(directory)
     if drains:
-        return await _drain(place, patience)
+        return await _drain(
+            _kept_by_ray() if directory == _DIRECTORY and not place.exists() else place, patience
+        )
     described = name is not None or address is not None or labels or resources or certfile is not None
     if join is not None and await _moved(place, join, bool(described)):
         return 0
@@ -158,6 +161,19 @@ async def command(
                 lives = "1 instance lives" if count == 1 else f"{count} instances live"
                 note(f"{lives} on here; `agentmgr node --directory {directory}` takes over again")
     return 0
+
+
+def _kept_by_ray() -> Path:
+    """The one node that Ray had started here. Raises `InvalidRequest` where there is none, or several."""
+    from ...node.kept import kept
+
+    found = kept()
+    if len(found) == 1:
+        return found[0]
+    which = "name one with --directory: " + ", ".join(map(str, found)) if found else "name its --directory"
+    raise InvalidRequest(
+        f"{'several nodes run' if found else 'no node runs'} on this machine by Ray: {which}"
+    )
 
 
 async def _drain(place: Path, patience: str) -> int:

@@ -110,9 +110,13 @@ async def _serve(
     task_status: trio.TaskStatus[str],
 ) -> None:
     async with AsyncExitStack() as stack:
-        journal = None
+        journal, generation = None, 0
         if options.journal is not None and not isinstance(agent, RawAgent):  # that one has no sessions
             journal = await stack.enter_async_context(_journal(options.journal, options))
+            if "://" not in options.journal:
+                from ..journal.moving import generation_of
+
+                generation = generation_of(Path(options.journal))
         traces = telemetry.begin(os.environ.get("AGENTMGR_SERVICE", "agent"))
         if traces is not None:
             stack.push_async_callback(traces.close)
@@ -121,6 +125,7 @@ async def _serve(
             options,
             instance_id=options.instance_id,
             node_id=None if "://" in (options.journal or "") else options.node_id,
+            generation=generation,
             journal=journal,
             telemetry=traces,
         )

@@ -6,7 +6,7 @@ import re
 import secrets
 from collections import OrderedDict
 
-from ..core.affinity import named_instance, named_node
+from ..core.affinity import named_instance, named_node, place_named
 from ..protocol import EndReason, ErrorCode, LossReason
 from .incoming import BadInput
 from .limits import MAX_REMEMBERED_ENDS
@@ -50,9 +50,10 @@ class SessionIds:
     that are in memory only do not live on.
     """
 
-    def __init__(self, instance_id: str, node_id: str | None = "") -> None:
+    def __init__(self, instance_id: str, node_id: str | None = "", generation: int = 0) -> None:
+        """`generation`: of the journal on that node."""
         self._node_id = node_id
-        place = ".".join(filter(None, (node_id, instance_id)))
+        place = ".".join(filter(None, (place_named(node_id or "", generation), instance_id)))
         self._end = secrets.token_hex(4) + (f".{place}" if place else "")
         self._ends: OrderedDict[str, tuple[str | None, LossReason]] = OrderedDict()  # owner and reason
 

@@ -63,12 +63,13 @@ class SessionRegistry:
         *,
         instance_id: str = "",
         node_id: str | None = "",
+        generation: int = 0,
         host_bytes: int = HOST_BYTES,
         journal: SessionJournal | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
         """`journal`: where sessions are kept; without one they live as long as this process. `node_id`: of
-        the machine that has it; None: any machine has.
+        the machine that has it, with its `generation` there; None: any machine has.
         """
         self.budget = Budget(host_bytes)
         self.journal = journal
@@ -76,7 +77,7 @@ class SessionRegistry:
         self._agent = agent
         self._telemetry = telemetry
         self.limits = limits
-        self._ids = SessionIds(instance_id, node_id)
+        self._ids = SessionIds(instance_id, node_id, generation)
         self._sessions: dict[str, Session] = {}
         self._names: dict[tuple[str | None, str], str] = {}  # of those that are in memory only
         self._arrivals: dict[str, _Arrival] = {}

@@ -80,6 +80,9 @@ class ClusterSlot:
                 waits(found.reason)
                 await nodes.news.park()
             node_id = found
+        while self._launcher.is_closed(self._spec.service_id, node_id):
+            waits(f"waits until the sessions that are leaving node {nodes.name_of(node_id)} have left")
+            await nodes.news.park()
         try:
             self._be_on(node_id)
         except AgentManagerError as error:
@@ -162,11 +165,13 @@ class ClusterLauncher:
         shipping: Shipping | None = None,
         claims: Claims | None = None,
         sessions_url: str | None = None,
+        is_closed: Callable[[str, str], bool] = lambda service_id, node_id: False,
     ) -> None:
         """`check_interval_s`: of services whose configuration has none. `claims`: None without an engine.
-        `sessions_url`: of the manager's network journal, if it has one.
+        `sessions_url`: of the manager's network journal, if it has one. `is_closed`: whether nothing of that
+        service may be started on that node now, until the news say otherwise.
         """
-        self.nodes, self.claims = nodes, claims
+        self.nodes, self.claims, self.is_closed = nodes, claims, is_closed
         self.placed = Placed() if claims is None else claims.placed
         self.leases: dict[str, str] = {}  #: the node that keeps a port for an instance, by its id
         self._local = local

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -19,11 +19,41 @@ from .node_handle import NodeHandle, NodeLost, OrderFailed
 _ANSWER_S = 15.0  #: a disk may be slow
 
 
+class Moves(Protocol):
+    """Which journals have moved, and which do (`manager.session_moves`)."""
+
+    def nodes_of(self, node_id: str) -> frozenset[str]: ...
+    def is_moving(self, service_id: str, node_id: str) -> bool: ...
+    async def settled(self, service_id: str, node_id: str) -> None: ...
+
+
 class RemoteSessions:
     """`nodes`: all that are known, by `get` and in an iteration."""
 
-    def __init__(self, nodes: Iterable[NodeHandle], get: Callable[[str], NodeHandle | None]) -> None:
-        self._nodes, self._get = nodes, get
+    def __init__(
+        self,
+        nodes: Iterable[NodeHandle],
+        get: Callable[[str], NodeHandle | None],
+        moves: Moves | None = None,
+    ) -> None:
+        self._nodes, self._get, self._moves = nodes, get, moves
+
+    def nodes_of(self, node_id: str) -> frozenset[str]:
+        """Where sessions may be whose ids name that node; "" is the manager's own machine."""
+        return frozenset({node_id}) if self._moves is None else self._moves.nodes_of(node_id)
+
+    def is_moving(self, service_id: str, node_id: str) -> bool:
+        """Whether the sessions of that service that are on that node are on their way to another one."""
+        return self._moves is not None and self._moves.is_moving(service_id, node_id)
+
+    async def settled(self, service_id: str, node_id: str) -> None:
+        """Returns when they are not, or some seconds later. Raises `StorageError` then."""
+        if self._moves is not None:
+            with trio.move_on_after(_ANSWER_S) as patience:
+                await self._moves.settled(service_id, node_id)
+            if patience.cancelled_caught:
+                where = f"node {self.name(node_id)}" if node_id else "the manager's machine"
+                raise StorageError(f"its sessions are on their way from {where}: try again in a moment")
 
     def archives(self) -> list[NodeArchive]:
         """Of all nodes that are known."""

@@ -12,6 +12,7 @@ An instance:
     placement          which node of a cluster it runs on
     amounts            what is to be reserved for it there, in words, and whether any machine has as much
     gpus               which GPUs of those that are reserved on its node it uses
+    moves              where sessions are whose journal has moved to another node
     liveness           which nodes are linked, silent or lost, and whether the manager itself is cut off
     cluster_fields     the fields of a registration that are about nodes: what is refused, what has no effect
     preloading         what a second stage of the fork server imports ahead, and which second stages there are

@@ -7,7 +7,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 
-_OF_A_HOST = re.compile(r"ses_[0-9a-f]{32,}(?:\.(?P<node>nod_\w+))?\.ins_\w+")
+_OF_A_HOST = re.compile(
+    r"ses_[0-9a-f]{32,}(?:\.(?=[n_])(?P<node>nod_[^\W_]+)?(?:_(?P<generation>[0-9]{1,9}))?)?\.ins_\w+"
+)
 
 
 def named_instance(session_id: str) -> str | None:
@@ -23,8 +25,20 @@ def named_node(session_id: str) -> str | None:
     """The node that a session id of a host names, as `ses_HEX.NODE_ID.INSTANCE_ID` does; "" is the manager's
     own machine. None: it is no such id.
     """
+    return None if (found := named_place(session_id)) is None else found[0]
+
+
+def named_place(session_id: str) -> tuple[str, int] | None:
+    """The same with the generation of the journal there (`core.moves`), which follows the node where it is
+    not 0: `ses_HEX.NODE_ID_2.INSTANCE_ID`, and `ses_HEX._2.INSTANCE_ID` on the manager's own machine.
+    """
     found = _OF_A_HOST.fullmatch(session_id)
-    return None if found is None else found["node"] or ""
+    return None if found is None else (found["node"] or "", int(found["generation"] or 0))
+
+
+def place_named(node_id: str, generation: int) -> str:
+    """What stands for both in an id."""
+    return f"{node_id}_{generation}" if generation else node_id
 
 
 class Affinity:

@@ -104,6 +104,10 @@ class Placed:
         """The node that an instance at this position was on last; None: there was none."""
         return self._last.get((service_id, position))
 
+    def pairs(self) -> frozenset[tuple[str, str]]:
+        """Each service with each node that it is on."""
+        return frozenset(self._of_service)
+
     def of_service(self, service_id: str, node_id: str) -> int:
         return self._of_service[service_id, node_id]
 

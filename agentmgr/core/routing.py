@@ -19,6 +19,7 @@ from ..errors import InvalidRequest, ServiceNotFound
 from ..models import RoutingCondition, RoutingRule, RoutingStrategy
 from .conditions import Predicate, compile_conditions
 from .lookup import in_order
+from .moves import Moved, where
 from .request import ClientRequest
 from .strategies import Rotation
 from .verdicts import RuleVerdict
@@ -105,6 +106,8 @@ class RoutingTable:
     """By node id, "" for the manager's; none on one machine. A gate lets in gateways of these nodes only. A
     lost node's is there some time longer.
     """
+    moved: Mapping[str, Mapping[str, Moved]] = Factory(dict)
+    """Where sessions are that were begun on a node, by service id and node id; absent: there."""
 
     def takes_any_client(self, backend: Backend) -> bool:
         """Whether it takes clients that name no service: one that may not listen does once it is seen to."""
@@ -137,6 +140,7 @@ class Pool:
     hash_key: str | None = None
     reason: str = ""  #: why these, for people
     home: bool = False  #: its only member holds the session that the client names: no other will do
+    moving: bool = False  #: that session is on its way to another node, where one will take the client
     rotation: Rotation = Factory(Rotation)
 
     @cached_property
@@ -156,7 +160,7 @@ class Pool:
     @cached_property
     def coming(self) -> bool:
         """Is it worth waiting until one of them can take a client?"""
-        return self.home or any(b.state.worth_waiting for b in self.backends)
+        return self.home or self.moving or any(b.state.worth_waiting for b in self.backends)
 
     @cached_property
     def by_id(self) -> Mapping[str, Backend]:
@@ -219,6 +223,16 @@ class Router:
     @property
     def gates(self) -> Mapping[str, Gate]:
         return self._made_of.gates
+
+    def journal_at(self, service_id: str, node_id: str, generation: int | None) -> tuple[str, bool]:
+        """See `core.moves.where`."""
+        of_service = self._made_of.moved.get(service_id)
+        return (node_id, False) if of_service is None else where(of_service, node_id, generation)
+
+    def journal_left_for(self, service_id: str, node_id: str) -> str | None:
+        """Where the last journal went that has left that node; None: none has."""
+        found = self._made_of.moved.get(service_id, {}).get(node_id)
+        return found.spans[-1].at if found is not None and found.spans else None
 
     def has_node(self, node_id: str) -> bool:
         """Whether what is on that node may be reached, now or later: also while it has no gate, as when its

@@ -17,6 +17,7 @@ In reading order:
     archive   the sessions as a manager sees them: lists, erasing, pruning; what it asks of any journal
     sqlite_archive  the same of one SQLite file: functions of its path
     file_archive    an archive of such files
+    moving    a journal's sessions move to another machine
     copies    of whole journals, for `agentmgr backup` and `restore`
 
 In Redis, for services on more than one machine; nothing else imports these:

@@ -33,7 +33,7 @@ def back_up(journals: Iterable[Path], directory: Path) -> None:
     done = False
     try:
         for path in journals:
-            _copy(path, directory / path.name)
+            copy_one(path, directory / path.name)
         done = True
     finally:
         if not done:
@@ -74,8 +74,10 @@ def put_back(drafted: Path, directory: Path) -> Path | None:
 
 
 def remove(path: Path) -> None:
-    """Removes a journal, what SQLite keeps beside it, and what was set aside of it. Raises `StorageError`."""
-    set_aside = sorted(path.parent.glob(f"{escape(path.name)}.*"))
+    """Removes a journal, what SQLite keeps beside it, and what was set aside of it, or was to move. Raises
+    `StorageError`.
+    """
+    set_aside = sorted(path.parent.glob(f"{escape(path.stem)}.*"))
     for file in (*(path.with_name(path.name + suffix) for suffix in schema.BESIDE), *set_aside, path):
         try:
             file.unlink(missing_ok=True)
@@ -83,7 +85,8 @@ def remove(path: Path) -> None:
             raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
 
 
-def _copy(path: Path, destination: Path) -> None:
+def copy_one(path: Path, destination: Path) -> None:
+    """As it is at one moment. Raises `StorageError`."""
     try:
         os.close(os.open(destination, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         with closing(schema.connect(path)) as db:

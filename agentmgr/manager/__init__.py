@@ -36,6 +36,7 @@ In reading order:
     node_workers     whether the workers on nodes live, and what their leases say
     cluster          the nodes (`agentmgr.cluster`), wired; imported only with `--cluster`
     node_drain       a node's instances move to others, before its machine goes
+    session_moves    journals follow their service's instances to other nodes
     node_doctor      what is wrong with nodes, and what to do
     factory_path     where an agent's factory is: a file, a file and a name, or a module and a name
 

@@ -30,6 +30,8 @@ from ..credentials import MANAGER, Credentials
 from ..dialing import NODE_PROTOCOL
 from ..errors import AgentManagerError, CannotUseCluster, StorageError
 from ..generation import Generation, begin, note_replaced, replaced
+from ..journal import sqlite_archive
+from ..journal.archive import ArchiveFigures, Found
 from ..models import SERVING, Event, Invitation, Node, NodeRecord, Service, ServiceSpec
 from ..models.members import unique_name
 from ..models.nodes import NodeState, label
@@ -48,6 +50,7 @@ from .listeners import ManagerListeners
 from .node_doctor import examine_nodes
 from .node_drain import drain_for
 from .node_workers import NodeWorkers
+from .session_moves import SessionMover
 
 if TYPE_CHECKING:
     from .control_plane import ControlPlane
@@ -68,6 +71,7 @@ class JoinedCluster:
         authority: Authority,
         generation: Generation,
         own: NodeRecord,
+        store: Store,
         snapshot: Snapshot,
         listeners: list[trio.SocketListener],
     ) -> None:
@@ -116,8 +120,17 @@ class JoinedCluster:
             sessions_url=settings.sessions_url,
             shipping=Bundles(paths.directory / "bundles", own=(paths.directory, *paths.of_sqlite)),
             claims=self.claims,
+            is_closed=lambda service_id, node_id: self.moves.is_closed(service_id, node_id),
         )
-        self.sessions = RemoteSessions(self.nodes, self.nodes.get)
+        self.moves = SessionMover(
+            store,
+            snapshot.journal_places,
+            self.nodes,
+            self.launcher.placed,
+            paths.sessions,
+            settings.sessions_url,
+        )
+        self.sessions = RemoteSessions(self.nodes, self.nodes.get, self.moves)
         self.gateways = ClusterGateways(self.nodes, settings, lease_s=leases.LEASE_S)
         self.node_workers = NodeWorkers(self.gateways, paths.workers)
         self.gate_host = self.host  #: of the gate of this machine
@@ -152,7 +165,7 @@ class JoinedCluster:
             sockets = await open_listeners(host, port)
             for listener in sockets:
                 stack.callback(listener.socket.close)
-            self = cls(settings, paths, authority, generation, own, snapshot, sockets)
+            self = cls(settings, paths, authority, generation, own, store, snapshot, sockets)
             others = [node for node in snapshot.nodes if node.node_id != MANAGER]
             self.joining = Joining(
                 store,
@@ -199,6 +212,25 @@ class JoinedCluster:
         with self._open:
             await listener.serve(self._listeners, task_status=task_status)
 
+    async def move_sessions(self) -> None:
+        """Until cancelled; from when all is adopted."""
+        plane = self._plane
+        assert plane is not None
+        await self.moves.run(
+            plane.registry.by_id.get,
+            self.figures,
+            changed=plane.publisher.changed,
+            published=plane.publisher.published,
+            announce=plane.events.announce,
+        )
+
+    async def figures(self, node_id: str) -> Found[ArchiveFigures]:
+        """Of all journals on that node. Raises `StorageError`."""
+        assert self._plane is not None
+        if node_id:
+            return Found(*await self.sessions.read(node_id, sqlite_archive.figures))
+        return await self._plane.sessions.figures_here()
+
     def let_workers_in(self) -> None:
         """From now on `plane.worker_manager` runs."""
         self._workers_served.set()
@@ -215,7 +247,7 @@ class JoinedCluster:
 
     def troubles(self) -> tuple[str, ...]:
         of_claims = () if self.claims is None else self.claims.troubles()
-        return (*self.nodes.troubles(), *self.gateways.troubles(), *of_claims)
+        return (*self.nodes.troubles(), *self.gateways.troubles(), *self.moves.troubles(), *of_claims)
 
     def check_fields(self, spec: ServiceSpec) -> None:
         """Raises `InvalidRequest` for what this cluster cannot do."""

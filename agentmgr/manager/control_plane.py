@@ -141,6 +141,7 @@ class ControlPlane:
             falling_asleep=lambda: self.on_demand.falling_asleep,
             nodes=frozenset if cluster is None else cluster.nodes_left,
             sessions_url=settings.sessions_url,
+            moved=dict if cluster is None else cluster.moves.look,
         )
         self.on_demand = OnDemand(
             self.registry,

@@ -174,6 +174,8 @@ class ManagerLife:
                     nursery.start_soon(plane.hooks.run)
                     nursery.start_soon(plane.on_demand.run)
                     nursery.start_soon(plane.scaler.run)
+                    if plane.cluster is not None:
+                        nursery.start_soon(plane.cluster.move_sessions)
                 task_status.started()
 
     async def _talk_with_workers(

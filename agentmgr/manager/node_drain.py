@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
-from ..errors import AgentManagerError
+from ..errors import AgentManagerError, StorageError
 from ..models import DrainedNode, Event, Instance, ServiceStatus, StaysThere
 from ..node.draining import Drained, DrainMe, asked
 from ..node.talk import talk
@@ -29,14 +30,20 @@ async def drain(plane: ControlPlane, cluster: JoinedCluster, ref: str, timeout_s
     """Cordons it, and moves what runs there, all at once: each instance is drained and ended when one that
     takes its place is ready elsewhere. What cannot move runs on, and so does what has not moved in time.
 
-    A job is not interrupted: its end is waited for. To drain a node again goes on with what is left.
-    Raises `NodeNotFound`.
+    A job is not interrupted: its end is waited for. The sessions that are kept there move too, unless their
+    service stays. To drain a node again goes on with what is left. Raises `NodeNotFound`.
     """
     node = await cluster.cordon(ref, True)
     work = NodeDrain(plane.supervisor, cluster.launcher, node.node_id)
+    unread: tuple[str, ...] = ()
     with trio.move_on_after(timeout_s):
         await work.run()
-    done = DrainedNode(node.name, work.moved, tuple(work.left()))
+        try:
+            await cluster.moves.empty(node.node_id, partial(cluster.figures, node.node_id))
+        except StorageError as error:
+            unread = (f"its sessions cannot be read: {error.message}",)
+    sessions_left = (*unread, *cluster.moves.left_on(node.node_id))
+    done = DrainedNode(node.name, work.moved, tuple(work.left()), sessions_left)
     plane.events.announce(
         Event("node.drained", detail={"node": node.name, "moved": done.moved, "left": len(done.left)})
     )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 
 import trio
 from attrs import evolve
 
+from ..core.moves import Moved
 from ..core.routing import RoutingTable
 from ..core.table_change import TableChange
 from ..core.view import Backends, routing_table
@@ -37,16 +38,17 @@ class Publisher:
         falling_asleep: Callable[[], Set[str]],
         nodes: Callable[[], frozenset[str]] = frozenset,
         sessions_url: str | None = None,
+        moved: Callable[[], Mapping[str, Mapping[str, Moved]]] = dict,
     ) -> None:
         """`falling_asleep`: the ids of services whose instances take no new client; `nodes`: of the nodes
-        that are neither lost nor forgotten.
+        that are neither lost nor forgotten. `moved`: as in a routing table.
         """
         self._registry = registry
         self._supervisor = supervisor
         self._worker_manager = worker_manager
         self._tokens = tokens
         self._own_pages = own_pages
-        self._falling_asleep, self._nodes = falling_asleep, nodes
+        self._falling_asleep, self._nodes, self._moved = falling_asleep, nodes, moved
         self._backends = Backends(sessions_url)
         self._stale = trio.Event()
         self._published = trio.Event()
@@ -90,6 +92,7 @@ class Publisher:
                 own_pages=self._own_pages(),
                 gates=self._worker_manager.gates,
                 nodes=self._nodes(),
+                moved=self._moved(),
             )
             if (change := TableChange.between(before, table)) is not None:
                 gateway.change(change)

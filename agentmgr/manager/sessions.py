@@ -194,6 +194,8 @@ class Sessions(StoredSessions):
             )
         if spec.config.command:
             raise WrongState(f"service {spec.name!r} is a command by now: no agent takes the session up")
+        if at is not None and self._nodes is not None and self._nodes.is_moving(spec.service_id, at):
+            raise _Gone("it is on its way to another node")
         if at is not None and self._is_elsewhere(at, instances):
             assert self._nodes is not None
             where = f"node {self._nodes.name(at)}" if at else "the manager's machine"

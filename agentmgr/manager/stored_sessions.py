@@ -17,7 +17,17 @@ from ..core import lookup
 from ..core.affinity import named_node
 from ..errors import InvalidRequest, StorageError
 from ..journal import copies
-from ..journal.archive import Archive, Found, Limits, Pruned, Query, SaidMessage, SessionSummary, place_in
+from ..journal.archive import (
+    Archive,
+    ArchiveFigures,
+    Found,
+    Limits,
+    Pruned,
+    Query,
+    SaidMessage,
+    SessionSummary,
+    place_in,
+)
 from ..journal.archive import SessionPage as Page
 from ..journal.file_archive import DirectoryArchive
 from ..journal.journal import SessionSnapshot
@@ -53,6 +63,12 @@ class SessionsOfNodes(Protocol):
     def archive(self, node_id: str) -> Archive: ...
 
     def name(self, node_id: str) -> str: ...
+
+    def nodes_of(self, node_id: str) -> frozenset[str]: ...
+
+    def is_moving(self, service_id: str, node_id: str) -> bool: ...
+
+    async def settled(self, service_id: str, node_id: str) -> None: ...
 
 
 @frozen
@@ -94,9 +110,11 @@ class StoredSessions:
 
     def _archives_of(self, session_id: str) -> Sequence[Archive]:
         """Those that may have this session."""
-        if self._nodes is not None and (node_id := named_node(session_id)):
-            return [self._nodes.archive(node_id)]
-        return [self._here, *self._of_network()]
+        if self._nodes is None or (named := named_node(session_id)) is None:
+            return [self._here, *self._of_network()]
+        found = sorted(self._nodes.nodes_of(named), key=lambda node_id: node_id != named)
+        places: list[Archive] = [self._nodes.archive(node_id) if node_id else self._here for node_id in found]
+        return places if named else [*places, *self._of_network()]
 
     def _of_network(self) -> Sequence[Archive]:
         return () if self._network is None else self._network.archives()
@@ -302,6 +320,10 @@ class StoredSessions:
             elsewhere += sessions if archive.key else 0
         return count, elsewhere, tuple(unread)
 
+    async def figures_here(self) -> Found[ArchiveFigures]:
+        """Of all journals on this machine."""
+        return await self._here.figures([spec.service_id for spec in self._services()])
+
     async def unfinished(self, specs: Iterable[ServiceSpec]) -> frozenset[str]:
         """The ids of those of these services that have turns which no instance has finished."""
         by_id = {spec.service_id: spec for spec in specs}
@@ -320,6 +342,10 @@ class StoredSessions:
         Raises `SessionNotFound`.
         """
         found = await self.find(session_id)
+        service_id, at = found.spec.service_id, found.archive.node_id
+        if at is not None and self._nodes is not None and self._nodes.is_moving(service_id, at):
+            await self._nodes.settled(service_id, at)  # else it would arrive after that
+            found = await self.find(session_id)
         if not await found.archive.erase(found.spec.service_id, session_id):
             raise not_found(session_id)
 

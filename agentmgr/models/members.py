@@ -110,7 +110,10 @@ class DrainedNode:
 
     node: str
     moved: int  #: instances that ran there and do not any more
-    left: tuple[StaysThere, ...]  #: what runs there still; empty: the machine may go
+    left: tuple[StaysThere, ...]  #: what runs there still
+    sessions_left: tuple[str, ...] = ()
+    """Which sessions are there still of services that are not, and why, for the user. Where both are empty
+    the machine may go."""
 
 
 @frozen

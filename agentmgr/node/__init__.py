@@ -7,7 +7,7 @@ Parts, in reading order:
 * `instances`: all instances, and what is ordered about them; `instance`: one, with its child; `journal`: what
   the next daemon has to know of them.
 * `bundles`: the directories that were sent for agents to run in; `logs`: what their managers read of them;
-  `session_archives`: the same of journals;
+  `session_archives`: the same of journals; `session_moves`: journals that leave, or arrive;
   `checkup`: what `agentmgr doctor` wants to know; `gateways`: the gateway workers of the node.
 * `daemon`: `agentmgr node`, all of it wired; `joining`: how a machine becomes a node; `following`: where its
   manager is; `draining`: how it has its manager move away what it runs; `kept`: the

@@ -53,6 +53,7 @@ from .logs import NodeLogs
 from .node import Node
 from .protocol import AwaitGateway, Facts, GatewayTroubles, KeepGateways, KillGateway
 from .session_archives import SessionArchives
+from .session_moves import MOVE_ORDERS, SessionMoves
 
 logger = logging.getLogger(__name__)
 
@@ -218,6 +219,9 @@ class NodeDaemon:
         self.node.handle(KeepGateways, self.gateways.keep)
         self.node.handle(AwaitGateway, self.gateways.ended)
         self.node.handle(KillGateway, self.gateways.kill)
+        moves = SessionMoves(directory / "sessions", self.node.runs)
+        for kind in MOVE_ORDERS:
+            self.node.handle(kind, moves.answer)
         self.node.given_up = lambda: self.gateways.keep(KeepGateways(()))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

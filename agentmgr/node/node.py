@@ -148,6 +148,11 @@ class Node:
         """By instance id."""
         return self._instances.by_id
 
+    def runs(self, service_id: str) -> bool:
+        """Whether an instance of that service runs here, or is being started."""
+        of_it = (it for it in self.instances.values() if it.order.spec.service_id == service_id)
+        return any(not (it.is_idle if it.state is None else it.state.over) for it in of_it)
+
     @property
     def linked(self) -> bool:
         return self._link is not None

@@ -52,6 +52,7 @@ from .logs import (
     MoveLogs,
 )
 from .session_archives import ReadSessions, SessionsRead
+from .session_moves import MoveAnswer, MoveOrder
 
 VERSION = 1
 """Of a daemon and a manager that understand each other. New fields with defaults do not change it."""
@@ -418,6 +419,7 @@ Order = (
     | LogRead
     | MoveLogs
     | ReadSessions
+    | MoveOrder
     | Examine
 )
 Answer = (
@@ -440,6 +442,7 @@ Answer = (
     | LogWindow
     | LogMatches
     | SessionsRead
+    | MoveAnswer
     | Examined
 )
 

@@ -12,7 +12,7 @@ import trio
 from attrs import define, evolve, field
 
 from ..core.admission import Seats
-from ..core.affinity import Affinity, named_instance, named_node
+from ..core.affinity import Affinity, named_instance, named_node, named_place
 from ..core.outliers import OutlierPolicy, Outliers
 from ..core.request import ClientRequest
 from ..core.routing import Backend, BackendState, Pool, Router
@@ -245,14 +245,7 @@ class Lobby:
             pool = self._router.pool(visit.request) if home is None else self._router.service_of(home)
         except ServiceNotFound as error:
             raise Refusal(404, RefusalCode.SERVICE_NOT_FOUND, error.message) from None
-        if (node_id := self._journal_at(visit, pool)) is not None:
-            where = f"node {node_id}" if node_id else "the manager's machine"
-            pool = evolve(
-                pool,
-                backends=tuple(b for b in pool.backends if b.node_id == node_id or not b.journaled),
-                reason=f"the session is kept on {where}, where no instance of its service runs now, and "
-                "can go on there only",
-            )
+        pool = self._where_it_goes_on(visit, pool)
         if visit.services is None:
             return pool
         allowed = tuple(b for b in pool.backends if b.service_name in visit.services)
@@ -260,25 +253,51 @@ class Lobby:
             raise Refusal(403, RefusalCode.FORBIDDEN, "this token does not allow connecting there")
         return evolve(pool, backends=allowed)
 
-    def _journal_at(self, visit: Visit, pool: Pool) -> str | None:
-        """The id of the node that has the journal of what the client is to go on with; None: any will do.
+    def _where_it_goes_on(self, visit: Visit, pool: Pool) -> Pool:
+        """Those of the pool that may go on with what the client names: on the node that has its journal.
 
         That of a node which is lost will not do: a host there is says so to the client. A name of a client's
         own leads to any node as soon as its service is not on that one any more.
         """
-        gates = self._router.gates
-        if not gates or visit.node_id is not None:
-            return visit.node_id
-        if (named := visit.request.named_session) is None:
-            return None
-        session_id, _ = named
-        if pool.backends and not any(backend.journaled for backend in pool.backends):
-            return None
-        node_id = self._affinity.node(session_id)
-        if node_id is None or not self._router.has_node(node_id):
-            return None
-        is_there = any(backend.node_id == node_id for backend in pool.backends)
-        return node_id if is_there or named_node(session_id) is not None else None
+        if not self._router.gates or not (visit.node_id is not None or visit.request.named_session):
+            return pool
+        places = dict[str, tuple[str | None, bool]]()  # by service id
+        for backend in pool.backends:
+            if backend.journaled and backend.service_id not in places:
+                places[backend.service_id] = self._journal_at(visit, pool, backend.service_id)
+        kept = [it for it in places.values() if it[0] is not None]
+        if not kept:
+            return pool
+        node_id, moving = max(kept, key=lambda it: it[1])
+        where = f"node {node_id}" if node_id else "the manager's machine"
+        return evolve(
+            pool,
+            backends=tuple(
+                b for b in pool.backends if not b.journaled or places[b.service_id][0] in (None, b.node_id)
+            ),
+            moving=moving,
+            reason=f"the session is kept on {where}, where no instance of its service runs now, and "
+            "can go on there only",
+        )
+
+    def _journal_at(self, visit: Visit, pool: Pool, service_id: str) -> tuple[str | None, bool]:
+        """The id of the node that has the journal of what the client is to go on with, if it is of that
+        service, and whether it is on its way from there; None: any node will do.
+        """
+        router, node_id = self._router, visit.node_id
+        if node_id is not None:
+            return node_id, False
+        named = visit.request.named_session
+        assert named is not None
+        if (place := named_place(named[0])) is not None:
+            node_id, moving = router.journal_at(service_id, *place)
+        else:
+            if (known := self._affinity.node(named[0])) is None:
+                return None, False
+            node_id, moving = router.journal_at(service_id, known, None)
+            if not moving and not any(b.node_id == known for b in pool.backends):
+                node_id = router.journal_left_for(service_id, known)
+        return (None, False) if node_id is None or not router.has_node(node_id) else (node_id, moving)
 
     def can_go_on(self, backend: Backend) -> bool:
         """Whether an instance may come that goes on with a connection which this one has lost."""
@@ -446,9 +465,14 @@ class Lobby:
     def _worth_waiting(self, visit: Visit) -> bool:
         """Whether an instance may come that has not failed this client."""
         pool = self._pool(visit)
-        return pool.home or any(
-            b.state.worth_waiting and not (b.state is BackendState.ROUTABLE and b.instance_id in visit.tried)
-            for b in pool.backends
+        return (
+            pool.home
+            or pool.moving
+            or any(
+                b.state.worth_waiting
+                and not (b.state is BackendState.ROUTABLE and b.instance_id in visit.tried)
+                for b in pool.backends
+            )
         )
 
     def _try_home_again(self, waiter: _Waiter) -> None:

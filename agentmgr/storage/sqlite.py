@@ -12,7 +12,7 @@ import logging
 import os
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
@@ -22,6 +22,7 @@ from typing import TypeVar, cast
 import trio
 from attrs import evolve
 
+from ..core.moves import JournalPlace
 from ..core.stats import Histogram
 from ..errors import DatabaseUnusable, InvalidRequest, StorageError
 from ..models import (
@@ -150,6 +151,15 @@ class SqliteStore:
 
     async def delete_node(self, node_id: str) -> None:
         await self._write(lambda db: tables.delete_node(db, node_id))
+
+    async def put_journal_places(self, places: Iterable[JournalPlace]) -> None:
+        places = tuple(places)
+
+        def job(db: sqlite3.Connection) -> None:
+            for place in places:
+                tables.put_journal_place(db, place)
+
+        await self._write(job)
 
     async def join_secrets(self) -> tuple[JoinSecret, ...]:
         return await self._read(tables.join_secrets, ())

@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from attrs import Factory, frozen
 
+from ..core.moves import JournalPlace
 from ..core.stats import Histogram
 from ..errors import (
     Conflict,
@@ -52,6 +53,7 @@ class Snapshot:
     totals: Mapping[str, ServiceTotals] = Factory(dict)  #: by service id; absent: nothing counted yet
     jobs: Mapping[str, JobState] = Factory(dict)  #: by service id; absent: it has no runs yet
     nodes: tuple[NodeRecord, ...] = ()  #: oldest first
+    journal_places: tuple[JournalPlace, ...] = ()
 
 
 @frozen
@@ -137,6 +139,9 @@ class Store(Protocol):
 
     async def delete_node(self, node_id: str) -> None:
         """No error when it is not there."""
+
+    async def put_journal_places(self, places: Iterable[JournalPlace]) -> None:
+        """All in one transaction; of services that are not there none. They go with their service."""
 
     async def join_secrets(self) -> tuple[JoinSecret, ...]:
         """All, oldest first."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from attrs import fields
 
 from ..codec import from_json, from_plain, parse_json, to_json
+from ..core.moves import JournalPlace
 from ..core.stats import counted
 from ..errors import InvalidRequest
 from ..models import (
@@ -116,6 +117,14 @@ def leave_cluster(db: sqlite3.Connection) -> None:
     db.execute("DELETE FROM instances WHERE json_extract(document, '$.node_id') != ''")
     db.execute("DELETE FROM nodes")
     db.execute("DELETE FROM join_secrets")
+    db.execute("DELETE FROM journal_places")
+
+
+def put_journal_place(db: sqlite3.Connection, place: JournalPlace) -> None:
+    db.execute(
+        "REPLACE INTO journal_places (id, service_id, document) SELECT ?, id, ? FROM services WHERE id = ?",
+        (f"{place.service_id}@{place.node_id}", to_json(place), place.service_id),
+    )
 
 
 def put_join_secret(db: sqlite3.Connection, secret: JoinSecret) -> None:
@@ -151,6 +160,7 @@ def load(db: sqlite3.Connection) -> Snapshot:
             for service_id, document in db.execute("SELECT service_id, document FROM jobs")
         },
         nodes=_documents(db, NodeRecord, "nodes", "ORDER BY rowid"),
+        journal_places=_documents(db, JournalPlace, "journal_places", "ORDER BY rowid"),
     )
 
 

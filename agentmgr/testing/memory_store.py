@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar, cast
 
 import trio
 from attrs import evolve
 
+from ..core.moves import JournalPlace
 from ..core.stats import Histogram, counted
 from ..errors import Conflict, StorageError
 from ..models import (
@@ -49,6 +50,7 @@ class MemoryStore:
         self._instances: dict[str, InstanceRecord] = {}
         self._jobs: dict[str, JobState] = {}
         self._nodes: dict[str, NodeRecord] = {}
+        self._journal_places: dict[tuple[str, str], JournalPlace] = {}
         self._join_secrets: dict[str, JoinSecret] = {}
         self._totals: dict[str, ServiceTotals] = {}
         self._health: dict[str, deque[HealthCheck]] = {}
@@ -76,6 +78,7 @@ class MemoryStore:
             dict(self._totals),
             dict(self._jobs),
             tuple(self._nodes.values()),
+            tuple(self._journal_places.values()),
         )
 
     async def add_service(self, spec: ServiceSpec) -> None:
@@ -96,6 +99,7 @@ class MemoryStore:
         for figures in self._minutes.values():
             figures.pop(service_id, None)
         self._instances = {i: r for i, r in self._instances.items() if r.service_id != service_id}
+        self._journal_places = {key: it for key, it in self._journal_places.items() if key[0] != service_id}
 
     async def add_rule(self, rule: RoutingRule) -> None:
         await self._writable()
@@ -152,6 +156,11 @@ class MemoryStore:
     async def delete_node(self, node_id: str) -> None:
         await self._writable()
         self._nodes.pop(node_id, None)
+
+    async def put_journal_places(self, places: Iterable[JournalPlace]) -> None:
+        await self._writable()
+        known = {it.service_id for it in self._services.values()}
+        self._journal_places |= {(it.service_id, it.node_id): it for it in places if it.service_id in known}
 
     async def join_secrets(self) -> tuple[JoinSecret, ...]:
         await trio.lowlevel.checkpoint()

@@ -22,8 +22,9 @@ from ..errors import InvalidRequest
 from ..models import Connection, ConnectionEnd, Token, TokenPolicy
 from ..proxy import Identity
 
-VERSION = 9
-"""8 had no `Backend.node_id` and `.journaled`, no `RoutingTable.gates` and `.nodes`, no `Hello.pid` and
+VERSION = 10
+"""9 had no `RoutingTable.moved`;
+8 had no `Backend.node_id` and `.journaled`, no `RoutingTable.gates` and `.nodes`, no `Hello.pid` and
 `.gate`, no `Renew` and `Renewed`, no `TableChange`, and `OtherSeats` in place of `SeatChanges`;
 7 had no `Wake`, no `Changes`, and no backend that is asleep;
 6 had no `RoutingTable.portless_services`; 5 had no `RoutingTable.http_services`;

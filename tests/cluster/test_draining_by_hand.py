@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.cluster.conftest import ACluster
-from tests.cluster.test_sessions_by_hand import AGENT, ask
+from tests.cluster.test_sessions_by_hand import AGENT, ask, event
 
 
 def test_a_node_is_emptied_by_the_manager_or_by_itself(a_cluster: ACluster) -> None:
@@ -53,3 +53,69 @@ def test_a_node_is_emptied_by_the_manager_or_by_itself(a_cluster: ACluster) -> N
         assert "the directory of no node" in shell.fails(
             "node", "--drain", "--directory", str(shell.directory)
         )
+
+
+def test_sessions_move_with_their_service_and_back(a_cluster: ACluster) -> None:
+    with a_cluster(nodes=2) as cluster, ExitStack() as clients:
+        shell = cluster.shell
+        (shell.directory / "my_agent.py").write_text(AGENT)
+        shell.ok("register", "svc", "my_agent.py", "--place-on", "zone=in(b,c)", "--auto-start")
+        shell.ok("register", "still", "my_agent.py", "--place-on", "zone=in(b,c)", "--auto-start")
+
+        def begin(service: str) -> str:
+            with connect(f"{cluster.url}/services/{service}") as client:
+                client.send(json.dumps({"event": "user.create_session"}))
+                session_id = str(event(client, "agent.session_created")["session_id"])
+                assert ask(client, "one") == "1: one"
+                return session_id
+
+        def goes_on(service: str, session_id: str, times: int) -> None:
+            address = f"{cluster.url}/services/{service}?session_id={session_id}"
+            with connect(address, open_timeout=30) as client:
+                client.send(json.dumps({"event": "user.reconnect", "session_id": session_id, "last_seq": 0}))
+                seqs = []
+                while len(answers := [it for it in seqs if it[1] == "agent.final_answer"]) < times - 1:
+                    found = json.loads(client.recv(timeout=30))
+                    assert found["event"] != "system.error", found
+                    if "seq" in found:
+                        seqs.append((found["seq"], found["event"]))
+                assert [seq for seq, _ in seqs] == list(range(1, len(seqs) + 1)), "every event once"
+                assert ask(client, "more", session_id=session_id) == f"{times}: more"
+                assert answers
+
+        (node,) = cluster.placed("svc").values()
+        (other,) = {"b", "c"} - {node}
+        first = begin("svc")
+        at_rest = begin("still")
+        shell.ok("stop", "still")
+        client = clients.enter_context(connect(f"{cluster.url}/services/svc?session_id={first}"))
+        assert ask(client, "more", session_id=first) == "2: more"
+
+        shell.ok("nodes", "drain", node)
+        with pytest.raises(ConnectionClosed) as ended:
+            while True:
+                client.recv(timeout=30)
+        assert ended.value.rcvd is not None
+        assert ended.value.rcvd.code == 1012
+        assert cluster.placed("svc") == {0: other}
+        journals = list((cluster.directory(node) / "agent_node.d" / "sessions").glob("*.db"))
+        assert journals == [], "nor of what is stopped"
+        goes_on("svc", first, 3)
+        shell.ok("sessions", "say", first, "by the manager")
+        second = begin("svc")
+
+        # Back again: what is begun there now is another generation than what has left.
+        shell.ok("nodes", "uncordon", node)
+        shell.ok("nodes", "drain", other)
+        assert cluster.placed("svc") == {0: node}
+        third = begin("svc")
+        assert len({first.rpartition(".")[0][-4:], third.rpartition(".")[0][-4:]}) == 2
+        cluster.kill_manager()
+        cluster.start_manager()
+        cluster.until(lambda: set(cluster.states().values()) <= {"linked", "cordoned"})
+        goes_on("svc", first, 5)
+        goes_on("svc", second, 2)
+        goes_on("svc", third, 2)
+        shell.ok("nodes", "uncordon", other)
+        shell.ok("start", "still")
+        goes_on("still", at_rest, 2)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import trio
+import trio.testing
 from attrs import evolve
 
 from agentmgr.agent.message import Client
 from agentmgr.agent.session_ids import SessionIds
 from agentmgr.core.affinity import Affinity, named_node
+from agentmgr.core.moves import Moved, Span
 from agentmgr.core.outliers import OutlierPolicy
 from agentmgr.core.request import ClientRequest
 from agentmgr.core.routing import Backend, BackendState, Gate, Router, RoutingTable
@@ -14,6 +17,7 @@ from agentmgr.protocol import ErrorCode, LossReason
 from agentmgr.proxy import Gateway
 from agentmgr.proxy.limits import GatewayLimits
 from agentmgr.proxy.lobby import Lobby
+from agentmgr.proxy.visit import Visit
 from agentmgr.websocket.refusal import RefusalCode
 
 OURS = f"ses_{'0' * 40}"
@@ -33,7 +37,11 @@ AT_HEAD, AT_B, AT_C = instance("1", ""), instance("2", "nod_b"), instance("3", "
 
 
 def chosen(
-    session_id: str, *backends: Backend, gates: dict[str, Gate] | None = None, lost: str = ""
+    session_id: str,
+    *backends: Backend,
+    gates: dict[str, Gate] | None = None,
+    lost: str = "",
+    moved: dict[str, Moved] | None = None,
 ) -> object:
     """The node that a client of the session is led to, or why to none."""
     table = RoutingTable(
@@ -41,6 +49,7 @@ def chosen(
         service_names=frozenset({"svc"}),
         gates=GATES if gates is None else gates,
         nodes=NODES - {lost},
+        moved={"svc": moved or {}},
     )
     found = Gateway(table).route(ClientRequest("/services/svc", headers={"x-session-id": session_id}))
     return next((b.node_id for b in backends if b.instance_id == found.chosen), found.code)
@@ -74,6 +83,45 @@ async def test_when_its_node_is_lost_or_forgotten_any_host_says_so_and_not_befor
     assert chosen(f"{OURS}.nod_z.ins_2", AT_C) == "nod_c"
 
 
+async def test_a_session_that_has_moved_is_where_its_journal_is() -> None:
+    moved = {"nod_b": Moved((Span(1, ""), Span(2, "nod_c")))}
+    everywhere = (AT_HEAD, AT_B, AT_C)
+    assert chosen(f"{OURS}.nod_b.ins_gone", *everywhere, moved=moved) == ""
+    assert chosen(f"{OURS}.nod_b_1.ins_gone", *everywhere, moved=moved) == "nod_c"
+    assert chosen(f"{OURS}.nod_b_2.ins_gone", *everywhere, moved=moved) == "nod_b", "begun there since"
+    assert chosen(f"{OURS}.nod_c.ins_gone", *everywhere, moved=moved) == "nod_c"
+    own = {"": Moved((Span(1, "nod_b"),))}
+    assert chosen(f"{OURS}.ins_gone", *everywhere, moved=own) == "nod_b"
+    assert chosen(f"{OURS}._1.ins_gone", *everywhere, moved=own) == ""
+
+
+async def test_clients_wait_for_a_session_on_its_way() -> None:
+    table = RoutingTable(
+        (AT_C,),
+        service_names=frozenset({"svc"}),
+        gates=GATES,
+        nodes=NODES,
+        moved={"svc": {"nod_b": Moved(moving=True)}},
+    )
+    lobby = Lobby(Router(table), GatewayLimits(), OutlierPolicy())
+    visit = Visit(ClientRequest("/services/svc", headers={"x-session-id": f"{OURS}.nod_b.ins_gone"}))
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            led: list[str] = []
+
+            async def come() -> None:
+                async with lobby.seat(visit) as seat:
+                    assert seat is not None
+                    led.append(seat.backend.node_id)
+
+            nursery.start_soon(come)
+            await trio.testing.wait_all_tasks_blocked()
+            assert led == []
+            arrived = {"nod_b": Moved((Span(1, "nod_c"),))}
+            lobby.update(Router(evolve(table, moved={"svc": arrived})))
+    assert led == ["nod_c"]
+
+
 async def test_without_a_cluster_or_a_journal_any_instance_will_do() -> None:
     assert chosen(f"{OURS}.ins_gone", AT_C, gates={}) == "nod_c"
     assert chosen(f"{OURS}.nod_b.ins_gone", evolve(AT_C, journaled=False)) == "nod_c"
@@ -84,8 +132,9 @@ async def test_a_name_of_a_clients_own_leads_to_its_node_while_its_service_is_th
     affinity = Affinity()
     affinity.remember("my chat", "ins_gone", "nod_b")
     assert (affinity.holder("my chat"), affinity.node("my chat")) == ("ins_gone", "nod_b")
-    for backends, node_id in (((AT_C, AT_B), "nod_b"), ((AT_C,), "nod_c")):
-        gateway = Gateway(RoutingTable(backends, gates=GATES, nodes=NODES), affinity=affinity)
+    moved = {"svc": {"nod_b": Moved((Span(1, "nod_c"),))}}
+    for backends, node_id in (((AT_C, AT_B), "nod_b"), ((AT_C,), "nod_c"), ((AT_HEAD, AT_C), "nod_c")):
+        gateway = Gateway(RoutingTable(backends, gates=GATES, nodes=NODES, moved=moved), affinity=affinity)
         found = gateway.route(ClientRequest("/services/svc", headers={"x-session-id": "my chat"}))
         assert [b.node_id for b in backends if b.instance_id == found.chosen] == [node_id]
 

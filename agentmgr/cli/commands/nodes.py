@@ -202,7 +202,8 @@ async def _drain(cli: Cli, names: tuple[str, ...], patience: str) -> int:
     """Cordon a node and move all that it runs to others, before its machine is taken away.
 
     Each new instance is ready before the one on this node is drained (--drain-timeout of its service) and
-    ended; its clients come back to the new one. A job is not moved: its end is waited for.
+    ended; its clients come back to the new one, and the sessions that are kept on this node move there. A
+    job is not moved: its end is waited for.
 
     What cannot move, as --place-on allows no other node, runs on, and the exit code is 1. The manager goes on
     when this command is interrupted; to drain a node again goes on with what is left there.
@@ -228,9 +229,11 @@ def say_drained(done: DrainedNode) -> int:
     """Returns the exit code."""
     for it in done.left:
         complain(f"{it.service}/{it.slot} stays on {done.node}: {it.reason}")
+    for sentence in done.sessions_left:
+        complain(f"on {done.node}: {sentence}")
     left = f", {counted(len(done.left), 'instance')} left" if done.left else ""
     say(f"drained {done.node}: {counted(done.moved, 'instance')} moved{left}")
-    return int(bool(done.left))
+    return int(bool(done.left or done.sessions_left))
 
 
 @_nodes("forget", "Forget a node that will not come back.", example="agentmgr nodes forget b")

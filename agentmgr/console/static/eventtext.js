@@ -85,6 +85,8 @@ const SENTENCES = {
   "node.cordoned": (_, detail) => nodeText(t("nothing new is placed on node {node}", { node: visibleText(String(detail.node)) }), detail),
   "node.drained": (_, { node, moved = 0, left = 0 }) =>
     t("node {node} was drained: {moved} instances moved, {left} left", { node: visibleText(String(node)), moved, left }),
+  "sessions.moved": (who, { sessions = 0, from, to }) =>
+    t("{sessions} sessions of {who} moved from node {from} to node {to}", { who, sessions, from: visibleText(String(from)), to: visibleText(String(to)) }),
   "node.silent": (_, detail) => nodeText(t("nothing is heard of node {node}", { node: visibleText(String(detail.node)) }), detail),
   "node.lost": (_, detail) => nodeText(t("node {node} is lost, and what ran there starts elsewhere", { node: visibleText(String(detail.node)) }), detail),
   "node.forgotten": (_, { node }) => t("node {node} was forgotten", { node: visibleText(String(node)) }),

@@ -62,6 +62,7 @@ export const ZH_LIVE = {
   "node {node} has joined, at {address}": "节点 {node} 已加入，地址 {address}",
   "node {node} is linked": "节点 {node} 已连接",
   "nothing new is placed on node {node}": "不再向节点 {node} 分配新实例",
+  "{sessions} sessions of {who} moved from node {from} to node {to}": "{who} 的 {sessions} 个会话已从节点 {from} 迁移到节点 {to}",
   "node {node} was drained: {moved} instances moved, {left} left": "节点 {node} 已排空：{moved} 个实例已迁移，{left} 个仍在运行",
   "nothing is heard of node {node}": "收不到节点 {node} 的消息",
   "node {node} is lost, and what ran there starts elsewhere": "节点 {node} 已失联，其上的实例将在别处启动",

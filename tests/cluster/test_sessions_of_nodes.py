@@ -33,6 +33,7 @@ class Nodes:
     def __init__(self, directories: Mapping[str, Path]) -> None:
         self.of = {node_id: SessionArchives(path) for node_id, path in directories.items()}
         self.silent: set[str] = set()
+        self.moved: dict[str, str] = {}
 
     def archives(self) -> Sequence[NodeArchive]:
         return [self.archive(node_id) for node_id in sorted(self.of)]
@@ -40,6 +41,15 @@ class Nodes:
     def archive(self, node_id: str) -> NodeArchive:
         itself: Any = self
         return NodeArchive(itself, node_id)
+
+    def nodes_of(self, node_id: str) -> frozenset[str]:
+        return frozenset({node_id, self.moved.get(node_id, node_id)})
+
+    def is_moving(self, service_id: str, node_id: str) -> bool:
+        return False
+
+    async def settled(self, service_id: str, node_id: str) -> None:
+        raise AssertionError("nothing moves")
 
     def name(self, node_id: str) -> str:
         return node_id.removeprefix("nod_")
@@ -144,6 +154,15 @@ async def test_what_nodes_keep_is_shown_as_if_it_were_kept_here(tmp_path: Path) 
         Conflict, match=r"2 sessions of 'one' would be erased: .*; `agentmgr sessions export` saves"
     ):
         refuse_to_erase("one", *await stored.kept(one))  # a backup would not have them
+
+    # What was begun on b, and has moved to c.
+    nodes.archives |= {"nod_b": SessionArchives(tmp_path / "nothing"), "nod_c": SessionArchives(here)}
+    nodes.moved["nod_b"] = "nod_c"
+    assert (await stored.get(ids[0])).session_id == ids[0]
+    nodes.moved.clear()
+    with pytest.raises(SessionNotFound):
+        await stored.get(ids[0])
+    nodes.archives |= {"nod_b": SessionArchives(here), "nod_c": SessionArchives(tmp_path / "c")}
 
     await stored.erase(ids[0])
     with pytest.raises(SessionNotFound):

@@ -156,13 +156,13 @@ async def test_what_nodes_keep_is_shown_as_if_it_were_kept_here(tmp_path: Path) 
         refuse_to_erase("one", *await stored.kept(one))  # a backup would not have them
 
     # What was begun on b, and has moved to c.
-    nodes.archives |= {"nod_b": SessionArchives(tmp_path / "nothing"), "nod_c": SessionArchives(here)}
+    nodes.of |= {"nod_b": SessionArchives(tmp_path / "nothing"), "nod_c": SessionArchives(here)}
     nodes.moved["nod_b"] = "nod_c"
     assert (await stored.get(ids[0])).session_id == ids[0]
     nodes.moved.clear()
     with pytest.raises(SessionNotFound):
         await stored.get(ids[0])
-    nodes.archives |= {"nod_b": SessionArchives(here), "nod_c": SessionArchives(tmp_path / "c")}
+    nodes.of |= {"nod_b": SessionArchives(here), "nod_c": SessionArchives(tmp_path / "c")}
 
     await stored.erase(ids[0])
     with pytest.raises(SessionNotFound):

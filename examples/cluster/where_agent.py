@@ -1,10 +1,12 @@
-"""Says in which directory it works, which on a node is a copy of this one; see `cluster.py`."""
+"""Says where it works, on a node in a copy of this directory, and with which GPUs; see `cluster.py`."""
 
+import os
 from pathlib import Path
 
 
 def create_agent():
     async def answer(message):
-        return f"{message}, answered in {Path.cwd()}"
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "none"
+        return f"{message}, answered in {Path.cwd()}, GPUs: {gpus}"
 
     return answer

@@ -16,6 +16,7 @@ import pytest
 from websockets.sync.client import connect
 from websockets.sync.server import serve
 
+from tests.conditions import heard
 from tests.ports import own_port
 from tests.processes import end_all_in, working_in
 
@@ -66,7 +67,7 @@ def run(directory, *words):
 def ask(url, text="hello", **options):
     with connect(url, proxy=None, **options) as client:
         client.send(text)
-        return client.recv(timeout=60)
+        return heard(client)
 
 
 def test_bilingual_support_by_query_header_and_path(tmp_path):
@@ -94,10 +95,13 @@ def test_services_on_three_machines(tmp_path):
     example = (sys.executable, EXAMPLES / "cluster/cluster.py", *words)
     there = tmp_path / "cluster-demo"
     try:
-        for _ in range(2):  # the second run finds the nodes of the first one
+        found = re.compile(r"answered in (.+?)(?:/bundles/\w+)?, GPUs: none")
+        for again in (False, True):  # the second run finds the nodes of the first one
             with running(tmp_path, *example, pattern=r"clients connect to (ws://\S+)") as url:
-                places = {ask(url).partition(" in ")[2].partition("/bundles/")[0] for _ in range(3)}
-                assert places == {str(EXAMPLES / "cluster"), f"{there}/node-b", f"{there}/node-c"}
+                places = {found.search(ask(url))[1] for _ in range(3)}
+                nodes = {str(EXAMPLES / "cluster"), f"{there}/node-b", f"{there}/node-c"}
+                # Where a manager that comes back starts them depends on which nodes have come back by then.
+                assert places <= nodes if again else places == nodes
                 # By the gateway of the one node to the other one.
                 assert f"{there}/node-b" in ask(f"ws://127.0.0.3:{gateway}/services/near")
             assert working_in(tmp_path) == []

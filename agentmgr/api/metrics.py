@@ -114,14 +114,19 @@ class _Figures(Collector):
         instances = gauge("instances", "Instances that run on the node.")
         sessions = gauge("sessions", "Open sessions through the gateways with these.")
         skew = gauge("clock_skew_seconds", "By how much its clock is before the manager's.")
+        has = gauge("resources", "What the node has, as its engine says; memory in bytes.", "resource")
+        claimed = gauge("resources_claimed", "What of it is reserved for instances.", "resource")
         for node in self.manager.list_nodes():
+            for resource, amount in node.resources.items():
+                has.add_metric([node.name, resource], amount)
+                claimed.add_metric([node.name, resource], node.claimed.get(resource, 0.0))
             for each in NodeState:
                 state.add_metric([node.name, each], int(node.state is each))
             instances.add_metric([node.name], node.instances)
             sessions.add_metric([node.name], node.sessions)
             if node.clock_skew_s is not None:
                 skew.add_metric([node.name], node.clock_skew_s)
-        yield from (state, instances, sessions, skew)
+        yield from (state, instances, sessions, skew, has, claimed)
 
     def _by_service(self) -> Iterable[Metric]:
         def gauge(name: str, help: str) -> GaugeMetricFamily:

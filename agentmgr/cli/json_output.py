@@ -19,7 +19,7 @@ _SESSION = """
 """
 _NODE = """
     node_id name address state reason instances sessions cpu_percent memory_bytes labels resources
-    joined_at cordoned agentmgr python clock_skew_s troubles
+    joined_at cordoned agentmgr python clock_skew_s troubles claimed
 """
 _KEYS = {
     "list": ("array", _SERVICE),

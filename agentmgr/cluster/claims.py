@@ -172,13 +172,14 @@ class Claims:
     def machines(self) -> tuple[Machine, ...]:
         return tuple(self._machines.values())
 
-    def claimed(self, node_id: str) -> dict[str, float]:
-        """What our claims hold there, by the engine's names."""
-        found: dict[str, float] = {}
+    def claimed(self) -> dict[str, dict[str, float]]:
+        """What our claims hold of each node, by the engine's names."""
+        found: dict[str, dict[str, float]] = {}
         for kept in self._kept.values():
-            if kept.claim is not None and self._node_of(kept.claim) == node_id:
+            if kept.claim is not None and (node_id := self._node_of(kept.claim)) is not None:
+                there = found.setdefault(node_id, {})
                 for name, amount in _amounts(kept.demand).items():
-                    found[name] = found.get(name, 0.0) + amount
+                    there[name] = there.get(name, 0.0) + amount
         return found
 
     def troubles(self) -> tuple[str, ...]:

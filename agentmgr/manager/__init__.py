@@ -35,6 +35,7 @@ In reading order:
     worker_handle    one worker: its link, what it has reported; `latest_table` what it is sent of the table
     node_workers     whether the workers on nodes live, and what their leases say
     cluster          the nodes (`agentmgr.cluster`), wired; imported only with `--cluster`
+    cluster_ray      what of it is Ray's, with `--cluster ray`
     node_drain       a node's instances move to others, before its machine goes
     session_moves    journals follow their service's instances to other nodes
     node_doctor      what is wrong with nodes, and what to do

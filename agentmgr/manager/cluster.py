@@ -16,6 +16,7 @@ from attrs import evolve
 from ..ca import Authority
 from ..cluster.bundles import Bundles
 from ..cluster.claims import Claims
+from ..cluster.engine import Machine
 from ..cluster.gateways import ClusterGateways
 from ..cluster.joining import INVITED_S, Joining
 from ..cluster.launcher import ClusterLauncher
@@ -276,9 +277,11 @@ class JoinedCluster:
                 for sample in self._plane.supervisor.usage(instance.instance_id)[-1:]:
                     usage[instance.node_id].append((sample.cpu_percent, sample.memory_bytes))
         sessions = Counter(node_of.get(it.instance_id, "?") for it in self._plane.connections())
+        claimed = {} if self.claims is None else self.claims.claimed()
         found = []
         for record in self.joining.all():
             node_id = record.node_id
+            machine = None if self.claims is None else self.claims.machine(node_id)
             state, reason = self.nodes.state_of(node_id)
             handle, used = self.nodes.get(node_id), usage[node_id]
             facts = None if handle is None else handle.facts
@@ -297,12 +300,13 @@ class JoinedCluster:
                     sum(cpu for cpu, _ in used) if used else None,
                     sum(memory for _, memory in used) if used else None,
                     self.nodes.labels_of(node_id),
-                    record.resources if facts is None else facts.resources,
+                    _resources(record, handle, machine),
                     record.joined_at,
                     record.cordoned,
                     *versions,
                     clock_skew_s=None if handle is None else handle.clock_skew_s,
                     troubles=handle.figures.troubles if handle is not None and handle.figures else (),
+                    claimed=claimed.get(node_id, {}),
                 )
             )
         return found
@@ -441,6 +445,15 @@ async def _own_record(store: Store, snapshot: Snapshot, labels: Mapping[str, str
     if own != known:
         await store.put_node(own)
     return own
+
+
+def _resources(
+    record: NodeRecord, handle: NodeHandle | None, machine: Machine | None
+) -> Mapping[str, float]:
+    """As its engine, its daemon or the database has them."""
+    if machine is not None:
+        return machine.resources
+    return record.resources if handle is None or handle.facts is None else handle.facts.resources
 
 
 def _python() -> str:

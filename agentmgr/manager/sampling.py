@@ -309,6 +309,7 @@ class Sampler:
             "status": str(instance.status),
             "health": str(instance.health),
             "node": instance.node,
+            "gpus": list(instance.gpus),
             "pid": instance.pid,
             "port": instance.port,
             "spec_version": instance.spec_version,

@@ -92,6 +92,7 @@ class Node:
     python: str = ""
     clock_skew_s: float | None = None  #: its clock less the manager's
     troubles: tuple[str, ...] = ()
+    claimed: Mapping[str, float] = Factory(dict)  #: of its resources: what is reserved for our instances
 
 
 @frozen

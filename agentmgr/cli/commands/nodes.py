@@ -50,16 +50,22 @@ def _nodes(name: str, help: str, *, example: str) -> Callable[[Callable[..., Any
 async def _list(cli: Cli, output: str) -> None:
     """List the nodes, the manager's machine first, and how many instances and connections each has.
 
-    CPU and memory are what the instances use; 100% is one core.
+    CPU and memory are what the instances use; 100% is one core. With Ray: how many GPUs and CPUs are reserved
+    for instances, of how many.
     """
     nodes = await (await running(cli)).list_nodes()
     if output == "json":
         say_json(nodes)
         return
+    reserved = ["gpus", "cpus"] if any("CPU" in node.resources for node in nodes) else []
     print_table(
-        ["name", "address", "state", "instances", "sessions", "cpu", "memory", "labels"],
+        ["name", "address", "state", "instances", "sessions", "cpu", "memory", *reserved, "labels"],
         [
-            [node.name, node.address, node.state, node.instances, node.sessions, *_used(node), _labels(node)]
+            [
+                *(node.name, node.address, node.state, node.instances, node.sessions, *_used(node)),
+                *(_reserved(node, name.removesuffix("s").upper()) for name in reserved),
+                _labels(node),
+            ]
             for node in nodes
         ],
         empty="no nodes",
@@ -72,6 +78,13 @@ async def _list(cli: Cli, output: str) -> None:
 def _used(node: Node) -> tuple[str, str]:
     cpu, memory = node.cpu_percent, node.memory_bytes
     return ("" if cpu is None else f"{cpu:.0f}%"), ("" if memory is None else size(memory))
+
+
+def _reserved(node: Node, resource: str) -> str:
+    """As in `3/8`; nothing where the node has none."""
+    if (amount := node.resources.get(resource)) is None:
+        return ""
+    return f"{node.claimed.get(resource, 0):g}/{amount:g}"
 
 
 def _labels(node: Node) -> str:
@@ -110,6 +123,7 @@ async def _show(cli: Cli, name: str, output: str) -> None:
             ("memory", memory),
             ("labels", _labels(node)),
             ("resources", ", ".join(f"{key}={value:g}" for key, value in sorted(node.resources.items()))),
+            ("reserved", ", ".join(f"{key}={value:g}" for key, value in sorted(node.claimed.items()))),
             ("joined", clock(node.joined_at)),
             ("agentmgr", node.agentmgr),
             ("python", node.python),

@@ -119,6 +119,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
                 "status",
                 "health",
                 *_of_cluster(service, ["node"]),
+                *_of_gpus(service, ["gpus"]),
                 "pid",
                 "address",
                 "up",
@@ -130,6 +131,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
                     i.status,
                     i.health,
                     *_of_cluster(service, [i.node]),
+                    *_of_gpus(service, [",".join(i.gpus)]),
                     i.pid,
                     _address(i),
                     _up(i),
@@ -154,6 +156,11 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
 def _of_cluster(service: Service, cells: list[str]) -> list[str]:
     """The cells of a column that is shown where instances are on nodes."""
     return cells if any(instance.node for instance in service.instances) else []
+
+
+def _of_gpus(service: Service, cells: list[str]) -> list[str]:
+    """The cells of a column that is shown where GPUs are reserved for instances."""
+    return cells if any(instance.gpus for instance in service.instances) else []
 
 
 def _instances(service: Service) -> str | None:

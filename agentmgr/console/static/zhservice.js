@@ -42,6 +42,7 @@ export const ZH_SERVICE = {
   "It is asleep: nothing of it runs until a client comes.": "正在休眠：有客户端连接时才会启动。",
   "Last run": "上次运行",
   "Next run": "下次运行",
+  "GPUs": "GPU",
   "Node": "节点",
   "Run now": "立即运行",
   "{name} runs now.": "{name} 正在运行。",

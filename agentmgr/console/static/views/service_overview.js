@@ -88,13 +88,14 @@ function About({ service }) {
       <${CommandLine} text=${commandText("chat", url ?? service.name)} /></details></${Panel}>`;
 }
 
-/** @type {(name: string, onNodes: boolean) => import("../table.js").Column[]} */
-const instanceColumns = (name, onNodes) => [
+/** @type {(name: string, onNodes: boolean, withGpus: boolean) => import("../table.js").Column[]} */
+const instanceColumns = (name, onNodes, withGpus) => [
   { name: "slot", label: t("Instance"), kind: "fill", by: (row) => row.slot,
     cell: (row) => html`<a href=${address(["services", name], { tab: "logs", instance: row.slot })}>${t("instance {slot}", { slot: row.slot })}</a>` },
   { name: "status", label: t("Status"), by: (row) => row.status,
     cell: (row) => html`<${Status} value=${row.status === "running" && row.health !== "unknown" ? row.health : row.status} />` },
   .../** @type {import("../table.js").Column[]} */ (onNodes ? [{ name: "node", label: t("Node"), by: (row) => row.node, cell: (row) => row.node || "–" }] : []),
+  .../** @type {import("../table.js").Column[]} */ (withGpus ? [{ name: "gpus", label: t("GPUs"), by: (row) => row.gpus.join(), cell: (row) => row.gpus.join(", ") || "–" }] : []),
   { name: "pid", label: "pid", kind: "number", by: (row) => row.pid, cell: (row) => row.pid ?? "–" },
   { name: "port", label: t("Port"), kind: "number wide", by: (row) => row.port, cell: (row) => (row.pid ? row.port : null) ?? "–" },
   { name: "cpu", label: t("Processor"), kind: "number", by: (row) => row.cpu ?? -1, cell: (row) => cpuText(row.cpu) },
@@ -114,7 +115,7 @@ function Instances({ service, figures }) {
   const rows = (figures?.instances ?? []).filter((/** @type {any} */ one) => one.status !== "stopped");
   const older = rows.filter((/** @type {any} */ one) => one.pid && one.spec_version < service.version).length;
   return html`<${Panel} title=${t("Instances")}>
-    <${Table} label=${t("Instances")} rows=${rows} columns=${instanceColumns(service.name, rows.some((/** @type {any} */ one) => one.node))} sort="slot"
+    <${Table} label=${t("Instances")} rows=${rows} columns=${instanceColumns(service.name, rows.some((/** @type {any} */ one) => one.node), rows.some((/** @type {any} */ one) => one.gpus.length))} sort="slot"
       keyOf=${(/** @type {any} */ row) => row.instance_id} empty=${t("None: it does not run.")} />
     ${older > 0 && html`<p class="hint">${t("{count} of them run an older version of the configuration, until they are restarted.", { count: older })}</p>`}</${Panel}>`;
 }

@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping
 import trio
 from attrs import define, evolve, field, frozen
 
-from ..core.amounts import amounts
+from ..core.amounts import amounts, in_words
 from ..core.gpus import Shares, hand_out, share_of
 from ..core.placement import Candidate, Nowhere, Placed, Wish, place
 from ..core.restart import Cause
 from ..errors import InvalidRequest
 from ..models import ServiceConfig
-from ..models.nodes import NAME_LABEL, NodeState, resources
+from ..models.nodes import NAME_LABEL, NodeState, resources, selectors
 from ..supervisor.launcher import CannotLaunch
 from .engine import Claim, Demand, Engine, Machine, claim_id
 from .nodes import Nodes
@@ -45,6 +45,7 @@ class _Kept:
     node_id: str | None = None  #: where the instance is; None: nowhere yet
     gpus: tuple[str, ...] = ()  #: that it uses there
     obtaining: bool = False  #: its slot is asking
+    pending: Demand | None = None  #: what it asks for, where that is not free
     lacks: str = ""  #: why it has no claim although it runs
 
     @property
@@ -152,6 +153,28 @@ class Claims:
         self._all_known = True
         self._give_back_others()
         self.update_holds()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all machines that the engine has are linked nodes."""
+        nodes = {it.node_id: it.state for it in self._nodes.candidates()}
+        there = all(nodes.get(it) in (NodeState.LINKED, NodeState.CORDONED) for it in self._machine_of)
+        return self._found is not None and not self.engine.coming() and there
+
+    def makes_room(self, old_id: str, new_id: str) -> bool:
+        """Whether the claim of the new instance, which waits, could have the place of the old one's."""
+        old, new = self._kept.get(old_id), self._kept.get(new_id)
+        if old is None or new is None or old.claim is None or new.pending is None:
+            return False
+        demand, node_id = new.pending, self._node_of(old.claim)
+        labels = next((it.labels for it in self._nodes.candidates() if it.node_id == node_id), {})
+        has, wants = _amounts(old.demand), _amounts(demand)
+        return (
+            (demand.only_on is None or node_id in demand.only_on)
+            and node_id not in demand.not_on
+            and all(selector.matches(labels) for selector in selectors(demand.place_on))
+            and all(has.get(name, 0.0) >= amount for name, amount in wants.items())
+        )
 
     def update_holds(self) -> None:
         """Holds the machines that have instances, as `placed` knows."""
@@ -317,6 +340,18 @@ class Claims:
     ) -> None:
         """Returns when it has its claim, or when something else is to be asked for."""
         problem: InvalidRequest | None = None
+        said = False
+
+        def pending(reason: str) -> None:
+            nonlocal said
+            kept.pending, said = where.demand, True
+            waits(reason)
+
+        async def say_if_silent() -> None:
+            await trio.sleep(_SILENT_S)
+            if not said:
+                waits(f"waits for Ray to reserve {in_words(_amounts(kept.demand))}")
+
         if where.prefer is not None:
             self.placed.expect(instance_id, wish.service_id, wish.position, where.prefer)
         async with trio.open_nursery() as nursery:
@@ -327,12 +362,15 @@ class Claims:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(until_changed)
+            nursery.start_soon(say_if_silent)
             try:
                 kept.claim = await self.engine.claim(
-                    kept.claim_id, where.demand, prefer=where.prefer, waits=waits
+                    kept.claim_id, where.demand, prefer=where.prefer, waits=pending
                 )
             except InvalidRequest as error:
                 problem = error
+            finally:
+                kept.pending = None
             nursery.cancel_scope.cancel()
         self.placed.remove(instance_id)
         if problem is not None:
@@ -395,6 +433,7 @@ class Claims:
             self._nodes.news.unpark_all()
 
 
+_SILENT_S = 1.0  #: an engine that has not answered for so long is what an instance waits for
 _NAMED = 5  #: more would fill the screen
 _IN_USE = "waits for what runs there to have again what was reserved for it"
 

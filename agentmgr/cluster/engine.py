@@ -108,6 +108,9 @@ class Engine(Protocol):
     def machines(self) -> Sequence[Machine]:
         """As last known."""
 
+    def coming(self) -> int:
+        """How many more machines it has on which a node is about to be."""
+
     def troubles(self) -> tuple[str, ...]:
         """Faults that last now, for the user."""
 

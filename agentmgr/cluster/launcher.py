@@ -27,6 +27,8 @@ from .remote_slot import NothingShipped, RemoteSlot, Shipping
 SETTLE_S = 3.0
 """Longer than a daemon takes to link with a manager that has started anew: else all that should run would be
 placed on the manager's own machine, the only one that is linked then."""
+ENGINE_SETTLE_S = 10.0
+"""The same where an engine has first to be asked, and then to start daemons: 4 s were measured with Ray."""
 
 
 class Members(Protocol):
@@ -135,6 +137,10 @@ class ClusterSlot:
             claims.keep(self._instance_id, self._spec.config, record.node_id, record.gpus)
         return child
 
+    def gains_by_end_of(self, instance_id: str) -> bool:
+        claims = self._launcher.claims
+        return claims is not None and claims.makes_room(instance_id, self._instance_id)
+
     def close(self, *, lease: bool = False, leave: bool = False) -> None:
         self._launcher.placed.remove(self._instance_id)
         if (claims := self._launcher.claims) is not None:
@@ -187,8 +193,9 @@ class ClusterLauncher:
             nursery.cancel_scope.cancel()
 
     async def _settle(self) -> None:
-        with trio.move_on_after(SETTLE_S):
-            while not all(handle.linked for handle in self.nodes):
+        claims = self.claims
+        with trio.move_on_after(SETTLE_S if claims is None else ENGINE_SETTLE_S):
+            while not (all(handle.linked for handle in self.nodes) and (claims is None or claims.settled)):
                 await self.nodes.news.park()
         self._settled.set()
 

@@ -131,6 +131,7 @@ class RayEngine:
         self._observer: EngineObserver = NoObserver()
         self._machines: dict[str, Machine] = {}
         self._unfit: dict[str, Unfit] = {}
+        self._coming: set[str] = set()  # engine ids that it had at the connection, and are neither yet
         self._remarks: dict[str, tuple[str, ...]] = {}
         self._asking: dict[str, _Asking] = {}
         self._dropping: set[str] = set()
@@ -289,6 +290,7 @@ class RayEngine:
         self._link = self._new_link
         self._why_not = ""
         log.info("connected with Ray %s, %d machines", report.ray, len(report.alive))
+        self._coming = set(report.alive) - self._machines.keys() - self._unfit.keys()
         for engine_id in [it for it in (*self._machines, *self._unfit) if it not in report.alive]:
             if (reason := report.dead.get(engine_id)) is not None:
                 self._gone(engine_id, reason)
@@ -312,6 +314,9 @@ class RayEngine:
     def machines(self) -> Sequence[Machine]:
         return tuple(self._machines.values())
 
+    def coming(self) -> int:
+        return len(self._coming)
+
     def revive(self, node_id: str) -> None:
         self._post(*(Revive(it.engine_id) for it in self._machines.values() if it.node_id == node_id))
 
@@ -320,6 +325,7 @@ class RayEngine:
         self._post(Hold(tuple(sorted(engine_ids))))
 
     def _up(self, machine: Machine, remarks: tuple[str, ...]) -> None:
+        self._coming.discard(machine.engine_id)
         self._unfit.pop(machine.engine_id, None)
         for remark in remarks:
             if remark not in self._remarks.get(machine.engine_id, ()):
@@ -331,6 +337,7 @@ class RayEngine:
         self._refresh()
 
     def _is_unfit(self, engine_id: str, report: Unfit) -> None:
+        self._coming.discard(engine_id)
         if self._unfit.get(engine_id) != report:
             log.warning("machine %s cannot be a node: %s", report.address, report.reason)
         self._unfit[engine_id] = report
@@ -350,6 +357,7 @@ class RayEngine:
             self._tell(lambda: self._observer.machine_forgotten(engine_id))
 
     def _remove(self, engine_id: str) -> None:
+        self._coming.discard(engine_id)
         self._machines.pop(engine_id, None)
         self._unfit.pop(engine_id, None)
         self._remarks.pop(engine_id, None)

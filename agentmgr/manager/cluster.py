@@ -447,9 +447,7 @@ async def _own_record(store: Store, snapshot: Snapshot, labels: Mapping[str, str
     return own
 
 
-def _resources(
-    record: NodeRecord, handle: NodeHandle | None, machine: Machine | None
-) -> Mapping[str, float]:
+def _resources(record: NodeRecord, handle: NodeHandle | None, machine: Machine | None) -> Mapping[str, float]:
     """As its engine, its daemon or the database has them."""
     if machine is not None:
         return machine.resources

@@ -139,6 +139,9 @@ class _Slot:
         await trio.lowlevel.checkpoint()
         return self._starts
 
+    def gains_by_end_of(self, instance_id: str) -> bool:
+        return False
+
     async def launch(self, gpus: GpuIds = None) -> _Task:
         return _Task(self._function, self._make_record())
 

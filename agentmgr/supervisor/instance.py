@@ -46,6 +46,7 @@ from .start_permit import Missing, StartPermit, release_late
 log = logging.getLogger("agentmgr.supervisor")
 
 
+_ROOM_S = 3.0  #: until an instance makes room for its successor: something else may become free at once
 _LAST_LOOK_S = 1.0
 """After the startup deadline it is asked once more, for so long: the deadline passes without a question while
 the manager itself is suspended."""
@@ -413,6 +414,18 @@ class InstanceTask:
         Raises `ServiceFailedToStart`, `PortNotAvailable`, or `WrongState` when it was stopped.
         """
         await self._first_try.wait()
+
+    async def lacks_room_of(self, other: InstanceTask) -> None:
+        """Returns when it has waited for some seconds for what is reserved for the other one."""
+        news, other_id = self._context.recorder.news, other.view.instance_id
+        while True:
+            while not self._slot.gains_by_end_of(other_id):
+                await news.park()
+            with trio.move_on_after(_ROOM_S) as patience:
+                while self._slot.gains_by_end_of(other_id):
+                    await news.park()
+            if patience.cancelled_caught:
+                return
 
     def start_now(self) -> None:
         """Forgets past failures and cuts the backoff short, because an operator asks for a start."""

@@ -154,6 +154,9 @@ class Slot(Protocol):
         `waits` is called with what it waits for, for the user, each time that changes.
         """
 
+    def gains_by_end_of(self, instance_id: str) -> bool:
+        """Whether `place` waits for what that instance has reserved, so that it must end first."""
+
     async def launch(self, gpus: GpuIds = None) -> Child:
         """Raises `CannotLaunch`."""
 

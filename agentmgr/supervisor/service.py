@@ -86,12 +86,28 @@ class ServiceInstances:
         return [tasks[position] for position in sorted(tasks)]
 
     async def replace(self, old: InstanceTask, new: InstanceTask, *, force: bool) -> None:
-        """Ends `old` when `new` is ready; if `new` does not become ready, ends `new` and raises why."""
-        try:
-            await new.started()
-        except AgentManagerError:
-            await self.end([new], force=True)
-            raise
+        """Ends `old` when `new` is ready; if `new` does not become ready, ends `new` and raises why.
+
+        Where `new` waits for what is reserved for `old`, as for the last GPU, `old` ends first; then `new`
+        stays, whatever becomes of it.
+        """
+        failure: AgentManagerError | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def make_room() -> None:
+                await new.lacks_room_of(old)
+                old.stop(force=force)
+
+            nursery.start_soon(make_room)
+            try:
+                await new.started()
+            except AgentManagerError as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            if not old.stopped:
+                await self.end([new], force=True)
+            raise failure
         await self.end([old], force=force)
 
     async def end(

@@ -101,6 +101,9 @@ class LocalSlot:
         await trio.lowlevel.checkpoint()
         return self._shared.starts
 
+    def gains_by_end_of(self, instance_id: str) -> bool:
+        return False
+
     async def launch(self, gpus: GpuIds = None) -> LocalChild:
         try:
             return await self._launch(gpus)

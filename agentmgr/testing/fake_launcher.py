@@ -270,6 +270,9 @@ class FakeSlot:
             await self._launcher._changed.wait()
         return self._launcher.starts
 
+    def gains_by_end_of(self, instance_id: str) -> bool:
+        return False
+
     async def launch(self, gpus: GpuIds = None) -> FakeChild:
         await trio.lowlevel.checkpoint()
         launcher = self._launcher

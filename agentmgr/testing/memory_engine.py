@@ -223,6 +223,10 @@ class MemoryEngine:
     def machines(self) -> Sequence[Machine]:
         return tuple(self._known.values())
 
+    def coming(self) -> int:
+        """None: each has its node at once."""
+        return 0
+
     def troubles(self) -> tuple[str, ...]:
         return () if self._connected else ("Ray cannot be reached",)
 

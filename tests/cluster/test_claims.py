@@ -213,3 +213,29 @@ async def test_a_pending_claim_keeps_off_a_node_that_is_cordoned_meanwhile(
     cluster.manager.nodes.cordon("nod_b", False)
     await trio.sleep(3)
     assert seen(cluster, "third")[0].node == "b"
+
+
+async def test_a_rolling_restart_makes_room_one_by_one_where_all_is_in_use(
+    cluster: MemoryCluster, ray: MemoryRay, autojump_clock: object
+) -> None:
+    await cluster.register(spec("llm", gpus=1, instances=4))
+    await trio.sleep(3)
+    before = {it.instance_id for it in seen(cluster, "llm")}
+    least = 4
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            nonlocal least
+            while True:
+                await cluster.supervisor.changed()
+                serving = [it for it in seen(cluster, "llm") if it.status is ServiceStatus.RUNNING]
+                least = min(least, len(serving))
+
+        nursery.start_soon(watch)
+        await cluster.supervisor.restart(spec("llm", gpus=1, instances=4))
+        nursery.cancel_scope.cancel()
+    after = seen(cluster, "llm")
+    assert {it.status for it in after} == {ServiceStatus.RUNNING}
+    assert before.isdisjoint({it.instance_id for it in after})
+    assert least == 3
+    assert len(set(uses(cluster))) == 4

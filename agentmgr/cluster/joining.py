@@ -173,16 +173,35 @@ class Joining:
             self._nodes.forget(record.node_id)
         return record
 
-    async def cordon(self, ref: str, cordoned: bool) -> NodeRecord:
-        """Places nothing new there, or does so again. Raises `NodeNotFound`."""
+    async def cordon(self, ref: str, cordoned: bool, *, by_itself: bool = False) -> NodeRecord:
+        """Places nothing new there, or does so again. Raises `NodeNotFound`.
+
+        `by_itself`: the node has asked for it, as its machine or its job ends. Where its directory lives on,
+        the next daemon has come to work.
+        """
         async with self._writing:
-            record = evolve(self.find(ref), cordoned=cordoned)
+            record, handle = self.find(ref), self._nodes.get(self.find(ref).node_id)
+            left_by = record.left_by if record.cordoned else ""
+            if not cordoned or not by_itself:
+                left_by = ""
+            elif not record.cordoned and handle is not None and handle.facts is not None:
+                left_by = handle.facts.daemon_id  # what an operator has cordoned stays so
+            record = evolve(record, cordoned=cordoned, left_by=left_by)
             await self._put(record)
             self._nodes.cordon(record.node_id, cordoned)
         return record
 
+    def is_back(self, node_id: str) -> bool:
+        """Whether another daemon of it is linked than the one that left (`cordon`)."""
+        handle, record = self._nodes.get(node_id), self._records.get(node_id)
+        if handle is None or handle.facts is None or record is None or not record.left_by:
+            return False
+        return handle.linked and handle.facts.daemon_id != record.left_by
+
     async def describe(self, node_id: str) -> None:
         """Writes down what the node's daemon says of it now."""
+        if self.is_back(node_id):
+            await self.cordon(node_id, False)
         async with self._writing:
             handle, record = self._nodes.get(node_id), self._records.get(node_id)
             if handle is not None and record is not None:

@@ -32,6 +32,7 @@ from ..node.protocol import (
     InstanceState,
     Launch,
     Launched,
+    Leaving,
     Numbered,
     Order,
     Sent,
@@ -124,6 +125,7 @@ class NodeHandle:
         self.unlinked_why = "not linked since the manager has started"
         self.lost: str | None = None  #: the reason, from when it was given up until it links again
         self.forgotten = False  #: it will not come back
+        self.ended = False  #: its daemon has said that it ends
         self.refused = ""  #: why its last daemon was not let in; "": it was
         self.figures: Figures | None = None  #: the last ones
         self.news = trio.lowlevel.ParkingLot()  #: unparked when it links, falls silent or is lost
@@ -354,6 +356,8 @@ class NodeHandle:
                 self._end_if_stray(state)
             case Numbered(number, answer):
                 self._answered(opening.link, number, answer)
+            case Leaving():
+                self.ended = True
             case Figures():
                 self._measured(message)
         if opening.welcome:
@@ -373,7 +377,7 @@ class NodeHandle:
         else:
             self.refused = ""
             self._serving.cancel()
-            self._serving, self._link, self.facts = scope, opening.link, hello.facts
+            self._serving, self._link, self.facts, self.ended = scope, opening.link, hello.facts, False
             self.clock_skew_s = (hello.now - utc_now()).total_seconds()
             opening.link.put(Welcome(self._manager_id, tuple(self._calls), self._generation))
             for call in self._calls.values():

@@ -222,7 +222,7 @@ class Nodes:
             self._take_description(handle)
         else:
             self._linked.discard(node_id)
-            self._liveness.link_down(node_id, now)
+            self._liveness.link_down(node_id, now, in_order=handle.ended)
         self._look()
 
     def _take_description(self, handle: NodeHandle) -> None:

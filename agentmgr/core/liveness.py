@@ -16,6 +16,7 @@ The rules, for each node:
 * When more than half of the nodes that were linked are down together, it is the manager that is cut off.
   Then none of them is lost before the engine says so: else the manager would start all instances on the one
   node that it reaches, its own, which counts as linked.
+* A daemon that has ended in order said so: its silence is no sign that the manager is cut off.
 * That ends when at most half of these nodes are still down. They get `lost_after` from then on: nodes come
   back one after the other.
 * Nodes that an earlier manager knew count as linked ones only if they ran something, or have linked since:
@@ -47,7 +48,7 @@ class Change:
 @define
 class _Facts:
     since: float  #: when its link went up or down
-    counts: bool  #: it was linked, so that its silence is a sign
+    counts: bool  #: it was linked, and did not say that it ends, so that its silence is a sign
     linked: bool = False
     cordoned: bool = False
     gone: str = ""  #: why the engine says that it is gone
@@ -79,9 +80,10 @@ class Liveness:
         facts = self._nodes[node_id]
         facts.linked, facts.counts, facts.surely_gone, facts.since = True, True, False, now
 
-    def link_down(self, node_id: str, now: float) -> None:
+    def link_down(self, node_id: str, now: float, *, in_order: bool = False) -> None:
+        """`in_order`: its daemon has said that it ends."""
         facts = self._nodes[node_id]
-        facts.linked, facts.since = False, now
+        facts.linked, facts.since, facts.counts = False, now, not in_order
 
     def cordon(self, node_id: str, cordoned: bool) -> None:
         self._nodes[node_id].cordoned = cordoned

@@ -335,9 +335,9 @@ class JoinedCluster:
             self._plane.publisher.changed()
         return node
 
-    async def cordon(self, ref: str, cordoned: bool) -> Node:
+    async def cordon(self, ref: str, cordoned: bool, *, by_itself: bool = False) -> Node:
         """Raises `NodeNotFound`."""
-        return self.get((await self.joining.cordon(ref, cordoned)).name)
+        return self.get((await self.joining.cordon(ref, cordoned, by_itself=by_itself)).name)
 
     def _is_linked(self, node_id: str) -> bool:
         return (handle := self.nodes.get(node_id)) is not None and handle.linked
@@ -360,6 +360,9 @@ class JoinedCluster:
         if state is NodeState.SILENT and self.claims is not None:
             self.claims.engine.revive(node_id)
         if self._plane is not None:
+            if self.joining.is_back(node_id):
+                self._described.add(node_id)
+                self._news.set()
             self._announce(f"node.{state}", self.nodes.name_of(node_id), reason=reason)
             self._plane.publisher.changed()
 

@@ -26,14 +26,17 @@ each service)."""
 _ENDING = (ServiceStatus.DRAINING, ServiceStatus.STOPPING)
 
 
-async def drain(plane: ControlPlane, cluster: JoinedCluster, ref: str, timeout_s: float) -> DrainedNode:
+async def drain(
+    plane: ControlPlane, cluster: JoinedCluster, ref: str, timeout_s: float, *, by_itself: bool = False
+) -> DrainedNode:
     """Cordons it, and moves what runs there, all at once: each instance is drained and ended when one that
     takes its place is ready elsewhere. What cannot move runs on, and so does what has not moved in time.
 
     A job is not interrupted: its end is waited for. The sessions that are kept there move too, unless their
-    service stays. To drain a node again goes on with what is left. Raises `NodeNotFound`.
+    service stays. To drain a node again goes on with what is left. `by_itself`: the node has asked for it,
+    and its next daemon lifts the cordon. Raises `NodeNotFound`.
     """
-    node = await cluster.cordon(ref, True)
+    node = await cluster.cordon(ref, True, by_itself=by_itself)
     work = NodeDrain(plane.supervisor, cluster.launcher, node.node_id)
     unread: tuple[str, ...] = ()
     with trio.move_on_after(timeout_s):
@@ -59,7 +62,7 @@ async def drain_for(
 
         async def work(ask: DrainMe) -> None:
             try:
-                link.put(Drained(await drain(plane, cluster, node_id, ask.timeout_s)))
+                link.put(Drained(await drain(plane, cluster, node_id, ask.timeout_s, by_itself=True)))
             except AgentManagerError as error:
                 link.put(Drained(None, error.message))
 

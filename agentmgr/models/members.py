@@ -46,6 +46,7 @@ class NodeRecord:
     key_digest: str = field(default="", repr=False)  #: SHA-256 of the public key that it joined with
     joined_at: datetime = Factory(utc_now)
     cordoned: bool = False  #: nothing new is placed there
+    left_by: str = ""  #: the daemon (`Facts.daemon_id`) that had it drained: the next one lifts the cordon
 
 
 @frozen

@@ -186,6 +186,7 @@ class NodeDaemon:
             boot_id=procfs.boot_id(),
             agentmgr=__version__,
             python=platform.python_version(),
+            daemon_id=new_id("dmn"),
         )
         logs = directory / "logs"
         logs.mkdir(mode=0o700, exist_ok=True)
@@ -403,4 +404,5 @@ async def running(daemon: NodeDaemon) -> AsyncIterator[None]:
         nursery.start_soon(daemon.keep_certificate)
         nursery.start_soon(daemon.tell_former_manager)
         yield
+        await daemon.node.leave()
         nursery.cancel_scope.cancel()

@@ -36,6 +36,7 @@ from .protocol import (
     Facts,
     Figures,
     Hello,
+    Leaving,
     Numbered,
     Report,
     Sent,
@@ -58,6 +59,7 @@ Dial = Callable[[], Awaitable[trio.abc.Stream]]
 _DIAL_PAUSE_S = (0.05, 2.0)  #: the first and the longest between two dials; by chance down to half as long
 FORGOTTEN_S = 600.0  #: for an operator to restore the right database, or to join the node again
 _JOINS_AGAIN_S = 60.0  #: the least of that for each daemon
+_FAREWELL_S = 1.0  #: for a manager to take the daemon's last words
 _TIDY_EVERY_S = 3600.0
 _LOOK_EVERY_S = 1.0  #: for what no event reports: a status text, the lease
 
@@ -172,6 +174,13 @@ class Node:
         """Says it now; without a link it is dropped."""
         if self._link is not None:
             self._link.put(report)
+
+    async def leave(self) -> None:
+        """Says that the daemon ends."""
+        if self._link is not None:
+            self._link.put(Leaving())
+            with trio.move_on_after(_FAREWELL_S):
+                await self._link.flushed()
 
     def stand(self, key: Hashable, report: Report) -> None:
         """Says it now, and at each new link before `Complete`, until another one stands for this key."""

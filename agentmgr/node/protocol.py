@@ -76,6 +76,7 @@ class Facts:
     boot_id: str = ""
     agentmgr: str = ""  #: versions
     python: str = ""
+    daemon_id: str = ""  #: of this run of the daemon
 
 
 @frozen
@@ -151,6 +152,11 @@ class GatewayTroubles:
     """Why gateways that the node is to keep do not run, for people; none where all do."""
 
     reasons: tuple[str, ...]
+
+
+@frozen
+class Leaving:
+    """The daemon ends in order; what runs on the node lives on, if the machine does."""
 
 
 # What a manager says that has no answer.
@@ -391,7 +397,7 @@ class Checked:
     result: ProbeResult
 
 
-Report = Hello | Has | Complete | Changed | Figures | GatewayTroubles
+Report = Leaving | Hello | Has | Complete | Changed | Figures | GatewayTroubles
 Directive = Welcome | Unwelcome | Settled | Cancel
 Order = (
     Launch

@@ -50,6 +50,11 @@ def test_a_node_is_emptied_by_the_manager_or_by_itself(a_cluster: ACluster) -> N
             {"node": "b", "moved": 0, "left": 0},
             {"node": "c", "moved": placed.count("c") + 1, "left": 1},
         ]
+        # Its machine is back, in the same directory: the next daemon has come to work.
+        assert cluster.states()["c"] == "cordoned"
+        cluster.kill_node("c")
+        cluster.start_node("c")
+        cluster.until(lambda: cluster.states()["c"] == "linked")
         assert "the directory of no node" in shell.fails(
             "node", "--drain", "--directory", str(shell.directory)
         )

@@ -122,6 +122,22 @@ def test_half_of_the_nodes_is_not_more_than_half() -> None:
     assert {change.node_id for change in liveness.look(15)} == {"b", "c"}
 
 
+def test_nodes_whose_daemons_end_in_order_are_no_sign_of_a_cut_unless_they_link_again() -> None:
+    liveness = cluster("b", "c", "d")
+    for name in "bcd":
+        liveness.link_down(name, 0, in_order=True)
+    liveness.look(0)
+    assert not liveness.cut_off
+    assert {change.node_id for change in liveness.look(15)} == {"b", "c", "d"}
+    for name in "bcd":
+        liveness.link_up(name, 20)
+    liveness.look(20)
+    for name in "bcd":
+        liveness.link_down(name, 30)
+    liveness.look(30)
+    assert liveness.cut_off
+
+
 def test_losses_one_after_the_other_are_no_cut() -> None:
     liveness = cluster("b", "c", "d")
     for at, name in ((0, "b"), (20, "c"), (40, "d")):

@@ -10,7 +10,7 @@ _SERVICE = """
     service_id name description agent_factory_path command host port endpoint tags status desired_status
     health error_message version created_at updated_at started_at restart_count next_restart_at
     active_sessions config instances port_is_fixed next_run_at last_run reload_error preloaded remarks
-    wanted_instances
+    wanted_instances journal
 """
 _SYSTEM = "services connections health instances troubles"
 _SESSION = """

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Protocol
 
 import trio
+from attrs import evolve
 
 from ..models.nodes import NodeState
 from ..node.protocol import (
@@ -41,7 +42,7 @@ class ClusterGateways:
     def __init__(self, nodes: Nodes, settings: Settings, *, lease_s: float) -> None:
         """`lease_s`: of the seats that a gateway on a node holds."""
         self._nodes = nodes
-        self._settings = settings
+        self._settings = _for_a_gateway(settings)
         self._lease_s = lease_s
         self._ports: list[tuple[Settings, int]] = []  # where clients are served, in the order of `serving`
         self._chosen: list[str] = []  # ids of nodes where they are, the first chosen first
@@ -59,7 +60,7 @@ class ClusterGateways:
     @contextmanager
     def serving(self, settings: Settings, port: int) -> Iterator[None]:
         """Inside the block the nodes serve clients at that port too, as the setting `gateways` has it."""
-        served = settings, port
+        served = _for_a_gateway(settings), port
         self._ports.append(served)
         self._order()
         try:
@@ -160,3 +161,8 @@ def choose(setting: str, chosen: Iterable[str], handles: Iterable[NodeHandle]) -
     most = {"head": 0, "all": len(there)}.get(setting)
     most = int(setting) if most is None else most
     return [*kept, *(node_id for _, node_id in new)][:most]
+
+
+def _for_a_gateway(settings: Settings) -> Settings:
+    """Without what it does not need, and which may have a password."""
+    return evolve(settings, sessions_url=None)

@@ -93,6 +93,7 @@ def service_view(
     job: JobState | None = None,
     next_run_at: datetime | None = None,
     reload_error: str | None = None,
+    journal: str | None = None,
     preloaded: str | None = None,
     remarks: tuple[str, ...] = (),
 ) -> Service:
@@ -130,6 +131,7 @@ def service_view(
         last_run=None if job is None else job.last,
         next_run_at=next_run_at,
         reload_error=reload_error,
+        journal=journal,
         preloaded=preloaded,
         remarks=remarks,
     )

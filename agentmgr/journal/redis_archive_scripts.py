@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .redis_connection import Script
-from .redis_scripts import ALWAYS, COMMON
+from .redis_scripts import ALWAYS, COMMON, OF_SESSION
 
 LOOKED_AT = 2000  #: sessions, in one script: it takes 5 ms
 ERASED_AT_ONCE = 50
@@ -79,23 +79,18 @@ return found
     ALWAYS,
 )
 
-_ERASING = """
+_ERASING = (
+    OF_SESSION
+    + """
 local erased = {}
 local function erase(id)
-    local session = base .. 'session:' .. id
-    local one = redis.call('HMGET', session, 'owner', 'bytes', 'named', 'created_at')
-    if not one[4] then return end
+    local one = redis.call('HMGET', session_key(id), 'owner', 'bytes', 'created_at')
+    if not one[3] then return end
     if one[1] then redis.call('ZREM', base .. 'by_use:' .. one[1], id) end
     redis.call('ZREM', base .. 'by_use', id)
-    if one[3] and redis.call('HGET', base .. 'names', one[3]) == id then
-        redis.call('HDEL', base .. 'names', one[3])
-    end
-    for _, step in ipairs(redis.call('HKEYS', base .. 'questions:' .. id)) do
-        redis.call('ZREM', base .. 'asked', id .. ' ' .. step)
-    end
-    redis.call('ZREMRANGEBYLEX', base .. 'unfinished', '[' .. id .. ' ', '(' .. id .. '!')
+    ended(id)
     redis.call('HINCRBY', meta, 'bytes', -(tonumber(one[2] or 0)))
-    redis.call('UNLINK', session, base .. 'events:' .. id, base .. 'turns:' .. id, base .. 'questions:' .. id)
+    redis.call('UNLINK', session_key(id), base .. 'events:' .. id, base .. 'turns:' .. id)
     erased[#erased + 1] = id
 end
 local function forget_links()
@@ -116,6 +111,7 @@ local function forget_links()
     end
 end
 """
+)
 
 ERASE = Script(
     COMMON

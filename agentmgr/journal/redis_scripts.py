@@ -67,7 +67,7 @@ _OF_CLAIM = """
 redis.call('HINCRBY', batches, holder .. ' claims', 1)
 """
 
-_OF_SESSION = """
+OF_SESSION = """
 local all_bytes = 0
 local function session_key(id) return base .. 'session:' .. id end
 
@@ -90,8 +90,6 @@ local function take_name(id, field)
     if redis.call('HSETNX', base .. 'names', field, id) == 0
         and redis.call('HGET', base .. 'names', field) ~= id then
         redis.call('HDEL', session_key(id), 'name') -- another session got it
-    else
-        redis.call('HSET', session_key(id), 'named', field)
     end
 end
 local function free_name(id)
@@ -177,7 +175,7 @@ return {{redis.call('HGET', meta, 'made'), lacks and 1 or 0}}
 COMMIT = Script(
     COMMON
     + _OF_HOST
-    + _OF_SESSION
+    + OF_SESSION
     + """
 -- then the number of this batch; sessions: id, epoch, 1 if it is new, changes; connections: id, what, state
 -- -> the ids of the sessions, and of the connections, that others have
@@ -220,7 +218,7 @@ WHOLE = Script(
     COMMON
     + _OF_HOST
     + _OF_CLAIM
-    + _OF_SESSION
+    + OF_SESSION
     + """
 -- then id, epoch, 1 if it had been written, changes -> the new epoch, or 0: another has it, or it was erased
 local id, epoch, had_row = arg(), number(), arg()
@@ -241,7 +239,7 @@ CREATE_NAMED = Script(
     COMMON
     + _OF_HOST
     + _OF_CLAIM
-    + _OF_SESSION
+    + OF_SESSION
     + """
 -- then the name's field, id, changes -> the id of the session that has the name
 local field, id = arg(), arg()

@@ -190,6 +190,7 @@ class ControlPlane:
             job=self.jobs.state(spec.service_id),
             next_run_at=self.scheduler.next_run(spec),
             reload_error=self.reloads.error(spec.service_id),
+            journal=self.network.shown(spec.config),
             preloaded=self.supervisor.preloaded(spec.service_id),
             remarks=self._remarks(spec, instances),
         )

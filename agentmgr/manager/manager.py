@@ -395,6 +395,7 @@ class AgentManager:
         known = doctor.Known(services, snapshot.instances, self.list_tokens(), self.get_token_policy())
         work = partial(doctor.examine, self.paths, self.settings, known, self.get_info())
         findings = await trio.to_thread.run_sync(work, limiter=self._diagnosing)
+        findings += await plane.network.examine()
         return findings if plane.cluster is None else findings + await plane.cluster.examine(services)
 
     # Routing

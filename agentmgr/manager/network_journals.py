@@ -20,18 +20,23 @@ from attrs import define, field, frozen
 from ..errors import AgentManagerError, StorageError
 from ..journal.archive import Archive, ArchiveFigures
 from ..journal.holders import holder_of
-from ..models import InstanceRecord, ServiceConfig, ServiceSpec
+from ..models import InstanceRecord, Service, ServiceConfig, ServiceSpec
 from ..models.network_journal import expanded, shown
 from ..replacing import replace
 
 if TYPE_CHECKING:
     from ..journal.redis_connection import Redis, RedisAddress
+    from .doctor import Finding
 
 log = logging.getLogger(__name__)
 
 FILE = "network.json"  #: beside the journals that are files
 LOOK_S = 10.0  #: between looks at each
 RETRY_S = 1.0
+_ADVICE = (
+    "see whether Redis runs and can be reached from here; sessions go on in the memory of their instances, "
+    "and are written once it can"
+)
 MOST_ENDED = 10_000  #: instances that are remembered until a journal can be told of their end
 
 
@@ -63,7 +68,7 @@ class NetworkJournals:
     """
 
     def __init__(
-        self, default: str | None, services: Callable[[], Iterable[ServiceSpec]], directory: Path
+        self, default: str | None, services: Callable[[], Iterable[ServiceSpec | Service]], directory: Path
     ) -> None:
         self._default, self._services = default, services
         self._file = directory / FILE
@@ -77,6 +82,10 @@ class NetworkJournals:
 
     def url_of(self, config: ServiceConfig) -> str | None:
         return config.journal_url(self._default)
+
+    def shown(self, config: ServiceConfig) -> str | None:
+        url = self.url_of(config)
+        return None if url is None else shown(url)
 
     def urls(self) -> Sequence[str]:
         """Of all that are in use, or were."""
@@ -103,6 +112,26 @@ class NetworkJournals:
     def figures(self) -> Mapping[str, ArchiveFigures]:
         """As they were a moment ago, by service id."""
         return {key: one for known in self._known.values() for key, one in known.figures.items()}
+
+    async def examine(self) -> list[Finding]:
+        """Of each: whether it can be asked, and whether sessions are safe there; for `agentmgr doctor`."""
+        from .doctor import Finding
+
+        findings: list[Finding] = []
+        for url in self.urls():
+            what = f"sessions in {shown(url)}"
+            try:
+                from ..journal.redis_look import look_at
+
+                async with self._asked(url) as redis:
+                    remarks = await look_at(redis)
+            except (StorageError, AgentManagerError) as error:
+                findings.append(Finding(what, "error", error.message, _ADVICE))
+                continue
+            findings += (Finding(what, "warning", remark) for remark in remarks)
+            if not remarks:
+                findings.append(Finding(what, "ok", "it answers, and keeps what is written to it"))
+        return findings
 
     # Instances
 

@@ -100,6 +100,9 @@ class Service:
     port_is_fixed: bool = False  #: by the registration; else a free one is chosen at each start
     last_run: JobRun | None = None  #: of a job
     next_run_at: datetime | None = None  #: of one with a schedule
+    journal: str | None = (
+        None  #: the network journal of its sessions, without a password; None: a file, or none
+    )
     preloaded: str | None = None  #: what its next start finds imported, or why nothing; of an agent file
     reload_error: str | None = None  #: why what was saved last does not run, where its files are watched
     remarks: tuple[str, ...] = ()  #: what of its registration has no effect now, and why

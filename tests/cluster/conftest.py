@@ -111,6 +111,9 @@ class Cluster:
     def states(self) -> dict[str, str]:
         return {name: node["state"] for name, node in self.nodes().items()}
 
+    def service_id(self, service: str) -> str:
+        return str(json.loads(self.shell.ok("status", service, "--format", "json"))["service_id"])
+
     def instances(self, service: str) -> dict[int, Node]:
         """By position, as `agentmgr status` has them."""
         found = json.loads(self.shell.ok("status", service, "--format", "json"))

@@ -15,6 +15,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -31,7 +32,7 @@ from agentmgr.process.paths import RuntimePaths
 from agentmgr.protocol import PARTIAL_ANSWER, TURN_ENDS
 from tests.proxy.conftest import connected, eventually
 
-_AGENT = """
+AGENT = """
 import trio
 
 def create_agent():
@@ -88,9 +89,13 @@ class Chat:
 
     def check(self, path: Path) -> None:
         """All that it got is what the journal has of its session, once, in order; and the answers."""
+        self.check_by(stored(path, self.session_id))
+
+    def check_by(self, stored: Sequence[bytes]) -> None:
+        """`stored`: the texts of all events of its session."""
         texts = [text.partition(b",")[2] for text in self.events]  # without the connection's id
         said = [text for text in texts if b'"seq":' in text]
-        kept = [text[1:] for text in stored(path, self.session_id)]
+        kept = [text[1:] for text in stored]
         assert said == kept, (self.name, len(said), len(kept))
         names = Counter(json.loads(text)["event"] for text in self.events if b'"seq":' not in text)
         assert names["system.connected"] == 1, names
@@ -128,7 +133,7 @@ async def kill_under_clients(
     directory: Path, *, kills: int, draw: Random, clients: int = 6, instances: int = 2, restarts: float = 0.1
 ) -> Counter[str]:
     """`restarts`: which share of the kills are planned restarts instead."""
-    (directory / "agent.py").write_text(_AGENT)
+    (directory / "agent.py").write_text(AGENT)
     count: Counter[str] = Counter()
     talkers: list[Chat | Lines] = [(Chat, Chat, Lines)[i % 3](f"c{i}") for i in range(clients)]
     over = trio.Event()

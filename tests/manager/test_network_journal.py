@@ -66,6 +66,9 @@ async def test_a_session_outlives_its_instance_at_once_and_no_one_sees_the_passw
             said = str(await session.ask("environment"))
             assert "AGENTMGR_INSTANCE_ID" in said
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+            assert manager.get_service("one").journal == f"unix://:***@{server.socket}"
+            (found,) = [it for it in await manager.diagnose() if it.what.startswith("sessions in")]
+            assert (found.result, found.what) == ("ok", f"sessions in unix://:***@{server.socket}")
             shown = to_json(asdict(manager.get_service("one"))) + repr(manager.settings)
             for text in (said, words, shown):
                 assert PASSWORD not in text
@@ -120,6 +123,8 @@ async def test_while_redis_is_away_it_is_said_and_sessions_that_are_elsewhere_ar
                 server.kill()
                 await eventually(lambda: "cannot be reached" in str(manager.get_info()["degraded"]))
                 assert PASSWORD not in str(manager.get_info()["degraded"])
+                (found,) = [it for it in await manager.diagnose() if it.what.startswith("sessions in")]
+                assert (found.result, "cannot be reached" in found.found) == ("error", True)
                 (unreadable,) = (await manager.sessions.list("one")).unreadable
                 assert unreadable == f"unix://:***@{server.socket}"
                 server.start()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...errors import AgentManagerError
 from .. import environment
@@ -14,6 +14,7 @@ from ..render import print_table
 if TYPE_CHECKING:
     from ...client.api import ManagerClient
     from ...manager.doctor import Finding, Known
+    from ...settings import Settings
 
 
 @subcommand("doctor", example="agentmgr doctor")
@@ -44,7 +45,9 @@ async def command(cli: Cli, output: str) -> int:
                 advice = f"`agentmgr restart {service.name} {words}`"
                 findings.append(doctor.Finding(f"service {service.name}", "warning", seen, advice))
         if client is not None and info is not None:
-            findings += await _of_nodes(client, info)
+            findings += await _of_manager(client)
+        elif isinstance(known, doctor.Known):
+            findings += await _of_journals(cli, settings, known)
         if info is not None and (missed := environment.stale(cli.paths)):
             seen = f"the manager does not have this shell's {', '.join(missed)}"
             findings.append(doctor.Finding("environment", "warning", seen, environment.advice()))
@@ -59,17 +62,22 @@ async def command(cli: Cli, output: str) -> int:
     return int(any(finding.result == "error" for finding in findings))
 
 
-async def _of_nodes(client: ManagerClient, info: dict[str, Any]) -> list[Finding]:
-    """What only the manager can ask, and about."""
+async def _of_manager(client: ManagerClient) -> list[Finding]:
+    """What only the manager can ask: nodes, and journals whose addresses are in its environment."""
     from ...manager.doctor import Finding
 
-    if all(listener["kind"] != "cluster" for listener in info["listeners"]):
-        return []
     return [
         Finding(**found)
         for found in await client.diagnose()
-        if found["what"] == "cluster" or found["what"].startswith("node ")
+        if found["what"] == "cluster" or found["what"].startswith(("node ", "sessions in "))
     ]
+
+
+async def _of_journals(cli: Cli, settings: Settings, known: Known) -> list[Finding]:
+    from ...manager.network_journals import NetworkJournals
+
+    directory = cli.paths.sessions
+    return await NetworkJournals(settings.sessions_url, lambda: known.services, directory).examine()
 
 
 async def _known(cli: Cli, client: ManagerClient | None) -> Known | Finding:

@@ -99,6 +99,7 @@ def _print(service: Service, stats: dict[str, Any], ends: Sequence[InstanceEnd])
                 f"{service.active_sessions} active, {sessions['completed']} completed, "
                 f"{sessions['failed']} failed",
             ),
+            ("kept in", service.journal),
             ("average session", duration(sessions["average_duration_s"])),
             ("handshake", _percentiles(stats["response_time"]["handshake"])),
             ("first byte", _percentiles(stats["response_time"]["first_byte"])),

@@ -93,7 +93,7 @@ class Lease:
         while True:
             before = Written(self._written.made, self._written.batch, self._written.claims)
             try:
-                made, batch, claims = await redis.run(RENEW, [self._keys.meta], self._holder)
+                made, batch, claims = await redis.run(RENEW, [self._keys.meta], self._holder, before.made)
             except RedisTrouble as trouble:
                 since = trio.current_time() if since is None else since
                 if not trouble.passes or trio.current_time() - since >= self._patience_s:

@@ -9,7 +9,7 @@ certain: where Redis has fewer, it lacks something that it had. The script then 
 from __future__ import annotations
 
 from .redis_connection import Script
-from .redis_keys import LEASE_S, REMEMBERED_S, SILENCE_S
+from .redis_keys import LEASE_S, REMEMBERED_S, SILENCE_S, VERSION
 
 STALE = b"stale"
 PULSE_S = 1.0  #: of many hosts that renew, one in a second writes the time
@@ -34,7 +34,7 @@ end
 -- looked at: the first that comes after the silence notes it.
 local function grace_until(now)
     local times = redis.call('HMGET', meta, 'version', 'pulse', 'grace_until')
-    if not times[1] then return 0 end -- there is no journal yet, and this begins none
+    if times[1] ~= '{VERSION}' then return 0 end -- there is no journal yet, or one that is not ours
     local silence, grace = now - tonumber(times[2] or now - {PULSE_S * 1000:.0f}), tonumber(times[3] or 0)
     if silence > {SILENCE_S * 1000:.0f} then
         grace = now + {LEASE_S * 1000:.0f}
@@ -312,10 +312,10 @@ return 1
 RENEW = Script(
     COMMON
     + """
--- holder -> mark, batch, claims: as far as Redis has them
+-- holder, mark -> mark, batch, claims: as far as Redis has them
 local now = now_ms()
 grace_until(now)
-if redis.call('EXISTS', meta) == 1 then renew(ARGV[1], now) end
+if redis.call('HGET', meta, 'made') == ARGV[2] then renew(ARGV[1], now) end
 return {redis.call('HGET', meta, 'made'), unpack(redis.call('HMGET', batches, ARGV[1], ARGV[1] .. ' claims'))}
 """,
     ALWAYS,

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
+from attrs import evolve
+
 from .journal import (
     Accepted,
     Answered,
@@ -80,7 +82,8 @@ def changes(keys: Keys, place: Place, several: Sequence[Change | Released]) -> l
 
 def whole(keys: Keys, place: Place, snapshot: SessionSnapshot, last_seq: int) -> list[Command]:
     """A session as its copy has it; Redis has its events up to `last_seq`."""
-    record = snapshot.record
+    last_turn = max((turn.number for turn in snapshot.turns), default=0)
+    record = evolve(snapshot.record, last_turn=max(snapshot.record.last_turn, last_turn))
     id_ = record.session_id
     commands: list[Command] = [("HSET", keys.session(id_), *_fields(record))]
     commands += _used(keys, record, record.last_used_at)

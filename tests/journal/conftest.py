@@ -5,10 +5,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
-import trio
 from attrs import evolve
 
-from agentmgr.journal import holders, redis, redis_keys, redis_leases, sqlite_archive
+from agentmgr.journal import holders, redis, redis_keys, redis_leases, redis_reading, sqlite_archive
 from agentmgr.journal.file_archive import DirectoryArchive
 from agentmgr.journal.journal import Frame, SessionRecord, SessionSnapshot
 from agentmgr.journal.redis_archive import RedisArchive
@@ -90,8 +89,18 @@ class FileHosts(Hosts):
     async def revoke(self, instance_id):
         holders.revoke(self.path.parent, instance_id)
 
-    async def erase(self, session_id):
-        await trio.to_thread.run_sync(sqlite_archive.erase, self.path, session_id)
+    def place(self, _):
+        """For `host_process`: where the journal is, and what a host's environment has of it."""
+        return str(self.path), {}
+
+    async def ended(self, instance_id):
+        """What a manager does when the process of an instance has ended."""
+
+    async def events(self, session_id):
+        found = []
+        while more := sqlite_archive.events(self.path, session_id, len(found)):
+            found += more
+        return found
 
     async def lose(self):
         self.path.unlink(missing_ok=True)
@@ -114,8 +123,14 @@ class RedisHosts(Hosts):
         self._run_of = {}
 
     def open(self, instance_id):
+        return self._open(instance_id, run=self._new_run(instance_id))
+
+    def place(self, instance_id):
+        return f"{self.server.url}#{self.keys.service_id}", {"RUN": self._new_run(instance_id)}
+
+    def _new_run(self, instance_id):
         run = self._run_of[instance_id] = f"{next(self._runs)}"
-        return self._open(instance_id, run=run)
+        return run
 
     @staticmethod
     def archive_at(url):
@@ -130,6 +145,12 @@ class RedisHosts(Hosts):
         async with self.redis() as connected:
             holder = f"{instance_id}:{self._run_of[instance_id]}"
             await redis_leases.revoke(connected, self.keys, holder)
+
+    ended = revoke
+
+    async def events(self, session_id):
+        async with self.redis() as connected:
+            return await redis_reading.frames(connected, self.keys, session_id, 1, 2**62, 2**30)
 
     async def lose(self):
         async with self.redis() as connected:

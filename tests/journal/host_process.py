@@ -13,8 +13,8 @@ import sys
 import trio
 from attrs import evolve
 
+from agentmgr.journal import redis, sqlite
 from agentmgr.journal.journal import Frame, HeldElsewhere, SessionRecord, SessionSnapshot
-from agentmgr.journal.sqlite import open_journal
 
 
 def tell(word):
@@ -45,8 +45,16 @@ class Copy:
         self.held.write(Frame(self.said, 0, b"%d of %s" % (self.said, text.encode())))
 
 
-async def main(path, instance_id, session_id):
-    async with open_journal(path, instance_id) as journal:
+def open_journal(where, instance_id):
+    """`where`: a file, or the URL of a Redis and a service there."""
+    url, at, service_id = where.partition("#")
+    if not at:
+        return sqlite.open_journal(where, instance_id)
+    return redis.open_journal(url, service_id, instance_id, run=os.environ["RUN"])
+
+
+async def main(where, instance_id, session_id):
+    async with open_journal(where, instance_id) as journal:
         sys.stdin.readline()  # all begin at once
         try:
             held = await journal.take_up(session_id)

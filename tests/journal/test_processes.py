@@ -1,25 +1,27 @@
-"""Hosts that are killed, stopped, or want the same session at once. Real processes, one file."""
+"""Hosts that are killed, stopped, or want the same session at once. Real processes, one journal."""
 
 import os
 import random
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
-from agentmgr.journal import holders, sqlite_archive
+import trio
+
+from agentmgr.journal import holders
 
 SCRIPT = Path(__file__).parent / "host_process.py"
 KILLS = int(os.environ.get("JOURNAL_KILLS", "6"))
 
 
 class Process:
-    def __init__(self, path, instance_id, session_id="ses_1", **environment):
-        command = [sys.executable, str(SCRIPT), str(path), instance_id, session_id]
-        environment |= os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    def __init__(self, hosts, instance_id, session_id="ses_1", **environment):
+        where, more = hosts.place(instance_id)
+        command = [sys.executable, str(SCRIPT), where, instance_id, session_id]
+        environment |= more | os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         self.popen = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -50,42 +52,44 @@ class Process:
         return max((int(word) for word in heard.split() if word.isdigit()), default=0)
 
 
-def events(path):
+async def events(hosts):
     """The numbers of all events, and who said each."""
-    found = []
-    while more := sqlite_archive.events(path, "ses_1", len(found)):
-        found += more
+    found = await hosts.events("ses_1")
     return [frame.seq for frame in found], [frame.line.decode().split() for frame in found]
 
 
-def test_what_was_called_back_as_committed_is_there_after_a_kill(hosts):
+async def test_what_was_called_back_as_committed_is_there_after_a_kill(any_hosts):
     seed = random.randrange(2**32)
     print("seed", seed)
     chance = random.Random(seed)
     for number in range(KILLS):
-        with Process(hosts.path, f"inst_{number}") as process:
+        with Process(any_hosts, f"inst_{number}") as process:
             process.go()
             process.hears("held")
-            time.sleep(chance.random() * 0.2)
+            await trio.sleep(chance.random() * 0.2)
             committed = process.kill()
-        numbers, said = events(hosts.path)
+        await any_hosts.ended(f"inst_{number}")
+        numbers, said = await events(any_hosts)
         assert len(numbers) >= committed
         assert numbers == list(range(1, len(numbers) + 1))
         assert [int(words[0]) for words in said] == numbers
     assert len(numbers) > 0
 
 
-def test_of_several_that_want_a_session_at_once_one_has_it(hosts):
-    with Process(hosts.path, "inst_0") as first:
+async def test_of_several_that_want_a_session_at_once_one_has_it(any_hosts):
+    with Process(any_hosts, "inst_0") as first:
         first.go()
         first.hears(5)
+    await any_hosts.ended("inst_0")
     for attempt in range(3):
         with ExitStack() as stack:
-            several = [stack.enter_context(Process(hosts.path, f"inst_{attempt}_{n}")) for n in range(3)]
+            several = [stack.enter_context(Process(any_hosts, f"inst_{attempt}_{n}")) for n in range(3)]
             for process in several:
                 process.go()
             answers = [process.popen.stdout.readline().strip() for process in several]
             assert sorted(answers) == ["elsewhere", "elsewhere", "held"]
+        for n in range(3):
+            await any_hosts.ended(f"inst_{attempt}_{n}")
 
 
 def test_a_child_that_a_host_forks_does_not_keep_its_lock(tmp_path):
@@ -107,21 +111,21 @@ def test_a_child_that_a_host_forks_does_not_keep_its_lock(tmp_path):
     os.waitpid(child, 0)
 
 
-def test_a_holder_that_was_stopped_while_its_session_moved_writes_nothing_more(hosts):
-    with Process(hosts.path, "inst_1", STOP_AT="20") as stopped:
+async def test_a_holder_that_was_stopped_while_its_session_moved_writes_nothing_more(any_hosts):
+    with Process(any_hosts, "inst_1", STOP_AT="20") as stopped:
         stopped.go()
-        os.waitpid(stopped.popen.pid, os.WUNTRACED)
-        with Process(hosts.path, "inst_2") as refused:
+        await trio.to_thread.run_sync(os.waitpid, stopped.popen.pid, os.WUNTRACED)
+        with Process(any_hosts, "inst_2") as refused:
             refused.go()
             refused.hears("elsewhere")
-        holders.revoke(hosts.path.parent, "inst_1")
-        with Process(hosts.path, "inst_2") as holder:
+        await any_hosts.revoke("inst_1")
+        with Process(any_hosts, "inst_2") as holder:
             holder.go()
             holder.hears("held")
             stopped.popen.send_signal(signal.SIGCONT)
             stopped.hears("lost")
             stopped.popen.wait()
-    numbers, said = events(hosts.path)
+    numbers, said = await events(any_hosts)
     assert numbers == list(range(1, len(numbers) + 1))
     writers = [words[-1] for words in said]
     assert writers == sorted(writers)

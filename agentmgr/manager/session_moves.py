@@ -87,6 +87,7 @@ class SessionMover:
         self._forced = set[Pair]()  # that are to move also where the service runs nowhere
         self._troubles: dict[Pair, str] = {}
         self._runs = False
+        self._writing = trio.Lock()
         self._spec: Callable[[str], ServiceSpec | None] = lambda service_id: None
         self._changed: Callable[[], object] = lambda: None
         self._published: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
@@ -251,7 +252,7 @@ class SessionMover:
             ):
                 self._drop(pair)
             else:
-                await self._write(evolve(known, move=JournalMove(move_id, self._target(pair))))
+                await self._set_move(pair, JournalMove(move_id, self._target(pair)))
         elif move.step is MoveStep.COPYING:
             if gone or not (pair in self._forced or self._runs_somewhere(service_id)):
                 await self._over(known)
@@ -268,12 +269,13 @@ class SessionMover:
 
     async def _copy(self, known: JournalPlace, move: JournalMove) -> None:
         service_id, move_id, source, to = known.service_id, move.move_id, known.node_id, move.to
+        pair = service_id, source
         size = (await self._ask(source, CopySessions(service_id, move_id), SessionsCopied)).bytes
         if not size:
             await self._over(known)
             return
         if not self._may_go_to(service_id, to):
-            await self._write(evolve(known, move=evolve(move, to=self._target((service_id, source)))))
+            await self._set_move(pair, evolve(move, to=self._target(pair)))
             return
         there = (await self._ask(to, WriteCopy(service_id, move_id, 0), CopyWritten)).bytes
         while there < size:
@@ -285,22 +287,21 @@ class SessionMover:
         if there > size:  # of an earlier copy
             await self._drop_copy(known, move)
             return
-        await self._write(evolve(known, move=evolve(move, step=MoveStep.ARRIVING)))
+        await self._set_move(pair, evolve(move, step=MoveStep.ARRIVING))
 
     async def _arrive(self, known: JournalPlace, move: JournalMove) -> None:
         service_id, source, to = known.service_id, known.node_id, move.to
         if to != OWN and self._nodes.get(to) is None:  # forgotten, with what had come there
-            await self._write(evolve(known, move=evolve(move, step=MoveStep.COPYING)))
+            await self._set_move((service_id, source), evolve(move, step=MoveStep.COPYING))
             return
         try:
             done = await self._ask(to, PutInSessions(service_id, move.move_id), SessionsPutIn)
         except OrderFailed:
             if self._nodes.get(source) is not None or source == OWN:  # what was copied there may be damaged
                 await self._drop_copy(known, move)
-                await self._write(evolve(known, move=evolve(move, step=MoveStep.COPYING)))
+                await self._set_move((service_id, source), evolve(move, step=MoveStep.COPYING))
             raise
-        changed = arrived(self._places[service_id] | {source: known}, source)
-        await self._write(*changed.values())
+        await self._write(lambda: arrived(self._places[service_id], source).values())
         await self._published()
         self._maybe.add((service_id, to))
         names = {"from": self._nodes.name_of(source), "to": self._nodes.name_of(to)}
@@ -317,18 +318,25 @@ class SessionMover:
             await self._ask(move.to, DropCopy(known.service_id, move.move_id), SessionsLeft)
 
     async def _over(self, known: JournalPlace) -> None:
-        await self._write(evolve(known, move=None))
-        self._drop((known.service_id, known.node_id))
+        pair = known.service_id, known.node_id
+        await self._set_move(pair, None)
+        self._drop(pair)
 
     def _drop(self, pair: Pair) -> None:
         """Nothing is there."""
         self._maybe.discard(pair)
         self._forced.discard(pair)
 
-    async def _write(self, *places: JournalPlace) -> None:
-        await self._store.put_journal_places(places)
-        for known in places:
-            self._places[known.service_id][known.node_id] = known
+    async def _set_move(self, pair: Pair, move: JournalMove | None) -> None:
+        await self._write(lambda: [evolve(self._place(*pair), move=move)])
+
+    async def _write(self, changed: Callable[[], Iterable[JournalPlace]]) -> None:
+        """`changed` is called when no other write is under way: an arrival changes other nodes' entries."""
+        async with self._writing:
+            places = tuple(changed())
+            await self._store.put_journal_places(places)
+            for known in places:
+                self._places[known.service_id][known.node_id] = known
         self._changed()
 
     async def _ask(self, node_id: str, order: MoveOrder, kind: type[Kind]) -> Kind:
@@ -385,7 +393,7 @@ class SessionMover:
             return there[0]
         if (spec := self._spec(service_id)) is None or running:
             raise StorageError("no node that the service runs on is linked")
-        others = [it for it in linked if it.node_id != source]
+        others = [it for it in self._nodes.candidates() if it.node_id != source]
         found = place(Wish(service_id, 0, selectors(spec.config.place_on)), others, Placed())
         if isinstance(found, Nowhere):
             raise StorageError(found.reason)

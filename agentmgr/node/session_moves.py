@@ -9,6 +9,7 @@ machine does the same, without messages.
 from __future__ import annotations
 
 import os
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..journal.schema import BESIDE
 from ..models.fields import ID
 
 PIECE_BYTES = 2**19
+_KEPT_S = 86400.0  #: a copy that has arrived from a move which then went elsewhere, as this node was lost
 
 
 def _is_id(_: object, attribute: object, value: str) -> None:
@@ -150,6 +152,9 @@ class SessionMoves:
                 case ReadCopy(offset=offset):
                     return CopyPiece(b64encode(_read(leaving, offset)).decode())
                 case WriteCopy(offset=offset, data=data):
+                    for file in self._directory.glob("*.arriving"):
+                        if not data and file.stat().st_mtime < time.time() - _KEPT_S:
+                            file.unlink(missing_ok=True)
                     return CopyWritten(_write(arriving, offset, b64decode(data)))
                 case PutInSessions():
                     return SessionsPutIn(moving.put_in(journal, arriving))

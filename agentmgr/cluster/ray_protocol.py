@@ -64,6 +64,13 @@ class Hold:
 
 
 @frozen
+class Held:
+    """Answers `Hold`, when it is so."""
+
+    engine_ids: tuple[str, ...]
+
+
+@frozen
 class Invited:
     """Answers `WantsSecret`."""
 
@@ -190,6 +197,7 @@ Report = (
     | Pending
     | Refused
     | Dropped
+    | Held
     | Claims
 )
 

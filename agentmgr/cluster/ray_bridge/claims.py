@@ -27,7 +27,7 @@ from ray.util.placement_group import (
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ..engine import Claim, claim_prefix
-from ..ray_protocol import Ask, Claims, Dropped, Given, Pending, Refused, Report
+from ..ray_protocol import Ask, Claims, Dropped, Given, Held, Pending, Refused, Report
 from .machines import NODE_ID
 from .threads import in_thread
 
@@ -61,6 +61,7 @@ class ClaimKeeper:
         self._lock = threading.RLock()
         self._news = threading.Condition(self._lock)
         self._held: frozenset[str] | None = None  #: None: not said yet
+        self._held_now: frozenset[str] | None = None  #: as was said last
         # What is asked about one claim is done in the order in which it was asked.
         self._queues: list[SimpleQueue[Callable[[], None]]] = [SimpleQueue() for _ in range(_WORKERS)]
 
@@ -280,6 +281,9 @@ class ClaimKeeper:
             self._remove(start + engine_id)
         for engine_id in wanted - there:
             self._create(Ask(start + engine_id, 0, {"memory": _HOLD_BYTES}, {}), {NODE_ID: engine_id})
+        if held != self._held_now:
+            self._held_now = held
+            self._say(Held(tuple(sorted(held))))
 
     # What Ray has
 

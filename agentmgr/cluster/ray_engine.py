@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import deque
@@ -34,6 +35,7 @@ from .ray_protocol import (
     Dropped,
     Given,
     Gone,
+    Held,
     Hold,
     Invited,
     Obeys,
@@ -57,9 +59,13 @@ _HANGS_S = 10.0  #: without a word from Ray it is said
 _GIVEN_UP_S = 90.0
 """Without one another bridge is tried. By itself Ray ends it 60 s after its head has gone."""
 _END_S = 2.0
+_GIVE_BACK_S = 3.0
 _LINES = 20
 _LINE_CHARS = 300
 
+_LOGGED = re.compile(r"\[[-0-9 :,]+ [EFC] \d+ \d+\] (?:\(.*?\) )?\S+: +(.*)")
+"""A line of Ray's log that says of an error."""
+_OF_A_STACK = ("/", "@", "*** ", "File ", "[20")
 _TOKEN_REFUSED = "InvalidAuthToken"  #: what Ray writes once a second while it tries
 _TOKEN = (
     "the token of this manager is not that of Ray's cluster: start it with RAY_AUTH_MODE=token, and with the "
@@ -136,6 +142,8 @@ class RayEngine:
         self._asking: dict[str, _Asking] = {}
         self._dropping: set[str] = set()
         self._held: frozenset[str] | None = None
+        self._holds: frozenset[str] | None = None  #: as this bridge has said
+        self._news = trio.lowlevel.ParkingLot()  #: unparked when the bridge has done what it was to do
         self._numbers = count(1)
         self._link: Link[Order, Report] | None = None  #: once the bridge has connected
         self._new_link: Link[Order, Report] | None = None
@@ -182,7 +190,8 @@ class RayEngine:
         try:
             return await self._talk(process.stdin, process.stdout, process.stderr)
         finally:
-            self._link = self._new_link = None
+            self._link = self._new_link = self._holds = None
+            self._news.unpark_all()
             for asking in self._asking.values():
                 asking.ask = asking.given = None
             with trio.CancelScope(shield=True):
@@ -217,11 +226,12 @@ class RayEngine:
 
             read = trio.Event()
             nursery.start_soon(listen)
+            nursery.start_soon(self._end_in_order)
             try:
-                with trio.CancelScope() as self._patience:
+                with trio.CancelScope(shield=True) as self._patience:
                     self._hear()
                     await talk(link, self._receive)
-                if self._patience.cancelled_caught:
+                if self._patience.cancelled_caught and not why_not:
                     why_not = f"Ray did not answer for {_GIVEN_UP_S:g} s"
                 with trio.move_on_after(_END_S):
                     await read.wait()
@@ -233,14 +243,28 @@ class RayEngine:
         self._nursery = None
         return why_not or self._last_words()
 
+    async def _end_in_order(self) -> None:
+        """When `run` is cancelled, what was given back just before goes to Ray still."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(_GIVE_BACK_S, shield=True):
+                while self._link is not None and (self._dropping or self._holds != self._held):
+                    await self._news.park()
+            self._patience.cancel()
+
     def _last_words(self) -> str:
         if any(line.endswith("No module named 'agentmgr'") for line in self._said):
             return (
                 f"{self._python} has no agentmgr: `{self._python} -m pip install "
                 f"'agentmgr-trio[ray]=={__version__}'`"
             )
-        said = self._said[-1] if self._said else "it has said nothing"
-        return f"its bridge has ended: {said}"
+        logged = [found[1] for line in self._said if (found := _LOGGED.match(line))]
+        if any("Failed to connect to GCS" in text for text in logged):
+            return "its head (GCS) is gone, and Ray has ended the bridge; does Ray run?"
+        plain = [line for line in self._said if not line.startswith(_OF_A_STACK)]
+        said = [*plain[-1:], *logged[-1:]]
+        return f"its bridge has ended: {said[-1]}" if said else "its bridge has ended, and has said nothing"
 
     def _post(self, *orders: Order) -> None:
         if self._link is not None:
@@ -272,6 +296,10 @@ class RayEngine:
                 self._nursery.start_soon(self._send_secret, engine_id)
             case Dropped(claim_id):
                 self._dropping.discard(claim_id)
+                self._news.unpark_all()
+            case Held(engine_ids):
+                self._holds = frozenset(engine_ids)
+                self._news.unpark_all()
             case Claims(claims):
                 self._found(claims)
             case Given(number, claim):
@@ -289,8 +317,9 @@ class RayEngine:
     def _connected(self, report: Connected) -> None:
         self._link = self._new_link
         self._why_not = ""
-        log.info("connected with Ray %s, %d machines", report.ray, len(report.alive))
         self._coming = set(report.alive) - self._machines.keys() - self._unfit.keys()
+        count = len(report.alive)
+        log.info("connected with Ray %s: %d machine%s", report.ray, count, "" if count == 1 else "s")
         for engine_id in [it for it in (*self._machines, *self._unfit) if it not in report.alive]:
             if (reason := report.dead.get(engine_id)) is not None:
                 self._gone(engine_id, reason)

@@ -27,6 +27,7 @@ _START_S = 60.0  #: until a daemon has joined: it waits itself for 30 s for a ma
 _END_S = 10.0
 _ASK_S = 30.0  #: for a Python on a machine that is busy
 _MOST_LOG_BYTES = 2**20
+_UNNEEDED_S = 600.0  #: without a manager and an instance a daemon ends: each manager has one started again
 
 _ASK = """
 import agentmgr.version, json, sys
@@ -190,6 +191,7 @@ def _start(told: dict[str, Any], directory: Path, version: str) -> None:
             log.replace(directory / "node.log.1")
     command = [sys.executable, "-P", "-m", "agentmgr", "node", "--join", told["manager"]]
     command += ["--directory", str(directory), "--address", told["address"]]
+    command += ["--unneeded-after", str(_UNNEEDED_S)]
     if told.get("name") and not (directory / "node.json").exists():
         command += ["--name", told["name"]]
     name = f"@agentmgr-{token_hex(8)}"

@@ -62,6 +62,7 @@ T = TypeVar("T")
 _JOIN_PATIENCE_S = 30.0  #: for a manager that is not there yet, or is busy
 _JOIN_PAUSE_S = 0.5
 _RENEW_RETRY_S = 600.0
+_LOOK_S = 10.0  #: at whether it is needed
 _TELL_S = 5.0
 
 
@@ -229,6 +230,16 @@ class NodeDaemon:
         """Until cancelled; the instances live on. Counts as started when those of before are adopted."""
         system.check()
         await self.node.run(task_status=task_status)
+
+    async def unneeded(self, for_s: float) -> None:
+        """Returns when it has run nothing, and had no manager, for that long. It has no gateways then."""
+        needed_at = trio.current_time()
+        while trio.current_time() < needed_at + for_s:
+            await trio.sleep(min(_LOOK_S, for_s))
+            runs = any(instance.run is not None for instance in self.node.instances.values())
+            if runs or self.node.linked or self.gateways.serve_clients:
+                needed_at = trio.current_time()
+        await self.gateways.end()
 
     async def _dial(self) -> trio.abc.Stream:
         await self._renew_if_due()

@@ -96,6 +96,17 @@ class NodeGateways:
                 self._nursery.start_soon(keeping.end, left, self._directory, keeping.END_S)
             await trio.sleep_forever()
 
+    @property
+    def serve_clients(self) -> bool:
+        """Whether a gateway here is more than a gate."""
+        return any(gateway.order.listens for gateway in self._gateways)
+
+    async def end(self) -> None:
+        """Ends all. Raises OSError."""
+        self.keep(KeepGateways(()))
+        for found in living(self._directory):
+            await self.ended(AwaitGateway(found.worker_id))
+
     # Orders
 
     def keep(self, order: KeepGateways) -> Done:

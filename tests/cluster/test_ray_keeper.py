@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import trio
 
 from agentmgr.cluster import ray_keeper
 from agentmgr.codec import to_plain
 from agentmgr.generation import Generation
-from agentmgr.node.daemon import held
+from agentmgr.node.daemon import NodeDaemon, held
 from agentmgr.node.kept import kept
 from agentmgr.version import __version__
 from tests.cluster.conftest import ACluster, Cluster
-from tests.processes import alive, end_all_in
+from tests.processes import alive, end_all_in, working_in
 
 NEWER = Generation(0, 99, "man_newer")
 
@@ -74,6 +76,53 @@ def test_a_daemon_is_started_once_follows_newer_managers_and_is_replaced_after_a
             assert ray_keeper.running(directory) not in (None, first)
         finally:
             end_all_in(state)
+
+
+def test_a_daemon_that_has_no_manager_and_nothing_to_run_ends(
+    a_cluster: ACluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    monkeypatch.setattr(ray_keeper, "_UNNEEDED_S", 2.0)
+    with a_cluster(nodes=0) as cluster:
+        try:
+            secret = cluster.invite().read_text().strip()
+            assert "node_id" in ray_keeper.ensure(told(cluster, secret=secret))
+            [directory] = kept()
+            cluster.kill_manager()
+            cluster.until(lambda: ray_keeper.running(directory) is None)
+            assert "this daemon ends" in (directory / "node.log").read_text()
+            cluster.until(lambda: working_in(state) == [])  # its gate has ended too
+        finally:
+            end_all_in(state)
+
+
+async def test_a_daemon_that_runs_something_or_serves_clients_does_not_end(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    ends: list[float] = []
+
+    async def end() -> None:
+        ends.append(trio.current_time())
+
+    instance = SimpleNamespace(run=object())
+    node = SimpleNamespace(instances={"ins_1": instance}, linked=False)
+    gateways = SimpleNamespace(serve_clients=False, end=end)
+    daemon = cast(NodeDaemon, SimpleNamespace(node=node, gateways=gateways))
+
+    async def change() -> None:
+        await trio.sleep(1000)
+        instance.run, gateways.serve_clients = None, True
+        await trio.sleep(1000)
+        gateways.serve_clients, node.linked = False, True
+        await trio.sleep(1000)
+        node.linked = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(change)
+        began = trio.current_time()
+        await NodeDaemon.unneeded(daemon, 600)
+    assert 3590 <= ends[0] - began <= 3620
 
 
 def test_what_a_machine_lacks_is_said_with_what_to_type(

@@ -80,6 +80,12 @@ _DIRECTORY = "agent_node.d"
     metavar="TIME",
     help="With --drain: what has not moved by then stays.",
 )
+@click.option(
+    "--unneeded-after",
+    type=float,
+    hidden=True,  # of what keeps daemons on machines, and starts them again
+    help="Seconds without a manager and without instances after which it ends.",
+)
 @certificate_options
 @settings_options(
     without=(
@@ -101,6 +107,7 @@ async def command(
     directory: str,
     drains: bool,
     patience: str,
+    unneeded_after: float | None,
     certfile: str | None,
     keyfile: str | None,
     flags: dict[str, Any],
@@ -154,6 +161,14 @@ async def command(
                 say(f"node {config.name} of the manager at {at}, pid {os.getpid()}", flush=True)
                 notifier.send("READY=1")
                 nursery.start_soon(notifier.keep_alive)
+
+                async def end_unneeded() -> None:
+                    if unneeded_after is not None:
+                        await node.unneeded(unneeded_after)
+                        note(f"no manager and no instance for {unneeded_after:g} s: this daemon ends")
+                        signals.first.set()
+
+                nursery.start_soon(end_unneeded)
                 await signals.first.wait()
                 notifier.send("STOPPING=1")
                 nursery.cancel_scope.cancel()

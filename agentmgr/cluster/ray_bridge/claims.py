@@ -224,7 +224,8 @@ class ClaimKeeper:
         while True:
             with self._news:
                 pending = any(it.given is None for it in self._entries.values())
-                self._news.wait(_LOOK_AT_PENDING_S if pending else _LOOK_S)
+                if self._held == self._held_now:
+                    self._news.wait(_LOOK_AT_PENDING_S if pending else _LOOK_S)
                 entries, held = dict(self._entries), self._held
             table = _table(self._prefix) if entries or held is not None else {}
             self._look(entries, table)

@@ -145,7 +145,7 @@ class OfflineManager:
         return await self._store.ends((await self.get_service(ref)).service_id, limit=limit)
 
     async def get_system_stats(self) -> dict[str, Any]:
-        return stats.system_stats(self._services)
+        return stats.system_stats(self._services, {})
 
     async def get_events(self, *, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         return await self._store.events(after=after, limit=limit)

@@ -196,6 +196,7 @@ class Router:
         for backend in table.backends:
             self._services.setdefault(backend.service_name, {})[backend.instance_id] = backend
         self._names = list(self._services)
+        self._limits: set[int] | None = None  # of messages, of all; None: not looked at since a change
         self.rotations: dict[str, Rotation] = {} if rotations is None else rotations
         self._hints = hints
         self._of_service: dict[str, Pool] = {}  # by its name
@@ -215,6 +216,13 @@ class Router:
             found = tuple(b for name in self._names for b in self._services[name].values())
             self._table = evolve(self._made_of, backends=found)
         return self._table
+
+    @property
+    def most_message_bytes(self) -> int | None:
+        """What the one that takes the most may be sent in one message; 0: unlimited; None: there is none."""
+        if self._limits is None:
+            self._limits = {backend.max_message_bytes for backend in self.by_id.values()}
+        return 0 if 0 in self._limits else max(self._limits, default=None)
 
     @property
     def own_pages(self) -> frozenset[str]:
@@ -276,7 +284,7 @@ class Router:
         self._pools = {
             key: (pool, takes) for key, (pool, takes) in self._pools.items() if not any(map(takes, touched))
         }
-        self._table = None
+        self._table = self._limits = None
 
     def pool(self, request: ClientRequest) -> Pool:
         """The candidates for this client; there may be none. Raises `ServiceNotFound`.

@@ -11,12 +11,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from attrs import evolve
 
 from ..models import (
-    Connection,
     ConnectionEnd,
     ConnectionPeak,
     Event,
@@ -32,8 +31,21 @@ from ..models import (
 )
 
 
+class Relayed(Protocol):
+    """What a connection has relayed (`Connection`, and what stands for one)."""
+
+    @property
+    def bytes_from_client(self) -> int: ...
+    @property
+    def bytes_to_client(self) -> int: ...
+
+
+Counts = Mapping[tuple[str, str], int]
+"""How many connections there are, by the name of their service and the id of their instance."""
+
+
 def system_stats(
-    services: Sequence[Service], connections: Collection[Connection] = (), *, troubles: Sequence[str] = ()
+    services: Sequence[Service], connections: Counts, *, troubles: Sequence[str] = ()
 ) -> dict[str, Any]:
     """`{services, connections, health, instances, troubles}`."""
     return {
@@ -48,21 +60,22 @@ def system_stats(
     }
 
 
-def connection_stats(services: Sequence[Service], connections: Collection[Connection]) -> dict[str, Any]:
+def connection_stats(services: Sequence[Service], connections: Counts) -> dict[str, Any]:
     """Open connections: `{total_connections, by_status, by_service}`; a service without any shows 0."""
     by_service = {service.name: 0 for service in services}
-    for connection in connections:
-        by_service[connection.service_name] = by_service.get(connection.service_name, 0) + 1
+    for (name, _), count in connections.items():
+        by_service[name] = by_service.get(name, 0) + count
     draining = {
         instance.instance_id
         for service in services
         for instance in service.instances
         if instance.status is ServiceStatus.DRAINING
     }
-    leaving = sum(connection.instance_id in draining for connection in connections)
+    total = sum(connections.values())
+    leaving = sum(count for (_, instance_id), count in connections.items() if instance_id in draining)
     return {
-        "total_connections": len(connections),
-        "by_status": {"active": len(connections) - leaving, "draining": leaving},
+        "total_connections": total,
+        "by_status": {"active": total - leaving, "draining": leaving},
         "by_service": by_service,
     }
 
@@ -77,7 +90,7 @@ def service_stats(
     totals: ServiceTotals,
     *,
     now: datetime,
-    live: Collection[Connection] = (),
+    live: Collection[Relayed] = (),
     usage: Mapping[str, Sequence[Usage]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """One service: what it did ever (kept across restarts of the manager), and its `live` connections."""

@@ -169,8 +169,8 @@ def check_page(intake: Intake, head: RequestHead) -> None:
 
 def most_bytes(intake: Intake) -> int:
     """Of a body: what the service that takes the most may be sent."""
-    limits = [backend.max_message_bytes or UNLIMITED_BYTES for backend in intake.lobby.router.table.backends]
-    return max(limits, default=2**20)
+    most = intake.lobby.router.most_message_bytes
+    return 2**20 if most is None else most or UNLIMITED_BYTES
 
 
 async def _while_there(exchange: Exchange, handle: Handler) -> None:

@@ -276,7 +276,9 @@ class JoinedCluster:
                 instances[instance.node_id] += 1
                 for sample in self._plane.supervisor.usage(instance.instance_id)[-1:]:
                     usage[instance.node_id].append((sample.cpu_percent, sample.memory_bytes))
-        sessions = Counter(node_of.get(it.instance_id, "?") for it in self._plane.connections())
+        sessions = Counter[str]()
+        for (_, instance_id), count in self._plane.connections.counts().items():
+            sessions[node_of.get(instance_id, "?")] += count
         claimed = {} if self.claims is None else self.claims.claimed()
         found = []
         for record in self.joining.all():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,13 @@ from ..core import cluster_fields
 from ..core.stats import service_stats
 from ..core.view import service_view
 from ..errors import ConnectionNotFound
-from ..models import Connection, Event, Instance, InstanceRecord, Service, ServiceSpec, Usage, utc_now
+from ..models import Event, Instance, InstanceRecord, Service, ServiceSpec, Usage, utc_now
 from ..process.ownership import ManagerLock
 from ..process.paths import RuntimePaths
 from ..settings import Settings
 from ..storage.store import Snapshot, Store
 from ..supervisor import Supervisor
+from .connections import OpenConnections
 from .console import Console
 from .events import EventLog
 from .gateway_access import GatewayAccess
@@ -125,6 +125,7 @@ class ControlPlane:
             gates_changed=lambda: self.publisher.changed(),
         )
         self.gateway = self.worker_manager.gateway
+        self.connections = OpenConnections(self.gateway, self.worker_manager)
         self.scaler = Scaler(
             self.registry,
             self.supervisor,
@@ -227,14 +228,13 @@ class ControlPlane:
 
     def stats(self, specs: Iterable[ServiceSpec]) -> dict[str, dict[str, Any]]:
         """What each of these services did ever, and its live connections, by its name."""
-        live = defaultdict[str, list[Connection]](list)
-        for connection in self.connections():
-            live[connection.service_id].append(connection)
+        specs = tuple(specs)
+        live = self.connections.relayed({spec.service_id for spec in specs})
         return {
             spec.name: service_stats(
                 self.view(spec),
                 self.recorder.totals(spec.service_id),
-                live=live[spec.service_id],
+                live=live.get(spec.service_id, ()),
                 usage=self.usage(spec.service_id),
                 now=utc_now(),
             )
@@ -252,9 +252,6 @@ class ControlPlane:
     def _active(self, instances: Iterable[Instance]) -> int:
         """How many these have, those about to open included."""
         return sum(self.gateway.active_connections(i.instance_id) for i in instances)
-
-    def connections(self) -> tuple[Connection, ...]:
-        return (*self.gateway.connections(), *self.worker_manager.connections())
 
     def disconnect(self, connection_id: str, *, code: int, reason: str) -> None:
         """Raises `ConnectionNotFound`, and `ValueError` for a code that cannot be sent."""

@@ -32,6 +32,7 @@ from ..supervisor.log_source import LogSource
 from ..version import __version__
 from ..worker.spec import WorkerSpec
 from . import doctor, services
+from .connections import OpenConnection
 from .console import Console
 from .control_plane import ControlPlane
 from .factory_path import settled
@@ -341,12 +342,12 @@ class AgentManager:
     def get_system_stats(self) -> dict[str, Any]:
         """`{services, connections, health, instances, troubles}`, each with its counts."""
         plane = self._live()
-        return stats.system_stats(plane.views(), plane.connections(), troubles=plane.troubles())
+        return stats.system_stats(plane.views(), plane.connections.counts(), troubles=plane.troubles())
 
     def get_connection_stats(self) -> dict[str, Any]:
         """Open connections: `{total_connections, by_status, by_service}`."""
         plane = self._live()
-        return stats.connection_stats(plane.views(), plane.connections())
+        return stats.connection_stats(plane.views(), plane.connections.counts())
 
     def get_health_summary(self) -> dict[str, int]:
         """How many services are in each health; one that does not run is `unknown`."""
@@ -459,7 +460,11 @@ class AgentManager:
 
     def list_connections(self) -> tuple[models.Connection, ...]:
         """The open connections through the gateway."""
-        return self._live().connections()
+        return self._live().connections.described()
+
+    def open_connections(self) -> Iterable[OpenConnection]:
+        """The same, for who wants a part of many: each is described when that is asked for."""
+        return self._live().connections
 
     def disconnect(self, connection_id: str, *, code: int = 1008, reason: str = "") -> None:
         """Close one connection, on both sides. Raises `ConnectionNotFound`."""

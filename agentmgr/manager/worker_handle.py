@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import trio
-from attrs import define, field
+from attrs import asdict, define, evolve, field
 
 from ..core.routing import RoutingTable
 from ..link import Link
@@ -15,8 +15,22 @@ from .node_workers import NodeWorker
 
 @define
 class RemoteConnection:
-    connection: Connection  #: as last reported
-    reported_at: float  #: when it was reported
+    opened: Connection  #: as it was reported when it opened, or was resumed
+    reported_at: float  #: when it was last reported
+    progress: protocol.Progress | None = None  #: since then, the latest
+
+    @property
+    def bytes_from_client(self) -> int:
+        return (self.progress or self.opened).bytes_from_client
+
+    @property
+    def bytes_to_client(self) -> int:
+        return (self.progress or self.opened).bytes_to_client
+
+    def describe(self, now: float) -> Connection:
+        """Made when it is asked for: among 100,000 connections each moment has thousands of reports."""
+        done = self.progress or protocol.Progress.of(self.opened)
+        return evolve(self.opened, **{**asdict(done), "idle_s": done.idle_s + now - self.reported_at})
 
 
 @define(eq=False)
@@ -47,7 +61,8 @@ class WorkerHandle:
 
     def ends(self) -> list[ConnectionEnd]:
         """Of the connections that it still had, as it is gone itself."""
-        return [_lost(live.connection, node_lost=self.given_up) for live in self.connections.values()]
+        now = trio.current_time()
+        return [_lost(live.describe(now), node_lost=self.given_up) for live in self.connections.values()]
 
 
 def _lost(connection: Connection, *, node_lost: bool) -> ConnectionEnd:

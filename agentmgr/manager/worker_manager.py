@@ -13,10 +13,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import trio
-from attrs import asdict, evolve
+from attrs import evolve
 
 from ..core.admission import Seats
 from ..core.affinity import Affinity
@@ -24,7 +25,6 @@ from ..core.routing import Gate, RoutingTable
 from ..core.shared_seats import Ask, Gave, Grant, Ledger, Took, Withdraw
 from ..errors import ConnectionNotFound, InvalidRequest, WrongState, leaves
 from ..link import HEARTBEAT_S, SILENCE_S, Link
-from ..models import Connection
 from ..process.peer import peer_pid
 from ..proxy import ConnectionObserver
 from ..settings import Settings
@@ -38,7 +38,8 @@ from .worker_handle import RemoteConnection, WorkerHandle
 
 logger = logging.getLogger(__name__)
 
-_SEATS_S = 0.1  #: how old a worker's figures of the others' seats may be
+_SEATS_S = 0.1  #: how old a worker's figures of the others' seats may be, where there are few workers
+_SEATS_PER_WORKER_S = 0.01  #: so that 100 workers are told 100 times a second, and not 1,000
 _MANY_SEATS = 1000  #: of more changes than that a worker hears once in `HEARTBEAT_S`
 _APPLIED_S = 2.0  #: a worker that has not taken a table by then is not waited for
 _DRAIN_MARGIN_S = 15.0  #: beyond the drain's own deadline: its close frames wait for answers
@@ -104,6 +105,9 @@ class WorkerManager:
 
     def __iter__(self) -> Iterator[WorkerHandle]:
         return iter(tuple(self._workers.values()))
+
+    def __len__(self) -> int:
+        return len(self._workers)
 
     def get(self, worker_id: str) -> WorkerHandle | None:
         return self._workers.get(worker_id)
@@ -188,11 +192,9 @@ class WorkerManager:
             for worker in self
         )
 
-    def connections(self) -> Iterator[Connection]:
-        now = trio.current_time()
-        for worker in self:
-            for live in worker.connections.values():
-                yield evolve(live.connection, idle_s=live.connection.idle_s + now - live.reported_at)
+    def live(self) -> Iterator[RemoteConnection]:
+        """The connections of all workers."""
+        return chain.from_iterable(worker.connections.values() for worker in self)
 
     def active(self, service_id: str) -> int:
         """How many connections the service has, here and in the workers."""
@@ -436,7 +438,7 @@ class WorkerManager:
                 if before is None:
                     self._active[connection.service_id] += 1
                     self._observer.connection_opened(connection)
-                elif connection.resumed > before.connection.resumed:
+                elif connection.resumed > before.opened.resumed:
                     self._observer.connection_resumed(connection)
             case protocol.Closed(end):
                 claimed.discard(end.connection_id)
@@ -446,8 +448,7 @@ class WorkerManager:
                 self._observer.client_refused(code)
             case protocol.Progress():
                 if live := worker.connections.get(report.connection_id):
-                    live.reported_at = trio.current_time()
-                    live.connection = evolve(live.connection, **asdict(report))
+                    live.reported_at, live.progress = trio.current_time(), report
             case protocol.Remembered(holders):
                 for key, holder in holders.items():
                     self._affinity.learn(key, holder)
@@ -477,9 +478,10 @@ class WorkerManager:
 
     def _drop(self, worker: WorkerHandle, connection_id: str) -> None:
         if (live := worker.connections.pop(connection_id, None)) is not None:
-            self._active[live.connection.service_id] -= 1
-            if not self._active[live.connection.service_id]:
-                del self._active[live.connection.service_id]
+            service_id = live.opened.service_id
+            self._active[service_id] -= 1
+            if not self._active[service_id]:
+                del self._active[service_id]
 
     async def _redeem(self, worker: WorkerHandle, report: protocol.Redeem) -> None:
         identity = await self._access.ticket(report.ticket)
@@ -493,14 +495,18 @@ class WorkerManager:
             for worker in self:
                 if worker.link is not None:
                     self._report_seats(worker, worker.link)
-            await trio.sleep(_SEATS_S)
+            pause_s = max(_SEATS_S, len(self._workers) * _SEATS_PER_WORKER_S)
+            await trio.sleep(min(pause_s, protocol.HEARTBEAT_S))
 
     def _report_seats(self, worker: WorkerHandle, link: Link[Order, Report]) -> None:
         worker_id, now = worker.hello.worker_id, trio.current_time()
         unsaid = self._ledger.unsaid(worker_id)
         if unsaid is None:
             order = protocol.SeatChanges(self._ledger.others(worker_id), whole=True)
-        elif 0 < unsaid <= _MANY_SEATS or now - worker.reported_at >= protocol.HEARTBEAT_S:
+        elif 0 < unsaid <= _MANY_SEATS or (
+            now - worker.reported_at >= protocol.HEARTBEAT_S
+            and (unsaid or not worker.node_id)  # a link between machines has heartbeats of its own
+        ):
             order = protocol.SeatChanges(self._ledger.changes(worker_id))
         else:
             return

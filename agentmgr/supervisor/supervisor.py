@@ -402,11 +402,10 @@ class Supervisor:
         """While it drains: the seconds of silence after which to end a session (None: its host ends them),
         and the seconds for all of them, `timeout_s` at most.
         """
-        for task in self._tasks.of(None):
-            if task.view.instance_id == instance_id:
-                idle_s, limit_s = await task.drain.terms()
-                return idle_s, min(timeout_s, limit_s)
-        return None, timeout_s
+        if (task := self._tasks.find(instance_id)) is None:
+            return None, timeout_s
+        idle_s, limit_s = await task.drain.terms()
+        return idle_s, min(timeout_s, limit_s)
 
     async def quiet_s(self, service_id: str) -> float:
         """For how long all its hosts say that they have had no connection and no turn; asks them now.

@@ -70,6 +70,10 @@ class InstanceTasks:
             for task in sorted(service.tasks, key=lambda task: task.view.slot)
         ]
 
+    def find(self, instance_id: str) -> InstanceTask | None:
+        every = (task for service in self.services.values() for task in service.tasks)
+        return next((task for task in every if task.view.instance_id == instance_id), None)
+
     @asynccontextmanager
     async def command(self, spec: ServiceSpec, stops: int | None = None) -> AsyncIterator[ServiceInstances]:
         """Waits for the service's lock; raises `WrongState` when the service was stopped since.

@@ -38,7 +38,9 @@ logger = logging.getLogger("agentmgr.gateway")
 
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.02, 0.5  # between looks for a manager, doubling
 _MANAGER_S = 2.0  # for a manager to send the first table, before that of an earlier gateway is used
-_PROGRESS_S = 1.0  # between two reports of what the connections have done
+_PROGRESS_S = 1.0  # between two looks at what connections have done
+_PROGRESS_PARTS = 10  # in as many looks each connection has its turn, where there are many
+_PART = 100  # connections: so all that 100 workers can have, 100,000, make 10,000 reports a second at most
 _SOME = 500  # connections looked at before other tasks run
 _TICKET_S = 5.0  # for the manager to say whose ticket it is
 _LAST_WORDS_S = 2.0  # for the manager to take the last reports
@@ -382,12 +384,14 @@ class Worker:
         self._has_table.set()
 
     async def _report_progress(self) -> None:
-        while True:
+        for turn in count():
             await trio.sleep(_PROGRESS_S)
             live = self.gateway.live_connections
             for number, connection in enumerate(live):
                 if number % _SOME == _SOME - 1:
                     await trio.lowlevel.checkpoint()
+                if not has_turn(connection.connection_id, turn, len(live)):
+                    continue
                 done = connection.tunnel.from_client.bytes + connection.tunnel.from_backend.bytes
                 if done != self._reported.get(connection.connection_id, 0) and connection in live:
                     self._reported[connection.connection_id] = done
@@ -409,6 +413,12 @@ class Worker:
             finally:
                 del self._redeeming[number]
         return None
+
+
+def has_turn(connection_id: str, turn: int, connections: int) -> bool:
+    """Whether this one of so many is looked at now: of few, each at each turn; of many, at each tenth."""
+    parts = min(1 + connections // _PART, _PROGRESS_PARTS)
+    return (hash(connection_id) - turn) % parts == 0
 
 
 class WorkerAccess:

@@ -1,5 +1,6 @@
 """The figures that `stats` shows."""
 
+from collections import Counter
 from datetime import timedelta
 
 from agentmgr.core.stats import connection_stats, health_summary, service_stats, system_stats
@@ -42,10 +43,11 @@ SERVICES = [
     service("sick", ServiceStatus.ERROR),
 ]
 CONNECTIONS = [connection("chat", 0), connection("chat", 1)]
+COUNTS = Counter((it.service_name, it.instance_id) for it in CONNECTIONS)
 
 
 def test_every_status_is_counted_also_those_that_nobody_has() -> None:
-    figures = system_stats(SERVICES, CONNECTIONS)
+    figures = system_stats(SERVICES, COUNTS)
     assert figures["services"] == {
         "total": 3, "running": 1, "stopped": 1, "error": 1,
         "starting": 0, "unhealthy": 0, "draining": 0, "stopping": 0, "backoff": 0,
@@ -55,7 +57,7 @@ def test_every_status_is_counted_also_those_that_nobody_has() -> None:
 
 
 def test_connections_are_counted_by_service_and_by_whether_they_may_stay() -> None:
-    assert connection_stats(SERVICES, CONNECTIONS) == {
+    assert connection_stats(SERVICES, COUNTS) == {
         "total_connections": 2,
         "by_status": {"active": 1, "draining": 1},
         "by_service": {"chat": 2, "idle": 0, "sick": 0},

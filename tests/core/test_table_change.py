@@ -41,6 +41,7 @@ def tables(draw: st.DrawFn, most: int = 6) -> RoutingTable:
             draw(st.integers(1, 2)),
             draw(st.sampled_from([frozenset[str](), frozenset({"a"})])),
             state=draw(st.sampled_from(BackendState)),
+            max_message_bytes=draw(st.integers(0, 3)),
         )
         for instance_id in sorted(draw(st.permutations("abcdefgh"))[:most])
         if (name := draw(st.sampled_from((None, *NAMES)))) is not None
@@ -66,6 +67,11 @@ def shown(router: Router) -> list[tuple[object, ...] | None]:
     ]
 
 
+def most_bytes(table: RoutingTable) -> int | None:
+    limits = [backend.max_message_bytes for backend in table.backends]
+    return 0 if 0 in limits else max(limits, default=None)
+
+
 @given(st.lists(tables(), min_size=2, max_size=4), st.sampled_from([None, *FACTS.rules]))
 def test_a_router_that_follows_changes_routes_as_one_made_of_the_whole_table(
     states: list[RoutingTable], rule: RoutingRule | None
@@ -76,6 +82,7 @@ def test_a_router_that_follows_changes_routes_as_one_made_of_the_whole_table(
     router = Router(states[0])
     for old, new in pairwise(states):
         pools(router)  # which it remembers, and has to forget where they have changed
+        assert router.most_message_bytes == most_bytes(old)  # as this
         change = TableChange.between(old, new)
         assert change is not None
         said = protocol.decode_order(protocol.encode(protocol.Changes(1, 2, change)))
@@ -84,6 +91,7 @@ def test_a_router_that_follows_changes_routes_as_one_made_of_the_whole_table(
         whole = Router(new)
         assert router.table == new
         assert router.by_id == whole.by_id
+        assert router.most_message_bytes == most_bytes(new)
         assert shown(router) == shown(whole)
         assert {router.knows(name) for name in NAMES} == {whole.knows(name) for name in NAMES}
         for backend in old.backends:

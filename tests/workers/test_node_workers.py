@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from attrs import define, field
+from attrs import define, evolve, field
 
 from agentmgr.core.leases import LEASE_S, MARGIN_S
 from agentmgr.core.routing import Backend, Gate, RoutingTable
-from agentmgr.core.shared_seats import Ask, Grant
+from agentmgr.core.shared_seats import Ask, Grant, Took
 from agentmgr.link import HEARTBEAT_S, SILENCE_S, Link
+from agentmgr.manager.connections import OpenConnections
 from agentmgr.manager.node_workers import NodeWorker, NodeWorkers
 from agentmgr.manager.worker_manager import WorkerManager
+from agentmgr.models import Connection, utc_now
 from agentmgr.settings import Settings
 from agentmgr.worker import protocol
 
@@ -256,3 +258,42 @@ async def test_a_gateway_that_links_before_the_daemon_of_its_lost_node_is_kept(
         assert worker.link is not None
         assert not worker.given_up
         assert set(site.workers.gates) == {"node_a"}
+
+
+async def test_what_a_connection_has_done_is_described_as_it_was_last_reported(tmp_path: Path) -> None:
+    async with a_manager(tmp_path) as site:
+        worker = await site.worker("w1", "node_a")
+        opened = Connection(
+            "con_1", "192.0.2.1", 1, "svc_1", "svc", "ins_a", None, "/", utc_now(), 0.0, 1, 2, 3, 4
+        )
+        worker.link.put(protocol.Opened(opened), protocol.Opened(evolve(opened, connection_id="con_2")))
+        worker.link.put(protocol.Progress("con_1", 2.0, 10, 20, 30, 40), protocol.Declared({"ins_a": 2}))
+        connections = OpenConnections(site.workers.gateway, site.workers)
+        await site.workers.until(lambda: site.workers.gateway.active_connections("ins_a") == 2)  # said last
+        assert connections.counts() == {("svc", "ins_a"): 2}
+        now = trio.current_time()
+        one, other = sorted(connections, key=lambda connection: connection.connection_id)
+        assert evolve(one.describe(now), idle_s=0) == evolve(
+            opened, bytes_from_client=10, bytes_to_client=20, messages_from_client=30, messages_to_client=40
+        )
+        assert one.describe(now + 5).idle_s >= 7.0, "nothing has come since the report, as far as is known"
+        assert evolve(other.describe(now), idle_s=0) == evolve(opened, connection_id="con_2")
+        relayed = connections.relayed({"svc_1"})["svc_1"]
+        assert sum(it.bytes_from_client for it in relayed) == 11
+        assert connections.relayed({"svc_2"}) == {}
+
+
+async def test_a_worker_on_a_node_hears_of_seats_when_they_change_and_not_as_a_heartbeat(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with a_manager(tmp_path) as site:
+        one, other = await site.worker("w1", "node_a"), await site.worker("w2", "node_b")
+        await trio.sleep(30)
+
+        def told(worker: FakeWorker) -> list[Any]:
+            return [order.seats for order in worker.heard if isinstance(order, protocol.SeatChanges)]
+
+        assert told(one) == told(other) == [{}], "how it was at first"
+        other.link.put(Took("ins_b"))
+        await trio.sleep(30)
+        assert (told(one), told(other)) == ([{}, {"ins_b": 1}], [{}])

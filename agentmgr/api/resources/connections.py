@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import trio
 from attrs import Attribute, field, frozen
 
 from ...models import Connection
@@ -46,10 +47,12 @@ async def list_connections(call: Call, query: ConnectionsQuery) -> Answer:
     """The sessions that are open now."""
     found = [
         connection
-        for connection in call.manager.list_connections()
+        for connection in call.manager.open_connections()
         if query.service in (None, connection.service_id, connection.service_name)
     ]
-    return Answer(page(found, query, key=lambda connection: connection.connection_id))
+    part, now = page(found, query, key=lambda connection: connection.connection_id), trio.current_time()
+    items = tuple(connection.describe(now) for connection in part.items)
+    return Answer(Page(items, part.total, part.limit, part.next_cursor))
 
 
 @api.add("DELETE", "/connections/{ref}", query=DisconnectQuery, gives={204: None}, problems=(400, 404))

@@ -14,6 +14,7 @@ from ..watch import shown
 
 _COLUMNS = ("name", "status", "health", "instances", "sessions", "restarts", "cpu", "memory", "tags", "up")
 _RUNS = ("last run", "next run")  #: where a service has a schedule
+_NAMED = 3  #: nodes of a service; more would fill the line
 
 
 @subcommand("list", example="agentmgr list --status running --tags weather")
@@ -73,8 +74,9 @@ def _runs(service: Service) -> list[object]:
 
 
 def _nodes(service: Service) -> str:
-    """As in `vm vm-2`: those that it is on, in a cluster."""
-    return " ".join(sorted({i.node for i in service.instances if i.node and i.pid is not None}))
+    """As in `vm vm-2`, or `12 nodes`: those that it is on, in a cluster."""
+    names = sorted({i.node for i in service.instances if i.node and i.pid is not None})
+    return " ".join(names) if len(names) <= _NAMED else f"{len(names)} nodes"
 
 
 def _wanted(service: Service) -> str:

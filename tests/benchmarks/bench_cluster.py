@@ -64,7 +64,7 @@ async def plane_of(services: int, instances: int) -> AsyncIterator[ControlPlane]
             launcher=FakeLauncher(),
             node_workers=None,
             sessions=None,
-            nodes=frozenset,
+            nodes_left=frozenset,
             candidates=lambda: (),
         )
         async with trio.open_nursery() as nursery:

@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 
 
 _GARBAGE = 10_000
-"""New objects between two looks for garbage; Python's own is 700. A manager has 190 objects for each instance:
-by that, looks at all of them were 40 % of the start of 4,000."""
+"""New objects between two looks for garbage; Python's own is 700. A manager has 190 objects for each
+instance: by that, looks at all of them were 40 % of the start of 4,000."""
 
 
 def main() -> NoReturn:

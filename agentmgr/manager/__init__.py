@@ -32,6 +32,7 @@ In reading order:
     console          who may log in to the API's page, and where that page is
     worker_set       the worker processes that serve the gateway on one port: start, adoption, restart, end
     worker_manager   the orders that workers get and their reports: seats, tables, connections
+    connections      the open connections of this process's gateway and of workers, listed and counted
     worker_handle    one worker: its link, what it has reported; `latest_table` what it is sent of the table
     node_workers     whether the workers on nodes live, and what their leases say
     cluster          the nodes (`agentmgr.cluster`), wired; imported only with `--cluster`

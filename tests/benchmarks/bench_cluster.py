@@ -65,7 +65,10 @@ async def plane_of(services: int, instances: int) -> AsyncIterator[ControlPlane]
             node_workers=None,
             sessions=None,
             nodes_left=frozenset,
-            candidates=lambda: (),
+            check_fields=None,
+            moves=SimpleNamespace(look=dict),
+            remarks=lambda spec: (),
+            troubles=tuple,
         )
         async with trio.open_nursery() as nursery:
             plane = ControlPlane(

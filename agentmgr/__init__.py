@@ -39,6 +39,7 @@ The words, which mean the same in code, commands, API and logs:
 
     cluster     a manager and its nodes, which trust the same certificate authority (`agentmgr.ca`)
     node        a machine that services run on; its daemon is `agentmgr node`. The manager's own is one too
+    generation  of a manager: which of two that have the same nodes is the newer one, and obeyed
     link        the connection of a node's daemon to the manager
     gate        where the gateway of a node lets those of other nodes reach its instances
 

@@ -178,7 +178,7 @@ class Claims:
 
     def update_holds(self) -> None:
         """Holds the machines that have instances, as `placed` knows."""
-        if not self._all_known:
+        if not self._all_known or self._nodes.retired:  # what a newer manager has is not ours to let go
             return
         there = (self._machine_of.get(node_id) for node_id in self.placed.nodes())
         held = frozenset(machine.engine_id for machine in there if machine is not None)
@@ -382,7 +382,7 @@ class Claims:
 
     def _give_back_others(self) -> None:
         """Those that no instance has."""
-        if not self._all_known or not self._found:
+        if not self._all_known or not self._found or self._nodes.retired:
             return
         ours = {kept.claim_id for kept in self._kept.values()}
         for each in self._found - ours:
@@ -399,6 +399,8 @@ class Claims:
 
     def _review(self) -> None:
         """After each change of machines or claims."""
+        if self._nodes.retired:
+            return
         for instance_id, kept in self._kept.items():
             if kept.obtaining or kept.node_id is None:
                 continue

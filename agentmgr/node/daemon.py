@@ -25,6 +25,7 @@ from ..codec import from_answer, parse_json, to_json
 from ..credentials import Credentials
 from ..dialing import NODE_PROTOCOL, ManagerAddress, NotNow, dial
 from ..errors import AgentManagerError, CannotReachManager, CannotUseCluster, InvalidRequest
+from ..generation import Generation
 from ..models.fields import new_id
 from ..process.locks import try_lock
 from ..process.trust import distrust
@@ -269,15 +270,19 @@ class NodeDaemon:
         """One that lives on, or comes back, where the manager was before: it would take this node for lost,
         and start a second one of all.
         """
+        told: tuple[ManagerAddress, Generation] | None = None
         while True:
             await trio.sleep(_TELL_S)
             newer = self.node.obeys
             if not self.node.linked or newer is None:
                 continue
             with suppress(OSError, AgentManagerError):
-                if (former := self._manager.before()) is not None:
-                    credentials, node_id = self._credentials, self.config.node_id
-                    await tell_of_newer(former, credentials, node_id, newer, source=self._source)
+                former = self._manager.before()
+                if former is None or told == (former, newer):
+                    continue
+                credentials, node_id = self._credentials, self.config.node_id
+                await tell_of_newer(former, credentials, node_id, newer, source=self._source)
+                told = former, newer  # or it is this very manager, by another name
 
     async def keep_certificate(self) -> None:
         """Renews it in time also while the link is up."""

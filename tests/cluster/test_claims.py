@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from agentmgr.cluster.engine import Demand
 from agentmgr.models import Instance, ServiceConfig, ServiceSpec, ServiceStatus
 from agentmgr.testing.memory_cluster import MemoryCluster, memory_cluster
 from agentmgr.testing.memory_engine import MemoryRay
@@ -163,6 +164,26 @@ async def test_the_next_manager_finds_the_claims_and_gives_back_what_no_instance
     assert cluster.manager is not None
     assert cluster.manager.claims is not None
     assert cluster.manager.claims.troubles() == ()
+
+
+async def test_a_manager_that_was_replaced_lets_go_of_nothing_that_the_newer_one_has(
+    cluster: MemoryCluster, ray: MemoryRay, autojump_clock: object
+) -> None:
+    await cluster.register(spec("llm", gpus=1, instances=2))
+    await trio.sleep(3)
+    assert cluster.manager is not None
+    assert cluster.manager.claims is not None
+    cluster.manager.nodes.retire()
+    newer, held = "agentmgr/memory/ins_newer", ray.held
+    assert ray.grant(newer, Demand(gpus=1), None) is not None
+    cluster.manager.claims.claims_found(ray.claims)
+    for instance in seen(cluster, "llm"):
+        cluster.manager.claims.forget(instance.instance_id)  # left to the newer one
+        cluster.manager.claims.placed.remove(instance.instance_id)
+    cluster.manager.claims.update_holds()
+    await trio.sleep(5)
+    assert len(ray.claims) == 3
+    assert ray.held == held
 
 
 async def test_a_stopped_instance_gives_its_claim_back_and_one_that_restarts_keeps_it(

@@ -28,6 +28,7 @@ from agentmgr.errors import (
     InvalidRequest,
     NodeNotFound,
 )
+from agentmgr.generation import Generation
 from agentmgr.manager.cluster import JoinedCluster
 from agentmgr.manager.listeners import ManagerListeners
 from agentmgr.models import NodeRecord, new_id
@@ -48,6 +49,7 @@ class Place:
     store: MemoryStore
     came: list[str] = field(factory=list)  #: ids of nodes that were let in
     joined: list[str] = field(factory=list)  #: names of new ones
+    obeyed: list[tuple[str, Generation]] = field(factory=list)  #: ids, and the managers that they obey
 
 
 @pytest.fixture
@@ -62,7 +64,11 @@ async def _place(directory: Path, nursery: trio.Nursery) -> Place:
     joined: list[str] = []
     own = NodeRecord("", "vm")
     await store.put_node(own)
-    joining = Joining(store, authority, nodes, [own], [], lambda record: joined.append(record.name))
+    obeyed: list[tuple[str, Generation]] = []
+    joining = Joining(
+        *(store, authority, nodes, [own], [], lambda record: joined.append(record.name)),
+        lambda node_id, newer: obeyed.append((node_id, newer)),
+    )
     came: list[str] = []
 
     async def serve(stream: trio.abc.Stream, node_id: str) -> None:
@@ -73,7 +79,7 @@ async def _place(directory: Path, nursery: trio.Nursery) -> Place:
     tcp = await trio.open_tcp_listeners(0, host="127.0.0.1")
     await nursery.start(listener.serve, tcp)
     address = ManagerAddress("127.0.0.1", tcp[0].socket.getsockname()[1])
-    return Place(address, authority, joining, nodes, store, came, joined)
+    return Place(address, authority, joining, nodes, store, came, joined, obeyed)
 
 
 @define

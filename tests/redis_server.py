@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+_LIBC = ctypes.CDLL(None)
 PROGRAM = shutil.which("redis-server")
 NEEDS_REDIS = pytest.mark.skipif(
     PROGRAM is None, reason="there is no redis-server here: apt-get install redis-server"
@@ -36,7 +38,7 @@ class RedisServer:
         self.socket.unlink(missing_ok=True)  # of one that was killed: a client would be refused there
         words = [PROGRAM, "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.directory)]
         words += ["--save", "", "--loglevel", "warning", *self.options]
-        self._popen = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+        self._popen = subprocess.Popen(words, stdout=subprocess.DEVNULL, preexec_fn=_die_with_the_tests)
         give_up_at = time.monotonic() + 60
         while True:
             with suppress(OSError), closing_socket(self.socket) as client:
@@ -68,6 +70,11 @@ class RedisServer:
             parts = [f"*{len(words)}\r\n", *(f"${len(word.encode())}\r\n{word}\r\n" for word in words)]
             client.sendall("".join(parts).encode())
             return client.recv(2**20)
+
+
+def _die_with_the_tests() -> None:
+    """Also when they are killed."""
+    _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from .gateway_access import GatewayAccess
 from .hooks import Hooks
 from .jobs import Jobs
 from .minutes import MinuteLog
-from .network_journals import NetworkJournals
+from .network_journals import NetworkJournals, check_url
 from .on_demand import OnDemand
 from .publisher import Publisher
 from .recorder import Recorder
@@ -72,7 +72,7 @@ class ControlPlane:
             store,
             snapshot.services,
             snapshot.rules,
-            check_fields=None if cluster is None else cluster.check_fields,
+            check_fields=self._check_fields,
         )
         self.events = EventLog(store)
         self.network = NetworkJournals(settings.sessions_url, self.registry.services, paths.sessions)
@@ -176,6 +176,12 @@ class ControlPlane:
         self.minute_log = MinuteLog(self)
 
     # Services
+
+    def _check_fields(self, spec: ServiceSpec) -> None:
+        """Raises `InvalidRequest` for what this manager cannot do."""
+        if self.cluster is not None:
+            self.cluster.check_fields(spec)
+        check_url("sessions", self.network.url_of(spec.config))
 
     def _launched(self, record: InstanceRecord) -> None:
         if (spec := self.registry.by_id.get(record.service_id)) is not None:

@@ -21,6 +21,7 @@ from ..storage.store import Snapshot, Store
 from ..supervisor import procfs, system
 from .control_plane import ControlPlane
 from .listeners import ManagerListeners
+from .network_journals import check_url
 from .tokens import Tokens
 from .worker_set import await_returning
 
@@ -65,6 +66,7 @@ class ManagerLife:
         self._used = True
         if self.supervises:
             system.check()
+        check_url("sessions_url", self._settings.sessions_url)
         if not self._paths.directory.exists():  # nothing is put beside a file that is not ours to use
             await check(self._paths.database)
         lock = self.lock

@@ -21,6 +21,7 @@ from ..errors import AgentManagerError, StorageError
 from ..journal.archive import Archive, ArchiveFigures
 from ..journal.holders import holder_of
 from ..models import InstanceRecord, Service, ServiceConfig, ServiceSpec
+from ..models.fields import invalid
 from ..models.network_journal import expanded, shown
 from ..replacing import replace
 
@@ -262,6 +263,18 @@ class NetworkJournals:
             if known.redis is None:
                 known.redis = await self._nursery.start(_keep_open, address, known.gone)
         yield known.redis
+
+
+def check_url(name: str, url: str | None) -> None:
+    """Raises `InvalidRequest` where the journal of this field or setting cannot be used from here."""
+    if url is None:
+        return
+    try:
+        from ..journal.redis_connection import RedisAddress
+
+        RedisAddress.parse(expanded(url, os.environ))
+    except AgentManagerError as error:  # a variable is not set, or a package is missing
+        raise invalid(name, f"cannot be used: {error.message}") from None
 
 
 async def _keep_open(address: RedisAddress, gone: trio.Event, *, task_status: trio.TaskStatus[Redis]) -> None:

@@ -38,7 +38,7 @@ class Registry:
         *,
         check_fields: Callable[[ServiceSpec], None] | None = None,
     ) -> None:
-        """`check_fields` raises `InvalidRequest` for what the cluster cannot do; None: there is none."""
+        """`check_fields` raises `InvalidRequest` for what the manager cannot do."""
         self._store = store
         self._services = {spec.service_id: spec for spec in services}
         self._leaving: set[str] = set()  # ids of services that are being unregistered

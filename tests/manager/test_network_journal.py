@@ -13,7 +13,7 @@ from attrs import asdict
 
 from agentmgr.client.session import AgentSession, open_session
 from agentmgr.codec import to_json
-from agentmgr.errors import WrongState
+from agentmgr.errors import InvalidRequest, WrongState
 from agentmgr.manager import AgentManager
 from agentmgr.models import ServiceConfig
 from agentmgr.settings import Settings
@@ -95,6 +95,22 @@ async def test_a_session_outlives_its_instance_at_once_and_no_one_sees_the_passw
         assert (await manager.sessions.list("one")).unreadable == ()
         await manager.sessions.erase(info.session_id)
         assert (await manager.sessions.list()).items == ()
+
+
+async def test_a_journal_that_this_manager_cannot_use_is_refused_at_once(
+    db: Path, agent_file: Callable[..., str]
+) -> None:
+    async with AgentManager(db, supervise=False) as manager:
+        for url, why in (
+            ("redis://:${NOT_SET}@h", "NOT_SET is not set"),
+            ("redis://h/0?wrong=1", "no option 'wrong'"),
+        ):
+            with pytest.raises(InvalidRequest, match=why):
+                await manager.register_service("one", agent_file(), config=ServiceConfig(sessions=url))
+        assert manager.list_services() == []
+    with pytest.raises(InvalidRequest, match="no option 'wrong'"):
+        async with AgentManager(db, settings=Settings(sessions_url="redis://h?wrong=1"), supervise=False):
+            pass
 
 
 async def _answered(manager: AgentManager, session_id: str, turns: int, begin: str) -> None:

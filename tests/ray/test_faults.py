@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from websockets.sync.client import ClientConnection, connect
 
-from tests.cli.conftest import Shell
+from tests.cli.conftest import ECHO, Shell
 from tests.cluster.conftest import Cluster
+from tests.conditions import heard
 from tests.ray.conftest import ARay, Ray
 
-AGENT = """
-def create_agent():
-    count = 0
-
-    async def answer(message):
-        nonlocal count
-        count += 1
-        return f"{count}: {message}"
-
-    return answer
-"""
 CLIENTS = 6
 
 
@@ -41,15 +30,12 @@ def managed(shell: Shell, ray: Ray) -> Iterator[Cluster]:
 
 def answer(client: ClientConnection, message: str) -> str:
     client.send(message)
-    while True:
-        event = json.loads(client.recv(timeout=60))
-        if event["event"] == "agent.final_answer":
-            return str(event["data"])
+    return str(heard(client))
 
 
 def test_no_session_notices_the_death_of_any_part_of_ray(a_ray: ARay, shell: Shell) -> None:
     with a_ray(workers=2) as ray, managed(shell, ray) as cluster, ExitStack() as stack:
-        (shell.directory / "my_agent.py").write_text(AGENT)
+        (shell.directory / "my_agent.py").write_text(ECHO)
         shell.ok("register", "plain", "my_agent.py", "--instances", "3", "--auto-start")
         shell.ok(
             *("register", "reserved", "my_agent.py", "--instances", "2", "--cpus", "0.5"),
@@ -58,9 +44,8 @@ def test_no_session_notices_the_death_of_any_part_of_ray(a_ray: ARay, shell: She
         cluster.until(lambda: len(cluster.placed("plain")) == 3 and len(cluster.placed("reserved")) == 2)
         assert len(set(cluster.placed("plain").values())) == 3
         pids = {name: cluster.pids(name) for name in ("plain", "reserved")}
-        # Gateways of all three machines, each client with a session of its own.
         clients = [
-            stack.enter_context(connect(f"{cluster.url}/services/{name}?events=1"))
+            stack.enter_context(connect(f"{cluster.url}/services/{name}"))
             for name in ("plain", "reserved") * (CLIENTS // 2)
         ]
         turns = 0
@@ -68,7 +53,7 @@ def test_no_session_notices_the_death_of_any_part_of_ray(a_ray: ARay, shell: She
         def all_go_on() -> None:
             nonlocal turns
             turns += 1
-            assert [answer(it, "hello") for it in clients] == [f"{turns}: hello"] * CLIENTS
+            assert [answer(it, f"turn {turns}") for it in clients] == [f"echo: turn {turns}"] * CLIENTS
             assert {name: cluster.pids(name) for name in pids} == pids
 
         all_go_on()
